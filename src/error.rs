@@ -1,0 +1,165 @@
+//! The one public error type: opaque, with a kind that says what the caller does next.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a call failed, where, and what can be done.
+///
+/// `kind()` is for deciding, the message for reading: it names the file and offset or the key where
+/// that helps. Answers like "in progress" are never errors; they are variants of
+/// [`Claim`](crate::Claim).
+#[derive(thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    message: String,
+    #[source]
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    detail: Box<Detail>,
+}
+
+#[derive(Default)]
+struct Detail {
+    kind: Option<ErrorKind>,
+    path: Option<PathBuf>,
+    offset: Option<u64>,
+    claim: Option<crate::ClaimGuard>,
+}
+
+/// What the caller does next.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Somebody took the key over, or the claim has ended. Stop; change nothing more.
+    ClaimLost,
+    /// Nobody is granted the key until someone resolves it: `Store::resolve`.
+    Held,
+    /// A live claim stands in the way of this call. Wait for it or name its token.
+    InProgress,
+    /// It may or may not be on disk. Reopen the store and ask `Store::get`; never take it for "failed".
+    Indeterminate,
+    /// An earlier write or sync failed; nothing is written until the store is reopened. Replay goes on.
+    Poisoned,
+    /// The store was closed.
+    Closed,
+    /// This process is a fork of the one that opened the store. Open it anew, or use it in the parent.
+    Forked,
+    /// No room. Nothing was done; free some space and call again, without reopening.
+    StorageFull,
+    /// Somebody else has the store open.
+    Locked,
+    /// There is no store at that path. `Store::open_or_create` makes one.
+    NotFound,
+    /// Bytes that were once durable are damaged or missing. Restore a backup, or accept the loss.
+    Corrupt,
+    /// Written by a version of the format that this one doesn't know.
+    Incompatible,
+    /// The call itself is wrong, and would be wrong again.
+    Invalid,
+    /// Larger than a limit; the message names it.
+    TooLarge,
+    /// Stored bytes that don't decode as the type asked for.
+    Undecodable,
+    /// The operating system refused.
+    Io,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let detail = Detail { kind: Some(kind), ..Detail::default() };
+        Error { message: message.into(), source: None, detail: Box::new(detail) }
+    }
+
+    /// An operating system error at `path`: a full disk is `StorageFull`, all else `Io`.
+    pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
+        let full = is_full(&source);
+        let kind = if full { ErrorKind::StorageFull } else { ErrorKind::Io };
+        let hint = if full { ": no space left; free some and call again" } else { "" };
+        Error::new(kind, format!("{doing} {}{hint}", path.display())).at(path).because(source)
+    }
+
+    pub(crate) fn corrupt(path: &Path, offset: u64, what: impl fmt::Display) -> Self {
+        let message = format!("{what} in {} at byte {offset}", path.display());
+        Error::new(ErrorKind::Corrupt, message).at(path).offset_at(offset)
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Invalid, message)
+    }
+
+    pub(crate) fn at(mut self, path: &Path) -> Self {
+        self.detail.path = Some(path.to_path_buf());
+        self
+    }
+
+    pub(crate) fn offset_at(mut self, offset: u64) -> Self {
+        self.detail.offset = Some(offset);
+        self
+    }
+
+    pub(crate) fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    pub(crate) fn with_claim(mut self, claim: crate::ClaimGuard) -> Self {
+        self.detail.claim = Some(claim);
+        self
+    }
+
+    /// The same error once more, for another party it concerns; without the claim.
+    pub(crate) fn again(&self) -> Self {
+        let detail = Detail {
+            kind: self.detail.kind,
+            path: self.detail.path.clone(),
+            offset: self.detail.offset,
+            claim: None,
+        };
+        Error { message: self.message.clone(), source: self.source.clone(), detail: Box::new(detail) }
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.detail.kind.unwrap_or(ErrorKind::Io)
+    }
+
+    /// The file or directory it is about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.detail.path.as_deref()
+    }
+
+    /// The byte in that file, where one place is to blame.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        self.detail.offset
+    }
+
+    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`,
+    /// or a value that didn't encode. The key is still yours: record something smaller, or wait for room.
+    #[must_use]
+    pub fn into_claim(self) -> Option<crate::ClaimGuard> {
+        self.detail.claim
+    }
+}
+
+/// Whether the system said that there is no room: blocks, quota, or nothing left to name a file with.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.kind()).field("message", &self.message);
+        if let Some(source) = &self.source {
+            out.field("source", source);
+        }
+        if self.detail.claim.is_some() {
+            out.field("claim", &"given back");
+        }
+        out.finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,64 @@
+//! Every limit and default: name, unit, reason, and the relations between them.
+
+/// Longest key. A key names an operation; what is longer is content, and belongs in the fingerprint.
+pub(crate) const KEY_BYTES_MAX: usize = 4096;
+
+/// Longest owner label and longest reason: enough for a host, a process and a sentence.
+pub(crate) const LABEL_BYTES_MAX: usize = 512;
+
+/// Metadata of an outcome: enough for a status and a handful of headers.
+pub(crate) const META_COUNT_MAX: usize = 64;
+pub(crate) const META_BYTES_MAX: usize = 8192;
+
+/// Longest result by default: half the first segment, so that small stores stay small.
+pub(crate) const RESULT_BYTES_MAX_DEFAULT: u32 = 512 * 1024;
+
+/// Longest result that can be asked for: a record must fit a segment of the largest size.
+pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
+
+/// Room a claim keeps for its result by default.
+pub(crate) const RESERVE_BYTES_DEFAULT: u32 = 4096;
+
+/// The first segment; each one after it is twice its predecessor, up to `SEGMENT_BYTES_MAX_DEFAULT`.
+pub(crate) const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
+pub(crate) const SEGMENT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
+
+/// Bounds for what a user may set, and what a manifest may say.
+pub(crate) const SEGMENT_BYTES_LEAST: u64 = 16 << 10;
+pub(crate) const SEGMENT_BYTES_MOST: u64 = 1 << 30;
+
+/// Zeros are written page by page: larger writes leave large folios in the page cache, which are slower to sync.
+pub(crate) const PAGE_BYTES: usize = 4096;
+
+/// A sync is due after this much, or this long (milliseconds), unsynced.
+pub(crate) const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const UNSYNCED_MILLIS_MAX: u64 = 1000;
+
+/// A watermark is noted when nothing was placed for this long.
+pub(crate) const IDLE_NOTE_MILLIS: u64 = 10;
+
+/// A time note is due this often, and whenever wall and store time have parted by `TIME_DRIFT_MILLIS`.
+pub(crate) const TIME_NOTE_MILLIS: u64 = 3_600_000;
+pub(crate) const TIME_DRIFT_MILLIS: u64 = 1000;
+
+/// How far store time may advance across a reboot, where only the wall clock can tell: one day.
+pub(crate) const TIME_OFF_MILLIS_MAX: u64 = 86_400_000;
+
+/// Buffered bytes at which a writer at `Lazy` hands them to the system itself.
+pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
+
+/// Segments one manifest may list. At 64 MiB each that is a log of 4 TiB.
+pub(crate) const SEGMENTS_MAX: usize = 1 << 16;
+
+/// LSNs end here; then claims are refused.
+pub(crate) const LSN_MAX: u64 = 1 << 63;
+
+/// Shards of the in-memory table: enough that 64 threads on a few cores seldom meet.
+pub(crate) const SHARDS: usize = 64;
+
+const _: () = assert!(SHARDS.is_power_of_two());
+const _: () = assert!((RESULT_BYTES_MAX_DEFAULT as u64) * 2 <= SEGMENT_BYTES_FIRST);
+const _: () = assert!((RESULT_BYTES_MAX as u64) < SEGMENT_BYTES_MAX_DEFAULT);
+const _: () = assert!(RESERVE_BYTES_DEFAULT <= RESULT_BYTES_MAX_DEFAULT);
+const _: () = assert!(SEGMENT_BYTES_LEAST >= 4 * PAGE_BYTES as u64);
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize && LABEL_BYTES_MAX <= u16::MAX as usize);

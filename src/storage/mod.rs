@@ -1,0 +1,124 @@
+//! The file seam: everything the store asks of a file system.
+//!
+//! Promises: nothing above this module touches a file but through [`Storage`] and [`File`], so a test
+//! can replace the disk (`memory`), fail any call (`faulty`) and cut the power between any two.
+//! Never: retries, caches or interprets. What "durable" means is said at each call.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A directory tree on some disk.
+///
+/// A created, renamed or removed name is durable only after [`sync_dir`](Storage::sync_dir) of its
+/// directory; a file's bytes and length only after [`sync_data`](File::sync_data).
+pub(crate) trait Storage: Send + Sync + fmt::Debug {
+    /// Creates one directory, readable by its owner only. `AlreadyExists` if something has the name.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes the exclusive lock of the directory itself, or fails with `WouldBlock` at once.
+    /// Released when the returned value is dropped, and by the end of the process.
+    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>>;
+
+    /// Who holds the lock of `dir`, as far as the system tells: a process id.
+    fn lock_holder(&self, dir: &Path) -> Option<u32>;
+
+    /// Creates a file for reading and writing (mode 0600). `AlreadyExists` if something has the name.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// Opens an existing regular file. Each call gives an open file of its own, so that a write-back
+    /// error is told to each party that syncs. A directory is `IsADirectory`.
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>>;
+
+    /// Renames, replacing what stands at `to`. Atomic for every observer, durable after `sync_dir`.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name. Open files of it live on.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a directory, sorted.
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Whether `dir` lies on a file system without dependable locks and flushes (NFS, SMB, FUSE …):
+    /// its name if so.
+    fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>>;
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// One name in a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) is_file: bool,
+}
+
+/// Held while a directory is locked; dropping it lets go.
+pub(crate) trait DirLock: Send + Sync + fmt::Debug {}
+
+/// One open file.
+pub(crate) trait File: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Reads at most `buf.len()` bytes; 0 at or past the end. May be short or `Interrupted`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes at most `buf.len()` bytes, growing the file as needed. May be short or `Interrupted`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize>;
+
+    /// Makes every byte written before the call, and the file's length, durable.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Cuts the file to `len` bytes; durable after `sync_data`.
+    fn truncate(&self, len: u64) -> io::Result<()>;
+
+    /// Maps the first `len` bytes for reading; the file must not become shorter while the map lives.
+    fn map(&self, len: u64) -> io::Result<Arc<dyn Map>>;
+}
+
+/// A read-only view of a file's bytes, as they are now.
+pub(crate) trait Map: Send + Sync + fmt::Debug {
+    /// The bytes of `[offset, offset + len)`, which must not change while they are borrowed:
+    /// ask only for what is already written and never written again. `None` outside the map.
+    fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]>;
+}
+
+/// Writes all of `buf`, through short writes and interruptions.
+pub(crate) fn write_all_at(file: &dyn File, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.write_at(buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                buf = buf.get(n..).unwrap_or_default();
+                offset = offset.saturating_add(n as u64);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Fills as much of `buf` as the file has from `offset`; returns how many bytes that were.
+pub(crate) fn read_full_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(n) => done = done.saturating_add(n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

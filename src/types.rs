@@ -1,0 +1,95 @@
+//! One newtype per unit, so that mixing two of them does not compile. No I/O.
+
+use std::fmt;
+
+/// A place in the log: its segment's base plus the offset in the segment, in bytes.
+///
+/// Strictly growing over the store's whole life; gaps are lawful. Records start at multiples of 8.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(crate) struct Lsn(u64);
+
+impl Lsn {
+    pub(crate) const ZERO: Lsn = Lsn(0);
+
+    pub(crate) const fn new(value: u64) -> Self {
+        Lsn(value)
+    }
+
+    pub(crate) const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Saturating: an LSN is compared with limits before it is taken, never wrapped.
+    pub(crate) const fn plus(self, bytes: u64) -> Self {
+        Lsn(self.0.saturating_add(bytes))
+    }
+
+    /// Bytes from `earlier` to `self`; 0 if `earlier` lies behind.
+    pub(crate) const fn since(self, earlier: Lsn) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lsn({})", self.0)
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A fencing token: grows with every claim over the store's whole life and is never issued twice.
+///
+/// Pass it on to whatever the work changes; a resource that remembers the greatest token it has
+/// seen can refuse a stale owner. It exceeds 2^53, so in JSON it belongs in a string.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub(crate) u64);
+
+impl Token {
+    /// The token as a number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Store time in milliseconds: what leases and expiry run on. Never runs backwards. See `clock`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub(crate) struct StoreMillis(pub(crate) u64);
+
+impl StoreMillis {
+    pub(crate) const fn plus(self, millis: u64) -> Self {
+        StoreMillis(self.0.saturating_add(millis))
+    }
+
+    pub(crate) const fn since(self, earlier: StoreMillis) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Wall time in milliseconds since the Unix epoch. Only shown, never reasoned with.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub(crate) struct WallMillis(pub(crate) u64);
+
+/// Names one store for good; every file of it carries it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct StoreId(pub(crate) [u8; 16]);
+
+/// The keyed hash of a key. Two keys may share one: the key itself is always compared.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct KeyHash {
+    /// Chooses shard and bucket.
+    pub(crate) high: u64,
+    /// Independent of the bucket bits.
+    pub(crate) low: u64,
+}
