@@ -15,8 +15,12 @@
 
 mod clock;
 mod error;
+mod header;
 mod limits;
+mod manifest;
+mod record;
 mod storage;
+mod sync;
 mod types;
 
 pub use error::{Error, ErrorKind};
@@ -24,3 +28,6 @@ pub use types::Token;
 
 /// Result of every fallible call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+/// Stand-in until the store lands.
+#[derive(Debug)]
+pub struct ClaimGuard;
