@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
 use crate::record::TimeField;
-use crate::storage::{self, Access, File, Storage};
+use crate::storage::{self, Access, Failure, File, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
 use crate::{Error, Result};
 
@@ -253,15 +253,6 @@ pub(crate) struct Switch {
     next: Option<Arc<dyn File>>,
 }
 
-/// How a switch failed.
-#[derive(Debug)]
-pub(crate) enum SwitchError {
-    /// Before anything was touched that counts: the old manifest stands, and a later try may do.
-    Before(Error),
-    /// Which of the two stands is unknown: nothing may be written any more.
-    Poison(Error),
-}
-
 impl Switch {
     pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
         Switch { storage, dir: dir.to_path_buf(), next: None }
@@ -298,13 +289,13 @@ impl Switch {
     }
 
     /// Makes `manifest` the one that stands. Durable on return.
-    pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), SwitchError> {
-        self.prepare(manifest.segments.len()).map_err(SwitchError::Before)?;
+    pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        self.prepare(manifest.segments.len()).map_err(Failure::Before)?;
         let next = next_path(&self.dir);
         let Some(file) = self.next.take() else {
-            return Err(SwitchError::Before(Error::invalid("no next manifest was prepared")));
+            return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
         };
-        let poison = |doing: &str, path: &Path, e| SwitchError::Poison(Error::io(doing, path, e));
+        let poison = |doing: &str, path: &Path, e| Failure::Poison(Error::io(doing, path, e));
         storage::write_all_at(&*file, &manifest.encode(), 0).map_err(|e| poison("writing", &next, e))?;
         file.sync_data().map_err(|e| poison("syncing", &next, e))?;
         self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;

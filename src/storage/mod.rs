@@ -93,6 +93,15 @@ pub(crate) trait Map: Send + Sync + fmt::Debug {
     fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]>;
 }
 
+/// How a change of several steps failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Before anything was touched that counts: a later try may do.
+    Before(crate::Error),
+    /// A write, a sync or a switch of names failed: what stands is unknown, nothing may be written any more.
+    Poison(crate::Error),
+}
+
 /// Writes all of `buf`, through short writes and interruptions.
 pub(crate) fn write_all_at(file: &dyn File, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {
