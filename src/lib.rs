@@ -16,11 +16,17 @@
 mod clock;
 mod error;
 mod limits;
+mod operation;
 mod storage;
 mod types;
+pub mod value;
 
 pub use error::{Error, ErrorKind};
+pub use operation::{
+    Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, Operation, Outcome, Policy,
+};
 pub use types::Token;
+pub use value::payload::{Decode, Encode, Payload};
 
 /// Result of every fallible call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
