@@ -79,6 +79,56 @@ impl Fingerprint {
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fingerprint({:032x})", u128::from_be_bytes(self.0))
+        f.write_str("Fingerprint(")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(fingerprint: Fingerprint) -> String {
+        let shown = format!("{fingerprint:?}");
+        shown.trim_start_matches("Fingerprint(").trim_end_matches(')').to_owned()
+    }
+
+    /// `hashlib.blake2b(data, digest_size=16).hexdigest()`: around one block, at two, and many.
+    #[test]
+    fn fingerprints_of_bytes_never_change() {
+        let long: Vec<u8> = (0..1000u32).map(|i| (i % 251) as u8).collect();
+        let cases: [(&[u8], &str); 7] = [
+            (b"", "cae66941d9efbd404e4d88758ea67670"),
+            (b"abc", "cf4ab791c62b8d2b2109c90275287816"),
+            (&[b'x'; 127], "faeac286ccce46d5273182d599dd943b"),
+            (&[b'x'; 128], "874acca82a22239ec64a3e70c3ae494e"),
+            (&[b'x'; 129], "b9ee96f69e8210c624fee55d71d5a54f"),
+            (&[b'x'; 256], "0b2c2b0de02938ad7a728b51e8da3357"),
+            (&long, "bca120dfd89cd95d82898473a5b01c90"),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(hex(Fingerprint::of(bytes)), expected, "{} bytes", bytes.len());
+        }
+    }
+
+    /// The same with `person=b"onlyonce-parts"`, over lengths and parts.
+    #[test]
+    fn fingerprints_of_parts_never_change() {
+        let cases: [(&[&str], &str); 4] = [
+            (&[], "e866b1a7aedfc264bf06b6d423127c1a"),
+            (&["ab", "c"], "7dd902bbbbf9391291ba0b6fba46dcc8"),
+            (&["a", "bc"], "8ebd029b8ffce0edd1743d9d87a12ec9"),
+            (&[""], "94dd09363f9dae1bda3cdcd17b1f8009"),
+        ];
+        for (parts, expected) in cases {
+            assert_eq!(hex(Fingerprint::of_parts(parts)), expected, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_made_elsewhere_keeps_its_bytes() {
+        let bytes = *b"0123456789abcdef";
+        assert_eq!(Fingerprint::from_bytes(bytes).to_bytes(), bytes);
     }
 }

@@ -2,16 +2,13 @@
 //!
 //! Promises: two keys are equal only if kind and bytes are; a list of parts never equals plain bytes, and
 //! parts never run together. Never: hashes, or knows of namespaces. What a key is on disk is its
-//! [`kind`](Key::kind) and its [`bytes`](Key::bytes); [`Key::from_stored`] is their only way back.
-//!
-//! Parts are encoded one after the other: a tag, then for bytes their length in LEB128 (the shortest form
-//! only) and the bytes, for a number eight little-endian bytes. `("a", 17)` is
-//! `01 01 61  02 11 00 00 00 00 00 00 00`.
+//! [`kind`](Key::kind) and its [`bytes`](Key::bytes); [`Key::from_stored`] is their only way back. How parts become bytes: `key_part`.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use super::key_part::{KeyPart, Parts, fmt_hex, fmt_quoted, from_bytes};
 use crate::limits::KEY_BYTES_MAX;
 use crate::{Error, ErrorKind, Result};
 
@@ -19,10 +16,6 @@ use crate::{Error, ErrorKind, Result};
 const KIND_RAW: u8 = 1;
 const KIND_NUMBER: u8 = 2;
 const KIND_PARTS: u8 = 3;
-
-/// Tags of parts.
-const PART_BYTES: u8 = 1;
-const PART_NUMBER: u8 = 2;
 
 /// What an operation is called. The same key means the same operation, done once.
 ///
@@ -67,16 +60,6 @@ enum Form<'k> {
     Number([u8; 8]),
     /// Encoded as the module says.
     Parts(Cow<'k, [u8]>),
-}
-
-/// One part of a [`Key`]: bytes or a number, by `From`.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct KeyPart<'k>(Part<'k>);
-
-#[derive(Clone, PartialEq, Eq, Hash)]
-enum Part<'k> {
-    Bytes(Cow<'k, [u8]>),
-    Number(u64),
 }
 
 impl<'k> Key<'k> {
@@ -203,55 +186,7 @@ impl From<u64> for Key<'_> {
     }
 }
 
-impl From<u64> for KeyPart<'_> {
-    fn from(number: u64) -> Self {
-        KeyPart(Part::Number(number))
-    }
-}
-
-/// Text and bytes become a key, and a part, in the same ways.
-macro_rules! from_bytes {
-    ($name:ident, $wrap:expr) => {
-        impl<'k> From<&'k str> for $name<'k> {
-            fn from(text: &'k str) -> Self {
-                $name($wrap(Cow::Borrowed(text.as_bytes())))
-            }
-        }
-
-        impl<'k> From<&'k String> for $name<'k> {
-            fn from(text: &'k String) -> Self {
-                $name($wrap(Cow::Borrowed(text.as_bytes())))
-            }
-        }
-
-        impl From<String> for $name<'_> {
-            fn from(text: String) -> Self {
-                $name($wrap(Cow::Owned(text.into_bytes())))
-            }
-        }
-
-        impl<'k> From<&'k [u8]> for $name<'k> {
-            fn from(bytes: &'k [u8]) -> Self {
-                $name($wrap(Cow::Borrowed(bytes)))
-            }
-        }
-
-        impl<'k, const N: usize> From<&'k [u8; N]> for $name<'k> {
-            fn from(bytes: &'k [u8; N]) -> Self {
-                $name($wrap(Cow::Borrowed(bytes)))
-            }
-        }
-
-        impl From<Vec<u8>> for $name<'_> {
-            fn from(bytes: Vec<u8>) -> Self {
-                $name($wrap(Cow::Owned(bytes)))
-            }
-        }
-    };
-}
-
 from_bytes!(Key, Form::Raw);
-from_bytes!(KeyPart, Part::Bytes);
 
 macro_rules! from_tuple {
     ($($part:ident),+) => {
@@ -268,80 +203,6 @@ from_tuple!(A, B);
 from_tuple!(A, B, C);
 from_tuple!(A, B, C, D);
 from_tuple!(A, B, C, D, E);
-
-impl KeyPart<'_> {
-    fn encode(&self, out: &mut Vec<u8>) {
-        match &self.0 {
-            Part::Bytes(bytes) => {
-                out.push(PART_BYTES);
-                let mut rest = bytes.len();
-                while rest >= 0x80 {
-                    out.push(rest as u8 | 0x80);
-                    rest >>= 7;
-                }
-                out.push(rest as u8);
-                out.extend_from_slice(bytes);
-            }
-            Part::Number(number) => {
-                out.push(PART_NUMBER);
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-        }
-    }
-
-    /// The first part and what follows it.
-    fn decode(encoded: &[u8]) -> Option<(KeyPart<'_>, &[u8])> {
-        let (tag, rest) = encoded.split_first()?;
-        match *tag {
-            PART_BYTES => {
-                let (len, rest) = decode_length(rest)?;
-                let (bytes, rest) = rest.split_at_checked(len)?;
-                Some((KeyPart(Part::Bytes(Cow::Borrowed(bytes))), rest))
-            }
-            PART_NUMBER => {
-                let (number, rest) = rest.split_first_chunk()?;
-                Some((KeyPart(Part::Number(u64::from_le_bytes(*number))), rest))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// A length in LEB128 and what follows it. Only the shortest form: one key must not have two encodings.
-fn decode_length(encoded: &[u8]) -> Option<(usize, &[u8])> {
-    let mut len = 0usize;
-    let mut shift = 0u32;
-    let mut rest = encoded;
-    loop {
-        let (byte, after) = rest.split_first()?;
-        let bits = usize::from(byte & 0x7f);
-        if shift >= usize::BITS || (bits << shift) >> shift != bits {
-            return None;
-        }
-        len |= bits << shift;
-        shift += 7;
-        rest = after;
-        if byte & 0x80 == 0 {
-            return (bits != 0 || shift == 7).then_some((len, rest));
-        }
-    }
-}
-
-/// The parts of an encoded key, in order; `None` once, at the end, if the rest is no part.
-struct Parts<'k>(&'k [u8]);
-
-impl<'k> Iterator for Parts<'k> {
-    type Item = Option<KeyPart<'k>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let decoded = KeyPart::decode(self.0);
-        self.0 = decoded.as_ref().map_or(&[], |(_, rest)| rest);
-        Some(decoded.map(|(part, _)| part))
-    }
-}
 
 impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -371,21 +232,6 @@ impl fmt::Debug for Key<'_> {
     }
 }
 
-impl fmt::Display for KeyPart<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Part::Bytes(bytes) => fmt_quoted(bytes, f),
-            Part::Number(number) => number.fmt(f),
-        }
-    }
-}
-
-impl fmt::Debug for KeyPart<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyPart({self})")
-    }
-}
-
 /// As a tuple of Rust: `("a", 17)`, `("a",)`, `()`.
 fn fmt_parts(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_str("(")?;
@@ -395,13 +241,6 @@ fn fmt_parts(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         count += 1;
     }
     f.write_str(if count == 1 { ",)" } else { ")" })
-}
-
-fn fmt_quoted(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => write!(f, "{text:?}"),
-        Err(_) => fmt_hex(bytes, f),
-    }
 }
 
 /// Escaped as in a string literal, but for quotes, which need none here.
@@ -417,7 +256,211 @@ fn fmt_unquoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-fn fmt_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    f.write_str("0x")?;
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a key means, told apart by plain comparison.
+    #[derive(Clone, PartialEq, Debug)]
+    enum Meaning {
+        Raw(Vec<u8>),
+        Number(u64),
+        Parts(Vec<Meaning>),
+    }
+
+    impl Meaning {
+        fn key(&self) -> Key<'static> {
+            match self {
+                Meaning::Raw(bytes) => Key::from(bytes.clone()),
+                Meaning::Number(number) => Key::from(*number),
+                Meaning::Parts(parts) => Key::from_parts(parts.iter().map(Meaning::part)),
+            }
+        }
+
+        fn part(&self) -> KeyPart<'static> {
+            match self {
+                Meaning::Raw(bytes) => KeyPart::from(bytes.clone()),
+                Meaning::Number(number) => KeyPart::from(*number),
+                Meaning::Parts(_) => unreachable!("parts don't nest"),
+            }
+        }
+    }
+
+    /// Bytes that look like tags, lengths and each other, so that near misses are common.
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            9 => vec(prop_oneof![0u8..4, Just(0x61), Just(0x80), Just(0xff), any::<u8>()], 0..12),
+            1 => vec(any::<u8>(), 120..300),
+        ]
+    }
+
+    fn part() -> impl Strategy<Value = Meaning> {
+        prop_oneof![
+            bytes().prop_map(Meaning::Raw),
+            prop_oneof![0u64..300, any::<u64>()].prop_map(Meaning::Number)
+        ]
+    }
+
+    fn meaning() -> impl Strategy<Value = Meaning> {
+        prop_oneof![part(), vec(part(), 0..5).prop_map(Meaning::Parts)]
+    }
+
+    /// Another meaning that is likely to be confused with the first: its own bytes as something else.
+    fn lookalike(of: &Meaning) -> Vec<Meaning> {
+        let bytes = of.key().bytes().to_vec();
+        let mut others =
+            vec![Meaning::Raw(bytes.clone()), Meaning::Parts(vec![Meaning::Raw(bytes)])];
+        if let Meaning::Parts(parts) = of {
+            let joined =
+                parts.iter().map(|part| part.key().bytes().to_vec()).collect::<Vec<_>>().concat();
+            others.push(Meaning::Parts(vec![Meaning::Raw(joined)]));
+            others.push(Meaning::Parts(parts.iter().take(1).cloned().collect()));
+        }
+        others
+    }
+
+    fn stored(key: &Key<'_>) -> (u8, Vec<u8>) {
+        (key.kind(), key.bytes().to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_equal_only_if_they_mean_the_same(a in meaning(), b in meaning()) {
+            for b in lookalike(&a).into_iter().chain([b, a.clone()]) {
+                prop_assert_eq!(a == b, a.key() == b.key());
+                prop_assert_eq!(a == b, stored(&a.key()) == stored(&b.key()));
+            }
+        }
+
+        #[test]
+        fn a_stored_key_comes_back(meaning in meaning()) {
+            let key = meaning.key();
+            let (kind, bytes) = stored(&key);
+            prop_assert!((1..16).contains(&kind), "kind {} in four bits", kind);
+            let back = Key::from_stored(kind, &bytes);
+            prop_assert_eq!(back.as_ref(), key.check().is_ok().then_some(&key));
+            if let Some(back) = back {
+                prop_assert_eq!(back.to_string(), key.to_string());
+            }
+        }
+
+        /// Whatever is stored, it is refused or is the one form of some key; showing it ends.
+        #[test]
+        fn hostile_bytes_are_refused_or_are_a_key(kind in 0u8..16, bytes in bytes()) {
+            if let Some(key) = Key::from_stored(kind, &bytes) {
+                prop_assert_eq!(stored(&key), (kind, bytes.clone()));
+                prop_assert!(key.check().is_ok());
+                if let Form::Parts(encoded) = &key.0 {
+                    let again = Key::from_parts(Parts(encoded).map(|part| part.unwrap()));
+                    prop_assert_eq!(&again, &key);
+                }
+                prop_assert!(!key.to_string().contains(|c: char| c.is_control()));
+            }
+        }
+
+        #[test]
+        fn a_prefix_is_whole_parts(parts in vec(part(), 0..5), other in vec(part(), 0..3), cut in 0usize..5) {
+            let key = Meaning::Parts(parts.clone()).key();
+            for prefix in [other, parts.iter().take(cut).cloned().collect()] {
+                let expected = parts.starts_with(&prefix);
+                prop_assert_eq!(key.starts_with(&Meaning::Parts(prefix).key()), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn stored_forms_never_change() {
+        let cases: [(Key<'_>, u8, &[u8]); 6] = [
+            (Key::from("task-42"), 1, b"task-42"),
+            (Key::from(b"\xff\x00"), 1, b"\xff\x00"),
+            (Key::from(42), 2, b"\x2a\0\0\0\0\0\0\0"),
+            (Key::from(("a", 17)), 3, b"\x01\x01a\x02\x11\0\0\0\0\0\0\0"),
+            (Key::from(("", "b")), 3, b"\x01\x00\x01\x01b"),
+            (
+                Key::from_parts([[b'x'; 200].as_slice()]),
+                3,
+                &[&[1, 0xc8, 0x01][..], &[b'x'; 200]].concat(),
+            ),
+        ];
+        for (key, kind, bytes) in cases {
+            assert_eq!((key.kind(), key.bytes()), (kind, bytes), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_key_is_refused() {
+        let cases: [(u8, &[u8]); 11] = [
+            (0, b"a"),
+            (4, b"a"),
+            (1, b""),
+            (1, &[b'a'; KEY_BYTES_MAX + 1]),
+            (2, b"1234567"),
+            (3, b""),
+            (3, b"\x03"),
+            (3, b"\x01\x02a"),
+            (3, b"\x01\x80\x00"),
+            (3, b"\x02\x01\x02\x03"),
+            (3, b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"),
+        ];
+        for (kind, bytes) in cases {
+            assert_eq!(Key::from_stored(kind, bytes), None, "{kind} {bytes:?}");
+        }
+    }
+
+    #[test]
+    fn text_and_bytes_are_one_key_and_a_number_is_another() {
+        assert_eq!(Key::from("a"), Key::from(b"a"));
+        assert_eq!(Key::from(String::from("a")), Key::from(vec![b'a']));
+        assert_eq!(Key::from(("a", 1)), Key::from((b"a", 1)));
+        assert_ne!(Key::from("42"), Key::from(42));
+        assert_ne!(Key::from(("42", "x")), Key::from((42, "x")));
+        assert_ne!(Key::from(42), Key::from_parts([42]));
+    }
+
+    #[test]
+    fn keys_read_well_and_forge_no_log_lines() {
+        let cases = [
+            (Key::from("task-42"), "task-42", r#"Key("task-42")"#),
+            (Key::from("it's \"so\"\n"), r#"it's "so"\n"#, r#"Key("it's \"so\"\n")"#),
+            (Key::from("\u{202e}übung"), r"\u{202e}übung", r#"Key("\u{202e}übung")"#),
+            (Key::from(b"\xff\x0a"), "0xff0a", "Key(0xff0a)"),
+            (Key::from(42), "42", "Key(42)"),
+            (Key::from(("a", 17)), r#"("a", 17)"#, r#"Key("a", 17)"#),
+            (Key::from_parts(["a\n"]), r#"("a\n",)"#, r#"Key("a\n",)"#),
+            (Key::from_parts::<[u64; 0]>([]), "()", "Key()"),
+        ];
+        for (key, display, debug) in cases {
+            assert_eq!((key.to_string().as_str(), format!("{key:?}").as_str()), (display, debug));
+        }
+    }
+
+    #[test]
+    fn a_key_too_long_or_empty_is_refused_with_the_way_out() {
+        let longest = Key::from(vec![b'k'; KEY_BYTES_MAX]);
+        assert!(longest.check().is_ok());
+
+        let long = Key::from(vec![b'k'; KEY_BYTES_MAX + 1]).check().unwrap_err();
+        assert_eq!(long.kind(), ErrorKind::TooLarge);
+        assert!(
+            long.to_string().contains("4096") && long.to_string().contains("fingerprint"),
+            "{long}"
+        );
+
+        for empty in [Key::from(""), Key::from_parts::<[u64; 0]>([])] {
+            assert_eq!(empty.check().unwrap_err().kind(), ErrorKind::Invalid);
+        }
+        assert!(Key::from(("", "")).check().is_ok());
+    }
+
+    #[test]
+    fn a_borrowed_key_is_not_copied() {
+        let text = String::from("task-42");
+        let key = Key::from(&text);
+        assert_eq!(key.bytes().as_ptr(), text.as_ptr());
+        assert_eq!(Key::from(&key).bytes().as_ptr(), text.as_ptr());
+        assert_eq!(key.into_owned(), Key::from("task-42"));
+    }
 }

@@ -7,11 +7,13 @@
 mod blake2b;
 mod fingerprint;
 mod key;
+mod key_part;
 mod outcome;
 mod policy;
 
 pub use fingerprint::Fingerprint;
-pub use key::{Key, KeyPart};
+pub use key::Key;
+pub use key_part::KeyPart;
 pub(crate) use outcome::OutcomeParts;
 pub use outcome::{Abort, Outcome};
 pub(crate) use policy::Settings;
@@ -82,5 +84,51 @@ impl<'k> From<&'k Operation<'_>> for Operation<'k> {
             fingerprint: operation.fingerprint,
             policy: operation.policy.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As every call of the store takes it.
+    fn key_of<'k>(operation: impl Into<Operation<'k>>) -> Key<'static> {
+        operation.into().key().clone().into_owned()
+    }
+
+    #[test]
+    fn whatever_becomes_a_key_becomes_an_operation() {
+        struct OrderId(u64);
+        impl From<&OrderId> for Key<'_> {
+            fn from(order: &OrderId) -> Self {
+                Key::from(("order", order.0))
+            }
+        }
+
+        let (tenant, path) = (String::from("acme"), String::from("/charges"));
+        let four = ("acme", "POST", "/charges", 17);
+        let operation =
+            Operation::new((&tenant, "POST", &path, 17u64)).fingerprint(Fingerprint::of("body"));
+        assert_eq!(key_of("a"), Key::from("a"));
+        assert_eq!(key_of(&tenant), Key::from("acme"));
+        assert_eq!(key_of(17), Key::from(17));
+        assert_eq!(key_of(&OrderId(17)), Key::from(("order", 17)));
+        let key = Key::from("a");
+        assert_eq!(key_of(&key), key);
+        assert_eq!(key_of(&operation), Key::from(four));
+        assert_eq!(Operation::from(&operation).fingerprint_given(), operation.fingerprint_given());
+        assert_eq!(key_of(operation), Key::from(four));
+    }
+
+    #[test]
+    fn all_types_go_to_other_threads() {
+        fn check<T: Send + Sync + std::fmt::Debug>() {}
+        check::<Key<'_>>();
+        check::<KeyPart<'_>>();
+        check::<Operation<'_>>();
+        check::<Policy>();
+        check::<Fingerprint>();
+        check::<Outcome>();
+        check::<Abort>();
     }
 }

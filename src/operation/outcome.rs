@@ -171,3 +171,87 @@ impl From<String> for Abort {
         Abort::new(reason)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(outcome: Outcome) -> Option<ErrorKind> {
+        outcome.into_parts(1000).err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn an_outcome_keeps_what_it_was_given() {
+        let parts = Outcome::failure("declined")
+            .meta("status", 402)
+            .meta("a", "x")
+            .meta("status", 403)
+            .retention(Duration::from_micros(1500))
+            .into_parts(1000)
+            .unwrap();
+        let meta = [("status", "403"), ("a", "x")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert!(parts.failure);
+        assert_eq!((parts.format, parts.bytes.as_slice()), (Format::BYTES, &b"declined"[..]));
+        assert_eq!(parts.meta, meta);
+        assert_eq!(parts.retention_ms, Some(2));
+        assert!(!Outcome::success(&()).into_parts(0).unwrap().failure);
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_when_recorded() {
+        use ErrorKind::{Invalid, TooLarge};
+        let many = |count: usize| {
+            (0..count)
+                .fold(Outcome::success(""), |outcome, name| outcome.meta(name.to_string(), ""))
+        };
+        let cases = [
+            (Outcome::success(&[0; 1000]), None),
+            (Outcome::success(&[0; 1001]), Some(TooLarge)),
+            (many(META_COUNT_MAX), None),
+            (many(META_COUNT_MAX + 1), Some(TooLarge)),
+            (Outcome::success("").meta("n", "v".repeat(META_BYTES_MAX - 1)), None),
+            (Outcome::success("").meta("n", "v".repeat(META_BYTES_MAX)), Some(TooLarge)),
+            (Outcome::success("").retention(Duration::ZERO), Some(Invalid)),
+        ];
+        for (outcome, expected) in cases {
+            let shown = format!("{outcome:?}");
+            assert_eq!(kind(outcome), expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_does_not_encode_is_refused_when_recorded() {
+        struct Broken;
+        impl Encode for Broken {
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<Format> {
+                Err(Error::invalid("broken"))
+            }
+        }
+        struct NoRoom;
+        impl Encode for NoRoom {
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<Format> {
+                Ok(Format { codec: crate::value::Codec::Custom(u16::MAX), version: 0 })
+            }
+        }
+        assert_eq!(kind(Outcome::success(&Broken).meta("a", 1)), Some(ErrorKind::Invalid));
+        assert_eq!(kind(Outcome::success(&NoRoom)), Some(ErrorKind::Invalid));
+    }
+
+    #[test]
+    fn debug_shows_no_contents() {
+        let shown = format!("{:?}", Outcome::success("secret").meta("name", "hidden"));
+        assert!(
+            shown.contains("name") && !shown.contains("secret") && !shown.contains("hidden"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let reason = "ü".repeat(LABEL_BYTES_MAX);
+        assert_eq!(Abort::new(&reason).reason(), "ü".repeat(LABEL_BYTES_MAX / 2));
+        assert_eq!(Abort::new(format!("x{reason}")).reason().len(), LABEL_BYTES_MAX - 1);
+        assert_eq!(Abort::from("busy").reason(), "busy");
+    }
+}

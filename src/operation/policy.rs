@@ -280,3 +280,128 @@ policy_setters! {
     /// not survive, the next claimant finds the key fresh.
     claim_durability: Durability;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// All that can be set, each with a value of its own for `mark`.
+    fn full(mark: u32) -> Policy {
+        Policy::new()
+            .owner(&format!("host-{mark}"))
+            .lease(seconds(mark.into()))
+            .retention(seconds((mark + 10).into()))
+            .on_interrupted(if mark % 2 == 0 { OnInterrupted::Hold } else { OnInterrupted::Retry })
+            .on_drop(if mark % 2 == 0 { OnDrop::Interrupt } else { OnDrop::Abort })
+            .attempts_max(mark)
+            .reserve_bytes(mark)
+            .durability(if mark % 2 == 0 { Durability::Lazy } else { Durability::Flush })
+            .claim_durability(Durability::Sync)
+    }
+
+    #[test]
+    fn unset_is_the_built_in_default() {
+        let expected = Settings {
+            owner: None,
+            lease_ms: None,
+            retention_ms: None,
+            on_interrupted: None,
+            on_drop: OnDrop::Interrupt,
+            attempts_max: None,
+            reserve_bytes: 4096,
+            durability: Durability::Sync,
+            claim_durability: Durability::Sync,
+        };
+        assert_eq!(Policy::new().resolve().unwrap(), expected);
+    }
+
+    #[test]
+    fn the_nearer_word_counts_for_each_setting_alone() {
+        let (operation, builder) = (full(1), full(2));
+        assert_eq!(operation.or(&builder), operation);
+        assert_eq!(Policy::new().or(&builder), builder);
+        assert_eq!(operation.or(&Policy::new()), operation);
+
+        type Set = fn(Policy, &Policy) -> Policy;
+        let single: [Set; 9] = [
+            |to, from| Policy { owner: from.owner.clone(), ..to },
+            |to, from| Policy { lease: from.lease, ..to },
+            |to, from| Policy { retention: from.retention, ..to },
+            |to, from| Policy { on_interrupted: from.on_interrupted, ..to },
+            |to, from| Policy { on_drop: from.on_drop, ..to },
+            |to, from| Policy { attempts_max: from.attempts_max, ..to },
+            |to, from| Policy { reserve_bytes: from.reserve_bytes, ..to },
+            |to, from| Policy { durability: from.durability, ..to },
+            |to, from| Policy { claim_durability: from.claim_durability, ..to },
+        ];
+        for set in single {
+            let near = set(Policy::new(), &operation);
+            assert_eq!(near.or(&builder), set(builder.clone(), &operation));
+        }
+    }
+
+    #[test]
+    fn an_operation_has_the_same_setters() {
+        let operation = Operation::new("k")
+            .owner("host-1")
+            .lease(seconds(1))
+            .retention(seconds(11))
+            .on_interrupted(OnInterrupted::Retry)
+            .on_drop(OnDrop::Abort)
+            .attempts_max(1)
+            .reserve_bytes(1)
+            .durability(Durability::Flush)
+            .claim_durability(Durability::Sync);
+        assert_eq!(operation.policy(), &full(1));
+    }
+
+    #[test]
+    fn what_cannot_keep_its_promise_is_refused() {
+        use ErrorKind::{Invalid, TooLarge};
+        let hold = || Policy::new().on_interrupted(OnInterrupted::Hold);
+        let cases = [
+            (Policy::new().lease(Duration::ZERO), Some(Invalid)),
+            (Policy::new().lease(Duration::from_nanos(1)), None),
+            (Policy::new().lease(Duration::MAX), None),
+            (Policy::new().retention(Duration::ZERO), Some(Invalid)),
+            (Policy::new().attempts_max(0), Some(Invalid)),
+            (Policy::new().owner(&"o".repeat(LABEL_BYTES_MAX)), None),
+            (Policy::new().owner(&"o".repeat(LABEL_BYTES_MAX + 1)), Some(TooLarge)),
+            (Policy::new().reserve_bytes(RESULT_BYTES_MAX), None),
+            (Policy::new().reserve_bytes(RESULT_BYTES_MAX + 1), Some(TooLarge)),
+            (hold(), None),
+            (hold().durability(Durability::Lazy), None),
+            (hold().claim_durability(Durability::Flush), Some(Invalid)),
+            (hold().claim_durability(Durability::Lazy), Some(Invalid)),
+            // A weaker default of the builder is mended by a nearer word.
+            (
+                hold()
+                    .claim_durability(Durability::Sync)
+                    .or(&Policy::new().claim_durability(Durability::Lazy)),
+                None,
+            ),
+            (hold().or(&Policy::new().claim_durability(Durability::Flush)), Some(Invalid)),
+        ];
+        for (policy, expected) in cases {
+            assert_eq!(policy.resolve().err().map(|error| error.kind()), expected, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_never_shorter_than_asked() {
+        let cases = [
+            (Duration::ZERO, 0),
+            (Duration::from_nanos(1), 1),
+            (Duration::from_millis(5), 5),
+            (Duration::from_micros(5001), 6),
+            (Duration::MAX, u64::MAX),
+        ];
+        for (asked, millis) in cases {
+            assert_eq!(millis_up(asked), millis, "{asked:?}");
+        }
+    }
+}

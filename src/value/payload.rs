@@ -240,3 +240,90 @@ fn expect_bytes(wanted: &str, found: Format) -> Result<()> {
         "recorded in {found}, asked for as {wanted}: decode it as the type it was recorded as, or take the payload's bytes"
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::value::Codec;
+
+    fn recorded<V: Encode + ?Sized>(value: &V) -> Payload {
+        let (format, bytes) = encode(value).unwrap();
+        Payload::from_vec(bytes, format)
+    }
+
+    fn kind<T: Decode>(payload: &Payload) -> ErrorKind {
+        payload.decode::<T>().err().map(|error| error.kind()).unwrap()
+    }
+
+    #[test]
+    fn strings_and_bytes_come_back_as_they_were() {
+        let text = String::from("grün");
+        for payload in [recorded("grün"), recorded(&"grün"), recorded(&text), recorded(&&text)] {
+            assert_eq!(payload.decode::<String>().unwrap(), text);
+        }
+        let bytes = vec![0xff, 0];
+        let same = [
+            recorded(&bytes),
+            recorded(&&bytes),
+            recorded(&bytes[..]),
+            recorded(&[0xff, 0]),
+            recorded(&&[0xff, 0]),
+        ];
+        for payload in same {
+            assert_eq!(&payload[..], &bytes[..]);
+            assert_eq!(payload.decode::<Vec<u8>>().unwrap(), bytes);
+        }
+        recorded(&()).decode::<()>().unwrap();
+        assert_eq!(Payload::empty().decode::<String>().unwrap(), "");
+    }
+
+    #[test]
+    fn what_was_recorded_as_something_else_is_undecodable() {
+        assert_eq!(kind::<String>(&recorded(b"\xff")), ErrorKind::Undecodable);
+        assert_eq!(kind::<()>(&recorded("x")), ErrorKind::Undecodable);
+        for (codec, version) in
+            [(Codec::Bincode, 0), (Codec::Json, 0), (Codec::Custom(1), 0), (Codec::Bytes, 1)]
+        {
+            let payload = Payload::from_vec(Vec::new(), Format { codec, version });
+            assert_eq!(kind::<String>(&payload), ErrorKind::Undecodable);
+            assert_eq!(kind::<Vec<u8>>(&payload), ErrorKind::Undecodable);
+            assert_eq!(kind::<()>(&payload), ErrorKind::Undecodable);
+        }
+    }
+
+    #[derive(Debug)]
+    struct FourBytes;
+
+    impl Map for FourBytes {
+        fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+            let from = usize::try_from(offset).ok()?;
+            b"abcd".get(from..from.checked_add(len)?)
+        }
+    }
+
+    #[test]
+    fn a_payload_is_a_range_of_what_it_shares_and_never_more() {
+        let buffer = Arc::new(b"abcd".to_vec());
+        let payload = Payload::in_buffer(buffer.clone(), 1..3, Format::BYTES).unwrap();
+        assert_eq!(&payload[..], b"bc");
+        assert_eq!(payload.clone().as_ptr(), buffer[1..].as_ptr());
+        assert!(Payload::in_buffer(buffer, 3..5, Format::BYTES).is_none());
+
+        let payload = Payload::in_map(Arc::new(FourBytes), 2, 2, Format::BYTES).unwrap();
+        assert_eq!(&payload[..], b"cd");
+        assert!(Payload::in_map(Arc::new(FourBytes), 3, 2, Format::BYTES).is_none());
+        assert!(Payload::in_map(Arc::new(FourBytes), u64::MAX, 2, Format::BYTES).is_none());
+    }
+
+    #[test]
+    fn debug_shows_no_contents() {
+        assert_eq!(format!("{:?}", recorded("secret")), "Payload(6 bytes, Bytes, version 0)");
+    }
+
+    #[test]
+    fn a_payload_goes_anywhere() {
+        fn check<T: Send + Sync + Clone + AsRef<[u8]> + 'static>() {}
+        check::<Payload>();
+    }
+}

@@ -1,7 +1,7 @@
 //! Types of serde as values: [`Typed`] for your own, [`Bincode`] around any other.
 //!
-//! Promises: decoding takes memory in proportion to the bytes decoded, whatever lengths they claim, and leaves
-//! none of them over. Never: decodes a version that the type doesn't name.
+//! Promises: a length that the bytes claim is compared with a limit before memory is taken for it, and no bytes
+//! are left over. Never: decodes a version that the type doesn't name.
 
 use bincode::config::{Config, standard};
 use bincode::enc::write::Writer;
@@ -44,6 +44,9 @@ use crate::{Decode, Encode, Error, Payload, Result};
 /// # What bincode can't do
 /// It must be told each type: `#[serde(untagged)]`, `flatten`, `tag` and `skip_serializing_if` encode and
 /// then don't decode. Test that a value comes back.
+///
+/// Nothing bounds the number of elements that take no bytes (`Vec<()>`), nor the depth of a type that
+/// contains itself. Record neither where others choose the bytes.
 pub trait Typed: Serialize + DeserializeOwned {
     /// How it is encoded: [`Codec::Bincode`]. Another one is refused as `Invalid`.
     const CODEC: Codec;
@@ -167,4 +170,169 @@ fn decode_within<T: DeserializeOwned>(bytes: &[u8], config: impl Config) -> Resu
 
 fn type_name<T>() -> &'static str {
     std::any::type_name::<T>()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::ErrorKind;
+    use crate::value::encode;
+
+    #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+    enum Answer {
+        Nothing,
+        One(u128),
+        Many { names: Vec<String>, sizes: BTreeMap<u16, Option<Vec<u64>>> },
+    }
+
+    impl Typed for Answer {
+        const CODEC: Codec = Codec::Bincode;
+        const VERSION: u32 = 2;
+    }
+
+    fn answer() -> impl Strategy<Value = Answer> {
+        prop_oneof![
+            Just(Answer::Nothing),
+            any::<u128>().prop_map(Answer::One),
+            (
+                vec(".{0,9}", 0..9),
+                btree_map(any::<u16>(), proptest::option::of(vec(any::<u64>(), 0..9)), 0..9)
+            )
+                .prop_map(|(names, sizes)| Answer::Many { names, sizes }),
+        ]
+    }
+
+    fn recorded<V: Encode>(value: &V) -> Payload {
+        let (format, bytes) = encode(value).unwrap();
+        Payload::from_vec(bytes, format)
+    }
+
+    fn bincode(bytes: Vec<u8>, version: u32) -> Payload {
+        Payload::from_vec(bytes, Format { codec: Codec::Bincode, version })
+    }
+
+    fn kind<T: Decode>(payload: &Payload) -> Option<ErrorKind> {
+        payload.decode::<T>().err().map(|error| error.kind())
+    }
+
+    proptest! {
+        #[test]
+        fn a_typed_value_comes_back(answer in answer()) {
+            prop_assert_eq!(&recorded(&answer).decode::<Answer>().unwrap(), &answer);
+            prop_assert_eq!(&recorded(&Bincode(answer.clone())).decode::<Bincode<Answer>>().unwrap().0, &answer);
+        }
+
+        #[test]
+        fn hostile_bytes_decode_or_are_undecodable(bytes in vec(any::<u8>(), 0..64)) {
+            let kind = kind::<Answer>(&bincode(bytes, Answer::VERSION));
+            prop_assert!(matches!(kind, None | Some(ErrorKind::Undecodable)));
+        }
+
+        #[test]
+        fn a_damaged_value_decodes_or_is_undecodable(answer in answer(), place in any::<prop::sample::Index>(), byte: u8) {
+            let mut bytes = recorded(&answer).to_vec();
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+            prop_assert!(matches!(kind::<Answer>(&bincode(bytes.clone(), 2)), None | Some(ErrorKind::Undecodable)));
+            bytes.truncate(place);
+            prop_assert!(matches!(kind::<Answer>(&bincode(bytes, 2)), None | Some(ErrorKind::Undecodable)));
+        }
+    }
+
+    #[test]
+    fn the_encoding_never_changes() {
+        let value =
+            Answer::Many { names: vec!["a".into()], sizes: BTreeMap::from([(300, Some(vec![1]))]) };
+        let payload = recorded(&value);
+        assert_eq!(&payload[..], [2, 1, 1, b'a', 1, 251, 44, 1, 1, 1, 1]);
+        assert_eq!(payload.format(), Format { codec: Codec::Bincode, version: 2 });
+    }
+
+    /// A length of 2^40 in a few bytes: refused before anything is allocated for it.
+    #[test]
+    fn a_claimed_length_allocates_nothing() {
+        let length = [&[253][..], &(1u64 << 40).to_le_bytes()].concat();
+        assert_eq!(
+            kind::<Bincode<String>>(&bincode(length.clone(), 0)),
+            Some(ErrorKind::Undecodable)
+        );
+        assert_eq!(
+            kind::<Bincode<Vec<u64>>>(&bincode(length.clone(), 0)),
+            Some(ErrorKind::Undecodable)
+        );
+        assert_eq!(
+            kind::<Bincode<BTreeMap<u64, u64>>>(&bincode(length, 0)),
+            Some(ErrorKind::Undecodable)
+        );
+    }
+
+    /// The limit counts sizes in memory; what was encoded within the limits on results must come back all the same.
+    #[test]
+    fn the_densest_values_stay_within_the_limit() {
+        for count in [1000, (1 << 20) - 5, 1 << 20] {
+            let value = Bincode(vec![1u128; count]);
+            assert_eq!(recorded(&value).decode::<Bincode<Vec<u128>>>().unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn bytes_left_over_are_undecodable() {
+        let mut bytes = recorded(&Answer::Nothing).to_vec();
+        bytes.push(0);
+        assert_eq!(kind::<Answer>(&bincode(bytes, 2)), Some(ErrorKind::Undecodable));
+    }
+
+    #[test]
+    fn another_version_or_codec_is_undecodable_and_says_so() {
+        let old = bincode(recorded(&Answer::Nothing).to_vec(), 1).decode::<Answer>().unwrap_err();
+        assert_eq!(old.kind(), ErrorKind::Undecodable);
+        assert!(
+            old.to_string().contains("version 1") && old.to_string().contains("version 2"),
+            "{old}"
+        );
+
+        for codec in [Codec::Bytes, Codec::Json, Codec::Custom(1)] {
+            let payload = Payload::from_vec(vec![0], Format { codec, version: 2 });
+            assert_eq!(kind::<Answer>(&payload), Some(ErrorKind::Undecodable), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn a_codec_that_is_not_serdes_is_refused() {
+        #[derive(Serialize, Deserialize)]
+        struct AsJson;
+        impl Typed for AsJson {
+            const CODEC: Codec = Codec::Json;
+        }
+        #[derive(Serialize, Deserialize)]
+        struct AsBytes;
+        impl Typed for AsBytes {
+            const CODEC: Codec = Codec::Bytes;
+        }
+        let json = encode(&AsJson).unwrap_err();
+        assert_eq!(json.kind(), ErrorKind::Invalid);
+        assert!(json.to_string().contains("feature `json`"), "{json}");
+        assert_eq!(encode(&AsBytes).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_value_that_fails_to_encode_leaves_nothing_behind() {
+        struct Broken;
+        impl Serialize for Broken {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                use serde::ser::{Error as _, SerializeTuple};
+                to.serialize_tuple(1)?.serialize_element(&7u64)?;
+                Err(S::Error::custom("no more"))
+            }
+        }
+        let mut out = b"before".to_vec();
+        let error = Bincode(Broken).encode(&mut out).unwrap_err();
+        assert_eq!((error.kind(), out.as_slice()), (ErrorKind::Invalid, &b"before"[..]));
+    }
 }
