@@ -14,17 +14,25 @@
 )]
 
 mod clock;
+mod entropy;
 mod error;
 mod header;
 mod limits;
+mod log;
 mod manifest;
+mod operation;
 mod record;
 mod storage;
 mod sync;
 mod types;
+pub mod value;
 
 pub use error::{Error, ErrorKind};
+pub use operation::{
+    Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, Operation, Outcome, Policy,
+};
 pub use types::Token;
+pub use value::payload::{Decode, Encode, Payload};
 
 /// Result of every fallible call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
