@@ -9,11 +9,14 @@
         clippy::panic,
         clippy::indexing_slicing,
         clippy::print_stdout,
-        clippy::print_stderr
+        clippy::print_stderr,
+        clippy::disallowed_methods,
+        clippy::disallowed_types
     )
 )]
 
 mod clock;
+mod entropy;
 mod error;
 mod limits;
 mod storage;
