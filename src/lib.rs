@@ -9,7 +9,9 @@
         clippy::panic,
         clippy::indexing_slicing,
         clippy::print_stdout,
-        clippy::print_stderr
+        clippy::print_stderr,
+        clippy::disallowed_methods,
+        clippy::disallowed_types
     )
 )]
 

@@ -4,6 +4,16 @@
 //! can replace the disk (`memory`), fail any call (`faulty`) and cut the power between any two.
 //! Never: retries, caches or interprets. What "durable" means is said at each call.
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod faulty;
+pub(crate) mod fork;
+mod map;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod memory;
+mod os;
+
+pub(crate) use os::OsStorage;
+
 use std::fmt;
 use std::io;
 use std::path::Path;
