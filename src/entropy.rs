@@ -21,8 +21,9 @@ pub(crate) struct OsEntropy;
 
 impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
-        getrandom::fill(bytes)
-            .map_err(|e| e.raw_os_error().map_or_else(|| io::Error::other(e), io::Error::from_raw_os_error))
+        getrandom::fill(bytes).map_err(|e| {
+            e.raw_os_error().map_or_else(|| io::Error::other(e), io::Error::from_raw_os_error)
+        })
     }
 }
 

@@ -105,7 +105,8 @@ mod tests {
     fn another_version_is_incompatible_and_says_which() {
         let path = Path::new("store/x");
         for (version, bits, word) in [(2, 0, "newer"), (0, 0, "older"), (1, 4, "newer")] {
-            let error = FileHeader::check(&header_of(version, bits), FileKind::Segment, path).unwrap_err();
+            let error =
+                FileHeader::check(&header_of(version, bits), FileKind::Segment, path).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Incompatible);
             assert!(error.to_string().contains(word), "{error}");
         }

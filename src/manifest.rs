@@ -193,7 +193,11 @@ impl Manifest {
             },
             segments,
         };
-        if manifest.is_sound() { Ok(manifest) } else { Err(bad(HEAD_BYTES, "a manifest that contradicts itself")) }
+        if manifest.is_sound() {
+            Ok(manifest)
+        } else {
+            Err(bad(HEAD_BYTES, "a manifest that contradicts itself"))
+        }
     }
 
     /// The list is in order, without overlaps, and within the extent.
@@ -236,13 +240,15 @@ pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>
         return Err(Error::corrupt(&path, manifest_bytes_max(), "a manifest that is too long"));
     }
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-    let read = storage::read_full_at(&*file, &mut bytes, 0).map_err(|e| Error::io("reading", &path, e))?;
+    let read =
+        storage::read_full_at(&*file, &mut bytes, 0).map_err(|e| Error::io("reading", &path, e))?;
     bytes.truncate(read);
     Manifest::decode(&bytes, &path).map(Some)
 }
 
 fn manifest_bytes_max() -> u64 {
-    ((HEAD_BYTES + limits::SEGMENTS_MAX * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES)) as u64
+    ((HEAD_BYTES + limits::SEGMENTS_MAX * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES))
+        as u64
 }
 
 /// Swaps manifests in.
@@ -260,7 +266,8 @@ impl Switch {
 
     /// Makes the next manifest's file, so that the switch itself needs no room.
     pub(crate) fn prepare(&mut self, segments: usize) -> Result<()> {
-        let bytes = (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
+        let bytes =
+            (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
         let path = next_path(&self.dir);
         let fits = |file: &Arc<dyn File>| file.len().is_ok_and(|len| len >= bytes);
         if self.next.as_ref().is_some_and(fits) {
@@ -277,7 +284,8 @@ impl Switch {
         let zeros = [0; limits::PAGE_BYTES];
         let mut at = 0;
         while at < bytes {
-            storage::write_all_at(&*file, &zeros, at).map_err(|e| Error::io("preparing", &path, e))?;
+            storage::write_all_at(&*file, &zeros, at)
+                .map_err(|e| Error::io("preparing", &path, e))?;
             at = at.saturating_add(zeros.len() as u64);
         }
         if file.len().map_err(|e| Error::io("preparing", &path, e))? > at {
@@ -296,7 +304,8 @@ impl Switch {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
         };
         let poison = |doing: &str, path: &Path, e| Failure::Poison(Error::io(doing, path, e));
-        storage::write_all_at(&*file, &manifest.encode(), 0).map_err(|e| poison("writing", &next, e))?;
+        storage::write_all_at(&*file, &manifest.encode(), 0)
+            .map_err(|e| poison("writing", &next, e))?;
         file.sync_data().map_err(|e| poison("syncing", &next, e))?;
         self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;
         self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))

@@ -250,7 +250,8 @@ impl Draft {
     /// The same record for another place: `token` and `life` are spelled out, since a copy's LSN is not its token.
     pub(crate) fn copy(record: &Record<'_>, body: &Body<'_>) -> Self {
         let token = body.token.unwrap_or(Token(record.lsn.get()));
-        let body = Body { token: Some(token), life: Some(body.life.unwrap_or(token)), ..body.clone() };
+        let body =
+            Body { token: Some(token), life: Some(body.life.unwrap_or(token)), ..body.clone() };
         Draft::about_key(record.kind, record.detail | FLAG_COPY, &body)
     }
 
@@ -633,8 +634,7 @@ mod tests {
     #[test]
     fn a_pair_of_the_reference_work_takes_440_bytes() {
         let key = [b'k'; 36];
-        let claim =
-            Body { key: &key, attempt: 1, fingerprint: Some([1; 16]), ..Body::default() };
+        let claim = Body { key: &key, attempt: 1, fingerprint: Some([1; 16]), ..Body::default() };
         let done = Body { token: Some(Token(1)), result: &[9; 256], ..claim.clone() };
         let total = Draft::claim(&claim).len() + Draft::end(Ending::Completed, &done).len();
         assert_eq!(total, 440);

@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_corrupt() {
-        let identity = Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
+        let identity =
+            Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
         let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
         let bytes = identity.encode(StoreId([4; 16]), &secrets);
         let path = Path::new("s");

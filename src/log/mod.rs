@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::clock::{Clock, StoreClock, TimeNote};
 use crate::entropy::Entropy;
 use crate::limits;
-use crate::manifest::{Manifest, Switch, SwitchError};
+use crate::manifest::Secrets;
 use crate::operation::Durability;
 use crate::record::{Draft, Kind, Record, TimeField};
 use crate::storage::{self, Storage};
@@ -28,6 +28,7 @@ mod reader;
 pub(crate) mod recovery;
 mod room;
 mod segment;
+mod upkeep;
 
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
@@ -71,6 +72,7 @@ pub(crate) struct Log {
     is_writing: AtomicBool,
     store_clock: StoreClock,
     poison: Mutex<Option<Error>>,
+    upkeep: upkeep::Upkeep,
     /// Counts for `stats`: syncs, and nanoseconds spent in them.
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_nanos: AtomicU64,
@@ -227,7 +229,11 @@ impl Log {
     }
 
     /// Reads the record at `lsn`.
-    pub(crate) fn read<T>(&self, lsn: Lsn, use_of: impl FnOnce(Record<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn read<T>(
+        &self,
+        lsn: Lsn,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
         if lsn.get() >= self.readable.load(Ordering::SeqCst) {
             return Err(Error::new(
                 ErrorKind::StorageFull,
@@ -315,12 +321,6 @@ impl Log {
     pub(crate) fn listed(&self) -> Vec<crate::manifest::Listed> {
         self.keeper.lock().manifest.segments.clone()
     }
-
-    /// Whether anything was placed since the last answer that is not durable: (bytes buffered or unsynced, end).
-    fn unsynced(&self) -> (u64, Lsn) {
-        let tail = self.tail.lock();
-        (tail.end().since(self.queue.durable()), tail.end())
-    }
 }
 
 impl Sink for Log {
@@ -364,7 +364,12 @@ impl Sink for Log {
 impl Log {
     /// Writes what was taken from the tail, up to `end`. At a segment's end the old one is synced whole
     /// before anything is written into the next, at every level.
-    fn write_pieces(&self, writer: &mut Writer, mut pieces: VecDeque<Piece>, end: Lsn) -> Result<(), Failed> {
+    fn write_pieces(
+        &self,
+        writer: &mut Writer,
+        mut pieces: VecDeque<Piece>,
+        end: Lsn,
+    ) -> Result<(), Failed> {
         if self.queue.is_poisoned() {
             return Err(Failed);
         }

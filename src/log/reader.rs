@@ -75,7 +75,8 @@ impl<'s> Reader<'s> {
             self.window.clear();
             self.window.resize(usize::try_from(size).unwrap_or(0), 0);
             let read = storage::read_full_at(&*self.segment.file, &mut self.window, self.at);
-            let read = read.map_err(|e| Error::io("reading", &self.segment.path, e).offset_at(self.at))?;
+            let read =
+                read.map_err(|e| Error::io("reading", &self.segment.path, e).offset_at(self.at))?;
             self.window.truncate(read);
             self.window_at = self.at;
         }

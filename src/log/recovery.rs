@@ -86,7 +86,9 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
     match storage.create_dir(&log_dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("creating", &log_dir, e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("creating", &log_dir, e));
+        }
         _ => storage.sync_dir(dir).map_err(|e| Error::io("syncing", dir, e))?,
     }
     let store = StoreId(seams.draw()?);
@@ -103,7 +105,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     };
     spare.activate(storage, &log_dir, identity, store, &secrets).map_err(only)?;
     let start = identity.base.plus(SEGMENT_HEADER_BYTES as u64);
-    let clock = StoreClock::open(None, StoreMillis(0), &*seams.clock);
+    let clock = StoreClock::open(None, StoreMillis(0), limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
     let manifest = Manifest {
         store,
         secrets,
@@ -137,8 +139,7 @@ pub(crate) fn holds_records(storage: &dyn Storage, dir: &Path) -> Result<bool> {
         let path = log_dir.join(&entry.name);
         let file = storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
         let Ok((store, identity)) = segment::read_identity(&*file, &path) else { return Ok(true) };
-        let segment =
-            Segment::open(storage, &log_dir, &identity.listed(), store, Access::Read);
+        let segment = Segment::open(storage, &log_dir, &identity.listed(), store, Access::Read);
         let Ok(segment) = segment else { return Ok(true) };
         if !matches!(first_records(&segment)?, Unlisted::Empty) {
             return Ok(true);
@@ -176,8 +177,7 @@ pub(crate) fn open(
     // 1. What is listed is there, and is what the manifest says it is.
     let mut segments = Vec::with_capacity(manifest.segments.len());
     for listed in &manifest.segments {
-        let segment =
-            Segment::open(storage, &log_dir, listed, manifest.store, Access::ReadWrite)?;
+        let segment = Segment::open(storage, &log_dir, listed, manifest.store, Access::ReadWrite)?;
         check_secrets(&segment, &manifest)?;
         if !sizes.map {
             segment.without_map();
@@ -190,13 +190,17 @@ pub(crate) fn open(
     let scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
     let (plan, mut report) = match manifest.clean {
-        Some(end) => (check_clean(&segments, &manifest, &scan, end)?, Report { was_clean: true, ..Report::default() }),
+        Some(end) => (
+            check_clean(&segments, &manifest, &scan, end)?,
+            Report { was_clean: true, ..Report::default() },
+        ),
         None => judge_tail(&segments, &manifest, &scan)?,
     };
     report.records = scan.records;
     // 5. Store time goes on from the newest note.
     let note = newest_note(manifest.time, scan.time);
-    let store_clock = StoreClock::open(Some(&note), scan.newest, &*seams.clock);
+    let store_clock =
+        StoreClock::open(Some(&note), scan.newest, limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
     // 6. A log that can be read; to write it, `begin_writing`.
     let active = segments.get(scan.last).map_or_else(
         || Err(Error::corrupt(&manifest::path(dir), 0, "a manifest without segments")),
@@ -247,6 +251,7 @@ pub(crate) fn open(
         is_writing: AtomicBool::new(false),
         store_clock,
         poison: Mutex::new(None),
+        upkeep: super::upkeep::Upkeep::new(),
         syncs: AtomicU64::new(0),
         sync_nanos: AtomicU64::new(0),
         bytes_written: AtomicU64::new(0),
@@ -268,14 +273,19 @@ fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
 }
 
 /// The spares found, by number. A file that no list names and that holds originals is Corrupt.
-fn check_unlisted(storage: &dyn Storage, log_dir: &Path, manifest: &Manifest) -> Result<Vec<(u32, Spare)>> {
+fn check_unlisted(
+    storage: &dyn Storage,
+    log_dir: &Path,
+    manifest: &Manifest,
+) -> Result<Vec<(u32, Spare)>> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let last_base = manifest.segments.last().map_or(Lsn::ZERO, |listed| listed.base);
     let mut spares = Vec::new();
     for entry in entries {
         let path = log_dir.join(&entry.name);
         if let Some(number) = Spare::number_of(&entry.name) {
-            let file = storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
+            let file =
+                storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
             spares.push((number, Spare { path, bytes }));
             continue;
@@ -284,8 +294,13 @@ fn check_unlisted(storage: &dyn Storage, log_dir: &Path, manifest: &Manifest) ->
         if manifest.segments.iter().any(|listed| listed.ordinal == ordinal) {
             continue;
         }
-        if let Unlisted::Originals = look_at_unlisted(storage, log_dir, &path, manifest, last_base)? {
-            return Err(Error::corrupt(&path, SEGMENT_HEADER_BYTES as u64, "the manifest is older than the log: records in an unlisted segment"));
+        if let Unlisted::Originals = look_at_unlisted(storage, log_dir, &path, manifest, last_base)?
+        {
+            return Err(Error::corrupt(
+                &path,
+                SEGMENT_HEADER_BYTES as u64,
+                "the manifest is older than the log: records in an unlisted segment",
+            ));
         }
     }
     spares.sort_by_key(|(number, _)| *number);
@@ -361,7 +376,13 @@ fn scan(
                     scan.watermark = scan.watermark.max(record.watermark);
                     match take_in(&mut scan, &record, visit) {
                         Ok(()) => {}
-                        Err(Taken::Bad(bad)) => return Err(Error::corrupt(&segment.path, segment.offset(record.lsn), bad)),
+                        Err(Taken::Bad(bad)) => {
+                            return Err(Error::corrupt(
+                                &segment.path,
+                                segment.offset(record.lsn),
+                                bad,
+                            ));
+                        }
                         Err(Taken::Refused(e)) => return Err(e),
                     }
                     if record.kind == Kind::SegmentEnd {
@@ -413,8 +434,15 @@ fn take_in(
 }
 
 /// After a clean close: everything up to `end` must be there, and nothing behind it.
-fn check_clean(segments: &[Arc<Segment>], manifest: &Manifest, scan: &Scan, end: Lsn) -> Result<Plan> {
-    let path = manifest::path(segments.first().and_then(|s| s.path.parent()?.parent()).unwrap_or(Path::new("")));
+fn check_clean(
+    segments: &[Arc<Segment>],
+    manifest: &Manifest,
+    scan: &Scan,
+    end: Lsn,
+) -> Result<Plan> {
+    let path = manifest::path(
+        segments.first().and_then(|s| s.path.parent()?.parent()).unwrap_or(Path::new("")),
+    );
     let Some(segment) = segments.get(scan.last) else {
         return Err(Error::corrupt(&path, 0, "a manifest without segments"));
     };
@@ -422,14 +450,22 @@ fn check_clean(segments: &[Arc<Segment>], manifest: &Manifest, scan: &Scan, end:
         return Err(Error::corrupt(&segment.path, segment.offset(scan.end), bad));
     }
     if scan.end != end {
-        return Err(Error::corrupt(&segment.path, segment.offset(scan.end), "the log ends before its clean end"));
+        return Err(Error::corrupt(
+            &segment.path,
+            segment.offset(scan.end),
+            "the log ends before its clean end",
+        ));
     }
     let listed_end = manifest.segments.get(scan.last).map_or(Lsn::ZERO, |listed| listed.end);
     let room = listed_end.since(end).min(limits::PAGE_BYTES as u64);
     check_zeros(segment, segment.offset(end), room)?;
     // The one ahead is empty; any other would have been listed by a later manifest than this one.
     for next in segments.get(scan.last.saturating_add(1)..).unwrap_or_default() {
-        check_zeros(next, SEGMENT_HEADER_BYTES as u64, (limits::PAGE_BYTES - SEGMENT_HEADER_BYTES) as u64)?;
+        check_zeros(
+            next,
+            SEGMENT_HEADER_BYTES as u64,
+            (limits::PAGE_BYTES - SEGMENT_HEADER_BYTES) as u64,
+        )?;
     }
     Ok(Plan::Continue)
 }
@@ -449,7 +485,11 @@ fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {
 }
 
 /// After anything but a clean close: is the first bad record a torn tail, or damage to what was durable?
-fn judge_tail(segments: &[Arc<Segment>], manifest: &Manifest, scan: &Scan) -> Result<(Plan, Report)> {
+fn judge_tail(
+    segments: &[Arc<Segment>],
+    manifest: &Manifest,
+    scan: &Scan,
+) -> Result<(Plan, Report)> {
     let Some(segment) = segments.get(scan.last) else {
         return Err(Error::corrupt(Path::new("MANIFEST"), 0, "a manifest without segments"));
     };
@@ -559,12 +599,19 @@ impl Log {
 
     /// Clears the clean flag, durably, before the first LSN.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
-        let manifest = Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
+        let manifest =
+            Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
         self.switch_to(keeper, manifest)
     }
 
     /// Copies the suffix that no watermark covers into a new segment, and switches.
-    fn fork(&self, keeper: &mut Keeper, covered: Lsn, suffix: &[Lsn], suffix_bytes: u64) -> Result<Vec<Moved>> {
+    fn fork(
+        &self,
+        keeper: &mut Keeper,
+        covered: Lsn,
+        suffix: &[Lsn],
+        suffix_bytes: u64,
+    ) -> Result<Vec<Moved>> {
         let storage = &*self.seams.storage;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
@@ -573,7 +620,8 @@ impl Log {
         let index = match keeper.spares.iter().position(|spare| spare.bytes >= needed) {
             Some(index) => index,
             None => {
-                let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
+                let bytes =
+                    self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
                 keeper.spare_number = keeper.spare_number.wrapping_add(1);
                 let spare = Spare::prepare(storage, &self.log_dir(), keeper.spare_number, bytes);
                 keeper.spares.push(spare.map_err(|e| self.failed(e))?);
@@ -620,7 +668,12 @@ impl Log {
         Ok(moved)
     }
 
-    fn copies(&self, segment: &Segment, covered: Lsn, suffix: &[Lsn]) -> Result<(Vec<u8>, Vec<Moved>)> {
+    fn copies(
+        &self,
+        segment: &Segment,
+        covered: Lsn,
+        suffix: &[Lsn],
+    ) -> Result<(Vec<u8>, Vec<Moved>)> {
         let readable = self.readable.swap(u64::MAX, Ordering::SeqCst);
         let start = segment.base().plus(SEGMENT_HEADER_BYTES as u64);
         let mut bytes = Vec::new();
@@ -671,7 +724,8 @@ impl Log {
         let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
-            let is_leftover = segment::ordinal_of(&entry.name).is_some_and(|ordinal| !listed(ordinal))
+            let is_leftover = segment::ordinal_of(&entry.name)
+                .is_some_and(|ordinal| !listed(ordinal))
                 || path == Spare::draft_path(&log_dir);
             if is_leftover {
                 let _ = storage.remove(&path);
@@ -687,12 +741,13 @@ impl Log {
     }
 
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
-    pub(super) fn note_time(&self) {
+    pub(super) fn note_time(&self) -> bool {
         let time = self.store_clock.note(&*self.seams.clock);
-        let placed = self.place(Draft::note(Some(&time.clone().into())), Room::Note);
-        if placed.is_ok() {
+        let placed = self.place(Draft::note(Some(&time.clone().into())), Room::Note).is_ok();
+        if placed {
             self.tail.lock().last_time_note = time;
         }
+        placed
     }
 
     /// Ends the log: nothing is placed any more, everything placed becomes durable, and the manifest says

@@ -88,10 +88,17 @@ impl Tail {
         let wanted = NoRoom::Wanted { bytes, reserve: reserve_after };
         let here = free(self.active.identity.capacity, self.at);
         if room == Room::Note {
-            return if bytes <= here.saturating_add(NOTE_SHARE) && here > 0 { Ok(()) } else { Err(wanted) };
+            return if bytes <= here.saturating_add(NOTE_SHARE) && here > 0 {
+                Ok(())
+            } else {
+                Err(wanted)
+            };
         }
         let fits_here = bytes <= here;
-        let next = self.next.as_ref().map(|next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
+        let next = self
+            .next
+            .as_ref()
+            .map(|next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
         if !fits_here && next.is_none_or(|next| bytes > next) {
             return Err(wanted);
         }
@@ -188,7 +195,10 @@ impl Log {
                 } else {
                     left(next.saturating_sub(bytes))
                 };
-                (tail.lacks_next(), ahead.saturating_add(aside) >= reserve && bytes <= here.max(next))
+                (
+                    tail.lacks_next(),
+                    ahead.saturating_add(aside) >= reserve && bytes <= here.max(next),
+                )
             };
             if lacks_next && keeper.spares.len() > 1 {
                 self.list_next(&mut keeper)?;
@@ -233,7 +243,8 @@ impl Log {
     fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
         let bytes = keeper.grow.max(self.sizes.segment_bytes_least());
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
-        let spare = Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
+        let spare =
+            Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
         keeper.grow = self.sizes.after(bytes);
         self.set_aside(keeper);
@@ -244,7 +255,10 @@ impl Log {
     fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
         keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
         if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
-            return Err(Error::new(ErrorKind::StorageFull, "the log has as many segments as it may"));
+            return Err(Error::new(
+                ErrorKind::StorageFull,
+                "the log has as many segments as it may",
+            ));
         }
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.first() else { return Ok(()) };
@@ -256,7 +270,13 @@ impl Log {
         };
         let manifest = &keeper.manifest;
         let segment = spare
-            .activate(&*self.seams.storage, &self.log_dir(), identity, manifest.store, &manifest.secrets)
+            .activate(
+                &*self.seams.storage,
+                &self.log_dir(),
+                identity,
+                manifest.store,
+                &manifest.secrets,
+            )
             .map_err(|e| self.failed(e))?;
         keeper.spares.remove(0);
         let mut manifest = keeper.manifest.clone();

@@ -76,7 +76,8 @@ impl Spare {
         };
         let file = file.map_err(|e| before("creating", e))?;
         let path = log_dir.join(format!("{SPARE_PREFIX}{number}"));
-        if let Err(e) = fill_with_zeros(&*file, bytes).and_then(|()| storage.rename(&draft, &path)) {
+        if let Err(e) = fill_with_zeros(&*file, bytes).and_then(|()| storage.rename(&draft, &path))
+        {
             // What was allocated goes back at once: others may need the room. A failure changes nothing.
             let _ = storage.remove(&draft);
             // Only a full disk is harmless: a device that fails here will fail elsewhere.
@@ -141,7 +142,9 @@ impl Segment {
                 return Err(Error::corrupt(&path, 0, "a listed segment is missing:").because(e));
             }
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-                return Err(Error::corrupt(&path, 0, "a directory in place of a segment:").because(e));
+                return Err(
+                    Error::corrupt(&path, 0, "a directory in place of a segment:").because(e)
+                );
             }
             Err(e) => return Err(Error::io("opening", &path, e)),
         };
@@ -216,6 +219,7 @@ impl Segment {
 /// What the file at `path` says it is.
 pub(crate) fn read_identity(file: &dyn File, path: &Path) -> Result<(StoreId, Identity)> {
     let mut header = [0; SEGMENT_HEADER_BYTES];
-    let have = storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
+    let have =
+        storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
     Identity::decode(header.get(..have).unwrap_or_default(), path)
 }

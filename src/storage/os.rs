@@ -39,7 +39,12 @@ impl Storage for OsStorage {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
         Ok(Arc::new(OsFile(file)))
     }
 
@@ -150,7 +155,10 @@ impl File for OsFile {
 fn lock_holder(dir: &Path) -> Option<u32> {
     let stat = rustix::fs::stat(dir).ok()?;
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    find_holder(&fs::read_to_string("/proc/locks").ok()?, &format!("{major:02x}:{minor:02x}:{}", stat.st_ino))
+    find_holder(
+        &fs::read_to_string("/proc/locks").ok()?,
+        &format!("{major:02x}:{minor:02x}:{}", stat.st_ino),
+    )
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -173,7 +181,11 @@ fn find_holder(locks: &str, place: &str) -> Option<u32> {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn network_fs(dir: &Path) -> io::Result<Option<&'static str>> {
     // The field's type differs between architectures; the magic numbers have 32 bits on all of them.
-    #[expect(clippy::cast_possible_truncation, clippy::allow_attributes, reason = "32 bits by definition")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::allow_attributes,
+        reason = "32 bits by definition"
+    )]
     let magic = rustix::fs::statfs(dir)?.f_type as u32;
     Ok(network_name(magic))
 }
