@@ -123,16 +123,32 @@ pub(crate) enum Answer {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Next {
     /// A claim with a token of its own.
-    Claimed { attempt: u32, life: Option<Token>, open_fate: Option<Token> },
+    Claimed {
+        attempt: u32,
+        life: Option<Token>,
+        open_fate: Option<Token>,
+    },
     /// A mark: completed by a record that is its own token.
-    Marked { attempt: u32, life: Option<Token> },
+    Marked {
+        attempt: u32,
+        life: Option<Token>,
+    },
     /// The same attempt, in another phase; its token stays, unless `spent`.
-    Same { phase: Phase, open_fate: Option<Token>, spent: bool },
+    Same {
+        phase: Phase,
+        open_fate: Option<Token>,
+        spent: bool,
+    },
     Absent,
 }
 
 /// Decides one call on one key. `state` is `None` for an absent key.
-pub(crate) fn decide(state: Option<&KeyState>, presence: Presence, call: Call, now: StoreMillis) -> Decision {
+pub(crate) fn decide(
+    state: Option<&KeyState>,
+    presence: Presence,
+    call: Call,
+    now: StoreMillis,
+) -> Decision {
     let state = state.filter(|state| !is_expired(state, now));
     match call {
         Call::Claim(wants) => claim(state, presence, wants),
@@ -153,9 +169,7 @@ pub(crate) fn decide(state: Option<&KeyState>, presence: Presence, call: Call, n
         Call::Abort(token) => ending(state, token, aborted),
         Call::Interrupt(token) => interrupt(state, token),
         Call::Renew(token) => renew(state, token),
-        Call::ResolveComplete(seen) => {
-            resolve(state, presence, seen, completed(Phase::Completed))
-        }
+        Call::ResolveComplete(seen) => resolve(state, presence, seen, completed(Phase::Completed)),
         Call::ResolveFail(seen) => resolve(state, presence, seen, completed(Phase::Failed)),
         Call::ResolveRetry(seen) => resolve(state, presence, seen, completed(Phase::Aborted)),
         Call::Forget => match (state, presence) {
@@ -257,7 +271,11 @@ fn word(
 }
 
 /// The owner's ending counts while its token is the key's, lapsed or not: position orders, the token fences.
-fn ending(state: Option<&KeyState>, token: Token, next: impl FnOnce(&KeyState) -> Next) -> Decision {
+fn ending(
+    state: Option<&KeyState>,
+    token: Token,
+    next: impl FnOnce(&KeyState) -> Next,
+) -> Decision {
     match state {
         Some(state) if state.token == token && is_open(state.phase) => done(next(state)),
         _ => told(Answer::Lost),
@@ -278,11 +296,9 @@ fn completed(phase: Phase) -> Next {
 fn aborted(state: &KeyState) -> Next {
     match (state.phase, state.open_fate) {
         (Phase::Held, open_fate) => Next::Same { phase: Phase::Held, open_fate, spent: true },
-        (_, Some(_)) => Next::Same {
-            phase: Phase::Interrupted,
-            open_fate: state.open_fate,
-            spent: true,
-        },
+        (_, Some(_)) => {
+            Next::Same { phase: Phase::Interrupted, open_fate: state.open_fate, spent: true }
+        }
         (_, None) => completed(Phase::Aborted),
     }
 }
@@ -338,7 +354,12 @@ fn told(answer: Answer) -> Decision {
 
 impl KeyState {
     /// What a record about a key says; `None` for a forget. `lsn_token`: the record's own LSN as a token.
-    pub(crate) fn read(kind: Kind, ending: Option<Ending>, body: &Body<'_>, lsn_token: Token) -> Option<Self> {
+    pub(crate) fn read(
+        kind: Kind,
+        ending: Option<Ending>,
+        body: &Body<'_>,
+        lsn_token: Token,
+    ) -> Option<Self> {
         let phase = match (kind, ending) {
             (Kind::Claim | Kind::Update, _) => Phase::Claimed,
             (_, Some(Ending::Completed)) => Phase::Completed,
