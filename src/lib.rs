@@ -16,6 +16,7 @@
 )]
 
 mod clock;
+mod engine;
 mod entropy;
 mod error;
 mod header;
