@@ -59,14 +59,18 @@ impl Clock for SystemClock {
     fn monotonic_nanos(&self) -> u64 {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
     }
 }
 
 /// 0 before the epoch: such a wall clock is wrong, and a wrong one is only shown.
 fn millis(time: rustix::time::Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
 }
 
 /// `1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed` as 16 bytes.
@@ -78,7 +82,8 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     }
     for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
         for digit in pair {
-            let value = char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok())?;
+            let value =
+                char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok())?;
             *byte = (*byte << 4) | value;
         }
     }
@@ -118,7 +123,9 @@ impl StoreClock {
             Some(note) if within_boot(note, clock.boot_id(), boot_at_open) => {
                 note.store.plus(boot_at_open.saturating_sub(note.boot_millis))
             }
-            Some(note) => note.store.plus(clock.wall().0.saturating_sub(note.wall.0).min(off_millis_max)),
+            Some(note) => {
+                note.store.plus(clock.wall().0.saturating_sub(note.wall.0).min(off_millis_max))
+            }
         };
         let store_at_open = store_at_open.max(largest_recorded);
         StoreClock { boot_at_open, store_at_open, newest: AtomicU64::new(store_at_open.0) }
@@ -132,7 +139,12 @@ impl StoreClock {
     /// What to write down so that a later opening goes on from here.
     pub(crate) fn note(&self, clock: &dyn Clock) -> TimeNote {
         let boot_millis = clock.boot_millis();
-        TimeNote { boot_id: clock.boot_id(), boot_millis, store: self.at(boot_millis), wall: clock.wall() }
+        TimeNote {
+            boot_id: clock.boot_id(),
+            boot_millis,
+            store: self.at(boot_millis),
+            wall: clock.wall(),
+        }
     }
 
     /// Whether wall time and store time have parted since `last` by so much that a new note is due.
@@ -160,6 +172,7 @@ fn within_boot(note: &TimeNote, boot_id: Option<[u8; 16]>, boot_millis: u64) -> 
 pub(crate) use manual::ManualClock;
 
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the public simulator needs only part of it"))]
 mod manual {
     use super::{Clock, WallMillis};
 
@@ -318,7 +331,11 @@ mod tests {
             let note = first(&clock).note(&clock);
             clock.advance(HOUR);
             clock.jump_wall(jump);
-            assert_eq!(reopened(&note, &clock).now(&clock), StoreMillis(START + HOUR), "jump {jump}");
+            assert_eq!(
+                reopened(&note, &clock).now(&clock),
+                StoreMillis(START + HOUR),
+                "jump {jump}"
+            );
         }
     }
 
@@ -496,7 +513,12 @@ mod tests {
         let id = parse_uuid("00ff1020-3040-5060-7080-90a0b0c0d0e0").unwrap();
         assert_eq!(id[..4], [0, 0xff, 0x10, 0x20]);
         assert_eq!(id[15], 0xe0);
-        for bad in ["", "00ff", "zzff1020-3040-5060-7080-90a0b0c0d0e0", "00ff1020-3040-5060-7080-90a0b0c0d0e0a"] {
+        for bad in [
+            "",
+            "00ff",
+            "zzff1020-3040-5060-7080-90a0b0c0d0e0",
+            "00ff1020-3040-5060-7080-90a0b0c0d0e0a",
+        ] {
             assert_eq!(parse_uuid(bad), None, "{bad}");
         }
     }
