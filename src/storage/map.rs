@@ -21,7 +21,11 @@ pub(super) fn map_file(file: &fs::File, len: u64) -> io::Result<Arc<dyn Map>> {
     }
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
     // A system refuses to map nothing.
-    let raw = if len == 0 { None } else { Some(memmap2::MmapOptions::new().len(len).map_raw_read_only(file)?) };
+    let raw = if len == 0 {
+        None
+    } else {
+        Some(memmap2::MmapOptions::new().len(len).map_raw_read_only(file)?)
+    };
     Ok(Arc::new(FileMap { raw, len }))
 }
 
@@ -58,8 +62,6 @@ fn slice(raw: &memmap2::MmapRaw, offset: usize, len: usize) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::disallowed_methods, reason = "real files are what this is about")]
-
     use super::*;
     use std::os::unix::fs::FileExt;
 
@@ -75,7 +77,9 @@ mod tests {
         assert_eq!(map.bytes(0, 8).unwrap(), b"01234567");
         assert_eq!(map.bytes(3, 2).unwrap(), b"34");
         assert_eq!(map.bytes(8, 0).unwrap(), b"");
-        for (offset, len) in [(8, 1), (0, 9), (9, 0), (u64::MAX, 1), (1, usize::MAX), (u64::MAX, usize::MAX)] {
+        for (offset, len) in
+            [(8, 1), (0, 9), (9, 0), (u64::MAX, 1), (1, usize::MAX), (u64::MAX, usize::MAX)]
+        {
             assert_eq!(map.bytes(offset, len), None, "{offset} {len}");
         }
     }
@@ -83,7 +87,10 @@ mod tests {
     #[test]
     fn refuses_more_than_the_file_has() {
         assert_eq!(map_file(&file(b"0123"), 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(map_file(&file(b"0123"), u64::MAX).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            map_file(&file(b"0123"), u64::MAX).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 
     #[test]

@@ -58,7 +58,9 @@ impl Content {
             self.grow(end);
         }
         let start = index(offset);
-        if let Some(to) = Arc::make_mut(&mut self.bytes).get_mut(start..start.saturating_add(data.len())) {
+        if let Some(to) =
+            Arc::make_mut(&mut self.bytes).get_mut(start..start.saturating_add(data.len()))
+        {
             to.copy_from_slice(data);
         }
         if self.blocks_missing(offset, end).next().is_some() {
@@ -215,7 +217,8 @@ impl FileNode {
         let end = offset.saturating_add(data.len() as u64);
         let sectors = sectors_of(offset, end);
         let first = self.lost.remove(&sectors.start);
-        let last = self.lost.remove(&sectors.end.saturating_sub(1)) || (first && sectors.end - sectors.start == 1);
+        let last = self.lost.remove(&sectors.end.saturating_sub(1))
+            || (first && sectors.end - sectors.start == 1);
         for sector in sectors.clone() {
             self.lost.remove(&sector);
         }

@@ -87,7 +87,8 @@ impl MemoryStorage {
     /// files that were only open are gone.
     pub(crate) fn kill_clone(&self) -> MemoryStorage {
         let disk = self.disk.lock();
-        let mut next = Disk { next_node: disk.next_node, next_seq: disk.next_seq, ..limits_of(&disk) };
+        let mut next =
+            Disk { next_node: disk.next_node, next_seq: disk.next_seq, ..limits_of(&disk) };
         next.nodes = disk.nodes.clone();
         next.names = disk.names.clone();
         for node in next.nodes.values_mut() {
@@ -156,9 +157,15 @@ impl MemoryStorage {
     /// One crash for each byte at which the unsynced writes can be cut, all names kept: exhaustive, for small disks.
     pub(crate) fn byte_cuts(&self) -> Vec<Crash> {
         let lens: Vec<usize> = self.unsynced_writes().iter().map(|write| write.len).collect();
-        let cuts = lens.iter().enumerate().flat_map(|(writes, len)| (0..(*len).max(1)).map(move |bytes| (writes, bytes)));
+        let cuts = lens
+            .iter()
+            .enumerate()
+            .flat_map(|(writes, len)| (0..(*len).max(1)).map(move |bytes| (writes, bytes)));
         cuts.chain([(lens.len(), 0)])
-            .map(|(writes, bytes)| Crash { data: DataFate::Prefix { writes, bytes }, names: NameFate::All })
+            .map(|(writes, bytes)| Crash {
+                data: DataFate::Prefix { writes, bytes },
+                names: NameFate::All,
+            })
             .collect()
     }
 }
@@ -166,15 +173,19 @@ impl MemoryStorage {
 /// Each prefix of writes and names in their one order, and some cuts inside each write, names lost and kept.
 fn prefixes(disk: &Disk) -> Vec<Crash> {
     let writes = unsynced_writes(disk);
-    let mut order: Vec<(u64, Option<usize>)> = writes.iter().map(|write| (write.seq, Some(write.len))).collect();
+    let mut order: Vec<(u64, Option<usize>)> =
+        writes.iter().map(|write| (write.seq, Some(write.len))).collect();
     order.extend(disk.names.iter().map(|change| (change.seq, None)));
     order.sort_unstable();
     let chosen: BTreeSet<usize> = spread(order.len()).collect();
     let (mut crashes, mut writes, mut names) = (Vec::new(), 0, 0);
     for (index, (_, len)) in order.into_iter().enumerate() {
         if chosen.contains(&index) {
-            let cuts = len.map_or(vec![0], |len| vec![0, 1, len / 3, len / 2, len.saturating_sub(1)]);
-            for bytes in cuts.into_iter().filter(|bytes| *bytes == 0 || len.is_some_and(|len| *bytes < len)) {
+            let cuts =
+                len.map_or(vec![0], |len| vec![0, 1, len / 3, len / 2, len.saturating_sub(1)]);
+            for bytes in
+                cuts.into_iter().filter(|bytes| *bytes == 0 || len.is_some_and(|len| *bytes < len))
+            {
                 let data = DataFate::Prefix { writes, bytes };
                 crashes.push(Crash { data, names: NameFate::Prefix(names) });
                 crashes.push(Crash { data, names: NameFate::All });
@@ -194,12 +205,21 @@ fn spread(count: usize) -> impl Iterator<Item = usize> {
     let chosen = count.min(CRASHES_PER_KIND);
     let last = count.saturating_sub(1);
     (0..chosen).map(move |index| {
-        if chosen == count { index } else { index.saturating_mul(last) / chosen.saturating_sub(1).max(1) }
+        if chosen == count {
+            index
+        } else {
+            index.saturating_mul(last) / chosen.saturating_sub(1).max(1)
+        }
     })
 }
 
 fn limits_of(disk: &Disk) -> Disk {
-    Disk { bytes_max: disk.bytes_max, nodes_max: disk.nodes_max, network_fs: disk.network_fs, ..Disk::new() }
+    Disk {
+        bytes_max: disk.bytes_max,
+        nodes_max: disk.nodes_max,
+        network_fs: disk.network_fs,
+        ..Disk::new()
+    }
 }
 
 fn crashed(disk: &Disk, crash: Crash) -> Disk {
@@ -282,12 +302,16 @@ fn unsynced_writes(disk: &Disk) -> Vec<UnsyncedWrite> {
 }
 
 fn changed_sectors(disk: &Disk) -> Vec<(u64, u64)> {
-    files(disk).flat_map(|(id, file)| written_sectors(file).into_iter().map(move |sector| (id, sector))).collect()
+    files(disk)
+        .flat_map(|(id, file)| written_sectors(file).into_iter().map(move |sector| (id, sector)))
+        .collect()
 }
 
 fn written_sectors(file: &FileNode) -> BTreeSet<u64> {
     let written = file.pending.iter().filter_map(|pending| match &pending.change {
-        Change::Write { offset, bytes } => Some(sectors_of(*offset, offset.saturating_add(bytes.len() as u64))),
+        Change::Write { offset, bytes } => {
+            Some(sectors_of(*offset, offset.saturating_add(bytes.len() as u64)))
+        }
         Change::Resize { .. } => None,
     });
     written.flatten().collect()
@@ -301,7 +325,10 @@ enum DataPlan {
     OneLost(Option<(u64, u64)>),
     OneKept(Option<(u64, u64)>),
     /// Changes before `seq` are kept, and `bytes` bytes of the one at it.
-    Until { seq: u64, bytes: usize },
+    Until {
+        seq: u64,
+        bytes: usize,
+    },
     Zeros,
     Seeded(u64),
 }
@@ -311,8 +338,12 @@ impl DataPlan {
         match fate {
             DataFate::None => DataPlan::None,
             DataFate::All => DataPlan::All,
-            DataFate::OneLost(index) => DataPlan::OneLost(changed_sectors(disk).get(index).copied()),
-            DataFate::OneKept(index) => DataPlan::OneKept(changed_sectors(disk).get(index).copied()),
+            DataFate::OneLost(index) => {
+                DataPlan::OneLost(changed_sectors(disk).get(index).copied())
+            }
+            DataFate::OneKept(index) => {
+                DataPlan::OneKept(changed_sectors(disk).get(index).copied())
+            }
             DataFate::Prefix { writes, bytes } => {
                 let seq = unsynced_writes(disk).get(writes).map_or(u64::MAX, |write| write.seq);
                 DataPlan::Until { seq, bytes }
@@ -334,7 +365,8 @@ impl DataPlan {
                 content
             }
             DataPlan::OneLost(lost) => {
-                let mut content = replay(file, all, |sector| if lost == Some((id, sector)) { 0 } else { all });
+                let mut content =
+                    replay(file, all, |sector| if lost == Some((id, sector)) { 0 } else { all });
                 content.resize(full_len(file, all));
                 content
             }
@@ -343,7 +375,9 @@ impl DataPlan {
             }
             DataPlan::OneKept(_) => file.device.clone(),
             DataPlan::Until { seq, bytes } => cut_at(file, seq, bytes),
-            DataPlan::Seeded(seed) => by_lot(file, &mut SplitMix64::new(seed ^ id.wrapping_mul(0x9e37_79b9))),
+            DataPlan::Seeded(seed) => {
+                by_lot(file, &mut SplitMix64::new(seed ^ id.wrapping_mul(0x9e37_79b9)))
+            }
         }
     }
 }
@@ -363,7 +397,10 @@ fn cut_at(file: &FileNode, seq: u64, bytes_kept: usize) -> Content {
 fn by_lot(file: &FileNode, lot: &mut SplitMix64) -> Content {
     let all = file.pending.len();
     let is_resize = |index: &usize| {
-        matches!(file.pending.get(*index).map(|pending| &pending.change), Some(Change::Resize { .. }))
+        matches!(
+            file.pending.get(*index).map(|pending| &pending.change),
+            Some(Change::Resize { .. })
+        )
     };
     let resizes: Vec<usize> = (0..all).filter(is_resize).collect();
     let resizes_kept = choose(lot, resizes.len());
@@ -409,7 +446,10 @@ fn replay(file: &FileNode, until: usize, version: impl Fn(u64) -> usize) -> Cont
 /// The part of a write that lies in `sector`.
 fn write_sector(content: &mut Content, sector: u64, offset: u64, bytes: &[u8]) {
     let start = sector.saturating_mul(SECTOR).max(offset);
-    let end = sector.saturating_add(1).saturating_mul(SECTOR).min(offset.saturating_add(bytes.len() as u64));
+    let end = sector
+        .saturating_add(1)
+        .saturating_mul(SECTOR)
+        .min(offset.saturating_add(bytes.len() as u64));
     let from = usize::try_from(start.saturating_sub(offset)).unwrap_or(usize::MAX);
     let to = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
     content.write(start, bytes.get(from..to).unwrap_or_default());

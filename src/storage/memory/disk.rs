@@ -66,7 +66,9 @@ impl NameChange {
     /// Does it to the device's names, which `names` finds by directory.
     pub(super) fn apply(&self, dirs: &mut BTreeMap<u64, Names>) {
         if let Some((dir, name)) = &self.from {
-            if let Some(names) = dirs.get_mut(dir).filter(|names| names.get(name) == Some(&self.node)) {
+            if let Some(names) =
+                dirs.get_mut(dir).filter(|names| names.get(name) == Some(&self.node))
+            {
                 names.remove(name);
             }
         }
@@ -81,7 +83,9 @@ impl NameChange {
 /// Keeping a change keeps the earlier ones of the same names: a journal keeps their order.
 pub(super) fn close_over(changes: &[NameChange], kept: &mut [bool]) {
     for late in (0..changes.len()).rev() {
-        let (Some(change), Some(true)) = (changes.get(late), kept.get(late).copied()) else { continue };
+        let (Some(change), Some(true)) = (changes.get(late), kept.get(late).copied()) else {
+            continue;
+        };
         for (early, keep) in changes.iter().zip(kept.iter_mut()).take(late) {
             *keep |= early.shares_place(change);
         }
@@ -157,19 +161,24 @@ impl Disk {
         let from = self.place(from)?;
         let to = self.place(to)?;
         let node = self.at(&from).ok_or(Errno::NOENT)?;
+        if self.lies_in(to.0, node) {
+            return Err(Errno::INVAL.into());
+        }
         if let Some(target) = self.at(&to) {
             if target == node {
                 return Ok(());
             }
+            if self.lies_in(from.0, target) {
+                return Err(Errno::NOTEMPTY.into());
+            }
             match (self.nodes.get(&node), self.nodes.get(&target)) {
                 (Some(Node::Dir(_)), Some(Node::File(_))) => return Err(Errno::NOTDIR.into()),
                 (Some(Node::File(_)), Some(Node::Dir(_))) => return Err(Errno::ISDIR.into()),
-                (_, Some(Node::Dir(dir))) if !dir.seen.is_empty() => return Err(Errno::NOTEMPTY.into()),
+                (_, Some(Node::Dir(dir))) if !dir.seen.is_empty() => {
+                    return Err(Errno::NOTEMPTY.into());
+                }
                 _ => {}
             }
-        }
-        if self.lies_in(to.0, node) {
-            return Err(Errno::INVAL.into());
         }
         self.rename_names(Some(from), Some(to), node);
         Ok(())
@@ -256,7 +265,9 @@ impl Disk {
         }
         let free = usize::try_from(self.blocks_free()).unwrap_or(usize::MAX);
         let missing = self.file(node)?.seen.blocks_missing(offset, end).nth(free);
-        let room = missing.map_or(end, |block| block.saturating_mul(BLOCK).max(offset)).saturating_sub(offset);
+        let room = missing
+            .map_or(end, |block| block.saturating_mul(BLOCK).max(offset))
+            .saturating_sub(offset);
         let data = data.get(..usize::try_from(room).unwrap_or(usize::MAX)).unwrap_or(data);
         if data.is_empty() && end > offset {
             return Err(Errno::NOSPC.into());

@@ -4,10 +4,16 @@
 //! their file, and nothing else makes them so. A crash keeps of the rest whatever a device and a
 //! journaling file system could keep (`crash`). The same calls give the same trace, always.
 //! Never: touches a real file, reads a clock, or draws by lot but from a given seed.
-//! That it shows a program the same as real files do is tested against them in `tests`.
+//! That it shows a program the same as real files do is tested against them in `against_os`.
 
 #![expect(clippy::disallowed_types, reason = "part of the storage seam")]
+#![cfg_attr(
+    not(test),
+    allow(dead_code, unused_imports, reason = "the public simulator needs only part of it")
+)]
 
+#[cfg(test)]
+mod against_os;
 mod content;
 mod crash;
 mod disk;
@@ -15,7 +21,6 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-#[expect(unused_imports, reason = "for tests of the whole store")]
 pub(crate) use crash::{Crash, DataFate, NameFate, UnsyncedWrite};
 
 use std::fmt;
@@ -110,19 +115,33 @@ impl MemoryStorage {
         self.disk.lock().network_fs = name;
     }
 
-    fn open_node(&self, disk: &mut Disk, node: u64, path: &Path, writable: bool) -> io::Result<Arc<dyn File>> {
+    fn open_node(
+        &self,
+        disk: &mut Disk,
+        node: u64,
+        path: &Path,
+        writable: bool,
+    ) -> io::Result<Arc<dyn File>> {
         let file = disk.file(node)?;
         let known = file.errors_known();
         file.opens = file.opens.saturating_add(1);
         let handle = Handle { disk: Arc::clone(&self.disk), node };
-        Ok(Arc::new(MemoryFile { handle, path: path.to_owned(), writable, errors_known: Mutex::new(known) }))
+        Ok(Arc::new(MemoryFile {
+            handle,
+            path: path.to_owned(),
+            writable,
+            errors_known: Mutex::new(known),
+        }))
     }
 }
 
 impl fmt::Debug for MemoryStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let disk = self.disk.lock();
-        f.debug_struct("MemoryStorage").field("changes", &disk.changes).field("trace", &disk.trace).finish()
+        f.debug_struct("MemoryStorage")
+            .field("changes", &disk.changes)
+            .field("trace", &disk.trace)
+            .finish()
     }
 }
 
@@ -323,7 +342,9 @@ impl Map for MemoryMap {
         // A file cut short under its map would be a SIGBUS; here it is a `None`.
         let now = disk.file(self.handle.node).ok()?.seen.slice(offset, len)?;
         let start = usize::try_from(offset).ok()?;
-        if let Some(then) = self.snapshot.get(start..start.checked_add(len)?).filter(|then| *then == now) {
+        if let Some(then) =
+            self.snapshot.get(start..start.checked_add(len)?).filter(|then| *then == now)
+        {
             return Some(then);
         }
         let mut place = &self.later;
