@@ -3,7 +3,7 @@
 //! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an
 //! open file of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the
 //! directory's own `flock`, so no file appears beside the data, and it ends with its process.
-//! Never: retries, falls back, or follows anything into a device, a pipe or a directory.
+//! Never: retries (but for an interrupted open), falls back, or follows anything into a device, a pipe or a directory.
 
 #![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
 
@@ -89,7 +89,8 @@ impl Storage for OsStorage {
 }
 
 fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::open(dir, flags, Mode::empty()))?)
 }
 
 /// A name that isn't UTF-8 is none of ours; it is listed so that it can be reported.
@@ -329,6 +330,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     fn a_holder_is_found_by_its_place_alone() {
         let locks = "\
 1: FLOCK  ADVISORY  WRITE 11 fe:00:1053 0 EOF
@@ -353,6 +355,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     fn network_file_systems_are_named() {
         let dir = tempfile::tempdir().unwrap();
         assert!(OsStorage.network_fs(dir.path()).is_ok());

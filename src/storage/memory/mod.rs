@@ -17,6 +17,8 @@ mod against_os;
 mod content;
 mod crash;
 mod disk;
+#[cfg(test)]
+mod oracles;
 mod raw;
 #[cfg(test)]
 mod tests;
