@@ -204,8 +204,11 @@ impl Engine {
     ) -> Result<(Applied, Option<Placed>, Option<Place>)> {
         self.check_usable()?;
         if matches!(call, Call::Claim(_) | Call::Mark) && self.is_draining.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::Closed, "the store is draining: it takes no new claims")
-                .at(self.log.dir()));
+            return Err(Error::new(
+                ErrorKind::Closed,
+                "the store is draining: it takes no new claims",
+            )
+            .at(self.log.dir()));
         }
         loop {
             let again = match self.try_place(key, hash, call, writing)? {
@@ -401,8 +404,12 @@ impl Engine {
         let body = self.compose(key, found.state.as_ref(), next, now, writing);
         let was_live = found.presence == Presence::Owner;
         let (draft, phase, room) = match next {
-            Next::Claimed { .. } => (Draft::claim(&body), Some(Phase::Claimed), Room::Reserve(writing.reserve)),
-            Next::Marked { .. } => (Draft::end(Ending::Completed, &body), Some(Phase::Completed), Room::Free),
+            Next::Claimed { .. } => {
+                (Draft::claim(&body), Some(Phase::Claimed), Room::Reserve(writing.reserve))
+            }
+            Next::Marked { .. } => {
+                (Draft::end(Ending::Completed, &body), Some(Phase::Completed), Room::Free)
+            }
             Next::Absent => (Draft::forget(&body), None, Room::Spend(found.reserved)),
             Next::Same { phase, .. } => {
                 let draft = match phase {
@@ -506,7 +513,8 @@ impl Engine {
                 body.life = Some(state.life).filter(|life| spent || *life != state.token);
                 body.open_fate = open_fate;
                 body.attempt = state.attempt;
-                body.since = Some(state.since).filter(|_| !matches!(phase, Phase::Completed | Phase::Failed));
+                body.since = Some(state.since)
+                    .filter(|_| !matches!(phase, Phase::Completed | Phase::Failed));
                 body.fingerprint = state.fingerprint.map(Fingerprint::to_bytes);
                 body.hold = state.hold;
                 body.owner = match phase {
@@ -724,7 +732,10 @@ impl Engine {
             let now = self.log.now();
             for entry in shard.iter_mut() {
                 let Some(live) = entry.live.take() else { continue };
-                let Some(key) = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned) else { continue };
+                let Some(key) = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned)
+                else {
+                    continue;
+                };
                 if live.presence == Presence::Owner {
                     self.in_flight.fetch_sub(1, Ordering::SeqCst);
                     self.interrupt_for_close(&key, entry, &live, now);
@@ -737,7 +748,8 @@ impl Engine {
 
     /// Best effort: without the record, the claim's own says the same to the next opening.
     fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
-        let next = Next::Same { phase: Phase::Interrupted, open_fate: live.state.open_fate, spent: false };
+        let next =
+            Next::Same { phase: Phase::Interrupted, open_fate: live.state.open_fate, spent: false };
         let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
         let body = self.compose(key, Some(&live.state), next, now, &writing);
         let draft = Draft::end(Ending::Interrupted, &body);
@@ -791,7 +803,11 @@ fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
     }
 }
 
-fn told(found: Found, answer: Answer, now: StoreMillis) -> (Applied, Option<Placed>, Option<Place>) {
+fn told(
+    found: Found,
+    answer: Answer,
+    now: StoreMillis,
+) -> (Applied, Option<Placed>, Option<Place>) {
     let prior = found.place;
     let applied = Applied {
         answer,
@@ -811,7 +827,13 @@ fn call_renews(call: Call) -> bool {
 }
 
 /// The lease of a claim that was not detached lives in memory.
-fn renew_in_memory(shard: &mut Shard, hash: KeyHash, found: &Found, now: StoreMillis, writing: &Writing<'_>) {
+fn renew_in_memory(
+    shard: &mut Shard,
+    hash: KeyHash,
+    found: &Found,
+    now: StoreMillis,
+    writing: &Writing<'_>,
+) {
     let entry = found.place.and_then(|place| shard.entry_at(hash, place.lsn()));
     if let Some(live) = entry.and_then(|entry| entry.live.as_mut()) {
         live.lease_until = writing.lease_ms.map(|lease| now.plus(lease));
@@ -856,7 +878,8 @@ fn take_in(
 ) -> Result<()> {
     let corrupt = |what| Error::corrupt(dir, 0, format_args!("{what} at lsn {}", record.lsn));
     let body = record.body().map_err(|_| corrupt("a record body with impossible fields"))?;
-    let key = Key::from_stored(body.key_kind, body.key).ok_or_else(|| corrupt("an impossible key"))?;
+    let key =
+        Key::from_stored(body.key_kind, body.key).ok_or_else(|| corrupt("an impossible key"))?;
     let hash = hasher.hash(&key);
     let Some(mut shard) = recent.shard(hash) else { return Ok(()) };
     let candidates: Vec<Place> = shard.candidates(hash).map(|entry| entry.place).collect();
