@@ -16,6 +16,7 @@ pub(crate) use std::{
 };
 
 /// A mutex that is never poisoned: a panic inside is handled where it happens.
+#[derive(Debug)]
 pub(crate) struct Mutex<T>(Inner<T>);
 
 #[cfg(not(loom))]
