@@ -1,1 +1,524 @@
 //! The clock seam: wall time, the boot clock, and store time made of both.
+//!
+//! Promises: store time never runs backwards, not across restarts either. Inside one boot it follows the
+//! clock that counts through suspend; across boots it follows the wall clock's difference, never below 0
+//! and never more than a bound. So a wrong wall clock can't make anything expire early, but for that
+//! bound at a reboot. Never: reasons with wall time otherwise. The rule is proved clause by clause below.
+
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the clock seam")]
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::limits::TIME_DRIFT_MILLIS;
+use crate::types::{StoreMillis, WallMillis};
+
+/// What the store asks of the machine's clocks.
+pub(crate) trait Clock: Send + Sync + fmt::Debug {
+    /// Milliseconds since the Unix epoch, as somebody set it.
+    fn wall(&self) -> WallMillis;
+
+    /// Milliseconds on a clock that nobody sets, that counts through suspend and starts anew at a boot.
+    fn boot_millis(&self) -> u64;
+
+    /// Names the boot that `boot_millis` belongs to. `None` where the system has no such name.
+    fn boot_id(&self) -> Option<[u8; 16]>;
+
+    /// Nanoseconds for measuring durations within the process; cheap.
+    fn monotonic_nanos(&self) -> u64;
+}
+
+/// The machine's own clocks.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct SystemClock;
+
+impl Clock for SystemClock {
+    fn wall(&self) -> WallMillis {
+        WallMillis(millis(rustix::time::clock_gettime(rustix::time::ClockId::Realtime)))
+    }
+
+    fn boot_millis(&self) -> u64 {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let id = rustix::time::ClockId::Boottime;
+        // macOS counts CLOCK_MONOTONIC through sleep.
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let id = rustix::time::ClockId::Monotonic;
+        millis(rustix::time::clock_gettime(id))
+    }
+
+    fn boot_id(&self) -> Option<[u8; 16]> {
+        static BOOT_ID: OnceLock<Option<[u8; 16]>> = OnceLock::new();
+        *BOOT_ID.get_or_init(|| {
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .ok()
+                .and_then(|text| parse_uuid(text.trim()))
+        })
+    }
+
+    fn monotonic_nanos(&self) -> u64 {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+    }
+}
+
+/// 0 before the epoch: such a wall clock is wrong, and a wrong one is only shown.
+fn millis(time: rustix::time::Timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
+}
+
+/// `1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed` as 16 bytes.
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
+    let mut id = [0; 16];
+    if digits.len() != 2 * id.len() {
+        return None;
+    }
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        for digit in pair {
+            let value =
+                char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok())?;
+            *byte = (*byte << 4) | value;
+        }
+    }
+    Some(id)
+}
+
+/// The three clocks at one moment, as the log and the manifest keep them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct TimeNote {
+    pub(crate) boot_id: Option<[u8; 16]>,
+    pub(crate) boot_millis: u64,
+    pub(crate) store: StoreMillis,
+    pub(crate) wall: WallMillis,
+}
+
+/// Store time since one opening.
+#[derive(Debug)]
+pub(crate) struct StoreClock {
+    boot_at_open: u64,
+    store_at_open: StoreMillis,
+    /// The greatest store time told so far.
+    newest: AtomicU64,
+}
+
+impl StoreClock {
+    /// Goes on from `newest_note`, the newest one recovered, and from the largest store time in any
+    /// record. `off_millis_max` bounds how far time may advance across a reboot.
+    pub(crate) fn open(
+        newest_note: Option<&TimeNote>,
+        largest_recorded: StoreMillis,
+        off_millis_max: u64,
+        clock: &dyn Clock,
+    ) -> Self {
+        let boot_at_open = clock.boot_millis();
+        let store_at_open = match newest_note {
+            None => StoreMillis(clock.wall().0),
+            Some(note) if within_boot(note, clock.boot_id(), boot_at_open) => {
+                note.store.plus(boot_at_open.saturating_sub(note.boot_millis))
+            }
+            Some(note) => {
+                note.store.plus(clock.wall().0.saturating_sub(note.wall.0).min(off_millis_max))
+            }
+        };
+        let store_at_open = store_at_open.max(largest_recorded);
+        StoreClock { boot_at_open, store_at_open, newest: AtomicU64::new(store_at_open.0) }
+    }
+
+    /// Store time now. Never less than any time told before, by whichever thread.
+    pub(crate) fn now(&self, clock: &dyn Clock) -> StoreMillis {
+        self.at(clock.boot_millis())
+    }
+
+    /// What to write down so that a later opening goes on from here.
+    pub(crate) fn note(&self, clock: &dyn Clock) -> TimeNote {
+        let boot_millis = clock.boot_millis();
+        TimeNote {
+            boot_id: clock.boot_id(),
+            boot_millis,
+            store: self.at(boot_millis),
+            wall: clock.wall(),
+        }
+    }
+
+    /// Whether wall time and store time have parted since `last` by so much that a new note is due.
+    pub(crate) fn drifted(&self, clock: &dyn Clock, last: &TimeNote) -> bool {
+        let (store, wall) = (self.now(clock), clock.wall());
+        // The advances are wall - last.wall and store - last.store; crosswise, no difference goes below 0.
+        let left = u128::from(wall.0).saturating_add(u128::from(last.store.0));
+        let right = u128::from(store.0).saturating_add(u128::from(last.wall.0));
+        left.abs_diff(right) >= u128::from(TIME_DRIFT_MILLIS)
+    }
+
+    fn at(&self, boot_millis: u64) -> StoreMillis {
+        let time = self.store_at_open.plus(boot_millis.saturating_sub(self.boot_at_open)).0;
+        let before = self.newest.fetch_max(time, Ordering::Relaxed);
+        StoreMillis(before.max(time))
+    }
+}
+
+/// Whether the boot clock has run on since `note`. A system that can't name its boots never says so.
+fn within_boot(note: &TimeNote, boot_id: Option<[u8; 16]>, boot_millis: u64) -> bool {
+    boot_id.is_some() && boot_id == note.boot_id && boot_millis >= note.boot_millis
+}
+
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use manual::ManualClock;
+
+#[cfg(any(test, feature = "testing"))]
+mod manual {
+    use super::{Clock, WallMillis};
+
+    /// Clocks driven by hand.
+    #[derive(Debug)]
+    pub(crate) struct ManualClock(parking_lot::Mutex<Hands>);
+
+    #[derive(Clone, Copy, Debug)]
+    struct Hands {
+        wall: u64,
+        boot_millis: u64,
+        boot_count: u128,
+        boot_named: bool,
+        monotonic_millis: u64,
+    }
+
+    impl ManualClock {
+        /// Stands at `wall`, one minute after a boot.
+        pub(crate) fn new(wall: WallMillis) -> Self {
+            ManualClock(parking_lot::Mutex::new(Hands {
+                wall: wall.0,
+                boot_millis: 60_000,
+                boot_count: 1,
+                boot_named: true,
+                monotonic_millis: 60_000,
+            }))
+        }
+
+        /// Time passes: every clock moves.
+        pub(crate) fn advance(&self, millis: u64) {
+            let mut hands = self.0.lock();
+            hands.wall = hands.wall.saturating_add(millis);
+            hands.boot_millis = hands.boot_millis.saturating_add(millis);
+            hands.monotonic_millis = hands.monotonic_millis.saturating_add(millis);
+        }
+
+        /// The machine sleeps: the monotonic clock stands still meanwhile.
+        pub(crate) fn suspend(&self, millis: u64) {
+            let mut hands = self.0.lock();
+            hands.wall = hands.wall.saturating_add(millis);
+            hands.boot_millis = hands.boot_millis.saturating_add(millis);
+        }
+
+        /// Somebody sets the wall clock; no time passes.
+        pub(crate) fn jump_wall(&self, millis: i64) {
+            let mut hands = self.0.lock();
+            hands.wall = hands.wall.saturating_add_signed(millis);
+        }
+
+        /// The machine was off for so long: a new boot, its clocks starting at a second.
+        pub(crate) fn reboot(&self, off_millis: u64) {
+            let mut hands = self.0.lock();
+            hands.wall = hands.wall.saturating_add(off_millis);
+            hands.boot_millis = 1000;
+            hands.monotonic_millis = 1000;
+            hands.boot_count = hands.boot_count.wrapping_add(1);
+        }
+
+        /// The boot clock alone falls back, its boot keeping its name: a restored machine image.
+        pub(crate) fn set_boot_millis(&self, millis: u64) {
+            self.0.lock().boot_millis = millis;
+        }
+
+        /// Whether the system has a name for its boot.
+        pub(crate) fn name_boot(&self, named: bool) {
+            self.0.lock().boot_named = named;
+        }
+    }
+
+    impl Clock for ManualClock {
+        fn wall(&self) -> WallMillis {
+            WallMillis(self.0.lock().wall)
+        }
+
+        fn boot_millis(&self) -> u64 {
+            self.0.lock().boot_millis
+        }
+
+        fn boot_id(&self) -> Option<[u8; 16]> {
+            let hands = self.0.lock();
+            hands.boot_named.then(|| hands.boot_count.to_le_bytes())
+        }
+
+        fn monotonic_nanos(&self) -> u64 {
+            self.0.lock().monotonic_millis.saturating_mul(1_000_000)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::TIME_OFF_MILLIS_MAX;
+    use std::sync::Arc;
+
+    const START: u64 = 1_700_000_000_000;
+    const HOUR: u64 = 3_600_000;
+    const DAY: u64 = 24 * HOUR;
+
+    fn manual() -> ManualClock {
+        ManualClock::new(WallMillis(START))
+    }
+
+    fn first(clock: &dyn Clock) -> StoreClock {
+        StoreClock::open(None, StoreMillis(0), TIME_OFF_MILLIS_MAX, clock)
+    }
+
+    fn reopened(note: &TimeNote, clock: &dyn Clock) -> StoreClock {
+        StoreClock::open(Some(note), StoreMillis(0), TIME_OFF_MILLIS_MAX, clock)
+    }
+
+    #[test]
+    fn the_first_opening_takes_the_wall_clock() {
+        let clock = manual();
+        assert_eq!(first(&clock).now(&clock), StoreMillis(START));
+    }
+
+    #[test]
+    fn while_open_only_the_boot_clock_counts() {
+        let clock = manual();
+        let store = first(&clock);
+        clock.jump_wall(30 * DAY as i64);
+        assert_eq!(store.now(&clock), StoreMillis(START));
+        clock.jump_wall(-60 * (DAY as i64));
+        clock.advance(5);
+        assert_eq!(store.now(&clock), StoreMillis(START + 5));
+        clock.suspend(HOUR);
+        assert_eq!(store.now(&clock), StoreMillis(START + 5 + HOUR));
+    }
+
+    #[test]
+    fn while_open_a_nameless_boot_counts_as_well() {
+        let clock = manual();
+        clock.name_boot(false);
+        let store = first(&clock);
+        clock.jump_wall(DAY as i64);
+        clock.advance(7);
+        assert_eq!(store.now(&clock), StoreMillis(START + 7));
+    }
+
+    #[test]
+    fn a_boot_clock_falling_back_does_not_turn_store_time_back() {
+        let clock = manual();
+        let store = first(&clock);
+        clock.advance(100);
+        assert_eq!(store.now(&clock), StoreMillis(START + 100));
+        clock.set_boot_millis(0);
+        assert_eq!(store.now(&clock), StoreMillis(START + 100));
+        assert_eq!(store.note(&clock).store, StoreMillis(START + 100));
+    }
+
+    #[test]
+    fn reopening_within_a_boot_ignores_the_wall_clock() {
+        for jump in [0, 400 * DAY as i64, -400 * (DAY as i64)] {
+            let clock = manual();
+            let note = first(&clock).note(&clock);
+            clock.advance(HOUR);
+            clock.jump_wall(jump);
+            assert_eq!(
+                reopened(&note, &clock).now(&clock),
+                StoreMillis(START + HOUR),
+                "jump {jump}"
+            );
+        }
+    }
+
+    #[test]
+    fn reopening_within_a_boot_has_no_upper_bound() {
+        let clock = manual();
+        let note = first(&clock).note(&clock);
+        clock.suspend(30 * DAY);
+        assert_eq!(reopened(&note, &clock).now(&clock), StoreMillis(START + 30 * DAY));
+    }
+
+    #[test]
+    fn across_a_reboot_the_wall_clocks_difference_counts() {
+        let clock = manual();
+        let note = first(&clock).note(&clock);
+        clock.reboot(HOUR);
+        let store = reopened(&note, &clock);
+        assert_eq!(store.now(&clock), StoreMillis(START + HOUR));
+        clock.advance(3);
+        assert_eq!(store.now(&clock), StoreMillis(START + HOUR + 3));
+    }
+
+    #[test]
+    fn across_a_reboot_a_wall_clock_set_forward_is_bounded() {
+        let clock = manual();
+        let note = first(&clock).note(&clock);
+        clock.reboot(HOUR);
+        clock.jump_wall(400 * DAY as i64);
+        assert_eq!(reopened(&note, &clock).now(&clock), StoreMillis(START + TIME_OFF_MILLIS_MAX));
+        let strict = StoreClock::open(Some(&note), StoreMillis(0), 10, &clock);
+        assert_eq!(strict.now(&clock), StoreMillis(START + 10));
+    }
+
+    #[test]
+    fn across_a_reboot_a_wall_clock_set_back_stands_still() {
+        let clock = manual();
+        let note = first(&clock).note(&clock);
+        clock.reboot(HOUR);
+        clock.jump_wall(-400 * (DAY as i64));
+        let store = reopened(&note, &clock);
+        assert_eq!(store.now(&clock), StoreMillis(START));
+        clock.advance(9);
+        assert_eq!(store.now(&clock), StoreMillis(START + 9));
+    }
+
+    #[test]
+    fn a_boot_clock_below_the_notes_is_another_boot() {
+        let clock = manual();
+        clock.advance(HOUR);
+        let note = first(&clock).note(&clock);
+        clock.set_boot_millis(note.boot_millis - 1);
+        clock.jump_wall(42);
+        assert_eq!(reopened(&note, &clock).now(&clock), note.store.plus(42));
+    }
+
+    #[test]
+    fn without_a_boot_id_every_opening_is_another_boot() {
+        let clock = manual();
+        clock.name_boot(false);
+        let note = first(&clock).note(&clock);
+        assert_eq!(note.boot_id, None);
+        clock.advance(HOUR);
+        clock.jump_wall(-(HOUR as i64) / 2);
+        assert_eq!(reopened(&note, &clock).now(&clock), StoreMillis(START + HOUR / 2));
+        clock.name_boot(true);
+        assert_eq!(reopened(&note, &clock).now(&clock), StoreMillis(START + HOUR / 2));
+    }
+
+    #[test]
+    fn a_vanished_boot_id_is_another_boot() {
+        let clock = manual();
+        let note = first(&clock).note(&clock);
+        clock.name_boot(false);
+        clock.advance(HOUR);
+        clock.jump_wall(-(HOUR as i64));
+        assert_eq!(reopened(&note, &clock).now(&clock), StoreMillis(START));
+    }
+
+    #[test]
+    fn no_record_is_younger_than_store_time() {
+        let clock = manual();
+        let note = first(&clock).note(&clock);
+        let recorded = StoreMillis(START + 5000);
+        let store = StoreClock::open(Some(&note), recorded, TIME_OFF_MILLIS_MAX, &clock);
+        assert_eq!(store.now(&clock), recorded);
+        clock.advance(1);
+        assert_eq!(store.now(&clock), recorded.plus(1));
+        let store = StoreClock::open(None, recorded, TIME_OFF_MILLIS_MAX, &clock);
+        assert_eq!(store.now(&clock), recorded);
+    }
+
+    #[test]
+    fn drift_is_noticed_at_a_second_in_both_directions() {
+        let clock = manual();
+        let store = first(&clock);
+        let note = store.note(&clock);
+        clock.advance(HOUR);
+        assert!(!store.drifted(&clock, &note));
+        clock.jump_wall(999);
+        assert!(!store.drifted(&clock, &note));
+        clock.jump_wall(1);
+        assert!(store.drifted(&clock, &note));
+        clock.jump_wall(-2000);
+        assert!(store.drifted(&clock, &note));
+        clock.jump_wall(1);
+        assert!(!store.drifted(&clock, &note));
+        let note = store.note(&clock);
+        assert!(!store.drifted(&clock, &note));
+    }
+
+    #[test]
+    fn a_chain_of_reboots_adds_up_and_never_turns_back() {
+        let clock = manual();
+        let mut note = first(&clock).note(&clock);
+        for turn in 0..100_i64 {
+            clock.reboot(10);
+            clock.jump_wall(if turn % 2 == 0 { -5000 } else { 5000 });
+            let store = reopened(&note, &clock);
+            clock.advance(3);
+            let next = store.note(&clock);
+            assert!(next.store >= note.store.plus(3));
+            note = next;
+        }
+    }
+
+    #[test]
+    fn extremes_do_not_overflow() {
+        let clock = manual();
+        let note = TimeNote {
+            boot_id: clock.boot_id(),
+            boot_millis: 0,
+            store: StoreMillis(u64::MAX),
+            wall: WallMillis(u64::MAX),
+        };
+        let store = reopened(&note, &clock);
+        assert_eq!(store.now(&clock), StoreMillis(u64::MAX));
+        clock.advance(u64::MAX);
+        assert_eq!(store.now(&clock), StoreMillis(u64::MAX));
+        assert!(!store.drifted(&clock, &note));
+    }
+
+    #[test]
+    fn threads_never_see_store_time_fall() {
+        let clock = Arc::new(manual());
+        let store = first(&*clock);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..2000).for_each(|_| clock.advance(1)));
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut last = StoreMillis(0);
+                    for _ in 0..2000 {
+                        let now = store.now(&*clock);
+                        assert!(now >= last);
+                        last = now;
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn the_system_clocks_run() {
+        let clock = SystemClock;
+        assert!(clock.wall().0 > START);
+        assert!(clock.boot_millis() > 0);
+        let before = clock.monotonic_nanos();
+        assert!(clock.monotonic_nanos() >= before);
+        if cfg!(target_os = "linux") {
+            assert!(clock.boot_id().is_some());
+        }
+    }
+
+    #[test]
+    fn a_boot_id_is_read_only_from_a_whole_uuid() {
+        let id = parse_uuid("00ff1020-3040-5060-7080-90a0b0c0d0e0").unwrap();
+        assert_eq!(id[..4], [0, 0xff, 0x10, 0x20]);
+        assert_eq!(id[15], 0xe0);
+        for bad in [
+            "",
+            "00ff",
+            "zzff1020-3040-5060-7080-90a0b0c0d0e0",
+            "00ff1020-3040-5060-7080-90a0b0c0d0e0a",
+        ] {
+            assert_eq!(parse_uuid(bad), None, "{bad}");
+        }
+    }
+}

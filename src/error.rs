@@ -84,8 +84,16 @@ impl Error {
         Error::new(ErrorKind::Corrupt, message).at(path).offset_at(offset)
     }
 
-    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+    /// An error of kind `Invalid`, for an [`Encode`](crate::Encode) written by hand: this value can't be recorded.
+    #[must_use]
+    pub fn invalid(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::Invalid, message)
+    }
+
+    /// An error of kind `Undecodable`, for a [`Decode`](crate::Decode) written by hand: not this type's bytes.
+    #[must_use]
+    pub fn undecodable(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Undecodable, message)
     }
 
     pub(crate) fn at(mut self, path: &Path) -> Self {
@@ -98,7 +106,10 @@ impl Error {
         self
     }
 
-    pub(crate) fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub(crate) fn because(
+        mut self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
         self.source = Some(Arc::new(source));
         self
     }
@@ -116,7 +127,11 @@ impl Error {
             offset: self.detail.offset,
             claim: None,
         };
-        Error { message: self.message.clone(), source: self.source.clone(), detail: Box::new(detail) }
+        Error {
+            message: self.message.clone(),
+            source: self.source.clone(),
+            detail: Box::new(detail),
+        }
     }
 
     /// What to do next.

@@ -6,6 +6,9 @@ pub(crate) const KEY_BYTES_MAX: usize = 4096;
 /// Longest owner label and longest reason: enough for a host, a process and a sentence.
 pub(crate) const LABEL_BYTES_MAX: usize = 512;
 
+/// Longest progress note kept with a claim.
+pub(crate) const PROGRESS_BYTES_MAX: usize = 16 << 10;
+
 /// Metadata of an outcome: enough for a status and a handful of headers.
 pub(crate) const META_COUNT_MAX: usize = 64;
 pub(crate) const META_BYTES_MAX: usize = 8192;

@@ -4,6 +4,16 @@
 //! can replace the disk (`memory`), fail any call (`faulty`) and cut the power between any two.
 //! Never: retries, caches or interprets. What "durable" means is said at each call.
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod faulty;
+pub(crate) mod fork;
+mod map;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod memory;
+mod os;
+
+pub(crate) use os::OsStorage;
+
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -91,6 +101,15 @@ pub(crate) trait Map: Send + Sync + fmt::Debug {
     /// The bytes of `[offset, offset + len)`, which must not change while they are borrowed:
     /// ask only for what is already written and never written again. `None` outside the map.
     fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]>;
+}
+
+/// How a change of several steps failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Before anything was touched that counts: a later try may do.
+    Before(crate::Error),
+    /// A write, a sync or a switch of names failed: what stands is unknown, nothing may be written any more.
+    Poison(crate::Error),
 }
 
 /// Writes all of `buf`, through short writes and interruptions.

@@ -1,0 +1,117 @@
+//! The entropy seam: where ids, salts and hash keys come from.
+//!
+//! Promises: [`OsEntropy`] asks the operating system every time and keeps no state, so a forked child
+//! repeats nothing. `SeededEntropy` gives the same bytes for the same seed, on every machine.
+//! Never: feeds anything but names and keys; no decision of the store is drawn by lot.
+
+#![expect(clippy::disallowed_methods, reason = "this is the entropy seam")]
+
+use std::fmt;
+use std::io;
+
+/// A source of random bytes.
+pub(crate) trait Entropy: Send + Sync + fmt::Debug {
+    /// Fills all of `bytes`.
+    fn fill(&self, bytes: &mut [u8]) -> io::Result<()>;
+}
+
+/// The operating system's generator.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
+        getrandom::fill(bytes).map_err(|e| {
+            e.raw_os_error().map_or_else(|| io::Error::other(e), io::Error::from_raw_os_error)
+        })
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use seeded::{SeededEntropy, SplitMix64};
+
+#[cfg(any(test, feature = "testing"))]
+mod seeded {
+    use super::Entropy;
+    use std::io;
+
+    /// Reproducible bytes for tests.
+    #[derive(Debug)]
+    pub(crate) struct SeededEntropy(parking_lot::Mutex<SplitMix64>);
+
+    impl SeededEntropy {
+        pub(crate) fn new(seed: u64) -> Self {
+            SeededEntropy(parking_lot::Mutex::new(SplitMix64::new(seed)))
+        }
+    }
+
+    impl Entropy for SeededEntropy {
+        fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
+            let mut generator = self.0.lock();
+            for part in bytes.chunks_mut(8) {
+                for (to, from) in part.iter_mut().zip(generator.next().to_le_bytes()) {
+                    *to = from;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// Steele, Lea and Flood's generator: one addition and three mixes, good enough to choose cases by.
+    #[derive(Clone, Debug)]
+    pub(crate) struct SplitMix64(u64);
+
+    impl SplitMix64 {
+        pub(crate) fn new(seed: u64) -> Self {
+            SplitMix64(seed)
+        }
+
+        pub(crate) fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+
+        /// A number below `bound`; 0 if there is none. The bias is below 2^-32 for bounds below 2^32.
+        pub(crate) fn below(&mut self, bound: u64) -> u64 {
+            self.next().checked_rem(bound).unwrap_or(0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_fills_every_length_and_repeats_nothing() {
+        let (mut a, mut b) = ([0u8; 33], [0u8; 33]);
+        OsEntropy.fill(&mut a).unwrap();
+        OsEntropy.fill(&mut b).unwrap();
+        assert_ne!(a, b);
+        OsEntropy.fill(&mut []).unwrap();
+    }
+
+    #[test]
+    fn a_seed_decides_every_byte() {
+        let draw = |seed| {
+            let entropy = SeededEntropy::new(seed);
+            let mut bytes = [0u8; 21];
+            entropy.fill(&mut bytes).unwrap();
+            entropy.fill(&mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+    }
+
+    #[test]
+    fn the_generator_is_the_published_one() {
+        let mut generator = SplitMix64::new(1_234_567);
+        assert_eq!(generator.next(), 6_457_827_717_110_365_317);
+        assert_eq!(generator.next(), 3_203_168_211_198_807_973);
+        assert_eq!(generator.below(0), 0);
+    }
+}

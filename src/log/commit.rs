@@ -1,0 +1,303 @@
+//! Group commit: who writes, who syncs, who is woken.
+//!
+//! Promises: one sync in flight, ever; a waiter returns only when what it placed is durable (or written),
+//! or the log is poisoned; a leader that fails or panics wakes everyone; no wake-up is lost. One thread
+//! alone pays no hand-over: one write, one sync, no wait. Never: reorders or retries.
+//!
+//! Leader and followers, as RocksDB's write group and others have it, with two additions measured to pay:
+//! the leader *gathers* (it yields up to half a sync's time for those just released to come back, so that
+//! two cohorts don't take turns), and each batch, called a round, sleeps on a word of its own, which one
+//! call wakes. Explored under loom; see the tests.
+
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, WakeWord, yield_now};
+use crate::types::Lsn;
+
+/// What the queue drives: the log's buffer and its files.
+pub(crate) trait Sink {
+    /// Hands everything placed so far to the system and closes the round; says which, and where it ends.
+    fn write_round(&self) -> Result<(u32, Lsn), Failed>;
+
+    /// Hands over what was placed, without closing the round, if nobody else is at it.
+    fn try_write(&self) -> Result<Write, Failed>;
+
+    /// Syncs what `write_round` handed over.
+    fn sync(&self) -> Result<(), Failed>;
+
+    /// A clock for durations, in nanoseconds.
+    fn nanos(&self) -> u64;
+}
+
+/// A write or a sync failed. The sink knows why, and poisons the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Failed;
+
+/// How an attempt to write without a sync went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Write {
+    Done,
+    /// Another thread is writing.
+    Busy,
+    /// The buffer crosses into another segment, which takes a sync of the old one.
+    NeedsSync,
+}
+
+/// Where a record was placed, and the round that will make it durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Placed {
+    pub(crate) lsn: Lsn,
+    pub(crate) round: u32,
+}
+
+/// Yields before a waiter sleeps, where many wait and syncs are short.
+const YIELDS: u32 = 3;
+const YIELD_WAITERS: u32 = 8;
+const YIELD_SYNC_NANOS: u64 = 200_000;
+/// Gathering is given up for this many rounds after so many in vain.
+const GATHER_MISSES: u32 = 3;
+const GATHER_SKIP: u32 = 64;
+
+/// The state all waiters share. Rounds alternate between two slots.
+pub(crate) struct CommitQueue {
+    /// End of what was handed to the system.
+    written: AtomicU64,
+    /// The value `written` had before the last successful sync began.
+    durable: AtomicU64,
+    leading: AtomicBool,
+    poisoned: AtomicBool,
+    rounds: [Round; 2],
+    /// How many to gather: those the last round released, and those who waited for the next one then.
+    target: AtomicU32,
+    /// Moving average of a sync's time.
+    sync_nanos: AtomicU64,
+    misses: AtomicU32,
+    skip: AtomicU32,
+}
+
+struct Round {
+    word: WakeWord,
+    sleepers: AtomicU32,
+    /// Waiters for this round's sync.
+    arrived: AtomicU32,
+}
+
+impl Round {
+    fn new() -> Self {
+        Round { word: WakeWord::new(), sleepers: AtomicU32::new(0), arrived: AtomicU32::new(0) }
+    }
+}
+
+impl CommitQueue {
+    /// A queue over a log that is durable up to `end`.
+    pub(crate) fn new(end: Lsn) -> Self {
+        CommitQueue {
+            written: AtomicU64::new(end.get()),
+            durable: AtomicU64::new(end.get()),
+            leading: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+            rounds: [Round::new(), Round::new()],
+            target: AtomicU32::new(0),
+            sync_nanos: AtomicU64::new(0),
+            misses: AtomicU32::new(0),
+            skip: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn written(&self) -> Lsn {
+        Lsn::new(self.written.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn::new(self.durable.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::SeqCst)
+    }
+
+    /// The sink has written up to `end`; called with the writer's lock held, so that it only grows.
+    pub(crate) fn set_written(&self, end: Lsn) {
+        self.written.store(end.get(), Ordering::SeqCst);
+    }
+
+    /// A log that went on elsewhere, all of it durable up to `end`.
+    pub(crate) fn restart_at(&self, end: Lsn) {
+        self.written.store(end.get(), Ordering::SeqCst);
+        self.durable.store(end.get(), Ordering::SeqCst);
+    }
+
+    /// Nothing is written any more; everyone waiting learns it.
+    pub(crate) fn poison(&self) {
+        self.poisoned.store(true, Ordering::SeqCst);
+        for round in &self.rounds {
+            round.word.wake_all();
+        }
+    }
+
+    fn round(&self, number: u32) -> &Round {
+        let [even, odd] = &self.rounds;
+        if number.is_multiple_of(2) { even } else { odd }
+    }
+
+    /// Waits until what was placed there is handed to the system (a process's end can't take it back).
+    /// Nobody parks for a write.
+    pub(crate) fn wait_written(&self, placed: Placed, sink: &impl Sink) -> Result<(), Failed> {
+        loop {
+            if self.written() > placed.lsn {
+                return Ok(());
+            }
+            if self.is_poisoned() {
+                return Err(Failed);
+            }
+            match sink.try_write()? {
+                Write::Done => {}
+                Write::Busy => yield_now(),
+                Write::NeedsSync => return self.wait_durable(placed, sink),
+            }
+        }
+    }
+
+    /// Waits until what was placed there is durable.
+    pub(crate) fn wait_durable(&self, placed: Placed, sink: &impl Sink) -> Result<(), Failed> {
+        if self.durable() > placed.lsn {
+            return Ok(());
+        }
+        let round = self.round(placed.round);
+        round.arrived.fetch_add(1, Ordering::SeqCst);
+        let mut yields = 0;
+        loop {
+            // What became durable before the poison stays acknowledged.
+            if self.durable() > placed.lsn {
+                return Ok(());
+            }
+            if self.is_poisoned() {
+                return Err(Failed);
+            }
+            if self.try_lead() {
+                if self.durable() > placed.lsn {
+                    self.pass_lead_on();
+                    return Ok(());
+                }
+                self.lead(placed.round, sink)?;
+                continue;
+            }
+            if yields < self.yields_worthwhile(round) {
+                yields += 1;
+                yield_now();
+                continue;
+            }
+            self.sleep(placed, round);
+        }
+    }
+
+    fn try_lead(&self) -> bool {
+        self.leading.compare_exchange(false, true, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Sleeps until the round's word changes, unless there is nothing to wait for.
+    ///
+    /// The order makes it safe: first "I sleep" is announced, then the word is read, then the state is
+    /// looked at. Who ends a round changes the state first and looks for sleepers afterwards.
+    fn sleep(&self, placed: Placed, round: &Round) {
+        round.sleepers.fetch_add(1, Ordering::SeqCst);
+        let seen = round.word.read();
+        let must_wait = self.durable() <= placed.lsn
+            && !self.is_poisoned()
+            && self.leading.load(Ordering::SeqCst);
+        if must_wait {
+            round.word.wait(seen, None);
+        }
+        round.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn yields_worthwhile(&self, round: &Round) -> u32 {
+        let many = round.arrived.load(Ordering::Relaxed) > YIELD_WAITERS;
+        let short = self.sync_nanos.load(Ordering::Relaxed) < YIELD_SYNC_NANOS;
+        if many && short { YIELDS } else { 0 }
+    }
+
+    /// Writes and syncs one round, and wakes whom it covered. The caller has the lead.
+    fn lead(&self, open_round: u32, sink: &impl Sink) -> Result<(), Failed> {
+        let lead = Lead { queue: self };
+        self.gather(open_round, sink);
+        let (round, end) = sink.write_round()?;
+        let began = sink.nanos();
+        sink.sync()?;
+        self.took(sink.nanos().saturating_sub(began));
+        // Only now: `end` was handed over before the sync began, all of it.
+        self.durable.store(end.get(), Ordering::SeqCst);
+        std::mem::forget(lead);
+        self.stop_leading(round);
+        Ok(())
+    }
+
+    /// Gives up the lead after `round`: wakes those it covered, and one of the next round to lead it.
+    fn stop_leading(&self, round: u32) {
+        let (ended, next) = (self.round(round), self.round(round.wrapping_add(1)));
+        let released = ended.arrived.swap(0, Ordering::SeqCst);
+        let waiting = next.arrived.load(Ordering::SeqCst);
+        self.target.store(released.saturating_add(waiting), Ordering::Relaxed);
+        self.leading.store(false, Ordering::SeqCst);
+        if ended.sleepers.load(Ordering::SeqCst) > 0 {
+            ended.word.wake_all();
+        }
+        if next.sleepers.load(Ordering::SeqCst) > 0 {
+            next.word.wake_one();
+        }
+    }
+
+    /// Gives up the lead unused: whoever went to sleep because of it may lead instead.
+    fn pass_lead_on(&self) {
+        self.leading.store(false, Ordering::SeqCst);
+        for round in &self.rounds {
+            if round.sleepers.load(Ordering::SeqCst) > 0 {
+                round.word.wake_one();
+            }
+        }
+    }
+
+    /// Yields until as many wait as the last round released and left waiting, or half a sync's time is over.
+    fn gather(&self, round: u32, sink: &impl Sink) {
+        let target = self.target.load(Ordering::Relaxed);
+        let arrived = &self.round(round).arrived;
+        if target < 2 || arrived.load(Ordering::SeqCst) >= target {
+            return;
+        }
+        let skip = self.skip.load(Ordering::Relaxed);
+        if skip > 0 {
+            self.skip.store(skip - 1, Ordering::Relaxed);
+            return;
+        }
+        let window = self.sync_nanos.load(Ordering::Relaxed) / 2;
+        let began = sink.nanos();
+        while sink.nanos().saturating_sub(began) < window {
+            yield_now();
+            if arrived.load(Ordering::SeqCst) >= target {
+                self.misses.store(0, Ordering::Relaxed);
+                return;
+            }
+        }
+        let misses = self.misses.load(Ordering::Relaxed) + 1;
+        let give_up = misses >= GATHER_MISSES;
+        self.misses.store(if give_up { 0 } else { misses }, Ordering::Relaxed);
+        self.skip.store(if give_up { GATHER_SKIP } else { 0 }, Ordering::Relaxed);
+    }
+
+    fn took(&self, nanos: u64) {
+        let average = self.sync_nanos.load(Ordering::Relaxed);
+        let next = if average == 0 { nanos } else { average - average / 8 + nanos / 8 };
+        self.sync_nanos.store(next, Ordering::Relaxed);
+    }
+}
+
+/// Held by a leader: dropped before its round is durable, by an error or a panic, it poisons the queue.
+struct Lead<'a> {
+    queue: &'a CommitQueue,
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        self.queue.poisoned.store(true, Ordering::SeqCst);
+        self.queue.leading.store(false, Ordering::SeqCst);
+        self.queue.poison();
+    }
+}

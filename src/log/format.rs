@@ -1,0 +1,128 @@
+//! The segment header, declared once. Format: `docs/format.md`, "Segment".
+
+use std::path::Path;
+
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::manifest::{Listed, Secrets};
+use crate::record::Seal;
+use crate::types::{Lsn, StoreId};
+use crate::{Error, Result};
+
+/// Records begin here.
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
+
+/// What a segment begins with. It repeats the store's secrets, so that a lost manifest can be rebuilt.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct SegmentHeader {
+    file: [u8; FILE_HEADER_BYTES],
+    base: U64,
+    capacity: U64,
+    salt: U64,
+    secrets: Secrets,
+    ordinal: U32,
+    reserved: [u8; 8],
+    /// Over all bytes before it.
+    sum: U32,
+}
+
+const _: () = assert!(size_of::<SegmentHeader>() == SEGMENT_HEADER_BYTES);
+
+/// What identifies a segment, beside the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    pub(crate) ordinal: u32,
+    pub(crate) base: Lsn,
+    pub(crate) capacity: u64,
+    pub(crate) salt: u64,
+}
+
+impl Identity {
+    pub(crate) fn of(listed: &Listed) -> Self {
+        Identity {
+            ordinal: listed.ordinal,
+            base: listed.base,
+            capacity: listed.capacity,
+            salt: listed.salt,
+        }
+    }
+
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            ordinal: self.ordinal,
+            base: self.base,
+            end: self.base.plus(self.capacity),
+            capacity: self.capacity,
+            salt: self.salt,
+        }
+    }
+
+    pub(crate) fn seal(&self, store: StoreId) -> Seal {
+        Seal { store, salt: self.salt }
+    }
+
+    pub(crate) fn encode(&self, store: StoreId, secrets: &Secrets) -> [u8; SEGMENT_HEADER_BYTES] {
+        let file = FileHeader::new(FileKind::Segment, store);
+        let mut header = SegmentHeader {
+            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+            base: self.base.get().into(),
+            capacity: self.capacity.into(),
+            salt: self.salt.into(),
+            secrets: *secrets,
+            ordinal: self.ordinal.into(),
+            reserved: [0; 8],
+            sum: 0.into(),
+        };
+        header.sum = header.expected_sum().into();
+        header.as_bytes().try_into().unwrap_or([0; SEGMENT_HEADER_BYTES])
+    }
+
+    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
+    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
+        let store = FileHeader::check(bytes, FileKind::Segment, path)?;
+        let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
+        let (header, _) = SegmentHeader::read_from_prefix(bytes)
+            .map_err(|_| bad("a segment header cut short"))?;
+        if header.sum.get() != header.expected_sum() || header.reserved != [0; 8] {
+            return Err(bad("a segment header that fails its checksum"));
+        }
+        let identity = Identity {
+            ordinal: header.ordinal.get(),
+            base: Lsn::new(header.base.get()),
+            capacity: header.capacity.get(),
+            salt: header.salt.get(),
+        };
+        Ok((store, identity))
+    }
+}
+
+impl SegmentHeader {
+    fn expected_sum(&self) -> u32 {
+        crc32fast::hash(self.as_bytes().get(..SEGMENT_HEADER_BYTES - 4).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_corrupt() {
+        let identity =
+            Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
+        let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
+        let bytes = identity.encode(StoreId([4; 16]), &secrets);
+        let path = Path::new("s");
+        assert_eq!(Identity::decode(&bytes, path).unwrap(), (StoreId([4; 16]), identity));
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let error = Identity::decode(&bad, path).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt, "bit {bit}");
+        }
+        assert!(Identity::decode(&bytes[..127], path).is_err());
+    }
+}

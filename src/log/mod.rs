@@ -1,0 +1,405 @@
+//! The log: segments, appending, group commit, recovery, reading one record by LSN.
+//!
+//! Promises: records stand in the order they were placed; `written` and `durable` are prefixes of that order;
+//! what was durable is found again by any later opening, or its loss is reported. After a failed write or
+//! sync nothing is written any more. Never: looks into what a record says of its key.
+//!
+//! The rules it keeps are numbered in `docs/durability.md`. `commit` decides who syncs, `room` what a full
+//! disk may still take, `recovery` what an opening finds.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::clock::{Clock, StoreClock, TimeNote};
+use crate::entropy::Entropy;
+use crate::limits;
+use crate::manifest::Secrets;
+use crate::operation::Durability;
+use crate::record::{Draft, Kind, Record, TimeField};
+use crate::storage::{self, Storage};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::types::{Lsn, StoreMillis};
+use crate::{Error, ErrorKind, Result};
+
+mod commit;
+mod format;
+mod reader;
+pub(crate) mod recovery;
+mod room;
+mod segment;
+mod upkeep;
+
+pub(crate) use commit::Placed;
+use commit::{CommitQueue, Failed, Sink, Write};
+use room::Keeper;
+pub(crate) use room::{NoRoom, Room};
+use segment::Segment;
+
+/// The outside world, as one store sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seams {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+}
+
+/// Sizes a store was opened with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// The first segment; later ones double up to `segment_bytes_max`.
+    pub(crate) segment_bytes_first: u64,
+    pub(crate) segment_bytes_max: u64,
+    /// The longest record: a segment holds at least one.
+    pub(crate) record_bytes_max: u64,
+    pub(crate) map: bool,
+}
+
+/// An open log.
+pub(crate) struct Log {
+    seams: Seams,
+    dir: PathBuf,
+    sizes: Sizes,
+    tail: Mutex<Tail>,
+    writer: Mutex<Writer>,
+    queue: CommitQueue,
+    keeper: Mutex<Keeper>,
+    /// What is listed, for readers; replaced as a whole.
+    segments: Mutex<Arc<Vec<Arc<Segment>>>>,
+    /// Records at or past it can't be read yet: a recovery waits for room to make them durable.
+    readable: AtomicU64,
+    /// Whether LSNs may be taken: `begin_writing` has run.
+    is_writing: AtomicBool,
+    store_clock: StoreClock,
+    poison: Mutex<Option<Error>>,
+    upkeep: upkeep::Upkeep,
+    /// Counts for `stats`: syncs, and nanoseconds spent in them.
+    pub(crate) syncs: AtomicU64,
+    pub(crate) sync_nanos: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+}
+
+/// Where the next record goes. Behind the log lock.
+struct Tail {
+    active: Arc<Segment>,
+    /// File offset in `active`.
+    at: u64,
+    /// Listed, empty: where the log goes when `active` is full.
+    next: Option<Arc<Segment>>,
+    /// Placed, not yet taken by a writer; in order.
+    pieces: VecDeque<Piece>,
+    buffered: u64,
+    /// An emptied buffer, to be filled again.
+    free: Vec<u8>,
+    round: u32,
+    room: room::Reserves,
+    /// The greatest watermark that a placed record carries.
+    marked: Lsn,
+    /// End of the last record that is about a key.
+    keyed_end: Lsn,
+    last: Placed,
+    last_time_note: TimeNote,
+}
+
+/// A run of placed bytes in one segment.
+struct Piece {
+    segment: Arc<Segment>,
+    at: u64,
+    bytes: Vec<u8>,
+    /// An end-of-segment record is its last: the segment is synced whole before anything follows.
+    ends_segment: bool,
+}
+
+/// Behind the writer's lock: who holds it hands bytes to the system.
+struct Writer {
+    /// The segment written to last: what a sync is for.
+    current: Arc<Segment>,
+}
+
+impl Tail {
+    fn end(&self) -> Lsn {
+        self.active.base().plus(self.at)
+    }
+
+    /// Appends a record to the active segment, which has room for it.
+    fn append(&mut self, draft: Draft, durable: Lsn) -> Placed {
+        let (lsn, kind, len) = (self.end(), draft.kind(), draft.len());
+        let seal = self.active.seal;
+        let is_new = self.pieces.back().is_none_or(|piece| piece.ends_segment);
+        if is_new {
+            let bytes = std::mem::take(&mut self.free);
+            let (segment, at) = (Arc::clone(&self.active), self.at);
+            self.pieces.push_back(Piece { segment, at, bytes, ends_segment: false });
+        }
+        if let Some(piece) = self.pieces.back_mut() {
+            draft.seal(&mut piece.bytes, lsn, durable, &seal);
+            piece.ends_segment = kind == Kind::SegmentEnd;
+        }
+        self.at = self.at.saturating_add(len);
+        self.buffered = self.buffered.saturating_add(len);
+        self.marked = self.marked.max(durable);
+        if kind.is_about_key() {
+            self.keyed_end = self.end();
+        }
+        self.last = Placed { lsn, round: self.round };
+        self.last
+    }
+
+    /// Ends the active segment and goes on in the next, if there is one.
+    fn roll(&mut self, durable: Lsn) -> bool {
+        let Some(next) = self.next.take() else { return false };
+        self.append(Draft::segment_end(), durable);
+        self.active = next;
+        self.at = format::SEGMENT_HEADER_BYTES as u64;
+        true
+    }
+}
+
+impl Log {
+    /// Places a record: gives it its LSN and its watermark. Nothing is written yet. Called under the key's
+    /// shard lock, so that the order of a key's records is the order of its states; does no I/O.
+    pub(crate) fn place(&self, draft: Draft, room: Room) -> Result<Placed, NoRoom> {
+        let mut tail = self.tail.lock();
+        if !self.is_writing.load(Ordering::SeqCst) || self.queue.is_poisoned() {
+            return Err(NoRoom::NotWriting);
+        }
+        let durable = self.queue.durable();
+        if tail.end().get() >= limits::LSN_MAX / 2 {
+            return Err(NoRoom::Full);
+        }
+        tail.admit(draft.len(), room, durable)?;
+        Ok(tail.append(draft, durable))
+    }
+
+    /// Gives back what a claim had reserved, when it ends without a record.
+    pub(crate) fn release(&self, reserved: u64) {
+        self.tail.lock().room.release(reserved);
+    }
+
+    /// Waits until what was placed there holds at `level`.
+    pub(crate) fn commit(&self, placed: Placed, level: Durability) -> Result<()> {
+        let done = match level {
+            Durability::Sync => self.queue.wait_durable(placed, self),
+            Durability::Flush => self.queue.wait_written(placed, self),
+            Durability::Lazy => self.write_if_much_is_buffered(),
+        };
+        done.map_err(|Failed| self.indeterminate())
+    }
+
+    /// Whether the record at `lsn` already holds at `level`.
+    pub(crate) fn holds(&self, lsn: Lsn, level: Durability) -> bool {
+        match level {
+            Durability::Sync => self.queue.durable() > lsn,
+            Durability::Flush => self.queue.written() > lsn,
+            Durability::Lazy => true,
+        }
+    }
+
+    /// Waits until the record at `lsn`, placed earlier by anyone, holds at `level`.
+    pub(crate) fn commit_earlier(&self, lsn: Lsn, level: Durability) -> Result<()> {
+        if self.holds(lsn, level) {
+            return Ok(());
+        }
+        // Its round may have ended, or is the open one: the open one covers it in either case.
+        let round = self.tail.lock().round;
+        self.commit(Placed { lsn, round }, level)
+    }
+
+    /// Makes everything placed so far durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        if !self.is_writing.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let last = self.tail.lock().last;
+        self.commit(last, Durability::Sync)
+    }
+
+    /// Lazy leaves the write to the background, but for a bound on what is buffered.
+    fn write_if_much_is_buffered(&self) -> Result<(), Failed> {
+        if self.tail.lock().buffered < limits::BUFFERED_BYTES_MAX {
+            return Ok(());
+        }
+        self.write_out()
+    }
+
+    /// Hands everything placed so far to the system.
+    fn write_out(&self) -> Result<(), Failed> {
+        let last = self.tail.lock().last;
+        self.queue.wait_written(last, self)
+    }
+
+    /// Reads the record at `lsn`.
+    pub(crate) fn read<T>(
+        &self,
+        lsn: Lsn,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
+        if lsn.get() >= self.readable.load(Ordering::SeqCst) {
+            return Err(Error::new(
+                ErrorKind::StorageFull,
+                "what the last opening left unsynced has no room to be made durable: free some space and call again",
+            )
+            .at(&self.dir));
+        }
+        if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
+            self.write_out().map_err(|Failed| self.poisoned())?;
+        }
+        let segments = Arc::clone(&self.segments.lock());
+        let after = segments.partition_point(|segment| segment.base() <= lsn);
+        let segment = after.checked_sub(1).and_then(|index| segments.get(index));
+        let Some(segment) = segment else {
+            return Err(Error::corrupt(&self.dir, 0, format_args!("no segment holds lsn {lsn}")));
+        };
+        let sealed = self.sizes.map && after < segments.len() && {
+            let next_base = segments.get(after).map_or(Lsn::ZERO, |next| next.base());
+            self.queue.written() > next_base
+        };
+        segment.read(lsn, sealed, use_of)
+    }
+
+    /// Why nothing is written any more, if so.
+    pub(crate) fn poison_cause(&self) -> Option<Error> {
+        self.poison.lock().as_ref().map(Error::again)
+    }
+
+    /// The error of every call that would write after a failure.
+    pub(crate) fn poisoned(&self) -> Error {
+        let cause = self.poison_cause();
+        let what = cause.as_ref().map_or_else(|| "a failure".to_owned(), ToString::to_string);
+        let error = Error::new(
+            ErrorKind::Poisoned,
+            format!("the store takes no writes since an earlier one failed ({what}); reopen it"),
+        )
+        .at(&self.dir);
+        match cause {
+            Some(cause) => error.because(cause),
+            None => error,
+        }
+    }
+
+    /// The error of those whose bytes were on their way when a write or sync failed.
+    fn indeterminate(&self) -> Error {
+        let error = self.poisoned();
+        let message = format!(
+            "it may or may not be on disk: reopen the store and ask for the key's state ({error})"
+        );
+        Error::new(ErrorKind::Indeterminate, message).at(&self.dir).because(error)
+    }
+
+    /// Remembers the first failure; from now on nothing is written.
+    fn poison(&self, cause: Error) -> Failed {
+        self.poison.lock().get_or_insert(cause);
+        self.queue.poison();
+        Failed
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.queue.is_poisoned()
+    }
+
+    pub(crate) fn now(&self) -> StoreMillis {
+        self.store_clock.now(&*self.seams.clock)
+    }
+
+    pub(crate) fn store_clock(&self) -> &StoreClock {
+        &self.store_clock
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        self.queue.durable()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn seams(&self) -> &Seams {
+        &self.seams
+    }
+
+    /// The segments listed, oldest first.
+    pub(crate) fn listed(&self) -> Vec<crate::manifest::Listed> {
+        self.keeper.lock().manifest.segments.clone()
+    }
+}
+
+impl Sink for Log {
+    fn write_round(&self) -> Result<(u32, Lsn), Failed> {
+        let mut writer = self.writer.lock();
+        let (pieces, round, end) = {
+            let mut tail = self.tail.lock();
+            let round = tail.round;
+            tail.round = round.wrapping_add(1);
+            tail.buffered = 0;
+            (std::mem::take(&mut tail.pieces), round, tail.end())
+        };
+        self.write_pieces(&mut writer, pieces, end)?;
+        Ok((round, end))
+    }
+
+    fn try_write(&self) -> Result<Write, Failed> {
+        let Some(mut writer) = self.writer.try_lock() else { return Ok(Write::Busy) };
+        let (pieces, end) = {
+            let mut tail = self.tail.lock();
+            if tail.pieces.iter().any(|piece| piece.ends_segment) {
+                return Ok(Write::NeedsSync);
+            }
+            tail.buffered = 0;
+            (std::mem::take(&mut tail.pieces), tail.end())
+        };
+        self.write_pieces(&mut writer, pieces, end)?;
+        Ok(Write::Done)
+    }
+
+    fn sync(&self) -> Result<(), Failed> {
+        let segment = Arc::clone(&self.writer.lock().current);
+        self.sync_segment(&segment)
+    }
+
+    fn nanos(&self) -> u64 {
+        self.seams.clock.monotonic_nanos()
+    }
+}
+
+impl Log {
+    /// Writes what was taken from the tail, up to `end`. At a segment's end the old one is synced whole
+    /// before anything is written into the next, at every level.
+    fn write_pieces(
+        &self,
+        writer: &mut Writer,
+        mut pieces: VecDeque<Piece>,
+        end: Lsn,
+    ) -> Result<(), Failed> {
+        if self.queue.is_poisoned() {
+            return Err(Failed);
+        }
+        for piece in &mut pieces {
+            let segment = &piece.segment;
+            storage::write_all_at(&*segment.file, &piece.bytes, piece.at).map_err(|e| {
+                self.poison(Error::io("writing", &segment.path, e).offset_at(piece.at))
+            })?;
+            self.bytes_written.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
+            writer.current = Arc::clone(segment);
+            if piece.ends_segment {
+                self.sync_segment(segment)?;
+            }
+        }
+        self.queue.set_written(end);
+        if let Some(piece) = pieces.pop_back() {
+            let mut bytes = piece.bytes;
+            bytes.clear();
+            if bytes.capacity() as u64 <= 4 * limits::BUFFERED_BYTES_MAX {
+                self.tail.lock().free = bytes;
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_segment(&self, segment: &Segment) -> Result<(), Failed> {
+        let began = self.nanos();
+        let done = segment.file.sync_data();
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.sync_nanos.fetch_add(self.nanos().saturating_sub(began), Ordering::Relaxed);
+        done.map_err(|e| self.poison(Error::io("syncing", &segment.path, e)))
+    }
+}

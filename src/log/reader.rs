@@ -1,0 +1,137 @@
+//! Reads records from one segment, in LSN order; tells where they stop.
+//!
+//! Promises: every record it yields passed its checksums. It never goes past a bad one, except to look for
+//! watermarks behind it. Never: writes, repairs or decides; cutting a torn tail is `recovery`'s.
+
+use super::segment::Segment;
+use crate::record::{self, ALIGN, Bad, HEADER_BYTES, Record};
+use crate::storage;
+use crate::types::Lsn;
+use crate::{Error, Result};
+
+/// Bytes read at a time; longer records are read whole.
+const WINDOW_BYTES: usize = 1 << 18;
+
+/// A walk through the records of one segment.
+pub(crate) struct Reader<'s> {
+    segment: &'s Segment,
+    /// File offset at which the log in this segment ends.
+    limit: u64,
+    at: u64,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+/// What stands at the reader's place.
+pub(crate) enum Step<'a> {
+    Record(Record<'a>),
+    /// The limit is reached: all of it was records.
+    End,
+    /// No record: damage, or a tail that was never finished.
+    Bad(Bad),
+}
+
+impl<'s> Reader<'s> {
+    /// Reads from file offset `at` up to `limit`.
+    pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Self {
+        Reader { segment, limit, at, window: Vec::new(), window_at: at }
+    }
+
+    /// The place of the next record.
+    pub(crate) fn lsn(&self) -> Lsn {
+        self.segment.base().plus(self.at)
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Step<'_>> {
+        if self.at >= self.limit {
+            return Ok(Step::End);
+        }
+        let (lsn, seal) = (self.lsn(), self.segment.seal);
+        let head = match record::parse_head(self.bytes(HEADER_BYTES)?, lsn, &seal) {
+            Ok(head) => head,
+            Err(bad) => return Ok(Step::Bad(bad)),
+        };
+        let at = self.at;
+        let len = head.len();
+        if let Err(bad) = Record::parse(self.bytes(len)?, lsn, &seal) {
+            return Ok(Step::Bad(bad));
+        }
+        self.at = at.saturating_add(len as u64);
+        let start = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
+        let bytes = self.window.get(start..).unwrap_or_default();
+        match Record::parse(bytes, lsn, &seal) {
+            Ok(record) => Ok(Step::Record(record)),
+            Err(bad) => Ok(Step::Bad(bad)),
+        }
+    }
+
+    /// At least `len` bytes from the reader's place, or as many as there are before the limit.
+    fn bytes(&mut self, len: usize) -> Result<&[u8]> {
+        let end = self.window_at.saturating_add(self.window.len() as u64);
+        let wanted = self.at.saturating_add(len as u64).min(self.limit);
+        if self.at < self.window_at || wanted > end {
+            let room = self.limit.saturating_sub(self.at);
+            let size = (len.max(WINDOW_BYTES) as u64).min(room);
+            self.window.clear();
+            self.window.resize(usize::try_from(size).unwrap_or(0), 0);
+            let read = storage::read_full_at(&*self.segment.file, &mut self.window, self.at);
+            let read =
+                read.map_err(|e| Error::io("reading", &self.segment.path, e).offset_at(self.at))?;
+            self.window.truncate(read);
+            self.window_at = self.at;
+        }
+        let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
+        Ok(self.window.get(start..).unwrap_or_default())
+    }
+}
+
+/// What lies behind a bad record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Behind {
+    /// The greatest watermark in any valid header.
+    pub(crate) watermark: Lsn,
+    /// Records that are whole, and cut off all the same.
+    pub(crate) records: u64,
+    /// File offset behind the last byte that is not zero.
+    pub(crate) bytes_end: u64,
+}
+
+/// Looks at every place where a header could stand, from file offset `from` to `limit`.
+///
+/// A header has a checksum of 32 bits and more than 48 clear ones, so that none is met by chance.
+pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Behind> {
+    let mut behind = Behind { bytes_end: from, ..Behind::default() };
+    // A window's last header may reach past it, so a bit more is read than is looked at.
+    let mut window = vec![0; WINDOW_BYTES + HEADER_BYTES];
+    let mut at = from;
+    while at < limit {
+        let size = usize::try_from(limit - at).unwrap_or(usize::MAX).min(window.len());
+        let Some(room) = window.get_mut(..size) else { break };
+        let have = storage::read_full_at(&*segment.file, room, at)
+            .map_err(|e| Error::io("reading", &segment.path, e).offset_at(at))?;
+        let bytes = window.get(..have).unwrap_or_default();
+        if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
+            behind.bytes_end = behind.bytes_end.max(at.saturating_add(last as u64 + 1));
+            look_in_window(segment, at, bytes, &mut behind);
+        }
+        at = at.saturating_add(WINDOW_BYTES as u64);
+    }
+    Ok(behind)
+}
+
+fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind) {
+    for start in (0..bytes.len().min(WINDOW_BYTES)).step_by(ALIGN) {
+        let rest = bytes.get(start..).unwrap_or_default();
+        if !rest.starts_with(b"O1") {
+            continue;
+        }
+        let lsn = segment.base().plus(at.saturating_add(start as u64));
+        let Ok(head) = record::parse_head(rest, lsn, &segment.seal) else { continue };
+        behind.watermark = behind.watermark.max(head.watermark);
+        let is_whole = match Record::parse(rest, lsn, &segment.seal) {
+            Err(Bad::Short) => segment.read(lsn, false, |_| Ok(())).is_ok(),
+            other => other.is_ok(),
+        };
+        behind.records = behind.records.saturating_add(u64::from(is_whole));
+    }
+}

@@ -1,0 +1,331 @@
+//! Room: what may still be placed, which segments lie ahead, and what a full disk leaves possible.
+//!
+//! Promises: a claim is granted only while its result's reserve, and those of all claims in flight, fit into
+//! segments that are prepared already; so whoever was granted a key can record an outcome, disk full or not.
+//! The last spare is never taken by claims: it is for recovery. Room that comes back is used without a reopen.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::recovery::Plan;
+use super::segment::Spare;
+use super::{Log, Sizes, Tail};
+use crate::limits;
+use crate::manifest::{Manifest, Switch};
+use crate::record::HEADER_BYTES;
+use crate::storage::Failure;
+use crate::sync::Ordering;
+use crate::types::Lsn;
+use crate::{Error, ErrorKind, Result};
+
+/// Always kept free at a segment's end: an end-of-segment record, and room for notes.
+const KEPT_FREE: u64 = HEADER_BYTES as u64 + NOTE_SHARE;
+const NOTE_SHARE: u64 = 128;
+
+/// What a record may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// Free room, and from now on keep so many bytes for the ending.
+    Reserve(u64),
+    /// What was reserved; more only if it is free.
+    Spend(u64),
+    /// Free room only.
+    Free,
+    /// A note's share of what is always kept.
+    Note,
+}
+
+/// Why a record has no place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NoRoom {
+    /// Segments must be prepared first: `make_room`, then try again.
+    Wanted { bytes: u64, reserve: u64 },
+    /// The log has not begun to write, or is poisoned or closed.
+    NotWriting,
+    /// LSNs have run out.
+    Full,
+}
+
+/// Bytes kept for the endings of claims in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Reserves {
+    total: u64,
+    /// The largest since none was in flight: what one segment's rest may be too small for.
+    largest: u64,
+    /// Rooms of the spares set aside, all but the last; kept by the keeper.
+    set_aside: Vec<u64>,
+}
+
+impl Reserves {
+    fn take(&mut self, bytes: u64) {
+        self.total = self.total.saturating_add(bytes);
+        self.largest = self.largest.max(bytes);
+    }
+
+    pub(crate) fn release(&mut self, bytes: u64) {
+        self.total = self.total.saturating_sub(bytes);
+        if self.total == 0 {
+            self.largest = 0;
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+impl Tail {
+    /// Lets a record of `bytes` in, rolling to the next segment if it must, or says what is missing.
+    pub(super) fn admit(&mut self, bytes: u64, room: Room, durable: Lsn) -> Result<(), NoRoom> {
+        let (reserve_after, largest) = match room {
+            Room::Reserve(more) => {
+                (self.room.total.saturating_add(more), self.room.largest.max(more))
+            }
+            Room::Spend(own) => (self.room.total.saturating_sub(own), self.room.largest),
+            Room::Free | Room::Note => (self.room.total, self.room.largest),
+        };
+        let wanted = NoRoom::Wanted { bytes, reserve: reserve_after };
+        let here = free(self.active.identity.capacity, self.at);
+        if room == Room::Note {
+            return if bytes <= here.saturating_add(NOTE_SHARE) && here > 0 {
+                Ok(())
+            } else {
+                Err(wanted)
+            };
+        }
+        let fits_here = bytes <= here;
+        let next = self
+            .next
+            .as_ref()
+            .map(|next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
+        if !fits_here && next.is_none_or(|next| bytes > next) {
+            return Err(wanted);
+        }
+        let within_reserve = matches!(room, Room::Spend(own) if bytes <= own);
+        if !within_reserve {
+            let left = |segment: u64| segment.saturating_sub(largest);
+            let ahead = match (fits_here, next) {
+                (true, next) => left(here - bytes).saturating_add(next.map_or(0, left)),
+                (false, Some(next)) => left(next - bytes),
+                (false, None) => 0,
+            };
+            let aside: u64 = self.room.set_aside.iter().map(|&spare| left(spare)).sum();
+            if ahead.saturating_add(aside) < reserve_after {
+                return Err(wanted);
+            }
+        }
+        if !fits_here {
+            self.roll(durable);
+        }
+        match room {
+            Room::Reserve(more) => self.room.take(more),
+            Room::Spend(own) => self.room.release(own),
+            Room::Free | Room::Note => {}
+        }
+        Ok(())
+    }
+
+    /// Whether segments should be prepared ahead of need.
+    pub(super) fn lacks_next(&self) -> bool {
+        self.next.is_none()
+    }
+}
+
+/// Bytes that records may take in a segment of `capacity` from file offset `at` on.
+fn free(capacity: u64, at: u64) -> u64 {
+    capacity.saturating_sub(at).saturating_sub(KEPT_FREE)
+}
+
+/// What changes seldom, and by I/O: the manifest and the spares. Never taken under a shard lock.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) manifest: Manifest,
+    pub(super) switch: Switch,
+    pub(super) spares: Vec<Spare>,
+    pub(super) spare_number: u32,
+    /// Size of the next segment to be prepared.
+    pub(super) grow: u64,
+    /// What `begin_writing` has yet to do.
+    pub(super) plan: Option<Plan>,
+    pub(super) closed: bool,
+}
+
+impl Sizes {
+    /// The least size that holds the longest record.
+    pub(super) fn segment_bytes_least(&self) -> u64 {
+        (SEGMENT_HEADER_BYTES as u64)
+            .saturating_add(self.record_bytes_max)
+            .saturating_add(KEPT_FREE)
+            .next_multiple_of(limits::PAGE_BYTES as u64)
+    }
+
+    pub(super) fn first(&self) -> u64 {
+        self.segment_bytes_first.max(self.segment_bytes_least())
+    }
+
+    pub(super) fn after(&self, bytes: u64) -> u64 {
+        bytes.saturating_mul(2).min(self.segment_bytes_max).max(self.segment_bytes_least())
+    }
+}
+
+impl Log {
+    pub(super) fn log_dir(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Prepares segments until a record of `bytes` and reserves of `reserve` have their place. `StorageFull`
+    /// if the disk has none; nothing is lost then, and a later call tries again.
+    pub(crate) fn make_room(&self, bytes: u64, reserve: u64) -> Result<()> {
+        let mut keeper = self.keeper.lock();
+        self.check_keeper(&keeper)?;
+        loop {
+            let (lacks_next, enough) = {
+                let tail = self.tail.lock();
+                let largest = tail.room.largest.max(reserve.saturating_sub(tail.room.total));
+                let left = |segment: u64| segment.saturating_sub(largest);
+                let here = free(tail.active.identity.capacity, tail.at);
+                let next = tail
+                    .next
+                    .as_ref()
+                    .map_or(0, |next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
+                let aside: u64 = tail.room.set_aside.iter().map(|&spare| left(spare)).sum();
+                let ahead = if bytes <= here {
+                    left(here - bytes).saturating_add(left(next))
+                } else {
+                    left(next.saturating_sub(bytes))
+                };
+                (
+                    tail.lacks_next(),
+                    ahead.saturating_add(aside) >= reserve && bytes <= here.max(next),
+                )
+            };
+            if lacks_next && keeper.spares.len() > 1 {
+                self.list_next(&mut keeper)?;
+            } else if lacks_next && enough {
+                return Ok(());
+            } else if !lacks_next && enough {
+                return Ok(());
+            } else {
+                self.prepare_spare(&mut keeper)?;
+            }
+        }
+    }
+
+    /// One piece of work ahead of need: a spare, or the next segment. Whether there was any.
+    pub(super) fn prepare_ahead(&self) -> Result<bool> {
+        let mut keeper = self.keeper.lock();
+        if self.check_keeper(&keeper).is_err() || !self.is_writing.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        let lacks_next = self.tail.lock().lacks_next();
+        let wanted = if lacks_next { 2 } else { 1 };
+        if keeper.spares.len() < wanted {
+            self.prepare_spare(&mut keeper)?;
+        } else if lacks_next {
+            self.list_next(&mut keeper)?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn check_keeper(&self, keeper: &Keeper) -> Result<()> {
+        if self.is_poisoned() {
+            return Err(self.poisoned());
+        }
+        if keeper.closed {
+            return Err(Error::new(ErrorKind::Closed, "the store was closed"));
+        }
+        Ok(())
+    }
+
+    fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
+        let bytes = keeper.grow.max(self.sizes.segment_bytes_least());
+        keeper.spare_number = keeper.spare_number.wrapping_add(1);
+        let spare =
+            Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
+        keeper.spares.push(spare.map_err(|e| self.failed(e))?);
+        keeper.grow = self.sizes.after(bytes);
+        self.set_aside(keeper);
+        Ok(())
+    }
+
+    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
+    fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
+        keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
+        if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
+            return Err(Error::new(
+                ErrorKind::StorageFull,
+                "the log has as many segments as it may",
+            ));
+        }
+        let salt = self.seams.draw_u64()?;
+        let Some(spare) = keeper.spares.first() else { return Ok(()) };
+        let identity = Identity {
+            ordinal: keeper.manifest.next_ordinal,
+            base: keeper.manifest.extent,
+            capacity: spare.bytes,
+            salt,
+        };
+        let manifest = &keeper.manifest;
+        let segment = spare
+            .activate(
+                &*self.seams.storage,
+                &self.log_dir(),
+                identity,
+                manifest.store,
+                &manifest.secrets,
+            )
+            .map_err(|e| self.failed(e))?;
+        keeper.spares.remove(0);
+        let mut manifest = keeper.manifest.clone();
+        manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
+        manifest.segments.push(identity.listed());
+        manifest.extent = manifest.extent.max(identity.listed().end);
+        self.switch_to(keeper, manifest)?;
+        let segment = Arc::new(segment);
+        if !self.sizes.map {
+            segment.without_map();
+        }
+        let mut list = self.segments.lock();
+        let mut segments = Vec::clone(&list);
+        segments.push(Arc::clone(&segment));
+        *list = Arc::new(segments);
+        drop(list);
+        self.set_aside(keeper);
+        self.tail.lock().next = Some(segment);
+        Ok(())
+    }
+
+    /// Tells the tail how much room the spares hold, the last one apart.
+    pub(super) fn set_aside(&self, keeper: &Keeper) {
+        let all_but_last = keeper.spares.len().saturating_sub(1);
+        let rooms = keeper.spares.iter().take(all_but_last);
+        let rooms = rooms.map(|spare| free(spare.bytes, SEGMENT_HEADER_BYTES as u64)).collect();
+        self.tail.lock().room.set_aside = rooms;
+    }
+
+    /// Swaps a manifest in, with the clocks and the watermark as they stand.
+    pub(super) fn switch_to(&self, keeper: &mut Keeper, mut manifest: Manifest) -> Result<()> {
+        manifest.generation = manifest.generation.saturating_add(1);
+        manifest.durable = manifest.durable.max(self.durable());
+        manifest.time = self.store_clock.note(&*self.seams.clock).into();
+        keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
+        keeper.manifest = manifest;
+        // Made now, while there may be room; if there is none, the next switch says so.
+        let _ = keeper.switch.prepare(keeper.manifest.segments.len() + 1);
+        Ok(())
+    }
+
+    /// The error of a change that failed, after the log was poisoned if it has to be.
+    pub(super) fn failed(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Before(e) => e,
+            Failure::Poison(e) => {
+                self.poison(e.again());
+                e
+            }
+        }
+    }
+}

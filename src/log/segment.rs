@@ -1,0 +1,225 @@
+//! One file of the log: spare, active or sealed.
+//!
+//! A spare is zeros without identity, written page by page and synced ahead of need: writing into
+//! allocated but unwritten blocks would make every later sync commit file system metadata too.
+//! Activation gives it a header and a name; only then may a manifest list it. Never recycled.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use crate::limits;
+use crate::manifest::{Listed, Secrets};
+use crate::record::{self, Record, Seal};
+use crate::storage::{self, Access, Failure, File, Map, Storage};
+use crate::types::{Lsn, StoreId};
+use crate::{Error, Result};
+
+/// An open segment.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) identity: Identity,
+    pub(crate) seal: Seal,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn File>,
+    /// Set once nothing will be written to it any more; asked for once.
+    map: OnceLock<Option<Arc<dyn Map>>>,
+}
+
+/// A prepared file of zeros.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
+}
+
+const SPARE_PREFIX: &str = "spare-";
+
+/// The name of the segment with that ordinal.
+pub(crate) fn file_name(ordinal: u32) -> String {
+    format!("{ordinal:010}.log")
+}
+
+/// The ordinal that a file name stands for; `None` if it names no segment.
+pub(crate) fn ordinal_of(name: &str) -> Option<u32> {
+    let ordinal = name.strip_suffix(".log")?.parse().ok()?;
+    (file_name(ordinal) == name).then_some(ordinal)
+}
+
+impl Spare {
+    /// The number of a prepared spare; `None` for any other name. It has the name only once its zeros are durable.
+    pub(crate) fn number_of(name: &str) -> Option<u32> {
+        name.strip_prefix(SPARE_PREFIX)?.parse().ok()
+    }
+
+    /// The file a spare is made in before it has its name.
+    pub(crate) fn draft_path(log_dir: &Path) -> PathBuf {
+        log_dir.join("spare.new")
+    }
+
+    /// Writes `bytes` zeros into a file of `log_dir`, durable but for its name, and calls it `spare-{number}`.
+    pub(crate) fn prepare(
+        storage: &dyn Storage,
+        log_dir: &Path,
+        number: u32,
+        bytes: u64,
+    ) -> Result<Self, Failure> {
+        let draft = Spare::draft_path(log_dir);
+        let before = |doing: &str, e| Failure::Before(Error::io(doing, &draft, e));
+        let file = match storage.create(&draft) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                storage.remove(&draft).map_err(|e| before("removing", e))?;
+                storage.create(&draft)
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| before("creating", e))?;
+        let path = log_dir.join(format!("{SPARE_PREFIX}{number}"));
+        if let Err(e) = fill_with_zeros(&*file, bytes).and_then(|()| storage.rename(&draft, &path))
+        {
+            // What was allocated goes back at once: others may need the room. A failure changes nothing.
+            let _ = storage.remove(&draft);
+            // Only a full disk is harmless: a device that fails here will fail elsewhere.
+            let is_full = crate::error::is_full(&e);
+            let error = Error::io("preparing", &path, e);
+            return Err(if is_full { Failure::Before(error) } else { Failure::Poison(error) });
+        }
+        Ok(Spare { path, bytes })
+    }
+
+    /// Gives the spare a header and its name as a segment. Durable on return, but not listed.
+    pub(crate) fn activate(
+        &self,
+        storage: &dyn Storage,
+        log_dir: &Path,
+        identity: Identity,
+        store: StoreId,
+        secrets: &Secrets,
+    ) -> Result<Segment, Failure> {
+        let path = log_dir.join(file_name(identity.ordinal));
+        let file = storage
+            .open(&self.path, Access::ReadWrite)
+            .map_err(|e| Failure::Before(Error::io("opening", &self.path, e)))?;
+        storage::write_all_at(&*file, &identity.encode(store, secrets), 0)
+            .and_then(|()| file.sync_data())
+            .and_then(|()| storage.rename(&self.path, &path))
+            .and_then(|()| storage.sync_dir(log_dir))
+            .map_err(|e| Failure::Poison(Error::io("activating", &path, e)))?;
+        Ok(Segment::new(identity, store, path, file))
+    }
+}
+
+fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
+    let zeros = [0; limits::PAGE_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        let len = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
+        storage::write_all_at(file, zeros.get(..len).unwrap_or_default(), at)?;
+        at = at.saturating_add(len as u64);
+    }
+    file.sync_data()
+}
+
+impl Segment {
+    fn new(identity: Identity, store: StoreId, path: PathBuf, file: Arc<dyn File>) -> Self {
+        let seal = identity.seal(store);
+        Segment { identity, seal, path, file, map: OnceLock::new() }
+    }
+
+    /// Opens a listed segment and checks that it is the one listed.
+    pub(crate) fn open(
+        storage: &dyn Storage,
+        log_dir: &Path,
+        listed: &Listed,
+        store: StoreId,
+        access: Access,
+    ) -> Result<Self> {
+        let path = log_dir.join(file_name(listed.ordinal));
+        let file = match storage.open(&path, access) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::corrupt(&path, 0, "a listed segment is missing:").because(e));
+            }
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                return Err(
+                    Error::corrupt(&path, 0, "a directory in place of a segment:").because(e)
+                );
+            }
+            Err(e) => return Err(Error::io("opening", &path, e)),
+        };
+        let found = read_identity(&*file, &path)?;
+        if found.0 != store {
+            return Err(Error::corrupt(&path, 0, "a segment of another store"));
+        }
+        if found.1 != Identity::of(listed) {
+            return Err(Error::corrupt(&path, 0, "another segment than the manifest lists"));
+        }
+        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
+        if len < listed.end.since(listed.base) {
+            return Err(Error::corrupt(&path, len, "a segment cut short"));
+        }
+        Ok(Segment::new(found.1, store, path, file))
+    }
+
+    pub(crate) fn base(&self) -> Lsn {
+        self.identity.base
+    }
+
+    /// The file offset at which the record of `lsn` begins.
+    pub(crate) fn offset(&self, lsn: Lsn) -> u64 {
+        lsn.since(self.base())
+    }
+
+    /// Reads the record at `lsn`, which lies wholly in what was written. `sealed`: nothing more will be.
+    pub(crate) fn read<T>(
+        &self,
+        lsn: Lsn,
+        sealed: bool,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let offset = self.offset(lsn);
+        let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
+        let map = if sealed { self.map() } else { None };
+        if let Some(map) = map {
+            let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
+            let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
+            let bytes = map.bytes(offset, head.len()).unwrap_or_default();
+            return use_of(Record::parse(bytes, lsn, &self.seal).map_err(corrupt)?);
+        }
+        // One read for most records: header and body together.
+        let mut bytes = vec![0; 1024];
+        let read = |bytes: &mut [u8]| {
+            storage::read_full_at(&*self.file, bytes, offset)
+                .map_err(|e| Error::io("reading", &self.path, e).offset_at(offset))
+        };
+        let have = read(&mut bytes)?;
+        bytes.truncate(have);
+        let head = record::parse_head(&bytes, lsn, &self.seal).map_err(corrupt)?;
+        if head.len() > bytes.len() {
+            bytes.resize(head.len(), 0);
+            let have = read(&mut bytes)?;
+            bytes.truncate(have);
+        }
+        use_of(Record::parse(&bytes, lsn, &self.seal).map_err(corrupt)?)
+    }
+
+    fn map(&self) -> Option<&Arc<dyn Map>> {
+        // Where mapping fails, plain reads serve: the format is the same.
+        let len = || self.file.len().unwrap_or(0);
+        self.map.get_or_init(|| self.file.map(len()).ok()).as_ref()
+    }
+
+    /// Has no map made, ever.
+    pub(crate) fn without_map(&self) {
+        let _ = self.map.set(None);
+    }
+}
+
+/// What the file at `path` says it is.
+pub(crate) fn read_identity(file: &dyn File, path: &Path) -> Result<(StoreId, Identity)> {
+    let mut header = [0; SEGMENT_HEADER_BYTES];
+    let have =
+        storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
+    Identity::decode(header.get(..have).unwrap_or_default(), path)
+}

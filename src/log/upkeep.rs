@@ -1,0 +1,177 @@
+//! Background work of the log, one piece at a time: a thread, a test or a host without threads calls `step`.
+//!
+//! Promises: what was handed to the system is synced after a second or 4 MiB, at every level; a watermark
+//! covers every durable record soon after the last one; an idle store falls silent, all of it marked.
+//! Segments lie ahead before they are needed. Nothing is done once the log is poisoned.
+
+use super::{Log, Room};
+use crate::clock::TimeNote;
+use crate::limits;
+use crate::record::Draft;
+use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord};
+use crate::types::Lsn;
+use crate::{ErrorKind, Result};
+
+/// When `step` wants to be called again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    /// There was work, and there may be more.
+    Now,
+    /// In so many milliseconds.
+    In(u64),
+}
+
+/// What the background remembers between steps.
+pub(super) struct Upkeep {
+    state: Mutex<State>,
+    /// The thread that calls `step`, if any, sleeps on it.
+    word: WakeWord,
+    is_asleep: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    seen_end: Lsn,
+    changed_at: u64,
+    unsynced_since: Option<u64>,
+}
+
+impl Upkeep {
+    pub(super) fn new() -> Self {
+        Upkeep {
+            state: Mutex::new(State::default()),
+            word: WakeWord::new(),
+            is_asleep: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What there is to do, as one look at the tail tells.
+struct View {
+    end: Lsn,
+    keyed_end: Lsn,
+    marked: Lsn,
+    buffered: u64,
+    last_time_note: TimeNote,
+}
+
+impl Log {
+    /// Does one piece of background work, if one is due.
+    pub(crate) fn step(&self) -> Result<Due> {
+        let idle = Due::In(limits::TIME_NOTE_MILLIS);
+        if self.is_poisoned() || !self.is_writing() {
+            return Ok(idle);
+        }
+        let retry = match self.prepare_ahead() {
+            Ok(true) => return Ok(Due::Now),
+            Ok(false) => idle,
+            // Claims say so as they come; room that comes back is noticed here as well.
+            Err(e) if e.kind() == ErrorKind::StorageFull => Due::In(limits::UNSYNCED_MILLIS_MAX),
+            Err(e) => return Err(e),
+        };
+        let now = self.seams.clock.monotonic_nanos() / 1_000_000;
+        let view = self.view();
+        let due = self.step_at(now, &view)?;
+        Ok(match (due, retry) {
+            (Due::In(a), Due::In(b)) => Due::In(a.min(b)),
+            (due, _) => due,
+        })
+    }
+
+    fn step_at(&self, now: u64, view: &View) -> Result<Due> {
+        let mut state = self.upkeep.state.lock();
+        if view.end != state.seen_end {
+            state.seen_end = view.end;
+            state.changed_at = now;
+        }
+        let durable = self.durable();
+        if view.keyed_end > durable {
+            let since = *state.unsynced_since.get_or_insert(now);
+            let waited = now.saturating_sub(since);
+            let is_due = waited >= limits::UNSYNCED_MILLIS_MAX
+                || view.end.since(durable) >= limits::UNSYNCED_BYTES_MAX;
+            if is_due {
+                state.unsynced_since = None;
+                state.changed_at = now;
+                drop(state);
+                return self.sync().map(|()| Due::Now);
+            }
+        } else {
+            state.unsynced_since = None;
+        }
+        let rested = now.saturating_sub(state.changed_at);
+        // There is a record that a sync made durable and no watermark covers yet.
+        let unmarked = durable.min(view.keyed_end) > view.marked;
+        if rested < limits::IDLE_NOTE_MILLIS {
+            return Ok(Due::In(limits::IDLE_NOTE_MILLIS - rested));
+        }
+        if unmarked || self.is_time_note_due(view) {
+            let draft = if self.is_time_note_due(view) { None } else { Some(Draft::note(None)) };
+            let placed = match draft {
+                None => self.note_time(),
+                Some(draft) => self.place(draft, Room::Note).is_ok(),
+            };
+            if placed {
+                // Noticed as no change: a note calls for no other.
+                state.seen_end = self.view().end;
+                drop(state);
+                self.write_out().map_err(|_| self.poisoned())?;
+                return Ok(Due::Now);
+            }
+        }
+        if view.buffered > 0 {
+            drop(state);
+            self.write_out().map_err(|_| self.poisoned())?;
+            return Ok(Due::Now);
+        }
+        let sync_in = state.unsynced_since.map(|since| {
+            limits::UNSYNCED_MILLIS_MAX.saturating_sub(now.saturating_sub(since)).max(1)
+        });
+        Ok(Due::In(sync_in.unwrap_or(limits::TIME_NOTE_MILLIS)))
+    }
+
+    fn view(&self) -> View {
+        let tail = self.tail.lock();
+        View {
+            end: tail.end(),
+            keyed_end: tail.keyed_end,
+            marked: tail.marked,
+            buffered: tail.buffered,
+            last_time_note: tail.last_time_note.clone(),
+        }
+    }
+
+    /// One an hour while open, and one whenever wall and store time have parted by a second.
+    fn is_time_note_due(&self, view: &View) -> bool {
+        let age = self.now().since(view.last_time_note.store);
+        age >= limits::TIME_NOTE_MILLIS
+            || self.store_clock.drifted(&*self.seams.clock, &view.last_time_note)
+    }
+
+    /// The body of the background thread: steps until `stop` says so.
+    pub(crate) fn run_upkeep(&self, stop: &dyn Fn() -> bool) {
+        while !stop() {
+            // A failure has poisoned the log, or is told to the next claim; here there is nobody to tell.
+            let due = self.step().unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
+            let Due::In(millis) = due else { continue };
+            let seen = self.upkeep.word.read();
+            let end = self.view().end;
+            // A short sleep ends by itself: nobody busy should pay for a wake-up.
+            self.upkeep.is_asleep.store(millis > limits::IDLE_NOTE_MILLIS, Ordering::SeqCst);
+            // After the announcement: whoever places from now on sees it.
+            if self.view().end == end && !stop() {
+                self.upkeep.word.wait(seen, Some(millis));
+            }
+            self.upkeep.is_asleep.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Wakes the background thread, if it sleeps: there is something new.
+    pub(crate) fn wake_upkeep(&self) {
+        if self.upkeep.is_asleep.load(Ordering::Relaxed)
+            && self.upkeep.is_asleep.swap(false, Ordering::SeqCst)
+        {
+            self.upkeep.word.wake_one();
+        }
+    }
+}

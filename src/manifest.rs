@@ -1,0 +1,389 @@
+//! What is listed: which segments make up the log, and what is known of them. Replaced atomically.
+//!
+//! Promises: one generation, written whole to a file prepared beforehand and swapped in by rename; a damaged
+//! one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::limits;
+use crate::record::TimeField;
+use crate::storage::{self, Access, Failure, File, Storage};
+use crate::types::{Lsn, StoreId, WallMillis};
+use crate::{Error, Result};
+
+/// The manifest of a store in `dir`.
+pub(crate) fn path(dir: &Path) -> PathBuf {
+    dir.join("MANIFEST")
+}
+
+/// The next manifest's file, made and synced beforehand so that a full disk can't stop a switch.
+fn next_path(dir: &Path) -> PathBuf {
+    dir.join("MANIFEST.next")
+}
+
+/// Everything a manifest says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Manifest {
+    pub(crate) store: StoreId,
+    pub(crate) secrets: Secrets,
+    pub(crate) generation: u64,
+    /// Set by a clean close: where the log ends. Cleared, durably, before the next LSN is taken.
+    pub(crate) clean: Option<Lsn>,
+    /// Counts as a watermark.
+    pub(crate) durable: Lsn,
+    /// At least the end of every segment ever listed; never falls.
+    pub(crate) extent: Lsn,
+    pub(crate) next_ordinal: u32,
+    pub(crate) time: TimeField,
+    pub(crate) opener: Opener,
+    pub(crate) segments: Vec<Listed>,
+}
+
+/// What is drawn once, at birth; repeated in every segment's header.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Secrets {
+    /// Key of the keyed hash.
+    pub(crate) hash_key: [u8; 16],
+    /// Key of what is derived for downstream and for tickets.
+    pub(crate) derivation: [u8; 32],
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secrets(..)")
+    }
+}
+
+/// Who opened the store for writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Opener {
+    pub(crate) pid: u32,
+    pub(crate) since: WallMillis,
+}
+
+/// One segment of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Listed {
+    pub(crate) ordinal: u32,
+    pub(crate) base: Lsn,
+    /// Bytes at or past it are no part of the log, for ever.
+    pub(crate) end: Lsn,
+    pub(crate) capacity: u64,
+    pub(crate) salt: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Head {
+    file: [u8; FILE_HEADER_BYTES],
+    generation: U64,
+    /// 0, or where a clean close left the log.
+    clean_end: U64,
+    durable: U64,
+    extent: U64,
+    secrets: Secrets,
+    time: TimeField,
+    opened_wall: U64,
+    opener_pid: U32,
+    next_ordinal: U32,
+    segment_count: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Item {
+    base: U64,
+    end: U64,
+    capacity: U64,
+    salt: U64,
+    ordinal: U32,
+}
+
+const HEAD_BYTES: usize = size_of::<Head>();
+const ITEM_BYTES: usize = size_of::<Item>();
+const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
+
+impl Manifest {
+    fn encode(&self) -> Vec<u8> {
+        let head = Head {
+            file: FileHeader::new(FileKind::Manifest, self.store)
+                .as_bytes()
+                .try_into()
+                .unwrap_or([0; FILE_HEADER_BYTES]),
+            generation: self.generation.into(),
+            clean_end: self.clean.map_or(0, Lsn::get).into(),
+            durable: self.durable.get().into(),
+            extent: self.extent.get().into(),
+            secrets: self.secrets,
+            time: self.time,
+            opened_wall: self.opener.since.0.into(),
+            opener_pid: self.opener.pid.into(),
+            next_ordinal: self.next_ordinal.into(),
+            segment_count: u32::try_from(self.segments.len()).unwrap_or(u32::MAX).into(),
+        };
+        let mut out = head.as_bytes().to_vec();
+        for listed in &self.segments {
+            let item = Item {
+                base: listed.base.get().into(),
+                end: listed.end.get().into(),
+                capacity: listed.capacity.into(),
+                salt: listed.salt.into(),
+                ordinal: listed.ordinal.into(),
+            };
+            out.extend_from_slice(item.as_bytes());
+        }
+        let sum = crc32fast::hash(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Reads a manifest from the whole of its file.
+    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<Self> {
+        let store = FileHeader::check(bytes, FileKind::Manifest, path)?;
+        let bad = |at: usize, what: &str| Error::corrupt(path, at as u64, what);
+        let (head, rest) = Head::read_from_prefix(bytes)
+            .map_err(|_| bad(FILE_HEADER_BYTES, "a manifest cut short"))?;
+        let count = head.segment_count.get() as usize;
+        if count > limits::SEGMENTS_MAX {
+            return Err(bad(HEAD_BYTES, "a manifest with an impossible number of segments"));
+        }
+        let items_bytes = count.saturating_mul(ITEM_BYTES);
+        let summed = HEAD_BYTES.saturating_add(items_bytes);
+        let sum = bytes.get(..summed).map(crc32fast::hash);
+        let (stored, zeros) = bytes
+            .get(summed..)
+            .and_then(|rest| U32::read_from_prefix(rest).ok())
+            .ok_or_else(|| bad(HEAD_BYTES, "a manifest cut short"))?;
+        if sum != Some(stored.get()) {
+            return Err(bad(FILE_HEADER_BYTES, "a manifest that fails its checksum"));
+        }
+        if let Some(at) = zeros.iter().position(|&byte| byte != 0) {
+            return Err(bad(summed.saturating_add(4 + at), "bytes behind a manifest's end"));
+        }
+        let items = rest.get(..items_bytes).unwrap_or_default();
+        let mut segments = Vec::with_capacity(count);
+        for item in items.chunks_exact(ITEM_BYTES) {
+            let item = Item::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
+            segments.push(Listed {
+                ordinal: item.ordinal.get(),
+                base: Lsn::new(item.base.get()),
+                end: Lsn::new(item.end.get()),
+                capacity: item.capacity.get(),
+                salt: item.salt.get(),
+            });
+        }
+        let manifest = Manifest {
+            store,
+            secrets: head.secrets,
+            generation: head.generation.get(),
+            clean: Some(Lsn::new(head.clean_end.get())).filter(|end| *end != Lsn::ZERO),
+            durable: Lsn::new(head.durable.get()),
+            extent: Lsn::new(head.extent.get()),
+            next_ordinal: head.next_ordinal.get(),
+            time: head.time,
+            opener: Opener {
+                pid: head.opener_pid.get(),
+                since: WallMillis(head.opened_wall.get()),
+            },
+            segments,
+        };
+        if manifest.is_sound() {
+            Ok(manifest)
+        } else {
+            Err(bad(HEAD_BYTES, "a manifest that contradicts itself"))
+        }
+    }
+
+    /// The list is in order, without overlaps, and within the extent.
+    fn is_sound(&self) -> bool {
+        let mut before = Lsn::ZERO;
+        self.segments.iter().all(|listed| {
+            let fits = listed.base >= before
+                && listed.base.get().is_multiple_of(8)
+                && listed.end > listed.base
+                && listed.end.since(listed.base) <= listed.capacity
+                && listed.capacity <= limits::SEGMENT_BYTES_MOST
+                && listed.end.get() <= limits::LSN_MAX
+                && listed.ordinal < self.next_ordinal;
+            before = listed.end;
+            fits
+        }) && before <= self.extent
+            && !self.segments.is_empty()
+    }
+
+    /// The segment that `lsn` lies in.
+    pub(crate) fn find(&self, lsn: Lsn) -> Option<&Listed> {
+        let after = self.segments.partition_point(|listed| listed.base <= lsn);
+        self.segments.get(after.checked_sub(1)?).filter(|listed| lsn < listed.end)
+    }
+}
+
+/// Reads the manifest in `dir`; `None` if there is none.
+pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>> {
+    let path = path(dir);
+    let file = match storage.open(&path, Access::Read) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => {
+            return Err(Error::corrupt(&path, 0, "a directory where the manifest should be"));
+        }
+        Err(e) => return Err(Error::io("opening", &path, e)),
+    };
+    let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
+    if len > manifest_bytes_max() {
+        return Err(Error::corrupt(&path, manifest_bytes_max(), "a manifest that is too long"));
+    }
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let read =
+        storage::read_full_at(&*file, &mut bytes, 0).map_err(|e| Error::io("reading", &path, e))?;
+    bytes.truncate(read);
+    Manifest::decode(&bytes, &path).map(Some)
+}
+
+fn manifest_bytes_max() -> u64 {
+    ((HEAD_BYTES + limits::SEGMENTS_MAX * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES))
+        as u64
+}
+
+/// Swaps manifests in.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    next: Option<Arc<dyn File>>,
+}
+
+impl Switch {
+    pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
+        Switch { storage, dir: dir.to_path_buf(), next: None }
+    }
+
+    /// Makes the next manifest's file, so that the switch itself needs no room.
+    pub(crate) fn prepare(&mut self, segments: usize) -> Result<()> {
+        let bytes =
+            (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
+        let path = next_path(&self.dir);
+        let fits = |file: &Arc<dyn File>| file.len().is_ok_and(|len| len >= bytes);
+        if self.next.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        let (file, doing) = match self.storage.create(&path) {
+            Ok(file) => (Ok(file), "creating"),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                (self.storage.open(&path, Access::ReadWrite), "opening")
+            }
+            Err(e) => (Err(e), "creating"),
+        };
+        let file = file.map_err(|e| Error::io(doing, &path, e))?;
+        let zeros = [0; limits::PAGE_BYTES];
+        let mut at = 0;
+        while at < bytes {
+            storage::write_all_at(&*file, &zeros, at)
+                .map_err(|e| Error::io("preparing", &path, e))?;
+            at = at.saturating_add(zeros.len() as u64);
+        }
+        if file.len().map_err(|e| Error::io("preparing", &path, e))? > at {
+            file.truncate(at).map_err(|e| Error::io("preparing", &path, e))?;
+        }
+        file.sync_data().map_err(|e| Error::io("syncing", &path, e))?;
+        self.next = Some(file);
+        Ok(())
+    }
+
+    /// Makes `manifest` the one that stands. Durable on return.
+    pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        self.prepare(manifest.segments.len()).map_err(Failure::Before)?;
+        let next = next_path(&self.dir);
+        let Some(file) = self.next.take() else {
+            return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
+        };
+        let poison = |doing: &str, path: &Path, e| Failure::Poison(Error::io(doing, path, e));
+        storage::write_all_at(&*file, &manifest.encode(), 0)
+            .map_err(|e| poison("writing", &next, e))?;
+        file.sync_data().map_err(|e| poison("syncing", &next, e))?;
+        self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;
+        self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn sample() -> Manifest {
+        let listed = |ordinal, base: u64, len| Listed {
+            ordinal,
+            base: Lsn::new(base),
+            end: Lsn::new(base + len),
+            capacity: 1 << 16,
+            salt: 77 + base,
+        };
+        Manifest {
+            store: StoreId(*b"0123456789abcdef"),
+            secrets: Secrets { hash_key: [1; 16], derivation: [2; 32] },
+            generation: 9,
+            clean: None,
+            durable: Lsn::new(1 << 21),
+            extent: Lsn::new(1 << 22),
+            next_ordinal: 8,
+            time: TimeField {
+                boot_id: [5; 16],
+                boot_millis: 6.into(),
+                store_millis: 7.into(),
+                wall_millis: 8.into(),
+            },
+            opener: Opener { pid: 4242, since: WallMillis(1_700_000_000_000) },
+            segments: vec![listed(3, 1 << 20, 4096), listed(7, 1 << 21, 1 << 16)],
+        }
+    }
+
+    #[test]
+    fn it_comes_back_as_it_went_in() {
+        let path = Path::new("m");
+        let open = sample();
+        assert_eq!(Manifest::decode(&open.encode(), path).unwrap(), open);
+        let clean = Manifest { clean: Some(Lsn::new((1 << 21) + 64)), ..sample() };
+        assert_eq!(Manifest::decode(&clean.encode(), path).unwrap(), clean);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_corrupt_and_every_cut_is() {
+        let mut bytes = sample().encode();
+        bytes.resize(512, 0);
+        for at in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[at / 8] ^= 1 << (at % 8);
+            let error = Manifest::decode(&bad, Path::new("m")).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt, "bit {at}");
+            assert!(error.path().is_some() && error.offset().is_some());
+        }
+        for len in 0..sample().encode().len() {
+            assert!(Manifest::decode(&bytes[..len], Path::new("m")).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn an_lsn_is_found_in_its_segment_and_in_no_gap() {
+        let manifest = sample();
+        let find = |lsn| manifest.find(Lsn::new(lsn)).map(|listed| listed.ordinal);
+        assert_eq!(find((1 << 20) - 1), None);
+        assert_eq!(find(1 << 20), Some(3));
+        assert_eq!(find((1 << 20) + 4095), Some(3));
+        assert_eq!(find((1 << 20) + 4096), None);
+        assert_eq!(find(1 << 21), Some(7));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Manifest::decode(&bytes, Path::new("m"));
+        }
+    }
+}

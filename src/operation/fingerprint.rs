@@ -1,0 +1,134 @@
+//! What a request said, in 128 bits: [`Fingerprint`].
+//!
+//! Promises: the same bytes give the same fingerprint on every machine and in every version, for ever.
+//! Never: keeps what it was made of. Proof: the golden values in the tests, which must not change.
+
+use std::fmt;
+
+use super::blake2b::Blake2b;
+
+/// Keeps `of_parts` apart from `of`, whatever bytes the parts hold.
+const PARTS: [u8; 16] = *b"onlyonce-parts\0\0";
+
+/// What was asked, in 128 bits, so that one key used for two different requests is noticed.
+///
+/// The fingerprint given with a claim is kept in its record. A later call for the key with another
+/// fingerprint is answered `Mismatch`, and the recorded result is not shown to it. A call without a
+/// fingerprint is not compared.
+///
+/// # What it is
+/// BLAKE2b with a digest of 16 bytes and no key (RFC 7693), so another program can compute it too:
+/// in Python `hashlib.blake2b(data, digest_size=16)`. It needs no secret: to find other bytes with a
+/// given fingerprint takes about 2^128 attempts. Two requests of one's own choice that share a
+/// fingerprint take about 2^64; if that is in reach of your clients, compare the requests themselves.
+///
+/// # Example
+/// ```
+/// use onlyonce::Fingerprint;
+///
+/// let body = r#"{"amount": 17}"#;
+/// assert_eq!(Fingerprint::of(body), Fingerprint::of(body.as_bytes()));
+/// assert_ne!(Fingerprint::of_parts(["ab", "c"]), Fingerprint::of_parts(["a", "bc"]));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// The fingerprint of some bytes: about a nanosecond a byte, no allocation.
+    #[must_use]
+    pub fn of(bytes: impl AsRef<[u8]>) -> Self {
+        let mut hash = Blake2b::new([0; 16]);
+        hash.update(bytes.as_ref());
+        Fingerprint(hash.finish())
+    }
+
+    /// The fingerprint of a list of parts, which never run together: `["ab", "c"]` and `["a", "bc"]`
+    /// differ, and neither equals the [`of`](Fingerprint::of) any bytes.
+    ///
+    /// It is BLAKE2b as for `of`, personalized with `onlyonce-parts` (and two zero bytes), over each
+    /// part's length as eight little-endian bytes followed by the part.
+    #[must_use]
+    pub fn of_parts<I>(parts: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let mut hash = Blake2b::new(PARTS);
+        for part in parts {
+            let part = part.as_ref();
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Fingerprint(hash.finish())
+    }
+
+    /// A fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.
+    ///
+    /// It must depend on nothing but the request. What a client can steer must be hard to collide.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Fingerprint(bytes)
+    }
+
+    /// The 16 bytes, as [`from_bytes`](Fingerprint::from_bytes) takes them.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fingerprint(")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(fingerprint: Fingerprint) -> String {
+        let shown = format!("{fingerprint:?}");
+        shown.trim_start_matches("Fingerprint(").trim_end_matches(')').to_owned()
+    }
+
+    /// `hashlib.blake2b(data, digest_size=16).hexdigest()`: around one block, at two, and many.
+    #[test]
+    fn fingerprints_of_bytes_never_change() {
+        let long: Vec<u8> = (0..1000u32).map(|i| (i % 251) as u8).collect();
+        let cases: [(&[u8], &str); 7] = [
+            (b"", "cae66941d9efbd404e4d88758ea67670"),
+            (b"abc", "cf4ab791c62b8d2b2109c90275287816"),
+            (&[b'x'; 127], "faeac286ccce46d5273182d599dd943b"),
+            (&[b'x'; 128], "874acca82a22239ec64a3e70c3ae494e"),
+            (&[b'x'; 129], "b9ee96f69e8210c624fee55d71d5a54f"),
+            (&[b'x'; 256], "0b2c2b0de02938ad7a728b51e8da3357"),
+            (&long, "bca120dfd89cd95d82898473a5b01c90"),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(hex(Fingerprint::of(bytes)), expected, "{} bytes", bytes.len());
+        }
+    }
+
+    /// The same with `person=b"onlyonce-parts"`, over lengths and parts.
+    #[test]
+    fn fingerprints_of_parts_never_change() {
+        let cases: [(&[&str], &str); 4] = [
+            (&[], "e866b1a7aedfc264bf06b6d423127c1a"),
+            (&["ab", "c"], "7dd902bbbbf9391291ba0b6fba46dcc8"),
+            (&["a", "bc"], "8ebd029b8ffce0edd1743d9d87a12ec9"),
+            (&[""], "94dd09363f9dae1bda3cdcd17b1f8009"),
+        ];
+        for (parts, expected) in cases {
+            assert_eq!(hex(Fingerprint::of_parts(parts)), expected, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_made_elsewhere_keeps_its_bytes() {
+        let bytes = *b"0123456789abcdef";
+        assert_eq!(Fingerprint::from_bytes(bytes).to_bytes(), bytes);
+    }
+}

@@ -1,0 +1,134 @@
+//! What to claim, and how: [`Operation`], [`Key`], [`Fingerprint`], [`Policy`], and the words that end an
+//! attempt, [`Outcome`] and [`Abort`].
+//!
+//! Promises: plain data; making one does nothing and never fails, whoever uses it checks it first.
+//! Never: touches a store, a file or a clock.
+
+mod blake2b;
+mod fingerprint;
+mod key;
+mod key_part;
+mod outcome;
+mod policy;
+
+pub use fingerprint::Fingerprint;
+pub use key::Key;
+pub use key_part::KeyPart;
+pub(crate) use outcome::OutcomeParts;
+pub use outcome::{Abort, Outcome};
+pub(crate) use policy::Settings;
+pub use policy::{Durability, OnDrop, OnInterrupted, Policy};
+
+/// What to claim: a key, and whatever else this one operation needs to say.
+///
+/// Every call that takes an operation takes a plain key, too. The setters are those of [`Policy`]; what
+/// is set here goes before the store's.
+///
+/// ```
+/// use onlyonce::{Fingerprint, OnDrop, OnInterrupted, Operation};
+/// use std::time::Duration;
+///
+/// let (tenant, body) = ("acme", br#"{"amount": 17}"#);
+/// let charge = Operation::new((tenant, "POST", "/charges", "client-key-1"))
+///     .fingerprint(Fingerprint::of(body))
+///     .lease(Duration::from_secs(30))
+///     .on_interrupted(OnInterrupted::Hold)
+///     .on_drop(OnDrop::Abort);
+/// ```
+#[must_use = "an operation does nothing until it is claimed"]
+#[derive(Clone, Debug)]
+pub struct Operation<'k> {
+    key: Key<'k>,
+    fingerprint: Option<Fingerprint>,
+    policy: Policy,
+}
+
+impl<'k> Operation<'k> {
+    /// The operation of that name, treated as the store's policy says.
+    pub fn new(key: impl Into<Key<'k>>) -> Self {
+        Operation { key: key.into(), fingerprint: None, policy: Policy::new() }
+    }
+
+    /// What the request says, so that another request under the same key is answered `Mismatch`.
+    ///
+    /// Kept from the claim on. Default: none, nothing is compared.
+    pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    pub(crate) fn key(&self) -> &Key<'k> {
+        &self.key
+    }
+
+    pub(crate) fn fingerprint_given(&self) -> Option<Fingerprint> {
+        self.fingerprint
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+}
+
+impl<'k, K: Into<Key<'k>>> From<K> for Operation<'k> {
+    fn from(key: K) -> Self {
+        Operation::new(key)
+    }
+}
+
+impl<'k> From<&'k Operation<'_>> for Operation<'k> {
+    /// The same operation, its key borrowed: no allocation.
+    fn from(operation: &'k Operation<'_>) -> Self {
+        Operation {
+            key: Key::from(&operation.key),
+            fingerprint: operation.fingerprint,
+            policy: operation.policy.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As every call of the store takes it.
+    fn key_of<'k>(operation: impl Into<Operation<'k>>) -> Key<'static> {
+        operation.into().key().clone().into_owned()
+    }
+
+    #[test]
+    fn whatever_becomes_a_key_becomes_an_operation() {
+        struct OrderId(u64);
+        impl From<&OrderId> for Key<'_> {
+            fn from(order: &OrderId) -> Self {
+                Key::from(("order", order.0))
+            }
+        }
+
+        let (tenant, path) = (String::from("acme"), String::from("/charges"));
+        let four = ("acme", "POST", "/charges", 17);
+        let operation =
+            Operation::new((&tenant, "POST", &path, 17u64)).fingerprint(Fingerprint::of("body"));
+        assert_eq!(key_of("a"), Key::from("a"));
+        assert_eq!(key_of(&tenant), Key::from("acme"));
+        assert_eq!(key_of(17), Key::from(17));
+        assert_eq!(key_of(&OrderId(17)), Key::from(("order", 17)));
+        let key = Key::from("a");
+        assert_eq!(key_of(&key), key);
+        assert_eq!(key_of(&operation), Key::from(four));
+        assert_eq!(Operation::from(&operation).fingerprint_given(), operation.fingerprint_given());
+        assert_eq!(key_of(operation), Key::from(four));
+    }
+
+    #[test]
+    fn all_types_go_to_other_threads() {
+        fn check<T: Send + Sync + std::fmt::Debug>() {}
+        check::<Key<'_>>();
+        check::<KeyPart<'_>>();
+        check::<Operation<'_>>();
+        check::<Policy>();
+        check::<Fingerprint>();
+        check::<Outcome>();
+        check::<Abort>();
+    }
+}

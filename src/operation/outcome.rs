@@ -1,0 +1,257 @@
+//! How an attempt ended: [`Outcome`] for a result or a final failure, [`Abort`] for "nothing happened".
+//!
+//! Promises: building one never fails; what is wrong with it (a value that won't encode, too much
+//! metadata) is said by [`Outcome::into_parts`] when it is recorded, before anything is written.
+//! Never: prints a result.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::policy::{check_retention, millis_up};
+use crate::limits::{LABEL_BYTES_MAX, META_BYTES_MAX, META_COUNT_MAX};
+use crate::value::{Format, encode};
+use crate::{Encode, Error, ErrorKind, Result};
+
+/// How an operation ended, with all that is recorded of it: a result or a final failure, and metadata.
+///
+/// `complete(&v)` and `fail(&v)` are the short forms. Both kinds are replayed to every later claimant;
+/// a failure never reads as a result.
+///
+/// Making one encodes the value and does nothing else. The call that records it refuses, as `Invalid`,
+/// a value that doesn't encode and, as `TooLarge`, a result or metadata beyond the limits; it then gives
+/// the claim back.
+///
+/// ```
+/// use onlyonce::Outcome;
+/// use std::time::Duration;
+///
+/// let created = Outcome::success("order 17 created")
+///     .meta("status", 201)
+///     .meta("content-type", "text/plain")
+///     .retention(Duration::from_secs(86_400));
+/// let declined = Outcome::failure("card expired").meta("status", 402);
+/// ```
+#[must_use = "an outcome is recorded only when a claim is given it"]
+pub struct Outcome {
+    failure: bool,
+    value: Result<(Format, Vec<u8>)>,
+    meta: Vec<(String, String)>,
+    retention: Option<Duration>,
+}
+
+/// An outcome that was checked: all that goes into its record.
+#[derive(Debug)]
+pub(crate) struct OutcomeParts {
+    pub(crate) failure: bool,
+    pub(crate) format: Format,
+    pub(crate) bytes: Vec<u8>,
+    /// In the order first given; no name twice.
+    pub(crate) meta: Vec<(String, String)>,
+    /// `None`: as the policy says.
+    pub(crate) retention_ms: Option<u64>,
+}
+
+impl Outcome {
+    /// The work was done; `value` is its result.
+    pub fn success<V: Encode + ?Sized>(value: &V) -> Self {
+        Outcome { failure: false, value: encode(value), meta: Vec::new(), retention: None }
+    }
+
+    /// The work failed for good; `value` says how. A retry is told so and does not run.
+    ///
+    /// For a failure that may pass, abort instead, or leave the attempt interrupted if it may have had an effect.
+    pub fn failure<V: Encode + ?Sized>(value: &V) -> Self {
+        Outcome { failure: true, ..Outcome::success(value) }
+    }
+
+    /// A fact beside the value, under a name: a status, a header. Given again, the later value counts.
+    ///
+    /// At most 64 names and 8 KiB of names and values in all.
+    pub fn meta(mut self, name: impl Into<String>, value: impl ToString) -> Self {
+        let (name, value) = (name.into(), value.to_string());
+        match self.meta.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => self.meta.push((name, value)),
+        }
+        self
+    }
+
+    /// How long this one is kept, instead of the [`retention`](crate::Policy::retention) of the policy.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// All that is to be recorded, or the reason why it can't be.
+    pub(crate) fn into_parts(self, result_bytes_max: u32) -> Result<OutcomeParts> {
+        let (format, bytes) = self.value?;
+        if bytes.len() > result_bytes_max as usize {
+            let message = format!(
+                "a result of {} bytes, at most {result_bytes_max}: keep it elsewhere and record where, \
+                 or raise result_bytes_max",
+                bytes.len()
+            );
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        check_meta(&self.meta)?;
+        let retention_ms = self.retention.map(millis_up);
+        check_retention(retention_ms)?;
+        Ok(OutcomeParts { failure: self.failure, format, bytes, meta: self.meta, retention_ms })
+    }
+}
+
+fn check_meta(meta: &[(String, String)]) -> Result<()> {
+    if meta.len() > META_COUNT_MAX {
+        let message = format!(
+            "{} names of metadata, at most {META_COUNT_MAX}: put them into the value",
+            meta.len()
+        );
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    let bytes = meta.iter().fold(0usize, |sum, (name, value)| {
+        sum.saturating_add(name.len()).saturating_add(value.len())
+    });
+    if bytes > META_BYTES_MAX {
+        let message =
+            format!("{bytes} bytes of metadata, at most {META_BYTES_MAX}: put them into the value");
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    Ok(())
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.meta.iter().map(|(name, _)| name.as_str()).collect();
+        let mut out = f.debug_struct("Outcome");
+        out.field("failure", &self.failure);
+        match &self.value {
+            Ok((format, bytes)) => out.field("format", format).field("bytes", &bytes.len()),
+            Err(error) => out.field("error", error),
+        };
+        out.field("meta", &names).field("retention", &self.retention).finish()
+    }
+}
+
+/// The statement that an attempt had no effect, and why it ended. The next claimant is granted the key.
+///
+/// Text becomes one by itself: `claim.abort("busy")`. The reason is for people; what is longer than 512
+/// bytes is cut, so that a long error message never stands in the way of an abort.
+#[must_use = "an abort does nothing until a claim is ended with it"]
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Abort {
+    reason: String,
+}
+
+impl Abort {
+    /// Nothing lasting happened, for this reason.
+    pub fn new(reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        reason.truncate(floor_char_boundary(&reason, LABEL_BYTES_MAX));
+        Abort { reason }
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+/// The greatest place up to `bytes` that splits no character.
+fn floor_char_boundary(text: &str, bytes: usize) -> usize {
+    (0..=bytes.min(text.len())).rev().find(|place| text.is_char_boundary(*place)).unwrap_or(0)
+}
+
+impl From<&str> for Abort {
+    fn from(reason: &str) -> Self {
+        Abort::new(reason)
+    }
+}
+
+impl From<String> for Abort {
+    fn from(reason: String) -> Self {
+        Abort::new(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(outcome: Outcome) -> Option<ErrorKind> {
+        outcome.into_parts(1000).err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn an_outcome_keeps_what_it_was_given() {
+        let parts = Outcome::failure("declined")
+            .meta("status", 402)
+            .meta("a", "x")
+            .meta("status", 403)
+            .retention(Duration::from_micros(1500))
+            .into_parts(1000)
+            .unwrap();
+        let meta = [("status", "403"), ("a", "x")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert!(parts.failure);
+        assert_eq!((parts.format, parts.bytes.as_slice()), (Format::BYTES, &b"declined"[..]));
+        assert_eq!(parts.meta, meta);
+        assert_eq!(parts.retention_ms, Some(2));
+        assert!(!Outcome::success(&()).into_parts(0).unwrap().failure);
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_when_recorded() {
+        use ErrorKind::{Invalid, TooLarge};
+        let many = |count: usize| {
+            (0..count)
+                .fold(Outcome::success(""), |outcome, name| outcome.meta(name.to_string(), ""))
+        };
+        let cases = [
+            (Outcome::success(&[0; 1000]), None),
+            (Outcome::success(&[0; 1001]), Some(TooLarge)),
+            (many(META_COUNT_MAX), None),
+            (many(META_COUNT_MAX + 1), Some(TooLarge)),
+            (Outcome::success("").meta("n", "v".repeat(META_BYTES_MAX - 1)), None),
+            (Outcome::success("").meta("n", "v".repeat(META_BYTES_MAX)), Some(TooLarge)),
+            (Outcome::success("").retention(Duration::ZERO), Some(Invalid)),
+        ];
+        for (outcome, expected) in cases {
+            let shown = format!("{outcome:?}");
+            assert_eq!(kind(outcome), expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_does_not_encode_is_refused_when_recorded() {
+        struct Broken;
+        impl Encode for Broken {
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<Format> {
+                Err(Error::invalid("broken"))
+            }
+        }
+        struct NoRoom;
+        impl Encode for NoRoom {
+            fn encode(&self, _out: &mut Vec<u8>) -> Result<Format> {
+                Ok(Format { codec: crate::value::Codec::Custom(u16::MAX), version: 0 })
+            }
+        }
+        assert_eq!(kind(Outcome::success(&Broken).meta("a", 1)), Some(ErrorKind::Invalid));
+        assert_eq!(kind(Outcome::success(&NoRoom)), Some(ErrorKind::Invalid));
+    }
+
+    #[test]
+    fn debug_shows_no_contents() {
+        let shown = format!("{:?}", Outcome::success("secret").meta("name", "hidden"));
+        assert!(
+            shown.contains("name") && !shown.contains("secret") && !shown.contains("hidden"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let reason = "ü".repeat(LABEL_BYTES_MAX);
+        assert_eq!(Abort::new(&reason).reason(), "ü".repeat(LABEL_BYTES_MAX / 2));
+        assert_eq!(Abort::new(format!("x{reason}")).reason().len(), LABEL_BYTES_MAX - 1);
+        assert_eq!(Abort::from("busy").reason(), "busy");
+    }
+}

@@ -1,0 +1,407 @@
+//! How an operation is treated: [`Policy`], and what it comes to where nothing was said, [`Settings`].
+//!
+//! Promises: an operation's word goes before its store view's, that before the builder's, that before the
+//! defaults in [`Policy::resolve`]; a combination that can't keep its promise is refused there, before
+//! anything is written. Never: reads a clock or a record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Operation;
+use crate::limits::{LABEL_BYTES_MAX, RESERVE_BYTES_DEFAULT, RESULT_BYTES_MAX};
+use crate::{Error, ErrorKind, Result};
+
+/// What happens when an attempt ended without a word: its process died, its lease lapsed, its guard was dropped.
+///
+/// Unset, nobody decides for you: `claim` answers `Interrupted` and asks, `run` refuses and says how to
+/// choose.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum OnInterrupted {
+    /// `run` takes the operation over and does it again: at least once. Right where doing it twice does no
+    /// harm, or where what you call notices the repeat (`downstream_key`). `claim` still answers
+    /// `Interrupted`, so a take-over by hand stays your explicit word.
+    Retry,
+    /// Nobody is granted the key until someone resolves it: at most once. Everybody is answered `Held`.
+    ///
+    /// It holds if the interrupted attempt asked for it or the claimant does, so all claimants of a key
+    /// should say the same. It needs claims at [`Durability::Sync`], for an attempt that a power cut
+    /// makes forgotten can't be held: with a weaker `claim_durability` the call is refused as `Invalid`.
+    Hold,
+}
+
+/// What a guard that is dropped, by a `?`, a panic or a cancelled future, says about its attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum OnDrop {
+    /// Nothing: the attempt is interrupted, as a crash at that place would have left it. Writes nothing.
+    #[default]
+    Interrupt,
+    /// That it had no effect: the attempt is aborted, and the next claimant is granted the key.
+    ///
+    /// Right up to the first effect. Flip it back just before: `claim.on_drop(OnDrop::Interrupt)`. A crash
+    /// of the process is an interruption whatever is set here.
+    Abort,
+}
+
+/// What a record survives once the call that wrote it has returned. Each level keeps the promises of those before it.
+///
+/// Nothing is answered that a crash could take back at the level of the record it rests on; only
+/// `InProgress` may be. The level belongs to each record: one key may be claimed at `Flush` and completed
+/// at `Sync`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum Durability {
+    /// In memory when the call returns; written within the store's lazy interval. Survives nothing for
+    /// certain: a killed process, too, may lose the last second. Costs no write of its own.
+    Lazy,
+    /// Given to the operating system. Survives the death of the process (`kill -9`, a panic, an abort), not
+    /// a power cut or a crash of the system, which may lose the last second or 4 MiB. Costs one write,
+    /// shared by all who wait.
+    Flush,
+    /// On stable storage, as far as the disk keeps its word. Survives power loss. Costs one write and one
+    /// sync, shared by all who wait. The default for claims and outcomes.
+    Sync,
+}
+
+/// How operations are treated: durability, lease, retention, and what an interruption means.
+///
+/// Each setting may be left unset; then the next one in this order counts: the operation's own, the store
+/// view's (`with_policy`), the builder's, the built-in default that each setter names. An
+/// [`Operation`] has the same setters.
+///
+/// Setters take any value. What can't work together is refused, as `Invalid` or `TooLarge`, by the call
+/// that uses it, before anything is written.
+///
+/// ```
+/// use onlyonce::{Durability, OnInterrupted, Policy};
+/// use std::time::Duration;
+///
+/// let charges = Policy::new()
+///     .owner("host-3")
+///     .lease(Duration::from_secs(30))
+///     .retention(Duration::from_secs(7 * 86_400))
+///     .on_interrupted(OnInterrupted::Hold);
+/// let mails = Policy::new().durability(Durability::Flush);
+/// ```
+#[must_use = "a policy does nothing until a store or an operation is given it"]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Policy {
+    owner: Option<Arc<str>>,
+    lease: Option<Duration>,
+    retention: Option<Duration>,
+    on_interrupted: Option<OnInterrupted>,
+    on_drop: Option<OnDrop>,
+    attempts_max: Option<u32>,
+    reserve_bytes: Option<u32>,
+    durability: Option<Durability>,
+    claim_durability: Option<Durability>,
+}
+
+/// A policy with nothing left unset but what may be absent for good. Times are rounded up to milliseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Settings {
+    pub(crate) owner: Option<Arc<str>>,
+    /// `None`: the claim lives as long as its guard.
+    pub(crate) lease_ms: Option<u64>,
+    /// `None`: for ever.
+    pub(crate) retention_ms: Option<u64>,
+    /// `None`: the claimant is asked.
+    pub(crate) on_interrupted: Option<OnInterrupted>,
+    pub(crate) on_drop: OnDrop,
+    pub(crate) attempts_max: Option<u32>,
+    pub(crate) reserve_bytes: u32,
+    pub(crate) durability: Durability,
+    pub(crate) claim_durability: Durability,
+}
+
+impl Policy {
+    /// A policy that says nothing yet.
+    pub fn new() -> Self {
+        Policy::default()
+    }
+
+    /// This policy, and where it says nothing, `fallback`.
+    pub(crate) fn or(&self, fallback: &Policy) -> Policy {
+        Policy {
+            owner: self.owner.clone().or_else(|| fallback.owner.clone()),
+            lease: self.lease.or(fallback.lease),
+            retention: self.retention.or(fallback.retention),
+            on_interrupted: self.on_interrupted.or(fallback.on_interrupted),
+            on_drop: self.on_drop.or(fallback.on_drop),
+            attempts_max: self.attempts_max.or(fallback.attempts_max),
+            reserve_bytes: self.reserve_bytes.or(fallback.reserve_bytes),
+            durability: self.durability.or(fallback.durability),
+            claim_durability: self.claim_durability.or(fallback.claim_durability),
+        }
+    }
+
+    /// The defaults where nothing was said, and the refusal of what can't keep its promise.
+    pub(crate) fn resolve(&self) -> Result<Settings> {
+        let settings = Settings {
+            owner: self.owner.clone(),
+            lease_ms: self.lease.map(millis_up),
+            retention_ms: self.retention.map(millis_up),
+            on_interrupted: self.on_interrupted,
+            on_drop: self.on_drop.unwrap_or_default(),
+            attempts_max: self.attempts_max,
+            reserve_bytes: self.reserve_bytes.unwrap_or(RESERVE_BYTES_DEFAULT),
+            durability: self.durability.unwrap_or(Durability::Sync),
+            claim_durability: self.claim_durability.unwrap_or(Durability::Sync),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+}
+
+impl Settings {
+    fn check(&self) -> Result<()> {
+        let owner_bytes = self.owner.as_ref().map_or(0, |owner| owner.len());
+        if owner_bytes > LABEL_BYTES_MAX {
+            let message = format!(
+                "an owner label of {owner_bytes} bytes, at most {LABEL_BYTES_MAX}: name the host and the process"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        if self.reserve_bytes > RESULT_BYTES_MAX {
+            let message = format!(
+                "reserve_bytes of {}, at most {RESULT_BYTES_MAX}: no result is larger",
+                self.reserve_bytes
+            );
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        if self.lease_ms == Some(0) {
+            return Err(Error::invalid(
+                "a lease of zero lapses before the work begins: set a longer one, or none",
+            ));
+        }
+        check_retention(self.retention_ms)?;
+        if self.attempts_max == Some(0) {
+            return Err(Error::invalid(
+                "attempts_max is 0, so no attempt is ever granted: set at least 1, or leave it unset",
+            ));
+        }
+        if self.on_interrupted == Some(OnInterrupted::Hold)
+            && self.claim_durability < Durability::Sync
+        {
+            return Err(Error::invalid(format!(
+                "OnInterrupted::Hold with claims at {:?}: a claim that a power cut forgets can't be held; \
+                 set claim_durability to Sync, or choose Retry",
+                self.claim_durability
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A result kept for no time is none: each retry would do the work again.
+pub(super) fn check_retention(retention_ms: Option<u64>) -> Result<()> {
+    if retention_ms == Some(0) {
+        return Err(Error::invalid(
+            "a retention of zero forgets the result at once, and a retry runs again: set a longer one",
+        ));
+    }
+    Ok(())
+}
+
+/// Whole milliseconds, rounded up: never shorter than asked, and never zero unless it was.
+pub(super) fn millis_up(duration: Duration) -> u64 {
+    let part = u128::from(duration.subsec_nanos() % 1_000_000 != 0);
+    u64::try_from(duration.as_millis() + part).unwrap_or(u64::MAX)
+}
+
+/// One list for [`Policy`] and [`Operation`]: an operation hands each setting to its own policy.
+macro_rules! policy_setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
+        impl Policy {
+            $($(#[$doc])*
+            pub fn $name(mut self, $name: $type) -> Self {
+                self.$name = Some($name.into());
+                self
+            })*
+        }
+
+        impl Operation<'_> {
+            $($(#[$doc])*
+            pub fn $name(mut self, $name: $type) -> Self {
+                self.policy = self.policy.$name($name);
+                self
+            })*
+        }
+    };
+}
+
+policy_setters! {
+    /// Who claims, for people to read: a host, a process, a worker. Others see it beside "in progress".
+    ///
+    /// At most 512 bytes, else `TooLarge`. Default: none.
+    owner: &str;
+
+    /// How long a claim holds without being renewed. After that the next claimant finds it interrupted.
+    ///
+    /// The clock that measures it counts through suspend. A late owner may still end its claim as long as
+    /// nobody took over. Zero is `Invalid`. Default: none, the claim holds as long as its guard and its process.
+    lease: Duration;
+
+    /// How long a result is kept and replayed, counted from its end. After that the key is free again.
+    ///
+    /// Zero is `Invalid`. Default: for ever. Forgetting is a choice: pick a time longer than any retry can
+    /// take.
+    retention: Duration;
+
+    /// What an attempt that ended without a word means to the next one. See [`OnInterrupted`].
+    ///
+    /// `Hold` with a [`claim_durability`](Self::claim_durability) below `Sync` is `Invalid`. Default:
+    /// unset, the claimant is asked.
+    on_interrupted: OnInterrupted;
+
+    /// What the guard says when it is dropped. See [`OnDrop`]. Default: [`OnDrop::Interrupt`].
+    on_drop: OnDrop;
+
+    /// How many attempts the key is granted. The next one is answered `Held`, with that reason, until
+    /// someone resolves it.
+    ///
+    /// Zero is `Invalid`. Default: no limit.
+    attempts_max: u32;
+
+    /// Room on the disk that each claim keeps for its result, so that work begun can be recorded when the
+    /// disk is full. A larger result is tried all the same.
+    ///
+    /// At most 48 MiB, else `TooLarge`. Default: 4 KiB.
+    reserve_bytes: u32;
+
+    /// What the end of an attempt survives once it is acknowledged, and its steps' results. See
+    /// [`Durability`]. Default: [`Durability::Sync`].
+    durability: Durability;
+
+    /// What a claim survives once it is granted. See [`Durability`]. Default: [`Durability::Sync`].
+    ///
+    /// Weaker claims are cheaper, and an interruption may be forgotten: after a crash that the level does
+    /// not survive, the next claimant finds the key fresh.
+    claim_durability: Durability;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// All that can be set, each with a value of its own for `mark`.
+    fn full(mark: u32) -> Policy {
+        Policy::new()
+            .owner(&format!("host-{mark}"))
+            .lease(seconds(mark.into()))
+            .retention(seconds((mark + 10).into()))
+            .on_interrupted(if mark % 2 == 0 { OnInterrupted::Hold } else { OnInterrupted::Retry })
+            .on_drop(if mark % 2 == 0 { OnDrop::Interrupt } else { OnDrop::Abort })
+            .attempts_max(mark)
+            .reserve_bytes(mark)
+            .durability(if mark % 2 == 0 { Durability::Lazy } else { Durability::Flush })
+            .claim_durability(Durability::Sync)
+    }
+
+    #[test]
+    fn unset_is_the_built_in_default() {
+        let expected = Settings {
+            owner: None,
+            lease_ms: None,
+            retention_ms: None,
+            on_interrupted: None,
+            on_drop: OnDrop::Interrupt,
+            attempts_max: None,
+            reserve_bytes: 4096,
+            durability: Durability::Sync,
+            claim_durability: Durability::Sync,
+        };
+        assert_eq!(Policy::new().resolve().unwrap(), expected);
+    }
+
+    #[test]
+    fn the_nearer_word_counts_for_each_setting_alone() {
+        let (operation, builder) = (full(1), full(2));
+        assert_eq!(operation.or(&builder), operation);
+        assert_eq!(Policy::new().or(&builder), builder);
+        assert_eq!(operation.or(&Policy::new()), operation);
+
+        type Set = fn(Policy, &Policy) -> Policy;
+        let single: [Set; 9] = [
+            |to, from| Policy { owner: from.owner.clone(), ..to },
+            |to, from| Policy { lease: from.lease, ..to },
+            |to, from| Policy { retention: from.retention, ..to },
+            |to, from| Policy { on_interrupted: from.on_interrupted, ..to },
+            |to, from| Policy { on_drop: from.on_drop, ..to },
+            |to, from| Policy { attempts_max: from.attempts_max, ..to },
+            |to, from| Policy { reserve_bytes: from.reserve_bytes, ..to },
+            |to, from| Policy { durability: from.durability, ..to },
+            |to, from| Policy { claim_durability: from.claim_durability, ..to },
+        ];
+        for set in single {
+            let near = set(Policy::new(), &operation);
+            assert_eq!(near.or(&builder), set(builder.clone(), &operation));
+        }
+    }
+
+    #[test]
+    fn an_operation_has_the_same_setters() {
+        let operation = Operation::new("k")
+            .owner("host-1")
+            .lease(seconds(1))
+            .retention(seconds(11))
+            .on_interrupted(OnInterrupted::Retry)
+            .on_drop(OnDrop::Abort)
+            .attempts_max(1)
+            .reserve_bytes(1)
+            .durability(Durability::Flush)
+            .claim_durability(Durability::Sync);
+        assert_eq!(operation.policy(), &full(1));
+    }
+
+    #[test]
+    fn what_cannot_keep_its_promise_is_refused() {
+        use ErrorKind::{Invalid, TooLarge};
+        let hold = || Policy::new().on_interrupted(OnInterrupted::Hold);
+        let cases = [
+            (Policy::new().lease(Duration::ZERO), Some(Invalid)),
+            (Policy::new().lease(Duration::from_nanos(1)), None),
+            (Policy::new().lease(Duration::MAX), None),
+            (Policy::new().retention(Duration::ZERO), Some(Invalid)),
+            (Policy::new().attempts_max(0), Some(Invalid)),
+            (Policy::new().owner(&"o".repeat(LABEL_BYTES_MAX)), None),
+            (Policy::new().owner(&"o".repeat(LABEL_BYTES_MAX + 1)), Some(TooLarge)),
+            (Policy::new().reserve_bytes(RESULT_BYTES_MAX), None),
+            (Policy::new().reserve_bytes(RESULT_BYTES_MAX + 1), Some(TooLarge)),
+            (hold(), None),
+            (hold().durability(Durability::Lazy), None),
+            (hold().claim_durability(Durability::Flush), Some(Invalid)),
+            (hold().claim_durability(Durability::Lazy), Some(Invalid)),
+            // A weaker default of the builder is mended by a nearer word.
+            (
+                hold()
+                    .claim_durability(Durability::Sync)
+                    .or(&Policy::new().claim_durability(Durability::Lazy)),
+                None,
+            ),
+            (hold().or(&Policy::new().claim_durability(Durability::Flush)), Some(Invalid)),
+        ];
+        for (policy, expected) in cases {
+            assert_eq!(policy.resolve().err().map(|error| error.kind()), expected, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_never_shorter_than_asked() {
+        let cases = [
+            (Duration::ZERO, 0),
+            (Duration::from_nanos(1), 1),
+            (Duration::from_millis(5), 5),
+            (Duration::from_micros(5001), 6),
+            (Duration::MAX, u64::MAX),
+        ];
+        for (asked, millis) in cases {
+            assert_eq!(millis_up(asked), millis, "{asked:?}");
+        }
+    }
+}

@@ -1,0 +1,687 @@
+//! The bytes of one record: encode, decode, checksum. Pure, no I/O.
+//!
+//! Promises: a record that decodes was sealed for this store, this segment and this very LSN, and passed
+//! both checksums; a header's lengths are used only after its own checksum holds. Hostile bytes are an
+//! error, never a panic. Never: guesses or repairs. Format: `docs/format.md`, "Record".
+//!
+//! One record tells the whole state of its key: the newest by position is the state, and a copy stands alone.
+
+use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::limits;
+use crate::types::{Lsn, StoreId, StoreMillis, Token, WallMillis};
+
+/// Records start at multiples of this, and are padded with zeros to it.
+pub(crate) const ALIGN: usize = 8;
+
+/// First two bytes of every record: "O1".
+const MAGIC: u16 = u16::from_le_bytes(*b"O1");
+
+/// Longest body that is not damage: the longest result, key, labels and metadata, and the fixed fields.
+pub(crate) const BODY_BYTES_MAX: usize = limits::RESULT_BYTES_MAX as usize
+    + limits::KEY_BYTES_MAX
+    + 2 * limits::LABEL_BYTES_MAX
+    + limits::PROGRESS_BYTES_MAX
+    + limits::META_BYTES_MAX
+    + 256;
+
+/// What every record begins with.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Header {
+    magic: U16,
+    kind: u8,
+    flags: u8,
+    body_bytes: U32,
+    watermark: U64,
+    body_sum: U32,
+    header_sum: U32,
+}
+
+/// Length of a record's header.
+pub(crate) const HEADER_BYTES: usize = 24;
+const _: () = assert!(size_of::<Header>() == HEADER_BYTES && HEADER_BYTES.is_multiple_of(ALIGN));
+/// Header bytes that its own checksum covers: all but the checksum.
+const HEADER_SUMMED: usize = HEADER_BYTES - 4;
+
+/// Bits of `Header::flags` above the detail.
+const FLAG_DETAIL: u8 = 0x0f;
+const FLAG_HOLD: u8 = 0x40;
+const FLAG_COPY: u8 = 0x80;
+
+/// The fixed part of the body of a record about a key; fields that are present follow in bit order.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct BodyHead {
+    /// Low twelve bits: which fields are present. High four: the kind of the key.
+    fields: U16,
+    key_bytes: U16,
+    time: [u8; 8],
+}
+
+const HAS_TOKEN: u16 = 1 << 0;
+const HAS_LIFE: u16 = 1 << 1;
+const HAS_OPEN_FATE: u16 = 1 << 2;
+const HAS_ATTEMPT: u16 = 1 << 3;
+const HAS_SINCE: u16 = 1 << 4;
+const HAS_EXPIRY: u16 = 1 << 5;
+const HAS_WALL: u16 = 1 << 6;
+const HAS_FINGERPRINT: u16 = 1 << 7;
+const HAS_LABELS: u16 = 1 << 8;
+const HAS_FORMAT: u16 = 1 << 9;
+const HAS_KNOWN: u16 = (1 << 10) - 1;
+
+/// Lengths of the labels, which follow it in this order.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Labels {
+    owner: U16,
+    reason: U16,
+    progress: U16,
+    meta: U16,
+}
+
+/// How a result's bytes are to be read.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct FormatField {
+    codec: U16,
+    version: U32,
+}
+
+/// Clocks as they stood when a note was written; see `clock`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub(crate) struct TimeField {
+    /// All zeros: the system has none.
+    pub(crate) boot_id: [u8; 16],
+    pub(crate) boot_millis: U64,
+    pub(crate) store_millis: U64,
+    pub(crate) wall_millis: U64,
+}
+
+/// What a record says that it is. 0 is invalid, so zeros are never a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Claim = 1,
+    Update = 2,
+    End = 3,
+    Forget = 4,
+    Note = 6,
+    SegmentEnd = 7,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Kind::Claim,
+            2 => Kind::Update,
+            3 => Kind::End,
+            4 => Kind::Forget,
+            6 => Kind::Note,
+            7 => Kind::SegmentEnd,
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn is_about_key(self) -> bool {
+        matches!(self, Kind::Claim | Kind::Update | Kind::End | Kind::Forget)
+    }
+}
+
+/// How an attempt ended, or what was said of it: the detail of a [`Kind::End`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Ending {
+    Completed = 1,
+    Failed = 2,
+    Aborted = 3,
+    Interrupted = 4,
+    Held = 5,
+}
+
+impl Ending {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Ending::Completed,
+            2 => Ending::Failed,
+            3 => Ending::Aborted,
+            4 => Ending::Interrupted,
+            5 => Ending::Held,
+            _ => return None,
+        })
+    }
+}
+
+/// What a checksum covers beside the bytes: where they belong. A record moved anywhere else is damage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seal {
+    pub(crate) store: StoreId,
+    pub(crate) salt: u64,
+}
+
+impl Seal {
+    fn suffix(&self, lsn: Lsn) -> [u8; 32] {
+        let mut out = [0; 32];
+        let (a, rest) = out.split_at_mut(8);
+        let (b, c) = rest.split_at_mut(8);
+        a.copy_from_slice(&lsn.get().to_le_bytes());
+        b.copy_from_slice(&self.salt.to_le_bytes());
+        c.copy_from_slice(&self.store.0);
+        out
+    }
+}
+
+/// Everything a record says of its key.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Body<'a> {
+    pub(crate) key_kind: u8,
+    pub(crate) key: &'a [u8],
+    /// Store time at which the record was made; of an ending, when the attempt ended.
+    pub(crate) time: StoreMillis,
+    /// The attempt's fencing token. `None`: the record's own LSN, as a claim's first record has it.
+    pub(crate) token: Option<Token>,
+    /// Token of the key's first claim since it was absent. `None`: the token.
+    pub(crate) life: Option<Token>,
+    /// Token of the oldest attempt whose fate is open.
+    pub(crate) open_fate: Option<Token>,
+    pub(crate) attempt: u32,
+    /// When the attempt was claimed. `None`: `time`.
+    pub(crate) since: Option<StoreMillis>,
+    pub(crate) expires_at: Option<StoreMillis>,
+    /// Wall time minus store time, where they have parted by a second or more. Only shown.
+    pub(crate) wall_offset: i64,
+    pub(crate) fingerprint: Option<[u8; 16]>,
+    /// Whether the attempt asked that its interruption be held.
+    pub(crate) hold: bool,
+    pub(crate) owner: &'a str,
+    pub(crate) reason: &'a str,
+    pub(crate) progress: &'a [u8],
+    /// Metadata of the outcome, as `outcome` encodes it.
+    pub(crate) meta: &'a [u8],
+    pub(crate) codec: u16,
+    pub(crate) version: u32,
+    pub(crate) result: &'a [u8],
+}
+
+/// A record ready to be placed: its body is encoded and summed, so that little is left to do under the
+/// log's lock. Where it lands is added last.
+pub(crate) struct Draft {
+    kind: Kind,
+    flags: u8,
+    /// Header's room, body, padding.
+    bytes: Vec<u8>,
+    body_bytes: u32,
+    body_sum: crc32fast::Hasher,
+}
+
+impl Draft {
+    pub(crate) fn claim(body: &Body<'_>) -> Self {
+        Draft::about_key(Kind::Claim, 0, body)
+    }
+
+    pub(crate) fn update(body: &Body<'_>) -> Self {
+        Draft::about_key(Kind::Update, 0, body)
+    }
+
+    pub(crate) fn end(ending: Ending, body: &Body<'_>) -> Self {
+        Draft::about_key(Kind::End, ending as u8, body)
+    }
+
+    pub(crate) fn forget(body: &Body<'_>) -> Self {
+        Draft::about_key(Kind::Forget, 0, body)
+    }
+
+    /// A note carries the watermark in its header, and the clocks where `time` is given.
+    pub(crate) fn note(time: Option<&TimeField>) -> Self {
+        let mut bytes = vec![0; HEADER_BYTES];
+        if let Some(time) = time {
+            bytes.extend_from_slice(time.as_bytes());
+        }
+        Draft::finish(Kind::Note, 0, bytes)
+    }
+
+    pub(crate) fn segment_end() -> Self {
+        Draft::finish(Kind::SegmentEnd, 0, vec![0; HEADER_BYTES])
+    }
+
+    /// The same record for another place: `token` and `life` are spelled out, since a copy's LSN is not its token.
+    pub(crate) fn copy(record: &Record<'_>, body: &Body<'_>) -> Self {
+        let token = body.token.unwrap_or(Token(record.lsn.get()));
+        let body =
+            Body { token: Some(token), life: Some(body.life.unwrap_or(token)), ..body.clone() };
+        Draft::about_key(record.kind, record.detail | FLAG_COPY, &body)
+    }
+
+    fn about_key(kind: Kind, detail: u8, body: &Body<'_>) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + 80 + body.key.len() + body.result.len());
+        bytes.resize(HEADER_BYTES, 0);
+        encode_body(body, &mut bytes);
+        Draft::finish(kind, detail | if body.hold { FLAG_HOLD } else { 0 }, bytes)
+    }
+
+    fn finish(kind: Kind, flags: u8, mut bytes: Vec<u8>) -> Self {
+        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let body_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let mut body_sum = crc32fast::Hasher::new();
+        body_sum.update(body);
+        bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+        Draft { kind, flags, bytes, body_bytes, body_sum }
+    }
+
+    /// Bytes it takes in the log, padding included.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Appends the finished record to `out`.
+    pub(crate) fn seal(self, out: &mut Vec<u8>, lsn: Lsn, watermark: Lsn, seal: &Seal) {
+        let suffix = seal.suffix(lsn);
+        let mut body_sum = self.body_sum;
+        body_sum.update(&suffix);
+        let mut header = Header {
+            magic: MAGIC.into(),
+            kind: self.kind as u8,
+            flags: self.flags,
+            body_bytes: self.body_bytes.into(),
+            watermark: watermark.get().into(),
+            body_sum: body_sum.finalize().into(),
+            header_sum: 0.into(),
+        };
+        header.header_sum = header_sum(&header, &suffix).into();
+        out.extend_from_slice(header.as_bytes());
+        out.extend_from_slice(self.bytes.get(HEADER_BYTES..).unwrap_or_default());
+    }
+}
+
+fn header_sum(header: &Header, suffix: &[u8; 32]) -> u32 {
+    let mut input = [0; HEADER_SUMMED + 32];
+    let (front, back) = input.split_at_mut(HEADER_SUMMED);
+    front.copy_from_slice(header.as_bytes().get(..HEADER_SUMMED).unwrap_or_default());
+    back.copy_from_slice(suffix);
+    crc32fast::hash(&input)
+}
+
+/// A record as it stands in the log, checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Record<'a> {
+    pub(crate) lsn: Lsn,
+    pub(crate) kind: Kind,
+    detail: u8,
+    hold: bool,
+    /// Made by a recovery from an original that its own manifest switch took off the list.
+    pub(crate) is_copy: bool,
+    pub(crate) watermark: Lsn,
+    body: &'a [u8],
+}
+
+/// Why bytes are no record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bad {
+    /// Fewer bytes than a header, or than its header says.
+    Short,
+    /// Not the bytes a header begins with.
+    NoHeader,
+    HeaderSum,
+    /// The header's checksum holds, but not what it says.
+    HeaderFields,
+    BodySum,
+    /// The checksums hold, but the body does not parse.
+    BodyFields,
+}
+
+impl std::fmt::Display for Bad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Bad::Short => "a record cut short",
+            Bad::NoHeader => "no record",
+            Bad::HeaderSum => "a record header that fails its checksum",
+            Bad::HeaderFields => "a record header with impossible fields",
+            Bad::BodySum => "a record body that fails its checksum",
+            Bad::BodyFields => "a record body with impossible fields",
+        })
+    }
+}
+
+/// A header whose checksum holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    pub(crate) kind: Kind,
+    flags: u8,
+    pub(crate) watermark: Lsn,
+    body_bytes: usize,
+    body_sum: u32,
+}
+
+impl Head {
+    /// Bytes the whole record takes, padding included.
+    pub(crate) fn len(&self) -> usize {
+        HEADER_BYTES + self.body_bytes.next_multiple_of(ALIGN)
+    }
+}
+
+/// Reads the header at the start of `bytes`.
+pub(crate) fn parse_head(bytes: &[u8], lsn: Lsn, seal: &Seal) -> Result<Head, Bad> {
+    let (header, _) = Header::read_from_prefix(bytes).map_err(|_| Bad::Short)?;
+    if header.magic.get() != MAGIC {
+        return Err(Bad::NoHeader);
+    }
+    if header.header_sum.get() != header_sum(&header, &seal.suffix(lsn)) {
+        return Err(Bad::HeaderSum);
+    }
+    let kind = Kind::from_byte(header.kind).ok_or(Bad::HeaderFields)?;
+    let detail = header.flags & FLAG_DETAIL;
+    let detail_fits = match kind {
+        Kind::End => Ending::from_byte(detail).is_some(),
+        _ => detail == 0,
+    };
+    let flags_known = header.flags & !(FLAG_DETAIL | FLAG_HOLD | FLAG_COPY) == 0;
+    let watermark = Lsn::new(header.watermark.get());
+    let body_bytes = header.body_bytes.get() as usize;
+    // A watermark covers what was durable before the record was placed; it can't reach past the record.
+    if !detail_fits || !flags_known || watermark > lsn || body_bytes > BODY_BYTES_MAX {
+        return Err(Bad::HeaderFields);
+    }
+    Ok(Head { kind, flags: header.flags, watermark, body_bytes, body_sum: header.body_sum.get() })
+}
+
+impl<'a> Record<'a> {
+    /// Reads the record at the start of `bytes`.
+    pub(crate) fn parse(bytes: &'a [u8], lsn: Lsn, seal: &Seal) -> Result<Self, Bad> {
+        let head = parse_head(bytes, lsn, seal)?;
+        let padded = bytes.get(HEADER_BYTES..head.len()).ok_or(Bad::Short)?;
+        let (body, padding) = padded.split_at_checked(head.body_bytes).ok_or(Bad::Short)?;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(body);
+        sum.update(&seal.suffix(lsn));
+        if sum.finalize() != head.body_sum || padding.iter().any(|&byte| byte != 0) {
+            return Err(Bad::BodySum);
+        }
+        Ok(Record {
+            lsn,
+            kind: head.kind,
+            detail: head.flags & FLAG_DETAIL,
+            hold: head.flags & FLAG_HOLD != 0,
+            is_copy: head.flags & FLAG_COPY != 0,
+            watermark: head.watermark,
+            body,
+        })
+    }
+
+    /// Bytes it takes in the log, padding included.
+    pub(crate) fn len(&self) -> u64 {
+        (HEADER_BYTES + self.body.len().next_multiple_of(ALIGN)) as u64
+    }
+
+    /// How the attempt ended, of a [`Kind::End`].
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        if self.kind == Kind::End { Ending::from_byte(self.detail) } else { None }
+    }
+
+    /// What the record says of its key; an error for a record that is about none.
+    pub(crate) fn body(&self) -> Result<Body<'a>, Bad> {
+        if !self.kind.is_about_key() {
+            return Err(Bad::BodyFields);
+        }
+        let body = decode_body(self.body).ok_or(Bad::BodyFields)?;
+        Ok(Body { hold: self.hold, ..body })
+    }
+
+    /// The clocks of a note that carries them.
+    pub(crate) fn time(&self) -> Result<Option<TimeField>, Bad> {
+        match (self.kind, self.body) {
+            (Kind::Note, []) => Ok(None),
+            (Kind::Note, body) => {
+                TimeField::read_from_bytes(body).map(Some).map_err(|_| Bad::BodyFields)
+            }
+            _ => Err(Bad::BodyFields),
+        }
+    }
+}
+
+fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
+    let labels = [body.owner.as_bytes(), body.reason.as_bytes(), body.progress, body.meta];
+    let has_labels = labels.iter().any(|label| !label.is_empty());
+    let has_format = (body.codec, body.version) != (0, 0);
+    let attempt = body.attempt;
+    let present = [
+        (body.token.is_some(), HAS_TOKEN),
+        (body.life.is_some(), HAS_LIFE),
+        (body.open_fate.is_some(), HAS_OPEN_FATE),
+        (attempt != 1, HAS_ATTEMPT),
+        (body.since.is_some(), HAS_SINCE),
+        (body.expires_at.is_some(), HAS_EXPIRY),
+        (body.wall_offset != 0, HAS_WALL),
+        (body.fingerprint.is_some(), HAS_FINGERPRINT),
+        (has_labels, HAS_LABELS),
+        (has_format, HAS_FORMAT),
+    ];
+    let fields = present.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
+    let head = BodyHead {
+        fields: (fields | u16::from(body.key_kind) << 12).into(),
+        key_bytes: u16::try_from(body.key.len()).unwrap_or(u16::MAX).into(),
+        time: body.time.0.to_le_bytes(),
+    };
+    out.extend_from_slice(head.as_bytes());
+    for token in [body.token, body.life, body.open_fate].into_iter().flatten() {
+        out.extend_from_slice(&token.0.to_le_bytes());
+    }
+    if attempt != 1 {
+        out.extend_from_slice(&attempt.to_le_bytes());
+    }
+    for time in [body.since, body.expires_at].into_iter().flatten() {
+        out.extend_from_slice(&time.0.to_le_bytes());
+    }
+    if body.wall_offset != 0 {
+        out.extend_from_slice(&body.wall_offset.to_le_bytes());
+    }
+    if let Some(fingerprint) = &body.fingerprint {
+        out.extend_from_slice(fingerprint);
+    }
+    if has_labels {
+        let [owner, reason, progress, meta] =
+            labels.map(|label| U16::new(u16::try_from(label.len()).unwrap_or(u16::MAX)));
+        out.extend_from_slice(Labels { owner, reason, progress, meta }.as_bytes());
+    }
+    if has_format {
+        let format = FormatField { codec: body.codec.into(), version: body.version.into() };
+        out.extend_from_slice(format.as_bytes());
+    }
+    out.extend_from_slice(body.key);
+    for label in labels {
+        out.extend_from_slice(label);
+    }
+    out.extend_from_slice(body.result);
+}
+
+fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
+    let (head, mut rest) = BodyHead::read_from_prefix(bytes).ok()?;
+    let fields = head.fields.get() & 0x0fff;
+    if fields & !HAS_KNOWN != 0 {
+        return None;
+    }
+    let has = |bit| fields & bit != 0;
+    let mut body = Body {
+        key_kind: u8::try_from(head.fields.get() >> 12).ok()?,
+        time: StoreMillis(u64::from_le_bytes(head.time)),
+        attempt: 1,
+        ..Body::default()
+    };
+    if has(HAS_TOKEN) {
+        body.token = Some(token(&mut rest)?);
+    }
+    if has(HAS_LIFE) {
+        body.life = Some(token(&mut rest)?);
+    }
+    if has(HAS_OPEN_FATE) {
+        body.open_fate = Some(token(&mut rest)?);
+    }
+    if has(HAS_ATTEMPT) {
+        body.attempt = take::<U32>(&mut rest)?.get();
+    }
+    if has(HAS_SINCE) {
+        body.since = Some(StoreMillis(take::<U64>(&mut rest)?.get()));
+    }
+    if has(HAS_EXPIRY) {
+        body.expires_at = Some(StoreMillis(take::<U64>(&mut rest)?.get()));
+    }
+    if has(HAS_WALL) {
+        body.wall_offset = take::<I64>(&mut rest)?.get();
+    }
+    if has(HAS_FINGERPRINT) {
+        body.fingerprint = Some(take::<[u8; 16]>(&mut rest)?);
+    }
+    let labels = if has(HAS_LABELS) { Some(take::<Labels>(&mut rest)?) } else { None };
+    if has(HAS_FORMAT) {
+        let format = take::<FormatField>(&mut rest)?;
+        (body.codec, body.version) = (format.codec.get(), format.version.get());
+    }
+    body.key = slice(&mut rest, head.key_bytes.get())?;
+    if let Some(labels) = labels {
+        body.owner = std::str::from_utf8(slice(&mut rest, labels.owner.get())?).ok()?;
+        body.reason = std::str::from_utf8(slice(&mut rest, labels.reason.get())?).ok()?;
+        body.progress = slice(&mut rest, labels.progress.get())?;
+        body.meta = slice(&mut rest, labels.meta.get())?;
+    }
+    body.result = rest;
+    Some(body)
+}
+
+fn take<T: FromBytes>(rest: &mut &[u8]) -> Option<T> {
+    let (value, behind) = T::read_from_prefix(rest).ok()?;
+    *rest = behind;
+    Some(value)
+}
+
+fn token(rest: &mut &[u8]) -> Option<Token> {
+    take::<U64>(rest).map(|value| Token(value.get()))
+}
+
+fn slice<'a>(rest: &mut &'a [u8], len: u16) -> Option<&'a [u8]> {
+    let (front, behind) = rest.split_at_checked(len.into())?;
+    *rest = behind;
+    Some(front)
+}
+
+impl TimeField {
+    pub(crate) fn store(&self) -> StoreMillis {
+        StoreMillis(self.store_millis.get())
+    }
+
+    pub(crate) fn wall(&self) -> WallMillis {
+        WallMillis(self.wall_millis.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 0x0123_4567_89ab_cdef };
+    const AT: Lsn = Lsn::new(1 << 40);
+
+    fn sealed(draft: Draft) -> Vec<u8> {
+        let mut out = Vec::new();
+        let len = draft.len();
+        draft.seal(&mut out, AT, Lsn::new(8), &SEAL);
+        assert_eq!(out.len() as u64, len);
+        out
+    }
+
+    fn full_body() -> Body<'static> {
+        Body {
+            key_kind: 3,
+            key: b"order-17",
+            time: StoreMillis(1_700_000_000_123),
+            token: Some(Token(99)),
+            life: Some(Token(98)),
+            open_fate: Some(Token(97)),
+            attempt: 4,
+            since: Some(StoreMillis(1_700_000_000_000)),
+            expires_at: Some(StoreMillis(1_800_000_000_000)),
+            wall_offset: -5000,
+            fingerprint: Some(*b"0123456789abcdef"),
+            hold: true,
+            owner: "host-3",
+            reason: "lease passed",
+            progress: b"3 of 9",
+            meta: b"\x01",
+            codec: 1,
+            version: 2,
+            result: b"paid",
+        }
+    }
+
+    #[test]
+    fn a_body_comes_back_as_it_went_in() {
+        let bytes = sealed(Draft::end(Ending::Held, &full_body()));
+        let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+        assert_eq!(record.ending(), Some(Ending::Held));
+        assert_eq!(record.body().unwrap(), full_body());
+        let bare = Body { attempt: 1, key: b"k", ..Body::default() };
+        let bytes = sealed(Draft::claim(&bare));
+        assert_eq!(Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap(), bare);
+    }
+
+    /// What one pair costs on disk, for keys of 36, fingerprints of 16 and results of 256 bytes.
+    #[test]
+    fn a_pair_of_the_reference_work_takes_440_bytes() {
+        let key = [b'k'; 36];
+        let claim = Body { key: &key, attempt: 1, fingerprint: Some([1; 16]), ..Body::default() };
+        let done = Body { token: Some(Token(1)), result: &[9; 256], ..claim.clone() };
+        let total = Draft::claim(&claim).len() + Draft::end(Ending::Completed, &done).len();
+        assert_eq!(total, 440);
+    }
+
+    #[test]
+    fn a_copy_spells_out_its_token_and_says_that_it_is_one() {
+        let body = Body { key: b"k", attempt: 1, ..Body::default() };
+        let bytes = sealed(Draft::claim(&body));
+        let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+        let bytes = sealed(Draft::copy(&record, &record.body().unwrap()));
+        let copy = Record::parse(&bytes, AT, &SEAL).unwrap();
+        assert!(copy.is_copy && !record.is_copy);
+        assert_eq!(copy.body().unwrap().token, Some(Token(AT.get())));
+        assert_eq!(copy.kind, Kind::Claim);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_seen() {
+        let bytes = sealed(Draft::end(Ending::Completed, &full_body()));
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut bad = bytes.clone();
+                bad[at] ^= 1 << bit;
+                assert!(Record::parse(&bad, AT, &SEAL).is_err(), "byte {at} bit {bit}");
+            }
+            assert!(Record::parse(&bytes[..at], AT, &SEAL).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_record_anywhere_else_is_none() {
+        let bytes = sealed(Draft::claim(&full_body()));
+        assert!(Record::parse(&bytes, AT, &SEAL).is_ok());
+        assert_eq!(Record::parse(&bytes, AT.plus(8), &SEAL).unwrap_err(), Bad::HeaderSum);
+        let other = Seal { salt: 1, ..SEAL };
+        assert_eq!(Record::parse(&bytes, AT, &other).unwrap_err(), Bad::HeaderSum);
+        let other = Seal { store: StoreId([8; 16]), ..SEAL };
+        assert_eq!(Record::parse(&bytes, AT, &other).unwrap_err(), Bad::HeaderSum);
+        assert!(Record::parse(&[0; 4096], Lsn::ZERO, &SEAL).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Record::parse(&bytes, AT, &SEAL).map(|record| record.body());
+            let _ = decode_body(&bytes);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Wraps another storage and makes chosen calls fail.

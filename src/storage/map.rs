@@ -1,0 +1,115 @@
+//! A read-only memory map behind the safe trait [`Map`].
+//!
+//! Promises: never reads outside the map, and forms a reference only to the bytes asked for, so other
+//! parts of the file may be written meanwhile. Never: writes, grows or follows a file that grows.
+//!
+//! What is outside its power: another process, or an administrator, that cuts a mapped file short makes
+//! the next access a SIGBUS, and one that changes bytes makes them change under a borrow. The store's
+//! directory is locked and its files are its owner's alone; whoever writes there nevertheless can
+//! do both. Where that is to be feared, plain reads are the alternative.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use super::Map;
+
+/// The first `len` bytes of `file`, which must have them.
+pub(super) fn map_file(file: &fs::File, len: u64) -> io::Result<Arc<dyn Map>> {
+    if len > file.metadata()?.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    // A system refuses to map nothing.
+    let raw = if len == 0 {
+        None
+    } else {
+        Some(memmap2::MmapOptions::new().len(len).map_raw_read_only(file)?)
+    };
+    Ok(Arc::new(FileMap { raw, len }))
+}
+
+#[derive(Debug)]
+struct FileMap {
+    raw: Option<memmap2::MmapRaw>,
+    len: usize,
+}
+
+impl Map for FileMap {
+    fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let offset = usize::try_from(offset).ok()?;
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        let Some(raw) = &self.raw else { return Some(&[]) };
+        Some(slice(raw, offset, len))
+    }
+}
+
+/// `offset + len` must lie in the map, which [`FileMap::bytes`] has just checked.
+#[expect(unsafe_code, reason = "a map's bytes are reached through a pointer")]
+fn slice(raw: &memmap2::MmapRaw, offset: usize, len: usize) -> &[u8] {
+    debug_assert!(offset.checked_add(len).is_some_and(|end| end <= raw.len()));
+    // SAFETY: `offset <= raw.len()` by the check in `FileMap::bytes`, so the sum stays in the one mapping that
+    // `raw` owns.
+    let start = unsafe { raw.as_ptr().add(offset) };
+    // SAFETY: the `len` bytes from `start` lie in the mapping, which is readable and lives as long as `raw`,
+    // which the result borrows. The file has these bytes: `map_file` checked its length, and `File::map`'s
+    // caller keeps it from becoming shorter. They don't change while borrowed: `Map::bytes`'s caller asks only
+    // for bytes that are never written again.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "real files are what this is about")]
+
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn file(bytes: &[u8]) -> fs::File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    #[test]
+    fn gives_what_is_inside_and_nothing_else() {
+        let map = map_file(&file(b"0123456789"), 8).unwrap();
+        assert_eq!(map.bytes(0, 8).unwrap(), b"01234567");
+        assert_eq!(map.bytes(3, 2).unwrap(), b"34");
+        assert_eq!(map.bytes(8, 0).unwrap(), b"");
+        for (offset, len) in
+            [(8, 1), (0, 9), (9, 0), (u64::MAX, 1), (1, usize::MAX), (u64::MAX, usize::MAX)]
+        {
+            assert_eq!(map.bytes(offset, len), None, "{offset} {len}");
+        }
+    }
+
+    #[test]
+    fn refuses_more_than_the_file_has() {
+        assert_eq!(map_file(&file(b"0123"), 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            map_file(&file(b"0123"), u64::MAX).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
+
+    #[test]
+    fn an_empty_map_is_a_map() {
+        let map = map_file(&file(b""), 0).unwrap();
+        assert_eq!(map.bytes(0, 0).unwrap(), b"");
+        assert_eq!(map.bytes(0, 1), None);
+    }
+
+    #[test]
+    fn outlives_its_file_and_shows_later_writes_elsewhere() {
+        let file = file(b"0123456789");
+        let map = map_file(&file, 10).unwrap();
+        let early = map.bytes(0, 4).unwrap();
+        file.write_all_at(b"xyz", 5).unwrap();
+        assert_eq!(map.bytes(4, 5).unwrap(), b"4xyz8");
+        drop(file);
+        assert_eq!(early, b"0123");
+    }
+}

@@ -1,0 +1,356 @@
+//! The simulated disk, with two planes: what the program sees and what the device holds.
+//!
+//! Promises: a name is durable only after the sync of its directory, bytes and length only after the sync of
+//! their file, and nothing else makes them so. A crash keeps of the rest whatever a device and a
+//! journaling file system could keep (`crash`). The same calls give the same trace, always.
+//! Never: touches a real file, reads a clock, or draws by lot but from a given seed.
+//! That it shows a program the same as real files do is tested against them in `tests`.
+
+#![expect(clippy::disallowed_types, reason = "part of the storage seam")]
+
+mod content;
+mod crash;
+mod disk;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+#[expect(unused_imports, reason = "for tests of the whole store")]
+pub(crate) use crash::{Crash, DataFate, NameFate, UnsyncedWrite};
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::{Access, DirLock, Entry, File, Map, Storage};
+use disk::{Disk, Node};
+
+/// A disk in memory. Clones are handles of the same disk; paths start at its root, which always exists.
+#[derive(Clone)]
+pub(crate) struct MemoryStorage {
+    disk: Arc<Mutex<Disk>>,
+}
+
+impl MemoryStorage {
+    /// An empty disk without limits.
+    pub(crate) fn new() -> Self {
+        MemoryStorage::of(Disk::new())
+    }
+
+    fn of(disk: Disk) -> Self {
+        MemoryStorage { disk: Arc::new(Mutex::new(disk)) }
+    }
+
+    /// Calls so far that changed something or tried to: the clock of a crash test.
+    pub(crate) fn changes(&self) -> u64 {
+        self.disk.lock().changes
+    }
+
+    /// All other calls so far.
+    pub(crate) fn reads(&self) -> u64 {
+        self.disk.lock().reads
+    }
+
+    /// A hash of every change so far: its kind, path, offset and bytes, in order.
+    pub(crate) fn trace(&self) -> u64 {
+        self.disk.lock().trace
+    }
+
+    /// Room for data, counted in blocks of 4 KiB. What is taken already stays.
+    pub(crate) fn set_bytes_max(&self, bytes: u64) {
+        self.disk.lock().bytes_max = bytes;
+    }
+
+    /// Room for files and directories, the root not counted.
+    pub(crate) fn set_nodes_max(&self, nodes: u64) {
+        self.disk.lock().nodes_max = nodes;
+    }
+
+    /// Room taken, in bytes.
+    pub(crate) fn bytes_used(&self) -> u64 {
+        self.disk.lock().blocks_used().saturating_mul(content::BLOCK)
+    }
+
+    /// Files and directories that take room.
+    pub(crate) fn nodes_used(&self) -> u64 {
+        self.disk.lock().nodes_used()
+    }
+
+    /// The page cache lies: after `after` more syncs of files, one fails with `EIO`, once per open file. What
+    /// it should have written stays visible and counts as clean: later syncs succeed without writing it, unless
+    /// it is written anew (by whole sectors). A kill keeps it, a power loss does not.
+    pub(crate) fn lie_at_sync(&self, after: u64) {
+        self.disk.lock().lie_after = Some(after);
+    }
+
+    /// The cache drops what the lie left in it: reads show what the device holds.
+    pub(crate) fn evict_lost(&self) {
+        for node in self.disk.lock().nodes.values_mut() {
+            if let Node::File(file) = node {
+                file.evict();
+            }
+        }
+    }
+
+    /// The system writes back unasked, and fails: as [`lie_at_sync`](Self::lie_at_sync), told to the next sync
+    /// of each open file of `path`.
+    pub(crate) fn fail_writeback(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let node = disk.find(path)?;
+        disk.file(node)?.fail_writeback();
+        Ok(())
+    }
+
+    /// What [`network_fs`](Storage::network_fs) answers from now on.
+    pub(crate) fn set_network_fs(&self, name: Option<&'static str>) {
+        self.disk.lock().network_fs = name;
+    }
+
+    fn open_node(
+        &self,
+        disk: &mut Disk,
+        node: u64,
+        path: &Path,
+        writable: bool,
+    ) -> io::Result<Arc<dyn File>> {
+        let file = disk.file(node)?;
+        let known = file.errors_known();
+        file.opens = file.opens.saturating_add(1);
+        let handle = Handle { disk: Arc::clone(&self.disk), node };
+        Ok(Arc::new(MemoryFile {
+            handle,
+            path: path.to_owned(),
+            writable,
+            errors_known: Mutex::new(known),
+        }))
+    }
+}
+
+impl fmt::Debug for MemoryStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = self.disk.lock();
+        f.debug_struct("MemoryStorage")
+            .field("changes", &disk.changes)
+            .field("trace", &disk.trace)
+            .finish()
+    }
+}
+
+impl Storage for MemoryStorage {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.count("create_dir", &[path], 0, &[]);
+        disk.create_dir(path)
+    }
+
+    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        let node = disk.find(dir)?;
+        if !matches!(disk.nodes.get(&node), Some(Node::Dir(_))) {
+            return Err(Errno::NOTDIR.into());
+        }
+        if !disk.locks.insert(node) {
+            return Err(Errno::WOULDBLOCK.into());
+        }
+        Ok(Box::new(MemoryLock { disk: Arc::clone(&self.disk), node }))
+    }
+
+    fn lock_holder(&self, dir: &Path) -> Option<u32> {
+        let disk = self.disk.lock();
+        let node = disk.find(dir).ok()?;
+        disk.locks.contains(&node).then(std::process::id)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut disk = self.disk.lock();
+        disk.count("create", &[path], 0, &[]);
+        let node = disk.create(path)?;
+        self.open_node(&mut disk, node, path, true)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        let node = disk.find(path)?;
+        self.open_node(&mut disk, node, path, access == Access::ReadWrite)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.count("rename", &[from, to], 0, &[]);
+        disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.count("remove", &[path], 0, &[]);
+        disk.remove(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        disk.list(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.count("sync_dir", &[dir], 0, &[]);
+        disk.sync_dir(dir)
+    }
+
+    fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        disk.find(dir)?;
+        Ok(disk.network_fs)
+    }
+}
+
+#[derive(Debug)]
+struct MemoryLock {
+    disk: Arc<Mutex<Disk>>,
+    node: u64,
+}
+
+impl DirLock for MemoryLock {}
+
+impl Drop for MemoryLock {
+    fn drop(&mut self) {
+        self.disk.lock().locks.remove(&self.node);
+    }
+}
+
+/// Keeps a node alive, named or not.
+struct Handle {
+    disk: Arc<Mutex<Disk>>,
+    node: u64,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut disk = self.disk.lock();
+        let Ok(file) = disk.file(self.node) else { return };
+        file.opens = file.opens.saturating_sub(1);
+        if file.opens == 0 && !file.linked {
+            disk.collect();
+        }
+    }
+}
+
+struct MemoryFile {
+    handle: Handle,
+    path: PathBuf,
+    writable: bool,
+    errors_known: Mutex<u64>,
+}
+
+impl fmt::Debug for MemoryFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MemoryFile").field(&self.path).finish()
+    }
+}
+
+impl File for MemoryFile {
+    fn len(&self) -> io::Result<u64> {
+        let mut disk = self.handle.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        Ok(disk.file(self.handle.node)?.seen.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut disk = self.handle.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        Ok(disk.file(self.handle.node)?.seen.read(offset, buf))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        let mut disk = self.handle.disk.lock();
+        disk.count("write", &[&self.path], offset, buf);
+        if !self.writable {
+            return Err(Errno::BADF.into());
+        }
+        disk.write(self.handle.node, offset, buf)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut disk = self.handle.disk.lock();
+        disk.count("sync", &[&self.path], 0, &[]);
+        disk.sync(self.handle.node, &mut self.errors_known.lock())
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        let mut disk = self.handle.disk.lock();
+        disk.count("truncate", &[&self.path], len, &[]);
+        if !self.writable {
+            return Err(Errno::INVAL.into());
+        }
+        disk.truncate(self.handle.node, len)
+    }
+
+    fn map(&self, len: u64) -> io::Result<Arc<dyn Map>> {
+        let mut disk = self.handle.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        let file = disk.file(self.handle.node)?;
+        if len > file.seen.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.opens = file.opens.saturating_add(1);
+        let snapshot = file.seen.snapshot();
+        let handle = Handle { disk: Arc::clone(&self.handle.disk), node: self.handle.node };
+        Ok(Arc::new(MemoryMap { handle, len, snapshot, later: OnceLock::new() }))
+    }
+}
+
+/// Shows the file as it is now, as a real map does: where it has changed since the map was made, from
+/// copies, which live as long as the map because they may be borrowed.
+struct MemoryMap {
+    handle: Handle,
+    len: u64,
+    snapshot: Arc<Vec<u8>>,
+    later: OnceLock<Box<Copied>>,
+}
+
+struct Copied {
+    offset: u64,
+    bytes: Vec<u8>,
+    next: OnceLock<Box<Copied>>,
+}
+
+impl fmt::Debug for MemoryMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryMap").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Map for MemoryMap {
+    fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        if offset.checked_add(len as u64)? > self.len {
+            return None;
+        }
+        let mut disk = self.handle.disk.lock();
+        // A file cut short under its map would be a SIGBUS; here it is a `None`.
+        let now = disk.file(self.handle.node).ok()?.seen.slice(offset, len)?;
+        let start = usize::try_from(offset).ok()?;
+        if let Some(then) =
+            self.snapshot.get(start..start.checked_add(len)?).filter(|then| *then == now)
+        {
+            return Some(then);
+        }
+        let mut place = &self.later;
+        loop {
+            let copied = place.get_or_init(|| {
+                Box::new(Copied { offset, bytes: now.to_vec(), next: OnceLock::new() })
+            });
+            if copied.offset == offset && copied.bytes == now {
+                return Some(&copied.bytes);
+            }
+            place = &copied.next;
+        }
+    }
+}

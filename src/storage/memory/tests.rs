@@ -1,0 +1,1 @@
+//! The simulated disk against its promises, and against real files.

@@ -1,0 +1,222 @@
+//! Real files.
+//!
+//! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an
+//! open file of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the
+//! directory's own `flock`, so no file appears beside the data, and it ends with its process.
+//! Never: retries, falls back, or follows anything into a device, a pipe or a directory.
+
+#![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::{Access, DirLock, Entry, File, Map, Storage, fork, map};
+
+/// The file system of the machine.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct OsStorage;
+
+impl Storage for OsStorage {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(path)
+    }
+
+    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
+        fork::register()?;
+        let dir = open_dir(dir)?;
+        rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Box::new(OsDirLock { dir, generation: fork::generation() }))
+    }
+
+    fn lock_holder(&self, dir: &Path) -> Option<u32> {
+        lock_holder(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Arc::new(OsFile(file)))
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            // A pipe in a segment's place must be an error, not a wait for its other end.
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)?;
+        let kind = file.metadata()?.file_type();
+        if kind.is_dir() {
+            return Err(io::Error::from(rustix::io::Errno::ISDIR));
+        }
+        if !kind.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Ok(Arc::new(OsFile(file)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        let mut entries = fs::read_dir(dir)?.map(entry).collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::File::from(open_dir(dir)?).sync_all()
+    }
+
+    fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
+        network_fs(dir)
+    }
+}
+
+fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A name that isn't UTF-8 is none of ours; it is listed so that it can be reported.
+fn entry(entry: io::Result<fs::DirEntry>) -> io::Result<Entry> {
+    let entry = entry?;
+    let mut kind = entry.file_type()?;
+    if kind.is_symlink() {
+        // One that leads nowhere stays what it is: no file.
+        kind = fs::metadata(entry.path()).map_or(kind, |target| target.file_type());
+    }
+    Ok(Entry { name: entry.file_name().to_string_lossy().into_owned(), is_file: kind.is_file() })
+}
+
+#[derive(Debug)]
+struct OsDirLock {
+    dir: OwnedFd,
+    generation: u32,
+}
+
+impl DirLock for OsDirLock {}
+
+impl Drop for OsDirLock {
+    /// The lock belongs to the open file, which a forked child shares. The owner lets go explicitly, or a child
+    /// that happens to live would keep the lock; a child must not, or it would take the owner's lock away.
+    fn drop(&mut self) {
+        if self.generation == fork::generation() {
+            // Closing the last descriptor is the fallback, and there is nobody to tell.
+            let _ = rustix::fs::flock(&self.dir, FlockOperation::Unlock);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OsFile(fs::File);
+
+impl File for OsFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn map(&self, len: u64) -> io::Result<Arc<dyn Map>> {
+        map::map_file(&self.0, len)
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn lock_holder(dir: &Path) -> Option<u32> {
+    let stat = rustix::fs::stat(dir).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    find_holder(
+        &fs::read_to_string("/proc/locks").ok()?,
+        &format!("{major:02x}:{minor:02x}:{}", stat.st_ino),
+    )
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn lock_holder(_dir: &Path) -> Option<u32> {
+    None
+}
+
+/// Lines read `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1053 0 EOF`; a waiter's has `->` after the number.
+/// A holder outside our process namespace is shown as 0.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn find_holder(locks: &str, place: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let flock = words.next() == Some("FLOCK");
+        let pid = words.nth(2)?.parse().ok().filter(|pid| *pid != 0)?;
+        (flock && words.next() == Some(place)).then_some(pid)
+    })
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn network_fs(dir: &Path) -> io::Result<Option<&'static str>> {
+    // The field's type differs between architectures; the magic numbers have 32 bits on all of them.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::allow_attributes,
+        reason = "32 bits by definition"
+    )]
+    let magic = rustix::fs::statfs(dir)?.f_type as u32;
+    Ok(network_name(magic))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn network_fs(_dir: &Path) -> io::Result<Option<&'static str>> {
+    Ok(None)
+}
+
+/// From `linux/magic.h` and the file systems' own headers.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn network_name(magic: u32) -> Option<&'static str> {
+    Some(match magic {
+        0x0000_6969 => "NFS",
+        0xff53_4d42 => "CIFS",
+        0xfe53_4d42 => "SMB2",
+        0x0000_517b => "SMB",
+        0x6573_5546 => "FUSE",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "Ceph",
+        0x5346_414f | 0x6b41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x0bd0_0bd0 => "Lustre",
+        0x4750_4653 => "GPFS",
+        0x0116_1970 => "GFS2",
+        0x7461_636f => "OCFS2",
+        0x2003_0528 => "OrangeFS",
+        0x786f_4256 => "vboxsf",
+        0xbacb_acbc => "vmhgfs",
+        0x0000_564c => "NCP",
+        0x1983_0326 => "BeeGFS",
+        _ => return None,
+    })
+}

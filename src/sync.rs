@@ -1,0 +1,197 @@
+//! The sync seam: every lock, atomic, thread and park of the crate.
+//!
+//! A normal build takes `parking_lot`, `std` and the futex; under `cfg(loom)` the same names are loom's,
+//! so that the commit queue can be explored schedule by schedule. Lints forbid going around this file.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the seam")]
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+    thread::yield_now,
+};
+#[cfg(not(loom))]
+pub(crate) use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
+    thread::yield_now,
+};
+
+/// A mutex that is never poisoned: a panic inside is handled where it happens.
+pub(crate) struct Mutex<T>(Inner<T>);
+
+#[cfg(not(loom))]
+type Inner<T> = parking_lot::Mutex<T>;
+#[cfg(not(loom))]
+pub(crate) type MutexGuard<'a, T> = parking_lot::MutexGuard<'a, T>;
+
+#[cfg(loom)]
+type Inner<T> = loom::sync::Mutex<T>;
+#[cfg(loom)]
+pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Mutex(Inner::new(value))
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock()
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock()
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok()
+    }
+}
+
+/// One word on which many wait and which one call wakes.
+///
+/// A waiter reads the word, checks that it has to wait, and sleeps only while the word is still what it
+/// read; a waker changes the word first. So no wake-up is lost between the check and the sleep.
+pub(crate) struct WakeWord {
+    #[cfg(not(loom))]
+    word: AtomicU32,
+    #[cfg(all(not(loom), not(target_os = "linux")))]
+    parked: (std::sync::Mutex<()>, std::sync::Condvar),
+    #[cfg(loom)]
+    inner: (loom::sync::Mutex<u32>, loom::sync::Condvar),
+}
+
+#[cfg(not(loom))]
+impl WakeWord {
+    pub(crate) fn new() -> Self {
+        WakeWord {
+            word: AtomicU32::new(0),
+            #[cfg(not(target_os = "linux"))]
+            parked: Default::default(),
+        }
+    }
+
+    pub(crate) fn read(&self) -> u32 {
+        self.word.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(all(not(loom), target_os = "linux"))]
+impl WakeWord {
+    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason.
+    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
+        let timeout = millis.map(|millis| rustix::thread::futex::Timespec {
+            tv_sec: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from((millis % 1000) * 1_000_000).unwrap_or(0),
+        });
+        // Every error (changed, interrupted, timed out) means: look again.
+        let _ = rustix::thread::futex::wait(
+            &self.word,
+            rustix::thread::futex::Flags::PRIVATE,
+            seen,
+            timeout.as_ref(),
+        );
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.word.fetch_add(1, Ordering::SeqCst);
+        let _ = rustix::thread::futex::wake(
+            &self.word,
+            rustix::thread::futex::Flags::PRIVATE,
+            i32::MAX as u32,
+        );
+    }
+
+    pub(crate) fn wake_one(&self) {
+        self.word.fetch_add(1, Ordering::SeqCst);
+        let _ = rustix::thread::futex::wake(&self.word, rustix::thread::futex::Flags::PRIVATE, 1);
+    }
+}
+
+#[cfg(all(not(loom), not(target_os = "linux")))]
+impl WakeWord {
+    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason.
+    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
+        let (lock, condvar) = &self.parked;
+        let guard = lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if self.read() != seen {
+            return;
+        }
+        match millis {
+            None => drop(condvar.wait(guard)),
+            Some(millis) => {
+                drop(condvar.wait_timeout(guard, std::time::Duration::from_millis(millis)));
+            }
+        }
+    }
+
+    pub(crate) fn wake_all(&self) {
+        let (lock, condvar) = &self.parked;
+        let _guard = lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.word.fetch_add(1, Ordering::SeqCst);
+        condvar.notify_all();
+    }
+
+    pub(crate) fn wake_one(&self) {
+        let (lock, condvar) = &self.parked;
+        let _guard = lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.word.fetch_add(1, Ordering::SeqCst);
+        condvar.notify_one();
+    }
+}
+
+#[cfg(loom)]
+impl WakeWord {
+    pub(crate) fn new() -> Self {
+        WakeWord { inner: (loom::sync::Mutex::new(0), loom::sync::Condvar::new()) }
+    }
+
+    fn word(&self) -> loom::sync::MutexGuard<'_, u32> {
+        self.inner.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn read(&self) -> u32 {
+        *self.word()
+    }
+
+    pub(crate) fn wait(&self, seen: u32, _millis: Option<u64>) {
+        let word = self.word();
+        if *word == seen {
+            drop(self.inner.1.wait(word));
+        }
+    }
+
+    pub(crate) fn wake_all(&self) {
+        *self.word() += 1;
+        self.inner.1.notify_all();
+    }
+
+    pub(crate) fn wake_one(&self) {
+        *self.word() += 1;
+        self.inner.1.notify_one();
+    }
+}
+
+/// Starts the store's one background thread.
+pub(crate) fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+/// Whether the calling thread is the one behind `handle`.
+pub(crate) fn is_current(handle: &std::thread::JoinHandle<()>) -> bool {
+    handle.thread().id() == std::thread::current().id()
+}
+
+/// Lets the calling thread sleep; for waits with a deadline that nobody can wake.
+pub(crate) fn sleep_millis(millis: u64) {
+    std::thread::sleep(std::time::Duration::from_millis(millis));
+}

@@ -1,0 +1,105 @@
+//! Which bytes a value is: [`Codec`] and [`Format`], and the numbers they are on disk.
+//!
+//! Promises: a number once given is never used for another codec. Never: encodes or decodes a value.
+
+use std::fmt;
+
+use crate::{Error, Result};
+
+/// The stored number of a custom codec has this bit.
+const CUSTOM: u16 = 0x8000;
+
+/// How a value's bytes are made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Codec {
+    /// The value's own bytes, or the UTF-8 of a string.
+    Bytes,
+    /// bincode 2, its standard configuration. Needs the feature `bincode`.
+    Bincode,
+    /// JSON. Known, but not built in yet: encoding and decoding refuse it.
+    Json,
+    /// Your own, by hand-written [`Encode`](crate::Encode) and [`Decode`](crate::Decode). Numbers go up to
+    /// 32767; a greater one is refused as `Invalid` when the value is recorded.
+    Custom(u16),
+}
+
+/// What is recorded beside each value: its codec, and the version of its type.
+///
+/// Raise the version when the bytes of the type change; whoever decodes is told what was recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Format {
+    /// How the bytes are made.
+    pub codec: Codec,
+    /// Which form of the type they are; 0 for strings and bytes.
+    pub version: u32,
+}
+
+impl Format {
+    /// Strings and bytes as they are.
+    pub(crate) const BYTES: Format = Format { codec: Codec::Bytes, version: 0 };
+
+    /// Codec and version as stored. `Invalid` for a custom number that has no room.
+    pub(crate) fn to_stored(self) -> Result<(u16, u32)> {
+        let codec = match self.codec {
+            Codec::Bytes => 0,
+            Codec::Bincode => 1,
+            Codec::Json => 2,
+            Codec::Custom(number) if number < CUSTOM => CUSTOM | number,
+            Codec::Custom(number) => {
+                return Err(Error::invalid(format!(
+                    "the custom codec number {number}: at most {}",
+                    CUSTOM - 1
+                )));
+            }
+        };
+        Ok((codec, self.version))
+    }
+
+    /// The format with those numbers; `None` for a codec this version does not know.
+    pub(crate) fn from_stored(codec: u16, version: u32) -> Option<Format> {
+        let codec = match codec {
+            0 => Codec::Bytes,
+            1 => Codec::Bincode,
+            2 => Codec::Json,
+            custom if custom & CUSTOM != 0 => Codec::Custom(custom & !CUSTOM),
+            _ => return None,
+        };
+        Some(Format { codec, version })
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, version {}", self.codec, self.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn stored_numbers_are_fixed_and_lead_back() {
+        let numbers = [
+            (Codec::Bytes, 0),
+            (Codec::Bincode, 1),
+            (Codec::Json, 2),
+            (Codec::Custom(0), 0x8000),
+            (Codec::Custom(0x7fff), 0xffff),
+        ];
+        for (codec, number) in numbers {
+            let format = Format { codec, version: 7 };
+            assert_eq!(format.to_stored().unwrap(), (number, 7));
+            assert_eq!(Format::from_stored(number, 7), Some(format));
+        }
+        assert_eq!(Format::from_stored(3, 0), None);
+    }
+
+    #[test]
+    fn a_custom_number_without_room_is_refused() {
+        let error = Format { codec: Codec::Custom(0x8000), version: 0 }.to_stored().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+}

@@ -1,0 +1,329 @@
+//! A recorded value, and the traits between it and the types of a program: [`Payload`], [`Encode`], [`Decode`].
+//!
+//! Promises: a payload's bytes are those that were recorded, and passed their checksum; it decodes only as
+//! the format they were recorded in. Never: prints contents. Strings and bytes are here, other types in `typed`.
+
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use super::Format;
+use crate::storage::Map;
+use crate::{Error, Result};
+
+/// A recorded value: a result, a failure, or saved progress.
+///
+/// It is the bytes by `Deref`, and a type by [`decode`](Payload::decode). A clone shares the bytes. It
+/// borrows nothing and may be sent anywhere, but it may be a view into a segment of the log, which then
+/// stays on the disk as long as the payload lives: to keep a value for long, take `to_vec()`.
+///
+/// `Debug` shows the length and the format, never the contents.
+#[derive(Clone)]
+pub struct Payload {
+    bytes: Bytes,
+    format: Format,
+}
+
+#[derive(Clone)]
+enum Bytes {
+    Empty,
+    /// Some of a buffer: a record is read once, and each of its fields is a range of it.
+    Buffer(Arc<Vec<u8>>, Range<usize>),
+    /// Some of a mapped segment.
+    Mapped(Arc<dyn Map>, u64, usize),
+}
+
+/// What can be recorded: turns a value into bytes.
+///
+/// Strings, bytes and `()` are values as they are. For other types see `Typed` in
+/// [`value`](crate::value), or write both traits by hand:
+///
+/// ```
+/// use onlyonce::value::{Codec, Format};
+/// use onlyonce::{Decode, Encode, Error, Payload, Result};
+///
+/// struct Receipt(u64);
+///
+/// const FORMAT: Format = Format { codec: Codec::Custom(1), version: 0 };
+///
+/// impl Encode for Receipt {
+///     fn encode(&self, out: &mut Vec<u8>) -> Result<Format> {
+///         out.extend_from_slice(&self.0.to_le_bytes());
+///         Ok(FORMAT)
+///     }
+/// }
+///
+/// impl Decode for Receipt {
+///     fn decode(payload: &Payload, format: Format) -> Result<Self> {
+///         let bytes = <[u8; 8]>::try_from(&payload[..]).ok().filter(|_| format == FORMAT);
+///         let bytes = bytes.ok_or_else(|| Error::undecodable("not a receipt"))?;
+///         Ok(Receipt(u64::from_le_bytes(bytes)))
+///     }
+/// }
+/// ```
+pub trait Encode {
+    /// Appends the value to `out` and says what it wrote. What `out` holds already must stay.
+    ///
+    /// # Errors
+    /// Whatever keeps the value from being encoded; the claim that was to be ended with it is given back.
+    fn encode(&self, out: &mut Vec<u8>) -> Result<Format>;
+}
+
+/// What a recorded value can be read as.
+pub trait Decode: Sized {
+    /// The value in `payload`, which was recorded in `format`.
+    ///
+    /// The bytes are what was once recorded, maybe by another version of the program: check the format
+    /// first, and trust no length in them.
+    ///
+    /// # Errors
+    /// `Undecodable` if the format or the bytes are not this type's.
+    fn decode(payload: &Payload, format: Format) -> Result<Self>;
+}
+
+/// The bytes of a value and what they are; a format that can't be stored is refused here.
+pub(crate) fn encode<V: Encode + ?Sized>(value: &V) -> Result<(Format, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let format = value.encode(&mut bytes)?;
+    format.to_stored()?;
+    Ok((format, bytes))
+}
+
+impl Payload {
+    /// No bytes, as `()` is recorded.
+    pub(crate) fn empty() -> Self {
+        Payload { bytes: Bytes::Empty, format: Format::BYTES }
+    }
+
+    pub(crate) fn from_vec(bytes: Vec<u8>, format: Format) -> Self {
+        let all = 0..bytes.len();
+        Payload { bytes: Bytes::Buffer(Arc::new(bytes), all), format }
+    }
+
+    /// A range of a buffer that others share; `None` if it lies outside.
+    pub(crate) fn in_buffer(
+        buffer: Arc<Vec<u8>>,
+        range: Range<usize>,
+        format: Format,
+    ) -> Option<Self> {
+        buffer.get(range.clone())?;
+        Some(Payload { bytes: Bytes::Buffer(buffer, range), format })
+    }
+
+    /// A view into a map, which it keeps alive; `None` if it lies outside.
+    pub(crate) fn in_map(
+        map: Arc<dyn Map>,
+        offset: u64,
+        len: usize,
+        format: Format,
+    ) -> Option<Self> {
+        map.bytes(offset, len)?;
+        Some(Payload { bytes: Bytes::Mapped(map, offset, len), format })
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The value, as the type that was recorded.
+    ///
+    /// # Errors
+    /// `Undecodable` if it was recorded as something else, in another version, or by a codec that this
+    /// build lacks. The bytes themselves are still there.
+    ///
+    /// # Cost
+    /// No read of the disk beyond the pages of the view; strings and bytes are copied once.
+    pub fn decode<T: Decode>(&self) -> Result<T> {
+        T::decode(self, self.format)
+    }
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // Both ranges were checked when the payload was made, and neither buffer nor map can shrink.
+        match &self.bytes {
+            Bytes::Empty => &[],
+            Bytes::Buffer(buffer, range) => buffer.get(range.clone()).unwrap_or_default(),
+            Bytes::Mapped(map, offset, len) => map.bytes(*offset, *len).unwrap_or_default(),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes, {})", self.len(), self.format)
+    }
+}
+
+/// Values that are their own bytes. References stand in the list one by one, because an impl for every
+/// `&T` would overlap with that for every `Typed`.
+macro_rules! encode_as_bytes {
+    ($($type:ty),*) => {$(
+        impl Encode for $type {
+            fn encode(&self, out: &mut Vec<u8>) -> Result<Format> {
+                encode_bytes(self.as_ref(), out)
+            }
+        }
+    )*};
+}
+
+encode_as_bytes!(str, &str, String, &String, [u8], &[u8], Vec<u8>, &Vec<u8>);
+
+impl<const N: usize> Encode for [u8; N] {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<Format> {
+        encode_bytes(self, out)
+    }
+}
+
+impl<const N: usize> Encode for &[u8; N] {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<Format> {
+        encode_bytes(*self, out)
+    }
+}
+
+fn encode_bytes(bytes: &[u8], out: &mut Vec<u8>) -> Result<Format> {
+    out.extend_from_slice(bytes);
+    Ok(Format::BYTES)
+}
+
+impl Encode for () {
+    fn encode(&self, _out: &mut Vec<u8>) -> Result<Format> {
+        Ok(Format::BYTES)
+    }
+}
+
+impl Decode for Vec<u8> {
+    fn decode(payload: &Payload, format: Format) -> Result<Self> {
+        expect_bytes("bytes", format)?;
+        Ok(payload.to_vec())
+    }
+}
+
+impl Decode for String {
+    fn decode(payload: &Payload, format: Format) -> Result<Self> {
+        expect_bytes("text", format)?;
+        match std::str::from_utf8(payload) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(error) => Err(Error::undecodable(
+                "recorded as bytes that are no UTF-8: decode them as Vec<u8>",
+            )
+            .because(error)),
+        }
+    }
+}
+
+impl Decode for () {
+    fn decode(payload: &Payload, format: Format) -> Result<Self> {
+        expect_bytes("nothing", format)?;
+        match payload.len() {
+            0 => Ok(()),
+            len => Err(Error::undecodable(format!(
+                "recorded as {len} bytes, asked for as nothing: decode them as Vec<u8>"
+            ))),
+        }
+    }
+}
+
+fn expect_bytes(wanted: &str, found: Format) -> Result<()> {
+    if found == Format::BYTES {
+        return Ok(());
+    }
+    Err(Error::undecodable(format!(
+        "recorded in {found}, asked for as {wanted}: decode it as the type it was recorded as, or take the payload's bytes"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::value::Codec;
+
+    fn recorded<V: Encode + ?Sized>(value: &V) -> Payload {
+        let (format, bytes) = encode(value).unwrap();
+        Payload::from_vec(bytes, format)
+    }
+
+    fn kind<T: Decode>(payload: &Payload) -> ErrorKind {
+        payload.decode::<T>().err().map(|error| error.kind()).unwrap()
+    }
+
+    #[test]
+    fn strings_and_bytes_come_back_as_they_were() {
+        let text = String::from("grün");
+        for payload in [recorded("grün"), recorded(&"grün"), recorded(&text), recorded(&&text)] {
+            assert_eq!(payload.decode::<String>().unwrap(), text);
+        }
+        let bytes = vec![0xff, 0];
+        let same = [
+            recorded(&bytes),
+            recorded(&&bytes),
+            recorded(&bytes[..]),
+            recorded(&[0xff, 0]),
+            recorded(&&[0xff, 0]),
+        ];
+        for payload in same {
+            assert_eq!(&payload[..], &bytes[..]);
+            assert_eq!(payload.decode::<Vec<u8>>().unwrap(), bytes);
+        }
+        recorded(&()).decode::<()>().unwrap();
+        assert_eq!(Payload::empty().decode::<String>().unwrap(), "");
+    }
+
+    #[test]
+    fn what_was_recorded_as_something_else_is_undecodable() {
+        assert_eq!(kind::<String>(&recorded(b"\xff")), ErrorKind::Undecodable);
+        assert_eq!(kind::<()>(&recorded("x")), ErrorKind::Undecodable);
+        for (codec, version) in
+            [(Codec::Bincode, 0), (Codec::Json, 0), (Codec::Custom(1), 0), (Codec::Bytes, 1)]
+        {
+            let payload = Payload::from_vec(Vec::new(), Format { codec, version });
+            assert_eq!(kind::<String>(&payload), ErrorKind::Undecodable);
+            assert_eq!(kind::<Vec<u8>>(&payload), ErrorKind::Undecodable);
+            assert_eq!(kind::<()>(&payload), ErrorKind::Undecodable);
+        }
+    }
+
+    #[derive(Debug)]
+    struct FourBytes;
+
+    impl Map for FourBytes {
+        fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+            let from = usize::try_from(offset).ok()?;
+            b"abcd".get(from..from.checked_add(len)?)
+        }
+    }
+
+    #[test]
+    fn a_payload_is_a_range_of_what_it_shares_and_never_more() {
+        let buffer = Arc::new(b"abcd".to_vec());
+        let payload = Payload::in_buffer(buffer.clone(), 1..3, Format::BYTES).unwrap();
+        assert_eq!(&payload[..], b"bc");
+        assert_eq!(payload.clone().as_ptr(), buffer[1..].as_ptr());
+        assert!(Payload::in_buffer(buffer, 3..5, Format::BYTES).is_none());
+
+        let payload = Payload::in_map(Arc::new(FourBytes), 2, 2, Format::BYTES).unwrap();
+        assert_eq!(&payload[..], b"cd");
+        assert!(Payload::in_map(Arc::new(FourBytes), 3, 2, Format::BYTES).is_none());
+        assert!(Payload::in_map(Arc::new(FourBytes), u64::MAX, 2, Format::BYTES).is_none());
+    }
+
+    #[test]
+    fn debug_shows_no_contents() {
+        assert_eq!(format!("{:?}", recorded("secret")), "Payload(6 bytes, Bytes, version 0)");
+    }
+
+    #[test]
+    fn a_payload_goes_anywhere() {
+        fn check<T: Send + Sync + Clone + AsRef<[u8]> + 'static>() {}
+        check::<Payload>();
+    }
+}
