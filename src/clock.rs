@@ -172,6 +172,7 @@ fn within_boot(note: &TimeNote, boot_id: Option<[u8; 16]>, boot_millis: u64) -> 
 pub(crate) use manual::ManualClock;
 
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the public simulator needs only part of it"))]
 mod manual {
     use super::{Clock, WallMillis};
 

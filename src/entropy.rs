@@ -22,7 +22,8 @@ pub(crate) struct OsEntropy;
 impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
         getrandom::fill(bytes).map_err(|e| {
-            e.raw_os_error().map_or_else(|| io::Error::other(e), io::Error::from_raw_os_error)
+            e.raw_os_error()
+                .map_or_else(|| io::Error::other(e.to_string()), io::Error::from_raw_os_error)
         })
     }
 }
@@ -31,6 +32,8 @@ impl Entropy for OsEntropy {
 pub(crate) use seeded::{SeededEntropy, SplitMix64};
 
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the public simulator needs only part of it"))]
+#[expect(clippy::disallowed_types, reason = "part of the seam")]
 mod seeded {
     use super::Entropy;
     use std::io;

@@ -62,8 +62,6 @@ fn slice(raw: &memmap2::MmapRaw, offset: usize, len: usize) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::disallowed_methods, reason = "real files are what this is about")]
-
     use super::*;
     use std::os::unix::fs::FileExt;
 

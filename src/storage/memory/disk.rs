@@ -161,9 +161,15 @@ impl Disk {
         let from = self.place(from)?;
         let to = self.place(to)?;
         let node = self.at(&from).ok_or(Errno::NOENT)?;
+        if self.lies_in(to.0, node) {
+            return Err(Errno::INVAL.into());
+        }
         if let Some(target) = self.at(&to) {
             if target == node {
                 return Ok(());
+            }
+            if self.lies_in(from.0, target) {
+                return Err(Errno::NOTEMPTY.into());
             }
             match (self.nodes.get(&node), self.nodes.get(&target)) {
                 (Some(Node::Dir(_)), Some(Node::File(_))) => return Err(Errno::NOTDIR.into()),
@@ -173,9 +179,6 @@ impl Disk {
                 }
                 _ => {}
             }
-        }
-        if self.lies_in(to.0, node) {
-            return Err(Errno::INVAL.into());
         }
         self.rename_names(Some(from), Some(to), node);
         Ok(())

@@ -4,18 +4,25 @@
 //! their file, and nothing else makes them so. A crash keeps of the rest whatever a device and a
 //! journaling file system could keep (`crash`). The same calls give the same trace, always.
 //! Never: touches a real file, reads a clock, or draws by lot but from a given seed.
-//! That it shows a program the same as real files do is tested against them in `tests`.
+//! That it shows a program the same as real files do is tested against them in `against_os`.
 
 #![expect(clippy::disallowed_types, reason = "part of the storage seam")]
+#![cfg_attr(
+    not(test),
+    allow(dead_code, unused_imports, reason = "the public simulator needs only part of it")
+)]
 
+#[cfg(test)]
+mod against_os;
 mod content;
 mod crash;
 mod disk;
+#[cfg(test)]
+mod oracles;
 mod raw;
 #[cfg(test)]
 mod tests;
 
-#[expect(unused_imports, reason = "for tests of the whole store")]
 pub(crate) use crash::{Crash, DataFate, NameFate, UnsyncedWrite};
 
 use std::fmt;
