@@ -16,13 +16,16 @@
 )]
 
 mod clock;
+mod engine;
 mod entropy;
 mod error;
 mod header;
+mod index;
 mod limits;
 mod log;
 mod manifest;
 mod operation;
+mod protocol;
 mod record;
 mod storage;
 mod sync;

@@ -244,6 +244,11 @@ impl Log {
         if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
             self.write_out().map_err(|Failed| self.poisoned())?;
         }
+        self.read_listed(lsn, use_of)
+    }
+
+    /// Reads a record that was handed to the system, in whatever is listed.
+    fn read_listed<T>(&self, lsn: Lsn, use_of: impl FnOnce(Record<'_>) -> Result<T>) -> Result<T> {
         let segments = Arc::clone(&self.segments.lock());
         let after = segments.partition_point(|segment| segment.base() <= lsn);
         let segment = after.checked_sub(1).and_then(|index| segments.get(index));

@@ -58,8 +58,33 @@ pub(super) enum Plan {
     Fork { covered: Lsn, suffix: Vec<Lsn>, suffix_bytes: u64 },
 }
 
-/// A record's old place and its new one.
-pub(crate) type Moved = (Lsn, Lsn);
+/// Shown every record about a key, in order; may ask for earlier ones by their LSN.
+pub(crate) type Visit<'a> = dyn FnMut(&Record<'_>, &Earlier<'_>) -> Result<()> + 'a;
+
+/// The records before the one that is visited.
+pub(crate) struct Earlier<'s> {
+    segments: &'s [Arc<Segment>],
+}
+
+impl Earlier<'_> {
+    pub(crate) fn read<T>(
+        &self,
+        lsn: Lsn,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let after = self.segments.partition_point(|segment| segment.base() <= lsn);
+        match after.checked_sub(1).and_then(|index| self.segments.get(index)) {
+            // The one behind it exists, so this one is full.
+            Some(segment) => segment.read(lsn, after < self.segments.len(), use_of),
+            None => {
+                Err(Error::corrupt(Path::new("log"), 0, format_args!("no segment holds lsn {lsn}")))
+            }
+        }
+    }
+}
+
+/// Told of a record that a recovery moved: its old place, and the record at its new one.
+pub(crate) type Remap<'a> = dyn FnMut(Lsn, &Record<'_>) + 'a;
 
 impl Seams {
     pub(super) fn draw<const N: usize>(&self) -> Result<[u8; N]> {
@@ -170,7 +195,7 @@ pub(crate) fn open(
     dir: &Path,
     sizes: Sizes,
     manifest: Manifest,
-    visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
+    visit: &mut Visit<'_>,
 ) -> Result<(Log, Report)> {
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
@@ -347,11 +372,7 @@ fn first_records(segment: &Segment) -> Result<Unlisted> {
     Ok(found)
 }
 
-fn scan(
-    segments: &[Arc<Segment>],
-    manifest: &Manifest,
-    visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
-) -> Result<Scan> {
+fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -> Result<Scan> {
     let mut scan = Scan {
         end: Lsn::ZERO,
         last: 0,
@@ -374,7 +395,8 @@ fn scan(
                 Step::Record(record) => {
                     scan.records = scan.records.saturating_add(1);
                     scan.watermark = scan.watermark.max(record.watermark);
-                    match take_in(&mut scan, &record, visit) {
+                    let earlier = Earlier { segments: segments.get(..=index).unwrap_or_default() };
+                    match take_in(&mut scan, &record, &earlier, visit) {
                         Ok(()) => {}
                         Err(Taken::Bad(bad)) => {
                             return Err(Error::corrupt(
@@ -413,7 +435,8 @@ enum Taken {
 fn take_in(
     scan: &mut Scan,
     record: &Record<'_>,
-    visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
+    earlier: &Earlier<'_>,
+    visit: &mut Visit<'_>,
 ) -> Result<(), Taken> {
     if record.kind == Kind::Note {
         if let Some(time) = record.time().map_err(Taken::Bad)? {
@@ -430,7 +453,7 @@ fn take_in(
         scan.uncovered.pop_front();
     }
     scan.uncovered.push_back((record.lsn, record.len()));
-    visit(record).map_err(Taken::Refused)
+    visit(record, earlier).map_err(Taken::Refused)
 }
 
 /// After a clean close: everything up to `end` must be there, and nothing behind it.
@@ -565,8 +588,8 @@ impl Log {
     }
 
     /// What must have happened before the first LSN of an opening is taken. Durable on return; a crash
-    /// anywhere in it leaves what a crash before it would. Gives the records that moved.
-    pub(crate) fn begin_writing(&self) -> Result<Vec<Moved>> {
+    /// anywhere in it leaves what a crash before it would.
+    pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {
         let mut keeper = self.keeper.lock();
         if self.is_poisoned() {
             return Err(self.poisoned());
@@ -574,27 +597,32 @@ impl Log {
         if keeper.closed {
             return Err(Error::new(ErrorKind::Closed, "the store was closed"));
         }
-        let moved = match keeper.plan.take() {
-            None => return Ok(Vec::new()),
-            Some(Plan::Continue) => self.go_on(&mut keeper).map(|()| Vec::new()),
-            Some(Plan::Fork { covered, suffix, suffix_bytes }) => {
-                let moved = self.fork(&mut keeper, covered, &suffix, suffix_bytes);
-                if moved.is_err() {
-                    keeper.plan = Some(Plan::Fork { covered, suffix, suffix_bytes });
-                }
-                moved
+        let Some(plan) = keeper.plan.take() else { return Ok(()) };
+        let begun = match &plan {
+            Plan::Continue => self.go_on(&mut keeper).map(|()| Vec::new()),
+            Plan::Fork { covered, suffix, suffix_bytes } => {
+                self.fork(&mut keeper, *covered, suffix, *suffix_bytes)
             }
         };
-        if moved.is_err() && keeper.plan.is_none() {
-            keeper.plan = Some(Plan::Continue);
+        let moved = match begun {
+            Ok(moved) => moved,
+            Err(e) => {
+                keeper.plan = Some(plan);
+                return Err(e);
+            }
+        };
+        for (from, to) in moved {
+            self.read_listed(to, |record| {
+                remap(from, &record);
+                Ok(())
+            })?;
         }
-        let moved = moved?;
         self.set_aside(&keeper);
         self.remove_leftovers(&keeper);
         self.readable.store(u64::MAX, Ordering::SeqCst);
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
-        Ok(moved)
+        Ok(())
     }
 
     /// Clears the clean flag, durably, before the first LSN.
@@ -611,7 +639,7 @@ impl Log {
         covered: Lsn,
         suffix: &[Lsn],
         suffix_bytes: u64,
-    ) -> Result<Vec<Moved>> {
+    ) -> Result<Vec<(Lsn, Lsn)>> {
         let storage = &*self.seams.storage;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
@@ -668,33 +696,29 @@ impl Log {
         Ok(moved)
     }
 
+    /// The suffix's records as they stand in the new segment, and where each came from and went.
+    #[expect(clippy::type_complexity, reason = "bytes, and pairs of places")]
     fn copies(
         &self,
         segment: &Segment,
         covered: Lsn,
         suffix: &[Lsn],
-    ) -> Result<(Vec<u8>, Vec<Moved>)> {
-        let readable = self.readable.swap(u64::MAX, Ordering::SeqCst);
+    ) -> Result<(Vec<u8>, Vec<(Lsn, Lsn)>)> {
         let start = segment.base().plus(SEGMENT_HEADER_BYTES as u64);
         let mut bytes = Vec::new();
         let mut moved = Vec::with_capacity(suffix.len());
-        let mut copied = Ok(());
-        for &lsn in suffix {
+        for &from in suffix {
             let to = start.plus(bytes.len() as u64);
-            copied = self.read(lsn, |record| {
+            self.read_listed(from, |record| {
                 let body = record.body().map_err(|bad| {
-                    Error::corrupt(self.dir(), 0, format_args!("{bad} at lsn {lsn}"))
+                    Error::corrupt(self.dir(), 0, format_args!("{bad} at lsn {from}"))
                 })?;
                 Draft::copy(&record, &body).seal(&mut bytes, to, covered, &segment.seal);
                 Ok(())
-            });
-            if copied.is_err() {
-                break;
-            }
-            moved.push((lsn, to));
+            })?;
+            moved.push((from, to));
         }
-        self.readable.store(readable, Ordering::SeqCst);
-        copied.map(|()| (bytes, moved))
+        Ok((bytes, moved))
     }
 
     /// The log goes on in `segment`, and lists what `manifest` does.

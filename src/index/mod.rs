@@ -1,0 +1,32 @@
+//! Key → place in the log. Knows places, never the log's files.
+//!
+//! Promises: identity is the key, not its hash: all places under one hash are candidates, and whoever asks
+//! compares the key in the record. Derived: it can be rebuilt from the log at any time.
+
+pub(crate) mod recent;
+
+use crate::manifest::Secrets;
+use crate::operation::Key;
+use crate::types::KeyHash;
+
+/// The keyed hash of the index: SipHash-1-3, 128 bits in one call (Aumasson and Bernstein, 2012).
+#[derive(Clone)]
+pub(crate) struct Hasher {
+    key: [u8; 16],
+}
+
+impl Hasher {
+    pub(crate) fn new(secrets: &Secrets) -> Self {
+        Hasher { key: secrets.hash_key }
+    }
+
+    /// Keys of different kinds never share bytes: the kind is hashed along.
+    pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
+        use std::hash::Hasher as _;
+        let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.key);
+        hasher.write_u8(key.kind());
+        hasher.write(key.bytes());
+        let hash = siphasher::sip128::Hasher128::finish128(&hasher);
+        KeyHash { high: hash.h1, low: hash.h2 }
+    }
+}

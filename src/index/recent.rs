@@ -1,0 +1,140 @@
+//! The sharded in-memory table of everything since the last checkpoint, and of the claims in flight.
+//!
+//! Promises: one lock per shard, held for no I/O. An entry changes only under its shard's lock, in the same
+//! step in which its record takes its place in the log; so the order of a key's records is the order of its
+//! states.
+
+use hashbrown::HashTable;
+
+use crate::limits::SHARDS;
+use crate::operation::Durability;
+use crate::protocol::{KeyState, Presence};
+use crate::sync::{Mutex, MutexGuard};
+use crate::types::{KeyHash, Lsn, StoreMillis};
+
+/// Where a key's newest record stands, and the level its answers wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    pub(crate) fn new(lsn: Lsn, level: Durability) -> Self {
+        let level = match level {
+            Durability::Lazy => 0,
+            Durability::Flush => 1,
+            Durability::Sync => 2,
+        };
+        // Records start at multiples of 8, so three bits are free.
+        Place(lsn.get() & !7 | level)
+    }
+
+    pub(crate) fn lsn(self) -> Lsn {
+        Lsn::new(self.0 & !7)
+    }
+
+    pub(crate) fn level(self) -> Durability {
+        match self.0 & 7 {
+            0 => Durability::Lazy,
+            1 => Durability::Flush,
+            _ => Durability::Sync,
+        }
+    }
+}
+
+/// One key's newest record.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) hash: KeyHash,
+    pub(crate) place: Place,
+    /// What memory adds: somebody is on the key.
+    pub(crate) live: Option<Box<Live>>,
+}
+
+/// A claim in flight, or a question that waits for a word.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) key_kind: u8,
+    pub(crate) key: Box<[u8]>,
+    pub(crate) state: KeyState,
+    pub(crate) presence: Presence,
+    /// Store time at which the lease lapses; `None`: with the guard.
+    pub(crate) lease_until: Option<StoreMillis>,
+    /// Bytes kept in the log for the ending.
+    pub(crate) reserved: u64,
+    /// Tells one question from the next.
+    pub(crate) question: u64,
+}
+
+impl Live {
+    pub(crate) fn is_key(&self, kind: u8, key: &[u8]) -> bool {
+        self.key_kind == kind && *self.key == *key
+    }
+
+    /// Whether the owner's lease has passed and nobody has noticed yet.
+    pub(crate) fn has_lapsed(&self, now: StoreMillis) -> bool {
+        self.presence == Presence::Owner && self.lease_until.is_some_and(|until| until <= now)
+    }
+}
+
+/// The table.
+pub(crate) struct Recent {
+    shards: Vec<Mutex<Shard>>,
+}
+
+/// The keys whose hashes share some bits.
+#[derive(Default)]
+pub(crate) struct Shard {
+    table: HashTable<Entry>,
+}
+
+impl Recent {
+    pub(crate) fn new() -> Self {
+        Recent { shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect() }
+    }
+
+    /// Locks the shard of a hash.
+    pub(crate) fn shard(&self, hash: KeyHash) -> Option<MutexGuard<'_, Shard>> {
+        // The low word chooses the shard, the high one the bucket: they are independent.
+        let index = usize::try_from(hash.low % SHARDS as u64).unwrap_or(0);
+        self.shards.get(index).map(Mutex::lock)
+    }
+
+    /// Locks the nth shard, for walks over everything.
+    pub(crate) fn nth_shard(&self, index: usize) -> Option<MutexGuard<'_, Shard>> {
+        self.shards.get(index).map(Mutex::lock)
+    }
+}
+
+impl Shard {
+    /// All entries under a hash: candidates, of which at most one is the key.
+    pub(crate) fn candidates(&self, hash: KeyHash) -> impl Iterator<Item = &Entry> {
+        self.table.iter_hash(hash.high).filter(move |entry| entry.hash == hash)
+    }
+
+    /// The entry of a hash at a place.
+    pub(crate) fn entry_at(&mut self, hash: KeyHash, lsn: Lsn) -> Option<&mut Entry> {
+        self.table.find_mut(hash.high, |entry| entry.hash == hash && entry.place.lsn() == lsn)
+    }
+
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        self.table.insert_unique(entry.hash.high, entry, |entry| entry.hash.high);
+    }
+
+    pub(crate) fn remove_at(&mut self, hash: KeyHash, lsn: Lsn) {
+        let is_it = |entry: &Entry| entry.hash == hash && entry.place.lsn() == lsn;
+        if let Ok(found) = self.table.find_entry(hash.high, is_it) {
+            found.remove();
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.table.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.table.iter_mut()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+}

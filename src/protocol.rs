@@ -1,0 +1,390 @@
+//! The rules of a key's life, pure: state × call → answer and next state.
+//!
+//! Promises: no I/O, no clock, no memory; every backend calls it. The table it implements stands in
+//! `docs/protocol.md`, and a test walks every cell. Never: knows a log, a lock or a thread.
+
+use std::sync::Arc;
+
+use crate::operation::{Fingerprint, OnInterrupted};
+use crate::record::{Body, Ending, Kind};
+use crate::types::{StoreMillis, Token};
+
+/// What the newest record says of a key, results apart.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct KeyState {
+    pub(crate) phase: Phase,
+    pub(crate) token: Token,
+    /// Token of the key's first claim since it was absent.
+    pub(crate) life: Token,
+    /// Token of the oldest attempt whose fate is open, the current one apart.
+    pub(crate) open_fate: Option<Token>,
+    pub(crate) attempt: u32,
+    /// When the attempt was claimed.
+    pub(crate) since: StoreMillis,
+    /// When the record was made: of an ending, when the attempt ended.
+    pub(crate) time: StoreMillis,
+    pub(crate) expires_at: Option<StoreMillis>,
+    /// Wall time minus store time, in milliseconds; only to show times.
+    pub(crate) wall_offset: i64,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    /// The attempt asked that its interruption be held.
+    pub(crate) hold: bool,
+    pub(crate) owner: Option<Arc<str>>,
+    pub(crate) reason: Option<Arc<str>>,
+}
+
+/// What a record leaves its key in. A claim whose process is gone reads `Claimed` and is interrupted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Claimed,
+    Interrupted,
+    Held,
+    Aborted,
+    Completed,
+    Failed,
+}
+
+/// What memory adds to a record: who is on the key right now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Presence {
+    #[default]
+    Nobody,
+    /// An owner of this process holds the claim, and its lease has not lapsed unnoticed.
+    Owner,
+    /// A claimant was told of the interruption and has not decided.
+    Asked,
+}
+
+/// One call, as far as the rules care.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Call {
+    Claim(Wants),
+    Mark,
+    /// The words of whoever was asked, naming the attempt they saw.
+    TakeOver(Token),
+    NotApplied(Token),
+    Hold(Token),
+    /// The owner's endings.
+    Complete(Token),
+    Fail(Token),
+    Abort(Token),
+    /// The owner went without a word.
+    Interrupt(Token),
+    Renew(Token),
+    /// The operator's words.
+    ResolveComplete(Token),
+    ResolveFail(Token),
+    ResolveRetry(Token),
+    Forget,
+    ForgetClaimed(Token),
+}
+
+/// What a claimant asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Wants {
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) on_interrupted: Option<OnInterrupted>,
+    pub(crate) attempts_max: Option<u32>,
+    /// The claimant can find out what became of an attempt, so it is asked where it would be refused.
+    pub(crate) reconciles: bool,
+}
+
+/// What a call is told, and what becomes of the key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Decision {
+    pub(crate) answer: Answer,
+    /// `None`: nothing is written.
+    pub(crate) next: Option<Next>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answer {
+    Granted,
+    /// Told of the interruption; the key waits in memory for a word.
+    Asked,
+    InProgress,
+    Held,
+    /// As `Held`, because the next attempt would be beyond `attempts_max`.
+    TooManyAttempts,
+    Completed,
+    Failed,
+    Mismatch,
+    /// Of `mark`: an attempt's fate is open.
+    Interrupted,
+    /// The call did what it says.
+    Done,
+    /// There was nothing to do, or it is no longer what the caller saw.
+    Unchanged,
+    /// Somebody else has the key, or the claim has ended.
+    Lost,
+}
+
+/// The record to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    /// A claim with a token of its own.
+    Claimed {
+        attempt: u32,
+        life: Option<Token>,
+        open_fate: Option<Token>,
+    },
+    /// A mark: completed by a record that is its own token.
+    Marked {
+        attempt: u32,
+        life: Option<Token>,
+    },
+    /// The same attempt, in another phase; its token stays, unless `spent`.
+    Same {
+        phase: Phase,
+        open_fate: Option<Token>,
+        spent: bool,
+    },
+    Absent,
+}
+
+/// Decides one call on one key. `state` is `None` for an absent key.
+pub(crate) fn decide(
+    state: Option<&KeyState>,
+    presence: Presence,
+    call: Call,
+    now: StoreMillis,
+) -> Decision {
+    let state = state.filter(|state| !is_expired(state, now));
+    match call {
+        Call::Claim(wants) => claim(state, presence, wants),
+        Call::Mark => mark(state, presence),
+        Call::TakeOver(seen) => word(state, presence, seen, |state| Next::Claimed {
+            attempt: state.attempt.saturating_add(1),
+            life: Some(state.life),
+            open_fate: Some(state.open_fate.unwrap_or(state.token)),
+        }),
+        Call::NotApplied(seen) => word(state, presence, seen, |state| Next::Claimed {
+            attempt: state.attempt.saturating_add(1),
+            life: Some(state.life),
+            open_fate: None,
+        }),
+        Call::Hold(seen) => word(state, presence, seen, |state| same(state, Phase::Held)),
+        Call::Complete(token) => ending(state, token, |_| completed(Phase::Completed)),
+        Call::Fail(token) => ending(state, token, |_| completed(Phase::Failed)),
+        Call::Abort(token) => ending(state, token, aborted),
+        Call::Interrupt(token) => interrupt(state, token),
+        Call::Renew(token) => renew(state, token),
+        Call::ResolveComplete(seen) => resolve(state, presence, seen, completed(Phase::Completed)),
+        Call::ResolveFail(seen) => resolve(state, presence, seen, completed(Phase::Failed)),
+        Call::ResolveRetry(seen) => resolve(state, presence, seen, completed(Phase::Aborted)),
+        Call::Forget => match (state, presence) {
+            (None, _) => told(Answer::Unchanged),
+            (Some(state), Presence::Owner) if state.phase == Phase::Claimed => {
+                told(Answer::InProgress)
+            }
+            (Some(_), _) => done(Next::Absent),
+        },
+        Call::ForgetClaimed(token) => match state {
+            Some(state) if state.phase == Phase::Claimed && state.token == token => {
+                done(Next::Absent)
+            }
+            _ => told(Answer::Lost),
+        },
+    }
+}
+
+/// Whether a result's or an abort's retention has passed. Claims, interrupted and held keys never expire.
+pub(crate) fn is_expired(state: &KeyState, now: StoreMillis) -> bool {
+    let may_expire = matches!(state.phase, Phase::Completed | Phase::Failed | Phase::Aborted);
+    may_expire && state.expires_at.is_some_and(|at| at <= now)
+}
+
+/// What anybody looking at the key is told that it is in.
+pub(crate) fn phase_shown(state: &KeyState, presence: Presence) -> Phase {
+    match (state.phase, presence) {
+        (Phase::Claimed, Presence::Owner) => Phase::Claimed,
+        (Phase::Claimed, _) => Phase::Interrupted,
+        (phase, _) => phase,
+    }
+}
+
+fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Decision {
+    let Some(state) = state else {
+        return granted(Next::Claimed { attempt: 1, life: None, open_fate: None });
+    };
+    let phase = phase_shown(state, presence);
+    // A client may mend a request that had no effect.
+    if phase != Phase::Aborted && differs(state.fingerprint, wants.fingerprint) {
+        return told(Answer::Mismatch);
+    }
+    let attempt = state.attempt.saturating_add(1);
+    let too_many = wants.attempts_max.is_some_and(|max| attempt > max);
+    match phase {
+        Phase::Claimed => told(Answer::InProgress),
+        Phase::Completed => told(Answer::Completed),
+        Phase::Failed => told(Answer::Failed),
+        Phase::Held => told(Answer::Held),
+        Phase::Aborted if too_many => told(Answer::TooManyAttempts),
+        Phase::Aborted => {
+            granted(Next::Claimed { attempt, life: Some(state.life), open_fate: None })
+        }
+        // One is asked at a time; to all others the key is busy.
+        Phase::Interrupted if presence == Presence::Asked => told(Answer::InProgress),
+        Phase::Interrupted if too_many => told(Answer::TooManyAttempts),
+        Phase::Interrupted => {
+            let hold = state.hold || wants.on_interrupted == Some(OnInterrupted::Hold);
+            told(if hold && !wants.reconciles { Answer::Held } else { Answer::Asked })
+        }
+    }
+}
+
+/// Two requests are known to differ only if both said what they are.
+fn differs(recorded: Option<Fingerprint>, given: Option<Fingerprint>) -> bool {
+    matches!((recorded, given), (Some(recorded), Some(given)) if recorded != given)
+}
+
+fn mark(state: Option<&KeyState>, presence: Presence) -> Decision {
+    let Some(state) = state else {
+        return granted(Next::Marked { attempt: 1, life: None });
+    };
+    match phase_shown(state, presence) {
+        Phase::Claimed => told(Answer::InProgress),
+        Phase::Completed | Phase::Failed => told(Answer::Completed),
+        Phase::Interrupted | Phase::Held => told(Answer::Interrupted),
+        Phase::Aborted => granted(Next::Marked {
+            attempt: state.attempt.saturating_add(1),
+            life: Some(state.life),
+        }),
+    }
+}
+
+/// A word about an interrupted attempt counts only while it is still the attempt that was seen.
+fn word(
+    state: Option<&KeyState>,
+    presence: Presence,
+    seen: Token,
+    next: impl FnOnce(&KeyState) -> Next,
+) -> Decision {
+    match state {
+        Some(state)
+            if state.token == seen && phase_shown(state, presence) == Phase::Interrupted =>
+        {
+            Decision { answer: Answer::Granted, next: Some(next(state)) }
+        }
+        _ => told(Answer::Lost),
+    }
+}
+
+/// The owner's ending counts while its token is the key's, lapsed or not: position orders, the token fences.
+fn ending(
+    state: Option<&KeyState>,
+    token: Token,
+    next: impl FnOnce(&KeyState) -> Next,
+) -> Decision {
+    match state {
+        Some(state) if state.token == token && is_open(state.phase) => done(next(state)),
+        _ => told(Answer::Lost),
+    }
+}
+
+fn is_open(phase: Phase) -> bool {
+    matches!(phase, Phase::Claimed | Phase::Interrupted | Phase::Held)
+}
+
+/// An outcome, or an operator's word, closes every fate that was open.
+fn completed(phase: Phase) -> Next {
+    Next::Same { phase, open_fate: None, spent: false }
+}
+
+/// An abort speaks for its own attempt only: an older open fate leads back to interrupted, and a hold stays
+/// one until it is resolved. Either way the token is spent, so the record is a token of its own.
+fn aborted(state: &KeyState) -> Next {
+    match (state.phase, state.open_fate) {
+        (Phase::Held, open_fate) => Next::Same { phase: Phase::Held, open_fate, spent: true },
+        (_, Some(_)) => {
+            Next::Same { phase: Phase::Interrupted, open_fate: state.open_fate, spent: true }
+        }
+        (_, None) => completed(Phase::Aborted),
+    }
+}
+
+fn interrupt(state: Option<&KeyState>, token: Token) -> Decision {
+    match state {
+        Some(state) if state.token == token && state.phase == Phase::Claimed => {
+            done(same(state, Phase::Interrupted))
+        }
+        _ => told(Answer::Unchanged),
+    }
+}
+
+fn renew(state: Option<&KeyState>, token: Token) -> Decision {
+    match state {
+        Some(state) if state.token == token => match state.phase {
+            // The lease of a claim that was not detached lives in memory only.
+            Phase::Claimed => told(Answer::Done),
+            Phase::Interrupted => done(same(state, Phase::Claimed)),
+            Phase::Held => told(Answer::Held),
+            _ => told(Answer::Lost),
+        },
+        _ => told(Answer::Lost),
+    }
+}
+
+fn resolve(state: Option<&KeyState>, presence: Presence, seen: Token, next: Next) -> Decision {
+    match state {
+        Some(state) if state.token == seen => match phase_shown(state, presence) {
+            Phase::Interrupted | Phase::Held => done(next),
+            Phase::Claimed => told(Answer::InProgress),
+            _ => told(Answer::Unchanged),
+        },
+        _ => told(Answer::Unchanged),
+    }
+}
+
+fn same(state: &KeyState, phase: Phase) -> Next {
+    Next::Same { phase, open_fate: state.open_fate, spent: false }
+}
+
+fn granted(next: Next) -> Decision {
+    Decision { answer: Answer::Granted, next: Some(next) }
+}
+
+fn done(next: Next) -> Decision {
+    Decision { answer: Answer::Done, next: Some(next) }
+}
+
+fn told(answer: Answer) -> Decision {
+    Decision { answer, next: None }
+}
+
+impl KeyState {
+    /// What a record about a key says; `None` for a forget. `lsn_token`: the record's own LSN as a token.
+    pub(crate) fn read(
+        kind: Kind,
+        ending: Option<Ending>,
+        body: &Body<'_>,
+        lsn_token: Token,
+    ) -> Option<Self> {
+        let phase = match (kind, ending) {
+            (Kind::Claim | Kind::Update, _) => Phase::Claimed,
+            (_, Some(Ending::Completed)) => Phase::Completed,
+            (_, Some(Ending::Failed)) => Phase::Failed,
+            (_, Some(Ending::Aborted)) => Phase::Aborted,
+            (_, Some(Ending::Interrupted)) => Phase::Interrupted,
+            (_, Some(Ending::Held)) => Phase::Held,
+            (_, None) => return None,
+        };
+        let token = body.token.unwrap_or(lsn_token);
+        let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
+        Some(KeyState {
+            phase,
+            token,
+            life: body.life.unwrap_or(token),
+            open_fate: body.open_fate,
+            attempt: body.attempt,
+            since: body.since.unwrap_or(body.time),
+            time: body.time,
+            expires_at: body.expires_at,
+            wall_offset: body.wall_offset,
+            fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
+            hold: body.hold,
+            owner: label(body.owner),
+            reason: label(body.reason),
+        })
+    }
+}
