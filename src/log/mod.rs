@@ -28,6 +28,8 @@ mod reader;
 pub(crate) mod recovery;
 mod room;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 pub(crate) use commit::Placed;
