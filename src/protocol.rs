@@ -391,3 +391,5 @@ impl KeyState {
     }
 }
 
+#[cfg(test)]
+mod tests;
