@@ -792,11 +792,15 @@ fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, candidates: &[Place])
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
-    let presence = if live.has_lapsed(now) { Presence::Nobody } else { live.presence };
+    // A lease that has passed is none, as whoever notices it will be told.
+    let (presence, lease_until) = match live.has_lapsed(now) {
+        true => (Presence::Nobody, None),
+        false => (live.presence, live.lease_until),
+    };
     Seen {
         state: live.state.clone(),
         presence,
-        lease_until: live.lease_until,
+        lease_until,
         outcome: None,
         now,
         place: entry.place,

@@ -4,3 +4,9 @@
 
 /// The promises of the API, call by call.
 mod contract;
+/// The store behind the words of `spec`.
+mod machine;
+/// Random lives beside a plain model.
+mod model;
+/// The rules once more, as a plain model.
+mod spec;
