@@ -498,7 +498,11 @@ impl Engine {
         match next {
             Next::Claimed { attempt, life, open_fate } => {
                 body = Body { attempt, life, open_fate, ..body };
-                body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
+                // Only an aborted request may be mended: whoever takes over goes on with the one there is.
+                let gone_on_with = state
+                    .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
+                    .and_then(|state| state.fingerprint);
+                body.fingerprint = writing.fingerprint.or(gone_on_with).map(Fingerprint::to_bytes);
                 body.hold = writing.hold;
                 body.owner = writing.owner.unwrap_or_default();
             }
