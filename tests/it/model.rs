@@ -319,7 +319,13 @@ impl World {
                 let Guard { key, token, .. } = self.guards[at];
                 self.call(key, &Call::Renew { token, lease: *lease });
             }
-            Op::RenewAny(at, lease) => self.renew_any(*at, *lease),
+            Op::RenewAny(at, lease) => {
+                // A handle may outlive its guard, and its key.
+                let Some(at) = pick(*at, self.machine().handles.len()) else { return };
+                let (token, handle) = self.machine().handles.iter().rev().nth(at).unwrap();
+                let (token, key) = (*token, at_of(handle.key()));
+                self.call(key, &Call::Renew { token, lease: *lease });
+            }
             Op::Resolve(at, how) => {
                 // The newest are the likeliest to be what the key is in.
                 let Some(at) = pick(*at, self.attempts.len().min(8)) else { return };
@@ -397,15 +403,20 @@ impl World {
 
     /// What was written, and what the answer promises.
     fn account(&mut self, key: usize, before: Option<Key>, call: &Call, told: &Told) {
-        let is_shown = !matches!(
-            told,
-            Told::InProgress(_)
-                | Told::Busy
-                | Told::State(Some(spec::Shown::Running(_)))
-                | Told::Invalid
-        );
-        let durable_part =
-            |key: &Option<Key>| key.clone().map(|key| Key { on_it: OnIt::Nobody, ..key });
+        // That a guard is gone, its handles know by themselves.
+        let is_by_handle = matches!(call, Call::Renew { token, .. }
+            if !self.guards.iter().any(|guard| guard.token == *token));
+        let is_shown = !is_by_handle
+            && !matches!(
+                told,
+                Told::InProgress(_)
+                    | Told::Busy
+                    | Told::State(Some(spec::Shown::Running(_)))
+                    | Told::Invalid
+            );
+        let durable_part = |key: &Option<Key>| {
+            key.clone().map(|key| Key { on_it: OnIt::Nobody, left: false, ..key })
+        };
         let after = durable_part(&self.keys[key]);
         if after != durable_part(&before) {
             if before.is_some() && is_shown {
@@ -479,24 +490,13 @@ impl World {
         }
     }
 
-    /// A handle may outlive its guard; then its claim has ended.
-    fn renew_any(&mut self, at: usize, lease: u64) {
-        let Some(at) = pick(at, self.machine().handles.len()) else { return };
-        let token = *self.machine().handles.keys().rev().nth(at).unwrap();
-        if self.guards.iter().any(|guard| guard.token == token) {
-            return;
-        }
-        let error = self.machine().handles[&token].renew(Duration::from_millis(lease)).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::ClaimLost | ErrorKind::Held), "{error:?}");
-    }
-
     fn iter(&mut self) {
         (0..KEYS.len()).for_each(|key| self.expire(key));
         let store = self.machine().store.clone();
         let mut found = BTreeMap::new();
         for entry in store.iter() {
             let (key, state) = entry.unwrap();
-            let at = KEYS.iter().position(|known| onlyonce::Key::from(*known) == key).unwrap();
+            let at = at_of(&key);
             let shown = self.machine().shown(state);
             assert!(found.insert(at, shown).is_none(), "a key twice in one walk");
         }
@@ -688,6 +688,10 @@ impl World {
         }
         Some((len, keys))
     }
+}
+
+fn at_of(key: &onlyonce::Key<'_>) -> usize {
+    KEYS.iter().position(|known| onlyonce::Key::from(*known) == *key).unwrap()
 }
 
 /// One of `len`, if there is any.

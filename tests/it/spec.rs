@@ -198,6 +198,8 @@ pub struct Key {
     /// The level of its newest record.
     pub level: Durability,
     pub on_it: OnIt,
+    /// The guard is gone: whatever else is left of the owner can't end the attempt, nor take it up again.
+    pub left: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -254,6 +256,7 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
         }
         Call::Drop { token, .. } => {
             if let Some(key) = open(slot, *token) {
+                key.left = true;
                 if matches!(key.on_it, OnIt::Owner(_)) {
                     key.on_it = OnIt::Nobody;
                 }
@@ -303,7 +306,9 @@ fn is_running(key: &Key) -> bool {
 
 /// The key, while `token` may still end its attempt.
 fn open(slot: &mut Option<Key>, token: u64) -> Option<&mut Key> {
-    slot.as_mut().filter(|key| key.token == Some(token) && matches!(key.is, Is::Begun | Is::Held))
+    slot.as_mut()
+        .filter(|key| key.token == Some(token) && matches!(key.is, Is::Begun | Is::Held))
+        .filter(|key| !key.left)
 }
 
 fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Option<u64>) -> Told {
@@ -351,6 +356,7 @@ fn begun(now: Now, ask: &Ask, token: Option<u64>, attempt: u32, doubt: bool) -> 
         gone_at: None,
         level: ask.claim_level,
         on_it: OnIt::Owner(ask.lease.map(|lease| now.tick + lease)),
+        left: false,
     }
 }
 
