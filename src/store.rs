@@ -180,7 +180,7 @@ impl Store {
             reconciles,
         };
         let hash = self.shared.hash(key);
-        let writing = granting(&settings, key, fingerprint);
+        let writing = granting(&self.shared, &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
         if applied.answer == Answer::Granted {
             let state = applied.after.ok_or_else(broken)?;
@@ -647,6 +647,17 @@ fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
+/// Makes the store's own name durable: an earlier birth may have been cut short after making a directory.
+fn sync_ancestors(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let parent = parent_of(dir);
+    storage.sync_dir(&parent).map_err(|e| Error::io("syncing", &parent, e))?;
+    for ancestor in parent.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()) {
+        // Farther up they may be another user's, and then they are older than us.
+        let _ = storage.sync_dir(ancestor);
+    }
+    Ok(())
+}
+
 fn parent_of(dir: &Path) -> PathBuf {
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
@@ -719,6 +730,7 @@ fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Res
         );
         return Err(Error::invalid(message).at(dir));
     }
+    sync_ancestors(storage, dir)?;
     recovery::create(seams, dir, sizes)?;
     manifest::load(storage, dir)?
         .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))

@@ -69,10 +69,6 @@ impl Reserves {
             self.largest = 0;
         }
     }
-
-    pub(crate) fn total(&self) -> u64 {
-        self.total
-    }
 }
 
 impl Tail {
@@ -144,18 +140,17 @@ pub(super) struct Keeper {
     pub(super) switch: Switch,
     pub(super) spares: Vec<Spare>,
     pub(super) spare_number: u32,
-    /// Size of the next segment to be prepared.
-    pub(super) grow: u64,
     /// What `begin_writing` has yet to do.
     pub(super) plan: Option<Plan>,
     pub(super) closed: bool,
 }
 
 impl Sizes {
-    /// The least size that holds the longest record.
+    /// The least size: two of the longest record. With room for one alone, a record that just doesn't fit
+    /// into a segment's rest could waste all of a segment, and no number of them would hold the reserves.
     pub(super) fn segment_bytes_least(&self) -> u64 {
         (SEGMENT_HEADER_BYTES as u64)
-            .saturating_add(self.record_bytes_max)
+            .saturating_add(self.record_bytes_max.saturating_mul(2))
             .saturating_add(KEPT_FREE)
             .next_multiple_of(limits::PAGE_BYTES as u64)
     }
@@ -164,8 +159,11 @@ impl Sizes {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
 
-    pub(super) fn after(&self, bytes: u64) -> u64 {
-        bytes.saturating_mul(2).min(self.segment_bytes_max).max(self.segment_bytes_least())
+    /// The size of a segment to be prepared for a log of so many bytes: half of it, so that sizes grow as
+    /// the log does, and a small store stays small.
+    fn for_log_of(&self, bytes: u64) -> u64 {
+        let page = limits::PAGE_BYTES as u64;
+        (bytes / 2 / page * page).min(self.segment_bytes_max).max(self.first())
     }
 }
 
@@ -202,9 +200,7 @@ impl Log {
             };
             if lacks_next && keeper.spares.len() > 1 {
                 self.list_next(&mut keeper)?;
-            } else if lacks_next && enough {
-                return Ok(());
-            } else if !lacks_next && enough {
+            } else if enough {
                 return Ok(());
             } else {
                 self.prepare_spare(&mut keeper)?;
@@ -241,12 +237,13 @@ impl Log {
     }
 
     fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
-        let bytes = keeper.grow.max(self.sizes.segment_bytes_least());
+        let listed = &keeper.manifest.segments;
+        let log_bytes = listed.iter().map(|item| item.end.since(item.base)).sum();
+        let bytes = self.sizes.for_log_of(log_bytes);
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let spare =
             Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
-        keeper.grow = self.sizes.after(bytes);
         self.set_aside(keeper);
         Ok(())
     }
