@@ -555,7 +555,7 @@ struct Checked {
 /// opening sees the same; the next LSN is a new one; and what is placed then holds through a power loss.
 fn check(disk: &MemoryStorage, history: &History, fate: Fate) -> Result<Checked, String> {
     let mut history = history.clone();
-    let world = World::over(disk.clone(), 1000);
+    let world = World::over(disk.kill_clone(), 1000);
     let tell = |what: &str, wrong: Wrong| match wrong {
         Wrong::World(error) => format!("{what} refused: {error:?}"),
         Wrong::Claim(claim) => format!("{what}: {claim}"),
