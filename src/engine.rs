@@ -156,7 +156,7 @@ impl Engine {
         crate::storage::fork::generation() != self.fork_generation
     }
 
-    fn check_usable(&self) -> Result<()> {
+    pub(crate) fn check_usable(&self) -> Result<()> {
         if self.is_foreign() {
             return Err(Error::new(
                 ErrorKind::Forked,

@@ -15,6 +15,8 @@
     )
 )]
 
+pub mod admin;
+mod claim;
 mod clock;
 mod engine;
 mod entropy;
@@ -27,20 +29,27 @@ mod manifest;
 mod operation;
 mod protocol;
 mod record;
+mod run;
 mod storage;
+mod store;
 mod sync;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod types;
 pub mod value;
 
+pub use claim::{
+    Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Recorded, Refused,
+    RefusedKind, Resolution, State,
+};
 pub use error::{Error, ErrorKind};
 pub use operation::{
     Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, Operation, Outcome, Policy,
 };
+pub use run::{Reconciled, Run, Runner, Verdict};
+pub use store::{Store, StoreBuilder};
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};
 
 /// Result of every fallible call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-/// Stand-in until the store lands.
-#[derive(Debug)]
-pub struct ClaimGuard;

@@ -205,7 +205,7 @@ impl Manifest {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {
             let fits = listed.base >= before
-                && listed.base.get().is_multiple_of(8)
+                && listed.base.get() % 8 == 0
                 && listed.end > listed.base
                 && listed.end.since(listed.base) <= listed.capacity
                 && listed.capacity <= limits::SEGMENT_BYTES_MOST
@@ -215,12 +215,6 @@ impl Manifest {
             fits
         }) && before <= self.extent
             && !self.segments.is_empty()
-    }
-
-    /// The segment that `lsn` lies in.
-    pub(crate) fn find(&self, lsn: Lsn) -> Option<&Listed> {
-        let after = self.segments.partition_point(|listed| listed.base <= lsn);
-        self.segments.get(after.checked_sub(1)?).filter(|listed| lsn < listed.end)
     }
 }
 
@@ -367,17 +361,6 @@ pub(crate) mod tests {
         for len in 0..sample().encode().len() {
             assert!(Manifest::decode(&bytes[..len], Path::new("m")).is_err(), "cut at {len}");
         }
-    }
-
-    #[test]
-    fn an_lsn_is_found_in_its_segment_and_in_no_gap() {
-        let manifest = sample();
-        let find = |lsn| manifest.find(Lsn::new(lsn)).map(|listed| listed.ordinal);
-        assert_eq!(find((1 << 20) - 1), None);
-        assert_eq!(find(1 << 20), Some(3));
-        assert_eq!(find((1 << 20) + 4095), Some(3));
-        assert_eq!(find((1 << 20) + 4096), None);
-        assert_eq!(find(1 << 21), Some(7));
     }
 
     proptest! {

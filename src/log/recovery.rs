@@ -243,7 +243,7 @@ pub(crate) fn open(
         Plan::Continue => sizes.after(active.identity.capacity),
         Plan::Fork { .. } => sizes.first(),
     };
-    let last_note = TimeNote::from(note);
+    let last_note = note;
     let log = Log {
         dir: dir.to_path_buf(),
         tail: Mutex::new(Tail {
@@ -767,7 +767,7 @@ impl Log {
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
     pub(super) fn note_time(&self) -> bool {
         let time = self.store_clock.note(&*self.seams.clock);
-        let placed = self.place(Draft::note(Some(&time.clone().into())), Room::Note).is_ok();
+        let placed = self.place(Draft::note(Some(&time.into())), Room::Note).is_ok();
         if placed {
             self.tail.lock().last_time_note = time;
         }

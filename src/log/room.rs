@@ -69,10 +69,6 @@ impl Reserves {
             self.largest = 0;
         }
     }
-
-    pub(crate) fn total(&self) -> u64 {
-        self.total
-    }
 }
 
 impl Tail {
@@ -202,9 +198,7 @@ impl Log {
             };
             if lacks_next && keeper.spares.len() > 1 {
                 self.list_next(&mut keeper)?;
-            } else if lacks_next && enough {
-                return Ok(());
-            } else if !lacks_next && enough {
+            } else if enough {
                 return Ok(());
             } else {
                 self.prepare_spare(&mut keeper)?;

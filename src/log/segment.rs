@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::limits;
@@ -24,7 +24,7 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn File>,
     /// Set once nothing will be written to it any more; asked for once.
-    map: OnceLock<Option<Arc<dyn Map>>>,
+    map: crate::sync::OnceLock<Option<Arc<dyn Map>>>,
 }
 
 /// A prepared file of zeros.
@@ -124,7 +124,7 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
 impl Segment {
     fn new(identity: Identity, store: StoreId, path: PathBuf, file: Arc<dyn File>) -> Self {
         let seal = identity.seal(store);
-        Segment { identity, seal, path, file, map: OnceLock::new() }
+        Segment { identity, seal, path, file, map: crate::sync::OnceLock::new() }
     }
 
     /// Opens a listed segment and checks that it is the one listed.

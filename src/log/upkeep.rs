@@ -21,6 +21,15 @@ pub(crate) enum Due {
     In(u64),
 }
 
+impl Due {
+    pub(crate) fn wait(self) -> std::time::Duration {
+        match self {
+            Due::Now => std::time::Duration::ZERO,
+            Due::In(millis) => std::time::Duration::from_millis(millis),
+        }
+    }
+}
+
 /// What the background remembers between steps.
 pub(super) struct Upkeep {
     state: Mutex<State>,
@@ -137,7 +146,7 @@ impl Log {
             keyed_end: tail.keyed_end,
             marked: tail.marked,
             buffered: tail.buffered,
-            last_time_note: tail.last_time_note.clone(),
+            last_time_note: tail.last_time_note,
         }
     }
 
@@ -164,6 +173,11 @@ impl Log {
             }
             self.upkeep.is_asleep.store(false, Ordering::SeqCst);
         }
+    }
+
+    /// Wakes the background thread to look at its `stop`.
+    pub(crate) fn stop_upkeep(&self) {
+        self.upkeep.word.wake_all();
     }
 
     /// Wakes the background thread, if it sleeps: there is something new.

@@ -1,0 +1,103 @@
+//! Kills the work with SIGKILL at random moments, and starts it again, until it is done.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::files::{Run, Tail};
+use crate::random::Random;
+use crate::screen::{self, Screen};
+
+const SIGKILL: i32 = 9;
+/// How often the child is looked at. Short: it answers a dozen deliveries in a millisecond.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// When the next kill falls.
+enum Moment {
+    /// So long after the start: into the opening, and the recovery from the kill before.
+    After(Duration),
+    /// When so many deliveries have been answered, and a little later: into the work.
+    Answered(usize, Duration),
+}
+
+/// Starts the work and kills it, `wanted` times; then lets it end. Returns the number of kills.
+///
+/// It comes to an end because a kill is never placed further on than the work that is left, shared out
+/// among the kills that are left; and each kill comes, whether there was progress before it or not.
+pub(crate) fn until_done(
+    run: &Run,
+    wanted: usize,
+    seed: u64,
+    deliveries: usize,
+    screen: &mut Screen,
+) -> Result<usize> {
+    let mut random = Random::new(seed ^ 0x6b69_6c6c);
+    let mut answers = Tail::new(&run.answers());
+    for kills in 0..wanted {
+        let answered = answers.lines()?;
+        screen.show(answered, kills);
+        let share = deliveries.saturating_sub(answered) / (wanted - kills + 1);
+        let moment = choose(&mut random, answered, share);
+        if !kill_at(&moment, run, &mut answers)? {
+            let why = format!(
+                "the work was done after {kills} of {wanted} kills: give it more deliveries"
+            );
+            return Err(why.into());
+        }
+    }
+    let mut child = start(run)?;
+    while child.try_wait()?.is_none() {
+        screen.show(answers.lines()?, wanted);
+        thread::sleep(screen::PAUSE);
+    }
+    finished(child)?;
+    screen.done(answers.lines()?, wanted);
+    Ok(wanted)
+}
+
+/// One kill in five falls into the first milliseconds of the child's life.
+fn choose(random: &mut Random, answered: usize, share: usize) -> Moment {
+    if random.percent(20) {
+        return Moment::After(random.micros_below(25_000));
+    }
+    let more = random.below(share as u64 + 1) as usize;
+    Moment::Answered(answered + more, random.micros_below(3_000))
+}
+
+/// Starts the work and kills it at `moment`; false if it was done before.
+fn kill_at(moment: &Moment, run: &Run, answers: &mut Tail) -> Result<bool> {
+    let mut child = start(run)?;
+    let begun = Instant::now();
+    let due = |answers: &mut Tail| match moment {
+        Moment::After(wait) => Ok(begun.elapsed() >= *wait),
+        Moment::Answered(lines, _) => answers.lines().map(|now| now > *lines),
+    };
+    while !due(answers)? && child.try_wait()?.is_none() {
+        thread::sleep(LOOK);
+    }
+    if let Moment::Answered(_, wait) = moment {
+        thread::sleep(*wait);
+    }
+    // `kill` sends SIGKILL: the child has no say in it, and its destructors don't run.
+    child.kill()?;
+    let status = child.wait()?;
+    if status.signal() == Some(SIGKILL) {
+        return Ok(true);
+    }
+    finished(child)?;
+    Ok(false)
+}
+
+/// This program again, with the work as its only task.
+fn start(run: &Run) -> Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("work").arg(&run.dir).arg(run.choice.slug()).arg(&run.feed);
+    Ok(command.spawn()?)
+}
+
+fn finished(mut child: Child) -> Result<()> {
+    let status = child.wait()?;
+    if status.success() { Ok(()) } else { Err(format!("the work failed: {status}").into()) }
+}

@@ -1,0 +1,121 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::files::Run;
+
+pub(crate) const USAGE: &str = "\
+usage: cargo run --release --example deliveries -- [OPTIONS]
+
+  --deliveries N    how many deliveries to make up (10000)
+  --seed N          makes another feed, and other moments to kill at (1)
+  --file PATH       reads deliveries from PATH instead: a JSON object a line, with the strings
+                    \"event\", \"type\", \"account\" and the number \"amount\"
+  --choice WHICH    what to do about an attempt that died half-way: take-over (run it again), hold
+                    (leave it to an operator), or both, one after the other
+                    (take-over; with --kill both)
+  --kill            runs the work as a child and kills it with SIGKILL, again and again
+  --kills N         how often (50); implies --kill
+  --dir PATH        keeps all files in PATH, a new or empty directory; otherwise they are removed
+                    once the ledger balances
+
+Exit status: 0 if the ledger balances, 1 if it doesn't or something failed, 2 for a wrong option.";
+
+const KILLS: usize = 50;
+
+/// What this process is asked to be.
+pub(crate) enum Task {
+    Help,
+    /// The whole: feed, work, ledger.
+    All(Options),
+    /// The child that is killed; knows its files and nothing else.
+    Work(Run),
+}
+
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) deliveries: usize,
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
+    choice: Option<Vec<Choice>>,
+    kills: Option<usize>,
+}
+
+/// What becomes of an event whose attempt died, perhaps before the effect, perhaps after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Choice {
+    /// The next delivery runs it again: at least once.
+    TakeOver,
+    /// Nobody runs it until somebody has looked: at most once.
+    Hold,
+}
+
+impl Options {
+    /// The choices to run under. Without kills they don't differ, so one of them will do.
+    pub(crate) fn choices(&self) -> &[Choice] {
+        match &self.choice {
+            Some(asked) => asked,
+            None if self.kills() > 0 => &[Choice::TakeOver, Choice::Hold],
+            None => &[Choice::TakeOver],
+        }
+    }
+
+    pub(crate) fn kills(&self) -> usize {
+        self.kills.unwrap_or(0)
+    }
+}
+
+impl Choice {
+    /// As on the command line; also the folder's name.
+    pub(crate) fn slug(self) -> &'static str {
+        match self {
+            Choice::TakeOver => "take-over",
+            Choice::Hold => "hold",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Choice> {
+        match text {
+            "take-over" => Ok(Choice::TakeOver),
+            "hold" => Ok(Choice::Hold),
+            other => Err(format!("--choice {other}: take-over, hold or both").into()),
+        }
+    }
+}
+
+pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Task> {
+    let mut args = args.peekable();
+    // What `kill` starts; not for typing.
+    if args.next_if_eq("work").is_some() {
+        let mut next = || args.next().ok_or("work: DIR CHOICE FILE");
+        let (dir, choice, file) = (next()?, next()?, next()?);
+        return Ok(Task::Work(Run::new(dir.into(), Choice::parse(&choice)?, file.into())));
+    }
+    let mut options =
+        Options { seed: 1, deliveries: 10_000, file: None, dir: None, choice: None, kills: None };
+    while let Some(name) = args.next() {
+        let mut value = || args.next().ok_or(format!("{name} needs a value"));
+        match name.as_str() {
+            "--help" | "-h" => return Ok(Task::Help),
+            "--seed" => options.seed = number(&name, &value()?)?,
+            "--deliveries" => options.deliveries = number(&name, &value()?)?,
+            "--file" => options.file = Some(value()?.into()),
+            "--dir" => options.dir = Some(value()?.into()),
+            "--kill" => options.kills = options.kills.or(Some(KILLS)),
+            "--kills" => options.kills = Some(number(&name, &value()?)?),
+            "--choice" => {
+                options.choice = Some(match value()?.as_str() {
+                    "both" => vec![Choice::TakeOver, Choice::Hold],
+                    one => vec![Choice::parse(one)?],
+                });
+            }
+            _ => return Err(format!("no such option: {name}").into()),
+        }
+    }
+    Ok(Task::All(options))
+}
+
+fn number<N: std::str::FromStr>(name: &str, text: &str) -> Result<N> {
+    text.parse().map_err(|_| format!("{name} {text}: not a number that fits").into())
+}

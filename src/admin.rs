@@ -1,0 +1,245 @@
+//! The operator's view: walking the keys, health, counts.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::claim::State;
+use crate::protocol::{Phase, phase_shown};
+use crate::store::{Hashed, Shared, state_of};
+use crate::sync::Ordering;
+use crate::{Key, Result};
+
+/// The kinds of [`State`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum StateKind {
+    /// Somebody is on it.
+    InProgress,
+    /// An attempt ended without a word.
+    Interrupted,
+    /// It waits for someone to resolve it.
+    Held,
+    /// The last attempt had no effect.
+    Aborted,
+    /// A result is recorded.
+    Completed,
+    /// A final failure is recorded.
+    Failed,
+}
+
+impl StateKind {
+    fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Claimed => StateKind::InProgress,
+            Phase::Interrupted => StateKind::Interrupted,
+            Phase::Held => StateKind::Held,
+            Phase::Aborted => StateKind::Aborted,
+            Phase::Completed => StateKind::Completed,
+            Phase::Failed => StateKind::Failed,
+        }
+    }
+}
+
+/// A walk over all keys. See [`Store::iter`](crate::Store::iter).
+#[must_use = "a walk does nothing until it is asked for its next key"]
+pub struct Iter {
+    shared: Arc<Shared>,
+    states: Option<Vec<StateKind>>,
+    prefix: Option<Key<'static>>,
+    shard: usize,
+    places: Vec<Hashed>,
+}
+
+impl Iter {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Iter { shared, states: None, prefix: None, shard: 0, places: Vec::new() }
+    }
+
+    /// Only keys in one of these states.
+    pub fn in_states(mut self, states: &[StateKind]) -> Self {
+        self.states = Some(states.to_vec());
+        self
+    }
+
+    /// Only keys that begin as `prefix` does: bytes by bytes, parts by whole parts.
+    pub fn prefix<'k>(mut self, prefix: impl Into<Key<'k>>) -> Self {
+        self.prefix = Some(prefix.into().into_owned());
+        self
+    }
+
+    fn look(&self, (hash, place): Hashed) -> Result<Option<(Key<'static>, State)>> {
+        let Some(key) = self.shared.key_at(hash, place)? else { return Ok(None) };
+        if self.prefix.as_ref().is_some_and(|prefix| !key.starts_with(prefix)) {
+            return Ok(None);
+        }
+        let Some(seen) = self.shared.look(&key, hash)? else { return Ok(None) };
+        let kind = StateKind::of(phase_shown(&seen.state, seen.presence));
+        if self.states.as_ref().is_some_and(|states| !states.contains(&kind)) {
+            return Ok(None);
+        }
+        let state = state_of(&key, seen)?;
+        Ok(Some((key, state)))
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<(Key<'static>, State)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(place) = self.places.pop() {
+                match self.look(place) {
+                    Ok(None) => continue,
+                    Ok(Some(found)) => return Some(Ok(found)),
+                    Err(e) => return Some(Err(e)),
+                }
+            }
+            self.places = self.shared.places(self.shard)?;
+            self.shard = self.shard.saturating_add(1);
+        }
+    }
+}
+
+impl fmt::Debug for Iter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").field("states", &self.states).finish_non_exhaustive()
+    }
+}
+
+/// Whether a store takes writes. See [`Store::health`](crate::Store::health).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Health {
+    /// It does.
+    Writable,
+    /// A write or sync failed; replay goes on, everything else waits for a reopening.
+    Poisoned {
+        /// What failed, and where.
+        cause: String,
+    },
+    /// What the last opening found unsynced waits for room: free some space.
+    WaitsForRoom,
+    /// It was closed.
+    Closed,
+}
+
+impl Health {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        if shared.is_closed() {
+            return Health::Closed;
+        }
+        match shared.log.poison_cause() {
+            Some(cause) => Health::Poisoned { cause: cause.to_string() },
+            None if shared.log.has_unsettled_tail() => Health::WaitsForRoom,
+            None => Health::Writable,
+        }
+    }
+
+    /// Whether the store takes writes.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        *self == Health::Writable
+    }
+}
+
+/// Counts of one opening. See [`Store::stats`](crate::Store::stats).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Keys known, past their retention or not.
+    pub keys: u64,
+    /// Claims in flight.
+    pub in_flight: u64,
+    /// Segments of the log.
+    pub segments: u64,
+    /// Bytes of the log's segments, room prepared ahead included.
+    pub log_bytes: u64,
+    /// Syncs of the log since the store was opened.
+    pub syncs: u64,
+    /// Time spent in them.
+    pub sync_time: std::time::Duration,
+    /// Bytes of records handed to the system since then.
+    pub bytes_written: u64,
+    /// What the opening found.
+    pub opening: Opening,
+}
+
+impl Stats {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        let (keys, in_flight) = shared.counts();
+        let listed = shared.log.listed();
+        let report = &shared.report;
+        Stats {
+            keys,
+            in_flight,
+            segments: listed.len() as u64,
+            log_bytes: listed.iter().map(|segment| segment.end.since(segment.base)).sum(),
+            syncs: shared.log.syncs.load(Ordering::Relaxed),
+            sync_time: std::time::Duration::from_nanos(
+                shared.log.sync_nanos.load(Ordering::Relaxed),
+            ),
+            bytes_written: shared.log.bytes_written.load(Ordering::Relaxed),
+            opening: Opening {
+                was_clean: report.was_clean,
+                records_read: report.records,
+                records_resynced: report.copied,
+                cut: report.cut.as_ref().map(|cut| Cut {
+                    path: cut.path.clone(),
+                    offset: cut.offset,
+                    bytes: cut.bytes,
+                    whole_records: cut.whole_records,
+                }),
+            },
+        }
+    }
+}
+
+/// What an opening found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Opening {
+    /// The last owner closed the store.
+    pub was_clean: bool,
+    /// Records read.
+    pub records_read: u64,
+    /// Records of the tail that no watermark covered, made durable anew.
+    pub records_resynced: u64,
+    /// What was cut off: a last write that was never finished.
+    pub cut: Option<Cut>,
+}
+
+/// A torn tail that an opening cut off. Nothing acknowledged at [`Sync`](crate::Durability::Sync) was in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cut {
+    path: PathBuf,
+    offset: u64,
+    bytes: u64,
+    whole_records: u64,
+}
+
+impl Cut {
+    /// The segment.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where in it the log ended.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many bytes behind that held something.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many records among them were whole: devices persist out of order.
+    #[must_use]
+    pub fn whole_records(&self) -> u64 {
+        self.whole_records
+    }
+}

@@ -1,0 +1,821 @@
+//! What a claim is answered with, and what its owner may do: [`Claim`], [`ClaimGuard`], [`Interrupted`].
+//!
+//! Promises: nothing borrows the store; an ending consumes its guard; a guard that goes without a word leaves
+//! the attempt interrupted, as a crash at that place would. What each ending leaves stands in
+//! `docs/protocol.md`, "What each ending leaves".
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::engine::{Outcome as EncodedOutcome, Stored, Writing};
+use crate::operation::{Settings, decode_meta, encode_meta};
+use crate::protocol::{Answer, Call, KeyState};
+use crate::store::Shared;
+use crate::sync::{AtomicBool, Ordering};
+use crate::types::{KeyHash, StoreMillis, Token};
+use crate::value::Format;
+use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, Outcome, Payload, Result};
+
+/// The answer to a claim: do the work, replay what was recorded, or stay away.
+///
+/// Exhaustive on purpose: there is no `_` arm in which a second run could hide. `Display` says who is on
+/// the key, since when, and what to do.
+#[must_use = "a grant that is dropped leaves the key interrupted"]
+#[derive(Debug)]
+pub enum Claim {
+    /// Yours, and no attempt's fate is open: do the work and end the claim.
+    Acquired(ClaimGuard),
+    /// An earlier attempt ended without a word, and what became of it is unknown. Nothing is granted yet:
+    /// you decide.
+    Interrupted(Interrupted),
+    /// Done before: here is the result.
+    Completed(Recorded),
+    /// It failed before, for good: here is the recorded failure.
+    Failed(Recorded),
+    /// Somebody is on it.
+    InProgress(Attempt),
+    /// Nobody is granted the key until someone resolves it: an interrupted attempt under
+    /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), a key held by word, or an attempt beyond
+    /// [`attempts_max`](crate::Policy::attempts_max). The reason is in the attempt.
+    Held(Attempt),
+    /// The last owner asked that the next attempt wait. (No call of this version asks for it.)
+    Delayed(Attempt),
+    /// The key was used for another request: the fingerprints differ. What is recorded is not for the
+    /// client's eyes.
+    Mismatch(State),
+    /// It was done, and its result is no longer kept. (No call of this version remembers expired keys.)
+    Expired(Expired),
+}
+
+impl Claim {
+    /// Everything but a grant as an error, for `?`.
+    ///
+    /// Of a grant (`Acquired`, `Interrupted`) it lets go, as dropping it would.
+    #[must_use]
+    pub fn refused(self) -> Refused {
+        Refused { message: self.to_string(), kind: self.kind() }
+    }
+
+    fn kind(&self) -> RefusedKind {
+        match self {
+            Claim::Acquired(_) => RefusedKind::LetGo,
+            Claim::Interrupted(_) => RefusedKind::Interrupted,
+            Claim::Completed(_) => RefusedKind::Completed,
+            Claim::Failed(_) => RefusedKind::Failed,
+            Claim::InProgress(_) => RefusedKind::InProgress,
+            Claim::Held(_) => RefusedKind::Held,
+            Claim::Delayed(_) => RefusedKind::Delayed,
+            Claim::Mismatch(_) => RefusedKind::Mismatch,
+            Claim::Expired(_) => RefusedKind::Expired,
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Claim::Acquired(guard) => write!(f, "acquired: attempt {}", guard.attempt()),
+            Claim::Interrupted(lost) => write!(
+                f,
+                "interrupted: {}; take over, say that it was not applied, or hold",
+                lost.attempt()
+            ),
+            Claim::Completed(done) => write!(f, "completed by attempt {}", done.attempt()),
+            Claim::Failed(done) => write!(f, "failed for good in attempt {}", done.attempt()),
+            Claim::InProgress(attempt) => write!(f, "in progress: {attempt}"),
+            Claim::Held(attempt) => {
+                write!(f, "held: {attempt}; it waits for someone to resolve it")
+            }
+            Claim::Delayed(attempt) => write!(f, "delayed: {attempt}"),
+            Claim::Mismatch(_) => f.write_str("the key was already used for another request"),
+            Claim::Expired(_) => f.write_str("done before, and its result is no longer kept"),
+        }
+    }
+}
+
+/// A claim that was not granted, as an error.
+///
+/// ```
+/// # use onlyonce::{Claim, Store};
+/// # fn work() {}
+/// fn once(store: &Store) -> Result<(), Box<dyn std::error::Error>> {
+///     match store.claim("nightly")? {
+///         Claim::Acquired(claim) => Ok(claim.complete(&())?),
+///         Claim::Completed(_) => Ok(()),
+///         other => Err(other.refused().into()), // "in progress: attempt 1, since 20 s"
+///     }
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    message: String,
+    kind: RefusedKind,
+}
+
+/// Which answer a [`Refused`] was.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum RefusedKind {
+    /// It was a grant, and the caller let go of it.
+    LetGo,
+    /// An earlier attempt's fate is unknown, and no policy says what to do.
+    Interrupted,
+    /// Recorded as completed.
+    Completed,
+    /// Recorded as failed.
+    Failed,
+    /// Somebody is on it.
+    InProgress,
+    /// It waits for someone to resolve it.
+    Held,
+    /// The next attempt has to wait.
+    Delayed,
+    /// Another request used the key.
+    Mismatch,
+    /// Its result is no longer kept.
+    Expired,
+}
+
+impl Refused {
+    /// Which answer it was.
+    #[must_use]
+    pub fn kind(&self) -> RefusedKind {
+        self.kind
+    }
+
+    /// The same refusal with a hint of what would have helped.
+    pub(crate) fn hinting(mut self, hint: &str) -> Self {
+        self.message = format!("{} ({hint})", self.message);
+        self
+    }
+}
+
+/// One attempt at a key, as others may see it. Plain data: it does not change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attempt {
+    key: Key<'static>,
+    state: KeyState,
+    lease_until: Option<StoreMillis>,
+    now: StoreMillis,
+    reason: Option<Arc<str>>,
+}
+
+impl Attempt {
+    pub(crate) fn new(
+        key: &Key<'_>,
+        state: KeyState,
+        lease_until: Option<StoreMillis>,
+        now: StoreMillis,
+    ) -> Self {
+        let reason = state.reason.clone();
+        Attempt { key: key.clone().into_owned(), state, lease_until, now, reason }
+    }
+
+    pub(crate) fn because(mut self, reason: &str) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// The key it is an attempt at.
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        &self.key
+    }
+
+    /// 1 for the first since the key was absent.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.state.attempt
+    }
+
+    /// Names the attempt; a resource that was shown it can tell what it did.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.state.token
+    }
+
+    /// When it was claimed, by the wall clock of then.
+    #[must_use]
+    pub fn since(&self) -> SystemTime {
+        wall(self.state.since, self.state.wall_offset)
+    }
+
+    /// Who claimed it, where the claim said so.
+    #[must_use]
+    pub fn owner(&self) -> Option<&str> {
+        self.state.owner.as_deref()
+    }
+
+    /// How long its lease still runs; `None` without one.
+    #[must_use]
+    pub fn lease_left(&self) -> Option<Duration> {
+        self.lease_until.map(|until| Duration::from_millis(until.since(self.now)))
+    }
+
+    /// Why it ended, or is held.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// Whether its interruption is to be held rather than asked about.
+    #[must_use]
+    pub fn asked_for_hold(&self) -> bool {
+        self.state.hold
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "attempt {}", self.number())?;
+        if let Some(owner) = self.owner() {
+            write!(f, " by {owner}")?;
+        }
+        write!(f, ", since {} s", self.now.since(self.state.since) / 1000)?;
+        if let Some(left) = self.lease_left() {
+            write!(f, ", {} s left", left.as_secs())?;
+        }
+        if let Some(reason) = self.reason() {
+            write!(f, ", {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A recorded outcome: a result, or a failure that is final.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    payload: Payload,
+    meta: Vec<(String, String)>,
+    attempt: u32,
+    token: Token,
+    completed_at: SystemTime,
+    expires_at: Option<SystemTime>,
+}
+
+impl Recorded {
+    pub(crate) fn read(state: &KeyState, stored: Option<Stored>) -> Result<Self> {
+        let unreadable = |what: &str| Error::undecodable(format!("{what} of a recorded outcome"));
+        let (payload, meta) = match stored {
+            Some(stored) => {
+                let format = Format::from_stored(stored.codec, stored.version)
+                    .ok_or_else(|| unreadable("an unknown codec"))?;
+                let meta = decode_meta(&stored.meta).ok_or_else(|| unreadable("bad metadata"))?;
+                (Payload::from_vec(stored.bytes, format), meta)
+            }
+            None => (Payload::empty(), Vec::new()),
+        };
+        Ok(Recorded {
+            payload,
+            meta,
+            attempt: state.attempt,
+            token: state.token,
+            completed_at: wall(state.time, state.wall_offset),
+            expires_at: state.expires_at.map(|at| wall(at, state.wall_offset)),
+        })
+    }
+
+    /// The recorded bytes.
+    #[must_use]
+    pub fn result(&self) -> &Payload {
+        &self.payload
+    }
+
+    /// The recorded value, as the type it was recorded as.
+    ///
+    /// # Errors
+    /// `Undecodable` if it was recorded as something else.
+    pub fn decode<T: crate::Decode>(&self) -> Result<T> {
+        self.payload.decode()
+    }
+
+    /// The metadata recorded under a name.
+    #[must_use]
+    pub fn meta(&self, name: &str) -> Option<&str> {
+        self.meta.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Which attempt recorded it.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The token of that attempt.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// When it was recorded, by the wall clock of then.
+    #[must_use]
+    pub fn completed_at(&self) -> SystemTime {
+        self.completed_at
+    }
+
+    /// When it is no longer kept; `None`: for ever.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+}
+
+/// A key whose result is no longer kept, but which is remembered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expired {
+    completed_at: SystemTime,
+    remembered_until: SystemTime,
+}
+
+impl Expired {
+    /// When its outcome was recorded, to the minute.
+    #[must_use]
+    pub fn completed_at(&self) -> SystemTime {
+        self.completed_at
+    }
+
+    /// Until when it is remembered; after that the key is as good as new.
+    #[must_use]
+    pub fn remembered_until(&self) -> SystemTime {
+        self.remembered_until
+    }
+}
+
+/// What a key is in, as [`Store::get`](crate::Store::get) tells it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum State {
+    /// Somebody is on it.
+    InProgress(Attempt),
+    /// An attempt ended without a word.
+    Interrupted(Attempt),
+    /// It waits for someone to resolve it.
+    Held(Attempt),
+    /// The last attempt had no effect, as its owner said; the next claim is granted.
+    Aborted(Attempt),
+    /// A result is recorded.
+    Completed(Recorded),
+    /// A final failure is recorded.
+    Failed(Recorded),
+    /// It was done, and its result is no longer kept.
+    Expired(Expired),
+}
+
+/// The answer to a mark.
+#[must_use = "the work is to be done only if the mark was the first"]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Mark {
+    /// Not seen before, and marked now.
+    First,
+    /// Marked or completed before.
+    Again,
+    /// Somebody has claimed it and is on it.
+    InProgress(Attempt),
+    /// An attempt ended without a word, or the key is held.
+    Interrupted(Attempt),
+    /// It was done, and its result is no longer kept.
+    Expired(Expired),
+}
+
+impl Mark {
+    /// Whether the work is to be done: the key was not seen before.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        matches!(self, Mark::First)
+    }
+}
+
+/// What an operator found out about an interrupted or held attempt.
+#[derive(Debug)]
+pub enum Resolution {
+    /// It did happen, or never will: record this.
+    Record(Outcome),
+    /// It did not happen: the next claim is granted.
+    Retry,
+}
+
+/// An attempt whose fate is unknown, for you to decide on. While you hold it, others see `InProgress`.
+///
+/// Nothing is granted yet, and the late owner may still complete or abort. Dropped without a word, the
+/// attempt stays interrupted and the next claimant is asked.
+#[must_use = "dropped without a word, the attempt stays interrupted"]
+pub struct Interrupted {
+    shared: Arc<Shared>,
+    hash: KeyHash,
+    attempt: Attempt,
+    settings: Settings,
+    fingerprint: Option<crate::Fingerprint>,
+    question: u64,
+}
+
+impl Interrupted {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        hash: KeyHash,
+        attempt: Attempt,
+        settings: Settings,
+        fingerprint: Option<crate::Fingerprint>,
+        question: u64,
+    ) -> Self {
+        Interrupted { shared, hash, attempt, settings, fingerprint, question }
+    }
+
+    /// The attempt that was interrupted.
+    #[must_use]
+    pub fn attempt(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// Runs it again, although the earlier attempt may have had its effect: at least once. Its fate stays
+    /// open until this attempt, or one after it, ends with an outcome; aborting leads back to interrupted.
+    ///
+    /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// # Errors
+    /// `ClaimLost` if it is no longer the attempt you saw: its late owner ended it, or renewed its lease.
+    pub fn take_over(self) -> Result<ClaimGuard> {
+        self.decide(Call::TakeOver(self.attempt.token()))
+    }
+
+    /// You found out that the earlier attempt had no effect: its fate is closed, and you are granted the key.
+    ///
+    /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// # Errors
+    /// As [`take_over`](Self::take_over).
+    pub fn not_applied(self) -> Result<ClaimGuard> {
+        self.decide(Call::NotApplied(self.attempt.token()))
+    }
+
+    /// Nobody is granted the key, under any policy, until someone resolves it.
+    ///
+    /// Durable on return, always at `Sync`.
+    ///
+    /// # Errors
+    /// As [`take_over`](Self::take_over).
+    pub fn hold(self) -> Result<()> {
+        let writing = Writing { reason: Some("held by word"), ..Writing::default() };
+        let applied = self.shared.apply(
+            self.attempt.key(),
+            self.hash,
+            Call::Hold(self.attempt.token()),
+            &writing,
+        )?;
+        if applied.answer == Answer::Granted { Ok(()) } else { Err(self.lost()) }
+    }
+
+    fn decide(&self, call: Call) -> Result<ClaimGuard> {
+        let key = self.attempt.key();
+        let writing = granting(&self.settings, key, self.fingerprint);
+        let applied = self.shared.apply(key, self.hash, call, &writing)?;
+        match (applied.answer, applied.after) {
+            (Answer::Granted, Some(state)) => Ok(ClaimGuard::new(
+                Arc::clone(&self.shared),
+                key,
+                self.hash,
+                &state,
+                self.settings.clone(),
+                Some(self.attempt.clone()),
+            )),
+            _ => Err(self.lost()),
+        }
+    }
+
+    fn lost(&self) -> Error {
+        let key = self.attempt.key();
+        let message =
+            format!("{key} is no longer what you saw: claim it again to learn what became of it");
+        Error::new(ErrorKind::ClaimLost, message)
+    }
+}
+
+impl Drop for Interrupted {
+    fn drop(&mut self) {
+        self.shared.unask(self.hash, self.question);
+    }
+}
+
+impl fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupted").field("attempt", &self.attempt).finish_non_exhaustive()
+    }
+}
+
+/// What a grant's record says, and the room it keeps for its ending.
+pub(crate) fn granting<'a>(
+    settings: &'a Settings,
+    key: &Key<'_>,
+    fingerprint: Option<crate::Fingerprint>,
+) -> Writing<'a> {
+    Writing {
+        level: Some(settings.claim_durability),
+        reserve: reserve(settings, key),
+        lease_ms: settings.lease_ms,
+        fingerprint,
+        hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
+        owner: settings.owner.as_deref(),
+        ..Writing::default()
+    }
+}
+
+/// The ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
+fn reserve(settings: &Settings, key: &Key<'_>) -> u64 {
+    let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
+    let content = u64::from(settings.reserve_bytes).max(labels);
+    content.saturating_add(key.bytes().len() as u64).saturating_add(256)
+}
+
+/// A claim that is yours: it owns the key until you end it. Each ending consumes it.
+///
+/// It derefs to [`ClaimHandle`]: what the work may do. Dropped without a word (a `?`, a panic, a cancelled
+/// future), the attempt is interrupted, as by a crash at that place; [`OnDrop::Abort`] changes that.
+#[must_use = "dropped without a word, the attempt is interrupted"]
+pub struct ClaimGuard {
+    handle: ClaimHandle,
+}
+
+/// What the work may do with its claim; it can't end it. A clone is the same claim.
+#[derive(Clone)]
+pub struct ClaimHandle(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    key: Key<'static>,
+    hash: KeyHash,
+    token: Token,
+    attempt: u32,
+    settings: Settings,
+    interruption: Option<Attempt>,
+    /// What a drop means from now on.
+    drop_aborts: AtomicBool,
+    has_ended: AtomicBool,
+}
+
+impl ClaimGuard {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        key: &Key<'_>,
+        hash: KeyHash,
+        state: &KeyState,
+        settings: Settings,
+        interruption: Option<Attempt>,
+    ) -> Self {
+        let drop_aborts = AtomicBool::new(settings.on_drop == OnDrop::Abort);
+        ClaimGuard {
+            handle: ClaimHandle(Arc::new(Inner {
+                shared,
+                key: key.clone().into_owned(),
+                hash,
+                token: state.token,
+                attempt: state.attempt,
+                settings,
+                interruption,
+                drop_aborts,
+                has_ended: AtomicBool::new(false),
+            })),
+        }
+    }
+
+    /// The work is done: records its result, which every later claim is answered with.
+    ///
+    /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # fn main() -> onlyonce::Result<()> {
+    /// # let store = Sim::new(1).open()?;
+    /// if let Claim::Acquired(claim) = store.claim("order-17")? {
+    ///     claim.complete("paid")?;
+    /// }
+    /// assert!(matches!(store.claim("order-17")?, Claim::Completed(done) if &done.result()[..] == b"paid"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - `ClaimLost`: somebody took over. Nothing was changed.
+    /// - `TooLarge`, `StorageFull`, or a value that did not encode: nothing was written, and
+    ///   [`Error::into_claim`] gives the guard back; the error dropped with the guard in it leaves the attempt
+    ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
+    /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
+    pub fn complete<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
+        self.record(Outcome::success(value))
+    }
+
+    /// The work failed for good: records the failure, which every later claim is answered with.
+    ///
+    /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn fail<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
+        self.record(Outcome::failure(value))
+    }
+
+    /// Records an outcome with metadata or a retention of its own.
+    ///
+    /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn record(self, outcome: Outcome) -> Result<()> {
+        // There is an outcome, so the effect may have happened: from here on a drop can't mean "nothing did".
+        self.on_drop(OnDrop::Interrupt);
+        let parts = match outcome.into_parts(self.0.shared.result_bytes_max) {
+            Ok(parts) => parts,
+            Err(e) => return Err(e.with_claim(self)),
+        };
+        let (codec, version) = match parts.format.to_stored() {
+            Ok(stored) => stored,
+            Err(e) => return Err(e.with_claim(self)),
+        };
+        let meta = encode_meta(&parts.meta);
+        let settings = &self.0.settings;
+        let writing = Writing {
+            level: Some(settings.durability),
+            retention_ms: parts.retention_ms.or(settings.retention_ms),
+            outcome: Some(EncodedOutcome { codec, version, meta: &meta, bytes: &parts.bytes }),
+            ..Writing::default()
+        };
+        let token = self.0.token;
+        let call = if parts.failure { Call::Fail(token) } else { Call::Complete(token) };
+        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
+        self.ended(done)
+    }
+
+    /// This attempt had no effect: the next claim is granted. (If an earlier attempt's fate is still open,
+    /// the key is interrupted again: you can't speak for that one.)
+    ///
+    /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
+        let why = why.into();
+        let settings = &self.0.settings;
+        let writing = Writing {
+            level: Some(settings.durability),
+            retention_ms: settings.retention_ms,
+            reason: Some(why.reason()),
+            ..Writing::default()
+        };
+        let call = Call::Abort(self.0.token);
+        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
+        self.ended(done)
+    }
+
+    /// A handle for the work: it may do everything but end the claim.
+    #[must_use]
+    pub fn handle(&self) -> ClaimHandle {
+        self.handle.clone()
+    }
+
+    pub(crate) fn handle_ref(&self) -> &ClaimHandle {
+        &self.handle
+    }
+
+    /// Whether the claim asked that its interruption be held.
+    pub(crate) fn holds(&self) -> bool {
+        self.0.settings.on_interrupted == Some(crate::OnInterrupted::Hold)
+    }
+
+    fn ended(self, done: Result<crate::engine::Applied>) -> Result<()> {
+        match done {
+            Ok(applied) => {
+                self.0.has_ended.store(true, Ordering::SeqCst);
+                if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
+            }
+            Err(e) if e.kind() == ErrorKind::StorageFull => Err(e.with_claim(self)),
+            Err(e) => {
+                // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
+                let is_unknown = e.kind() == ErrorKind::Indeterminate;
+                self.0.has_ended.fetch_or(is_unknown, Ordering::SeqCst);
+                Err(e)
+            }
+        }
+    }
+}
+
+impl std::ops::Deref for ClaimGuard {
+    type Target = ClaimHandle;
+
+    fn deref(&self) -> &ClaimHandle {
+        &self.handle
+    }
+}
+
+impl Drop for ClaimGuard {
+    fn drop(&mut self) {
+        let inner = &self.handle.0;
+        if inner.has_ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let abort = inner.drop_aborts.load(Ordering::SeqCst);
+        let reason =
+            if abort { "dropped before it had an effect" } else { "dropped without a word" };
+        let level = if abort { inner.settings.durability } else { inner.settings.claim_durability };
+        let retention_ms = inner.settings.retention_ms;
+        let writing = Writing { level: Some(level), retention_ms, ..Writing::default() };
+        inner.shared.let_go(&inner.key, inner.hash, inner.token, abort, reason, &writing);
+    }
+}
+
+impl fmt::Debug for ClaimGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClaimGuard").field(&self.handle).finish()
+    }
+}
+
+impl ClaimHandle {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        &self.0.key
+    }
+
+    /// The claim's fencing token: hand it to whatever the work changes, so that a stale owner is refused there too.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.0.token
+    }
+
+    /// 1 for the first attempt since the key was absent.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// The interrupted attempt that this one follows, if it does.
+    #[must_use]
+    pub fn interruption(&self) -> Option<&Attempt> {
+        self.0.interruption.as_ref()
+    }
+
+    /// Lets the lease run for so long from now.
+    ///
+    /// The lease of a claim lives in memory: nothing is written, unless the lease had lapsed and somebody
+    /// noticed; then one record at the claim's level.
+    ///
+    /// # Errors
+    /// `ClaimLost` if somebody took over meanwhile, or the claim has ended. `Held` if the key was held.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let inner = &self.0;
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        if lease_ms == 0 {
+            return Err(Error::invalid("a lease of zero lapses at once: renew for longer"));
+        }
+        let settings = &inner.settings;
+        let writing = Writing {
+            level: Some(settings.claim_durability),
+            reserve: reserve(settings, &inner.key),
+            lease_ms: Some(lease_ms),
+            ..Writing::default()
+        };
+        let applied =
+            inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
+        match applied.answer {
+            Answer::Done => Ok(()),
+            Answer::Held => Err(Error::new(
+                ErrorKind::Held,
+                format!("{} is held: its owner may still complete or abort", inner.key),
+            )),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// What a drop without a word means from now on. Flip it to [`OnDrop::Interrupt`] just before the effect.
+    /// In memory; nothing is written.
+    pub fn on_drop(&self, on_drop: OnDrop) {
+        self.0.drop_aborts.store(on_drop == OnDrop::Abort, Ordering::SeqCst);
+    }
+
+    fn lost(&self) -> Error {
+        let message = format!(
+            "the claim on {} with token {} is lost: it has ended, or somebody took over; change nothing more",
+            self.0.key, self.0.token
+        );
+        Error::new(ErrorKind::ClaimLost, message)
+    }
+}
+
+impl fmt::Debug for ClaimHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClaimHandle")
+            .field("key", &self.0.key)
+            .field("token", &self.0.token)
+            .field("attempt", &self.0.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A store time as the wall clock showed it.
+fn wall(time: StoreMillis, offset: i64) -> SystemTime {
+    let millis = i128::from(time.0) + i128::from(offset);
+    let millis = u64::try_from(millis.max(0)).unwrap_or(u64::MAX);
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_millis(millis))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}

@@ -1,0 +1,798 @@
+//! The public face: [`Store`] and how it is opened.
+//!
+//! Promises: a handle is cheap to clone and may go to any thread; the last one to go (guards included) closes
+//! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::admin::{Health, Iter, Stats};
+use crate::claim::{
+    Attempt, Claim, ClaimGuard, Interrupted, Mark, Recorded, Resolution, State, granting,
+};
+use crate::clock::SystemClock;
+use crate::engine::{Applied, Engine, Outcome as EncodedOutcome, Seen, Writing};
+use crate::entropy::OsEntropy;
+use crate::limits;
+use crate::log::{Seams, Sizes, recovery};
+use crate::manifest::{self, Manifest};
+use crate::operation::encode_meta;
+use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, phase_shown};
+use crate::storage::{OsStorage, Storage};
+use crate::sync::{self, AtomicBool, Mutex, Ordering};
+use crate::types::{KeyHash, Token};
+use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
+
+/// An open store: names operations with keys and remembers what became of them.
+///
+/// A clone is the same store. The last handle to be dropped closes it, claims included: a claim keeps the
+/// store open. One process opens a store at a time; a second one is told `Locked`.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    policy: Policy,
+}
+
+/// An engine, and the thread that works for it.
+pub(crate) struct Shared {
+    engine: Arc<Engine>,
+    upkeep: Mutex<Option<JoinHandle<()>>>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Shared {
+    fn stop_upkeep(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        self.engine.log.stop_upkeep();
+        if let Some(thread) = self.upkeep.lock().take() {
+            if !sync::is_current(&thread) {
+                // It can only have panicked, and then there is nobody to tell.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.engine.is_foreign() {
+            // The thread and the lock are the parent's.
+            self.engine.abandon();
+            std::mem::forget(self.upkeep.lock().take());
+            return;
+        }
+        self.stop_upkeep();
+        // Nobody is left to tell; what was acknowledged is on disk, and the next opening recovers.
+        let _ = self.engine.close();
+    }
+}
+
+impl Store {
+    /// Opens the store in `dir`, which must exist.
+    ///
+    /// ```no_run
+    /// let store = onlyonce::Store::open("keys")?;
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// After a clean close nothing is written before the first write. After a crash, what no watermark
+    /// covered is made durable first, and a torn tail is cut and reported in [`stats`](Self::stats).
+    ///
+    /// # Errors
+    /// `NotFound` if there is no store; `Locked` if somebody has it open, naming who; `Corrupt` if bytes that
+    /// were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
+    /// `Io` if the system refuses.
+    ///
+    /// # Cost
+    /// Reads the log.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
+        Store::builder().open(dir)
+    }
+
+    /// Opens the store in `dir`, or makes one if the directory is missing or empty.
+    ///
+    /// Not for a path that may be an unmounted volume: every key would be new there.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = onlyonce::Store::open_or_create(&keys)?;
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// The new store is durable on return.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
+    pub fn open_or_create(dir: impl AsRef<Path>) -> Result<Store> {
+        Store::builder().open_or_create(dir)
+    }
+
+    /// Opens a store with settings of your own.
+    pub fn builder() -> StoreBuilder {
+        StoreBuilder::default()
+    }
+
+    /// The same keys with other defaults: `policy`, and where it says nothing, this handle's.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Policy, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let quick = store.with_policy(Policy::new().durability(Durability::Flush));
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    pub fn with_policy(&self, policy: Policy) -> Store {
+        Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
+    }
+
+    /// Claims a key: learn whether to do the work, to replay its result, or to stay away.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Sim::new(1).open()?;
+    /// let claim = match store.claim("task-42")? {
+    ///     Claim::Acquired(claim) => claim,
+    ///     Claim::Interrupted(lost) => lost.take_over()?, // an attempt died half-way; we choose: again
+    ///     Claim::Completed(done) => return Ok(println!("done before: {}", done.decode::<String>()?)),
+    ///     other => return Err(other.refused().into()),
+    /// };
+    /// claim.complete("what came of it")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// A grant is durable on return at the claim's level; every other answer but `InProgress` waits until the
+    /// record it is derived from is durable at that record's level.
+    ///
+    /// # Errors
+    /// `StorageFull` before anything was done; `Indeterminate` if the write or sync failed (the store is then
+    /// poisoned); `Poisoned`, `Closed`, `Forked`; `Corrupt` if the key's record is damaged; `Invalid` or
+    /// `TooLarge` for a key or policy that can't be.
+    ///
+    /// # Cost
+    /// A grant: one write, and one sync at `Sync`. A replay: one read.
+    pub fn claim<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Claim> {
+        self.claim_as(&op.into(), false)
+    }
+
+    pub(crate) fn claim_as(&self, op: &Operation<'_>, reconciles: bool) -> Result<Claim> {
+        let key = op.key();
+        key.check()?;
+        let settings = op.policy().or(&self.policy).resolve()?;
+        let fingerprint = op.fingerprint_given();
+        let wants = Wants {
+            fingerprint,
+            on_interrupted: settings.on_interrupted,
+            attempts_max: settings.attempts_max,
+            reconciles,
+        };
+        let hash = self.shared.hash(key);
+        let writing = granting(&settings, key, fingerprint);
+        let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
+        if applied.answer == Answer::Granted {
+            let state = applied.after.ok_or_else(broken)?;
+            let shared = Arc::clone(&self.shared);
+            return Ok(Claim::Acquired(ClaimGuard::new(shared, key, hash, &state, settings, None)));
+        }
+        let question = applied.question;
+        let answer = applied.answer;
+        let attempt = || seen_attempt(key, &applied);
+        Ok(match answer {
+            Answer::Asked => Claim::Interrupted(Interrupted::new(
+                Arc::clone(&self.shared),
+                hash,
+                attempt()?,
+                settings,
+                fingerprint,
+                question,
+            )),
+            Answer::InProgress => Claim::InProgress(attempt()?),
+            Answer::Held => Claim::Held(attempt()?),
+            Answer::TooManyAttempts => Claim::Held(
+                attempt()?.because("it has had as many attempts as attempts_max allows"),
+            ),
+            Answer::Completed => Claim::Completed(recorded(applied)?),
+            Answer::Failed => Claim::Failed(recorded(applied)?),
+            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied)?),
+            _ => return Err(broken()),
+        })
+    }
+
+    /// Marks a key as done, before the work: at most once. The first to mark it is told so.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// if store.mark("message-7")?.is_first() { /* handle it */ }
+    /// assert!(!store.mark("message-7")?.is_first());
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// Durable on return at the level of [`durability`](Policy::durability).
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    ///
+    /// # Cost
+    /// One write, and one sync at `Sync`; nothing for a key that was seen.
+    pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
+        let op = op.into();
+        let key = op.key();
+        key.check()?;
+        let settings = op.policy().or(&self.policy).resolve()?;
+        let writing = Writing {
+            level: Some(settings.durability),
+            retention_ms: settings.retention_ms,
+            fingerprint: op.fingerprint_given(),
+            owner: settings.owner.as_deref(),
+            ..Writing::default()
+        };
+        let applied = self.shared.apply(key, self.shared.hash(key), Call::Mark, &writing)?;
+        Ok(match applied.answer {
+            Answer::Granted => Mark::First,
+            Answer::Completed => Mark::Again,
+            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
+            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
+            _ => return Err(broken()),
+        })
+    }
+
+    /// What a key is in; `None` if it is absent: never claimed, forgotten, or past its retention.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(matches!(store.get("message-7")?, Some(State::Completed(_))));
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Corrupt` if its record is damaged; `Closed`, `Forked`, `Indeterminate`.
+    ///
+    /// # Cost
+    /// One read, none for a key that somebody is on. Nothing is written.
+    pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
+        let key = key.into();
+        key.check()?;
+        match self.shared.look(&key, self.shared.hash(&key))? {
+            Some(seen) => state_of(&key, seen).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Closes the fate of an interrupted or held attempt, as you found it out. `false`: it is no longer the
+    /// attempt you saw, and nothing was changed.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, Resolution, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("task-42")?);
+    /// if let Some(State::Interrupted(a) | State::Held(a)) = store.get("task-42")? {
+    ///     store.resolve(&a, Resolution::Record(Outcome::success("paid")))?;
+    /// }
+    /// assert!(matches!(store.claim("task-42")?, Claim::Completed(_)));
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// Durable on return, always at `Sync`.
+    ///
+    /// # Errors
+    /// `InProgress` if its owner is still on it; `TooLarge` for an outcome beyond a limit; as `claim`.
+    pub fn resolve(&self, attempt: &Attempt, resolution: Resolution) -> Result<bool> {
+        let key = attempt.key();
+        let hash = self.shared.hash(key);
+        let seen = attempt.token();
+        let retention = self.policy.resolve()?.retention_ms;
+        let applied = match resolution {
+            Resolution::Retry => {
+                let writing = Writing {
+                    retention_ms: retention,
+                    reason: Some("resolved: to be tried again"),
+                    ..Writing::default()
+                };
+                self.shared.apply(key, hash, Call::ResolveRetry(seen), &writing)?
+            }
+            Resolution::Record(outcome) => {
+                let parts = outcome.into_parts(self.shared.result_bytes_max)?;
+                let (codec, version) = parts.format.to_stored()?;
+                let meta = encode_meta(&parts.meta);
+                let writing = Writing {
+                    retention_ms: parts.retention_ms.or(retention),
+                    reason: Some("resolved"),
+                    outcome: Some(EncodedOutcome {
+                        codec,
+                        version,
+                        meta: &meta,
+                        bytes: &parts.bytes,
+                    }),
+                    ..Writing::default()
+                };
+                let call = if parts.failure {
+                    Call::ResolveFail(seen)
+                } else {
+                    Call::ResolveComplete(seen)
+                };
+                self.shared.apply(key, hash, call, &writing)?
+            }
+        };
+        match applied.answer {
+            Answer::Done => Ok(true),
+            Answer::Unchanged => Ok(false),
+            _ => Err(in_progress(key)),
+        }
+    }
+
+    /// Forgets a key, whatever it is in: the next claim is the first. `false`: there was nothing to forget.
+    ///
+    /// Durable on return, always at `Sync`. Its bytes stay in the log until it is compacted.
+    ///
+    /// # Errors
+    /// `InProgress` if somebody is on it: see [`forget_claimed`](Self::forget_claimed). As `claim`.
+    pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
+        let key = key.into();
+        key.check()?;
+        let hash = self.shared.hash(&key);
+        let applied = self.shared.apply(&key, hash, Call::Forget, &Writing::default())?;
+        match applied.answer {
+            Answer::Done => Ok(true),
+            Answer::Unchanged => Ok(false),
+            _ => Err(in_progress(&key)),
+        }
+    }
+
+    /// Forgets a key that is claimed right now, by naming its owner's token: the owner is fenced off, and
+    /// whatever it has done is not known to anyone. For the brave.
+    ///
+    /// Durable on return, always at `Sync`.
+    ///
+    /// # Errors
+    /// `ClaimLost` if the key isn't claimed under that token. As `claim`.
+    pub fn forget_claimed<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Result<()> {
+        let key = key.into();
+        key.check()?;
+        let hash = self.shared.hash(&key);
+        let call = Call::ForgetClaimed(token);
+        let applied = self.shared.apply(&key, hash, call, &Writing::default())?;
+        match applied.answer {
+            Answer::Done => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::ClaimLost,
+                format!("{key} is not claimed under token {token}"),
+            )),
+        }
+    }
+
+    /// All keys and what they are in, in no order. What changes meanwhile may or may not be seen.
+    ///
+    /// ```
+    /// # use onlyonce::{admin::StateKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// for entry in store.iter().in_states(&[StateKind::Interrupted, StateKind::Held]) {
+    ///     let (key, state) = entry?;
+    ///     println!("{key}: {state:?}");
+    /// }
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// One read a key. Nothing is written.
+    pub fn iter(&self) -> Iter {
+        Iter::new(Arc::clone(&self.shared))
+    }
+
+    /// Makes everything acknowledged so far durable, at whatever level it was. Costs one sync.
+    ///
+    /// # Errors
+    /// `Indeterminate` if the sync failed; `Poisoned`, `Closed`, `Forked`.
+    pub fn sync(&self) -> Result<()> {
+        self.check_open()?;
+        if self.shared.log.is_poisoned() {
+            return Err(self.shared.log.poisoned());
+        }
+        self.shared.log.sync()
+    }
+
+    /// Takes no new claims from now on; claims in flight go on. See [`close`](Self::close).
+    pub fn drain(&self) {
+        self.shared.drain();
+    }
+
+    /// Takes no new claims, waits for those in flight at most `deadline`, makes everything durable and closes
+    /// the store, so that the next opening has nothing to recover. Says which claims were left interrupted.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// for left in store.close(Duration::from_secs(10))? {
+    ///     eprintln!("left interrupted: {}", left.key());
+    /// }
+    /// # onlyonce::Result::Ok(())
+    /// ```
+    ///
+    /// Every later call on any handle or guard of this store answers `Closed`.
+    ///
+    /// # Errors
+    /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
+    /// same, and the next opening recovers what is durable.
+    pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
+        self.check_open()?;
+        self.shared.drain();
+        let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        self.shared.wait_for_claims(millis);
+        self.shared.stop_upkeep();
+        let now = self.shared.log.now();
+        let left = self.shared.close()?;
+        Ok(left.into_iter().map(|(key, state)| Attempt::new(&key, state, None, now)).collect())
+    }
+
+    /// Whether the store takes writes, and if not, why.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health::of(&self.shared)
+    }
+
+    /// Counts, and what the last opening found.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::of(&self.shared)
+    }
+
+    /// Does one piece of background work, if one is due, and says in how long the next may be.
+    ///
+    /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise a
+    /// thread calls it. Syncs what was handed over a second ago, covers it with a watermark, prepares segments.
+    ///
+    /// # Errors
+    /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.
+    pub fn step(&self) -> Result<Duration> {
+        self.check_open()?;
+        self.shared.log.step().map(|due| due.wait())
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn check_open(&self) -> Result<()> {
+        self.shared.check_usable()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("dir", &self.shared.dir()).finish_non_exhaustive()
+    }
+}
+
+/// How a store is opened. Unset, each setting has the default that its method names.
+#[must_use = "a builder opens nothing until told to"]
+#[derive(Clone, Debug)]
+pub struct StoreBuilder {
+    policy: Policy,
+    segment_bytes: Option<u64>,
+    result_bytes_max: u32,
+    map: bool,
+    manual_maintenance: bool,
+    allow_network_fs: bool,
+}
+
+impl Default for StoreBuilder {
+    fn default() -> Self {
+        StoreBuilder {
+            policy: Policy::new(),
+            segment_bytes: None,
+            result_bytes_max: limits::RESULT_BYTES_MAX_DEFAULT,
+            map: true,
+            manual_maintenance: false,
+            allow_network_fs: false,
+        }
+    }
+}
+
+impl StoreBuilder {
+    /// Defaults for every operation of the store.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: the first is 1 MiB, each one after it
+    /// twice its predecessor, up to 64 MiB. A segment always holds the longest record.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = Some(bytes);
+        self
+    }
+
+    /// Longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
+    pub fn result_bytes_max(mut self, bytes: u32) -> Self {
+        self.result_bytes_max = bytes;
+        self
+    }
+
+    /// Whether full segments are read through a memory map. Default: yes. Without, plain reads of the same files.
+    pub fn map(mut self, map: bool) -> Self {
+        self.map = map;
+        self
+    }
+
+    /// No background thread: the program calls [`Store::step`] itself.
+    pub fn manual_maintenance(mut self, manual: bool) -> Self {
+        self.manual_maintenance = manual;
+        self
+    }
+
+    /// Opens on file systems whose locks and flushes can't be relied on (NFS, SMB, FUSE …), which is refused
+    /// by default.
+    pub fn allow_network_fs(mut self, allow: bool) -> Self {
+        self.allow_network_fs = allow;
+        self
+    }
+
+    /// See [`Store::open`].
+    ///
+    /// # Errors
+    /// As [`Store::open`]; `Invalid` for settings that can't be.
+    pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
+        self.open_on(system(), dir.as_ref(), false)
+    }
+
+    /// See [`Store::open_or_create`].
+    ///
+    /// # Errors
+    /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
+    pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
+        self.open_on(system(), dir.as_ref(), true)
+    }
+
+    /// Opens on any disk, clock and dice.
+    pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
+        let sizes = self.sizes()?;
+        self.policy.resolve()?;
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let storage = Arc::clone(&seams.storage);
+        let lock = match storage.lock_dir(dir) {
+            Ok(lock) => lock,
+            Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
+                create_dirs(&*storage, dir)?;
+                storage.lock_dir(dir).map_err(|e| not_locked(&*storage, dir, e))?
+            }
+            Err(e) => return Err(not_locked(&*storage, dir, e)),
+        };
+        if let Ok(Some(name)) = storage.network_fs(dir) {
+            if !self.allow_network_fs {
+                let message = format!(
+                    "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",
+                    dir.display()
+                );
+                return Err(Error::invalid(message).at(dir));
+            }
+        }
+        let manifest = load_or_create(&seams, dir, &sizes, create)?;
+        let engine = Engine::open(seams, dir, sizes, self.result_bytes_max, manifest, lock)?;
+        let shared = Shared {
+            engine: Arc::new(engine),
+            upkeep: Mutex::new(None),
+            is_stopping: Arc::new(AtomicBool::new(false)),
+        };
+        if !self.manual_maintenance {
+            let (engine, stop) = (Arc::clone(&shared.engine), Arc::clone(&shared.is_stopping));
+            let body = move || engine.log.run_upkeep(&|| stop.load(Ordering::SeqCst));
+            let thread = sync::spawn("onlyonce-upkeep", body).map_err(|e| {
+                Error::new(ErrorKind::Io, "starting the background thread").because(e)
+            })?;
+            *shared.upkeep.lock() = Some(thread);
+        }
+        Ok(Store { shared: Arc::new(shared), policy: self.policy })
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        if self.result_bytes_max > limits::RESULT_BYTES_MAX {
+            let most = limits::RESULT_BYTES_MAX;
+            return Err(Error::invalid(format!("result_bytes_max is at most {most} bytes")));
+        }
+        let most = self.segment_bytes.unwrap_or(limits::SEGMENT_BYTES_MAX_DEFAULT);
+        if !(limits::SEGMENT_BYTES_LEAST..=limits::SEGMENT_BYTES_MOST).contains(&most) {
+            let (least, greatest) = (limits::SEGMENT_BYTES_LEAST, limits::SEGMENT_BYTES_MOST);
+            let message = format!("segment_bytes is from {least} to {greatest} bytes");
+            return Err(Error::invalid(message));
+        }
+        let page = limits::PAGE_BYTES as u64;
+        let labels =
+            2 * limits::LABEL_BYTES_MAX + limits::KEY_BYTES_MAX + limits::META_BYTES_MAX + 512;
+        Ok(Sizes {
+            segment_bytes_first: limits::SEGMENT_BYTES_FIRST.min(most / page * page),
+            segment_bytes_max: most / page * page,
+            record_bytes_max: u64::from(self.result_bytes_max).saturating_add(labels as u64),
+            map: self.map,
+        })
+    }
+}
+
+fn system() -> Seams {
+    Seams {
+        storage: Arc::new(OsStorage),
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(OsEntropy),
+    }
+}
+
+/// Creates what is missing of the path, each directory durable before the next.
+fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    match storage.create_dir(dir) {
+        Ok(()) => {
+            let parent = parent_of(dir);
+            storage.sync_dir(&parent).map_err(|e| Error::io("syncing", &parent, e))
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
+            create_dirs(storage, &parent_of(dir))?;
+            create_dirs(storage, dir)
+        }
+        Err(e) => Err(Error::io("creating", dir, e)),
+    }
+}
+
+fn parent_of(dir: &Path) -> PathBuf {
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Why a directory could not be locked, in words that help.
+fn not_locked(storage: &dyn Storage, dir: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::new(
+            ErrorKind::NotFound,
+            format!("there is no store at {}: open_or_create makes one", dir.display()),
+        )
+        .at(dir)
+        .because(error),
+        io::ErrorKind::NotADirectory => {
+            Error::invalid(format!("{} is no directory: a store is one", dir.display()))
+                .at(dir)
+                .because(error)
+        }
+        io::ErrorKind::WouldBlock => {
+            let holder = storage.lock_holder(dir);
+            let opener = manifest::load(storage, dir).ok().flatten();
+            let opener = opener.filter(|manifest| manifest.clean.is_none()).map(|m| m.opener);
+            let pid = holder.or(opener.map(|opener| opener.pid));
+            let who =
+                pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            let since = opener
+                .filter(|opener| Some(opener.pid) == pid)
+                .map_or_else(String::new, |opener| {
+                    format!(" since {} ms after 1970 (unix time)", opener.since.0)
+                });
+            Error::new(
+                ErrorKind::Locked,
+                format!(
+                    "{} is open in {who}{since}: one process opens a store at a time",
+                    dir.display()
+                ),
+            )
+            .at(dir)
+            .because(error)
+        }
+        _ => Error::io("locking", dir, error),
+    }
+}
+
+fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Result<Manifest> {
+    let storage = &*seams.storage;
+    if let Some(manifest) = manifest::load(storage, dir)? {
+        return Ok(manifest);
+    }
+    let path = manifest::path(dir);
+    if recovery::holds_records(storage, dir)? {
+        return Err(Error::corrupt(&path, 0, "the manifest is missing beside a log:"));
+    }
+    if !create {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} holds no store: open_or_create makes one", dir.display()),
+        )
+        .at(dir));
+    }
+    let entries = storage.list(dir).map_err(|e| Error::io("listing", dir, e))?;
+    if let Some(other) = entries.iter().find(|entry| !is_ours(&entry.name)) {
+        let message = format!(
+            "{} holds {:?} and no store: give the store a directory of its own",
+            dir.display(),
+            other.name
+        );
+        return Err(Error::invalid(message).at(dir));
+    }
+    recovery::create(seams, dir, sizes)?;
+    manifest::load(storage, dir)?
+        .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
+}
+
+/// What a birth that was cut short may leave, and what file systems put into a fresh volume.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "log" | "MANIFEST.next" | "lost+found")
+}
+
+/// An answer that the rules don't give to that call.
+fn broken() -> Error {
+    Error::new(ErrorKind::Invalid, "the rules gave an answer that this call has no words for")
+}
+
+fn in_progress(key: &Key<'_>) -> Error {
+    Error::new(ErrorKind::InProgress, format!("{key} is claimed right now: wait for its owner"))
+}
+
+fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
+    let state = applied.before.clone().ok_or_else(broken)?;
+    Ok(attempt_of(key, state, applied.presence, applied.lease_until, applied.now))
+}
+
+fn attempt_of(
+    key: &Key<'_>,
+    state: KeyState,
+    presence: Presence,
+    lease_until: Option<crate::types::StoreMillis>,
+    now: crate::types::StoreMillis,
+) -> Attempt {
+    let gone = state.phase == Phase::Claimed && presence == Presence::Nobody;
+    let attempt = Attempt::new(key, state, lease_until, now);
+    if gone { attempt.because("its process is gone, or its lease passed") } else { attempt }
+}
+
+fn recorded(applied: Applied) -> Result<Recorded> {
+    let state = applied.before.ok_or_else(broken)?;
+    Recorded::read(&state, applied.outcome)
+}
+
+fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
+    let state = applied.before.ok_or_else(broken)?;
+    state_in(key, state, applied.presence, applied.lease_until, applied.outcome, applied.now)
+}
+
+/// A key as it was found, in the words of the public API.
+pub(crate) fn state_of(key: &Key<'_>, seen: Seen) -> Result<State> {
+    state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now)
+}
+
+fn state_in(
+    key: &Key<'_>,
+    state: KeyState,
+    presence: Presence,
+    lease_until: Option<crate::types::StoreMillis>,
+    outcome: Option<crate::engine::Stored>,
+    now: crate::types::StoreMillis,
+) -> Result<State> {
+    let phase = phase_shown(&state, presence);
+    if phase == Phase::Completed {
+        return Recorded::read(&state, outcome).map(State::Completed);
+    }
+    if phase == Phase::Failed {
+        return Recorded::read(&state, outcome).map(State::Failed);
+    }
+    let attempt = attempt_of(key, state, presence, lease_until, now);
+    Ok(match phase {
+        Phase::Claimed => State::InProgress(attempt),
+        Phase::Interrupted => State::Interrupted(attempt),
+        Phase::Held => State::Held(attempt),
+        _ => State::Aborted(attempt),
+    })
+}
+
+/// Where a key hashes to, for a walk.
+pub(crate) type Hashed = (KeyHash, crate::index::recent::Place);

@@ -1,0 +1,6 @@
+//! One test binary; this is its table of contents.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
+
+/// The promises of the API, call by call.
+mod contract;
