@@ -115,7 +115,10 @@ pub(crate) enum Failure {
 impl Failure {
     /// How preparing something failed that nothing hangs on yet: only a full disk is harmless. A device that
     /// fails here will fail elsewhere.
-    pub(crate) fn full_or_poison(e: io::Error, error: impl FnOnce(io::Error) -> crate::Error) -> Self {
+    pub(crate) fn full_or_poison(
+        e: io::Error,
+        error: impl FnOnce(io::Error) -> crate::Error,
+    ) -> Self {
         let is_full = crate::error::is_full(&e);
         if is_full { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
     }

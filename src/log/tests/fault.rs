@@ -143,14 +143,15 @@ fn short_and_interrupted_calls_are_seen_through() {
 fn a_sync_that_fails_once_and_then_succeeds_loses_nothing_acknowledged() {
     let mut tried = Tried::default();
     let ops = workload();
-    for n in 0.. {
+    let mut whole = Player::new(World::new());
+    whole.play(&ops).unwrap();
+    let syncs = whole.world.faulty.count(Calls::Of(Class::Sync));
+    for n in 0..syncs {
         let mut player = Player::new(World::new());
         player.world.disk.lie_at_sync(n);
         player.play_on(&ops).unwrap_or_else(|what| panic!("sync {n}: {what}"));
-        if player.errors.is_empty() {
-            break;
-        }
-        tried.faults += 1;
+        // Some are told to nobody: what is prepared for a later switch, when the process has no more to write.
+        tried.faults += u64::from(!player.errors.is_empty());
         tried.errors += player.errors.len() as u64;
         assert!(player.errors.iter().all(is_fit), "sync {n}: {:?}", player.errors);
         player.end_process(Fate::Killed);
@@ -169,5 +170,5 @@ fn a_sync_that_fails_once_and_then_succeeds_loses_nothing_acknowledged() {
         }
     }
     println!("a sync lies: {tried:?}");
-    assert!(tried.faults > 20 && tried.openings > 200);
+    assert!(tried.faults >= syncs - 3 && tried.openings > 500, "{syncs} syncs");
 }
