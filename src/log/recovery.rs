@@ -590,27 +590,22 @@ impl Log {
         }
         let Some(plan) = keeper.plan.take() else { return Ok(()) };
         let begun = match &plan {
-            Plan::Continue => self.go_on(&mut keeper).map(|()| Vec::new()),
+            Plan::Continue => self.go_on(&mut keeper),
             Plan::Fork { covered, suffix, suffix_bytes } => {
-                self.fork(&mut keeper, *covered, suffix, *suffix_bytes)
+                self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
             }
         };
-        let moved = match begun {
-            Ok(moved) => moved,
-            Err(e) => {
-                keeper.plan = Some(plan);
-                return Err(e);
-            }
-        };
-        for (from, to) in moved {
-            self.read_listed(to, |record| {
-                remap(from, &record);
-                Ok(())
-            })?;
+        if let Err(e) = begun {
+            keeper.plan = Some(plan);
+            return Err(e);
+        }
+        self.readable.store(u64::MAX, Ordering::SeqCst);
+        if self.is_poisoned() {
+            // The switch is done; what was prepared after it failed.
+            return Err(self.poisoned());
         }
         self.set_aside(&keeper);
         self.remove_leftovers(&keeper);
-        self.readable.store(u64::MAX, Ordering::SeqCst);
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
@@ -630,15 +625,16 @@ impl Log {
         covered: Lsn,
         suffix: &[Lsn],
         suffix_bytes: u64,
-    ) -> Result<Vec<(Lsn, Lsn)>> {
+        remap: &mut Remap<'_>,
+    ) -> Result<()> {
         let storage = &*self.seams.storage;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
-        keeper.switch.prepare(keeper.manifest.segments.len().saturating_add(1))?;
+        self.prepare_switch(keeper)?;
         let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
-        let Some(spare) = keeper.spares.get(index) else { return Ok(Vec::new()) };
+        let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
         let identity = Identity {
             ordinal: keeper.manifest.next_ordinal,
             base: base_from_clock(&self.seams, keeper.manifest.extent),
@@ -672,8 +668,21 @@ impl Log {
         // The watermark that a switch takes along is this log's, which has not moved here yet.
         self.queue.restart_at(end);
         self.switch_to(keeper, manifest)?;
+        let (seal, path) = (segment.seal, segment.path.clone());
         self.move_tail(&keeper.manifest, Arc::new(segment), at);
-        Ok(moved)
+        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        for (from, to) in moved {
+            let at = to.since(identity.base);
+            let index = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+            match Record::parse(bytes.get(index..).unwrap_or_default(), to, &seal) {
+                Ok(record) => remap(from, &record),
+                Err(bad) => {
+                    let error = Error::corrupt(&path, at, bad);
+                    return Err(self.failed(storage::Failure::Poison(error)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk

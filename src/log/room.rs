@@ -250,7 +250,7 @@ impl Log {
 
     /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
     fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
-        keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
+        self.prepare_switch(keeper)?;
         if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
             return Err(Error::new(
                 ErrorKind::StorageFull,
@@ -311,8 +311,14 @@ impl Log {
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
         keeper.manifest = manifest;
         // Made now, while there may be room; if there is none, the next switch says so.
-        let _ = keeper.switch.prepare(keeper.manifest.segments.len() + 1);
+        let _ = self.prepare_switch(keeper);
         Ok(())
+    }
+
+    /// Makes the file of a manifest that lists one segment more.
+    pub(super) fn prepare_switch(&self, keeper: &mut Keeper) -> Result<()> {
+        let segments = keeper.manifest.segments.len().saturating_add(1);
+        keeper.switch.prepare(segments).map_err(|e| self.failed(e))
     }
 
     /// The error of a change that failed, after the log was poisoned if it has to be.

@@ -80,10 +80,7 @@ impl Spare {
         {
             // What was allocated goes back at once: others may need the room. A failure changes nothing.
             let _ = storage.remove(&draft);
-            // Only a full disk is harmless: a device that fails here will fail elsewhere.
-            let is_full = crate::error::is_full(&e);
-            let error = Error::io("preparing", &path, e);
-            return Err(if is_full { Failure::Before(error) } else { Failure::Poison(error) });
+            return Err(Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)));
         }
         Ok(Spare { path, bytes })
     }
