@@ -2,5 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
+/// Tiny workloads as data, and what a crash may leave of them.
+mod script;
+
 /// The promises of the API, call by call.
 mod contract;
+
+/// Power lost and the process killed at every change of the disk, of work and of recovery.
+mod crash;
