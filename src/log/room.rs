@@ -160,6 +160,12 @@ impl Sizes {
             .next_multiple_of(limits::PAGE_BYTES as u64)
     }
 
+    /// Whether a spare of that size, found by an opening, can become a segment.
+    pub(super) fn suits(&self, spare_bytes: u64) -> bool {
+        (self.segment_bytes_least()..=limits::SEGMENT_BYTES_MOST).contains(&spare_bytes)
+            && spare_bytes.is_multiple_of(limits::PAGE_BYTES as u64)
+    }
+
     pub(super) fn first(&self) -> u64 {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }

@@ -4,3 +4,5 @@
 
 /// The promises of the API, call by call.
 mod contract;
+/// Sizes that change between two openings.
+mod sizes;
