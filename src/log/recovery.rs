@@ -660,6 +660,7 @@ impl Log {
         suffix_bytes: u64,
     ) -> Result<Vec<(Lsn, Lsn)>> {
         let storage = &*self.seams.storage;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());

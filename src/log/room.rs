@@ -260,12 +260,7 @@ impl Log {
     /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
     fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
         keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
-        if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
-            return Err(Error::new(
-                ErrorKind::StorageFull,
-                "the log has as many segments as it may",
-            ));
-        }
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.first() else { return Ok(()) };
         let identity = Identity {
