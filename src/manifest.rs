@@ -14,7 +14,7 @@ use crate::limits;
 use crate::record::TimeField;
 use crate::storage::{self, Access, Failure, File, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The manifest of a store in `dir`.
 pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -214,7 +214,19 @@ impl Manifest {
             before = listed.end;
             fits
         }) && before <= self.extent
+            // New segments begin at the extent.
+            && self.extent.get().is_multiple_of(8)
+            && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
+    }
+
+    /// Refuses where no further segment may be listed.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.segments.len() < limits::SEGMENTS_MAX && self.next_ordinal < u32::MAX {
+            return Ok(());
+        }
+        let message = "the log has as many segments as it may: begin a new store";
+        Err(Error::new(ErrorKind::StorageFull, message))
     }
 }
 
@@ -365,6 +377,41 @@ pub(crate) mod tests {
         for len in 0..sample().encode().len() {
             assert!(Manifest::decode(&bytes[..len], Path::new("m")).is_err(), "cut at {len}");
         }
+    }
+
+    /// The checksum of each holds: only a program that writes manifests of its own makes them.
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_corrupt() {
+        let refused = |manifest: Manifest| {
+            let error = Manifest::decode(&manifest.encode(), Path::new("m")).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        };
+        refused(Manifest { segments: Vec::new(), ..sample() });
+        refused(Manifest { extent: Lsn::new(1 << 20), ..sample() });
+        // The next segment would begin there: past all LSNs, and at none.
+        refused(Manifest { extent: Lsn::new(u64::MAX), ..sample() });
+        refused(Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() });
+        refused(Manifest { next_ordinal: 7, ..sample() });
+        let edited = |edit: fn(&mut Listed)| {
+            let mut manifest = sample();
+            edit(&mut manifest.segments[1]);
+            manifest
+        };
+        refused(edited(|listed| listed.base = Lsn::new((1 << 21) + 4)));
+        refused(edited(|listed| listed.base = Lsn::new(1 << 20)));
+        refused(edited(|listed| listed.end = listed.base));
+        refused(edited(|listed| listed.capacity = 8));
+        refused(edited(|listed| listed.capacity = u64::MAX));
+    }
+
+    #[test]
+    fn no_segment_is_listed_beyond_what_a_manifest_holds() {
+        sample().check_room().unwrap();
+        let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
+        assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
+        let full = Manifest { segments, ..sample() };
+        assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
     }
 
     proptest! {

@@ -210,7 +210,7 @@ pub(crate) fn open(
         segments.push(Arc::new(segment));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
-    let spares = check_unlisted(storage, &log_dir, &manifest)?;
+    let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
     // 3. Records are read up to the first bad one.
     let scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
@@ -232,7 +232,11 @@ pub(crate) fn open(
         |segment| Ok(Arc::clone(segment)),
     )?;
     let next = match &plan {
-        Plan::Continue => segments.get(scan.last.saturating_add(1)).cloned(),
+        // One that is too small for the longest record, from an opening with other sizes, is not used.
+        Plan::Continue => segments
+            .get(scan.last.saturating_add(1))
+            .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
+            .cloned(),
         Plan::Fork { .. } => None,
     };
     let readable = match &plan {
@@ -259,8 +263,8 @@ pub(crate) fn open(
         queue: CommitQueue::new(scan.end),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
-            spare_number: spares.iter().map(|(number, _)| *number).max().unwrap_or(0),
-            spares: spares.into_iter().map(|(_, spare)| spare).collect(),
+            spare_number,
+            spares,
             closed: false,
             plan: Some(plan),
             manifest,
@@ -291,22 +295,27 @@ fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The spares found, by number. A file that no list names and that holds originals is Corrupt.
+/// The spares that can be used, oldest first, and the greatest number of any. A file that no list names and
+/// that holds originals is Corrupt.
 fn check_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
     manifest: &Manifest,
-) -> Result<Vec<(u32, Spare)>> {
+    sizes: &Sizes,
+) -> Result<(Vec<Spare>, u32)> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let last_base = manifest.segments.last().map_or(Lsn::ZERO, |listed| listed.base);
-    let mut spares = Vec::new();
+    let (mut spares, mut greatest) = (Vec::new(), 0);
     for entry in entries {
         let path = log_dir.join(&entry.name);
         if let Some(number) = Spare::number_of(&entry.name) {
             let file =
                 storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
-            spares.push((number, Spare { path, bytes }));
+            greatest = number.max(greatest);
+            if sizes.suits(bytes) {
+                spares.push((number, Spare { path, bytes }));
+            }
             continue;
         }
         let Some(ordinal) = segment::ordinal_of(&entry.name) else { continue };
@@ -323,7 +332,7 @@ fn check_unlisted(
         }
     }
     spares.sort_by_key(|(number, _)| *number);
-    Ok(spares)
+    Ok((spares.into_iter().map(|(_, spare)| spare).collect(), greatest))
 }
 
 enum Unlisted {
@@ -611,11 +620,21 @@ impl Log {
         Ok(())
     }
 
-    /// Clears the clean flag, durably, before the first LSN.
+    /// Clears the clean flag, durably, before the first LSN. An empty segment that is not to be used leaves
+    /// the list: none of its LSNs was ever taken.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
-        let manifest =
+        let last = {
+            let tail = self.tail.lock();
+            tail.next.as_ref().unwrap_or(&tail.active).base()
+        };
+        let mut manifest =
             Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
-        self.switch_to(keeper, manifest)
+        manifest.segments.retain(|listed| listed.base <= last);
+        self.switch_to(keeper, manifest)?;
+        let mut list = self.segments.lock();
+        let used = list.iter().filter(|segment| segment.base() <= last).cloned().collect();
+        *list = Arc::new(used);
+        Ok(())
     }
 
     /// Copies the suffix that no watermark covers into a new segment, and switches.
@@ -628,6 +647,7 @@ impl Log {
         remap: &mut Remap<'_>,
     ) -> Result<()> {
         let storage = &*self.seams.storage;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
@@ -760,9 +780,12 @@ impl Log {
         let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
+            let is_unused_spare = Spare::number_of(&entry.name).is_some()
+                && !keeper.spares.iter().any(|spare| spare.path == path);
             let is_leftover = segment::ordinal_of(&entry.name)
                 .is_some_and(|ordinal| !listed(ordinal))
-                || path == Spare::draft_path(&log_dir);
+                || path == Spare::draft_path(&log_dir)
+                || is_unused_spare;
             if is_leftover {
                 let _ = storage.remove(&path);
             }

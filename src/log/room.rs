@@ -155,6 +155,12 @@ impl Sizes {
             .next_multiple_of(limits::PAGE_BYTES as u64)
     }
 
+    /// Whether a spare of that size, found by an opening, can become a segment.
+    pub(super) fn suits(&self, spare_bytes: u64) -> bool {
+        (self.segment_bytes_least()..=limits::SEGMENT_BYTES_MOST).contains(&spare_bytes)
+            && spare_bytes % limits::PAGE_BYTES as u64 == 0
+    }
+
     pub(super) fn first(&self) -> u64 {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
@@ -251,12 +257,7 @@ impl Log {
     /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
     fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
         self.prepare_switch(keeper)?;
-        if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
-            return Err(Error::new(
-                ErrorKind::StorageFull,
-                "the log has as many segments as it may",
-            ));
-        }
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.first() else { return Ok(()) };
         let identity = Identity {

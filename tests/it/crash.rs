@@ -3,9 +3,7 @@
 //! "Checked" means: reopened, every acknowledged operation is there and right at its level, nothing is that was
 //! never begun, no token comes twice, and a second reopening sees the same.
 
-use crate::script::{
-    Flush, Keys, Lazy, Ledger, Loss, Op, Sync, World, greatest_token, look, tiny,
-};
+use crate::script::{Flush, Keys, Lazy, Ledger, Loss, Op, Sync, World, greatest_token, look, tiny};
 use onlyonce::testing::{Sim, SimCrash};
 use onlyonce::{Claim, Result, Store};
 use std::time::Duration;

@@ -10,3 +10,5 @@ mod contract;
 
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// Sizes that change between two openings.
+mod sizes;

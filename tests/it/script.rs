@@ -6,8 +6,8 @@
 
 use onlyonce::testing::Sim;
 use onlyonce::{
-    Claim, ClaimGuard, Durability, Error, ErrorKind, Interrupted, Key, OnDrop, OnInterrupted, Operation,
-    Outcome, Resolution, State, Store, StoreBuilder,
+    Claim, ClaimGuard, Durability, Error, ErrorKind, Interrupted, Key, OnDrop, OnInterrupted,
+    Operation, Outcome, Resolution, State, Store, StoreBuilder,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -207,8 +207,7 @@ impl Ledger {
         self.model.retain(|key, _| keys.contains_key(key));
         for (key, found) in keys {
             let open = self.model.get(key).is_some_and(|model| model.has_open_fate);
-            self.model
-                .insert(key.clone(), Model { found: found.clone(), has_open_fate: open });
+            self.model.insert(key.clone(), Model { found: found.clone(), has_open_fate: open });
         }
     }
 
@@ -420,7 +419,11 @@ impl<'s> World<'s> {
             }
             Op::Stale(key) => {
                 let error = self.stale.remove(key).unwrap().complete("stale").unwrap_err();
-                return if error.kind() == ErrorKind::ClaimLost { Ok(None) } else { Err(error.into()) };
+                return if error.kind() == ErrorKind::ClaimLost {
+                    Ok(None)
+                } else {
+                    Err(error.into())
+                };
             }
             Op::ResolveRetry(key) => self.resolve(key, Resolution::Retry)?,
             Op::Resolve(key, value) => {
@@ -431,7 +434,9 @@ impl<'s> World<'s> {
                 Sync
             }
             Op::Mark(key, level) => {
-                assert!(self.store().mark(Operation::new(&full(key)).durability(*level))?.is_first());
+                assert!(
+                    self.store().mark(Operation::new(&full(key)).durability(*level))?.is_first()
+                );
                 *level
             }
             Op::Sync => {
