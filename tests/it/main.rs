@@ -12,3 +12,11 @@ mod contract;
 mod crash;
 /// Sizes that change between two openings.
 mod sizes;
+/// One suite for everything that calls itself a store.
+mod conformance;
+/// The store behind the words of `spec`.
+mod machine;
+/// Random lives beside a plain model.
+mod model;
+/// The rules once more, as a plain model.
+mod spec;
