@@ -265,7 +265,7 @@ impl Switch {
     }
 
     /// Makes the next manifest's file, so that the switch itself needs no room.
-    pub(crate) fn prepare(&mut self, segments: usize) -> Result<()> {
+    pub(crate) fn prepare(&mut self, segments: usize) -> Result<(), Failure> {
         let bytes =
             (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
         let path = next_path(&self.dir);
@@ -280,25 +280,23 @@ impl Switch {
             }
             Err(e) => (Err(e), "creating"),
         };
-        let file = file.map_err(|e| Error::io(doing, &path, e))?;
-        let zeros = [0; limits::PAGE_BYTES];
-        let mut at = 0;
-        while at < bytes {
-            storage::write_all_at(&*file, &zeros, at)
-                .map_err(|e| Error::io("preparing", &path, e))?;
-            at = at.saturating_add(zeros.len() as u64);
+        let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
+        match fill(&*file, bytes) {
+            Ok(()) => {
+                self.next = Some(file);
+                Ok(())
+            }
+            // Only a full disk is harmless: a device that fails here will fail elsewhere.
+            Err(e) if crate::error::is_full(&e) => {
+                Err(Failure::Before(Error::io("preparing", &path, e)))
+            }
+            Err(e) => Err(Failure::Poison(Error::io("preparing", &path, e))),
         }
-        if file.len().map_err(|e| Error::io("preparing", &path, e))? > at {
-            file.truncate(at).map_err(|e| Error::io("preparing", &path, e))?;
-        }
-        file.sync_data().map_err(|e| Error::io("syncing", &path, e))?;
-        self.next = Some(file);
-        Ok(())
     }
 
     /// Makes `manifest` the one that stands. Durable on return.
     pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
-        self.prepare(manifest.segments.len()).map_err(Failure::Before)?;
+        self.prepare(manifest.segments.len())?;
         let next = next_path(&self.dir);
         let Some(file) = self.next.take() else {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
@@ -310,6 +308,20 @@ impl Switch {
         self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;
         self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
     }
+}
+
+/// Makes a file `bytes` zeros long, durably; whole pages.
+fn fill(file: &dyn File, bytes: u64) -> std::io::Result<()> {
+    let zeros = [0; limits::PAGE_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        storage::write_all_at(file, &zeros, at)?;
+        at = at.saturating_add(zeros.len() as u64);
+    }
+    if file.len()? > at {
+        file.truncate(at)?;
+    }
+    file.sync_data()
 }
 
 #[cfg(test)]

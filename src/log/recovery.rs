@@ -644,7 +644,8 @@ impl Log {
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
-        keeper.switch.prepare(keeper.manifest.segments.len().saturating_add(1))?;
+        let segments = keeper.manifest.segments.len().saturating_add(1);
+        keeper.switch.prepare(segments).map_err(|e| self.failed(e))?;
         let index = match keeper.spares.iter().position(|spare| spare.bytes >= needed) {
             Some(index) => index,
             None => {

@@ -253,7 +253,8 @@ impl Log {
 
     /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
     fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
-        keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
+        let segments = keeper.manifest.segments.len().saturating_add(1);
+        keeper.switch.prepare(segments).map_err(|e| self.failed(e))?;
         if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
             return Err(Error::new(
                 ErrorKind::StorageFull,
@@ -314,7 +315,8 @@ impl Log {
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
         keeper.manifest = manifest;
         // Made now, while there may be room; if there is none, the next switch says so.
-        let _ = keeper.switch.prepare(keeper.manifest.segments.len() + 1);
+        let segments = keeper.manifest.segments.len().saturating_add(1);
+        let _ = keeper.switch.prepare(segments).map_err(|e| self.failed(e));
         Ok(())
     }
 
