@@ -6,8 +6,8 @@
 
 use onlyonce::testing::Sim;
 use onlyonce::{
-    Claim, ClaimGuard, Durability, Error, ErrorKind, Interrupted, Key, OnDrop, OnInterrupted, Operation,
-    Outcome, Resolution, State, Store, StoreBuilder,
+    Claim, ClaimGuard, Durability, Error, ErrorKind, Interrupted, Key, OnDrop, OnInterrupted,
+    Operation, Outcome, Resolution, State, Store, StoreBuilder,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -207,8 +207,7 @@ impl Ledger {
         self.model.retain(|key, _| keys.contains_key(key));
         for (key, found) in keys {
             let open = self.model.get(key).is_some_and(|model| model.has_open_fate);
-            self.model
-                .insert(key.clone(), Model { found: found.clone(), has_open_fate: open });
+            self.model.insert(key.clone(), Model { found: found.clone(), has_open_fate: open });
         }
     }
 
@@ -234,6 +233,15 @@ impl Ledger {
         let token = guard.token().get();
         assert!(token > self.token, "token {token} after {}", self.token);
         self.token = token;
+    }
+
+    /// Keys whose newest change was acknowledged at `Sync`: nothing can take it back.
+    pub(crate) fn settled(&self) -> Keys {
+        let mut keys = self.states[self.synced].clone();
+        for later in &self.states[self.synced..] {
+            keys.retain(|key, found| later.get(key) == Some(found));
+        }
+        keys
     }
 
     /// What all that was begun comes to.
@@ -273,6 +281,20 @@ pub(crate) fn look(store: &Store) -> Result<Keys, Error> {
         assert!(keys.insert(name(&key), Found::of(&state)).is_none(), "{key} twice");
     }
     Ok(keys)
+}
+
+/// A store in trouble still answers for what is durable, and says of the rest that nobody knows.
+pub(crate) fn check_answers(store: &Store, ledger: &Ledger, context: &str) {
+    for (key, found) in ledger.settled() {
+        let state = store.get(&full(&key)).unwrap_or_else(|e| panic!("{context}: {key}: {e:?}"));
+        let state = state.unwrap_or_else(|| panic!("{context}: {key} is absent"));
+        assert_eq!(Found::of(&state), found, "{context}: {key}");
+    }
+    for entry in store.iter() {
+        if let Err(e) = entry {
+            assert_eq!(e.kind(), ErrorKind::Indeterminate, "{context}: {e:?}");
+        }
+    }
 }
 
 /// The greatest token of the attempts and results in the store.
@@ -420,7 +442,11 @@ impl<'s> World<'s> {
             }
             Op::Stale(key) => {
                 let error = self.stale.remove(key).unwrap().complete("stale").unwrap_err();
-                return if error.kind() == ErrorKind::ClaimLost { Ok(None) } else { Err(error.into()) };
+                return if error.kind() == ErrorKind::ClaimLost {
+                    Ok(None)
+                } else {
+                    Err(error.into())
+                };
             }
             Op::ResolveRetry(key) => self.resolve(key, Resolution::Retry)?,
             Op::Resolve(key, value) => {
@@ -431,7 +457,9 @@ impl<'s> World<'s> {
                 Sync
             }
             Op::Mark(key, level) => {
-                assert!(self.store().mark(Operation::new(&full(key)).durability(*level))?.is_first());
+                assert!(
+                    self.store().mark(Operation::new(&full(key)).durability(*level))?.is_first()
+                );
                 *level
             }
             Op::Sync => {
@@ -448,9 +476,10 @@ impl<'s> World<'s> {
                 return Ok(None);
             }
             Op::Close => {
-                self.store().close(Duration::ZERO)?;
+                let closed = self.store().close(Duration::ZERO);
                 self.guards.clear();
                 self.store = None;
+                closed?;
                 self.store = Some(self.sim.open_with(tiny())?);
                 Sync
             }
