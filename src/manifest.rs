@@ -14,7 +14,7 @@ use crate::limits;
 use crate::record::TimeField;
 use crate::storage::{self, Access, Failure, File, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The manifest of a store in `dir`.
 pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -205,7 +205,7 @@ impl Manifest {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {
             let fits = listed.base >= before
-                && listed.base.get().is_multiple_of(8)
+                && listed.base.get() % 8 == 0
                 && listed.end > listed.base
                 && listed.end.since(listed.base) <= listed.capacity
                 && listed.capacity <= limits::SEGMENT_BYTES_MOST
@@ -214,13 +214,19 @@ impl Manifest {
             before = listed.end;
             fits
         }) && before <= self.extent
+            // New segments begin at the extent.
+            && self.extent.get().is_multiple_of(8)
+            && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
     }
 
-    /// The segment that `lsn` lies in.
-    pub(crate) fn find(&self, lsn: Lsn) -> Option<&Listed> {
-        let after = self.segments.partition_point(|listed| listed.base <= lsn);
-        self.segments.get(after.checked_sub(1)?).filter(|listed| lsn < listed.end)
+    /// Refuses where no further segment may be listed.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.segments.len() < limits::SEGMENTS_MAX && self.next_ordinal < u32::MAX {
+            return Ok(());
+        }
+        let message = "the log has as many segments as it may: begin a new store";
+        Err(Error::new(ErrorKind::StorageFull, message))
     }
 }
 
@@ -281,17 +287,10 @@ impl Switch {
             Err(e) => (Err(e), "creating"),
         };
         let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
-        match fill(&*file, bytes) {
-            Ok(()) => {
-                self.next = Some(file);
-                Ok(())
-            }
-            // Only a full disk is harmless: a device that fails here will fail elsewhere.
-            Err(e) if crate::error::is_full(&e) => {
-                Err(Failure::Before(Error::io("preparing", &path, e)))
-            }
-            Err(e) => Err(Failure::Poison(Error::io("preparing", &path, e))),
-        }
+        fill_with_zeros(&*file, bytes)
+            .map_err(|e| Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)))?;
+        self.next = Some(file);
+        Ok(())
     }
 
     /// Makes `manifest` the one that stands. Durable on return.
@@ -310,8 +309,7 @@ impl Switch {
     }
 }
 
-/// Makes a file `bytes` zeros long, durably; whole pages.
-fn fill(file: &dyn File, bytes: u64) -> std::io::Result<()> {
+fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
     let zeros = [0; limits::PAGE_BYTES];
     let mut at = 0;
     while at < bytes {
@@ -381,15 +379,39 @@ pub(crate) mod tests {
         }
     }
 
+    /// The checksum of each holds: only a program that writes manifests of its own makes them.
     #[test]
-    fn an_lsn_is_found_in_its_segment_and_in_no_gap() {
-        let manifest = sample();
-        let find = |lsn| manifest.find(Lsn::new(lsn)).map(|listed| listed.ordinal);
-        assert_eq!(find((1 << 20) - 1), None);
-        assert_eq!(find(1 << 20), Some(3));
-        assert_eq!(find((1 << 20) + 4095), Some(3));
-        assert_eq!(find((1 << 20) + 4096), None);
-        assert_eq!(find(1 << 21), Some(7));
+    fn a_manifest_that_contradicts_itself_is_corrupt() {
+        let refused = |manifest: Manifest| {
+            let error = Manifest::decode(&manifest.encode(), Path::new("m")).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        };
+        refused(Manifest { segments: Vec::new(), ..sample() });
+        refused(Manifest { extent: Lsn::new(1 << 20), ..sample() });
+        // The next segment would begin there: past all LSNs, and at none.
+        refused(Manifest { extent: Lsn::new(u64::MAX), ..sample() });
+        refused(Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() });
+        refused(Manifest { next_ordinal: 7, ..sample() });
+        let edited = |edit: fn(&mut Listed)| {
+            let mut manifest = sample();
+            edit(&mut manifest.segments[1]);
+            manifest
+        };
+        refused(edited(|listed| listed.base = Lsn::new((1 << 21) + 4)));
+        refused(edited(|listed| listed.base = Lsn::new(1 << 20)));
+        refused(edited(|listed| listed.end = listed.base));
+        refused(edited(|listed| listed.capacity = 8));
+        refused(edited(|listed| listed.capacity = u64::MAX));
+    }
+
+    #[test]
+    fn no_segment_is_listed_beyond_what_a_manifest_holds() {
+        sample().check_room().unwrap();
+        let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
+        assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
+        let full = Manifest { segments, ..sample() };
+        assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
     }
 
     proptest! {

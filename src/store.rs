@@ -180,7 +180,7 @@ impl Store {
             reconciles,
         };
         let hash = self.shared.hash(key);
-        let writing = granting(&settings, key, fingerprint);
+        let writing = granting(&self.shared, &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
         if applied.answer == Answer::Granted {
             let state = applied.after.ok_or_else(broken)?;
