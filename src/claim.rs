@@ -598,7 +598,7 @@ impl ClaimGuard {
     ///
     /// # Errors
     /// - `ClaimLost`: somebody took over. Nothing was changed.
-    /// - `TooLarge`, `StorageFull`, or a value that did not encode: nothing was written, and
+    /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
     ///   [`Error::into_claim`] gives the guard back; the error dropped with the guard in it leaves the attempt
     ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
     /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
@@ -689,7 +689,10 @@ impl ClaimGuard {
                 self.0.has_ended.store(true, Ordering::SeqCst);
                 if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
             }
-            Err(e) if e.kind() == ErrorKind::StorageFull => Err(e.with_claim(self)),
+            // Room was wanted and could not be made: nothing was written.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {
+                Err(e.with_claim(self))
+            }
             Err(e) => {
                 // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
                 let is_unknown = e.kind() == ErrorKind::Indeterminate;

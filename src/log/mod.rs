@@ -248,7 +248,7 @@ impl Log {
             .at(&self.dir));
         }
         if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
-            self.write_out().map_err(|Failed| self.poisoned())?;
+            self.write_out().map_err(|Failed| self.indeterminate())?;
         }
         self.read_listed(lsn, use_of)
     }

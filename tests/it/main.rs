@@ -8,6 +8,9 @@ mod script;
 /// The promises of the API, call by call.
 mod contract;
 
+/// Disk calls that fail, one after the other; full disks; panics.
+mod fault;
+
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
 /// Sizes that change between two openings.
