@@ -381,6 +381,22 @@ pub(crate) mod tests {
         }
     }
 
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_a_manifest_never_change() {
+        let hex: String = sample().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "89316f6e63650d0a010001000000000000000000303132333435363738396162636465666a6d370d\
+             09000000000000000000000000000000000020000000000000004000000000000101010101010101\
+             01010101010101010202020202020202020202020202020202020202020202020202020202020202\
+             05050505050505050505050505050505060000000000000007000000000000000800000000000000\
+             0068e5cf8b0100009210000008000000020000000000100000000000001010000000000000000100\
+             000000004d0010000000000003000000000020000000000000002100000000000000010000000000\
+             4d0020000000000007000000f85738ae"
+        );
+    }
+
     /// The checksum of each holds: only a program that writes manifests of its own makes them.
     #[test]
     fn a_manifest_that_contradicts_itself_is_corrupt() {

@@ -122,13 +122,7 @@ pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Be
     Ok(behind)
 }
 
-fn look_in_window(
-    segment: &Segment,
-    at: u64,
-    bytes: &[u8],
-    behind: &mut Behind,
-    budget: &mut u64,
-) {
+fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind, budget: &mut u64) {
     for start in (0..bytes.len().min(WINDOW_BYTES)).step_by(ALIGN) {
         let rest = bytes.get(start..).unwrap_or_default();
         if !rest.starts_with(b"O1") {

@@ -2,6 +2,8 @@
 //!
 //! Nothing here touches a real disk or the real time, and the same seed gives the same run.
 
+mod files;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

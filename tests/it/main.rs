@@ -4,5 +4,7 @@
 
 /// The promises of the API, call by call.
 mod contract;
+/// Stores written by released versions.
+mod golden;
 /// Sizes that change between two openings.
 mod sizes;
