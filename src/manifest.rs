@@ -110,7 +110,7 @@ const ITEM_BYTES: usize = size_of::<Item>();
 const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             file: FileHeader::new(FileKind::Manifest, self.store)
                 .as_bytes()

@@ -4,6 +4,8 @@
 
 /// The promises of the API, call by call.
 mod contract;
+/// The corpora of the fuzz targets.
+mod fuzz_corpus;
 /// Stores written by released versions.
 mod golden;
 /// Sizes that change between two openings.
