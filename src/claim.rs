@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Outcome as EncodedOutcome, Stored, Writing};
+use crate::engine::{Engine, Outcome as EncodedOutcome, Stored, Writing};
 use crate::operation::{Settings, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
 use crate::store::Shared;
@@ -469,7 +469,7 @@ impl Interrupted {
 
     fn decide(&self, call: Call) -> Result<ClaimGuard> {
         let key = self.attempt.key();
-        let writing = granting(&self.settings, key, self.fingerprint);
+        let writing = granting(&self.shared, &self.settings, key, self.fingerprint);
         let applied = self.shared.apply(key, self.hash, call, &writing)?;
         match (applied.answer, applied.after) {
             (Answer::Granted, Some(state)) => Ok(ClaimGuard::new(
@@ -506,13 +506,14 @@ impl fmt::Debug for Interrupted {
 
 /// What a grant's record says, and the room it keeps for its ending.
 pub(crate) fn granting<'a>(
+    engine: &Engine,
     settings: &'a Settings,
     key: &Key<'_>,
     fingerprint: Option<crate::Fingerprint>,
 ) -> Writing<'a> {
     Writing {
         level: Some(settings.claim_durability),
-        reserve: reserve(settings, key),
+        reserve: reserve(engine, settings, key),
         lease_ms: settings.lease_ms,
         fingerprint,
         hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
@@ -522,9 +523,9 @@ pub(crate) fn granting<'a>(
 }
 
 /// The ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
-fn reserve(settings: &Settings, key: &Key<'_>) -> u64 {
+fn reserve(engine: &Engine, settings: &Settings, key: &Key<'_>) -> u64 {
     let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
-    let content = u64::from(settings.reserve_bytes).max(labels);
+    let content = u64::from(settings.reserve_bytes.min(engine.result_bytes_max)).max(labels);
     content.saturating_add(key.bytes().len() as u64).saturating_add(256)
 }
 
@@ -770,7 +771,7 @@ impl ClaimHandle {
         let settings = &inner.settings;
         let writing = Writing {
             level: Some(settings.claim_durability),
-            reserve: reserve(settings, &inner.key),
+            reserve: reserve(&inner.shared, settings, &inner.key),
             lease_ms: Some(lease_ms),
             ..Writing::default()
         };

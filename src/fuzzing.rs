@@ -90,6 +90,9 @@ pub fn directory(data: &[u8]) {
     let Some((&sealed, files)) = data.split_first() else { return };
     let sim = Sim::new(1);
     sim.set_disk_bytes_max(4 << 20);
+    if sim.make_dirs().is_err() {
+        return;
+    }
     for (path, mut bytes) in unpack(files) {
         if sealed & 1 == 1 {
             match path.starts_with("log") {
@@ -97,7 +100,7 @@ pub fn directory(data: &[u8]) {
                 false => seal_manifest(&mut bytes),
             }
         }
-        if sim.set_file(&path, &bytes).is_err() {
+        if sim.write_file(Path::new("/store").join(path), &bytes).is_err() {
             return;
         }
     }

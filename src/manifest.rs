@@ -205,7 +205,7 @@ impl Manifest {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {
             let fits = listed.base >= before
-                && listed.base.get().is_multiple_of(8)
+                && listed.base.get() % 8 == 0
                 && listed.end > listed.base
                 && listed.end.since(listed.base) <= listed.capacity
                 && listed.capacity <= limits::SEGMENT_BYTES_MOST
@@ -227,12 +227,6 @@ impl Manifest {
         }
         let message = "the log has as many segments as it may: begin a new store";
         Err(Error::new(ErrorKind::StorageFull, message))
-    }
-
-    /// The segment that `lsn` lies in.
-    pub(crate) fn find(&self, lsn: Lsn) -> Option<&Listed> {
-        let after = self.segments.partition_point(|listed| listed.base <= lsn);
-        self.segments.get(after.checked_sub(1)?).filter(|listed| lsn < listed.end)
     }
 }
 
@@ -277,7 +271,7 @@ impl Switch {
     }
 
     /// Makes the next manifest's file, so that the switch itself needs no room.
-    pub(crate) fn prepare(&mut self, segments: usize) -> Result<()> {
+    pub(crate) fn prepare(&mut self, segments: usize) -> Result<(), Failure> {
         let bytes =
             (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
         let path = next_path(&self.dir);
@@ -292,25 +286,16 @@ impl Switch {
             }
             Err(e) => (Err(e), "creating"),
         };
-        let file = file.map_err(|e| Error::io(doing, &path, e))?;
-        let zeros = [0; limits::PAGE_BYTES];
-        let mut at = 0;
-        while at < bytes {
-            storage::write_all_at(&*file, &zeros, at)
-                .map_err(|e| Error::io("preparing", &path, e))?;
-            at = at.saturating_add(zeros.len() as u64);
-        }
-        if file.len().map_err(|e| Error::io("preparing", &path, e))? > at {
-            file.truncate(at).map_err(|e| Error::io("preparing", &path, e))?;
-        }
-        file.sync_data().map_err(|e| Error::io("syncing", &path, e))?;
+        let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
+        fill_with_zeros(&*file, bytes)
+            .map_err(|e| Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)))?;
         self.next = Some(file);
         Ok(())
     }
 
     /// Makes `manifest` the one that stands. Durable on return.
     pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
-        self.prepare(manifest.segments.len()).map_err(Failure::Before)?;
+        self.prepare(manifest.segments.len())?;
         let next = next_path(&self.dir);
         let Some(file) = self.next.take() else {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
@@ -322,6 +307,19 @@ impl Switch {
         self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;
         self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
     }
+}
+
+fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
+    let zeros = [0; limits::PAGE_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        storage::write_all_at(file, &zeros, at)?;
+        at = at.saturating_add(zeros.len() as u64);
+    }
+    if file.len()? > at {
+        file.truncate(at)?;
+    }
+    file.sync_data()
 }
 
 #[cfg(test)]
@@ -430,17 +428,6 @@ pub(crate) mod tests {
         let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
         let full = Manifest { segments, ..sample() };
         assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
-    }
-
-    #[test]
-    fn an_lsn_is_found_in_its_segment_and_in_no_gap() {
-        let manifest = sample();
-        let find = |lsn| manifest.find(Lsn::new(lsn)).map(|listed| listed.ordinal);
-        assert_eq!(find((1 << 20) - 1), None);
-        assert_eq!(find(1 << 20), Some(3));
-        assert_eq!(find((1 << 20) + 4095), Some(3));
-        assert_eq!(find((1 << 20) + 4096), None);
-        assert_eq!(find(1 << 21), Some(7));
     }
 
     proptest! {

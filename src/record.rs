@@ -41,7 +41,7 @@ struct Header {
 
 /// Length of a record's header.
 pub(crate) const HEADER_BYTES: usize = 24;
-const _: () = assert!(size_of::<Header>() == HEADER_BYTES && HEADER_BYTES.is_multiple_of(ALIGN));
+const _: () = assert!(size_of::<Header>() == HEADER_BYTES && HEADER_BYTES % ALIGN == 0);
 /// Header bytes that its own checksum covers: all but the checksum.
 const HEADER_SUMMED: usize = HEADER_BYTES - 4;
 

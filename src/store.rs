@@ -180,7 +180,7 @@ impl Store {
             reconciles,
         };
         let hash = self.shared.hash(key);
-        let writing = granting(&settings, key, fingerprint);
+        let writing = granting(&self.shared, &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
         if applied.answer == Answer::Granted {
             let state = applied.after.ok_or_else(broken)?;
@@ -631,13 +631,10 @@ fn system() -> Seams {
     }
 }
 
-/// Creates what is missing of the path, each directory durable before the next.
+/// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.
 fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     match storage.create_dir(dir) {
-        Ok(()) => {
-            let parent = parent_of(dir);
-            storage.sync_dir(&parent).map_err(|e| Error::io("syncing", &parent, e))
-        }
+        Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
             create_dirs(storage, &parent_of(dir))?;
@@ -647,10 +644,29 @@ fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
+/// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
+/// here may have left a name that only the page cache knows, and the whole store would go with it.
+fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let mut below = dir.to_path_buf();
+    loop {
+        let parent = parent_of(&below);
+        if parent == below {
+            return Ok(());
+        }
+        match storage.sync_dir(&parent) {
+            Ok(()) => below = parent,
+            // Whose names we may not list are not ours to sync, nor are those above.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(e) => return Err(Error::io("syncing", &parent, e)),
+        }
+    }
+}
+
 fn parent_of(dir: &Path) -> PathBuf {
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
+        None => dir.to_path_buf(),
+        Some(_) => PathBuf::from("."),
     }
 }
 
@@ -719,6 +735,7 @@ fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Res
         );
         return Err(Error::invalid(message).at(dir));
     }
+    make_path_durable(storage, dir)?;
     recovery::create(seams, dir, sizes)?;
     manifest::load(storage, dir)?
         .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))

@@ -135,7 +135,7 @@ impl CommitQueue {
 
     fn round(&self, number: u32) -> &Round {
         let [even, odd] = &self.rounds;
-        if number.is_multiple_of(2) { even } else { odd }
+        if number % 2 == 0 { even } else { odd }
     }
 
     /// Waits until what was placed there is handed to the system (a process's end can't take it back).

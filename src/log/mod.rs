@@ -14,9 +14,8 @@ use std::sync::Arc;
 use crate::clock::{Clock, StoreClock, TimeNote};
 use crate::entropy::Entropy;
 use crate::limits;
-use crate::manifest::Secrets;
 use crate::operation::Durability;
-use crate::record::{Draft, Kind, Record, TimeField};
+use crate::record::{Draft, Kind, Record};
 use crate::storage::{self, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, StoreMillis};
@@ -310,10 +309,6 @@ impl Log {
 
     pub(crate) fn now(&self) -> StoreMillis {
         self.store_clock.now(&*self.seams.clock)
-    }
-
-    pub(crate) fn store_clock(&self) -> &StoreClock {
-        &self.store_clock
     }
 
     pub(crate) fn durable(&self) -> Lsn {

@@ -92,6 +92,8 @@ pub(crate) struct Behind {
     pub(crate) watermark: Lsn,
     /// Records that are whole, and cut off all the same.
     pub(crate) records: u64,
+    /// Those among them that are no recovery's copies.
+    pub(crate) originals: u64,
     /// File offset behind the last byte that is not zero.
     pub(crate) bytes_end: u64,
 }
@@ -133,11 +135,12 @@ fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind,
         behind.watermark = behind.watermark.max(head.watermark);
         let Some(left) = budget.checked_sub(head.len() as u64) else { continue };
         *budget = left;
-        let is_whole = match Record::parse(rest, lsn, &segment.seal) {
-            Err(Bad::Short) => segment.read(lsn, false, |_| Ok(())).is_ok(),
-            other => other.is_ok(),
+        let is_copy = match Record::parse(rest, lsn, &segment.seal) {
+            Err(Bad::Short) => segment.read(lsn, false, |record| Ok(record.is_copy)).ok(),
+            whole => whole.ok().map(|record| record.is_copy),
         };
-        behind.records = behind.records.saturating_add(u64::from(is_whole));
+        behind.records = behind.records.saturating_add(u64::from(is_copy.is_some()));
+        behind.originals = behind.originals.saturating_add(u64::from(is_copy == Some(false)));
     }
 }
 

@@ -166,7 +166,7 @@ pub(crate) fn holds_records(storage: &dyn Storage, dir: &Path) -> Result<bool> {
         let Ok((store, identity)) = segment::read_identity(&*file, &path) else { return Ok(true) };
         let segment = Segment::open(storage, &log_dir, &identity.listed(), store, Access::Read);
         let Ok(segment) = segment else { return Ok(true) };
-        if !matches!(first_records(&segment)?, Unlisted::Empty) {
+        if !matches!(records_in(&segment)?, Unlisted::Empty) {
             return Ok(true);
         }
     }
@@ -243,11 +243,6 @@ pub(crate) fn open(
         Plan::Fork { covered, suffix, .. } if !suffix.is_empty() => covered.get(),
         _ => u64::MAX,
     };
-    let grow = match &plan {
-        Plan::Continue => sizes.after(active.identity.capacity),
-        Plan::Fork { .. } => sizes.first(),
-    };
-    let last_note = TimeNote::from(note);
     let log = Log {
         dir: dir.to_path_buf(),
         tail: Mutex::new(Tail {
@@ -261,7 +256,7 @@ pub(crate) fn open(
             marked: scan.end,
             keyed_end: Lsn::ZERO,
             last: Placed { lsn: Lsn::ZERO, round: 0 },
-            last_time_note: last_note,
+            last_time_note: note,
             active: Arc::clone(&active),
         }),
         writer: Mutex::new(Writer { current: active }),
@@ -270,7 +265,6 @@ pub(crate) fn open(
             switch: Switch::new(Arc::clone(&seams.storage), dir),
             spare_number,
             spares,
-            grow,
             closed: false,
             plan: Some(plan),
             manifest,
@@ -364,21 +358,18 @@ fn look_at_unlisted(
         return Ok(Unlisted::Empty);
     }
     let segment = Segment::open(storage, log_dir, &identity.listed(), store, Access::Read)?;
-    first_records(&segment)
+    records_in(&segment)
 }
 
-/// What kinds of records a segment holds.
-fn first_records(segment: &Segment) -> Result<Unlisted> {
+/// What kinds of records a segment holds, behind damage too.
+fn records_in(segment: &Segment) -> Result<Unlisted> {
     let start = SEGMENT_HEADER_BYTES as u64;
-    let mut reader = Reader::new(segment, start, segment.identity.capacity);
-    let mut found = Unlisted::Empty;
-    while let Step::Record(record) = reader.next()? {
-        if !record.is_copy {
-            return Ok(Unlisted::Originals);
-        }
-        found = Unlisted::Copies;
-    }
-    Ok(found)
+    let found = look_behind(segment, start, segment.identity.capacity)?;
+    Ok(match (found.originals, found.records) {
+        (0, 0) => Unlisted::Empty,
+        (0, _) => Unlisted::Copies,
+        _ => Unlisted::Originals,
+    })
 }
 
 fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -> Result<Scan> {
@@ -608,27 +599,22 @@ impl Log {
         }
         let Some(plan) = keeper.plan.take() else { return Ok(()) };
         let begun = match &plan {
-            Plan::Continue => self.go_on(&mut keeper).map(|()| Vec::new()),
+            Plan::Continue => self.go_on(&mut keeper),
             Plan::Fork { covered, suffix, suffix_bytes } => {
-                self.fork(&mut keeper, *covered, suffix, *suffix_bytes)
+                self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
             }
         };
-        let moved = match begun {
-            Ok(moved) => moved,
-            Err(e) => {
-                keeper.plan = Some(plan);
-                return Err(e);
-            }
-        };
-        for (from, to) in moved {
-            self.read_listed(to, |record| {
-                remap(from, &record);
-                Ok(())
-            })?;
+        if let Err(e) = begun {
+            keeper.plan = Some(plan);
+            return Err(e);
+        }
+        self.readable.store(u64::MAX, Ordering::SeqCst);
+        if self.is_poisoned() {
+            // The switch is done; what was prepared after it failed.
+            return Err(self.poisoned());
         }
         self.set_aside(&keeper);
         self.remove_leftovers(&keeper);
-        self.readable.store(u64::MAX, Ordering::SeqCst);
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
@@ -658,26 +644,17 @@ impl Log {
         covered: Lsn,
         suffix: &[Lsn],
         suffix_bytes: u64,
-    ) -> Result<Vec<(Lsn, Lsn)>> {
+        remap: &mut Remap<'_>,
+    ) -> Result<()> {
         let storage = &*self.seams.storage;
         keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
-        keeper.switch.prepare(keeper.manifest.segments.len().saturating_add(1))?;
-        let index = match keeper.spares.iter().position(|spare| spare.bytes >= needed) {
-            Some(index) => index,
-            None => {
-                let bytes =
-                    self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
-                keeper.spare_number = keeper.spare_number.wrapping_add(1);
-                let spare = Spare::prepare(storage, &self.log_dir(), keeper.spare_number, bytes);
-                keeper.spares.push(spare.map_err(|e| self.failed(e))?);
-                keeper.spares.len().saturating_sub(1)
-            }
-        };
+        self.prepare_switch(keeper)?;
+        let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
-        let Some(spare) = keeper.spares.get(index) else { return Ok(Vec::new()) };
+        let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
         let identity = Identity {
             ordinal: keeper.manifest.next_ordinal,
             base: base_from_clock(&self.seams, keeper.manifest.extent),
@@ -711,9 +688,44 @@ impl Log {
         // The watermark that a switch takes along is this log's, which has not moved here yet.
         self.queue.restart_at(end);
         self.switch_to(keeper, manifest)?;
+        let (seal, path) = (segment.seal, segment.path.clone());
         self.move_tail(&keeper.manifest, Arc::new(segment), at);
-        keeper.grow = self.sizes.after(identity.capacity);
-        Ok(moved)
+        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        for (from, to) in moved {
+            let at = to.since(identity.base);
+            let index = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+            match Record::parse(bytes.get(index..).unwrap_or_default(), to, &seal) {
+                Ok(record) => remap(from, &record),
+                Err(bad) => {
+                    let error = Error::corrupt(&path, at, bad);
+                    return Err(self.failed(storage::Failure::Poison(error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk
+    /// any that is large enough will do; the last one is kept for this.
+    fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
+        let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
+        let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
+        if let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+            return Ok(index);
+        }
+        keeper.spare_number = keeper.spare_number.wrapping_add(1);
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        match Spare::prepare(storage, &log_dir, keeper.spare_number, bytes) {
+            Ok(spare) => {
+                keeper.spares.push(spare);
+                Ok(keeper.spares.len().saturating_sub(1))
+            }
+            Err(failure) => {
+                let error = self.failed(failure);
+                let any = keeper.spares.iter().position(of_size(u64::MAX));
+                any.filter(|_| error.kind() == ErrorKind::StorageFull).ok_or(error)
+            }
+        }
     }
 
     /// The suffix's records as they stand in the new segment, and where each came from and went.
@@ -790,7 +802,7 @@ impl Log {
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
     pub(super) fn note_time(&self) -> bool {
         let time = self.store_clock.note(&*self.seams.clock);
-        let placed = self.place(Draft::note(Some(&time.clone().into())), Room::Note).is_ok();
+        let placed = self.place(Draft::note(Some(&time.into())), Room::Note).is_ok();
         if placed {
             self.tail.lock().last_time_note = time;
         }

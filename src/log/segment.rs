@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::limits;
@@ -24,7 +24,7 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn File>,
     /// Set once nothing will be written to it any more; asked for once.
-    map: OnceLock<Option<Arc<dyn Map>>>,
+    map: crate::sync::OnceLock<Option<Arc<dyn Map>>>,
 }
 
 /// A prepared file of zeros.
@@ -80,10 +80,7 @@ impl Spare {
         {
             // What was allocated goes back at once: others may need the room. A failure changes nothing.
             let _ = storage.remove(&draft);
-            // Only a full disk is harmless: a device that fails here will fail elsewhere.
-            let is_full = crate::error::is_full(&e);
-            let error = Error::io("preparing", &path, e);
-            return Err(if is_full { Failure::Before(error) } else { Failure::Poison(error) });
+            return Err(Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)));
         }
         Ok(Spare { path, bytes })
     }
@@ -124,7 +121,7 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
 impl Segment {
     fn new(identity: Identity, store: StoreId, path: PathBuf, file: Arc<dyn File>) -> Self {
         let seal = identity.seal(store);
-        Segment { identity, seal, path, file, map: OnceLock::new() }
+        Segment { identity, seal, path, file, map: crate::sync::OnceLock::new() }
     }
 
     /// Opens a listed segment and checks that it is the one listed.

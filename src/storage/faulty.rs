@@ -104,6 +104,8 @@ pub(crate) enum Effect {
     Delay(Duration),
     /// It waits until the gate opens.
     Wait(Arc<Gate>),
+    /// It panics and does nothing: for a bug of ours, or a seam's.
+    Panic,
 }
 
 /// How a call fails.
@@ -240,7 +242,7 @@ impl FaultyStorage {
         self.script.state.lock().faults.push(fault);
     }
 
-    /// Takes all faults away. A power cut stays.
+    /// Takes all faults away. A power cut stays, and so does a call that waits at a gate.
     pub(crate) fn heal(&self) {
         self.script.state.lock().faults.clear();
     }
@@ -327,6 +329,7 @@ impl Script {
                 }
                 Err(dark())
             }
+            Some(Effect::Panic) => std::panic::panic_any("the simulated disk panics"),
             Some(Effect::Delay(time)) => {
                 std::thread::sleep(time);
                 run(call.len)

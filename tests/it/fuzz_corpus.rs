@@ -94,7 +94,7 @@ fn make() {
         write("segment", store, &short);
     }
     for (name, sim) in stores() {
-        let mut packed = fuzzing::pack(&sim.files().unwrap());
+        let mut packed = fuzzing::pack(&sim.contents().unwrap());
         write("directory", name, &packed);
         packed[0] = 1;
         write("directory", &format!("{name}-sealed"), &packed);

@@ -144,7 +144,7 @@ fn write(name: &str, sim: &Sim) {
     let dir = data(name);
     assert!(!dir.exists(), "{} is never edited", dir.display());
     fs::create_dir_all(dir.join("log")).unwrap();
-    for (path, bytes) in sim.files().unwrap() {
+    for (path, bytes) in sim.contents().unwrap() {
         fs::write(dir.join(path), bytes).unwrap();
     }
     let store = sim.open_with(builder()).unwrap();

@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
+/// Tiny workloads as data, and what a crash may leave of them.
+mod script;
+
 /// The promises of the API, call by call.
 mod contract;
+/// Power lost and the process killed at every change of the disk, of work and of recovery.
+mod crash;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.
