@@ -215,7 +215,7 @@ impl Manifest {
             fits
         }) && before <= self.extent
             // New segments begin at the extent.
-            && self.extent.get().is_multiple_of(8)
+            && self.extent.get() % 8 == 0
             && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
     }

@@ -15,3 +15,5 @@ mod fuzz_corpus;
 mod golden;
 /// Sizes that change between two openings.
 mod sizes;
+/// Spares that an earlier opening left.
+mod spares;
