@@ -110,7 +110,7 @@ const ITEM_BYTES: usize = size_of::<Item>();
 const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             file: FileHeader::new(FileKind::Manifest, self.store)
                 .as_bytes()
@@ -215,7 +215,7 @@ impl Manifest {
             fits
         }) && before <= self.extent
             // New segments begin at the extent.
-            && self.extent.get().is_multiple_of(8)
+            && self.extent.get() % 8 == 0
             && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
     }
@@ -377,6 +377,22 @@ pub(crate) mod tests {
         for len in 0..sample().encode().len() {
             assert!(Manifest::decode(&bytes[..len], Path::new("m")).is_err(), "cut at {len}");
         }
+    }
+
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_a_manifest_never_change() {
+        let hex: String = sample().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "89316f6e63650d0a010001000000000000000000303132333435363738396162636465666a6d370d\
+             09000000000000000000000000000000000020000000000000004000000000000101010101010101\
+             01010101010101010202020202020202020202020202020202020202020202020202020202020202\
+             05050505050505050505050505050505060000000000000007000000000000000800000000000000\
+             0068e5cf8b0100009210000008000000020000000000100000000000001010000000000000000100\
+             000000004d0010000000000003000000000020000000000000002100000000000000010000000000\
+             4d0020000000000007000000f85738ae"
+        );
     }
 
     /// The checksum of each holds: only a program that writes manifests of its own makes them.

@@ -23,6 +23,8 @@ use crate::{Error, ErrorKind, Result};
 
 mod commit;
 mod format;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
 mod reader;
 pub(crate) mod recovery;
 mod room;
@@ -33,6 +35,8 @@ mod upkeep;
 
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use probe::probe_segment;
 use room::Keeper;
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;

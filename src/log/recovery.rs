@@ -314,7 +314,7 @@ fn check_unlisted(
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
             greatest = number.max(greatest);
             if sizes.suits(bytes) {
-                spares.push((number, Spare { path, bytes }));
+                spares.push((number, Spare { path, bytes, is_found: true }));
             }
             continue;
         }
@@ -710,8 +710,10 @@ impl Log {
     fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
         let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
         let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
-        if let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
-            return Ok(index);
+        while let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+            if self.is_usable(keeper, index)? {
+                return Ok(index);
+            }
         }
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
@@ -722,8 +724,15 @@ impl Log {
             }
             Err(failure) => {
                 let error = self.failed(failure);
-                let any = keeper.spares.iter().position(of_size(u64::MAX));
-                any.filter(|_| error.kind() == ErrorKind::StorageFull).ok_or(error)
+                if error.kind() != ErrorKind::StorageFull {
+                    return Err(error);
+                }
+                while let Some(index) = keeper.spares.iter().position(of_size(u64::MAX)) {
+                    if self.is_usable(keeper, index)? {
+                        return Ok(index);
+                    }
+                }
+                Err(error)
             }
         }
     }

@@ -13,6 +13,10 @@ mod fault;
 
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// The corpora of the fuzz targets.
+mod fuzz_corpus;
+/// Stores written by released versions.
+mod golden;
 /// Sizes that change between two openings.
 mod sizes;
 /// One suite for everything that calls itself a store.
@@ -23,3 +27,5 @@ mod machine;
 mod model;
 /// The rules once more, as a plain model.
 mod spec;
+/// Spares that an earlier opening left.
+mod spares;
