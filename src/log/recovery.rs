@@ -210,7 +210,7 @@ pub(crate) fn open(
         segments.push(Arc::new(segment));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
-    let spares = check_unlisted(storage, &log_dir, &manifest)?;
+    let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
     // 3. Records are read up to the first bad one.
     let scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
@@ -232,7 +232,11 @@ pub(crate) fn open(
         |segment| Ok(Arc::clone(segment)),
     )?;
     let next = match &plan {
-        Plan::Continue => segments.get(scan.last.saturating_add(1)).cloned(),
+        // One that is too small for the longest record, from an opening with other sizes, is not used.
+        Plan::Continue => segments
+            .get(scan.last.saturating_add(1))
+            .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
+            .cloned(),
         Plan::Fork { .. } => None,
     };
     let readable = match &plan {
@@ -259,8 +263,8 @@ pub(crate) fn open(
         queue: CommitQueue::new(scan.end),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
-            spare_number: spares.iter().map(|(number, _)| *number).max().unwrap_or(0),
-            spares: spares.into_iter().map(|(_, spare)| spare).collect(),
+            spare_number,
+            spares,
             closed: false,
             plan: Some(plan),
             manifest,
@@ -291,22 +295,27 @@ fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The spares found, by number. A file that no list names and that holds originals is Corrupt.
+/// The spares that can be used, oldest first, and the greatest number of any. A file that no list names and
+/// that holds originals is Corrupt.
 fn check_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
     manifest: &Manifest,
-) -> Result<Vec<(u32, Spare)>> {
+    sizes: &Sizes,
+) -> Result<(Vec<Spare>, u32)> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let last_base = manifest.segments.last().map_or(Lsn::ZERO, |listed| listed.base);
-    let mut spares = Vec::new();
+    let (mut spares, mut greatest) = (Vec::new(), 0);
     for entry in entries {
         let path = log_dir.join(&entry.name);
         if let Some(number) = Spare::number_of(&entry.name) {
             let file =
                 storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
-            spares.push((number, Spare { path, bytes }));
+            greatest = number.max(greatest);
+            if sizes.suits(bytes) {
+                spares.push((number, Spare { path, bytes, is_found: true }));
+            }
             continue;
         }
         let Some(ordinal) = segment::ordinal_of(&entry.name) else { continue };
@@ -323,7 +332,7 @@ fn check_unlisted(
         }
     }
     spares.sort_by_key(|(number, _)| *number);
-    Ok(spares)
+    Ok((spares.into_iter().map(|(_, spare)| spare).collect(), greatest))
 }
 
 enum Unlisted {
@@ -590,37 +599,42 @@ impl Log {
         }
         let Some(plan) = keeper.plan.take() else { return Ok(()) };
         let begun = match &plan {
-            Plan::Continue => self.go_on(&mut keeper).map(|()| Vec::new()),
+            Plan::Continue => self.go_on(&mut keeper),
             Plan::Fork { covered, suffix, suffix_bytes } => {
-                self.fork(&mut keeper, *covered, suffix, *suffix_bytes)
+                self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
             }
         };
-        let moved = match begun {
-            Ok(moved) => moved,
-            Err(e) => {
-                keeper.plan = Some(plan);
-                return Err(e);
-            }
-        };
-        for (from, to) in moved {
-            self.read_listed(to, |record| {
-                remap(from, &record);
-                Ok(())
-            })?;
+        if let Err(e) = begun {
+            keeper.plan = Some(plan);
+            return Err(e);
+        }
+        self.readable.store(u64::MAX, Ordering::SeqCst);
+        if self.is_poisoned() {
+            // The switch is done; what was prepared after it failed.
+            return Err(self.poisoned());
         }
         self.set_aside(&keeper);
         self.remove_leftovers(&keeper);
-        self.readable.store(u64::MAX, Ordering::SeqCst);
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
     }
 
-    /// Clears the clean flag, durably, before the first LSN.
+    /// Clears the clean flag, durably, before the first LSN. An empty segment that is not to be used leaves
+    /// the list: none of its LSNs was ever taken.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
-        let manifest =
+        let last = {
+            let tail = self.tail.lock();
+            tail.next.as_ref().unwrap_or(&tail.active).base()
+        };
+        let mut manifest =
             Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
-        self.switch_to(keeper, manifest)
+        manifest.segments.retain(|listed| listed.base <= last);
+        self.switch_to(keeper, manifest)?;
+        let mut list = self.segments.lock();
+        let used = list.iter().filter(|segment| segment.base() <= last).cloned().collect();
+        *list = Arc::new(used);
+        Ok(())
     }
 
     /// Copies the suffix that no watermark covers into a new segment, and switches.
@@ -630,15 +644,17 @@ impl Log {
         covered: Lsn,
         suffix: &[Lsn],
         suffix_bytes: u64,
-    ) -> Result<Vec<(Lsn, Lsn)>> {
+        remap: &mut Remap<'_>,
+    ) -> Result<()> {
         let storage = &*self.seams.storage;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
-        keeper.switch.prepare(keeper.manifest.segments.len().saturating_add(1))?;
+        self.prepare_switch(keeper)?;
         let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
-        let Some(spare) = keeper.spares.get(index) else { return Ok(Vec::new()) };
+        let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
         let identity = Identity {
             ordinal: keeper.manifest.next_ordinal,
             base: base_from_clock(&self.seams, keeper.manifest.extent),
@@ -672,8 +688,21 @@ impl Log {
         // The watermark that a switch takes along is this log's, which has not moved here yet.
         self.queue.restart_at(end);
         self.switch_to(keeper, manifest)?;
+        let (seal, path) = (segment.seal, segment.path.clone());
         self.move_tail(&keeper.manifest, Arc::new(segment), at);
-        Ok(moved)
+        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        for (from, to) in moved {
+            let at = to.since(identity.base);
+            let index = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+            match Record::parse(bytes.get(index..).unwrap_or_default(), to, &seal) {
+                Ok(record) => remap(from, &record),
+                Err(bad) => {
+                    let error = Error::corrupt(&path, at, bad);
+                    return Err(self.failed(storage::Failure::Poison(error)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk
@@ -681,8 +710,10 @@ impl Log {
     fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
         let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
         let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
-        if let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
-            return Ok(index);
+        while let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+            if self.is_usable(keeper, index)? {
+                return Ok(index);
+            }
         }
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
@@ -693,8 +724,15 @@ impl Log {
             }
             Err(failure) => {
                 let error = self.failed(failure);
-                let any = keeper.spares.iter().position(of_size(u64::MAX));
-                any.filter(|_| error.kind() == ErrorKind::StorageFull).ok_or(error)
+                if error.kind() != ErrorKind::StorageFull {
+                    return Err(error);
+                }
+                while let Some(index) = keeper.spares.iter().position(of_size(u64::MAX)) {
+                    if self.is_usable(keeper, index)? {
+                        return Ok(index);
+                    }
+                }
+                Err(error)
             }
         }
     }
@@ -751,9 +789,12 @@ impl Log {
         let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
+            let is_unused_spare = Spare::number_of(&entry.name).is_some()
+                && !keeper.spares.iter().any(|spare| spare.path == path);
             let is_leftover = segment::ordinal_of(&entry.name)
                 .is_some_and(|ordinal| !listed(ordinal))
-                || path == Spare::draft_path(&log_dir);
+                || path == Spare::draft_path(&log_dir)
+                || is_unused_spare;
             if is_leftover {
                 let _ = storage.remove(&path);
             }

@@ -155,6 +155,12 @@ impl Sizes {
             .next_multiple_of(limits::PAGE_BYTES as u64)
     }
 
+    /// Whether a spare of that size, found by an opening, can become a segment.
+    pub(super) fn suits(&self, spare_bytes: u64) -> bool {
+        (self.segment_bytes_least()..=limits::SEGMENT_BYTES_MOST).contains(&spare_bytes)
+            && spare_bytes % limits::PAGE_BYTES as u64 == 0
+    }
+
     pub(super) fn first(&self) -> u64 {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
@@ -248,15 +254,33 @@ impl Log {
         Ok(())
     }
 
-    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
-    fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
-        keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
-        if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
-            return Err(Error::new(
-                ErrorKind::StorageFull,
-                "the log has as many segments as it may",
-            ));
+    /// Whether a spare is what it was prepared as. One that isn't goes: what stood in it would stand behind
+    /// the log's end.
+    pub(super) fn is_usable(&self, keeper: &mut Keeper, index: usize) -> Result<bool> {
+        let storage = &*self.seams.storage;
+        match keeper.spares.get_mut(index) {
+            Some(spare) if spare.is_found && !spare.is_zeros(storage)? => {
+                // If it stays, the next opening finds it again.
+                let _ = storage.remove(&keeper.spares.remove(index).path);
+                self.set_aside(keeper);
+                Ok(false)
+            }
+            Some(spare) => {
+                spare.is_found = false;
+                Ok(true)
+            }
+            None => Ok(false),
         }
+    }
+
+    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken. Does
+    /// nothing more if that spare turns out not to be usable.
+    fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
+        if !self.is_usable(keeper, 0)? {
+            return Ok(());
+        }
+        self.prepare_switch(keeper)?;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.first() else { return Ok(()) };
         let identity = Identity {
@@ -311,8 +335,14 @@ impl Log {
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
         keeper.manifest = manifest;
         // Made now, while there may be room; if there is none, the next switch says so.
-        let _ = keeper.switch.prepare(keeper.manifest.segments.len() + 1);
+        let _ = self.prepare_switch(keeper);
         Ok(())
+    }
+
+    /// Makes the file of a manifest that lists one segment more.
+    pub(super) fn prepare_switch(&self, keeper: &mut Keeper) -> Result<()> {
+        let segments = keeper.manifest.segments.len().saturating_add(1);
+        keeper.switch.prepare(segments).map_err(|e| self.failed(e))
     }
 
     /// The error of a change that failed, after the log was poisoned if it has to be.
