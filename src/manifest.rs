@@ -14,7 +14,7 @@ use crate::limits;
 use crate::record::TimeField;
 use crate::storage::{self, Access, Failure, File, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The manifest of a store in `dir`.
 pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -110,7 +110,7 @@ const ITEM_BYTES: usize = size_of::<Item>();
 const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             file: FileHeader::new(FileKind::Manifest, self.store)
                 .as_bytes()
@@ -214,7 +214,19 @@ impl Manifest {
             before = listed.end;
             fits
         }) && before <= self.extent
+            // New segments begin at the extent.
+            && self.extent.get() % 8 == 0
+            && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
+    }
+
+    /// Refuses where no further segment may be listed.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.segments.len() < limits::SEGMENTS_MAX && self.next_ordinal < u32::MAX {
+            return Ok(());
+        }
+        let message = "the log has as many segments as it may: begin a new store";
+        Err(Error::new(ErrorKind::StorageFull, message))
     }
 }
 
@@ -365,6 +377,57 @@ pub(crate) mod tests {
         for len in 0..sample().encode().len() {
             assert!(Manifest::decode(&bytes[..len], Path::new("m")).is_err(), "cut at {len}");
         }
+    }
+
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_a_manifest_never_change() {
+        let hex: String = sample().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "89316f6e63650d0a010001000000000000000000303132333435363738396162636465666a6d370d\
+             09000000000000000000000000000000000020000000000000004000000000000101010101010101\
+             01010101010101010202020202020202020202020202020202020202020202020202020202020202\
+             05050505050505050505050505050505060000000000000007000000000000000800000000000000\
+             0068e5cf8b0100009210000008000000020000000000100000000000001010000000000000000100\
+             000000004d0010000000000003000000000020000000000000002100000000000000010000000000\
+             4d0020000000000007000000f85738ae"
+        );
+    }
+
+    /// The checksum of each holds: only a program that writes manifests of its own makes them.
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_corrupt() {
+        let refused = |manifest: Manifest| {
+            let error = Manifest::decode(&manifest.encode(), Path::new("m")).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        };
+        refused(Manifest { segments: Vec::new(), ..sample() });
+        refused(Manifest { extent: Lsn::new(1 << 20), ..sample() });
+        // The next segment would begin there: past all LSNs, and at none.
+        refused(Manifest { extent: Lsn::new(u64::MAX), ..sample() });
+        refused(Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() });
+        refused(Manifest { next_ordinal: 7, ..sample() });
+        let edited = |edit: fn(&mut Listed)| {
+            let mut manifest = sample();
+            edit(&mut manifest.segments[1]);
+            manifest
+        };
+        refused(edited(|listed| listed.base = Lsn::new((1 << 21) + 4)));
+        refused(edited(|listed| listed.base = Lsn::new(1 << 20)));
+        refused(edited(|listed| listed.end = listed.base));
+        refused(edited(|listed| listed.capacity = 8));
+        refused(edited(|listed| listed.capacity = u64::MAX));
+    }
+
+    #[test]
+    fn no_segment_is_listed_beyond_what_a_manifest_holds() {
+        sample().check_room().unwrap();
+        let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
+        assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
+        let full = Manifest { segments, ..sample() };
+        assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
     }
 
     proptest! {

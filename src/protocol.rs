@@ -167,8 +167,8 @@ pub(crate) fn decide(
         Call::Complete(token) => ending(state, token, |_| completed(Phase::Completed)),
         Call::Fail(token) => ending(state, token, |_| completed(Phase::Failed)),
         Call::Abort(token) => ending(state, token, aborted),
-        Call::Interrupt(token) => interrupt(state, token),
-        Call::Renew(token) => renew(state, token),
+        Call::Interrupt(token) => interrupt(state, presence, token),
+        Call::Renew(token) => renew(state, presence, token),
         Call::ResolveComplete(seen) => resolve(state, presence, seen, completed(Phase::Completed)),
         Call::ResolveFail(seen) => resolve(state, presence, seen, completed(Phase::Failed)),
         Call::ResolveRetry(seen) => resolve(state, presence, seen, completed(Phase::Aborted)),
@@ -180,7 +180,9 @@ pub(crate) fn decide(
             (Some(_), _) => done(Next::Absent),
         },
         Call::ForgetClaimed(token) => match state {
-            Some(state) if state.phase == Phase::Claimed && state.token == token => {
+            Some(state)
+                if state.token == token && phase_shown(state, presence) == Phase::Claimed =>
+            {
                 done(Next::Absent)
             }
             _ => told(Answer::Lost),
@@ -303,18 +305,18 @@ fn aborted(state: &KeyState) -> Next {
     }
 }
 
-fn interrupt(state: Option<&KeyState>, token: Token) -> Decision {
+fn interrupt(state: Option<&KeyState>, presence: Presence, token: Token) -> Decision {
     match state {
-        Some(state) if state.token == token && state.phase == Phase::Claimed => {
+        Some(state) if state.token == token && phase_shown(state, presence) == Phase::Claimed => {
             done(same(state, Phase::Interrupted))
         }
         _ => told(Answer::Unchanged),
     }
 }
 
-fn renew(state: Option<&KeyState>, token: Token) -> Decision {
+fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Decision {
     match state {
-        Some(state) if state.token == token => match state.phase {
+        Some(state) if state.token == token => match phase_shown(state, presence) {
             // The lease of a claim that was not detached lives in memory only.
             Phase::Claimed => told(Answer::Done),
             Phase::Interrupted => done(same(state, Phase::Claimed)),
@@ -388,3 +390,6 @@ impl KeyState {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

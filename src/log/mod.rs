@@ -23,6 +23,8 @@ use crate::{Error, ErrorKind, Result};
 
 mod commit;
 mod format;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
 mod reader;
 pub(crate) mod recovery;
 mod room;
@@ -33,6 +35,8 @@ mod upkeep;
 
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use probe::probe_segment;
 use room::Keeper;
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;
@@ -248,7 +252,7 @@ impl Log {
             .at(&self.dir));
         }
         if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
-            self.write_out().map_err(|Failed| self.poisoned())?;
+            self.write_out().map_err(|Failed| self.indeterminate())?;
         }
         self.read_listed(lsn, use_of)
     }

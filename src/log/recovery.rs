@@ -166,7 +166,7 @@ pub(crate) fn holds_records(storage: &dyn Storage, dir: &Path) -> Result<bool> {
         let Ok((store, identity)) = segment::read_identity(&*file, &path) else { return Ok(true) };
         let segment = Segment::open(storage, &log_dir, &identity.listed(), store, Access::Read);
         let Ok(segment) = segment else { return Ok(true) };
-        if !matches!(first_records(&segment)?, Unlisted::Empty) {
+        if !matches!(records_in(&segment)?, Unlisted::Empty) {
             return Ok(true);
         }
     }
@@ -210,7 +210,7 @@ pub(crate) fn open(
         segments.push(Arc::new(segment));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
-    let spares = check_unlisted(storage, &log_dir, &manifest)?;
+    let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
     // 3. Records are read up to the first bad one.
     let scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
@@ -232,18 +232,17 @@ pub(crate) fn open(
         |segment| Ok(Arc::clone(segment)),
     )?;
     let next = match &plan {
-        Plan::Continue => segments.get(scan.last.saturating_add(1)).cloned(),
+        // One that is too small for the longest record, from an opening with other sizes, is not used.
+        Plan::Continue => segments
+            .get(scan.last.saturating_add(1))
+            .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
+            .cloned(),
         Plan::Fork { .. } => None,
     };
     let readable = match &plan {
         Plan::Fork { covered, suffix, .. } if !suffix.is_empty() => covered.get(),
         _ => u64::MAX,
     };
-    let grow = match &plan {
-        Plan::Continue => sizes.after(active.identity.capacity),
-        Plan::Fork { .. } => sizes.first(),
-    };
-    let last_note = note;
     let log = Log {
         dir: dir.to_path_buf(),
         tail: Mutex::new(Tail {
@@ -257,16 +256,15 @@ pub(crate) fn open(
             marked: scan.end,
             keyed_end: Lsn::ZERO,
             last: Placed { lsn: Lsn::ZERO, round: 0 },
-            last_time_note: last_note,
+            last_time_note: note,
             active: Arc::clone(&active),
         }),
         writer: Mutex::new(Writer { current: active }),
         queue: CommitQueue::new(scan.end),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
-            spare_number: spares.iter().map(|(number, _)| *number).max().unwrap_or(0),
-            spares: spares.into_iter().map(|(_, spare)| spare).collect(),
-            grow,
+            spare_number,
+            spares,
             closed: false,
             plan: Some(plan),
             manifest,
@@ -297,22 +295,27 @@ fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The spares found, by number. A file that no list names and that holds originals is Corrupt.
+/// The spares that can be used, oldest first, and the greatest number of any. A file that no list names and
+/// that holds originals is Corrupt.
 fn check_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
     manifest: &Manifest,
-) -> Result<Vec<(u32, Spare)>> {
+    sizes: &Sizes,
+) -> Result<(Vec<Spare>, u32)> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let last_base = manifest.segments.last().map_or(Lsn::ZERO, |listed| listed.base);
-    let mut spares = Vec::new();
+    let (mut spares, mut greatest) = (Vec::new(), 0);
     for entry in entries {
         let path = log_dir.join(&entry.name);
         if let Some(number) = Spare::number_of(&entry.name) {
             let file =
                 storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
-            spares.push((number, Spare { path, bytes }));
+            greatest = number.max(greatest);
+            if sizes.suits(bytes) {
+                spares.push((number, Spare { path, bytes, is_found: true }));
+            }
             continue;
         }
         let Some(ordinal) = segment::ordinal_of(&entry.name) else { continue };
@@ -329,7 +332,7 @@ fn check_unlisted(
         }
     }
     spares.sort_by_key(|(number, _)| *number);
-    Ok(spares)
+    Ok((spares.into_iter().map(|(_, spare)| spare).collect(), greatest))
 }
 
 enum Unlisted {
@@ -355,21 +358,18 @@ fn look_at_unlisted(
         return Ok(Unlisted::Empty);
     }
     let segment = Segment::open(storage, log_dir, &identity.listed(), store, Access::Read)?;
-    first_records(&segment)
+    records_in(&segment)
 }
 
-/// What kinds of records a segment holds.
-fn first_records(segment: &Segment) -> Result<Unlisted> {
+/// What kinds of records a segment holds, behind damage too.
+fn records_in(segment: &Segment) -> Result<Unlisted> {
     let start = SEGMENT_HEADER_BYTES as u64;
-    let mut reader = Reader::new(segment, start, segment.identity.capacity);
-    let mut found = Unlisted::Empty;
-    while let Step::Record(record) = reader.next()? {
-        if !record.is_copy {
-            return Ok(Unlisted::Originals);
-        }
-        found = Unlisted::Copies;
-    }
-    Ok(found)
+    let found = look_behind(segment, start, segment.identity.capacity)?;
+    Ok(match (found.originals, found.records) {
+        (0, 0) => Unlisted::Empty,
+        (0, _) => Unlisted::Copies,
+        _ => Unlisted::Originals,
+    })
 }
 
 fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -> Result<Scan> {
@@ -620,11 +620,21 @@ impl Log {
         Ok(())
     }
 
-    /// Clears the clean flag, durably, before the first LSN.
+    /// Clears the clean flag, durably, before the first LSN. An empty segment that is not to be used leaves
+    /// the list: none of its LSNs was ever taken.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
-        let manifest =
+        let last = {
+            let tail = self.tail.lock();
+            tail.next.as_ref().unwrap_or(&tail.active).base()
+        };
+        let mut manifest =
             Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
-        self.switch_to(keeper, manifest)
+        manifest.segments.retain(|listed| listed.base <= last);
+        self.switch_to(keeper, manifest)?;
+        let mut list = self.segments.lock();
+        let used = list.iter().filter(|segment| segment.base() <= last).cloned().collect();
+        *list = Arc::new(used);
+        Ok(())
     }
 
     /// Copies the suffix that no watermark covers into a new segment, and switches.
@@ -637,21 +647,12 @@ impl Log {
         remap: &mut Remap<'_>,
     ) -> Result<()> {
         let storage = &*self.seams.storage;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
         self.prepare_switch(keeper)?;
-        let index = match keeper.spares.iter().position(|spare| spare.bytes >= needed) {
-            Some(index) => index,
-            None => {
-                let bytes =
-                    self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
-                keeper.spare_number = keeper.spare_number.wrapping_add(1);
-                let spare = Spare::prepare(storage, &self.log_dir(), keeper.spare_number, bytes);
-                keeper.spares.push(spare.map_err(|e| self.failed(e))?);
-                keeper.spares.len().saturating_sub(1)
-            }
-        };
+        let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
         let identity = Identity {
@@ -689,7 +690,6 @@ impl Log {
         self.switch_to(keeper, manifest)?;
         let (seal, path) = (segment.seal, segment.path.clone());
         self.move_tail(&keeper.manifest, Arc::new(segment), at);
-        keeper.grow = self.sizes.after(identity.capacity);
         // From memory: after the switch nothing may fail that a later call would have to make up for.
         for (from, to) in moved {
             let at = to.since(identity.base);
@@ -703,6 +703,38 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk
+    /// any that is large enough will do; the last one is kept for this.
+    fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
+        let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
+        let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
+        while let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+            if self.is_usable(keeper, index)? {
+                return Ok(index);
+            }
+        }
+        keeper.spare_number = keeper.spare_number.wrapping_add(1);
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        match Spare::prepare(storage, &log_dir, keeper.spare_number, bytes) {
+            Ok(spare) => {
+                keeper.spares.push(spare);
+                Ok(keeper.spares.len().saturating_sub(1))
+            }
+            Err(failure) => {
+                let error = self.failed(failure);
+                if error.kind() != ErrorKind::StorageFull {
+                    return Err(error);
+                }
+                while let Some(index) = keeper.spares.iter().position(of_size(u64::MAX)) {
+                    if self.is_usable(keeper, index)? {
+                        return Ok(index);
+                    }
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The suffix's records as they stand in the new segment, and where each came from and went.
@@ -757,9 +789,12 @@ impl Log {
         let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
+            let is_unused_spare = Spare::number_of(&entry.name).is_some()
+                && !keeper.spares.iter().any(|spare| spare.path == path);
             let is_leftover = segment::ordinal_of(&entry.name)
                 .is_some_and(|ordinal| !listed(ordinal))
-                || path == Spare::draft_path(&log_dir);
+                || path == Spare::draft_path(&log_dir)
+                || is_unused_spare;
             if is_leftover {
                 let _ = storage.remove(&path);
             }

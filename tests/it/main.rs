@@ -2,5 +2,30 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
+/// Tiny workloads as data, and what a crash may leave of them.
+mod script;
+
 /// The promises of the API, call by call.
 mod contract;
+
+/// Disk calls that fail, one after the other; full disks; panics.
+mod fault;
+
+/// Power lost and the process killed at every change of the disk, of work and of recovery.
+mod crash;
+/// The corpora of the fuzz targets.
+mod fuzz_corpus;
+/// Stores written by released versions.
+mod golden;
+/// Sizes that change between two openings.
+mod sizes;
+/// One suite for everything that calls itself a store.
+mod conformance;
+/// The store behind the words of `spec`.
+mod machine;
+/// Random lives beside a plain model.
+mod model;
+/// The rules once more, as a plain model.
+mod spec;
+/// Spares that an earlier opening left.
+mod spares;
