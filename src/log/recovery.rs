@@ -183,10 +183,31 @@ struct Scan {
     /// The greatest watermark met in good records.
     watermark: Lsn,
     records: u64,
-    /// Good records about a key, with their lengths; only those that no watermark seen so far covers.
-    uncovered: VecDeque<(Lsn, u64)>,
+    /// Good records that no watermark seen so far covers.
+    uncovered: VecDeque<Uncovered>,
     time: Option<TimeField>,
     newest: StoreMillis,
+}
+
+struct Uncovered {
+    lsn: Lsn,
+    len: u64,
+    is_about_key: bool,
+}
+
+impl Scan {
+    /// Takes note of a greater watermark. `false` if it splits a record: no writer made it, and a log that
+    /// ended there would end in half a record.
+    fn cover(&mut self, watermark: Lsn) -> bool {
+        self.watermark = self.watermark.max(watermark);
+        while let Some(first) = self.uncovered.front().filter(|first| first.lsn < self.watermark) {
+            if first.lsn.plus(first.len) > self.watermark {
+                return false;
+            }
+            self.uncovered.pop_front();
+        }
+        true
+    }
 }
 
 /// Opens the log in `dir`, which is locked. `visit` is shown every record about a key, in order.
@@ -212,14 +233,14 @@ pub(crate) fn open(
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
     let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
     // 3. Records are read up to the first bad one.
-    let scan = scan(&segments, &manifest, visit)?;
+    let mut scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
     let (plan, mut report) = match manifest.clean {
         Some(end) => (
             check_clean(&segments, &manifest, &scan, end)?,
             Report { was_clean: true, ..Report::default() },
         ),
-        None => judge_tail(&segments, &manifest, &scan)?,
+        None => judge_tail(&segments, &manifest, &mut scan)?,
     };
     report.records = scan.records;
     // 5. Store time goes on from the newest note.
@@ -394,7 +415,9 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
             match reader.next()? {
                 Step::Record(record) => {
                     scan.records = scan.records.saturating_add(1);
-                    scan.watermark = scan.watermark.max(record.watermark);
+                    if !scan.cover(record.watermark) {
+                        return Err(split(segment, segment.offset(record.lsn)));
+                    }
                     let earlier = Earlier { segments: segments.get(..=index).unwrap_or_default() };
                     match take_in(&mut scan, &record, &earlier, visit) {
                         Ok(()) => {}
@@ -427,6 +450,10 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
     Ok(scan)
 }
 
+fn split(segment: &Segment, offset: u64) -> Error {
+    Error::corrupt(&segment.path, offset, "a watermark that splits a record")
+}
+
 enum Taken {
     Bad(Bad),
     Refused(Error),
@@ -444,15 +471,13 @@ fn take_in(
             scan.time = Some(time);
         }
     }
-    if !record.kind.is_about_key() {
+    let is_about_key = record.kind.is_about_key();
+    scan.uncovered.push_back(Uncovered { lsn: record.lsn, len: record.len(), is_about_key });
+    if !is_about_key {
         return Ok(());
     }
     let body = record.body().map_err(Taken::Bad)?;
     scan.newest = scan.newest.max(body.time);
-    while scan.uncovered.front().is_some_and(|(lsn, _)| *lsn < scan.watermark) {
-        scan.uncovered.pop_front();
-    }
-    scan.uncovered.push_back((record.lsn, record.len()));
     visit(record, earlier).map_err(Taken::Refused)
 }
 
@@ -511,7 +536,7 @@ fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {
 fn judge_tail(
     segments: &[Arc<Segment>],
     manifest: &Manifest,
-    scan: &Scan,
+    scan: &mut Scan,
 ) -> Result<(Plan, Report)> {
     let Some(segment) = segments.get(scan.last) else {
         return Err(Error::corrupt(Path::new("MANIFEST"), 0, "a manifest without segments"));
@@ -532,11 +557,13 @@ fn judge_tail(
         let message = format!("{what} below lsn {watermark}, up to which the log was durable,");
         return Err(Error::corrupt(&segment.path, offset, message));
     }
-    let uncovered = scan.uncovered.iter().filter(|(lsn, _)| *lsn >= watermark);
+    if !scan.cover(watermark) {
+        return Err(split(segment, offset));
+    }
     let (mut suffix, mut suffix_bytes) = (Vec::new(), 0_u64);
-    for (lsn, len) in uncovered {
-        suffix.push(*lsn);
-        suffix_bytes = suffix_bytes.saturating_add(*len);
+    for record in scan.uncovered.iter().filter(|record| record.is_about_key) {
+        suffix.push(record.lsn);
+        suffix_bytes = suffix_bytes.saturating_add(record.len);
     }
     let report = Report {
         copied: suffix.len() as u64,
