@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Outcome as EncodedOutcome, Stored, Writing};
+use crate::engine::{Engine, Outcome as EncodedOutcome, Stored, Writing};
 use crate::operation::{Settings, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
 use crate::store::Shared;
@@ -469,7 +469,7 @@ impl Interrupted {
 
     fn decide(&self, call: Call) -> Result<ClaimGuard> {
         let key = self.attempt.key();
-        let writing = granting(&self.settings, key, self.fingerprint);
+        let writing = granting(&self.shared, &self.settings, key, self.fingerprint);
         let applied = self.shared.apply(key, self.hash, call, &writing)?;
         match (applied.answer, applied.after) {
             (Answer::Granted, Some(state)) => Ok(ClaimGuard::new(
@@ -506,13 +506,14 @@ impl fmt::Debug for Interrupted {
 
 /// What a grant's record says, and the room it keeps for its ending.
 pub(crate) fn granting<'a>(
+    engine: &Engine,
     settings: &'a Settings,
     key: &Key<'_>,
     fingerprint: Option<crate::Fingerprint>,
 ) -> Writing<'a> {
     Writing {
         level: Some(settings.claim_durability),
-        reserve: reserve(settings, key),
+        reserve: reserve(engine, settings, key),
         lease_ms: settings.lease_ms,
         fingerprint,
         hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
@@ -522,9 +523,9 @@ pub(crate) fn granting<'a>(
 }
 
 /// The ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
-fn reserve(settings: &Settings, key: &Key<'_>) -> u64 {
+fn reserve(engine: &Engine, settings: &Settings, key: &Key<'_>) -> u64 {
     let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
-    let content = u64::from(settings.reserve_bytes).max(labels);
+    let content = u64::from(settings.reserve_bytes.min(engine.result_bytes_max)).max(labels);
     content.saturating_add(key.bytes().len() as u64).saturating_add(256)
 }
 
@@ -597,7 +598,7 @@ impl ClaimGuard {
     ///
     /// # Errors
     /// - `ClaimLost`: somebody took over. Nothing was changed.
-    /// - `TooLarge`, `StorageFull`, or a value that did not encode: nothing was written, and
+    /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
     ///   [`Error::into_claim`] gives the guard back; the error dropped with the guard in it leaves the attempt
     ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
     /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
@@ -688,7 +689,10 @@ impl ClaimGuard {
                 self.0.has_ended.store(true, Ordering::SeqCst);
                 if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
             }
-            Err(e) if e.kind() == ErrorKind::StorageFull => Err(e.with_claim(self)),
+            // Room was wanted and could not be made: nothing was written.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {
+                Err(e.with_claim(self))
+            }
             Err(e) => {
                 // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
                 let is_unknown = e.kind() == ErrorKind::Indeterminate;
@@ -779,7 +783,7 @@ impl ClaimHandle {
         let settings = &inner.settings;
         let writing = Writing {
             level: Some(settings.claim_durability),
-            reserve: reserve(settings, &inner.key),
+            reserve: reserve(&inner.shared, settings, &inner.key),
             lease_ms: Some(lease_ms),
             ..Writing::default()
         };

@@ -251,11 +251,11 @@ impl Engine {
                         Ok(found) => found,
                         Err(e) => {
                             // What was read may have moved meanwhile; then it is no damage.
-                            return if self.is_unchanged(hash, &candidates)? {
-                                Err(e)
-                            } else {
-                                Ok(Err(Again::Changed))
-                            };
+                            if !self.is_unchanged(hash, &candidates)? {
+                                return Ok(Err(Again::Changed));
+                            }
+                            self.settle_tail(e)?;
+                            return Ok(Err(Again::Changed));
                         }
                     };
                     let decision =
@@ -548,6 +548,18 @@ impl Engine {
         if offset.unsigned_abs() >= limits::TIME_DRIFT_MILLIS { offset } else { 0 }
     }
 
+    /// A read failed. If it was for want of room in which to make the last opening's tail durable, and there is
+    /// some now, that is mended, and the read may be tried again; else the error stands.
+    fn settle_tail(&self, error: Error) -> Result<()> {
+        if error.kind() != ErrorKind::StorageFull || !self.log.has_unsettled_tail() {
+            return Err(error);
+        }
+        match self.begin_writing() {
+            Err(e) if e.kind() == ErrorKind::StorageFull => Err(error),
+            other => other,
+        }
+    }
+
     /// What must come before the first record of an opening.
     fn begin_writing(&self) -> Result<()> {
         self.log.begin_writing(&mut |from: Lsn, record: &Record<'_>| {
@@ -640,7 +652,10 @@ impl Engine {
             let found = match self.look_in_log(key, &candidates) {
                 Ok(found) => found,
                 Err(_) if !self.is_unchanged(hash, &candidates)? => continue,
-                Err(e) => return Err(e),
+                Err(e) => {
+                    self.settle_tail(e)?;
+                    continue;
+                }
             };
             let (Some(state), Some(place)) = (found.state, found.place) else { return Ok(None) };
             if protocol::is_expired(&state, now) {
@@ -668,11 +683,15 @@ impl Engine {
 
     /// The places of all keys in the nth shard, for a walk; `None` past the last.
     pub(crate) fn places(&self, shard: usize) -> Option<Vec<(KeyHash, Place)>> {
+        if self.log.has_unsettled_tail() && self.check_usable().is_ok() {
+            // It moves keys; so before the walk rather than under it. If there is no room yet, the reads say so.
+            let _ = self.begin_writing();
+        }
         let shard = self.recent.nth_shard(shard)?;
         Some(shard.iter().map(|entry| (entry.hash, entry.place)).collect())
     }
 
-    /// The key whose newest record was seen at a place by a walk.
+    /// The key whose newest record was seen at a place by a walk; `None` if it has changed since.
     pub(crate) fn key_at(&self, hash: KeyHash, place: Place) -> Result<Option<Key<'static>>> {
         let read = self.log.read(place.lsn(), |record| {
             let body = self.body_of(&record)?;

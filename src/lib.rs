@@ -21,6 +21,9 @@ mod clock;
 mod engine;
 mod entropy;
 mod error;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod index;
 mod limits;

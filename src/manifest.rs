@@ -14,7 +14,7 @@ use crate::limits;
 use crate::record::TimeField;
 use crate::storage::{self, Access, Failure, File, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The manifest of a store in `dir`.
 pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -110,7 +110,7 @@ const ITEM_BYTES: usize = size_of::<Item>();
 const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             file: FileHeader::new(FileKind::Manifest, self.store)
                 .as_bytes()
@@ -205,7 +205,7 @@ impl Manifest {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {
             let fits = listed.base >= before
-                && listed.base.get().is_multiple_of(8)
+                && listed.base.get() % 8 == 0
                 && listed.end > listed.base
                 && listed.end.since(listed.base) <= listed.capacity
                 && listed.capacity <= limits::SEGMENT_BYTES_MOST
@@ -214,13 +214,19 @@ impl Manifest {
             before = listed.end;
             fits
         }) && before <= self.extent
+            // New segments begin at the extent.
+            && self.extent.get() % 8 == 0
+            && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
     }
 
-    /// The segment that `lsn` lies in.
-    pub(crate) fn find(&self, lsn: Lsn) -> Option<&Listed> {
-        let after = self.segments.partition_point(|listed| listed.base <= lsn);
-        self.segments.get(after.checked_sub(1)?).filter(|listed| lsn < listed.end)
+    /// Refuses where no further segment may be listed.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if self.segments.len() < limits::SEGMENTS_MAX && self.next_ordinal < u32::MAX {
+            return Ok(());
+        }
+        let message = "the log has as many segments as it may: begin a new store";
+        Err(Error::new(ErrorKind::StorageFull, message))
     }
 }
 
@@ -265,7 +271,7 @@ impl Switch {
     }
 
     /// Makes the next manifest's file, so that the switch itself needs no room.
-    pub(crate) fn prepare(&mut self, segments: usize) -> Result<()> {
+    pub(crate) fn prepare(&mut self, segments: usize) -> Result<(), Failure> {
         let bytes =
             (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
         let path = next_path(&self.dir);
@@ -280,25 +286,16 @@ impl Switch {
             }
             Err(e) => (Err(e), "creating"),
         };
-        let file = file.map_err(|e| Error::io(doing, &path, e))?;
-        let zeros = [0; limits::PAGE_BYTES];
-        let mut at = 0;
-        while at < bytes {
-            storage::write_all_at(&*file, &zeros, at)
-                .map_err(|e| Error::io("preparing", &path, e))?;
-            at = at.saturating_add(zeros.len() as u64);
-        }
-        if file.len().map_err(|e| Error::io("preparing", &path, e))? > at {
-            file.truncate(at).map_err(|e| Error::io("preparing", &path, e))?;
-        }
-        file.sync_data().map_err(|e| Error::io("syncing", &path, e))?;
+        let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
+        fill_with_zeros(&*file, bytes)
+            .map_err(|e| Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)))?;
         self.next = Some(file);
         Ok(())
     }
 
     /// Makes `manifest` the one that stands. Durable on return.
     pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
-        self.prepare(manifest.segments.len()).map_err(Failure::Before)?;
+        self.prepare(manifest.segments.len())?;
         let next = next_path(&self.dir);
         let Some(file) = self.next.take() else {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
@@ -310,6 +307,19 @@ impl Switch {
         self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;
         self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
     }
+}
+
+fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
+    let zeros = [0; limits::PAGE_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        storage::write_all_at(file, &zeros, at)?;
+        at = at.saturating_add(zeros.len() as u64);
+    }
+    if file.len()? > at {
+        file.truncate(at)?;
+    }
+    file.sync_data()
 }
 
 #[cfg(test)]
@@ -369,15 +379,55 @@ pub(crate) mod tests {
         }
     }
 
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
     #[test]
-    fn an_lsn_is_found_in_its_segment_and_in_no_gap() {
-        let manifest = sample();
-        let find = |lsn| manifest.find(Lsn::new(lsn)).map(|listed| listed.ordinal);
-        assert_eq!(find((1 << 20) - 1), None);
-        assert_eq!(find(1 << 20), Some(3));
-        assert_eq!(find((1 << 20) + 4095), Some(3));
-        assert_eq!(find((1 << 20) + 4096), None);
-        assert_eq!(find(1 << 21), Some(7));
+    fn the_bytes_of_a_manifest_never_change() {
+        let hex: String = sample().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "89316f6e63650d0a010001000000000000000000303132333435363738396162636465666a6d370d\
+             09000000000000000000000000000000000020000000000000004000000000000101010101010101\
+             01010101010101010202020202020202020202020202020202020202020202020202020202020202\
+             05050505050505050505050505050505060000000000000007000000000000000800000000000000\
+             0068e5cf8b0100009210000008000000020000000000100000000000001010000000000000000100\
+             000000004d0010000000000003000000000020000000000000002100000000000000010000000000\
+             4d0020000000000007000000f85738ae"
+        );
+    }
+
+    /// The checksum of each holds: only a program that writes manifests of its own makes them.
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_corrupt() {
+        let refused = |manifest: Manifest| {
+            let error = Manifest::decode(&manifest.encode(), Path::new("m")).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        };
+        refused(Manifest { segments: Vec::new(), ..sample() });
+        refused(Manifest { extent: Lsn::new(1 << 20), ..sample() });
+        // The next segment would begin there: past all LSNs, and at none.
+        refused(Manifest { extent: Lsn::new(u64::MAX), ..sample() });
+        refused(Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() });
+        refused(Manifest { next_ordinal: 7, ..sample() });
+        let edited = |edit: fn(&mut Listed)| {
+            let mut manifest = sample();
+            edit(&mut manifest.segments[1]);
+            manifest
+        };
+        refused(edited(|listed| listed.base = Lsn::new((1 << 21) + 4)));
+        refused(edited(|listed| listed.base = Lsn::new(1 << 20)));
+        refused(edited(|listed| listed.end = listed.base));
+        refused(edited(|listed| listed.capacity = 8));
+        refused(edited(|listed| listed.capacity = u64::MAX));
+    }
+
+    #[test]
+    fn no_segment_is_listed_beyond_what_a_manifest_holds() {
+        sample().check_room().unwrap();
+        let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
+        assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
+        let full = Manifest { segments, ..sample() };
+        assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
     }
 
     proptest! {

@@ -84,7 +84,7 @@ impl Store {
     ///
     /// ```no_run
     /// let store = onlyonce::Store::open("keys")?;
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// After a clean close nothing is written before the first write. After a crash, what no watermark
@@ -109,7 +109,7 @@ impl Store {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let keys = dir.path().join("keys");
     /// let store = onlyonce::Store::open_or_create(&keys)?;
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// The new store is durable on return.
@@ -131,7 +131,7 @@ impl Store {
     /// # use onlyonce::{Durability, Policy, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let quick = store.with_policy(Policy::new().durability(Durability::Flush));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     pub fn with_policy(&self, policy: Policy) -> Store {
         Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
@@ -180,7 +180,7 @@ impl Store {
             reconciles,
         };
         let hash = self.shared.hash(key);
-        let writing = granting(&settings, key, fingerprint);
+        let writing = granting(&self.shared, &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
         if applied.answer == Answer::Granted {
             let state = applied.after.ok_or_else(broken)?;
@@ -218,7 +218,7 @@ impl Store {
     /// # let store = Sim::new(1).open()?;
     /// if store.mark("message-7")?.is_first() { /* handle it */ }
     /// assert!(!store.mark("message-7")?.is_first());
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// Durable on return at the level of [`durability`](Policy::durability).
@@ -257,7 +257,7 @@ impl Store {
     /// # let store = Sim::new(1).open()?;
     /// let _ = store.mark("message-7")?;
     /// assert!(matches!(store.get("message-7")?, Some(State::Completed(_))));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// # Errors
@@ -285,7 +285,7 @@ impl Store {
     ///     store.resolve(&a, Resolution::Record(Outcome::success("paid")))?;
     /// }
     /// assert!(matches!(store.claim("task-42")?, Claim::Completed(_)));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// Durable on return, always at `Sync`.
@@ -385,7 +385,7 @@ impl Store {
     ///     let (key, state) = entry?;
     ///     println!("{key}: {state:?}");
     /// }
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// # Cost
@@ -421,7 +421,7 @@ impl Store {
     /// for left in store.close(Duration::from_secs(10))? {
     ///     eprintln!("left interrupted: {}", left.key());
     /// }
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// Every later call on any handle or guard of this store answers `Closed`.
@@ -631,13 +631,10 @@ fn system() -> Seams {
     }
 }
 
-/// Creates what is missing of the path, each directory durable before the next.
+/// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.
 fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     match storage.create_dir(dir) {
-        Ok(()) => {
-            let parent = parent_of(dir);
-            storage.sync_dir(&parent).map_err(|e| Error::io("syncing", &parent, e))
-        }
+        Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
             create_dirs(storage, &parent_of(dir))?;
@@ -647,10 +644,29 @@ fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
+/// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
+/// here may have left a name that only the page cache knows, and the whole store would go with it.
+fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let mut below = dir.to_path_buf();
+    loop {
+        let parent = parent_of(&below);
+        if parent == below {
+            return Ok(());
+        }
+        match storage.sync_dir(&parent) {
+            Ok(()) => below = parent,
+            // Whose names we may not list are not ours to sync, nor are those above.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(e) => return Err(Error::io("syncing", &parent, e)),
+        }
+    }
+}
+
 fn parent_of(dir: &Path) -> PathBuf {
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
+        None => dir.to_path_buf(),
+        Some(_) => PathBuf::from("."),
     }
 }
 
@@ -719,6 +735,7 @@ fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Res
         );
         return Err(Error::invalid(message).at(dir));
     }
+    make_path_durable(storage, dir)?;
     recovery::create(seams, dir, sizes)?;
     manifest::load(storage, dir)?
         .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))

@@ -5,15 +5,20 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the seam")]
 
 #[cfg(loom)]
-pub(crate) use loom::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
-    thread::yield_now,
-};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
-pub(crate) use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
-    thread::yield_now,
-};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+/// Filled once, by whoever comes first.
+pub(crate) type OnceLock<T> = std::sync::OnceLock<T>;
+
+/// Lets other threads run first.
+pub(crate) fn yield_now() {
+    #[cfg(loom)]
+    loom::thread::yield_now();
+    #[cfg(not(loom))]
+    std::thread::yield_now();
+}
 
 /// A mutex that is never poisoned: a panic inside is handled where it happens.
 #[derive(Debug)]
@@ -190,9 +195,4 @@ pub(crate) fn spawn(
 /// Whether the calling thread is the one behind `handle`.
 pub(crate) fn is_current(handle: &std::thread::JoinHandle<()>) -> bool {
     handle.thread().id() == std::thread::current().id()
-}
-
-/// Lets the calling thread sleep; for waits with a deadline that nobody can wake.
-pub(crate) fn sleep_millis(millis: u64) {
-    std::thread::sleep(std::time::Duration::from_millis(millis));
 }

@@ -14,9 +14,8 @@ use std::sync::Arc;
 use crate::clock::{Clock, StoreClock, TimeNote};
 use crate::entropy::Entropy;
 use crate::limits;
-use crate::manifest::Secrets;
 use crate::operation::Durability;
-use crate::record::{Draft, Kind, Record, TimeField};
+use crate::record::{Draft, Kind, Record};
 use crate::storage::{self, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, StoreMillis};
@@ -24,6 +23,8 @@ use crate::{Error, ErrorKind, Result};
 
 mod commit;
 mod format;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
 mod reader;
 pub(crate) mod recovery;
 mod room;
@@ -34,6 +35,8 @@ mod upkeep;
 
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use probe::probe_segment;
 use room::Keeper;
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;
@@ -204,7 +207,12 @@ impl Log {
         }
         // Its round may have ended, or is the open one: the open one covers it in either case.
         let round = self.tail.lock().round;
-        self.commit(Placed { lsn, round }, level)
+        let placed = Placed { lsn, round };
+        if level == Durability::Sync {
+            let done = self.queue.wait_durable_earlier(placed, self);
+            return done.map_err(|Failed| self.indeterminate());
+        }
+        self.commit(placed, level)
     }
 
     /// Makes everything placed so far durable.
@@ -244,7 +252,7 @@ impl Log {
             .at(&self.dir));
         }
         if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
-            self.write_out().map_err(|Failed| self.poisoned())?;
+            self.write_out().map_err(|Failed| self.indeterminate())?;
         }
         self.read_listed(lsn, use_of)
     }
@@ -306,10 +314,6 @@ impl Log {
 
     pub(crate) fn now(&self) -> StoreMillis {
         self.store_clock.now(&*self.seams.clock)
-    }
-
-    pub(crate) fn store_clock(&self) -> &StoreClock {
-        &self.store_clock
     }
 
     pub(crate) fn durable(&self) -> Lsn {

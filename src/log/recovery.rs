@@ -166,7 +166,7 @@ pub(crate) fn holds_records(storage: &dyn Storage, dir: &Path) -> Result<bool> {
         let Ok((store, identity)) = segment::read_identity(&*file, &path) else { return Ok(true) };
         let segment = Segment::open(storage, &log_dir, &identity.listed(), store, Access::Read);
         let Ok(segment) = segment else { return Ok(true) };
-        if !matches!(first_records(&segment)?, Unlisted::Empty) {
+        if !matches!(records_in(&segment)?, Unlisted::Empty) {
             return Ok(true);
         }
     }
@@ -183,10 +183,31 @@ struct Scan {
     /// The greatest watermark met in good records.
     watermark: Lsn,
     records: u64,
-    /// Good records about a key, with their lengths; only those that no watermark seen so far covers.
-    uncovered: VecDeque<(Lsn, u64)>,
+    /// Good records that no watermark seen so far covers.
+    uncovered: VecDeque<Uncovered>,
     time: Option<TimeField>,
     newest: StoreMillis,
+}
+
+struct Uncovered {
+    lsn: Lsn,
+    len: u64,
+    is_about_key: bool,
+}
+
+impl Scan {
+    /// Takes note of a greater watermark. `false` if it splits a record: no writer made it, and a log that
+    /// ended there would end in half a record.
+    fn cover(&mut self, watermark: Lsn) -> bool {
+        self.watermark = self.watermark.max(watermark);
+        while let Some(first) = self.uncovered.front().filter(|first| first.lsn < self.watermark) {
+            if first.lsn.plus(first.len) > self.watermark {
+                return false;
+            }
+            self.uncovered.pop_front();
+        }
+        true
+    }
 }
 
 /// Opens the log in `dir`, which is locked. `visit` is shown every record about a key, in order.
@@ -210,16 +231,16 @@ pub(crate) fn open(
         segments.push(Arc::new(segment));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
-    let spares = check_unlisted(storage, &log_dir, &manifest)?;
+    let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
     // 3. Records are read up to the first bad one.
-    let scan = scan(&segments, &manifest, visit)?;
+    let mut scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
     let (plan, mut report) = match manifest.clean {
         Some(end) => (
             check_clean(&segments, &manifest, &scan, end)?,
             Report { was_clean: true, ..Report::default() },
         ),
-        None => judge_tail(&segments, &manifest, &scan)?,
+        None => judge_tail(&segments, &manifest, &mut scan)?,
     };
     report.records = scan.records;
     // 5. Store time goes on from the newest note.
@@ -232,18 +253,17 @@ pub(crate) fn open(
         |segment| Ok(Arc::clone(segment)),
     )?;
     let next = match &plan {
-        Plan::Continue => segments.get(scan.last.saturating_add(1)).cloned(),
+        // One that is too small for the longest record, from an opening with other sizes, is not used.
+        Plan::Continue => segments
+            .get(scan.last.saturating_add(1))
+            .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
+            .cloned(),
         Plan::Fork { .. } => None,
     };
     let readable = match &plan {
         Plan::Fork { covered, suffix, .. } if !suffix.is_empty() => covered.get(),
         _ => u64::MAX,
     };
-    let grow = match &plan {
-        Plan::Continue => sizes.after(active.identity.capacity),
-        Plan::Fork { .. } => sizes.first(),
-    };
-    let last_note = TimeNote::from(note);
     let log = Log {
         dir: dir.to_path_buf(),
         tail: Mutex::new(Tail {
@@ -257,16 +277,15 @@ pub(crate) fn open(
             marked: scan.end,
             keyed_end: Lsn::ZERO,
             last: Placed { lsn: Lsn::ZERO, round: 0 },
-            last_time_note: last_note,
+            last_time_note: note,
             active: Arc::clone(&active),
         }),
         writer: Mutex::new(Writer { current: active }),
         queue: CommitQueue::new(scan.end),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
-            spare_number: spares.iter().map(|(number, _)| *number).max().unwrap_or(0),
-            spares: spares.into_iter().map(|(_, spare)| spare).collect(),
-            grow,
+            spare_number,
+            spares,
             closed: false,
             plan: Some(plan),
             manifest,
@@ -297,22 +316,27 @@ fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The spares found, by number. A file that no list names and that holds originals is Corrupt.
+/// The spares that can be used, oldest first, and the greatest number of any. A file that no list names and
+/// that holds originals is Corrupt.
 fn check_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
     manifest: &Manifest,
-) -> Result<Vec<(u32, Spare)>> {
+    sizes: &Sizes,
+) -> Result<(Vec<Spare>, u32)> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let last_base = manifest.segments.last().map_or(Lsn::ZERO, |listed| listed.base);
-    let mut spares = Vec::new();
+    let (mut spares, mut greatest) = (Vec::new(), 0);
     for entry in entries {
         let path = log_dir.join(&entry.name);
         if let Some(number) = Spare::number_of(&entry.name) {
             let file =
                 storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
-            spares.push((number, Spare { path, bytes }));
+            greatest = number.max(greatest);
+            if sizes.suits(bytes) {
+                spares.push((number, Spare { path, bytes, is_found: true }));
+            }
             continue;
         }
         let Some(ordinal) = segment::ordinal_of(&entry.name) else { continue };
@@ -329,7 +353,7 @@ fn check_unlisted(
         }
     }
     spares.sort_by_key(|(number, _)| *number);
-    Ok(spares)
+    Ok((spares.into_iter().map(|(_, spare)| spare).collect(), greatest))
 }
 
 enum Unlisted {
@@ -355,21 +379,18 @@ fn look_at_unlisted(
         return Ok(Unlisted::Empty);
     }
     let segment = Segment::open(storage, log_dir, &identity.listed(), store, Access::Read)?;
-    first_records(&segment)
+    records_in(&segment)
 }
 
-/// What kinds of records a segment holds.
-fn first_records(segment: &Segment) -> Result<Unlisted> {
+/// What kinds of records a segment holds, behind damage too.
+fn records_in(segment: &Segment) -> Result<Unlisted> {
     let start = SEGMENT_HEADER_BYTES as u64;
-    let mut reader = Reader::new(segment, start, segment.identity.capacity);
-    let mut found = Unlisted::Empty;
-    while let Step::Record(record) = reader.next()? {
-        if !record.is_copy {
-            return Ok(Unlisted::Originals);
-        }
-        found = Unlisted::Copies;
-    }
-    Ok(found)
+    let found = look_behind(segment, start, segment.identity.capacity)?;
+    Ok(match (found.originals, found.records) {
+        (0, 0) => Unlisted::Empty,
+        (0, _) => Unlisted::Copies,
+        _ => Unlisted::Originals,
+    })
 }
 
 fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -> Result<Scan> {
@@ -394,7 +415,9 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
             match reader.next()? {
                 Step::Record(record) => {
                     scan.records = scan.records.saturating_add(1);
-                    scan.watermark = scan.watermark.max(record.watermark);
+                    if !scan.cover(record.watermark) {
+                        return Err(split(segment, segment.offset(record.lsn)));
+                    }
                     let earlier = Earlier { segments: segments.get(..=index).unwrap_or_default() };
                     match take_in(&mut scan, &record, &earlier, visit) {
                         Ok(()) => {}
@@ -427,6 +450,10 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
     Ok(scan)
 }
 
+fn split(segment: &Segment, offset: u64) -> Error {
+    Error::corrupt(&segment.path, offset, "a watermark that splits a record")
+}
+
 enum Taken {
     Bad(Bad),
     Refused(Error),
@@ -444,15 +471,13 @@ fn take_in(
             scan.time = Some(time);
         }
     }
-    if !record.kind.is_about_key() {
+    let is_about_key = record.kind.is_about_key();
+    scan.uncovered.push_back(Uncovered { lsn: record.lsn, len: record.len(), is_about_key });
+    if !is_about_key {
         return Ok(());
     }
     let body = record.body().map_err(Taken::Bad)?;
     scan.newest = scan.newest.max(body.time);
-    while scan.uncovered.front().is_some_and(|(lsn, _)| *lsn < scan.watermark) {
-        scan.uncovered.pop_front();
-    }
-    scan.uncovered.push_back((record.lsn, record.len()));
     visit(record, earlier).map_err(Taken::Refused)
 }
 
@@ -511,7 +536,7 @@ fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {
 fn judge_tail(
     segments: &[Arc<Segment>],
     manifest: &Manifest,
-    scan: &Scan,
+    scan: &mut Scan,
 ) -> Result<(Plan, Report)> {
     let Some(segment) = segments.get(scan.last) else {
         return Err(Error::corrupt(Path::new("MANIFEST"), 0, "a manifest without segments"));
@@ -532,11 +557,13 @@ fn judge_tail(
         let message = format!("{what} below lsn {watermark}, up to which the log was durable,");
         return Err(Error::corrupt(&segment.path, offset, message));
     }
-    let uncovered = scan.uncovered.iter().filter(|(lsn, _)| *lsn >= watermark);
+    if !scan.cover(watermark) {
+        return Err(split(segment, offset));
+    }
     let (mut suffix, mut suffix_bytes) = (Vec::new(), 0_u64);
-    for (lsn, len) in uncovered {
-        suffix.push(*lsn);
-        suffix_bytes = suffix_bytes.saturating_add(*len);
+    for record in scan.uncovered.iter().filter(|record| record.is_about_key) {
+        suffix.push(record.lsn);
+        suffix_bytes = suffix_bytes.saturating_add(record.len);
     }
     let report = Report {
         copied: suffix.len() as u64,
@@ -599,37 +626,42 @@ impl Log {
         }
         let Some(plan) = keeper.plan.take() else { return Ok(()) };
         let begun = match &plan {
-            Plan::Continue => self.go_on(&mut keeper).map(|()| Vec::new()),
+            Plan::Continue => self.go_on(&mut keeper),
             Plan::Fork { covered, suffix, suffix_bytes } => {
-                self.fork(&mut keeper, *covered, suffix, *suffix_bytes)
+                self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
             }
         };
-        let moved = match begun {
-            Ok(moved) => moved,
-            Err(e) => {
-                keeper.plan = Some(plan);
-                return Err(e);
-            }
-        };
-        for (from, to) in moved {
-            self.read_listed(to, |record| {
-                remap(from, &record);
-                Ok(())
-            })?;
+        if let Err(e) = begun {
+            keeper.plan = Some(plan);
+            return Err(e);
+        }
+        self.readable.store(u64::MAX, Ordering::SeqCst);
+        if self.is_poisoned() {
+            // The switch is done; what was prepared after it failed.
+            return Err(self.poisoned());
         }
         self.set_aside(&keeper);
         self.remove_leftovers(&keeper);
-        self.readable.store(u64::MAX, Ordering::SeqCst);
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
     }
 
-    /// Clears the clean flag, durably, before the first LSN.
+    /// Clears the clean flag, durably, before the first LSN. An empty segment that is not to be used leaves
+    /// the list: none of its LSNs was ever taken.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
-        let manifest =
+        let last = {
+            let tail = self.tail.lock();
+            tail.next.as_ref().unwrap_or(&tail.active).base()
+        };
+        let mut manifest =
             Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
-        self.switch_to(keeper, manifest)
+        manifest.segments.retain(|listed| listed.base <= last);
+        self.switch_to(keeper, manifest)?;
+        let mut list = self.segments.lock();
+        let used = list.iter().filter(|segment| segment.base() <= last).cloned().collect();
+        *list = Arc::new(used);
+        Ok(())
     }
 
     /// Copies the suffix that no watermark covers into a new segment, and switches.
@@ -639,25 +671,17 @@ impl Log {
         covered: Lsn,
         suffix: &[Lsn],
         suffix_bytes: u64,
-    ) -> Result<Vec<(Lsn, Lsn)>> {
+        remap: &mut Remap<'_>,
+    ) -> Result<()> {
         let storage = &*self.seams.storage;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
         let needed = needed.saturating_add(self.sizes.segment_bytes_least());
-        keeper.switch.prepare(keeper.manifest.segments.len().saturating_add(1))?;
-        let index = match keeper.spares.iter().position(|spare| spare.bytes >= needed) {
-            Some(index) => index,
-            None => {
-                let bytes =
-                    self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
-                keeper.spare_number = keeper.spare_number.wrapping_add(1);
-                let spare = Spare::prepare(storage, &self.log_dir(), keeper.spare_number, bytes);
-                keeper.spares.push(spare.map_err(|e| self.failed(e))?);
-                keeper.spares.len().saturating_sub(1)
-            }
-        };
+        self.prepare_switch(keeper)?;
+        let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
-        let Some(spare) = keeper.spares.get(index) else { return Ok(Vec::new()) };
+        let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
         let identity = Identity {
             ordinal: keeper.manifest.next_ordinal,
             base: base_from_clock(&self.seams, keeper.manifest.extent),
@@ -691,9 +715,53 @@ impl Log {
         // The watermark that a switch takes along is this log's, which has not moved here yet.
         self.queue.restart_at(end);
         self.switch_to(keeper, manifest)?;
+        let (seal, path) = (segment.seal, segment.path.clone());
         self.move_tail(&keeper.manifest, Arc::new(segment), at);
-        keeper.grow = self.sizes.after(identity.capacity);
-        Ok(moved)
+        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        for (from, to) in moved {
+            let at = to.since(identity.base);
+            let index = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+            match Record::parse(bytes.get(index..).unwrap_or_default(), to, &seal) {
+                Ok(record) => remap(from, &record),
+                Err(bad) => {
+                    let error = Error::corrupt(&path, at, bad);
+                    return Err(self.failed(storage::Failure::Poison(error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk
+    /// any that is large enough will do; the last one is kept for this.
+    fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
+        let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
+        let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
+        while let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+            if self.is_usable(keeper, index)? {
+                return Ok(index);
+            }
+        }
+        keeper.spare_number = keeper.spare_number.wrapping_add(1);
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        match Spare::prepare(storage, &log_dir, keeper.spare_number, bytes) {
+            Ok(spare) => {
+                keeper.spares.push(spare);
+                Ok(keeper.spares.len().saturating_sub(1))
+            }
+            Err(failure) => {
+                let error = self.failed(failure);
+                if error.kind() != ErrorKind::StorageFull {
+                    return Err(error);
+                }
+                while let Some(index) = keeper.spares.iter().position(of_size(u64::MAX)) {
+                    if self.is_usable(keeper, index)? {
+                        return Ok(index);
+                    }
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The suffix's records as they stand in the new segment, and where each came from and went.
@@ -748,9 +816,12 @@ impl Log {
         let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
+            let is_unused_spare = Spare::number_of(&entry.name).is_some()
+                && !keeper.spares.iter().any(|spare| spare.path == path);
             let is_leftover = segment::ordinal_of(&entry.name)
                 .is_some_and(|ordinal| !listed(ordinal))
-                || path == Spare::draft_path(&log_dir);
+                || path == Spare::draft_path(&log_dir)
+                || is_unused_spare;
             if is_leftover {
                 let _ = storage.remove(&path);
             }
@@ -767,7 +838,7 @@ impl Log {
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
     pub(super) fn note_time(&self) -> bool {
         let time = self.store_clock.note(&*self.seams.clock);
-        let placed = self.place(Draft::note(Some(&time.clone().into())), Room::Note).is_ok();
+        let placed = self.place(Draft::note(Some(&time.into())), Room::Note).is_ok();
         if placed {
             self.tail.lock().last_time_note = time;
         }

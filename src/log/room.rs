@@ -69,10 +69,6 @@ impl Reserves {
             self.largest = 0;
         }
     }
-
-    pub(crate) fn total(&self) -> u64 {
-        self.total
-    }
 }
 
 impl Tail {
@@ -144,28 +140,36 @@ pub(super) struct Keeper {
     pub(super) switch: Switch,
     pub(super) spares: Vec<Spare>,
     pub(super) spare_number: u32,
-    /// Size of the next segment to be prepared.
-    pub(super) grow: u64,
     /// What `begin_writing` has yet to do.
     pub(super) plan: Option<Plan>,
     pub(super) closed: bool,
 }
 
 impl Sizes {
-    /// The least size that holds the longest record.
+    /// The least size: two of the longest record. With room for one alone, a record that just doesn't fit
+    /// into a segment's rest could waste all of a segment, and no number of them would hold the reserves.
     pub(super) fn segment_bytes_least(&self) -> u64 {
         (SEGMENT_HEADER_BYTES as u64)
-            .saturating_add(self.record_bytes_max)
+            .saturating_add(self.record_bytes_max.saturating_mul(2))
             .saturating_add(KEPT_FREE)
             .next_multiple_of(limits::PAGE_BYTES as u64)
+    }
+
+    /// Whether a spare of that size, found by an opening, can become a segment.
+    pub(super) fn suits(&self, spare_bytes: u64) -> bool {
+        (self.segment_bytes_least()..=limits::SEGMENT_BYTES_MOST).contains(&spare_bytes)
+            && spare_bytes % limits::PAGE_BYTES as u64 == 0
     }
 
     pub(super) fn first(&self) -> u64 {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
 
-    pub(super) fn after(&self, bytes: u64) -> u64 {
-        bytes.saturating_mul(2).min(self.segment_bytes_max).max(self.segment_bytes_least())
+    /// The size of a segment to be prepared for a log of so many bytes: half of it, so that sizes grow as
+    /// the log does, and a small store stays small.
+    fn for_log_of(&self, bytes: u64) -> u64 {
+        let page = limits::PAGE_BYTES as u64;
+        (bytes / 2 / page * page).min(self.segment_bytes_max).max(self.first())
     }
 }
 
@@ -202,9 +206,7 @@ impl Log {
             };
             if lacks_next && keeper.spares.len() > 1 {
                 self.list_next(&mut keeper)?;
-            } else if lacks_next && enough {
-                return Ok(());
-            } else if !lacks_next && enough {
+            } else if enough {
                 return Ok(());
             } else {
                 self.prepare_spare(&mut keeper)?;
@@ -241,25 +243,44 @@ impl Log {
     }
 
     fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
-        let bytes = keeper.grow.max(self.sizes.segment_bytes_least());
+        let listed = &keeper.manifest.segments;
+        let log_bytes = listed.iter().map(|item| item.end.since(item.base)).sum();
+        let bytes = self.sizes.for_log_of(log_bytes);
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let spare =
             Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
-        keeper.grow = self.sizes.after(bytes);
         self.set_aside(keeper);
         Ok(())
     }
 
-    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
-    fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
-        keeper.switch.prepare(keeper.manifest.segments.len() + 1)?;
-        if keeper.manifest.segments.len() >= limits::SEGMENTS_MAX {
-            return Err(Error::new(
-                ErrorKind::StorageFull,
-                "the log has as many segments as it may",
-            ));
+    /// Whether a spare is what it was prepared as. One that isn't goes: what stood in it would stand behind
+    /// the log's end.
+    pub(super) fn is_usable(&self, keeper: &mut Keeper, index: usize) -> Result<bool> {
+        let storage = &*self.seams.storage;
+        match keeper.spares.get_mut(index) {
+            Some(spare) if spare.is_found && !spare.is_zeros(storage)? => {
+                // If it stays, the next opening finds it again.
+                let _ = storage.remove(&keeper.spares.remove(index).path);
+                self.set_aside(keeper);
+                Ok(false)
+            }
+            Some(spare) => {
+                spare.is_found = false;
+                Ok(true)
+            }
+            None => Ok(false),
         }
+    }
+
+    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken. Does
+    /// nothing more if that spare turns out not to be usable.
+    fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
+        if !self.is_usable(keeper, 0)? {
+            return Ok(());
+        }
+        self.prepare_switch(keeper)?;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.first() else { return Ok(()) };
         let identity = Identity {
@@ -314,8 +335,14 @@ impl Log {
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
         keeper.manifest = manifest;
         // Made now, while there may be room; if there is none, the next switch says so.
-        let _ = keeper.switch.prepare(keeper.manifest.segments.len() + 1);
+        let _ = self.prepare_switch(keeper);
         Ok(())
+    }
+
+    /// Makes the file of a manifest that lists one segment more.
+    pub(super) fn prepare_switch(&self, keeper: &mut Keeper) -> Result<()> {
+        let segments = keeper.manifest.segments.len().saturating_add(1);
+        keeper.switch.prepare(segments).map_err(|e| self.failed(e))
     }
 
     /// The error of a change that failed, after the log was poisoned if it has to be.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::limits;
@@ -24,7 +24,7 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn File>,
     /// Set once nothing will be written to it any more; asked for once.
-    map: OnceLock<Option<Arc<dyn Map>>>,
+    map: crate::sync::OnceLock<Option<Arc<dyn Map>>>,
 }
 
 /// A prepared file of zeros.
@@ -32,6 +32,8 @@ pub(crate) struct Segment {
 pub(crate) struct Spare {
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
+    /// An opening found it: whether it is zeros still is to be seen before it is used.
+    pub(crate) is_found: bool,
 }
 
 const SPARE_PREFIX: &str = "spare-";
@@ -80,12 +82,28 @@ impl Spare {
         {
             // What was allocated goes back at once: others may need the room. A failure changes nothing.
             let _ = storage.remove(&draft);
-            // Only a full disk is harmless: a device that fails here will fail elsewhere.
-            let is_full = crate::error::is_full(&e);
-            let error = Error::io("preparing", &path, e);
-            return Err(if is_full { Failure::Before(error) } else { Failure::Poison(error) });
+            return Err(Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)));
         }
-        Ok(Spare { path, bytes })
+        Ok(Spare { path, bytes, is_found: false })
+    }
+
+    /// Whether it is zeros, as it was prepared.
+    pub(crate) fn is_zeros(&self, storage: &dyn Storage) -> Result<bool> {
+        let file = storage
+            .open(&self.path, Access::Read)
+            .map_err(|e| Error::io("opening", &self.path, e))?;
+        let mut window = vec![0; 1 << 16];
+        let mut at = 0;
+        while at < self.bytes {
+            let have = storage::read_full_at(&*file, &mut window, at)
+                .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
+            let is_short = have < window.len() && at.saturating_add(have as u64) < self.bytes;
+            if is_short || window.iter().take(have).any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            at = at.saturating_add(window.len() as u64);
+        }
+        Ok(true)
     }
 
     /// Gives the spare a header and its name as a segment. Durable on return, but not listed.
@@ -124,7 +142,7 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
 impl Segment {
     fn new(identity: Identity, store: StoreId, path: PathBuf, file: Arc<dyn File>) -> Self {
         let seal = identity.seal(store);
-        Segment { identity, seal, path, file, map: OnceLock::new() }
+        Segment { identity, seal, path, file, map: crate::sync::OnceLock::new() }
     }
 
     /// Opens a listed segment and checks that it is the one listed.

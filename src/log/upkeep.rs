@@ -146,7 +146,7 @@ impl Log {
             keyed_end: tail.keyed_end,
             marked: tail.marked,
             buffered: tail.buffered,
-            last_time_note: tail.last_time_note.clone(),
+            last_time_note: tail.last_time_note,
         }
     }
 

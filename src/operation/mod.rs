@@ -15,7 +15,7 @@ pub use fingerprint::Fingerprint;
 pub use key::Key;
 pub use key_part::KeyPart;
 pub use outcome::{Abort, Outcome};
-pub(crate) use outcome::{OutcomeParts, decode_meta, encode_meta};
+pub(crate) use outcome::{decode_meta, encode_meta};
 pub(crate) use policy::Settings;
 pub use policy::{Durability, OnDrop, OnInterrupted, Policy};
 

@@ -112,6 +112,18 @@ pub(crate) enum Failure {
     Poison(crate::Error),
 }
 
+impl Failure {
+    /// How preparing something failed that nothing hangs on yet: only a full disk is harmless. A device that
+    /// fails here will fail elsewhere.
+    pub(crate) fn full_or_poison(
+        e: io::Error,
+        error: impl FnOnce(io::Error) -> crate::Error,
+    ) -> Self {
+        let is_full = crate::error::is_full(&e);
+        if is_full { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
+    }
+}
+
 /// Writes all of `buf`, through short writes and interruptions.
 pub(crate) fn write_all_at(file: &dyn File, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {

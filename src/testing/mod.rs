@@ -2,14 +2,16 @@
 //!
 //! Nothing here touches a real disk or the real time, and the same seed gives the same run.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::ManualClock;
 use crate::entropy::SeededEntropy;
 use crate::log::Seams;
-use crate::storage::faulty::FaultyStorage;
+use crate::storage::Storage;
+use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
 use crate::storage::memory::{Crash, MemoryStorage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::WallMillis;
@@ -57,6 +59,49 @@ impl Disk {
     }
 }
 
+/// What a call of the simulated disk comes to, beside success.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DiskFault {
+    /// The device fails (`EIO`), and nothing is done.
+    Io,
+    /// No room (`ENOSPC`).
+    Full,
+    /// The process has too many open files (`EMFILE`); only calls that open one count, and fail.
+    TooManyOpen,
+    /// The file system is mounted read-only (`EROFS`).
+    ReadOnly,
+    /// No permission (`EACCES`).
+    Denied,
+    /// A signal came (`EINTR`): whoever called tries again.
+    Interrupted,
+    /// A read or a write does only a part; other calls are as ever.
+    Short,
+    /// The call panics: a bug, ours or a driver's.
+    Panic,
+}
+
+impl DiskFault {
+    fn calls(self) -> Calls {
+        if self == DiskFault::TooManyOpen { Calls::Opening } else { Calls::Any }
+    }
+
+    fn effect(self) -> Effect {
+        use rustix::io::Errno;
+        let errno = |errno: Errno| Effect::Fail(Failure::Errno(errno.raw_os_error()));
+        match self {
+            DiskFault::Io => errno(Errno::IO),
+            DiskFault::Full => errno(Errno::NOSPC),
+            DiskFault::TooManyOpen => errno(Errno::MFILE),
+            DiskFault::ReadOnly => errno(Errno::ROFS),
+            DiskFault::Denied => errno(Errno::ACCESS),
+            DiskFault::Interrupted => errno(Errno::INTR),
+            DiskFault::Short => Effect::Short(100),
+            DiskFault::Panic => Effect::Panic,
+        }
+    }
+}
+
 /// Where the store lies on a simulated disk.
 const DIR: &str = "/store";
 
@@ -85,13 +130,16 @@ impl Sim {
     /// # Errors
     /// As [`StoreBuilder::open_or_create`].
     pub fn open_with(&self, builder: StoreBuilder) -> Result<Store> {
+        builder.manual_maintenance(true).open_on(self.seams(), Path::new(DIR), true)
+    }
+
+    fn seams(&self) -> Seams {
         let opening = self.openings.fetch_add(1, Ordering::Relaxed);
-        let seams = Seams {
+        Seams {
             storage: Arc::new(self.disk.lock().faulty.clone()),
             clock: Arc::clone(&self.clock) as Arc<dyn crate::clock::Clock>,
             entropy: Arc::new(SeededEntropy::new(self.seed ^ opening.rotate_left(32))),
-        };
-        builder.manual_maintenance(true).open_on(seams, Path::new(DIR), true)
+        }
     }
 
     /// Cuts the power: whatever was not synced is gone. Handles opened before get errors from now on.
@@ -127,9 +175,14 @@ impl Sim {
         self.clock.jump_wall(millis);
     }
 
-    /// Bounds the disk, in bytes; what is written already stays.
+    /// Bounds the disk, in bytes; what is written already stays. `u64::MAX`: no bound, as at first.
     pub fn set_disk_bytes_max(&self, bytes: u64) {
         self.disk.lock().memory.set_bytes_max(bytes);
+    }
+
+    /// Bounds the number of files and directories; what is there already stays.
+    pub fn set_disk_files_max(&self, files: u64) {
+        self.disk.lock().memory.set_nodes_max(files);
     }
 
     /// Bytes the disk holds.
@@ -138,9 +191,259 @@ impl Sim {
         self.disk.lock().memory.bytes_used()
     }
 
+    /// Files and directories the disk holds.
+    #[must_use]
+    pub fn disk_files(&self) -> u64 {
+        self.disk.lock().memory.nodes_used()
+    }
+
     /// A hash of every change made to the disk so far: the same run gives the same hash.
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.disk.lock().memory.trace()
+    }
+
+    /// The disk call number `after` from now on fails, the next one being 0; those behind it go well.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, testing::{DiskFault, Sim}};
+    /// # fn main() -> onlyonce::Result<()> {
+    /// # let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let claim = match store.claim("k")? { Claim::Acquired(claim) => claim, other => panic!("{other}") };
+    /// sim.fail_call(0, DiskFault::Io);
+    /// assert_eq!(claim.complete("v").unwrap_err().kind(), ErrorKind::Indeterminate);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fail_call(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::once(fault.calls(), after, fault.effect()));
+    }
+
+    /// As [`fail_call`](Self::fail_call), and so does every later one, until [`heal`](Self::heal).
+    pub fn fail_calls_from(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::from(fault.calls(), after, fault.effect()));
+    }
+
+    /// As [`fail_calls_from`](Self::fail_calls_from), for calls that change the disk: reads go well.
+    pub fn fail_changes_from(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::from(Calls::Changing, after, fault.effect()));
+    }
+
+    /// Takes all such faults away.
+    pub fn heal(&self) {
+        self.disk.lock().faulty.heal();
+    }
+
+    /// The power goes at the change number `after` from now on, the next one being 0: neither it nor any later
+    /// call is made. See what is left by [`power_loss`](Self::power_loss).
+    pub fn cut_power_at(&self, after: u64) {
+        self.inject(Fault::once(Calls::Changing, after, Effect::PowerCut { bytes_kept: 0 }));
+    }
+
+    /// Whether the power went, as [`cut_power_at`](Self::cut_power_at) said it would.
+    #[must_use]
+    pub fn power_is_cut(&self) -> bool {
+        self.disk.lock().faulty.power_is_cut()
+    }
+
+    /// Disk calls since the last crash.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.disk.lock().faulty.count(Calls::Any)
+    }
+
+    /// Those of them that changed the disk, or were to.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.disk.lock().faulty.count(Calls::Changing)
+    }
+
+    /// Every file with its length, sorted by path.
+    #[must_use]
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        self.disk.lock().memory.files()
+    }
+
+    /// A file's bytes, as a program would read them.
+    ///
+    /// # Errors
+    /// As the system's: `NotFound`, `IsADirectory`.
+    pub fn read_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+        self.disk.lock().memory.read(path.as_ref())
+    }
+
+    /// Gives a file other bytes behind the store's back, or makes one with them. Durable at once.
+    ///
+    /// # Errors
+    /// As the system's.
+    pub fn write_file(&self, path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
+        self.disk.lock().memory.write_file(path.as_ref(), bytes)
+    }
+
+    /// Flips the bits of `mask` in one byte of a file: bit rot.
+    ///
+    /// # Errors
+    /// As the system's; `InvalidInput` behind the file's end.
+    pub fn flip_byte(&self, path: impl AsRef<Path>, offset: u64, mask: u8) -> io::Result<()> {
+        self.disk.lock().memory.flip(path.as_ref(), offset, mask)
+    }
+
+    /// Takes a file, or a directory with all in it, away. Durable at once.
+    ///
+    /// # Errors
+    /// As the system's.
+    pub fn remove(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.disk.lock().memory.delete(path.as_ref())
+    }
+
+    fn inject(&self, fault: Fault) {
+        self.disk.lock().faulty.inject(fault);
+    }
+}
+
+/// For this crate's own tests; may change at any time.
+#[doc(hidden)]
+impl Sim {
+    /// The directories of a store, with nothing in them.
+    pub fn make_dirs(&self) -> io::Result<()> {
+        let memory = self.disk.lock().memory.clone();
+        memory.create_dir(Path::new(DIR))?;
+        memory.create_dir(&Path::new(DIR).join("log"))?;
+        memory.settle();
+        Ok(())
+    }
+
+    /// The files of the store with their bytes, each by its path in it.
+    pub fn contents(&self) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+        let inside = |path: &Path| path.strip_prefix(DIR).map(Path::to_path_buf).ok();
+        let files = self.files().into_iter();
+        files
+            .filter_map(|(path, _)| Some((inside(&path)?, path)))
+            .map(|(name, path)| Ok((name, self.read_file(path)?)))
+            .collect()
+    }
+
+    /// Another machine with the same disk, as the next process finds it, and the same clock.
+    #[must_use]
+    pub fn copy(&self) -> Sim {
+        self.with(self.disk.lock().memory.kill_clone(), false)
+    }
+
+    /// How many ways there are to lose power now: see `after`.
+    #[must_use]
+    pub fn crashes(&self, seeds: u64) -> Vec<SimCrash> {
+        self.disk.lock().memory.crashes(seeds).into_iter().map(SimCrash).collect()
+    }
+
+    /// The machine after it lost power in that way.
+    #[must_use]
+    pub fn after(&self, crash: SimCrash) -> Sim {
+        self.with(self.disk.lock().memory.crash_clone(crash.0), true)
+    }
+
+    fn with(&self, memory: MemoryStorage, reboots: bool) -> Sim {
+        let clock = self.clock.copy();
+        if reboots {
+            clock.reboot(0);
+        }
+        Sim {
+            disk: Mutex::new(Disk::new(memory)),
+            clock: Arc::new(clock),
+            seed: self.seed,
+            openings: AtomicU64::new(self.openings.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// How often a fault took effect.
+    #[must_use]
+    pub fn faults_met(&self) -> u64 {
+        self.disk.lock().faulty.hits()
+    }
+
+    /// After `after` more syncs of files one fails, and what it should have written counts as clean.
+    pub fn lie_at_sync(&self, after: u64) {
+        self.disk.lock().memory.lie_at_sync(after);
+    }
+
+    /// The page cache drops what such a sync left in it.
+    pub fn evict_lost(&self) {
+        self.disk.lock().memory.evict_lost();
+    }
+
+    /// Puts an empty directory in a file's place.
+    pub fn replace_by_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        self.disk.lock().memory.replace_by_dir(path.as_ref())
+    }
+
+    /// As `fail_call`, for syncs of files only, or for writes, or for reads.
+    pub fn fail_sync(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::once(Calls::Of(Class::Sync), after, fault.effect()));
+    }
+
+    pub fn fail_write(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::once(Calls::Of(Class::Write), after, fault.effect()));
+    }
+
+    pub fn fail_read(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::once(Calls::Of(Class::Read), after, fault.effect()));
+    }
+
+    /// The next sync of a file waits until the gate opens.
+    #[must_use]
+    pub fn hold_sync(&self) -> SimGate {
+        let gate = Arc::new(Gate::default());
+        self.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Wait(Arc::clone(&gate))));
+        SimGate(gate)
+    }
+
+    /// Opens what is there, or fails; with a background thread if asked.
+    pub fn open_existing(&self, builder: StoreBuilder, thread: bool) -> Result<Store> {
+        builder.manual_maintenance(!thread).open_on(self.seams(), Path::new(DIR), false)
+    }
+
+    /// What the network file system of the disk is called, if it is one.
+    pub fn set_network_fs(&self, name: Option<&'static str>) {
+        self.disk.lock().memory.set_network_fs(name);
+    }
+}
+
+/// One way to lose power.
+#[doc(hidden)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SimCrash(Crash);
+
+#[doc(hidden)]
+impl SimCrash {
+    pub const NONE: SimCrash = SimCrash(Crash::NONE);
+    pub const ALL: SimCrash = SimCrash(Crash::ALL);
+
+    #[must_use]
+    pub fn seeded(seed: u64) -> SimCrash {
+        SimCrash(Crash::seeded(seed))
+    }
+}
+
+/// Holds a call of the disk back.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct SimGate(Arc<Gate>);
+
+#[doc(hidden)]
+impl SimGate {
+    /// Whether a call has come to the gate within `most`.
+    #[must_use]
+    pub fn wait_arrived(&self, most: Duration) -> bool {
+        self.0.wait_arrived(1, most)
+    }
+
+    pub fn open(&self) {
+        self.0.open();
+    }
+}
+
+impl Drop for SimGate {
+    fn drop(&mut self) {
+        self.0.open();
     }
 }

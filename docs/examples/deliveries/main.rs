@@ -16,7 +16,9 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a program for the terminal, not part of the library"
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a program with a terminal, files and threads of its own, not part of the library"
 )]
 
 mod feed;

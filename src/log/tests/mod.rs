@@ -5,6 +5,8 @@
 //! Everything is deterministic; each failing case prints what replays it.
 
 mod crash;
+mod damage;
+mod fault;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,7 +22,7 @@ use crate::manifest;
 use crate::operation::Durability::{self, Flush, Lazy, Sync};
 use crate::record::{Body, Draft, Ending, Kind, Record};
 use crate::storage::Storage;
-use crate::storage::faulty::FaultyStorage;
+use crate::storage::faulty::{self, FaultyStorage};
 use crate::storage::memory::MemoryStorage;
 use crate::types::{Lsn, Token, WallMillis};
 use crate::{Error, ErrorKind, Result};
@@ -365,6 +367,8 @@ struct Player {
     next_id: u32,
     /// Errors met on the way, where the run goes on after them.
     errors: Vec<Error>,
+    /// The calls of each process that ended, if the wrapper logs them.
+    calls: Vec<Vec<faulty::Op>>,
 }
 
 impl Player {
@@ -374,8 +378,16 @@ impl Player {
 
     fn after(world: World, history: History, fate: Fate) -> Self {
         let next_id = history.items.keys().next_back().map_or(0, |id| id + 1);
-        let (opened, in_flight, errors) = (None, VecDeque::new(), Vec::new());
-        Player { world, history, opened, fate, in_flight, next_id, errors }
+        Player {
+            world,
+            history,
+            opened: None,
+            fate,
+            in_flight: VecDeque::new(),
+            next_id,
+            errors: Vec::new(),
+            calls: Vec::new(),
+        }
     }
 
     /// Runs until the end, or until the world fails an operation.
@@ -453,9 +465,14 @@ impl Player {
 
     fn open(&mut self) -> Result<&Log, Wrong> {
         if self.opened.is_none() {
-            let opened = open(&self.world, &mut self.history, self.fate)?;
+            // Each process draws other salts, those that fail to open too.
+            self.world.seed += 1;
+            let opened = open(&self.world, &mut self.history, self.fate);
+            if opened.is_err() {
+                self.calls.push(self.world.faulty.take_log());
+            }
+            self.opened = Some(opened?);
             self.fate = Fate::Killed;
-            self.opened = Some(opened);
         }
         Ok(&self.opened.as_ref().unwrap().log)
     }
@@ -464,7 +481,7 @@ impl Player {
         self.opened = None;
         self.fate = fate;
         self.in_flight.clear();
-        self.world.seed += 1;
+        self.calls.push(self.world.faulty.take_log());
     }
 
     /// As an engine places: it begins to write, and makes room, when it is told to.
@@ -555,7 +572,7 @@ struct Checked {
 /// opening sees the same; the next LSN is a new one; and what is placed then holds through a power loss.
 fn check(disk: &MemoryStorage, history: &History, fate: Fate) -> Result<Checked, String> {
     let mut history = history.clone();
-    let world = World::over(disk.clone(), 1000);
+    let world = World::over(disk.kill_clone(), 1000);
     let tell = |what: &str, wrong: Wrong| match wrong {
         Wrong::World(error) => format!("{what} refused: {error:?}"),
         Wrong::Claim(claim) => format!("{what}: {claim}"),

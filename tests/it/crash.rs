@@ -1,0 +1,313 @@
+//! Power lost, and the process killed, at every change of the disk: of work, and of the recovery after it.
+//!
+//! "Checked" means: reopened, every acknowledged operation is there and right at its level, nothing is that was
+//! never begun, no token comes twice, and a second reopening sees the same.
+
+use crate::script::{
+    Flush, Keys, Lazy, Ledger, Loss, Op, Sync, World, check_answers, greatest_token, look, tiny,
+};
+use onlyonce::testing::{Sim, SimCrash};
+use onlyonce::{Claim, ErrorKind, Result, State, Store};
+
+#[derive(Default)]
+struct Tried {
+    points: u64,
+    reopenings: u64,
+}
+
+fn is_long() -> bool {
+    std::env::var_os("ONLYONCE_LONG").is_some()
+}
+
+/// Claims at all levels, with every ending.
+fn endings() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    let mut ops = Vec::new();
+    for (n, (claim, outcome)) in
+        [(Sync, Sync), (Flush, Sync), (Lazy, Lazy), (Sync, Flush), (Lazy, Sync), (Flush, Lazy)]
+            .into_iter()
+            .enumerate()
+    {
+        let name = format!("k{n}");
+        ops.push(Op::Claim(name.clone(), claim, outcome));
+        ops.push(match n % 3 {
+            0 => Op::Complete(name, format!("result {n}")),
+            1 => Op::Fail(name, format!("failure {n}")),
+            _ => Op::Abort(name),
+        });
+    }
+    ops.extend([
+        Op::Mark(key("m1"), Sync),
+        Op::Mark(key("m2"), Lazy),
+        Op::Claim(key("k2"), Flush, Flush),
+        Op::Step,
+        Op::Mark(key("m3"), Flush),
+        Op::DropAsAbort(key("k2")),
+        Op::Claim(key("k2"), Sync, Sync),
+        Op::Renew(key("k2")),
+        Op::Complete(key("k2"), key("at last")),
+    ]);
+    ops
+}
+
+/// Attempts that end without a word, and all words about them.
+fn fates() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    vec![
+        Op::Claim(key("a"), Sync, Sync),
+        Op::Drop(key("a")),
+        Op::TakeOver(key("a"), Flush),
+        Op::Abort(key("a")),
+        Op::TakeOver(key("a"), Sync),
+        Op::Complete(key("a"), key("done")),
+        Op::ClaimHold(key("h")),
+        Op::Drop(key("h")),
+        Op::ResolveRetry(key("h")),
+        Op::Claim(key("h"), Lazy, Flush),
+        Op::Lapse(key("h")),
+        Op::NotApplied(key("h"), Lazy),
+        Op::Stale(key("h")),
+        Op::Abort(key("h")),
+        Op::Claim(key("h"), Flush, Sync),
+        Op::Drop(key("h")),
+        Op::Hold(key("h")),
+        Op::Resolve(key("h"), key("paid")),
+        Op::Forget(key("h")),
+        Op::Claim(key("h"), Sync, Sync),
+        Op::Lapse(key("h")),
+        Op::TakeOver(key("h"), Lazy),
+        Op::Stale(key("h")),
+        Op::Sync,
+        Op::Complete(key("h"), key("again")),
+        Op::Forget(key("a")),
+    ]
+}
+
+/// Rolls with mixed levels: long keys fill a segment in four records.
+fn rolls() -> Vec<Op> {
+    let mut ops = Vec::new();
+    for n in 1..=14_u32 {
+        let level = [Lazy, Flush, Lazy, Sync, Flush][n as usize % 5];
+        ops.push(Op::Mark(format!("#{n}"), level));
+        if n % 5 == 2 {
+            ops.extend([Op::Claim("c".to_owned(), Lazy, Flush), Op::Abort("c".to_owned())]);
+        }
+        if n % 6 == 5 {
+            ops.push(Op::Step);
+        }
+    }
+    ops
+}
+
+/// Clean closes, kills and power cuts in between.
+fn openings() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    vec![
+        Op::Mark(key("m1"), Flush),
+        Op::Close,
+        Op::Claim(key("a"), Flush, Sync),
+        Op::Reopen,
+        Op::TakeOver(key("a"), Sync),
+        Op::Kill,
+        Op::TakeOver(key("a"), Flush),
+        Op::Complete(key("a"), key("done")),
+        Op::Mark(key("m2"), Lazy),
+        Op::PowerLoss,
+        Op::Reopen,
+        Op::Mark(key("m3"), Sync),
+        Op::Mark(key("m4"), Flush),
+        Op::Kill,
+        Op::Step,
+        Op::Claim(key("b"), Sync, Flush),
+        Op::Step,
+        Op::Complete(key("b"), key("done")),
+        Op::Close,
+        Op::Claim(key("c"), Sync, Sync),
+    ]
+}
+
+fn workloads() -> [(&'static str, Vec<Op>); 4] {
+    [("endings", endings()), ("fates", fates()), ("rolls", rolls()), ("openings", openings())]
+}
+
+/// Runs `ops` from an empty disk until the power goes at its change number `cut`. `None`: it never did.
+fn run_until(ops: &[Op], cut: u64) -> Option<(Sim, Ledger)> {
+    let sim = Sim::new(7);
+    sim.cut_power_at(cut);
+    let mut world = World::new(&sim);
+    // Whether a call failed or went on in ignorance is no matter: the ledger knows.
+    let _ = world.run(ops);
+    let was_cut = sim.power_is_cut();
+    let ledger = world.forget();
+    was_cut.then_some((sim, ledger))
+}
+
+/// Opens, looks, and does something new; the first two must go well unless the power goes again.
+fn recover(sim: &Sim, ledger: &mut Ledger, context: &str) -> Result<(Store, Keys)> {
+    let store = sim.open_with(tiny())?;
+    let mut keys = look(&store)?;
+    keys.remove("probe");
+    ledger.saw(greatest_token(&store));
+    if let Claim::Acquired(guard) = store.claim("probe")? {
+        let (token, greatest) = (guard.token().get(), ledger.token);
+        assert!(token > greatest, "{context}: token {token} after {greatest}");
+        ledger.saw(guard.token().get());
+        guard.complete("probed")?;
+    }
+    Ok((store, keys))
+}
+
+/// The whole check of one machine after its crash.
+fn check(sim: &Sim, ledger: &Ledger, loss: Loss, context: &str, tried: &mut Tried) {
+    let mut ledger = ledger.clone();
+    let (store, keys) =
+        recover(sim, &mut ledger, context).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+    assert!(
+        ledger.position(&keys, loss).is_some(),
+        "{context}: found {keys:?}\nwhich is not {}",
+        ledger.describe(loss)
+    );
+    let opening = store.stats().opening;
+    assert!(opening.cut.is_none_or(|cut| cut.bytes() > 0), "{context}");
+    sim.power_loss();
+    drop(store);
+    let (store, again) =
+        recover(sim, &mut ledger, context).unwrap_or_else(|e| panic!("{context}, again: {e:?}"));
+    let probed =
+        matches!(store.get("probe"), Ok(Some(State::Completed(_) | State::Interrupted(_))));
+    assert!(probed, "{context}: the probe was synced");
+    assert_eq!(again, keys, "{context}: a second reopening sees something else");
+    drop(store);
+    tried.reopenings += 2;
+}
+
+#[test]
+fn power_lost_at_any_change_loses_nothing_synced() {
+    let mut tried = Tried::default();
+    for (name, ops) in workloads() {
+        for cut in 0.. {
+            let Some((sim, ledger)) = run_until(&ops, cut) else { break };
+            tried.points += 1;
+            // By default every sixth way, another sixth at each point.
+            let (seeds, stride) = if is_long() { (64, 1) } else { (6, 6) };
+            let first = usize::try_from(cut).unwrap() % stride;
+            for crash in sim.crashes(seeds).into_iter().skip(first).step_by(stride) {
+                let context = format!("{name}, cut at change {cut}, {crash:?}");
+                check(&sim.after(crash), &ledger, Loss::Power, &context, &mut tried);
+            }
+        }
+    }
+    println!("power: {} crash points, {} reopenings", tried.points, tried.reopenings);
+    assert!(tried.reopenings > 1000);
+}
+
+#[test]
+fn a_kill_at_any_change_loses_nothing_flushed() {
+    let mut tried = Tried::default();
+    for (name, ops) in workloads() {
+        for cut in 0.. {
+            let Some((sim, ledger)) = run_until(&ops, cut) else { break };
+            tried.points += 1;
+            let context = format!("{name}, killed at change {cut}");
+            check(&sim.copy(), &ledger, Loss::Kill, &context, &mut tried);
+        }
+    }
+    println!("kill: {} crash points, {} reopenings", tried.points, tried.reopenings);
+    assert!(tried.points > 300);
+}
+
+/// The recovery from a crash at change `k` loses power at its change `j`, for all `(k, j)`; what it had shown
+/// before, it must show again.
+#[test]
+fn power_lost_at_any_change_of_a_recovery_loses_nothing_more() {
+    let mut tried = Tried::default();
+    for (name, ops) in workloads() {
+        let stride = if is_long() { 1 } else { 5 };
+        for cut in (0..).step_by(stride) {
+            let Some((sim, ledger)) = run_until(&ops, cut) else { break };
+            let crash = [SimCrash::ALL, SimCrash::seeded(cut), SimCrash::NONE][cut as usize % 3];
+            for again in 0.. {
+                let machine = sim.after(crash);
+                machine.cut_power_at(again);
+                let mut ledger = ledger.clone();
+                let context = format!("{name}, cut at change {cut} and {again} of the recovery");
+                let shown = recover(&machine, &mut ledger, &context);
+                if !machine.power_is_cut() {
+                    break;
+                }
+                tried.points += 1;
+                let shown = shown.map(|(store, keys)| {
+                    drop(store);
+                    keys
+                });
+                if is_long() {
+                    for third in machine.crashes(2) {
+                        let context = format!("{context}, {third:?}");
+                        check_shown(&machine.after(third), &ledger, &shown, &context, &mut tried);
+                    }
+                } else {
+                    let third = [SimCrash::NONE, SimCrash::ALL, SimCrash::seeded(again)];
+                    let third = third[(cut / stride as u64 + again) as usize % 3];
+                    let context = format!("{context}, {third:?}");
+                    check_shown(&machine.after(third), &ledger, &shown, &context, &mut tried);
+                }
+            }
+        }
+    }
+    println!("recovery: {} crash points, {} reopenings", tried.points, tried.reopenings);
+    assert!(tried.points > 300);
+}
+
+fn check_shown(sim: &Sim, ledger: &Ledger, shown: &Result<Keys>, context: &str, tried: &mut Tried) {
+    if let Ok(shown) = shown {
+        let machine = sim.copy();
+        let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        let mut found = look(&store).unwrap();
+        found.remove("probe");
+        assert_eq!(found, *shown, "{context}: the interrupted recovery had shown something else");
+        tried.reopenings += 1;
+    }
+    check(sim, ledger, Loss::Power, context, tried);
+}
+
+/// The page cache lies: a sync fails once, what it should have written counts as clean, later syncs succeed.
+/// The batch learns Indeterminate, and nothing acknowledged is lost to a reopening in the same boot, with the
+/// cache still warm or evicted, nor to a power cut after it.
+#[test]
+fn a_sync_that_fails_once_poisons_and_loses_nothing() {
+    let mut tried = Tried::default();
+    for (name, ops) in workloads() {
+        for lie in 0.. {
+            let sim = Sim::new(7);
+            sim.lie_at_sync(lie);
+            let mut world = World::new(&sim);
+            let Err(failed) = world.run(&ops) else { break };
+            tried.points += 1;
+            let context = format!("{name}, sync {lie} lies ({})", failed.message);
+            assert!(
+                matches!(
+                    failed.kind,
+                    ErrorKind::Indeterminate | ErrorKind::Poisoned | ErrorKind::Io
+                ),
+                "{context}: {failed:?}"
+            );
+            assert!(failed.path.is_some(), "{context}");
+            if let Some(store) = &world.store {
+                // What is durable is still answered; nothing is granted.
+                check_answers(store, &world.ledger, &context);
+                let kind = store.claim("another").unwrap_err().kind();
+                assert_eq!(kind, ErrorKind::Poisoned, "{context}");
+            }
+            let killed = sim.copy();
+            let cold = sim.copy();
+            cold.evict_lost();
+            let dark = sim.after(SimCrash::NONE);
+            let ledger = world.forget();
+            check(&killed, &ledger, Loss::Kill, &format!("{context}, warm"), &mut tried);
+            check(&cold, &ledger, Loss::Power, &format!("{context}, cold"), &mut tried);
+            check(&dark, &ledger, Loss::Power, &format!("{context}, power cut"), &mut tried);
+        }
+    }
+    println!("lying syncs: {} fault points, {} reopenings", tried.points, tried.reopenings);
+    assert!(tried.points > 60);
+}

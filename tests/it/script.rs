@@ -1,0 +1,570 @@
+//! Tiny workloads as data, and the ledger that says what may be left of them.
+//!
+//! Each operation that changes a key is one record of one log, so a crash leaves the state after some prefix of
+//! them: at least as long as the last acknowledgement at the level that the crash respects, at most all that was
+//! begun. The ledger stands outside the store and knows nothing of its files.
+
+use onlyonce::admin::Health;
+use onlyonce::testing::Sim;
+use onlyonce::{
+    Claim, ClaimGuard, Durability, Error, ErrorKind, Interrupted, Key, OnDrop, OnInterrupted,
+    Operation, Outcome, Resolution, State, Store, StoreBuilder,
+};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use Durability::{Flush, Lazy, Sync};
+
+/// One call, or a move of the world around the store.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    /// With the levels of the claim and of its outcome.
+    Claim(String, Durability, Durability),
+    ClaimHold(String),
+    Complete(String, String),
+    Fail(String, String),
+    Abort(String),
+    Drop(String),
+    DropAsAbort(String),
+    TakeOver(String, Durability),
+    NotApplied(String, Durability),
+    Hold(String),
+    Renew(String),
+    /// A lease passes; its owner keeps the guard and learns of nothing.
+    Lapse(String),
+    /// The owner whose lease passed comes back after a take-over.
+    Stale(String),
+    ResolveRetry(String),
+    Resolve(String, String),
+    Forget(String),
+    Mark(String, Durability),
+    Sync,
+    Step,
+    Close,
+    /// Drops the store, guards first, and opens it again.
+    Reopen,
+    Kill,
+    PowerLoss,
+}
+
+/// What a later process finds a key in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    Interrupted(u32),
+    Held(u32),
+    Aborted(u32),
+    Completed(u32, Vec<u8>),
+    Failed(u32, Vec<u8>),
+}
+
+pub(crate) type Keys = BTreeMap<String, Found>;
+
+/// The model of one key.
+#[derive(Clone, Debug)]
+struct Model {
+    found: Found,
+    has_open_fate: bool,
+}
+
+/// What was begun, what was acknowledged, and at which level.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    model: BTreeMap<String, Model>,
+    /// `states[n]`: after the first `n` changes.
+    states: Vec<Keys>,
+    /// So many changes were acknowledged at `Sync`, and at `Flush` or better.
+    synced: usize,
+    flushed: usize,
+    /// The greatest token that anybody was shown.
+    pub(crate) token: u64,
+}
+
+/// A call that failed, and what became of its guard.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    pub(crate) path: Option<PathBuf>,
+    /// The guard came back, and the world holds it again.
+    pub(crate) gave_back: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed::from_ref(&error)
+    }
+}
+
+impl Failed {
+    fn from_ref(error: &Error) -> Self {
+        Failed {
+            kind: error.kind(),
+            message: error.to_string(),
+            path: error.path().map(ToOwned::to_owned),
+            gave_back: false,
+        }
+    }
+}
+
+type Result<T, E = Failed> = std::result::Result<T, E>;
+
+/// What a crash respects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Loss {
+    /// The process alone: what the system was given stays.
+    Kill,
+    Power,
+}
+
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        Ledger {
+            model: BTreeMap::new(),
+            states: vec![Keys::new()],
+            synced: 0,
+            flushed: 0,
+            token: 0,
+        }
+    }
+
+    fn begin(&mut self, op: &Op) {
+        let before = self.model.clone();
+        if self.change(op) {
+            let keys = self.model.iter().map(|(key, model)| (key.clone(), model.found.clone()));
+            self.states.push(keys.collect());
+        } else {
+            self.model = before;
+        }
+    }
+
+    /// Takes the operation into the model; whether it changes anything.
+    fn change(&mut self, op: &Op) -> bool {
+        let attempt = |model: &BTreeMap<String, Model>, key: &String| {
+            model.get(key).map_or(0, |model| model.found.attempt())
+        };
+        let (key, found, keeps_fate) = match op {
+            Op::Claim(key, ..) | Op::ClaimHold(key) => {
+                (key, Found::Interrupted(attempt(&self.model, key) + 1), false)
+            }
+            Op::NotApplied(key, _) => {
+                (key, Found::Interrupted(attempt(&self.model, key) + 1), false)
+            }
+            Op::TakeOver(key, _) => {
+                let next = attempt(&self.model, key) + 1;
+                self.model.get_mut(key).unwrap().has_open_fate = true;
+                (key, Found::Interrupted(next), true)
+            }
+            Op::Complete(key, value) => {
+                (key, Found::Completed(attempt(&self.model, key), value.clone().into()), false)
+            }
+            Op::Fail(key, value) => {
+                (key, Found::Failed(attempt(&self.model, key), value.clone().into()), false)
+            }
+            Op::Abort(key) | Op::DropAsAbort(key) => {
+                let n = attempt(&self.model, key);
+                let open = self.model.get(key).is_some_and(|model| model.has_open_fate);
+                (key, if open { Found::Interrupted(n) } else { Found::Aborted(n) }, true)
+            }
+            Op::Hold(key) => (key, Found::Held(attempt(&self.model, key)), true),
+            Op::ResolveRetry(key) => (key, Found::Aborted(attempt(&self.model, key)), false),
+            Op::Resolve(key, value) => {
+                (key, Found::Completed(attempt(&self.model, key), value.clone().into()), false)
+            }
+            Op::Mark(key, _) => {
+                (key, Found::Completed(attempt(&self.model, key) + 1, Vec::new()), false)
+            }
+            Op::Forget(key) => return self.model.remove(key).is_some(),
+            _ => return false,
+        };
+        let has_open_fate =
+            keeps_fate && self.model.get(key).is_some_and(|model| model.has_open_fate);
+        self.model.insert(key.clone(), Model { found, has_open_fate });
+        true
+    }
+
+    fn acknowledged(&mut self, level: Durability) {
+        let all = self.states.len() - 1;
+        if level >= Flush {
+            self.flushed = all;
+        }
+        if level >= Sync {
+            self.synced = all;
+        }
+    }
+
+    /// The last operation was refused before anything was written.
+    fn refused(&mut self, op: &Op, before: usize, model: &Ledger) {
+        assert!(self.states.len() - before <= 1, "{op:?}");
+        self.states.truncate(before);
+        self.model = model.model.clone();
+    }
+
+    /// Whatever is there is what later crashes may leave.
+    fn settle(&mut self, keys: &Keys) {
+        let n = self.position(keys, Loss::Power).unwrap();
+        self.states = vec![self.states[n].clone()];
+        (self.synced, self.flushed) = (0, 0);
+        self.model.retain(|key, _| keys.contains_key(key));
+        for (key, found) in keys {
+            let open = self.model.get(key).is_some_and(|model| model.has_open_fate);
+            self.model.insert(key.clone(), Model { found: found.clone(), has_open_fate: open });
+        }
+    }
+
+    /// Which prefix `keys` is, if it is one that the loss allows.
+    pub(crate) fn position(&self, keys: &Keys, loss: Loss) -> Option<usize> {
+        let least = if loss == Loss::Kill { self.flushed } else { self.synced };
+        (least..self.states.len()).find(|n| self.states[*n] == *keys)
+    }
+
+    pub(crate) fn describe(&self, loss: Loss) -> String {
+        let least = if loss == Loss::Kill { self.flushed } else { self.synced };
+        let from = &self.states[least];
+        let to = self.states.last().unwrap();
+        format!("between {least} {from:?}\nand {} {to:?}", self.states.len() - 1)
+    }
+
+    pub(crate) fn saw(&mut self, token: u64) {
+        self.token = self.token.max(token);
+    }
+
+    /// A grant: its token is greater than any before.
+    fn granted(&mut self, guard: &ClaimGuard) {
+        let token = guard.token().get();
+        assert!(token > self.token, "token {token} after {}", self.token);
+        self.token = token;
+    }
+
+    /// Keys whose newest change was acknowledged at `Sync`: nothing can take it back.
+    pub(crate) fn settled(&self) -> Keys {
+        let mut keys = self.states[self.synced].clone();
+        for later in &self.states[self.synced..] {
+            keys.retain(|key, found| later.get(key) == Some(found));
+        }
+        keys
+    }
+
+    /// What all that was begun comes to.
+    pub(crate) fn last(&self) -> &Keys {
+        self.states.last().unwrap()
+    }
+}
+
+impl Found {
+    fn attempt(&self) -> u32 {
+        match self {
+            Found::Interrupted(n) | Found::Held(n) | Found::Aborted(n) => *n,
+            Found::Completed(n, _) | Found::Failed(n, _) => *n,
+        }
+    }
+
+    /// As `get` says it; a claim in progress is what the next process finds interrupted.
+    pub(crate) fn of(state: &State) -> Self {
+        match state {
+            State::InProgress(a) | State::Interrupted(a) => Found::Interrupted(a.number()),
+            State::Held(a) => Found::Held(a.number()),
+            State::Aborted(a) => Found::Aborted(a.number()),
+            State::Completed(r) => Found::Completed(r.attempt(), r.result().to_vec()),
+            State::Failed(r) => Found::Failed(r.attempt(), r.result().to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// All keys of a store, by `iter`, each one by `get` too.
+pub(crate) fn look(store: &Store) -> Result<Keys, Error> {
+    let mut keys = Keys::new();
+    for entry in store.iter() {
+        let (key, state) = entry?;
+        let got = store.get(&key)?.unwrap_or_else(|| panic!("{key} is gone from get"));
+        assert_eq!(Found::of(&got), Found::of(&state));
+        assert!(keys.insert(name(&key), Found::of(&state)).is_none(), "{key} twice");
+    }
+    Ok(keys)
+}
+
+/// A store in trouble still answers for what is durable, and says of the rest that nobody knows.
+pub(crate) fn check_answers(store: &Store, ledger: &Ledger, context: &str) {
+    for (key, found) in ledger.settled() {
+        let state = store.get(&full(&key)).unwrap_or_else(|e| panic!("{context}: {key}: {e:?}"));
+        let state = state.unwrap_or_else(|| panic!("{context}: {key} is absent"));
+        assert_eq!(Found::of(&state), found, "{context}: {key}");
+    }
+    for entry in store.iter() {
+        if let Err(e) = entry {
+            assert_eq!(e.kind(), ErrorKind::Indeterminate, "{context}: {e:?}");
+        }
+    }
+}
+
+/// The greatest token of the attempts and results in the store.
+pub(crate) fn greatest_token(store: &Store) -> u64 {
+    let token = |entry: Result<(Key<'static>, State), Error>| match entry.unwrap().1 {
+        State::InProgress(a) | State::Interrupted(a) | State::Held(a) | State::Aborted(a) => {
+            a.token().get()
+        }
+        State::Completed(r) | State::Failed(r) => r.token().get(),
+        other => panic!("{other:?}"),
+    };
+    store.iter().map(token).max().unwrap_or(0)
+}
+
+/// The smallest store there is: four pages a segment.
+pub(crate) fn tiny() -> StoreBuilder {
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(256)
+}
+
+/// `#` and a number name a key so long that four of them fill a segment.
+fn full(name: &str) -> String {
+    name.strip_prefix('#').map_or_else(|| name.to_owned(), |number| format!("{number:0>3900}"))
+}
+
+fn name(key: &Key<'_>) -> String {
+    let full = key.to_string();
+    if full.len() > 1000 { format!("#{}", full.trim_start_matches('0')) } else { full }
+}
+
+/// A store at work.
+pub(crate) struct World<'s> {
+    pub(crate) sim: &'s Sim,
+    pub(crate) store: Option<Store>,
+    /// With the level of the outcome.
+    guards: BTreeMap<String, (ClaimGuard, Durability)>,
+    stale: BTreeMap<String, ClaimGuard>,
+    pub(crate) ledger: Ledger,
+}
+
+impl<'s> World<'s> {
+    pub(crate) fn new(sim: &'s Sim) -> Self {
+        World {
+            sim,
+            store: None,
+            guards: BTreeMap::new(),
+            stale: BTreeMap::new(),
+            ledger: Ledger::new(),
+        }
+    }
+
+    /// Opens the store and does `ops` until one fails, or the power goes.
+    pub(crate) fn run(&mut self, ops: &[Op]) -> Result<()> {
+        if self.store.is_none() {
+            self.store = Some(self.sim.open_with(tiny())?);
+        }
+        for op in ops {
+            self.run_one(op)?;
+            if self.sim.power_is_cut() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does one operation and keeps the ledger.
+    pub(crate) fn run_one(&mut self, op: &Op) -> Result<()> {
+        let before = self.ledger.clone();
+        self.ledger.begin(op);
+        match self.apply(op) {
+            Ok(level) => {
+                if let Some(level) = level {
+                    self.ledger.acknowledged(level);
+                }
+                Ok(())
+            }
+            Err(e) => {
+                // Of anything but Indeterminate nothing was written.
+                if e.kind != ErrorKind::Indeterminate {
+                    let token = self.ledger.token;
+                    self.ledger.refused(op, before.states.len(), &before);
+                    self.ledger.token = token;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    /// Lets go of everything as a crash does: on a disk that no call reaches any more.
+    pub(crate) fn forget(mut self) -> Ledger {
+        self.guards.clear();
+        self.stale.clear();
+        self.store = None;
+        self.ledger
+    }
+
+    /// Does the call; says at which level it is acknowledged, `None` if there is nothing to acknowledge.
+    fn apply(&mut self, op: &Op) -> Result<Option<Durability>> {
+        let level = match op {
+            Op::Claim(key, claim, outcome) => {
+                let key_bytes = full(key);
+                let op = Operation::new(&key_bytes).claim_durability(*claim).durability(*outcome);
+                let op = op.lease(Duration::from_secs(30));
+                let Claim::Acquired(guard) = self.store().claim(op)? else { panic!("{key}") };
+                self.hold_guard(key, guard, *outcome);
+                *claim
+            }
+            Op::ClaimHold(key) => {
+                let op = Operation::new(key).on_interrupted(OnInterrupted::Hold);
+                let Claim::Acquired(guard) = self.store().claim(op)? else { panic!("{key}") };
+                self.hold_guard(key, guard, Sync);
+                Sync
+            }
+            Op::Complete(key, value) => self.end(key, |guard| guard.complete(value))?,
+            Op::Fail(key, value) => self.end(key, |guard| guard.fail(value))?,
+            Op::Abort(key) => self.end(key, |guard| guard.abort("nothing happened"))?,
+            Op::Drop(key) => {
+                drop(self.guards.remove(key));
+                return Ok(None);
+            }
+            Op::DropAsAbort(key) => {
+                let (guard, _) = self.guards.remove(key).unwrap();
+                guard.on_drop(OnDrop::Abort);
+                return Ok(None);
+            }
+            Op::TakeOver(key, level) => self.word(key, *level, |lost| lost.take_over())?,
+            Op::NotApplied(key, level) => self.word(key, *level, |lost| lost.not_applied())?,
+            Op::Hold(key) => {
+                let Claim::Interrupted(lost) = self.store().claim(key)? else { panic!("{key}") };
+                lost.hold()?;
+                Sync
+            }
+            Op::Renew(key) => {
+                self.guards[key].0.renew(Duration::from_secs(30))?;
+                return Ok(None);
+            }
+            Op::Lapse(key) => {
+                self.sim.advance(Duration::from_secs(31));
+                let (guard, _) = self.guards.remove(key).unwrap();
+                self.stale.insert(key.clone(), guard);
+                return Ok(None);
+            }
+            Op::Stale(key) => {
+                let error = self.stale.remove(key).unwrap().complete("stale").unwrap_err();
+                return if error.kind() == ErrorKind::ClaimLost {
+                    Ok(None)
+                } else {
+                    Err(error.into())
+                };
+            }
+            Op::ResolveRetry(key) => self.resolve(key, Resolution::Retry)?,
+            Op::Resolve(key, value) => {
+                self.resolve(key, Resolution::Record(Outcome::success(value)))?
+            }
+            Op::Forget(key) => {
+                assert!(self.store().forget(key)?);
+                Sync
+            }
+            Op::Mark(key, level) => {
+                assert!(
+                    self.store().mark(Operation::new(&full(key)).durability(*level))?.is_first()
+                );
+                *level
+            }
+            Op::Sync => {
+                self.store().sync()?;
+                Sync
+            }
+            Op::Step => {
+                self.sim.advance(Duration::from_millis(1500));
+                for _ in 0..20 {
+                    if self.store().step()? > Duration::ZERO {
+                        break;
+                    }
+                }
+                return Ok(None);
+            }
+            Op::Close => {
+                let closed = self.store().close(Duration::ZERO);
+                self.guards.clear();
+                self.store = None;
+                closed?;
+                self.store = Some(self.sim.open_with(tiny())?);
+                Sync
+            }
+            Op::Reopen => {
+                self.guards.clear();
+                self.store = None;
+                if self.sim.power_is_cut() {
+                    return Ok(None);
+                }
+                self.store = Some(self.sim.open_with(tiny())?);
+                return Ok(None);
+            }
+            Op::Kill | Op::PowerLoss => {
+                let loss = if matches!(op, Op::Kill) { Loss::Kill } else { Loss::Power };
+                match loss {
+                    Loss::Kill => self.sim.kill(),
+                    Loss::Power => self.sim.power_loss(),
+                }
+                self.guards.clear();
+                self.store = None;
+                self.store = Some(self.sim.open_with(tiny())?);
+                let keys = match look(self.store()) {
+                    // A full disk: what no watermark covers is served when there is room to sync it.
+                    Err(e) if e.kind() == ErrorKind::StorageFull => {
+                        assert_eq!(self.store().health(), Health::WaitsForRoom);
+                        self.sim.set_disk_bytes_max(u64::MAX);
+                        self.sim.set_disk_files_max(u64::MAX);
+                        let keys = look(self.store())?;
+                        self.sim.set_disk_bytes_max(self.sim.disk_bytes());
+                        keys
+                    }
+                    looked => looked?,
+                };
+                assert!(
+                    self.ledger.position(&keys, loss).is_some(),
+                    "after {op:?}: {keys:?}\nnot {}",
+                    self.ledger.describe(loss)
+                );
+                self.ledger.settle(&keys);
+                return Ok(None);
+            }
+        };
+        Ok(Some(level))
+    }
+
+    fn hold_guard(&mut self, key: &str, guard: ClaimGuard, level: Durability) {
+        self.ledger.granted(&guard);
+        self.guards.insert(key.to_owned(), (guard, level));
+    }
+
+    /// Ends a claim; a guard that an error gives back is kept.
+    fn end(
+        &mut self,
+        key: &str,
+        ending: impl FnOnce(ClaimGuard) -> Result<(), Error>,
+    ) -> Result<Durability> {
+        let (guard, level) = self.guards.remove(key).unwrap();
+        let Err(error) = ending(guard) else { return Ok(level) };
+        let mut failed = Failed { gave_back: false, ..Failed::from_ref(&error) };
+        if let Some(guard) = error.into_claim() {
+            self.guards.insert(key.to_owned(), (guard, level));
+            failed.gave_back = true;
+        }
+        Err(failed)
+    }
+
+    fn word(
+        &mut self,
+        key: &str,
+        level: Durability,
+        word: impl FnOnce(Interrupted) -> Result<ClaimGuard, Error>,
+    ) -> Result<Durability> {
+        let op = Operation::new(key).claim_durability(level).lease(Duration::from_secs(30));
+        let Claim::Interrupted(lost) = self.store().claim(op)? else { panic!("{key}") };
+        let guard = word(lost)?;
+        self.hold_guard(key, guard, Sync);
+        Ok(level)
+    }
+
+    fn resolve(&mut self, key: &str, resolution: Resolution) -> Result<Durability> {
+        let Some(State::Interrupted(a) | State::Held(a)) = self.store().get(key)? else {
+            panic!("{key}")
+        };
+        assert!(self.store().resolve(&a, resolution)?);
+        Ok(Sync)
+    }
+}
