@@ -10,6 +10,10 @@ mod conformance;
 mod contract;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// The same seed gives the same run.
+mod determinism;
+/// What each ending leaves, child processes included.
+mod endings;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
 /// The corpora of the fuzz targets.
