@@ -154,8 +154,22 @@ impl Still {
 fn small() -> Vec<Op> {
     use Op::*;
     vec![
-        Claim(Sync), End(Sync, 300), Pass(20), Claim(Flush), Kill, Claim(Sync), Pass(1), Batch(900), Batch(900),
-        Pass(1), Batch(100), Pass(20), Claim(Sync), Claim(Flush), End(Lazy, 100), End(Flush, 50),
+        Claim(Sync),
+        End(Sync, 300),
+        Pass(20),
+        Claim(Flush),
+        Kill,
+        Claim(Sync),
+        Pass(1),
+        Batch(900),
+        Batch(900),
+        Pass(1),
+        Batch(100),
+        Pass(20),
+        Claim(Sync),
+        Claim(Flush),
+        End(Lazy, 100),
+        End(Flush, 50),
     ]
 }
 
@@ -203,7 +217,10 @@ fn every_flipped_byte_of_a_closed_store_is_seen() {
             (0..len).step_by(509).for_each(|offset| flip(&path, offset, false));
         }
     }
-    println!("closed: {seen} flips seen, {harmless} without effect, {} segments", still.listed.len());
+    println!(
+        "closed: {seen} flips seen, {harmless} without effect, {} segments",
+        still.listed.len()
+    );
     assert!(seen > 10_000 && harmless > 10);
 }
 
@@ -331,7 +348,8 @@ fn a_file_exchanged_with_another_stores_is_noticed() {
             for other_path in paths(&other.disk) {
                 let disk = still.disk.kill_clone();
                 disk.write_file(&path, &other.disk.read(&other_path).unwrap()).unwrap();
-                let is_noticed = still.hold(&disk, &format!("{path:?} by another's {other_path:?}"));
+                let is_noticed =
+                    still.hold(&disk, &format!("{path:?} by another's {other_path:?}"));
                 let name = path.file_name().unwrap().to_str().unwrap();
                 let is_spare = name.starts_with("spare-") || name == "MANIFEST.next";
                 assert!(is_noticed || is_spare, "{path:?} by another's {other_path:?}");
@@ -438,7 +456,8 @@ fn records_of_the_same_lsn_from_another_life_are_never_valid() {
     let two = live(200, &[Op::Claim(Sync), Op::Batch(200), Op::Pass(20), Op::Batch(100)]);
     assert_eq!(one.active, two.active);
     let path = log_dir().join(segment::file_name(one.active));
-    let of = |still: &Still| still.listed.iter().find(|l| l.ordinal == still.active).copied().unwrap();
+    let of =
+        |still: &Still| still.listed.iter().find(|l| l.ordinal == still.active).copied().unwrap();
     assert_eq!(of(&one).base, of(&two).base);
     let end = one.records_end(&of(&one));
     assert!(two.records_end(&of(&two)) > end + 300);
@@ -459,7 +478,8 @@ fn after_idling_every_lost_record_is_a_loss() {
     let (id, last) = *still.seen.last().unwrap();
     assert!(last < still.covered, "{id} is not marked");
     let segment = still.segment(&listed);
-    for cut_at in [segment.offset(last), segment.offset(last) + 24, segment.offset(still.seen[0].1)] {
+    for cut_at in [segment.offset(last), segment.offset(last) + 24, segment.offset(still.seen[0].1)]
+    {
         let disk = still.disk.kill_clone();
         // Gone with all that follows, but for the note that marks it.
         disk.overwrite(&segment.path, cut_at, &[0; 16]).unwrap();
@@ -478,7 +498,8 @@ fn after_idling_every_lost_record_is_a_loss() {
 #[test]
 fn a_torn_tail_is_cut_and_reported_wherever_it_is_torn() {
     use Op::*;
-    let ops = [Claim(Sync), End(Sync, 100), Claim(Flush), Batch(200), Claim(Flush), End(Flush, 300)];
+    let ops =
+        [Claim(Sync), End(Sync, 100), Claim(Flush), Batch(200), Claim(Flush), End(Flush, 300)];
     let still = Still::after(&ops, false);
     let listed = still.listed[0];
     let segment = still.segment(&listed);
@@ -497,7 +518,11 @@ fn a_torn_tail_is_cut_and_reported_wherever_it_is_torn() {
         match report.cut {
             Some(cut) => assert!(cut.offset <= at && cut.offset + cut.bytes <= end),
             None => assert!(
-                still.disk.read(&segment.path).unwrap()[..at as usize].iter().rev().take(300).any(|b| *b != 0)
+                still.disk.read(&segment.path).unwrap()[..at as usize]
+                    .iter()
+                    .rev()
+                    .take(300)
+                    .any(|b| *b != 0)
             ),
         }
     }
