@@ -19,7 +19,9 @@ fn durable_manifest(disk: &MemoryStorage) -> Manifest {
 fn rule_3_a_segment_is_listed_durably_before_an_lsn_in_it_is_taken() {
     let mut player = Player::new(World::new());
     let mut extent = Lsn::ZERO;
-    for op in workload().into_iter().chain(workload()) {
+    let rolling = [Op::Claim(Flush), Op::End(Lazy, 900), Op::Forget(Sync), Op::Pass(1)];
+    let rolling = rolling.into_iter().cycle().take(100);
+    for op in workload().into_iter().chain(rolling).chain([Op::Kill]).chain(workload()) {
         player.op(op).unwrap();
         let manifest = durable_manifest(&player.world.disk);
         assert!(manifest.extent >= extent, "the extent fell");
