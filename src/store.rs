@@ -24,7 +24,7 @@ use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, phase_shown};
 use crate::storage::{OsStorage, Storage};
 use crate::sync::{self, AtomicBool, Mutex, Ordering};
-use crate::types::{KeyHash, Token};
+use crate::types::{KeyHash, Token, WallMillis};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
 /// An open store: names operations with keys and remembers what became of them.
@@ -569,9 +569,9 @@ impl StoreBuilder {
             Ok(lock) => lock,
             Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
                 create_dirs(&*storage, dir)?;
-                storage.lock_dir(dir).map_err(|e| not_locked(&*storage, dir, e))?
+                storage.lock_dir(dir).map_err(|e| not_locked(&seams, dir, e))?
             }
-            Err(e) => return Err(not_locked(&*storage, dir, e)),
+            Err(e) => return Err(not_locked(&seams, dir, e)),
         };
         if let Ok(Some(name)) = storage.network_fs(dir) {
             if !self.allow_network_fs {
@@ -671,7 +671,8 @@ fn parent_of(dir: &Path) -> PathBuf {
 }
 
 /// Why a directory could not be locked, in words that help.
-fn not_locked(storage: &dyn Storage, dir: &Path, error: io::Error) -> Error {
+fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
+    let (storage, now) = (&*seams.storage, seams.clock.wall());
     match error.kind() {
         io::ErrorKind::NotFound => Error::new(
             ErrorKind::NotFound,
@@ -691,15 +692,13 @@ fn not_locked(storage: &dyn Storage, dir: &Path, error: io::Error) -> Error {
             let pid = holder.or(opener.map(|opener| opener.pid));
             let who =
                 pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
-            let since = opener
-                .filter(|opener| Some(opener.pid) == pid)
-                .map_or_else(String::new, |opener| {
-                    format!(" since {} ms after 1970 (unix time)", opener.since.0)
-                });
+            let opener = opener.filter(|opener| Some(opener.pid) == pid);
+            let since = opener.map_or_else(String::new, |opener| since(opener.since, now));
             Error::new(
                 ErrorKind::Locked,
                 format!(
-                    "{} is open in {who}{since}: one process opens a store at a time",
+                    "{} is open in {who}{since}: one process opens a store at a time; share its handle, \
+                     or wait until it is closed",
                     dir.display()
                 ),
             )
@@ -708,6 +707,27 @@ fn not_locked(storage: &dyn Storage, dir: &Path, error: io::Error) -> Error {
         }
         _ => Error::io("locking", dir, error),
     }
+}
+
+/// ` since 2026-01-01 00:00:00 UTC (3 s ago)`
+fn since(then: WallMillis, now: WallMillis) -> String {
+    let (days, second) = (then.0 / 86_400_000, then.0 / 1000 % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let ago = now.0.saturating_sub(then.0) / 1000;
+    format!(" since {year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC ({ago} s ago)")
+}
+
+/// The date so many days after 1970-01-01. Years are counted from March, so that a leap day ends one.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468; // from 0000-03-01
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year + 400 * era + u64::from(month <= 2), month, day)
 }
 
 fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Result<Manifest> {
@@ -813,3 +833,27 @@ fn state_in(
 
 /// Where a key hashes to, for a walk.
 pub(crate) type Hashed = (KeyHash, crate::index::recent::Place);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_reads_as_people_write_it() {
+        let at =
+            |seconds: u64| since(WallMillis(seconds * 1000), WallMillis(seconds * 1000 + 61_999));
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_767_225_599, "2025-12-31 23:59:59"),
+            (1_767_225_600, "2026-01-01 00:00:00"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(at(seconds), format!(" since {text} UTC (61 s ago)"));
+        }
+        let future = since(WallMillis(u64::MAX), WallMillis(0));
+        assert!(future.ends_with("UTC (0 s ago)"), "{future}");
+    }
+}
