@@ -17,6 +17,9 @@ mod process;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
 
+/// Flipped bytes, and files cut, emptied, taken away or exchanged.
+mod corrupt;
+
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
 /// Sizes that change between two openings.

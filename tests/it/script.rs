@@ -226,6 +226,16 @@ impl Ledger {
         (least..self.states.len()).find(|n| self.states[*n] == *keys)
     }
 
+    /// As `position`, for a store that must hold at least so many changes.
+    pub(crate) fn position_from(&self, keys: &Keys, least: usize) -> Option<usize> {
+        (least..self.states.len()).find(|n| self.states[*n] == *keys)
+    }
+
+    /// How many changes were begun.
+    pub(crate) fn len(&self) -> usize {
+        self.states.len() - 1
+    }
+
     pub(crate) fn describe(&self, loss: Loss) -> String {
         let least = if loss == Loss::Kill { self.flushed } else { self.synced };
         let from = &self.states[least];
