@@ -169,7 +169,7 @@ impl Log {
             return Err(NoRoom::NotWriting);
         }
         let durable = self.queue.durable();
-        if tail.end().get() >= limits::LSN_MAX / 2 {
+        if tail.end().get() >= limits::LSN_MAX - 4 * limits::SEGMENT_BYTES_MOST {
             return Err(NoRoom::Full);
         }
         tail.admit(draft.len(), room, durable)?;

@@ -7,6 +7,9 @@
 mod crash;
 mod damage;
 mod fault;
+mod levels;
+mod rules;
+mod threads;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
