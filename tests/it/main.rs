@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
+/// Many threads on the same keys, and whether what they were told fits one order.
+mod concurrent;
+/// One suite for everything that calls itself a store.
+mod conformance;
 /// Tiny workloads as data, and what a crash may leave of them.
 mod script;
 
