@@ -598,7 +598,7 @@ impl ClaimGuard {
     ///
     /// # Errors
     /// - `ClaimLost`: somebody took over. Nothing was changed.
-    /// - `TooLarge`, `StorageFull`, or a value that did not encode: nothing was written, and
+    /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
     ///   [`Error::into_claim`] gives the guard back; the error dropped with the guard in it leaves the attempt
     ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
     /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
@@ -689,7 +689,10 @@ impl ClaimGuard {
                 self.0.has_ended.store(true, Ordering::SeqCst);
                 if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
             }
-            Err(e) if e.kind() == ErrorKind::StorageFull => Err(e.with_claim(self)),
+            // Room was wanted and could not be made: nothing was written.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {
+                Err(e.with_claim(self))
+            }
             Err(e) => {
                 // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
                 let is_unknown = e.kind() == ErrorKind::Indeterminate;
@@ -714,13 +717,19 @@ impl Drop for ClaimGuard {
         if inner.has_ended.swap(true, Ordering::SeqCst) {
             return;
         }
-        let abort = inner.drop_aborts.load(Ordering::SeqCst);
+        inner.let_go(inner.drop_aborts.load(Ordering::SeqCst));
+    }
+}
+
+impl Inner {
+    /// The owner goes without a word, or with the one that `OnDrop::Abort` gave beforehand.
+    fn let_go(&self, abort: bool) {
         let reason =
             if abort { "dropped before it had an effect" } else { "dropped without a word" };
-        let level = if abort { inner.settings.durability } else { inner.settings.claim_durability };
-        let retention_ms = inner.settings.retention_ms;
+        let level = if abort { self.settings.durability } else { self.settings.claim_durability };
+        let retention_ms = self.settings.retention_ms;
         let writing = Writing { level: Some(level), retention_ms, ..Writing::default() };
-        inner.shared.let_go(&inner.key, inner.hash, inner.token, abort, reason, &writing);
+        self.shared.let_go(&self.key, self.hash, self.token, abort, reason, &writing);
     }
 }
 
@@ -768,6 +777,9 @@ impl ClaimHandle {
         if lease_ms == 0 {
             return Err(Error::invalid("a lease of zero lapses at once: renew for longer"));
         }
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
         let settings = &inner.settings;
         let writing = Writing {
             level: Some(settings.claim_durability),
@@ -778,6 +790,11 @@ impl ClaimHandle {
         let applied =
             inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
         match applied.answer {
+            // The guard went meanwhile, and there is nobody left to end what was taken up again.
+            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
+                inner.let_go(false);
+                Err(self.lost())
+            }
             Answer::Done => Ok(()),
             Answer::Held => Err(Error::new(
                 ErrorKind::Held,

@@ -251,11 +251,11 @@ impl Engine {
                         Ok(found) => found,
                         Err(e) => {
                             // What was read may have moved meanwhile; then it is no damage.
-                            return if self.is_unchanged(hash, &candidates)? {
-                                Err(e)
-                            } else {
-                                Ok(Err(Again::Changed))
-                            };
+                            if !self.is_unchanged(hash, &candidates)? {
+                                return Ok(Err(Again::Changed));
+                            }
+                            self.settle_tail(e)?;
+                            return Ok(Err(Again::Changed));
                         }
                     };
                     let decision =
@@ -498,7 +498,11 @@ impl Engine {
         match next {
             Next::Claimed { attempt, life, open_fate } => {
                 body = Body { attempt, life, open_fate, ..body };
-                body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
+                // Only an aborted request may be mended: whoever takes over goes on with the one there is.
+                let gone_on_with = state
+                    .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
+                    .and_then(|state| state.fingerprint);
+                body.fingerprint = writing.fingerprint.or(gone_on_with).map(Fingerprint::to_bytes);
                 body.hold = writing.hold;
                 body.owner = writing.owner.unwrap_or_default();
             }
@@ -542,6 +546,18 @@ impl Engine {
         let wall = self.log.seams().clock.wall().0;
         let offset = i64::try_from(i128::from(wall) - i128::from(now.0)).unwrap_or(0);
         if offset.unsigned_abs() >= limits::TIME_DRIFT_MILLIS { offset } else { 0 }
+    }
+
+    /// A read failed. If it was for want of room in which to make the last opening's tail durable, and there is
+    /// some now, that is mended, and the read may be tried again; else the error stands.
+    fn settle_tail(&self, error: Error) -> Result<()> {
+        if error.kind() != ErrorKind::StorageFull || !self.log.has_unsettled_tail() {
+            return Err(error);
+        }
+        match self.begin_writing() {
+            Err(e) if e.kind() == ErrorKind::StorageFull => Err(error),
+            other => other,
+        }
     }
 
     /// What must come before the first record of an opening.
@@ -636,7 +652,10 @@ impl Engine {
             let found = match self.look_in_log(key, &candidates) {
                 Ok(found) => found,
                 Err(_) if !self.is_unchanged(hash, &candidates)? => continue,
-                Err(e) => return Err(e),
+                Err(e) => {
+                    self.settle_tail(e)?;
+                    continue;
+                }
             };
             let (Some(state), Some(place)) = (found.state, found.place) else { return Ok(None) };
             if protocol::is_expired(&state, now) {
@@ -664,11 +683,15 @@ impl Engine {
 
     /// The places of all keys in the nth shard, for a walk; `None` past the last.
     pub(crate) fn places(&self, shard: usize) -> Option<Vec<(KeyHash, Place)>> {
+        if self.log.has_unsettled_tail() && self.check_usable().is_ok() {
+            // It moves keys; so before the walk rather than under it. If there is no room yet, the reads say so.
+            let _ = self.begin_writing();
+        }
         let shard = self.recent.nth_shard(shard)?;
         Some(shard.iter().map(|entry| (entry.hash, entry.place)).collect())
     }
 
-    /// The key whose newest record was seen at a place by a walk.
+    /// The key whose newest record was seen at a place by a walk; `None` if it has changed since.
     pub(crate) fn key_at(&self, hash: KeyHash, place: Place) -> Result<Option<Key<'static>>> {
         let read = self.log.read(place.lsn(), |record| {
             let body = self.body_of(&record)?;
@@ -792,11 +815,15 @@ fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, candidates: &[Place])
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
-    let presence = if live.has_lapsed(now) { Presence::Nobody } else { live.presence };
+    // A lease that has passed is none, as whoever notices it will be told.
+    let (presence, lease_until) = match live.has_lapsed(now) {
+        true => (Presence::Nobody, None),
+        false => (live.presence, live.lease_until),
+    };
     Seen {
         state: live.state.clone(),
         presence,
-        lease_until: live.lease_until,
+        lease_until,
         outcome: None,
         now,
         place: entry.place,

@@ -152,7 +152,7 @@ impl Error {
         self.detail.offset
     }
 
-    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`,
+    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
     /// or a value that didn't encode. The key is still yours: record something smaller, or wait for room.
     #[must_use]
     pub fn into_claim(self) -> Option<crate::ClaimGuard> {

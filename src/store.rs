@@ -84,7 +84,7 @@ impl Store {
     ///
     /// ```no_run
     /// let store = onlyonce::Store::open("keys")?;
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// After a clean close nothing is written before the first write. After a crash, what no watermark
@@ -109,7 +109,7 @@ impl Store {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let keys = dir.path().join("keys");
     /// let store = onlyonce::Store::open_or_create(&keys)?;
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// The new store is durable on return.
@@ -131,7 +131,7 @@ impl Store {
     /// # use onlyonce::{Durability, Policy, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let quick = store.with_policy(Policy::new().durability(Durability::Flush));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     pub fn with_policy(&self, policy: Policy) -> Store {
         Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
@@ -218,7 +218,7 @@ impl Store {
     /// # let store = Sim::new(1).open()?;
     /// if store.mark("message-7")?.is_first() { /* handle it */ }
     /// assert!(!store.mark("message-7")?.is_first());
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// Durable on return at the level of [`durability`](Policy::durability).
@@ -257,7 +257,7 @@ impl Store {
     /// # let store = Sim::new(1).open()?;
     /// let _ = store.mark("message-7")?;
     /// assert!(matches!(store.get("message-7")?, Some(State::Completed(_))));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// # Errors
@@ -285,7 +285,7 @@ impl Store {
     ///     store.resolve(&a, Resolution::Record(Outcome::success("paid")))?;
     /// }
     /// assert!(matches!(store.claim("task-42")?, Claim::Completed(_)));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// Durable on return, always at `Sync`.
@@ -385,7 +385,7 @@ impl Store {
     ///     let (key, state) = entry?;
     ///     println!("{key}: {state:?}");
     /// }
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// # Cost
@@ -421,7 +421,7 @@ impl Store {
     /// for left in store.close(Duration::from_secs(10))? {
     ///     eprintln!("left interrupted: {}", left.key());
     /// }
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// Every later call on any handle or guard of this store answers `Closed`.

@@ -207,7 +207,12 @@ impl Log {
         }
         // Its round may have ended, or is the open one: the open one covers it in either case.
         let round = self.tail.lock().round;
-        self.commit(Placed { lsn, round }, level)
+        let placed = Placed { lsn, round };
+        if level == Durability::Sync {
+            let done = self.queue.wait_durable_earlier(placed, self);
+            return done.map_err(|Failed| self.indeterminate());
+        }
+        self.commit(placed, level)
     }
 
     /// Makes everything placed so far durable.
@@ -247,7 +252,7 @@ impl Log {
             .at(&self.dir));
         }
         if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
-            self.write_out().map_err(|Failed| self.poisoned())?;
+            self.write_out().map_err(|Failed| self.indeterminate())?;
         }
         self.read_listed(lsn, use_of)
     }

@@ -64,6 +64,11 @@ impl Class {
         Class::Map,
     ];
 
+    /// Whether such a call opens something.
+    pub(crate) const fn opens(self) -> bool {
+        matches!(self, Class::Lock | Class::Create | Class::Open | Class::List | Class::SyncDir)
+    }
+
     /// Whether such a call changes the disk.
     pub(crate) const fn changes(self) -> bool {
         use Class::{Create, CreateDir, Remove, Rename, Sync, SyncDir, Truncate, Write};
@@ -76,6 +81,8 @@ impl Class {
 pub(crate) enum Calls {
     Any,
     Changing,
+    /// Those that take a file descriptor.
+    Opening,
     Of(Class),
 }
 
@@ -84,6 +91,7 @@ impl Calls {
         match self {
             Calls::Any => true,
             Calls::Changing => class.changes(),
+            Calls::Opening => class.opens(),
             Calls::Of(one) => one == class,
         }
     }
@@ -329,6 +337,7 @@ impl Script {
                 }
                 Err(dark())
             }
+            #[expect(clippy::panic, reason = "a test asked for it")]
             Some(Effect::Panic) => std::panic::panic_any("the simulated disk panics"),
             Some(Effect::Delay(time)) => {
                 std::thread::sleep(time);

@@ -67,7 +67,7 @@ pub enum DiskFault {
     Io,
     /// No room (`ENOSPC`).
     Full,
-    /// The process has too many open files (`EMFILE`).
+    /// The process has too many open files (`EMFILE`); only calls that open one count, and fail.
     TooManyOpen,
     /// The file system is mounted read-only (`EROFS`).
     ReadOnly,
@@ -82,6 +82,10 @@ pub enum DiskFault {
 }
 
 impl DiskFault {
+    fn calls(self) -> Calls {
+        if self == DiskFault::TooManyOpen { Calls::Opening } else { Calls::Any }
+    }
+
     fn effect(self) -> Effect {
         use rustix::io::Errno;
         let errno = |errno: Errno| Effect::Fail(Failure::Errno(errno.raw_os_error()));
@@ -213,12 +217,12 @@ impl Sim {
     /// # }
     /// ```
     pub fn fail_call(&self, after: u64, fault: DiskFault) {
-        self.inject(Fault::once(Calls::Any, after, fault.effect()));
+        self.inject(Fault::once(fault.calls(), after, fault.effect()));
     }
 
     /// As [`fail_call`](Self::fail_call), and so does every later one, until [`heal`](Self::heal).
     pub fn fail_calls_from(&self, after: u64, fault: DiskFault) {
-        self.inject(Fault::from(Calls::Any, after, fault.effect()));
+        self.inject(Fault::from(fault.calls(), after, fault.effect()));
     }
 
     /// As [`fail_calls_from`](Self::fail_calls_from), for calls that change the disk: reads go well.
@@ -351,6 +355,12 @@ impl Sim {
         }
     }
 
+    /// How often a fault took effect.
+    #[must_use]
+    pub fn faults_met(&self) -> u64 {
+        self.disk.lock().faulty.hits()
+    }
+
     /// After `after` more syncs of files one fails, and what it should have written counts as clean.
     pub fn lie_at_sync(&self, after: u64) {
         self.disk.lock().memory.lie_at_sync(after);
@@ -366,13 +376,17 @@ impl Sim {
         self.disk.lock().memory.replace_by_dir(path.as_ref())
     }
 
-    /// As `fail_call`, for syncs of files only, or for writes only.
+    /// As `fail_call`, for syncs of files only, or for writes, or for reads.
     pub fn fail_sync(&self, after: u64, fault: DiskFault) {
         self.inject(Fault::once(Calls::Of(Class::Sync), after, fault.effect()));
     }
 
     pub fn fail_write(&self, after: u64, fault: DiskFault) {
         self.inject(Fault::once(Calls::Of(Class::Write), after, fault.effect()));
+    }
+
+    pub fn fail_read(&self, after: u64, fault: DiskFault) {
+        self.inject(Fault::once(Calls::Of(Class::Read), after, fault.effect()));
     }
 
     /// The next sync of a file waits until the gate opens.

@@ -7,13 +7,25 @@ mod script;
 
 /// The promises of the API, call by call.
 mod contract;
+
+/// Disk calls that fail, one after the other; full disks; panics.
+mod fault;
+
+/// One suite for everything that calls itself a store.
+mod conformance;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.
 mod golden;
+/// The store behind the words of `spec`.
+mod machine;
+/// Random lives beside a plain model.
+mod model;
 /// Sizes that change between two openings.
 mod sizes;
 /// Spares that an earlier opening left.
 mod spares;
+/// The rules once more, as a plain model.
+mod spec;

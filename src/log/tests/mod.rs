@@ -5,6 +5,7 @@
 //! Everything is deterministic; each failing case prints what replays it.
 
 mod crash;
+mod damage;
 mod fault;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::tests::{data, names, p, synced};
-use super::{Crash, DataFate, MemoryStorage, NameFate};
+use super::{Crash, DataFate, MemoryStorage};
 use crate::entropy::SplitMix64;
 use crate::storage::{Access, File, Storage};
 

@@ -1,0 +1,380 @@
+//! Disk calls that fail, fall short or panic, one after the other; disks that are full; and user code that panics.
+//!
+//! What must hold: a typed error that names the file, nothing acknowledged lost, nobody waits for ever.
+
+use crate::script::{
+    Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, look, tiny,
+};
+use onlyonce::testing::{DiskFault, Sim, SimCrash};
+use onlyonce::{Claim, ClaimGuard, Error, ErrorKind, Operation, Run, State, Store, admin::Health};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::time::Duration;
+
+fn is_long() -> bool {
+    std::env::var_os("ONLYONCE_LONG").is_some()
+}
+
+/// Every kind of record, a roll, a clean close and an opening, in few calls.
+fn workload() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    vec![
+        Op::Claim(key("a"), Sync, Sync),
+        Op::Mark(key("m"), Flush),
+        Op::Complete(key("a"), key("done")),
+        Op::Claim(key("b"), Flush, Lazy),
+        Op::Drop(key("b")),
+        Op::TakeOver(key("b"), Sync),
+        Op::Mark(key("#1"), Lazy),
+        Op::Mark(key("#2"), Sync),
+        Op::Step,
+        Op::Mark(key("#3"), Flush),
+        Op::Fail(key("b"), key("no")),
+        Op::Mark(key("#4"), Sync),
+        Op::Claim(key("c"), Lazy, Flush),
+        Op::Close,
+        Op::NotApplied(key("c"), Sync),
+        Op::Mark(key("#5"), Lazy),
+        Op::Abort(key("c")),
+        Op::Step,
+        Op::Claim(key("c"), Sync, Sync),
+        Op::Reopen,
+        Op::Forget(key("m")),
+    ]
+}
+
+/// Reopened after a kill and after a power cut, the store is what the ledger allows.
+fn check_reopened(sim: &Sim, ledger: &Ledger, context: &str) {
+    for (machine, loss) in [(sim.copy(), Loss::Kill), (sim.after(SimCrash::NONE), Loss::Power)] {
+        let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        let keys = look(&store).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        let known = ledger.position(&keys, loss).is_some();
+        assert!(known, "{context}, {loss:?}: {keys:?}\nis not {}", ledger.describe(loss));
+        assert!(store.mark("new").unwrap().is_first());
+    }
+}
+
+fn check_typed(failed: &Failed, fault: DiskFault, context: &str) {
+    use ErrorKind::{Indeterminate, Io, Poisoned, StorageFull};
+    let full = fault == DiskFault::Full && failed.kind == StorageFull;
+    let fits = full || matches!(failed.kind, Io | Indeterminate | Poisoned);
+    assert!(fits && failed.path.is_some(), "{context}: {failed:?}");
+    assert!(failed.message.contains("/store"), "{context}: {failed:?}");
+}
+
+/// Runs the workload with the call number `n` failing; `false`: it never came to that.
+fn fail_at(n: u64, fault: DiskFault, lasting: bool) -> bool {
+    let context = format!("{fault:?} at call {n}, lasting: {lasting}");
+    let sim = Sim::new(7);
+    if lasting {
+        sim.fail_calls_from(n, fault);
+    } else {
+        sim.fail_call(n, fault);
+    }
+    let mut world = World::new(&sim);
+    let mut failures = 0;
+    let mut ops = workload();
+    while !ops.is_empty() {
+        let next = ops[0].clone();
+        let Err(failed) = world.run(std::slice::from_ref(&next)) else {
+            ops.remove(0);
+            continue;
+        };
+        failures += 1;
+        check_typed(&failed, fault, &format!("{context}, {next:?}"));
+        // Nothing was written of it: the very next try goes well, without reopening. But an ending that failed
+        // on a call before its write gives its guard back; a store that did not open is opened again.
+        let harmless = matches!(failed.kind, ErrorKind::Io | ErrorKind::StorageFull);
+        let is_ending = matches!(next, Op::Complete(..) | Op::Fail(..) | Op::Abort(..));
+        let health = world.store.as_ref().map(Store::health);
+        if harmless && failures == 1 && matches!(health, None | Some(Health::Writable)) {
+            assert!(!is_ending || failed.gave_back, "{context}, {next:?}: {failed:?}");
+            sim.heal();
+            if matches!(next, Op::Close | Op::Reopen) {
+                ops.remove(0);
+            }
+            continue;
+        }
+        break;
+    }
+    if failures == 0 {
+        if sim.faults_met() == 0 {
+            return false;
+        }
+        // It was of no consequence: what is done ahead of need. But if it lasts, the next one is.
+        if lasting && fault != DiskFault::TooManyOpen {
+            assert!(world.run_one(&Op::Mark("last".to_owned(), Sync)).is_err(), "{context}");
+        }
+    }
+    if let Some(store) = &world.store {
+        if store.health() != Health::Writable {
+            sim.heal();
+            check_answers(store, &world.ledger, &context);
+            let kind = store.claim("another").unwrap_err().kind();
+            assert_eq!(kind, ErrorKind::Poisoned, "{context}");
+        }
+    }
+    sim.heal();
+    let copy = sim.copy();
+    let ledger = world.forget();
+    check_reopened(&copy, &ledger, &context);
+    true
+}
+
+fn sweep(fault: DiskFault, lasting: bool) -> u64 {
+    // Calls of one fault differ little from their neighbours'; by default every second is tried.
+    let stride = if is_long() { 1 } else { 2 };
+    let mut points = 0;
+    for n in (0..).step_by(stride) {
+        if !fail_at(n, fault, lasting) {
+            break;
+        }
+        points += 1;
+        assert!(n < 5000, "{fault:?}: a run without end");
+    }
+    points
+}
+
+#[test]
+fn any_call_that_fails_once_is_a_typed_error_and_loses_nothing() {
+    let faults = [DiskFault::Io, DiskFault::Full, DiskFault::TooManyOpen];
+    let points: u64 = faults.map(|fault| sweep(fault, false)).into_iter().sum();
+    println!("calls failing once: {points} fault points, {} reopenings", points * 2);
+    assert!(points > 200);
+}
+
+#[test]
+fn calls_that_fail_from_some_moment_on_are_typed_errors_and_lose_nothing() {
+    let faults = [DiskFault::Io, DiskFault::TooManyOpen, DiskFault::ReadOnly];
+    let points: u64 = faults.map(|fault| sweep(fault, true)).into_iter().sum();
+    println!("calls failing for good: {points} fault points, {} reopenings", points * 2);
+    assert!(points > 200);
+}
+
+/// Reads and writes that do a part only, and those that a signal interrupts, are invisible.
+#[test]
+fn short_calls_and_signals_are_invisible() {
+    let undisturbed = |prepare: &dyn Fn(&Sim)| {
+        let sim = Sim::new(7);
+        prepare(&sim);
+        let mut world = World::new(&sim);
+        world.run(&workload()).unwrap();
+        (look(world.store()).unwrap(), sim.calls())
+    };
+    let (keys, calls) = undisturbed(&|_| {});
+    let mut points = 0;
+    for n in (0..calls).step_by(if is_long() { 1 } else { 4 }) {
+        let short = undisturbed(&|sim| sim.fail_calls_from(n, DiskFault::Short));
+        assert_eq!(short.0, keys, "short from call {n} on");
+        let interrupted = undisturbed(&|sim| {
+            sim.fail_read(n, DiskFault::Interrupted);
+            sim.fail_write(n, DiskFault::Interrupted);
+        });
+        assert_eq!(interrupted.0, keys, "a signal at read and write {n}");
+        points += 2;
+    }
+    println!("short and interrupted calls: {points} fault points");
+}
+
+fn key_of(op: &Op) -> Option<&String> {
+    match op {
+        Op::Claim(key, ..) | Op::ClaimHold(key) | Op::Complete(key, _) | Op::Fail(key, _) => {
+            Some(key)
+        }
+        Op::Abort(key) | Op::Drop(key) | Op::DropAsAbort(key) | Op::TakeOver(key, _) => Some(key),
+        Op::NotApplied(key, _) | Op::Forget(key) | Op::Mark(key, _) => Some(key),
+        _ => None,
+    }
+}
+
+/// Goes on with `ops` on a disk that may be full: only endings must go well. What follows from a refused
+/// operation is left out. How many were refused.
+fn go_on(world: &mut World<'_>, ops: &[Op], context: &str) -> u64 {
+    let mut refused: Vec<String> = Vec::new();
+    for op in ops {
+        if key_of(op).is_some_and(|key| refused.contains(key)) {
+            continue;
+        }
+        let Err(failed) = world.run_one(op) else { continue };
+        assert_eq!(failed.kind, ErrorKind::StorageFull, "{context}, {op:?}: {failed:?}");
+        let is_ending = matches!(op, Op::Complete(..) | Op::Fail(..) | Op::Abort(..));
+        assert!(!is_ending, "{context}: an ending within its reserve was refused: {failed:?}");
+        let key = key_of(op).unwrap_or_else(|| panic!("{context}, {op:?}: {failed:?}"));
+        refused.push(key.clone());
+    }
+    refused.len() as u64
+}
+
+/// The disk is full from some operation on: claims are refused before any effect, claims in flight end, replays
+/// go on, closing and opening work; and when there is room again everything works, without reopening.
+#[test]
+fn a_disk_full_from_any_operation_on_refuses_claims_and_nothing_else() {
+    let key = |name: &str| name.to_owned();
+    let mut ops = vec![
+        Op::Claim(key("a"), Sync, Sync),
+        Op::Claim(key("b"), Flush, Flush),
+        Op::Mark(key("m"), Sync),
+        Op::Claim(key("c"), Lazy, Lazy),
+    ];
+    ops.extend((1..14).map(|n| Op::Mark(format!("#{n}"), [Sync, Flush, Lazy][n % 3])));
+    ops.extend([
+        Op::Complete(key("a"), "x".repeat(256)),
+        Op::Claim(key("d"), Sync, Sync),
+        Op::Step,
+        Op::Abort(key("b")),
+        Op::Fail(key("c"), key("no")),
+        Op::Close,
+        Op::Mark(key("m2"), Sync),
+        Op::Claim(key("e"), Flush, Sync),
+        Op::Reopen,
+        Op::Kill,
+        Op::NotApplied(key("e"), Flush),
+        Op::Complete(key("e"), key("done")),
+        Op::PowerLoss,
+        Op::Forget(key("m")),
+    ]);
+    let (mut refused, mut points) = (0, 0);
+    for at in 0..ops.len() {
+        for inodes in [false, true] {
+            let context = format!("full after {at} operations, inodes: {inodes}");
+            let sim = Sim::new(7);
+            let mut world = World::new(&sim);
+            world.run(&ops[..at]).unwrap();
+            if inodes {
+                sim.set_disk_files_max(sim.disk_files());
+            } else {
+                sim.set_disk_bytes_max(sim.disk_bytes());
+            }
+            refused += go_on(&mut world, &ops[at..], &context);
+            check_answers(world.store(), &world.ledger, &context);
+            sim.set_disk_bytes_max(u64::MAX);
+            sim.set_disk_files_max(u64::MAX);
+            let room = [Op::Claim(key("z"), Sync, Sync), Op::Complete(key("z"), key("room again"))];
+            world.run(&room).unwrap_or_else(|e| panic!("{context}, room again: {e:?}"));
+            let ledger = world.forget();
+            check_reopened(&sim.copy(), &ledger, &context);
+            points += 1;
+        }
+    }
+    println!("full disks: {points} fault points, {refused} refusals, {} reopenings", points * 2);
+    assert!(refused > 100);
+}
+
+/// From a disk too small for a store to one that holds the whole workload, page by page.
+#[test]
+fn a_disk_of_any_size_is_enough_or_says_that_it_is_full() {
+    let mut enough = false;
+    let mut points = 0;
+    for pages in 0..60 {
+        let context = format!("a disk of {pages} pages");
+        let sim = Sim::new(7);
+        sim.set_disk_bytes_max(pages * 4096);
+        let store = match sim.open_with(tiny()) {
+            Ok(store) => store,
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::StorageFull, "{context}: {e:?}");
+                sim.set_disk_bytes_max(u64::MAX);
+                sim.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"))
+            }
+        };
+        let mut world = World::new(&sim);
+        world.store = Some(store);
+        let refused = go_on(&mut world, &workload(), &context);
+        enough = refused == 0;
+        check_answers(world.store(), &world.ledger, &context);
+        let ledger = world.forget();
+        check_reopened_on(&sim, &ledger, &context);
+        points += 1;
+    }
+    assert!(enough);
+    println!("small disks: {points} fault points");
+}
+
+/// As `check_reopened`, on a disk that may be too full for anything new.
+fn check_reopened_on(sim: &Sim, ledger: &Ledger, context: &str) {
+    for (machine, loss) in [(sim.copy(), Loss::Kill), (sim.after(SimCrash::NONE), Loss::Power)] {
+        let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        machine.set_disk_bytes_max(u64::MAX);
+        let _ = store.mark("new").unwrap();
+        let mut keys = look(&store).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        keys.remove("new");
+        let known = ledger.position(&keys, loss).is_some();
+        assert!(known, "{context}, {loss:?}: {keys:?}\nis not {}", ledger.describe(loss));
+    }
+}
+
+fn acquired(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        other => panic!("not acquired: {other}"),
+    }
+}
+
+/// Takes what room there is.
+fn fill(sim: &Sim, store: &Store) {
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    for n in 1000 * store.stats().keys.. {
+        match store.mark(n) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::StorageFull);
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_result_beyond_a_limit_gives_the_guard_back_and_a_smaller_one_is_recorded() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(tiny().result_bytes_max(5000)).unwrap();
+    let claim = acquired(store.claim("large").unwrap());
+    let token = claim.token();
+    let error = claim.complete(&[7; 5001]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("5001") && error.to_string().contains("5000"), "{error}");
+    let claim = error.into_claim().unwrap();
+    assert_eq!(claim.token(), token);
+    assert!(matches!(store.claim("large").unwrap(), Claim::InProgress(_)));
+    claim.complete(&[7; 5000]).unwrap();
+
+    let claim = acquired(store.claim(Operation::new("reserved").reserve_bytes(100)).unwrap());
+    fill(&sim, &store);
+    let error = claim.complete(&[7; 5000]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    let claim = error.into_claim().unwrap();
+    claim.complete(&[7; 100]).unwrap();
+    let Claim::Completed(done) = store.claim("reserved").unwrap() else { panic!() };
+    assert_eq!(done.result()[..], [7; 100]);
+
+    // The error dropped with the guard in it: interrupted, for the effect may have happened.
+    sim.set_disk_bytes_max(u64::MAX);
+    let claim = acquired(store.claim(Operation::new("lost").reserve_bytes(100)).unwrap());
+    fill(&sim, &store);
+    drop(claim.complete(&[7; 5000]).unwrap_err());
+    assert!(matches!(store.get("lost").unwrap(), Some(State::Interrupted(_))));
+}
+
+/// An ending that needs room beyond its reserve, while the process has too many open files.
+#[test]
+fn an_ending_that_fails_before_its_write_gives_the_guard_back() {
+    let mut failed = 0;
+    for records in 0..24 {
+        let sim = Sim::new(7);
+        let store = sim.open_with(tiny().result_bytes_max(9000)).unwrap();
+        let claim = acquired(store.claim(Operation::new("k").reserve_bytes(0)).unwrap());
+        for n in 0..records {
+            let _ = store.mark(format!("{n:0>4000}")).unwrap();
+        }
+        sim.fail_calls_from(0, DiskFault::TooManyOpen);
+        if let Err(error) = claim.complete(&[7; 9000]) {
+            failed += 1;
+            assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+            sim.heal();
+            error.into_claim().unwrap().complete(&[7; 9000]).unwrap();
+        }
+        sim.power_loss();
+        assert!(matches!(sim.open().unwrap().claim("k").unwrap(), Claim::Completed(_)));
+    }
+    assert!(failed > 0);
+}
