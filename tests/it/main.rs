@@ -15,8 +15,6 @@ mod contract;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
 
-/// One suite for everything that calls itself a store.
-mod conformance;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
 /// The corpora of the fuzz targets.
