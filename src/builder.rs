@@ -11,7 +11,7 @@ use crate::clock::SystemClock;
 use crate::engine::Engine;
 use crate::entropy::OsEntropy;
 use crate::limits;
-use crate::log::{Seams, Sizes, recovery};
+use crate::log::{Seams, Sizes, birth, recovery};
 use crate::manifest::{self, Manifest};
 use crate::shared::Shared;
 use crate::storage::{OsStorage, Storage};
@@ -270,7 +270,7 @@ fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Res
         return Err(Error::invalid(message).at(dir));
     }
     make_path_durable(storage, dir)?;
-    recovery::create(seams, dir, sizes)?;
+    birth::create(seams, dir, sizes)?;
     manifest::load(storage, dir)?
         .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
 }

@@ -21,12 +21,14 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
+pub(crate) mod birth;
 mod commit;
 mod format;
 #[cfg(any(test, feature = "testing"))]
 mod probe;
 mod reader;
 pub(crate) mod recovery;
+mod resume;
 mod room;
 mod segment;
 #[cfg(test)]
