@@ -6,9 +6,6 @@
 mod concurrent;
 /// One suite for everything that calls itself a store.
 mod conformance;
-/// Tiny workloads as data, and what a crash may leave of them.
-mod script;
-
 /// The promises of the API, call by call.
 mod contract;
 
@@ -17,6 +14,8 @@ mod fault;
 
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// Disk calls that fail, one after the other; full disks; panics.
+mod fault;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.
@@ -25,6 +24,8 @@ mod golden;
 mod machine;
 /// Random lives beside a plain model.
 mod model;
+/// Tiny workloads as data, and what a crash may leave of them.
+mod script;
 /// Sizes that change between two openings.
 mod sizes;
 /// Spares that an earlier opening left.
