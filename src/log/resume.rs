@@ -45,12 +45,12 @@ impl Log {
             return Err(Error::new(ErrorKind::Closed, "the store was closed"));
         }
         let Some(plan) = keeper.plan.take() else { return Ok(()) };
-        let begun = match &plan {
+        let begun = self.guarded(|| match &plan {
             Plan::Continue => self.go_on(&mut keeper),
             Plan::Fork { covered, suffix, suffix_bytes } => {
                 self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
             }
-        };
+        });
         if let Err(e) = begun {
             keeper.plan = Some(plan);
             return Err(e);
@@ -61,7 +61,7 @@ impl Log {
             return Err(self.poisoned());
         }
         self.set_aside(&keeper);
-        self.remove_leftovers(&keeper);
+        self.guarded(|| self.remove_leftovers(&keeper));
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
@@ -290,7 +290,7 @@ impl Log {
         }
         let end = self.tail.lock().end();
         let manifest = Manifest { clean: Some(end), durable: end, ..keeper.manifest.clone() };
-        self.switch_to(&mut keeper, manifest)
+        self.guarded(|| self.switch_to(&mut keeper, manifest))
     }
 }
 

@@ -8,10 +8,6 @@ mod concurrent;
 mod conformance;
 /// The promises of the API, call by call.
 mod contract;
-
-/// Disk calls that fail, one after the other; full disks; panics.
-mod fault;
-
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
 /// Disk calls that fail, one after the other; full disks; panics.
