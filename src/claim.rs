@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use crate::engine::{Engine, Outcome as EncodedOutcome, Stored, Writing};
 use crate::operation::{Settings, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
-use crate::store::Shared;
+use crate::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
 use crate::types::{KeyHash, StoreMillis, Token};
 use crate::value::Format;
@@ -717,13 +717,19 @@ impl Drop for ClaimGuard {
         if inner.has_ended.swap(true, Ordering::SeqCst) {
             return;
         }
-        let abort = inner.drop_aborts.load(Ordering::SeqCst);
+        inner.let_go(inner.drop_aborts.load(Ordering::SeqCst));
+    }
+}
+
+impl Inner {
+    /// The owner goes without a word, or with the one that `OnDrop::Abort` gave beforehand.
+    fn let_go(&self, abort: bool) {
         let reason =
             if abort { "dropped before it had an effect" } else { "dropped without a word" };
-        let level = if abort { inner.settings.durability } else { inner.settings.claim_durability };
-        let retention_ms = inner.settings.retention_ms;
+        let level = if abort { self.settings.durability } else { self.settings.claim_durability };
+        let retention_ms = self.settings.retention_ms;
         let writing = Writing { level: Some(level), retention_ms, ..Writing::default() };
-        inner.shared.let_go(&inner.key, inner.hash, inner.token, abort, reason, &writing);
+        self.shared.let_go(&self.key, self.hash, self.token, abort, reason, &writing);
     }
 }
 
@@ -771,6 +777,9 @@ impl ClaimHandle {
         if lease_ms == 0 {
             return Err(Error::invalid("a lease of zero lapses at once: renew for longer"));
         }
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
         let settings = &inner.settings;
         let writing = Writing {
             level: Some(settings.claim_durability),
@@ -781,6 +790,11 @@ impl ClaimHandle {
         let applied =
             inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
         match applied.answer {
+            // The guard went meanwhile, and there is nobody left to end what was taken up again.
+            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
+                inner.let_go(false);
+                Err(self.lost())
+            }
             Answer::Done => Ok(()),
             Answer::Held => Err(Error::new(
                 ErrorKind::Held,

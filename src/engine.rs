@@ -498,7 +498,11 @@ impl Engine {
         match next {
             Next::Claimed { attempt, life, open_fate } => {
                 body = Body { attempt, life, open_fate, ..body };
-                body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
+                // Only an aborted request may be mended: whoever takes over goes on with the one there is.
+                let gone_on_with = state
+                    .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
+                    .and_then(|state| state.fingerprint);
+                body.fingerprint = writing.fingerprint.or(gone_on_with).map(Fingerprint::to_bytes);
                 body.hold = writing.hold;
                 body.owner = writing.owner.unwrap_or_default();
             }
@@ -811,11 +815,15 @@ fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, candidates: &[Place])
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
-    let presence = if live.has_lapsed(now) { Presence::Nobody } else { live.presence };
+    // A lease that has passed is none, as whoever notices it will be told.
+    let (presence, lease_until) = match live.has_lapsed(now) {
+        true => (Presence::Nobody, None),
+        false => (live.presence, live.lease_until),
+    };
     Seen {
         state: live.state.clone(),
         presence,
-        lease_until: live.lease_until,
+        lease_until,
         outcome: None,
         now,
         place: entry.place,

@@ -15,29 +15,37 @@
     )
 )]
 
-pub mod admin;
-mod claim;
-mod clock;
-mod engine;
-mod entropy;
+// In reading order, from what a user sees down to the bytes.
+mod store; // the public face
+mod builder; // how a store is opened
+mod shared; // what its handles share
+mod claim; // what a claim is answered with
+mod run; // running a closure once
+mod operation; // what is claimed, and how
+pub mod admin; // the operator's view
+pub mod value; // typed results
 mod error;
-mod header;
-mod index;
-mod limits;
-mod log;
-mod manifest;
-mod operation;
-mod protocol;
-mod record;
-mod run;
+mod engine; // the protocol over log and index
+mod protocol; // the rules of a key's life, pure
+mod index; // key -> place in the log
+mod log; // segments, group commit, recovery
+mod manifest; // what is listed
+mod record; // one record's bytes
+mod header; // what every file begins with
+mod limits; // every limit and default
+mod types; // one newtype per unit
+// The seams, through which everything comes that can surprise.
+mod clock;
+mod entropy;
 mod storage;
-mod store;
 mod sync;
 #[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
-mod types;
-pub mod value;
 
+pub use builder::StoreBuilder;
 pub use claim::{
     Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Recorded, Refused,
     RefusedKind, Resolution, State,
@@ -47,7 +55,7 @@ pub use operation::{
     Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, Operation, Outcome, Policy,
 };
 pub use run::{Reconciled, Run, Runner, Verdict};
-pub use store::{Store, StoreBuilder};
+pub use store::Store;
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};
 

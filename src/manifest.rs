@@ -110,7 +110,7 @@ const ITEM_BYTES: usize = size_of::<Item>();
 const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
 
 impl Manifest {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             file: FileHeader::new(FileKind::Manifest, self.store)
                 .as_bytes()
@@ -215,17 +215,19 @@ impl Manifest {
             fits
         }) && before <= self.extent
             // New segments begin at the extent.
-            && self.extent.get().is_multiple_of(8)
+            && self.extent.get() % 8 == 0
             && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
     }
 
     /// Refuses where no further segment may be listed.
     pub(crate) fn check_room(&self) -> Result<()> {
-        if self.segments.len() < limits::SEGMENTS_MAX && self.next_ordinal < u32::MAX {
+        let has_lsns = self.extent.get() <= limits::LSN_MAX - limits::SEGMENT_BYTES_MOST;
+        let has_number = self.next_ordinal < u32::MAX;
+        if self.segments.len() < limits::SEGMENTS_MAX && has_number && has_lsns {
             return Ok(());
         }
-        let message = "the log has as many segments as it may: begin a new store";
+        let message = "the log has as many segments or positions as it may: begin a new store";
         Err(Error::new(ErrorKind::StorageFull, message))
     }
 }
@@ -379,6 +381,22 @@ pub(crate) mod tests {
         }
     }
 
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_a_manifest_never_change() {
+        let hex: String = sample().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "89316f6e63650d0a010001000000000000000000303132333435363738396162636465666a6d370d\
+             09000000000000000000000000000000000020000000000000004000000000000101010101010101\
+             01010101010101010202020202020202020202020202020202020202020202020202020202020202\
+             05050505050505050505050505050505060000000000000007000000000000000800000000000000\
+             0068e5cf8b0100009210000008000000020000000000100000000000001010000000000000000100\
+             000000004d0010000000000003000000000020000000000000002100000000000000010000000000\
+             4d0020000000000007000000f85738ae"
+        );
+    }
+
     /// The checksum of each holds: only a program that writes manifests of its own makes them.
     #[test]
     fn a_manifest_that_contradicts_itself_is_corrupt() {
@@ -409,6 +427,8 @@ pub(crate) mod tests {
         sample().check_room().unwrap();
         let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
         assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let far = Manifest { extent: Lsn::new(limits::LSN_MAX), ..sample() };
+        assert_eq!(far.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
         let full = Manifest { segments, ..sample() };
         assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);

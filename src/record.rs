@@ -630,6 +630,66 @@ mod tests {
         assert_eq!(Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap(), bare);
     }
 
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_records_never_change() {
+        let example =
+            Body { key_kind: 1, key: b"k", time: StoreMillis(5), attempt: 1, ..Body::default() };
+        let at = Lsn::new(0x100_0000_0080);
+        let mut bytes = Vec::new();
+        Draft::claim(&example).seal(&mut bytes, at, at, &SEAL);
+        let claim =
+            "4f3101000d0000008000000000010000ca440e97efc103430010010005000000000000006b000000";
+        assert_eq!(hex(&bytes), claim);
+        let record = Record::parse(&bytes, at, &SEAL).unwrap();
+        let time = TimeField {
+            boot_id: [9; 16],
+            boot_millis: 1.into(),
+            store_millis: 2.into(),
+            wall_millis: 3.into(),
+        };
+        let cases = [
+            (
+                Draft::end(Ending::Held, &full_body()),
+                "4f310345830000000800000000000000c7d3857dc1f158e5ff3308007b68e5cf8b01000063000000\
+             0000000062000000000000006100000000000000040000000068e5cf8b01000000505c18a3010000\
+             78ecffffffffffff3031323334353637383961626364656606000c00060001000100020000006f72\
+             6465722d3137686f73742d336c656173652070617373656433206f66203901706169640000000000",
+            ),
+            (
+                Draft::end(Ending::Completed, &example),
+                "4f3103010d00000008000000000000008233c57d9ee8abb90010010005000000000000006b000000",
+            ),
+            (
+                Draft::copy(&record, &example),
+                "4f3101801d00000008000000000000004a3c93843dbc3b5103100100050000000000000080000000\
+             0001000080000000000100006b000000",
+            ),
+            (
+                Draft::update(&example),
+                "4f3102000d00000008000000000000008233c57d7cdec2b20010010005000000000000006b000000",
+            ),
+            (
+                Draft::forget(&example),
+                "4f3104000d00000008000000000000008233c57dd886861c0010010005000000000000006b000000",
+            ),
+            (Draft::note(None), "4f31060000000000080000000000000097663c5a6fdf02af"),
+            (
+                Draft::note(Some(&time)),
+                "4f31060028000000080000000000000091b12403305a68b909090909090909090909090909090909\
+             010000000000000002000000000000000300000000000000",
+            ),
+            (Draft::segment_end(), "4f31070000000000080000000000000097663c5a9ec6332b"),
+        ];
+        for (draft, expected) in cases {
+            assert_eq!(hex(&sealed(draft)), expected);
+        }
+    }
+
     /// What one pair costs on disk, for keys of 36, fingerprints of 16 and results of 256 bytes.
     #[test]
     fn a_pair_of_the_reference_work_takes_440_bytes() {

@@ -71,7 +71,7 @@ impl Store {
     ///     let result = store.run("task-42", |_claim| Ok::<_, Error>("done".to_owned()))?;
     ///     assert_eq!(result.value().unwrap(), "done");
     /// }
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// An `Err` aborts, for nothing happened, unless the operation's policy is
@@ -107,7 +107,7 @@ impl Store {
     ///     .on_error(|_e: &Error| Verdict::Unknown)
     ///     .run(|claim| Ok(format!("receipt {}", claim.attempt())))?;
     /// assert!(matches!(run, Run::Done(receipt) if receipt == "receipt 1"));
-    /// # onlyonce::Result::Ok(())
+    /// # Ok::<(), onlyonce::Error>(())
     /// ```
     pub fn runner<'s, 'k, T, E>(&'s self, op: impl Into<Operation<'k>>) -> Runner<'s, 'k, T, E> {
         Runner { store: self, op: op.into(), reconcile: None, on_error: None }

@@ -5,9 +5,9 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the seam")]
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Filled once, by whoever comes first.
 pub(crate) type OnceLock<T> = std::sync::OnceLock<T>;

@@ -9,7 +9,7 @@
 //! two cohorts don't take turns), and each batch, called a round, sleeps on a word of its own, which one
 //! call wakes. Explored under loom; see the tests.
 
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, WakeWord, yield_now};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, WakeWord, fence, yield_now};
 use crate::types::Lsn;
 
 /// What the queue drives: the log's buffer and its files.
@@ -148,7 +148,10 @@ impl CommitQueue {
             if self.is_poisoned() {
                 return Err(Failed);
             }
-            match sink.try_write()? {
+            let unwinding = PoisonOnDrop { queue: self };
+            let write = sink.try_write();
+            std::mem::forget(unwinding);
+            match write? {
                 Write::Done => {}
                 Write::Busy => yield_now(),
                 Write::NeedsSync => return self.wait_durable(placed, sink),
@@ -189,6 +192,22 @@ impl CommitQueue {
         }
     }
 
+    /// As [`wait_durable`](Self::wait_durable), for a record of an earlier round than `placed` says, the open one.
+    ///
+    /// It sleeps among the open round's waiters, and may be the one that is woken to lead them. Its own record
+    /// is durable then, so it passes the wake-up on.
+    pub(crate) fn wait_durable_earlier(
+        &self,
+        placed: Placed,
+        sink: &impl Sink,
+    ) -> Result<(), Failed> {
+        let done = self.wait_durable(placed, sink);
+        if !self.leading.load(Ordering::SeqCst) {
+            self.wake_a_leader();
+        }
+        done
+    }
+
     fn try_lead(&self) -> bool {
         self.leading.compare_exchange(false, true, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -196,9 +215,11 @@ impl CommitQueue {
     /// Sleeps until the round's word changes, unless there is nothing to wait for.
     ///
     /// The order makes it safe: first "I sleep" is announced, then the word is read, then the state is
-    /// looked at. Who ends a round changes the state first and looks for sleepers afterwards.
+    /// looked at. Who ends a round changes the state first and looks for sleepers afterwards. A fence stands
+    /// between on both sides, so that one of the two sees the other.
     fn sleep(&self, placed: Placed, round: &Round) {
         round.sleepers.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let seen = round.word.read();
         let must_wait = self.durable() <= placed.lsn
             && !self.is_poisoned()
@@ -237,6 +258,7 @@ impl CommitQueue {
         let waiting = next.arrived.load(Ordering::SeqCst);
         self.target.store(released.saturating_add(waiting), Ordering::Relaxed);
         self.leading.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if ended.sleepers.load(Ordering::SeqCst) > 0 {
             ended.word.wake_all();
         }
@@ -248,6 +270,11 @@ impl CommitQueue {
     /// Gives up the lead unused: whoever went to sleep because of it may lead instead.
     fn pass_lead_on(&self) {
         self.leading.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.wake_a_leader();
+    }
+
+    fn wake_a_leader(&self) {
         for round in &self.rounds {
             if round.sleepers.load(Ordering::SeqCst) > 0 {
                 round.word.wake_one();
@@ -289,6 +316,17 @@ impl CommitQueue {
     }
 }
 
+/// Held while writing without the lead: a panic takes what was on its way with it.
+struct PoisonOnDrop<'a> {
+    queue: &'a CommitQueue,
+}
+
+impl Drop for PoisonOnDrop<'_> {
+    fn drop(&mut self) {
+        self.queue.poison();
+    }
+}
+
 /// Held by a leader: dropped before its round is durable, by an error or a panic, it poisons the queue.
 struct Lead<'a> {
     queue: &'a CommitQueue,
@@ -301,3 +339,6 @@ impl Drop for Lead<'_> {
         self.queue.poison();
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

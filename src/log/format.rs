@@ -109,6 +109,23 @@ impl SegmentHeader {
 mod tests {
     use super::*;
 
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_a_segment_header_never_change() {
+        let identity =
+            Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
+        let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
+        let bytes = identity.encode(StoreId([4; 16]), &secrets);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "89316f6e63650d0a01000200000000000000000004040404040404040404040404040404bfbee1ee\
+             00000000000004000000100000000000630000000000000001010101010101010101010101010101\
+             02020202020202020202020202020202020202020202020202020202020202020700000000000000\
+             000000009c4d4148"
+        );
+    }
+
     #[test]
     fn every_flipped_bit_is_corrupt() {
         let identity =

@@ -21,10 +21,14 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
+pub(crate) mod birth;
 mod commit;
 mod format;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
 mod reader;
 pub(crate) mod recovery;
+mod resume;
 mod room;
 mod segment;
 #[cfg(test)]
@@ -33,6 +37,8 @@ mod upkeep;
 
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use probe::probe_segment;
 use room::Keeper;
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;
@@ -165,7 +171,7 @@ impl Log {
             return Err(NoRoom::NotWriting);
         }
         let durable = self.queue.durable();
-        if tail.end().get() >= limits::LSN_MAX / 2 {
+        if tail.end().get() >= limits::LSN_MAX - 4 * limits::SEGMENT_BYTES_MOST {
             return Err(NoRoom::Full);
         }
         tail.admit(draft.len(), room, durable)?;
@@ -203,7 +209,12 @@ impl Log {
         }
         // Its round may have ended, or is the open one: the open one covers it in either case.
         let round = self.tail.lock().round;
-        self.commit(Placed { lsn, round }, level)
+        let placed = Placed { lsn, round };
+        if level == Durability::Sync {
+            let done = self.queue.wait_durable_earlier(placed, self);
+            return done.map_err(|Failed| self.indeterminate());
+        }
+        self.commit(placed, level)
     }
 
     /// Makes everything placed so far durable.

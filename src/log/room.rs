@@ -258,8 +258,31 @@ impl Log {
         Ok(())
     }
 
-    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken.
+    /// Whether a spare is what it was prepared as. One that isn't goes: what stood in it would stand behind
+    /// the log's end.
+    pub(super) fn is_usable(&self, keeper: &mut Keeper, index: usize) -> Result<bool> {
+        let storage = &*self.seams.storage;
+        match keeper.spares.get_mut(index) {
+            Some(spare) if spare.is_found && !spare.is_zeros(storage)? => {
+                // If it stays, the next opening finds it again.
+                let _ = storage.remove(&keeper.spares.remove(index).path);
+                self.set_aside(keeper);
+                Ok(false)
+            }
+            Some(spare) => {
+                spare.is_found = false;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken. Does
+    /// nothing more if that spare turns out not to be usable.
     fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
+        if !self.is_usable(keeper, 0)? {
+            return Ok(());
+        }
         self.prepare_switch(keeper)?;
         keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;

@@ -32,6 +32,8 @@ pub(crate) struct Segment {
 pub(crate) struct Spare {
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
+    /// An opening found it: whether it is zeros still is to be seen before it is used.
+    pub(crate) is_found: bool,
 }
 
 const SPARE_PREFIX: &str = "spare-";
@@ -82,7 +84,26 @@ impl Spare {
             let _ = storage.remove(&draft);
             return Err(Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)));
         }
-        Ok(Spare { path, bytes })
+        Ok(Spare { path, bytes, is_found: false })
+    }
+
+    /// Whether it is zeros, as it was prepared.
+    pub(crate) fn is_zeros(&self, storage: &dyn Storage) -> Result<bool> {
+        let file = storage
+            .open(&self.path, Access::Read)
+            .map_err(|e| Error::io("opening", &self.path, e))?;
+        let mut window = vec![0; 1 << 16];
+        let mut at = 0;
+        while at < self.bytes {
+            let have = storage::read_full_at(&*file, &mut window, at)
+                .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
+            let is_short = have < window.len() && at.saturating_add(have as u64) < self.bytes;
+            if is_short || window.iter().take(have).any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            at = at.saturating_add(window.len() as u64);
+        }
+        Ok(true)
     }
 
     /// Gives the spare a header and its name as a segment. Durable on return, but not listed.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::clock::ManualClock;
 use crate::entropy::SeededEntropy;
 use crate::log::Seams;
+use crate::storage::Storage;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
 use crate::storage::memory::{Crash, MemoryStorage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -304,6 +305,25 @@ impl Sim {
 /// For this crate's own tests; may change at any time.
 #[doc(hidden)]
 impl Sim {
+    /// The directories of a store, with nothing in them.
+    pub fn make_dirs(&self) -> io::Result<()> {
+        let memory = self.disk.lock().memory.clone();
+        memory.create_dir(Path::new(DIR))?;
+        memory.create_dir(&Path::new(DIR).join("log"))?;
+        memory.settle();
+        Ok(())
+    }
+
+    /// The files of the store with their bytes, each by its path in it.
+    pub fn contents(&self) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
+        let inside = |path: &Path| path.strip_prefix(DIR).map(Path::to_path_buf).ok();
+        let files = self.files().into_iter();
+        files
+            .filter_map(|(path, _)| Some((inside(&path)?, path)))
+            .map(|(name, path)| Ok((name, self.read_file(path)?)))
+            .collect()
+    }
+
     /// Another machine with the same disk, as the next process finds it, and the same clock.
     #[must_use]
     pub fn copy(&self) -> Sim {

@@ -1,0 +1,243 @@
+//! What the fuzz targets call, and the tests that replay their corpora: bytes in, a panic out if a promise breaks.
+//!
+//! Checksums keep a fuzzer out, so each target looks at its input twice: as it is, and with every checksum made to
+//! hold, which only a hostile program would write. Offsets are those of `docs/format.md`, written out once more.
+//! Not part of the API.
+
+#![expect(clippy::indexing_slicing, reason = "a harness; all lengths are checked before")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::log::probe_segment;
+use crate::manifest::Manifest;
+use crate::record::{Draft, Ending, Kind, Record, Seal};
+use crate::testing::Sim;
+use crate::types::{Lsn, StoreId};
+use crate::{Claim, Key, Mark, Store, StoreBuilder};
+
+const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 0x0123_4567_89ab_cdef };
+const AT: Lsn = Lsn::new(1 << 40);
+
+/// The sizes that the stores of the directory target are opened with.
+pub fn builder() -> StoreBuilder {
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10)
+}
+
+/// One record at the start of `data`.
+pub fn record(data: &[u8]) {
+    one_record(data);
+    let mut sealed = data.to_vec();
+    seal_record(&mut sealed, AT.get(), SEAL.salt, &SEAL.store.0);
+    one_record(&sealed);
+}
+
+fn one_record(data: &[u8]) {
+    let Ok(record) = Record::parse(data, AT, &SEAL) else { return };
+    assert!(record.len() <= data.len() as u64 && record.len() % 8 == 0);
+    assert!(record.watermark <= AT);
+    let _ = record.time();
+    let Ok(body) = record.body() else { return };
+    // What was understood is written as another record that says the same.
+    let draft = match (record.kind, record.ending()) {
+        (Kind::Claim, _) => Draft::claim(&body),
+        (Kind::Update, _) => Draft::update(&body),
+        (Kind::Forget, _) => Draft::forget(&body),
+        (_, ending) => Draft::end(ending.unwrap_or(Ending::Completed), &body),
+    };
+    let mut again = Vec::new();
+    draft.seal(&mut again, AT, record.watermark, &SEAL);
+    let again = Record::parse(&again, AT, &SEAL).map(|again| (again.kind, again.ending()));
+    assert_eq!(again, Ok((record.kind, record.ending())));
+}
+
+/// A key as a record would hold it: its kind, and its bytes.
+pub fn key(data: &[u8]) {
+    let Some((kind, bytes)) = data.split_first() else { return };
+    let Some(key) = Key::from_stored(*kind, bytes) else { return };
+    assert_eq!((key.kind(), key.bytes()), (*kind, bytes), "a key has one form");
+    assert!(key.check().is_ok());
+    assert!(!format!("{key} {key:?}").is_empty());
+    assert!(key.starts_with(&key) && key == key.clone().into_owned());
+}
+
+/// A whole manifest.
+pub fn manifest(data: &[u8]) {
+    one_manifest(data);
+    let mut sealed = data.to_vec();
+    seal_manifest(&mut sealed);
+    one_manifest(&sealed);
+}
+
+fn one_manifest(data: &[u8]) {
+    let path = Path::new("MANIFEST");
+    let Ok(manifest) = Manifest::decode(data, path) else { return };
+    let again = Manifest::decode(&manifest.encode(), path);
+    assert!(again.is_ok_and(|again| again == manifest));
+}
+
+/// A whole segment.
+pub fn segment(data: &[u8]) {
+    probe_segment(data);
+    let mut sealed = data.to_vec();
+    seal_segment(&mut sealed);
+    probe_segment(&sealed);
+}
+
+/// A whole store: one byte that says whether checksums are made to hold, then files, each as its name in one
+/// byte, its length in four, the length of what it holds in two, and that; zeros follow up to its length.
+pub fn directory(data: &[u8]) {
+    let Some((&sealed, files)) = data.split_first() else { return };
+    let sim = Sim::new(1);
+    sim.set_disk_bytes_max(4 << 20);
+    if sim.make_dirs().is_err() {
+        return;
+    }
+    for (path, mut bytes) in unpack(files) {
+        if sealed & 1 == 1 {
+            match path.starts_with("log") {
+                true => seal_segment(&mut bytes),
+                false => seal_manifest(&mut bytes),
+            }
+        }
+        if sim.write_file(Path::new("/store").join(path), &bytes).is_err() {
+            return;
+        }
+    }
+    let Ok(store) = sim.open_with(builder()) else { return };
+    let marked = use_all(&store);
+    if store.close(Duration::ZERO).is_err() {
+        return;
+    }
+    drop(store);
+    // What opened and was closed opens, and knows what it was told.
+    let again = sim.open_with(builder());
+    assert!(again.is_ok(), "{:?}", again.err());
+    if let (true, Ok(store)) = (marked, again) {
+        assert!(matches!(store.mark("fuzz"), Ok(Mark::Again)));
+    }
+}
+
+/// Asks for every key, claims some, marks one: whether that was marked.
+fn use_all(store: &Store) -> bool {
+    let mut keys = Vec::new();
+    for entry in store.iter().take(1000) {
+        let Ok((key, state)) = entry else { continue };
+        assert!(!format!("{key} {state:?} {:?}", store.get(&key).is_ok()).is_empty());
+        keys.push(key);
+    }
+    for key in keys.iter().take(8) {
+        let granted = match store.claim(key) {
+            Ok(Claim::Acquired(guard)) => Ok(guard),
+            Ok(Claim::Interrupted(lost)) => lost.take_over(),
+            _ => continue,
+        };
+        let _ = granted.and_then(|guard| guard.complete("fuzzed"));
+    }
+    for _ in 0..3 {
+        let _ = store.step();
+    }
+    matches!(store.mark("fuzz"), Ok(Mark::First | Mark::Again))
+}
+
+/// The files of a store, as the directory target takes them.
+pub fn pack(files: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
+    let mut out = vec![0];
+    for (path, bytes) in files {
+        let Some(name) = (0..=u8::MAX).find(|name| file_path(*name) == *path) else { continue };
+        let held = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let held = held.min(usize::from(u16::MAX));
+        out.push(name);
+        out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(&u16::try_from(held).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(&bytes[..held]);
+    }
+    out
+}
+
+fn unpack(mut data: &[u8]) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    while data.len() >= 7 && files.len() < 12 {
+        let (name, len) = (data[0], number(data, 1, 4));
+        let held = usize::try_from(number(data, 5, 2)).unwrap_or(0).min(data.len() - 7);
+        let mut bytes = data[7..7 + held].to_vec();
+        bytes.resize(usize::try_from(len.min(128 << 10)).unwrap_or(0), 0);
+        files.push((file_path(name), bytes));
+        data = &data[7 + held..];
+    }
+    files
+}
+
+fn file_path(name: u8) -> PathBuf {
+    match name {
+        0 => PathBuf::from("MANIFEST"),
+        1 => PathBuf::from("MANIFEST.next"),
+        2..=99 => PathBuf::from(format!("log/{:010}.log", name - 1)),
+        100..=199 => PathBuf::from(format!("log/spare-{}", name - 100)),
+        _ => PathBuf::from("log/spare.new"),
+    }
+}
+
+/// Makes all checksums of a segment hold, of as many records as follow each other.
+fn seal_segment(bytes: &mut [u8]) {
+    if bytes.len() < 128 {
+        return;
+    }
+    seal_file_header(bytes);
+    put_sum(bytes, 0..124, &[]);
+    let (base, salt) = (number(bytes, 40, 8), number(bytes, 56, 8));
+    let mut store = [0; 16];
+    store.copy_from_slice(&bytes[20..36]);
+    let mut at = 128;
+    while at < bytes.len() {
+        let lsn = base.wrapping_add(at as u64);
+        let Some(len) = seal_record(&mut bytes[at..], lsn, salt, &store) else { return };
+        at += len;
+    }
+}
+
+/// Makes both checksums of the record at the start of `bytes` hold; its length with padding, if it has one.
+fn seal_record(bytes: &mut [u8], lsn: u64, salt: u64, store: &[u8; 16]) -> Option<usize> {
+    if bytes.len() < 24 || &bytes[..2] != b"O1" {
+        return None;
+    }
+    let body = usize::try_from(number(bytes, 4, 4)).unwrap_or(0).min(bytes.len() - 24);
+    bytes[4..8].copy_from_slice(&u32::try_from(body).unwrap_or(0).to_le_bytes());
+    let mut place = lsn.to_le_bytes().to_vec();
+    place.extend_from_slice(&salt.to_le_bytes());
+    place.extend_from_slice(store);
+    let summed = [&bytes[24..24 + body], &place[..]].concat();
+    bytes[16..20].copy_from_slice(&crc32fast::hash(&summed).to_le_bytes());
+    put_sum(bytes, 0..20, &place);
+    let end = (24 + body).next_multiple_of(8);
+    let padded = end.min(bytes.len());
+    bytes[24 + body..padded].fill(0);
+    Some(end)
+}
+
+fn seal_manifest(bytes: &mut [u8]) {
+    if bytes.len() < 184 {
+        return;
+    }
+    seal_file_header(bytes);
+    let count = usize::try_from(number(bytes, 176, 4)).unwrap_or(usize::MAX);
+    let end = count.saturating_mul(36).saturating_add(180);
+    if end.saturating_add(4) <= bytes.len() {
+        put_sum(bytes, 0..end, &[]);
+        bytes[end + 4..].fill(0);
+    }
+}
+
+fn seal_file_header(bytes: &mut [u8]) {
+    put_sum(bytes, 0..36, &[]);
+}
+
+/// Puts the checksum of a range and of what goes with it behind the range.
+fn put_sum(bytes: &mut [u8], range: std::ops::Range<usize>, place: &[u8]) {
+    let sum = crc32fast::hash(&[&bytes[range.clone()], place].concat());
+    bytes[range.end..range.end + 4].copy_from_slice(&sum.to_le_bytes());
+}
+
+fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    bytes[at..at + len].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}

@@ -1,0 +1,39 @@
+//! One segment's bytes through everything that reads segments, for the fuzz target.
+
+use std::path::Path;
+
+use super::format::SEGMENT_HEADER_BYTES;
+use super::reader::{Reader, Step, look_behind};
+use super::segment::{self, Segment};
+use crate::storage::memory::MemoryStorage;
+use crate::storage::{self, Access, Storage};
+
+/// Opens `bytes` as the segment that they say they are, reads its records, and looks behind the last.
+pub(crate) fn probe_segment(bytes: &[u8]) {
+    let storage = MemoryStorage::new();
+    let dir = Path::new("/");
+    // A segment is named by its ordinal, which stands behind its secrets.
+    let ordinal = bytes.get(112..116).and_then(|bytes| bytes.try_into().ok());
+    let path = dir.join(segment::file_name(ordinal.map_or(0, u32::from_le_bytes)));
+    let Ok(file) = storage.create(&path) else { return };
+    if storage::write_all_at(&*file, bytes, 0).is_err() {
+        return;
+    }
+    let Ok((store, identity)) = segment::read_identity(&*file, &path) else { return };
+    let listed = identity.listed();
+    let Ok(segment) = Segment::open(&storage, dir, &listed, store, Access::Read) else { return };
+    let limit = listed.end.since(listed.base);
+    let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let mut places = Vec::new();
+    while let Ok(Step::Record(record)) = reader.next() {
+        let _ = (record.body(), record.time());
+        places.push(record.lsn);
+    }
+    let end = segment.offset(reader.lsn());
+    assert!(look_behind(&segment, end, limit).is_ok());
+    for lsn in places {
+        for sealed in [false, true] {
+            assert!(segment.read(lsn, sealed, |record| Ok(record.lsn == lsn)).is_ok_and(|is| is));
+        }
+    }
+}

@@ -1,0 +1,893 @@
+//! One suite of cases for everything that calls itself a store: the engine on a simulated disk, and the spec.
+//!
+//! A case is a script. `call … => answer`; `as x` names the guard, question or attempt that the call gave.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use onlyonce::Durability;
+use onlyonce::testing::Sim;
+
+use crate::machine::{Machine, Said};
+use crate::spec::{self, Ask, Call, End, Key, Now, OnIt, PLAIN, Shown, Told, View, Word};
+
+/// What a store has to offer to be held to the suite.
+trait Backend {
+    fn call(&mut self, key: &str, call: &Call) -> Said;
+    fn wait(&mut self, millis: u64);
+    /// The process dies, and another one opens the store.
+    fn restart(&mut self);
+}
+
+struct Engine {
+    sim: Sim,
+    machine: Option<Machine>,
+}
+
+impl Engine {
+    fn new() -> Self {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        Engine { sim, machine: Some(Machine::new(store, BTreeMap::new())) }
+    }
+}
+
+impl Backend for Engine {
+    fn call(&mut self, key: &str, call: &Call) -> Said {
+        self.machine.as_mut().unwrap().call(key, call).unwrap()
+    }
+
+    fn wait(&mut self, millis: u64) {
+        self.sim.advance(Duration::from_millis(millis));
+    }
+
+    fn restart(&mut self) {
+        self.sim.kill();
+        let seen = self.machine.take().unwrap().seen;
+        self.machine = Some(Machine::new(self.sim.open().unwrap(), seen));
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    keys: BTreeMap<String, Option<Key>>,
+    now: u64,
+    token: u64,
+}
+
+impl Backend for Model {
+    fn call(&mut self, key: &str, call: &Call) -> Said {
+        let slot = self.keys.entry(key.to_owned()).or_default();
+        if slot.as_ref().and_then(|key| key.gone_at).is_some_and(|(at, _)| at <= self.now) {
+            *slot = None;
+        }
+        self.token += 2;
+        let now = Now { tick: self.now, store: (self.now, self.now) };
+        let told = spec::call(slot, now, call, Some(self.token));
+        if let Some(key) = slot {
+            key.token.get_or_insert(self.token + 1);
+        }
+        let token = matches!(told, Told::Granted { .. }).then_some(self.token);
+        (told, token)
+    }
+
+    fn wait(&mut self, millis: u64) {
+        self.now += millis;
+    }
+
+    fn restart(&mut self) {
+        for key in self.keys.values_mut().flatten() {
+            key.on_it = OnIt::Nobody;
+        }
+    }
+}
+
+const CASES: &[(&str, &str)] = &[
+    (
+        "a fresh key is granted once, and replayed ever after",
+        "
+        claim k as g => granted 1
+        claim k => in progress 1
+        get k => running 1
+        complete g v => yes
+        claim k => success v by 1
+        restart
+        claim k => success v by 1
+        get k => success v by 1",
+    ),
+    (
+        "a recorded failure is replayed, and is none of a result",
+        "
+        claim k as g => granted 1
+        fail g declined => yes
+        claim k => failure declined by 1
+        mark k => again",
+    ),
+    (
+        "an aborted key is granted again",
+        "
+        claim k as g => granted 1
+        abort g => yes
+        get k => aborted 1
+        claim k as g => granted 2
+        abort g => yes
+        restart
+        claim k => granted 3",
+    ),
+    (
+        "keys do not meet",
+        "
+        claim a as g => granted 1
+        claim b => granted 1
+        complete g v => yes
+        claim b => in progress 1
+        get c => absent",
+    ),
+    (
+        "a dropped claim is interrupted, and the next claimant is asked",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        get k => interrupted 1
+        claim k as q => asked 1
+        claim k => in progress 1
+        get k => interrupted 1
+        drop q => yes
+        claim k => asked 1",
+    ),
+    (
+        "a claim whose process died is interrupted",
+        "
+        claim k => granted 1
+        restart
+        get k => interrupted 1
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        complete g v => yes
+        claim k => success v by 2",
+    ),
+    (
+        "a question does not outlive its process",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k => asked 1
+        restart
+        claim k => asked 1",
+    ),
+    (
+        "taking over and aborting leads back to interrupted",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        abort g => yes
+        get k => interrupted 2
+        restart
+        claim k as q => asked 2
+        take_over q as g => granted 3
+        abort g => yes
+        claim k => asked 3",
+    ),
+    (
+        "what was not applied is closed, older attempts too",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        drop g => yes
+        claim k as q => asked 2
+        not_applied q as g => granted 3
+        restart
+        claim k as q => asked 3
+        not_applied q as g => granted 4
+        abort g => yes
+        claim k => granted 5",
+    ),
+    (
+        "an outcome closes every fate",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        complete g v +keep=10 => yes
+        wait 10
+        claim k as g => granted 1
+        abort g => yes
+        claim k => granted 2",
+    ),
+    (
+        "dropped while on_drop aborts, it is aborted",
+        "
+        claim k +drop_aborts as g => granted 1
+        drop g => yes
+        claim k => granted 2",
+    ),
+    (
+        "dropped while on_drop aborts, an older fate stays open",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k +drop_aborts as q => asked 1
+        take_over q as g => granted 2
+        drop g => yes
+        claim k => asked 2",
+    ),
+    (
+        "a death is an interruption whatever on_drop says",
+        "
+        claim k +drop_aborts => granted 1
+        restart
+        claim k => asked 1",
+    ),
+    (
+        "a lease that passes leaves the claim interrupted",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 99
+        claim k => in progress 1
+        wait 1
+        get k => interrupted 1
+        claim k => asked 1",
+    ),
+    (
+        "a late owner that nobody replaced may still complete",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        claim k as q => asked 1
+        complete g v => yes
+        take_over q => lost
+        claim k => success v by 1",
+    ),
+    (
+        "a late owner that nobody replaced may still abort",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        claim k as q => asked 1
+        abort g => yes
+        not_applied q => lost
+        claim k => granted 2",
+    ),
+    (
+        "a late owner that was replaced changes nothing",
+        "
+        claim k +lease=100 as old => granted 1
+        wait 100
+        claim k as q => asked 1
+        take_over q as new => granted 2
+        renew old 100 => lost
+        complete old v => lost
+        get k => running 2
+        complete new w => yes
+        claim k => success w by 2",
+    ),
+    (
+        "a stale abort does not free the key",
+        "
+        claim k +lease=100 as old => granted 1
+        wait 100
+        claim k as q => asked 1
+        take_over q as new => granted 2
+        abort old => lost
+        claim k => in progress 2",
+    ),
+    (
+        "a stale drop does not disturb its successor",
+        "
+        claim k +lease=100 +drop_aborts as old => granted 1
+        wait 100
+        claim k as q => asked 1
+        take_over q as new => granted 2
+        drop old => yes
+        claim k => in progress 2",
+    ),
+    (
+        "renewing holds on to the claim",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 60
+        renew g 100 => yes
+        wait 60
+        claim k => in progress 1
+        wait 40
+        claim k => asked 1",
+    ),
+    (
+        "renewing a claim without a lease gives it one",
+        "
+        claim k as g => granted 1
+        renew g 100 => yes
+        wait 100
+        claim k => asked 1",
+    ),
+    (
+        "a renewal takes a lapsed claim up again, from under the one who was asked",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        claim k as q => asked 1
+        renew g 100 => yes
+        claim k => in progress 1
+        take_over q => lost
+        complete g v => yes
+        claim k => success v by 1",
+    ),
+    (
+        "a lapse that nobody noticed is undone by renewing",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 500
+        renew g 100 => yes
+        claim k => in progress 1",
+    ),
+    (
+        "a handle of an ended claim renews nothing",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        renew g 100 => lost
+        claim k => asked 1",
+    ),
+    (
+        "Hold of the attempt keeps everybody away",
+        "
+        claim k +hold as g => granted 1
+        drop g => yes
+        claim k => held 1
+        claim k +retry => held 1
+        restart
+        claim k => held 1
+        get k => interrupted 1",
+    ),
+    (
+        "Hold of the claimant keeps itself away only",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k +hold => held 1
+        claim k => asked 1",
+    ),
+    (
+        "Hold does not stand in the way of an abort",
+        "
+        claim k +hold as g => granted 1
+        abort g => yes
+        claim k +hold => granted 2",
+    ),
+    (
+        "Hold with weaker claims is refused",
+        "
+        claim k +hold +claim=flush => invalid
+        claim k +hold +claim=lazy => invalid
+        get k => absent",
+    ),
+    (
+        "Retry still asks a manual claimant",
+        "
+        claim k +retry as g => granted 1
+        drop g => yes
+        claim k +retry => asked 1",
+    ),
+    (
+        "a key held by word is granted to nobody until it is resolved",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        hold q => yes
+        claim k => held 1
+        claim k +retry => held 1
+        mark k => unsure 1
+        restart
+        get k as a => held 1
+        resolve a retry => yes
+        claim k => granted 2",
+    ),
+    (
+        "the late owner of a held key may complete",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        claim k as q => asked 1
+        hold q => yes
+        renew g 100 => is held
+        complete g v => yes
+        claim k => success v by 1",
+    ),
+    (
+        "the late owner of a held key may abort, and it stays held",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        claim k as q => asked 1
+        hold q => yes
+        get k as old => held 1
+        abort g => yes
+        claim k => held 1
+        resolve old retry => no
+        get k as a => held 1
+        resolve a retry => yes
+        claim k => granted 2",
+    ),
+    (
+        "an operator records what happened",
+        "
+        claim k +hold as g => granted 1
+        drop g => yes
+        get k as a => interrupted 1
+        resolve a success paid => yes
+        claim k => success paid by 1
+        resolve a retry => no",
+    ),
+    (
+        "an operator records a failure",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        get k as a => interrupted 1
+        resolve a failure never => yes
+        claim k => failure never by 1",
+    ),
+    (
+        "resolved to be tried again, every fate is closed",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        drop g => yes
+        get k as a => interrupted 2
+        resolve a retry => yes
+        get k => aborted 2
+        claim k as g => granted 3
+        abort g => yes
+        claim k => granted 4",
+    ),
+    (
+        "an operator can't resolve what somebody is on",
+        "
+        claim k as g => granted 1
+        get k as a => running 1
+        resolve a retry => busy
+        drop g => yes
+        resolve a retry => yes",
+    ),
+    (
+        "an operator's stale view changes nothing",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        get k as old => interrupted 1
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        drop g => yes
+        resolve old success x => no
+        get k => interrupted 2",
+    ),
+    (
+        "an operator's word beats the one who was asked, and the owner",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        claim k as q => asked 1
+        get k as a => interrupted 1
+        resolve a success paid => yes
+        take_over q => lost
+        complete g v => lost
+        claim k => success paid by 1",
+    ),
+    (
+        "a resolution of an absent key is none",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        get k as a => interrupted 1
+        forget k => yes
+        resolve a retry => no
+        get k => absent",
+    ),
+    (
+        "attempts beyond the limit are held, and nothing is written",
+        "
+        claim k +max=2 as g => granted 1
+        abort g => yes
+        claim k +max=2 as g => granted 2
+        abort g => yes
+        claim k +max=2 => too many 2
+        get k => aborted 2
+        claim k +max=3 => granted 3",
+    ),
+    (
+        "the limit counts interrupted attempts",
+        "
+        claim k +max=1 as g => granted 1
+        drop g => yes
+        claim k +max=1 => too many 1
+        claim k => asked 1",
+    ),
+    (
+        "another fingerprint is a mismatch while it runs, and after",
+        "
+        claim k +print=1 as g => granted 1
+        claim k +print=2 => mismatch running 1
+        claim k +print=1 => in progress 1
+        complete g v => yes
+        claim k +print=2 => mismatch success v by 1
+        claim k +print=1 => success v by 1",
+    ),
+    (
+        "another fingerprint is a mismatch of an interrupted and of a held key",
+        "
+        claim k +print=1 as g => granted 1
+        drop g => yes
+        claim k +print=2 => mismatch interrupted 1
+        claim k +print=1 as q => asked 1
+        claim k +print=2 => mismatch interrupted 1
+        hold q => yes
+        claim k +print=2 => mismatch held 1",
+    ),
+    (
+        "a client may mend an aborted request",
+        "
+        claim k +print=1 as g => granted 1
+        abort g => yes
+        claim k +print=2 as g => granted 2
+        claim k +print=1 => mismatch running 2",
+    ),
+    (
+        "without a fingerprint nothing is compared",
+        "
+        claim k as g => granted 1
+        claim k +print=2 => in progress 1
+        complete g v => yes
+        claim k +print=2 => success v by 1",
+    ),
+    (
+        "a take-over without a fingerprint keeps the one there is",
+        "
+        claim k +print=1 as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        claim k +print=2 => mismatch running 2
+        complete g v => yes
+        claim k +print=2 => mismatch success v by 2",
+    ),
+    (
+        "a result is kept for its retention, from its end",
+        "
+        claim k +keep=100 as g => granted 1
+        wait 500
+        complete g v => yes
+        wait 99
+        claim k => success v by 1
+        wait 1
+        get k => absent
+        claim k => granted 1",
+    ),
+    (
+        "an outcome's own retention goes before",
+        "
+        claim k +keep=100 as g => granted 1
+        complete g v +keep=1000 => yes
+        wait 999
+        claim k => success v by 1
+        wait 1
+        claim k => granted 1",
+    ),
+    (
+        "an abort is forgotten with its retention, its attempts too",
+        "
+        claim k +keep=100 as g => granted 1
+        abort g => yes
+        wait 100
+        claim k => granted 1",
+    ),
+    (
+        "claims, interruptions and holds never expire",
+        "
+        claim a +keep=100 => granted 1
+        claim b +keep=100 as b => granted 1
+        drop b => yes
+        claim c +keep=100 as c => granted 1
+        drop c => yes
+        claim c as q => asked 1
+        hold q => yes
+        wait 1000000
+        claim a => in progress 1
+        claim b => asked 1
+        claim c => held 1",
+    ),
+    (
+        "without a retention a result is kept for ever",
+        "
+        claim k as g => granted 1
+        complete g v => yes
+        wait 100000000000
+        claim k => success v by 1",
+    ),
+    (
+        "a mark is the first once",
+        "
+        mark k => first
+        mark k => again
+        restart
+        mark k => again
+        claim k => success  by 1",
+    ),
+    (
+        "a mark meets claims",
+        "
+        claim k as g => granted 1
+        mark k => in progress 1
+        drop g => yes
+        mark k => unsure 1
+        claim k as q => asked 1
+        mark k => unsure 1
+        take_over q as g => granted 2
+        complete g v => yes
+        mark k => again",
+    ),
+    (
+        "an aborted key is marked as new",
+        "
+        claim k as g => granted 1
+        abort g => yes
+        mark k => first
+        claim k => success  by 2",
+    ),
+    (
+        "a mark is kept for its retention",
+        "
+        mark k +keep=100 => first
+        wait 99
+        mark k => again
+        wait 1
+        mark k => first",
+    ),
+    (
+        "a forgotten key is new",
+        "
+        forget k => no
+        claim k as g => granted 1
+        forget k => busy
+        complete g v => yes
+        forget k => yes
+        get k => absent
+        restart
+        forget k => no
+        claim k => granted 1",
+    ),
+    (
+        "every state but claimed can be forgotten",
+        "
+        claim a as a => granted 1
+        abort a => yes
+        forget a => yes
+        claim b as b => granted 1
+        drop b => yes
+        forget b => yes
+        claim c as c => granted 1
+        drop c => yes
+        claim c as q => asked 1
+        forget c => yes
+        take_over q => lost
+        claim d as d => granted 1
+        drop d => yes
+        claim d as q => asked 1
+        hold q => yes
+        forget d => yes
+        claim d => granted 1",
+    ),
+    (
+        "a claim is forgotten under its token only, and its owner fenced off",
+        "
+        claim k as old => granted 1
+        drop old => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        forget_claimed k old => lost
+        forget_claimed k g => yes
+        complete g v => lost
+        get k => absent",
+    ),
+    (
+        "what is interrupted is not claimed, however it came to be",
+        "
+        claim a as g => granted 1
+        drop g => yes
+        forget_claimed a g => lost
+        claim b +lease=100 as g => granted 1
+        wait 100
+        forget_claimed b g => lost",
+    ),
+    (
+        "an owner whose key was forgotten and claimed anew changes nothing",
+        "
+        claim k +lease=100 as old => granted 1
+        wait 100
+        forget k => yes
+        claim k as new => granted 1
+        complete old v => lost
+        claim k => in progress 1
+        complete new w => yes
+        claim k => success w by 1",
+    ),
+    (
+        "a lapsed lease no longer protects from forget",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        forget k => yes
+        abort g => lost",
+    ),
+];
+
+#[test]
+fn engine_and_spec_answer_every_case_alike() {
+    for (name, script) in CASES {
+        check(name, script, "engine", &mut Engine::new());
+        check(name, script, "spec", &mut Model::default());
+    }
+    println!("conformance: {} cases on 2 backends", CASES.len());
+}
+
+/// What a script has names for.
+enum Held {
+    Guard { key: String, token: u64, ask: Ask },
+    Question { key: String, id: u64, seen: Option<u64>, ask: Ask },
+    Attempt { key: String, seen: Option<u64> },
+}
+
+/// Runs one script. The only place that makes calls.
+fn check(name: &str, script: &str, backend_name: &str, backend: &mut dyn Backend) {
+    let mut names: BTreeMap<String, Held> = BTreeMap::new();
+    for (at, line) in script.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate() {
+        let (said, expected) = line.split_once(" => ").unwrap_or((line, ""));
+        let (said, name_given) = said.split_once(" as ").unwrap_or((said, ""));
+        let words: Vec<&str> = said.split(' ').filter(|word| !word.starts_with('+')).collect();
+        let options = said.split(' ').filter_map(|word| word.strip_prefix('+'));
+        let ask = options.fold(PLAIN, with_option);
+        match words[..] {
+            ["wait", millis] => {
+                backend.wait(millis.parse().unwrap());
+                continue;
+            }
+            ["restart"] => {
+                backend.restart();
+                continue;
+            }
+            _ => {}
+        }
+        let (key, call) = call_of(&words, ask, at as u64, &names);
+        let (mut told, token) = backend.call(&key, &call);
+        assert_eq!(words_of(&told), expected, "{name}: {line} (on the {backend_name})");
+        let seen = told.token().and_then(|token| *token);
+        let ask = match &call {
+            Call::Word { ask, .. } => *ask,
+            _ => ask,
+        };
+        let held = match (token, &told) {
+            (Some(token), _) => Held::Guard { key, token, ask },
+            (None, Told::Asked(_)) => Held::Question { key, id: at as u64, seen, ask },
+            (None, _) => Held::Attempt { key, seen },
+        };
+        if !name_given.is_empty() {
+            names.insert(name_given.to_owned(), held);
+        }
+    }
+}
+
+fn with_option(ask: Ask, option: &str) -> Ask {
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
+    let number = || value.parse().unwrap();
+    let level = || if value == "flush" { Durability::Flush } else { Durability::Lazy };
+    match name {
+        "print" => Ask { print: Some(value.parse().unwrap()), ..ask },
+        "lease" => Ask { lease: Some(number()), ..ask },
+        "keep" => Ask { keep: Some(number()), ..ask },
+        "max" => Ask { max: Some(value.parse().unwrap()), ..ask },
+        "hold" => Ask { hold: Some(true), ..ask },
+        "retry" => Ask { hold: Some(false), ..ask },
+        "claim" => Ask { claim_level: level(), ..ask },
+        "drop_aborts" => Ask { drop_aborts: true, ..ask },
+        other => panic!("no option {other}"),
+    }
+}
+
+fn call_of(
+    words: &[&str],
+    ask: Ask,
+    question: u64,
+    names: &BTreeMap<String, Held>,
+) -> (String, Call) {
+    let end = |how: &str, value: &str| {
+        let (value, keep) = (value.as_bytes().to_vec(), ask.keep);
+        match how {
+            "complete" | "success" => End::Success { value, keep },
+            "fail" | "failure" => End::Failure { value, keep },
+            _ => End::Nothing,
+        }
+    };
+    let value = *words.get(2).unwrap_or(&"");
+    match (words[0], names.get(words[1])) {
+        ("claim", _) => (words[1].to_owned(), Call::Claim { ask, question }),
+        ("mark", _) => (words[1].to_owned(), Call::Mark { ask }),
+        ("get", _) => (words[1].to_owned(), Call::Get),
+        ("forget", _) => (words[1].to_owned(), Call::Forget),
+        ("forget_claimed", _) => {
+            let Held::Guard { token, .. } = names[words[2]] else { panic!("{words:?}") };
+            (words[1].to_owned(), Call::ForgetClaimed { token })
+        }
+        ("resolve", Some(Held::Attempt { key, seen })) => {
+            let how = end(words[2], words.get(3).unwrap_or(&""));
+            (key.clone(), Call::Resolve { seen: *seen, how })
+        }
+        ("renew", Some(Held::Guard { key, token, .. })) => {
+            (key.clone(), Call::Renew { token: *token, lease: value.parse().unwrap() })
+        }
+        ("drop", Some(Held::Guard { key, token, ask })) => {
+            (key.clone(), Call::Drop { token: *token, aborts: ask.drop_aborts, ask: *ask })
+        }
+        (how, Some(Held::Guard { key, token, ask })) => {
+            (key.clone(), Call::End { token: *token, how: end(how, value), ask: *ask })
+        }
+        ("drop", Some(Held::Question { key, id, .. })) => {
+            (key.clone(), Call::DropQuestion { question: *id })
+        }
+        (word, Some(Held::Question { key, id, seen, ask })) => {
+            let word = match word {
+                "take_over" => Word::TakeOver,
+                "not_applied" => Word::NotApplied,
+                _ => Word::Hold,
+            };
+            (key.clone(), Call::Word { word, seen: *seen, ask: *ask, question: *id })
+        }
+        _ => panic!("no such call: {words:?}"),
+    }
+}
+
+/// An answer as scripts have it: no tokens, which no two backends share.
+fn words_of(told: &Told) -> String {
+    let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
+    match told {
+        Told::Granted { attempt } => format!("granted {attempt}"),
+        Told::Asked(view) => with("asked", view),
+        Told::InProgress(view) => with("in progress", view),
+        Told::Held(view) => with("held", view),
+        Told::TooMany(view) => with("too many", view),
+        Told::Unsure(view) => with("unsure", view),
+        Told::Mismatch(shown) => format!("mismatch {}", words_of_shown(shown)),
+        Told::Recorded(shown) | Told::State(Some(shown)) => words_of_shown(shown),
+        Told::State(None) => "absent".to_owned(),
+        Told::First => "first".to_owned(),
+        Told::Again => "again".to_owned(),
+        Told::Yes => "yes".to_owned(),
+        Told::No => "no".to_owned(),
+        Told::Busy => "busy".to_owned(),
+        Told::IsHeld => "is held".to_owned(),
+        Told::Lost => "lost".to_owned(),
+        Told::Invalid => "invalid".to_owned(),
+    }
+}
+
+fn words_of_shown(shown: &Shown) -> String {
+    let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
+    match shown {
+        Shown::Running(view) => with("running", view),
+        Shown::Interrupted(view) => with("interrupted", view),
+        Shown::Held(view) => with("held", view),
+        Shown::Aborted(view) => with("aborted", view),
+        Shown::Success { value, attempt, .. } => {
+            format!("success {} by {attempt}", String::from_utf8_lossy(value))
+        }
+        Shown::Failure { value, attempt, .. } => {
+            format!("failure {} by {attempt}", String::from_utf8_lossy(value))
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The store as something that is called with the words of `spec`: guards and questions go by token and number.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use onlyonce::{
+    Attempt, Claim, ClaimGuard, ClaimHandle, ErrorKind, Fingerprint, Interrupted, Mark, OnDrop,
+    OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Store,
+};
+
+use crate::spec::{Ask, Call, End, Shown, Told, View, Word};
+
+/// A store, and all that its callers have in their hands.
+pub struct Machine {
+    pub store: Store,
+    pub guards: BTreeMap<u64, ClaimGuard>,
+    /// They outlive their guards.
+    pub handles: BTreeMap<u64, ClaimHandle>,
+    pub questions: BTreeMap<u64, Interrupted>,
+    /// Every attempt that anybody was shown, by token.
+    pub seen: BTreeMap<u64, Attempt>,
+}
+
+/// The answer, and the token that a grant was given.
+pub type Said = (Told, Option<u64>);
+
+impl Machine {
+    pub fn new(store: Store, seen: BTreeMap<u64, Attempt>) -> Self {
+        Machine {
+            store,
+            guards: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            seen,
+        }
+    }
+
+    pub fn call(&mut self, key: &str, call: &Call) -> Result<Said> {
+        let told = match call {
+            Call::Claim { ask, question } => return self.claim(key, ask, *question),
+            Call::Mark { ask } => {
+                // The kind of a mark's token shows in `get` only.
+                match self.store.mark(operation(key, ask))? {
+                    Mark::First => Told::First,
+                    Mark::Again => Told::Again,
+                    Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),
+                    Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
+                    other => panic!("{other:?}"),
+                }
+            }
+            Call::Word { word, question, .. } => return self.word(*word, *question),
+            Call::DropQuestion { question } => {
+                drop(self.questions.remove(question));
+                Told::Yes
+            }
+            Call::End { token, how, .. } => {
+                let guard = self.guards.remove(token).expect("a guard");
+                match how {
+                    End::Nothing => yes_or_lost(guard.abort("nothing happened"))?,
+                    how => yes_or_lost(guard.record(outcome(how)))?,
+                }
+            }
+            Call::Drop { token, .. } => {
+                drop(self.guards.remove(token));
+                Told::Yes
+            }
+            Call::Renew { token, lease } => {
+                match self.handles[token].renew(Duration::from_millis(*lease)) {
+                    Err(e) if e.kind() == ErrorKind::Held => Told::IsHeld,
+                    done => yes_or_lost(done)?,
+                }
+            }
+            Call::Resolve { seen, how } => {
+                let resolution = match how {
+                    End::Nothing => Resolution::Retry,
+                    how => Resolution::Record(outcome(how)),
+                };
+                let attempt = &self.seen[&seen.expect("a token")];
+                match self.store.resolve(attempt, resolution) {
+                    Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
+                    done => yes_or_no(done?),
+                }
+            }
+            Call::Forget => match self.store.forget(key) {
+                Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
+                done => yes_or_no(done?),
+            },
+            Call::ForgetClaimed { token } => {
+                let token = self.handles[token].token();
+                yes_or_lost(self.store.forget_claimed(key, token))?
+            }
+            Call::Get => Told::State(self.store.get(key)?.map(|state| self.shown(state))),
+        };
+        Ok((told, None))
+    }
+
+    fn claim(&mut self, key: &str, ask: &Ask, question: u64) -> Result<Said> {
+        let claim = match self.store.claim(operation(key, ask)) {
+            Err(e) if e.kind() == ErrorKind::Invalid => return Ok((Told::Invalid, None)),
+            claim => claim?,
+        };
+        let told = match claim {
+            Claim::Acquired(guard) => return Ok(self.granted(guard)),
+            Claim::Interrupted(lost) => {
+                let view = self.view(lost.attempt().clone());
+                self.questions.insert(question, lost);
+                Told::Asked(view)
+            }
+            Claim::Completed(done) => Told::Recorded(recorded(&done, false)),
+            Claim::Failed(done) => Told::Recorded(recorded(&done, true)),
+            Claim::InProgress(attempt) => Told::InProgress(self.view(attempt)),
+            Claim::Held(attempt) => {
+                let too_many =
+                    attempt.reason().is_some_and(|reason| reason.contains("attempts_max"));
+                let view = self.view(attempt);
+                if too_many { Told::TooMany(view) } else { Told::Held(view) }
+            }
+            Claim::Mismatch(state) => Told::Mismatch(self.shown(state)),
+            other => panic!("{other}"),
+        };
+        Ok((told, None))
+    }
+
+    fn word(&mut self, word: Word, question: u64) -> Result<Said> {
+        let lost = self.questions.remove(&question).expect("a question");
+        let attempt = lost.attempt().number();
+        let guard = match word {
+            Word::TakeOver => lost.take_over(),
+            Word::NotApplied => lost.not_applied(),
+            Word::Hold => return Ok((yes_or_lost(lost.hold())?, None)),
+        };
+        match guard {
+            Ok(guard) => {
+                let before = guard.interruption().expect("an interruption").number();
+                assert_eq!(before, attempt, "the guard names the attempt it follows");
+                Ok(self.granted(guard))
+            }
+            Err(e) if e.kind() == ErrorKind::ClaimLost => Ok((Told::Lost, None)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn granted(&mut self, guard: ClaimGuard) -> Said {
+        let (token, attempt) = (guard.token().get(), guard.attempt());
+        self.handles.insert(token, guard.handle());
+        self.guards.insert(token, guard);
+        (Told::Granted { attempt }, Some(token))
+    }
+
+    fn view(&mut self, attempt: Attempt) -> View {
+        let view = View {
+            attempt: attempt.number(),
+            token: Some(attempt.token().get()),
+            hold: attempt.asked_for_hold(),
+            left: attempt.lease_left().map(|left| left.as_millis().try_into().unwrap()),
+        };
+        self.seen.insert(attempt.token().get(), attempt);
+        view
+    }
+
+    pub fn shown(&mut self, state: State) -> Shown {
+        match state {
+            State::InProgress(attempt) => Shown::Running(self.view(attempt)),
+            State::Interrupted(attempt) => Shown::Interrupted(self.view(attempt)),
+            State::Held(attempt) => Shown::Held(self.view(attempt)),
+            State::Aborted(attempt) => Shown::Aborted(self.view(attempt)),
+            State::Completed(done) => recorded(&done, false),
+            State::Failed(done) => recorded(&done, true),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn recorded(done: &Recorded, failed: bool) -> Shown {
+    let (value, attempt) = (done.result().to_vec(), done.attempt());
+    let token = Some(done.token().get());
+    if failed {
+        Shown::Failure { value, attempt, token }
+    } else {
+        Shown::Success { value, attempt, token }
+    }
+}
+
+fn yes_or_lost(done: Result<()>) -> Result<Told> {
+    match done {
+        Ok(()) => Ok(Told::Yes),
+        Err(e) if e.kind() == ErrorKind::ClaimLost => Ok(Told::Lost),
+        Err(e) => Err(e),
+    }
+}
+
+fn yes_or_no(done: bool) -> Told {
+    if done { Told::Yes } else { Told::No }
+}
+
+pub fn operation<'k>(key: &'k str, ask: &Ask) -> Operation<'k> {
+    let mut op = Operation::new(key).durability(ask.level).claim_durability(ask.claim_level);
+    if let Some(print) = ask.print {
+        op = op.fingerprint(Fingerprint::of([print]));
+    }
+    if let Some(lease) = ask.lease {
+        op = op.lease(Duration::from_millis(lease));
+    }
+    if let Some(hold) = ask.hold {
+        op = op.on_interrupted(if hold { OnInterrupted::Hold } else { OnInterrupted::Retry });
+    }
+    if let Some(max) = ask.max {
+        op = op.attempts_max(max);
+    }
+    if let Some(keep) = ask.keep {
+        op = op.retention(Duration::from_millis(keep));
+    }
+    op.on_drop(if ask.drop_aborts { OnDrop::Abort } else { OnDrop::Interrupt })
+}
+
+fn outcome(how: &End) -> Outcome {
+    let (outcome, keep) = match how {
+        End::Success { value, keep } => (Outcome::success(value), keep),
+        End::Failure { value, keep } => (Outcome::failure(value), keep),
+        End::Nothing => unreachable!(),
+    };
+    match keep {
+        Some(keep) => outcome.retention(Duration::from_millis(*keep)),
+        None => outcome,
+    }
+}

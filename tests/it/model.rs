@@ -1,0 +1,737 @@
+//! Random lives of a store beside the spec: every call, every level, crashes, clocks.
+//!
+//! After a crash the spec allows exactly what the levels allow. The log is a sequence, so what survives is a
+//! prefix of what was written, and it holds at least everything acknowledged, or shown, at a level that the
+//! crash can't take back. Which prefix it is, the keys tell.
+//!
+//! `PROPTEST_CASES=100000 cargo test --release --test it model` runs more of them. A failure prints its
+//! shrunk case, and its seed goes to `tests/it/model-regressions.txt`, which every later run tries first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use onlyonce::testing::Sim;
+use onlyonce::{Durability, ErrorKind, OnDrop, Outcome, Store};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+
+use crate::machine::Machine;
+use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Told, Word};
+
+const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+const DAY: u64 = 86_400_000;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Claim(usize, Ask),
+    Mark(usize, Ask),
+    /// The number chooses among the questions, guards, … that there are.
+    Word(usize, Word),
+    DropQuestion(usize),
+    End(usize, End),
+    TooLarge(usize),
+    Drop(usize),
+    OnDrop(usize, bool),
+    Renew(usize, u64),
+    RenewAny(usize, u64),
+    Resolve(usize, End),
+    Forget(usize),
+    ForgetClaimed(usize, usize),
+    Get(usize),
+    Iter,
+    Sync,
+    Step,
+    /// A second passes, and the background does its work.
+    Settle,
+    Advance(u64),
+    JumpWall(i64),
+    Restart(Restart),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Restart {
+    Close,
+    /// Every handle goes; the last one closes the store.
+    DropAll,
+    Kill,
+    PowerLoss,
+    PowerLossKeeping(u64),
+}
+
+fn level() -> impl Strategy<Value = Durability> {
+    prop_oneof![Just(Durability::Sync), Just(Durability::Flush), Just(Durability::Lazy)]
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let keep = prop_oneof![3 => Just(None), 1 => Just(Some(20_000)), 1 => Just(Some(DAY / 2))];
+    let lease = prop_oneof![2 => Just(None), 1 => Just(Some(10_000)), 1 => Just(Some(60_000))];
+    let hold = prop_oneof![3 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))];
+    let max = prop_oneof![4 => Just(None), 1 => (1..4_u32).prop_map(Some)];
+    let print = prop_oneof![2 => Just(None), 1 => (0..2_u8).prop_map(Some)];
+    (print, lease, hold, max, keep, level(), level(), any::<bool>(), 0..8_u8).prop_map(
+        |(print, lease, hold, max, keep, claim_level, level, drop_aborts, strict)| Ask {
+            print,
+            lease,
+            hold,
+            max,
+            keep,
+            // Now and then Hold with a weaker level, which is refused.
+            claim_level: if hold == Some(true) && strict > 0 {
+                Durability::Sync
+            } else {
+                claim_level
+            },
+            level,
+            drop_aborts,
+        },
+    )
+}
+
+fn end() -> impl Strategy<Value = End> {
+    let value = || {
+        (any::<u8>(), prop_oneof![Just(0_usize), Just(10), Just(2000)])
+            .prop_map(|(byte, len)| vec![byte; len])
+    };
+    let keep = || prop_oneof![3 => Just(None), 1 => Just(Some(5000)), 1 => Just(Some(2 * DAY))];
+    prop_oneof![
+        2 => (value(), keep()).prop_map(|(value, keep)| End::Success { value, keep }),
+        1 => (value(), keep()).prop_map(|(value, keep)| End::Failure { value, keep }),
+        2 => Just(End::Nothing),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let key = || 0..KEYS.len();
+    let one = || 0..8_usize;
+    let word =
+        prop_oneof![3 => Just(Word::TakeOver), 2 => Just(Word::NotApplied), 1 => Just(Word::Hold)];
+    let time =
+        prop_oneof![Just(500_u64), Just(6000), Just(11_000), Just(61_000), Just(DAY / 2 + 1)];
+    let jump =
+        prop_oneof![Just(-3000_i64), Just(5000), Just(-3 * DAY as i64), Just(3 * DAY as i64)];
+    let restart = prop_oneof![
+        Just(Restart::Close),
+        Just(Restart::DropAll),
+        Just(Restart::Kill),
+        Just(Restart::Kill),
+        Just(Restart::PowerLoss),
+        any::<u64>().prop_map(Restart::PowerLossKeeping),
+        any::<u64>().prop_map(Restart::PowerLossKeeping),
+    ];
+    prop_oneof![
+        12 => (key(), ask()).prop_map(|(key, ask)| Op::Claim(key, ask)),
+        2 => (key(), ask()).prop_map(|(key, ask)| Op::Mark(key, Ask { hold: None, ..ask })),
+        5 => (one(), word).prop_map(|(at, word)| Op::Word(at, word)),
+        1 => one().prop_map(Op::DropQuestion),
+        8 => (one(), end()).prop_map(|(at, end)| Op::End(at, end)),
+        1 => one().prop_map(Op::TooLarge),
+        4 => one().prop_map(Op::Drop),
+        1 => (one(), any::<bool>()).prop_map(|(at, aborts)| Op::OnDrop(at, aborts)),
+        1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::Renew(at, lease)),
+        1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::RenewAny(at, lease)),
+        2 => (one(), end()).prop_map(|(at, end)| Op::Resolve(at, end)),
+        1 => key().prop_map(Op::Forget),
+        1 => (key(), one()).prop_map(|(key, at)| Op::ForgetClaimed(key, at)),
+        2 => key().prop_map(Op::Get),
+        1 => Just(Op::Iter),
+        1 => Just(Op::Sync),
+        2 => Just(Op::Step),
+        1 => Just(Op::Settle),
+        3 => time.prop_map(Op::Advance),
+        1 => jump.prop_map(Op::JumpWall),
+        3 => restart.prop_map(Op::Restart),
+    ]
+}
+
+/// One moment on all clocks, as a note of the log may have caught it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Moment {
+    boot: u64,
+    tick: u64,
+    wall: u64,
+    store: (u64, u64),
+}
+
+struct Guard {
+    key: usize,
+    token: u64,
+    ask: Ask,
+    aborts: bool,
+}
+
+struct Question {
+    key: usize,
+    id: u64,
+    seen: Option<u64>,
+    ask: Ask,
+}
+
+/// The store under test, and everything the spec knows.
+struct World {
+    sim: Sim,
+    machine: Option<Machine>,
+    keys: [Option<Key>; KEYS.len()],
+    guards: Vec<Guard>,
+    questions: Vec<Question>,
+    /// Attempts that were shown, of any time: key and token.
+    attempts: Vec<(usize, u64)>,
+    next_question: u64,
+
+    /// What was written, in order: the key, and what it was in from then on.
+    log: Vec<(usize, Option<Key>)>,
+    /// How much of it a kill leaves at least, and a power loss.
+    written: usize,
+    durable: usize,
+    /// The newest entry of each key.
+    newest: [usize; KEYS.len()],
+    /// Expired keys that somebody was told are gone, in this opening.
+    seen_gone: [bool; KEYS.len()],
+
+    boot: u64,
+    tick: u64,
+    wall: u64,
+    store_time: (u64, u64),
+    /// When notes may have been made that an opening goes on from.
+    moments: Vec<Moment>,
+    /// Where in `moments` this opening begins, and its entries in `log`.
+    opening_moment: usize,
+    opening_log: usize,
+
+    tokens: BTreeSet<u64>,
+    segments_most: u64,
+    restarts: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut world = World {
+            sim: Sim::new(seed),
+            machine: None,
+            keys: [const { None }; KEYS.len()],
+            guards: Vec::new(),
+            questions: Vec::new(),
+            attempts: Vec::new(),
+            next_question: 0,
+            log: Vec::new(),
+            written: 0,
+            durable: 0,
+            newest: [0; KEYS.len()],
+            seen_gone: [false; KEYS.len()],
+            boot: 1,
+            tick: 60_000,
+            wall: 1_767_225_600_000,
+            store_time: (1_767_225_600_000, 1_767_225_600_000),
+            moments: Vec::new(),
+            opening_moment: 0,
+            opening_log: 0,
+            tokens: BTreeSet::new(),
+            segments_most: 0,
+            restarts: 0,
+        };
+        let store = world.open();
+        world.machine = Some(Machine::new(store, BTreeMap::new()));
+        world.note_moment();
+        world
+    }
+
+    fn open(&self) -> Store {
+        // The smallest segments there are, so that a life rolls through several.
+        let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(2048);
+        self.sim.open_with(builder).unwrap()
+    }
+
+    fn machine(&mut self) -> &mut Machine {
+        self.machine.as_mut().unwrap()
+    }
+
+    fn now(&self) -> Now {
+        Now { tick: self.tick, store: self.store_time }
+    }
+
+    fn note_moment(&mut self) {
+        let moment = self.moment();
+        if self.moments.last() != Some(&moment) {
+            self.moments.push(moment);
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { boot: self.boot, tick: self.tick, wall: self.wall, store: self.store_time }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Claim(key, ask) => {
+                let id = self.next_question;
+                self.next_question += 1;
+                let call = Call::Claim { ask: *ask, question: id };
+                let (told, token) = self.call(*key, &call);
+                self.take_grant(*key, token, ask);
+                if let Told::Asked(view) = told {
+                    let seen = view.token;
+                    self.questions.push(Question { key: *key, id, seen, ask: *ask });
+                }
+            }
+            Op::Mark(key, ask) => drop(self.call(*key, &Call::Mark { ask: *ask })),
+            Op::Word(at, word) => {
+                let Some(at) = pick(*at, self.questions.len()) else { return };
+                let Question { key, id, seen, ask } = self.questions.remove(at);
+                let word = Call::Word { word: *word, seen, ask, question: id };
+                let (_, token) = self.call(key, &word);
+                self.take_grant(key, token, &ask);
+            }
+            Op::DropQuestion(at) => {
+                let Some(at) = pick(*at, self.questions.len()) else { return };
+                let Question { key, id, .. } = self.questions.remove(at);
+                self.call(key, &Call::DropQuestion { question: id });
+            }
+            Op::End(at, how) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, ask, .. } = self.guards.remove(at);
+                self.call(key, &Call::End { token, how: how.clone(), ask });
+            }
+            Op::TooLarge(at) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let token = self.guards[at].token;
+                let guards = &mut self.machine.as_mut().unwrap().guards;
+                let guard = guards.remove(&token).unwrap();
+                let error = guard.record(Outcome::success(&vec![0; 4096])).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::TooLarge);
+                guards.insert(token, error.into_claim().expect("the guard comes back"));
+                // Something may have happened, whatever was said before.
+                self.guards[at].aborts = false;
+            }
+            Op::Drop(at) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, ask, aborts } = self.guards.remove(at);
+                self.call(key, &Call::Drop { token, aborts, ask });
+            }
+            Op::OnDrop(at, aborts) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                self.guards[at].aborts = *aborts;
+                let token = self.guards[at].token;
+                let word = if *aborts { OnDrop::Abort } else { OnDrop::Interrupt };
+                self.machine().guards[&token].on_drop(word);
+            }
+            Op::Renew(at, lease) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, .. } = self.guards[at];
+                self.call(key, &Call::Renew { token, lease: *lease });
+            }
+            Op::RenewAny(at, lease) => {
+                // A handle may outlive its guard, and its key.
+                let Some(at) = pick(*at, self.machine().handles.len()) else { return };
+                let (token, handle) = self.machine().handles.iter().rev().nth(at).unwrap();
+                let (token, key) = (*token, at_of(handle.key()));
+                self.call(key, &Call::Renew { token, lease: *lease });
+            }
+            Op::Resolve(at, how) => {
+                // The newest are the likeliest to be what the key is in.
+                let Some(at) = pick(*at, self.attempts.len().min(8)) else { return };
+                let (key, token) = self.attempts[self.attempts.len() - 1 - at];
+                self.call(key, &Call::Resolve { seen: Some(token), how: how.clone() });
+            }
+            Op::Forget(key) => drop(self.call(*key, &Call::Forget)),
+            Op::ForgetClaimed(key, at) => {
+                let Some(at) = pick(*at, self.machine().handles.len()) else { return };
+                let token = *self.machine().handles.keys().rev().nth(at).unwrap();
+                self.call(*key, &Call::ForgetClaimed { token });
+            }
+            Op::Get(key) => drop(self.call(*key, &Call::Get)),
+            Op::Iter => self.iter(),
+            Op::Sync => {
+                self.machine().store.sync().unwrap();
+                self.all_durable();
+            }
+            Op::Step => drop(self.machine().store.step().unwrap()),
+            Op::Settle => self.settle(),
+            Op::Advance(millis) => self.advance(*millis),
+            Op::JumpWall(millis) => {
+                self.sim.jump_wall_clock(*millis);
+                self.wall = self.wall.saturating_add_signed(*millis);
+            }
+            Op::Restart(how) => self.restart(*how),
+        }
+        self.note_moment();
+        let segments = self.machine().store.stats().segments;
+        self.segments_most = self.segments_most.max(segments);
+    }
+
+    /// One call on the store and on the spec.
+    fn call(&mut self, key: usize, call: &Call) -> (Told, Option<u64>) {
+        self.expire(key);
+        let answer = self.machine().call(KEYS[key], call);
+        let (said, token) = answer.unwrap_or_else(|e| panic!("{call:?}: {e:?}"));
+        if let Some(token) = token {
+            assert!(
+                self.tokens.last().is_none_or(|last| *last < token),
+                "{token} is not the newest"
+            );
+            self.tokens.insert(token);
+        }
+        let now = self.now();
+        let before = self.keys[key].clone();
+        let told = spec::call(&mut self.keys[key], now, call, token);
+        assert!(
+            told.agrees(said.clone()),
+            "{call:?} on {before:?}\n spec:  {told:?}\n store: {said:?}"
+        );
+        self.account(key, before, call, &told);
+        self.learn(key, said.clone());
+        (said, token)
+    }
+
+    /// The token that the spec could not foresee.
+    fn learn(&mut self, key: usize, mut said: Told) {
+        let Some(Some(token)) = said.token().map(|token| *token) else { return };
+        if let Some(known) = self.keys[key].as_mut().filter(|known| known.token.is_none()) {
+            assert!(!self.tokens.contains(&token), "a token that was issued before");
+            known.token = Some(token);
+            let at = self.newest[key];
+            self.log[at].1.as_mut().unwrap().token = Some(token);
+        }
+        self.tokens.insert(token);
+        let is_attempt = !matches!(said, Told::Recorded(_));
+        if is_attempt
+            && !self.attempts.contains(&(key, token))
+            && self.machine().seen.contains_key(&token)
+        {
+            self.attempts.push((key, token));
+        }
+    }
+
+    /// What was written, and what the answer promises.
+    fn account(&mut self, key: usize, before: Option<Key>, call: &Call, told: &Told) {
+        // That a guard is gone, its handles know by themselves.
+        let is_by_handle = matches!(call, Call::Renew { token, .. }
+            if !self.guards.iter().any(|guard| guard.token == *token));
+        let is_shown = !is_by_handle
+            && !matches!(
+                told,
+                Told::InProgress(_)
+                    | Told::Busy
+                    | Told::State(Some(spec::Shown::Running(_)))
+                    | Told::Invalid
+            );
+        let durable_part = |key: &Option<Key>| {
+            key.clone().map(|key| Key { on_it: OnIt::Nobody, left: false, ..key })
+        };
+        let after = durable_part(&self.keys[key]);
+        if after != durable_part(&before) {
+            if before.is_some() && is_shown {
+                self.holds(self.newest[key], before.as_ref().map(|key| key.level));
+            }
+            self.newest[key] = self.log.len();
+            self.log.push((key, after.clone()));
+            self.seen_gone[key] = false;
+            // A drop waits for nothing.
+            if !matches!(call, Call::Drop { .. }) {
+                let level = after.map_or(Durability::Sync, |key| key.level);
+                self.holds(self.newest[key], Some(level));
+            }
+        } else if is_shown
+            && before.is_some()
+            && !matches!(call, Call::Drop { .. } | Call::DropQuestion { .. })
+        {
+            self.holds(self.newest[key], before.map(|key| key.level));
+        }
+    }
+
+    fn holds(&mut self, at: usize, level: Option<Durability>) {
+        match level {
+            Some(Durability::Sync) => self.durable = self.durable.max(at + 1),
+            Some(Durability::Flush) => self.written = self.written.max(at + 1),
+            _ => {}
+        }
+        self.written = self.written.max(self.durable);
+        self.forget_older_notes();
+    }
+
+    /// The opening's note comes before its first record: once that is durable, older notes don't count.
+    fn forget_older_notes(&mut self) {
+        if self.durable > self.opening_log {
+            self.moments.drain(..self.opening_moment);
+            self.opening_moment = 0;
+        }
+    }
+
+    fn all_durable(&mut self) {
+        self.durable = self.log.len();
+        self.written = self.durable;
+        self.forget_older_notes();
+    }
+
+    /// Removes the key if its retention has passed. Where the clocks leave that open, the store says.
+    fn expire(&mut self, key: usize) {
+        let Some((earliest, latest)) = self.keys[key].as_ref().and_then(|key| key.gone_at) else {
+            return;
+        };
+        let is_gone = if latest <= self.store_time.0 {
+            true
+        } else if earliest > self.store_time.1 {
+            assert!(!self.seen_gone[key], "a key was gone and is back");
+            false
+        } else {
+            let is_gone = self.machine().store.get(KEYS[key]).unwrap().is_none();
+            assert!(is_gone || !self.seen_gone[key], "a key was gone and is back");
+            self.seen_gone[key] = is_gone;
+            is_gone
+        };
+        if is_gone {
+            // Nothing is written: the log still says what it was.
+            self.keys[key] = None;
+        }
+    }
+
+    fn take_grant(&mut self, key: usize, token: Option<u64>, ask: &Ask) {
+        if let Some(token) = token {
+            self.guards.push(Guard { key, token, ask: *ask, aborts: ask.drop_aborts });
+        }
+    }
+
+    fn iter(&mut self) {
+        (0..KEYS.len()).for_each(|key| self.expire(key));
+        let store = self.machine().store.clone();
+        let mut found = BTreeMap::new();
+        for entry in store.iter() {
+            let (key, state) = entry.unwrap();
+            let at = at_of(&key);
+            let shown = self.machine().shown(state);
+            assert!(found.insert(at, shown).is_none(), "a key twice in one walk");
+        }
+        for key in 0..KEYS.len() {
+            let said = Told::State(found.remove(&key));
+            let now = self.now();
+            let mut slot = self.keys[key].clone();
+            let told = spec::call(&mut slot, now, &Call::Get, None);
+            assert!(told.agrees(said.clone()), "iter, {key}\n spec:  {told:?}\n store: {said:?}");
+            self.account(key, self.keys[key].clone(), &Call::Get, &told);
+            self.learn(key, said);
+        }
+    }
+
+    fn settle(&mut self) {
+        self.work();
+        self.advance(1000);
+        self.work();
+        self.all_durable();
+    }
+
+    /// All background work that is due.
+    fn work(&mut self) {
+        let store = &self.machine().store;
+        let rests = (0..50).any(|_| store.step().unwrap() > Duration::ZERO);
+        assert!(rests, "background work without an end");
+    }
+
+    fn advance(&mut self, millis: u64) {
+        self.sim.advance(Duration::from_millis(millis));
+        self.tick += millis;
+        self.wall += millis;
+        self.store_time.0 += millis;
+        self.store_time.1 += millis;
+    }
+
+    fn restart(&mut self, how: Restart) {
+        self.restarts += 1;
+        self.note_moment();
+        let mut machine = self.machine.take().unwrap();
+        let seen = std::mem::take(&mut machine.seen);
+        let mut late = None;
+        match how {
+            Restart::Close => {
+                let left = machine.store.close(Duration::ZERO).unwrap();
+                let begun = self.keys.iter().flatten().filter(|key| key.is == Is::Begun);
+                let mut running = begun.clone().filter(|key| match key.on_it {
+                    OnIt::Owner(until) => until.is_none_or(|until| until > self.tick),
+                    _ => false,
+                });
+                let is_left =
+                    |key: &Key| left.iter().any(|left| Some(left.token().get()) == key.token);
+                assert!(running.all(is_left), "close names the claims it leaves");
+                assert!(left.len() <= begun.count());
+                for (_, guard) in std::mem::take(&mut machine.guards) {
+                    assert_eq!(guard.complete("late").unwrap_err().kind(), ErrorKind::Closed);
+                }
+                self.all_durable();
+            }
+            Restart::DropAll => {
+                let Machine { store, mut guards, handles, questions, .. } = machine;
+                drop(store);
+                if !(guards.is_empty() && handles.is_empty() && questions.is_empty()) {
+                    let error = self.sim.open().unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Locked, "a claim keeps the store open");
+                }
+                drop(questions);
+                for guard in std::mem::take(&mut self.guards) {
+                    let Guard { key, token, ask, aborts } = guard;
+                    drop(guards.remove(&token));
+                    let before = self.keys[key].clone();
+                    let call = Call::Drop { token, aborts, ask };
+                    let now = self.now();
+                    let told = spec::call(&mut self.keys[key], now, &call, None);
+                    self.account(key, before, &call, &told);
+                }
+                drop(handles);
+                self.all_durable();
+            }
+            Restart::Kill => {
+                self.sim.kill();
+                late = Some(machine);
+            }
+            Restart::PowerLoss | Restart::PowerLossKeeping(_) => {
+                match how {
+                    Restart::PowerLossKeeping(seed) => self.sim.power_loss_keeping_some(seed),
+                    _ => self.sim.power_loss(),
+                }
+                self.boot += 1;
+                self.tick = 1000;
+                self.written = self.durable;
+                late = Some(machine);
+            }
+        }
+        self.guards.clear();
+        self.questions.clear();
+        let store = self.open();
+        // The old process's handles know nothing of the crash; they disturb nobody.
+        drop(late);
+        self.machine = Some(Machine::new(store, seen));
+        self.store_time = self.time_after_opening();
+        self.find_survivors();
+        self.opening_moment = self.moments.len();
+        self.opening_log = self.log.len();
+        self.moments.push(self.moment());
+    }
+
+    /// Store time goes on from some note: inside a boot with its clock, across boots by the wall clock's
+    /// difference, not below 0 and at most a day.
+    fn time_after_opening(&self) -> (u64, u64) {
+        let times = self.moments.iter().map(|note| {
+            let since = if note.boot == self.boot && note.tick <= self.tick {
+                self.tick - note.tick
+            } else {
+                self.wall.saturating_sub(note.wall).min(DAY)
+            };
+            (note.store.0 + since, note.store.1 + since)
+        });
+        times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap()
+    }
+
+    /// Finds the longest prefix of the log that explains what the store shows, and goes on from there.
+    fn find_survivors(&mut self) {
+        self.seen_gone = [false; KEYS.len()];
+        let mut said = Vec::new();
+        for key in KEYS {
+            let (told, _) = self.machine().call(key, &Call::Get).unwrap();
+            said.push(told);
+        }
+        let least = self.written;
+        let found = (least..=self.log.len()).rev().find_map(|len| self.explains(len, &said));
+        let Some((len, keys)) = found else {
+            panic!(
+                "no prefix of at least {least} explains what is left\n store: {said:?}\n log: {:#?}",
+                self.log
+            );
+        };
+        self.log.truncate(len);
+        self.newest = [0; KEYS.len()];
+        for (at, (key, _)) in self.log.iter().enumerate() {
+            self.newest[*key] = at;
+        }
+        self.keys = keys;
+        // What an opening shows was made durable by it.
+        self.durable = len;
+        self.written = len;
+        for (key, said) in said.into_iter().enumerate() {
+            let is_gone = said == Told::State(None);
+            if is_gone && self.keys[key].is_some() {
+                // Expired, as far as the clocks tell.
+                self.seen_gone[key] = true;
+            }
+            self.learn(key, said);
+        }
+    }
+
+    fn explains(&self, len: usize, said: &[Told]) -> Option<(usize, [Option<Key>; KEYS.len()])> {
+        let mut keys = [const { None }; KEYS.len()];
+        for (key, state) in &self.log[..len] {
+            keys[*key].clone_from(state);
+        }
+        for (key, said) in said.iter().enumerate() {
+            let mut slot = keys[key].clone();
+            let may_be_gone = slot
+                .as_ref()
+                .and_then(|key: &Key| key.gone_at)
+                .is_some_and(|(earliest, _)| earliest <= self.store_time.1);
+            let must_be_gone = slot
+                .as_ref()
+                .and_then(|key: &Key| key.gone_at)
+                .is_some_and(|(_, latest)| latest <= self.store_time.0);
+            if *said == Told::State(None) && may_be_gone {
+                continue;
+            }
+            if must_be_gone {
+                return None;
+            }
+            let mut fresh = said.clone();
+            if let (Some(Some(token)), Some(Key { token: None, .. })) = (fresh.token(), &slot) {
+                // A token that was never shown can't be one that was issued to somebody.
+                if self.tokens.contains(token) {
+                    return None;
+                }
+            }
+            let told = spec::call(&mut slot, self.now(), &Call::Get, None);
+            if !told.agrees(said.clone()) {
+                return None;
+            }
+        }
+        Some((len, keys))
+    }
+}
+
+fn at_of(key: &onlyonce::Key<'_>) -> usize {
+    KEYS.iter().position(|known| onlyonce::Key::from(*known) == *key).unwrap()
+}
+
+/// One of `len`, if there is any.
+fn pick(at: usize, len: usize) -> Option<usize> {
+    at.checked_rem(len)
+}
+
+#[test]
+fn a_store_and_the_spec_live_the_same_life() {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    let cases = asked.unwrap_or(if is_long { 2000 } else { 300 });
+    let regressions = FileFailurePersistence::Direct("tests/it/model-regressions.txt");
+    let config = Config {
+        cases,
+        failure_persistence: Some(Box::new(regressions)),
+        source_file: Some(file!()),
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    };
+    let counts = std::cell::Cell::new((0_u64, 0_u64, 0_u64));
+    let lives = (any::<u64>(), vec(op(), 1..80));
+    let result = TestRunner::new(config).run(&lives, |(seed, ops)| {
+        let mut world = World::new(seed);
+        ops.iter().for_each(|op| world.run(op));
+        // However it goes on, every life is crashed and looked at once more.
+        world.run(&Op::Restart(Restart::PowerLoss));
+        let (calls, restarts, rolled) = counts.get();
+        counts.set((
+            calls + ops.len() as u64,
+            restarts + world.restarts,
+            rolled + u64::from(world.segments_most > 3),
+        ));
+        Ok(())
+    });
+    let (calls, restarts, rolled) = counts.get();
+    println!(
+        "model: {cases} lives, {calls} calls, {restarts} reopenings, {rolled} lives over 4 segments or more"
+    );
+    if let Err(e) = result {
+        panic!("{e}");
+    }
+}

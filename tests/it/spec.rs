@@ -1,0 +1,470 @@
+//! The rules of a key's life once more, from the words of the design alone: plain, in memory, one key at a
+//! time. The judge of the engine (`model`, `conformance`) and of threads (`concurrent`).
+//!
+//! It differs from the library on purpose. It has no log: an interrupted attempt is a claim with nobody on
+//! it. And it can't foresee tokens: the store names them, the spec remembers them.
+
+use onlyonce::Durability;
+
+/// What is said to the store about one key.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Call {
+    /// `question` names the question, should there be one.
+    Claim {
+        ask: Ask,
+        question: u64,
+    },
+    Mark {
+        ask: Ask,
+    },
+    Word {
+        word: Word,
+        seen: Option<u64>,
+        ask: Ask,
+        question: u64,
+    },
+    DropQuestion {
+        question: u64,
+    },
+    End {
+        token: u64,
+        how: End,
+        ask: Ask,
+    },
+    /// The guard goes; whether that aborts was said before.
+    Drop {
+        token: u64,
+        aborts: bool,
+        ask: Ask,
+    },
+    Renew {
+        token: u64,
+        lease: u64,
+    },
+    Resolve {
+        seen: Option<u64>,
+        how: End,
+    },
+    Forget,
+    ForgetClaimed {
+        token: u64,
+    },
+    Get,
+}
+
+/// How a key is claimed. Times in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Ask {
+    pub print: Option<u8>,
+    pub lease: Option<u64>,
+    pub hold: Option<bool>,
+    pub max: Option<u32>,
+    pub keep: Option<u64>,
+    pub claim_level: Durability,
+    pub level: Durability,
+    pub drop_aborts: bool,
+}
+
+pub const PLAIN: Ask = Ask {
+    print: None,
+    lease: None,
+    hold: None,
+    max: None,
+    keep: None,
+    claim_level: Durability::Sync,
+    level: Durability::Sync,
+    drop_aborts: false,
+};
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Word {
+    TakeOver,
+    NotApplied,
+    Hold,
+}
+
+/// An ending, or what an operator found out. `keep`: a retention of the outcome's own.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum End {
+    Success {
+        value: Vec<u8>,
+        keep: Option<u64>,
+    },
+    Failure {
+        value: Vec<u8>,
+        keep: Option<u64>,
+    },
+    /// Of an owner: abort. Of an operator: retry.
+    Nothing,
+}
+
+/// What the store answers.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Told {
+    Granted {
+        attempt: u32,
+    },
+    Asked(View),
+    InProgress(View),
+    Held(View),
+    TooMany(View),
+    Mismatch(Shown),
+    /// Of a claim or a mark: the recorded outcome. Of a mark it has no value.
+    Recorded(Shown),
+    First,
+    Again,
+    Unsure(View),
+    State(Option<Shown>),
+    Yes,
+    No,
+    Busy,
+    IsHeld,
+    Lost,
+    /// Refused for what it asks.
+    Invalid,
+}
+
+/// A key as it is shown.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Shown {
+    Running(View),
+    Interrupted(View),
+    Held(View),
+    Aborted(View),
+    Success { value: Vec<u8>, attempt: u32, token: Option<u64> },
+    Failure { value: Vec<u8>, attempt: u32, token: Option<u64> },
+}
+
+/// An attempt as it is shown; `token`: `None` where the spec can't know it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct View {
+    pub attempt: u32,
+    pub token: Option<u64>,
+    pub hold: bool,
+    pub left: Option<u64>,
+}
+
+impl Shown {
+    pub fn token(&mut self) -> &mut Option<u64> {
+        match self {
+            Shown::Running(view)
+            | Shown::Interrupted(view)
+            | Shown::Held(view)
+            | Shown::Aborted(view) => &mut view.token,
+            Shown::Success { token, .. } | Shown::Failure { token, .. } => token,
+        }
+    }
+}
+
+impl Told {
+    /// The token that was shown, if one was.
+    pub fn token(&mut self) -> Option<&mut Option<u64>> {
+        match self {
+            Told::Asked(view)
+            | Told::InProgress(view)
+            | Told::Held(view)
+            | Told::TooMany(view)
+            | Told::Unsure(view) => Some(&mut view.token),
+            Told::Mismatch(shown) | Told::Recorded(shown) | Told::State(Some(shown)) => {
+                Some(shown.token())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether this, of the spec, is what the store said.
+    pub fn agrees(&self, mut said: Told) -> bool {
+        let mut own = self.clone();
+        if let (Some(own @ None), Some(said)) = (own.token(), said.token()) {
+            *own = *said;
+        }
+        own == said
+    }
+}
+
+/// A key that is not absent.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    pub is: Is,
+    /// `None`: the attempt's token was spent, and the store has another one that it has not shown.
+    pub token: Option<u64>,
+    pub attempt: u32,
+    /// An earlier attempt's fate is open.
+    pub doubt: bool,
+    pub hold: bool,
+    pub print: Option<u8>,
+    /// Store time at which it is gone: not before the first, and not after the second.
+    pub gone_at: Option<(u64, u64)>,
+    /// The level of its newest record.
+    pub level: Durability,
+    pub on_it: OnIt,
+    /// The guard is gone: whatever else is left of the owner can't end the attempt, nor take it up again.
+    pub left: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Is {
+    /// Claimed, or interrupted if nobody is on it.
+    Begun,
+    Held,
+    Aborted,
+    Success(Vec<u8>),
+    Failure(Vec<u8>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum OnIt {
+    Nobody,
+    /// Until that tick.
+    Owner(Option<u64>),
+    Asked(u64),
+}
+
+/// `tick` counts milliseconds without ever being set; `store` bounds what the store takes for now.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub tick: u64,
+    pub store: (u64, u64),
+}
+
+impl Now {
+    fn after(&self, millis: u64) -> (u64, u64) {
+        (self.store.0 + millis, self.store.1 + millis)
+    }
+}
+
+/// What one call does to one key. `fresh`: the token that the store gave, if it granted.
+pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -> Told {
+    if !matches!(call, Call::End { .. } | Call::Drop { .. } | Call::Renew { .. }) {
+        notice_lapse(slot, now);
+    }
+    match call {
+        Call::Claim { ask, question } => claim(slot, now, ask, *question, fresh),
+        Call::Mark { ask } => mark(slot, now, ask, fresh),
+        Call::Word { word, seen, ask, .. } => word_of(slot, now, *word, *seen, ask, fresh),
+        Call::DropQuestion { question } => {
+            if let Some(key) = slot.as_mut().filter(|key| key.on_it == OnIt::Asked(*question)) {
+                key.on_it = OnIt::Nobody;
+            }
+            Told::Yes
+        }
+        Call::End { token, how, ask } => end(slot, now, *token, how, ask),
+        Call::Drop { token, aborts: true, ask } => {
+            // Nobody is left to be told if it was lost.
+            end(slot, now, *token, &End::Nothing, ask);
+            Told::Yes
+        }
+        Call::Drop { token, .. } => {
+            if let Some(key) = open(slot, *token) {
+                key.left = true;
+                if matches!(key.on_it, OnIt::Owner(_)) {
+                    key.on_it = OnIt::Nobody;
+                }
+            }
+            Told::Yes
+        }
+        Call::Renew { token, lease } => match open(slot, *token) {
+            Some(key) if key.is == Is::Held => Told::IsHeld,
+            Some(key) => {
+                key.on_it = OnIt::Owner(Some(now.tick + lease));
+                Told::Yes
+            }
+            None => Told::Lost,
+        },
+        Call::Resolve { seen, how } => resolve(slot, now, *seen, how),
+        Call::Forget => match slot {
+            None => Told::No,
+            Some(key) if is_running(key) => Told::Busy,
+            Some(_) => {
+                *slot = None;
+                Told::Yes
+            }
+        },
+        Call::ForgetClaimed { token } => match slot {
+            Some(key) if is_running(key) && key.token == Some(*token) => {
+                *slot = None;
+                Told::Yes
+            }
+            _ => Told::Lost,
+        },
+        Call::Get => Told::State(slot.as_ref().map(|key| shown(key, now))),
+    }
+}
+
+/// A lease that has passed leaves nobody on the key, for everybody but the owner.
+fn notice_lapse(slot: &mut Option<Key>, now: Now) {
+    if let Some(key) = slot {
+        if matches!(key.on_it, OnIt::Owner(Some(until)) if until <= now.tick) {
+            key.on_it = OnIt::Nobody;
+        }
+    }
+}
+
+fn is_running(key: &Key) -> bool {
+    key.is == Is::Begun && matches!(key.on_it, OnIt::Owner(_))
+}
+
+/// The key, while `token` may still end its attempt.
+fn open(slot: &mut Option<Key>, token: u64) -> Option<&mut Key> {
+    slot.as_mut()
+        .filter(|key| key.token == Some(token) && matches!(key.is, Is::Begun | Is::Held))
+        .filter(|key| !key.left)
+}
+
+fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Option<u64>) -> Told {
+    if ask.hold == Some(true) && ask.claim_level != Durability::Sync {
+        return Told::Invalid;
+    }
+    let Some(key) = slot else {
+        *slot = Some(begun(now, ask, fresh, 1, false));
+        return Told::Granted { attempt: 1 };
+    };
+    let is_another = matches!((key.print, ask.print), (Some(a), Some(b)) if a != b);
+    if is_another && key.is != Is::Aborted {
+        return Told::Mismatch(shown(key, now));
+    }
+    let too_many = ask.max.is_some_and(|max| key.attempt >= max);
+    match (&key.is, key.on_it) {
+        (Is::Success(_) | Is::Failure(_), _) => Told::Recorded(shown(key, now)),
+        (Is::Held, _) => Told::Held(view(key, now)),
+        (Is::Aborted, _) if too_many => Told::TooMany(view(key, now)),
+        (Is::Aborted, _) => {
+            let attempt = key.attempt + 1;
+            *slot = Some(begun(now, ask, fresh, attempt, false));
+            Told::Granted { attempt }
+        }
+        (Is::Begun, OnIt::Owner(_) | OnIt::Asked(_)) => Told::InProgress(view(key, now)),
+        (Is::Begun, OnIt::Nobody) if too_many => Told::TooMany(view(key, now)),
+        (Is::Begun, OnIt::Nobody) if key.hold || ask.hold == Some(true) => {
+            Told::Held(view(key, now))
+        }
+        (Is::Begun, OnIt::Nobody) => {
+            key.on_it = OnIt::Asked(question);
+            Told::Asked(view(key, now))
+        }
+    }
+}
+
+fn begun(now: Now, ask: &Ask, token: Option<u64>, attempt: u32, doubt: bool) -> Key {
+    Key {
+        is: Is::Begun,
+        token,
+        attempt,
+        doubt,
+        hold: ask.hold == Some(true),
+        print: ask.print,
+        gone_at: None,
+        level: ask.claim_level,
+        on_it: OnIt::Owner(ask.lease.map(|lease| now.tick + lease)),
+        left: false,
+    }
+}
+
+fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told {
+    let attempt = match slot {
+        None => 1,
+        Some(key) => match (&key.is, key.on_it) {
+            (Is::Success(_) | Is::Failure(_), _) => return Told::Again,
+            (Is::Begun, OnIt::Owner(_)) => return Told::InProgress(view(key, now)),
+            (Is::Begun | Is::Held, _) => return Told::Unsure(view(key, now)),
+            (Is::Aborted, _) => key.attempt + 1,
+        },
+    };
+    *slot = Some(Key {
+        is: Is::Success(Vec::new()),
+        gone_at: ask.keep.map(|keep| now.after(keep)),
+        level: ask.level,
+        hold: false,
+        on_it: OnIt::Nobody,
+        ..begun(now, ask, fresh, attempt, false)
+    });
+    Told::First
+}
+
+fn word_of(
+    slot: &mut Option<Key>,
+    now: Now,
+    word: Word,
+    seen: Option<u64>,
+    ask: &Ask,
+    fresh: Option<u64>,
+) -> Told {
+    let Some(key) = slot else { return Told::Lost };
+    if key.token != seen || key.is != Is::Begun || is_running(key) {
+        return Told::Lost;
+    }
+    let attempt = key.attempt + 1;
+    let print = ask.print.or(key.print);
+    match word {
+        Word::Hold => {
+            key.is = Is::Held;
+            key.on_it = OnIt::Nobody;
+            key.level = Durability::Sync;
+            return Told::Yes;
+        }
+        Word::TakeOver => *slot = Some(Key { print, ..begun(now, ask, fresh, attempt, true) }),
+        Word::NotApplied => *slot = Some(Key { print, ..begun(now, ask, fresh, attempt, false) }),
+    }
+    Told::Granted { attempt }
+}
+
+fn end(slot: &mut Option<Key>, now: Now, token: u64, how: &End, ask: &Ask) -> Told {
+    let Some(key) = open(slot, token) else { return Told::Lost };
+    key.level = ask.level;
+    match how {
+        End::Nothing if key.is == Is::Held => key.token = None,
+        End::Nothing if key.doubt => {
+            key.token = None;
+            key.on_it = OnIt::Nobody;
+        }
+        how => close(key, now, how, ask.keep),
+    }
+    Told::Yes
+}
+
+fn resolve(slot: &mut Option<Key>, now: Now, seen: Option<u64>, how: &End) -> Told {
+    let Some(key) = slot.as_mut().filter(|key| key.token == seen) else { return Told::No };
+    match key.is {
+        Is::Begun if is_running(key) => Told::Busy,
+        Is::Begun | Is::Held => {
+            key.level = Durability::Sync;
+            close(key, now, how, None);
+            Told::Yes
+        }
+        _ => Told::No,
+    }
+}
+
+/// Every fate is closed.
+fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>) {
+    let (is, own) = match how {
+        End::Success { value, keep } => (Is::Success(value.clone()), *keep),
+        End::Failure { value, keep } => (Is::Failure(value.clone()), *keep),
+        End::Nothing => (Is::Aborted, None),
+    };
+    key.is = is;
+    key.doubt = false;
+    key.on_it = OnIt::Nobody;
+    key.gone_at = own.or(keep).map(|keep| now.after(keep));
+}
+
+fn view(key: &Key, now: Now) -> View {
+    let left = match key.on_it {
+        OnIt::Owner(until) => until.map(|until| until - now.tick),
+        _ => None,
+    };
+    View { attempt: key.attempt, token: key.token, hold: key.hold, left }
+}
+
+/// A key as whoever looks at it sees it.
+pub fn shown(key: &Key, now: Now) -> Shown {
+    let (attempt, token) = (key.attempt, key.token);
+    match &key.is {
+        Is::Begun if is_running(key) => Shown::Running(view(key, now)),
+        Is::Begun => Shown::Interrupted(view(key, now)),
+        Is::Held => Shown::Held(view(key, now)),
+        Is::Aborted => Shown::Aborted(view(key, now)),
+        Is::Success(value) => Shown::Success { value: value.clone(), attempt, token },
+        Is::Failure(value) => Shown::Failure { value: value.clone(), attempt, token },
+    }
+}
