@@ -71,11 +71,24 @@ impl Error {
         Error { message: message.into(), source: None, detail: Box::new(detail) }
     }
 
-    /// An operating system error at `path`: a full disk is `StorageFull`, all else `Io`.
+    /// An operating system error at `path`: a full disk is `StorageFull`, all else `Io`. Says what helps.
     pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
         let full = is_full(&source);
         let kind = if full { ErrorKind::StorageFull } else { ErrorKind::Io };
-        let hint = if full { ": no space left; free some and call again" } else { "" };
+        let too_many = |errno| errno == Some(rustix::io::Errno::MFILE.raw_os_error());
+        let hint = match source.kind() {
+            _ if full => ": no space left; free some and call again",
+            io::ErrorKind::ReadOnlyFilesystem => {
+                ": the file system is read-only: mount it for writing, or keep the store elsewhere"
+            }
+            io::ErrorKind::PermissionDenied => {
+                ": no permission: the store's files belong to the user who made it"
+            }
+            _ if too_many(source.raw_os_error()) => {
+                ": too many open files: close some or raise the limit (ulimit -n), and call again"
+            }
+            _ => "",
+        };
         Error::new(kind, format!("{doing} {}{hint}", path.display())).at(path).because(source)
     }
 

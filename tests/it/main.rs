@@ -4,30 +4,18 @@
 
 /// Roles that this binary plays in a process of its own.
 mod child;
-
-/// Tiny workloads as data, and what a crash may leave of them.
-mod script;
-
-/// The promises of the API, call by call.
-mod contract;
-
-/// A second opener, and a forked child.
-mod process;
-
-/// Disk calls that fail, one after the other; full disks; panics.
-mod fault;
-
-/// Flipped bytes, and files cut, emptied, taken away or exchanged.
-mod corrupt;
-
 /// Many threads on the same keys, and whether what they were told fits one order.
 mod concurrent;
 /// One suite for everything that calls itself a store.
 mod conformance;
 /// The promises of the API, call by call.
 mod contract;
+/// Flipped bytes, and files cut, emptied, taken away or exchanged.
+mod corrupt;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// What can be wrong with a path, a disk or a format, in words that help.
+mod errors;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
 /// The corpora of the fuzz targets.
@@ -38,6 +26,10 @@ mod golden;
 mod machine;
 /// Random lives beside a plain model.
 mod model;
+/// A second opener, and a forked child.
+mod process;
+/// The programs that the API was designed by.
+mod programs;
 /// Tiny workloads as data, and what a crash may leave of them.
 mod script;
 /// Sizes that change between two openings.
