@@ -2,12 +2,16 @@
 //!
 //! What must hold: a typed error that names the file, nothing acknowledged lost, nobody waits for ever.
 
+use crate::errors::Mounted;
 use crate::script::{
     Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, look, tiny,
 };
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{Claim, ClaimGuard, Error, ErrorKind, Operation, Run, State, Store, admin::Health};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -644,4 +648,103 @@ fn a_slow_sync_stalls_nobody_else() {
         slow.join().unwrap();
         assert!(matches!(store.claim("slow").unwrap(), Claim::Completed(_)));
     });
+}
+
+/// Real file systems of a few hundred KiB, where this user may mount one: the simulated disk could be wrong about
+/// what a full one does, and no simulation raises SIGBUS.
+#[test]
+fn real_file_systems_that_are_full_refuse_claims_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, image) = (dir.path().join("mnt"), dir.path().join("image"));
+    std::fs::create_dir(&at).unwrap();
+    let tmpfs =
+        |options: &str| Mounted::new(&["-t", "tmpfs", "-o", options], "none".as_ref(), &at, None);
+    let mut tried = 0;
+    for (name, options) in
+        [("tmpfs", "size=700k"), ("tmpfs without inodes", "size=8m,nr_inodes=14")]
+    {
+        let Some(_mounted) = tmpfs(options) else {
+            println!("note: no {name} can be mounted here");
+            continue;
+        };
+        fill_a_real_disk(name, &at);
+        tried += 1;
+    }
+    std::fs::File::create(&image).unwrap().set_len(2 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image).output();
+    let mounted = made
+        .is_ok_and(|made| made.status.success())
+        .then(|| Mounted::new(&["-o", "loop"], &image, &at, None))
+        .flatten();
+    match mounted {
+        Some(_mounted) => {
+            fill_a_real_disk("ext4", &at);
+            tried += 1;
+        }
+        None => println!("note: no ext4 can be mounted here"),
+    }
+    println!("real full disks: {tried}");
+}
+
+fn fill_a_real_disk(name: &str, at: &Path) {
+    let keys = at.join("keys");
+    let open =
+        || Store::builder().segment_bytes(32 << 10).result_bytes_max(4 << 10).open_or_create(&keys);
+    let store = open().unwrap();
+    acquired(store.claim("done").unwrap()).complete("result").unwrap();
+    let claims: Vec<_> = (0..5)
+        .map(|n| acquired(store.claim(Operation::new(("open", n)).reserve_bytes(2000)).unwrap()))
+        .collect();
+    // Others use up the rest: blocks, or names.
+    let others = at.join("others");
+    std::fs::create_dir(&others).unwrap();
+    let full = (0..)
+        .map(|n| std::fs::write(others.join(n.to_string()), [7; 50_000]))
+        .find_map(Result::err);
+    assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull, "{name}");
+    let rest = std::fs::File::create(others.join("0"));
+    let _ = rest.map(|mut rest| while rest.write_all(&[7; 512]).is_ok() {});
+    let mut marked = 0_u64;
+    let refused = loop {
+        match store.mark(marked) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => break e,
+        }
+        marked += 1;
+        assert!(marked < 100_000, "{name}: never full");
+    };
+    assert_eq!(refused.kind(), ErrorKind::StorageFull, "{name}: {refused:?}");
+    assert!(store.get(marked).unwrap().is_none());
+    for claim in claims {
+        claim.complete(&[7; 2000]).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    }
+    let replay = |store: &Store| {
+        assert!(matches!(store.claim("done").unwrap(), Claim::Completed(_)), "{name}");
+        for n in 0..marked {
+            assert!(!store.mark(n).unwrap().is_first(), "{name}");
+        }
+        for n in 0..5 {
+            let Claim::Completed(done) = store.claim(("open", n)).unwrap() else {
+                panic!("{name}")
+            };
+            assert_eq!(done.result()[..], [7; 2000], "{name}");
+        }
+    };
+    replay(&store);
+    drop(store);
+    let store = open().unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    assert!(store.stats().opening.was_clean, "{name}");
+    replay(&store);
+    assert_eq!(refuse(&store, marked), ErrorKind::StorageFull, "{name}");
+    std::fs::remove_dir_all(&others).unwrap();
+    for n in 0..200 {
+        let claim = acquired(store.claim(("new", n)).unwrap_or_else(|e| panic!("{name}: {e:?}")));
+        claim.complete("room again").unwrap();
+    }
+    replay(&store);
+}
+
+/// Marks until there is no room.
+fn refuse(store: &Store, from: u64) -> ErrorKind {
+    (from..from + 100_000).find_map(|n| store.mark(n).err()).expect("never full").kind()
 }
