@@ -511,8 +511,10 @@ impl StoreBuilder {
         self
     }
 
-    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: the first is 1 MiB, each one after it
-    /// twice its predecessor, up to 64 MiB. A segment always holds the longest record.
+    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
+    ///
+    /// The first one has 1 MiB, later ones half the size of the log so far. Whatever is said here, a segment
+    /// holds two of the longest records.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
         self
