@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use crate::engine::{Engine, Outcome as EncodedOutcome, Stored, Writing};
 use crate::operation::{Settings, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
-use crate::store::Shared;
+use crate::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
 use crate::types::{KeyHash, StoreMillis, Token};
 use crate::value::Format;

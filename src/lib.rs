@@ -67,57 +67,42 @@
     )
 )]
 
-// In the order to read them: from the public face down to the bytes.
-
-// Store, StoreBuilder: the public face.
-mod store;
-// Claim and its guards: what a claim is answered with, and what its owner may do.
-mod claim;
-// Running a closure under a claim.
-mod run;
-// What to claim, and how: Operation, Policy, Key, Fingerprint, Outcome.
-mod operation;
-// What is recorded: bytes, and types by codecs.
-pub mod value;
-// The operator's view.
-pub mod admin;
-// The one public error type.
+// In reading order, from what a user sees down to the bytes.
+mod store; // the public face
+mod builder; // how a store is opened
+mod shared; // what its handles share
+mod claim; // what a claim is answered with
+mod run; // running a closure once
+mod operation; // what is claimed, and how
+pub mod admin; // the operator's view
+pub mod value; // typed results
 mod error;
-// The rules of a key's life, pure.
-mod protocol;
-// The rules over log and index: the one place where a key's state changes.
-mod engine;
-// Key to place in the log, in memory.
-mod index;
-// Segments, appending, group commit, recovery.
-mod log;
-// Which segments are the log.
-mod manifest;
-// One record's bytes.
-mod record;
-// What every file begins with.
-mod header;
-// Newtypes and numbers.
-mod limits;
-mod types;
-// The seams: what the store asks of the machine, and what tests replace.
+mod engine; // the protocol over log and index
+mod protocol; // the rules of a key's life, pure
+mod index; // key -> place in the log
+mod log; // segments, group commit, recovery
+mod manifest; // what is listed
+mod record; // one record's bytes
+mod header; // what every file begins with
+mod limits; // every limit and default
+mod types; // one newtype per unit
+// The seams, through which everything comes that can surprise.
 mod clock;
 mod entropy;
 mod storage;
 mod sync;
-// A store on a simulated disk, for tests.
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
-// What the fuzz targets call.
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
-// The examples of the README compile.
+// The example of the README compiles.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+pub use builder::StoreBuilder;
 pub use claim::{
     Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Recorded, Refused,
     RefusedKind, Resolution, State,
@@ -127,7 +112,7 @@ pub use operation::{
     Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, Operation, Outcome, Policy,
 };
 pub use run::{Reconciled, Run, Runner, Verdict};
-pub use store::{Store, StoreBuilder};
+pub use store::Store;
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};
 

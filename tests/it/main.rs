@@ -2,19 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
-/// Tiny workloads as data, and what a crash may leave of them.
-mod script;
-
-/// The promises of the API, call by call.
-mod contract;
-
-/// Disk calls that fail, one after the other; full disks; panics.
-mod fault;
-
+/// Many threads on the same keys, and whether what they were told fits one order.
+mod concurrent;
 /// One suite for everything that calls itself a store.
 mod conformance;
+/// The promises of the API, call by call.
+mod contract;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// Disk calls that fail, one after the other; full disks; panics.
+mod fault;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.
@@ -23,6 +20,8 @@ mod golden;
 mod machine;
 /// Random lives beside a plain model.
 mod model;
+/// Tiny workloads as data, and what a crash may leave of them.
+mod script;
 /// Sizes that change between two openings.
 mod sizes;
 /// Spares that an earlier opening left.

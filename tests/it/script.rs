@@ -183,6 +183,14 @@ impl Ledger {
         true
     }
 
+    /// The operation was begun, and acknowledged at `level` if at all.
+    pub(crate) fn did(&mut self, op: &Op, level: Option<Durability>) {
+        self.begin(op);
+        if let Some(level) = level {
+            self.acknowledged(level);
+        }
+    }
+
     fn acknowledged(&mut self, level: Durability) {
         let all = self.states.len() - 1;
         if level >= Flush {

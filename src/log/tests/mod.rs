@@ -7,6 +7,9 @@
 mod crash;
 mod damage;
 mod fault;
+mod levels;
+mod rules;
+mod threads;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -236,7 +239,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
             return Err(Wrong::Claim("a store with records and without a manifest".into()));
         }
         None => {
-            recovery::create(&seams, dir(), &SIZES)?;
+            crate::log::birth::create(&seams, dir(), &SIZES)?;
             manifest::load(storage, dir())?.unwrap()
         }
     };
