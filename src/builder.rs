@@ -18,6 +18,20 @@ use crate::storage::{OsStorage, Storage};
 use crate::{Error, ErrorKind, Policy, Result, Store};
 
 /// How a store is opened. Unset, each setting has the default that its method names.
+///
+/// ```
+/// use onlyonce::{OnInterrupted, Policy, Store};
+/// use std::time::Duration;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let keys = dir.path().join("keys");
+/// let week = Duration::from_secs(7 * 86_400);
+/// let store = Store::builder()
+///     .policy(Policy::new().retention(week).on_interrupted(OnInterrupted::Hold))
+///     .result_bytes_max(64 << 10)
+///     .open_or_create(&keys)?;
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[must_use = "a builder opens nothing until told to"]
 #[derive(Clone, Debug)]
 pub struct StoreBuilder {
