@@ -212,7 +212,8 @@ fn bare_pairs(case: Case, time: Duration) -> Figures {
 struct Floor {
     file: File,
     state: Mutex<FloorState>,
-    done: Condvar,
+    /// One for each of two batches, taken in turn: who is not covered sleeps on.
+    done: [Condvar; 2],
 }
 
 #[derive(Default)]
@@ -223,6 +224,7 @@ struct FloorState {
     written: u64,
     durable: u64,
     leading: bool,
+    batch: usize,
     at: u64,
 }
 
@@ -231,20 +233,22 @@ impl Floor {
         let mut state = self.state.lock().unwrap();
         state.buffer.extend_from_slice(record);
         state.placed += record.len() as u64;
-        let mine = state.placed;
+        let (mine, batch) = (state.placed, state.batch);
         let holds = |state: &FloorState| match level {
             Durability::Sync => state.durable >= mine,
             _ => state.written >= mine,
         };
         while !holds(&state) {
             if state.leading {
-                state = self.done.wait(state).unwrap();
+                state = self.done[batch % 2].wait(state).unwrap();
                 continue;
             }
             state.leading = true;
             let spare = std::mem::take(&mut state.spare);
             let bytes = std::mem::replace(&mut state.buffer, spare);
             let end = state.placed;
+            let ended = state.batch;
+            state.batch += 1;
             if state.at + bytes.len() as u64 > FILE_BYTES {
                 state.at = 0;
             }
@@ -263,15 +267,19 @@ impl Floor {
                 state.durable = end;
             }
             state.leading = false;
-            self.done.notify_all();
+            self.done[ended % 2].notify_all();
+            self.done[(ended + 1) % 2].notify_one();
         }
     }
 }
 
 fn floor_pairs(case: Case, time: Duration) -> Figures {
     let dir = scratch();
-    let floor =
-        Arc::new(Floor { file: zeros(dir.path()), state: Mutex::default(), done: Condvar::new() });
+    let floor = Arc::new(Floor {
+        file: zeros(dir.path()),
+        state: Mutex::default(),
+        done: Default::default(),
+    });
     let record = [1_u8; END_BYTES];
     run(case.threads, u64::MAX, Some(time), |_, _| {
         floor.append(&record[..CLAIM_BYTES], case.claim);

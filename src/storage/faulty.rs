@@ -337,6 +337,7 @@ impl Script {
                 }
                 Err(dark())
             }
+            #[expect(clippy::panic, reason = "a test asked for it")]
             Some(Effect::Panic) => std::panic::panic_any("the simulated disk panics"),
             Some(Effect::Delay(time)) => {
                 std::thread::sleep(time);

@@ -4,33 +4,33 @@
 //! the format they were recorded in. Never: prints contents. Strings and bytes are here, other types in `typed`.
 
 use std::fmt;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::Format;
-use crate::storage::Map;
 use crate::{Error, Result};
 
 /// A recorded value: a result, a failure, or saved progress.
 ///
 /// It is the bytes by `Deref`, and a type by [`decode`](Payload::decode). A clone shares the bytes. It
-/// borrows nothing and may be sent anywhere, but it may be a view into a segment of the log, which then
-/// stays on the disk as long as the payload lives: to keep a value for long, take `to_vec()`.
+/// borrows nothing and may be sent anywhere.
 ///
 /// `Debug` shows the length and the format, never the contents.
+///
+/// ```
+/// # use onlyonce::{Claim, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+/// claim.complete("text")?;
+/// let Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+/// assert_eq!(&done.result()[..], b"text");
+/// assert_eq!(done.result().decode::<String>()?, "text");
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone)]
 pub struct Payload {
-    bytes: Bytes,
-    format: Format,
-}
-
-#[derive(Clone)]
-enum Bytes {
-    Empty,
-    /// Some of a buffer: a record is read once, and each of its fields is a range of it.
-    Buffer(Arc<Vec<u8>>, Range<usize>),
-    /// Some of a mapped segment.
-    Mapped(Arc<dyn Map>, u64, usize),
+    bytes: Arc<Vec<u8>>,
+    pub(super) format: Format,
 }
 
 /// What can be recorded: turns a value into bytes.
@@ -92,37 +92,11 @@ pub(crate) fn encode<V: Encode + ?Sized>(value: &V) -> Result<(Format, Vec<u8>)>
 impl Payload {
     /// No bytes, as `()` is recorded.
     pub(crate) fn empty() -> Self {
-        Payload { bytes: Bytes::Empty, format: Format::BYTES }
+        Payload::from_vec(Vec::new(), Format::BYTES)
     }
 
     pub(crate) fn from_vec(bytes: Vec<u8>, format: Format) -> Self {
-        let all = 0..bytes.len();
-        Payload { bytes: Bytes::Buffer(Arc::new(bytes), all), format }
-    }
-
-    /// A range of a buffer that others share; `None` if it lies outside.
-    pub(crate) fn in_buffer(
-        buffer: Arc<Vec<u8>>,
-        range: Range<usize>,
-        format: Format,
-    ) -> Option<Self> {
-        buffer.get(range.clone())?;
-        Some(Payload { bytes: Bytes::Buffer(buffer, range), format })
-    }
-
-    /// A view into a map, which it keeps alive; `None` if it lies outside.
-    pub(crate) fn in_map(
-        map: Arc<dyn Map>,
-        offset: u64,
-        len: usize,
-        format: Format,
-    ) -> Option<Self> {
-        map.bytes(offset, len)?;
-        Some(Payload { bytes: Bytes::Mapped(map, offset, len), format })
-    }
-
-    pub(crate) fn format(&self) -> Format {
-        self.format
+        Payload { bytes: Arc::new(bytes), format }
     }
 
     /// The value, as the type that was recorded.
@@ -132,7 +106,7 @@ impl Payload {
     /// build lacks. The bytes themselves are still there.
     ///
     /// # Cost
-    /// No read of the disk beyond the pages of the view; strings and bytes are copied once.
+    /// No read of the disk; strings and bytes are copied once.
     pub fn decode<T: Decode>(&self) -> Result<T> {
         T::decode(self, self.format)
     }
@@ -142,12 +116,7 @@ impl Deref for Payload {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // Both ranges were checked when the payload was made, and neither buffer nor map can shrink.
-        match &self.bytes {
-            Bytes::Empty => &[],
-            Bytes::Buffer(buffer, range) => buffer.get(range.clone()).unwrap_or_default(),
-            Bytes::Mapped(map, offset, len) => map.bytes(*offset, *len).unwrap_or_default(),
-        }
+        &self.bytes
     }
 }
 
@@ -290,30 +259,6 @@ mod tests {
             assert_eq!(kind::<Vec<u8>>(&payload), ErrorKind::Undecodable);
             assert_eq!(kind::<()>(&payload), ErrorKind::Undecodable);
         }
-    }
-
-    #[derive(Debug)]
-    struct FourBytes;
-
-    impl Map for FourBytes {
-        fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
-            let from = usize::try_from(offset).ok()?;
-            b"abcd".get(from..from.checked_add(len)?)
-        }
-    }
-
-    #[test]
-    fn a_payload_is_a_range_of_what_it_shares_and_never_more() {
-        let buffer = Arc::new(b"abcd".to_vec());
-        let payload = Payload::in_buffer(buffer.clone(), 1..3, Format::BYTES).unwrap();
-        assert_eq!(&payload[..], b"bc");
-        assert_eq!(payload.clone().as_ptr(), buffer[1..].as_ptr());
-        assert!(Payload::in_buffer(buffer, 3..5, Format::BYTES).is_none());
-
-        let payload = Payload::in_map(Arc::new(FourBytes), 2, 2, Format::BYTES).unwrap();
-        assert_eq!(&payload[..], b"cd");
-        assert!(Payload::in_map(Arc::new(FourBytes), 3, 2, Format::BYTES).is_none());
-        assert!(Payload::in_map(Arc::new(FourBytes), u64::MAX, 2, Format::BYTES).is_none());
     }
 
     #[test]

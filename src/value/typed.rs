@@ -251,7 +251,7 @@ mod tests {
             Answer::Many { names: vec!["a".into()], sizes: BTreeMap::from([(300, Some(vec![1]))]) };
         let payload = recorded(&value);
         assert_eq!(&payload[..], [2, 1, 1, b'a', 1, 251, 44, 1, 1, 1, 1]);
-        assert_eq!(payload.format(), Format { codec: Codec::Bincode, version: 2 });
+        assert_eq!(payload.format, Format { codec: Codec::Bincode, version: 2 });
     }
 
     /// A length of 2^40 in a few bytes: refused before anything is allocated for it.

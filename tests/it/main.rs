@@ -2,30 +2,39 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
-/// Tiny workloads as data, and what a crash may leave of them.
-mod script;
-
+/// Roles that this binary plays in a process of its own.
+mod child;
+/// Many threads on the same keys, and whether what they were told fits one order.
+mod concurrent;
+/// One suite for everything that calls itself a store.
+mod conformance;
 /// The promises of the API, call by call.
 mod contract;
-
-/// Disk calls that fail, one after the other; full disks; panics.
-mod fault;
-
+/// Flipped bytes, and files cut, emptied, taken away or exchanged.
+mod corrupt;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// What can be wrong with a path, a disk or a format, in words that help.
+mod errors;
+/// Disk calls that fail, one after the other; full disks; panics.
+mod fault;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.
 mod golden;
-/// Sizes that change between two openings.
-mod sizes;
-/// One suite for everything that calls itself a store.
-mod conformance;
 /// The store behind the words of `spec`.
 mod machine;
 /// Random lives beside a plain model.
 mod model;
-/// The rules once more, as a plain model.
-mod spec;
+/// A second opener, and a forked child.
+mod process;
+/// The programs that the API was designed by.
+mod programs;
+/// Tiny workloads as data, and what a crash may leave of them.
+mod script;
+/// Sizes that change between two openings.
+mod sizes;
 /// Spares that an earlier opening left.
 mod spares;
+/// The rules once more, as a plain model.
+mod spec;

@@ -116,7 +116,8 @@ impl Ledger {
                 other => self.off.push(format!("the store has {event} as {other:?}")),
             }
         }
-        self.must_equal("keys in the store", store.iter().count(), "distinct events", self.events);
+        let keys = store.iter().collect::<Result<Vec<_>, _>>()?;
+        self.must_equal("keys in the store", keys.len(), "distinct events", self.events);
         store.close(Duration::from_secs(10))?;
         Ok(recorded)
     }

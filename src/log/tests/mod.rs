@@ -250,7 +250,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
             return Err(Wrong::Claim("a store with records and without a manifest".into()));
         }
         None => {
-            recovery::create(&seams, dir(), &SIZES)?;
+            crate::log::birth::create(&seams, dir(), &SIZES)?;
             manifest::load(storage, dir())?.unwrap()
         }
     };

@@ -326,7 +326,7 @@ fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
         let world = World::new();
         let cut = Effect::PowerCut { bytes_kept: 0 };
         world.faulty.inject(Fault::once(Calls::Changing, point, cut));
-        let made = recovery::create(&world.seams(), dir(), &SIZES);
+        let made = crate::log::birth::create(&world.seams(), dir(), &SIZES);
         for crash in world.disk.crashes(64) {
             let disk = world.disk.crash_clone(crash);
             let is_born = manifest::load(&disk, dir()).unwrap().is_some();

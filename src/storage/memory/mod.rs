@@ -23,7 +23,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use crash::{Crash, DataFate, NameFate, UnsyncedWrite};
+pub(crate) use crash::{Crash, DataFate, NameFate};
 
 use std::fmt;
 use std::io;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Crash, DataFate, MemoryStorage, NameFate};
-use crate::entropy::SplitMix64;
 use crate::storage::{Access, File, Storage, write_all_at};
 
 pub(super) fn p(path: &str) -> &Path {

@@ -1,0 +1,404 @@
+//! Many threads on the same keys: each key is granted once, and what all of them were told fits one order.
+//!
+//! Each call is recorded with the moments of its beginning and its end. A history is linearisable if every call
+//! can be given one moment in between at which the spec, called in that order, answers what the store did.
+//! The search is Wing and Gong's, with Lowe's memory of what was tried. Keys are independent, so each has a
+//! history of its own; the passing of time is in all of them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use onlyonce::testing::Sim;
+use onlyonce::{Claim, Durability, OnDrop, Store};
+
+use crate::machine::Machine;
+use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Told, Word};
+
+/// What one call did, and when.
+#[derive(Clone, Debug)]
+struct Event {
+    act: Act,
+    begun: u64,
+    ended: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Call {
+        call: Call,
+        told: Told,
+        token: Option<u64>,
+    },
+    /// All clocks move on.
+    Advance(u64),
+}
+
+type State = (Option<Key>, u64);
+
+/// What the spec comes to if it does that now; `None` if it would have answered otherwise.
+fn after(state: &State, act: &Act) -> Option<State> {
+    let (mut slot, tick) = state.clone();
+    let (call, said, token) = match act {
+        Act::Advance(millis) => return Some((slot, tick + millis)),
+        Act::Call { call, told, token } => (call, told, token),
+    };
+    if slot.as_ref().and_then(|key| key.gone_at).is_some_and(|(at, _)| at <= tick) {
+        slot = None;
+    }
+    let told = spec::call(&mut slot, Now { tick, store: (tick, tick) }, call, *token);
+    if !told.agrees(said.clone()) {
+        return None;
+    }
+    if let (Some(key), Some(shown)) = (&mut slot, said.clone().token()) {
+        key.token = key.token.or(*shown);
+    }
+    Some((slot, tick))
+}
+
+/// Whether the calls can be put into one order.
+fn is_linearisable(events: &[Event]) -> bool {
+    let mut events = events.to_vec();
+    // Whoever ended first likely came first: the search seldom turns back.
+    events.sort_by_key(|event| event.ended);
+    let mut search =
+        Search { is_done: vec![0; events.len().div_ceil(64)], events, seen: HashSet::new() };
+    search.goes_on(0, &(None, 0))
+}
+
+struct Search {
+    events: Vec<Event>,
+    /// One bit an event.
+    is_done: Vec<u64>,
+    seen: HashSet<(Vec<u64>, State)>,
+}
+
+impl Search {
+    fn goes_on(&mut self, done: usize, state: &State) -> bool {
+        if done == self.events.len() {
+            return true;
+        }
+        if !self.seen.insert((self.is_done.clone(), state.clone())) {
+            return false;
+        }
+        let open = |is_done: &[u64], at: usize| is_done[at / 64] & (1 << (at % 64)) == 0;
+        // Sorted by end: the first open one ends first, and what begins after that can't come next.
+        let first = (0..self.events.len()).find(|at| open(&self.is_done, *at)).unwrap();
+        let first_end = self.events[first].ended;
+        for at in first..self.events.len() {
+            if !open(&self.is_done, at) || self.events[at].begun > first_end {
+                continue;
+            }
+            let Some(next) = after(state, &self.events[at].act) else { continue };
+            self.is_done[at / 64] |= 1 << (at % 64);
+            if self.goes_on(done + 1, &next) {
+                return true;
+            }
+            self.is_done[at / 64] &= !(1 << (at % 64));
+        }
+        false
+    }
+}
+
+#[test]
+fn the_checker_knows_right_histories_from_wrong_ones() {
+    let event = |begun, ended, call: &Call, told, token| {
+        let act = Act::Call { call: call.clone(), told, token };
+        Event { act, begun, ended }
+    };
+    let claim = Call::Claim { ask: PLAIN, question: 0 };
+    let granted = |begun, ended, token, attempt| {
+        event(begun, ended, &claim, Told::Granted { attempt }, Some(token))
+    };
+    let view = spec::View { attempt: 1, token: Some(8), hold: false, left: None };
+    let busy = |begun, ended| event(begun, ended, &claim, Told::InProgress(view.clone()), None);
+    let how = End::Success { value: vec![1], keep: None };
+    let end = Call::End { token: 8, how, ask: PLAIN };
+    let ended = |begun, ended| event(begun, ended, &end, Told::Yes, None);
+    let get = |begun, ended, shown| event(begun, ended, &Call::Get, Told::State(shown), None);
+    let done = spec::Shown::Success { value: vec![1], attempt: 1, token: Some(8) };
+    let cases = [
+        ("one after the other", true, vec![granted(1, 2, 8, 1), busy(3, 4), ended(5, 6)]),
+        ("the loser ends first", true, vec![granted(1, 4, 8, 1), busy(2, 3)]),
+        (
+            "seen before the end returns",
+            true,
+            vec![granted(1, 2, 8, 1), ended(3, 6), get(4, 5, Some(done.clone()))],
+        ),
+        ("two grants, one after the other", false, vec![granted(1, 2, 8, 1), granted(3, 4, 16, 1)]),
+        ("two grants at once", false, vec![granted(1, 4, 8, 1), granted(2, 3, 16, 1)]),
+        ("busy before anybody claims", false, vec![busy(1, 2), granted(3, 4, 8, 1)]),
+        ("busy after the end", false, vec![granted(1, 2, 8, 1), ended(3, 4), busy(5, 6)]),
+        (
+            "a result that vanishes",
+            false,
+            vec![granted(1, 2, 8, 1), ended(3, 8), get(4, 5, Some(done)), get(6, 7, None)],
+        ),
+    ];
+    for (name, expected, history) in cases {
+        assert_eq!(is_linearisable(&history), expected, "{name}");
+    }
+}
+
+/// Steele, Lea and Flood's generator, so that a run can be told by its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+
+    fn index(&mut self, len: usize) -> Option<usize> {
+        (len > 0).then(|| usize::try_from(self.below(len as u64)).unwrap())
+    }
+}
+
+/// One thread with what it has in its hands, recording.
+struct Player<'a> {
+    machine: Machine,
+    dice: Dice,
+    moments: &'a AtomicU64,
+    sim: Option<&'a Sim>,
+    keys: &'a [String],
+    /// Guards and questions: their keys, names and asks.
+    guards: Vec<(usize, u64, Ask, bool)>,
+    questions: Vec<(usize, u64, Option<u64>, Ask)>,
+    next_question: u64,
+    history: Vec<(Option<usize>, Event)>,
+}
+
+impl Player<'_> {
+    fn moment(&self) -> u64 {
+        self.moments.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn call(&mut self, key: usize, call: Call) -> (Told, Option<u64>) {
+        let begun = self.moment();
+        let (told, token) = self.machine.call(&self.keys[key], &call).unwrap();
+        let ended = self.moment();
+        let act = Act::Call { call, told: told.clone(), token };
+        self.history.push((Some(key), Event { act, begun, ended }));
+        (told, token)
+    }
+
+    fn claim(&mut self, key: usize, ask: Ask) {
+        let id = self.next_question;
+        self.next_question += 1;
+        let (told, token) = self.call(key, Call::Claim { ask, question: id });
+        if let Told::Asked(view) = told {
+            self.questions.push((key, id, view.token, ask));
+        }
+        self.take(key, token, ask);
+    }
+
+    fn take(&mut self, key: usize, token: Option<u64>, ask: Ask) {
+        if let Some(token) = token {
+            self.guards.push((key, token, ask, ask.drop_aborts));
+        }
+    }
+
+    /// Anything, on a key or with what is at hand.
+    fn play(&mut self) {
+        let key = self.dice.index(self.keys.len()).unwrap();
+        let levels = [Durability::Sync, Durability::Flush, Durability::Lazy];
+        let mut level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
+        match self.dice.below(100) {
+            0..40 => {
+                let ask = Ask {
+                    // On a real disk time passes by itself, and no history tells when.
+                    lease: (self.sim.is_some() && self.dice.below(2) == 0).then_some(100),
+                    keep: (self.sim.is_some() && self.dice.below(3) == 0).then_some(300),
+                    claim_level: level(&mut self.dice),
+                    level: level(&mut self.dice),
+                    drop_aborts: self.dice.below(3) == 0,
+                    ..PLAIN
+                };
+                self.claim(key, ask);
+            }
+            40..60 => {
+                let Some(at) = self.dice.index(self.guards.len()) else { return };
+                let (key, token, ask, aborts) = self.guards.swap_remove(at);
+                let value = token.to_le_bytes().to_vec();
+                let call = match self.dice.below(4) {
+                    0 => Call::Drop { token, aborts, ask },
+                    1 => Call::End { token, how: End::Success { value, keep: None }, ask },
+                    2 => Call::End { token, how: End::Failure { value, keep: None }, ask },
+                    _ => Call::End { token, how: End::Nothing, ask },
+                };
+                self.call(key, call);
+            }
+            60..70 => {
+                let Some(at) = self.dice.index(self.questions.len()) else { return };
+                let (key, question, seen, ask) = self.questions.swap_remove(at);
+                let words = [Word::TakeOver, Word::TakeOver, Word::NotApplied, Word::Hold];
+                let call = match self.dice.below(5) {
+                    4 => Call::DropQuestion { question },
+                    word => {
+                        let word = words[usize::try_from(word).unwrap()];
+                        Call::Word { word, seen, ask, question }
+                    }
+                };
+                let (_, token) = self.call(key, call);
+                self.take(key, token, ask);
+            }
+            70..78 => {
+                let guards = if self.sim.is_some() { self.guards.len() } else { 0 };
+                let Some(at) = self.dice.index(guards) else { return };
+                let (key, token, ..) = self.guards[at];
+                self.call(key, Call::Renew { token, lease: 100 });
+            }
+            78..83 => {
+                let Some(at) = self.dice.index(self.machine.seen.len()) else { return };
+                let (token, attempt) = self.machine.seen.iter().nth(at).unwrap();
+                let is_it = |key: &String| onlyonce::Key::from(key) == *attempt.key();
+                let (key, seen) = (self.keys.iter().position(is_it).unwrap(), Some(*token));
+                self.call(key, Call::Resolve { seen, how: End::Nothing });
+            }
+            83..87 => drop(self.call(key, Call::Forget)),
+            87..90 => drop(self.call(key, Call::Mark { ask: PLAIN })),
+            90..97 => drop(self.call(key, Call::Get)),
+            _ => {
+                let Some(sim) = self.sim else { return };
+                let millis = 60;
+                let begun = self.moment();
+                sim.advance(Duration::from_millis(millis));
+                let ended = self.moment();
+                self.history.push((None, Event { act: Act::Advance(millis), begun, ended }));
+            }
+        }
+    }
+}
+
+/// Lets threads play, and checks what they were told. Says how many calls there were.
+fn play(store: &Store, sim: Option<&Sim>, threads: u64, keys: u64, calls: u64, seed: u64) -> usize {
+    let keys: Vec<String> = (0..keys).map(|key| format!("key-{key}")).collect();
+    let moments = AtomicU64::new(0);
+    let barrier = Barrier::new(usize::try_from(threads).unwrap());
+    let mut histories: Vec<Vec<Event>> = vec![Vec::new(); keys.len()];
+    let mut count = 0;
+    std::thread::scope(|scope| {
+        let players: Vec<_> = (0..threads)
+            .map(|thread| {
+                let (keys, moments, barrier) = (&keys[..], &moments, &barrier);
+                scope.spawn(move || {
+                    let mut player = Player {
+                        machine: Machine::new(store.clone(), BTreeMap::new()),
+                        dice: Dice(seed << 16 | thread),
+                        moments,
+                        sim,
+                        keys,
+                        guards: Vec::new(),
+                        questions: Vec::new(),
+                        next_question: thread << 32,
+                        history: Vec::new(),
+                    };
+                    barrier.wait();
+                    (0..calls).for_each(|_| player.play());
+                    barrier.wait();
+                    // What is still at hand goes silently, after every history has ended.
+                    for guard in player.machine.guards.values() {
+                        guard.on_drop(OnDrop::Interrupt);
+                    }
+                    player.history
+                })
+            })
+            .collect();
+        for player in players {
+            for (key, event) in player.join().unwrap() {
+                count += 1;
+                match key {
+                    Some(key) => histories[key].push(event),
+                    None => histories.iter_mut().for_each(|all| all.push(event.clone())),
+                }
+            }
+        }
+    });
+    for (key, history) in keys.iter().zip(&mut histories) {
+        history.sort_by_key(|event| event.begun);
+        assert!(is_linearisable(history), "seed {seed}, {key}: no order explains\n{history:#?}");
+    }
+    count
+}
+
+/// 64 threads and 1,000 keys, each claimed by all; the winner completes.
+fn race(store: &Store) {
+    const KEYS: usize = 1000;
+    let keys: Vec<String> = (0..KEYS).map(|key| format!("race-{key}")).collect();
+    let grants: Vec<AtomicU32> = (0..KEYS).map(|_| AtomicU32::new(0)).collect();
+    let barrier = Barrier::new(64);
+    std::thread::scope(|scope| {
+        for thread in 0..64 {
+            let (keys, grants, barrier) = (&keys, &grants, &barrier);
+            scope.spawn(move || {
+                let mut dice = Dice(thread);
+                // Half of them in step, half from anywhere.
+                let begin = if thread % 2 == 0 { 0 } else { dice.index(KEYS).unwrap() };
+                barrier.wait();
+                for at in (0..KEYS).map(|step| (begin + step) % KEYS) {
+                    match store.claim(&keys[at]).unwrap() {
+                        Claim::Acquired(claim) => {
+                            grants[at].fetch_add(1, Ordering::SeqCst);
+                            claim.complete(&thread.to_le_bytes()).unwrap();
+                        }
+                        Claim::InProgress(attempt) => assert_eq!(attempt.number(), 1),
+                        Claim::Completed(done) => assert_eq!(done.attempt(), 1),
+                        other => panic!("{other}"),
+                    }
+                }
+            });
+        }
+    });
+    assert!(grants.iter().all(|grants| grants.load(Ordering::SeqCst) == 1));
+}
+
+fn rounds(few: u64, many: u64) -> u64 {
+    if std::env::var_os("ONLYONCE_LONG").is_some() { many } else { few }
+}
+
+#[test]
+fn of_64_threads_one_is_granted_each_key_on_a_real_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_or_create(dir.path().join("keys")).unwrap();
+    race(&store);
+    assert_eq!(store.stats().in_flight, 0);
+    println!("race: 64,000 claims of 1,000 keys, {} syncs", store.stats().syncs);
+}
+
+#[test]
+fn of_64_threads_one_is_granted_each_key_on_the_simulated_disk() {
+    let sim = Sim::new(1);
+    race(&sim.open().unwrap());
+    sim.power_loss();
+    let store = sim.open().unwrap();
+    let is_done = |key| matches!(store.claim(key).unwrap(), Claim::Completed(_));
+    assert!((0..1000).all(|key| is_done(format!("race-{key}"))));
+}
+
+#[test]
+fn histories_of_64_threads_on_1000_keys_fit_one_order() {
+    let sim = Sim::new(2);
+    let store = sim.open().unwrap();
+    let calls = play(&store, Some(&sim), 64, 1000, rounds(300, 1500), 1);
+    drop(store);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_or_create(dir.path().join("keys")).unwrap();
+    let real = play(&store, None, 64, 1000, rounds(100, 500), 2);
+    println!("histories: {calls} calls on the simulated disk, {real} on a real one");
+}
+
+#[test]
+fn histories_of_8_threads_on_2_keys_fit_one_order() {
+    let rounds = rounds(100, 2000);
+    let mut calls = 0;
+    for seed in 0..rounds {
+        let sim = Sim::new(seed);
+        let store = sim.open().unwrap();
+        calls += play(&store, Some(&sim), 8, 2, 40, seed);
+    }
+    println!("histories: {rounds} of 8 threads on 2 keys, {calls} calls");
+}
