@@ -115,12 +115,16 @@ fn rule_6_a_sync_covers_only_what_was_written_before_it_began() {
     let body = Body { key: b"late", progress: &[0; 4], ..Body::default() };
     std::thread::scope(|scope| {
         let first = scope.spawn(|| log.commit(early.1, Sync));
-        assert!(gate.wait_arrived(1, std::time::Duration::from_secs(60)));
+        let is_syncing = gate.wait_arrived(1, std::time::Duration::from_secs(10));
         let late = log.place(Draft::forget(&body), Room::Free).unwrap();
-        log.commit(late, Flush).unwrap();
-        assert!(log.holds(late.lsn, Flush) && !log.holds(early.1.lsn, Sync));
+        let flushed = log.commit(late, Flush);
+        let meanwhile = (log.holds(late.lsn, Flush), log.holds(early.1.lsn, Sync));
+        // Opened before anything is asserted: nobody should hang on a failure.
         gate.open();
         first.join().unwrap().unwrap();
+        flushed.unwrap();
+        assert!(is_syncing);
+        assert_eq!(meanwhile, (true, false));
         assert!(log.holds(early.1.lsn, Sync));
         assert!(!log.holds(late.lsn, Sync), "durable without a sync of its own");
         assert!(log.durable() <= late.lsn);
