@@ -236,9 +236,10 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Result<(Applied, Option<Placed>, Option<Place>), Again>> {
-        let now = self.log.now();
         let mut shard = self.shard(hash)?;
-        let found = match self.look_in_memory(&mut shard, key, hash, now) {
+        // Under the lock: whoever comes later must not judge by an earlier time.
+        let mut now = self.log.now();
+        let found = match self.look_in_memory(&mut shard, key, hash, call, now) {
             Ok(Some(found)) => found,
             Err(again) => return Ok(Err(again)),
             Ok(None) => {
@@ -264,6 +265,7 @@ impl Engine {
                         return Ok(Ok(told(found, decision.answer, now)));
                     }
                     shard = self.shard(hash)?;
+                    now = self.log.now();
                     if !is_as_read(&shard, key, hash, &candidates) {
                         return Ok(Err(Again::Changed));
                     }
@@ -319,12 +321,14 @@ impl Engine {
         Ok(all)
     }
 
-    /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes.
+    /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes but its
+    /// own owner, whose word counts as long as nobody else has come.
     fn look_in_memory(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
         hash: KeyHash,
+        call: Call,
         now: StoreMillis,
     ) -> Result<Option<Found>, Again> {
         let is_key = |entry: &&Entry| {
@@ -340,10 +344,10 @@ impl Engine {
             reserved: live.reserved,
             outcome: None,
         };
-        if !live.has_lapsed(now) {
+        let token = live.state.token;
+        if !live.has_lapsed(now) || call.of_owner() == Some(token) {
             return Ok(Some(found));
         }
-        let token = live.state.token;
         let decision =
             protocol::decide(found.state.as_ref(), found.presence, Call::Interrupt(token), now);
         let Some(next) = decision.next else { return Ok(Some(found)) };
@@ -637,8 +641,8 @@ impl Engine {
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         self.check_usable()?;
         loop {
-            let now = self.log.now();
             let shard = self.shard(hash)?;
+            let now = self.log.now();
             let live = shard.candidates(hash).find_map(|entry| {
                 let live = entry.live.as_ref()?;
                 live.is_key(key.kind(), key.bytes()).then(|| seen_live(entry, live, now))
