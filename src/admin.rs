@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use crate::claim::State;
 use crate::protocol::{Phase, phase_shown};
-use crate::store::{Hashed, Shared, state_of};
+use crate::shared::Shared;
+use crate::store::{Hashed, state_of};
 use crate::sync::Ordering;
 use crate::{Key, Result};
 

@@ -222,10 +222,12 @@ impl Manifest {
 
     /// Refuses where no further segment may be listed.
     pub(crate) fn check_room(&self) -> Result<()> {
-        if self.segments.len() < limits::SEGMENTS_MAX && self.next_ordinal < u32::MAX {
+        let has_lsns = self.extent.get() <= limits::LSN_MAX - limits::SEGMENT_BYTES_MOST;
+        let has_number = self.next_ordinal < u32::MAX;
+        if self.segments.len() < limits::SEGMENTS_MAX && has_number && has_lsns {
             return Ok(());
         }
-        let message = "the log has as many segments as it may: begin a new store";
+        let message = "the log has as many segments or positions as it may: begin a new store";
         Err(Error::new(ErrorKind::StorageFull, message))
     }
 }
@@ -425,6 +427,8 @@ pub(crate) mod tests {
         sample().check_room().unwrap();
         let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
         assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let far = Manifest { extent: Lsn::new(limits::LSN_MAX), ..sample() };
+        assert_eq!(far.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
         let full = Manifest { segments, ..sample() };
         assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);

@@ -1,29 +1,22 @@
-//! The public face: [`Store`] and how it is opened.
+//! The public face: [`Store`], and what is called on it.
 //!
 //! Promises: a handle is cheap to clone and may go to any thread; the last one to go (guards included) closes
 //! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
 
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::admin::{Health, Iter, Stats};
+use crate::builder::StoreBuilder;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, Interrupted, Mark, Recorded, Resolution, State, granting,
 };
-use crate::clock::SystemClock;
-use crate::engine::{Applied, Engine, Outcome as EncodedOutcome, Seen, Writing};
-use crate::entropy::OsEntropy;
-use crate::limits;
-use crate::log::{Seams, Sizes, recovery};
-use crate::manifest::{self, Manifest};
+use crate::engine::{Applied, Outcome as EncodedOutcome, Seen, Writing};
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, phase_shown};
-use crate::storage::{OsStorage, Storage};
-use crate::sync::{self, AtomicBool, Mutex, Ordering};
+use crate::shared::Shared;
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
@@ -35,48 +28,6 @@ use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 pub struct Store {
     shared: Arc<Shared>,
     policy: Policy,
-}
-
-/// An engine, and the thread that works for it.
-pub(crate) struct Shared {
-    engine: Arc<Engine>,
-    upkeep: Mutex<Option<JoinHandle<()>>>,
-    is_stopping: Arc<AtomicBool>,
-}
-
-impl std::ops::Deref for Shared {
-    type Target = Engine;
-
-    fn deref(&self) -> &Engine {
-        &self.engine
-    }
-}
-
-impl Shared {
-    fn stop_upkeep(&self) {
-        self.is_stopping.store(true, Ordering::SeqCst);
-        self.engine.log.stop_upkeep();
-        if let Some(thread) = self.upkeep.lock().take() {
-            if !sync::is_current(&thread) {
-                // It can only have panicked, and then there is nobody to tell.
-                let _ = thread.join();
-            }
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if self.engine.is_foreign() {
-            // The thread and the lock are the parent's.
-            self.engine.abandon();
-            std::mem::forget(self.upkeep.lock().take());
-            return;
-        }
-        self.stop_upkeep();
-        // Nobody is left to tell; what was acknowledged is on disk, and the next opening recovers.
-        let _ = self.engine.close();
-    }
 }
 
 impl Store {
@@ -340,6 +291,15 @@ impl Store {
     ///
     /// Durable on return, always at `Sync`. Its bytes stay in the log until it is compacted.
     ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(store.forget("message-7")?);
+    /// assert!(store.mark("message-7")?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// `InProgress` if somebody is on it: see [`forget_claimed`](Self::forget_claimed). As `claim`.
     pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
@@ -441,12 +401,30 @@ impl Store {
     }
 
     /// Whether the store takes writes, and if not, why.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// assert!(store.health().is_writable());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn health(&self) -> Health {
         Health::of(&self.shared)
     }
 
     /// Counts, and what the last opening found.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let stats = store.stats();
+    /// if let Some(cut) = &stats.opening.cut {
+    ///     println!("{} bytes of a torn write cut off in {}", cut.bytes(), cut.path().display());
+    /// }
+    /// assert_eq!((stats.keys, stats.in_flight), (0, 0));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::of(&self.shared)
@@ -464,6 +442,10 @@ impl Store {
         self.shared.log.step().map(|due| due.wait())
     }
 
+    pub(crate) fn new(shared: Shared, policy: Policy) -> Self {
+        Store { shared: Arc::new(shared), policy }
+    }
+
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -477,273 +459,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("dir", &self.shared.dir()).finish_non_exhaustive()
     }
-}
-
-/// How a store is opened. Unset, each setting has the default that its method names.
-#[must_use = "a builder opens nothing until told to"]
-#[derive(Clone, Debug)]
-pub struct StoreBuilder {
-    policy: Policy,
-    segment_bytes: Option<u64>,
-    result_bytes_max: u32,
-    map: bool,
-    manual_maintenance: bool,
-    allow_network_fs: bool,
-}
-
-impl Default for StoreBuilder {
-    fn default() -> Self {
-        StoreBuilder {
-            policy: Policy::new(),
-            segment_bytes: None,
-            result_bytes_max: limits::RESULT_BYTES_MAX_DEFAULT,
-            map: true,
-            manual_maintenance: false,
-            allow_network_fs: false,
-        }
-    }
-}
-
-impl StoreBuilder {
-    /// Defaults for every operation of the store.
-    pub fn policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: the first is 1 MiB, each one after it
-    /// twice its predecessor, up to 64 MiB. A segment always holds the longest record.
-    pub fn segment_bytes(mut self, bytes: u64) -> Self {
-        self.segment_bytes = Some(bytes);
-        self
-    }
-
-    /// Longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
-    pub fn result_bytes_max(mut self, bytes: u32) -> Self {
-        self.result_bytes_max = bytes;
-        self
-    }
-
-    /// Whether full segments are read through a memory map. Default: yes. Without, plain reads of the same files.
-    pub fn map(mut self, map: bool) -> Self {
-        self.map = map;
-        self
-    }
-
-    /// No background thread: the program calls [`Store::step`] itself.
-    pub fn manual_maintenance(mut self, manual: bool) -> Self {
-        self.manual_maintenance = manual;
-        self
-    }
-
-    /// Opens on file systems whose locks and flushes can't be relied on (NFS, SMB, FUSE …), which is refused
-    /// by default.
-    pub fn allow_network_fs(mut self, allow: bool) -> Self {
-        self.allow_network_fs = allow;
-        self
-    }
-
-    /// See [`Store::open`].
-    ///
-    /// # Errors
-    /// As [`Store::open`]; `Invalid` for settings that can't be.
-    pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
-        self.open_on(system(), dir.as_ref(), false)
-    }
-
-    /// See [`Store::open_or_create`].
-    ///
-    /// # Errors
-    /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
-    pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
-        self.open_on(system(), dir.as_ref(), true)
-    }
-
-    /// Opens on any disk, clock and dice.
-    pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
-        let sizes = self.sizes()?;
-        self.policy.resolve()?;
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let storage = Arc::clone(&seams.storage);
-        let lock = match storage.lock_dir(dir) {
-            Ok(lock) => lock,
-            Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
-                create_dirs(&*storage, dir)?;
-                storage.lock_dir(dir).map_err(|e| not_locked(&*storage, dir, e))?
-            }
-            Err(e) => return Err(not_locked(&*storage, dir, e)),
-        };
-        if let Ok(Some(name)) = storage.network_fs(dir) {
-            if !self.allow_network_fs {
-                let message = format!(
-                    "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",
-                    dir.display()
-                );
-                return Err(Error::invalid(message).at(dir));
-            }
-        }
-        let manifest = load_or_create(&seams, dir, &sizes, create)?;
-        let engine = Engine::open(seams, dir, sizes, self.result_bytes_max, manifest, lock)?;
-        let shared = Shared {
-            engine: Arc::new(engine),
-            upkeep: Mutex::new(None),
-            is_stopping: Arc::new(AtomicBool::new(false)),
-        };
-        if !self.manual_maintenance {
-            let (engine, stop) = (Arc::clone(&shared.engine), Arc::clone(&shared.is_stopping));
-            let body = move || engine.log.run_upkeep(&|| stop.load(Ordering::SeqCst));
-            let thread = sync::spawn("onlyonce-upkeep", body).map_err(|e| {
-                Error::new(ErrorKind::Io, "starting the background thread").because(e)
-            })?;
-            *shared.upkeep.lock() = Some(thread);
-        }
-        Ok(Store { shared: Arc::new(shared), policy: self.policy })
-    }
-
-    fn sizes(&self) -> Result<Sizes> {
-        if self.result_bytes_max > limits::RESULT_BYTES_MAX {
-            let most = limits::RESULT_BYTES_MAX;
-            return Err(Error::invalid(format!("result_bytes_max is at most {most} bytes")));
-        }
-        let most = self.segment_bytes.unwrap_or(limits::SEGMENT_BYTES_MAX_DEFAULT);
-        if !(limits::SEGMENT_BYTES_LEAST..=limits::SEGMENT_BYTES_MOST).contains(&most) {
-            let (least, greatest) = (limits::SEGMENT_BYTES_LEAST, limits::SEGMENT_BYTES_MOST);
-            let message = format!("segment_bytes is from {least} to {greatest} bytes");
-            return Err(Error::invalid(message));
-        }
-        let page = limits::PAGE_BYTES as u64;
-        let labels =
-            2 * limits::LABEL_BYTES_MAX + limits::KEY_BYTES_MAX + limits::META_BYTES_MAX + 512;
-        Ok(Sizes {
-            segment_bytes_first: limits::SEGMENT_BYTES_FIRST.min(most / page * page),
-            segment_bytes_max: most / page * page,
-            record_bytes_max: u64::from(self.result_bytes_max).saturating_add(labels as u64),
-            map: self.map,
-        })
-    }
-}
-
-fn system() -> Seams {
-    Seams {
-        storage: Arc::new(OsStorage),
-        clock: Arc::new(SystemClock),
-        entropy: Arc::new(OsEntropy),
-    }
-}
-
-/// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.
-fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
-    match storage.create_dir(dir) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
-            create_dirs(storage, &parent_of(dir))?;
-            create_dirs(storage, dir)
-        }
-        Err(e) => Err(Error::io("creating", dir, e)),
-    }
-}
-
-/// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
-/// here may have left a name that only the page cache knows, and the whole store would go with it.
-fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
-    let mut below = dir.to_path_buf();
-    loop {
-        let parent = parent_of(&below);
-        if parent == below {
-            return Ok(());
-        }
-        match storage.sync_dir(&parent) {
-            Ok(()) => below = parent,
-            // Whose names we may not list are not ours to sync, nor are those above.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
-            Err(e) => return Err(Error::io("syncing", &parent, e)),
-        }
-    }
-}
-
-fn parent_of(dir: &Path) -> PathBuf {
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        None => dir.to_path_buf(),
-        Some(_) => PathBuf::from("."),
-    }
-}
-
-/// Why a directory could not be locked, in words that help.
-fn not_locked(storage: &dyn Storage, dir: &Path, error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::NotFound => Error::new(
-            ErrorKind::NotFound,
-            format!("there is no store at {}: open_or_create makes one", dir.display()),
-        )
-        .at(dir)
-        .because(error),
-        io::ErrorKind::NotADirectory => {
-            Error::invalid(format!("{} is no directory: a store is one", dir.display()))
-                .at(dir)
-                .because(error)
-        }
-        io::ErrorKind::WouldBlock => {
-            let holder = storage.lock_holder(dir);
-            let opener = manifest::load(storage, dir).ok().flatten();
-            let opener = opener.filter(|manifest| manifest.clean.is_none()).map(|m| m.opener);
-            let pid = holder.or(opener.map(|opener| opener.pid));
-            let who =
-                pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
-            let since = opener
-                .filter(|opener| Some(opener.pid) == pid)
-                .map_or_else(String::new, |opener| {
-                    format!(" since {} ms after 1970 (unix time)", opener.since.0)
-                });
-            Error::new(
-                ErrorKind::Locked,
-                format!(
-                    "{} is open in {who}{since}: one process opens a store at a time",
-                    dir.display()
-                ),
-            )
-            .at(dir)
-            .because(error)
-        }
-        _ => Error::io("locking", dir, error),
-    }
-}
-
-fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Result<Manifest> {
-    let storage = &*seams.storage;
-    if let Some(manifest) = manifest::load(storage, dir)? {
-        return Ok(manifest);
-    }
-    let path = manifest::path(dir);
-    if recovery::holds_records(storage, dir)? {
-        return Err(Error::corrupt(&path, 0, "the manifest is missing beside a log:"));
-    }
-    if !create {
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            format!("{} holds no store: open_or_create makes one", dir.display()),
-        )
-        .at(dir));
-    }
-    let entries = storage.list(dir).map_err(|e| Error::io("listing", dir, e))?;
-    if let Some(other) = entries.iter().find(|entry| !is_ours(&entry.name)) {
-        let message = format!(
-            "{} holds {:?} and no store: give the store a directory of its own",
-            dir.display(),
-            other.name
-        );
-        return Err(Error::invalid(message).at(dir));
-    }
-    make_path_durable(storage, dir)?;
-    recovery::create(seams, dir, sizes)?;
-    manifest::load(storage, dir)?
-        .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
-}
-
-/// What a birth that was cut short may leave, and what file systems put into a fresh volume.
-fn is_ours(name: &str) -> bool {
-    matches!(name, "log" | "MANIFEST.next" | "lost+found")
 }
 
 /// An answer that the rules don't give to that call.

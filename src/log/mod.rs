@@ -21,12 +21,14 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
+pub(crate) mod birth;
 mod commit;
 mod format;
 #[cfg(any(test, feature = "testing"))]
 mod probe;
 mod reader;
 pub(crate) mod recovery;
+mod resume;
 mod room;
 mod segment;
 #[cfg(test)]
@@ -52,7 +54,7 @@ pub(crate) struct Seams {
 /// Sizes a store was opened with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// The first segment; later ones double up to `segment_bytes_max`.
+    /// The first segment; later ones grow with the log, up to `segment_bytes_max`.
     pub(crate) segment_bytes_first: u64,
     pub(crate) segment_bytes_max: u64,
     /// The longest record: a segment holds at least one.
@@ -169,7 +171,7 @@ impl Log {
             return Err(NoRoom::NotWriting);
         }
         let durable = self.queue.durable();
-        if tail.end().get() >= limits::LSN_MAX / 2 {
+        if tail.end().get() >= limits::LSN_MAX - 4 * limits::SEGMENT_BYTES_MOST {
             return Err(NoRoom::Full);
         }
         tail.admit(draft.len(), room, durable)?;
@@ -301,6 +303,14 @@ impl Log {
         Error::new(ErrorKind::Indeterminate, message).at(&self.dir).because(error)
     }
 
+    /// Does `work`, which changes files; a panic in it poisons, for nobody knows how far it came.
+    fn guarded<T>(&self, work: impl FnOnce() -> T) -> T {
+        let unwinding = PoisonOnUnwind(self);
+        let done = work();
+        std::mem::forget(unwinding);
+        done
+    }
+
     /// Remembers the first failure; from now on nothing is written.
     fn poison(&self, cause: Error) -> Failed {
         self.poison.lock().get_or_insert(cause);
@@ -334,6 +344,15 @@ impl Log {
     }
 }
 
+struct PoisonOnUnwind<'a>(&'a Log);
+
+impl Drop for PoisonOnUnwind<'_> {
+    fn drop(&mut self) {
+        let message = "a panic while files were being changed";
+        let _ = self.0.poison(Error::new(ErrorKind::Io, message).at(&self.0.dir));
+    }
+}
+
 impl Sink for Log {
     fn write_round(&self) -> Result<(u32, Lsn), Failed> {
         let mut writer = self.writer.lock();
@@ -344,7 +363,7 @@ impl Sink for Log {
             tail.buffered = 0;
             (std::mem::take(&mut tail.pieces), round, tail.end())
         };
-        self.write_pieces(&mut writer, pieces, end)?;
+        self.guarded(|| self.write_pieces(&mut writer, pieces, end))?;
         Ok((round, end))
     }
 
@@ -358,7 +377,7 @@ impl Sink for Log {
             tail.buffered = 0;
             (std::mem::take(&mut tail.pieces), tail.end())
         };
-        self.write_pieces(&mut writer, pieces, end)?;
+        self.guarded(|| self.write_pieces(&mut writer, pieces, end))?;
         Ok(Write::Done)
     }
 
@@ -408,7 +427,7 @@ impl Log {
 
     fn sync_segment(&self, segment: &Segment) -> Result<(), Failed> {
         let began = self.nanos();
-        let done = segment.file.sync_data();
+        let done = self.guarded(|| segment.file.sync_data());
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.sync_nanos.fetch_add(self.nanos().saturating_sub(began), Ordering::Relaxed);
         done.map_err(|e| self.poison(Error::io("syncing", &segment.path, e)))

@@ -183,6 +183,10 @@ impl Log {
     pub(crate) fn make_room(&self, bytes: u64, reserve: u64) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.check_keeper(&keeper)?;
+        self.guarded(|| self.make_room_in(&mut keeper, bytes, reserve))
+    }
+
+    fn make_room_in(&self, keeper: &mut Keeper, bytes: u64, reserve: u64) -> Result<()> {
         loop {
             let (lacks_next, enough) = {
                 let tail = self.tail.lock();
@@ -205,11 +209,11 @@ impl Log {
                 )
             };
             if lacks_next && keeper.spares.len() > 1 {
-                self.list_next(&mut keeper)?;
+                self.list_next(keeper)?;
             } else if enough {
                 return Ok(());
             } else {
-                self.prepare_spare(&mut keeper)?;
+                self.prepare_spare(keeper)?;
             }
         }
     }
@@ -223,9 +227,9 @@ impl Log {
         let lacks_next = self.tail.lock().lacks_next();
         let wanted = if lacks_next { 2 } else { 1 };
         if keeper.spares.len() < wanted {
-            self.prepare_spare(&mut keeper)?;
+            self.guarded(|| self.prepare_spare(&mut keeper))?;
         } else if lacks_next {
-            self.list_next(&mut keeper)?;
+            self.guarded(|| self.list_next(&mut keeper))?;
         } else {
             return Ok(false);
         }

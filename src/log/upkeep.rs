@@ -161,7 +161,9 @@ impl Log {
     pub(crate) fn run_upkeep(&self, stop: &dyn Fn() -> bool) {
         while !stop() {
             // A failure has poisoned the log, or is told to the next claim; here there is nobody to tell.
-            let due = self.step().unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
+            // A panic ends this thread, and without it what is Lazy would never be written: so it poisons.
+            let due = self.guarded(|| self.step());
+            let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
             let Due::In(millis) = due else { continue };
             let seen = self.upkeep.word.read();
             let end = self.view().end;

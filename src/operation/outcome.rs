@@ -141,6 +141,13 @@ impl fmt::Debug for Outcome {
 ///
 /// Text becomes one by itself: `claim.abort("busy")`. The reason is for people; what is longer than 512
 /// bytes is cut, so that a long error message never stands in the way of an abort.
+///
+/// ```
+/// use onlyonce::Abort;
+///
+/// let why = Abort::new("the other side answered 503");
+/// # let _ = why;
+/// ```
 #[must_use = "an abort does nothing until a claim is ended with it"]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Abort {

@@ -8,6 +8,9 @@ use crate::script::{
 };
 use onlyonce::testing::{Sim, SimCrash};
 use onlyonce::{Claim, ErrorKind, Result, State, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
 
 #[derive(Default)]
 struct Tried {
@@ -310,4 +313,119 @@ fn a_sync_that_fails_once_poisons_and_loses_nothing() {
     }
     println!("lying syncs: {} fault points, {} reopenings", tried.points, tried.reopenings);
     assert!(tried.points > 60);
+}
+
+/// What a killed process had said: nobody else knows.
+#[derive(Default)]
+struct Record {
+    keys: BTreeMap<String, Said>,
+    tokens: BTreeSet<u64>,
+    /// The greatest of the rounds before this one.
+    greatest: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Said {
+    Claims,
+    Claimed,
+    Completes,
+    Completed,
+}
+
+impl Record {
+    fn take(&mut self, line: &str) {
+        let mut words = line.split(' ');
+        let said = match words.next() {
+            Some("claims") => Said::Claims,
+            Some("claimed") => Said::Claimed,
+            Some("completes") => Said::Completes,
+            Some("completed") => Said::Completed,
+            _ => return,
+        };
+        let key = words.next().unwrap();
+        if let Some(token) = words.next() {
+            let token = token.parse().unwrap();
+            assert!(token > self.greatest, "{key}: token {token} after {}", self.greatest);
+            assert!(self.tokens.insert(token), "{key}: token {token} twice");
+        }
+        self.keys.insert(key.to_owned(), said);
+    }
+
+    fn end_round(&mut self) {
+        self.greatest = self.tokens.last().copied().unwrap_or(0);
+    }
+
+    fn check(&self, store: &Store) {
+        let mut found = BTreeMap::new();
+        for entry in store.iter() {
+            let (key, state) = entry.unwrap();
+            found.insert(key.to_string(), state);
+        }
+        for (key, said) in &self.keys {
+            let state = found.remove(key);
+            let is_done = matches!(&state, Some(State::Completed(done)) if done.result()[..] == *key.as_bytes());
+            let is_open = matches!(state, Some(State::Interrupted(_)));
+            let fits = match said {
+                Said::Claims => state.is_none() || is_open,
+                Said::Claimed => is_open,
+                Said::Completes => is_open || is_done,
+                Said::Completed => is_done,
+            };
+            assert!(fits, "{key}: said {said:?}, found {state:?}");
+        }
+        assert!(found.is_empty(), "never begun: {found:?}");
+    }
+}
+
+/// Real processes, killed at random moments of work and of recovery; the other end of a pipe keeps the record.
+#[test]
+fn killed_processes_lose_nothing_they_acknowledged() {
+    let rounds = if is_long() { 600 } else { 30 };
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let mut lot = seed.subsec_nanos();
+    let mut below = |bound: u32| {
+        lot = lot.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (lot >> 8) % bound
+    };
+    let mut record = Record::default();
+    let mut opening_kills = 0;
+    for round in 0..rounds {
+        let mut process = crate::child::child(&format!("pairs:{round}"), &keys).spawn().unwrap();
+        let stdout = process.stdout.take().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            let lines: Vec<String> = BufReader::new(stdout)
+                .lines()
+                .map_while(std::result::Result::ok)
+                .inspect(|line| {
+                    let _ = tell.send(line.ends_with("opening"));
+                })
+                .collect();
+            lines
+        });
+        while !told.recv_timeout(Duration::from_secs(60)).expect("it never opens") {}
+        // Every other one in its recovery, or soon after it.
+        let micros = if round % 2 == 0 { 30_000 + below(90_000) } else { below(6_000) };
+        std::thread::sleep(Duration::from_micros(micros.into()));
+        process.kill().unwrap();
+        let end = process.wait().unwrap();
+        assert!(!end.success());
+        use std::os::unix::process::ExitStatusExt;
+        let lines = reader.join().unwrap();
+        assert_eq!(end.signal(), Some(9), "round {round}: {lines:?}");
+        opening_kills += u32::from(!lines.iter().any(|line| line == "open"));
+        lines.iter().for_each(|line| record.take(line));
+        record.end_round();
+        if round % 3 == 2 || round == rounds - 1 {
+            record.check(&crate::child::small().open_or_create(&keys).unwrap());
+        }
+    }
+    let (keys, done) = (record.keys.len(), record.keys.values());
+    let done = done.filter(|said| **said == Said::Completed).count();
+    println!(
+        "kill -9: {rounds} rounds, {opening_kills} of them while opening, {keys} keys, {done} acknowledged"
+    );
+    assert!(done > 20);
 }

@@ -2,12 +2,16 @@
 //!
 //! What must hold: a typed error that names the file, nothing acknowledged lost, nobody waits for ever.
 
+use crate::errors::Mounted;
 use crate::script::{
     Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, look, tiny,
 };
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{Claim, ClaimGuard, Error, ErrorKind, Operation, Run, State, Store, admin::Health};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -45,11 +49,17 @@ fn workload() -> Vec<Op> {
 
 /// Reopened after a kill and after a power cut, the store is what the ledger allows.
 fn check_reopened(sim: &Sim, ledger: &Ledger, context: &str) {
+    check_reopened_as(sim, &[ledger], context);
+}
+
+/// As `check_reopened`, where one of several stories may be the true one.
+fn check_reopened_as(sim: &Sim, ledgers: &[&Ledger], context: &str) {
     for (machine, loss) in [(sim.copy(), Loss::Kill), (sim.after(SimCrash::NONE), Loss::Power)] {
         let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
         let keys = look(&store).unwrap_or_else(|e| panic!("{context}: {e:?}"));
-        let known = ledger.position(&keys, loss).is_some();
-        assert!(known, "{context}, {loss:?}: {keys:?}\nis not {}", ledger.describe(loss));
+        let known = ledgers.iter().any(|ledger| ledger.position(&keys, loss).is_some());
+        let allowed: Vec<_> = ledgers.iter().map(|ledger| ledger.describe(loss)).collect();
+        assert!(known, "{context}, {loss:?}: {keys:?}\nis not {}", allowed.join("\nnor "));
         assert!(store.mark("new").unwrap().is_first());
     }
 }
@@ -377,4 +387,364 @@ fn an_ending_that_fails_before_its_write_gives_the_guard_back() {
         assert!(matches!(sim.open().unwrap().claim("k").unwrap(), Claim::Completed(_)));
     }
     assert!(failed > 0);
+}
+
+/// Claims of all sizes in flight when the disk fills up: each one can record exactly what it reserved, in any order.
+#[test]
+fn whatever_was_reserved_can_be_recorded_on_a_full_disk() {
+    let (mut ended, mut refused) = (0, 0);
+    for seed in 0..if is_long() { 3000 } else { 100 } {
+        let mut lot = Lot(seed);
+        let sim = Sim::new(seed);
+        let store = sim.open_with(tiny().result_bytes_max(8000)).unwrap();
+        sim.set_disk_bytes_max(sim.disk_bytes() + 4096 * lot.below(60));
+        let mut claims: Vec<(ClaimGuard, usize)> = Vec::new();
+        let end_one = |claims: &mut Vec<(ClaimGuard, usize)>, lot: &mut Lot| {
+            let (claim, reserve) = claims.swap_remove(lot.below(claims.len() as u64) as usize);
+            claim.complete(&vec![7; reserve]).unwrap_or_else(|e| panic!("seed {seed}: {e:?}"));
+        };
+        let mut refusals = 0;
+        for n in 0..80 {
+            let reserve = usize::try_from(lot.below(8001)).unwrap();
+            let key = format!("{n:0>width$}", width = 1 + lot.below(4000) as usize);
+            let answer = match lot.below(8) {
+                0 | 1 => store.mark(&key).map(|mark| assert!(mark.is_first())),
+                2 if !claims.is_empty() => {
+                    end_one(&mut claims, &mut lot);
+                    Ok(())
+                }
+                3 => store.step().map(drop),
+                _ => store
+                    .claim(Operation::new(&key).reserve_bytes(reserve as u32))
+                    .map(|claim| claims.push((acquired(claim), reserve))),
+            };
+            if let Err(e) = answer {
+                assert_eq!(e.kind(), ErrorKind::StorageFull, "seed {seed}");
+                refusals += 1;
+            }
+            if refusals > 8 {
+                break;
+            }
+        }
+        refused += u64::from(refusals > 0);
+        ended += claims.len();
+        while !claims.is_empty() {
+            end_one(&mut claims, &mut lot);
+        }
+        store.close(Duration::ZERO).unwrap();
+    }
+    println!("reserves: {ended} claims ended on {refused} full disks");
+    assert!(ended > 300 && refused > 50);
+}
+
+struct Lot(u64);
+
+impl Lot {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// Runs `work` on a thread of its own; a hang is a failure that names itself.
+fn within<T: Send + 'static>(
+    seconds: u64,
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (tell, told) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = tell.send(work());
+    });
+    match told.recv_timeout(Duration::from_secs(seconds)) {
+        Ok(done) => done,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what}: hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err())
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
+    let sim = Sim::new(7);
+    let store = sim.open().unwrap();
+    let panics = |op: Operation<'_>| {
+        let run = || store.run(op, |_| -> Result<String, Error> { panic!("the user's") });
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+    };
+    panics(Operation::new("k"));
+    assert!(matches!(store.get("k").unwrap(), Some(State::Interrupted(_))));
+    panics(Operation::new("a").on_drop(onlyonce::OnDrop::Abort));
+    assert!(matches!(store.get("a").unwrap(), Some(State::Aborted(_))));
+    let hook = || {
+        store
+            .runner("k")
+            .reconcile(|_| -> Result<_, Error> { panic!("the hook's") })
+            .run(|_| Ok(String::new()))
+    };
+    assert!(catch_unwind(AssertUnwindSafe(hook)).is_err());
+    assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+    let run = store.run("other", |_| Ok::<_, Error>("fine".to_owned())).unwrap();
+    assert!(matches!(run, Run::Done(_)));
+    assert_eq!(store.health(), Health::Writable);
+    drop(store);
+    let store = sim.open().unwrap();
+    assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+}
+
+/// Every disk call in turn panics, as a bug of ours or a driver's would: whoever comes next is served or gets a
+/// typed error, and nothing acknowledged is lost, whatever was acknowledged after the panic included.
+#[test]
+fn a_panic_at_any_call_hangs_nobody_and_loses_nothing() {
+    let points = within(60, "a panic at a call", || {
+        let mut points = 0;
+        for n in (0..).step_by(if is_long() { 1 } else { 2 }) {
+            let context = format!("a panic at call {n}");
+            let sim = Sim::new(7);
+            sim.fail_call(n, DiskFault::Panic);
+            let mut world = World::new(&sim);
+            // A call that panicked may have done all of it or nothing.
+            let mut undone = None;
+            for op in workload() {
+                let before = world.ledger.clone();
+                match catch_unwind(AssertUnwindSafe(|| world.run(&[op]))) {
+                    Ok(done) => done.unwrap_or_else(|e| panic!("{context}: {e:?}")),
+                    Err(_) => {
+                        undone = Some(before);
+                        break;
+                    }
+                }
+            }
+            if sim.faults_met() == 0 {
+                sim.heal();
+                break;
+            }
+            points += 1;
+            let mut undone = undone.unwrap_or_else(|| panic!("{context}: nobody noticed"));
+            for (key, level) in [("z1", Flush), ("z2", Lazy), ("z3", Sync)] {
+                if world.store.is_none() {
+                    break;
+                }
+                let mark = Op::Mark(key.to_owned(), level);
+                match world.run_one(&mark) {
+                    Ok(()) => undone.did(&mark, Some(level)),
+                    Err(failed) => {
+                        use ErrorKind::{Closed, Indeterminate, Poisoned};
+                        let typed = matches!(failed.kind, Poisoned | Indeterminate | Closed);
+                        assert!(typed, "{context}: {failed:?}");
+                        if failed.kind == Indeterminate {
+                            undone.did(&mark, None);
+                        }
+                    }
+                }
+            }
+            let copy = sim.copy();
+            let done = world.forget();
+            check_reopened_as(&copy, &[&done, &undone], &context);
+        }
+        points
+    });
+    println!("panics: {points} fault points, {} reopenings", points * 2);
+    assert!(points > 100);
+}
+
+/// One of many threads leads a write or a sync, and panics in it.
+#[test]
+fn followers_of_a_leader_that_panics_get_a_typed_error() {
+    for (write, at) in [(false, 0), (false, 3), (true, 0), (true, 5)] {
+        let what = format!("a panicking leader, write: {write}, number {at}");
+        let sim = std::sync::Arc::new(Sim::new(7));
+        let store = sim.open().unwrap();
+        let _ = store.mark("before").unwrap();
+        if write {
+            sim.fail_write(at, DiskFault::Panic);
+        } else {
+            sim.fail_sync(at, DiskFault::Panic);
+        }
+        let ends = within(60, &what, {
+            let store = store.clone();
+            move || {
+                let threads: Vec<_> = (0..8_u64)
+                    .map(|thread| {
+                        let store = store.clone();
+                        std::thread::spawn(move || {
+                            for n in 0..500 {
+                                let claim = store.claim((thread, n))?;
+                                acquired(claim).complete("done")?;
+                            }
+                            Ok::<_, Error>(())
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(std::thread::JoinHandle::join).collect::<Vec<_>>()
+            }
+        });
+        assert_eq!(ends.iter().filter(|end| end.is_err()).count(), 1, "{what}: one leader");
+        for end in ends.into_iter().flatten() {
+            let kind = end.unwrap_err().kind();
+            assert!(
+                matches!(kind, ErrorKind::Indeterminate | ErrorKind::Poisoned),
+                "{what}: {kind:?}"
+            );
+        }
+        assert!(matches!(store.health(), Health::Poisoned { .. }));
+        assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+        assert_eq!(store.claim("new").unwrap_err().kind(), ErrorKind::Poisoned);
+        within(60, &what, move || store.close(Duration::ZERO).unwrap_err());
+        sim.kill();
+        let store = sim.open().unwrap();
+        assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+    }
+}
+
+/// Without its background thread a store would never write what was claimed at Lazy, and never say so.
+#[test]
+fn a_panic_in_the_background_thread_is_told() {
+    let sim = Sim::new(7);
+    drop(sim.open().unwrap());
+    let store = sim.open_existing(tiny(), true).unwrap();
+    let claim = acquired(store.claim("k").unwrap());
+    sim.fail_write(0, DiskFault::Panic);
+    let mut marks = 0_u64;
+    let began = std::time::Instant::now();
+    while store.health() == Health::Writable {
+        match store.mark(Operation::new(marks).durability(Lazy)) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Poisoned),
+        }
+        marks += 1;
+        sim.advance(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(began.elapsed() < Duration::from_secs(30), "nobody tells");
+    }
+    assert_eq!(claim.complete("late").unwrap_err().kind(), ErrorKind::Poisoned);
+    within(30, "closing after it", move || store.close(Duration::from_secs(1)).unwrap_err());
+}
+
+/// While a sync takes its time, replays and Flush go on, and others learn at once that the key is taken.
+#[test]
+fn a_slow_sync_stalls_nobody_else() {
+    within(60, "a call beside a slow sync", || {
+        let sim = Sim::new(7);
+        let store = sim.open().unwrap();
+        acquired(store.claim("done").unwrap()).complete("result").unwrap();
+        let gate = sim.hold_sync();
+        let slow = std::thread::spawn({
+            let store = store.clone();
+            move || acquired(store.claim("slow").unwrap()).complete("at last").unwrap()
+        });
+        assert!(gate.wait_arrived(Duration::from_secs(30)));
+        assert!(matches!(store.claim("done").unwrap(), Claim::Completed(_)));
+        assert!(matches!(store.get("done").unwrap(), Some(State::Completed(_))));
+        assert!(matches!(store.claim("slow").unwrap(), Claim::InProgress(_)));
+        let quick = Operation::new("quick").claim_durability(Flush).durability(Flush);
+        acquired(store.claim(quick).unwrap()).complete("flushed").unwrap();
+        assert!(!slow.is_finished());
+        gate.open();
+        slow.join().unwrap();
+        assert!(matches!(store.claim("slow").unwrap(), Claim::Completed(_)));
+    });
+}
+
+/// Real file systems of a few hundred KiB, where this user may mount one: the simulated disk could be wrong about
+/// what a full one does, and no simulation raises SIGBUS.
+#[test]
+fn real_file_systems_that_are_full_refuse_claims_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, image) = (dir.path().join("mnt"), dir.path().join("image"));
+    std::fs::create_dir(&at).unwrap();
+    let tmpfs =
+        |options: &str| Mounted::new(&["-t", "tmpfs", "-o", options], "none".as_ref(), &at, None);
+    let mut tried = 0;
+    for (name, options) in
+        [("tmpfs", "size=700k"), ("tmpfs without inodes", "size=8m,nr_inodes=14")]
+    {
+        let Some(_mounted) = tmpfs(options) else {
+            println!("note: no {name} can be mounted here");
+            continue;
+        };
+        fill_a_real_disk(name, &at);
+        tried += 1;
+    }
+    std::fs::File::create(&image).unwrap().set_len(2 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image).output();
+    let mounted = made
+        .is_ok_and(|made| made.status.success())
+        .then(|| Mounted::new(&["-o", "loop"], &image, &at, None))
+        .flatten();
+    match mounted {
+        Some(_mounted) => {
+            fill_a_real_disk("ext4", &at);
+            tried += 1;
+        }
+        None => println!("note: no ext4 can be mounted here"),
+    }
+    println!("real full disks: {tried}");
+}
+
+fn fill_a_real_disk(name: &str, at: &Path) {
+    let keys = at.join("keys");
+    let open =
+        || Store::builder().segment_bytes(32 << 10).result_bytes_max(4 << 10).open_or_create(&keys);
+    let store = open().unwrap();
+    acquired(store.claim("done").unwrap()).complete("result").unwrap();
+    let claims: Vec<_> = (0..5)
+        .map(|n| acquired(store.claim(Operation::new(("open", n)).reserve_bytes(2000)).unwrap()))
+        .collect();
+    // Others use up the rest: blocks, or names.
+    let others = at.join("others");
+    std::fs::create_dir(&others).unwrap();
+    let full = (0..)
+        .map(|n| std::fs::write(others.join(n.to_string()), [7; 50_000]))
+        .find_map(Result::err);
+    assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull, "{name}");
+    let rest = std::fs::File::create(others.join("0"));
+    let _ = rest.map(|mut rest| while rest.write_all(&[7; 512]).is_ok() {});
+    let mut marked = 0_u64;
+    let refused = loop {
+        match store.mark(marked) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => break e,
+        }
+        marked += 1;
+        assert!(marked < 100_000, "{name}: never full");
+    };
+    assert_eq!(refused.kind(), ErrorKind::StorageFull, "{name}: {refused:?}");
+    assert!(store.get(marked).unwrap().is_none());
+    for claim in claims {
+        claim.complete(&[7; 2000]).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    }
+    let replay = |store: &Store| {
+        assert!(matches!(store.claim("done").unwrap(), Claim::Completed(_)), "{name}");
+        for n in 0..marked {
+            assert!(!store.mark(n).unwrap().is_first(), "{name}");
+        }
+        for n in 0..5 {
+            let Claim::Completed(done) = store.claim(("open", n)).unwrap() else {
+                panic!("{name}")
+            };
+            assert_eq!(done.result()[..], [7; 2000], "{name}");
+        }
+    };
+    replay(&store);
+    drop(store);
+    let store = open().unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    assert!(store.stats().opening.was_clean, "{name}");
+    replay(&store);
+    assert_eq!(refuse(&store, marked), ErrorKind::StorageFull, "{name}");
+    std::fs::remove_dir_all(&others).unwrap();
+    for n in 0..200 {
+        let claim = acquired(store.claim(("new", n)).unwrap_or_else(|e| panic!("{name}: {e:?}")));
+        claim.complete("room again").unwrap();
+    }
+    replay(&store);
+}
+
+/// Marks until there is no room.
+fn refuse(store: &Store, from: u64) -> ErrorKind {
+    (from..from + 100_000).find_map(|n| store.mark(n).err()).expect("never full").kind()
 }

@@ -2,18 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
+/// Roles that this binary plays in a process of its own.
+mod child;
 /// Many threads on the same keys, and whether what they were told fits one order.
 mod concurrent;
 /// One suite for everything that calls itself a store.
 mod conformance;
 /// The promises of the API, call by call.
 mod contract;
+/// Flipped bytes, and files cut, emptied, taken away or exchanged.
+mod corrupt;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
 /// The same seed gives the same run.
 mod determinism;
 /// What each ending leaves, child processes included.
 mod endings;
+/// What can be wrong with a path, a disk or a format, in words that help.
+mod errors;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
 /// The corpora of the fuzz targets.
@@ -24,6 +30,10 @@ mod golden;
 mod machine;
 /// Random lives beside a plain model.
 mod model;
+/// A second opener, and a forked child.
+mod process;
+/// The programs that the API was designed by.
+mod programs;
 /// Tiny workloads as data, and what a crash may leave of them.
 mod script;
 /// Sizes that change between two openings.

@@ -183,6 +183,14 @@ impl Ledger {
         true
     }
 
+    /// The operation was begun, and acknowledged at `level` if at all.
+    pub(crate) fn did(&mut self, op: &Op, level: Option<Durability>) {
+        self.begin(op);
+        if let Some(level) = level {
+            self.acknowledged(level);
+        }
+    }
+
     fn acknowledged(&mut self, level: Durability) {
         let all = self.states.len() - 1;
         if level >= Flush {
@@ -216,6 +224,16 @@ impl Ledger {
     pub(crate) fn position(&self, keys: &Keys, loss: Loss) -> Option<usize> {
         let least = if loss == Loss::Kill { self.flushed } else { self.synced };
         (least..self.states.len()).find(|n| self.states[*n] == *keys)
+    }
+
+    /// As `position`, for a store that must hold at least so many changes.
+    pub(crate) fn position_from(&self, keys: &Keys, least: usize) -> Option<usize> {
+        (least..self.states.len()).find(|n| self.states[*n] == *keys)
+    }
+
+    /// How many changes were begun.
+    pub(crate) fn len(&self) -> usize {
+        self.states.len() - 1
     }
 
     pub(crate) fn describe(&self, loss: Loss) -> String {

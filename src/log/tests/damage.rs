@@ -409,6 +409,10 @@ fn stale_bytes_are_never_records() {
     let ops: Vec<Op> = small().into_iter().chain(workload()).collect();
     let (mut laid, mut checked) = (0, 0);
     for op in ops {
+        // A clean end would see such bytes at its next opening and refuse; only kills are of interest here.
+        if matches!(op, Op::Reopen | Op::Look) {
+            continue;
+        }
         player.op(op).unwrap();
         let disk = player.world.disk.clone();
         for path in paths(&disk) {
@@ -426,13 +430,9 @@ fn stale_bytes_are_never_records() {
         }
         bodies.sort();
         bodies.dedup();
-        // A clean end sees such bytes at its next opening and refuses; only kills are of interest here.
         if matches!(op, Op::Claim(_) | Op::Batch(_)) {
             checked += 1;
             check(&disk.kill_clone(), &player.history, Fate::Killed).unwrap();
-        }
-        if matches!(op, Op::Reopen | Op::Look) {
-            break;
         }
     }
     println!("{laid} stale bodies laid, {checked} kills checked");

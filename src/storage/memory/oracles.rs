@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::tests::{data, names, p, synced};
 use super::{Crash, DataFate, MemoryStorage};
 use crate::entropy::SplitMix64;
-use crate::storage::{Access, File, Storage};
+use crate::storage::{Access, Storage};
 
 fn random_work(disk: &MemoryStorage, seed: u64, steps: u64) {
     let mut lot = SplitMix64::new(seed);

@@ -1,0 +1,297 @@
+//! How a store is opened or made: [`StoreBuilder`], and what stands in the way.
+//!
+//! Promises: the directory is locked before anything in it is read or created; `open` never creates; a
+//! refusal says what happened and what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::clock::SystemClock;
+use crate::engine::Engine;
+use crate::entropy::OsEntropy;
+use crate::limits;
+use crate::log::{Seams, Sizes, birth, recovery};
+use crate::manifest::{self, Manifest};
+use crate::shared::Shared;
+use crate::storage::{OsStorage, Storage};
+use crate::{Error, ErrorKind, Policy, Result, Store};
+
+/// How a store is opened. Unset, each setting has the default that its method names.
+///
+/// ```
+/// use onlyonce::{OnInterrupted, Policy, Store};
+/// use std::time::Duration;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let keys = dir.path().join("keys");
+/// let week = Duration::from_secs(7 * 86_400);
+/// let store = Store::builder()
+///     .policy(Policy::new().retention(week).on_interrupted(OnInterrupted::Hold))
+///     .result_bytes_max(64 << 10)
+///     .open_or_create(&keys)?;
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[must_use = "a builder opens nothing until told to"]
+#[derive(Clone, Debug)]
+pub struct StoreBuilder {
+    policy: Policy,
+    segment_bytes: Option<u64>,
+    result_bytes_max: u32,
+    map: bool,
+    manual_maintenance: bool,
+    allow_network_fs: bool,
+}
+
+impl Default for StoreBuilder {
+    fn default() -> Self {
+        StoreBuilder {
+            policy: Policy::new(),
+            segment_bytes: None,
+            result_bytes_max: limits::RESULT_BYTES_MAX_DEFAULT,
+            map: true,
+            manual_maintenance: false,
+            allow_network_fs: false,
+        }
+    }
+}
+
+impl StoreBuilder {
+    /// Defaults for every operation of the store.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
+    ///
+    /// The first one has 1 MiB, later ones half the size of the log so far. Whatever is said here, a segment
+    /// holds two of the longest records.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = Some(bytes);
+        self
+    }
+
+    /// Longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
+    pub fn result_bytes_max(mut self, bytes: u32) -> Self {
+        self.result_bytes_max = bytes;
+        self
+    }
+
+    /// Whether full segments are read through a memory map. Default: yes. Without, plain reads of the same files.
+    pub fn map(mut self, map: bool) -> Self {
+        self.map = map;
+        self
+    }
+
+    /// No background thread: the program calls [`Store::step`] itself.
+    pub fn manual_maintenance(mut self, manual: bool) -> Self {
+        self.manual_maintenance = manual;
+        self
+    }
+
+    /// Opens on file systems whose locks and flushes can't be relied on (NFS, SMB, FUSE …), which is refused
+    /// by default.
+    pub fn allow_network_fs(mut self, allow: bool) -> Self {
+        self.allow_network_fs = allow;
+        self
+    }
+
+    /// See [`Store::open`].
+    ///
+    /// # Errors
+    /// As [`Store::open`]; `Invalid` for settings that can't be.
+    pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
+        self.open_on(system(), dir.as_ref(), false)
+    }
+
+    /// See [`Store::open_or_create`].
+    ///
+    /// # Errors
+    /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
+    pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
+        self.open_on(system(), dir.as_ref(), true)
+    }
+
+    /// Opens on any disk, clock and dice.
+    pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
+        let sizes = self.sizes()?;
+        self.policy.resolve()?;
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let storage = Arc::clone(&seams.storage);
+        let lock = match storage.lock_dir(dir) {
+            Ok(lock) => lock,
+            Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
+                create_dirs(&*storage, dir)?;
+                storage.lock_dir(dir).map_err(|e| not_locked(&seams, dir, e))?
+            }
+            Err(e) => return Err(not_locked(&seams, dir, e)),
+        };
+        if let Ok(Some(name)) = storage.network_fs(dir) {
+            if !self.allow_network_fs {
+                let message = format!(
+                    "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",
+                    dir.display()
+                );
+                return Err(Error::invalid(message).at(dir));
+            }
+        }
+        let manifest = load_or_create(&seams, dir, &sizes, create)?;
+        let engine = Engine::open(seams, dir, sizes, self.result_bytes_max, manifest, lock)?;
+        let shared = Shared::new(engine);
+        if !self.manual_maintenance {
+            shared.start_upkeep()?;
+        }
+        Ok(Store::new(shared, self.policy))
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        if self.result_bytes_max > limits::RESULT_BYTES_MAX {
+            let most = limits::RESULT_BYTES_MAX;
+            return Err(Error::invalid(format!("result_bytes_max is at most {most} bytes")));
+        }
+        let most = self.segment_bytes.unwrap_or(limits::SEGMENT_BYTES_MAX_DEFAULT);
+        if !(limits::SEGMENT_BYTES_LEAST..=limits::SEGMENT_BYTES_MOST).contains(&most) {
+            let (least, greatest) = (limits::SEGMENT_BYTES_LEAST, limits::SEGMENT_BYTES_MOST);
+            let message = format!("segment_bytes is from {least} to {greatest} bytes");
+            return Err(Error::invalid(message));
+        }
+        let page = limits::PAGE_BYTES as u64;
+        let labels =
+            2 * limits::LABEL_BYTES_MAX + limits::KEY_BYTES_MAX + limits::META_BYTES_MAX + 512;
+        Ok(Sizes {
+            segment_bytes_first: limits::SEGMENT_BYTES_FIRST.min(most / page * page),
+            segment_bytes_max: most / page * page,
+            record_bytes_max: u64::from(self.result_bytes_max).saturating_add(labels as u64),
+            map: self.map,
+        })
+    }
+}
+
+fn system() -> Seams {
+    Seams {
+        storage: Arc::new(OsStorage),
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(OsEntropy),
+    }
+}
+
+/// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.
+fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    match storage.create_dir(dir) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
+            create_dirs(storage, &parent_of(dir))?;
+            create_dirs(storage, dir)
+        }
+        Err(e) => Err(Error::io("creating", dir, e)),
+    }
+}
+
+/// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
+/// here may have left a name that only the page cache knows, and the whole store would go with it.
+fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let mut below = dir.to_path_buf();
+    loop {
+        let parent = parent_of(&below);
+        if parent == below {
+            return Ok(());
+        }
+        match storage.sync_dir(&parent) {
+            Ok(()) => below = parent,
+            // Whose names we may not list are not ours to sync, nor are those above.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(e) => return Err(Error::io("syncing", &parent, e)),
+        }
+    }
+}
+
+fn parent_of(dir: &Path) -> PathBuf {
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        None => dir.to_path_buf(),
+        Some(_) => PathBuf::from("."),
+    }
+}
+
+/// Why a directory could not be locked, in words that help.
+fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
+    let storage = &*seams.storage;
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::new(
+            ErrorKind::NotFound,
+            format!("there is no store at {}: open_or_create makes one", dir.display()),
+        )
+        .at(dir)
+        .because(error),
+        io::ErrorKind::NotADirectory => {
+            Error::invalid(format!("{} is no directory: a store is one", dir.display()))
+                .at(dir)
+                .because(error)
+        }
+        io::ErrorKind::WouldBlock => {
+            let holder = storage.lock_holder(dir);
+            let opener = manifest::load(storage, dir).ok().flatten();
+            let opener = opener.filter(|manifest| manifest.clean.is_none()).map(|m| m.opener);
+            let pid = holder.or(opener.map(|opener| opener.pid));
+            let who =
+                pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            let since = opener.filter(|opener| Some(opener.pid) == pid).map_or_else(
+                String::new,
+                |opener| {
+                    format!(
+                        ", for {} s",
+                        seams.clock.wall().0.saturating_sub(opener.since.0) / 1000
+                    )
+                },
+            );
+            Error::new(
+                ErrorKind::Locked,
+                format!(
+                    "{} is open in {who}{since}: one process opens a store at a time",
+                    dir.display()
+                ),
+            )
+            .at(dir)
+            .because(error)
+        }
+        _ => Error::io("locking", dir, error),
+    }
+}
+
+fn load_or_create(seams: &Seams, dir: &Path, sizes: &Sizes, create: bool) -> Result<Manifest> {
+    let storage = &*seams.storage;
+    if let Some(manifest) = manifest::load(storage, dir)? {
+        return Ok(manifest);
+    }
+    let path = manifest::path(dir);
+    if recovery::holds_records(storage, dir)? {
+        return Err(Error::corrupt(&path, 0, "the manifest is missing beside a log:"));
+    }
+    if !create {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} holds no store: open_or_create makes one", dir.display()),
+        )
+        .at(dir));
+    }
+    let entries = storage.list(dir).map_err(|e| Error::io("listing", dir, e))?;
+    if let Some(other) = entries.iter().find(|entry| !is_ours(&entry.name)) {
+        let message = format!(
+            "{} holds {:?} and no store: give the store a directory of its own",
+            dir.display(),
+            other.name
+        );
+        return Err(Error::invalid(message).at(dir));
+    }
+    make_path_durable(storage, dir)?;
+    birth::create(seams, dir, sizes)?;
+    manifest::load(storage, dir)?
+        .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
+}
+
+/// What a birth that was cut short may leave, and what file systems put into a fresh volume.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "log" | "MANIFEST.next" | "lost+found")
+}

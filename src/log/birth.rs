@@ -1,0 +1,82 @@
+//! The birth of a store: an id, secrets, one segment, and the manifest whose rename makes it one.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::segment::Spare;
+use super::{Seams, Sizes};
+use crate::clock::StoreClock;
+use crate::limits;
+use crate::manifest::{Manifest, Opener, Secrets, Switch};
+use crate::record;
+use crate::storage;
+use crate::types::{Lsn, StoreId, StoreMillis};
+use crate::{Error, ErrorKind, Result};
+
+impl Seams {
+    pub(super) fn draw<const N: usize>(&self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.entropy.fill(&mut bytes).map_err(|e| {
+            Error::new(ErrorKind::Io, "the system gives no random bytes").because(e)
+        })?;
+        Ok(bytes)
+    }
+
+    pub(super) fn draw_u64(&self) -> Result<u64> {
+        self.draw().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn opener(&self) -> Opener {
+        Opener { pid: std::process::id(), since: self.clock.wall() }
+    }
+}
+
+/// Makes an empty store in `dir`, which exists, is locked, and holds nothing of value.
+///
+/// The order is the rule of birth: `log/` and the first segment, then the manifest, whose rename is the birth.
+pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
+    let storage = &*seams.storage;
+    let log_dir = dir.join("log");
+    match storage.create_dir(&log_dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("creating", &log_dir, e));
+        }
+        _ => storage.sync_dir(dir).map_err(|e| Error::io("syncing", dir, e))?,
+    }
+    let store = StoreId(seams.draw()?);
+    let secrets = Secrets { hash_key: seams.draw()?, derivation: seams.draw()? };
+    let only = |failure| match failure {
+        storage::Failure::Before(e) | storage::Failure::Poison(e) => e,
+    };
+    let spare = Spare::prepare(storage, &log_dir, 0, sizes.first()).map_err(only)?;
+    let identity = Identity {
+        ordinal: 1,
+        base: base_from_clock(seams, Lsn::ZERO),
+        capacity: spare.bytes,
+        salt: seams.draw_u64()?,
+    };
+    spare.activate(storage, &log_dir, identity, store, &secrets).map_err(only)?;
+    let start = identity.base.plus(SEGMENT_HEADER_BYTES as u64);
+    let clock = StoreClock::open(None, StoreMillis(0), limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
+    let manifest = Manifest {
+        store,
+        secrets,
+        generation: 1,
+        clean: Some(start),
+        durable: start,
+        extent: identity.listed().end,
+        next_ordinal: 2,
+        time: clock.note(&*seams.clock).into(),
+        opener: Opener::default(),
+        segments: vec![identity.listed()],
+    };
+    Switch::new(Arc::clone(&seams.storage), dir).to(&manifest).map_err(only)
+}
+
+/// `max(extent, min(unix_ms * 2^20, 2^62))`, rounded up: so that tokens outrun those of a restored backup too.
+pub(super) fn base_from_clock(seams: &Seams, extent: Lsn) -> Lsn {
+    let by_clock = seams.clock.wall().0.saturating_mul(1 << 20).min(1 << 62);
+    Lsn::new(extent.get().max(by_clock).next_multiple_of(record::ALIGN as u64))
+}

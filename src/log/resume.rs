@@ -1,0 +1,301 @@
+//! From a log that can be read to one that can be written, and back to closed files.
+//!
+//! Promises: nothing is written before the first write wants it, an uncovered tail apart; one manifest switch
+//! decides, and a crash before or after it loses nothing. Each step may be cut short and is then done again
+//! by the next opening. In words: `docs/durability.md`, "Before the first write" and "Closing".
+
+use std::sync::Arc;
+
+use super::Log;
+use super::birth::base_from_clock;
+use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::recovery::Plan;
+use super::room::{Keeper, Room};
+use super::segment::{self, Segment, Spare};
+use crate::limits;
+use crate::manifest::{Listed, Manifest};
+use crate::record::{Draft, Record};
+use crate::storage;
+use crate::sync::Ordering;
+use crate::types::Lsn;
+use crate::{Error, ErrorKind, Result};
+
+/// Told of a record that a recovery moved: its old place, and the record at its new one.
+pub(crate) type Remap<'a> = dyn FnMut(Lsn, &Record<'_>) + 'a;
+
+impl Log {
+    /// Whether LSNs may be taken.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.is_writing.load(Ordering::Acquire)
+    }
+
+    /// Whether an uncovered tail waits for room to be made durable.
+    pub(crate) fn has_unsettled_tail(&self) -> bool {
+        self.readable.load(Ordering::SeqCst) != u64::MAX
+    }
+
+    /// What must have happened before the first LSN of an opening is taken. Durable on return; a crash
+    /// anywhere in it leaves what a crash before it would.
+    pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {
+        let mut keeper = self.keeper.lock();
+        if self.is_poisoned() {
+            return Err(self.poisoned());
+        }
+        if keeper.closed {
+            return Err(Error::new(ErrorKind::Closed, "the store was closed"));
+        }
+        let Some(plan) = keeper.plan.take() else { return Ok(()) };
+        let begun = self.guarded(|| match &plan {
+            Plan::Continue => self.go_on(&mut keeper),
+            Plan::Fork { covered, suffix, suffix_bytes } => {
+                self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
+            }
+        });
+        if let Err(e) = begun {
+            keeper.plan = Some(plan);
+            return Err(e);
+        }
+        self.readable.store(u64::MAX, Ordering::SeqCst);
+        if self.is_poisoned() {
+            // The switch is done; what was prepared after it failed.
+            return Err(self.poisoned());
+        }
+        self.set_aside(&keeper);
+        self.guarded(|| self.remove_leftovers(&keeper));
+        self.is_writing.store(true, Ordering::SeqCst);
+        self.note_time();
+        Ok(())
+    }
+
+    /// Clears the clean flag, durably, before the first LSN. An empty segment that is not to be used leaves
+    /// the list: none of its LSNs was ever taken.
+    fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
+        let last = {
+            let tail = self.tail.lock();
+            tail.next.as_ref().unwrap_or(&tail.active).base()
+        };
+        let mut manifest =
+            Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
+        manifest.segments.retain(|listed| listed.base <= last);
+        self.switch_to(keeper, manifest)?;
+        let mut list = self.segments.lock();
+        let used = list.iter().filter(|segment| segment.base() <= last).cloned().collect();
+        *list = Arc::new(used);
+        Ok(())
+    }
+
+    /// Copies the suffix that no watermark covers into a new segment, and switches.
+    fn fork(
+        &self,
+        keeper: &mut Keeper,
+        covered: Lsn,
+        suffix: &[Lsn],
+        suffix_bytes: u64,
+        remap: &mut Remap<'_>,
+    ) -> Result<()> {
+        let storage = &*self.seams.storage;
+        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
+        // A copy spells out token and life: sixteen bytes more.
+        let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
+        let needed = needed.saturating_add(self.sizes.segment_bytes_least());
+        self.prepare_switch(keeper)?;
+        let index = self.spare_for_fork(keeper, needed)?;
+        let salt = self.seams.draw_u64()?;
+        let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
+        let identity = Identity {
+            ordinal: keeper.manifest.next_ordinal,
+            base: base_from_clock(&self.seams, keeper.manifest.extent),
+            capacity: spare.bytes,
+            salt,
+        };
+        let (store, secrets) = (keeper.manifest.store, keeper.manifest.secrets);
+        let segment = spare
+            .activate(storage, &self.log_dir(), identity, store, &secrets)
+            .map_err(|e| self.failed(e))?;
+        keeper.spares.remove(index);
+        let (bytes, moved) = self.copies(&segment, covered, suffix)?;
+        let start = SEGMENT_HEADER_BYTES as u64;
+        storage::write_all_at(&*segment.file, &bytes, start)
+            .and_then(|()| segment.file.sync_data())
+            .map_err(|e| Error::io("copying to", &segment.path, e))
+            .map_err(|e| self.failed(storage::Failure::Poison(e)))?;
+        if !self.sizes.map {
+            segment.without_map();
+        }
+        let at = start.saturating_add(bytes.len() as u64);
+        let end = segment.base().plus(at);
+        let mut manifest = keeper.manifest.clone();
+        manifest.clean = None;
+        manifest.opener = self.seams.opener();
+        manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
+        manifest.segments.retain_mut(|listed| cut_at(listed, covered));
+        manifest.segments.push(identity.listed());
+        manifest.extent = manifest.extent.max(identity.listed().end);
+        manifest.durable = end;
+        // The watermark that a switch takes along is this log's, which has not moved here yet.
+        self.queue.restart_at(end);
+        self.switch_to(keeper, manifest)?;
+        let (seal, path) = (segment.seal, segment.path.clone());
+        self.move_tail(&keeper.manifest, Arc::new(segment), at);
+        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        for (from, to) in moved {
+            let at = to.since(identity.base);
+            let index = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+            match Record::parse(bytes.get(index..).unwrap_or_default(), to, &seal) {
+                Ok(record) => remap(from, &record),
+                Err(bad) => {
+                    let error = Error::corrupt(&path, at, bad);
+                    return Err(self.failed(storage::Failure::Poison(error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk
+    /// any that is large enough will do; the last one is kept for this.
+    fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
+        let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
+        let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
+        while let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+            if self.is_usable(keeper, index)? {
+                return Ok(index);
+            }
+        }
+        keeper.spare_number = keeper.spare_number.wrapping_add(1);
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        match Spare::prepare(storage, &log_dir, keeper.spare_number, bytes) {
+            Ok(spare) => {
+                keeper.spares.push(spare);
+                Ok(keeper.spares.len().saturating_sub(1))
+            }
+            Err(failure) => {
+                let error = self.failed(failure);
+                if error.kind() != ErrorKind::StorageFull {
+                    return Err(error);
+                }
+                while let Some(index) = keeper.spares.iter().position(of_size(u64::MAX)) {
+                    if self.is_usable(keeper, index)? {
+                        return Ok(index);
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The suffix's records as they stand in the new segment, and where each came from and went.
+    #[expect(clippy::type_complexity, reason = "bytes, and pairs of places")]
+    fn copies(
+        &self,
+        segment: &Segment,
+        covered: Lsn,
+        suffix: &[Lsn],
+    ) -> Result<(Vec<u8>, Vec<(Lsn, Lsn)>)> {
+        let start = segment.base().plus(SEGMENT_HEADER_BYTES as u64);
+        let mut bytes = Vec::new();
+        let mut moved = Vec::with_capacity(suffix.len());
+        for &from in suffix {
+            let to = start.plus(bytes.len() as u64);
+            self.read_listed(from, |record| {
+                let body = record.body().map_err(|bad| {
+                    Error::corrupt(self.dir(), 0, format_args!("{bad} at lsn {from}"))
+                })?;
+                Draft::copy(&record, &body).seal(&mut bytes, to, covered, &segment.seal);
+                Ok(())
+            })?;
+            moved.push((from, to));
+        }
+        Ok((bytes, moved))
+    }
+
+    /// The log goes on in `segment`, and lists what `manifest` does.
+    fn move_tail(&self, manifest: &Manifest, segment: Arc<Segment>, at: u64) {
+        let mut list = self.segments.lock();
+        let is_listed = |old: &Arc<Segment>| {
+            manifest.segments.iter().any(|listed| listed.ordinal == old.identity.ordinal)
+        };
+        let mut segments: Vec<_> = list.iter().filter(|old| is_listed(old)).cloned().collect();
+        segments.push(Arc::clone(&segment));
+        *list = Arc::new(segments);
+        drop(list);
+        self.writer.lock().current = Arc::clone(&segment);
+        let mut tail = self.tail.lock();
+        tail.marked = segment.base().plus(at);
+        tail.keyed_end = Lsn::ZERO;
+        tail.active = segment;
+        tail.at = at;
+        tail.next = None;
+    }
+
+    /// Files that no list names go, and what lies behind a listed `end` is given back. All of it may be lost
+    /// to a crash, and is then done by the next opening; so a failure changes nothing.
+    fn remove_leftovers(&self, keeper: &Keeper) {
+        let storage = &*self.seams.storage;
+        let log_dir = self.log_dir();
+        let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
+        for entry in storage.list(&log_dir).unwrap_or_default() {
+            let path = log_dir.join(&entry.name);
+            let is_unused_spare = Spare::number_of(&entry.name).is_some()
+                && !keeper.spares.iter().any(|spare| spare.path == path);
+            let is_leftover = segment::ordinal_of(&entry.name)
+                .is_some_and(|ordinal| !listed(ordinal))
+                || path == Spare::draft_path(&log_dir)
+                || is_unused_spare;
+            if is_leftover {
+                let _ = storage.remove(&path);
+            }
+        }
+        let segments = Arc::clone(&self.segments.lock());
+        for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
+            let end = item.end.since(item.base);
+            if end < item.capacity && segment.file.len().is_ok_and(|len| len > end) {
+                let _ = segment.file.truncate(end);
+            }
+        }
+    }
+
+    /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
+    pub(super) fn note_time(&self) -> bool {
+        let time = self.store_clock.note(&*self.seams.clock);
+        let placed = self.place(Draft::note(Some(&time.into())), Room::Note).is_ok();
+        if placed {
+            self.tail.lock().last_time_note = time;
+        }
+        placed
+    }
+
+    /// Ends the log: nothing is placed any more, everything placed becomes durable, and the manifest says
+    /// where it ended. An opening that wrote nothing leaves everything as it was.
+    pub(crate) fn close(&self) -> Result<()> {
+        let was_writing = {
+            // Under the log lock, so that whatever was placed before is covered by the sync below.
+            let _tail = self.tail.lock();
+            self.is_writing.swap(false, Ordering::SeqCst)
+        };
+        if was_writing && !self.is_poisoned() {
+            let last = self.tail.lock().last;
+            self.commit(last, crate::operation::Durability::Sync)?;
+        }
+        let mut keeper = self.keeper.lock();
+        if keeper.closed {
+            return Ok(());
+        }
+        keeper.closed = true;
+        if self.is_poisoned() {
+            return Err(self.poisoned());
+        }
+        if !was_writing {
+            return Ok(());
+        }
+        let end = self.tail.lock().end();
+        let manifest = Manifest { clean: Some(end), durable: end, ..keeper.manifest.clone() };
+        self.guarded(|| self.switch_to(&mut keeper, manifest))
+    }
+}
+
+/// Ends an item of the list at `covered`; whether a record is left in it.
+fn cut_at(listed: &mut Listed, covered: Lsn) -> bool {
+    listed.end = listed.end.min(covered);
+    listed.end > listed.base.plus(SEGMENT_HEADER_BYTES as u64)
+}

@@ -1,0 +1,360 @@
+//! The log's rules, one by one: each test fails without its rule.
+
+use super::*;
+use crate::log::format::SEGMENT_HEADER_BYTES;
+use crate::log::segment;
+use crate::manifest::Manifest;
+use crate::record;
+use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Gate};
+use crate::storage::memory::Crash;
+
+/// The manifest as the next boot finds it.
+fn durable_manifest(disk: &MemoryStorage) -> Manifest {
+    manifest::load(&disk.crash_clone(Crash::NONE), dir()).unwrap().unwrap()
+}
+
+/// What is placed lies in a segment that a durable manifest lists; its extent never falls; at most one segment
+/// lies ahead. So no LSN is issued twice, whatever a crash takes back.
+#[test]
+fn rule_3_a_segment_is_listed_durably_before_an_lsn_in_it_is_taken() {
+    let mut player = Player::new(World::new());
+    let mut extent = Lsn::ZERO;
+    let rolling = [Op::Claim(Flush), Op::End(Lazy, 900), Op::Forget(Sync), Op::Pass(1)];
+    let rolling = rolling.into_iter().cycle().take(100);
+    for op in workload().into_iter().chain(rolling).chain([Op::Kill]).chain(workload()) {
+        player.op(op).unwrap();
+        let manifest = durable_manifest(&player.world.disk);
+        assert!(manifest.extent >= extent, "the extent fell");
+        extent = manifest.extent;
+        assert!(manifest.segments.iter().all(|listed| listed.end <= extent));
+        let highest = player.history.highest;
+        let is_listed =
+            manifest.segments.iter().any(|listed| (listed.base..listed.end).contains(&highest));
+        assert!(is_listed, "{op:?}: lsn {highest} is in no list");
+        let tail = player.opened.as_ref().unwrap().log.tail.lock();
+        let active = tail.active.identity.ordinal;
+        let ahead = manifest.segments.iter().filter(|listed| listed.ordinal > active).count();
+        assert!(ahead <= 1, "{op:?}: {ahead} ahead");
+    }
+}
+
+/// Segments come and go with each kill, and the wall clock stands still: only the extent keeps LSNs apart.
+#[test]
+fn rule_3_no_lsn_is_issued_twice_however_often_it_forks() {
+    let mut player = Player::new(World::new());
+    for _ in 0..50 {
+        // The player asserts that each LSN is above all earlier ones.
+        player.play(&[Op::Claim(Flush), Op::Claim(Lazy), Op::Kill]).unwrap();
+    }
+}
+
+#[test]
+fn rule_4_the_clean_flag_is_cleared_durably_before_the_first_lsn() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Reopen]).unwrap();
+    let clean = durable_manifest(&player.world.disk);
+    assert!(clean.clean.is_some());
+    player.place(What::Claim, None, 0).unwrap();
+    assert_eq!(durable_manifest(&player.world.disk).clean, None);
+    // An opening that reads only leaves it.
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Reopen, Op::Look, Op::Look]).unwrap();
+    let changes = player.world.disk.changes();
+    player.play(&[Op::Look]).unwrap();
+    assert_eq!(player.world.disk.changes(), changes);
+    assert!(durable_manifest(&player.world.disk).clean.is_some());
+}
+
+#[test]
+fn rule_4_bytes_behind_the_clean_end_mean_that_the_manifest_is_older() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Reopen]).unwrap();
+    let old = player.world.disk.read(&manifest::path(dir())).unwrap();
+    player.play(&[Op::Claim(Sync), Op::Claim(Flush)]).unwrap();
+    let disk = player.world.disk.kill_clone();
+    disk.write_file(&manifest::path(dir()), &old).unwrap();
+    let mut history = player.history.clone();
+    match open(&World::over(disk, 50), &mut history, Fate::PowerLost) {
+        Err(Wrong::World(error)) => {
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains("manifest is older"), "{error}");
+        }
+        other => panic!("{:?}", other.map(|opened| opened.seen)),
+    }
+}
+
+#[test]
+fn rule_4_a_clean_store_goes_on_in_place_and_any_other_in_a_new_segment_above_the_clock() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Reopen, Op::Claim(Sync)]).unwrap();
+    let in_use = |player: &Player| player.opened.as_ref().unwrap().log.tail.lock().active.identity;
+    let first = in_use(&player);
+    assert_eq!(first.ordinal, 1);
+    player.world.clock.jump_wall(1_700_000_000_000);
+    player.play(&[Op::Reopen, Op::Claim(Sync)]).unwrap();
+    assert_eq!(in_use(&player), first);
+    player.play(&[Op::Kill, Op::Claim(Sync)]).unwrap();
+    assert!(in_use(&player).base.get() >= 1_700_000_000_000 << 20);
+    assert_eq!(in_use(&player).base.get() % record::ALIGN as u64, 0);
+    // The clock's part is bounded, so that a wrong clock can't use the LSNs up.
+    player.world.clock.jump_wall(i64::MAX);
+    player.play(&[Op::Kill, Op::Claim(Sync)]).unwrap();
+    assert!(in_use(&player).base.get() < (1 << 62) + (1 << 20));
+}
+
+/// What is handed over while a sync runs is not covered by it: `durable` is what was written before it began.
+#[test]
+fn rule_6_a_sync_covers_only_what_was_written_before_it_began() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
+    let gate = Arc::new(Gate::default());
+    let wait = Effect::Wait(Arc::clone(&gate));
+    player.world.faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, wait));
+    let early = player.place(What::Forget, None, 0).unwrap();
+    let log = Arc::new(player.opened.take().unwrap().log);
+    let body = Body { key: b"late", progress: &[0; 4], ..Body::default() };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| log.commit(early.1, Sync));
+        let is_syncing = gate.wait_arrived(1, std::time::Duration::from_secs(10));
+        let late = log.place(Draft::forget(&body), Room::Free).unwrap();
+        let flushed = log.commit(late, Flush);
+        let meanwhile = (log.holds(late.lsn, Flush), log.holds(early.1.lsn, Sync));
+        // Opened before anything is asserted: nobody should hang on a failure.
+        gate.open();
+        first.join().unwrap().unwrap();
+        flushed.unwrap();
+        assert!(is_syncing);
+        assert_eq!(meanwhile, (true, false));
+        assert!(log.holds(early.1.lsn, Sync));
+        assert!(!log.holds(late.lsn, Sync), "durable without a sync of its own");
+        assert!(log.durable() <= late.lsn);
+    });
+}
+
+/// At every level: the old segment is durable before a byte is written into the next. Without it a power loss
+/// could keep the next and lose the old one's tail.
+#[test]
+fn rule_7_a_roll_syncs_the_old_segment_whole_before_the_next_is_written() {
+    for level in [Lazy, Flush, Sync] {
+        let mut player = Player::new(World::new());
+        let mut rolls = 0;
+        for _ in 0..60 {
+            // The background notices the records, then rests and writes what Lazy left to it.
+            let ops = [Op::Claim(level), Op::End(level, 700), Op::Pass(1), Op::Pass(11)];
+            player.play(&ops).unwrap();
+            let disk = &player.world.disk;
+            let listed = player.opened.as_ref().unwrap().log.listed();
+            for pair in listed.windows(2) {
+                let path = |ordinal| log_dir().join(segment::file_name(ordinal));
+                let next = disk.read(&path(pair[1].ordinal)).unwrap();
+                if next[SEGMENT_HEADER_BYTES..].iter().any(|byte| *byte != 0) {
+                    let old = path(pair[0].ordinal);
+                    assert_eq!(disk.read_device(&old).unwrap(), disk.read(&old).unwrap());
+                    rolls += 1;
+                }
+            }
+        }
+        assert!(rolls > 10);
+    }
+}
+
+/// An answer at a level comes when the record holds at that level, not before.
+#[test]
+fn rule_8_sync_answers_at_durable_and_flush_at_written() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
+    let record = player.place(What::Forget, None, 0).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let holds = || [Sync, Flush, Lazy].map(|level| log.holds(record.1.lsn, level));
+    log.commit(record.1, Lazy).unwrap();
+    assert_eq!(holds(), [false, false, true]);
+    log.commit(record.1, Flush).unwrap();
+    assert_eq!(holds(), [false, true, true]);
+    let killed = player.world.disk.kill_clone();
+    check(&killed, &player.history, Fate::Killed).unwrap();
+    log.commit(record.1, Sync).unwrap();
+    assert_eq!(holds(), [true, true, true]);
+    player.acknowledge(record.0, Sync);
+    check(&player.world.disk.crash_clone(Crash::NONE), &player.history, Fate::PowerLost).unwrap();
+}
+
+/// Below the largest watermark anywhere, behind the damage too, a bad record is a loss and no torn tail.
+#[test]
+fn rule_11_a_bad_record_below_a_watermark_behind_it_is_corrupt() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Claim(Sync), Op::Claim(Sync)]).unwrap();
+    let path = log_dir().join(segment::file_name(1));
+    let base = player.opened.as_ref().unwrap().log.listed()[0].base;
+    let lsns: Vec<Lsn> = player.history.items.values().map(|item| item.lsn).collect();
+    for (index, lsn) in lsns.iter().enumerate() {
+        let disk = player.world.disk.kill_clone();
+        let offset = lsn.since(base) + 30;
+        disk.flip(&path, offset, 1).unwrap();
+        let mut history = player.history.clone();
+        history.items.values_mut().for_each(|item| item.held = None);
+        let opened = open(&World::over(disk, 50), &mut history, Fate::PowerLost);
+        match opened {
+            // The third is covered by nothing.
+            Ok(opened) => {
+                assert_eq!((index, opened.seen.len()), (2, 2));
+                let cut = opened.report.cut.unwrap();
+                assert_eq!((cut.path, cut.offset), (path.clone(), lsn.since(base)));
+                assert!(cut.bytes > 0);
+            }
+            Err(Wrong::World(error)) => {
+                assert!(index < 2);
+                assert_eq!(error.kind(), ErrorKind::Corrupt);
+                assert_eq!((error.path(), error.offset()), (Some(&*path), Some(lsn.since(base))));
+            }
+            Err(Wrong::Claim(what)) => panic!("{what}"),
+        }
+    }
+}
+
+/// A tail that no watermark covers may lie in the page cache only. It is made durable before it is shown.
+#[test]
+fn rule_12_an_uncovered_tail_is_copied_and_durable_before_it_is_shown() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Claim(Flush), Op::Claim(Flush), Op::Kill]).unwrap();
+    let opened = player.opened.as_ref().unwrap();
+    // The second record's watermark covers the first, which stays where it is.
+    assert_eq!((opened.seen.len(), opened.report.copied), (3, 2));
+    for crash in player.world.disk.crashes(16) {
+        let disk = player.world.disk.crash_clone(crash);
+        check(&disk, &player.history, Fate::PowerLost).unwrap_or_else(|e| panic!("{crash:?}: {e}"));
+    }
+    let manifest = durable_manifest(&player.world.disk);
+    let listed = opened.log.listed();
+    assert_eq!(manifest.segments, listed);
+    let last = listed.last().unwrap();
+    for (index, (_, lsn)) in opened.seen.iter().enumerate() {
+        let is_copy = opened.log.read(*lsn, |record| Ok(record.is_copy)).unwrap();
+        assert_eq!(is_copy, index > 0);
+        assert_eq!((last.base..manifest.durable).contains(lsn), is_copy);
+    }
+}
+
+/// The old list ends at G: what lies behind it, torn or whole, is no part of the log for ever.
+#[test]
+fn rule_12_what_lies_behind_the_cut_never_comes_back() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(20), Op::Claim(Flush), Op::Claim(Flush)]).unwrap();
+    let disk = player.world.disk.kill_clone();
+    let path = log_dir().join(segment::file_name(1));
+    let whole = disk.read(&path).unwrap();
+    let base = player.opened.as_ref().unwrap().log.listed()[0].base;
+    let torn = player.history.items[&1].lsn.since(base) + 30;
+    disk.flip(&path, torn, 1).unwrap();
+    let mut history = player.history.clone();
+    history.items.values_mut().skip(1).for_each(|item| item.held = None);
+    let mut next = Player::after(World::over(disk, 60), history, Fate::PowerLost);
+    next.play(&[Op::Claim(Sync)]).unwrap();
+    assert_eq!(next.history.standing, [0, 3]);
+    // Even if its bytes do.
+    let disk = next.world.disk.kill_clone();
+    disk.write_file(&path, &whole).unwrap();
+    check(&disk, &next.history, Fate::Killed).unwrap();
+}
+
+#[test]
+fn rule_12_a_thousand_kills_cost_little_room() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Claim(Flush)]).unwrap();
+    let mut most = 0;
+    for _ in 0..1000 {
+        player.play(&[Op::Kill]).unwrap();
+        most = player.world.disk.bytes_used().max(most);
+    }
+    assert!(most <= 16 * 4096, "{most} bytes");
+    // With a write in each life there is a record in each: a page for it, and no more.
+    for _ in 0..100 {
+        player.play(&[Op::Forget(Flush), Op::Kill]).unwrap();
+    }
+    let used = player.world.disk.bytes_used();
+    assert!(used <= most + 102 * 4096, "{used} bytes");
+}
+
+/// After a failed write or sync nothing is written any more: not even a clean flag.
+#[test]
+fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
+    for class in [Class::Write, Class::Sync] {
+        let mut player = Player::new(World::new());
+        player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
+        let fail = Effect::Fail(Failure::IO);
+        player.world.faulty.inject(Fault::once(Calls::Of(class), 0, fail));
+        let Err(Wrong::World(error)) = player.op(Op::Claim(Sync)) else { panic!("no error") };
+        assert_eq!(error.kind(), ErrorKind::Indeterminate);
+        let segment = log_dir().join(segment::file_name(1));
+        assert!(error.to_string().contains(segment.to_str().unwrap()), "{error}");
+        assert!(std::error::Error::source(&error).is_some());
+        let changes = player.world.disk.changes();
+        // The cause is gone; the poison stays.
+        for op in [Op::Claim(Sync), Op::Claim(Lazy), Op::SyncAll, Op::Pass(5000), Op::Reopen] {
+            match player.op(op) {
+                Err(Wrong::World(error)) => assert!(
+                    matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Indeterminate),
+                    "{op:?}: {error:?}"
+                ),
+                Ok(()) => assert_eq!(op, Op::Pass(5000)),
+                Err(Wrong::Claim(what)) => panic!("{what}"),
+            }
+            assert_eq!(player.world.disk.changes(), changes, "{op:?} wrote");
+        }
+        assert_eq!(durable_manifest(&player.world.disk).clean, None);
+        // Reopened it goes on.
+        player.play(&[Op::Claim(Sync)]).unwrap();
+    }
+}
+
+/// What was durable is still read after a failure.
+#[test]
+fn rule_13_what_is_written_is_still_read_from_a_poisoned_log() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Claim(Flush)]).unwrap();
+    let fail = Effect::Fail(Failure::IO);
+    player.world.faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, fail));
+    assert!(player.op(Op::Claim(Sync)).is_err());
+    let log = &player.opened.as_ref().unwrap().log;
+    assert!(log.is_poisoned());
+    for id in [0, 1] {
+        let item = &player.history.items[&id];
+        assert!(log.read(item.lsn, |record| Ok(item.is_told_by(&record))).unwrap());
+    }
+}
+
+/// Until the manifest's name is durable there is no store; from then on all of it is there.
+#[test]
+fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
+    let (mut points, mut born, mut unborn) = (0, 0, 0);
+    for point in 0.. {
+        let world = World::new();
+        let cut = Effect::PowerCut { bytes_kept: 0 };
+        world.faulty.inject(Fault::once(Calls::Changing, point, cut));
+        let made = crate::log::birth::create(&world.seams(), dir(), &SIZES);
+        for crash in world.disk.crashes(64) {
+            let disk = world.disk.crash_clone(crash);
+            let is_born = manifest::load(&disk, dir()).unwrap().is_some();
+            assert!(is_born || made.is_err(), "{crash:?}: lost after birth");
+            assert!(is_born || !recovery::holds_records(&disk, dir()).unwrap(), "{crash:?}");
+            *(if is_born { &mut born } else { &mut unborn }) += 1;
+            check(&disk, &History::default(), Fate::PowerLost)
+                .unwrap_or_else(|what| panic!("call {point}, {crash:?}: {what}"));
+        }
+        points += 1;
+        if made.is_ok() {
+            break;
+        }
+    }
+    println!("birth: {points} points, {born} born, {unborn} not");
+    assert!(points > 8 && born > 10 && unborn > 50);
+}
+
+/// No manifest beside records is a loss, not an unborn store.
+#[test]
+fn rule_21_records_without_a_manifest_are_no_unborn_store() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync)]).unwrap();
+    let disk = player.world.disk.kill_clone();
+    disk.delete(&manifest::path(dir())).unwrap();
+    assert!(recovery::holds_records(&disk, dir()).unwrap());
+}

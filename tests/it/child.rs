@@ -1,0 +1,71 @@
+//! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
+
+use crate::process;
+use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const ROLE: &str = "ONLYONCE_TEST_ROLE";
+
+/// This binary in a role; what it prints comes through a pipe.
+pub(crate) fn child(role: &str, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "child::plays_its_role", "--nocapture", "--test-threads=1"])
+        .env(ROLE, format!("{role} {}", dir.display()))
+        .stdout(Stdio::piped())
+        .stdin(Stdio::piped());
+    command
+}
+
+/// Does nothing in an ordinary run.
+#[test]
+fn plays_its_role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let (role, dir) = role.split_once(' ').unwrap();
+    let dir = Path::new(dir);
+    match role.split_once(':').unwrap_or((role, "")) {
+        ("pairs", round) => pairs(dir, round),
+        ("hold", _) => process::hold(dir),
+        ("open", _) => process::open(dir),
+        ("fork", _) => process::fork(dir),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn small() -> StoreBuilder {
+    Store::builder().segment_bytes(64 << 10).result_bytes_max(1 << 10)
+}
+
+/// Claims and completes at Flush and Sync until it is killed, saying before each call what it is about to do,
+/// and after it what it was told.
+fn pairs(dir: &Path, round: &str) {
+    println!("opening");
+    let store = small().open_or_create(dir).unwrap();
+    println!("open");
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0.. {
+                    let level = [Durability::Flush, Durability::Sync][(n + thread) % 2];
+                    let key = format!("{round}-{thread}-{n}");
+                    println!("claims {key}");
+                    let op = Operation::new(&key).claim_durability(level).durability(level);
+                    let Claim::Acquired(claim) = store.claim(op).unwrap() else {
+                        panic!("{key} was known")
+                    };
+                    println!("claimed {key} {}", claim.token());
+                    if n % 7 == 3 {
+                        // Left to the kill, or to whoever looks.
+                        std::mem::forget(claim);
+                        continue;
+                    }
+                    println!("completes {key}");
+                    claim.complete(&key).unwrap();
+                    println!("completed {key}");
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,331 @@
+//! Bit rot, and files that were cut, emptied, taken away or exchanged: in log and manifest, after a clean close and
+//! after a kill.
+//!
+//! Never a wrong answer, never a completed key that looks absent, never a panic. What is refused says which file
+//! and which byte.
+
+use crate::script::{Flush, Keys, Lazy, Ledger, Op, Sync, World, look, tiny};
+use onlyonce::testing::Sim;
+use onlyonce::{Error, ErrorKind};
+use std::path::{Path, PathBuf};
+
+fn is_long() -> bool {
+    std::env::var_os("ONLYONCE_LONG").is_some()
+}
+
+/// Every kind of record, in one segment.
+fn one_segment() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    vec![
+        Op::Claim(key("a"), Sync, Sync),
+        Op::Complete(key("a"), key("result")),
+        Op::ClaimHold(key("p")),
+        Op::Claim(key("h"), Sync, Sync),
+        Op::Drop(key("h")),
+        Op::Hold(key("h")),
+        Op::Claim(key("f"), Flush, Lazy),
+        Op::Fail(key("f"), key("failure")),
+        Op::Mark(key("m"), Sync),
+        Op::Forget(key("m")),
+        Op::Claim(key("b"), Sync, Sync),
+        Op::Abort(key("b")),
+        Op::Claim(key("i"), Sync, Sync),
+        Op::Drop(key("i")),
+        Op::TakeOver(key("i"), Sync),
+    ]
+}
+
+/// The same with rolls.
+fn segments() -> Vec<Op> {
+    let mut ops = one_segment();
+    ops.extend((1..=8).map(|n| Op::Mark(format!("#{n}"), [Sync, Flush][n % 2])));
+    ops
+}
+
+/// What is behind the last watermark of a killed store.
+fn tail() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    vec![
+        Op::Mark(key("t1"), Flush),
+        Op::Claim(key("t2"), Sync, Flush),
+        Op::Complete(key("t2"), key("late")),
+        Op::Mark(key("t3"), Flush),
+    ]
+}
+
+/// A machine with a store on it, and what it must answer.
+struct Case {
+    name: &'static str,
+    sim: Sim,
+    ledger: Ledger,
+    /// So many changes are covered by a watermark.
+    covered: usize,
+    /// The same files earlier in the store's life.
+    older: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Case {
+    fn closed(name: &'static str, ops: &[Op]) -> Self {
+        let sim = Sim::new(7);
+        let mut world = World::new(&sim);
+        world.run(&ops[..ops.len() / 2]).unwrap();
+        world.run(&[Op::Sync]).unwrap();
+        let older = files(&sim);
+        world.run(&ops[ops.len() / 2..]).unwrap();
+        let ledger = world.forget();
+        let covered = ledger.len();
+        Case { name, sim: sim.copy(), ledger, covered, older }
+    }
+
+    fn killed(name: &'static str, ops: &[Op]) -> Self {
+        let sim = Sim::new(7);
+        let mut world = World::new(&sim);
+        world.run(&ops[..ops.len() / 2]).unwrap();
+        world.run(&[Op::Step]).unwrap();
+        let older = files(&sim);
+        world.run(&ops[ops.len() / 2..]).unwrap();
+        world.run(&[Op::Step]).unwrap();
+        let covered = world.ledger.len();
+        world.run(&tail()).unwrap();
+        let killed = sim.copy();
+        Case { name, sim: killed, ledger: world.forget(), covered, older }
+    }
+
+    fn all() -> [Case; 4] {
+        [
+            Case::closed("closed", &one_segment()),
+            Case::killed("killed", &one_segment()),
+            Case::closed("closed after rolls", &segments()),
+            Case::killed("killed after rolls", &segments()),
+        ]
+    }
+
+    fn is_closed(&self) -> bool {
+        self.name.starts_with("closed")
+    }
+}
+
+fn files(sim: &Sim) -> Vec<(PathBuf, Vec<u8>)> {
+    let read = |path: PathBuf| {
+        let bytes = sim.read_file(&path).unwrap();
+        (path, bytes)
+    };
+    sim.files().into_iter().map(|(path, _)| read(path)).collect()
+}
+
+/// How an opening and a look at everything came out.
+enum Outcome {
+    Refused(Error),
+    Found { keys: Keys, was_cut: bool },
+}
+
+fn open(sim: &Sim) -> Outcome {
+    let store = match sim.open_existing(tiny(), false) {
+        Ok(store) => store,
+        Err(e) => return Outcome::Refused(e),
+    };
+    match look(&store) {
+        Ok(keys) => Outcome::Found { keys, was_cut: store.stats().opening.cut.is_some() },
+        Err(e) => Outcome::Refused(e),
+    }
+}
+
+/// Whether damage was noticed; that it was told rightly, and that nothing was answered wrongly.
+fn check(case: &Case, sim: &Sim, damaged: &Path, least: usize, context: &str) -> bool {
+    match open(sim) {
+        // A directory in the place of a file that holds nothing yet: no loss, and said.
+        Outcome::Refused(e) if e.kind() == ErrorKind::Io && is_ahead(damaged) => {
+            assert_eq!(e.path(), Some(damaged), "{context}: {e:?}");
+            true
+        }
+        Outcome::Refused(e) => {
+            assert_eq!(e.kind(), ErrorKind::Corrupt, "{context}: {e:?}");
+            assert!(e.path().is_some() && e.offset().is_some(), "{context}: {e:?}");
+            assert!(e.to_string().contains(e.path().unwrap().to_str().unwrap()), "{context}: {e}");
+            let named = e.path().unwrap();
+            let is_manifest = |path: &Path| path.ends_with("MANIFEST");
+            // A damaged list and a damaged file of it may each be told by the other.
+            assert!(
+                named == damaged || is_manifest(damaged) || is_manifest(named),
+                "{context}: {e:?}"
+            );
+            true
+        }
+        Outcome::Found { keys, was_cut } => {
+            let found = case.ledger.position_from(&keys, least);
+            assert!(found.is_some(), "{context}: {keys:?}");
+            let is_all = keys == *case.ledger.last();
+            assert!(is_all || was_cut || least == 0, "{context}: a cut that nobody reported");
+            was_cut && !is_all
+        }
+    }
+}
+
+/// Whether a file is prepared ahead of need: nothing is in it.
+fn is_ahead(path: &Path) -> bool {
+    path.ends_with("MANIFEST.next") || path.to_str().unwrap().contains("spare")
+}
+
+/// Bytes up to the last one that is not zero: a file is zeros from there on.
+fn used(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
+}
+
+#[test]
+fn every_flipped_byte_is_seen_or_harmless() {
+    let (mut flips, mut seen) = (0_u64, 0_u64);
+    for case in Case::all() {
+        let with_rolls = case.name.ends_with("rolls");
+        for (path, bytes) in files(&case.sim) {
+            let used = used(&bytes);
+            for at in 0..bytes.len() {
+                // By default every byte in use of the store without rolls, and a choice of the others.
+                let stride = match (at < used, with_rolls) {
+                    (true, false) => 1,
+                    (true, true) => 23,
+                    (false, _) => 211,
+                };
+                if !is_long() && at % stride != 0 {
+                    continue;
+                }
+                let context =
+                    format!("{}, byte {at} of {} ({used} in use)", case.name, path.display());
+                let mask = 1 << (at % 8);
+                let noticed = if case.is_closed() {
+                    // Opening and reading a closed store changes nothing, so it can be mended and used again.
+                    case.sim.flip_byte(&path, at as u64, mask).unwrap();
+                    let noticed = check(&case, &case.sim, &path, case.covered, &context);
+                    case.sim.flip_byte(&path, at as u64, mask).unwrap();
+                    assert!(noticed || at >= used || is_ahead(&path), "{context}: not seen");
+                    noticed
+                } else {
+                    let machine = case.sim.copy();
+                    machine.flip_byte(&path, at as u64, mask).unwrap();
+                    check(&case, &machine, &path, case.covered, &context)
+                };
+                flips += 1;
+                seen += u64::from(noticed);
+            }
+        }
+    }
+    println!("flips: {flips} fault points and reopenings, {seen} seen");
+    assert!(seen > 5000, "{seen}");
+}
+
+/// What can happen to a whole file.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    CutTo(usize),
+    Emptied,
+    Grown,
+    Deleted,
+    Directory,
+    Exchanged,
+    Older,
+    /// One page of zeros where there was something.
+    PageLost(usize),
+}
+
+fn damage(machine: &Sim, case: &Case, other: &Case, path: &Path, how: Damage) -> bool {
+    let bytes = machine.read_file(path).unwrap();
+    let set = |bytes: &[u8]| machine.write_file(path, bytes).unwrap();
+    match how {
+        Damage::CutTo(len) => set(&bytes[..len.min(bytes.len())]),
+        Damage::Emptied => set(&[]),
+        Damage::Grown => set(&[&bytes[..], &[0xa5; 4096]].concat()),
+        Damage::Deleted => machine.remove(path).unwrap(),
+        Damage::Directory => machine.replace_by_dir(path).unwrap(),
+        Damage::Exchanged => match other.sim.read_file(path) {
+            Ok(theirs) => set(&theirs),
+            Err(_) => return false,
+        },
+        Damage::Older => match case.older.iter().find(|(older, _)| older == path) {
+            Some((_, older)) if *older != bytes => set(older),
+            _ => return false,
+        },
+        Damage::PageLost(page) => {
+            let mut bytes = bytes;
+            let Some(page) = bytes.get_mut(page * 4096..).filter(|rest| !rest.is_empty()) else {
+                return false;
+            };
+            let len = page.len().min(4096);
+            page[..len].fill(0);
+            set(&bytes);
+        }
+    }
+    true
+}
+
+/// Uses up what was prepared ahead, rolls, closes, and finds everything again. What can't go on says why.
+fn use_it(machine: &Sim, keys: &Keys, damaged: &Path, how: Damage, context: &str) {
+    let store = machine.open_existing(tiny(), false).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+    for n in 0..14_u64 {
+        let marked = store.mark(format!("new-{n:0>3900}"));
+        match marked.and_then(|mark| store.step().map(|_| mark)) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => {
+                let is_told = matches!(how, Damage::Directory) && e.kind() == ErrorKind::Io;
+                assert!(is_told && e.path() == Some(damaged), "{context}: {e:?}");
+                return;
+            }
+        }
+    }
+    drop(store);
+    let store = machine.open_existing(tiny(), false).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+    assert_eq!(store.stats().keys, keys.len() as u64 + 14, "{context}");
+}
+
+#[test]
+fn a_file_cut_emptied_deleted_or_exchanged_is_noticed_or_without_effect() {
+    let (mut points, mut seen) = (0_u64, 0_u64);
+    let others = Case::all().map(|case| {
+        // Another store with the same history: other ids.
+        let sim = Sim::new(8);
+        let mut world = World::new(&sim);
+        world
+            .run(if case.name.ends_with("rolls") { segments() } else { one_segment() }.as_slice())
+            .unwrap();
+        Case { sim: sim.copy(), ledger: world.forget(), ..case }
+    });
+    for (case, other) in Case::all().into_iter().zip(&others) {
+        for (path, bytes) in files(&case.sim) {
+            let used = used(&bytes);
+            let mut ways = vec![
+                Damage::Emptied,
+                Damage::Grown,
+                Damage::Deleted,
+                Damage::Directory,
+                Damage::Exchanged,
+                Damage::Older,
+            ];
+            ways.extend((0..bytes.len() / 4096).map(Damage::PageLost));
+            let cuts = [1, 39, 40, 95, 96, 500, 4095, 4096, used / 2, used.saturating_sub(1), used];
+            ways.extend(
+                cuts.into_iter()
+                    .chain([used + 1, bytes.len().saturating_sub(1)])
+                    .map(Damage::CutTo),
+            );
+            for how in ways {
+                let context = format!("{}, {}: {how:?}", case.name, path.display());
+                let machine = case.sim.copy();
+                if !damage(&machine, &case, other, &path, how) {
+                    continue;
+                }
+                points += 1;
+                // Exempt: an older version of the segment in use, of a store that was killed.
+                let is_segment = path.extension().is_some_and(|end| end == "log");
+                let is_exempt = matches!(how, Damage::Older) && is_segment && !case.is_closed();
+                let least = if is_exempt { 0 } else { case.covered };
+                let looked = machine.copy();
+                if check(&case, &looked, &path, least, &context) {
+                    seen += 1;
+                }
+                if let Outcome::Found { keys, .. } = open(&looked) {
+                    use_it(&machine, &keys, &path, how, &context);
+                }
+            }
+        }
+    }
+    println!("whole files: {points} fault points, {seen} seen");
+    assert!(seen > 100, "{seen}");
+}

@@ -1,0 +1,222 @@
+//! What can be wrong with a path, a disk or a format: each an error that says what happened and what to do.
+
+use crate::child::small;
+use crate::script::tiny;
+use onlyonce::testing::{DiskFault, Sim};
+use onlyonce::{Claim, Error, ErrorKind, Store};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The kind, the path, and words that the message must have.
+fn check(error: &Error, kind: ErrorKind, path: &Path, words: &[&str]) {
+    assert_eq!(error.kind(), kind, "{error:?}");
+    assert_eq!(error.path(), Some(path), "{error:?}");
+    let message = error.to_string();
+    for word in words.iter().chain([&path.to_str().unwrap()]) {
+        assert!(message.contains(word), "{word:?} is not in: {message}");
+    }
+    assert!(!message.ends_with('.') && !message.contains('\n'), "{message}");
+}
+
+#[test]
+fn a_missing_directory_is_named_and_so_is_what_makes_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for missing in [dir.path().join("keys"), dir.path().join("no/such/place/keys")] {
+        let error = Store::open(&missing).unwrap_err();
+        check(&error, ErrorKind::NotFound, &missing, &["there is no store", "open_or_create"]);
+        assert!(!missing.exists(), "open creates nothing");
+    }
+    // The parents are made as well.
+    let deep = dir.path().join("no/such/place/keys");
+    drop(Store::open_or_create(&deep).unwrap());
+    drop(Store::open(&deep).unwrap());
+}
+
+/// A mount point whose volume isn't there: every key would be new.
+#[test]
+fn an_empty_directory_is_no_store_to_open() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+    let error = Store::open(dir.path()).unwrap_err();
+    check(&error, ErrorKind::NotFound, dir.path(), &["no store", "open_or_create"]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "open creates nothing");
+    drop(Store::open_or_create(dir.path()).unwrap());
+}
+
+#[test]
+fn a_directory_that_holds_something_else_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("thesis.tex"), "no store").unwrap();
+    let error = Store::open(dir.path()).unwrap_err();
+    check(&error, ErrorKind::NotFound, dir.path(), &["no store"]);
+    let error = Store::open_or_create(dir.path()).unwrap_err();
+    check(&error, ErrorKind::Invalid, dir.path(), &["thesis.tex", "a directory of its own"]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_file_in_the_place_of_a_directory_is_said_to_be_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys");
+    std::fs::write(&file, "no store").unwrap();
+    for error in [Store::open(&file).unwrap_err(), Store::open_or_create(&file).unwrap_err()] {
+        check(&error, ErrorKind::Invalid, &file, &["is no directory"]);
+    }
+    let below = file.join("keys");
+    for error in [Store::open(&below).unwrap_err(), Store::open_or_create(&below).unwrap_err()] {
+        check(&error, ErrorKind::Invalid, &below, &["is no directory"]);
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), b"no store");
+}
+
+#[test]
+fn a_full_disk_says_how_to_go_on() {
+    let sim = Sim::new(7);
+    sim.set_disk_bytes_max(8192);
+    let error = sim.open().unwrap_err();
+    let path = error.path().unwrap().to_path_buf();
+    check(&error, ErrorKind::StorageFull, &path, &["no space left", "free some and call again"]);
+    sim.set_disk_bytes_max(u64::MAX);
+    let store = sim.open().unwrap();
+    let claim = match store.claim("k").unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{other}"),
+    };
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let error = (0..1000_u64).find_map(|n| store.claim(n).err()).unwrap();
+    let path = error.path().unwrap().to_path_buf();
+    check(&error, ErrorKind::StorageFull, &path, &["no space left", "free some and call again"]);
+    claim.complete("it has its room").unwrap();
+}
+
+/// A read-only file system, permissions, and too many open files, at every call of an opening and a claim.
+#[test]
+fn what_the_system_refuses_is_said_with_its_remedy() {
+    for (fault, word) in [
+        (DiskFault::ReadOnly, "read-only: "),
+        (DiskFault::Denied, "no permission: "),
+        (DiskFault::TooManyOpen, "too many open files: "),
+    ] {
+        let sim = Sim::new(7);
+        drop(sim.open_with(tiny()).unwrap());
+        let mut points = 0;
+        for n in 0..200 {
+            let machine = sim.copy();
+            machine.fail_call(n, fault);
+            let done = machine.open_existing(tiny(), false).and_then(|store| {
+                let claimed = store.claim("k").map(drop);
+                machine.heal();
+                claimed
+            });
+            if machine.faults_met() == 0 {
+                break;
+            }
+            let Err(error) = done else { continue };
+            // What fails in the midst of a change is more than a permission.
+            if error.kind() == ErrorKind::Io {
+                let path = error.path().unwrap().to_path_buf();
+                check(&error, ErrorKind::Io, &path, &[word]);
+            }
+            points += 1;
+        }
+        assert!(points > 5, "{fault:?}: {points}");
+    }
+}
+
+/// A file system mounted read-only under a store, if this user may mount one.
+#[test]
+fn a_read_only_file_system_is_said_to_be_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (keys, view) = (dir.path().join("keys"), dir.path().join("view"));
+    drop(small().open_or_create(&keys).unwrap());
+    std::fs::create_dir(&view).unwrap();
+    let Some(_mounted) = Mounted::new(&["--bind"], &keys, &view, Some("remount,ro,bind")) else {
+        println!("note: no read-only mount here; the simulated one was tried");
+        return;
+    };
+    let before = crate::process::files(&keys);
+    for opened in [small().open(&view), small().open_or_create(&view)] {
+        let error = opened.unwrap_err();
+        let path = error.path().unwrap().to_path_buf();
+        assert!(path.starts_with(&view));
+        check(&error, ErrorKind::Io, &path, &["read-only: "]);
+    }
+    let new = view.join("new");
+    check(&small().open_or_create(&new).unwrap_err(), ErrorKind::Io, &new, &["read-only: "]);
+    assert!(crate::process::files(&keys) == before);
+    // Whoever may write goes on.
+    drop(small().open(&keys).unwrap());
+}
+
+/// A manifest of another version, with a checksum that holds.
+#[test]
+fn another_format_is_told_from_damage() {
+    let manifest = PathBuf::from("/store/MANIFEST");
+    for (version, bits, word) in
+        [(2_u16, 0_u32, "a newer format"), (0, 0, "an older format"), (1, 1, "a newer format")]
+    {
+        let sim = Sim::new(7);
+        drop(sim.open().unwrap());
+        let mut bytes = sim.read_file(&manifest).unwrap();
+        bytes[8..10].copy_from_slice(&version.to_le_bytes());
+        bytes[16..20].copy_from_slice(&bits.to_le_bytes());
+        let sum = crc32fast::hash(&bytes[..36]);
+        bytes[36..40].copy_from_slice(&sum.to_le_bytes());
+        sim.write_file(&manifest, &bytes).unwrap();
+        let error = sim.open().unwrap_err();
+        let advice = "use the release that wrote it";
+        check(&error, ErrorKind::Incompatible, &manifest, &[word, advice]);
+        assert_eq!(sim.read_file(&manifest).unwrap(), bytes, "it was left alone");
+    }
+}
+
+#[test]
+fn a_damaged_store_says_where_and_that_nothing_was_guessed() {
+    let sim = Sim::new(7);
+    drop(sim.open().unwrap());
+    sim.flip_byte("/store/MANIFEST", 100, 1).unwrap();
+    let error = sim.open().unwrap_err();
+    check(&error, ErrorKind::Corrupt, Path::new("/store/MANIFEST"), &["checksum", "byte 40"]);
+    assert_eq!(error.offset(), Some(40));
+    sim.remove("/store/MANIFEST").unwrap();
+}
+
+#[test]
+fn a_network_file_system_is_refused_unless_allowed() {
+    let sim = Sim::new(7);
+    drop(sim.open().unwrap());
+    sim.set_network_fs(Some("NFS"));
+    let error = sim.open().unwrap_err();
+    let words = ["NFS", "a local disk", "allow_network_fs"];
+    check(&error, ErrorKind::Invalid, Path::new("/store"), &words);
+    drop(sim.open_with(Store::builder().allow_network_fs(true)).unwrap());
+}
+
+/// Something mounted, until it is dropped.
+pub(crate) struct Mounted(PathBuf);
+
+impl Mounted {
+    /// `None` if this user or this machine can't.
+    pub(crate) fn new(
+        options: &[&str],
+        what: &Path,
+        at: &Path,
+        remount: Option<&str>,
+    ) -> Option<Self> {
+        let run = |command: &mut Command| {
+            command.output().is_ok_and(|output| output.status.success()).then_some(())
+        };
+        run(Command::new("mount").args(options).arg(what).arg(at))?;
+        let mounted = Mounted(at.to_path_buf());
+        if let Some(remount) = remount {
+            run(Command::new("mount").args(["-o", remount]).arg(at))?;
+        }
+        Some(mounted)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}

@@ -1,0 +1,182 @@
+//! One process opens a store at a time: a second opener, here and in another process, and a forked child.
+
+use crate::child::{child, small};
+use onlyonce::{Claim, ErrorKind, Store};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout};
+
+/// The role of an owner that stays until its standard input ends.
+pub(crate) fn hold(dir: &Path) {
+    let store = small().open_or_create(dir).unwrap();
+    assert!(store.mark("marked").unwrap().is_first());
+    println!("open");
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
+/// The role of a second opener.
+pub(crate) fn open(dir: &Path) {
+    let error = small().open(dir).unwrap_err();
+    println!("error {:?} {error}", error.kind());
+}
+
+/// The role of a program that forks. The child may use nothing of the store, and drops everything.
+#[expect(unsafe_code, reason = "a real fork is what this is about")]
+pub(crate) fn fork(dir: &Path) {
+    let store = small().open_or_create(dir).unwrap();
+    assert!(store.mark("before").unwrap().is_first());
+    let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
+    let Claim::Acquired(other) = store.claim("other").unwrap() else { panic!() };
+    drop(other);
+    let Claim::Interrupted(lost) = store.claim("other").unwrap() else { panic!() };
+    store.sync().unwrap();
+    // The background thread covers what was synced with a watermark; after that the files stand still.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let before = files(dir);
+    let handle = claim.handle();
+    // SAFETY: the child allocates and makes system calls, which glibc allows after a fork; of the store's locks it
+    // takes none, which is what is tested.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let refused = |what: &str, kind: ErrorKind| {
+            if kind != ErrorKind::Forked {
+                eprintln!("{what} in a forked child: {kind:?}");
+                // SAFETY: ends the child without running what belongs to the parent.
+                unsafe { libc::_exit(1) };
+            }
+        };
+        refused("claim", store.claim("new").unwrap_err().kind());
+        refused("mark", store.mark("new").unwrap_err().kind());
+        refused("get", store.get("before").unwrap_err().kind());
+        refused("sync", store.sync().unwrap_err().kind());
+        refused("step", store.step().unwrap_err().kind());
+        refused("forget", store.forget("before").unwrap_err().kind());
+        refused("renew", handle.renew(std::time::Duration::from_secs(9)).unwrap_err().kind());
+        refused("take over", lost.take_over().unwrap_err().kind());
+        refused("complete", claim.complete("by the child").unwrap_err().kind());
+        refused("close", store.close(std::time::Duration::ZERO).unwrap_err().kind());
+        let _ = store.iter().count();
+        let _ = (store.health(), store.stats());
+        drop((handle, store));
+        // SAFETY: as above.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = -1;
+    // SAFETY: `status` is a valid place for one int.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    assert_eq!(status, 0, "the child");
+    assert!(files(dir) == before, "the child wrote something");
+    // The child's end took no lock away, and the parent goes on.
+    assert_eq!(small().open(dir).unwrap_err().kind(), ErrorKind::Locked);
+    claim.complete("by the parent").unwrap();
+    lost.take_over().unwrap().complete("again").unwrap();
+    assert!(store.close(std::time::Duration::ZERO).unwrap().is_empty());
+    println!("fine");
+}
+
+/// Starts a role and gives its lines.
+fn start(role: &str, dir: &Path) -> (Child, std::io::Lines<BufReader<ChildStdout>>) {
+    let mut child = child(role, dir).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
+/// The first line that begins so; the test harness has some of its own.
+fn expect(lines: &mut impl Iterator<Item = std::io::Result<String>>, begin: &str) -> String {
+    let mut seen = Vec::new();
+    for line in lines {
+        let line = line.unwrap();
+        // The harness writes `test … ... ` before the first line.
+        if let Some(at) = line.find(begin) {
+            return line[at..].to_owned();
+        }
+        seen.push(line);
+    }
+    panic!("no {begin:?} in {seen:?}")
+}
+
+/// Everything below a directory, with contents.
+pub(crate) fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+/// `… is open in process 17, for 3 s: …`
+fn check_locked(message: &str, pid: u32) {
+    let (_, time) = message.split_once(&format!(" is open in process {pid}, for ")).expect(message);
+    let (seconds, advice) = time.split_once(" s: ").expect(message);
+    assert!(seconds.parse::<u64>().unwrap() < 600, "{message}");
+    assert!(advice.contains("one process opens a store at a time"), "{message}");
+}
+
+#[test]
+fn a_second_opener_in_another_process_is_told_who_and_since_when_and_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let (mut owner, mut lines) = start("hold", &keys);
+    expect(&mut lines, "open");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let before = files(&keys);
+    let error = small().open(&keys).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Locked, Some(&*keys)));
+    check_locked(&error.to_string(), owner.id());
+    check_locked(&small().open_or_create(&keys).unwrap_err().to_string(), owner.id());
+    assert!(files(&keys) == before, "a trace");
+    drop(owner.stdin.take());
+    assert!(owner.wait().unwrap().success());
+    let store = small().open(&keys).unwrap();
+    assert!(matches!(store.claim("marked").unwrap(), Claim::Completed(_)));
+}
+
+#[test]
+fn a_second_opener_is_refused_while_this_process_has_the_store_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let store = small().open_or_create(&keys).unwrap();
+    // Nothing was written yet: the system's list of locks names the owner, and nobody knows since when.
+    let own = format!("process {}", std::process::id());
+    let error = Store::open(&keys).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    assert!(error.to_string().contains(&own), "{error}");
+    assert!(store.mark("k").unwrap().is_first());
+    check_locked(&Store::open(&keys).unwrap_err().to_string(), std::process::id());
+
+    let (mut second, mut lines) = start("open", &keys);
+    let line = expect(&mut lines, "error ");
+    assert!(line.starts_with("error Locked"), "{line}");
+    check_locked(&line, std::process::id());
+    assert!(second.wait().unwrap().success());
+
+    // A clone is no second opener, and a guard keeps the store open.
+    let clone = store.clone();
+    drop(store);
+    let Claim::Acquired(claim) = clone.claim("guarded").unwrap() else { panic!() };
+    drop(clone);
+    assert_eq!(Store::open(&keys).unwrap_err().kind(), ErrorKind::Locked);
+    claim.complete("done").unwrap();
+    let store = Store::open(&keys).unwrap();
+    assert!(store.stats().opening.was_clean);
+}
+
+#[test]
+fn a_forked_child_writes_nothing_and_is_told_and_the_parent_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let (mut parent, mut lines) = start("fork", &keys);
+    expect(&mut lines, "fine");
+    assert!(parent.wait().unwrap().success());
+    let store = small().open(&keys).unwrap();
+    assert!(store.stats().opening.was_clean);
+    let Claim::Completed(done) = store.claim("k").unwrap() else { panic!() };
+    assert_eq!(&done.result()[..], b"by the parent");
+    assert!(store.get("new").unwrap().is_none());
+}

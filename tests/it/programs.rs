@@ -1,0 +1,437 @@
+//! The programs that the API was designed by: as easy to write as this, or the API has got worse.
+//!
+//! Each is what a user would write, run for its effect. What they call stands at the end.
+
+use onlyonce::admin::StateKind;
+use onlyonce::testing::Sim;
+use onlyonce::value::{Codec, Typed};
+use onlyonce::{
+    Abort, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind, Fingerprint, OnDrop,
+    OnInterrupted, Operation, Outcome, Policy, Reconciled, Resolution, Run, State, Store, Verdict,
+};
+use std::cell::Cell;
+use std::path::Path;
+use std::time::Duration;
+
+type Any = Box<dyn std::error::Error>;
+
+const SEC: u32 = 1;
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn seconds(n: u32) -> Duration {
+    Duration::from_secs(u64::from(n * SEC))
+}
+
+// 1. hello
+
+fn hello(dir: &Path) -> Result<String, Any> {
+    let store = Store::open_or_create(dir)?;
+    let claim = match store.claim("task-42")? {
+        Claim::Acquired(claim) => claim,
+        Claim::Interrupted(lost) => lost.take_over()?, // an attempt died half-way; we choose: again
+        Claim::Completed(done) => return Ok(format!("done before: {}", done.decode::<String>()?)),
+        other => return Err(other.refused().into()), // "in progress: attempt 1 by host-3, 21 s left"
+    };
+    claim.complete(&work()?)?; // `?` on work: the key is left interrupted, not free
+    Ok("done".to_owned())
+}
+
+#[test]
+fn program_1_hello() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    WORK.set(Some("refused"));
+    assert!(hello(&keys).is_err());
+    WORK.set(None);
+    assert_eq!(hello(&keys).unwrap(), "done");
+    assert_eq!(hello(&keys).unwrap(), "done before: worked");
+    let store = Store::open(&keys).unwrap();
+    let Some(State::Completed(done)) = store.get("task-42").unwrap() else { panic!() };
+    assert_eq!(done.attempt(), 2);
+}
+
+// 2. run
+
+fn hello_run(store: &Store) -> Result<String, Any> {
+    Ok(store.run("task-42", |_claim| work())?.value()?)
+}
+
+#[test]
+fn program_2_run() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    WORK.set(Some("refused"));
+    assert!(hello_run(&store).is_err());
+    WORK.set(None);
+    for _ in 0..2 {
+        assert_eq!(hello_run(&store).unwrap(), "worked");
+    }
+    assert_eq!(WORKED.get(), 2);
+}
+
+// 3. HTTP handler, on a thread of its own instead of a future
+
+fn charge(store: &Store, req: &Req) -> Result<Resp, Error> {
+    let op = Operation::new((req.tenant, "POST", req.path, req.key))
+        .fingerprint(Fingerprint::of(req.body))
+        .lease(seconds(30))
+        .retention(DAY)
+        .on_interrupted(OnInterrupted::Hold)
+        .on_drop(OnDrop::Abort);
+    match store.claim(op)? {
+        Claim::Acquired(claim) => {
+            let Some(amount) = parse(req.body) else { return Ok(reply(400, b"amount?")) }; // dropped: freed
+            claim.on_drop(OnDrop::Interrupt); // from here on a hang-up means: unknown
+            let resp = psp(amount)?;
+            claim.record(Outcome::success(&resp.body).meta("status", resp.status))?;
+            Ok(resp)
+        }
+        Claim::Completed(done) => {
+            let status = done.meta("status").and_then(|s| s.parse().ok()).unwrap_or(200);
+            Ok(reply(status, done.result()))
+        }
+        Claim::InProgress(a) => {
+            let retry_after = a.lease_left().map(|left| left.as_secs().max(1));
+            Ok(Resp { retry_after, ..reply(409, b"outstanding") })
+        }
+        Claim::Mismatch(_) => Ok(reply(422, b"key already used")),
+        Claim::Expired(_) => Ok(reply(410, b"too late to retry")),
+        other => Ok(reply(503, other.to_string().as_bytes())), // Held, Delayed, and what may come
+    }
+}
+
+#[test]
+fn program_3_http_handler() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let req = Req { tenant: "acme", path: "/charges", key: "k-1", body: b"17" };
+    let status = |req: &Req| charge(&store, req).unwrap().status;
+    assert_eq!(status(&Req { body: b"seventeen", ..req }), 400);
+    assert_eq!((status(&req), status(&req), CHARGED.get()), (201, 201, 17));
+    assert_eq!(status(&Req { body: b"18", ..req }), 422);
+    // A client's key that spells another's parts is not that other's.
+    assert_eq!(status(&Req { tenant: "acm", key: "ek-1", ..req }), 201);
+
+    let slow = Req { key: "k-2", body: b"0", ..req };
+    assert!(charge(&store, &slow).is_err(), "the payment service hung up");
+    let held = charge(&store, &slow).unwrap();
+    assert_eq!(held.status, 503);
+    let text = String::from_utf8(held.body).unwrap();
+    assert!(text.starts_with("held: attempt 1") && text.contains("resolve"), "{text}");
+
+    let op = Operation::new(("acme", "POST", "/charges", "k-3")).lease(seconds(30));
+    let Claim::Acquired(_claim) = store.claim(op).unwrap() else { panic!() };
+    let busy = charge(&store, &Req { key: "k-3", ..req }).unwrap();
+    assert_eq!((busy.status, busy.retry_after), (409, Some(30)));
+}
+
+// 5. queue consumer: marks, and claims one by one
+
+fn consumer(store: &Store, messages: &[Msg]) -> Result<(), Error> {
+    for m in messages {
+        let claim = match store.claim(Operation::new(m.id).lease(seconds(60)))? {
+            Claim::Acquired(claim) => claim,
+            Claim::Interrupted(lost) => lost.take_over()?,
+            _ => continue,
+        };
+        match handle(m) {
+            Ok(()) => claim.complete(&())?,
+            Err(why) => claim.abort(why)?,
+        }
+    }
+    Ok(())
+}
+
+fn mark_only(store: &Store, messages: &[Msg]) -> Result<(), Error> {
+    for m in messages {
+        if store.mark(m.id)?.is_first() {
+            let _ = handle(m);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn program_5_queue_consumer() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let messages = ["a", "b", "a", "bad", "bad"].map(|id| Msg { id });
+    consumer(&store, &messages).unwrap();
+    assert_eq!(HANDLED.get(), 4, "a and b once, bad is tried again");
+    HANDLED.set(0);
+    mark_only(&store, &["c", "bad", "c", "bad", "a"].map(|id| Msg { id })).unwrap();
+    assert_eq!(HANDLED.get(), 2, "c once, and bad again, for it was aborted");
+}
+
+// 6. many at once, on threads instead of tasks
+
+fn price(store: &Store, sku: u64) -> Result<Vec<u8>, Any> {
+    let claim = loop {
+        match store.claim(("price", sku))? {
+            Claim::Acquired(claim) => break claim,
+            Claim::Interrupted(lost) => break lost.take_over()?,
+            Claim::Completed(done) => return Ok(done.result().to_vec()),
+            Claim::InProgress(_) => std::thread::sleep(Duration::from_millis(1)),
+            other => return Err(other.refused().into()),
+        }
+    };
+    let quote = sku.to_string().into_bytes();
+    claim.complete(&quote)?;
+    Ok(quote)
+}
+
+#[test]
+fn program_6_many_at_once() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    std::thread::scope(|scope| {
+        let price = |sku| {
+            scope.spawn({
+                let store = store.clone();
+                move || price(&store, sku).unwrap()
+            })
+        };
+        let asked: Vec<_> = (0..64).map(|n| (n % 4, price(n % 4))).collect();
+        for (sku, quote) in asked {
+            assert_eq!(quote.join().unwrap(), sku.to_string().into_bytes());
+        }
+    });
+    assert_eq!(store.stats().keys, 4);
+}
+
+// 8. operator
+
+fn operator(store: &Store) -> Result<Vec<String>, Error> {
+    let mut seen = Vec::new();
+    for entry in store.iter().in_states(&[StateKind::Interrupted, StateKind::Held]) {
+        let (key, state) = entry?;
+        if let State::Held(a) | State::Interrupted(a) = state {
+            seen.push(format!("{key} {} {:?}", a.number(), a.owner()));
+        }
+    }
+    let Some(State::Held(a) | State::Interrupted(a)) = store.get("task-42")? else {
+        return Ok(seen);
+    };
+    let decision =
+        if psp_has(&a) { Resolution::Record(Outcome::success("paid")) } else { Resolution::Retry };
+    if !store.resolve(&a, decision)? {
+        seen.push("changed meanwhile".to_owned());
+    }
+    Ok(seen)
+}
+
+#[test]
+fn program_8_operator() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    drop(store.claim(Operation::new("task-42").owner("host-3")).unwrap());
+    assert!(store.mark("another").unwrap().is_first());
+    assert_eq!(operator(&store).unwrap(), ["task-42 1 Some(\"host-3\")"]);
+    assert!(operator(&store).unwrap().is_empty());
+    let Claim::Completed(done) = store.claim("task-42").unwrap() else { panic!() };
+    assert_eq!(&done.result()[..], b"paid");
+}
+
+// 9. typed results, recorded failures, policy
+
+impl Typed for Receipt {
+    const CODEC: Codec = Codec::Bincode;
+    const VERSION: u32 = 1;
+}
+
+fn verdict(e: &Fault) -> Verdict {
+    match e {
+        Fault::Declined(why) => Verdict::Fail(Outcome::failure(why)), // final, replayed
+        Fault::Busy => Verdict::Abort(Abort::new("busy")),            // nothing happened
+        Fault::Store(_) => Verdict::Unknown,                          // may have happened
+    }
+}
+
+fn typed(store: &Store) -> Result<String, Fault> {
+    Ok(match store.runner("order-1").on_error(verdict).run(pay)? {
+        Run::Done(receipt) | Run::Replayed(receipt) => format!("{receipt:?}"),
+        Run::Failed(f) => format!("declined: {}", f.decode::<String>()?),
+        other => format!("{other:?}"),
+    })
+}
+
+#[test]
+fn program_9_typed_results_and_recorded_failures() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    PSP.set(Psp::Busy);
+    assert!(matches!(typed(&store), Err(Fault::Busy)));
+    PSP.set(Psp::Pays);
+    for _ in 0..2 {
+        assert_eq!(typed(&store).unwrap(), "Receipt { order: 1, attempt: 2 }");
+    }
+    assert!(store.forget("order-1").unwrap());
+    PSP.set(Psp::Declines);
+    assert!(matches!(typed(&store), Err(Fault::Declined(_))));
+    PSP.set(Psp::Pays);
+    assert_eq!(typed(&store).unwrap(), "declined: card expired");
+
+    // Whoever can find out is asked about an attempt that nobody knows of.
+    drop(store.claim("order-2").unwrap());
+    let found = store
+        .runner("order-2")
+        .reconcile(|lost| {
+            Ok::<_, Fault>(Reconciled::Applied(Receipt { order: 2, attempt: lost.number() }))
+        })
+        .run(|_| panic!("it was done"))
+        .unwrap();
+    assert!(matches!(found, Run::Replayed(Receipt { order: 2, attempt: 1 })));
+}
+
+// 10. policies, retention, durability, shutdown, tests
+
+fn shutdown(dir: &Path) -> Result<Vec<String>, Error> {
+    let policy = Policy::new().retention(7 * DAY).claim_durability(Durability::Flush);
+    let store = Store::builder().policy(policy).open_or_create(dir)?;
+    let charges = store.with_policy(
+        Policy::new().on_interrupted(OnInterrupted::Hold).claim_durability(Durability::Sync),
+    );
+    let _a = charges.claim(("charge", "order", 17u64))?;
+    let _b = store.claim(
+        Operation::new(("mail", "order", 17u64)).retention(90 * DAY).durability(Durability::Lazy),
+    )?;
+    let left = store.close(Duration::ZERO)?;
+    Ok(left.iter().map(|left| left.key().to_string()).collect())
+}
+
+#[test]
+fn program_10_policies_and_shutdown() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let mut left = shutdown(&keys).unwrap();
+    left.sort();
+    assert_eq!(left, [r#"("charge", "order", 17)"#, r#"("mail", "order", 17)"#]);
+    let store = Store::open(&keys).unwrap();
+    assert!(store.stats().opening.was_clean);
+    assert!(matches!(store.claim(("charge", "order", 17u64)).unwrap(), Claim::Held(_)));
+    assert!(matches!(store.claim(("mail", "order", 17u64)).unwrap(), Claim::Interrupted(_)));
+    let weak =
+        Operation::new("k").on_interrupted(OnInterrupted::Hold).claim_durability(Durability::Flush);
+    assert_eq!(store.claim(weak).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+fn tests() -> Result<(), Error> {
+    let sim = Sim::new(1); // disk and clock, by seed
+    if let Claim::Acquired(claim) = sim.open()?.claim(Operation::new("k").retention(DAY))? {
+        claim.complete("v")?;
+    }
+    sim.power_loss();
+    assert!(matches!(sim.open()?.claim("k")?, Claim::Completed(_)));
+    sim.advance(2 * DAY);
+    assert!(matches!(sim.open()?.claim("k")?, Claim::Acquired(_)));
+    Ok(())
+}
+
+#[test]
+fn program_10_a_users_test() {
+    tests().unwrap();
+}
+
+/// A guard and a handle go wherever the program wants them.
+#[test]
+fn handles_and_guards_go_anywhere() {
+    fn free<T: Send + std::marker::Sync + 'static>() {}
+    free::<Store>();
+    free::<ClaimGuard>();
+    free::<ClaimHandle>();
+    free::<onlyonce::Interrupted>();
+    free::<Error>();
+}
+
+// What the programs call.
+
+thread_local! {
+    static WORK: Cell<Option<&'static str>> = const { Cell::new(None) };
+    static WORKED: Cell<u32> = const { Cell::new(0) };
+    static CHARGED: Cell<u64> = const { Cell::new(0) };
+    static HANDLED: Cell<u32> = const { Cell::new(0) };
+    static PSP: Cell<Psp> = const { Cell::new(Psp::Pays) };
+}
+
+fn work() -> Result<String, Any> {
+    WORKED.set(WORKED.get() + 1);
+    WORK.get().map_or_else(|| Ok("worked".to_owned()), |why| Err(why.into()))
+}
+
+#[derive(Clone, Copy)]
+struct Req {
+    tenant: &'static str,
+    path: &'static str,
+    key: &'static str,
+    body: &'static [u8],
+}
+
+struct Resp {
+    status: u16,
+    body: Vec<u8>,
+    retry_after: Option<u64>,
+}
+
+fn reply(status: u16, body: &[u8]) -> Resp {
+    Resp { status, body: body.to_vec(), retry_after: None }
+}
+
+fn parse(body: &[u8]) -> Option<u64> {
+    std::str::from_utf8(body).ok()?.parse().ok()
+}
+
+/// Hangs up on nothing.
+fn psp(amount: u64) -> Result<Resp, Error> {
+    if amount == 0 {
+        return Err(Error::invalid("hung up"));
+    }
+    CHARGED.set(amount);
+    Ok(reply(201, b"charged"))
+}
+
+struct Msg {
+    id: &'static str,
+}
+
+fn handle(m: &Msg) -> Result<(), String> {
+    HANDLED.set(HANDLED.get() + 1);
+    if m.id == "bad" { Err("cannot be read".to_owned()) } else { Ok(()) }
+}
+
+fn psp_has(attempt: &onlyonce::Attempt) -> bool {
+    attempt.number() == 1
+}
+
+#[derive(Clone, Copy)]
+enum Psp {
+    Pays,
+    Busy,
+    Declines,
+}
+
+#[derive(serde::Serialize, serde::Deserialize, Debug)]
+struct Receipt {
+    order: u64,
+    attempt: u32,
+}
+
+#[derive(Debug)]
+enum Fault {
+    Declined(String),
+    Busy,
+    Store(#[expect(dead_code, reason = "shown by Debug")] Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Store(error)
+    }
+}
+
+fn pay(claim: &ClaimHandle) -> Result<Receipt, Fault> {
+    match PSP.get() {
+        Psp::Pays => Ok(Receipt { order: 1, attempt: claim.attempt() }),
+        Psp::Busy => Err(Fault::Busy),
+        Psp::Declines => Err(Fault::Declined("card expired".to_owned())),
+    }
+}
