@@ -578,7 +578,8 @@ impl Engine {
     }
 
     /// The owner of `token` went without a word: what the drop of its guard does. Waits for nothing; a
-    /// crash before the record gives the same state.
+    /// crash before the record gives the same state. An abort, which `OnDrop` spoke beforehand, does say
+    /// something: it waits where the log has to go on in another segment.
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
@@ -593,14 +594,15 @@ impl Engine {
         }
         let writing = Writing { reason: Some(reason), ..*writing };
         let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
-        let mut done = self.try_place(key, hash, call, &writing);
-        while matches!(done, Ok(Err(Again::Changed))) {
-            done = self.try_place(key, hash, call, &writing);
-        }
-        match done {
-            Ok(Ok(_)) => self.log.wake_upkeep(),
-            // No room, or nothing may be written: the claim's own record says "interrupted" to whoever comes.
-            _ => self.forget_owner(key, hash, token),
+        loop {
+            match self.try_place(key, hash, call, &writing) {
+                Ok(Ok(_)) => return self.log.wake_upkeep(),
+                Ok(Err(Again::Changed)) => {}
+                Ok(Err(Again::Room { bytes, room }))
+                    if abort && self.log.make_room(bytes, room).is_ok() => {}
+                // No room, or nothing may be written: the claim's own record says "interrupted" to whoever comes.
+                _ => return self.forget_owner(key, hash, token),
+            }
         }
     }
 

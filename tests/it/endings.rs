@@ -406,3 +406,19 @@ fn a_handle_renews_nothing_once_its_guard_is_gone() {
     assert_eq!(handle.renew(LEASE).unwrap_err().kind(), ErrorKind::ClaimLost);
     assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
 }
+
+/// A drop that found the segment full, and the next one not yet listed, used to let go without a record: what
+/// `OnDrop::Abort` had said was lost, and the attempt interrupted.
+#[test]
+fn drops_that_abort_do_so_over_several_segments() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = |n: u64| acquired(store.claim(Operation::new(n).on_drop(OnDrop::Abort)).unwrap());
+    let claims: Vec<ClaimGuard> = (0..3000).map(claim).collect();
+    let segments = store.stats().segments;
+    drop(claims);
+    assert!(store.stats().segments > segments + 2, "they roll");
+    for n in 0..3000_u64 {
+        assert!(matches!(store.get(n).unwrap(), Some(State::Aborted(_))), "claim {n}");
+    }
+}
