@@ -14,6 +14,10 @@ mod contract;
 mod corrupt;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// The same seed gives the same run.
+mod determinism;
+/// What each ending leaves, child processes included.
+mod endings;
 /// What can be wrong with a path, a disk or a format, in words that help.
 mod errors;
 /// Disk calls that fail, one after the other; full disks; panics.
