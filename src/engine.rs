@@ -111,7 +111,7 @@ type Tried = Result<Done, Again>;
 
 /// One step of `apply` that could not be finished under the shard lock.
 enum Again {
-    Room { bytes: u64, reserve: u64 },
+    Room { bytes: u64, room: Room },
     NotWriting,
     Changed,
     NoMoreLsns,
@@ -243,7 +243,7 @@ impl Engine {
                     return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
                 }
                 Again::NotWriting => self.begin_writing()?,
-                Again::Room { bytes, reserve } => self.log.make_room(bytes, reserve)?,
+                Again::Room { bytes, room } => self.log.make_room(bytes, room)?,
             }
         }
     }
@@ -461,7 +461,7 @@ impl Engine {
             }
         };
         let placed = self.log.place(draft, room).map_err(|no_room| match no_room {
-            NoRoom::Wanted { bytes, reserve } => Again::Room { bytes, reserve },
+            NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
             NoRoom::NotWriting => Again::NotWriting,
             NoRoom::Full => Again::NoMoreLsns,
         })?;

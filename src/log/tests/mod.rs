@@ -527,7 +527,7 @@ impl Player {
         let placed = loop {
             match opened.log.place(item.draft(), room) {
                 Ok(placed) => break placed,
-                Err(NoRoom::Wanted { bytes, reserve }) => opened.log.make_room(bytes, reserve)?,
+                Err(NoRoom::Wanted { bytes, room }) => opened.log.make_room(bytes, room)?,
                 Err(NoRoom::NotWriting) => {
                     if opened.log.is_poisoned() {
                         return Err(opened.log.poisoned().into());
