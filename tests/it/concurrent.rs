@@ -206,7 +206,7 @@ impl Player<'_> {
     fn play(&mut self) {
         let key = self.dice.index(self.keys.len()).unwrap();
         let levels = [Durability::Sync, Durability::Flush, Durability::Lazy];
-        let mut level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
+        let level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
         match self.dice.below(100) {
             0..40 => {
                 let ask = Ask {

@@ -1,6 +1,8 @@
 //! One test binary; this is its table of contents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
+#![allow(unreachable_pub, reason = "a binary has no outside")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 /// Roles that this binary plays in a process of its own.
 mod child;

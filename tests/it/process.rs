@@ -3,7 +3,7 @@
 use crate::child::{child, small};
 use onlyonce::{Claim, ErrorKind, Store};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
 

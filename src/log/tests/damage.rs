@@ -468,6 +468,34 @@ fn records_of_the_same_lsn_from_another_life_are_never_valid() {
     assert_eq!((cut.offset, cut.whole_records), (end, 0));
 }
 
+/// A whole record at another place of its own segment: only its LSN tells.
+#[test]
+fn a_record_moved_within_its_segment_is_never_valid() {
+    use Op::*;
+    for is_clean in [true, false] {
+        let still =
+            Still::after(&[Claim(Sync), Forget(Sync), Forget(Sync), Forget(Flush)], is_clean);
+        let listed = still.listed[0];
+        let segment = still.segment(&listed);
+        let bytes = still.disk.read(&segment.path).unwrap();
+        let len = still.history.items[&1].draft().len();
+        let (from, end) = (segment.offset(still.seen[1].1), still.records_end(&listed));
+        let record = &bytes[from as usize..(from + len) as usize];
+        for to in [segment.offset(still.seen[2].1), segment.offset(still.seen[3].1), end] {
+            let disk = still.disk.kill_clone();
+            disk.overwrite(&segment.path, to, record).unwrap();
+            match still.open_damaged(&disk) {
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
+                Ok((ids, report)) => {
+                    let before = still.seen.iter().filter(|(_, lsn)| segment.offset(*lsn) < to);
+                    assert_eq!((is_clean, ids.len()), (false, before.count()), "moved to {to}");
+                    assert_eq!(report.cut.unwrap().offset, to);
+                }
+            }
+        }
+    }
+}
+
 /// A store that idled is all marked: what vanishes then is said to be gone.
 #[test]
 fn after_idling_every_lost_record_is_a_loss() {
