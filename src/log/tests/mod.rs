@@ -186,8 +186,6 @@ struct History {
     standing: Vec<u32>,
     /// Every LSN given so far is below or at it.
     highest: Lsn,
-    /// The worst that happened since something was settled.
-    fate: Option<Fate>,
 }
 
 /// What an opening showed: ids with their places, in order.
