@@ -3,7 +3,7 @@
 use crate::child::{child, small};
 use onlyonce::{Claim, ErrorKind, Store};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
 
@@ -41,7 +41,7 @@ pub(crate) fn fork(dir: &Path) {
     if pid == 0 {
         let refused = |what: &str, kind: ErrorKind| {
             if kind != ErrorKind::Forked {
-                eprintln!("{what} in a forked child: {kind:?}");
+                println!("{what} in a forked child: {kind:?}");
                 // SAFETY: ends the child without running what belongs to the parent.
                 unsafe { libc::_exit(1) };
             }

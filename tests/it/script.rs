@@ -305,7 +305,7 @@ pub(crate) fn look(store: &Store) -> Result<Keys, Error> {
 /// A store in trouble still answers for what is durable, and says of the rest that nobody knows.
 pub(crate) fn check_answers(store: &Store, ledger: &Ledger, context: &str) {
     for (key, found) in ledger.settled() {
-        let state = store.get(&full(&key)).unwrap_or_else(|e| panic!("{context}: {key}: {e:?}"));
+        let state = store.get(full(&key)).unwrap_or_else(|e| panic!("{context}: {key}: {e:?}"));
         let state = state.unwrap_or_else(|| panic!("{context}: {key} is absent"));
         assert_eq!(Found::of(&state), found, "{context}: {key}");
     }
@@ -477,7 +477,7 @@ impl<'s> World<'s> {
             }
             Op::Mark(key, level) => {
                 assert!(
-                    self.store().mark(Operation::new(&full(key)).durability(*level))?.is_first()
+                    self.store().mark(Operation::new(full(key)).durability(*level))?.is_first()
                 );
                 *level
             }
