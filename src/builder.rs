@@ -18,6 +18,20 @@ use crate::storage::{OsStorage, Storage};
 use crate::{Error, ErrorKind, Policy, Result, Store};
 
 /// How a store is opened. Unset, each setting has the default that its method names.
+///
+/// ```
+/// use onlyonce::{OnInterrupted, Policy, Store};
+/// use std::time::Duration;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let keys = dir.path().join("keys");
+/// let week = Duration::from_secs(7 * 86_400);
+/// let store = Store::builder()
+///     .policy(Policy::new().retention(week).on_interrupted(OnInterrupted::Hold))
+///     .result_bytes_max(64 << 10)
+///     .open_or_create(&keys)?;
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[must_use = "a builder opens nothing until told to"]
 #[derive(Clone, Debug)]
 pub struct StoreBuilder {
@@ -49,8 +63,10 @@ impl StoreBuilder {
         self
     }
 
-    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: the first is 1 MiB, each one after it
-    /// twice its predecessor, up to 64 MiB. A segment always holds the longest record.
+    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
+    ///
+    /// The first one has 1 MiB, later ones half the size of the log so far. Whatever is said here, a segment
+    /// holds two of the longest records.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
         self

@@ -21,6 +21,28 @@ use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, Outcome, Payload, Resu
 ///
 /// Exhaustive on purpose: there is no `_` arm in which a second run could hide. `Display` says who is on
 /// the key, since when, and what to do.
+///
+/// ```
+/// use onlyonce::{Claim, Store};
+///
+/// /// One operation, with every answer thought of.
+/// fn answer(store: &Store, key: &str) -> Result<String, Box<dyn std::error::Error>> {
+///     let claim = match store.claim(key)? {
+///         Claim::Acquired(claim) => claim,
+///         Claim::Interrupted(lost) => lost.take_over()?,
+///         Claim::Completed(done) => return Ok(done.decode()?),
+///         Claim::InProgress(attempt) => return Ok(format!("try again later: {attempt}")),
+///         Claim::Mismatch(_) => return Err("this key was used for another request".into()),
+///         other => return Err(other.refused().into()), // failed, held, delayed, expired
+///     };
+///     claim.complete("done")?;
+///     Ok("done".to_owned())
+/// }
+/// # let store = onlyonce::testing::Sim::new(1).open()?;
+/// # assert_eq!(answer(&store, "k").unwrap(), "done");
+/// # assert_eq!(answer(&store, "k").unwrap(), "done");
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[must_use = "a grant that is dropped leaves the key interrupted"]
 #[derive(Debug)]
 pub enum Claim {
@@ -153,6 +175,19 @@ impl Refused {
 }
 
 /// One attempt at a key, as others may see it. Plain data: it does not change.
+///
+/// ```
+/// # use onlyonce::{Claim, Operation, testing::Sim};
+/// # use std::time::Duration;
+/// # let store = Sim::new(1).open()?;
+/// let op = Operation::new("nightly").owner("host-3").lease(Duration::from_secs(60));
+/// let mine = store.claim(&op)?;
+/// let Claim::InProgress(attempt) = store.claim(&op)? else { unreachable!() };
+/// assert_eq!((attempt.number(), attempt.owner()), (1, Some("host-3")));
+/// assert_eq!(attempt.lease_left(), Some(Duration::from_secs(60)));
+/// # drop(mine);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attempt {
     key: Key<'static>,
@@ -245,6 +280,17 @@ impl fmt::Display for Attempt {
 }
 
 /// A recorded outcome: a result, or a failure that is final.
+///
+/// ```
+/// # use onlyonce::{Claim, Outcome, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+/// claim.record(Outcome::success("paid").meta("status", 201))?;
+/// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+/// assert_eq!(done.decode::<String>()?, "paid");
+/// assert_eq!((done.meta("status"), done.attempt()), (Some("201"), 1));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recorded {
     payload: Payload,
@@ -344,6 +390,18 @@ impl Expired {
 }
 
 /// What a key is in, as [`Store::get`](crate::Store::get) tells it.
+///
+/// ```
+/// # use onlyonce::{State, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("task-42")?);
+/// match store.get("task-42")? {
+///     Some(State::Interrupted(a) | State::Held(a)) => println!("look into it: {a}"),
+///     Some(State::Completed(done)) => println!("{} bytes", done.result().len()),
+///     other => println!("{other:?}"),
+/// }
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum State {
@@ -364,6 +422,7 @@ pub enum State {
 }
 
 /// The answer to a mark.
+/// See [`Store::mark`](crate::Store::mark).
 #[must_use = "the work is to be done only if the mark was the first"]
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -389,6 +448,7 @@ impl Mark {
 }
 
 /// What an operator found out about an interrupted or held attempt.
+/// See [`Store::resolve`](crate::Store::resolve).
 #[derive(Debug)]
 pub enum Resolution {
     /// It did happen, or never will: record this.
@@ -401,6 +461,23 @@ pub enum Resolution {
 ///
 /// Nothing is granted yet, and the late owner may still complete or abort. Dropped without a word, the
 /// attempt stays interrupted and the next claimant is asked.
+/// Dropped without a word, nothing is written, and the next claimant is asked.
+///
+/// ```
+/// # use onlyonce::{Claim, State, testing::Sim};
+/// # fn was_charged(_by: onlyonce::Token) -> Option<bool> { Some(false) }
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("charge-7")?);
+/// if let Claim::Interrupted(lost) = store.claim("charge-7")? {
+///     match was_charged(lost.attempt().token()) {
+///         Some(false) => lost.not_applied()?.complete("charged now")?, // its fate is closed
+///         Some(true) => lost.take_over()?.complete("charged before")?, // an outcome closes it, too
+///         None => lost.hold()?,                                        // for a person to resolve
+///     }
+/// }
+/// # assert!(matches!(store.get("charge-7")?, Some(State::Completed(_))));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[must_use = "dropped without a word, the attempt stays interrupted"]
 pub struct Interrupted {
     shared: Arc<Shared>,
@@ -533,6 +610,17 @@ fn reserve(engine: &Engine, settings: &Settings, key: &Key<'_>) -> u64 {
 ///
 /// It derefs to [`ClaimHandle`]: what the work may do. Dropped without a word (a `?`, a panic, a cancelled
 /// future), the attempt is interrupted, as by a crash at that place; [`OnDrop::Abort`] changes that.
+///
+/// ```
+/// # use onlyonce::{Claim, State, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// if let Claim::Acquired(claim) = store.claim("mail-1")? {
+///     println!("attempt {} under token {}", claim.attempt(), claim.token());
+///     drop(claim); // or a `?` that returned
+/// }
+/// assert!(matches!(store.get("mail-1")?, Some(State::Interrupted(_))));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[must_use = "dropped without a word, the attempt is interrupted"]
 pub struct ClaimGuard {
     handle: ClaimHandle,
@@ -610,6 +698,15 @@ impl ClaimGuard {
     ///
     /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
     ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.fail("card declined")?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Failed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn fail<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
@@ -651,6 +748,15 @@ impl ClaimGuard {
     /// the key is interrupted again: you can't speak for that one.)
     ///
     /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.abort("the other side is down, nothing was sent")?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Acquired(again) if again.attempt() == 2));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// As [`complete`](Self::complete).
@@ -769,6 +875,23 @@ impl ClaimHandle {
     /// The lease of a claim lives in memory: nothing is written, unless the lease had lapsed and somebody
     /// noticed; then one record at the claim's level.
     ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("long").lease(Duration::from_secs(30));
+    /// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+    /// claim.renew(Duration::from_secs(30))?; // while the work goes on
+    /// # sim.advance(Duration::from_secs(31));
+    /// // Too late: it lapsed, and somebody took over.
+    /// let Claim::Interrupted(lost) = store.claim(&op)? else { unreachable!() };
+    /// let new_owner = lost.take_over()?;
+    /// assert_eq!(claim.renew(Duration::from_secs(30)).unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// # drop(new_owner);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// `ClaimLost` if somebody took over meanwhile, or the claim has ended. `Held` if the key was held.
     pub fn renew(&self, lease: Duration) -> Result<()> {
@@ -806,6 +929,17 @@ impl ClaimHandle {
 
     /// What a drop without a word means from now on. Flip it to [`OnDrop::Interrupt`] just before the effect.
     /// In memory; nothing is written.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("charge-7").on_drop(OnDrop::Abort); // until the first effect, a drop is harmless
+    /// if let Claim::Acquired(claim) = store.claim(op)? {
+    ///     claim.on_drop(OnDrop::Interrupt); // from here on nobody can say
+    ///     claim.complete("charged")?;
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn on_drop(&self, on_drop: OnDrop) {
         self.0.drop_aborts.store(on_drop == OnDrop::Abort, Ordering::SeqCst);
     }

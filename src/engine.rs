@@ -99,9 +99,19 @@ struct Found {
     outcome: Option<Stored>,
 }
 
+/// A call that was decided and, where something was to be written, placed.
+struct Done {
+    applied: Applied,
+    placed: Option<Placed>,
+    /// The record that the answer is derived from.
+    prior: Option<Place>,
+}
+
+type Tried = Result<Done, Again>;
+
 /// One step of `apply` that could not be finished under the shard lock.
 enum Again {
-    Room { bytes: u64, reserve: u64 },
+    Room { bytes: u64, room: Room },
     NotWriting,
     Changed,
     NoMoreLsns,
@@ -183,32 +193,42 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Applied> {
-        let (applied, placed, prior) = self.place(key, hash, call, writing)?;
-        if let Some(placed) = placed {
+        let done = self.place(key, hash, call, writing)?;
+        let settled = self.settle(&done, writing.level.unwrap_or(Durability::Sync));
+        if settled.is_err() && done.applied.answer == Answer::Asked {
+            // Nobody will hold the question, so nobody could drop it.
+            self.unask(hash, done.applied.question);
+        }
+        settled.map(|()| done.applied)
+    }
+
+    /// Waits for the record that was placed, and for the one that the answer is derived from. `InProgress`
+    /// alone may be taken back by a crash.
+    fn settle(&self, done: &Done, level: Durability) -> Result<()> {
+        if let Some(placed) = done.placed {
             self.log.wake_upkeep();
-            self.log.commit(placed, writing.level.unwrap_or(Durability::Sync))?;
+            self.log.commit(placed, level)?;
         }
-        if let (Some(prior), false) = (prior, applied.answer == Answer::InProgress) {
-            self.log.commit_earlier(prior.lsn(), prior.level())?;
+        match done.prior {
+            Some(prior) if done.applied.answer != Answer::InProgress => {
+                self.log.commit_earlier(prior.lsn(), prior.level())
+            }
+            _ => Ok(()),
         }
-        Ok(applied)
     }
 
     /// As `apply`, but waits for nothing.
-    pub(crate) fn place(
+    fn place(
         &self,
         key: &Key<'_>,
         hash: KeyHash,
         call: Call,
         writing: &Writing<'_>,
-    ) -> Result<(Applied, Option<Placed>, Option<Place>)> {
+    ) -> Result<Done> {
         self.check_usable()?;
         if matches!(call, Call::Claim(_) | Call::Mark) && self.is_draining.load(Ordering::SeqCst) {
-            return Err(Error::new(
-                ErrorKind::Closed,
-                "the store is draining: it takes no new claims",
-            )
-            .at(self.log.dir()));
+            let message = "the store is draining: it takes no new claims";
+            return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }
         loop {
             let again = match self.try_place(key, hash, call, writing)? {
@@ -223,90 +243,101 @@ impl Engine {
                     return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
                 }
                 Again::NotWriting => self.begin_writing()?,
-                Again::Room { bytes, reserve } => self.log.make_room(bytes, reserve)?,
+                Again::Room { bytes, room } => self.log.make_room(bytes, room)?,
             }
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "done, or what to do before another try")]
+    /// One try. Memory answers under one lock; a key that only the log knows is read without it, and looked
+    /// at again before anything is written.
     fn try_place(
         &self,
         key: &Key<'_>,
         hash: KeyHash,
         call: Call,
         writing: &Writing<'_>,
-    ) -> Result<Result<(Applied, Option<Placed>, Option<Place>), Again>> {
-        let now = self.log.now();
+    ) -> Result<Tried> {
         let mut shard = self.shard(hash)?;
-        let found = match self.look_in_memory(&mut shard, key, hash, now) {
-            Ok(Some(found)) => found,
-            Err(again) => return Ok(Err(again)),
-            Ok(None) => {
-                let candidates = recorded(&shard, hash);
-                if candidates.is_empty() {
-                    Found::default()
-                } else {
-                    drop(shard);
-                    let found = match self.look_in_log(key, &candidates) {
-                        Ok(found) => found,
-                        Err(e) => {
-                            // What was read may have moved meanwhile; then it is no damage.
-                            if !self.is_unchanged(hash, &candidates)? {
-                                return Ok(Err(Again::Changed));
-                            }
-                            self.settle_tail(e)?;
-                            return Ok(Err(Again::Changed));
-                        }
-                    };
-                    let decision =
-                        protocol::decide(found.state.as_ref(), found.presence, call, now);
-                    if decision.next.is_none() && decision.answer != Answer::Asked {
-                        return Ok(Ok(told(found, decision.answer, now)));
-                    }
-                    shard = self.shard(hash)?;
-                    if !is_as_read(&shard, key, hash, &candidates) {
-                        return Ok(Err(Again::Changed));
-                    }
-                    found
-                }
+        // Under the lock: whoever comes later must not judge by an earlier time.
+        let now = self.log.now();
+        match self.look_in_memory(&mut shard, key, hash, call, now) {
+            Ok(Some(found)) => {
+                return Ok(self.act(&mut shard, key, hash, found, call, now, writing));
             }
+            Err(again) => return Ok(Err(again)),
+            Ok(None) => {}
+        }
+        let candidates = recorded(&shard, hash);
+        if candidates.is_empty() {
+            let found = Found::default();
+            return Ok(self.act(&mut shard, key, hash, found, call, now, writing));
+        }
+        drop(shard);
+        let found = match self.look_in_log(key, &candidates) {
+            Ok(found) => found,
+            // What was read may have moved meanwhile; then it is no damage.
+            Err(_) if !self.is_unchanged(hash, &candidates)? => return Ok(Err(Again::Changed)),
+            Err(e) => return self.settle_tail(e).map(|()| Err(Again::Changed)),
         };
         let decision = protocol::decide(found.state.as_ref(), found.presence, call, now);
-        match decision.next {
-            None if decision.answer == Answer::Asked => {
-                let question = self.questions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-                let (Some(state), Some(place)) = (&found.state, found.place) else {
-                    return Ok(Err(Again::Changed));
-                };
-                if let Some(entry) = shard.entry_at(hash, place.lsn()) {
-                    entry.live = Some(Box::new(Live {
-                        key_kind: key.kind(),
-                        key: key.bytes().into(),
-                        state: state.clone(),
-                        presence: Presence::Asked,
-                        lease_until: None,
-                        reserved: 0,
-                        question,
-                    }));
-                }
-                let (applied, placed, prior) = told(found, decision.answer, now);
-                Ok(Ok((Applied { question, ..applied }, placed, prior)))
-            }
-            None => {
-                if call_renews(call) && decision.answer == Answer::Done {
-                    renew_in_memory(&mut shard, hash, &found, now, writing);
-                }
-                Ok(Ok(told(found, decision.answer, now)))
-            }
-            Some(next) => {
-                let written = self.write(&mut shard, key, hash, &found, next, now, writing);
-                Ok(written.map(|(placed, after)| {
-                    let prior = found.place;
-                    let (applied, _, _) = told(found, decision.answer, now);
-                    (Applied { after, ..applied }, Some(placed), prior)
-                }))
-            }
+        if decision.next.is_none() && decision.answer != Answer::Asked {
+            return Ok(Ok(told(found, decision.answer, now)));
         }
+        let mut shard = self.shard(hash)?;
+        if !is_as_read(&shard, key, hash, &candidates) {
+            return Ok(Err(Again::Changed));
+        }
+        let now = self.log.now();
+        Ok(self.act(&mut shard, key, hash, found, call, now, writing))
+    }
+
+    /// Decides on what was found and does it, under the shard lock.
+    #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
+    fn act(
+        &self,
+        shard: &mut Shard,
+        key: &Key<'_>,
+        hash: KeyHash,
+        found: Found,
+        call: Call,
+        now: StoreMillis,
+        writing: &Writing<'_>,
+    ) -> Tried {
+        let decision = protocol::decide(found.state.as_ref(), found.presence, call, now);
+        let Some(next) = decision.next else {
+            let mut question = 0;
+            if decision.answer == Answer::Asked {
+                question = self.ask(shard, key, hash, &found);
+            } else if matches!(call, Call::Renew(_)) && decision.answer == Answer::Done {
+                renew_in_memory(shard, hash, &found, now, writing);
+            }
+            let mut done = told(found, decision.answer, now);
+            done.applied.question = question;
+            return Ok(done);
+        };
+        let (placed, after) = self.write(shard, key, hash, &found, next, now, writing)?;
+        let mut done = told(found, decision.answer, now);
+        done.placed = Some(placed);
+        done.applied.after = after;
+        Ok(done)
+    }
+
+    /// Notes in memory that a claimant was told of the interruption. Gives the question's number.
+    fn ask(&self, shard: &mut Shard, key: &Key<'_>, hash: KeyHash, found: &Found) -> u64 {
+        let question = self.questions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let entry = found.place.and_then(|place| shard.entry_at(hash, place.lsn()));
+        if let (Some(entry), Some(state)) = (entry, &found.state) {
+            entry.live = Some(Box::new(Live {
+                key_kind: key.kind(),
+                key: key.bytes().into(),
+                state: state.clone(),
+                presence: Presence::Asked,
+                lease_until: None,
+                reserved: 0,
+                question,
+            }));
+        }
+        question
     }
 
     fn shard(&self, hash: KeyHash) -> Result<crate::sync::MutexGuard<'_, Shard>> {
@@ -319,12 +350,14 @@ impl Engine {
         Ok(all)
     }
 
-    /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes.
+    /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes but its
+    /// own owner, whose word counts as long as nobody else has come.
     fn look_in_memory(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
         hash: KeyHash,
+        call: Call,
         now: StoreMillis,
     ) -> Result<Option<Found>, Again> {
         let is_key = |entry: &&Entry| {
@@ -340,10 +373,10 @@ impl Engine {
             reserved: live.reserved,
             outcome: None,
         };
-        if !live.has_lapsed(now) {
+        let token = live.state.token;
+        if !live.has_lapsed(now) || call.of_owner() == Some(token) {
             return Ok(Some(found));
         }
-        let token = live.state.token;
         let decision =
             protocol::decide(found.state.as_ref(), found.presence, Call::Interrupt(token), now);
         let Some(next) = decision.next else { return Ok(Some(found)) };
@@ -428,7 +461,7 @@ impl Engine {
             }
         };
         let placed = self.log.place(draft, room).map_err(|no_room| match no_room {
-            NoRoom::Wanted { bytes, reserve } => Again::Room { bytes, reserve },
+            NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
             NoRoom::NotWriting => Again::NotWriting,
             NoRoom::Full => Again::NoMoreLsns,
         })?;
@@ -574,7 +607,8 @@ impl Engine {
     }
 
     /// The owner of `token` went without a word: what the drop of its guard does. Waits for nothing; a
-    /// crash before the record gives the same state.
+    /// crash before the record gives the same state. An abort, which `OnDrop` spoke beforehand, does say
+    /// something: it waits where the log has to go on in another segment.
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
@@ -589,14 +623,15 @@ impl Engine {
         }
         let writing = Writing { reason: Some(reason), ..*writing };
         let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
-        let mut done = self.try_place(key, hash, call, &writing);
-        while matches!(done, Ok(Err(Again::Changed))) {
-            done = self.try_place(key, hash, call, &writing);
-        }
-        match done {
-            Ok(Ok(_)) => self.log.wake_upkeep(),
-            // No room, or nothing may be written: the claim's own record says "interrupted" to whoever comes.
-            _ => self.forget_owner(key, hash, token),
+        loop {
+            match self.try_place(key, hash, call, &writing) {
+                Ok(Ok(_)) => return self.log.wake_upkeep(),
+                Ok(Err(Again::Changed)) => {}
+                Ok(Err(Again::Room { bytes, room }))
+                    if abort && self.log.make_room(bytes, room).is_ok() => {}
+                // No room, or nothing may be written: the claim's own record says "interrupted" to whoever comes.
+                _ => return self.forget_owner(key, hash, token),
+            }
         }
     }
 
@@ -637,8 +672,8 @@ impl Engine {
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         self.check_usable()?;
         loop {
-            let now = self.log.now();
             let shard = self.shard(hash)?;
+            let now = self.log.now();
             let live = shard.candidates(hash).find_map(|entry| {
                 let live = entry.live.as_ref()?;
                 live.is_key(key.kind(), key.bytes()).then(|| seen_live(entry, live, now))
@@ -830,12 +865,7 @@ fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
     }
 }
 
-fn told(
-    found: Found,
-    answer: Answer,
-    now: StoreMillis,
-) -> (Applied, Option<Placed>, Option<Place>) {
-    let prior = found.place;
+fn told(found: Found, answer: Answer, now: StoreMillis) -> Done {
     let applied = Applied {
         answer,
         before: found.state,
@@ -846,11 +876,7 @@ fn told(
         now,
         question: 0,
     };
-    (applied, None, prior)
-}
-
-fn call_renews(call: Call) -> bool {
-    matches!(call, Call::Renew(_))
+    Done { applied, placed: None, prior: found.place }
 }
 
 /// The lease of a claim that was not detached lives in memory.

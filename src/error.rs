@@ -10,6 +10,17 @@ use std::sync::Arc;
 /// `kind()` is for deciding, the message for reading: it names the file and offset or the key where
 /// that helps. Answers like "in progress" are never errors; they are variants of
 /// [`Claim`](crate::Claim).
+///
+/// ```
+/// use onlyonce::{ErrorKind, Store};
+///
+/// let dir = tempfile::tempdir().unwrap();
+/// let error = Store::open(dir.path().join("keys")).unwrap_err();
+/// match error.kind() {
+///     ErrorKind::NotFound => println!("{error}"), // "there is no store at ...: open_or_create makes one"
+///     _ => panic!("{error}"),
+/// }
+/// ```
 #[derive(thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
@@ -167,6 +178,18 @@ impl Error {
 
     /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
     /// or a value that didn't encode. The key is still yours: record something smaller, or wait for room.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// let too_large = vec![0; 1 << 20];
+    /// if let Some(claim) = claim.complete(&too_large).unwrap_err().into_claim() {
+    ///     claim.complete("see bucket/17")?;
+    /// }
+    /// assert!(matches!(store.claim("k")?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn into_claim(self) -> Option<crate::ClaimGuard> {
         self.detail.claim

@@ -22,7 +22,7 @@ pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
 /// Room a claim keeps for its result by default.
 pub(crate) const RESERVE_BYTES_DEFAULT: u32 = 4096;
 
-/// The first segment; each one after it is twice its predecessor, up to `SEGMENT_BYTES_MAX_DEFAULT`.
+/// The first segment; later ones are half as large as the log, up to `SEGMENT_BYTES_MAX_DEFAULT`.
 pub(crate) const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
 pub(crate) const SEGMENT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 

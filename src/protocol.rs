@@ -79,6 +79,20 @@ pub(crate) enum Call {
     ForgetClaimed(Token),
 }
 
+impl Call {
+    /// The token of the owner whose call it is.
+    pub(crate) fn of_owner(self) -> Option<Token> {
+        match self {
+            Call::Complete(token)
+            | Call::Fail(token)
+            | Call::Abort(token)
+            | Call::Interrupt(token)
+            | Call::Renew(token) => Some(token),
+            _ => None,
+        }
+    }
+}
+
 /// What a claimant asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Wants {

@@ -291,6 +291,15 @@ impl Store {
     ///
     /// Durable on return, always at `Sync`. Its bytes stay in the log until it is compacted.
     ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(store.forget("message-7")?);
+    /// assert!(store.mark("message-7")?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// `InProgress` if somebody is on it: see [`forget_claimed`](Self::forget_claimed). As `claim`.
     pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
@@ -392,12 +401,30 @@ impl Store {
     }
 
     /// Whether the store takes writes, and if not, why.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// assert!(store.health().is_writable());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn health(&self) -> Health {
         Health::of(&self.shared)
     }
 
     /// Counts, and what the last opening found.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let stats = store.stats();
+    /// if let Some(cut) = &stats.opening.cut {
+    ///     println!("{} bytes of a torn write cut off in {}", cut.bytes(), cut.path().display());
+    /// }
+    /// assert_eq!((stats.keys, stats.in_flight), (0, 0));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::of(&self.shared)

@@ -46,6 +46,17 @@ impl fmt::Display for Lsn {
 ///
 /// Pass it on to whatever the work changes; a resource that remembers the greatest token it has
 /// seen can refuse a stale owner. It exceeds 2^53, so in JSON it belongs in a string.
+///
+/// ```
+/// # use onlyonce::{Claim, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+/// let first = claim.token();
+/// claim.abort("not yet")?;
+/// let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+/// assert!(claim.token() > first);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Token(pub(crate) u64);
 

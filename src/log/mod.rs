@@ -54,7 +54,7 @@ pub(crate) struct Seams {
 /// Sizes a store was opened with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// The first segment; later ones double up to `segment_bytes_max`.
+    /// The first segment; later ones grow with the log, up to `segment_bytes_max`.
     pub(crate) segment_bytes_first: u64,
     pub(crate) segment_bytes_max: u64,
     /// The longest record: a segment holds at least one.

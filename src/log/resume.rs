@@ -2,7 +2,7 @@
 //!
 //! Promises: nothing is written before the first write wants it, an uncovered tail apart; one manifest switch
 //! decides, and a crash before or after it loses nothing. Each step may be cut short and is then done again
-//! by the next opening. The steps are numbered as in `docs/durability.md`, "Opening".
+//! by the next opening. In words: `docs/durability.md`, "Before the first write" and "Closing".
 
 use std::sync::Arc;
 

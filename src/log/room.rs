@@ -40,7 +40,7 @@ pub(crate) enum Room {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NoRoom {
     /// Segments must be prepared first: `make_room`, then try again.
-    Wanted { bytes: u64, reserve: u64 },
+    Wanted { bytes: u64, room: Room },
     /// The log has not begun to write, or is poisoned or closed.
     NotWriting,
     /// LSNs have run out.
@@ -74,44 +74,10 @@ impl Reserves {
 impl Tail {
     /// Lets a record of `bytes` in, rolling to the next segment if it must, or says what is missing.
     pub(super) fn admit(&mut self, bytes: u64, room: Room, durable: Lsn) -> Result<(), NoRoom> {
-        let (reserve_after, largest) = match room {
-            Room::Reserve(more) => {
-                (self.room.total.saturating_add(more), self.room.largest.max(more))
-            }
-            Room::Spend(own) => (self.room.total.saturating_sub(own), self.room.largest),
-            Room::Free | Room::Note => (self.room.total, self.room.largest),
-        };
-        let wanted = NoRoom::Wanted { bytes, reserve: reserve_after };
-        let here = free(self.active.identity.capacity, self.at);
-        if room == Room::Note {
-            return if bytes <= here.saturating_add(NOTE_SHARE) && here > 0 {
-                Ok(())
-            } else {
-                Err(wanted)
-            };
+        if !self.has_room(bytes, room) {
+            return Err(NoRoom::Wanted { bytes, room });
         }
-        let fits_here = bytes <= here;
-        let next = self
-            .next
-            .as_ref()
-            .map(|next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
-        if !fits_here && next.is_none_or(|next| bytes > next) {
-            return Err(wanted);
-        }
-        let within_reserve = matches!(room, Room::Spend(own) if bytes <= own);
-        if !within_reserve {
-            let left = |segment: u64| segment.saturating_sub(largest);
-            let ahead = match (fits_here, next) {
-                (true, next) => left(here - bytes).saturating_add(next.map_or(0, left)),
-                (false, Some(next)) => left(next - bytes),
-                (false, None) => 0,
-            };
-            let aside: u64 = self.room.set_aside.iter().map(|&spare| left(spare)).sum();
-            if ahead.saturating_add(aside) < reserve_after {
-                return Err(wanted);
-            }
-        }
-        if !fits_here {
+        if room != Room::Note && bytes > free(self.active.identity.capacity, self.at) {
             self.roll(durable);
         }
         match room {
@@ -120,6 +86,40 @@ impl Tail {
             Room::Free | Room::Note => {}
         }
         Ok(())
+    }
+
+    /// Whether a record of `bytes` has its place, and all that is reserved, by then, its own.
+    fn has_room(&self, bytes: u64, room: Room) -> bool {
+        let (reserve_after, largest) = match room {
+            Room::Reserve(more) => {
+                (self.room.total.saturating_add(more), self.room.largest.max(more))
+            }
+            Room::Spend(own) => (self.room.total.saturating_sub(own), self.room.largest),
+            Room::Free | Room::Note => (self.room.total, self.room.largest),
+        };
+        let here = free(self.active.identity.capacity, self.at);
+        if room == Room::Note {
+            return bytes <= here.saturating_add(NOTE_SHARE) && here > 0;
+        }
+        let fits_here = bytes <= here;
+        let next = self
+            .next
+            .as_ref()
+            .map(|next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
+        if !fits_here && next.is_none_or(|next| bytes > next) {
+            return false;
+        }
+        if matches!(room, Room::Spend(own) if bytes <= own) {
+            return true;
+        }
+        let left = |segment: u64| segment.saturating_sub(largest);
+        let ahead = match (fits_here, next) {
+            (true, next) => left(here - bytes).saturating_add(next.map_or(0, left)),
+            (false, Some(next)) => left(next - bytes),
+            (false, None) => 0,
+        };
+        let aside: u64 = self.room.set_aside.iter().map(|&spare| left(spare)).sum();
+        ahead.saturating_add(aside) >= reserve_after
     }
 
     /// Whether segments should be prepared ahead of need.
@@ -178,39 +178,25 @@ impl Log {
         self.dir.join("log")
     }
 
-    /// Prepares segments until a record of `bytes` and reserves of `reserve` have their place. `StorageFull`
-    /// if the disk has none; nothing is lost then, and a later call tries again.
-    pub(crate) fn make_room(&self, bytes: u64, reserve: u64) -> Result<()> {
+    /// Prepares segments until a record of `bytes` has its place beside what is reserved. `StorageFull` if the
+    /// disk has none; nothing is lost then, and a later call tries again.
+    pub(crate) fn make_room(&self, bytes: u64, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.check_keeper(&keeper)?;
-        self.guarded(|| self.make_room_in(&mut keeper, bytes, reserve))
+        self.guarded(|| self.make_room_in(&mut keeper, bytes, room))
     }
 
-    fn make_room_in(&self, keeper: &mut Keeper, bytes: u64, reserve: u64) -> Result<()> {
+    fn make_room_in(&self, keeper: &mut Keeper, bytes: u64, room: Room) -> Result<()> {
         loop {
-            let (lacks_next, enough) = {
+            // Asked anew each time: while this one waited for the keeper, others may have ended and given back
+            // what they had reserved.
+            let (lacks_next, has_room) = {
                 let tail = self.tail.lock();
-                let largest = tail.room.largest.max(reserve.saturating_sub(tail.room.total));
-                let left = |segment: u64| segment.saturating_sub(largest);
-                let here = free(tail.active.identity.capacity, tail.at);
-                let next = tail
-                    .next
-                    .as_ref()
-                    .map_or(0, |next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
-                let aside: u64 = tail.room.set_aside.iter().map(|&spare| left(spare)).sum();
-                let ahead = if bytes <= here {
-                    left(here - bytes).saturating_add(left(next))
-                } else {
-                    left(next.saturating_sub(bytes))
-                };
-                (
-                    tail.lacks_next(),
-                    ahead.saturating_add(aside) >= reserve && bytes <= here.max(next),
-                )
+                (tail.lacks_next(), tail.has_room(bytes, room))
             };
             if lacks_next && keeper.spares.len() > 1 {
                 self.list_next(keeper)?;
-            } else if enough {
+            } else if has_room {
                 return Ok(());
             } else {
                 self.prepare_spare(keeper)?;

@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use super::blake2b::Blake2b;
+use blake2b_simd::{Params, State};
 
 /// Keeps `of_parts` apart from `of`, whatever bytes the parts hold.
-const PARTS: [u8; 16] = *b"onlyonce-parts\0\0";
+const PARTS: &[u8; 14] = b"onlyonce-parts";
 
 /// What was asked, in 128 bits, so that one key used for two different requests is noticed.
 ///
@@ -37,9 +37,7 @@ impl Fingerprint {
     /// The fingerprint of some bytes: about a nanosecond a byte, no allocation.
     #[must_use]
     pub fn of(bytes: impl AsRef<[u8]>) -> Self {
-        let mut hash = Blake2b::new([0; 16]);
-        hash.update(bytes.as_ref());
-        Fingerprint(hash.finish())
+        Fingerprint::finish(params().to_state().update(bytes.as_ref()))
     }
 
     /// The fingerprint of a list of parts, which never run together: `["ab", "c"]` and `["a", "bc"]`
@@ -53,13 +51,19 @@ impl Fingerprint {
         I: IntoIterator,
         I::Item: AsRef<[u8]>,
     {
-        let mut hash = Blake2b::new(PARTS);
+        let mut hash = params().personal(PARTS).to_state();
         for part in parts {
             let part = part.as_ref();
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        Fingerprint(hash.finish())
+        Fingerprint::finish(&hash)
+    }
+
+    fn finish(hash: &State) -> Self {
+        let digest = hash.finalize();
+        // The digest is as long as the parameters say.
+        Fingerprint(digest.as_bytes().first_chunk().copied().unwrap_or_default())
     }
 
     /// A fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.
@@ -75,6 +79,12 @@ impl Fingerprint {
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0
     }
+}
+
+fn params() -> Params {
+    let mut params = Params::new();
+    params.hash_length(size_of::<Fingerprint>());
+    params
 }
 
 impl fmt::Debug for Fingerprint {

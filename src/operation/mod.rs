@@ -4,7 +4,6 @@
 //! Promises: plain data; making one does nothing and never fails, whoever uses it checks it first.
 //! Never: touches a store, a file or a clock.
 
-mod blake2b;
 mod fingerprint;
 mod key;
 mod key_part;

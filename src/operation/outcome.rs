@@ -141,6 +141,13 @@ impl fmt::Debug for Outcome {
 ///
 /// Text becomes one by itself: `claim.abort("busy")`. The reason is for people; what is longer than 512
 /// bytes is cut, so that a long error message never stands in the way of an abort.
+///
+/// ```
+/// use onlyonce::Abort;
+///
+/// let why = Abort::new("the other side answered 503");
+/// # let _ = why;
+/// ```
 #[must_use = "an abort does nothing until a claim is ended with it"]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Abort {
@@ -175,6 +182,35 @@ impl From<String> for Abort {
     fn from(reason: String) -> Self {
         Abort::new(reason)
     }
+}
+
+/// Metadata as a record carries it: for each name and value, a length in two bytes and the text.
+pub(crate) fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for text in meta.iter().flat_map(|(name, value)| [name, value]) {
+        // Checked against `META_BYTES_MAX`, which two bytes hold.
+        out.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
+        out.extend_from_slice(text.as_bytes());
+    }
+    out
+}
+
+/// Reads it back; `None` if the bytes are no such list.
+pub(crate) fn decode_meta(mut bytes: &[u8]) -> Option<Vec<(String, String)>> {
+    let mut meta = Vec::new();
+    while !bytes.is_empty() {
+        let name = take_text(&mut bytes)?;
+        let value = take_text(&mut bytes)?;
+        meta.push((name, value));
+    }
+    Some(meta)
+}
+
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let (len, rest) = bytes.split_first_chunk::<2>()?;
+    let (text, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+    *bytes = rest;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 #[cfg(test)]
@@ -259,33 +295,4 @@ mod tests {
         assert_eq!(Abort::new(format!("x{reason}")).reason().len(), LABEL_BYTES_MAX - 1);
         assert_eq!(Abort::from("busy").reason(), "busy");
     }
-}
-
-/// Metadata as a record carries it: for each name and value, a length in two bytes and the text.
-pub(crate) fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for text in meta.iter().flat_map(|(name, value)| [name, value]) {
-        // Checked against `META_BYTES_MAX`, which two bytes hold.
-        out.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
-        out.extend_from_slice(text.as_bytes());
-    }
-    out
-}
-
-/// Reads it back; `None` if the bytes are no such list.
-pub(crate) fn decode_meta(mut bytes: &[u8]) -> Option<Vec<(String, String)>> {
-    let mut meta = Vec::new();
-    while !bytes.is_empty() {
-        let name = take_text(&mut bytes)?;
-        let value = take_text(&mut bytes)?;
-        meta.push((name, value));
-    }
-    Some(meta)
-}
-
-fn take_text(bytes: &mut &[u8]) -> Option<String> {
-    let (len, rest) = bytes.split_first_chunk::<2>()?;
-    let (text, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
-    *bytes = rest;
-    String::from_utf8(text.to_vec()).ok()
 }

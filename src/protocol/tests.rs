@@ -206,7 +206,9 @@ fn claim_rows(state: Option<&KeyState>, wants: Wants) -> Vec<&'static str> {
 }
 
 /// Calls that name a token, and what the page says of them when it is another one.
-const BY_TOKEN: [(&str, fn(Token) -> Call, bool); 12] = [
+type ByToken = (&'static str, fn(Token) -> Call, bool);
+
+const BY_TOKEN: [ByToken; 12] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),

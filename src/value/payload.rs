@@ -16,6 +16,17 @@ use crate::{Error, Result};
 /// borrows nothing and may be sent anywhere.
 ///
 /// `Debug` shows the length and the format, never the contents.
+///
+/// ```
+/// # use onlyonce::{Claim, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+/// claim.complete("text")?;
+/// let Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+/// assert_eq!(&done.result()[..], b"text");
+/// assert_eq!(done.result().decode::<String>()?, "text");
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone)]
 pub struct Payload {
     bytes: Arc<Vec<u8>>,

@@ -206,7 +206,7 @@ impl Player<'_> {
     fn play(&mut self) {
         let key = self.dice.index(self.keys.len()).unwrap();
         let levels = [Durability::Sync, Durability::Flush, Durability::Lazy];
-        let mut level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
+        let level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
         match self.dice.below(100) {
             0..40 => {
                 let ask = Ask {
@@ -262,6 +262,8 @@ impl Player<'_> {
             83..87 => drop(self.call(key, Call::Forget)),
             87..90 => drop(self.call(key, Call::Mark { ask: PLAIN })),
             90..97 => drop(self.call(key, Call::Get)),
+            // It is in the history of every key: where there are many, seldom.
+            _ if self.dice.below(self.keys.len().div_ceil(10) as u64) > 0 => {}
             _ => {
                 let Some(sim) = self.sim else { return };
                 let millis = 60;

@@ -13,7 +13,9 @@ use std::time::Duration;
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, fuzzing};
 
-const TARGETS: [(&str, fn(&[u8])); 5] = [
+type Target = fn(&[u8]);
+
+const TARGETS: [(&str, Target); 5] = [
     ("record", fuzzing::record),
     ("key", fuzzing::key),
     ("manifest", fuzzing::manifest),

@@ -1,6 +1,8 @@
 //! One test binary; this is its table of contents.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
+#![allow(unreachable_pub, reason = "a binary has no outside")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 /// Roles that this binary plays in a process of its own.
 mod child;
@@ -14,6 +16,10 @@ mod contract;
 mod corrupt;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
+/// The same seed gives the same run.
+mod determinism;
+/// What each ending leaves, child processes included.
+mod endings;
 /// What can be wrong with a path, a disk or a format, in words that help.
 mod errors;
 /// Disk calls that fail, one after the other; full disks; panics.

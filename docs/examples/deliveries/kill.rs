@@ -24,8 +24,8 @@ enum Moment {
 
 /// Starts the work and kills it, `wanted` times; then lets it end. Returns the number of kills.
 ///
-/// It comes to an end because a kill is never placed further on than the work that is left, shared out
-/// among the kills that are left; and each kill comes, whether there was progress before it or not.
+/// However slow or fast the machine, all kills come before the work is done: the work that is left is shared
+/// out among the kills that are left, and no life may take so much that a later one goes without.
 pub(crate) fn until_done(
     run: &Run,
     wanted: usize,
@@ -38,41 +38,40 @@ pub(crate) fn until_done(
     for kills in 0..wanted {
         let answered = answers.lines()?;
         screen.show(answered, kills);
-        let share = deliveries.saturating_sub(answered) / (wanted - kills + 1);
-        let moment = choose(&mut random, answered, share);
-        if !kill_at(&moment, run, &mut answers)? {
-            let why = format!(
-                "the work was done after {kills} of {wanted} kills: give it more deliveries"
-            );
-            return Err(why.into());
-        }
+        let (left, lives) = (deliveries.saturating_sub(answered), wanted - kills);
+        let share = left / (lives + 1);
+        let limit = (2 * share).min(left.saturating_sub(lives));
+        kill_at(&choose(&mut random, answered, share), run, limit, &mut answers)?;
     }
-    let mut child = start(run)?;
+    let mut child = start(run, None)?;
     while child.try_wait()?.is_none() {
         screen.show(answers.lines()?, wanted);
         thread::sleep(screen::PAUSE);
     }
-    finished(child)?;
+    let status = child.wait()?;
+    if !status.success() {
+        return Err(format!("the work failed: {status}").into());
+    }
     screen.done(answers.lines()?, wanted);
     Ok(wanted)
 }
 
-/// One kill in five falls into the first milliseconds of the child's life.
+/// One kill in five falls into the first milliseconds of the child's life; without work to wait for, each does.
 fn choose(random: &mut Random, answered: usize, share: usize) -> Moment {
-    if random.percent(20) {
+    if share == 0 || random.percent(20) {
         return Moment::After(random.micros_below(25_000));
     }
-    let more = random.below(share as u64 + 1) as usize;
+    let more = 1 + random.below(share as u64) as usize;
     Moment::Answered(answered + more, random.micros_below(3_000))
 }
 
-/// Starts the work and kills it at `moment`; false if it was done before.
-fn kill_at(moment: &Moment, run: &Run, answers: &mut Tail) -> Result<bool> {
-    let mut child = start(run)?;
+/// Starts the work, with `limit` deliveries to answer, and kills it at `moment`.
+fn kill_at(moment: &Moment, run: &Run, limit: usize, answers: &mut Tail) -> Result<()> {
+    let mut child = start(run, Some(limit))?;
     let begun = Instant::now();
     let due = |answers: &mut Tail| match moment {
         Moment::After(wait) => Ok(begun.elapsed() >= *wait),
-        Moment::Answered(lines, _) => answers.lines().map(|now| now > *lines),
+        Moment::Answered(lines, _) => answers.lines().map(|now| now >= *lines),
     };
     while !due(answers)? && child.try_wait()?.is_none() {
         thread::sleep(LOOK);
@@ -83,21 +82,16 @@ fn kill_at(moment: &Moment, run: &Run, answers: &mut Tail) -> Result<bool> {
     // `kill` sends SIGKILL: the child has no say in it, and its destructors don't run.
     child.kill()?;
     let status = child.wait()?;
-    if status.signal() == Some(SIGKILL) {
-        return Ok(true);
+    if status.signal() != Some(SIGKILL) {
+        return Err(format!("the work ended before it was killed: {status}").into());
     }
-    finished(child)?;
-    Ok(false)
+    Ok(())
 }
 
 /// This program again, with the work as its only task.
-fn start(run: &Run) -> Result<Child> {
+fn start(run: &Run, limit: Option<usize>) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("work").arg(&run.dir).arg(run.choice.slug()).arg(&run.feed);
+    command.args(limit.map(|limit| limit.to_string()));
     Ok(command.spawn()?)
-}
-
-fn finished(mut child: Child) -> Result<()> {
-    let status = child.wait()?;
-    if status.success() { Ok(()) } else { Err(format!("the work failed: {status}").into()) }
 }

@@ -54,7 +54,8 @@ fn main() -> ExitCode {
             println!("{}", options::USAGE);
             return ExitCode::SUCCESS;
         }
-        Ok(Task::Work(run)) => work::work(&run, work::Parked::Left).map(|()| true),
+        Ok(Task::Work(run, None)) => work::work(&run, work::Parked::Left).map(|()| true),
+        Ok(Task::Work(run, Some(limit))) => work::work_until_killed(&run, limit).map(|()| true),
         Ok(Task::All(options)) => all(&options),
     };
     match done {

@@ -29,8 +29,9 @@ pub(crate) enum Task {
     Help,
     /// The whole: feed, work, ledger.
     All(Options),
-    /// The child that is killed; knows its files and nothing else.
-    Work(Run),
+    /// The child that is killed; knows its files, and how many deliveries it may answer before it waits
+    /// for the kill. No number: all.
+    Work(Run, Option<usize>),
 }
 
 pub(crate) struct Options {
@@ -88,9 +89,11 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Task> {
     let mut args = args.peekable();
     // What `kill` starts; not for typing.
     if args.next_if_eq("work").is_some() {
-        let mut next = || args.next().ok_or("work: DIR CHOICE FILE");
+        let mut next = || args.next().ok_or("work: DIR CHOICE FILE [LIMIT]");
         let (dir, choice, file) = (next()?, next()?, next()?);
-        return Ok(Task::Work(Run::new(dir.into(), Choice::parse(&choice)?, file.into())));
+        let run = Run::new(dir.into(), Choice::parse(&choice)?, file.into());
+        let limit = args.next().map(|limit| number("LIMIT", &limit)).transpose()?;
+        return Ok(Task::Work(run, limit));
     }
     let mut options =
         Options { seed: 1, deliveries: 10_000, file: None, dir: None, choice: None, kills: None };

@@ -48,6 +48,8 @@ impl Screen {
     }
 
     fn text(&self, answered: usize, kills: usize) -> String {
+        // A line that a kill has torn was counted, and its delivery is answered again.
+        let answered = answered.min(self.deliveries);
         let (now, all) = (thousands(answered), thousands(self.deliveries));
         let killed = match self.kills {
             0 => String::new(),

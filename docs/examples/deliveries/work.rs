@@ -49,18 +49,19 @@ pub(crate) struct Resolved {
 /// Answers every delivery that has no answer yet. Killed at any moment, it goes on from there when it is
 /// started again: the store knows about each event, and the sender repeats what he got no answer to.
 pub(crate) fn work(run: &Run, parked: Parked) -> Result<()> {
-    let feed = feed::read(&run.feed)?;
-    let queue = Mutex::new(unanswered(&feed, run, parked)?);
     let consumer = Consumer::open(run)?;
-    thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..WORKERS).map(|_| scope.spawn(|| consumer.work_off(&queue))).collect();
-        // All are joined before the first error is returned.
-        let done: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-        done.into_iter().try_for_each(|done| done.map_err(|_| "a worker panicked")?)
-    })?;
+    consumer.answer_all(run, parked, usize::MAX)?;
     consumer.store.close(Duration::from_secs(10))?;
     Ok(())
+}
+
+/// The same for a life that will be cut short: it leaves work for the lives to come by answering no more than
+/// `limit` deliveries, whenever the kill may fall.
+pub(crate) fn work_until_killed(run: &Run, limit: usize) -> Result<()> {
+    let consumer = Consumer::open(run)?;
+    consumer.answer_all(run, Parked::Left, limit)?;
+    thread::sleep(Duration::from_secs(60));
+    Err("nobody has killed this process".into())
 }
 
 impl Consumer {
@@ -74,6 +75,20 @@ impl Consumer {
             store: Store::builder().policy(policy).open_or_create(run.keys())?,
             outbox: Lines::open(&run.outbox())?,
             answers: Lines::open(&run.answers())?,
+        })
+    }
+
+    fn answer_all(&self, run: &Run, parked: Parked, limit: usize) -> Result<()> {
+        let feed = feed::read(&run.feed)?;
+        let mut queue = unanswered(&feed, run, parked)?;
+        queue.truncate(limit);
+        let queue = Mutex::new(queue);
+        thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..WORKERS).map(|_| scope.spawn(|| self.work_off(&queue))).collect();
+            // All are joined before the first error is returned.
+            let done: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            done.into_iter().try_for_each(|done| done.map_err(|_| "a worker panicked")?)
         })
     }
 

@@ -89,6 +89,17 @@ impl World {
     }
 }
 
+impl Log {
+    /// How often the log rolled since the oldest listed segment, a recovery's forks apart.
+    fn rolls(&self) -> u64 {
+        let segments = Arc::clone(&self.segments.lock());
+        let written = segments.iter().filter(|segment| segment.base() < self.queue.written());
+        let listed = self.listed();
+        let whole = listed.iter().filter(|item| item.end.since(item.base) == item.capacity);
+        (written.count().min(whole.count()) as u64).saturating_sub(1)
+    }
+}
+
 /// What came between two openings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
@@ -175,8 +186,6 @@ struct History {
     standing: Vec<u32>,
     /// Every LSN given so far is below or at it.
     highest: Lsn,
-    /// The worst that happened since something was settled.
-    fate: Option<Fate>,
 }
 
 /// What an opening showed: ids with their places, in order.
@@ -319,43 +328,49 @@ fn workload() -> Vec<Op> {
         End(Sync, 500),
         Claim(Flush),
         Claim(Lazy),
-        End(Flush, 700),
+        End(Flush, 800),
         Pass(20),
         Claim(Sync),
         Update(Lazy),
-        End(Lazy, 300),
+        End(Lazy, 900),
         Pass(5),
+        Batch(900),
         End(Sync, 10),
-        Batch(300),
         Pass(2000),
+        Batch(800),
         Pass(20),
         Reopen,
         Look,
         Claim(Flush),
-        End(Lazy, 800),
+        End(Lazy, 900),
         Claim(Lazy),
         Update(Flush),
-        End(Sync, 900),
+        End(Flush, 900),
+        Claim(Flush),
+        End(Lazy, 880),
+        Pass(1),
         Batch(700),
         Claim(Sync),
         Pass(20),
         Kill,
         Claim(Sync),
-        End(Flush, 600),
+        End(Flush, 900),
         Forget(Sync),
-        Batch(600),
         Claim(Lazy),
+        End(Lazy, 900),
         Claim(Flush),
-        SyncAll,
-        End(Flush, 100),
+        End(Flush, 900),
+        Update(Lazy),
+        Claim(Lazy),
+        End(Flush, 850),
         Pass(1000),
-        End(Lazy, 20),
+        SyncAll,
         Pass(20),
         Reopen,
         Claim(Sync),
         End(Sync, 640),
         Claim(Flush),
-        Batch(100),
+        Batch(900),
     ]
 }
 
@@ -370,6 +385,8 @@ struct Player {
     next_id: u32,
     /// Errors met on the way, where the run goes on after them.
     errors: Vec<Error>,
+    /// Rolls in the openings that ended.
+    rolls: u64,
     /// The calls of each process that ended, if the wrapper logs them.
     calls: Vec<Vec<faulty::Op>>,
 }
@@ -389,6 +406,7 @@ impl Player {
             in_flight: VecDeque::new(),
             next_id,
             errors: Vec::new(),
+            rolls: 0,
             calls: Vec::new(),
         }
     }
@@ -481,7 +499,7 @@ impl Player {
     }
 
     fn end_process(&mut self, fate: Fate) {
-        self.opened = None;
+        self.rolls += self.opened.take().map_or(0, |opened| opened.log.rolls());
         self.fate = fate;
         self.in_flight.clear();
         self.calls.push(self.world.faulty.take_log());
@@ -509,7 +527,7 @@ impl Player {
         let placed = loop {
             match opened.log.place(item.draft(), room) {
                 Ok(placed) => break placed,
-                Err(NoRoom::Wanted { bytes, reserve }) => opened.log.make_room(bytes, reserve)?,
+                Err(NoRoom::Wanted { bytes, room }) => opened.log.make_room(bytes, room)?,
                 Err(NoRoom::NotWriting) => {
                     if opened.log.is_poisoned() {
                         return Err(opened.log.poisoned().into());

@@ -52,7 +52,7 @@ fn commit_one(log: &Log, id: u32, level: Durability) -> Lsn {
                 assert!(log.holds(placed.lsn, level));
                 return placed.lsn;
             }
-            Err(NoRoom::Wanted { bytes, reserve }) => log.make_room(bytes, reserve).unwrap(),
+            Err(NoRoom::Wanted { bytes, room }) => log.make_room(bytes, room).unwrap(),
             Err(other) => panic!("{other:?}"),
         }
     }

@@ -1,0 +1,424 @@
+//! What each ending leaves: every row of that table in `docs/protocol.md`, made to happen.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use onlyonce::testing::{DiskFault, Sim};
+use onlyonce::value::Format;
+use onlyonce::{
+    Abort, Claim, ClaimGuard, Encode, Error, ErrorKind, OnDrop, OnInterrupted, Operation, Outcome,
+    Run, State, Store, Verdict,
+};
+
+const PAGE: &str = include_str!("../../docs/protocol.md");
+
+/// Ending; what the owner is told; what the key is; what the next claimant is told.
+fn table() -> Vec<[&'static str; 4]> {
+    PAGE.lines()
+        .skip_while(|line| !line.starts_with("| ending |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            cells.try_into().unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn each_ending_leaves_what_the_page_says() {
+    let rows = table();
+    for [ending, owner, key, claimant] in &rows {
+        let left =
+            if let Some(child) = child_of(ending) { end_a_child(child) } else { end(ending) };
+        assert_eq!(left, [*owner, *key, *claimant], "{ending}");
+    }
+    println!("endings: {} rows, {} of them by child processes", rows.len(), CHILDREN.len());
+}
+
+const NOTHING: &str = "nothing";
+const LEASE: Duration = Duration::from_secs(30);
+
+fn op() -> Operation<'static> {
+    Operation::new("k")
+}
+
+fn aborting() -> Operation<'static> {
+    op().on_drop(OnDrop::Abort)
+}
+
+fn holding() -> Operation<'static> {
+    op().on_interrupted(OnInterrupted::Hold)
+}
+
+fn acquired(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        Claim::Interrupted(lost) => lost.take_over().unwrap(),
+        other => panic!("not granted: {other}"),
+    }
+}
+
+/// What the key is, and what the next claimant is told.
+fn left(store: &Store) -> [&'static str; 2] {
+    let key = match store.get("k").unwrap().unwrap() {
+        State::InProgress(_) => "in progress",
+        State::Interrupted(_) => "interrupted",
+        State::Held(_) => "held",
+        State::Aborted(_) => "aborted",
+        State::Completed(_) => "completed",
+        State::Failed(_) => "failed",
+        other => panic!("{other:?}"),
+    };
+    let claimant = match store.claim("k").unwrap() {
+        Claim::Acquired(_) => "Acquired",
+        Claim::Interrupted(_) => "Interrupted",
+        Claim::Completed(_) => "Completed",
+        Claim::Failed(_) => "Failed",
+        Claim::InProgress(_) => "InProgress",
+        Claim::Held(_) => "Held",
+        other => panic!("{other}"),
+    };
+    [key, claimant]
+}
+
+fn kind(error: &Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ClaimLost => "ClaimLost",
+        ErrorKind::Indeterminate => "Indeterminate",
+        ErrorKind::Closed => "Closed",
+        ErrorKind::TooLarge => "TooLarge, and has the guard back",
+        ErrorKind::Invalid => "Invalid, and has the guard back",
+        ErrorKind::StorageFull => "StorageFull, and has the guard back",
+        other => panic!("{other:?}"),
+    }
+}
+
+fn told(done: Result<(), Error>) -> &'static str {
+    done.as_ref().map_or_else(kind, |()| "Ok")
+}
+
+/// An error of a closure that has nothing to do with the store.
+#[derive(Debug)]
+enum Fault {
+    Mine,
+    Store(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Store(error)
+    }
+}
+
+/// A value that can't be recorded.
+struct Unencodable;
+
+impl Encode for Unencodable {
+    fn encode(&self, _: &mut Vec<u8>) -> onlyonce::Result<Format> {
+        Err(Error::invalid("no words for it"))
+    }
+}
+
+/// Runs a closure that fails, and says what the caller was told.
+fn run(op: Operation<'_>, store: &Store) -> &'static str {
+    told_of_run(store.run(op, |_| Err::<(), _>(Fault::Mine)))
+}
+
+fn judged(op: Operation<'_>, store: &Store, verdict: Verdict) -> &'static str {
+    let runner = store.runner(op).on_error(|_| verdict);
+    told_of_run(runner.run(|_| Err::<(), _>(Fault::Mine)))
+}
+
+fn told_of_run(ran: Result<Run<()>, Fault>) -> &'static str {
+    match ran {
+        Err(Fault::Mine) => "the error",
+        Err(Fault::Store(error)) => kind(&error),
+        Ok(other) => panic!("{other:?}"),
+    }
+}
+
+fn panicking(work: impl FnOnce()) -> &'static str {
+    let died = catch_unwind(AssertUnwindSafe(work)).unwrap_err();
+    assert_eq!(died.downcast_ref::<&str>(), Some(&"work"));
+    "the panic"
+}
+
+/// An attempt whose fate is open.
+fn doubt(store: &Store) {
+    drop(acquired(store.claim("k").unwrap()));
+}
+
+/// Fills the disk up to what is reserved: not even a mark finds room.
+fn fill(sim: &Sim, store: &Store) {
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
+}
+
+/// Makes an ending happen on a simulated disk.
+fn end(ending: &str) -> [&'static str; 3] {
+    let sim = Sim::new(1);
+    let mut store = sim.open().unwrap();
+    let claim = |op: Operation<'_>| acquired(store.claim(op).unwrap());
+    let mut at_hand = Vec::new();
+    let owner = match ending {
+        "complete" => told(claim(op()).complete("v")),
+        "fail" => told(claim(op()).fail("v")),
+        "abort" => told(claim(op()).abort("why")),
+        "abort, an older fate open" => {
+            doubt(&store);
+            told(claim(op()).abort("why"))
+        }
+        "complete, after somebody took over" => {
+            let late = claim(op().lease(LEASE));
+            sim.advance(LEASE);
+            at_hand.push(claim(op()));
+            told(late.complete("v"))
+        }
+        "dropped" => {
+            drop(claim(op()));
+            NOTHING
+        }
+        "dropped, `Hold`" => {
+            drop(claim(holding()));
+            NOTHING
+        }
+        "dropped, `OnDrop::Abort`" => {
+            drop(claim(aborting()));
+            NOTHING
+        }
+        "dropped, `OnDrop::Abort`, flipped back before the effect" => {
+            claim(aborting()).on_drop(OnDrop::Interrupt);
+            NOTHING
+        }
+        "dropped, `OnDrop::Abort`, an older fate open" => {
+            doubt(&store);
+            drop(claim(aborting()));
+            NOTHING
+        }
+        "a panic" => panicking(|| {
+            let _claim = claim(op());
+            panic!("work");
+        }),
+        "a panic, `OnDrop::Abort`" => panicking(|| {
+            let _claim = claim(aborting());
+            panic!("work");
+        }),
+        "`run`: the closure panics" => panicking(|| {
+            let _ = store.run(op(), |_| -> Result<(), Fault> { panic!("work") });
+        }),
+        "`run`: the closure panics, `OnDrop::Abort`" => panicking(|| {
+            let _ = store.run(aborting(), |_| -> Result<(), Fault> { panic!("work") });
+        }),
+        "`run`: the closure's error" => run(op(), &store),
+        "`run`: the closure's error, `Hold`" => run(holding(), &store),
+        "`run`: the closure's error, an older fate open" => {
+            doubt(&store);
+            run(op().on_interrupted(OnInterrupted::Retry), &store)
+        }
+        "`run`: `on_error` says Abort, `Hold`" => {
+            judged(holding(), &store, Verdict::Abort(Abort::new("why")))
+        }
+        "`run`: `on_error` says Fail" => {
+            judged(op(), &store, Verdict::Fail(Outcome::failure("never")))
+        }
+        "`run`: `on_error` says Unknown, `OnDrop::Abort`" => {
+            judged(aborting(), &store, Verdict::Unknown)
+        }
+        "a result too large" => {
+            let error = claim(op()).complete(&vec![0; 17 << 10]).unwrap_err();
+            let told = kind(&error);
+            at_hand.push(error.into_claim().unwrap());
+            told
+        }
+        "a value that won't encode" => {
+            let error = claim(op()).complete(&Unencodable).unwrap_err();
+            let told = kind(&error);
+            at_hand.push(error.into_claim().unwrap());
+            told
+        }
+        "a result beyond its reserve, the disk full" => {
+            let guard = claim(op());
+            fill(&sim, &store);
+            let mut error = guard.complete(&vec![0; 16 << 10]).unwrap_err();
+            let told = kind(&error);
+            // The same guard, as good as before.
+            let guard = error.into_claim().unwrap();
+            error = guard.complete(&vec![0; 16 << 10]).unwrap_err();
+            at_hand.push(error.into_claim().unwrap());
+            told
+        }
+        "the guard given back is dropped, `OnDrop::Abort`" => {
+            drop(claim(aborting()).complete(&Unencodable).unwrap_err());
+            NOTHING
+        }
+        "the sync of a result fails, and it is on disk" => {
+            let guard = claim(op());
+            sim.fail_sync(0, DiskFault::Io);
+            let told = told(guard.complete("v"));
+            sim.kill();
+            store = sim.open().unwrap();
+            told
+        }
+        "the sync of a result fails, and it is not on disk" => {
+            let guard = claim(op());
+            sim.fail_sync(0, DiskFault::Io);
+            let told = told(guard.complete("v"));
+            sim.power_loss();
+            store = sim.open().unwrap();
+            told
+        }
+        "the lease passes" => {
+            at_hand.push(claim(op().lease(LEASE)));
+            sim.advance(LEASE);
+            NOTHING
+        }
+        "`mem::forget`, no lease" => {
+            std::mem::forget(claim(op()));
+            sim.advance(1000 * LEASE);
+            NOTHING
+        }
+        "`mem::forget`, the lease passes" => {
+            std::mem::forget(claim(op().lease(LEASE)));
+            sim.advance(LEASE);
+            NOTHING
+        }
+        "`close`" => {
+            let guard = claim(aborting());
+            let left = store.close(Duration::ZERO).unwrap();
+            assert_eq!(left.iter().map(|left| left.token()).collect::<Vec<_>>(), [guard.token()]);
+            let told = told(guard.complete("v"));
+            store = sim.open().unwrap();
+            told
+        }
+        "power loss, `OnDrop::Abort`" => {
+            let guard = claim(aborting());
+            sim.power_loss();
+            drop(guard);
+            store = sim.open().unwrap();
+            NOTHING
+        }
+        other => panic!("no such ending: {other}"),
+    };
+    let [key, claimant] = left(&store);
+    drop(at_hand);
+    [owner, key, claimant]
+}
+
+/// The endings that take a process with them, and what the child is told to do.
+const CHILDREN: [(&str, &str); 7] = [
+    ("`process::exit`", "exit"),
+    ("`process::exit`, `OnDrop::Abort`", "exit-aborting"),
+    ("the guard is in a static, and `main` returns", "static"),
+    ("`mem::forget`, and `main` returns", "forget"),
+    ("`process::abort`", "abort"),
+    ("SIGTERM", "TERM"),
+    ("SIGKILL, `OnDrop::Abort`", "KILL"),
+];
+
+const ENDING: &str = "ONLYONCE_TEST_ENDING";
+const STORE: &str = "ONLYONCE_TEST_STORE";
+const READY: &str = "ready";
+
+fn child_of(ending: &str) -> Option<&'static str> {
+    CHILDREN.iter().find(|(name, _)| *name == ending).map(|(_, child)| *child)
+}
+
+/// Lets a child process claim the key and come to its end; then looks at what is left.
+fn end_a_child(ending: &str) -> [&'static str; 3] {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "endings::in_a_child_the_claim_comes_to_its_end"])
+        .env(ENDING, ending)
+        .env(STORE, dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    if matches!(ending, "TERM" | "KILL") {
+        while !dir.path().join(READY).exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the child ended too early");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (signal, pid) = (format!("-{ending}"), child.id().to_string());
+        assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+    }
+    let status = child.wait().unwrap();
+    let expects_success = matches!(ending, "static" | "forget");
+    assert_eq!(status.success(), expects_success, "{ending}: {status}");
+    let store = Store::open(dir.path().join("keys")).unwrap();
+    assert_eq!(store.stats().keys, 1, "the child got to its claim");
+    let [key, claimant] = left(&store);
+    [NOTHING, key, claimant]
+}
+
+/// What a child does; nothing in any other process.
+#[test]
+fn in_a_child_the_claim_comes_to_its_end() {
+    static KEPT: OnceLock<ClaimGuard> = OnceLock::new();
+    let (Ok(ending), Ok(dir)) = (std::env::var(ENDING), std::env::var(STORE)) else { return };
+    let dir = Path::new(&dir);
+    let store = Store::open_or_create(dir.join("keys")).unwrap();
+    let aborts = matches!(&*ending, "exit-aborting" | "KILL");
+    let guard = acquired(store.claim(if aborts { aborting() } else { op() }).unwrap());
+    match &*ending {
+        "exit" | "exit-aborting" => std::process::exit(7),
+        "static" => assert!(KEPT.set(guard).is_ok()),
+        "forget" => std::mem::forget(guard),
+        "abort" => std::process::abort(),
+        _ => {
+            std::fs::write(dir.join(READY), "").unwrap();
+            std::thread::sleep(Duration::from_secs(60));
+        }
+    }
+}
+
+/// A late owner's own call used to take note of the lapse first, in a record of its own: two records for
+/// one ending, and the first spent the room that was kept for it, so that others could take it in between.
+#[test]
+fn a_late_ending_that_nobody_noticed_costs_what_any_ending_does() {
+    let cost = |late: Duration| {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let guard = acquired(store.claim(op().lease(LEASE)).unwrap());
+        sim.advance(late);
+        let before = store.stats().bytes_written;
+        guard.complete("v").unwrap();
+        assert!(matches!(store.claim("k").unwrap(), Claim::Completed(_)));
+        store.stats().bytes_written - before
+    };
+    assert_eq!(cost(LEASE), cost(Duration::ZERO));
+}
+
+/// A clone of a handle outlives its guard. Renewing took the dropped claim up again, and nobody was left to
+/// end it.
+#[test]
+fn a_handle_renews_nothing_once_its_guard_is_gone() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let guard = acquired(store.claim("k").unwrap());
+    let handle = guard.handle();
+    drop(guard);
+    assert_eq!(handle.renew(LEASE).unwrap_err().kind(), ErrorKind::ClaimLost);
+    assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+}
+
+/// A drop that found the segment full, and the next one not yet listed, used to let go without a record: what
+/// `OnDrop::Abort` had said was lost, and the attempt interrupted.
+#[test]
+fn drops_that_abort_do_so_over_several_segments() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = |n: u64| acquired(store.claim(Operation::new(n).on_drop(OnDrop::Abort)).unwrap());
+    let claims: Vec<ClaimGuard> = (0..3000).map(claim).collect();
+    let segments = store.stats().segments;
+    drop(claims);
+    assert!(store.stats().segments > segments + 2, "they roll");
+    for n in 0..3000_u64 {
+        assert!(matches!(store.get(n).unwrap(), Some(State::Aborted(_))), "claim {n}");
+    }
+}
