@@ -404,3 +404,27 @@ fn histories_of_8_threads_on_2_keys_fit_one_order() {
     }
     println!("histories: {rounds} of 8 threads on 2 keys, {calls} calls");
 }
+
+/// Whoever leads a sync gathers others for half a sync's time. On a clock driven by hand that time never passed:
+/// when it had been moved on during a sync, all threads of a test hung.
+#[test]
+fn waiters_do_not_wait_for_a_clock_that_stands_still() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = |key: &'static str| {
+        let (store, (done, is_done)) = (store.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || done.send(store.mark(key).unwrap().is_first()));
+        is_done
+    };
+    assert!(store.mark("first").unwrap().is_first());
+    let gate = sim.hold_sync();
+    let leader = claim("leader");
+    assert!(gate.wait_arrived(Duration::from_secs(10)));
+    let follower = claim("follower");
+    std::thread::sleep(Duration::from_millis(100));
+    sim.advance(Duration::from_secs(1));
+    gate.open();
+    for done in [leader, follower] {
+        assert_eq!(done.recv_timeout(Duration::from_secs(10)), Ok(true), "it hangs");
+    }
+}
