@@ -1,0 +1,113 @@
+//! What a record says of its key, from the state before and the decision; and the state it leaves.
+
+use super::{Engine, Writing};
+use crate::limits;
+use crate::operation::{Fingerprint, Key};
+use crate::protocol::{KeyState, Next, Phase};
+use crate::record::{Body, Record};
+use crate::types::{Lsn, StoreMillis, Token};
+impl Engine {
+    /// The body of the record that brings the key from `state` to `next`.
+    pub(super) fn compose<'a>(
+        &self,
+        key: &'a Key<'_>,
+        state: Option<&'a KeyState>,
+        next: Next,
+        now: StoreMillis,
+        writing: &Writing<'a>,
+    ) -> Body<'a> {
+        let expires_at = writing.retention_ms.map(|retention| now.plus(retention));
+        let mut body = Body {
+            key_kind: key.kind(),
+            key: key.bytes(),
+            time: now,
+            wall_offset: self.wall_offset(now),
+            attempt: 1,
+            ..Body::default()
+        };
+        match next {
+            Next::Claimed { attempt, life, open_fate } => {
+                body = Body { attempt, life, open_fate, ..body };
+                // Only an aborted request may be mended: whoever takes over goes on with the one there is.
+                let gone_on_with = state
+                    .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
+                    .and_then(|state| state.fingerprint);
+                body.fingerprint = writing.fingerprint.or(gone_on_with).map(Fingerprint::to_bytes);
+                body.hold = writing.hold;
+                body.owner = writing.owner.unwrap_or_default();
+            }
+            Next::Marked { attempt, life } => {
+                body = Body { attempt, life, expires_at, ..body };
+                body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
+                body.owner = writing.owner.unwrap_or_default();
+            }
+            Next::Same { phase, open_fate, spent } => {
+                let Some(state) = state else { return body };
+                body.token = Some(state.token).filter(|_| !spent);
+                body.life = Some(state.life).filter(|life| spent || *life != state.token);
+                body.open_fate = open_fate;
+                body.attempt = state.attempt;
+                body.since = Some(state.since)
+                    .filter(|_| !matches!(phase, Phase::Completed | Phase::Failed));
+                body.fingerprint = state.fingerprint.map(Fingerprint::to_bytes);
+                body.hold = state.hold;
+                body.owner = match phase {
+                    Phase::Completed | Phase::Failed => "",
+                    _ => state.owner.as_deref().unwrap_or_default(),
+                };
+                body.reason = writing.reason.unwrap_or_default();
+                if matches!(phase, Phase::Completed | Phase::Failed | Phase::Aborted) {
+                    body.expires_at = expires_at;
+                }
+            }
+            Next::Absent => {}
+        }
+        if let Some(outcome) = &writing.outcome {
+            body.codec = outcome.codec;
+            body.version = outcome.version;
+            body.meta = outcome.meta;
+            body.result = outcome.bytes;
+        }
+        body
+    }
+
+    /// Wall time minus store time, where they have parted by a second.
+    pub(super) fn wall_offset(&self, now: StoreMillis) -> i64 {
+        let wall = self.log.seams().clock.wall().0;
+        let offset = i64::try_from(i128::from(wall) - i128::from(now.0)).unwrap_or(0);
+        if offset.unsigned_abs() >= limits::TIME_DRIFT_MILLIS { offset } else { 0 }
+    }
+}
+
+pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
+    KeyState::read(record.kind, record.ending(), body, Token(record.lsn.get()))
+}
+
+/// The state that a record written just now leaves, as reading it back would give it.
+pub(super) fn after(
+    phase: Phase,
+    body: &Body<'_>,
+    before: Option<&KeyState>,
+    lsn: Lsn,
+) -> KeyState {
+    let own = Token(lsn.get());
+    let token = body.token.unwrap_or(own);
+    KeyState {
+        phase,
+        token,
+        life: body.life.unwrap_or(token),
+        open_fate: body.open_fate,
+        attempt: body.attempt,
+        since: body.since.unwrap_or(body.time),
+        time: body.time,
+        expires_at: body.expires_at,
+        wall_offset: body.wall_offset,
+        fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
+        hold: body.hold,
+        owner: match before.and_then(|state| state.owner.clone()) {
+            Some(owner) if *owner == *body.owner => Some(owner),
+            _ => (!body.owner.is_empty()).then(|| body.owner.into()),
+        },
+        reason: (!body.reason.is_empty()).then(|| body.reason.into()),
+    }
+}

@@ -1,0 +1,234 @@
+//! The protocol over log and index: the only place where a key's state changes.
+//!
+//! Promises: at most one live claim per key; a record takes its place in the log and its key's entry in the
+//! index in one step under the key's shard lock; no answer shows what a crash could take back at the level of
+//! the record it is derived from, `InProgress` apart. Never: I/O, or waiting for room, under a shard lock.
+//!
+//! `call` does one call on one key, `compose` says what its record says, `view` looks without changing,
+//! `rebuild` fills the index at an opening.
+
+mod call;
+mod compose;
+mod rebuild;
+mod view;
+
+pub(crate) use call::{Applied, Outcome, Stored, Writing};
+pub(crate) use view::Seen;
+
+use std::path::{Path, PathBuf};
+
+use crate::index::Hasher;
+use crate::index::recent::{Entry, Live, Place, Recent};
+use crate::limits;
+use crate::log::recovery::{Earlier, Report};
+use crate::log::{Log, Room, Seams, Sizes, recovery};
+use crate::manifest::Manifest;
+use crate::operation::{Durability, Key};
+use crate::protocol::{KeyState, Next, Phase, Presence};
+use crate::record::{Draft, Ending, Record};
+use crate::storage::DirLock;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, WakeWord};
+use crate::types::{KeyHash, Lsn, StoreMillis};
+use crate::{Error, ErrorKind, Result};
+/// An open store, as its handles share it.
+pub(crate) struct Engine {
+    pub(crate) log: Log,
+    recent: Recent,
+    hasher: Hasher,
+    pub(crate) report: Report,
+    pub(crate) result_bytes_max: u32,
+    questions: AtomicU64,
+    /// Claims in flight.
+    in_flight: AtomicU64,
+    /// No new claims.
+    is_draining: AtomicBool,
+    is_closed: AtomicBool,
+    /// Changes when a claim ends while somebody waits for that.
+    ended: WakeWord,
+    lock: Mutex<Option<Box<dyn DirLock>>>,
+    fork_generation: u32,
+}
+
+impl Engine {
+    /// Opens the store that `manifest` lists, in a directory that is locked.
+    pub(crate) fn open(
+        seams: Seams,
+        dir: &Path,
+        sizes: Sizes,
+        result_bytes_max: u32,
+        manifest: Manifest,
+        lock: Box<dyn DirLock>,
+    ) -> Result<Self> {
+        let hasher = Hasher::new(&manifest.secrets);
+        let recent = Recent::new();
+        let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
+            rebuild::take_in(&recent, &hasher, dir, record, earlier)
+        };
+        let (log, report) = recovery::open(seams, dir, sizes, manifest, &mut visit)?;
+        let engine = Engine {
+            log,
+            recent,
+            hasher,
+            report,
+            result_bytes_max,
+            questions: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            is_draining: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            ended: WakeWord::new(),
+            lock: Mutex::new(Some(lock)),
+            fork_generation: crate::storage::fork::generation(),
+        };
+        if engine.log.has_unsettled_tail() {
+            // Without room it is served up to the tail, and finished when there is some.
+            match engine.begin_writing() {
+                Err(e) if e.kind() != ErrorKind::StorageFull => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(engine)
+    }
+
+    pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
+        self.hasher.hash(key)
+    }
+
+    /// Whether this process is a fork of the one that opened the store: then nothing is touched.
+    pub(crate) fn is_foreign(&self) -> bool {
+        crate::storage::fork::generation() != self.fork_generation
+    }
+
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        if self.is_foreign() {
+            return Err(Error::new(
+                ErrorKind::Forked,
+                "this process is a fork of the one that opened the store: open it anew, or use it in the parent",
+            )
+            .at(self.log.dir()));
+        }
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(self.closed());
+        }
+        Ok(())
+    }
+
+    pub(super) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, "the store was closed: open it again").at(self.log.dir())
+    }
+
+    /// A read failed. If it was for want of room in which to make the last opening's tail durable, and there is
+    /// some now, that is mended, and the read may be tried again; else the error stands.
+    pub(super) fn settle_tail(&self, error: Error) -> Result<()> {
+        if error.kind() != ErrorKind::StorageFull || !self.log.has_unsettled_tail() {
+            return Err(error);
+        }
+        match self.begin_writing() {
+            Err(e) if e.kind() == ErrorKind::StorageFull => Err(error),
+            other => other,
+        }
+    }
+
+    /// What must come before the first record of an opening.
+    pub(super) fn begin_writing(&self) -> Result<()> {
+        self.log.begin_writing(&mut |from: Lsn, record: &Record<'_>| {
+            let Ok(body) = record.body() else { return };
+            let Some(key) = Key::from_stored(body.key_kind, body.key) else { return };
+            let hash = self.hasher.hash(&key);
+            let Some(mut shard) = self.recent.shard(hash) else { return };
+            if let Some(entry) = shard.entry_at(hash, from) {
+                entry.place = Place::new(record.lsn, Durability::Sync);
+            }
+        })
+    }
+
+    /// Keys known, and claims in flight.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let shards = (0..limits::SHARDS).filter_map(|index| self.recent.nth_shard(index));
+        let keys = shards.map(|shard| shard.len() as u64).sum();
+        (keys, self.in_flight.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn drain(&self) {
+        self.is_draining.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until no claim is in flight, at most `millis`.
+    pub(crate) fn wait_for_claims(&self, millis: u64) {
+        let nanos = || self.log.seams().clock.monotonic_nanos();
+        let began = nanos();
+        loop {
+            let (seen, now) = (self.ended.read(), nanos());
+            let waited = now.saturating_sub(began) / 1_000_000;
+            if self.in_flight.load(Ordering::SeqCst) == 0 || waited >= millis {
+                return;
+            }
+            self.ended.wait(seen, Some(millis - waited));
+            // A clock driven by hand stands still meanwhile; then the wait itself was the deadline.
+            if self.ended.read() == seen && nanos() == now {
+                return;
+            }
+        }
+    }
+
+    /// Takes nothing more, interrupts the claims still in flight and says which they were, makes everything
+    /// durable, closes the log, and lets go of the directory.
+    pub(crate) fn close(&self) -> Result<Vec<(Key<'static>, KeyState)>> {
+        if self.is_foreign() {
+            return Ok(Vec::new());
+        }
+        self.drain();
+        if self.is_closed.swap(true, Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
+        let left = self.interrupt_all();
+        let closed = self.log.close();
+        drop(self.lock.lock().take());
+        closed.map(|()| left)
+    }
+
+    pub(super) fn interrupt_all(&self) -> Vec<(Key<'static>, KeyState)> {
+        let mut left = Vec::new();
+        for index in 0..limits::SHARDS {
+            let Some(mut shard) = self.recent.nth_shard(index) else { break };
+            let now = self.log.now();
+            for entry in shard.iter_mut() {
+                let Some(live) = entry.live.take() else { continue };
+                let Some(key) = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned)
+                else {
+                    continue;
+                };
+                if live.presence == Presence::Owner {
+                    self.in_flight.fetch_sub(1, Ordering::SeqCst);
+                    self.interrupt_for_close(&key, entry, &live, now);
+                    left.push((key, live.state));
+                }
+            }
+        }
+        left
+    }
+
+    /// Best effort: without the record, the claim's own says the same to the next opening.
+    fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
+        let next =
+            Next::Same { phase: Phase::Interrupted, open_fate: live.state.open_fate, spent: false };
+        let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
+        let body = self.compose(key, Some(&live.state), next, now, &writing);
+        let draft = Draft::end(Ending::Interrupted, &body);
+        if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
+            entry.place = Place::new(placed.lsn, entry.place.level());
+        }
+    }
+
+    /// In a forked child: the parent's lock and files are not to be let go of.
+    pub(crate) fn abandon(&self) {
+        std::mem::forget(self.lock.lock().take());
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.log.dir().to_path_buf()
+    }
+}

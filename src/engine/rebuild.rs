@@ -1,0 +1,50 @@
+//! Filling the index from the log, record by record, as an opening reads it.
+
+use std::path::Path;
+
+use super::compose::state_of;
+use crate::index::Hasher;
+use crate::index::recent::{Entry, Place, Recent};
+use crate::log::recovery::Earlier;
+use crate::operation::{Durability, Key};
+use crate::record::Record;
+use crate::{Error, Result};
+/// Puts one record of the log into the index, as an opening reads it.
+pub(super) fn take_in(
+    recent: &Recent,
+    hasher: &Hasher,
+    dir: &Path,
+    record: &Record<'_>,
+    earlier: &Earlier<'_>,
+) -> Result<()> {
+    let corrupt = |what| Error::corrupt(dir, 0, format_args!("{what} at lsn {}", record.lsn));
+    let body = record.body().map_err(|_| corrupt("a record body with impossible fields"))?;
+    let key =
+        Key::from_stored(body.key_kind, body.key).ok_or_else(|| corrupt("an impossible key"))?;
+    let hash = hasher.hash(&key);
+    let Some(mut shard) = recent.shard(hash) else { return Ok(()) };
+    let candidates: Vec<Place> = shard.candidates(hash).map(|entry| entry.place).collect();
+    let mut older = None;
+    for place in candidates {
+        let is_key = earlier.read(place.lsn(), |old| {
+            let old = old.body().map_err(|_| corrupt("a record body with impossible fields"))?;
+            Ok((old.key_kind, old.key) == (body.key_kind, body.key))
+        })?;
+        if is_key {
+            older = Some(place.lsn());
+        }
+    }
+    let place = Place::new(record.lsn, Durability::Sync);
+    let is_forget = state_of(record, &body).is_none();
+    match (older, is_forget) {
+        (Some(older), true) => shard.remove_at(hash, older),
+        (Some(older), false) => {
+            if let Some(entry) = shard.entry_at(hash, older) {
+                entry.place = place;
+            }
+        }
+        (None, true) => {}
+        (None, false) => shard.insert(Entry { hash, place, live: None }),
+    }
+    Ok(())
+}
