@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Durability, OnDrop, Store};
+use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Store};
 
 use crate::machine::Machine;
 use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Told, Word};
@@ -426,5 +426,48 @@ fn waiters_do_not_wait_for_a_clock_that_stands_still() {
     gate.open();
     for done in [leader, follower] {
         assert_eq!(done.recv_timeout(Duration::from_secs(10)), Ok(true), "it hangs");
+    }
+}
+
+#[test]
+fn what_was_granted_while_the_store_closed_is_known_to_the_next_opening() {
+    for round in 0..rounds(50, 500) {
+        let sim = Sim::new(round);
+        let store = sim.open().unwrap();
+        let barrier = Barrier::new(5);
+        let granted: Vec<(u64, u64)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4_u64)
+                .map(|thread| {
+                    let (store, barrier) = (&store, &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        let mut granted = Vec::new();
+                        for n in 0.. {
+                            match store.claim((thread, n)) {
+                                Ok(claim) => {
+                                    granted.push((thread, n));
+                                    std::mem::forget(claim);
+                                }
+                                Err(e) => {
+                                    assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
+                                    break;
+                                }
+                            }
+                        }
+                        granted
+                    })
+                })
+                .collect();
+            barrier.wait();
+            (0..round % 7).for_each(|_| std::thread::yield_now());
+            store.close(Duration::ZERO).unwrap();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        sim.power_loss();
+        let store = sim.open().unwrap();
+        for key in granted {
+            let state = store.get(key).unwrap();
+            assert!(matches!(state, Some(onlyonce::State::Interrupted(_))), "{key:?}: {state:?}");
+        }
     }
 }
