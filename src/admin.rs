@@ -88,6 +88,12 @@ impl Iterator for Iter {
     type Item = Result<(Key<'static>, State)>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.shard == 0 && self.places.is_empty() {
+            if let Err(e) = self.shared.settle_absence() {
+                self.shard = usize::MAX;
+                return Some(Err(e));
+            }
+        }
         loop {
             if let Some(place) = self.places.pop() {
                 match self.look(place) {
@@ -123,10 +129,16 @@ pub enum Health {
     WaitsForRoom,
     /// It was closed.
     Closed,
+    /// This process is a fork of the one that opened it.
+    Forked,
 }
 
 impl Health {
     pub(crate) fn of(shared: &Shared) -> Self {
+        // First: a lock that another thread of the parent held at the fork is never let go of here.
+        if shared.is_foreign() {
+            return Health::Forked;
+        }
         if shared.is_closed() {
             return Health::Closed;
         }
@@ -168,8 +180,9 @@ pub struct Stats {
 
 impl Stats {
     pub(crate) fn of(shared: &Shared) -> Self {
-        let (keys, in_flight) = shared.counts();
-        let listed = shared.log.listed();
+        // In a fork a lock may be held for ever; counts are the parent's anyway.
+        let (keys, in_flight) = if shared.is_foreign() { (0, 0) } else { shared.counts() };
+        let listed = if shared.is_foreign() { Vec::new() } else { shared.log.listed() };
         let report = &shared.report;
         Stats {
             keys,

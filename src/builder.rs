@@ -127,7 +127,10 @@ impl StoreBuilder {
             }
             Err(e) => return Err(not_locked(&seams, dir, e)),
         };
-        if let Ok(Some(name)) = storage.network_fs(dir) {
+        let network_fs = storage
+            .network_fs(dir)
+            .map_err(|e| Error::io("asking for the file system of", dir, e))?;
+        if let Some(name) = network_fs {
             if !self.allow_network_fs {
                 let message = format!(
                     "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",

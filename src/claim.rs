@@ -460,8 +460,7 @@ pub enum Resolution {
 /// An attempt whose fate is unknown, for you to decide on. While you hold it, others see `InProgress`.
 ///
 /// Nothing is granted yet, and the late owner may still complete or abort. Dropped without a word, the
-/// attempt stays interrupted and the next claimant is asked.
-/// Dropped without a word, nothing is written, and the next claimant is asked.
+/// attempt stays interrupted, nothing is written, and the next claimant is asked.
 ///
 /// ```
 /// # use onlyonce::{Claim, State, testing::Sim};

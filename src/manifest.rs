@@ -272,6 +272,11 @@ impl Switch {
         Switch { storage, dir: dir.to_path_buf(), next: None }
     }
 
+    /// Whether the next manifest's file is there.
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// Makes the next manifest's file, so that the switch itself needs no room.
     pub(crate) fn prepare(&mut self, segments: usize) -> Result<(), Failure> {
         let bytes =

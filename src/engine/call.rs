@@ -8,7 +8,7 @@ use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
 use crate::record::{Body, Draft, Ending, Record};
 use crate::sync::Ordering;
-use crate::types::{KeyHash, StoreMillis, Token};
+use crate::types::{KeyHash, Lsn, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 /// What goes into a record beside the decision.
 #[derive(Clone, Copy, Default)]
@@ -115,10 +115,17 @@ impl Engine {
             self.log.commit(placed, level)?;
         }
         match done.prior {
-            Some(prior) if done.applied.answer != Answer::InProgress => {
-                self.log.commit_earlier(prior.lsn(), prior.level())
-            }
-            _ => Ok(()),
+            _ if done.applied.answer == Answer::InProgress => Ok(()),
+            Some(prior) => self.log.commit_earlier(prior.lsn(), prior.level()),
+            None => self.settle_absence(),
+        }
+    }
+
+    /// Waits until no key that was found absent is so by a forget that a crash could take back.
+    pub(crate) fn settle_absence(&self) -> Result<()> {
+        match self.forgotten.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            lsn => self.log.commit_earlier(Lsn::new(lsn), Durability::Sync),
         }
     }
 
@@ -130,17 +137,16 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Done> {
-        self.check_usable()?;
         if matches!(call, Call::Claim(_) | Call::Mark) && self.is_draining.load(Ordering::SeqCst) {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }
         loop {
+            self.check_usable()?;
             let again = match self.try_place(key, hash, call, writing)? {
                 Ok(done) => return Ok(done),
                 Err(again) => again,
             };
-            self.check_usable()?;
             match again {
                 Again::Changed => {}
                 Again::NoMoreLsns => {
@@ -365,11 +371,18 @@ impl Engine {
                 (draft, Some(phase), room)
             }
         };
+        // Under the shard lock, which a close takes after it has set this: what is granted is in its list.
+        if self.is_closed() {
+            return Err(Again::NotWriting);
+        }
         let placed = self.log.place(draft, room).map_err(|no_room| match no_room {
             NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
             NoRoom::NotWriting => Again::NotWriting,
             NoRoom::Full => Again::NoMoreLsns,
         })?;
+        if phase.is_none() {
+            self.forgotten.fetch_max(placed.lsn.get(), Ordering::SeqCst);
+        }
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);
         let after = phase.map(|phase| after(phase, &body, found.state.as_ref(), placed.lsn));

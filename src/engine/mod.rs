@@ -38,6 +38,8 @@ pub(crate) struct Engine {
     pub(crate) report: Report,
     pub(crate) result_bytes_max: u32,
     questions: AtomicU64,
+    /// LSN of the newest forget: until it is durable, absence is what a crash could take back.
+    forgotten: AtomicU64,
     /// Claims in flight.
     in_flight: AtomicU64,
     /// No new claims.
@@ -72,6 +74,7 @@ impl Engine {
             report,
             result_bytes_max,
             questions: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),

@@ -41,9 +41,11 @@ impl Engine {
                     continue;
                 }
             };
-            let (Some(state), Some(place)) = (found.state, found.place) else { return Ok(None) };
+            let (Some(state), Some(place)) = (found.state, found.place) else {
+                return self.settle_absence().map(|()| None);
+            };
             if protocol::is_expired(&state, now) {
-                return Ok(None);
+                return self.log.commit_earlier(place.lsn(), place.level()).map(|()| None);
             }
             let seen = Seen {
                 state,

@@ -268,26 +268,26 @@ impl Log {
     /// Ends the log: nothing is placed any more, everything placed becomes durable, and the manifest says
     /// where it ended. An opening that wrote nothing leaves everything as it was.
     pub(crate) fn close(&self) -> Result<()> {
-        let was_writing = {
-            // Under the log lock, so that whatever was placed before is covered by the sync below.
-            let _tail = self.tail.lock();
-            self.is_writing.swap(false, Ordering::SeqCst)
-        };
-        if was_writing && !self.is_poisoned() {
-            let last = self.tail.lock().last;
-            self.commit(last, crate::operation::Durability::Sync)?;
-        }
+        // First of all the keeper: whoever is about to begin writing has either done so, and is seen below, or
+        // finds the log closed.
         let mut keeper = self.keeper.lock();
         if keeper.closed {
             return Ok(());
         }
         keeper.closed = true;
+        let was_writing = {
+            // Under the log lock, so that whatever was placed before is covered by the sync below.
+            let _tail = self.tail.lock();
+            self.is_writing.swap(false, Ordering::SeqCst)
+        };
         if self.is_poisoned() {
             return Err(self.poisoned());
         }
         if !was_writing {
             return Ok(());
         }
+        let last = self.tail.lock().last;
+        self.commit(last, crate::operation::Durability::Sync)?;
         let end = self.tail.lock().end();
         let manifest = Manifest { clean: Some(end), durable: end, ..keeper.manifest.clone() };
         self.guarded(|| self.switch_to(&mut keeper, manifest))

@@ -210,6 +210,11 @@ impl Log {
         if self.check_keeper(&keeper).is_err() || !self.is_writing.load(Ordering::SeqCst) {
             return Ok(false);
         }
+        if !keeper.switch.is_prepared() {
+            self.guarded(|| self.prepare_switch(&mut keeper))?;
+            self.set_aside(&keeper);
+            return Ok(true);
+        }
         let lacks_next = self.tail.lock().lacks_next();
         let wanted = if lacks_next { 2 } else { 1 };
         if keeper.spares.len() < wanted {
@@ -310,8 +315,10 @@ impl Log {
     }
 
     /// Tells the tail how much room the spares hold, the last one apart.
+    /// They hold none while the next manifest's file is missing: without it no spare can be listed.
     pub(super) fn set_aside(&self, keeper: &Keeper) {
-        let all_but_last = keeper.spares.len().saturating_sub(1);
+        let usable = if keeper.switch.is_prepared() { keeper.spares.len() } else { 0 };
+        let all_but_last = usable.saturating_sub(1);
         let rooms = keeper.spares.iter().take(all_but_last);
         let rooms = rooms.map(|spare| free(spare.bytes, SEGMENT_HEADER_BYTES as u64)).collect();
         self.tail.lock().room.set_aside = rooms;
@@ -324,8 +331,9 @@ impl Log {
         manifest.time = self.store_clock.note(&*self.seams.clock).into();
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
         keeper.manifest = manifest;
-        // Made now, while there may be room; if there is none, the next switch says so.
+        // Made now, while there may be room; if there is none, the background tries again.
         let _ = self.prepare_switch(keeper);
+        self.set_aside(keeper);
         Ok(())
     }
 

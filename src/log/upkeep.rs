@@ -5,12 +5,12 @@
 //! Segments lie ahead before they are needed. Nothing is done once the log is poisoned.
 
 use super::{Log, Room};
+use crate::Result;
 use crate::clock::TimeNote;
 use crate::limits;
 use crate::record::Draft;
 use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord};
 use crate::types::Lsn;
-use crate::{ErrorKind, Result};
 
 /// When `step` wants to be called again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,9 +74,10 @@ impl Log {
         let retry = match self.prepare_ahead() {
             Ok(true) => return Ok(Due::Now),
             Ok(false) => idle,
-            // Claims say so as they come; room that comes back is noticed here as well.
-            Err(e) if e.kind() == ErrorKind::StorageFull => Due::In(limits::UNSYNCED_MILLIS_MAX),
-            Err(e) => return Err(e),
+            Err(e) if self.is_poisoned() => return Err(e),
+            // A full disk, no file descriptor left: claims say so as they come, and what is placed already is
+            // synced all the same. That it is over is noticed here as well.
+            Err(_) => Due::In(limits::UNSYNCED_MILLIS_MAX),
         };
         let now = self.seams.clock.monotonic_nanos() / 1_000_000;
         let view = self.view();

@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+/// What is shown while a forget, or a close, is still on its way.
+mod absence;
 /// Roles that this binary plays in a process of its own.
 mod child;
 /// Many threads on the same keys, and whether what they were told fits one order.

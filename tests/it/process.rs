@@ -41,7 +41,7 @@ pub(crate) fn fork(dir: &Path) {
     if pid == 0 {
         let refused = |what: &str, kind: ErrorKind| {
             if kind != ErrorKind::Forked {
-                eprintln!("{what} in a forked child: {kind:?}");
+                println!("{what} in a forked child: {kind:?}");
                 // SAFETY: ends the child without running what belongs to the parent.
                 unsafe { libc::_exit(1) };
             }

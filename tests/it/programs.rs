@@ -11,6 +11,7 @@ use onlyonce::{
 };
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 type Any = Box<dyn std::error::Error>;
@@ -42,6 +43,8 @@ fn program_1_hello() {
     let keys = dir.path().join("keys");
     WORK.set(Some("refused"));
     assert!(hello(&keys).is_err());
+    let left = Store::open(&keys).unwrap().get("task-42").unwrap();
+    assert!(matches!(left, Some(State::Interrupted(_))), "{left:?}");
     WORK.set(None);
     assert_eq!(hello(&keys).unwrap(), "done");
     assert_eq!(hello(&keys).unwrap(), "done before: worked");
@@ -175,7 +178,7 @@ fn price(store: &Store, sku: u64) -> Result<Vec<u8>, Any> {
             other => return Err(other.refused().into()),
         }
     };
-    let quote = sku.to_string().into_bytes();
+    let quote = ask(sku);
     claim.complete(&quote)?;
     Ok(quote)
 }
@@ -196,7 +199,7 @@ fn program_6_many_at_once() {
             assert_eq!(quote.join().unwrap(), sku.to_string().into_bytes());
         }
     });
-    assert_eq!(store.stats().keys, 4);
+    assert_eq!((ASKED.load(Ordering::SeqCst), store.stats().keys), (4, 4));
 }
 
 // 8. operator
@@ -387,6 +390,14 @@ fn psp(amount: u64) -> Result<Resp, Error> {
     }
     CHARGED.set(amount);
     Ok(reply(201, b"charged"))
+}
+
+static ASKED: AtomicU32 = AtomicU32::new(0);
+
+fn ask(sku: u64) -> Vec<u8> {
+    ASKED.fetch_add(1, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(20));
+    sku.to_string().into_bytes()
 }
 
 struct Msg {

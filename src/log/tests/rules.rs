@@ -383,3 +383,21 @@ fn rule_21_records_without_a_manifest_are_no_unborn_store() {
     disk.delete(&manifest::path(dir())).unwrap();
     assert!(recovery::holds_records(&disk, dir()).unwrap());
 }
+
+/// A spare that could not be made for want of a file descriptor ended each step before its sync: what was
+/// `Lazy` was never written as long as that lasted.
+#[test]
+fn rule_9_what_is_placed_is_synced_also_while_no_spare_can_be_made() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync)]).unwrap();
+    let fail = Effect::Fail(Failure::TOO_MANY_OPEN);
+    player.world.faulty.inject(Fault::from(Calls::Of(Class::Create), 0, fail));
+    let placed = player.place(What::Forget, None, 0).unwrap();
+    player.commit(placed, Lazy).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    for _ in 0..4 {
+        log.step().unwrap();
+        player.world.clock.advance(1000);
+    }
+    assert!(log.holds(placed.1.lsn, Sync));
+}
