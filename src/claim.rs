@@ -516,7 +516,8 @@ impl Interrupted {
         self.decide(Call::TakeOver(self.attempt.token()))
     }
 
-    /// You found out that the earlier attempt had no effect: its fate is closed, and you are granted the key.
+    /// You found out that nothing was done, by that attempt or any before it: all their fates are closed, and
+    /// you are granted the key.
     ///
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///

@@ -55,6 +55,8 @@ const YIELD_SYNC_NANOS: u64 = 200_000;
 /// Gathering is given up for this many rounds after so many in vain.
 const GATHER_MISSES: u32 = 3;
 const GATHER_SKIP: u32 = 64;
+/// A clock that stands still over so many yields is driven by hand: it is not waited for.
+const GATHER_STILL: u32 = 64;
 
 /// The state all waiters share. Rounds alternate between two slots.
 pub(crate) struct CommitQueue {
@@ -296,8 +298,11 @@ impl CommitQueue {
         }
         let window = self.sync_nanos.load(Ordering::Relaxed) / 2;
         let began = sink.nanos();
-        while sink.nanos().saturating_sub(began) < window {
+        let (mut now, mut still) = (began, 0);
+        while now.saturating_sub(began) < window && still < GATHER_STILL {
             yield_now();
+            let last = std::mem::replace(&mut now, sink.nanos());
+            still = if now == last { still + 1 } else { 0 };
             if arrived.load(Ordering::SeqCst) >= target {
                 self.misses.store(0, Ordering::Relaxed);
                 return;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Durability, OnDrop, Store};
+use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Store};
 
 use crate::machine::Machine;
 use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Told, Word};
@@ -403,4 +403,71 @@ fn histories_of_8_threads_on_2_keys_fit_one_order() {
         calls += play(&store, Some(&sim), 8, 2, 40, seed);
     }
     println!("histories: {rounds} of 8 threads on 2 keys, {calls} calls");
+}
+
+/// Whoever leads a sync gathers others for half a sync's time. On a clock driven by hand that time never passed:
+/// when it had been moved on during a sync, all threads of a test hung.
+#[test]
+fn waiters_do_not_wait_for_a_clock_that_stands_still() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = |key: &'static str| {
+        let (store, (done, is_done)) = (store.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || done.send(store.mark(key).unwrap().is_first()));
+        is_done
+    };
+    assert!(store.mark("first").unwrap().is_first());
+    let gate = sim.hold_sync();
+    let leader = claim("leader");
+    assert!(gate.wait_arrived(Duration::from_secs(10)));
+    let follower = claim("follower");
+    std::thread::sleep(Duration::from_millis(100));
+    sim.advance(Duration::from_secs(1));
+    gate.open();
+    for done in [leader, follower] {
+        assert_eq!(done.recv_timeout(Duration::from_secs(10)), Ok(true), "it hangs");
+    }
+}
+
+#[test]
+fn what_was_granted_while_the_store_closed_is_known_to_the_next_opening() {
+    for round in 0..rounds(50, 500) {
+        let sim = Sim::new(round);
+        let store = sim.open().unwrap();
+        let barrier = Barrier::new(5);
+        let granted: Vec<(u64, u64)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4_u64)
+                .map(|thread| {
+                    let (store, barrier) = (&store, &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        let mut granted = Vec::new();
+                        for n in 0.. {
+                            match store.claim((thread, n)) {
+                                Ok(claim) => {
+                                    granted.push((thread, n));
+                                    std::mem::forget(claim);
+                                }
+                                Err(e) => {
+                                    assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
+                                    break;
+                                }
+                            }
+                        }
+                        granted
+                    })
+                })
+                .collect();
+            barrier.wait();
+            (0..round % 7).for_each(|_| std::thread::yield_now());
+            store.close(Duration::ZERO).unwrap();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        sim.power_loss();
+        let store = sim.open().unwrap();
+        for key in granted {
+            let state = store.get(key).unwrap();
+            assert!(matches!(state, Some(onlyonce::State::Interrupted(_))), "{key:?}: {state:?}");
+        }
+    }
 }

@@ -422,3 +422,16 @@ fn drops_that_abort_do_so_over_several_segments() {
         assert!(matches!(store.get(n).unwrap(), Some(State::Aborted(_))), "claim {n}");
     }
 }
+
+/// The deadline was measured by the simulator's clock alone, which stands still while `close` waits: it never
+/// passed, and the test hung.
+#[test]
+fn close_keeps_its_deadline_on_a_clock_that_stands_still() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let guard = acquired(store.claim("k").unwrap());
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(store.close(Duration::from_millis(20)).unwrap().len()));
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(10)), Ok(1), "it hangs");
+    drop(guard);
+}
