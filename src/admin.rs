@@ -58,12 +58,28 @@ impl Iter {
     }
 
     /// Only keys in one of these states.
+    ///
+    /// ```
+    /// # use onlyonce::{admin::StateKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark(("shop", 1))?;
+    /// assert_eq!(store.iter().in_states(&[StateKind::Completed]).count(), 1);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     pub fn in_states(mut self, states: &[StateKind]) -> Self {
         self.states = Some(states.to_vec());
         self
     }
 
     /// Only keys that begin as `prefix` does: bytes by bytes, parts by whole parts.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark(("shop", 1))?;
+    /// assert_eq!(store.iter().prefix(("shop", 1)).count(), 1);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     pub fn prefix<'k>(mut self, prefix: impl Into<Key<'k>>) -> Self {
         self.prefix = Some(prefix.into().into_owned());
         self

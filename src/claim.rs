@@ -510,6 +510,18 @@ impl Interrupted {
     ///
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// assert_eq!(claim.attempt(), 2);
+    /// claim.abort("found no way")?; // its own fate; the first one is still open
+    /// assert!(matches!(store.get("k")?, Some(State::Interrupted(_))));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `ClaimLost` if it is no longer the attempt you saw: its late owner ended it, or renewed its lease.
     pub fn take_over(self) -> Result<ClaimGuard> {
@@ -521,6 +533,16 @@ impl Interrupted {
     ///
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// lost.not_applied()?.abort("found no way")?;
+    /// assert!(matches!(store.claim("k")?, Claim::Acquired(_)));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`take_over`](Self::take_over).
     pub fn not_applied(self) -> Result<ClaimGuard> {
@@ -530,6 +552,16 @@ impl Interrupted {
     /// Nobody is granted the key, under any policy, until someone resolves it.
     ///
     /// Durable on return, always at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// lost.hold()?;
+    /// assert!(matches!(store.claim("k")?, Claim::Held(_)));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`take_over`](Self::take_over).
@@ -717,6 +749,15 @@ impl ClaimGuard {
     ///
     /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
     ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// claim.record(Outcome::success("created").meta("status", 201))?;
+    /// assert!(matches!(store.claim("k")?, Claim::Completed(done) if done.meta("status") == Some("201")));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
@@ -775,6 +816,16 @@ impl ClaimGuard {
     }
 
     /// A handle for the work: it may do everything but end the claim.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// let handle = claim.handle();
+    /// claim.complete("done")?;
+    /// assert!(handle.renew(std::time::Duration::from_secs(9)).is_err()); // ended
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> ClaimHandle {
         self.handle.clone()

@@ -72,6 +72,17 @@ impl Store {
     }
 
     /// Opens a store with settings of your own.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Policy, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder()
+    ///     .policy(Policy::new().claim_durability(Durability::Flush))
+    ///     .result_bytes_max(1 << 20)
+    ///     .open_or_create(&keys)?;
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     pub fn builder() -> StoreBuilder {
         StoreBuilder::default()
     }
@@ -289,7 +300,7 @@ impl Store {
 
     /// Forgets a key, whatever it is in: the next claim is the first. `false`: there was nothing to forget.
     ///
-    /// Durable on return, always at `Sync`. Its bytes stay in the log until it is compacted.
+    /// Durable on return, always at `Sync`: one write and one sync. Its bytes stay in the log until it is compacted.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -317,7 +328,18 @@ impl Store {
     /// Forgets a key that is claimed right now, by naming its owner's token: the owner is fenced off, and
     /// whatever it has done is not known to anyone. For the brave.
     ///
-    /// Durable on return, always at `Sync`.
+    /// Durable on return, always at `Sync`: one write and one sync.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("stuck")?);
+    /// let Claim::Interrupted(lost) = store.claim("stuck")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// store.forget_claimed("stuck", claim.token())?;
+    /// assert!(claim.complete("too late").is_err());
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     ///
     /// # Errors
     /// `ClaimLost` if the key isn't claimed under that token. As `claim`.
@@ -356,6 +378,16 @@ impl Store {
 
     /// Makes everything acknowledged so far durable, at whatever level it was. Costs one sync.
     ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// for n in 0..100_u64 {
+    ///     let _ = store.mark(Operation::new(n).durability(Durability::Lazy))?;
+    /// }
+    /// store.sync()?; // all hundred, by one sync
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `Indeterminate` if the sync failed; `Poisoned`, `Closed`, `Forked`.
     pub fn sync(&self) -> Result<()> {
@@ -367,6 +399,16 @@ impl Store {
     }
 
     /// Takes no new claims from now on; claims in flight go on. See [`close`](Self::close).
+    ///
+    /// In memory; nothing is written.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// store.drain();
+    /// assert_eq!(store.claim("k").unwrap_err().kind(), ErrorKind::Closed);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     pub fn drain(&self) {
         self.shared.drain();
     }
@@ -434,6 +476,14 @@ impl Store {
     ///
     /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise a
     /// thread calls it. Syncs what was handed over a second ago, covers it with a watermark, prepares segments.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?; // a simulated store is always stepped by hand
+    /// let next = store.step()?;
+    /// println!("nothing more to do for {next:?}");
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
     ///
     /// # Errors
     /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.

@@ -34,7 +34,7 @@ pub enum OnInterrupted {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// Nothing: the attempt is interrupted, as a crash at that place would have left it. Writes nothing.
+    /// Nothing: the attempt is interrupted, as a crash at that place would have left it. Waits for nothing.
     #[default]
     Interrupt,
     /// That it had no effect: the attempt is aborted, and the next claimant is granted the key.
