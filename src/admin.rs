@@ -1,15 +1,18 @@
 //! The operator's view: walking the keys, health, counts.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::claim::State;
+use crate::engine::{Inspector, Walk};
 use crate::protocol::{Phase, phase_shown};
 use crate::shared::Shared;
-use crate::store::{Hashed, state_of};
+use crate::store::state_of;
 use crate::sync::Ordering;
-use crate::{Key, Result};
+use crate::types::KeyHash;
+use crate::{Error, Key, Result};
 
 /// The kinds of [`State`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -48,13 +51,13 @@ pub struct Iter {
     shared: Arc<Shared>,
     states: Option<Vec<StateKind>>,
     prefix: Option<Key<'static>>,
-    shard: usize,
-    places: Vec<Hashed>,
+    walk: Option<Walk>,
+    is_over: bool,
 }
 
 impl Iter {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Iter { shared, states: None, prefix: None, shard: 0, places: Vec::new() }
+        Iter { shared, states: None, prefix: None, walk: None, is_over: false }
     }
 
     /// Only keys in one of these states.
@@ -85,8 +88,7 @@ impl Iter {
         self
     }
 
-    fn look(&self, (hash, place): Hashed) -> Result<Option<(Key<'static>, State)>> {
-        let Some(key) = self.shared.key_at(hash, place)? else { return Ok(None) };
+    fn look(&self, key: Key<'static>, hash: KeyHash) -> Result<Option<(Key<'static>, State)>> {
         if self.prefix.as_ref().is_some_and(|prefix| !key.starts_with(prefix)) {
             return Ok(None);
         }
@@ -104,22 +106,30 @@ impl Iterator for Iter {
     type Item = Result<(Key<'static>, State)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.shard == 0 && self.places.is_empty() {
+        if self.is_over {
+            return None;
+        }
+        if self.walk.is_none() {
             if let Err(e) = self.shared.settle_absence() {
-                self.shard = usize::MAX;
+                self.is_over = true;
                 return Some(Err(e));
             }
         }
         loop {
-            if let Some(place) = self.places.pop() {
-                match self.look(place) {
-                    Ok(None) => continue,
-                    Ok(Some(found)) => return Some(Ok(found)),
-                    Err(e) => return Some(Err(e)),
+            let walk = self.walk.get_or_insert_with(|| self.shared.begin_walk());
+            let met = match self.shared.next_of_walk(walk) {
+                Ok(Some((key, hash))) => self.look(key, hash),
+                Ok(None) => {
+                    self.is_over = true;
+                    return None;
                 }
+                Err(e) => Err(e),
+            };
+            match met {
+                Ok(None) => {}
+                Ok(Some(found)) => return Some(Ok(found)),
+                Err(e) => return Some(Err(e)),
             }
-            self.places = self.shared.places(self.shard)?;
-            self.shard = self.shard.saturating_add(1);
         }
     }
 }
@@ -176,7 +186,8 @@ impl Health {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Keys known, past their retention or not.
+    /// Keys known, past their retention or not; one that changed since it was sealed, or was forgotten and is not
+    /// compacted away yet, may count twice.
     pub keys: u64,
     /// Claims in flight.
     pub in_flight: u64,
@@ -184,6 +195,14 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes of the log's segments, room prepared ahead included.
     pub log_bytes: u64,
+    /// Sealed tables of the index.
+    pub tables: u64,
+    /// Bytes of them.
+    pub index_bytes: u64,
+    /// Keys that only memory has, and claims in flight: what the next checkpoint seals.
+    pub keys_in_memory: u64,
+    /// Tables that were damaged or missing, at the opening or since, and were made again from the log.
+    pub tables_mended: u64,
     /// Syncs of the log since the store was opened.
     pub syncs: u64,
     /// Time spent in them.
@@ -199,11 +218,17 @@ impl Stats {
         // In a fork a lock may be held for ever; counts are the parent's anyway.
         let (keys, in_flight) = if shared.is_foreign() { (0, 0) } else { shared.counts() };
         let listed = if shared.is_foreign() { Vec::new() } else { shared.log.listed() };
+        let tables = if shared.is_foreign() { Vec::new() } else { shared.tables().list.clone() };
+        let keys_in_memory = if shared.is_foreign() { 0 } else { shared.keys_in_memory() };
         let report = &shared.report;
         Stats {
             keys,
             in_flight,
             segments: listed.len() as u64,
+            tables: tables.len() as u64,
+            index_bytes: tables.iter().map(|table| table.listed.bytes()).sum(),
+            keys_in_memory,
+            tables_mended: shared.mended.load(Ordering::Relaxed),
             log_bytes: listed.iter().map(|segment| segment.end.since(segment.base)).sum(),
             syncs: shared.log.syncs.load(Ordering::Relaxed),
             sync_time: std::time::Duration::from_nanos(
@@ -222,6 +247,54 @@ impl Stats {
                 }),
             },
         }
+    }
+}
+
+/// What [`Store::verify`](crate::Store::verify) found.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Records about keys that are whole.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What is damaged: each names file and offset.
+    pub damages: Vec<Error>,
+}
+
+impl Verification {
+    /// Whether nothing is damaged.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// assert!(store.verify()?.is_whole());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.damages.is_empty()
+    }
+}
+
+/// Gathers what a verification finds, and says how far it is.
+pub(crate) struct Gathering<'p> {
+    pub(crate) found: Verification,
+    pub(crate) progress: &'p mut dyn FnMut(&Verification) -> ControlFlow<()>,
+}
+
+impl Inspector for Gathering<'_> {
+    fn damage(&mut self, error: Error) {
+        self.found.damages.push(error);
+    }
+
+    fn record(&mut self) {
+        self.found.records = self.found.records.saturating_add(1);
+    }
+
+    fn read(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.found.bytes = self.found.bytes.saturating_add(bytes);
+        (self.progress)(&self.found)
     }
 }
 

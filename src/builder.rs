@@ -38,6 +38,7 @@ pub struct StoreBuilder {
     policy: Policy,
     segment_bytes: Option<u64>,
     result_bytes_max: u32,
+    index_memory_max: u64,
     map: bool,
     manual_maintenance: bool,
     allow_network_fs: bool,
@@ -49,6 +50,7 @@ impl Default for StoreBuilder {
             policy: Policy::new(),
             segment_bytes: None,
             result_bytes_max: limits::RESULT_BYTES_MAX_DEFAULT,
+            index_memory_max: limits::INDEX_MEMORY_DEFAULT,
             map: true,
             manual_maintenance: false,
             allow_network_fs: false,
@@ -78,7 +80,15 @@ impl StoreBuilder {
         self
     }
 
-    /// Whether full segments are read through a memory map. Default: yes. Without, plain reads of the same files.
+    /// Memory that the index may take for keys that no sealed table holds yet, 64 bytes each. Default: 64 MiB, a
+    /// million keys. When it is used up, a checkpoint moves them to disk; claims in flight stay.
+    pub fn index_memory_max(mut self, bytes: u64) -> Self {
+        self.index_memory_max = bytes;
+        self
+    }
+
+    /// Whether full segments and the index are read through memory maps. Default: yes. Without, plain reads of the
+    /// same files.
     pub fn map(mut self, map: bool) -> Self {
         self.map = map;
         self
@@ -140,7 +150,9 @@ impl StoreBuilder {
             }
         }
         let manifest = load_or_create(&seams, dir, &sizes, create)?;
-        let engine = Engine::open(seams, dir, sizes, self.result_bytes_max, manifest, lock)?;
+        let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;
+        let keys = usize::try_from(keys).unwrap_or(usize::MAX).max(1);
+        let engine = Engine::open(seams, dir, sizes, self.result_bytes_max, keys, manifest, lock)?;
         let shared = Shared::new(engine);
         if !self.manual_maintenance {
             shared.start_upkeep()?;

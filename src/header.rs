@@ -25,6 +25,7 @@ pub(crate) const FILE_HEADER_BYTES: usize = 40;
 pub(crate) enum FileKind {
     Manifest = 1,
     Segment = 2,
+    Table = 3,
 }
 
 /// The first bytes of every file.

@@ -53,8 +53,37 @@ pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
 /// Segments one manifest may list. At 64 MiB each that is a log of 4 TiB.
 pub(crate) const SEGMENTS_MAX: usize = 1 << 16;
 
+/// How full a table is: 41 keys in ten buckets of five slots. More keys a bucket would send more misses on to a second
+/// one; fewer would take more than 16 bytes a key.
+pub(crate) const TABLE_KEYS_PER_TEN_BUCKETS: u64 = 41;
+
+/// Tables one manifest may list. As many as a counter of 2^60 keys has digits, and some.
+pub(crate) const TABLES_MAX: usize = 64;
+
+/// Buckets that a table may claim to have: 256 GiB of them.
+pub(crate) const TABLE_BUCKETS_MAX: u64 = 1 << 32;
+
+/// Tables are written in pieces of this size.
+pub(crate) const TABLE_PIECE_BYTES: usize = 256 << 10;
+
+/// A checkpoint is due after so many bytes of log: what an opening after a kill has to read, and some.
+pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// What the index may take of memory by default, and what one key takes of it while it is in memory.
+pub(crate) const INDEX_MEMORY_DEFAULT: u64 = 64 << 20;
+pub(crate) const INDEX_BYTES_PER_KEY: u64 = 64;
+
+/// No record about a key is shorter.
+pub(crate) const RECORD_BYTES_LEAST: u64 = 40;
+
+/// Slots that one step of a merge moves.
+pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
+
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
+
+/// Entries that a shard of the in-memory table keeps room for.
+pub(crate) const SHARD_KEYS_LEAST: usize = 64;
 
 /// Shards of the in-memory table: enough that 64 threads on a few cores seldom meet.
 pub(crate) const SHARDS: usize = 64;

@@ -10,6 +10,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::index::table::ListedTable;
 use crate::limits;
 use crate::record::TimeField;
 use crate::storage::{self, Access, Failure, File, Storage};
@@ -42,6 +43,11 @@ pub(crate) struct Manifest {
     pub(crate) time: TimeField,
     pub(crate) opener: Opener,
     pub(crate) segments: Vec<Listed>,
+    /// The index covers the log up to here; an opening reads it from here on.
+    pub(crate) covered: Lsn,
+    pub(crate) next_table: u32,
+    /// The oldest first, without a gap.
+    pub(crate) tables: Vec<ListedTable>,
 }
 
 /// What is drawn once, at birth; repeated in every segment's header.
@@ -92,7 +98,10 @@ struct Head {
     opened_wall: U64,
     opener_pid: U32,
     next_ordinal: U32,
+    covered: U64,
+    next_table: U32,
     segment_count: U32,
+    table_count: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -105,9 +114,21 @@ struct Item {
     ordinal: U32,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct TableItem {
+    from: U64,
+    to: U64,
+    slots: U64,
+    homes: U64,
+    buckets: U64,
+    number: U32,
+}
+
 const HEAD_BYTES: usize = size_of::<Head>();
 const ITEM_BYTES: usize = size_of::<Item>();
-const _: () = assert!(HEAD_BYTES == 180 && ITEM_BYTES == 36);
+const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
+const _: () = assert!(HEAD_BYTES == 196 && ITEM_BYTES == 36 && TABLE_ITEM_BYTES == 44);
 
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -125,7 +146,10 @@ impl Manifest {
             opened_wall: self.opener.since.0.into(),
             opener_pid: self.opener.pid.into(),
             next_ordinal: self.next_ordinal.into(),
+            covered: self.covered.get().into(),
+            next_table: self.next_table.into(),
             segment_count: u32::try_from(self.segments.len()).unwrap_or(u32::MAX).into(),
+            table_count: u32::try_from(self.tables.len()).unwrap_or(u32::MAX).into(),
         };
         let mut out = head.as_bytes().to_vec();
         for listed in &self.segments {
@@ -135,6 +159,17 @@ impl Manifest {
                 capacity: listed.capacity.into(),
                 salt: listed.salt.into(),
                 ordinal: listed.ordinal.into(),
+            };
+            out.extend_from_slice(item.as_bytes());
+        }
+        for table in &self.tables {
+            let item = TableItem {
+                from: table.from.get().into(),
+                to: table.to.get().into(),
+                slots: table.slots.into(),
+                homes: table.homes.into(),
+                buckets: table.buckets.into(),
+                number: table.number.into(),
             };
             out.extend_from_slice(item.as_bytes());
         }
@@ -149,11 +184,12 @@ impl Manifest {
         let bad = |at: usize, what: &str| Error::corrupt(path, at as u64, what);
         let (head, rest) = Head::read_from_prefix(bytes)
             .map_err(|_| bad(FILE_HEADER_BYTES, "a manifest cut short"))?;
-        let count = head.segment_count.get() as usize;
-        if count > limits::SEGMENTS_MAX {
-            return Err(bad(HEAD_BYTES, "a manifest with an impossible number of segments"));
+        let (count, tables) = (head.segment_count.get() as usize, head.table_count.get() as usize);
+        if count > limits::SEGMENTS_MAX || tables > limits::TABLES_MAX {
+            return Err(bad(HEAD_BYTES, "a manifest with an impossible number of files"));
         }
-        let items_bytes = count.saturating_mul(ITEM_BYTES);
+        let segments_bytes = count.saturating_mul(ITEM_BYTES);
+        let items_bytes = segments_bytes.saturating_add(tables.saturating_mul(TABLE_ITEM_BYTES));
         let summed = HEAD_BYTES.saturating_add(items_bytes);
         let sum = bytes.get(..summed).map(crc32fast::hash);
         let (stored, zeros) = bytes
@@ -167,6 +203,7 @@ impl Manifest {
             return Err(bad(summed.saturating_add(4 + at), "bytes behind a manifest's end"));
         }
         let items = rest.get(..items_bytes).unwrap_or_default();
+        let (items, table_items) = items.split_at_checked(segments_bytes).unwrap_or_default();
         let mut segments = Vec::with_capacity(count);
         for item in items.chunks_exact(ITEM_BYTES) {
             let item = Item::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
@@ -176,6 +213,19 @@ impl Manifest {
                 end: Lsn::new(item.end.get()),
                 capacity: item.capacity.get(),
                 salt: item.salt.get(),
+            });
+        }
+        let mut tables = Vec::with_capacity(tables);
+        for item in table_items.chunks_exact(TABLE_ITEM_BYTES) {
+            let item =
+                TableItem::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
+            tables.push(ListedTable {
+                number: item.number.get(),
+                from: Lsn::new(item.from.get()),
+                to: Lsn::new(item.to.get()),
+                slots: item.slots.get(),
+                homes: item.homes.get(),
+                buckets: item.buckets.get(),
             });
         }
         let manifest = Manifest {
@@ -192,6 +242,9 @@ impl Manifest {
                 since: WallMillis(head.opened_wall.get()),
             },
             segments,
+            covered: Lsn::new(head.covered.get()),
+            next_table: head.next_table.get(),
+            tables,
         };
         if manifest.is_sound() {
             Ok(manifest)
@@ -218,6 +271,30 @@ impl Manifest {
             && self.extent.get() % 8 == 0
             && self.extent.get() <= limits::LSN_MAX
             && !self.segments.is_empty()
+            && self.index_is_sound()
+    }
+
+    /// Tables cover the log one behind the other, and no further than it is durable.
+    fn index_is_sound(&self) -> bool {
+        let mut before = None;
+        self.tables.iter().all(|table| {
+            let fits = before.is_none_or(|before| before == table.from)
+                && table.is_sound()
+                && table.number < self.next_table;
+            before = Some(table.to);
+            fits
+        }) && before.is_none_or(|to| to == self.covered)
+            && self.covered <= self.durable
+    }
+
+    /// Bytes of the file it is written to.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        bytes_for(self.segments.len(), self.tables.len())
+    }
+
+    /// The same for the one after it, which may list one file more of each kind.
+    pub(crate) fn next_file_bytes(&self) -> u64 {
+        bytes_for(self.segments.len().saturating_add(1), self.tables.len().saturating_add(1))
     }
 
     /// Refuses where no further segment may be listed.
@@ -255,8 +332,13 @@ pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>
 }
 
 fn manifest_bytes_max() -> u64 {
-    ((HEAD_BYTES + limits::SEGMENTS_MAX * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES))
-        as u64
+    bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX)
+}
+
+fn bytes_for(segments: usize, tables: usize) -> u64 {
+    let items =
+        segments.saturating_mul(ITEM_BYTES).saturating_add(tables.saturating_mul(TABLE_ITEM_BYTES));
+    HEAD_BYTES.saturating_add(items).saturating_add(4).next_multiple_of(limits::PAGE_BYTES) as u64
 }
 
 /// Swaps manifests in.
@@ -278,9 +360,7 @@ impl Switch {
     }
 
     /// Makes the next manifest's file, so that the switch itself needs no room.
-    pub(crate) fn prepare(&mut self, segments: usize) -> Result<(), Failure> {
-        let bytes =
-            (HEAD_BYTES + segments * ITEM_BYTES + 4).next_multiple_of(limits::PAGE_BYTES) as u64;
+    pub(crate) fn prepare(&mut self, bytes: u64) -> Result<(), Failure> {
         let path = next_path(&self.dir);
         let fits = |file: &Arc<dyn File>| file.len().is_ok_and(|len| len >= bytes);
         if self.next.as_ref().is_some_and(fits) {
@@ -302,7 +382,7 @@ impl Switch {
 
     /// Makes `manifest` the one that stands. Durable on return.
     pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
-        self.prepare(manifest.segments.len())?;
+        self.prepare(manifest.file_bytes())?;
         let next = next_path(&self.dir);
         let Some(file) = self.next.take() else {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
@@ -335,6 +415,14 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     pub(crate) fn sample() -> Manifest {
+        let table = |number, from, to| ListedTable {
+            number,
+            from: Lsn::new(from),
+            to: Lsn::new(to),
+            slots: 11,
+            homes: 3,
+            buckets: 4,
+        };
         let listed = |ordinal, base: u64, len| Listed {
             ordinal,
             base: Lsn::new(base),
@@ -358,6 +446,9 @@ pub(crate) mod tests {
             },
             opener: Opener { pid: 4242, since: WallMillis(1_700_000_000_000) },
             segments: vec![listed(3, 1 << 20, 4096), listed(7, 1 << 21, 1 << 16)],
+            covered: Lsn::new(1 << 21),
+            next_table: 12,
+            tables: vec![table(9, 1 << 20, (1 << 20) + 800), table(11, (1 << 20) + 800, 1 << 21)],
         }
     }
 
@@ -396,9 +487,11 @@ pub(crate) mod tests {
              09000000000000000000000000000000000020000000000000004000000000000101010101010101\
              01010101010101010202020202020202020202020202020202020202020202020202020202020202\
              05050505050505050505050505050505060000000000000007000000000000000800000000000000\
-             0068e5cf8b0100009210000008000000020000000000100000000000001010000000000000000100\
-             000000004d0010000000000003000000000020000000000000002100000000000000010000000000\
-             4d0020000000000007000000f85738ae"
+             0068e5cf8b010000921000000800000000002000000000000c000000020000000200000000001000\
+             00000000001010000000000000000100000000004d00100000000000030000000000200000000000\
+             000021000000000000000100000000004d0020000000000007000000000010000000000020031000\
+             000000000b0000000000000003000000000000000400000000000000090000002003100000000000\
+             00002000000000000b00000000000000030000000000000004000000000000000b0000001cac2667"
         );
     }
 

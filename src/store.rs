@@ -4,20 +4,22 @@
 //! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admin::{Health, Iter, Stats};
+use crate::admin::{Gathering, Health, Iter, Stats, Verification};
 use crate::builder::StoreBuilder;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, Interrupted, Mark, Recorded, Resolution, State, granting,
 };
 use crate::engine::{Applied, Outcome as EncodedOutcome, Seen, Writing};
+use crate::log::Due;
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, phase_shown};
 use crate::shared::Shared;
-use crate::types::{KeyHash, Token};
+use crate::types::Token;
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
 /// An open store: names operations with keys and remembers what became of them.
@@ -472,6 +474,55 @@ impl Store {
         Stats::of(&self.shared)
     }
 
+    /// Reads every file of the store and says what is damaged: each record, each bucket of the index, and whether
+    /// the index leads to every key. Changes nothing, and others go on meanwhile.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let found = store.verify()?;
+    /// for damage in &found.damages {
+    ///     eprintln!("{damage}");
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// What is not yet durable is left out: [`sync`](Self::sync) first to have all of it read.
+    ///
+    /// # Errors
+    /// `Io` if a file can't be read; `Closed`, `Forked`. Damage is no error of this call.
+    ///
+    /// # Cost
+    /// Reads everything once, and each key's newest record once more.
+    pub fn verify(&self) -> Result<Verification> {
+        self.verify_with(|_| ControlFlow::Continue(()))
+    }
+
+    /// As [`verify`](Self::verify), and tells `progress` after each file what was found so far; it may end the reading.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # use std::ops::ControlFlow;
+    /// # let store = Sim::new(1).open()?;
+    /// let all = store.stats().log_bytes + store.stats().index_bytes;
+    /// store.verify_with(|found| {
+    ///     eprintln!("{} of {all} bytes", found.bytes);
+    ///     ControlFlow::Continue(())
+    /// })?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_with(
+        &self,
+        mut progress: impl FnMut(&Verification) -> ControlFlow<()>,
+    ) -> Result<Verification> {
+        let mut gathering = Gathering { found: Verification::default(), progress: &mut progress };
+        self.shared.verify(&mut gathering)?;
+        Ok(gathering.found)
+    }
+
     /// Does one piece of background work, if one is due, and says in how long the next may be.
     ///
     /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise a
@@ -489,7 +540,7 @@ impl Store {
     /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.
     pub fn step(&self) -> Result<Duration> {
         self.check_open()?;
-        self.shared.log.step().map(|due| due.wait())
+        self.shared.step().map(Due::wait)
     }
 
     pub(crate) fn new(shared: Shared, policy: Policy) -> Self {
@@ -575,6 +626,3 @@ fn state_in(
         _ => State::Aborted(attempt),
     })
 }
-
-/// Where a key hashes to, for a walk.
-pub(crate) type Hashed = (KeyHash, crate::index::recent::Place);

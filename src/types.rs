@@ -42,6 +42,15 @@ impl fmt::Display for Lsn {
     }
 }
 
+/// Where a record stands, by its segment: as short as sealed tables need it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Spot {
+    /// Of the segment: never used again, so it can't mean another one.
+    pub(crate) ordinal: u32,
+    /// In the segment's file, in bytes.
+    pub(crate) offset: u64,
+}
+
 /// A fencing token: grows with every claim over the store's whole life and is never issued twice.
 ///
 /// Pass it on to whatever the work changes; a resource that remembers the greatest token it has

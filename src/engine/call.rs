@@ -1,14 +1,17 @@
 //! One call on one key: look it up, decide, write what is to be written, wait until it holds.
 
+use std::sync::Arc;
+
 use super::Engine;
 use super::compose::{after, state_of};
 use crate::index::recent::{Entry, Live, Place, Shard};
-use crate::log::{NoRoom, Placed, Room};
+use crate::index::tables::Tables;
+use crate::log::{NoRoom, Placed, Room, Segments};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
 use crate::record::{Body, Draft, Ending, Record};
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Lsn, StoreMillis, Token};
+use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 /// What goes into a record beside the decision.
 #[derive(Clone, Copy, Default)]
@@ -178,24 +181,22 @@ impl Engine {
             Err(again) => return Ok(Err(again)),
             Ok(None) => {}
         }
-        let candidates = recorded(&shard, hash);
-        if candidates.is_empty() {
+        let known = Known::of(&shard, hash);
+        if known.is_nothing() {
             let found = Found::default();
             return Ok(self.act(&mut shard, key, hash, found, call, now, writing));
         }
         drop(shard);
-        let found = match self.look_in_log(key, &candidates) {
+        let found = match self.look_recorded(key, hash, &known) {
             Ok(found) => found,
-            // What was read may have moved meanwhile; then it is no damage.
-            Err(_) if !self.is_unchanged(hash, &candidates)? => return Ok(Err(Again::Changed)),
-            Err(e) => return self.settle_tail(e).map(|()| Err(Again::Changed)),
+            Err(e) => return self.look_failed(hash, &known, e).map(|()| Err(Again::Changed)),
         };
         let decision = protocol::decide(found.state.as_ref(), found.presence, call, now);
         if decision.next.is_none() && decision.answer != Answer::Asked {
             return Ok(Ok(told(found, decision.answer, now)));
         }
         let mut shard = self.shard(hash)?;
-        if !is_as_read(&shard, key, hash, &candidates) {
+        if !is_as_read(&shard, key, hash, &known) {
             return Ok(Err(Again::Changed));
         }
         let now = self.log.now();
@@ -236,17 +237,20 @@ impl Engine {
     /// Notes in memory that a claimant was told of the interruption. Gives the question's number.
     fn ask(&self, shard: &mut Shard, key: &Key<'_>, hash: KeyHash, found: &Found) -> u64 {
         let question = self.questions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let entry = found.place.and_then(|place| shard.entry_at(hash, place.lsn()));
-        if let (Some(entry), Some(state)) = (entry, &found.state) {
-            entry.live = Some(Box::new(Live {
-                key_kind: key.kind(),
-                key: key.bytes().into(),
-                state: state.clone(),
-                presence: Presence::Asked,
-                lease_until: None,
-                reserved: 0,
-                question,
-            }));
+        let (Some(place), Some(state)) = (found.place, &found.state) else { return question };
+        let live = Some(Box::new(Live {
+            key_kind: key.kind(),
+            key: key.bytes().into(),
+            state: state.clone(),
+            presence: Presence::Asked,
+            lease_until: None,
+            reserved: 0,
+            question,
+        }));
+        match shard.entry_at(hash, place.lsn()) {
+            Some(entry) => entry.live = live,
+            // Only a table had it.
+            None => shard.insert(Entry { hash, place, live }),
         }
         question
     }
@@ -255,10 +259,22 @@ impl Engine {
         self.recent.shard(hash).ok_or_else(|| Error::invalid("the index has no such shard"))
     }
 
-    pub(super) fn is_unchanged(&self, hash: KeyHash, candidates: &[Place]) -> Result<bool> {
+    /// What was read may have moved meanwhile; then it is no damage, and is looked up again. So it is where the
+    /// index could be mended, or an unsettled tail settled. Else the error stands.
+    pub(super) fn look_failed(&self, hash: KeyHash, known: &Known, error: Error) -> Result<()> {
+        if !self.is_unchanged(hash, known)? {
+            return Ok(());
+        }
+        if known.tables.list.iter().any(|table| Some(table.path()) == error.path()) {
+            return self.heal(error);
+        }
+        self.settle_tail(error)
+    }
+
+    pub(super) fn is_unchanged(&self, hash: KeyHash, known: &Known) -> Result<bool> {
         let shard = self.shard(hash)?;
-        let all = candidates.iter().all(|place| shard.candidates(hash).any(|e| e.place == *place));
-        Ok(all)
+        let is_there = |place: &Place| shard.candidates(hash).any(|e| e.place == *place);
+        Ok(known.places.iter().all(is_there) && Arc::ptr_eq(shard.tables(), &known.tables))
     }
 
     /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes but its
@@ -300,7 +316,43 @@ impl Engine {
         Err(Again::Changed)
     }
 
-    /// The key among the records that have its hash.
+    /// The key among the records that have its hash: memory's, then those of the tables from the newest on.
+    pub(super) fn look_recorded(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        known: &Known,
+    ) -> Result<Found> {
+        let found = self.look_in_log(key, &known.places)?;
+        if found.place.is_some() || known.tables.is_empty() {
+            return Ok(found);
+        }
+        let spots = known.tables.find(hash)?;
+        if spots.is_empty() {
+            return Ok(found);
+        }
+        let segments = self.log.segments();
+        for spot in spots.into_iter().filter(|spot| spot.ordinal >= segments.head()) {
+            let place = self.place_of(&segments, spot)?;
+            let found = self.look_in_log(key, &[place])?;
+            if found.place.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(Found::default())
+    }
+
+    /// The place that a table's slot stands for. What tables cover was durable before they were listed.
+    pub(super) fn place_of(&self, segments: &Segments, spot: Spot) -> Result<Place> {
+        let Some(lsn) = segments.lsn_of(spot) else {
+            let what =
+                format_args!("the index names segment {}, which isn't listed,", spot.ordinal);
+            return Err(Error::corrupt(self.log.dir(), 0, what));
+        };
+        Ok(Place::new(lsn, Durability::Sync))
+    }
+
+    /// The key among the records at some places.
     pub(super) fn look_in_log(&self, key: &Key<'_>, candidates: &[Place]) -> Result<Found> {
         for &place in candidates {
             let found = self.log.read(place.lsn(), |record| {
@@ -405,18 +457,13 @@ impl Engine {
             (true, false) => self.ended_one(),
             _ => {}
         }
-        match (found.place.and_then(|old| shard.entry_at(hash, old.lsn())), phase) {
-            (Some(entry), Some(_)) => {
+        match found.place.and_then(|old| shard.entry_at(hash, old.lsn())) {
+            // A forget, too, keeps its entry: a table may have an older record of the key.
+            Some(entry) => {
                 entry.place = place;
                 entry.live = live;
             }
-            (Some(_), None) => {
-                if let Some(old) = found.place {
-                    shard.remove_at(hash, old.lsn());
-                }
-            }
-            (None, Some(_)) => shard.insert(Entry { hash, place, live }),
-            (None, None) => {}
+            None => shard.insert(Entry { hash, place, live }),
         }
         Ok((placed, after))
     }
@@ -467,8 +514,7 @@ impl Engine {
                 .then_some((entry.place.lsn(), live.reserved))
         });
         let Some((lsn, reserved)) = place else { return };
-        if let Some(entry) = shard.entry_at(hash, lsn) {
-            entry.live = None;
+        if shard.let_go(hash, lsn).is_some() {
             self.log.release(reserved);
             self.ended_one();
         }
@@ -485,23 +531,41 @@ impl Engine {
             (live.presence == Presence::Asked && live.question == question)
                 .then_some(entry.place.lsn())
         });
-        if let Some(entry) = place.and_then(|lsn| shard.entry_at(hash, lsn)) {
-            entry.live = None;
+        if let Some(lsn) = place {
+            shard.let_go(hash, lsn);
         }
     }
 }
 
-/// The places under a hash that nobody is on.
-fn recorded(shard: &Shard, hash: KeyHash) -> Vec<Place> {
-    shard.candidates(hash).filter(|entry| entry.live.is_none()).map(|entry| entry.place).collect()
+/// Where a hash's records may stand, as it was seen under the shard lock: to be read without it.
+pub(super) struct Known {
+    /// In memory, and nobody is on them.
+    places: Vec<Place>,
+    tables: Arc<Tables>,
 }
 
-/// Whether what was read outside the lock still is all there is of the key.
-fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, candidates: &[Place]) -> bool {
+impl Known {
+    pub(super) fn of(shard: &Shard, hash: KeyHash) -> Self {
+        let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
+        let places = entries.map(|entry| entry.place).collect();
+        Known { places, tables: Arc::clone(shard.tables()) }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.places.is_empty() && self.tables.is_empty()
+    }
+}
+
+/// Whether what was read outside the lock still is all there is of the key. A miss in the tables holds for those
+/// tables only: what a checkpoint took out of memory meanwhile is in others.
+fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Known) -> bool {
     let is_live = |entry: &Entry| {
         entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
     };
-    recorded(shard, hash) == candidates && !shard.candidates(hash).any(is_live)
+    let now = Known::of(shard, hash);
+    now.places == known.places
+        && Arc::ptr_eq(&now.tables, &known.tables)
+        && !shard.candidates(hash).any(is_live)
 }
 
 fn told(found: Found, answer: Answer, now: StoreMillis) -> Done {

@@ -5,20 +5,25 @@
 //! the record it is derived from, `InProgress` apart. Never: I/O, or waiting for room, under a shard lock.
 //!
 //! `call` does one call on one key, `compose` says what its record says, `view` looks without changing,
-//! `rebuild` fills the index at an opening.
+//! `checkpoint` keeps the index small, `rebuild` fills it at an opening, `verify` reads everything.
 
 mod call;
+mod checkpoint;
 mod compose;
 mod rebuild;
+mod verify;
 mod view;
 
 pub(crate) use call::{Applied, Outcome, Stored, Writing};
-pub(crate) use view::Seen;
+pub(crate) use verify::Inspector;
+pub(crate) use view::{Seen, Walk};
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Live, Place, Recent};
+use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::recovery::{Earlier, Report};
 use crate::log::{Log, Room, Seams, Sizes, recovery};
@@ -34,6 +39,15 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) struct Engine {
     pub(crate) log: Log,
     recent: Recent,
+    /// As every shard of `recent` has them, or is about to. Changes under `work`.
+    tables: Mutex<Arc<Tables>>,
+    work: Mutex<checkpoint::Work>,
+    /// The thread that keeps the index sleeps on it.
+    index_word: WakeWord,
+    /// Keys in memory at which they are sealed.
+    checkpoint_keys: usize,
+    /// Tables made again from the log.
+    pub(crate) mended: AtomicU64,
     hasher: Hasher,
     pub(crate) report: Report,
     pub(crate) result_bytes_max: u32,
@@ -58,11 +72,16 @@ impl Engine {
         dir: &Path,
         sizes: Sizes,
         result_bytes_max: u32,
-        manifest: Manifest,
+        checkpoint_keys: usize,
+        mut manifest: Manifest,
         lock: Box<dyn DirLock>,
     ) -> Result<Self> {
         let hasher = Hasher::new(&manifest.secrets);
-        let recent = Recent::new();
+        let listed = manifest.tables.len();
+        let index_dir = dir.join("index");
+        let tables = checkpoint::open_tables(&*seams.storage, index_dir, sizes.map, &mut manifest)?;
+        let lost = listed.saturating_sub(tables.list.len()) as u64;
+        let recent = Recent::new(&tables);
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             rebuild::take_in(&recent, &hasher, dir, record, earlier)
         };
@@ -70,6 +89,11 @@ impl Engine {
         let engine = Engine {
             log,
             recent,
+            tables: Mutex::new(tables),
+            work: Mutex::new(checkpoint::Work::default()),
+            index_word: WakeWord::new(),
+            checkpoint_keys,
+            mended: AtomicU64::new(lost),
             hasher,
             report,
             result_bytes_max,
@@ -146,9 +170,13 @@ impl Engine {
 
     /// Keys known, and claims in flight.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        let shards = (0..limits::SHARDS).filter_map(|index| self.recent.nth_shard(index));
-        let keys = shards.map(|shard| shard.len() as u64).sum();
+        let sealed: u64 = self.tables().list.iter().map(|table| table.listed.slots).sum();
+        let keys = sealed.saturating_add(self.recent.len() as u64);
         (keys, self.in_flight.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn keys_in_memory(&self) -> u64 {
+        self.recent.len() as u64
     }
 
     pub(crate) fn drain(&self) {
@@ -188,9 +216,31 @@ impl Engine {
             return Ok(Vec::new());
         }
         let left = self.interrupt_all();
-        let closed = self.log.close();
+        let closed = self.close_log();
         drop(self.lock.lock().take());
         closed.map(|()| left)
+    }
+
+    /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.
+    fn close_log(&self) -> Result<()> {
+        let _work = self.work.lock();
+        let is_written = self.log.is_writing() && !self.log.is_poisoned();
+        let sealed = if is_written { self.seal() } else { Ok(None) };
+        // Without room for a table the log closes all the same, and the next opening reads it.
+        let change = sealed.unwrap_or_default();
+        let done = self.log.close(|manifest| {
+            if let Some(change) = &change {
+                change.apply(manifest);
+            }
+        });
+        if let (Some(change), Ok(())) = (&change, &done) {
+            self.install(change);
+        }
+        done
+    }
+
+    pub(crate) fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.tables.lock())
     }
 
     pub(super) fn interrupt_all(&self) -> Vec<(Key<'static>, KeyState)> {

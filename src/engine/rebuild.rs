@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::compose::state_of;
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Place, Recent};
 use crate::log::recovery::Earlier;
@@ -35,16 +34,10 @@ pub(super) fn take_in(
         }
     }
     let place = Place::new(record.lsn, Durability::Sync);
-    let is_forget = state_of(record, &body).is_none();
-    match (older, is_forget) {
-        (Some(older), true) => shard.remove_at(hash, older),
-        (Some(older), false) => {
-            if let Some(entry) = shard.entry_at(hash, older) {
-                entry.place = place;
-            }
-        }
-        (None, true) => {}
-        (None, false) => shard.insert(Entry { hash, place, live: None }),
+    // A forget stays: a table may have an older record of its key.
+    match older.and_then(|older| shard.entry_at(hash, older)) {
+        Some(entry) => entry.place = place,
+        None => shard.insert(Entry { hash, place, live: None }),
     }
     Ok(())
 }

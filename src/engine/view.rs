@@ -1,11 +1,18 @@
 //! Looking at keys without changing them.
 
+use std::sync::Arc;
+
+use super::call::Known;
 use super::{Engine, Stored};
 use crate::Result;
 use crate::index::recent::{Entry, Live, Place};
+use crate::index::table::Cursor;
+use crate::index::tables::Tables;
+use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{self, KeyState, Phase, Presence};
-use crate::types::{KeyHash, StoreMillis};
+use crate::types::{KeyHash, Spot, StoreMillis};
+
 /// A key as it was found.
 pub(crate) struct Seen {
     pub(crate) state: KeyState,
@@ -31,13 +38,12 @@ impl Engine {
                 drop(shard);
                 return self.shown(seen).map(Some);
             }
-            let candidates: Vec<Place> = shard.candidates(hash).map(|entry| entry.place).collect();
+            let known = Known::of(&shard, hash);
             drop(shard);
-            let found = match self.look_in_log(key, &candidates) {
+            let found = match self.look_recorded(key, hash, &known) {
                 Ok(found) => found,
-                Err(_) if !self.is_unchanged(hash, &candidates)? => continue,
                 Err(e) => {
-                    self.settle_tail(e)?;
+                    self.look_failed(hash, &known, e)?;
                     continue;
                 }
             };
@@ -67,27 +73,100 @@ impl Engine {
         Ok(seen)
     }
 
-    /// The places of all keys in the nth shard, for a walk; `None` past the last.
-    pub(crate) fn places(&self, shard: usize) -> Option<Vec<(KeyHash, Place)>> {
+    /// All places of keys as they are now, for a walk.
+    pub(crate) fn begin_walk(&self) -> Walk {
         if self.log.has_unsettled_tail() && self.check_usable().is_ok() {
             // It moves keys; so before the walk rather than under it. If there is no room yet, the reads say so.
             let _ = self.begin_writing();
         }
-        let shard = self.recent.nth_shard(shard)?;
-        Some(shard.iter().map(|entry| (entry.hash, entry.place)).collect())
-    }
-
-    /// The key whose newest record was seen at a place by a walk; `None` if it has changed since.
-    pub(crate) fn key_at(&self, hash: KeyHash, place: Place) -> Result<Option<Key<'static>>> {
-        let read = self.log.read(place.lsn(), |record| {
-            let body = self.body_of(&record)?;
-            Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
-        });
-        match read {
-            Err(_) if !self.is_unchanged(hash, &[place])? => Ok(None),
-            other => other,
+        loop {
+            let tables = self.tables();
+            let mut recent = Vec::new();
+            let mut is_one_moment = true;
+            for index in 0..limits::SHARDS {
+                let Some(shard) = self.recent.nth_shard(index) else { break };
+                is_one_moment &= Arc::ptr_eq(shard.tables(), &tables);
+                recent.extend(shard.iter().map(|entry| (entry.hash, entry.place)));
+            }
+            if is_one_moment {
+                recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
+                return Walk { recent, at: 0, cursors: tables.cursors(), tables };
+            }
         }
     }
+
+    /// The next key of a walk, and its hash; `None` at the end. A key that changes meanwhile may come twice or not
+    /// at all.
+    pub(crate) fn next_of_walk(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
+        while let Some(&(hash, place)) = walk.recent.get(walk.at) {
+            walk.at = walk.at.saturating_add(1);
+            match self.key_at(place) {
+                Ok(Some(key)) => return Ok(Some((key, hash))),
+                Ok(None) => {}
+                Err(_) if !self.is_at(hash, place)? => {}
+                Err(e) => return Err(e),
+            }
+        }
+        while let Some(cursor) = walk.cursors.last_mut() {
+            let Some(slot) = cursor.peek()? else {
+                walk.cursors.pop();
+                continue;
+            };
+            cursor.advance();
+            if let Some(found) = self.key_of_slot(walk, slot.spot)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The key that a slot stands for; `None` if the walk meets it elsewhere, at a newer place.
+    fn key_of_slot(&self, walk: &Walk, spot: Spot) -> Result<Option<(Key<'static>, KeyHash)>> {
+        let segments = self.log.segments();
+        if spot.ordinal < segments.head() {
+            return Ok(None);
+        }
+        let place = self.place_of(&segments, spot)?;
+        let Some(key) = self.key_at(place)? else { return Ok(None) };
+        let hash = self.hash(&key);
+        let rank = |hash: &KeyHash| (hash.high, hash.low);
+        let from = walk.recent.partition_point(|(other, _)| rank(other) < rank(&hash));
+        let same = walk.recent.get(from..).unwrap_or_default();
+        for (_, place) in same.iter().take_while(|(other, _)| *other == hash) {
+            if self.key_at(*place).ok().flatten().as_ref() == Some(&key) {
+                return Ok(None);
+            }
+        }
+        for newer in walk.tables.find(hash)?.into_iter().take_while(|newer| *newer != spot) {
+            let place = self.place_of(&segments, newer)?;
+            if self.key_at(place)?.as_ref() == Some(&key) {
+                return Ok(None);
+            }
+        }
+        Ok(Some((key, hash)))
+    }
+
+    /// The key of the record at a place.
+    fn key_at(&self, place: Place) -> Result<Option<Key<'static>>> {
+        self.log.read(place.lsn(), |record| {
+            let body = self.body_of(&record)?;
+            Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
+        })
+    }
+
+    fn is_at(&self, hash: KeyHash, place: Place) -> Result<bool> {
+        Ok(self.shard(hash)?.candidates(hash).any(|entry| entry.place == place))
+    }
+}
+
+/// A walk over all keys: those in memory, then those of the tables.
+pub(crate) struct Walk {
+    /// By hash.
+    recent: Vec<(KeyHash, Place)>,
+    at: usize,
+    tables: Arc<Tables>,
+    /// The newest table's last.
+    cursors: Vec<Cursor>,
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {

@@ -2,11 +2,14 @@
 //!
 //! Promises: one lock per shard, held for no I/O. An entry changes only under its shard's lock, in the same
 //! step in which its record takes its place in the log; so the order of a key's records is the order of its
-//! states.
+//! states. An entry leaves only when a sealed table has it, and never while somebody is on its key.
+
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-use crate::limits::SHARDS;
+use super::tables::Tables;
+use crate::limits::{self, SHARDS};
 use crate::operation::Durability;
 use crate::protocol::{KeyState, Presence};
 use crate::sync::{Mutex, MutexGuard};
@@ -81,14 +84,16 @@ pub(crate) struct Recent {
 }
 
 /// The keys whose hashes share some bits.
-#[derive(Default)]
 pub(crate) struct Shard {
     table: HashTable<Entry>,
+    /// Where keys are looked for that aren't here. Replaced in the same step in which what they hold leaves memory.
+    tables: Arc<Tables>,
 }
 
 impl Recent {
-    pub(crate) fn new() -> Self {
-        Recent { shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect() }
+    pub(crate) fn new(tables: &Arc<Tables>) -> Self {
+        let shard = || Shard { table: HashTable::new(), tables: Arc::clone(tables) };
+        Recent { shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect() }
     }
 
     /// Locks the shard of a hash.
@@ -96,6 +101,35 @@ impl Recent {
         // The low word chooses the shard, the high one the bucket: they are independent.
         let index = usize::try_from(hash.low % SHARDS as u64).unwrap_or(0);
         self.shards.get(index).map(Mutex::lock)
+    }
+
+    /// All entries whose record stands in `from..to`: what a checkpoint seals.
+    pub(crate) fn between(&self, from: Lsn, to: Lsn) -> Vec<(KeyHash, Lsn)> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let places = shard.iter().map(|entry| (entry.hash, entry.place.lsn()));
+            found.extend(places.filter(|(_, lsn)| (from..to).contains(lsn)));
+        }
+        found
+    }
+
+    /// From now on keys are looked for in `tables`, too; what they hold leaves memory.
+    pub(crate) fn install(&self, tables: &Arc<Tables>) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.tables = Arc::clone(tables);
+            let covered = tables.covered;
+            shard.table.retain(|entry| entry.live.is_some() || entry.place.lsn() >= covered);
+            // What a burst of keys took is given back, but for what the next one needs.
+            let room = shard.table.len().saturating_mul(2).max(limits::SHARD_KEYS_LEAST);
+            shard.table.shrink_to(room, |entry| entry.hash.high);
+        }
+    }
+
+    /// Entries in memory.
+    pub(crate) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Locks the nth shard, for walks over everything.
@@ -119,11 +153,19 @@ impl Shard {
         self.table.insert_unique(entry.hash.high, entry, |entry| entry.hash.high);
     }
 
-    pub(crate) fn remove_at(&mut self, hash: KeyHash, lsn: Lsn) {
+    /// Nobody is on the key any more. If a sealed table has it, it leaves memory.
+    pub(crate) fn let_go(&mut self, hash: KeyHash, lsn: Lsn) -> Option<Box<Live>> {
         let is_it = |entry: &Entry| entry.hash == hash && entry.place.lsn() == lsn;
-        if let Ok(found) = self.table.find_entry(hash.high, is_it) {
+        let mut found = self.table.find_entry(hash.high, is_it).ok()?;
+        let live = found.get_mut().live.take();
+        if lsn < self.tables.covered {
             found.remove();
         }
+        live
+    }
+
+    pub(crate) fn tables(&self) -> &Arc<Tables> {
+        &self.tables
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {

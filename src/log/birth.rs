@@ -71,6 +71,9 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
         time: clock.note(&*seams.clock).into(),
         opener: Opener::default(),
         segments: vec![identity.listed()],
+        covered: Lsn::ZERO,
+        next_table: 1,
+        tables: Vec::new(),
     };
     Switch::new(Arc::clone(&seams.storage), dir).to(&manifest).map_err(only)
 }

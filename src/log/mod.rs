@@ -18,7 +18,7 @@ use crate::operation::Durability;
 use crate::record::{Draft, Kind, Record};
 use crate::storage::{self, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::types::{Lsn, StoreMillis};
+use crate::types::{Lsn, Spot, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 pub(crate) mod birth;
@@ -39,9 +39,11 @@ pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
+pub(crate) use reader::Scrubbed;
 use room::Keeper;
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;
+pub(crate) use upkeep::Due;
 
 /// The outside world, as one store sees it.
 #[derive(Clone, Debug)]
@@ -274,6 +276,34 @@ impl Log {
         segment.read(lsn, sealed, use_of)
     }
 
+    /// Where the next record would go.
+    pub(crate) fn end(&self) -> Lsn {
+        self.tail.lock().end()
+    }
+
+    /// Bytes that the listed segments have room for from `lsn` on, and those taken of the last one.
+    pub(crate) fn bytes_since(&self, lsn: Lsn) -> u64 {
+        let end = self.end();
+        let segments = Arc::clone(&self.segments.lock());
+        let bytes = segments.iter().map(|segment| {
+            let whole = segment.base().plus(segment.identity.capacity);
+            whole.min(end).since(segment.base().max(lsn))
+        });
+        bytes.sum()
+    }
+
+    /// Shows every record about a key from `from` to `to`, in order, all of which is durable.
+    pub(crate) fn walk(&self, from: Lsn, to: Lsn, visit: &mut recovery::Visit<'_>) -> Result<()> {
+        let segments = Arc::clone(&self.segments.lock());
+        let ends = self.listed();
+        recovery::walk(&segments, &ends, from, to, visit)
+    }
+
+    /// The segments as they are listed now, to find records in by position or by segment.
+    pub(crate) fn segments(&self) -> Segments {
+        Segments(Arc::clone(&self.segments.lock()))
+    }
+
     /// Why nothing is written any more, if so.
     pub(crate) fn poison_cause(&self) -> Option<Error> {
         self.poison.lock().as_ref().map(Error::again)
@@ -304,7 +334,7 @@ impl Log {
     }
 
     /// Does `work`, which changes files; a panic in it poisons, for nobody knows how far it came.
-    fn guarded<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> T) -> T {
         let unwinding = PoisonOnUnwind(self);
         let done = work();
         std::mem::forget(unwinding);
@@ -334,13 +364,79 @@ impl Log {
         &self.dir
     }
 
+    pub(crate) fn store(&self) -> StoreId {
+        self.writer.lock().current.seal.store
+    }
+
+    /// Whether files that nobody writes any more are read through maps.
+    pub(crate) fn maps(&self) -> bool {
+        self.sizes.map
+    }
+
     pub(crate) fn seams(&self) -> &Seams {
         &self.seams
+    }
+
+    /// The manifest that stands.
+    pub(crate) fn manifest(&self) -> crate::manifest::Manifest {
+        self.keeper.lock().manifest.clone()
+    }
+
+    /// Reads all segments as far as they are durable, and goes on behind damage.
+    pub(crate) fn scrub(&self, told: &mut reader::Told<'_>) -> Result<()> {
+        let segments = Arc::clone(&self.segments.lock());
+        let durable = self.durable().get().min(self.readable.load(Ordering::SeqCst));
+        for item in self.listed() {
+            let is_it = |segment: &&Arc<Segment>| segment.identity.ordinal == item.ordinal;
+            let Some(segment) = segments.iter().find(is_it) else { continue };
+            let end = item.end.min(Lsn::new(durable));
+            if end <= item.base {
+                continue;
+            }
+            let header = Segment::open(
+                &*self.seams.storage,
+                &self.log_dir(),
+                &item,
+                segment.seal.store,
+                crate::storage::Access::Read,
+            );
+            if let Err(e) = header {
+                let _ = told(Scrubbed::Damage(e));
+            }
+            if reader::scrub(segment, end.since(item.base), told)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The segments listed, oldest first.
     pub(crate) fn listed(&self) -> Vec<crate::manifest::Listed> {
         self.keeper.lock().manifest.segments.clone()
+    }
+}
+
+/// The listed segments of one moment.
+pub(crate) struct Segments(Arc<Vec<Arc<Segment>>>);
+
+impl Segments {
+    /// Where the record at `lsn` stands; `None` if no segment holds it.
+    pub(crate) fn spot_of(&self, lsn: Lsn) -> Option<Spot> {
+        let after = self.0.partition_point(|segment| segment.base() <= lsn);
+        let segment = after.checked_sub(1).and_then(|index| self.0.get(index))?;
+        Some(Spot { ordinal: segment.identity.ordinal, offset: segment.offset(lsn) })
+    }
+
+    /// The position of what stands at `spot`; `None` if no segment has that ordinal.
+    pub(crate) fn lsn_of(&self, spot: Spot) -> Option<Lsn> {
+        let index = self.0.partition_point(|segment| segment.identity.ordinal < spot.ordinal);
+        let segment = self.0.get(index).filter(|found| found.identity.ordinal == spot.ordinal)?;
+        Some(segment.base().plus(spot.offset))
+    }
+
+    /// The oldest segment's ordinal: what stood in older ones is gone.
+    pub(crate) fn head(&self) -> u32 {
+        self.0.first().map_or(0, |segment| segment.identity.ordinal)
     }
 }
 

@@ -3,8 +3,11 @@
 //! Promises: every record it yields passed its checksums. It never goes past a bad one, except to look for
 //! watermarks behind it. Never: writes, repairs or decides; cutting a torn tail is `recovery`'s.
 
+use std::ops::ControlFlow;
+
+use super::format::SEGMENT_HEADER_BYTES;
 use super::segment::Segment;
-use crate::record::{self, ALIGN, Bad, HEADER_BYTES, Record};
+use crate::record::{self, ALIGN, Bad, HEADER_BYTES, Kind, Record};
 use crate::storage;
 use crate::types::Lsn;
 use crate::{Error, Result};
@@ -82,6 +85,50 @@ impl<'s> Reader<'s> {
         }
         let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
         Ok(self.window.get(start..).unwrap_or_default())
+    }
+}
+
+/// What a scrub meets.
+pub(crate) enum Scrubbed<'a> {
+    /// A whole record about a key.
+    Record(Record<'a>),
+    Damage(Error),
+    /// So many bytes more were read.
+    Bytes(u64),
+}
+
+/// Told of what a scrub meets; may end it.
+pub(crate) type Told<'t> = dyn FnMut(Scrubbed<'_>) -> ControlFlow<()> + 't;
+
+/// Reads one segment up to file offset `limit`, all of which was durable once. Behind damage it goes on at the next
+/// whole record.
+pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> Result<ControlFlow<()>> {
+    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let mut is_damaged = false;
+    loop {
+        let at = reader.at;
+        let flow = match reader.next()? {
+            Step::End => return Ok(told(Scrubbed::Bytes(limit))),
+            Step::Record(record) => {
+                is_damaged = false;
+                match record.kind {
+                    Kind::SegmentEnd => return Ok(told(Scrubbed::Bytes(limit))),
+                    kind if kind.is_about_key() => told(Scrubbed::Record(record)),
+                    _ => ControlFlow::Continue(()),
+                }
+            }
+            Step::Bad(bad) => {
+                reader.at = at.saturating_add(ALIGN as u64);
+                // Said once for each stretch of it.
+                match std::mem::replace(&mut is_damaged, true) {
+                    true => ControlFlow::Continue(()),
+                    false => told(Scrubbed::Damage(Error::corrupt(&segment.path, at, bad))),
+                }
+            }
+        };
+        if flow.is_break() {
+            return Ok(flow);
+        }
     }
 }
 

@@ -141,7 +141,8 @@ impl Scan {
     }
 }
 
-/// Opens the log in `dir`, which is locked. `visit` is shown every record about a key, in order.
+/// Opens the log in `dir`, which is locked. `visit` is shown every record about a key that the index doesn't cover,
+/// in order.
 pub(crate) fn open(
     seams: Seams,
     dir: &Path,
@@ -336,9 +337,13 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
         newest: StoreMillis(0),
     };
     for (index, (segment, listed)) in segments.iter().zip(&manifest.segments).enumerate() {
+        if listed.end <= manifest.covered {
+            continue;
+        }
         let end = manifest.clean.filter(|end| listed.base <= *end && *end < listed.end);
         let limit = end.unwrap_or(listed.end).since(listed.base);
-        let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
+        let start = manifest.covered.since(listed.base).max(SEGMENT_HEADER_BYTES as u64);
+        let mut reader = Reader::new(segment, start, limit);
         let mut segment_ended = false;
         loop {
             scan.last = index;
@@ -379,6 +384,41 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
         }
     }
     Ok(scan)
+}
+
+/// Shows every record about a key from `from` to `to`. A bad one there is damage: it was durable.
+pub(super) fn walk(
+    segments: &[Arc<Segment>],
+    listed: &[manifest::Listed],
+    from: Lsn,
+    to: Lsn,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    for (index, segment) in segments.iter().enumerate() {
+        let Some(item) = listed.iter().find(|item| item.ordinal == segment.identity.ordinal) else {
+            continue;
+        };
+        let (base, end) = (item.base, item.end.min(to));
+        if end <= from || end <= base {
+            continue;
+        }
+        let start = from.since(base).max(SEGMENT_HEADER_BYTES as u64);
+        let mut reader = Reader::new(segment, start, end.since(base));
+        loop {
+            let offset = segment.offset(reader.lsn());
+            match reader.next()? {
+                Step::Record(record) if record.kind == Kind::SegmentEnd => break,
+                Step::Record(record) if record.kind.is_about_key() => {
+                    let earlier = Earlier { segments: segments.get(..=index).unwrap_or_default() };
+                    visit(&record, &earlier)?;
+                }
+                Step::Record(_) => {}
+                Step::End => break,
+                Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn split(segment: &Segment, offset: u64) -> Error {

@@ -267,7 +267,9 @@ impl Log {
 
     /// Ends the log: nothing is placed any more, everything placed becomes durable, and the manifest says
     /// where it ended. An opening that wrote nothing leaves everything as it was.
-    pub(crate) fn close(&self) -> Result<()> {
+    ///
+    /// `change` brings the list of tables up to date along with it.
+    pub(crate) fn close(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         // First of all the keeper: whoever is about to begin writing has either done so, and is seen below, or
         // finds the log closed.
         let mut keeper = self.keeper.lock();
@@ -289,7 +291,8 @@ impl Log {
         let last = self.tail.lock().last;
         self.commit(last, crate::operation::Durability::Sync)?;
         let end = self.tail.lock().end();
-        let manifest = Manifest { clean: Some(end), durable: end, ..keeper.manifest.clone() };
+        let mut manifest = Manifest { clean: Some(end), durable: end, ..keeper.manifest.clone() };
+        change(&mut manifest);
         self.guarded(|| self.switch_to(&mut keeper, manifest))
     }
 }

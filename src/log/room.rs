@@ -337,14 +337,35 @@ impl Log {
         Ok(())
     }
 
-    /// Makes the file of a manifest that lists one segment more.
+    /// Makes the file of the manifest to come.
     pub(super) fn prepare_switch(&self, keeper: &mut Keeper) -> Result<()> {
-        let segments = keeper.manifest.segments.len().saturating_add(1);
-        keeper.switch.prepare(segments).map_err(|e| self.failed(e))
+        keeper.switch.prepare(keeper.manifest.next_file_bytes()).map_err(|e| self.failed(e))
+    }
+
+    /// A number for a table, which no other has or had.
+    pub(crate) fn take_table_number(&self) -> Result<u32> {
+        let mut keeper = self.keeper.lock();
+        let number = keeper.manifest.next_table;
+        keeper.manifest.next_table = number.checked_add(1).ok_or_else(|| {
+            Error::new(ErrorKind::StorageFull, "the index has used up its numbers").at(&self.dir)
+        })?;
+        Ok(number)
+    }
+
+    /// Swaps in a manifest whose list of tables `change` has brought up to date. Durable on return.
+    pub(crate) fn list_tables(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
+        let mut keeper = self.keeper.lock();
+        self.check_keeper(&keeper)?;
+        self.guarded(|| {
+            self.prepare_switch(&mut keeper)?;
+            let mut manifest = keeper.manifest.clone();
+            change(&mut manifest);
+            self.switch_to(&mut keeper, manifest)
+        })
     }
 
     /// The error of a change that failed, after the log was poisoned if it has to be.
-    pub(super) fn failed(&self, failure: Failure) -> Error {
+    pub(crate) fn failed(&self, failure: Failure) -> Error {
         match failure {
             Failure::Before(e) => e,
             Failure::Poison(e) => {

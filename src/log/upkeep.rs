@@ -159,11 +159,13 @@ impl Log {
     }
 
     /// The body of the background thread: steps until `stop` says so.
-    pub(crate) fn run_upkeep(&self, stop: &dyn Fn() -> bool) {
+    /// `after` each, whoever shares the thread may look around.
+    pub(crate) fn run_upkeep(&self, stop: &dyn Fn() -> bool, after: &dyn Fn()) {
         while !stop() {
             // A failure has poisoned the log, or is told to the next claim; here there is nobody to tell.
             // A panic ends this thread, and without it what is Lazy would never be written: so it poisons.
             let due = self.guarded(|| self.step());
+            after();
             let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
             let Due::In(millis) = due else { continue };
             let seen = self.upkeep.word.read();

@@ -51,7 +51,7 @@ impl Still {
     fn new(player: Player, is_clean: bool) -> Self {
         let Player { world, history, opened, .. } = player;
         if is_clean {
-            opened.as_ref().unwrap().log.close().unwrap();
+            opened.as_ref().unwrap().log.close(|_| {}).unwrap();
         }
         let disk = world.disk.kill_clone();
         let (log, report, seen) = peek(&disk, &history).unwrap();

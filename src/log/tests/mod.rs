@@ -461,7 +461,7 @@ impl Player {
                 }
             }
             Op::Reopen | Op::Look => {
-                let closed = self.open()?.close();
+                let closed = self.open()?.close(|_| {});
                 self.end_process(if closed.is_ok() { Fate::Closed } else { Fate::Killed });
                 closed?;
                 self.open()?;
@@ -655,7 +655,7 @@ fn a_workload_without_faults_is_found_whole_after_every_end() {
     println!("{records} records, {calls} calls, {} rolls", player.rolls);
     assert!(player.rolls >= 4);
     check(&player.world.disk.kill_clone(), &history, Fate::Killed).unwrap();
-    player.open().unwrap().close().unwrap();
+    player.open().unwrap().close(|_| {}).unwrap();
     let checked = check(&player.world.disk.kill_clone(), &history, Fate::Closed).unwrap();
     assert!(checked.report.was_clean);
     assert_eq!(checked.report.cut, None);

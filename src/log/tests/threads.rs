@@ -62,7 +62,7 @@ fn commit_one(log: &Log, id: u32, level: Durability) -> Lsn {
 fn run_beside_upkeep(log: &Log, each: impl Fn(u32) + Send + std::marker::Sync) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let upkeep = scope.spawn(|| log.run_upkeep(&|| stop.load(Ordering::SeqCst)));
+        let upkeep = scope.spawn(|| log.run_upkeep(&|| stop.load(Ordering::SeqCst), &|| {}));
         let each = &each;
         let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || each(n))).collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -122,7 +122,7 @@ fn threads_at_all_levels_and_readers_of_what_others_wrote() {
             }
         }
     });
-    log.close().unwrap();
+    log.close(|_| {}).unwrap();
     let mut found = BTreeSet::new();
     open_real(dir.path(), &mut found);
     assert_eq!(found.len() as u32, THREADS * 20);

@@ -1,0 +1,401 @@
+//! Sealing what memory holds into tables, merging tables, and mending them from the log.
+//!
+//! Promises: a table reaches no further than what is durable; it is listed by one manifest switch, and only then do the
+//! entries it holds leave memory, in the same step in which lookups learn of it; a crash anywhere leaves the tables of
+//! one manifest, and files that nobody lists. Claims and completions go on meanwhile: no lock of theirs is held longer
+//! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
+//! positions says that.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Engine, rebuild};
+use crate::index::recent::Recent;
+use crate::index::seal::{Merge, Plan, Stopped, Writer};
+use crate::index::table::{self, ListedTable, Slot, Table};
+use crate::index::tables::{Tables, merge_due};
+use crate::limits;
+use crate::log::Due;
+use crate::log::recovery::Earlier;
+use crate::manifest::Manifest;
+use crate::record::Record;
+use crate::storage::{Failure, Storage};
+use crate::sync::Ordering;
+use crate::types::{KeyHash, Lsn};
+use crate::{Error, ErrorKind, Result};
+
+/// What the background remembers of its work on the index. One party at a time.
+#[derive(Default)]
+pub(super) struct Work {
+    merge: Option<Merging>,
+    has_swept: bool,
+}
+
+struct Merging {
+    merge: Merge,
+    /// The tables that go into it, the newest first.
+    of: Vec<Arc<Table>>,
+}
+
+/// Tables that are durable and not listed yet, and those they stand in for.
+pub(super) struct Change {
+    replaced: Vec<Arc<Table>>,
+    /// The oldest first.
+    by: Vec<Arc<Table>>,
+}
+
+impl Change {
+    /// Brings the manifest's list up to date.
+    pub(super) fn apply(&self, manifest: &mut Manifest) {
+        let is_replaced = |listed: &ListedTable| {
+            self.replaced.iter().any(|table| table.listed.number == listed.number)
+        };
+        let tables = &mut manifest.tables;
+        let at = tables.iter().position(is_replaced).unwrap_or(tables.len());
+        tables.retain(|listed| !is_replaced(listed));
+        for (index, table) in self.by.iter().enumerate() {
+            tables.insert(at.saturating_add(index).min(tables.len()), table.listed);
+        }
+        manifest.covered = tables.last().map_or(manifest.covered, |last| last.to);
+    }
+
+    /// The same for the list that lookups use.
+    fn tables(&self, old: &Tables) -> Arc<Tables> {
+        let is_replaced =
+            |table: &Arc<Table>| self.replaced.iter().any(|other| Arc::ptr_eq(table, other));
+        let kept = old.list.iter().filter(|table| !is_replaced(table));
+        let mut list: Vec<_> = kept.chain(&self.by).cloned().collect();
+        list.sort_by_key(|table| std::cmp::Reverse(table.listed.to));
+        let covered = list.first().map_or(old.covered, |newest| newest.listed.to);
+        Tables::new(list, covered)
+    }
+}
+
+/// The listed tables that are whole, the newest first. A table that is damaged or missing goes, and all newer ones
+/// with it: the opening reads that part of the log again, and memory stands in for them until they are sealed anew.
+pub(super) fn open_tables(
+    storage: &dyn Storage,
+    dir: PathBuf,
+    map: bool,
+    manifest: &mut Manifest,
+) -> Result<Arc<Tables>> {
+    let mut list = Vec::with_capacity(manifest.tables.len());
+    for (index, listed) in manifest.tables.iter().enumerate() {
+        match Table::open(storage, &dir, *listed, manifest.store, map) {
+            Ok(table) => list.insert(0, Arc::new(table)),
+            Err(e) if is_damage(&e) => {
+                manifest.covered = listed.from;
+                manifest.tables.truncate(index);
+                break;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Tables::new(list, manifest.covered))
+}
+
+fn is_damage(error: &Error) -> bool {
+    error.kind() == ErrorKind::Corrupt
+}
+
+impl Engine {
+    fn index_dir(&self) -> PathBuf {
+        self.log.dir().join("index")
+    }
+
+    /// Whether the background has work on the index that can't wait for it to look by itself.
+    pub(crate) fn is_checkpoint_due(&self) -> bool {
+        let since = self.log.bytes_since(self.tables.lock().covered);
+        // Claims in flight stay in memory: they alone are no reason for another checkpoint.
+        let new = since / limits::RECORD_BYTES_LEAST;
+        since >= limits::CHECKPOINT_BYTES
+            || (new >= self.checkpoint_keys as u64 && self.recent.len() >= self.checkpoint_keys)
+    }
+
+    /// The body of the thread that keeps the log.
+    pub(crate) fn run_log(&self, stop: &dyn Fn() -> bool) {
+        self.log.run_upkeep(stop, &|| {
+            if self.is_checkpoint_due() {
+                self.index_word.wake_one();
+            }
+        });
+    }
+
+    /// The body of the thread that keeps the index: steps until `stop` says so.
+    pub(crate) fn run_index(&self, stop: &dyn Fn() -> bool) {
+        while !stop() {
+            let seen = self.index_word.read();
+            // A failed write has poisoned the log; a full disk is tried again, and so is what can't be read. A panic
+            // in the midst of a table leaves a file that nobody lists.
+            let due = self.log.guarded(|| self.step_index());
+            let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
+            if let Due::In(millis) = due {
+                self.index_word.wait(seen, Some(millis));
+            }
+        }
+    }
+
+    /// Wakes the threads to look at their `stop`.
+    pub(crate) fn wake_background(&self) {
+        self.log.stop_upkeep();
+        self.index_word.wake_all();
+    }
+
+    /// One piece of background work, the log's first.
+    pub(crate) fn step(&self) -> Result<Due> {
+        match self.log.step()? {
+            Due::Now => Ok(Due::Now),
+            Due::In(log) => Ok(match self.step_index()? {
+                Due::Now => Due::Now,
+                Due::In(index) => Due::In(log.min(index)),
+            }),
+        }
+    }
+
+    /// Does one piece of work on the index, if one is due.
+    pub(crate) fn step_index(&self) -> Result<Due> {
+        let idle = Due::In(limits::TIME_NOTE_MILLIS);
+        let mut work = self.work.lock();
+        if self.is_closed() || !self.log.is_writing() || self.log.is_poisoned() {
+            return Ok(idle);
+        }
+        if !std::mem::replace(&mut work.has_swept, true) {
+            self.sweep();
+        }
+        if self.is_checkpoint_due() {
+            let due = if self.checkpoint()? { Due::Now } else { idle };
+            return Ok(due);
+        }
+        if work.merge.is_none() {
+            work.merge = self.begin_merge()?;
+        }
+        let Some(mut merging) = work.merge.take() else { return Ok(idle) };
+        match merging.merge.advance(limits::MERGE_SLOTS) {
+            Ok(false) => {
+                work.merge = Some(merging);
+                Ok(Due::Now)
+            }
+            Ok(true) => self.end_merge(merging).map(|()| Due::Now),
+            Err(Stopped::Writing(failure)) => Err(self.log.failed(failure)),
+            Err(Stopped::Reading(e)) => {
+                merging.merge.discard();
+                self.mend(&mut work, e).map(|()| Due::Now)
+            }
+        }
+    }
+
+    /// Removes table files that no manifest lists: what openings left that ended before a switch.
+    fn sweep(&self) {
+        let storage = &*self.log.seams().storage;
+        let (dir, tables) = (self.index_dir(), self.tables());
+        let is_listed = |number| tables.list.iter().any(|table| table.listed.number == number);
+        for entry in storage.list(&dir).unwrap_or_default() {
+            if table::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
+                // If it stays, the next opening tries again.
+                let _ = storage.remove(&dir.join(&entry.name));
+            }
+        }
+    }
+
+    /// Seals what memory holds, lists the table, and lets the entries go. Durable on return. Whether there were any.
+    fn checkpoint(&self) -> Result<bool> {
+        match self.seal()? {
+            Some(change) => self.switch_index(&change).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Writes a table of all keys in memory that none covers yet. Durable on return, but not listed.
+    pub(super) fn seal(&self) -> Result<Option<Change>> {
+        let tables = self.tables();
+        let (from, to) = (tables.covered, self.log.end());
+        let entries = self.recent.between(from, to);
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        // After the entries were copied: a record that took the place of one of them before is covered, too, so that
+        // no crash can bring the older one back.
+        self.log.sync()?;
+        let small = absorbed(&tables, entries.len() as u64);
+        match self.write_table(from, to, &entries, small) {
+            // One of the small ones can't be read: it stays for whoever mends it.
+            Err(e) if is_damage(&e) => self.write_table(from, to, &entries, Vec::new()).map(Some),
+            other => other.map(Some),
+        }
+    }
+
+    /// Writes a table of `entries`, whose records stand in `from..to`, with the slots of `absorbed`, the tables before.
+    fn write_table(
+        &self,
+        from: Lsn,
+        to: Lsn,
+        entries: &[(KeyHash, Lsn)],
+        absorbed: Vec<Arc<Table>>,
+    ) -> Result<Change> {
+        let segments = self.log.segments();
+        let mut slots = Vec::with_capacity(entries.len());
+        for &(hash, lsn) in entries {
+            let spot = segments.spot_of(lsn).ok_or_else(|| {
+                Error::corrupt(self.log.dir(), 0, format_args!("no segment holds lsn {lsn}"))
+            })?;
+            slots.push(Slot::new(hash, spot));
+        }
+        let old: u64 = absorbed.iter().map(|table| table.listed.slots).sum();
+        let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
+        let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
+        let mut merge = Merge::new(slots, &absorbed, segments.head(), writer);
+        loop {
+            match merge.advance(limits::MERGE_SLOTS) {
+                Ok(true) => break,
+                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
+                Ok(false) => {}
+                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
+                Err(Stopped::Reading(e)) => {
+                    merge.discard();
+                    return Err(e);
+                }
+            }
+        }
+        let table = self.finish_table(merge)?;
+        Ok(Change { replaced: absorbed, by: vec![table] })
+    }
+
+    fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
+        let (storage, dir) = (&self.log.seams().storage, self.index_dir());
+        let made = match storage.create_dir(&dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(e) => Err(Failure::Before(Error::io("creating", &dir, e))),
+            Ok(()) => storage
+                .sync_dir(self.log.dir())
+                .map_err(|e| Failure::Poison(Error::io("syncing", self.log.dir(), e))),
+        };
+        made.map_err(|failure| self.log.failed(failure))?;
+        let plan = Plan { number: self.log.take_table_number()?, from, to, slots };
+        Writer::create(storage, &dir, self.log.store(), plan).map_err(|e| self.log.failed(e))
+    }
+
+    fn finish_table(&self, merge: Merge) -> Result<Arc<Table>> {
+        let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
+        let (storage, dir) = (&*self.log.seams().storage, self.index_dir());
+        Table::open(storage, &dir, listed, self.log.store(), self.log.maps()).map(Arc::new)
+    }
+
+    /// Lists the change, and has lookups use it.
+    fn switch_index(&self, change: &Change) -> Result<()> {
+        let listed = self.log.list_tables(|manifest| change.apply(manifest));
+        if let Err(e) = listed {
+            if !self.log.is_poisoned() {
+                self.remove_files(&change.by);
+            }
+            return Err(e);
+        }
+        self.install(change);
+        Ok(())
+    }
+
+    /// Has lookups use a change that is listed. The files it stands in for go; who reads in them reads on.
+    pub(super) fn install(&self, change: &Change) {
+        let new = {
+            let mut tables = self.tables.lock();
+            *tables = change.tables(&tables);
+            Arc::clone(&tables)
+        };
+        self.recent.install(&new);
+        self.remove_files(&change.replaced);
+    }
+
+    fn remove_files(&self, tables: &[Arc<Table>]) {
+        for table in tables {
+            // If it stays, the next opening removes it: no manifest lists it.
+            let _ = self.log.seams().storage.remove(table.path());
+        }
+    }
+
+    fn begin_merge(&self) -> Result<Option<Merging>> {
+        let tables = self.tables();
+        let listed: Vec<_> = tables.list.iter().map(|table| table.listed).collect();
+        let of = tables.list.get(..merge_due(&listed)).unwrap_or_default();
+        let (Some(newest), Some(oldest)) = (of.first(), of.last()) else { return Ok(None) };
+        let slots = of.iter().map(|table| table.listed.slots).sum();
+        let writer = self.create_table(oldest.listed.from, newest.listed.to, slots)?;
+        let merge = Merge::new(Vec::new(), of, self.log.segments().head(), writer);
+        Ok(Some(Merging { merge, of: of.to_vec() }))
+    }
+
+    fn end_merge(&self, merging: Merging) -> Result<()> {
+        let table = self.finish_table(merging.merge)?;
+        self.switch_index(&Change { replaced: merging.of, by: vec![table] })
+    }
+
+    /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
+    pub(super) fn heal(&self, error: Error) -> Result<()> {
+        let mut work = self.work.lock();
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        self.mend(&mut work, error)
+    }
+
+    fn mend(&self, work: &mut Work, error: Error) -> Result<()> {
+        let tables = self.tables();
+        let is_bad = |table: &&Arc<Table>| Some(table.path()) == error.path();
+        let Some(bad) = tables.list.iter().find(is_bad) else {
+            // Somebody else has mended it.
+            return Ok(());
+        };
+        if self.is_closed() || self.log.is_poisoned() {
+            return Err(error);
+        }
+        if let Some(merging) = work.merge.take() {
+            merging.merge.discard();
+        }
+        let mut change = Change { replaced: vec![Arc::clone(bad)], by: Vec::new() };
+        match self.rebuild(bad.listed.from, bad.listed.to, &mut change.by) {
+            Ok(()) => self.switch_index(&change),
+            Err(e) => {
+                self.remove_files(&change.by);
+                Err(e.because(error))
+            }
+        }?;
+        self.mended.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes tables for what the log holds in `from..to`, the oldest first: in pieces, so that memory is bounded.
+    fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
+        let none = Tables::new(Vec::new(), Lsn::ZERO);
+        let (mut piece, mut piece_from) = (Recent::new(&none), from);
+        let mut keys = 0;
+        let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
+            if keys >= self.checkpoint_keys {
+                keys = 0;
+                let full = std::mem::replace(&mut piece, Recent::new(&none));
+                let entries = full.between(Lsn::ZERO, record.lsn);
+                let change = self.write_table(piece_from, record.lsn, &entries, Vec::new())?;
+                by.extend(change.by);
+                piece_from = record.lsn;
+            }
+            keys = keys.saturating_add(1);
+            rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier)
+        };
+        self.log.walk(from, to, &mut visit)?;
+        let entries = piece.between(Lsn::ZERO, to);
+        let change = self.write_table(piece_from, to, &entries, Vec::new())?;
+        by.extend(change.by);
+        Ok(())
+    }
+}
+
+/// The newest tables that are so small that a new one of `slots` takes them in at once: a store that is opened and
+/// closed again and again would have one for each time.
+fn absorbed(tables: &Tables, slots: u64) -> Vec<Arc<Table>> {
+    let (mut sum, mut count) = (slots, 0);
+    for (index, table) in tables.list.iter().enumerate() {
+        if table.listed.slots > sum || table.listed.slots > limits::MERGE_SLOTS {
+            break;
+        }
+        sum = sum.saturating_add(table.listed.slots);
+        count = index.saturating_add(1);
+    }
+    tables.list.iter().take(count).cloned().collect()
+}

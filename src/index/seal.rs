@@ -1,0 +1,212 @@
+//! Writing a table: from memory, or from older tables merged into one.
+//!
+//! Promises: sequential writes, and on return of `finish` a durable file that no manifest lists yet; a crash before
+//! leaves a file without consequence. The header is written last. Merging reads no record and decides nothing but which
+//! segments are gone: a slot dies with its segment, so nothing that a younger slot hides can come back.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zerocopy::IntoBytes;
+
+use super::table::{
+    Bucket, Cursor, ListedTable, SLOTS, Slot, TABLE_HEADER_BYTES, Table, file_name, home_of,
+    seed_of,
+};
+use crate::limits;
+use crate::storage::{self, Failure, File, Storage};
+use crate::types::{Lsn, StoreId};
+use crate::{Error, Result};
+
+/// What a table about to be written is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Plan {
+    pub(crate) number: u32,
+    pub(crate) from: Lsn,
+    pub(crate) to: Lsn,
+    /// At least as many as will be pushed.
+    pub(crate) slots: u64,
+}
+
+/// A table that is being written. Slots are pushed in order.
+pub(crate) struct Writer {
+    storage: Arc<dyn Storage>,
+    file: Arc<dyn File>,
+    index_dir: PathBuf,
+    path: PathBuf,
+    store: StoreId,
+    seed: u32,
+    /// `slots` and `buckets` count what was written.
+    listed: ListedTable,
+    /// The bucket being filled, whose number is `listed.buckets`.
+    bucket: Vec<Slot>,
+    buffer: Vec<u8>,
+    written: u64,
+    unsynced: u64,
+}
+
+impl Writer {
+    pub(crate) fn create(
+        storage: &Arc<dyn Storage>,
+        index_dir: &Path,
+        store: StoreId,
+        plan: Plan,
+    ) -> Result<Self, Failure> {
+        let path = index_dir.join(file_name(plan.number));
+        let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
+        let file = match storage.create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // Written by an opening that ended before its manifest listed it.
+                storage.remove(&path).map_err(|e| before("removing", e))?;
+                storage.create(&path)
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| before("creating", e))?;
+        let homes = (plan.slots.saturating_mul(10) / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
+        let listed = ListedTable {
+            number: plan.number,
+            from: plan.from,
+            to: plan.to,
+            slots: 0,
+            homes,
+            buckets: 0,
+        };
+        Ok(Writer {
+            storage: Arc::clone(storage),
+            file,
+            index_dir: index_dir.to_path_buf(),
+            seed: seed_of(store, plan.number),
+            path,
+            store,
+            listed,
+            bucket: Vec::with_capacity(SLOTS),
+            buffer: Vec::with_capacity(limits::TABLE_PIECE_BYTES),
+            written: TABLE_HEADER_BYTES as u64,
+            unsynced: 0,
+        })
+    }
+
+    /// Adds a slot, whose rank is above those of all before.
+    pub(crate) fn push(&mut self, slot: Slot) -> Result<(), Failure> {
+        let home = home_of(slot.prefix, self.listed.homes);
+        while self.listed.buckets < home || self.bucket.len() == SLOTS {
+            self.end_bucket()?;
+        }
+        self.bucket.push(slot);
+        self.listed.slots = self.listed.slots.saturating_add(1);
+        Ok(())
+    }
+
+    fn end_bucket(&mut self) -> Result<(), Failure> {
+        let bucket = Bucket::of(&self.bucket, self.listed.buckets, self.seed);
+        self.bucket.clear();
+        self.buffer.extend_from_slice(bucket.as_bytes());
+        self.listed.buckets = self.listed.buckets.saturating_add(1);
+        if self.buffer.len() >= limits::TABLE_PIECE_BYTES { self.write_out() } else { Ok(()) }
+    }
+
+    fn write_out(&mut self) -> Result<(), Failure> {
+        let written = storage::write_all_at(&*self.file, &self.buffer, self.written);
+        written.map_err(|e| self.failed("writing", e))?;
+        let len = self.buffer.len() as u64;
+        self.written = self.written.saturating_add(len);
+        self.unsynced = self.unsynced.saturating_add(len);
+        self.buffer.clear();
+        if self.unsynced >= limits::UNSYNCED_BYTES_MAX {
+            // In pieces, so that the log's syncs never wait behind a long one.
+            self.unsynced = 0;
+            let synced = self.file.sync_data();
+            synced.map_err(|e| self.failed("syncing", e))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the table. Durable on return, its name included.
+    pub(crate) fn finish(mut self) -> Result<ListedTable, Failure> {
+        while !self.bucket.is_empty() || self.listed.buckets < self.listed.homes {
+            self.end_bucket()?;
+        }
+        self.write_out()?;
+        let header = self.listed.encode(self.store);
+        storage::write_all_at(&*self.file, &header, 0)
+            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.storage.sync_dir(&self.index_dir))
+            .map_err(|e| self.failed("finishing", e))?;
+        Ok(self.listed)
+    }
+
+    fn discard(&self) {
+        // If it stays, the next opening removes it: no manifest lists it.
+        let _ = self.storage.remove(&self.path);
+    }
+
+    /// What was written goes at once: on a full disk others need the room.
+    fn failed(&self, doing: &str, e: io::Error) -> Failure {
+        self.discard();
+        Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
+    }
+}
+
+/// Slots from memory and several tables, on their way to be one table.
+pub(crate) struct Merge {
+    /// In order.
+    memory: std::iter::Peekable<std::vec::IntoIter<Slot>>,
+    tables: Vec<Cursor>,
+    /// Slots of older segments are left out.
+    head: u32,
+    writer: Writer,
+}
+
+/// Why a merge stopped.
+pub(crate) enum Stopped {
+    Writing(Failure),
+    /// A table that is merged is damaged, or can't be read.
+    Reading(Error),
+}
+
+impl Merge {
+    pub(crate) fn new(
+        mut memory: Vec<Slot>,
+        tables: &[Arc<Table>],
+        head: u32,
+        writer: Writer,
+    ) -> Self {
+        memory.sort_unstable_by_key(Slot::rank);
+        let tables = tables.iter().map(|table| Cursor::new(Arc::clone(table))).collect();
+        Merge { memory: memory.into_iter().peekable(), tables, head, writer }
+    }
+
+    /// Merges at most `slots` more of them. Whether all are.
+    pub(crate) fn advance(&mut self, slots: u64) -> Result<bool, Stopped> {
+        for _ in 0..slots {
+            let mut least = self.memory.peek().map(|slot| (usize::MAX, *slot));
+            for (index, cursor) in self.tables.iter_mut().enumerate() {
+                let Some(slot) = cursor.peek().map_err(Stopped::Reading)? else { continue };
+                if least.is_none_or(|(_, least)| slot.rank() < least.rank()) {
+                    least = Some((index, slot));
+                }
+            }
+            let Some((index, slot)) = least else { return Ok(true) };
+            match self.tables.get_mut(index) {
+                Some(cursor) => cursor.advance(),
+                None => drop(self.memory.next()),
+            }
+            if slot.spot.ordinal >= self.head {
+                self.writer.push(slot).map_err(Stopped::Writing)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// See [`Writer::finish`].
+    pub(crate) fn finish(self) -> Result<ListedTable, Failure> {
+        self.writer.finish()
+    }
+
+    /// Gives up: what was written goes.
+    pub(crate) fn discard(self) {
+        self.writer.discard();
+    }
+}

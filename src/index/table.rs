@@ -1,0 +1,382 @@
+//! A sealed hash table: immutable, written once in hash order, read through a map or by plain reads.
+//!
+//! Promises: every bucket is checked before it is believed, so damage is an error and never a missing key. A miss
+//! costs one cache line, seldom two. All slots under a hash's prefix are candidates: whoever asks compares the key in
+//! the record. Never: knows a log file, or which of two records is still of use. Format: `docs/format.md`, "Table".
+//!
+//! Slots stand sorted by prefix, each in the bucket its prefix points to or, where that is full, in the next: linear
+//! probing (Knuth, TAOCP 3, 6.4) in the order of hashes, so that a search ends at the first greater prefix, and a merge
+//! is one pass over both.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::limits;
+use crate::storage::{self, Access, File, Map, Storage};
+use crate::types::{KeyHash, Lsn, Spot, StoreId};
+use crate::{Error, Result};
+
+/// How much of a hash a slot keeps. What the bucket's number doesn't say of it tells keys in a bucket apart: with
+/// 100 million keys twelve bits, so that one miss in a thousand reads a record for nothing.
+const PREFIX_BITS: u32 = 37;
+
+/// Bits of a slot's offset, in units of `record::ALIGN`: a segment has 2^30 bytes at most.
+const OFFSET_BITS: u32 = 27;
+
+pub(super) const SLOTS: usize = 5;
+pub(super) const BUCKET_BYTES: usize = 64;
+pub(super) const TABLE_HEADER_BYTES: usize = 128;
+
+const _: () = assert!(PREFIX_BITS + OFFSET_BITS == u64::BITS);
+const _: () = assert!(limits::SEGMENT_BYTES_MOST >> OFFSET_BITS <= crate::record::ALIGN as u64);
+const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
+const _: () = assert!(size_of::<Header>() == TABLE_HEADER_BYTES);
+
+/// One key's record. Order: by prefix; of one prefix the newest first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Slot {
+    pub(super) prefix: u64,
+    pub(crate) spot: Spot,
+}
+
+impl Slot {
+    pub(crate) fn new(hash: KeyHash, spot: Spot) -> Self {
+        Slot { prefix: prefix_of(hash), spot }
+    }
+
+    /// What slots are sorted by. Ordinals grow with positions in the log.
+    pub(crate) fn rank(&self) -> (u64, std::cmp::Reverse<Spot>) {
+        (self.prefix, std::cmp::Reverse(self.spot))
+    }
+}
+
+fn prefix_of(hash: KeyHash) -> u64 {
+    hash.high >> OFFSET_BITS
+}
+
+/// The bucket that a prefix points to, of `homes`.
+pub(super) fn home_of(prefix: u64, homes: u64) -> u64 {
+    let product = u128::from(prefix) * u128::from(homes);
+    u64::try_from(product >> PREFIX_BITS).unwrap_or(u64::MAX)
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Header {
+    file: [u8; FILE_HEADER_BYTES],
+    from: U64,
+    to: U64,
+    slots: U64,
+    homes: U64,
+    buckets: U64,
+    number: U32,
+    reserved: [u8; 40],
+    /// Over all bytes before it.
+    sum: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Bucket {
+    slots: [RawSlot; SLOTS],
+    /// Over the slots, then the bucket's number, from the table's seed on.
+    sum: U32,
+}
+
+/// All zeros: none. No record begins at offset 0.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct RawSlot {
+    /// The prefix above the offset.
+    word: U64,
+    ordinal: U32,
+}
+
+impl RawSlot {
+    const NONE: RawSlot = RawSlot { word: U64::ZERO, ordinal: U32::ZERO };
+
+    fn of(slot: &Slot) -> Self {
+        let offset = slot.spot.offset / crate::record::ALIGN as u64;
+        let word = slot.prefix << OFFSET_BITS | offset & ((1 << OFFSET_BITS) - 1);
+        RawSlot { word: word.into(), ordinal: slot.spot.ordinal.into() }
+    }
+
+    fn slot(self) -> Option<Slot> {
+        let word = self.word.get();
+        let offset = (word & ((1 << OFFSET_BITS) - 1)).saturating_mul(crate::record::ALIGN as u64);
+        let spot = Spot { ordinal: self.ordinal.get(), offset };
+        (offset != 0).then_some(Slot { prefix: word >> OFFSET_BITS, spot })
+    }
+}
+
+impl Bucket {
+    pub(super) fn of(slots: &[Slot], number: u64, seed: u32) -> Self {
+        let mut bucket = Bucket { slots: [RawSlot::NONE; SLOTS], sum: 0.into() };
+        for (raw, slot) in bucket.slots.iter_mut().zip(slots) {
+            *raw = RawSlot::of(slot);
+        }
+        bucket.sum = bucket.expected_sum(number, seed).into();
+        bucket
+    }
+
+    fn expected_sum(&self, number: u64, seed: u32) -> u32 {
+        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+        hasher.update(self.slots.as_bytes());
+        hasher.update(&number.to_le_bytes());
+        hasher.finalize()
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.slots.iter().map_while(|raw| raw.slot())
+    }
+}
+
+/// What a table is, beside its slots; as the manifest lists it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ListedTable {
+    /// Names the file; never used again.
+    pub(crate) number: u32,
+    /// It holds the keys whose newest record before `to` stands at or past `from`.
+    pub(crate) from: Lsn,
+    pub(crate) to: Lsn,
+    pub(crate) slots: u64,
+    /// Buckets that prefixes point to.
+    pub(crate) homes: u64,
+    /// All buckets: behind the last home there may be some more.
+    pub(crate) buckets: u64,
+}
+
+impl ListedTable {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.buckets.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64)
+    }
+
+    pub(super) fn encode(&self, store: StoreId) -> [u8; TABLE_HEADER_BYTES] {
+        let file = FileHeader::new(FileKind::Table, store);
+        let mut header = Header {
+            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+            from: self.from.get().into(),
+            to: self.to.get().into(),
+            slots: self.slots.into(),
+            homes: self.homes.into(),
+            buckets: self.buckets.into(),
+            number: self.number.into(),
+            reserved: [0; 40],
+            sum: 0.into(),
+        };
+        header.sum = header.expected_sum().into();
+        header.as_bytes().try_into().unwrap_or([0; TABLE_HEADER_BYTES])
+    }
+
+    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
+    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
+        let store = FileHeader::check(bytes, FileKind::Table, path)?;
+        let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
+        let (header, _) =
+            Header::read_from_prefix(bytes).map_err(|_| bad("a table header cut short"))?;
+        if header.sum.get() != header.expected_sum() || header.reserved != [0; 40] {
+            return Err(bad("a table header that fails its checksum"));
+        }
+        let listed = ListedTable {
+            number: header.number.get(),
+            from: Lsn::new(header.from.get()),
+            to: Lsn::new(header.to.get()),
+            slots: header.slots.get(),
+            homes: header.homes.get(),
+            buckets: header.buckets.get(),
+        };
+        if listed.is_sound() { Ok((store, listed)) } else { Err(bad("an impossible table")) }
+    }
+
+    pub(crate) fn is_sound(&self) -> bool {
+        let slots_most = self.buckets.saturating_mul(SLOTS as u64);
+        self.from <= self.to
+            && (1..=self.buckets).contains(&self.homes)
+            && self.buckets <= limits::TABLE_BUCKETS_MAX
+            && self.slots <= slots_most
+    }
+}
+
+impl Header {
+    fn expected_sum(&self) -> u32 {
+        crc32fast::hash(self.as_bytes().get(..TABLE_HEADER_BYTES - 4).unwrap_or_default())
+    }
+}
+
+/// Makes a bucket of one table none of another.
+pub(super) fn seed_of(store: StoreId, number: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&store.0);
+    hasher.update(&number.to_le_bytes());
+    hasher.finalize()
+}
+
+/// The name of the table with that number.
+pub(crate) fn file_name(number: u32) -> String {
+    format!("{number:010}.tab")
+}
+
+/// The number that a file name stands for; `None` if it names no table.
+pub(crate) fn number_of(name: &str) -> Option<u32> {
+    let number = name.strip_suffix(".tab")?.parse().ok()?;
+    (file_name(number) == name).then_some(number)
+}
+
+/// An open table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) listed: ListedTable,
+    store: StoreId,
+    path: PathBuf,
+    seed: u32,
+    bytes: Bytes,
+}
+
+/// Where its bytes come from. A map needs no open file beside it.
+#[derive(Debug)]
+enum Bytes {
+    Map(Arc<dyn Map>),
+    File(Arc<dyn File>),
+}
+
+impl Table {
+    /// Opens a listed table and checks that it is the one listed. Its buckets are checked as they are read.
+    pub(crate) fn open(
+        storage: &dyn Storage,
+        index_dir: &Path,
+        listed: ListedTable,
+        store: StoreId,
+        map: bool,
+    ) -> Result<Self> {
+        let path = index_dir.join(file_name(listed.number));
+        let file = match storage.open(&path, Access::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::corrupt(&path, 0, "a listed table is missing:").because(e));
+            }
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                return Err(Error::corrupt(&path, 0, "a directory in place of a table:").because(e));
+            }
+            Err(e) => return Err(Error::io("opening", &path, e)),
+        };
+        let mut header = [0; TABLE_HEADER_BYTES];
+        let have = storage::read_full_at(&*file, &mut header, 0)
+            .map_err(|e| Error::io("reading", &path, e))?;
+        let found = ListedTable::decode(header.get(..have).unwrap_or_default(), &path)?;
+        if found != (store, listed) {
+            return Err(Error::corrupt(&path, 0, "another table than the manifest lists"));
+        }
+        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
+        if len != listed.bytes() {
+            return Err(Error::corrupt(&path, len, "a table of another length"));
+        }
+        // Where mapping fails, plain reads serve: the format is the same.
+        let bytes = match if map { file.map(len).ok() } else { None } {
+            Some(map) => Bytes::Map(map),
+            None => Bytes::File(file),
+        };
+        Ok(Table { listed, store, path, seed: seed_of(store, listed.number), bytes })
+    }
+
+    /// Whether the file still says that it is this table: read anew, by its name.
+    pub(crate) fn check_header(&self, storage: &dyn Storage) -> Result<()> {
+        let store = self.store;
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        Table::open(storage, dir, self.listed, store, false).map(drop)
+    }
+
+    /// Adds the places of all slots under a hash, the newest first.
+    pub(crate) fn find(&self, hash: KeyHash, found: &mut Vec<Spot>) -> Result<()> {
+        let prefix = prefix_of(hash);
+        let mut number = home_of(prefix, self.listed.homes);
+        while number < self.listed.buckets {
+            let bucket = self.bucket(number)?;
+            let mut slots = 0;
+            for slot in bucket.slots() {
+                if slot.prefix > prefix {
+                    return Ok(());
+                }
+                if slot.prefix == prefix {
+                    found.push(slot.spot);
+                }
+                slots += 1;
+            }
+            if slots < SLOTS {
+                return Ok(());
+            }
+            number = number.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Reads one bucket and checks it.
+    fn bucket(&self, number: u64) -> Result<Bucket> {
+        let at =
+            number.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64);
+        let bucket = match &self.bytes {
+            Bytes::Map(map) => {
+                map.bytes(at, BUCKET_BYTES).and_then(|bytes| Bucket::read_from_bytes(bytes).ok())
+            }
+            Bytes::File(file) => {
+                let mut bytes = [0; BUCKET_BYTES];
+                let have = storage::read_full_at(&**file, &mut bytes, at)
+                    .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
+                Bucket::read_from_bytes(bytes.get(..have).unwrap_or_default()).ok()
+            }
+        };
+        match bucket {
+            Some(bucket) if bucket.sum.get() == bucket.expected_sum(number, self.seed) => {
+                Ok(bucket)
+            }
+            _ => Err(Error::corrupt(&self.path, at, "a damaged bucket of the index")),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A walk through a table's slots, in order.
+pub(crate) struct Cursor {
+    table: Arc<Table>,
+    /// The bucket behind `bucket`.
+    next: u64,
+    bucket: Bucket,
+    at: usize,
+}
+
+impl Cursor {
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        Cursor {
+            table,
+            next: 0,
+            bucket: Bucket { slots: [RawSlot::NONE; SLOTS], sum: 0.into() },
+            at: 0,
+        }
+    }
+
+    /// The slot it stands at; `None` past the last one.
+    pub(crate) fn peek(&mut self) -> Result<Option<Slot>> {
+        loop {
+            if let Some(slot) = self.bucket.slots.get(self.at).and_then(|raw| raw.slot()) {
+                return Ok(Some(slot));
+            }
+            if self.next >= self.table.listed.buckets {
+                return Ok(None);
+            }
+            self.bucket = self.table.bucket(self.next)?;
+            self.next = self.next.saturating_add(1);
+            self.at = 0;
+        }
+    }
+
+    pub(crate) fn advance(&mut self) {
+        self.at = self.at.saturating_add(1);
+    }
+}

@@ -1,0 +1,55 @@
+//! The sealed tables of one manifest, as lookups share them.
+//!
+//! Promises: they cover the log from its head to `covered` without a gap, and a lookup gives the places of a hash from
+//! the newest to the oldest. Replaced as a whole; whoever holds one reads on in it. Few at any time: neighbours are
+//! merged as soon as the older is no larger than all that is newer, as the digits of a binary counter carry.
+
+use std::sync::Arc;
+
+use super::table::{Cursor, ListedTable, Table};
+use crate::Result;
+use crate::types::{KeyHash, Lsn, Spot};
+
+/// A list of tables, the newest first.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(crate) list: Vec<Arc<Table>>,
+    /// The log is covered up to here.
+    pub(crate) covered: Lsn,
+}
+
+impl Tables {
+    pub(crate) fn new(list: Vec<Arc<Table>>, covered: Lsn) -> Arc<Self> {
+        Arc::new(Tables { list, covered })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Walks through all slots, the newest table's last.
+    pub(crate) fn cursors(&self) -> Vec<Cursor> {
+        self.list.iter().rev().map(|table| Cursor::new(Arc::clone(table))).collect()
+    }
+
+    /// Places of all slots under a hash, the newest first.
+    pub(crate) fn find(&self, hash: KeyHash) -> Result<Vec<Spot>> {
+        let mut found = Vec::new();
+        for table in &self.list {
+            table.find(hash, &mut found)?;
+        }
+        Ok(found)
+    }
+}
+
+/// How many of the newest tables are to be merged into one; 0: none. `listed` has the newest first.
+pub(crate) fn merge_due(listed: &[ListedTable]) -> usize {
+    let (mut newer, mut due) = (0_u64, 0);
+    for (index, table) in listed.iter().enumerate() {
+        if index > 0 && table.slots <= newer {
+            due = index.saturating_add(1);
+        }
+        newer = newer.saturating_add(table.slots);
+    }
+    due
+}

@@ -1,0 +1,287 @@
+//! Tables by themselves: what goes in is found, what is damaged is noticed, what is merged is all there.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::seal::{Merge, Plan, Writer};
+use super::table::{self, ListedTable, SLOTS, Slot, Table};
+use super::tables::{Tables, merge_due};
+use crate::entropy::SplitMix64;
+use crate::storage::Storage;
+use crate::storage::memory::MemoryStorage;
+use crate::types::{KeyHash, Lsn, Spot, StoreId};
+
+const STORE: StoreId = StoreId([5; 16]);
+
+fn dir() -> &'static Path {
+    Path::new("/index")
+}
+
+fn disk() -> (MemoryStorage, Arc<dyn Storage>) {
+    let memory = MemoryStorage::new();
+    memory.create_dir(dir()).unwrap();
+    (memory.clone(), Arc::new(memory))
+}
+
+fn plan(number: u32, slots: usize) -> Plan {
+    let from = u64::from(number) * 1000;
+    Plan { number, from: Lsn::new(from), to: Lsn::new(from + 1000), slots: slots as u64 }
+}
+
+fn write(storage: &Arc<dyn Storage>, number: u32, slots: &mut [Slot]) -> ListedTable {
+    slots.sort_by_key(Slot::rank);
+    let plan = plan(number, slots.len());
+    let mut writer = Writer::create(storage, dir(), STORE, plan).ok().unwrap();
+    for slot in slots {
+        writer.push(*slot).ok().unwrap();
+    }
+    writer.finish().ok().unwrap()
+}
+
+fn open(storage: &Arc<dyn Storage>, listed: ListedTable, map: bool) -> crate::Result<Table> {
+    Table::open(&**storage, dir(), listed, STORE, map)
+}
+
+fn hash(high: u64) -> KeyHash {
+    KeyHash { high, low: 0 }
+}
+
+/// As many hashes of their own, each with a place of its own.
+fn random(count: u64, seed: u64) -> Vec<(KeyHash, Spot)> {
+    let mut dice = SplitMix64::new(seed);
+    let spot =
+        |n: u64| Spot { ordinal: u32::try_from(1 + n / 100).unwrap(), offset: 128 + n % 100 * 8 };
+    (0..count).map(|n| (hash(dice.next()), spot(n))).collect()
+}
+
+fn slots(keys: &[(KeyHash, Spot)]) -> Vec<Slot> {
+    keys.iter().map(|(hash, spot)| Slot::new(*hash, *spot)).collect()
+}
+
+fn find(table: &Table, hash: KeyHash) -> Vec<Spot> {
+    let mut found = Vec::new();
+    table.find(hash, &mut found).unwrap();
+    found
+}
+
+#[test]
+fn what_goes_in_is_found_and_nothing_else() {
+    for count in [0, 1, 4, 5, 6, 41, 1000, 20_000] {
+        let (_, storage) = disk();
+        let keys = random(count, count);
+        let listed = write(&storage, 1, &mut slots(&keys));
+        assert_eq!(listed.slots, count);
+        for map in [true, false] {
+            let table = open(&storage, listed, map).unwrap();
+            for (hash, spot) in &keys {
+                assert_eq!(find(&table, *hash), [*spot]);
+            }
+            let strangers = random(2000, count + 1);
+            let met = strangers.iter().filter(|(hash, _)| !find(&table, *hash).is_empty()).count();
+            // 25 bits of the hash tell keys of the smallest tables apart, and more in none.
+            assert!(met <= 2, "{met} strangers met");
+        }
+    }
+}
+
+#[test]
+fn a_key_takes_no_more_than_sixteen_bytes() {
+    let (_, storage) = disk();
+    let listed = write(&storage, 1, &mut slots(&random(50_000, 3)));
+    assert!(listed.bytes() <= 16 * listed.slots, "{} for {}", listed.bytes(), listed.slots);
+}
+
+#[test]
+fn thousands_under_one_hash_are_all_found_newest_first() {
+    let (_, storage) = disk();
+    let mut keys: Vec<_> = random(500, 9);
+    keys.extend((0..3000).map(|n| {
+        (hash(1 << 63), Spot { ordinal: 1000 + n / 7, offset: 128 + 8 * u64::from(n % 7) })
+    }));
+    keys.extend((0..20).map(|n| (hash(u64::MAX), Spot { ordinal: 5000 + n, offset: 128 })));
+    let listed = write(&storage, 1, &mut slots(&keys));
+    let table = open(&storage, listed, true).unwrap();
+    let found = find(&table, hash(1 << 63));
+    assert_eq!(found.len(), 3000);
+    assert!(found.is_sorted_by(|a, b| a > b), "not the newest first");
+    assert_eq!(find(&table, hash(u64::MAX)).len(), 20);
+    for (hash, spot) in random(500, 9) {
+        assert_eq!(find(&table, hash), [spot]);
+    }
+}
+
+#[test]
+fn a_merge_has_what_both_have_but_for_segments_that_are_gone() {
+    let (_, storage) = disk();
+    let (old, new) = (random(1500, 1), random(700, 2));
+    let shift = |spot: Spot| Spot { ordinal: spot.ordinal + 100, ..spot };
+    let new: Vec<_> = new.iter().map(|(hash, spot)| (*hash, shift(*spot))).collect();
+    // Some keys stand in both.
+    let both: Vec<_> =
+        old.iter().take(50).map(|(hash, spot)| (*hash, shift(shift(*spot)))).collect();
+    let new = [new, both].concat();
+    let tables = [(2, &new), (1, &old)].map(|(number, keys)| {
+        let listed = write(&storage, number, &mut slots(keys));
+        Arc::new(open(&storage, listed, true).unwrap())
+    });
+    let head = 4;
+    let total = old.len() + new.len();
+    let writer = Writer::create(&storage, dir(), STORE, plan(3, total)).ok().unwrap();
+    let mut merge = Merge::new(Vec::new(), &tables, head, writer);
+    while !merge.advance(7).ok().unwrap() {}
+    let merged = open(&storage, merge.finish().ok().unwrap(), true).unwrap();
+    let mut expected: BTreeMap<u64, Vec<Spot>> = BTreeMap::new();
+    for (hash, spot) in new.iter().chain(&old) {
+        expected.entry(hash.high).or_default().extend((spot.ordinal >= head).then_some(*spot));
+    }
+    for (high, mut spots) in expected {
+        spots.sort_by_key(|spot| std::cmp::Reverse(*spot));
+        assert_eq!(find(&merged, hash(high)), spots);
+    }
+    let set = Tables { list: tables.to_vec(), covered: Lsn::ZERO };
+    let (twice, _) = old[0];
+    let found = set.find(twice).unwrap();
+    assert!(found.len() == 2 && found[0] > found[1], "{found:?}");
+}
+
+#[test]
+fn every_flipped_bit_is_noticed_and_every_cut_is() {
+    let (memory, storage) = disk();
+    let keys = random(60, 4);
+    let listed = write(&storage, 1, &mut slots(&keys));
+    let path = dir().join(table::file_name(1));
+    let bytes = memory.read(&path).unwrap();
+    let mut noticed = 0;
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        memory.write_file(&path, &bad).unwrap();
+        let Ok(table) = open(&storage, listed, bit % 2 == 0) else {
+            noticed += 1;
+            continue;
+        };
+        let mut errors = 0;
+        for (hash, spot) in &keys {
+            let mut found = Vec::new();
+            match table.find(*hash, &mut found) {
+                Ok(()) => assert_eq!(found, [*spot], "bit {bit}"),
+                Err(e) => {
+                    assert_eq!((e.kind(), e.path()), (crate::ErrorKind::Corrupt, Some(&*path)));
+                    errors += 1;
+                }
+            }
+        }
+        // A bucket without keys is only met by keys that aren't there; a walk meets it all the same.
+        let mut cursor = table::Cursor::new(Arc::new(table));
+        let walked = loop {
+            match cursor.peek() {
+                Ok(Some(_)) => cursor.advance(),
+                other => break other,
+            }
+        };
+        assert!(errors > 0 || walked.is_err(), "bit {bit} was not noticed");
+        assert!(walked.is_err(), "bit {bit}");
+        noticed += 1;
+    }
+    assert_eq!(noticed, bytes.len() * 8);
+    for len in 0..bytes.len() {
+        memory.write_file(&path, &bytes[..len]).unwrap();
+        let error = open(&storage, listed, true).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Corrupt, "cut at {len}");
+    }
+}
+
+#[test]
+fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
+    let (memory, storage) = disk();
+    let keys = random(60, 4);
+    let listed = [1, 2].map(|number| write(&storage, number, &mut slots(&keys)));
+    let paths = [1, 2].map(|number| dir().join(table::file_name(number)));
+    let [one, two] = paths.each_ref().map(|path| memory.read(path).unwrap());
+    let bucket = |n: usize| 128 + n * 64..128 + (n + 1) * 64;
+    for (into, from, from_bytes) in [(0, 1, &one), (3, 3, &two)] {
+        let mut bad = one.clone();
+        bad[bucket(into)].copy_from_slice(&from_bytes[bucket(from)]);
+        memory.write_file(&paths[0], &bad).unwrap();
+        let table = Arc::new(open(&storage, listed[0], true).unwrap());
+        let mut cursor = table::Cursor::new(table);
+        while let Ok(Some(_)) = cursor.peek() {
+            cursor.advance();
+        }
+        assert!(cursor.peek().is_err());
+    }
+    // A whole table in another's place.
+    memory.write_file(&paths[0], &two).unwrap();
+    assert_eq!(open(&storage, listed[0], true).unwrap_err().kind(), crate::ErrorKind::Corrupt);
+}
+
+#[test]
+fn tables_are_merged_as_the_digits_of_a_counter_carry() {
+    let listed = |slots| ListedTable {
+        number: 1,
+        from: Lsn::ZERO,
+        to: Lsn::ZERO,
+        slots,
+        homes: 1,
+        buckets: 1,
+    };
+    let due = |slots: &[u64]| merge_due(&slots.iter().map(|n| listed(*n)).collect::<Vec<_>>());
+    assert_eq!(due(&[]), 0);
+    assert_eq!(due(&[10]), 0);
+    assert_eq!(due(&[10, 11]), 0);
+    assert_eq!(due(&[10, 10]), 2);
+    assert_eq!(due(&[10, 40, 50]), 3);
+    assert_eq!(due(&[10, 40, 51]), 0);
+    assert_eq!(due(&[10, 5, 100]), 2);
+    // A store that seals a thousand keys at a time never has many.
+    let mut tables: Vec<u64> = Vec::new();
+    let (mut most, mut rewritten) = (0, 0);
+    for _ in 0..1000 {
+        tables.insert(0, 1000);
+        let merged = due(&tables);
+        if merged > 0 {
+            let sum: u64 = tables.drain(..merged).sum();
+            rewritten += sum;
+            tables.insert(0, sum);
+        }
+        most = most.max(tables.len());
+    }
+    assert!(most <= 10 && rewritten <= 10_000_000, "{most} tables, {rewritten} rewritten");
+}
+
+proptest! {
+    #[test]
+    fn hostile_headers_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = ListedTable::decode(&bytes, Path::new("t"));
+    }
+
+    #[test]
+    fn any_slots_come_back_in_order(highs in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let (_, storage) = disk();
+        // Few values, so that many share a bucket, and many a prefix.
+        let spot = |n: usize| Spot { ordinal: 1, offset: 128 + 8 * n as u64 };
+        let high = |byte: u8| u64::from(byte).pow(2) << 48;
+        let keys: Vec<_> =
+            highs.iter().enumerate().map(|(n, byte)| (hash(high(*byte)), spot(n))).collect();
+        let mut sorted = slots(&keys);
+        let listed = write(&storage, 1, &mut sorted);
+        let table = Arc::new(open(&storage, listed, true).unwrap());
+        let mut cursor = table::Cursor::new(Arc::clone(&table));
+        let mut walked = Vec::new();
+        while let Some(slot) = cursor.peek().unwrap() {
+            walked.push(slot);
+            cursor.advance();
+        }
+        prop_assert_eq!(&walked, &sorted);
+        for (hash, _) in &keys {
+            let mut expected: Vec<Spot> =
+                keys.iter().filter(|(other, _)| other == hash).map(|(_, spot)| *spot).collect();
+            expected.sort_by_key(|spot| std::cmp::Reverse(*spot));
+            prop_assert_eq!(find(&table, *hash), expected);
+        }
+        prop_assert!(listed.buckets >= listed.homes && SLOTS as u64 * listed.buckets >= listed.slots);
+    }
+}
