@@ -125,8 +125,8 @@ impl Engine {
     pub(crate) fn run_index(&self, stop: &dyn Fn() -> bool) {
         while !stop() {
             let seen = self.index_word.read();
-            // A failed write has poisoned the log; a full disk is tried again, and so is what can't be read. A panic
-            // in the midst of a table leaves a file that nobody lists.
+            // A failed write has poisoned the log. A panic in the midst of a table does, too: without this thread
+            // memory would grow for ever.
             let due = self.log.guarded(|| self.step_index());
             let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
             if let Due::In(millis) = due {
@@ -154,6 +154,15 @@ impl Engine {
 
     /// Does one piece of work on the index, if one is due.
     pub(crate) fn step_index(&self) -> Result<Due> {
+        match self.try_step_index() {
+            Err(e) if self.log.is_poisoned() => Err(e),
+            // A full disk, no file descriptor left, a record that can't be read: lookups say so as they come.
+            Err(_) => Ok(Due::In(limits::UNSYNCED_MILLIS_MAX)),
+            done => done,
+        }
+    }
+
+    fn try_step_index(&self) -> Result<Due> {
         let idle = Due::In(limits::TIME_NOTE_MILLIS);
         let mut work = self.work.lock();
         if self.is_closed() || !self.log.is_writing() || self.log.is_poisoned() {

@@ -237,7 +237,8 @@ impl World {
 
     fn open(&self) -> Store {
         // The smallest segments there are, so that a life rolls through several.
-        let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(2048);
+        let builder =
+            Store::builder().segment_bytes(16 << 10).result_bytes_max(2048).index_memory_max(128);
         self.sim.open_with(builder).unwrap()
     }
 

@@ -330,7 +330,7 @@ pub(crate) fn greatest_token(store: &Store) -> u64 {
 
 /// The smallest store there is: four pages a segment.
 pub(crate) fn tiny() -> StoreBuilder {
-    Store::builder().segment_bytes(16 << 10).result_bytes_max(256)
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(256).index_memory_max(256)
 }
 
 /// `#` and a number name a key so long that four of them fill a segment.
