@@ -97,7 +97,7 @@ pub mod fuzzing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-// The example of the README compiles.
+// The example of the README runs.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
