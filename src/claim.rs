@@ -813,7 +813,7 @@ impl Interrupted {
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///
     /// ```
-    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # use onlyonce::{Claim, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// # drop(store.claim("k")?);
     /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
@@ -833,7 +833,7 @@ impl Interrupted {
     /// Durable on return, always at `Sync`.
     ///
     /// ```
-    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # use onlyonce::{Claim, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// # drop(store.claim("k")?);
     /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };

@@ -151,7 +151,7 @@ impl Store {
     /// [`run`](Self::run) with hooks: who finds out what became of an interrupted attempt, and what an error means.
     ///
     /// ```
-    /// # use onlyonce::{Error, Outcome, Reconciled, Run, Verdict, testing::Sim};
+    /// # use onlyonce::{Error, Reconciled, Run, Verdict, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let run = store
     ///     .runner("order-1")

@@ -156,7 +156,7 @@ impl Policy {
     /// A policy that says nothing yet.
     ///
     /// ```
-    /// use onlyonce::{Operation, Policy};
+    /// use onlyonce::Policy;
     ///
     /// let hourly = Policy::new().retention(std::time::Duration::from_secs(3600));
     /// assert_ne!(hourly, Policy::new());
