@@ -111,6 +111,9 @@ impl Error {
             io::ErrorKind::PermissionDenied => {
                 ": no permission: the store's files belong to the user who made it"
             }
+            io::ErrorKind::IsADirectory => {
+                ": a directory stands where the store keeps a file: take it away"
+            }
             _ if too_many(source.raw_os_error()) => {
                 ": too many open files: close some or raise the limit (ulimit -n), and call again"
             }
