@@ -15,6 +15,15 @@ use crate::types::KeyHash;
 use crate::{Error, Key, Result};
 
 /// The kinds of [`State`].
+///
+/// ```
+/// # use onlyonce::{admin::StateKind, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("mail-1")?);
+/// let open_fates = store.iter().in_states(&[StateKind::Interrupted, StateKind::Held]);
+/// assert_eq!(open_fates.count(), 1);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StateKind {
@@ -46,6 +55,21 @@ impl StateKind {
 }
 
 /// A walk over all keys. See [`Store::iter`](crate::Store::iter).
+///
+/// A key that can't be read is an error in its place, and the walk goes on.
+///
+/// ```
+/// # use onlyonce::{Key, Result, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # for n in 0..3_u64 { let _ = store.mark(("feed", n))?; }
+/// let known: Vec<Key<'static>> = store.iter().map(|entry| Ok(entry?.0)).collect::<Result<_>>()?;
+/// assert_eq!(known.len(), 3);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+///
+/// # Cost
+/// One read a key, whatever is asked for: states and prefixes are filtered after it. In memory it holds the
+/// places of one shard of keys at a time.
 #[must_use = "a walk does nothing until it is asked for its next key"]
 pub struct Iter {
     shared: Arc<Shared>,
@@ -141,6 +165,23 @@ impl fmt::Debug for Iter {
 }
 
 /// Whether a store takes writes. See [`Store::health`](crate::Store::health).
+///
+/// ```
+/// # use onlyonce::{admin::Health, testing::{DiskFault, Sim}};
+/// # let sim = Sim::new(1);
+/// # let store = sim.open()?;
+/// # let _ = store.mark("k")?;
+/// # sim.fail_call(0, DiskFault::Io);
+/// # let _ = store.mark("l");
+/// match store.health() {
+///     Health::Writable => println!("ok"),
+///     Health::Poisoned { cause } => println!("drop the store and open it again: {cause}"),
+///     Health::WaitsForRoom => println!("the disk is full"),
+///     other => println!("{other:?}"),
+/// }
+/// # assert!(matches!(store.health(), Health::Poisoned { .. }));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Health {
@@ -176,6 +217,14 @@ impl Health {
     }
 
     /// Whether the store takes writes.
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// assert!(store.health().is_writable());
+    /// store.close(std::time::Duration::ZERO)?;
+    /// assert!(!store.health().is_writable());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn is_writable(&self) -> bool {
         *self == Health::Writable
@@ -183,6 +232,20 @@ impl Health {
 }
 
 /// Counts of one opening. See [`Store::stats`](crate::Store::stats).
+///
+/// ```
+/// # use onlyonce::{Durability, Operation, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let _ = store.mark("first")?;
+/// let before = store.stats();
+/// for n in 0..100_u64 {
+///     let _ = store.mark(Operation::new(n).durability(Durability::Flush))?;
+/// }
+/// store.sync()?;
+/// let after = store.stats();
+/// assert_eq!((after.keys - before.keys, after.syncs - before.syncs), (100, 1));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
@@ -299,6 +362,17 @@ impl Inspector for Gathering<'_> {
 }
 
 /// What an opening found.
+///
+/// ```
+/// # use onlyonce::testing::Sim;
+/// # let sim = Sim::new(1);
+/// # let _ = sim.open()?.mark("k")?;
+/// # let _ = sim.open()?.mark("l")?;
+/// let opening = sim.open()?.stats().opening; // of a store that was closed
+/// assert!(opening.was_clean && opening.records_read > 0);
+/// assert!(opening.records_resynced == 0 && opening.cut.is_none());
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Opening {
@@ -313,6 +387,20 @@ pub struct Opening {
 }
 
 /// A torn tail that an opening cut off. Nothing acknowledged at [`Sync`](crate::Durability::Sync) was in it.
+///
+/// ```
+/// # use onlyonce::{Durability, Operation, testing::Sim};
+/// # let sim = Sim::new(1);
+/// # let store = sim.open()?;
+/// # for n in 0..500_u64 { let _ = store.mark(Operation::new(n).durability(Durability::Flush))?; }
+/// # sim.power_loss_keeping_some(7);
+/// let store = sim.open()?; // after a power cut
+/// if let Some(cut) = store.stats().opening.cut {
+///     println!("{} bytes cut off in {}", cut.bytes(), cut.path().display());
+/// }
+/// # assert!(store.stats().opening.cut.is_some());
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cut {
     path: PathBuf,
@@ -323,24 +411,70 @@ pub struct Cut {
 
 impl Cut {
     /// The segment.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # for n in 0..500_u64 { let _ = store.mark(Operation::new(n).durability(Durability::Flush))?; }
+    /// # sim.power_loss_keeping_some(7);
+    /// let cut = sim.open()?.stats().opening.cut.unwrap();
+    /// assert!(cut.path().starts_with("/store/log"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Where in it the log ended.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # for n in 0..500_u64 { let _ = store.mark(Operation::new(n).durability(Durability::Flush))?; }
+    /// # sim.power_loss_keeping_some(7);
+    /// let cut = sim.open()?.stats().opening.cut.unwrap();
+    /// println!("the log ends at byte {} of {}", cut.offset(), cut.path().display());
+    /// # assert!(cut.offset() > 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
     /// How many bytes behind that held something.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # for n in 0..500_u64 { let _ = store.mark(Operation::new(n).durability(Durability::Flush))?; }
+    /// # sim.power_loss_keeping_some(7);
+    /// let cut = sim.open()?.stats().opening.cut.unwrap();
+    /// assert!(cut.bytes() > 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// How many records among them were whole: devices persist out of order.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # for n in 0..500_u64 { let _ = store.mark(Operation::new(n).durability(Durability::Flush))?; }
+    /// # sim.power_loss_keeping_some(7);
+    /// let cut = sim.open()?.stats().opening.cut.unwrap();
+    /// println!("{} bytes, with {} whole records", cut.bytes(), cut.whole_records());
+    /// # assert!(cut.whole_records() > 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn whole_records(&self) -> u64 {
         self.whole_records

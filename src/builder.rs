@@ -60,6 +60,20 @@ impl Default for StoreBuilder {
 
 impl StoreBuilder {
     /// Defaults for every operation of the store.
+    ///
+    /// An operation, or a handle from [`with_policy`](Store::with_policy), may say otherwise.
+    ///
+    /// ```
+    /// # use onlyonce::{Policy, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let day = std::time::Duration::from_secs(86_400);
+    /// let store = Store::builder().policy(Policy::new().retention(day)).open_or_create(&keys)?;
+    /// # let _ = store.mark("k")?;
+    /// # let Some(onlyonce::State::Completed(done)) = store.get("k")? else { unreachable!() };
+    /// # assert!(done.expires_at().is_some());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -69,12 +83,38 @@ impl StoreBuilder {
     ///
     /// The first one has 1 MiB, later ones half the size of the log so far. Whatever is said here, a segment
     /// holds two of the longest records.
+    ///
+    /// May be another one at each opening: segments that are there stay as they are.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let builder = Store::builder().segment_bytes(4 << 20);
+    /// let store = builder.open_or_create(&keys)?;
+    /// let too_small = Store::builder().segment_bytes(4096).open(&keys);
+    /// assert_eq!(too_small.unwrap_err().kind(), ErrorKind::Invalid);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = Some(bytes);
         self
     }
 
     /// Longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
+    ///
+    /// A segment holds at least two of the longest records, so a large value makes large files. What is recorded
+    /// already stays readable under a smaller one.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder().result_bytes_max(1000).open_or_create(&keys)?;
+    /// let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// assert_eq!(claim.complete(&[0; 1001]).unwrap_err().kind(), ErrorKind::TooLarge);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn result_bytes_max(mut self, bytes: u32) -> Self {
         self.result_bytes_max = bytes;
         self
@@ -82,6 +122,14 @@ impl StoreBuilder {
 
     /// Memory that the index may take for keys that no sealed table holds yet, 64 bytes each. Default: 64 MiB, a
     /// million keys. When it is used up, a checkpoint moves them to disk; claims in flight stay.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder().index_memory_max(8 << 20).open_or_create(&keys)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn index_memory_max(mut self, bytes: u64) -> Self {
         self.index_memory_max = bytes;
         self
@@ -89,12 +137,36 @@ impl StoreBuilder {
 
     /// Whether full segments and the index are read through memory maps. Default: yes. Without, plain reads of the
     /// same files.
+    ///
+    /// A file cut short by somebody else while it is mapped ends the process with SIGBUS; a plain read of it is
+    /// `Corrupt`.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder().map(false).open_or_create(&keys)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn map(mut self, map: bool) -> Self {
         self.map = map;
         self
     }
 
     /// No background thread: the program calls [`Store::step`] itself.
+    ///
+    /// Without it being called, what is acknowledged at `Lazy` or `Flush` may stay unsynced for longer than a second,
+    /// and a claim that needs a new segment prepares it itself.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder().manual_maintenance(true).open_or_create(&keys)?;
+    /// let wait = store.step()?; // in the program's own loop
+    /// assert!(!wait.is_zero()); // nothing was written yet, so there is nothing to do
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn manual_maintenance(mut self, manual: bool) -> Self {
         self.manual_maintenance = manual;
         self
@@ -102,12 +174,32 @@ impl StoreBuilder {
 
     /// Opens on file systems whose locks and flushes can't be relied on (NFS, SMB, FUSE …), which is refused
     /// by default.
+    ///
+    /// What the store promises then hangs on what that file system does.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder().allow_network_fs(true).open_or_create(&keys)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn allow_network_fs(mut self, allow: bool) -> Self {
         self.allow_network_fs = allow;
         self
     }
 
-    /// See [`Store::open`].
+    /// Opens the store in `dir`, which must exist. See [`Store::open`], its cost too.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Policy, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// # Store::open_or_create(&keys)?;
+    /// let quick = Policy::new().durability(Durability::Flush);
+    /// let store = Store::builder().policy(quick).open(&keys)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// As [`Store::open`]; `Invalid` for settings that can't be.
@@ -115,7 +207,17 @@ impl StoreBuilder {
         self.open_on(system(), dir.as_ref(), false)
     }
 
-    /// See [`Store::open_or_create`].
+    /// Opens the store in `dir`, or makes one there; a new one is durable on return. See
+    /// [`Store::open_or_create`], its cost too.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("var/lib/keys");
+    /// let store = Store::builder().result_bytes_max(1 << 20).open_or_create(&keys)?;
+    /// assert!(keys.join("MANIFEST").exists());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.

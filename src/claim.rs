@@ -74,6 +74,20 @@ impl Claim {
     /// Everything but a grant as an error, for `?`.
     ///
     /// Of a grant (`Acquired`, `Interrupted`) it lets go, as dropping it would.
+    ///
+    /// ```
+    /// # use onlyonce::{RefusedKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let first = store.claim("nightly")?;
+    /// let refused = store.claim("nightly")?.refused();
+    /// assert_eq!(refused.kind(), RefusedKind::InProgress);
+    /// assert_eq!(refused.to_string(), "in progress: attempt 1, since 0 s");
+    /// # drop(first);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// Formats the message; nothing is read. Of a grant, as dropping it.
     #[must_use]
     pub fn refused(self) -> Refused {
         Refused { message: self.to_string(), kind: self.kind() }
@@ -137,6 +151,19 @@ pub struct Refused {
 }
 
 /// Which answer a [`Refused`] was.
+///
+/// ```
+/// # use onlyonce::{RefusedKind, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("charge-7")?);
+/// match store.claim("charge-7")?.refused().kind() {
+///     RefusedKind::InProgress | RefusedKind::Delayed => println!("409, and try again"),
+///     RefusedKind::Interrupted | RefusedKind::Held => println!("409, and somebody looks into it"),
+///     RefusedKind::Mismatch => println!("422"),
+///     other => println!("{other:?}"),
+/// }
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum RefusedKind {
@@ -162,6 +189,15 @@ pub enum RefusedKind {
 
 impl Refused {
     /// Which answer it was.
+    ///
+    /// ```
+    /// # use onlyonce::{RefusedKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("charge-7")?);
+    /// let refused = store.claim("charge-7")?.refused();
+    /// assert_eq!(refused.kind(), RefusedKind::Interrupted);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn kind(&self) -> RefusedKind {
         self.kind
@@ -214,48 +250,131 @@ impl Attempt {
     }
 
     /// The key it is an attempt at.
+    ///
+    /// ```
+    /// # use onlyonce::{Key, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.key(), &Key::from("mail-1"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
         &self.key
     }
 
     /// 1 for the first since the key was absent.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.number(), 1);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn number(&self) -> u32 {
         self.state.attempt
     }
 
     /// Names the attempt; a resource that was shown it can tell what it did.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// let outbox = vec![(claim.token(), "dear customer")]; // the effect, with the token beside it
+    /// drop(claim);
+    /// let Claim::Interrupted(lost) = store.claim("mail-1")? else { unreachable!() };
+    /// let was_sent = outbox.iter().any(|(token, _)| *token == lost.attempt().token());
+    /// assert!(was_sent);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn token(&self) -> Token {
         self.state.token
     }
 
     /// When it was claimed, by the wall clock of then.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// println!("claimed {:?} ago", lost.since().elapsed());
+    /// # let year_2026 = std::time::Duration::from_secs(1_767_225_600);
+    /// assert!(lost.since() >= std::time::UNIX_EPOCH + year_2026);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn since(&self) -> SystemTime {
         wall(self.state.since, self.state.wall_offset)
     }
 
     /// Who claimed it, where the claim said so.
+    ///
+    /// ```
+    /// # use onlyonce::{Operation, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim(Operation::new("mail-1").owner("host-3"))?);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.owner(), Some("host-3"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
         self.state.owner.as_deref()
     }
 
     /// How long its lease still runs; `None` without one.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("mail-1").lease(Duration::from_secs(60));
+    /// let mine = store.claim(&op)?;
+    /// # sim.advance(Duration::from_secs(20));
+    /// let Claim::InProgress(attempt) = store.claim(&op)? else { unreachable!() }; // 20 s later
+    /// assert_eq!(attempt.lease_left(), Some(Duration::from_secs(40)));
+    /// # drop(mine);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn lease_left(&self) -> Option<Duration> {
         self.lease_until.map(|until| Duration::from_millis(until.since(self.now)))
     }
 
     /// Why it ended, or is held.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.abort("the server is down")?;
+    /// let Some(State::Aborted(attempt)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(attempt.reason(), Some("the server is down"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
     /// Whether its interruption is to be held rather than asked about.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, OnInterrupted, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim(Operation::new("charge-7").on_interrupted(OnInterrupted::Hold))?);
+    /// let Claim::Held(attempt) = store.claim("charge-7")? else { unreachable!() };
+    /// assert!(attempt.asked_for_hold()); // its own wish, whatever this claimant's policy says
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn asked_for_hold(&self) -> bool {
         self.state.hold
@@ -324,6 +443,16 @@ impl Recorded {
     }
 
     /// The recorded bytes.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(&done.result()[..], b"paid");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn result(&self) -> &Payload {
         &self.payload
@@ -331,37 +460,107 @@ impl Recorded {
 
     /// The recorded value, as the type it was recorded as.
     ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.decode::<String>()?, "paid");
+    /// assert!(done.decode::<()>().is_err()); // recorded as something else
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// `Undecodable` if it was recorded as something else.
+    ///
+    /// # Cost
+    /// No read of the disk; strings and bytes are copied once.
     pub fn decode<T: crate::Decode>(&self) -> Result<T> {
         self.payload.decode()
     }
 
     /// The metadata recorded under a name.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid").meta("status", 201))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!((done.meta("status"), done.meta("location")), (Some("201"), None));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// A search of at most 64 names.
     #[must_use]
     pub fn meta(&self, name: &str) -> Option<&str> {
         self.meta.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// Which attempt recorded it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.attempt(), 1);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
     /// The token of that attempt.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let mine = claim.token();
+    /// claim.complete("paid")?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.token(), mine);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn token(&self) -> Token {
         self.token
     }
 
     /// When it was recorded, by the wall clock of then.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// println!("done {:?} ago", done.completed_at().elapsed());
+    /// assert!(done.expires_at().is_none_or(|end| end > done.completed_at()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn completed_at(&self) -> SystemTime {
         self.completed_at
     }
 
     /// When it is no longer kept; `None`: for ever.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let day = std::time::Duration::from_secs(86_400);
+    /// claim.record(Outcome::success("paid").retention(day))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.expires_at(), Some(done.completed_at() + day));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.expires_at
@@ -369,6 +568,25 @@ impl Recorded {
 }
 
 /// A key whose result is no longer kept, but which is remembered.
+///
+/// No call of this version makes one: expired keys are not remembered yet.
+///
+/// ```
+/// use onlyonce::{Claim, Store};
+///
+/// fn is_done(store: &Store, key: &str) -> onlyonce::Result<bool> {
+///     Ok(match store.claim(key)? {
+///         Claim::Completed(_) => true,
+///         Claim::Expired(expired) => {
+///             println!("done at {:?}; what came of it is no longer kept", expired.completed_at());
+///             true
+///         }
+///         _ => false,
+///     })
+/// }
+/// # assert!(!is_done(&onlyonce::testing::Sim::new(1).open()?, "k")?);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Expired {
     completed_at: SystemTime,
@@ -377,12 +595,29 @@ pub struct Expired {
 
 impl Expired {
     /// When its outcome was recorded, to the minute.
+    ///
+    /// ```
+    /// use onlyonce::Expired;
+    ///
+    /// fn words(expired: &Expired) -> String {
+    ///     format!("done at {:?}", expired.completed_at())
+    /// }
+    /// ```
     #[must_use]
     pub fn completed_at(&self) -> SystemTime {
         self.completed_at
     }
 
     /// Until when it is remembered; after that the key is as good as new.
+    ///
+    /// ```
+    /// use onlyonce::Expired;
+    ///
+    /// /// How long a late retry is still told so.
+    /// fn left(expired: &Expired) -> Option<std::time::Duration> {
+    ///     expired.remembered_until().duration_since(std::time::SystemTime::now()).ok()
+    /// }
+    /// ```
     #[must_use]
     pub fn remembered_until(&self) -> SystemTime {
         self.remembered_until
@@ -421,8 +656,20 @@ pub enum State {
     Expired(Expired),
 }
 
-/// The answer to a mark.
-/// See [`Store::mark`](crate::Store::mark).
+/// The answer to a mark. See [`Store::mark`](crate::Store::mark).
+///
+/// ```
+/// # use onlyonce::{Mark, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// match store.mark("message-7")? {
+///     Mark::First => println!("handle it"),
+///     Mark::Again => println!("seen before"),
+///     Mark::InProgress(attempt) | Mark::Interrupted(attempt) => println!("claimed by others: {attempt}"),
+///     other => println!("{other:?}"),
+/// }
+/// # assert!(matches!(store.mark("message-7")?, Mark::Again));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[must_use = "the work is to be done only if the mark was the first"]
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -441,14 +688,37 @@ pub enum Mark {
 
 impl Mark {
     /// Whether the work is to be done: the key was not seen before.
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// let messages = ["a", "b", "a"];
+    /// let mut handled = Vec::new();
+    /// for message in messages {
+    ///     if store.mark(message)?.is_first() {
+    ///         handled.push(message);
+    ///     }
+    /// }
+    /// assert_eq!(handled, ["a", "b"]);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn is_first(&self) -> bool {
         matches!(self, Mark::First)
     }
 }
 
-/// What an operator found out about an interrupted or held attempt.
-/// See [`Store::resolve`](crate::Store::resolve).
+/// What an operator found out about an interrupted or held attempt. See [`Store::resolve`](crate::Store::resolve).
+///
+/// ```
+/// # use onlyonce::{Claim, Resolution, State, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("mail-1")?);
+/// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+/// // The outbox has no such mail, so it was not sent.
+/// assert!(store.resolve(&lost, Resolution::Retry)?);
+/// assert!(matches!(store.claim("mail-1")?, Claim::Acquired(_)));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Debug)]
 pub enum Resolution {
     /// It did happen, or never will: record this.
@@ -500,6 +770,15 @@ impl Interrupted {
     }
 
     /// The attempt that was interrupted.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim(Operation::new("mail-1").owner("host-3"))?);
+    /// let Claim::Interrupted(lost) = store.claim("mail-1")? else { unreachable!() };
+    /// assert_eq!((lost.attempt().number(), lost.attempt().owner()), (1, Some("host-3")));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn attempt(&self) -> &Attempt {
         &self.attempt
@@ -534,7 +813,7 @@ impl Interrupted {
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///
     /// ```
-    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # use onlyonce::{Claim, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// # drop(store.claim("k")?);
     /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
@@ -554,7 +833,7 @@ impl Interrupted {
     /// Durable on return, always at `Sync`.
     ///
     /// ```
-    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # use onlyonce::{Claim, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// # drop(store.claim("k")?);
     /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
@@ -659,6 +938,24 @@ pub struct ClaimGuard {
 }
 
 /// What the work may do with its claim; it can't end it. A clone is the same claim.
+///
+/// After the claim has ended it is good for nothing but reading: what would change something is refused as
+/// `ClaimLost`.
+///
+/// ```
+/// # use onlyonce::{Claim, ClaimHandle, Result, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # use std::time::Duration;
+/// fn work(claim: &ClaimHandle) -> Result<String> {
+///     claim.renew(Duration::from_secs(60))?; // it takes long
+///     Ok(format!("done under token {}", claim.token()))
+/// }
+///
+/// let Claim::Acquired(claim) = store.claim("task-42")? else { unreachable!() };
+/// let result = work(&claim)?; // a guard is also a handle
+/// claim.complete(&result)?;
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone)]
 pub struct ClaimHandle(Arc<Inner>);
 
@@ -898,24 +1195,65 @@ impl fmt::Debug for ClaimGuard {
 
 impl ClaimHandle {
     /// The key.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.key().to_string(), r#"("order", 17)"#);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
         &self.0.key
     }
 
     /// The claim's fencing token: hand it to whatever the work changes, so that a stale owner is refused there too.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// let request = format!("POST /charges?fence={}", claim.token());
+    /// # assert!(request.ends_with(&claim.token().get().to_string()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn token(&self) -> Token {
         self.0.token
     }
 
     /// 1 for the first attempt since the key was absent.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.attempt(), 1);
+    /// claim.abort("not yet")?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.attempt(), 2);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
 
     /// The interrupted attempt that this one follows, if it does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("order-17")?);
+    /// # let Claim::Interrupted(lost) = store.claim("order-17")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// if let Some(before) = claim.interruption() {
+    ///     println!("may have been done already: {before}"); // ask the other side about before.token()
+    /// }
+    /// assert_eq!(claim.interruption().map(|before| before.number()), Some(1));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn interruption(&self) -> Option<&Attempt> {
         self.0.interruption.as_ref()
@@ -923,8 +1261,8 @@ impl ClaimHandle {
 
     /// Lets the lease run for so long from now.
     ///
-    /// The lease of a claim lives in memory: nothing is written, unless the lease had lapsed and somebody
-    /// noticed; then one record at the claim's level.
+    /// The lease of a claim lives in memory, so there is nothing to be durable: whoever opens the store next
+    /// finds the attempt interrupted, however long its lease was to run.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
@@ -945,6 +1283,11 @@ impl ClaimHandle {
     ///
     /// # Errors
     /// `ClaimLost` if somebody took over meanwhile, or the claim has ended. `Held` if the key was held.
+    /// `Invalid` for a lease of zero. Where a record is written, those of [`Store::claim`](crate::Store::claim) too.
+    ///
+    /// # Cost
+    /// Nothing is written, and nothing waits. If the lease had lapsed and somebody noticed: one write, and one
+    /// sync where the claim is at `Sync`, and the claim is durable again on return.
     pub fn renew(&self, lease: Duration) -> Result<()> {
         let inner = &self.0;
         let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);

@@ -39,6 +39,22 @@ struct Detail {
 }
 
 /// What the caller does next.
+///
+/// ```
+/// # use onlyonce::{Claim, ErrorKind, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+/// match claim.complete("paid") {
+///     Ok(()) => println!("recorded"),
+///     Err(e) => match e.kind() {
+///         ErrorKind::ClaimLost => println!("too late, somebody took over"),
+///         ErrorKind::TooLarge | ErrorKind::StorageFull => println!("not recorded: into_claim() gives it back"),
+///         ErrorKind::Indeterminate => println!("reopen, and ask get()"),
+///         _ => return Err(e),
+///     },
+/// }
+/// # Ok::<(), onlyonce::Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -95,6 +111,9 @@ impl Error {
             io::ErrorKind::PermissionDenied => {
                 ": no permission: the store's files belong to the user who made it"
             }
+            io::ErrorKind::IsADirectory => {
+                ": a directory stands where the store keeps a file: take it away"
+            }
             _ if too_many(source.raw_os_error()) => {
                 ": too many open files: close some or raise the limit (ulimit -n), and call again"
             }
@@ -109,12 +128,50 @@ impl Error {
     }
 
     /// An error of kind `Invalid`, for an [`Encode`](crate::Encode) written by hand: this value can't be recorded.
+    ///
+    /// ```
+    /// use onlyonce::value::{Codec, Format};
+    /// use onlyonce::{Encode, Error, Result};
+    ///
+    /// struct Receipt(f64);
+    ///
+    /// impl Encode for Receipt {
+    ///     fn encode(&self, out: &mut Vec<u8>) -> Result<Format> {
+    ///         if self.0.is_nan() {
+    ///             return Err(Error::invalid("a receipt over NaN"));
+    ///         }
+    ///         out.extend_from_slice(&self.0.to_le_bytes());
+    ///         Ok(Format { codec: Codec::Custom(1), version: 0 })
+    ///     }
+    /// }
+    /// # assert!(Receipt(f64::NAN).encode(&mut Vec::new()).is_err());
+    /// ```
     #[must_use]
     pub fn invalid(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::Invalid, message)
     }
 
     /// An error of kind `Undecodable`, for a [`Decode`](crate::Decode) written by hand: not this type's bytes.
+    ///
+    /// ```
+    /// use onlyonce::value::Format;
+    /// use onlyonce::{Decode, Error, Payload, Result};
+    ///
+    /// struct Receipt(u64);
+    ///
+    /// impl Decode for Receipt {
+    ///     fn decode(payload: &Payload, _format: Format) -> Result<Self> {
+    ///         let bytes = payload[..].try_into().map_err(|_| Error::undecodable("no receipt"))?;
+    ///         Ok(Receipt(u64::from_le_bytes(bytes)))
+    ///     }
+    /// }
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let onlyonce::Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// # claim.complete("three")?;
+    /// # let onlyonce::Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+    /// # assert!(done.decode::<Receipt>().map(|receipt| receipt.0).is_err());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn undecodable(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::Undecodable, message)
@@ -159,18 +216,49 @@ impl Error {
     }
 
     /// What to do next.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// assert_eq!(store.claim("").unwrap_err().kind(), ErrorKind::Invalid); // an empty key
+    /// assert_eq!(store.claim("k".repeat(5000)).unwrap_err().kind(), ErrorKind::TooLarge);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.detail.kind.unwrap_or(ErrorKind::Io)
     }
 
     /// The file or directory it is about.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, ErrorKind, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let _ = sim.open()?.mark("k")?;
+    /// # sim.flip_byte("/store/MANIFEST", 100, 1).unwrap();
+    /// let e = sim.open().unwrap_err(); // bit rot
+    /// assert_eq!(e.kind(), ErrorKind::Corrupt);
+    /// assert!(e.path().is_some_and(|path| path.ends_with("MANIFEST")));
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.detail.path.as_deref()
     }
 
     /// The byte in that file, where one place is to blame.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, ErrorKind, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let _ = sim.open()?.mark("k")?;
+    /// # sim.flip_byte("/store/MANIFEST", 100, 1).unwrap();
+    /// let e = sim.open().unwrap_err(); // bit rot
+    /// assert_eq!(e.kind(), ErrorKind::Corrupt);
+    /// println!("look at byte {:?} of {:?}, or restore a backup", e.offset(), e.path());
+    /// assert!(e.offset().is_some());
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
         self.detail.offset

@@ -97,7 +97,7 @@ pub mod fuzzing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-// The example of the README compiles.
+// The example of the README runs.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
@@ -117,4 +117,14 @@ pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};
 
 /// Result of every fallible call.
+///
+/// ```
+/// use onlyonce::{Result, Store};
+///
+/// fn is_new(store: &Store, message: &str) -> Result<bool> {
+///     Ok(store.mark(message)?.is_first())
+/// }
+/// # assert!(is_new(&onlyonce::testing::Sim::new(1).open()?, "message-7")?);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;

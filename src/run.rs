@@ -11,6 +11,18 @@ use crate::{
 };
 
 /// How a run went.
+///
+/// ```
+/// # use onlyonce::{Error, Run, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// match store.run("order-17", |_claim| Ok::<_, Error>("paid".to_owned()))? {
+///     Run::Done(receipt) | Run::Replayed(receipt) => assert_eq!(receipt, "paid"),
+///     Run::Failed(failed) => println!("declined: {}", failed.decode::<String>()?),
+///     Run::Refused(refused) => println!("not now: {refused}"),
+///     other => println!("{other:?}"),
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 #[must_use = "a refusal means that the work was not done"]
 #[non_exhaustive]
 #[derive(Debug)]
@@ -28,6 +40,16 @@ pub enum Run<T> {
 impl<T> Run<T> {
     /// The result, of this run or the recorded one; everything else as an error.
     ///
+    /// ```
+    /// # use onlyonce::{Error, testing::Sim};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Sim::new(1).open()?;
+    /// let receipt = store.run("order-17", |_claim| Ok::<_, Error>("paid".to_owned()))?.value()?;
+    /// assert_eq!(receipt, "paid");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// A recorded failure or a refusal, in words.
     pub fn value(self) -> Result<T, Refused> {
@@ -40,6 +62,20 @@ impl<T> Run<T> {
 }
 
 /// What a reconcile hook found out about an interrupted attempt.
+///
+/// ```
+/// # use onlyonce::{Attempt, Error, Reconciled, Run, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("mail-1")?);
+/// let outbox = vec!["mail-1"]; // the effect, which can be asked
+/// let look = |lost: &Attempt| {
+///     let was_sent = outbox.iter().any(|mail| *mail == lost.key().to_string());
+///     Ok(if was_sent { Reconciled::Applied(()) } else { Reconciled::NotApplied })
+/// };
+/// let run = store.runner("mail-1").reconcile(look).run(|_| unreachable!("it was sent"))?;
+/// assert!(matches!(run, Run::Replayed(())));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 pub enum Reconciled<T> {
     /// It had its effect, and this is the result: it is recorded, nothing runs.
@@ -51,6 +87,19 @@ pub enum Reconciled<T> {
 }
 
 /// What an error of the closure means for the key.
+///
+/// ```
+/// # use onlyonce::{Abort, Error, Outcome, Verdict};
+/// # enum Fault { Declined(String), Busy, Timeout, Store(Error) }
+/// fn judge(fault: &Fault) -> Verdict {
+///     match fault {
+///         Fault::Declined(why) => Verdict::Fail(Outcome::failure(why)), // final: replayed
+///         Fault::Busy => Verdict::Abort(Abort::new("busy")),            // nothing happened
+///         Fault::Timeout | Fault::Store(_) => Verdict::Unknown,         // it may have happened
+///     }
+/// }
+/// # assert!(matches!(judge(&Fault::Busy), Verdict::Abort(_)));
+/// ```
 #[derive(Debug)]
 pub enum Verdict {
     /// Nothing happened: the next claim is granted.
@@ -84,6 +133,9 @@ impl Store {
     ///
     /// # Errors
     /// The closure's, and those of claiming and recording.
+    ///
+    /// # Cost
+    /// A claim and an ending: two writes, and two syncs at `Sync`. A replay: one read, and the decoding.
     pub fn run<'k, T, E>(
         &self,
         op: impl Into<Operation<'k>>,
@@ -99,7 +151,7 @@ impl Store {
     /// [`run`](Self::run) with hooks: who finds out what became of an interrupted attempt, and what an error means.
     ///
     /// ```
-    /// # use onlyonce::{Error, Outcome, Reconciled, Run, Verdict, testing::Sim};
+    /// # use onlyonce::{Error, Reconciled, Run, Verdict, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let run = store
     ///     .runner("order-1")
@@ -109,6 +161,8 @@ impl Store {
     /// assert!(matches!(run, Run::Done(receipt) if receipt == "receipt 1"));
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
+    ///
+    /// Nothing is claimed before [`Runner::run`].
     pub fn runner<'s, 'k, T, E>(&'s self, op: impl Into<Operation<'k>>) -> Runner<'s, 'k, T, E> {
         Runner { store: self, op: op.into(), reconcile: None, on_error: None }
     }
@@ -118,6 +172,18 @@ type Reconcile<'s, T, E> = Box<dyn FnOnce(&Attempt) -> Result<Reconciled<T>, E> 
 type OnError<'s, E> = Box<dyn FnOnce(&E) -> Verdict + 's>;
 
 /// A run to be. See [`Store::runner`].
+///
+/// ```
+/// # use onlyonce::{Error, OnInterrupted, Operation, Reconciled, Run, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// let op = Operation::new("charge-7").on_interrupted(OnInterrupted::Hold);
+/// let run = store
+///     .runner(op)
+///     .reconcile(|_lost| Ok::<_, Error>(Reconciled::Unknown)) // the other side can't be asked: held
+///     .run(|_claim| Ok("charged".to_owned()))?;
+/// assert!(matches!(run, Run::Done(_)));
+/// # Ok::<(), Error>(())
+/// ```
 #[must_use = "nothing runs until `run`"]
 pub struct Runner<'s, 'k, T, E> {
     store: &'s Store,
@@ -132,6 +198,21 @@ where
     E: From<Error>,
 {
     /// Asked about an interrupted attempt, under every policy: ask whoever was to feel the effect.
+    ///
+    /// Called at most once, before `work`, while others see the key in progress. An error of it is returned by
+    /// [`run`](Self::run), and the attempt stays interrupted.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, Reconciled, Run, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let run = store
+    ///     .runner("mail-1")
+    ///     .reconcile(|_lost| Ok::<_, Error>(Reconciled::NotApplied)) // the outbox has no such mail
+    ///     .run(|claim| Ok(claim.attempt().to_string()))?;
+    /// assert!(matches!(run, Run::Done(attempt) if attempt == "2"));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn reconcile(
         mut self,
         hook: impl FnOnce(&Attempt) -> Result<Reconciled<T>, E> + 's,
@@ -140,13 +221,35 @@ where
         self
     }
 
-    /// Judges an error of the closure.
+    /// Judges an error of the closure. Unset, it aborts, or under [`OnInterrupted::Hold`] counts as unknown.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Error, Outcome, Verdict, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let run = store
+    ///     .runner("order-17")
+    ///     .on_error(|e: &Error| Verdict::Fail(Outcome::failure(&e.to_string()))) // no use to try again
+    ///     .run(|_claim| Err::<(), _>(Error::invalid("card expired")));
+    /// assert!(run.is_err());
+    /// assert!(matches!(store.claim("order-17")?, Claim::Failed(_)));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn on_error(mut self, hook: impl FnOnce(&E) -> Verdict + 's) -> Self {
         self.on_error = Some(Box::new(hook));
         self
     }
 
-    /// Runs `work` if it is to be run. See [`Store::run`].
+    /// Runs `work` if it is to be run. See [`Store::run`], for what is durable when, and for its cost too.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, OnInterrupted, Operation, Run, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("report")?);
+    /// let op = Operation::new("report").on_interrupted(OnInterrupted::Retry); // twice does no harm
+    /// let run = store.runner(op).run(|claim| Ok::<_, Error>(claim.attempt().to_string()))?;
+    /// assert!(matches!(run, Run::Done(attempt) if attempt == "2"));
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     /// The closure's and the hooks', and those of claiming and recording.

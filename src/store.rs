@@ -26,6 +26,23 @@ use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 ///
 /// A clone is the same store. The last handle to be dropped closes it, claims included: a claim keeps the
 /// store open. One process opens a store at a time; a second one is told `Locked`.
+///
+/// ```
+/// # use onlyonce::{Store, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// /// Whatever needs the store takes a handle: threads share it, and no call needs `&mut`.
+/// fn handle(store: &Store, message: u64) -> onlyonce::Result<bool> {
+///     Ok(store.mark(("feed", message))?.is_first())
+/// }
+///
+/// let workers: Vec<_> = (0..4)
+///     .map(|_| store.clone())
+///     .map(|store| std::thread::spawn(move || handle(&store, 17)))
+///     .collect();
+/// let firsts = workers.into_iter().map(|worker| worker.join().unwrap());
+/// assert_eq!(firsts.filter(|first| matches!(first, Ok(true))).count(), 1); // one of four did it
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -35,8 +52,13 @@ pub struct Store {
 impl Store {
     /// Opens the store in `dir`, which must exist.
     ///
-    /// ```no_run
-    /// let store = onlyonce::Store::open("keys")?;
+    /// ```
+    /// # use onlyonce::{ErrorKind, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// assert_eq!(Store::open(&keys).unwrap_err().kind(), ErrorKind::NotFound); // never creates
+    /// Store::open_or_create(&keys)?;
+    /// let store = Store::open(&keys)?;
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
@@ -49,7 +71,8 @@ impl Store {
     /// `Io` if the system refuses.
     ///
     /// # Cost
-    /// Reads the log.
+    /// Reads the whole log once, from its files; memory for each key. The first write after it rewrites the
+    /// manifest: a few small writes and syncs, once.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open(dir)
     }
@@ -69,6 +92,10 @@ impl Store {
     ///
     /// # Errors
     /// As [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
+    ///
+    /// # Cost
+    /// As `open`. To make a store: about 1 MiB of zeros written ahead, and some ten syncs: of files, and of each
+    /// directory on the path.
     pub fn open_or_create(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open_or_create(dir)
     }
@@ -95,8 +122,12 @@ impl Store {
     /// # use onlyonce::{Durability, Policy, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let quick = store.with_policy(Policy::new().durability(Durability::Flush));
+    /// assert!(quick.mark("message-7")?.is_first());
+    /// assert!(!store.mark("message-7")?.is_first()); // one store
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
+    ///
+    /// In memory. A policy that can't work is refused, as `Invalid`, by the call that uses it.
     pub fn with_policy(&self, policy: Policy) -> Store {
         Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
     }
@@ -256,6 +287,9 @@ impl Store {
     ///
     /// # Errors
     /// `InProgress` if its owner is still on it; `TooLarge` for an outcome beyond a limit; as `claim`.
+    ///
+    /// # Cost
+    /// One write and one sync; nothing where it answers `false`.
     pub fn resolve(&self, attempt: &Attempt, resolution: Resolution) -> Result<bool> {
         let key = attempt.key();
         let hash = self.shared.hash(key);
@@ -402,7 +436,7 @@ impl Store {
 
     /// Takes no new claims from now on; claims in flight go on. See [`close`](Self::close).
     ///
-    /// In memory; nothing is written.
+    /// In memory; nothing is written. It can't be taken back.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -428,11 +462,17 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// Every later call on any handle or guard of this store answers `Closed`.
+    /// Everything acknowledged, at whatever level, is durable on return. Every later call on any handle or guard
+    /// of this store answers `Closed`.
     ///
     /// # Errors
     /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
-    /// same, and the next opening recovers what is durable.
+    /// same, and the next opening recovers what is durable. `StorageFull` if there was no room for the manifest
+    /// of a clean end, which is no loss either. `Closed` if it is closed already; `Forked`.
+    ///
+    /// # Cost
+    /// The wait; a write and a sync for what is not durable yet; a new manifest, which is a few small writes and
+    /// syncs and a rename. A store that wrote nothing writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
         self.check_open()?;
         self.shared.drain();
@@ -452,6 +492,9 @@ impl Store {
     /// assert!(store.health().is_writable());
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
+    ///
+    /// # Cost
+    /// A look at a few flags: what the store knows already. The disk is not asked.
     #[must_use]
     pub fn health(&self) -> Health {
         Health::of(&self.shared)
@@ -469,6 +512,10 @@ impl Store {
     /// assert_eq!((stats.keys, stats.in_flight), (0, 0));
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
+    ///
+    /// # Cost
+    /// In memory, but not free: it takes the lock of each of the 64 shards of keys in turn, and copies the list
+    /// of segments.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::of(&self.shared)
@@ -538,6 +585,9 @@ impl Store {
     ///
     /// # Errors
     /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.
+    ///
+    /// # Cost
+    /// At most one piece of work: a write, a sync, or a segment prepared, of which each page is written.
     pub fn step(&self) -> Result<Duration> {
         self.check_open()?;
         self.shared.step().map(Due::wait)

@@ -71,6 +71,15 @@ pub struct Token(pub(crate) u64);
 
 impl Token {
     /// The token as a number.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// let fence: u64 = claim.token().get(); // for a column: UPDATE … SET fence = $1 WHERE fence < $1
+    /// assert_eq!(fence.to_string(), claim.token().to_string());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0

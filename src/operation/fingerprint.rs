@@ -35,6 +35,17 @@ pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     /// The fingerprint of some bytes: about a nanosecond a byte, no allocation.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let request = |body: &str| Operation::new("client-key-1").fingerprint(Fingerprint::of(body));
+    /// let mine = store.claim(request(r#"{"amount": 17}"#))?;
+    /// let other = store.claim(request(r#"{"amount": 18}"#))?; // the same key for something else
+    /// assert!(matches!(other, Claim::Mismatch(_)));
+    /// # drop(mine);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn of(bytes: impl AsRef<[u8]>) -> Self {
         Fingerprint::finish(params().to_state().update(bytes.as_ref()))
@@ -45,6 +56,16 @@ impl Fingerprint {
     ///
     /// It is BLAKE2b as for `of`, personalized with `onlyonce-parts` (and two zero bytes), over each
     /// part's length as eight little-endian bytes followed by the part.
+    ///
+    /// As cheap as `of`, and no allocation either.
+    ///
+    /// ```
+    /// use onlyonce::Fingerprint;
+    ///
+    /// let (path, body) = ("/charges", "amount=17");
+    /// let fingerprint = Fingerprint::of_parts([path, body]);
+    /// assert_ne!(fingerprint, Fingerprint::of([path, body].concat()));
+    /// ```
     #[must_use]
     pub fn of_parts<I>(parts: I) -> Self
     where
@@ -69,12 +90,27 @@ impl Fingerprint {
     /// A fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.
     ///
     /// It must depend on nothing but the request. What a client can steer must be hard to collide.
+    ///
+    /// ```
+    /// use onlyonce::Fingerprint;
+    ///
+    /// let sha256 = [7_u8; 32]; // computed for other reasons
+    /// let (half, _) = sha256.split_first_chunk().unwrap();
+    /// assert_eq!(Fingerprint::from_bytes(*half).to_bytes(), [7; 16]);
+    /// ```
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Fingerprint(bytes)
     }
 
     /// The 16 bytes, as [`from_bytes`](Fingerprint::from_bytes) takes them.
+    ///
+    /// ```
+    /// use onlyonce::Fingerprint;
+    ///
+    /// let bytes = Fingerprint::of("abc").to_bytes(); // BLAKE2b-128, as others compute it too
+    /// assert_eq!(bytes[..4], [0xcf, 0x4a, 0xb7, 0x91]);
+    /// ```
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0

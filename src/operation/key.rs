@@ -49,6 +49,7 @@ const KIND_PARTS: u8 = 3;
 /// let operation = Operation::new(&OrderId(17));
 /// assert_eq!(Key::from(&OrderId(17)).to_string(), r#"("order", 17)"#);
 /// ```
+///
 /// `Display` is for people: text is escaped where a log line could be forged, bytes that are no UTF-8
 /// are hexadecimal. Different keys may read the same.
 #[derive(Clone)]
@@ -64,6 +65,9 @@ enum Form<'k> {
 
 impl<'k> Key<'k> {
     /// A key of any number of parts. A tuple is the same key as the list of its parts.
+    ///
+    /// Never fails: a key that is too long, or has no part, is refused by the call that uses it. Its parts are
+    /// copied into one allocation that grows.
     ///
     /// ```
     /// use onlyonce::{Key, KeyPart};
@@ -86,6 +90,19 @@ impl<'k> Key<'k> {
     }
 
     /// The same key, borrowing nothing.
+    ///
+    /// ```
+    /// use onlyonce::Key;
+    ///
+    /// /// Outlives the request it was read from.
+    /// fn queued(id: &str) -> Key<'static> {
+    ///     Key::from(("job", id)).into_owned()
+    /// }
+    /// assert_eq!(queued("17"), Key::from(("job", "17")));
+    /// ```
+    ///
+    /// # Cost
+    /// One allocation for a key that borrows text or bytes, none for any other.
     #[must_use]
     pub fn into_owned(self) -> Key<'static> {
         Key(match self.0 {

@@ -16,6 +16,16 @@ const PART_BYTES: u8 = 1;
 const PART_NUMBER: u8 = 2;
 
 /// One part of a [`Key`](crate::Key): bytes, text or a number, by `From`. Text is its UTF-8 bytes.
+///
+/// Text and bytes are borrowed where they can be; a part allocates nothing.
+///
+/// ```
+/// use onlyonce::{Key, KeyPart};
+///
+/// let mut parts: Vec<KeyPart<'_>> = vec!["tenant-7".into(), 17_u64.into()];
+/// parts.push(b"\xff\x00".into());
+/// assert_eq!(Key::from_parts(parts).to_string(), r#"("tenant-7", 17, 0xff00)"#);
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct KeyPart<'k>(Part<'k>);
 

@@ -44,6 +44,15 @@ pub struct Operation<'k> {
 
 impl<'k> Operation<'k> {
     /// The operation of that name, treated as the store's policy says.
+    ///
+    /// ```
+    /// # use onlyonce::{Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new(("mail", "receipt", 17));
+    /// assert!(store.mark(&op)?.is_first()); // borrowed, so it can be used again
+    /// assert!(!store.mark(&op)?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn new(key: impl Into<Key<'k>>) -> Self {
         Operation { key: key.into(), fingerprint: None, policy: Policy::new() }
     }
@@ -51,6 +60,17 @@ impl<'k> Operation<'k> {
     /// What the request says, so that another request under the same key is answered `Mismatch`.
     ///
     /// Kept from the claim on. Default: none, nothing is compared.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = |body: &str| Operation::new("client-key-1").fingerprint(Fingerprint::of(body));
+    /// # let Claim::Acquired(claim) = store.claim(op("amount=17"))? else { unreachable!() };
+    /// # claim.complete("paid")?;
+    /// assert!(matches!(store.claim(op("amount=17"))?, Claim::Completed(_)));
+    /// assert!(matches!(store.claim(op("amount=18"))?, Claim::Mismatch(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
         self

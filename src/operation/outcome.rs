@@ -53,6 +53,18 @@ pub(crate) struct OutcomeParts {
 
 impl Outcome {
     /// The work was done; `value` is its result.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid").meta("status", 201))?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Completed(done) if &done.result()[..] == b"paid"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// Encodes the value, into one allocation that grows.
     pub fn success<V: Encode + ?Sized>(value: &V) -> Self {
         Outcome { failure: false, value: encode(value), meta: Vec::new(), retention: None }
     }
@@ -60,6 +72,18 @@ impl Outcome {
     /// The work failed for good; `value` says how. A retry is told so and does not run.
     ///
     /// For a failure that may pass, abort instead, or leave the attempt interrupted if it may have had an effect.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::failure("card expired").meta("status", 402))?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Failed(failed) if failed.meta("status") == Some("402")));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// As [`success`](Self::success).
     pub fn failure<V: Encode + ?Sized>(value: &V) -> Self {
         Outcome { failure: true, ..Outcome::success(value) }
     }
@@ -67,6 +91,15 @@ impl Outcome {
     /// A fact beside the value, under a name: a status, a header. Given again, the later value counts.
     ///
     /// At most 64 names and 8 KiB of names and values in all.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("created").meta("status", 200).meta("status", 201))?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Completed(done) if done.meta("status") == Some("201")));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn meta(mut self, name: impl Into<String>, value: impl ToString) -> Self {
         let (name, value) = (name.into(), value.to_string());
         match self.meta.iter_mut().find(|(known, _)| *known == name) {
@@ -77,6 +110,19 @@ impl Outcome {
     }
 
     /// How long this one is kept, instead of the [`retention`](crate::Policy::retention) of the policy.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # let Claim::Acquired(claim) = store.claim("quote")? else { unreachable!() };
+    /// claim.record(Outcome::success("17.50").retention(Duration::from_secs(60)))?;
+    /// assert!(matches!(store.claim("quote")?, Claim::Completed(_)));
+    /// # sim.advance(Duration::from_secs(61));
+    /// assert!(matches!(store.claim("quote")?, Claim::Acquired(_))); // a minute later
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
         self
@@ -156,6 +202,15 @@ pub struct Abort {
 
 impl Abort {
     /// Nothing lasting happened, for this reason.
+    ///
+    /// ```
+    /// # use onlyonce::{Abort, Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.abort(Abort::new(format!("status {}", 503)))?;
+    /// assert!(matches!(store.claim("mail-1")?, Claim::Acquired(again) if again.attempt() == 2));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn new(reason: impl Into<String>) -> Self {
         let mut reason = reason.into();
         reason.truncate(floor_char_boundary(&reason, LABEL_BYTES_MAX));

@@ -15,6 +15,18 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// Unset, nobody decides for you: `claim` answers `Interrupted` and asks, `run` refuses and says how to
 /// choose.
+///
+/// ```
+/// # use onlyonce::{Claim, Error, OnInterrupted, Operation, Run, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// let mail = |key| Operation::new(key).on_interrupted(OnInterrupted::Hold); // never twice
+/// let sync = |key| Operation::new(key).on_interrupted(OnInterrupted::Retry); // twice does no harm
+/// # drop((store.claim(mail("mail-1"))?, store.claim(sync("sync-1"))?));
+/// // After a crash in the midst of both:
+/// assert!(matches!(store.claim(mail("mail-1"))?, Claim::Held(_)));
+/// assert!(matches!(store.run(sync("sync-1"), |_| Ok::<_, Error>(()))?, Run::Done(())));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum OnInterrupted {
@@ -31,6 +43,18 @@ pub enum OnInterrupted {
 }
 
 /// What a guard that is dropped, by a `?`, a panic or a cancelled future, says about its attempt.
+///
+/// ```
+/// # use onlyonce::{Claim, OnDrop, Operation, State, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// let op = Operation::new("charge-7").on_drop(OnDrop::Abort);
+/// drop(store.claim(&op)?); // a `?` before anything was done
+/// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+/// claim.on_drop(OnDrop::Interrupt);
+/// drop(claim); // a `?` after the request was sent
+/// assert!(matches!(store.get("charge-7")?, Some(State::Interrupted(_))));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
@@ -49,6 +73,19 @@ pub enum OnDrop {
 /// Nothing is answered that a crash could take back at the level of the record it rests on; only
 /// `InProgress` may be. The level belongs to each record: one key may be claimed at `Flush` and completed
 /// at `Sync`.
+///
+/// ```
+/// # use onlyonce::{Durability, Operation, testing::Sim};
+/// # let sim = Sim::new(1);
+/// # let store = sim.open()?;
+/// let _ = store.mark(Operation::new("a").durability(Durability::Flush))?;
+/// let _ = store.mark(Operation::new("b").durability(Durability::Lazy))?;
+/// sim.kill();
+/// let store = sim.open()?;
+/// assert!(store.get("a")?.is_some());
+/// assert!(store.get("b")?.is_none()); // it was still in memory
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Durability {
@@ -117,6 +154,13 @@ pub(crate) struct Settings {
 
 impl Policy {
     /// A policy that says nothing yet.
+    ///
+    /// ```
+    /// use onlyonce::Policy;
+    ///
+    /// let hourly = Policy::new().retention(std::time::Duration::from_secs(3600));
+    /// assert_ne!(hourly, Policy::new());
+    /// ```
     pub fn new() -> Self {
         Policy::default()
     }
@@ -235,49 +279,150 @@ policy_setters! {
     /// Who claims, for people to read: a host, a process, a worker. Others see it beside "in progress".
     ///
     /// At most 512 bytes, else `TooLarge`. Default: none.
+    ///
+    /// ```
+    /// # use onlyonce::{Operation, Policy, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let store = store.with_policy(Policy::new().owner("host-3"));
+    /// let mine = store.claim("nightly")?;
+    /// assert!(store.claim("nightly")?.to_string().contains("by host-3"));
+    /// let other = store.claim(Operation::new("weekly").owner("cron"))?; // for this one alone
+    /// # drop((mine, other));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     owner: &str;
 
     /// How long a claim holds without being renewed. After that the next claimant finds it interrupted.
     ///
     /// The clock that measures it counts through suspend. A late owner may still end its claim as long as
     /// nobody took over. Zero is `Invalid`. Default: none, the claim holds as long as its guard and its process.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("report").lease(Duration::from_secs(30)); // a Policy has it too
+    /// let stuck = store.claim(&op)?;
+    /// assert!(matches!(store.claim(&op)?, Claim::InProgress(_)));
+    /// # sim.advance(Duration::from_secs(31));
+    /// assert!(matches!(store.claim(&op)?, Claim::Interrupted(_))); // 31 s later
+    /// # drop(stuck);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     lease: Duration;
 
     /// How long a result is kept and replayed, counted from its end. After that the key is free again.
     ///
     /// Zero is `Invalid`. Default: for ever. Forgetting is a choice: pick a time longer than any retry can
     /// take.
+    ///
+    /// ```
+    /// # use onlyonce::{Policy, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// let day = Duration::from_secs(86_400);
+    /// let store = sim.open()?.with_policy(Policy::new().retention(day)); // an Operation has it too
+    /// assert!(store.mark("message-7")?.is_first());
+    /// assert!(!store.mark("message-7")?.is_first());
+    /// # sim.advance(day + day);
+    /// assert!(store.mark("message-7")?.is_first()); // two days later
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     retention: Duration;
 
     /// What an attempt that ended without a word means to the next one. See [`OnInterrupted`].
     ///
     /// `Hold` with a [`claim_durability`](Self::claim_durability) below `Sync` is `Invalid`. Default:
     /// unset, the claimant is asked.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, OnInterrupted, Policy, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let store = store.with_policy(Policy::new().on_interrupted(OnInterrupted::Hold)); // an Operation has it too
+    /// drop(store.claim("charge-7")?); // as a crash in the midst of it
+    /// assert!(matches!(store.claim("charge-7")?, Claim::Held(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     on_interrupted: OnInterrupted;
 
     /// What the guard says when it is dropped. See [`OnDrop`]. Default: [`OnDrop::Interrupt`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("charge-7").on_drop(OnDrop::Abort); // a Policy has it too
+    /// drop(store.claim(&op)?); // a `?` before anything was done
+    /// assert!(matches!(store.claim(&op)?, Claim::Acquired(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     on_drop: OnDrop;
 
     /// How many attempts the key is granted. The next one is answered `Held`, with that reason, until
     /// someone resolves it.
     ///
     /// Zero is `Invalid`. Default: no limit.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("mail-1").attempts_max(2); // a Policy has it too
+    /// for _ in 0..2 {
+    ///     let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+    ///     claim.abort("the server is down")?;
+    /// }
+    /// assert!(matches!(store.claim(&op)?, Claim::Held(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     attempts_max: u32;
 
     /// Room on the disk that each claim keeps for its result, so that work begun can be recorded when the
     /// disk is full. A larger result is tried all the same.
     ///
     /// At most 48 MiB, else `TooLarge`. Default: 4 KiB.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("page-1").reserve_bytes(10_000); // a Policy has it too
+    /// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+    /// claim.complete(&[b'x'; 10_000])?; // finds its room, even if the disk got full meanwhile
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     reserve_bytes: u32;
 
     /// What the end of an attempt survives once it is acknowledged, and its steps' results. See
     /// [`Durability`]. Default: [`Durability::Sync`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Durability, Operation, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("thumbnail-17").durability(Durability::Flush); // a Policy has it too
+    /// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+    /// claim.complete("thumbs/17.png")?;
+    /// sim.kill();
+    /// assert!(matches!(sim.open()?.claim(&op)?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     durability: Durability;
 
     /// What a claim survives once it is granted. See [`Durability`]. Default: [`Durability::Sync`].
     ///
     /// Weaker claims are cheaper, and an interruption may be forgotten: after a crash that the level does
     /// not survive, the next claimant finds the key fresh.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Durability, Operation, testing::Sim};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("thumbnail-17").claim_durability(Durability::Lazy); // a Policy has it too
+    /// let claim = store.claim(&op)?; // no write, no sync
+    /// # drop(claim);
+    /// sim.power_loss();
+    /// assert!(matches!(sim.open()?.claim(&op)?, Claim::Acquired(_))); // as if it had never begun
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     claim_durability: Durability;
 }
 

@@ -38,6 +38,10 @@ use crate::{Result, Store, StoreBuilder};
 /// ```
 ///
 /// A store opened on it has no background thread: call [`Store::step`] where you want its work done.
+///
+/// # Cost
+/// Memory, and no I/O: a crash copies all that the disk holds, [`read_file`](Sim::read_file) one file; the other
+/// calls look something up or set something.
 #[derive(Debug)]
 pub struct Sim {
     disk: Mutex<Disk>,
@@ -60,6 +64,19 @@ impl Disk {
 }
 
 /// What a call of the simulated disk comes to, beside success.
+///
+/// See [`Sim::fail_call`], [`Sim::fail_calls_from`] and [`Sim::fail_changes_from`].
+///
+/// ```
+/// # use onlyonce::{ErrorKind, testing::{DiskFault, Sim}};
+/// let sim = Sim::new(1);
+/// let store = sim.open()?;
+/// let claim = store.claim("k")?;
+/// sim.fail_calls_from(0, DiskFault::Full);
+/// # let onlyonce::Claim::Acquired(claim) = claim else { unreachable!() };
+/// assert_eq!(claim.complete("v").unwrap_err().kind(), ErrorKind::Indeterminate); // in the midst of a write
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DiskFault {
@@ -107,6 +124,18 @@ const DIR: &str = "/store";
 
 impl Sim {
     /// An empty disk, and a clock at the beginning of 2026. Everything random is drawn from `seed`.
+    ///
+    /// Nothing is allocated ahead; a store on it takes what it writes, in memory.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim, Token};
+    /// fn token(seed: u64) -> onlyonce::Result<Token> {
+    ///     let Claim::Acquired(claim) = Sim::new(seed).open()?.claim("k")? else { unreachable!() };
+    ///     Ok(claim.token())
+    /// }
+    /// assert_eq!(token(7)?, token(7)?); // the same run again
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Sim {
@@ -119,6 +148,18 @@ impl Sim {
 
     /// Opens the store on the disk, or makes it.
     ///
+    /// As another process would: it is `Locked` while a handle of an earlier opening is left.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::Locked);
+    /// drop(store);
+    /// let store = sim.open()?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Store::open_or_create`].
     pub fn open(&self) -> Result<Store> {
@@ -126,6 +167,15 @@ impl Sim {
     }
 
     /// As [`open`](Self::open), with settings of your own. There is never a background thread.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Store, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open_with(Store::builder().result_bytes_max(100))?;
+    /// let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// assert_eq!(claim.complete(&[0; 101]).unwrap_err().kind(), ErrorKind::TooLarge);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// As [`StoreBuilder::open_or_create`].
@@ -143,18 +193,56 @@ impl Sim {
     }
 
     /// Cuts the power: whatever was not synced is gone. Handles opened before get errors from now on.
+    ///
+    /// The machine boots at once, and no time has passed.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let _ = store.mark("a")?; // at Sync
+    /// let _ = store.mark(Operation::new("b").durability(Durability::Flush))?;
+    /// sim.power_loss();
+    /// let store = sim.open()?;
+    /// assert!(store.get("a")?.is_some() && store.get("b")?.is_none());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn power_loss(&self) {
         self.crash(|memory| memory.crash_clone(Crash::NONE));
         self.clock.reboot(0);
     }
 
     /// Cuts the power: of what was not synced, some survives, as `seed` draws it.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// for n in 0..100_u64 {
+    ///     let _ = store.mark(Operation::new(n).durability(Durability::Flush))?;
+    /// }
+    /// sim.power_loss_keeping_some(3);
+    /// let left = sim.open()?.iter().count(); // some of the hundred, as after a real crash
+    /// assert!(left <= 100);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn power_loss_keeping_some(&self, seed: u64) {
         self.crash(|memory| memory.crash_clone(Crash::seeded(seed)));
         self.clock.reboot(0);
     }
 
     /// Kills the process: what was handed to the system stays. Handles opened before get errors from now on.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let claim = store.claim("k")?; // and the process dies on it
+    /// sim.kill();
+    /// assert!(matches!(sim.open()?.claim("k")?, Claim::Interrupted(_)));
+    /// # drop(claim);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn kill(&self) {
         self.crash(MemoryStorage::kill_clone);
     }
@@ -166,38 +254,113 @@ impl Sim {
     }
 
     /// Lets time pass.
+    ///
+    /// In whole milliseconds. Nothing happens by itself: background work waits for [`Store::step`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let op = Operation::new("k").lease(Duration::from_secs(30));
+    /// let claim = store.claim(&op)?;
+    /// sim.advance(Duration::from_secs(31));
+    /// assert!(matches!(store.claim(&op)?, Claim::Interrupted(_)));
+    /// # drop(claim);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn advance(&self, time: Duration) {
         self.clock.advance(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// Sets the wall clock forward or back by milliseconds; other clocks go on as they were.
+    ///
+    /// ```
+    /// # use onlyonce::{Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let day = Duration::from_secs(86_400);
+    /// let _ = store.mark(Operation::new("k").retention(day))?;
+    /// sim.jump_wall_clock(7 * 86_400_000);
+    /// assert!(store.get("k")?.is_some()); // nothing expires because somebody set the clock
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn jump_wall_clock(&self, millis: i64) {
         self.clock.jump_wall(millis);
     }
 
     /// Bounds the disk, in bytes; what is written already stays. `u64::MAX`: no bound, as at first.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// sim.set_disk_bytes_max(sim.disk_bytes()); // full
+    /// let refused = (0..10_000_u64).find_map(|n| store.mark(n).err()).unwrap();
+    /// assert_eq!(refused.kind(), ErrorKind::StorageFull);
+    /// sim.set_disk_bytes_max(u64::MAX); // room again, and no need to reopen
+    /// assert!(store.mark("k")?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn set_disk_bytes_max(&self, bytes: u64) {
         self.disk.lock().memory.set_bytes_max(bytes);
     }
 
     /// Bounds the number of files and directories; what is there already stays.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// sim.set_disk_files_max(0);
+    /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::StorageFull);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn set_disk_files_max(&self, files: u64) {
         self.disk.lock().memory.set_nodes_max(files);
     }
 
     /// Bytes the disk holds.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let before = sim.disk_bytes();
+    /// let store = sim.open()?;
+    /// assert!(sim.disk_bytes() > before); // a segment, written ahead
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         self.disk.lock().memory.bytes_used()
     }
 
     /// Files and directories the disk holds.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// assert!(sim.disk_files() >= 4); // the directory, MANIFEST, log/ and a segment
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn disk_files(&self) -> u64 {
         self.disk.lock().memory.nodes_used()
     }
 
     /// A hash of every change made to the disk so far: the same run gives the same hash.
+    ///
+    /// ```
+    /// # use onlyonce::{Result, testing::Sim};
+    /// fn run(seed: u64) -> Result<u64> {
+    ///     let sim = Sim::new(seed);
+    ///     let _ = sim.open()?.mark("k")?;
+    ///     Ok(sim.trace())
+    /// }
+    /// assert_eq!(run(7)?, run(7)?);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.disk.lock().memory.trace()
@@ -210,7 +373,7 @@ impl Sim {
     /// # fn main() -> onlyonce::Result<()> {
     /// # let sim = Sim::new(1);
     /// let store = sim.open()?;
-    /// let claim = match store.claim("k")? { Claim::Acquired(claim) => claim, other => panic!("{other}") };
+    /// let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
     /// sim.fail_call(0, DiskFault::Io);
     /// assert_eq!(claim.complete("v").unwrap_err().kind(), ErrorKind::Indeterminate);
     /// # Ok(())
@@ -221,51 +384,153 @@ impl Sim {
     }
 
     /// As [`fail_call`](Self::fail_call), and so does every later one, until [`heal`](Self::heal).
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::{DiskFault, Sim}};
+    /// let sim = Sim::new(1);
+    /// sim.fail_calls_from(0, DiskFault::TooManyOpen);
+    /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::Io);
+    /// sim.heal();
+    /// sim.open()?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn fail_calls_from(&self, after: u64, fault: DiskFault) {
         self.inject(Fault::from(fault.calls(), after, fault.effect()));
     }
 
     /// As [`fail_calls_from`](Self::fail_calls_from), for calls that change the disk: reads go well.
+    ///
+    /// ```
+    /// # use onlyonce::testing::{DiskFault, Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let _ = store.mark("k")?;
+    /// sim.fail_changes_from(0, DiskFault::ReadOnly);
+    /// assert!(store.mark("l").is_err());
+    /// assert!(store.get("k")?.is_some()); // what is durable is still answered
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn fail_changes_from(&self, after: u64, fault: DiskFault) {
         self.inject(Fault::from(Calls::Changing, after, fault.effect()));
     }
 
     /// Takes all such faults away.
+    ///
+    /// A store that was poisoned by one stays so until it is opened again.
+    ///
+    /// ```
+    /// # use onlyonce::testing::{DiskFault, Sim};
+    /// let sim = Sim::new(1);
+    /// sim.fail_calls_from(0, DiskFault::Io);
+    /// assert!(sim.open().is_err());
+    /// sim.heal();
+    /// sim.open()?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn heal(&self) {
         self.disk.lock().faulty.heal();
     }
 
     /// The power goes at the change number `after` from now on, the next one being 0: neither it nor any later
     /// call is made. See what is left by [`power_loss`](Self::power_loss).
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// // Whatever the place of the crash, an acknowledged mark is there afterwards.
+    /// for place in 0.. {
+    ///     let sim = Sim::new(1);
+    ///     sim.cut_power_at(place);
+    ///     let acknowledged = sim.open().and_then(|store| store.mark("k")).is_ok();
+    ///     if !sim.power_is_cut() {
+    ///         break; // no change is left to crash at
+    ///     }
+    ///     sim.power_loss();
+    ///     assert!(!acknowledged || sim.open()?.get("k")?.is_some());
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     pub fn cut_power_at(&self, after: u64) {
         self.inject(Fault::once(Calls::Changing, after, Effect::PowerCut { bytes_kept: 0 }));
     }
 
     /// Whether the power went, as [`cut_power_at`](Self::cut_power_at) said it would.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// sim.cut_power_at(0);
+    /// assert!(!sim.power_is_cut()); // nothing was changed yet
+    /// assert!(store.mark("k").is_err());
+    /// assert!(sim.power_is_cut());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn power_is_cut(&self) -> bool {
         self.disk.lock().faulty.power_is_cut()
     }
 
     /// Disk calls since the last crash.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let _ = store.mark("k")?;
+    /// let before = sim.calls();
+    /// let _ = store.get("k")?;
+    /// assert_eq!(sim.calls() - before, 1); // one read
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.disk.lock().faulty.count(Calls::Any)
     }
 
     /// Those of them that changed the disk, or were to.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let _ = store.mark("k")?;
+    /// let before = sim.changes();
+    /// let _ = store.mark("l")?;
+    /// assert_eq!(sim.changes() - before, 2); // one write, one sync
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.disk.lock().faulty.count(Calls::Changing)
     }
 
     /// Every file with its length, sorted by path.
+    ///
+    /// The store lies in `/store`.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let paths: Vec<_> = sim.files().into_iter().map(|(path, _len)| path).collect();
+    /// assert!(paths.contains(&"/store/MANIFEST".into()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     #[must_use]
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
         self.disk.lock().memory.files()
     }
 
     /// A file's bytes, as a program would read them.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let manifest = sim.read_file("/store/MANIFEST").unwrap();
+    /// assert!(!manifest.is_empty());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// As the system's: `NotFound`, `IsADirectory`.
@@ -275,6 +540,16 @@ impl Sim {
 
     /// Gives a file other bytes behind the store's back, or makes one with them. Durable at once.
     ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// drop(store);
+    /// sim.write_file("/store/MANIFEST", b"").unwrap();
+    /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::Corrupt); // emptied, and noticed
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// As the system's.
     pub fn write_file(&self, path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
@@ -283,6 +558,16 @@ impl Sim {
 
     /// Flips the bits of `mask` in one byte of a file: bit rot.
     ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// drop(store);
+    /// sim.flip_byte("/store/MANIFEST", 100, 0x80).unwrap();
+    /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::Corrupt);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// As the system's; `InvalidInput` behind the file's end.
     pub fn flip_byte(&self, path: impl AsRef<Path>, offset: u64, mask: u8) -> io::Result<()> {
@@ -290,6 +575,17 @@ impl Sim {
     }
 
     /// Takes a file, or a directory with all in it, away. Durable at once.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let store = sim.open()?;
+    /// let _ = store.mark("k")?;
+    /// drop(store);
+    /// sim.remove("/store/MANIFEST").unwrap();
+    /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::Corrupt); // the log is still there: no fresh start
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// As the system's.

@@ -10,6 +10,22 @@ use crate::{Error, Result};
 const CUSTOM: u16 = 0x8000;
 
 /// How a value's bytes are made.
+///
+/// ```
+/// use onlyonce::value::{Codec, Format};
+/// use onlyonce::{Encode, Result};
+///
+/// struct Message(Vec<u8>); // protobuf, say
+///
+/// impl Encode for Message {
+///     fn encode(&self, out: &mut Vec<u8>) -> Result<Format> {
+///         out.extend_from_slice(&self.0);
+///         Ok(Format { codec: Codec::Custom(7), version: 0 })
+///     }
+/// }
+/// # assert_eq!(Message(vec![1]).encode(&mut Vec::new())?.codec, Codec::Custom(7));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Codec {
@@ -27,6 +43,28 @@ pub enum Codec {
 /// What is recorded beside each value: its codec, and the version of its type.
 ///
 /// Raise the version when the bytes of the type change; whoever decodes is told what was recorded.
+///
+/// ```
+/// use onlyonce::value::Format;
+/// use onlyonce::{Decode, Error, Payload, Result};
+///
+/// struct Name(String);
+///
+/// impl Decode for Name {
+///     fn decode(payload: &Payload, format: Format) -> Result<Self> {
+///         match format.version {
+///             0 => Ok(Name(String::decode(payload, format)?)),
+///             _ => Err(Error::undecodable(format!("a name recorded in {format}"))),
+///         }
+///     }
+/// }
+/// # let store = onlyonce::testing::Sim::new(1).open()?;
+/// # let onlyonce::Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+/// # claim.complete("Ada")?;
+/// # let onlyonce::Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+/// # assert_eq!(done.decode::<Name>()?.0, "Ada");
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Format {
     /// How the bytes are made.

@@ -64,17 +64,68 @@ pub struct Payload {
 pub trait Encode {
     /// Appends the value to `out` and says what it wrote. What `out` holds already must stay.
     ///
+    /// Called once for each outcome, before the store is touched.
+    ///
+    /// ```
+    /// use onlyonce::Encode;
+    ///
+    /// let mut bytes = Vec::new();
+    /// let format = "text".encode(&mut bytes)?;
+    /// assert_eq!((&bytes[..], format.version), (&b"text"[..], 0));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
     /// # Errors
     /// Whatever keeps the value from being encoded; the claim that was to be ended with it is given back.
     fn encode(&self, out: &mut Vec<u8>) -> Result<Format>;
 }
 
 /// What a recorded value can be read as.
+///
+/// Strings, bytes and `()` are. For other types see `Typed` in [`value`](crate::value), or write it by hand:
+///
+/// ```
+/// use onlyonce::value::Format;
+/// use onlyonce::{Decode, Error, Payload, Result};
+///
+/// #[derive(PartialEq, Debug)]
+/// enum Color {
+///     Red,
+///     Green,
+/// }
+///
+/// impl Decode for Color {
+///     fn decode(payload: &Payload, format: Format) -> Result<Self> {
+///         match String::decode(payload, format)?.as_str() {
+///             "red" => Ok(Color::Red),
+///             "green" => Ok(Color::Green),
+///             other => Err(Error::undecodable(format!("no color: {other:?}"))),
+///         }
+///     }
+/// }
+/// # let store = onlyonce::testing::Sim::new(1).open()?;
+/// # let onlyonce::Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+/// # claim.complete("green")?;
+/// # let onlyonce::Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+/// # assert_eq!(done.decode::<Color>()?, Color::Green);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 pub trait Decode: Sized {
     /// The value in `payload`, which was recorded in `format`.
     ///
     /// The bytes are what was once recorded, maybe by another version of the program: check the format
     /// first, and trust no length in them.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// claim.complete("text")?;
+    /// let Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+    /// let text: String = done.decode()?; // calls it, with the format that was recorded
+    /// assert_eq!(text, "text");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// `Undecodable` if the format or the bytes are not this type's.
@@ -100,6 +151,17 @@ impl Payload {
     }
 
     /// The value, as the type that was recorded.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// claim.complete(&vec![1, 2, 3])?;
+    /// let Claim::Completed(done) = store.claim("k")? else { unreachable!() };
+    /// let payload = done.result().clone(); // shares the bytes
+    /// assert_eq!(payload.decode::<Vec<u8>>()?, [1, 2, 3]);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
     ///
     /// # Errors
     /// `Undecodable` if it was recorded as something else, in another version, or by a codec that this

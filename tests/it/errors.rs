@@ -69,6 +69,24 @@ fn a_file_in_the_place_of_a_directory_is_said_to_be_one() {
     assert_eq!(std::fs::read(&file).unwrap(), b"no store");
 }
 
+/// Such a directory let the store open, and then failed every claim for good, with no word on how to mend it.
+#[test]
+fn a_directory_in_the_place_of_a_file_is_said_at_the_opening() {
+    for name in ["MANIFEST.next", "log/spare.new", "log/spare-99"] {
+        let dir = tempfile::tempdir().unwrap();
+        let _ = Store::open_or_create(dir.path()).unwrap().mark("k").unwrap();
+        let path = dir.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        std::fs::create_dir(&path).unwrap();
+        let error = Store::open(dir.path()).unwrap_err();
+        check(&error, ErrorKind::Io, &path, &["a directory stands", "take it away"]);
+        std::fs::remove_dir(&path).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(!store.mark("k").unwrap().is_first());
+        assert!(store.mark("l").unwrap().is_first());
+    }
+}
+
 #[test]
 fn a_full_disk_says_how_to_go_on() {
     let sim = Sim::new(7);
