@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::claim::State;
-use crate::engine::{Inspector, Walk};
+use crate::engine::{CompactionDone, Inspector, Walk};
 use crate::protocol::{Phase, phase_shown};
 use crate::shared::Shared;
 use crate::store::state_of;
@@ -310,6 +310,55 @@ impl Stats {
                 }),
             },
         }
+    }
+}
+
+/// What [`Store::compact`](crate::Store::compact) did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Compaction {
+    done: CompactionDone,
+}
+
+impl Compaction {
+    pub(crate) fn new(done: CompactionDone) -> Self {
+        Compaction { done }
+    }
+
+    /// Bytes of live records that were moved.
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// assert_eq!(store.compact(u64::MAX)?.bytes_moved(), 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn bytes_moved(&self) -> u64 {
+        self.done.moved
+    }
+
+    /// Bytes of segments that were given back, those of what was moved included.
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let _ = store.mark("k")?;
+    /// assert!(store.compact(u64::MAX)?.bytes_reclaimed() > 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn bytes_reclaimed(&self) -> u64 {
+        self.done.reclaimed
+    }
+
+    /// Whether all of the log was gone through: nothing that was dead before is on the disk any more.
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// while !store.compact(1 << 20)?.is_complete() { /* let others have the disk for a while */ }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.done.is_complete
     }
 }
 

@@ -79,6 +79,14 @@ pub(crate) const RECORD_BYTES_LEAST: u64 = 40;
 /// Slots that one step of a merge moves.
 pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
 
+/// What a step of compaction reads of the oldest segment, and how fast it may move what is alive.
+pub(crate) const COMPACTION_PIECE_BYTES: u64 = 256 << 10;
+pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
+
+/// How much of the log is alive is estimated from so many keys, and anew after so long.
+pub(crate) const ESTIMATE_SAMPLES: u64 = 512;
+pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
+
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
 

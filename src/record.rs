@@ -255,6 +255,13 @@ impl Draft {
         Draft::about_key(record.kind, record.detail | FLAG_COPY, &body)
     }
 
+    /// The same, moved by compaction: its original is about to go, so nothing may take it for a recovery's copy.
+    pub(crate) fn moved(record: &Record<'_>, body: &Body<'_>) -> Self {
+        let mut draft = Draft::copy(record, body);
+        draft.flags &= !FLAG_COPY;
+        draft
+    }
+
     fn about_key(kind: Kind, detail: u8, body: &Body<'_>) -> Self {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + 80 + body.key.len() + body.result.len());
         bytes.resize(HEADER_BYTES, 0);

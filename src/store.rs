@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admin::{Gathering, Health, Iter, Stats, Verification};
+use crate::admin::{Compaction, Gathering, Health, Iter, Stats, Verification};
 use crate::builder::StoreBuilder;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, Interrupted, Mark, Recorded, Resolution, State, granting,
@@ -568,6 +568,34 @@ impl Store {
         let mut gathering = Gathering { found: Verification::default(), progress: &mut progress };
         self.shared.verify(&mut gathering)?;
         Ok(gathering.found)
+    }
+
+    /// Gives back what is dead: moves the live records of the log as it is now to its end, and removes the files they
+    /// stood in. At most `budget` bytes are moved, and a little more; a later call goes on.
+    ///
+    /// The background does the same by itself once the log is twice as large as what is alive in it. When this call
+    /// says that it is complete, the bytes of everything forgotten, expired or overwritten before it are in no file of
+    /// the store any more, and the index is one table.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark("message-7")?;
+    /// store.forget("message-7")?;
+    /// assert!(store.compact(u64::MAX)?.is_complete());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// Durable on return. Others go on meanwhile.
+    ///
+    /// # Errors
+    /// `StorageFull` if there is no room for what is moved, `Corrupt` if a record is damaged: its segment stays. As
+    /// `sync`.
+    ///
+    /// # Cost
+    /// Reads the log, writes what is alive of it.
+    pub fn compact(&self, budget: u64) -> Result<Compaction> {
+        self.shared.compact(budget).map(Compaction::new)
     }
 
     /// Does one piece of background work, if one is due, and says in how long the next may be.

@@ -332,7 +332,7 @@ impl Engine {
             return Ok(found);
         }
         let segments = self.log.segments();
-        for spot in spots.into_iter().filter(|spot| spot.ordinal >= segments.head()) {
+        for spot in spots {
             let place = self.place_of(&segments, spot)?;
             let found = self.look_in_log(key, &[place])?;
             if found.place.is_some() {
@@ -545,6 +545,14 @@ pub(super) struct Known {
 }
 
 impl Known {
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    pub(super) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
     pub(super) fn of(shard: &Shard, hash: KeyHash) -> Self {
         let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
         let places = entries.map(|entry| entry.place).collect();
@@ -558,7 +566,7 @@ impl Known {
 
 /// Whether what was read outside the lock still is all there is of the key. A miss in the tables holds for those
 /// tables only: what a checkpoint took out of memory meanwhile is in others.
-fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Known) -> bool {
+pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Known) -> bool {
     let is_live = |entry: &Entry| {
         entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
     };

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::compact::{Compacting, Estimate};
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
 use crate::index::seal::{Merge, Plan, Stopped, Writer};
@@ -28,6 +29,8 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Default)]
 pub(super) struct Work {
     merge: Option<Merging>,
+    pub(super) compacting: Option<Compacting>,
+    pub(super) estimate: Option<Estimate>,
     has_swept: bool,
 }
 
@@ -67,7 +70,7 @@ impl Change {
         let mut list: Vec<_> = kept.chain(&self.by).cloned().collect();
         list.sort_by_key(|table| std::cmp::Reverse(table.listed.to));
         let covered = list.first().map_or(old.covered, |newest| newest.listed.to);
-        Tables::new(list, covered)
+        Tables::new(list, covered, old.head)
     }
 }
 
@@ -91,7 +94,8 @@ pub(super) fn open_tables(
             Err(e) => return Err(e),
         }
     }
-    Ok(Tables::new(list, manifest.covered))
+    let head = manifest.segments.first().map_or(0, |listed| listed.ordinal);
+    Ok(Tables::new(list, manifest.covered, head))
 }
 
 fn is_damage(error: &Error) -> bool {
@@ -99,7 +103,7 @@ fn is_damage(error: &Error) -> bool {
 }
 
 impl Engine {
-    fn index_dir(&self) -> PathBuf {
+    pub(super) fn index_dir(&self) -> PathBuf {
         self.log.dir().join("index")
     }
 
@@ -178,7 +182,14 @@ impl Engine {
         if work.merge.is_none() {
             work.merge = self.begin_merge()?;
         }
-        let Some(mut merging) = work.merge.take() else { return Ok(idle) };
+        if let Some(due) = self.step_compaction(&mut work)? {
+            if work.merge.is_none() {
+                return Ok(due);
+            }
+        }
+        let Some(mut merging) = work.merge.take() else {
+            return Ok(Due::In(limits::ESTIMATE_MILLIS));
+        };
         match merging.merge.advance(limits::MERGE_SLOTS) {
             Ok(false) => {
                 work.merge = Some(merging);
@@ -252,7 +263,7 @@ impl Engine {
         let old: u64 = absorbed.iter().map(|table| table.listed.slots).sum();
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
-        let mut merge = Merge::new(slots, &absorbed, segments.head(), writer);
+        let mut merge = Merge::new(slots, &absorbed, self.tables().head, writer);
         loop {
             match merge.advance(limits::MERGE_SLOTS) {
                 Ok(true) => break,
@@ -309,8 +320,33 @@ impl Engine {
             *tables = change.tables(&tables);
             Arc::clone(&tables)
         };
-        self.recent.install(&new);
+        self.recent.install(&new, Lsn::ZERO);
         self.remove_files(&change.replaced);
+    }
+
+    /// The segments below `head` are about to leave the log, as the manifest says already.
+    pub(super) fn install_head(&self, head_base: Lsn, head: u32) {
+        let (new, dead) = {
+            let mut tables = self.tables.lock();
+            let is_dead = |table: &&Arc<Table>| table.listed.to <= head_base;
+            let dead: Vec<_> = tables.list.iter().filter(is_dead).cloned().collect();
+            let kept = tables.list.iter().filter(|table| !is_dead(table)).cloned().collect();
+            *tables = Tables::new(kept, tables.covered, head);
+            (Arc::clone(&tables), dead)
+        };
+        self.recent.install(&new, head_base);
+        self.remove_files(&dead);
+    }
+
+    /// A merge of tables that have gone with their segments has nothing to stand in for.
+    pub(super) fn drop_stale_merge(&self, work: &mut Work) {
+        let tables = self.tables();
+        let is_there =
+            |table: &Arc<Table>| tables.list.iter().any(|other| Arc::ptr_eq(table, other));
+        let is_stale = |merging: &mut Merging| !merging.of.iter().all(is_there);
+        if let Some(merging) = work.merge.take_if(is_stale) {
+            merging.merge.discard();
+        }
     }
 
     fn remove_files(&self, tables: &[Arc<Table>]) {
@@ -323,17 +359,46 @@ impl Engine {
     fn begin_merge(&self) -> Result<Option<Merging>> {
         let tables = self.tables();
         let listed: Vec<_> = tables.list.iter().map(|table| table.listed).collect();
-        let of = tables.list.get(..merge_due(&listed)).unwrap_or_default();
+        self.begin_merge_of(tables.list.get(..merge_due(&listed)).unwrap_or_default())
+    }
+
+    fn begin_merge_of(&self, of: &[Arc<Table>]) -> Result<Option<Merging>> {
         let (Some(newest), Some(oldest)) = (of.first(), of.last()) else { return Ok(None) };
         let slots = of.iter().map(|table| table.listed.slots).sum();
         let writer = self.create_table(oldest.listed.from, newest.listed.to, slots)?;
-        let merge = Merge::new(Vec::new(), of, self.log.segments().head(), writer);
+        let merge = Merge::new(Vec::new(), of, self.tables().head, writer);
         Ok(Some(Merging { merge, of: of.to_vec() }))
     }
 
     fn end_merge(&self, merging: Merging) -> Result<()> {
         let table = self.finish_table(merging.merge)?;
         self.switch_index(&Change { replaced: merging.of, by: vec![table] })
+    }
+
+    /// Seals what memory holds and merges all tables into one.
+    pub(super) fn merge_all(&self) -> Result<()> {
+        let mut work = self.work.lock();
+        if let Some(merging) = work.merge.take() {
+            merging.merge.discard();
+        }
+        self.checkpoint()?;
+        let tables = self.tables();
+        if tables.list.len() < 2 {
+            return Ok(());
+        }
+        let Some(mut merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
+        loop {
+            match merging.merge.advance(limits::MERGE_SLOTS) {
+                Ok(true) => return self.end_merge(merging),
+                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
+                Ok(false) => {}
+                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
+                Err(Stopped::Reading(e)) => {
+                    merging.merge.discard();
+                    return self.mend(&mut work, e);
+                }
+            }
+        }
     }
 
     /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
@@ -372,7 +437,7 @@ impl Engine {
 
     /// Makes tables for what the log holds in `from..to`, the oldest first: in pieces, so that memory is bounded.
     fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
-        let none = Tables::new(Vec::new(), Lsn::ZERO);
+        let none = Tables::new(Vec::new(), Lsn::ZERO, 0);
         let (mut piece, mut piece_from) = (Recent::new(&none), from);
         let mut keys = 0;
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {

@@ -5,16 +5,18 @@
 //! the record it is derived from, `InProgress` apart. Never: I/O, or waiting for room, under a shard lock.
 //!
 //! `call` does one call on one key, `compose` says what its record says, `view` looks without changing,
-//! `checkpoint` keeps the index small, `rebuild` fills it at an opening, `verify` reads everything.
+//! `checkpoint` keeps the index small, `compact` the log, `rebuild` fills it at an opening, `verify` reads everything.
 
 mod call;
 mod checkpoint;
+mod compact;
 mod compose;
 mod rebuild;
 mod verify;
 mod view;
 
 pub(crate) use call::{Applied, Outcome, Stored, Writing};
+pub(crate) use compact::Done as CompactionDone;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk};
 
@@ -46,6 +48,9 @@ pub(crate) struct Engine {
     index_word: WakeWord,
     /// Keys in memory at which they are sealed.
     checkpoint_keys: usize,
+    /// Bytes moved by compaction, and given back by it.
+    pub(crate) moved: AtomicU64,
+    pub(crate) reclaimed: AtomicU64,
     /// Tables made again from the log.
     pub(crate) mended: AtomicU64,
     hasher: Hasher,
@@ -93,6 +98,8 @@ impl Engine {
             work: Mutex::new(checkpoint::Work::default()),
             index_word: WakeWord::new(),
             checkpoint_keys,
+            moved: AtomicU64::new(0),
+            reclaimed: AtomicU64::new(0),
             mended: AtomicU64::new(lost),
             hasher,
             report,

@@ -100,7 +100,7 @@ impl Engine {
     }
 
     /// Where the newest record of a key stands, by the index as it is.
-    fn newest_of(&self, key: &Key<'_>) -> Result<Option<Lsn>> {
+    pub(super) fn newest_of(&self, key: &Key<'_>) -> Result<Option<Lsn>> {
         let hash = self.hash(key);
         loop {
             let (live, known) = {

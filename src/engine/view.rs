@@ -9,6 +9,7 @@ use crate::index::recent::{Entry, Live, Place};
 use crate::index::table::Cursor;
 use crate::index::tables::Tables;
 use crate::limits;
+use crate::log::Segments;
 use crate::operation::Key;
 use crate::protocol::{self, KeyState, Phase, Presence};
 use crate::types::{KeyHash, Spot, StoreMillis};
@@ -80,6 +81,8 @@ impl Engine {
             let _ = self.begin_writing();
         }
         loop {
+            // Before the tables: a segment that goes does so after them, so these are all that they name.
+            let segments = self.log.segments();
             let tables = self.tables();
             let mut recent = Vec::new();
             let mut is_one_moment = true;
@@ -90,7 +93,7 @@ impl Engine {
             }
             if is_one_moment {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
-                return Walk { recent, at: 0, cursors: tables.cursors(), tables };
+                return Walk { recent, at: 0, cursors: tables.cursors(), tables, segments };
             }
         }
     }
@@ -100,7 +103,7 @@ impl Engine {
     pub(crate) fn next_of_walk(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
         while let Some(&(hash, place)) = walk.recent.get(walk.at) {
             walk.at = walk.at.saturating_add(1);
-            match self.key_at(place) {
+            match self.key_in(&walk.segments, place) {
                 Ok(Some(key)) => return Ok(Some((key, hash))),
                 Ok(None) => {}
                 Err(_) if !self.is_at(hash, place)? => {}
@@ -122,33 +125,33 @@ impl Engine {
 
     /// The key that a slot stands for; `None` if the walk meets it elsewhere, at a newer place.
     fn key_of_slot(&self, walk: &Walk, spot: Spot) -> Result<Option<(Key<'static>, KeyHash)>> {
-        let segments = self.log.segments();
-        if spot.ordinal < segments.head() {
+        let segments = &walk.segments;
+        if spot.ordinal < walk.tables.head {
             return Ok(None);
         }
-        let place = self.place_of(&segments, spot)?;
-        let Some(key) = self.key_at(place)? else { return Ok(None) };
+        let place = self.place_of(segments, spot)?;
+        let Some(key) = self.key_in(segments, place)? else { return Ok(None) };
         let hash = self.hash(&key);
         let rank = |hash: &KeyHash| (hash.high, hash.low);
         let from = walk.recent.partition_point(|(other, _)| rank(other) < rank(&hash));
         let same = walk.recent.get(from..).unwrap_or_default();
         for (_, place) in same.iter().take_while(|(other, _)| *other == hash) {
-            if self.key_at(*place).ok().flatten().as_ref() == Some(&key) {
+            if self.key_in(segments, *place).ok().flatten().as_ref() == Some(&key) {
                 return Ok(None);
             }
         }
         for newer in walk.tables.find(hash)?.into_iter().take_while(|newer| *newer != spot) {
-            let place = self.place_of(&segments, newer)?;
-            if self.key_at(place)?.as_ref() == Some(&key) {
+            let place = self.place_of(segments, newer)?;
+            if self.key_in(segments, place)?.as_ref() == Some(&key) {
                 return Ok(None);
             }
         }
         Ok(Some((key, hash)))
     }
 
-    /// The key of the record at a place.
-    fn key_at(&self, place: Place) -> Result<Option<Key<'static>>> {
-        self.log.read(place.lsn(), |record| {
+    /// The key of the record at a place, in the segments of the walk's beginning, whose files stay open for it.
+    fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
+        self.log.read_in(segments, place.lsn(), |record| {
             let body = self.body_of(&record)?;
             Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
         })
@@ -165,6 +168,7 @@ pub(crate) struct Walk {
     recent: Vec<(KeyHash, Place)>,
     at: usize,
     tables: Arc<Tables>,
+    segments: Segments,
     /// The newest table's last.
     cursors: Vec<Cursor>,
 }

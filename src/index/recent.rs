@@ -115,16 +115,27 @@ impl Recent {
     }
 
     /// From now on keys are looked for in `tables`, too; what they hold leaves memory.
-    pub(crate) fn install(&self, tables: &Arc<Tables>) {
+    /// What stood below `head_base` leaves it, too: its segment is about to go.
+    pub(crate) fn install(&self, tables: &Arc<Tables>, head_base: Lsn) {
         for shard in &self.shards {
             let mut shard = shard.lock();
             shard.tables = Arc::clone(tables);
-            let covered = tables.covered;
+            let covered = tables.covered.max(head_base);
             shard.table.retain(|entry| entry.live.is_some() || entry.place.lsn() >= covered);
             // What a burst of keys took is given back, but for what the next one needs.
             let room = shard.table.len().saturating_mul(2).max(limits::SHARD_KEYS_LEAST);
             shard.table.shrink_to(room, |entry| entry.hash.high);
         }
+    }
+
+    /// The places of some entries, about `most`, from all shards alike.
+    pub(crate) fn sample(&self, most: u64) -> Vec<Lsn> {
+        let share = usize::try_from(most).unwrap_or(usize::MAX) / SHARDS;
+        let places = self.shards.iter().flat_map(|shard| {
+            let shard = shard.lock();
+            shard.iter().take(share.max(1)).map(|entry| entry.place.lsn()).collect::<Vec<_>>()
+        });
+        places.collect()
     }
 
     /// Entries in memory.

@@ -376,6 +376,12 @@ impl Cursor {
         }
     }
 
+    /// Goes to the first slot of a bucket, or of the next that has one.
+    pub(crate) fn seek(&mut self, bucket: u64) {
+        self.next = bucket;
+        self.at = SLOTS;
+    }
+
     pub(crate) fn advance(&mut self) {
         self.at = self.at.saturating_add(1);
     }

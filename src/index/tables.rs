@@ -16,11 +16,13 @@ pub(crate) struct Tables {
     pub(crate) list: Vec<Arc<Table>>,
     /// The log is covered up to here.
     pub(crate) covered: Lsn,
+    /// The oldest segment: slots that name an older one are dead.
+    pub(crate) head: u32,
 }
 
 impl Tables {
-    pub(crate) fn new(list: Vec<Arc<Table>>, covered: Lsn) -> Arc<Self> {
-        Arc::new(Tables { list, covered })
+    pub(crate) fn new(list: Vec<Arc<Table>>, covered: Lsn, head: u32) -> Arc<Self> {
+        Arc::new(Tables { list, covered, head })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -32,12 +34,13 @@ impl Tables {
         self.list.iter().rev().map(|table| Cursor::new(Arc::clone(table))).collect()
     }
 
-    /// Places of all slots under a hash, the newest first.
+    /// Places of all slots under a hash, the newest first, but for those of segments that are gone.
     pub(crate) fn find(&self, hash: KeyHash) -> Result<Vec<Spot>> {
         let mut found = Vec::new();
         for table in &self.list {
             table.find(hash, &mut found)?;
         }
+        found.retain(|spot| spot.ordinal >= self.head);
         Ok(found)
     }
 }

@@ -248,6 +248,23 @@ impl Log {
         lsn: Lsn,
         use_of: impl FnOnce(Record<'_>) -> Result<T>,
     ) -> Result<T> {
+        self.prepare_read(lsn)?;
+        self.read_listed(lsn, use_of)
+    }
+
+    /// The same, in segments that were listed at an earlier moment.
+    pub(crate) fn read_in<T>(
+        &self,
+        segments: &Segments,
+        lsn: Lsn,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.prepare_read(lsn)?;
+        self.read_of(&segments.0, lsn, use_of)
+    }
+
+    /// Makes sure that the record at `lsn` is in its file.
+    fn prepare_read(&self, lsn: Lsn) -> Result<()> {
         if lsn.get() >= self.readable.load(Ordering::SeqCst) {
             return Err(Error::new(
                 ErrorKind::StorageFull,
@@ -258,12 +275,21 @@ impl Log {
         if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
             self.write_out().map_err(|Failed| self.indeterminate())?;
         }
-        self.read_listed(lsn, use_of)
+        Ok(())
     }
 
     /// Reads a record that was handed to the system, in whatever is listed.
     fn read_listed<T>(&self, lsn: Lsn, use_of: impl FnOnce(Record<'_>) -> Result<T>) -> Result<T> {
         let segments = Arc::clone(&self.segments.lock());
+        self.read_of(&segments, lsn, use_of)
+    }
+
+    fn read_of<T>(
+        &self,
+        segments: &[Arc<Segment>],
+        lsn: Lsn,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
         let after = segments.partition_point(|segment| segment.base() <= lsn);
         let segment = after.checked_sub(1).and_then(|index| segments.get(index));
         let Some(segment) = segment else {
@@ -377,6 +403,83 @@ impl Log {
         &self.seams
     }
 
+    /// The oldest segment, if nothing is written to it any more.
+    pub(crate) fn oldest(&self) -> Option<Oldest> {
+        let active = Arc::clone(&self.tail.lock().active);
+        let segments = Arc::clone(&self.segments.lock());
+        // Its end may still be in the buffer.
+        let is_whole = self.queue.written() > active.base();
+        let oldest = segments.first().filter(|oldest| is_whole && oldest.base() < active.base())?;
+        Some(Oldest {
+            ordinal: oldest.identity.ordinal,
+            base: oldest.base(),
+            newest_capacity: active.identity.capacity,
+        })
+    }
+
+    /// Shows the records about keys of a segment, in order, from `at` on and about `bytes` of them. Gives the place
+    /// behind them; `None` if that is the segment's end. A bad record is `Corrupt`: all of it was durable.
+    pub(crate) fn walk_some(
+        &self,
+        ordinal: u32,
+        at: Lsn,
+        bytes: u64,
+        visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
+    ) -> Result<Option<Lsn>> {
+        let segments = Arc::clone(&self.segments.lock());
+        let Some(segment) = segments.iter().find(|segment| segment.identity.ordinal == ordinal)
+        else {
+            return Ok(None);
+        };
+        let listed = self.listed();
+        let Some(item) = listed.iter().find(|item| item.ordinal == ordinal) else {
+            return Ok(None);
+        };
+        reader::walk_some(segment, at, item.end, bytes, visit)
+    }
+
+    /// Ends the active segment, unless it is empty, and goes on in the next. Gives the base of the one gone on in.
+    pub(crate) fn roll_over(&self) -> Result<Lsn> {
+        loop {
+            {
+                let mut tail = self.tail.lock();
+                let is_empty = tail.at <= format::SEGMENT_HEADER_BYTES as u64;
+                if is_empty || !self.is_writing() || tail.roll(self.queue.durable()) {
+                    return Ok(tail.active.base());
+                }
+            }
+            self.list_one_ahead()?;
+        }
+    }
+
+    /// Takes the oldest segment off the list, durably, and its file away. Its tables go with it. `told` comes in
+    /// between: from then on nobody may look for anything in it. Gives the bytes that it took.
+    pub(crate) fn drop_oldest(&self, ordinal: u32, told: impl FnOnce(Lsn, u32)) -> Result<u64> {
+        let mut keeper = self.keeper.lock();
+        self.check_keeper(&keeper)?;
+        let mut manifest = keeper.manifest.clone();
+        let is_oldest = manifest.segments.first().is_some_and(|item| item.ordinal == ordinal);
+        if !is_oldest || manifest.segments.len() < 2 {
+            return Ok(0);
+        }
+        let gone = manifest.segments.remove(0);
+        let Some(head) = manifest.segments.first().copied() else { return Ok(0) };
+        manifest.tables.retain(|table| table.to > head.base);
+        self.guarded(|| {
+            self.prepare_switch(&mut keeper)?;
+            self.switch_to(&mut keeper, manifest)
+        })?;
+        told(head.base, head.ordinal);
+        let mut list = self.segments.lock();
+        let kept = list.iter().filter(|segment| segment.identity.ordinal != ordinal);
+        let kept = kept.cloned().collect();
+        *list = Arc::new(kept);
+        drop(list);
+        // If it stays, the next opening removes it.
+        let _ = self.seams.storage.remove(&self.log_dir().join(segment::file_name(ordinal)));
+        Ok(gone.end.since(gone.base))
+    }
+
     /// The manifest that stands.
     pub(crate) fn manifest(&self) -> crate::manifest::Manifest {
         self.keeper.lock().manifest.clone()
@@ -416,6 +519,15 @@ impl Log {
     }
 }
 
+/// The oldest segment, as compaction sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Oldest {
+    pub(crate) ordinal: u32,
+    pub(crate) base: Lsn,
+    /// Of the segment being written to.
+    pub(crate) newest_capacity: u64,
+}
+
 /// The listed segments of one moment.
 pub(crate) struct Segments(Arc<Vec<Arc<Segment>>>);
 
@@ -432,11 +544,6 @@ impl Segments {
         let index = self.0.partition_point(|segment| segment.identity.ordinal < spot.ordinal);
         let segment = self.0.get(index).filter(|found| found.identity.ordinal == spot.ordinal)?;
         Some(segment.base().plus(spot.offset))
-    }
-
-    /// The oldest segment's ordinal: what stood in older ones is gone.
-    pub(crate) fn head(&self) -> u32 {
-        self.0.first().map_or(0, |segment| segment.identity.ordinal)
     }
 }
 

@@ -88,6 +88,29 @@ impl<'s> Reader<'s> {
     }
 }
 
+/// See `Log::walk_some`.
+pub(crate) fn walk_some(
+    segment: &Segment,
+    at: Lsn,
+    end: Lsn,
+    bytes: u64,
+    visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
+) -> Result<Option<Lsn>> {
+    let start = segment.offset(at).max(SEGMENT_HEADER_BYTES as u64);
+    let mut reader = Reader::new(segment, start, segment.offset(end));
+    while reader.at < start.saturating_add(bytes) {
+        let offset = reader.at;
+        match reader.next()? {
+            Step::Record(record) if record.kind == Kind::SegmentEnd => return Ok(None),
+            Step::Record(record) if record.kind.is_about_key() => visit(record)?,
+            Step::Record(_) => {}
+            Step::End => return Ok(None),
+            Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),
+        }
+    }
+    Ok(Some(reader.lsn()))
+}
+
 /// What a scrub meets.
 pub(crate) enum Scrubbed<'a> {
     /// A whole record about a key.

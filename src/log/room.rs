@@ -204,6 +204,21 @@ impl Log {
         }
     }
 
+    /// Prepares and lists the segment that the log goes on in next, unless there is one.
+    pub(super) fn list_one_ahead(&self) -> Result<()> {
+        let mut keeper = self.keeper.lock();
+        self.check_keeper(&keeper)?;
+        self.guarded(|| {
+            while self.tail.lock().lacks_next() {
+                match keeper.spares.len() > 1 {
+                    true => self.list_next(&mut keeper)?,
+                    false => self.prepare_spare(&mut keeper)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// One piece of work ahead of need: a spare, or the next segment. Whether there was any.
     pub(super) fn prepare_ahead(&self) -> Result<bool> {
         let mut keeper = self.keeper.lock();
@@ -227,7 +242,7 @@ impl Log {
         Ok(true)
     }
 
-    fn check_keeper(&self, keeper: &Keeper) -> Result<()> {
+    pub(super) fn check_keeper(&self, keeper: &Keeper) -> Result<()> {
         if self.is_poisoned() {
             return Err(self.poisoned());
         }

@@ -40,6 +40,10 @@ enum Op {
     ForgetClaimed(usize, usize),
     Get(usize),
     Iter,
+    /// Everything is read, and whole.
+    Verify,
+    /// Moves what is alive, as far as so many bytes go.
+    Compact(u64),
     Sync,
     Step,
     /// A second passes, and the background does its work.
@@ -135,6 +139,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (key(), one()).prop_map(|(key, at)| Op::ForgetClaimed(key, at)),
         2 => key().prop_map(Op::Get),
         1 => Just(Op::Iter),
+        1 => Just(Op::Verify),
+        2 => prop_oneof![Just(0_u64), Just(3000), Just(u64::MAX)].prop_map(Op::Compact),
         1 => Just(Op::Sync),
         2 => Just(Op::Step),
         1 => Just(Op::Settle),
@@ -345,6 +351,11 @@ impl World {
                 self.machine().store.sync().unwrap();
                 self.all_durable();
             }
+            Op::Verify => {
+                let damages = self.machine().store.verify().unwrap().damages;
+                assert!(damages.is_empty(), "{damages:?}");
+            }
+            Op::Compact(budget) => drop(self.machine().store.compact(*budget).unwrap()),
             Op::Step => drop(self.machine().store.step().unwrap()),
             Op::Settle => self.settle(),
             Op::Advance(millis) => self.advance(*millis),
@@ -522,7 +533,7 @@ impl World {
     /// All background work that is due.
     fn work(&mut self) {
         let store = &self.machine().store;
-        let rests = (0..50).any(|_| store.step().unwrap() > Duration::ZERO);
+        let rests = (0..500).any(|_| store.step().unwrap() > Duration::ZERO);
         assert!(rests, "background work without an end");
     }
 

@@ -1,0 +1,328 @@
+//! Giving room back: the oldest segment's live records move to the tail, then it goes.
+//!
+//! Promises: the log is first in, first out, so what hides a record is always younger than it and nothing comes back. A
+//! segment goes only when everything placed until its last record was judged is durable: the copies, and whatever made
+//! the others dead. A bad record keeps its segment, and is told. Moving is checked and placed in one step under the
+//! shard lock, as any other change of a key. Never: moves what is in the newest segment, or decides by an estimate.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::call::Known;
+use super::checkpoint::Work;
+use super::compose::state_of;
+use crate::index::recent::{Entry, Place};
+use crate::index::table::Cursor;
+use crate::limits;
+use crate::log::{Due, NoRoom, Room};
+use crate::operation::{Durability, Key};
+use crate::protocol;
+use crate::record::{Draft, Record};
+use crate::sync::Ordering;
+use crate::types::{KeyHash, Lsn, Spot};
+use crate::{Error, ErrorKind, Result};
+
+/// A segment on its way out.
+pub(super) struct Compacting {
+    ordinal: u32,
+    /// The next record to be judged; `None`: all are.
+    at: Option<Lsn>,
+    /// What must be durable before it goes.
+    judged: Lsn,
+}
+
+/// What is known of how much of the log is alive.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Estimate {
+    live: u64,
+    log_bytes: u64,
+    at_millis: u64,
+}
+
+/// What a call of `compact` did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) moved: u64,
+    pub(crate) reclaimed: u64,
+    pub(crate) is_complete: bool,
+}
+
+/// Where a record stands in its key's life, by the index.
+enum Standing {
+    Newest,
+    Superseded,
+    Unknown,
+}
+
+impl Engine {
+    /// One piece of compaction, if it is due; `None` if not.
+    pub(super) fn step_compaction(&self, work: &mut Work) -> Result<Option<Due>> {
+        if work.compacting.is_none() && !self.is_compaction_due(work)? {
+            return Ok(None);
+        }
+        let Some(moved) = self.advance(work, limits::COMPACTION_PIECE_BYTES)? else {
+            // Its copies wait for a sync, which comes within a second.
+            return Ok(Some(Due::In(limits::IDLE_NOTE_MILLIS)));
+        };
+        // A bounded rate: those who claim and complete meanwhile share the log with it.
+        let pause = moved / limits::COMPACTION_BYTES_PER_MILLI;
+        Ok(Some(if pause == 0 { Due::Now } else { Due::In(pause) }))
+    }
+
+    /// Whether the log has outgrown what is alive in it.
+    fn is_compaction_due(&self, work: &mut Work) -> Result<bool> {
+        let Some(oldest) = self.log.oldest() else { return Ok(false) };
+        let log_bytes = self.log.bytes_since(Lsn::ZERO);
+        let slack = oldest.newest_capacity.saturating_mul(2);
+        if log_bytes <= slack {
+            return Ok(false);
+        }
+        let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
+        let is_fresh = work.estimate.is_some_and(|seen| {
+            log_bytes.abs_diff(seen.log_bytes) <= log_bytes / 8
+                && now.saturating_sub(seen.at_millis) < limits::ESTIMATE_MILLIS
+        });
+        if !is_fresh {
+            let live = self.estimate_live()?;
+            work.estimate = Some(Estimate { live, log_bytes, at_millis: now });
+        }
+        let live = work.estimate.map_or(0, |seen| seen.live);
+        Ok(log_bytes > live.saturating_mul(2).saturating_add(slack))
+    }
+
+    /// Bytes of live records, from a sample of the index: a few hundred keys tell it to some percent, whatever the
+    /// store's size, expiry included.
+    pub(crate) fn estimate_live(&self) -> Result<u64> {
+        let (tables, segments) = (self.tables(), self.log.segments());
+        let (mut bytes, mut seen) = (0_u64, 0_u64);
+        let mut keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
+        let mut look = |spot: Spot| -> Result<()> {
+            seen = seen.saturating_add(1);
+            if spot.ordinal >= tables.head {
+                let Some(lsn) = segments.lsn_of(spot) else { return Ok(()) };
+                bytes = bytes.saturating_add(self.live_bytes_at(lsn)?);
+            }
+            Ok(())
+        };
+        for table in &tables.list {
+            let share = (limits::ESTIMATE_SAMPLES.saturating_mul(table.listed.slots))
+                .checked_div(keys)
+                .unwrap_or(0);
+            // Buckets at even distances: hashes have no order that could favour any.
+            let stride = table.listed.slots.checked_div(share).unwrap_or(1).max(1);
+            let mut cursor = Cursor::new(Arc::clone(table));
+            cursor.seek(0);
+            let mut bucket = 0;
+            while bucket < table.listed.buckets {
+                cursor.seek(bucket);
+                if let Some(slot) = cursor.peek()? {
+                    look(slot.spot)?;
+                }
+                bucket = bucket.saturating_add(stride);
+            }
+        }
+        let places = self.recent.sample(limits::ESTIMATE_SAMPLES);
+        let in_memory = self.recent.len() as u64;
+        keys = keys.saturating_add(in_memory);
+        for lsn in places {
+            if let Some(spot) = segments.spot_of(lsn) {
+                look(spot)?;
+            }
+        }
+        Ok(u128::from(bytes)
+            .saturating_mul(u128::from(keys))
+            .checked_div(u128::from(seen))
+            .and_then(|live| u64::try_from(live).ok())
+            .unwrap_or(0))
+    }
+
+    /// The length of the record at `lsn` if it is its key's newest and not expired; else 0.
+    fn live_bytes_at(&self, lsn: Lsn) -> Result<u64> {
+        let now = self.log.now();
+        let read = self.log.read(lsn, |record| {
+            let body = self.body_of(&record)?;
+            let is_live =
+                state_of(&record, &body).is_some_and(|state| !protocol::is_expired(&state, now));
+            let key = Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
+            Ok(key.filter(|_| is_live).map(|key| (key, record.len())))
+        });
+        // It may have gone meanwhile.
+        let Ok(Some((key, len))) = read else { return Ok(0) };
+        let newest = self.newest_of(&key)?;
+        Ok(if newest == Some(lsn) { len } else { 0 })
+    }
+
+    /// Judges about `bytes` of the oldest segment's records, and lets it go when all are. Gives the bytes moved;
+    /// `None` if it waits for a sync.
+    fn advance(&self, work: &mut Work, bytes: u64) -> Result<Option<u64>> {
+        let Some(oldest) = self.log.oldest() else {
+            work.compacting = None;
+            return Ok(Some(0));
+        };
+        let mut compacting = match work.compacting.take() {
+            Some(compacting) if compacting.ordinal == oldest.ordinal => compacting,
+            _ => Compacting { ordinal: oldest.ordinal, at: Some(oldest.base), judged: Lsn::ZERO },
+        };
+        let Some(at) = compacting.at else {
+            if self.log.durable() < compacting.judged {
+                work.compacting = Some(compacting);
+                return Ok(None);
+            }
+            self.drop_oldest(work, compacting.ordinal)?;
+            return Ok(Some(0));
+        };
+        let mut moved = 0_u64;
+        let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |record| {
+            moved = moved.saturating_add(self.judge(&record)?);
+            Ok(())
+        });
+        self.moved.fetch_add(moved, Ordering::Relaxed);
+        compacting.at = walked?;
+        if compacting.at.is_none() {
+            compacting.judged = self.log.end();
+        }
+        work.compacting = Some(compacting);
+        Ok(Some(moved))
+    }
+
+    /// Moves one record to the tail, if it is alive. Gives the bytes that took.
+    fn judge(&self, record: &Record<'_>) -> Result<u64> {
+        let body = self.body_of(record)?;
+        let Some(key) = Key::from_stored(body.key_kind, body.key) else {
+            let what = format_args!("an impossible key at lsn {}", record.lsn);
+            return Err(Error::corrupt(self.log.dir(), 0, what));
+        };
+        let hash = self.hash(&key);
+        let state = state_of(record, &body);
+        loop {
+            let mut shard = self.shard(hash)?;
+            let now = self.log.now();
+            if state.as_ref().is_none_or(|state| protocol::is_expired(state, now)) {
+                // Its entry stays until the segment goes: it may hide an older record of the same segment.
+                return Ok(0);
+            }
+            let mut known = None;
+            if shard.entry_at(hash, record.lsn).is_none() {
+                let is_key = |entry: &Entry| {
+                    entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
+                };
+                if shard.candidates(hash).any(is_key) {
+                    return Ok(0);
+                }
+                let seen = Known::of(&shard, hash);
+                drop(shard);
+                match self.standing(&key, hash, record.lsn, &seen)? {
+                    Standing::Superseded => return Ok(0),
+                    Standing::Unknown => {
+                        let what =
+                            format_args!("the index doesn't know the record at lsn {}", record.lsn);
+                        return Err(Error::corrupt(&self.index_dir(), 0, what));
+                    }
+                    Standing::Newest => {}
+                }
+                shard = self.shard(hash)?;
+                if !super::call::is_as_read(&shard, &key, hash, &seen) {
+                    continue;
+                }
+                known = Some(seen);
+            }
+            let draft = Draft::moved(record, &body);
+            let len = draft.len();
+            match self.log.place(draft, Room::Free) {
+                Ok(placed) => {
+                    // It counts as durable: its original stays listed until it is.
+                    let place = Place::new(placed.lsn, Durability::Lazy);
+                    match shard.entry_at(hash, record.lsn) {
+                        Some(entry) => entry.place = place,
+                        None if known.is_some() => {
+                            shard.insert(Entry { hash, place, live: None });
+                        }
+                        None => {}
+                    }
+                    return Ok(len);
+                }
+                Err(NoRoom::Wanted { bytes, room }) => {
+                    drop(shard);
+                    self.log.make_room(bytes, room)?;
+                }
+                Err(NoRoom::NotWriting) => return Err(self.log.poisoned()),
+                Err(NoRoom::Full) => {
+                    let message = "the log has used up its positions";
+                    return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
+                }
+            }
+        }
+    }
+
+    /// Whether the record at `lsn` is its key's newest, by what was known of the hash.
+    fn standing(&self, key: &Key<'_>, hash: KeyHash, lsn: Lsn, known: &Known) -> Result<Standing> {
+        let is_key = |place: Place| -> Result<bool> {
+            let found = self.look_in_log(key, &[place])?;
+            Ok(found.place.is_some())
+        };
+        for &place in known.places() {
+            if place.lsn() > lsn && is_key(place)? {
+                return Ok(Standing::Superseded);
+            }
+        }
+        let segments = self.log.segments();
+        for spot in known.tables().find(hash)? {
+            let place = self.place_of(&segments, spot)?;
+            if place.lsn() == lsn {
+                return Ok(Standing::Newest);
+            }
+            if place.lsn() < lsn {
+                break;
+            }
+            if is_key(place)? {
+                return Ok(Standing::Superseded);
+            }
+        }
+        Ok(Standing::Unknown)
+    }
+
+    /// Takes the oldest segment off the list, and its file away. Lookups learn of it first.
+    fn drop_oldest(&self, work: &mut Work, ordinal: u32) -> Result<()> {
+        let bytes = self.log.drop_oldest(ordinal, |head_base, head| {
+            self.install_head(head_base, head);
+        })?;
+        self.reclaimed.fetch_add(bytes, Ordering::Relaxed);
+        self.drop_stale_merge(work);
+        Ok(())
+    }
+
+    /// Moves all live records of what is in the log now, as far as `budget` bytes go, gives everything else back, and
+    /// leaves the index in one table.
+    pub(crate) fn compact(&self, budget: u64) -> Result<Done> {
+        self.check_usable()?;
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        let (moved, reclaimed) =
+            (self.moved.load(Ordering::Relaxed), self.reclaimed.load(Ordering::Relaxed));
+        let done = |is_complete| Done {
+            moved: self.moved.load(Ordering::Relaxed).saturating_sub(moved),
+            reclaimed: self.reclaimed.load(Ordering::Relaxed).saturating_sub(reclaimed),
+            is_complete,
+        };
+        let until = self.log.roll_over()?;
+        self.log.sync()?;
+        loop {
+            let mut work = self.work.lock();
+            self.check_usable()?;
+            match self.log.oldest() {
+                Some(oldest) if oldest.base < until => {}
+                _ => break,
+            }
+            if done(false).moved >= budget {
+                return Ok(done(false));
+            }
+            if self.advance(&mut work, limits::COMPACTION_PIECE_BYTES)?.is_none() {
+                drop(work);
+                self.log.sync()?;
+            }
+        }
+        self.merge_all()?;
+        Ok(done(true))
+    }
+}
