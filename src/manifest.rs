@@ -1,7 +1,7 @@
 //! What is listed: which segments make up the log, and what is known of them. Replaced atomically.
 //!
-//! Promises: one generation, written whole to a file prepared beforehand and swapped in by rename; a damaged
-//! one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
+//! Promises: one generation, written whole to a file prepared beforehand and swapped in by [`Switch`], so that at
+//! every moment one stands; a damaged one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
 
 mod switch;
 
