@@ -1,10 +1,13 @@
 //! What is listed: which segments make up the log, and what is known of them. Replaced atomically.
 //!
-//! Promises: one generation, written whole to a file prepared beforehand and swapped in by rename; a damaged
-//! one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
+//! Promises: one generation, written whole to a file prepared beforehand and swapped in by [`Switch`], so that at
+//! every moment one stands; a damaged one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
+
+mod switch;
+
+pub(crate) use switch::Switch;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -13,18 +16,13 @@ use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::index::table::ListedTable;
 use crate::limits;
 use crate::record::TimeField;
-use crate::storage::{self, Access, Failure, File, Storage};
+use crate::storage::{self, Access, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// The manifest of a store in `dir`.
 pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("MANIFEST")
-}
-
-/// The next manifest's file, made and synced beforehand so that a full disk can't stop a switch.
-fn next_path(dir: &Path) -> PathBuf {
-    dir.join("MANIFEST.next")
 }
 
 /// Everything a manifest says.
@@ -288,12 +286,12 @@ impl Manifest {
     }
 
     /// Bytes of the file it is written to.
-    pub(crate) fn file_bytes(&self) -> u64 {
+    pub(crate) fn file_bytes(&self) -> usize {
         bytes_for(self.segments.len(), self.tables.len())
     }
 
     /// The same for the one after it, which may list one file more of each kind.
-    pub(crate) fn next_file_bytes(&self) -> u64 {
+    pub(crate) fn next_file_bytes(&self) -> usize {
         bytes_for(self.segments.len().saturating_add(1), self.tables.len().saturating_add(1))
     }
 
@@ -332,81 +330,13 @@ pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>
 }
 
 fn manifest_bytes_max() -> u64 {
-    bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX)
+    bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX) as u64
 }
 
-fn bytes_for(segments: usize, tables: usize) -> u64 {
+fn bytes_for(segments: usize, tables: usize) -> usize {
     let items =
         segments.saturating_mul(ITEM_BYTES).saturating_add(tables.saturating_mul(TABLE_ITEM_BYTES));
-    HEAD_BYTES.saturating_add(items).saturating_add(4).next_multiple_of(limits::PAGE_BYTES) as u64
-}
-
-/// Swaps manifests in.
-#[derive(Debug)]
-pub(crate) struct Switch {
-    storage: Arc<dyn Storage>,
-    dir: PathBuf,
-    next: Option<Arc<dyn File>>,
-}
-
-impl Switch {
-    pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
-        Switch { storage, dir: dir.to_path_buf(), next: None }
-    }
-
-    /// Whether the next manifest's file is there.
-    pub(crate) fn is_prepared(&self) -> bool {
-        self.next.is_some()
-    }
-
-    /// Makes the next manifest's file, so that the switch itself needs no room.
-    pub(crate) fn prepare(&mut self, bytes: u64) -> Result<(), Failure> {
-        let path = next_path(&self.dir);
-        let fits = |file: &Arc<dyn File>| file.len().is_ok_and(|len| len >= bytes);
-        if self.next.as_ref().is_some_and(fits) {
-            return Ok(());
-        }
-        let (file, doing) = match self.storage.create(&path) {
-            Ok(file) => (Ok(file), "creating"),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                (self.storage.open(&path, Access::ReadWrite), "opening")
-            }
-            Err(e) => (Err(e), "creating"),
-        };
-        let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
-        fill_with_zeros(&*file, bytes)
-            .map_err(|e| Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)))?;
-        self.next = Some(file);
-        Ok(())
-    }
-
-    /// Makes `manifest` the one that stands. Durable on return.
-    pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
-        self.prepare(manifest.file_bytes())?;
-        let next = next_path(&self.dir);
-        let Some(file) = self.next.take() else {
-            return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
-        };
-        let poison = |doing: &str, path: &Path, e| Failure::Poison(Error::io(doing, path, e));
-        storage::write_all_at(&*file, &manifest.encode(), 0)
-            .map_err(|e| poison("writing", &next, e))?;
-        file.sync_data().map_err(|e| poison("syncing", &next, e))?;
-        self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))?;
-        self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
-    }
-}
-
-fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
-    let zeros = [0; limits::PAGE_BYTES];
-    let mut at = 0;
-    while at < bytes {
-        storage::write_all_at(file, &zeros, at)?;
-        at = at.saturating_add(zeros.len() as u64);
-    }
-    if file.len()? > at {
-        file.truncate(at)?;
-    }
-    file.sync_data()
+    HEAD_BYTES.saturating_add(items).saturating_add(4).next_multiple_of(limits::PAGE_BYTES)
 }
 
 #[cfg(test)]

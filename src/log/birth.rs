@@ -75,7 +75,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
         next_table: 1,
         tables: Vec::new(),
     };
-    Switch::new(Arc::clone(&seams.storage), dir).to(&manifest).map_err(only)
+    Switch::new(Arc::clone(&seams.storage), dir).first(&manifest).map_err(only)
 }
 
 /// `max(extent, min(unix_ms * 2^20, 2^62))`, rounded up: so that tokens outrun those of a restored backup too.

@@ -199,6 +199,8 @@ impl Log {
             } else if has_room {
                 return Ok(());
             } else {
+                // Without it no spare counts, however many there are.
+                self.prepare_switch(keeper)?;
                 self.prepare_spare(keeper)?;
             }
         }

@@ -32,6 +32,7 @@ pub(crate) enum Class {
     Create,
     Open,
     Rename,
+    Exchange,
     Remove,
     List,
     SyncDir,
@@ -46,12 +47,13 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    pub(crate) const ALL: [Class; 15] = [
+    pub(crate) const ALL: [Class; 16] = [
         Class::CreateDir,
         Class::Lock,
         Class::Create,
         Class::Open,
         Class::Rename,
+        Class::Exchange,
         Class::Remove,
         Class::List,
         Class::SyncDir,
@@ -71,8 +73,11 @@ impl Class {
 
     /// Whether such a call changes the disk.
     pub(crate) const fn changes(self) -> bool {
-        use Class::{Create, CreateDir, Remove, Rename, Sync, SyncDir, Truncate, Write};
-        matches!(self, CreateDir | Create | Rename | Remove | SyncDir | Write | Sync | Truncate)
+        use Class::{Create, CreateDir, Exchange, Remove, Rename, Sync, SyncDir, Truncate, Write};
+        matches!(
+            self,
+            CreateDir | Create | Rename | Exchange | Remove | SyncDir | Write | Sync | Truncate
+        )
     }
 }
 
@@ -207,7 +212,7 @@ impl Gate {
 pub(crate) struct Op {
     pub(crate) class: Class,
     pub(crate) path: PathBuf,
-    /// The new name of a rename.
+    /// The new name of a rename, the second of an exchange.
     pub(crate) to: Option<PathBuf>,
     /// Offset of a read or write, length of a truncation or map.
     pub(crate) offset: u64,
@@ -420,6 +425,11 @@ impl Storage for FaultyStorage {
         self.script.run(call, |_| self.inner.rename(from, to))
     }
 
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        let call = Call { to: Some(b), ..Call::of(Class::Exchange, a) };
+        self.script.run(call, |_| self.inner.exchange(a, b))
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.script.run(Call::of(Class::Remove, path), |_| self.inner.remove(path))
     }
@@ -511,6 +521,8 @@ mod tests {
         read.map(5)?;
         file.truncate(3)?;
         storage.rename(path(), Path::new("/dir/other"))?;
+        // With itself: it is a call like any other.
+        storage.exchange(Path::new("/dir/other"), Path::new("/dir/other"))?;
         storage.sync_dir(Path::new("/dir"))?;
         storage.list(Path::new("/dir"))?;
         storage.remove(Path::new("/dir/other"))
@@ -526,7 +538,7 @@ mod tests {
         for class in Class::ALL {
             assert_eq!(faulty.count(Calls::Of(class)), 1, "{class:?}");
         }
-        assert_eq!(faulty.count(Calls::Any), 15);
+        assert_eq!(faulty.count(Calls::Any), 16);
         assert_eq!(faulty.count(Calls::Changing), memory.changes());
         assert_eq!(faulty.hits(), 0);
     }
@@ -566,7 +578,7 @@ mod tests {
             assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
             failures += 1;
         }
-        assert_eq!(failures, 15);
+        assert_eq!(failures, 16);
     }
 
     #[test]

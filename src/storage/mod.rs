@@ -19,9 +19,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 /// A directory tree on some disk.
 ///
-/// A created, renamed or removed name is durable only after [`sync_dir`](Storage::sync_dir) of its
+/// A created, renamed, exchanged or removed name is durable only after [`sync_dir`](Storage::sync_dir) of its
 /// directory; a file's bytes and length only after [`sync_data`](File::sync_data).
 pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// Creates one directory, readable by its owner only. `AlreadyExists` if something has the name.
@@ -43,6 +45,11 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
 
     /// Renames, replacing what stands at `to`. Atomic for every observer, durable after `sync_dir`.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Exchanges what stands at two names: for every observer, and after a power loss too, both have changed
+    /// or neither. Durable after `sync_dir`. Not every file system can; one that can't answers as
+    /// [`cannot_exchange`] knows, and does nothing.
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()>;
 
     /// Removes a file's name. Open files of it live on.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -122,6 +129,14 @@ impl Failure {
         let is_full = crate::error::is_full(&e);
         if is_full { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
     }
+}
+
+/// Whether an exchange was refused because the file system, or a sandbox around the process, has none. Then
+/// nothing was done.
+pub(crate) fn cannot_exchange(e: &io::Error) -> bool {
+    // File systems say EINVAL, old kernels ENOSYS, macOS ENOTSUP, and filters of system calls EPERM.
+    let refusals = [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::PERM];
+    Errno::from_io_error(e).is_some_and(|errno| refusals.contains(&errno))
 }
 
 /// Writes all of `buf`, through short writes and interruptions.

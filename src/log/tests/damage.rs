@@ -358,7 +358,7 @@ fn a_file_exchanged_with_another_stores_is_noticed() {
         for a in paths(&still.disk) {
             for b in paths(&still.disk) {
                 let disk = still.disk.kill_clone();
-                disk.exchange(&a, &b).unwrap();
+                disk.exchange_bytes(&a, &b).unwrap();
                 still.hold(&disk, &format!("{a:?} exchanged with {b:?}"));
             }
         }

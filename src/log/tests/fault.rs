@@ -25,17 +25,16 @@ fn is_fit(error: &Error) -> bool {
 /// After a failed write or sync the process writes, syncs and switches nothing. A full disk apart, where
 /// something is prepared that nothing hangs on yet.
 fn falls_silent(calls: &[faulty::Op], is_full: bool) -> Result<(), String> {
-    use Class::{Create, Rename, Sync, SyncDir, Truncate, Write};
+    use Class::{Create, Exchange, Rename, Sync, SyncDir, Truncate, Write};
     let is_prepared = |path: &Path| path.ends_with("spare.new") || path.ends_with("MANIFEST.next");
     let failed = calls.iter().position(|call| {
         let writes = matches!(call.class, Write | Sync | SyncDir);
         writes && !call.ok && !(is_full && is_prepared(&call.path))
     });
     let Some(failed) = failed else { return Ok(()) };
-    let loud = calls
-        .iter()
-        .skip(failed + 1)
-        .find(|call| matches!(call.class, Create | Rename | Sync | SyncDir | Truncate | Write));
+    let is_loud =
+        |class| matches!(class, Create | Exchange | Rename | Sync | SyncDir | Truncate | Write);
+    let loud = calls.iter().skip(failed + 1).find(|call| is_loud(call.class));
     match loud {
         None => Ok(()),
         Some(loud) => Err(format!("after {:?} failed came {loud:?}", calls[failed])),
@@ -44,8 +43,8 @@ fn falls_silent(calls: &[faulty::Op], is_full: bool) -> Result<(), String> {
 
 /// Runs the workload with `fault`, to its end; then what is left is checked, for a kill and a power loss.
 /// Whether the fault was met.
-fn try_fault(fault: &Fault, ops: &[Op], tried: &mut Tried) -> bool {
-    let mut player = Player::new(World::new());
+fn try_fault(world: World, fault: &Fault, ops: &[Op], tried: &mut Tried) -> bool {
+    let mut player = Player::new(world);
     player.world.faulty.log_calls(true);
     player.world.faulty.inject(fault.clone());
     player.play_on(ops).unwrap_or_else(|what| panic!("{fault:?}: {what}"));
@@ -78,9 +77,13 @@ fn try_fault(fault: &Fault, ops: &[Op], tried: &mut Tried) -> bool {
 }
 
 fn try_every_call(name: &str, fault: impl Fn(u64) -> Fault) -> Tried {
+    try_every_call_in(World::new, name, fault)
+}
+
+fn try_every_call_in(world: fn() -> World, name: &str, fault: impl Fn(u64) -> Fault) -> Tried {
     let mut tried = Tried::default();
     let ops = workload();
-    let met = (0..).take_while(|n| try_fault(&fault(*n), &ops, &mut tried)).count();
+    let met = (0..).take_while(|n| try_fault(world(), &fault(*n), &ops, &mut tried)).count();
     assert_eq!(met as u64, tried.faults);
     println!("{name}: {tried:?}");
     assert!(tried.faults > 300, "{tried:?}");
@@ -117,6 +120,16 @@ fn any_call_may_find_the_disk_full() {
     try_every_call("any call fails with ENOSPC", fault);
     let fault = |n| Fault::from(Calls::Any, n, Effect::Fail(Failure::FULL));
     try_every_call("any call fails with ENOSPC, and all after it", fault);
+}
+
+#[test]
+fn without_an_exchange_of_names_any_call_may_fail_too() {
+    for effect in [Effect::Fail(Failure::IO), Effect::Fail(Failure::FULL)] {
+        for fault in [Fault::once, Fault::from] {
+            let fault = |n| fault(Calls::Any, n, effect.clone());
+            try_every_call_in(World::without_exchange, "without an exchange", fault);
+        }
+    }
 }
 
 #[test]

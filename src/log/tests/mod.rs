@@ -68,6 +68,13 @@ impl World {
         World::over(disk, 1)
     }
 
+    /// Its file system can't exchange names.
+    fn without_exchange() -> Self {
+        let world = World::new();
+        world.disk.set_no_exchange();
+        world
+    }
+
     /// The wall clock stands near the epoch, so that LSNs go on from the extent and not from the clock:
     /// whatever could be issued twice is.
     fn over(disk: MemoryStorage, seed: u64) -> Self {

@@ -347,6 +347,29 @@ fn rule_13_what_is_written_is_still_read_from_a_poisoned_log() {
     }
 }
 
+/// No reserve counts on a spare while the next manifest's file is missing. So who wants room makes that file first:
+/// spares alone would never be enough, and would take the whole disk.
+#[test]
+fn rule_20_spares_are_not_heaped_up_while_the_next_manifests_file_is_missing() {
+    let mut player = Player::new(World::without_exchange());
+    player.play(&[Op::Claim(Sync)]).unwrap();
+    let (disk, faulty) = (player.world.disk.clone(), player.world.faulty.clone());
+    let spares = || {
+        let names = disk.list(&log_dir()).unwrap();
+        names.iter().filter(|entry| entry.name.starts_with("spare-")).count()
+    };
+    disk.set_bytes_max(disk.bytes_used() + (1 << 20));
+    let full = Effect::Fail(Failure::FULL);
+    faulty.inject(Fault::from(Calls::Of(Class::Create), 0, full).at("MANIFEST.next"));
+    let refused = (0..100).find_map(|_| player.op(Op::Claim(Sync)).err());
+    let Some(Wrong::World(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    assert!(faulty.hits() > 0 && spares() <= 2, "{} spares", spares());
+    faulty.heal();
+    player.play(&[Op::Claim(Sync); 5]).unwrap();
+    assert!(spares() <= 4, "{} spares", spares());
+}
+
 /// Until the manifest's name is durable there is no store; from then on all of it is there.
 #[test]
 fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {

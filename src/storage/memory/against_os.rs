@@ -32,7 +32,7 @@ impl Side {
         let other = self.root.join(PATHS[lot.below(9) as usize]);
         let (offset, len, byte) = (lot.below(9000), lot.below(3000) as usize, lot.next() as u8);
         let pick = lot.next() as usize;
-        match lot.below(16) {
+        match lot.below(17) {
             0 => seen(self.storage.create_dir(&path)),
             1 | 2 => {
                 let file = self.storage.create(&path);
@@ -44,6 +44,7 @@ impl Side {
                 self.keep(file, pick)
             }
             5 => seen(self.storage.rename(&path, &other)),
+            16 => seen(self.storage.exchange(&path, &other)),
             6 if byte % 3 == 0 => seen(self.storage.remove(&path)),
             7 => seen(self.storage.list(&path)) + &seen(self.storage.list(&self.root)),
             8 => seen(self.storage.sync_dir(&path)),

@@ -3,7 +3,7 @@
 //! Promises: everything synced is kept, whatever the [`Crash`]. Of the rest, only states that a device
 //! and a journaling file system could leave: a sector holds one of the versions it had since the last sync;
 //! a change of a file's length by `truncate` is kept only with those before it; a change of a name likewise,
-//! among changes of the same names, and a rename whole or not at all.
+//! among changes of the same names, and a rename or an exchange whole or not at all.
 //! Never: draws by lot but from the seed it is given, so every state can be made again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,7 +52,7 @@ pub(crate) enum DataFate {
     Seeded(u64),
 }
 
-/// What becomes of unsynced names: created, renamed and removed ones, numbered in their order.
+/// What becomes of unsynced names: created, renamed, exchanged and removed ones, numbered in their order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NameFate {
     None,
@@ -218,6 +218,7 @@ fn limits_of(disk: &Disk) -> Disk {
         bytes_max: disk.bytes_max,
         nodes_max: disk.nodes_max,
         network_fs: disk.network_fs,
+        no_exchange: disk.no_exchange,
         ..Disk::new()
     }
 }

@@ -1,7 +1,7 @@
 //! The simulated disk's directories, room and locks.
 //!
-//! Promises: a name reaches the device only by [`Disk::sync_dir`] of its directory. A rename is one change:
-//! both its ends reach the device together. Errors are those of Linux, by number.
+//! Promises: a name reaches the device only by [`Disk::sync_dir`] of its directory. A rename is one change, and
+//! so is an exchange: both its ends reach the device together. Errors are those of Linux, by number.
 //! Never: shows the program anything but the seen plane.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,12 +47,19 @@ pub(super) struct NameChange {
     pub(super) seq: u64,
     from: Option<Place>,
     to: Option<Place>,
+    /// What comes to stand at `to`, or is gone from `from`.
     node: u64,
+    /// What an exchange brings to `from`.
+    back: Option<u64>,
 }
 
 impl NameChange {
     fn places(&self) -> impl Iterator<Item = &Place> {
         self.from.iter().chain(&self.to)
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = u64> {
+        [self.node].into_iter().chain(self.back)
     }
 
     fn touches(&self, dir: u64) -> bool {
@@ -69,7 +76,10 @@ impl NameChange {
             if let Some(names) =
                 dirs.get_mut(dir).filter(|names| names.get(name) == Some(&self.node))
             {
-                names.remove(name);
+                match self.back {
+                    Some(back) => names.insert(name.clone(), back),
+                    None => names.remove(name),
+                };
             }
         }
         if let Some((dir, name)) = &self.to {
@@ -107,6 +117,7 @@ pub(super) struct Disk {
     /// How many syncs of files still go well before one lies.
     pub(super) lie_after: Option<u64>,
     pub(super) network_fs: Option<&'static str>,
+    pub(super) no_exchange: bool,
 }
 
 impl Disk {
@@ -124,6 +135,7 @@ impl Disk {
             locks: BTreeSet::new(),
             lie_after: None,
             network_fs: None,
+            no_exchange: false,
         }
     }
 
@@ -181,6 +193,27 @@ impl Disk {
             }
         }
         self.rename_names(Some(from), Some(to), node);
+        Ok(())
+    }
+
+    pub(super) fn exchange(&mut self, a: &Path, b: &Path) -> io::Result<()> {
+        if self.no_exchange {
+            return Err(Errno::INVAL.into());
+        }
+        let (a, b) = (self.place(a)?, self.place(b)?);
+        let node = self.at(&a).ok_or(Errno::NOENT)?;
+        let back = self.at(&b).ok_or(Errno::NOENT)?;
+        if node == back {
+            return Ok(());
+        }
+        if self.lies_in(b.0, node) || self.lies_in(a.0, back) {
+            return Err(Errno::INVAL.into());
+        }
+        for (place, node) in [(&b, node), (&a, back)] {
+            self.seen_names(place.0).map(|names| names.insert(place.1.clone(), node));
+        }
+        let seq = self.take_seq();
+        self.names.push(NameChange { seq, from: Some(a), to: Some(b), node, back: Some(back) });
         Ok(())
     }
 
@@ -390,7 +423,7 @@ impl Disk {
             None => {}
         }
         let seq = self.take_seq();
-        self.names.push(NameChange { seq, from, to, node });
+        self.names.push(NameChange { seq, from, to, node, back: None });
     }
 
     fn seen_names(&mut self, dir: u64) -> Option<&mut Names> {
@@ -437,7 +470,11 @@ impl Disk {
             Node::Dir(dir) => Some(dir.device.values().copied()),
             Node::File(_) => None,
         });
-        device.flatten().chain(self.names.iter().map(|change| change.node)).chain([ROOT]).collect()
+        device
+            .flatten()
+            .chain(self.names.iter().flat_map(NameChange::nodes))
+            .chain([ROOT])
+            .collect()
     }
 
     /// Forgets nodes that nothing leads to.

@@ -117,6 +117,11 @@ impl MemoryStorage {
         self.disk.lock().network_fs = name;
     }
 
+    /// From now on [`exchange`](Storage::exchange) is refused, as on a file system that has none.
+    pub(crate) fn set_no_exchange(&self) {
+        self.disk.lock().no_exchange = true;
+    }
+
     fn open_node(
         &self,
         disk: &mut Disk,
@@ -191,6 +196,12 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk.lock();
         disk.count("rename", &[from, to], 0, &[]);
         disk.rename(from, to)
+    }
+
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.count("exchange", &[a, b], 0, &[]);
+        disk.exchange(a, b)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

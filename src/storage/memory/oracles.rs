@@ -16,7 +16,8 @@ fn random_work(disk: &MemoryStorage, seed: u64, steps: u64) {
         let path = p(paths[lot.below(4) as usize]);
         let other = p(paths[lot.below(4) as usize]);
         let (offset, len, byte) = (lot.below(2000), lot.below(1200) as usize, lot.next() as u8);
-        let _ = match lot.below(12) {
+        let _ = match lot.below(13) {
+            12 => disk.exchange(path, other),
             0 | 1 => disk.create(path).map(drop),
             2 => disk.rename(path, other),
             3 => disk.remove(path),
@@ -83,9 +84,11 @@ fn every_part_of_a_call_is_in_the_trace() {
         trace(&|disk| disk.sync_dir(p("/")).unwrap()),
         trace(&|disk| disk.rename(p("/a"), p("/b")).unwrap()),
         trace(&|disk| disk.rename(p("/a"), p("/c")).unwrap()),
+        trace(&|disk| disk.exchange(p("/a"), p("/a")).unwrap()),
+        trace(&|disk| drop(disk.exchange(p("/a"), p("/c")))),
         trace(&|disk| disk.remove(p("/a")).unwrap()),
     ]);
-    assert_eq!(traces.len(), 11);
+    assert_eq!(traces.len(), 13);
     assert_eq!(
         trace(&|disk| drop(disk.open(p("/a"), Access::Read))),
         trace(&|_| {}),
@@ -198,7 +201,12 @@ fn every_name_after_a_crash_is_one_the_file_had_since_the_sync() {
         let mut always = BTreeSet::<u8>::new();
         for step in 0..14_u8 {
             let (path, other) = (paths[lot.below(4) as usize], paths[lot.below(4) as usize]);
-            match lot.below(6) {
+            match lot.below(7) {
+                6 if path != other && disk.exchange(p(path), p(other)).is_ok() => {
+                    let (a, b) = (standing[path], standing[other]);
+                    standing.extend([(path, b), (other, a)]);
+                    stood.extend([(b, path), (a, other)]);
+                }
                 0 => {
                     disk.sync_dir(p("/")).unwrap();
                     stood = standing.iter().map(|(path, id)| (*id, *path)).collect();

@@ -89,7 +89,7 @@ impl MemoryStorage {
     }
 
     /// Exchanges the bytes of two files.
-    pub(crate) fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+    pub(crate) fn exchange_bytes(&self, a: &Path, b: &Path) -> io::Result<()> {
         let (bytes_a, bytes_b) = (self.read(a)?, self.read(b)?);
         self.write_file(a, &bytes_b)?;
         self.write_file(b, &bytes_a)

@@ -90,6 +90,80 @@ fn a_rename_is_whole_or_not_at_all() {
 }
 
 #[test]
+fn an_exchange_is_whole_or_not_at_all_and_takes_no_room() {
+    let disk = MemoryStorage::new();
+    drop(synced(&disk, "/MANIFEST", b"old"));
+    drop(synced(&disk, "/new", b"new"));
+    disk.set_bytes_max(disk.bytes_used());
+    disk.exchange(p("/new"), p("/MANIFEST")).unwrap();
+    let read = |disk: &MemoryStorage| ["/MANIFEST", "/new"].map(|path| disk.read(p(path)).unwrap());
+    let (old, new) = (b"old".to_vec(), b"new".to_vec());
+    assert_eq!(read(&disk), [new.clone(), old.clone()]);
+    let states: BTreeSet<_> =
+        disk.crashes(50).into_iter().map(|crash| read(&disk.crash_clone(crash))).collect();
+    assert_eq!(states, BTreeSet::from([[old.clone(), new.clone()], [new.clone(), old.clone()]]));
+    // Both keep their blocks, under either name.
+    for path in ["/MANIFEST", "/new"] {
+        disk.open(p(path), Access::ReadWrite).unwrap().write_at(&[7; 4096], 0).unwrap();
+    }
+    assert_eq!((disk.bytes_used(), disk.nodes_used()), (8192, 2));
+    disk.sync_dir(p("/")).unwrap();
+    assert_eq!(read(&disk.crash_clone(Crash::NONE)), [new, old]);
+}
+
+#[test]
+fn an_exchange_keeps_its_order_among_changes_of_either_name() {
+    let disk = MemoryStorage::new();
+    for name in ["/x", "/y", "/z"] {
+        drop(synced(&disk, name, name.as_bytes()));
+    }
+    disk.exchange(p("/x"), p("/y")).unwrap();
+    disk.rename(p("/z"), p("/y")).unwrap();
+    let read = |crash| {
+        let after = disk.crash_clone(crash);
+        ["/x", "/y", "/z"].map(|path| {
+            after.read(p(path)).map_or(String::new(), |bytes| String::from_utf8(bytes).unwrap())
+        })
+    };
+    // The rename alone would lose what the exchange had moved to /x.
+    assert_eq!(read(named(NameFate::OneKept(1))), ["/y", "/z", ""]);
+    assert_eq!(read(named(NameFate::OneLost(0))), ["/x", "/y", "/z"]);
+    let states: BTreeSet<_> = disk.crashes(100).into_iter().map(read).collect();
+    let all = [["/x", "/y", "/z"], ["/y", "/x", "/z"], ["/y", "/z", ""]];
+    assert_eq!(states, all.map(|state| state.map(str::to_owned)).into());
+}
+
+#[test]
+fn an_exchange_between_directories_is_synced_by_either() {
+    for synced_dir in ["/d", "/e"] {
+        let disk = MemoryStorage::new();
+        for dir in ["/d", "/e"] {
+            disk.create_dir(p(dir)).unwrap();
+        }
+        disk.sync_dir(p("/")).unwrap();
+        drop((synced(&disk, "/d/a", b"a"), synced(&disk, "/e/b", b"b")));
+        disk.exchange(p("/d/a"), p("/e/b")).unwrap();
+        disk.sync_dir(p(synced_dir)).unwrap();
+        let after = disk.crash_clone(Crash::NONE);
+        assert_eq!(after.read(p("/d/a")).unwrap(), b"b");
+        assert_eq!(after.read(p("/e/b")).unwrap(), b"a");
+        assert_eq!(disk.unsynced_names(), 0);
+    }
+}
+
+#[test]
+fn a_disk_may_have_no_exchange() {
+    let disk = MemoryStorage::new();
+    drop((synced(&disk, "/a", b"a"), synced(&disk, "/b", b"b")));
+    disk.set_no_exchange();
+    for disk in [disk.kill_clone(), disk.crash_clone(Crash::NONE), disk] {
+        let refused = disk.exchange(p("/a"), p("/b")).unwrap_err();
+        assert!(crate::storage::cannot_exchange(&refused));
+        assert_eq!((disk.read(p("/a")).unwrap(), disk.unsynced_names()), (b"a".to_vec(), 0));
+    }
+}
+
+#[test]
 fn a_durable_rename_of_unsynced_bytes_names_an_empty_file() {
     let disk = MemoryStorage::new();
     drop(synced(&disk, "/MANIFEST", b"old"));
@@ -577,7 +651,7 @@ fn damage_is_in_both_planes_and_survives_crashes() {
     assert_eq!(disk.crash_clone(Crash::NONE).read(p("/a")).unwrap(), b"0\xb1234xy");
     assert!(disk.flip(p("/a"), 7, 1).is_err());
     disk.write_file(p("/b"), b"B").unwrap();
-    disk.exchange(p("/a"), p("/b")).unwrap();
+    disk.exchange_bytes(p("/a"), p("/b")).unwrap();
     assert_eq!(
         disk.crash_clone(Crash::NONE).files(),
         [(PathBuf::from("/a"), 1), (PathBuf::from("/b"), 7)]

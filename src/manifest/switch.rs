@@ -1,0 +1,398 @@
+//! From one manifest to the next.
+//!
+//! Promises: the next one is written whole to a file prepared beforehand, whose name is then exchanged with that of
+//! the one that stands. So a switch needs no room, and at no moment is there no manifest, or half of one.
+//! Never: touches the file of a manifest that a power loss could bring back.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Manifest, path};
+use crate::Error;
+use crate::limits;
+use crate::storage::{self, Access, Failure, File, Storage};
+
+/// The next manifest's file, there and synced beforehand so that a full disk can't stop a switch. What it holds
+/// says nothing: an older manifest, a part of one that was never switched to, or zeros.
+fn next_path(dir: &Path) -> PathBuf {
+    dir.join("MANIFEST.next")
+}
+
+/// Swaps manifests in.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    /// Whether the device has the names that this process sees.
+    is_settled: bool,
+    next: Option<Prepared>,
+    /// The file of the manifest that stands, where this process prepared it: the one after the next.
+    standing: Option<Prepared>,
+}
+
+/// A file of written bytes, so that overwriting them needs no room.
+#[derive(Debug)]
+struct Prepared {
+    file: Arc<dyn File>,
+    bytes: usize,
+}
+
+impl Switch {
+    pub(crate) fn new(storage: Arc<dyn Storage>, dir: &Path) -> Self {
+        let dir = dir.to_path_buf();
+        Switch { storage, dir, is_settled: false, next: None, standing: None }
+    }
+
+    /// Whether the next manifest's file is there.
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Makes the next manifest's file, or makes it long enough, so that the switch itself needs no room.
+    pub(crate) fn prepare(&mut self, bytes: usize) -> Result<(), Failure> {
+        if self.next.as_ref().is_some_and(|next| next.bytes >= bytes) {
+            return Ok(());
+        }
+        self.next = None;
+        self.settle()?;
+        let path = next_path(&self.dir);
+        let (file, doing) = match self.storage.create(&path) {
+            Ok(file) => (Ok(file), "creating"),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                (self.storage.open(&path, Access::ReadWrite), "opening")
+            }
+            Err(e) => (Err(e), "creating"),
+        };
+        let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
+        fill_with_zeros(&*file, bytes as u64)
+            .map_err(|e| Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)))?;
+        self.next = Some(Prepared { file, bytes });
+        Ok(())
+    }
+
+    /// Before the next manifest's file is touched: an earlier process may have exchanged the names and ended
+    /// before it had synced them. On the device that file is the manifest then.
+    fn settle(&mut self) -> Result<(), Failure> {
+        if !self.is_settled {
+            self.sync_dir()?;
+            self.is_settled = true;
+        }
+        Ok(())
+    }
+
+    /// Makes `manifest` the first one, where none stands. Durable on return.
+    pub(crate) fn first(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        self.write_next(manifest)?;
+        self.rename()?;
+        self.sync_dir()?;
+        self.standing = self.next.take();
+        Ok(())
+    }
+
+    /// Makes `manifest` the one that stands, and the file of the one that stood the next one's. Durable on return.
+    /// Where names can't be exchanged, the next one's file must be prepared anew.
+    pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        self.write_next(manifest)?;
+        let (next, path) = (next_path(&self.dir), path(&self.dir));
+        let is_exchanged = match self.storage.exchange(&next, &path) {
+            Ok(()) => true,
+            Err(e) if storage::cannot_exchange(&e) => {
+                self.rename()?;
+                false
+            }
+            Err(e) => return Err(poison("exchanging", &next, e)),
+        };
+        self.sync_dir()?;
+        let stood = std::mem::replace(&mut self.standing, self.next.take());
+        self.next = stood.filter(|_| is_exchanged);
+        Ok(())
+    }
+
+    /// Writes all of the next manifest's file: of an older and longer one nothing must stay behind the end.
+    fn write_next(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        self.prepare(manifest.file_bytes())?;
+        let Some(Prepared { file, bytes }) = &self.next else {
+            return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
+        };
+        let mut content = manifest.encode();
+        debug_assert!(content.len() <= *bytes);
+        content.resize(content.len().max(*bytes), 0);
+        let next = next_path(&self.dir);
+        storage::write_all_at(&**file, &content, 0).map_err(|e| poison("writing", &next, e))?;
+        file.sync_data().map_err(|e| poison("syncing", &next, e))
+    }
+
+    fn rename(&self) -> Result<(), Failure> {
+        let next = next_path(&self.dir);
+        self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))
+    }
+
+    fn sync_dir(&self) -> Result<(), Failure> {
+        self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
+    }
+}
+
+fn poison(doing: &str, path: &Path, e: std::io::Error) -> Failure {
+    Failure::Poison(Error::io(doing, path, e))
+}
+
+fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
+    let zeros = [0; limits::PAGE_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        storage::write_all_at(file, &zeros, at)?;
+        at = at.saturating_add(zeros.len() as u64);
+    }
+    if file.len()? > at {
+        file.truncate(at)?;
+    }
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::super::{Listed, load, tests::sample};
+    use super::*;
+    use crate::ErrorKind;
+    use crate::manifest::bytes_for;
+    use crate::storage::faulty::{Calls, Class, Effect, Failure as Fails, Fault, FaultyStorage};
+    use crate::storage::memory::{Crash, MemoryStorage};
+    use crate::types::Lsn;
+
+    fn dir() -> &'static Path {
+        Path::new("/store")
+    }
+
+    /// Lists that grow and shrink across the end of a page.
+    const COUNTS: [usize; 9] = [1, 2, 150, 3, 300, 299, 1, 2, 120];
+
+    fn segments_of(generation: u64) -> usize {
+        COUNTS[generation as usize % COUNTS.len()]
+    }
+
+    fn manifest(generation: u64) -> Manifest {
+        let count = segments_of(generation);
+        let listed = |n: usize| Listed {
+            ordinal: n as u32,
+            base: Lsn::new((n as u64 + 1) << 20),
+            end: Lsn::new(((n as u64 + 1) << 20) + 4096),
+            capacity: 4096,
+            salt: u64::MAX,
+        };
+        Manifest {
+            generation,
+            extent: Lsn::new(1 << 40),
+            next_ordinal: 1000,
+            segments: (0..count).map(listed).collect(),
+            ..sample()
+        }
+    }
+
+    fn disk() -> MemoryStorage {
+        let disk = MemoryStorage::new();
+        disk.create_dir(dir()).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        disk
+    }
+
+    fn without_exchange() -> MemoryStorage {
+        let disk = disk();
+        disk.set_no_exchange();
+        disk
+    }
+
+    fn switch_on(storage: impl Storage + 'static) -> Switch {
+        Switch::new(Arc::new(storage), dir())
+    }
+
+    fn standing(disk: &MemoryStorage) -> u64 {
+        let Some(found) = load(disk, dir()).unwrap() else { return 0 };
+        assert_eq!(found, manifest(found.generation));
+        found.generation
+    }
+
+    /// What is known of the manifest from outside: the last one that was acknowledged, and the last one tried.
+    #[derive(Clone, Copy, Debug)]
+    struct Known {
+        acknowledged: u64,
+        tried: u64,
+    }
+
+    impl Known {
+        fn check(self, disk: &MemoryStorage, case: &dyn std::fmt::Debug) {
+            let found = standing(disk);
+            assert!(
+                (self.acknowledged..=self.tried).contains(&found),
+                "{case:?}: {found} {self:?}"
+            );
+        }
+    }
+
+    /// A process that switches `count` times, until the power is cut.
+    fn run(storage: FaultyStorage, count: u64, known: &mut Known) -> Result<(), Failure> {
+        let mut switch = switch_on(storage);
+        for generation in known.tried + 1..=known.tried + count {
+            known.tried = generation;
+            let manifest = manifest(generation);
+            match generation {
+                1 => switch.first(&manifest)?,
+                _ => switch.to(&manifest)?,
+            }
+            known.acknowledged = generation;
+            switch.prepare(manifest.next_file_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Runs with a power cut at the changing call `point`. Whether it came to that.
+    fn run_until(
+        disk: &MemoryStorage,
+        point: u64,
+        kept: usize,
+        count: u64,
+        known: &mut Known,
+    ) -> bool {
+        let faulty = FaultyStorage::new(Arc::new(disk.clone()));
+        let cut = Effect::PowerCut { bytes_kept: kept };
+        faulty.inject(Fault::once(Calls::Changing, point, cut));
+        let end = run(faulty.clone(), count, known);
+        assert_eq!(end.is_err(), faulty.power_is_cut(), "{end:?}");
+        end.is_err()
+    }
+
+    /// A process is killed at any call, or loses power there; the next one goes on, and loses power at any of its own.
+    fn crash_everywhere(new: fn() -> MemoryStorage) {
+        let (mut points, mut crashes) = (0, 0);
+        for (first, kept) in (0..).flat_map(|point| [(point, 0), (point, 700)]) {
+            let disk = new();
+            let mut known = Known { acknowledged: 0, tried: 0 };
+            if !run_until(&disk, first, kept, COUNTS.len() as u64 + 2, &mut known) {
+                break;
+            }
+            for crash in disk.crashes(20) {
+                known.check(&disk.crash_clone(crash), &(first, kept, crash));
+            }
+            let killed = disk.kill_clone();
+            known.check(&killed, &(first, kept, "killed"));
+            for second in 0.. {
+                let disk = killed.kill_clone();
+                // The next process goes on from what it sees, which the device need not hold.
+                let mut known = Known { tried: standing(&disk), ..known };
+                let was_cut = run_until(&disk, second, kept, 2, &mut known);
+                points += 1;
+                for crash in disk.crashes(6) {
+                    known.check(&disk.crash_clone(crash), &(first, kept, second, crash));
+                    crashes += 1;
+                }
+                known.check(&disk.kill_clone(), &(first, kept, second, "killed"));
+                if !was_cut {
+                    break;
+                }
+            }
+        }
+        println!("{points} points, {crashes} crashes");
+        assert!(points > 500 && crashes > 10_000);
+    }
+
+    #[test]
+    fn at_every_moment_and_after_every_crash_one_manifest_stands() {
+        crash_everywhere(disk);
+    }
+
+    #[test]
+    fn the_same_holds_where_names_cannot_be_exchanged() {
+        crash_everywhere(without_exchange);
+    }
+
+    /// Others take whatever room there is, at once.
+    #[test]
+    fn on_a_full_disk_one_switch_follows_another() {
+        let disk = disk();
+        let mut switch = switch_on(disk.clone());
+        switch.first(&manifest(COUNTS.len() as u64)).unwrap();
+        switch.prepare(bytes_for(2, 0)).unwrap();
+        let first = COUNTS.len() as u64 * 2;
+        for generation in 0..10 {
+            disk.set_bytes_max(disk.bytes_used());
+            disk.set_nodes_max(disk.nodes_used());
+            switch.to(&manifest(first + generation * COUNTS.len() as u64)).unwrap();
+            disk.set_bytes_max(disk.bytes_used());
+            disk.set_nodes_max(disk.nodes_used());
+            switch.prepare(bytes_for(2, 0)).unwrap();
+        }
+        // The next process as well.
+        let mut switch = switch_on(disk.kill_clone());
+        switch.prepare(bytes_for(2, 0)).unwrap();
+        switch.to(&manifest(COUNTS.len() as u64)).unwrap();
+        switch.prepare(bytes_for(2, 0)).unwrap();
+    }
+
+    #[test]
+    fn where_names_cannot_be_exchanged_the_next_file_may_find_no_room() {
+        let disk = without_exchange();
+        let mut switch = switch_on(disk.clone());
+        switch.first(&manifest(1)).unwrap();
+        switch.to(&manifest(2)).unwrap();
+        switch.to(&manifest(1)).unwrap();
+        disk.set_bytes_max(disk.bytes_used());
+        let Failure::Before(full) = switch.prepare(bytes_for(2, 0)).unwrap_err() else {
+            panic!("poisoned")
+        };
+        assert_eq!(full.kind(), ErrorKind::StorageFull);
+        assert!(!switch.is_prepared());
+        assert_eq!(standing(&disk), 1);
+        disk.set_bytes_max(u64::MAX);
+        switch.prepare(bytes_for(2, 0)).unwrap();
+        assert!(switch.is_prepared());
+    }
+
+    #[test]
+    fn a_file_that_cannot_grow_is_not_prepared_and_serves_a_shorter_list() {
+        let disk = disk();
+        let mut switch = switch_on(disk.clone());
+        switch.first(&manifest(COUNTS.len() as u64)).unwrap();
+        switch.prepare(bytes_for(1, 0)).unwrap();
+        disk.set_bytes_max(disk.bytes_used());
+        assert!(matches!(switch.prepare(bytes_for(300, 0)), Err(Failure::Before(_))));
+        assert!(!switch.is_prepared());
+        switch.to(&manifest(COUNTS.len() as u64 * 2)).unwrap();
+        assert_eq!(standing(&disk), COUNTS.len() as u64 * 2);
+    }
+
+    #[test]
+    fn only_a_refusal_to_exchange_leads_to_a_rename() {
+        let attempt = |errno: Errno| {
+            let disk = disk();
+            switch_on(disk.clone()).first(&manifest(1)).unwrap();
+            let faulty = FaultyStorage::new(Arc::new(disk.clone()));
+            let fails = Effect::Fail(Fails::Errno(errno.raw_os_error()));
+            faulty.inject(Fault::from(Calls::Of(Class::Exchange), 0, fails));
+            let done = switch_on(faulty.clone()).to(&manifest(2));
+            let stands = standing(&disk.crash_clone(Crash::NONE));
+            (done, stands, faulty.count(Calls::Of(Class::Rename)))
+        };
+        for errno in [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::PERM] {
+            assert!(matches!(attempt(errno), (Ok(()), 2, 1)), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::NOENT, Errno::ROFS, Errno::ACCESS] {
+            assert!(matches!(attempt(errno), (Err(Failure::Poison(_)), 1, 0)), "{errno}");
+        }
+    }
+
+    #[test]
+    fn whatever_stands_in_the_next_file_is_of_no_consequence() {
+        for left in [vec![], vec![0xff; 10], vec![0xff; 3 * 4096 + 1], manifest(5).encode()] {
+            let disk = disk();
+            switch_on(disk.clone()).first(&manifest(1)).unwrap();
+            disk.write_file(&next_path(dir()), &left).unwrap();
+            assert_eq!(standing(&disk), 1);
+            let mut switch = switch_on(disk.clone());
+            for generation in 2..5 {
+                switch.to(&manifest(generation)).unwrap();
+                assert_eq!(standing(&disk.crash_clone(Crash::NONE)), generation);
+            }
+        }
+    }
+}
