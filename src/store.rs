@@ -14,7 +14,7 @@ use crate::builder::StoreBuilder;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, Interrupted, Mark, Recorded, Resolution, State, granting,
 };
-use crate::engine::{Applied, Outcome as EncodedOutcome, Seen, Writing};
+use crate::engine::{Applied, Batch, Outcome as EncodedOutcome, Seen, Writing};
 use crate::log::Due;
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, phase_shown};
@@ -224,7 +224,63 @@ impl Store {
     /// # Cost
     /// One write, and one sync at `Sync`; nothing for a key that was seen.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
-        let op = op.into();
+        let mut batch = Batch::default();
+        let mark = self.place_mark(&op.into(), &mut batch)?;
+        self.shared.settle_batch(&batch)?;
+        Ok(mark)
+    }
+
+    /// Marks many keys: one write and one sync for all of them, an answer for each, in their order.
+    ///
+    /// Not a transaction: after a crash any prefix of the batch may stand. A key that occurs twice is `First` once.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let messages = ["message-7", "message-8", "message-7"];
+    /// let mut handled = 0;
+    /// for mark in store.mark_many(messages)? {
+    ///     if mark?.is_first() {
+    ///         handled += 1;
+    ///     }
+    /// }
+    /// assert_eq!(handled, 2);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// All of them are durable on return, each at the level of its [`durability`](Policy::durability).
+    ///
+    /// # Errors
+    /// Of one key, in its place: `TooLarge` or `Invalid`, `Corrupt` if its record is damaged, `StorageFull`; that key
+    /// was not marked, the others were. Of all: `Indeterminate` if the write or sync failed, any of them may be on
+    /// disk; `Poisoned`, `Closed`, `Forked` before any was.
+    ///
+    /// # Cost
+    /// One write, and one sync at `Sync`, for each segment that the batch reaches into: mostly one.
+    pub fn mark_many<'k, O: Into<Operation<'k>>>(
+        &self,
+        ops: impl IntoIterator<Item = O>,
+    ) -> Result<Vec<Result<Mark>>> {
+        self.check_open()?;
+        if self.shared.log.is_poisoned() {
+            return Err(self.shared.log.poisoned());
+        }
+        let mut batch = Batch::default();
+        let mut marks: Vec<_> =
+            ops.into_iter().map(|op| self.place_mark(&op.into(), &mut batch)).collect();
+        // Closed or poisoned half-way: what was placed before is on its way, or nobody knows.
+        let is_of_all = |e: &Error| {
+            matches!(e.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::Forked)
+        };
+        let first_is_refused = matches!(marks.first(), Some(Err(e)) if is_of_all(e));
+        if first_is_refused {
+            return marks.swap_remove(0).map(|_| Vec::new());
+        }
+        self.shared.settle_batch(&batch)?;
+        Ok(marks)
+    }
+
+    fn place_mark(&self, op: &Operation<'_>, batch: &mut Batch) -> Result<Mark> {
         let key = op.key();
         key.check()?;
         let settings = op.policy().or(&self.policy).resolve()?;
@@ -235,7 +291,9 @@ impl Store {
             owner: settings.owner.as_deref(),
             ..Writing::default()
         };
-        let applied = self.shared.apply(key, self.shared.hash(key), Call::Mark, &writing)?;
+        let done = self.shared.place(key, self.shared.hash(key), Call::Mark, &writing)?;
+        batch.add(&done, settings.durability);
+        let applied = done.applied;
         Ok(match applied.answer {
             Answer::Granted => Mark::First,
             Answer::Completed => Mark::Again,

@@ -74,11 +74,47 @@ pub(super) struct Found {
 }
 
 /// A call that was decided and, where something was to be written, placed.
-struct Done {
-    applied: Applied,
+pub(crate) struct Done {
+    pub(crate) applied: Applied,
     placed: Option<Placed>,
     /// The record that the answer is derived from.
     prior: Option<Place>,
+}
+
+/// Calls that were placed one after the other, to be waited for together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// The last record placed at each level: it covers all before it.
+    placed: [Option<Placed>; 3],
+    /// The newest record that an answer is derived from, at each level.
+    priors: [Option<Lsn>; 3],
+    sees_absence: bool,
+}
+
+const LEVELS: [Durability; 3] = [Durability::Lazy, Durability::Flush, Durability::Sync];
+
+fn at_level<T>([lazy, flush, sync]: &mut [T; 3], level: Durability) -> &mut T {
+    match level {
+        Durability::Lazy => lazy,
+        Durability::Flush => flush,
+        Durability::Sync => sync,
+    }
+}
+
+impl Batch {
+    pub(crate) fn add(&mut self, done: &Done, level: Durability) {
+        if let Some(placed) = done.placed {
+            *at_level(&mut self.placed, level) = Some(placed);
+        }
+        match done.prior {
+            _ if done.applied.answer == Answer::InProgress => {}
+            Some(prior) => {
+                let newest = at_level(&mut self.priors, prior.level());
+                *newest = (*newest).max(Some(prior.lsn()));
+            }
+            None => self.sees_absence = true,
+        }
+    }
 }
 
 type Tried = Result<Done, Again>;
@@ -124,6 +160,22 @@ impl Engine {
         }
     }
 
+    /// Waits for all of a batch: what was placed shares its writes and syncs.
+    pub(crate) fn settle_batch(&self, batch: &Batch) -> Result<()> {
+        self.log.wake_upkeep();
+        for (level, placed) in LEVELS.into_iter().zip(batch.placed).rev() {
+            if let Some(placed) = placed {
+                self.log.commit(placed, level)?;
+            }
+        }
+        for (level, prior) in LEVELS.into_iter().zip(batch.priors).rev() {
+            if let Some(prior) = prior {
+                self.log.commit_earlier(prior, level)?;
+            }
+        }
+        if batch.sees_absence { self.settle_absence() } else { Ok(()) }
+    }
+
     /// Waits until no key that was found absent is so by a forget that a crash could take back.
     pub(crate) fn settle_absence(&self) -> Result<()> {
         match self.forgotten.load(Ordering::SeqCst) {
@@ -132,8 +184,8 @@ impl Engine {
         }
     }
 
-    /// As `apply`, but waits for nothing.
-    fn place(
+    /// As `apply`, but waits for nothing: the answer is not to be shown before its batch is settled.
+    pub(crate) fn place(
         &self,
         key: &Key<'_>,
         hash: KeyHash,

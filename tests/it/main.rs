@@ -6,6 +6,7 @@
 
 /// What is shown while a forget, or a close, is still on its way.
 mod absence;
+mod batches;
 /// Roles that this binary plays in a process of its own.
 mod child;
 /// Many threads on the same keys, and whether what they were told fits one order.
