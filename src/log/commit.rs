@@ -52,6 +52,9 @@ pub(crate) struct Placed {
 const YIELDS: u32 = 3;
 const YIELD_WAITERS: u32 = 8;
 const YIELD_SYNC_NANOS: u64 = 200_000;
+/// Yields before a waiter for a write sleeps: a write is soon over, but the writer may be syncing a segment's end.
+/// Under loom none: what it is to explore is the sleep.
+const WRITE_YIELDS: u32 = if cfg!(loom) { 0 } else { 64 };
 /// Gathering is given up for this many rounds after so many in vain.
 const GATHER_MISSES: u32 = 3;
 const GATHER_SKIP: u32 = 64;
@@ -67,6 +70,9 @@ pub(crate) struct CommitQueue {
     leading: AtomicBool,
     poisoned: AtomicBool,
     rounds: [Round; 2],
+    /// Where those sleep who found somebody writing.
+    writing: WakeWord,
+    write_sleepers: AtomicU32,
     /// How many to gather: those the last round released, and those who waited for the next one then.
     target: AtomicU32,
     /// Moving average of a sync's time.
@@ -97,6 +103,8 @@ impl CommitQueue {
             leading: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             rounds: [Round::new(), Round::new()],
+            writing: WakeWord::new(),
+            write_sleepers: AtomicU32::new(0),
             target: AtomicU32::new(0),
             sync_nanos: AtomicU64::new(0),
             misses: AtomicU32::new(0),
@@ -133,6 +141,7 @@ impl CommitQueue {
         for round in &self.rounds {
             round.word.wake_all();
         }
+        self.writing.wake_all();
     }
 
     fn round(&self, number: u32) -> &Round {
@@ -141,8 +150,8 @@ impl CommitQueue {
     }
 
     /// Waits until what was placed there is handed to the system (a process's end can't take it back).
-    /// Nobody parks for a write.
     pub(crate) fn wait_written(&self, placed: Placed, sink: &impl Sink) -> Result<(), Failed> {
+        let mut yields = 0_u32;
         loop {
             if self.written() > placed.lsn {
                 return Ok(());
@@ -150,14 +159,53 @@ impl CommitQueue {
             if self.is_poisoned() {
                 return Err(Failed);
             }
-            let unwinding = PoisonOnDrop { queue: self };
-            let write = sink.try_write();
-            std::mem::forget(unwinding);
-            match write? {
+            let write = if yields < WRITE_YIELDS {
+                self.try_write(sink)?
+            } else {
+                self.try_write_or_sleep(placed, sink)?
+            };
+            match write {
                 Write::Done => {}
-                Write::Busy => yield_now(),
+                Write::Busy => {
+                    yields += 1;
+                    yield_now();
+                }
                 Write::NeedsSync => return self.wait_durable(placed, sink),
             }
+        }
+    }
+
+    fn try_write(&self, sink: &impl Sink) -> Result<Write, Failed> {
+        let unwinding = PoisonOnDrop { queue: self };
+        let write = sink.try_write();
+        std::mem::forget(unwinding);
+        if write != Ok(Write::Busy) {
+            self.let_others_write();
+        }
+        write
+    }
+
+    /// Writes, or sleeps until whoever is writing has let go of the writer.
+    ///
+    /// The order is that of [`sleep`](Self::sleep): "I sleep", the word, then another try. Who held the writer at
+    /// that try looks for sleepers after it let go, and changes the word.
+    fn try_write_or_sleep(&self, placed: Placed, sink: &impl Sink) -> Result<Write, Failed> {
+        self.write_sleepers.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let seen = self.writing.read();
+        let write = self.try_write(sink);
+        if write == Ok(Write::Busy) && self.written() <= placed.lsn && !self.is_poisoned() {
+            self.writing.wait(seen, None);
+        }
+        self.write_sleepers.fetch_sub(1, Ordering::SeqCst);
+        write
+    }
+
+    /// To be called by whoever had the writer, once it is free again.
+    fn let_others_write(&self) {
+        fence(Ordering::SeqCst);
+        if self.write_sleepers.load(Ordering::SeqCst) > 0 {
+            self.writing.wake_all();
         }
     }
 
@@ -243,8 +291,11 @@ impl CommitQueue {
         let lead = Lead { queue: self };
         self.gather(open_round, sink);
         let (round, end) = sink.write_round()?;
+        self.let_others_write();
         let began = sink.nanos();
         sink.sync()?;
+        // It had the writer for a moment, to learn which file to sync.
+        self.let_others_write();
         self.took(sink.nanos().saturating_sub(began));
         // Only now: `end` was handed over before the sync began, all of it.
         self.durable.store(end.get(), Ordering::SeqCst);
@@ -347,3 +398,5 @@ impl Drop for Lead<'_> {
 
 #[cfg(all(test, loom))]
 mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod tests;
