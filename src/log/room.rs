@@ -99,7 +99,9 @@ impl Tail {
         };
         let here = free(self.active.identity.capacity, self.at);
         if room == Room::Note {
-            return bytes <= here.saturating_add(NOTE_SHARE) && here > 0;
+            // All but the end-of-segment record's room: a segment that records filled exactly has a share left, too.
+            let rest = self.active.identity.capacity.saturating_sub(self.at);
+            return bytes <= rest.saturating_sub(HEADER_BYTES as u64);
         }
         let fits_here = bytes <= here;
         let next = self

@@ -424,3 +424,32 @@ fn rule_9_what_is_placed_is_synced_also_while_no_spare_can_be_made() {
     }
     assert!(log.holds(placed.1.lsn, Sync));
 }
+
+/// A segment filled to the last byte that records may take has a note's share left all the same, so an idle log
+/// covers its last record there too. Without it, damage of that record would pass for a torn tail.
+#[test]
+fn rule_9_an_idle_note_has_its_room_in_a_full_segment() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let draft = |bytes: u64| {
+        let result = vec![1; usize::try_from(bytes).unwrap()];
+        Draft::forget(&Body { key: b"last", progress: &[0; 4], result: &result, ..Body::default() })
+    };
+    let kept_free = record::HEADER_BYTES as u64 + 128;
+    let rest = {
+        let tail = log.tail.lock();
+        tail.active.identity.capacity - tail.at - kept_free
+    };
+    let bytes = (0..rest).find(|bytes| draft(*bytes).len() == rest).unwrap();
+    let segment = log.tail.lock().active.identity.ordinal;
+    let placed = log.place(draft(bytes), Room::Free).unwrap();
+    log.commit(placed, Sync).unwrap();
+    // The first step sees that something was placed, the second that nothing was since.
+    player.play(&[Op::Pass(1), Op::Pass(20)]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let tail = log.tail.lock();
+    assert_eq!(tail.active.identity.ordinal, segment, "it did not roll");
+    assert!(tail.marked > placed.lsn, "no watermark covers the last record");
+    assert_eq!(log.queue.written(), tail.end());
+}
