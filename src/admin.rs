@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::claim::State;
 use crate::engine::{CompactionDone, Inspector, Walk};
-use crate::protocol::{Phase, phase_shown};
+use crate::protocol::{Phase, is_expired, phase_shown};
 use crate::shared::Shared;
 use crate::store::state_of;
 use crate::sync::Ordering;
@@ -117,6 +117,10 @@ impl Iter {
             return Ok(None);
         }
         let Some(seen) = self.shared.look(&key, hash)? else { return Ok(None) };
+        // What is only remembered has no key any more once its record is gone; so it is never shown.
+        if is_expired(&seen.state, seen.now) {
+            return Ok(None);
+        }
         let kind = StateKind::of(phase_shown(&seen.state, seen.presence));
         if self.states.as_ref().is_some_and(|states| !states.contains(&kind)) {
             return Ok(None);

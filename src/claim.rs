@@ -594,6 +594,15 @@ pub struct Expired {
 }
 
 impl Expired {
+    pub(crate) fn new(state: &KeyState) -> Self {
+        let minutes = |time: StoreMillis| StoreMillis(time.0 / 60_000 * 60_000);
+        let until = state.memory_until.unwrap_or(state.time);
+        Expired {
+            completed_at: wall(minutes(state.time), state.wall_offset),
+            remembered_until: wall(until, state.wall_offset),
+        }
+    }
+
     /// When its outcome was recorded, to the minute.
     ///
     /// ```
@@ -1073,6 +1082,7 @@ impl ClaimGuard {
         let writing = Writing {
             level: Some(settings.durability),
             retention_ms: parts.retention_ms.or(settings.retention_ms),
+            remember_ms: settings.remember_ms,
             outcome: Some(EncodedOutcome { codec, version, meta: &meta, bytes: &parts.bytes }),
             ..Writing::default()
         };

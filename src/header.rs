@@ -26,6 +26,7 @@ pub(crate) enum FileKind {
     Manifest = 1,
     Segment = 2,
     Table = 3,
+    Expired = 4,
 }
 
 /// The first bytes of every file.

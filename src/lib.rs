@@ -82,6 +82,7 @@ mod protocol; // the rules of a key's life, pure
 mod index; // key -> place in the log
 mod log; // segments, group commit, recovery
 mod manifest; // what is listed
+mod expired; // keys remembered after they expired
 mod record; // one record's bytes
 mod header; // what every file begins with
 mod limits; // every limit and default

@@ -87,6 +87,9 @@ pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
 pub(crate) const ESTIMATE_SAMPLES: u64 = 512;
 pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
 
+/// Probes by interpolation before a search goes on by halves.
+pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;
+
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
 

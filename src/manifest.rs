@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::expired::ListedExpired;
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::index::table::ListedTable;
 use crate::limits;
@@ -46,6 +47,8 @@ pub(crate) struct Manifest {
     pub(crate) next_table: u32,
     /// The oldest first, without a gap.
     pub(crate) tables: Vec<ListedTable>,
+    /// Keys remembered after they left the log, the oldest first. Numbered as tables are.
+    pub(crate) expired: Vec<ListedExpired>,
 }
 
 /// What is drawn once, at birth; repeated in every segment's header.
@@ -100,6 +103,7 @@ struct Head {
     next_table: U32,
     segment_count: U32,
     table_count: U32,
+    expired_count: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -123,10 +127,20 @@ struct TableItem {
     number: U32,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct ExpiredItem {
+    entries: U64,
+    number: U32,
+    until_most: U32,
+}
+
 const HEAD_BYTES: usize = size_of::<Head>();
 const ITEM_BYTES: usize = size_of::<Item>();
 const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
-const _: () = assert!(HEAD_BYTES == 196 && ITEM_BYTES == 36 && TABLE_ITEM_BYTES == 44);
+const EXPIRED_ITEM_BYTES: usize = size_of::<ExpiredItem>();
+const _: () = assert!(HEAD_BYTES == 200 && ITEM_BYTES == 36);
+const _: () = assert!(TABLE_ITEM_BYTES == 44 && EXPIRED_ITEM_BYTES == 16);
 
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -148,6 +162,7 @@ impl Manifest {
             next_table: self.next_table.into(),
             segment_count: u32::try_from(self.segments.len()).unwrap_or(u32::MAX).into(),
             table_count: u32::try_from(self.tables.len()).unwrap_or(u32::MAX).into(),
+            expired_count: u32::try_from(self.expired.len()).unwrap_or(u32::MAX).into(),
         };
         let mut out = head.as_bytes().to_vec();
         for listed in &self.segments {
@@ -171,6 +186,14 @@ impl Manifest {
             };
             out.extend_from_slice(item.as_bytes());
         }
+        for expired in &self.expired {
+            let item = ExpiredItem {
+                entries: expired.entries.into(),
+                number: expired.number.into(),
+                until_most: expired.until_most.into(),
+            };
+            out.extend_from_slice(item.as_bytes());
+        }
         let sum = crc32fast::hash(&out);
         out.extend_from_slice(&sum.to_le_bytes());
         out
@@ -183,11 +206,18 @@ impl Manifest {
         let (head, rest) = Head::read_from_prefix(bytes)
             .map_err(|_| bad(FILE_HEADER_BYTES, "a manifest cut short"))?;
         let (count, tables) = (head.segment_count.get() as usize, head.table_count.get() as usize);
-        if count > limits::SEGMENTS_MAX || tables > limits::TABLES_MAX {
+        let expired = head.expired_count.get() as usize;
+        if count > limits::SEGMENTS_MAX
+            || tables > limits::TABLES_MAX
+            || expired > limits::TABLES_MAX
+        {
             return Err(bad(HEAD_BYTES, "a manifest with an impossible number of files"));
         }
         let segments_bytes = count.saturating_mul(ITEM_BYTES);
-        let items_bytes = segments_bytes.saturating_add(tables.saturating_mul(TABLE_ITEM_BYTES));
+        let tables_bytes = tables.saturating_mul(TABLE_ITEM_BYTES);
+        let items_bytes = segments_bytes
+            .saturating_add(tables_bytes)
+            .saturating_add(expired.saturating_mul(EXPIRED_ITEM_BYTES));
         let summed = HEAD_BYTES.saturating_add(items_bytes);
         let sum = bytes.get(..summed).map(crc32fast::hash);
         let (stored, zeros) = bytes
@@ -201,7 +231,8 @@ impl Manifest {
             return Err(bad(summed.saturating_add(4 + at), "bytes behind a manifest's end"));
         }
         let items = rest.get(..items_bytes).unwrap_or_default();
-        let (items, table_items) = items.split_at_checked(segments_bytes).unwrap_or_default();
+        let (items, rest) = items.split_at_checked(segments_bytes).unwrap_or_default();
+        let (table_items, expired_items) = rest.split_at_checked(tables_bytes).unwrap_or_default();
         let mut segments = Vec::with_capacity(count);
         for item in items.chunks_exact(ITEM_BYTES) {
             let item = Item::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
@@ -226,6 +257,16 @@ impl Manifest {
                 buckets: item.buckets.get(),
             });
         }
+        let mut expired = Vec::with_capacity(expired);
+        for item in expired_items.chunks_exact(EXPIRED_ITEM_BYTES) {
+            let item =
+                ExpiredItem::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
+            expired.push(ListedExpired {
+                number: item.number.get(),
+                entries: item.entries.get(),
+                until_most: item.until_most.get(),
+            });
+        }
         let manifest = Manifest {
             store,
             secrets: head.secrets,
@@ -243,6 +284,7 @@ impl Manifest {
             covered: Lsn::new(head.covered.get()),
             next_table: head.next_table.get(),
             tables,
+            expired,
         };
         if manifest.is_sound() {
             Ok(manifest)
@@ -283,16 +325,22 @@ impl Manifest {
             fits
         }) && before.is_none_or(|to| to == self.covered)
             && self.covered <= self.durable
+            && self.expired.iter().all(|expired| expired.number < self.next_table)
     }
 
     /// Bytes of the file it is written to.
     pub(crate) fn file_bytes(&self) -> usize {
-        bytes_for(self.segments.len(), self.tables.len())
+        bytes_for(self.segments.len(), self.tables.len(), self.expired.len())
     }
 
     /// The same for the one after it, which may list one file more of each kind.
     pub(crate) fn next_file_bytes(&self) -> usize {
-        bytes_for(self.segments.len().saturating_add(1), self.tables.len().saturating_add(1))
+        let one_more = |count: usize| count.saturating_add(1);
+        bytes_for(
+            one_more(self.segments.len()),
+            one_more(self.tables.len()),
+            one_more(self.expired.len()),
+        )
     }
 
     /// Refuses where no further segment may be listed.
@@ -330,12 +378,13 @@ pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>
 }
 
 fn manifest_bytes_max() -> u64 {
-    bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX) as u64
+    bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX, limits::TABLES_MAX) as u64
 }
 
-fn bytes_for(segments: usize, tables: usize) -> usize {
+fn bytes_for(segments: usize, tables: usize, expired: usize) -> usize {
     let items =
         segments.saturating_mul(ITEM_BYTES).saturating_add(tables.saturating_mul(TABLE_ITEM_BYTES));
+    let items = items.saturating_add(expired.saturating_mul(EXPIRED_ITEM_BYTES));
     HEAD_BYTES.saturating_add(items).saturating_add(4).next_multiple_of(limits::PAGE_BYTES)
 }
 
@@ -379,6 +428,7 @@ pub(crate) mod tests {
             covered: Lsn::new(1 << 21),
             next_table: 12,
             tables: vec![table(9, 1 << 20, (1 << 20) + 800), table(11, (1 << 20) + 800, 1 << 21)],
+            expired: vec![ListedExpired { number: 4, entries: 1000, until_most: 28_000_000 }],
         }
     }
 
@@ -417,11 +467,12 @@ pub(crate) mod tests {
              09000000000000000000000000000000000020000000000000004000000000000101010101010101\
              01010101010101010202020202020202020202020202020202020202020202020202020202020202\
              05050505050505050505050505050505060000000000000007000000000000000800000000000000\
-             0068e5cf8b010000921000000800000000002000000000000c000000020000000200000000001000\
-             00000000001010000000000000000100000000004d00100000000000030000000000200000000000\
-             000021000000000000000100000000004d0020000000000007000000000010000000000020031000\
-             000000000b0000000000000003000000000000000400000000000000090000002003100000000000\
-             00002000000000000b00000000000000030000000000000004000000000000000b0000001cac2667"
+             0068e5cf8b010000921000000800000000002000000000000c000000020000000200000001000000\
+             0000100000000000001010000000000000000100000000004d001000000000000300000000002000\
+             00000000000021000000000000000100000000004d00200000000000070000000000100000000000\
+             20031000000000000b00000000000000030000000000000004000000000000000900000020031000\
+             0000000000002000000000000b00000000000000030000000000000004000000000000000b000000\
+             e80300000000000004000000003fab0147a123bd"
         );
     }
 

@@ -24,6 +24,9 @@ pub(crate) struct KeyState {
     /// When the record was made: of an ending, when the attempt ended.
     pub(crate) time: StoreMillis,
     pub(crate) expires_at: Option<StoreMillis>,
+    /// When the key's memory passes, see [`Body`].
+    pub(crate) memory_until: Option<StoreMillis>,
+    pub(crate) remembers: bool,
     /// Wall time minus store time, in milliseconds; only to show times.
     pub(crate) wall_offset: i64,
     pub(crate) fingerprint: Option<Fingerprint>,
@@ -123,6 +126,8 @@ pub(crate) enum Answer {
     Completed,
     Failed,
     Mismatch,
+    /// Done, and its result is no longer kept.
+    Expired,
     /// Of `mark`: an attempt's fate is open.
     Interrupted,
     /// The call did what it says.
@@ -163,6 +168,9 @@ pub(crate) fn decide(
     call: Call,
     now: StoreMillis,
 ) -> Decision {
+    if state.is_some_and(|state| is_remembered(state, now)) {
+        return remembered(call);
+    }
     let state = state.filter(|state| !is_expired(state, now));
     match call {
         Call::Claim(wants) => claim(state, presence, wants),
@@ -208,6 +216,22 @@ pub(crate) fn decide(
 pub(crate) fn is_expired(state: &KeyState, now: StoreMillis) -> bool {
     let may_expire = matches!(state.phase, Phase::Completed | Phase::Failed | Phase::Aborted);
     may_expire && state.expires_at.is_some_and(|at| at <= now)
+}
+
+/// Whether the outcome has expired, and a late retry is to be told so.
+pub(crate) fn is_remembered(state: &KeyState, now: StoreMillis) -> bool {
+    let is_outcome = matches!(state.phase, Phase::Completed | Phase::Failed);
+    let is_kept = state.memory_until.is_some_and(|until| until > now);
+    is_outcome && state.remembers && is_kept && is_expired(state, now)
+}
+
+/// A memory answers those who would do the work, and can be forgotten. To all others the key is absent.
+fn remembered(call: Call) -> Decision {
+    match call {
+        Call::Claim(_) | Call::Mark => told(Answer::Expired),
+        Call::Forget => done(Next::Absent),
+        _ => decide(None, Presence::Nobody, call, StoreMillis(0)),
+    }
 }
 
 /// What anybody looking at the key is told that it is in.
@@ -369,6 +393,28 @@ fn told(answer: Answer) -> Decision {
 }
 
 impl KeyState {
+    /// What is left of a key that expired and is remembered.
+    pub(crate) fn of_memory(completed: StoreMillis, until: StoreMillis) -> Self {
+        let none = Token(0);
+        KeyState {
+            phase: Phase::Completed,
+            token: none,
+            life: none,
+            open_fate: None,
+            attempt: 1,
+            since: completed,
+            time: completed,
+            expires_at: Some(StoreMillis(0)),
+            memory_until: Some(until),
+            remembers: true,
+            wall_offset: 0,
+            fingerprint: None,
+            hold: false,
+            owner: None,
+            reason: None,
+        }
+    }
+
     /// What a record about a key says; `None` for a forget. `lsn_token`: the record's own LSN as a token.
     pub(crate) fn read(
         kind: Kind,
@@ -396,6 +442,8 @@ impl KeyState {
             since: body.since.unwrap_or(body.time),
             time: body.time,
             expires_at: body.expires_at,
+            memory_until: body.memory_until,
+            remembers: body.remembers,
             wall_offset: body.wall_offset,
             fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
             hold: body.hold,

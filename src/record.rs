@@ -70,7 +70,9 @@ const HAS_WALL: u16 = 1 << 6;
 const HAS_FINGERPRINT: u16 = 1 << 7;
 const HAS_LABELS: u16 = 1 << 8;
 const HAS_FORMAT: u16 = 1 << 9;
-const HAS_KNOWN: u16 = (1 << 10) - 1;
+const HAS_MEMORY: u16 = 1 << 10;
+/// No field of its own: the memory is this record's, not only an older one's.
+const REMEMBERS: u16 = 1 << 11;
 
 /// Lengths of the labels, which follow it in this order.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -191,6 +193,10 @@ pub(crate) struct Body<'a> {
     /// When the attempt was claimed. `None`: `time`.
     pub(crate) since: Option<StoreMillis>,
     pub(crate) expires_at: Option<StoreMillis>,
+    /// When the key's memory passes: that of this outcome once it has expired, if it `remembers`; else that which an
+    /// older outcome may have left, and which this record hides.
+    pub(crate) memory_until: Option<StoreMillis>,
+    pub(crate) remembers: bool,
     /// Wall time minus store time, where they have parted by a second or more. Only shown.
     pub(crate) wall_offset: i64,
     pub(crate) fingerprint: Option<[u8; 16]>,
@@ -468,6 +474,8 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         (body.fingerprint.is_some(), HAS_FINGERPRINT),
         (has_labels, HAS_LABELS),
         (has_format, HAS_FORMAT),
+        (body.memory_until.is_some(), HAS_MEMORY),
+        (body.memory_until.is_some() && body.remembers, REMEMBERS),
     ];
     let fields = present.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
     let head = BodyHead {
@@ -500,6 +508,9 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         let format = FormatField { codec: body.codec.into(), version: body.version.into() };
         out.extend_from_slice(format.as_bytes());
     }
+    if let Some(until) = body.memory_until {
+        out.extend_from_slice(&until.0.to_le_bytes());
+    }
     out.extend_from_slice(body.key);
     for label in labels {
         out.extend_from_slice(label);
@@ -510,10 +521,10 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
 fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
     let (head, mut rest) = BodyHead::read_from_prefix(bytes).ok()?;
     let fields = head.fields.get() & 0x0fff;
-    if fields & !HAS_KNOWN != 0 {
+    let has = |bit| fields & bit != 0;
+    if has(REMEMBERS) && !has(HAS_MEMORY) {
         return None;
     }
-    let has = |bit| fields & bit != 0;
     let mut body = Body {
         key_kind: u8::try_from(head.fields.get() >> 12).ok()?,
         time: StoreMillis(u64::from_le_bytes(head.time)),
@@ -548,6 +559,10 @@ fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
     if has(HAS_FORMAT) {
         let format = take::<FormatField>(&mut rest)?;
         (body.codec, body.version) = (format.codec.get(), format.version.get());
+    }
+    if has(HAS_MEMORY) {
+        body.memory_until = Some(StoreMillis(take::<U64>(&mut rest)?.get()));
+        body.remembers = has(REMEMBERS);
     }
     body.key = slice(&mut rest, head.key_bytes.get())?;
     if let Some(labels) = labels {
@@ -613,6 +628,8 @@ mod tests {
             attempt: 4,
             since: Some(StoreMillis(1_700_000_000_000)),
             expires_at: Some(StoreMillis(1_800_000_000_000)),
+            memory_until: Some(StoreMillis(1_900_000_000_000)),
+            remembers: true,
             wall_offset: -5000,
             fingerprint: Some(*b"0123456789abcdef"),
             hold: true,
@@ -662,10 +679,11 @@ mod tests {
         let cases = [
             (
                 Draft::end(Ending::Held, &full_body()),
-                "4f310345830000000800000000000000c7d3857dc1f158e5ff3308007b68e5cf8b01000063000000\
+                "4f3103458b00000008000000000000000eb6b632a9099c60ff3f08007b68e5cf8b01000063000000\
              0000000062000000000000006100000000000000040000000068e5cf8b01000000505c18a3010000\
-             78ecffffffffffff3031323334353637383961626364656606000c00060001000100020000006f72\
-             6465722d3137686f73742d336c656173652070617373656433206f66203901706169640000000000",
+             78ecffffffffffff3031323334353637383961626364656606000c00060001000100020000000038\
+             d360ba0100006f726465722d3137686f73742d336c656173652070617373656433206f6620390170\
+             6169640000000000",
             ),
             (
                 Draft::end(Ending::Completed, &example),

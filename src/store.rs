@@ -12,12 +12,12 @@ use std::time::Duration;
 use crate::admin::{Compaction, Gathering, Health, Iter, Stats, Verification};
 use crate::builder::StoreBuilder;
 use crate::claim::{
-    Attempt, Claim, ClaimGuard, Interrupted, Mark, Recorded, Resolution, State, granting,
+    Attempt, Claim, ClaimGuard, Expired, Interrupted, Mark, Recorded, Resolution, State, granting,
 };
 use crate::engine::{Applied, Batch, Outcome as EncodedOutcome, Seen, Writing};
 use crate::log::Due;
 use crate::operation::encode_meta;
-use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, phase_shown};
+use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, is_expired, phase_shown};
 use crate::shared::Shared;
 use crate::types::Token;
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
@@ -202,6 +202,7 @@ impl Store {
             Answer::Completed => Claim::Completed(recorded(applied)?),
             Answer::Failed => Claim::Failed(recorded(applied)?),
             Answer::Mismatch => Claim::Mismatch(shown_state(key, applied)?),
+            Answer::Expired => Claim::Expired(expired(applied)?),
             _ => return Err(broken()),
         })
     }
@@ -287,6 +288,7 @@ impl Store {
         let writing = Writing {
             level: Some(settings.durability),
             retention_ms: settings.retention_ms,
+            remember_ms: settings.remember_ms,
             fingerprint: op.fingerprint_given(),
             owner: settings.owner.as_deref(),
             ..Writing::default()
@@ -299,6 +301,7 @@ impl Store {
             Answer::Completed => Mark::Again,
             Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
             Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
+            Answer::Expired => Mark::Expired(expired(applied)?),
             _ => return Err(broken()),
         })
     }
@@ -352,7 +355,8 @@ impl Store {
         let key = attempt.key();
         let hash = self.shared.hash(key);
         let seen = attempt.token();
-        let retention = self.policy.resolve()?.retention_ms;
+        let settings = self.policy.resolve()?;
+        let retention = settings.retention_ms;
         let applied = match resolution {
             Resolution::Retry => {
                 let writing = Writing {
@@ -368,6 +372,7 @@ impl Store {
                 let meta = encode_meta(&parts.meta);
                 let writing = Writing {
                     retention_ms: parts.retention_ms.or(retention),
+                    remember_ms: settings.remember_ms,
                     reason: Some("resolved"),
                     outcome: Some(EncodedOutcome {
                         codec,
@@ -729,6 +734,10 @@ fn recorded(applied: Applied) -> Result<Recorded> {
     Recorded::read(&state, applied.outcome)
 }
 
+fn expired(applied: Applied) -> Result<Expired> {
+    applied.before.map(|state| Expired::new(&state)).ok_or_else(broken)
+}
+
 fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
     let state = applied.before.ok_or_else(broken)?;
     state_in(key, state, applied.presence, applied.lease_until, applied.outcome, applied.now)
@@ -747,6 +756,9 @@ fn state_in(
     outcome: Option<crate::engine::Stored>,
     now: crate::types::StoreMillis,
 ) -> Result<State> {
+    if is_expired(&state, now) {
+        return Ok(State::Expired(Expired::new(&state)));
+    }
     let phase = phase_shown(&state, presence);
     if phase == Phase::Completed {
         return Recorded::read(&state, outcome).map(State::Completed);

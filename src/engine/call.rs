@@ -22,6 +22,8 @@ pub(crate) struct Writing<'a> {
     pub(crate) reserve: u64,
     pub(crate) lease_ms: Option<u64>,
     pub(crate) retention_ms: Option<u64>,
+    /// How long an outcome is remembered once its retention has passed.
+    pub(crate) remember_ms: Option<u64>,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) hold: bool,
     pub(crate) owner: Option<&'a str>,
@@ -71,6 +73,8 @@ pub(super) struct Found {
     pub(super) lease_until: Option<StoreMillis>,
     pub(super) reserved: u64,
     pub(super) outcome: Option<Stored>,
+    /// When the memory passes that the key has, or may have from an older life.
+    pub(super) memory_until: Option<StoreMillis>,
 }
 
 /// A call that was decided and, where something was to be written, placed.
@@ -351,6 +355,7 @@ impl Engine {
             lease_until: live.lease_until,
             reserved: live.reserved,
             outcome: None,
+            memory_until: live.state.memory_until,
         };
         let token = live.state.token;
         if !live.has_lapsed(now) || call.of_owner() == Some(token) {
@@ -380,18 +385,22 @@ impl Engine {
             return Ok(found);
         }
         let spots = known.tables.find(hash)?;
-        if spots.is_empty() {
-            return Ok(found);
-        }
-        let segments = self.log.segments();
-        for spot in spots {
-            let place = self.place_of(&segments, spot)?;
-            let found = self.look_in_log(key, &[place])?;
-            if found.place.is_some() {
-                return Ok(found);
+        if !spots.is_empty() {
+            let segments = self.log.segments();
+            for spot in spots {
+                let place = self.place_of(&segments, spot)?;
+                let found = self.look_in_log(key, &[place])?;
+                if found.place.is_some() {
+                    return Ok(found);
+                }
             }
         }
-        Ok(Found::default())
+        let now = self.log.now();
+        Ok(known.tables.memory_of(hash, now)?.map_or_else(Found::default, |memory| Found {
+            state: Some(KeyState::of_memory(StoreMillis(memory.completed_wall()), memory.until())),
+            memory_until: Some(memory.until()),
+            ..Found::default()
+        }))
     }
 
     /// The place that a table's slot stands for. What tables cover was durable before they were listed.
@@ -422,7 +431,14 @@ impl Engine {
                     meta: body.meta.to_vec(),
                     bytes: body.result.to_vec(),
                 });
-                Ok(Some(Found { state, place: Some(place), outcome, ..Found::default() }))
+                let memory_until = body.memory_until;
+                Ok(Some(Found {
+                    state,
+                    place: Some(place),
+                    outcome,
+                    memory_until,
+                    ..Found::default()
+                }))
             })?;
             if let Some(found) = found {
                 return Ok(found);
@@ -449,7 +465,7 @@ impl Engine {
         now: StoreMillis,
         writing: &Writing<'_>,
     ) -> Result<(Placed, Option<KeyState>), Again> {
-        let body = self.compose(key, found.state.as_ref(), next, now, writing);
+        let body = self.compose(key, found.state.as_ref(), found.memory_until, next, now, writing);
         let was_live = found.presence == Presence::Owner;
         let (draft, phase, room) = match next {
             Next::Claimed { .. } => {

@@ -6,11 +6,12 @@
 //! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
 //! positions says that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::compact::{Compacting, Estimate};
 use super::{Engine, rebuild};
+use crate::expired::{self, Expired};
 use crate::index::recent::Recent;
 use crate::index::seal::{Merge, Plan, Stopped, Writer};
 use crate::index::table::{self, ListedTable, Slot, Table};
@@ -70,7 +71,7 @@ impl Change {
         let mut list: Vec<_> = kept.chain(&self.by).cloned().collect();
         list.sort_by_key(|table| std::cmp::Reverse(table.listed.to));
         let covered = list.first().map_or(old.covered, |newest| newest.listed.to);
-        Tables::new(list, covered, old.head)
+        Tables::new(list, covered, old.head, old.expired.clone())
     }
 }
 
@@ -78,13 +79,14 @@ impl Change {
 /// with it: the opening reads that part of the log again, and memory stands in for them until they are sealed anew.
 pub(super) fn open_tables(
     storage: &dyn Storage,
-    dir: PathBuf,
+    dir: &Path,
     map: bool,
     manifest: &mut Manifest,
 ) -> Result<Arc<Tables>> {
+    let index_dir = dir.join("index");
     let mut list = Vec::with_capacity(manifest.tables.len());
     for (index, listed) in manifest.tables.iter().enumerate() {
-        match Table::open(storage, &dir, *listed, manifest.store, map) {
+        match Table::open(storage, &index_dir, *listed, manifest.store, map) {
             Ok(table) => list.insert(0, Arc::new(table)),
             Err(e) if is_damage(&e) => {
                 manifest.covered = listed.from;
@@ -95,7 +97,14 @@ pub(super) fn open_tables(
         }
     }
     let head = manifest.segments.first().map_or(0, |listed| listed.ordinal);
-    Ok(Tables::new(list, manifest.covered, head))
+    let expired_dir = dir.join("expired");
+    let mut expired = Vec::with_capacity(manifest.expired.len());
+    for listed in manifest.expired.iter().rev() {
+        // No log makes them again, so a damaged one is a loss.
+        let file = Expired::open(storage, &expired_dir, *listed, manifest.store, map)?;
+        expired.push(Arc::new(file));
+    }
+    Ok(Tables::new(list, manifest.covered, head, expired))
 }
 
 fn is_damage(error: &Error) -> bool {
@@ -103,6 +112,10 @@ fn is_damage(error: &Error) -> bool {
 }
 
 impl Engine {
+    pub(super) fn expired_dir(&self) -> PathBuf {
+        self.log.dir().join("expired")
+    }
+
     pub(super) fn index_dir(&self) -> PathBuf {
         self.log.dir().join("index")
     }
@@ -208,6 +221,13 @@ impl Engine {
     fn sweep(&self) {
         let storage = &*self.log.seams().storage;
         let (dir, tables) = (self.index_dir(), self.tables());
+        let expired_dir = self.expired_dir();
+        for entry in storage.list(&expired_dir).unwrap_or_default() {
+            let is_listed = |number| tables.expired.iter().any(|file| file.listed.number == number);
+            if expired::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
+                let _ = storage.remove(&expired_dir.join(&entry.name));
+            }
+        }
         let is_listed = |number| tables.list.iter().any(|table| table.listed.number == number);
         for entry in storage.list(&dir).unwrap_or_default() {
             if table::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
@@ -282,16 +302,24 @@ impl Engine {
 
     fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
         let (storage, dir) = (&self.log.seams().storage, self.index_dir());
-        let made = match storage.create_dir(&dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            Err(e) => Err(Failure::Before(Error::io("creating", &dir, e))),
-            Ok(()) => storage
-                .sync_dir(self.log.dir())
-                .map_err(|e| Failure::Poison(Error::io("syncing", self.log.dir(), e))),
-        };
-        made.map_err(|failure| self.log.failed(failure))?;
+        self.make_dir(&dir)?;
         let plan = Plan { number: self.log.take_table_number()?, from, to, slots };
         Writer::create(storage, &dir, self.log.store(), plan).map_err(|e| self.log.failed(e))
+    }
+
+    /// Durable on return.
+    pub(super) fn make_dir(&self, dir: &Path) -> Result<()> {
+        let storage = &self.log.seams().storage;
+        match storage.create_dir(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("creating", dir, e));
+            }
+            // If it was there: whoever made it may have ended before it was durable.
+            _ => {}
+        }
+        storage
+            .sync_dir(self.log.dir())
+            .map_err(|e| self.log.failed(Failure::Poison(Error::io("syncing", self.log.dir(), e))))
     }
 
     fn finish_table(&self, merge: Merge) -> Result<Arc<Table>> {
@@ -325,17 +353,20 @@ impl Engine {
     }
 
     /// The segments below `head` are about to leave the log, as the manifest says already.
-    pub(super) fn install_head(&self, head_base: Lsn, head: u32) {
-        let (new, dead) = {
+    /// `expired` takes their remembered keys over.
+    pub(super) fn install_head(&self, head_base: Lsn, head: u32, expired: Vec<Arc<Expired>>) {
+        let (new, old) = {
             let mut tables = self.tables.lock();
-            let is_dead = |table: &&Arc<Table>| table.listed.to <= head_base;
-            let dead: Vec<_> = tables.list.iter().filter(is_dead).cloned().collect();
-            let kept = tables.list.iter().filter(|table| !is_dead(table)).cloned().collect();
-            *tables = Tables::new(kept, tables.covered, head);
-            (Arc::clone(&tables), dead)
+            let is_kept = |table: &&Arc<Table>| table.listed.to > head_base;
+            let kept = tables.list.iter().filter(is_kept).cloned().collect();
+            let new = Tables::new(kept, tables.covered, head, expired);
+            (Arc::clone(&new), std::mem::replace(&mut *tables, new))
         };
         self.recent.install(&new, head_base);
+        let is_dead = |table: &&Arc<Table>| table.listed.to <= head_base;
+        let dead: Vec<_> = old.list.iter().filter(is_dead).cloned().collect();
         self.remove_files(&dead);
+        self.remove_expired(&old.expired, &new.expired);
     }
 
     /// A merge of tables that have gone with their segments has nothing to stand in for.
@@ -437,7 +468,7 @@ impl Engine {
 
     /// Makes tables for what the log holds in `from..to`, the oldest first: in pieces, so that memory is bounded.
     fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
-        let none = Tables::new(Vec::new(), Lsn::ZERO, 0);
+        let none = Tables::new(Vec::new(), Lsn::ZERO, 0, Vec::new());
         let (mut piece, mut piece_from) = (Recent::new(&none), from);
         let mut keys = 0;
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {

@@ -11,15 +11,16 @@ use super::Engine;
 use super::call::Known;
 use super::checkpoint::Work;
 use super::compose::state_of;
+use crate::expired::{self, Expired, Memory};
 use crate::index::recent::{Entry, Place};
 use crate::index::table::Cursor;
 use crate::limits;
 use crate::log::{Due, NoRoom, Room};
 use crate::operation::{Durability, Key};
-use crate::protocol;
-use crate::record::{Draft, Record};
+use crate::protocol::{self, KeyState};
+use crate::record::{Body, Draft, Record};
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Lsn, Spot};
+use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// A segment on its way out.
@@ -29,6 +30,8 @@ pub(super) struct Compacting {
     at: Option<Lsn>,
     /// What must be durable before it goes.
     judged: Lsn,
+    /// Keys that expired in it and are to be remembered.
+    memories: Vec<Memory>,
 }
 
 /// What is known of how much of the log is alive.
@@ -45,6 +48,31 @@ pub(crate) struct Done {
     pub(crate) moved: u64,
     pub(crate) reclaimed: u64,
     pub(crate) is_complete: bool,
+}
+
+/// What becomes of a record whose segment goes, if it is its key's newest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It moves as it is.
+    Alive,
+    /// It has expired, and its key is remembered until then.
+    Remembered(StoreMillis),
+    /// It is dead, but hides an older memory of its key until that has passed.
+    Hides(StoreMillis),
+    Dead,
+}
+
+impl Fate {
+    fn of(state: Option<&KeyState>, body: &Body<'_>, now: StoreMillis) -> Self {
+        let memory = body.memory_until.filter(|until| *until > now);
+        match state {
+            Some(state) if !protocol::is_expired(state, now) => Fate::Alive,
+            Some(state) if protocol::is_remembered(state, now) => {
+                memory.map_or(Fate::Dead, Fate::Remembered)
+            }
+            _ => memory.map_or(Fate::Dead, Fate::Hides),
+        }
+    }
 }
 
 /// Where a record stands in its key's life, by the index.
@@ -161,19 +189,25 @@ impl Engine {
         };
         let mut compacting = match work.compacting.take() {
             Some(compacting) if compacting.ordinal == oldest.ordinal => compacting,
-            _ => Compacting { ordinal: oldest.ordinal, at: Some(oldest.base), judged: Lsn::ZERO },
+            _ => Compacting {
+                ordinal: oldest.ordinal,
+                at: Some(oldest.base),
+                judged: Lsn::ZERO,
+                memories: Vec::new(),
+            },
         };
         let Some(at) = compacting.at else {
             if self.log.durable() < compacting.judged {
                 work.compacting = Some(compacting);
                 return Ok(None);
             }
-            self.drop_oldest(work, compacting.ordinal)?;
+            self.drop_oldest(work, compacting)?;
             return Ok(Some(0));
         };
         let mut moved = 0_u64;
+        let memories = &mut compacting.memories;
         let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |record| {
-            moved = moved.saturating_add(self.judge(&record)?);
+            moved = moved.saturating_add(self.judge(&record, memories)?);
             Ok(())
         });
         self.moved.fetch_add(moved, Ordering::Relaxed);
@@ -185,8 +219,9 @@ impl Engine {
         Ok(Some(moved))
     }
 
-    /// Moves one record to the tail, if it is alive. Gives the bytes that took.
-    fn judge(&self, record: &Record<'_>) -> Result<u64> {
+    /// Moves one record to the tail, if it is alive, or notes that its key is to be remembered. Gives the bytes that
+    /// moving took.
+    fn judge(&self, record: &Record<'_>, memories: &mut Vec<Memory>) -> Result<u64> {
         let body = self.body_of(record)?;
         let Some(key) = Key::from_stored(body.key_kind, body.key) else {
             let what = format_args!("an impossible key at lsn {}", record.lsn);
@@ -197,7 +232,8 @@ impl Engine {
         loop {
             let mut shard = self.shard(hash)?;
             let now = self.log.now();
-            if state.as_ref().is_none_or(|state| protocol::is_expired(state, now)) {
+            let fate = Fate::of(state.as_ref(), &body, now);
+            if fate == Fate::Dead {
                 // Its entry stays until the segment goes: it may hide an older record of the same segment.
                 return Ok(0);
             }
@@ -226,7 +262,22 @@ impl Engine {
                 }
                 known = Some(seen);
             }
-            let draft = Draft::moved(record, &body);
+            let draft = match fate {
+                Fate::Remembered(until) => {
+                    let wall = body.time.0.saturating_add_signed(body.wall_offset);
+                    memories.push(Memory::new(hash, wall, until));
+                    return Ok(0);
+                }
+                Fate::Hides(until) => Draft::forget(&Body {
+                    key_kind: body.key_kind,
+                    key: body.key,
+                    time: body.time,
+                    attempt: 1,
+                    memory_until: Some(until),
+                    ..Body::default()
+                }),
+                _ => Draft::moved(record, &body),
+            };
             let len = draft.len();
             match self.log.place(draft, Room::Free) {
                 Ok(placed) => {
@@ -282,13 +333,76 @@ impl Engine {
     }
 
     /// Takes the oldest segment off the list, and its file away. Lookups learn of it first.
-    fn drop_oldest(&self, work: &mut Work, ordinal: u32) -> Result<()> {
-        let bytes = self.log.drop_oldest(ordinal, |head_base, head| {
-            self.install_head(head_base, head);
-        })?;
+    fn drop_oldest(&self, work: &mut Work, compacting: Compacting) -> Result<()> {
+        let remembered = self.remember(compacting.memories)?;
+        let dropped = self.log.drop_oldest(
+            compacting.ordinal,
+            |manifest| manifest.expired = remembered.iter().rev().map(|file| file.listed).collect(),
+            |head_base, head| self.install_head(head_base, head, remembered.clone()),
+        );
+        let bytes = match dropped {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                if !self.log.is_poisoned() {
+                    self.remove_expired(&remembered, &self.tables().expired);
+                }
+                return Err(e);
+            }
+        };
         self.reclaimed.fetch_add(bytes, Ordering::Relaxed);
         self.drop_stale_merge(work);
         Ok(())
+    }
+
+    /// The files of remembered keys as they are to be listed once `new` have joined them, the newest first: durable,
+    /// those whose memories have all passed left out, and small ones merged.
+    fn remember(&self, new: Vec<Memory>) -> Result<Vec<Arc<Expired>>> {
+        let now = self.log.now();
+        let tables = self.tables();
+        let is_kept = |file: &&Arc<Expired>| !file.listed.is_passed(now);
+        let mut files: Vec<_> = tables.expired.iter().filter(is_kept).cloned().collect();
+        if new.is_empty() {
+            return Ok(files);
+        }
+        // As with tables: a file takes those before it in that are no larger.
+        let (mut sum, mut count) = (new.len() as u64, 0);
+        while let Some(file) = files.get(count).filter(|file| file.listed.entries <= sum) {
+            sum = sum.saturating_add(file.listed.entries);
+            count += 1;
+        }
+        let merged: Vec<_> = files.drain(..count).collect();
+        let (dir, store) = (self.expired_dir(), self.log.store());
+        self.make_dir(&dir)?;
+        let storage = &self.log.seams().storage;
+        let number = self.log.take_table_number()?;
+        let writer = expired::Writer::create(storage, &dir, store, number)
+            .map_err(|failure| self.log.failed(failure))?;
+        let mut merge = expired::Merge::new(new, &merged, now, writer);
+        loop {
+            match merge.advance(limits::MERGE_SLOTS) {
+                Ok(true) => break,
+                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
+                Ok(false) => {}
+                Err(expired::Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
+                Err(expired::Stopped::Reading(e)) => {
+                    merge.discard();
+                    return Err(e);
+                }
+            }
+        }
+        let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
+        let file = Expired::open(&**storage, &dir, listed, store, self.log.maps())?;
+        files.insert(0, Arc::new(file));
+        Ok(files)
+    }
+
+    /// Removes the files of `gone` that are not in `kept`.
+    pub(super) fn remove_expired(&self, gone: &[Arc<Expired>], kept: &[Arc<Expired>]) {
+        let is_kept = |file: &&Arc<Expired>| kept.iter().any(|other| Arc::ptr_eq(file, other));
+        for file in gone.iter().filter(|file| !is_kept(file)) {
+            // If it stays, the next opening removes it: no manifest lists it.
+            let _ = self.log.seams().storage.remove(file.path());
+        }
     }
 
     /// Moves all live records of what is in the log now, as far as `budget` bytes go, gives everything else back, and

@@ -12,6 +12,7 @@ impl Engine {
         &self,
         key: &'a Key<'_>,
         state: Option<&'a KeyState>,
+        older_memory: Option<StoreMillis>,
         next: Next,
         now: StoreMillis,
         writing: &Writing<'a>,
@@ -62,6 +63,17 @@ impl Engine {
             }
             Next::Absent => {}
         }
+        // Whatever comes hides an older memory until that has passed.
+        body.memory_until = older_memory.filter(|until| *until > now);
+        let is_outcome = matches!(
+            next,
+            Next::Marked { .. } | Next::Same { phase: Phase::Completed | Phase::Failed, .. }
+        );
+        let own = body.expires_at.zip(writing.remember_ms).filter(|_| is_outcome);
+        if let Some((expires_at, remember)) = own {
+            body.memory_until = body.memory_until.max(Some(expires_at.plus(remember)));
+            body.remembers = true;
+        }
         if let Some(outcome) = &writing.outcome {
             body.codec = outcome.codec;
             body.version = outcome.version;
@@ -101,6 +113,8 @@ pub(super) fn after(
         since: body.since.unwrap_or(body.time),
         time: body.time,
         expires_at: body.expires_at,
+        memory_until: body.memory_until,
+        remembers: body.remembers,
         wall_offset: body.wall_offset,
         fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
         hold: body.hold,

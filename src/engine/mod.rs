@@ -83,8 +83,7 @@ impl Engine {
     ) -> Result<Self> {
         let hasher = Hasher::new(&manifest.secrets);
         let listed = manifest.tables.len();
-        let index_dir = dir.join("index");
-        let tables = checkpoint::open_tables(&*seams.storage, index_dir, sizes.map, &mut manifest)?;
+        let tables = checkpoint::open_tables(&*seams.storage, dir, sizes.map, &mut manifest)?;
         let lost = listed.saturating_sub(tables.list.len()) as u64;
         let recent = Recent::new(&tables);
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
@@ -276,7 +275,8 @@ impl Engine {
         let next =
             Next::Same { phase: Phase::Interrupted, open_fate: live.state.open_fate, spent: false };
         let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
-        let body = self.compose(key, Some(&live.state), next, now, &writing);
+        let older = live.state.memory_until;
+        let body = self.compose(key, Some(&live.state), older, next, now, &writing);
         let draft = Draft::end(Ending::Interrupted, &body);
         if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
             entry.place = Place::new(placed.lsn, entry.place.level());

@@ -50,6 +50,14 @@ impl Engine {
                 return Ok(());
             }
         }
+        for file in &tables.expired {
+            if let Err(e) = file.verify(&*self.log.seams().storage, self.log.store()) {
+                inspector.damage(e);
+            }
+            if inspector.read(file.listed.bytes()).is_break() {
+                return Ok(());
+            }
+        }
         self.log.scrub(&mut |found| match found {
             Scrubbed::Damage(e) => {
                 inspector.damage(e);

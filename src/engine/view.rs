@@ -10,9 +10,9 @@ use crate::index::table::Cursor;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::Segments;
-use crate::operation::Key;
+use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
-use crate::types::{KeyHash, Spot, StoreMillis};
+use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
 /// A key as it was found.
 pub(crate) struct Seen {
@@ -48,10 +48,12 @@ impl Engine {
                     continue;
                 }
             };
-            let (Some(state), Some(place)) = (found.state, found.place) else {
+            let Some(state) = found.state else {
                 return self.settle_absence().map(|()| None);
             };
-            if protocol::is_expired(&state, now) {
+            // A memory alone has no place: it was durable before it was one.
+            let place = found.place.unwrap_or(Place::new(Lsn::ZERO, Durability::Lazy));
+            if protocol::is_expired(&state, now) && !protocol::is_remembered(&state, now) {
                 return self.log.commit_earlier(place.lsn(), place.level()).map(|()| None);
             }
             let seen = Seen {

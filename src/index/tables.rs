@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::table::{Cursor, ListedTable, Table};
 use crate::Result;
-use crate::types::{KeyHash, Lsn, Spot};
+use crate::expired::{Expired, Memory};
+use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
 /// A list of tables, the newest first.
 #[derive(Debug)]
@@ -18,15 +19,33 @@ pub(crate) struct Tables {
     pub(crate) covered: Lsn,
     /// The oldest segment: slots that name an older one are dead.
     pub(crate) head: u32,
+    /// Keys that expired and left the log, the newest first.
+    pub(crate) expired: Vec<Arc<Expired>>,
 }
 
 impl Tables {
-    pub(crate) fn new(list: Vec<Arc<Table>>, covered: Lsn, head: u32) -> Arc<Self> {
-        Arc::new(Tables { list, covered, head })
+    pub(crate) fn new(
+        list: Vec<Arc<Table>>,
+        covered: Lsn,
+        head: u32,
+        expired: Vec<Arc<Expired>>,
+    ) -> Arc<Self> {
+        Arc::new(Tables { list, covered, head, expired })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.list.is_empty() && self.expired.is_empty()
+    }
+
+    /// What is remembered of a hash that the log knows no more; the newest memory that has not passed.
+    pub(crate) fn memory_of(&self, hash: KeyHash, now: StoreMillis) -> Result<Option<Memory>> {
+        for file in &self.expired {
+            let memory = file.find(hash)?.filter(|memory| memory.until() > now);
+            if memory.is_some() {
+                return Ok(memory);
+            }
+        }
+        Ok(None)
     }
 
     /// Walks through all slots, the newest table's last.

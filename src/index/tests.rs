@@ -141,7 +141,7 @@ fn a_merge_has_what_both_have_but_for_segments_that_are_gone() {
         spots.sort_by_key(|spot| std::cmp::Reverse(*spot));
         assert_eq!(find(&merged, hash(high)), spots);
     }
-    let set = Tables { list: tables.to_vec(), covered: Lsn::ZERO, head: 0 };
+    let set = Tables { list: tables.to_vec(), covered: Lsn::ZERO, head: 0, expired: Vec::new() };
     let (twice, _) = old[0];
     let found = set.find(twice).unwrap();
     assert!(found.len() == 2 && found[0] > found[1], "{found:?}");

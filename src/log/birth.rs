@@ -74,6 +74,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
         covered: Lsn::ZERO,
         next_table: 1,
         tables: Vec::new(),
+        expired: Vec::new(),
     };
     Switch::new(Arc::clone(&seams.storage), dir).first(&manifest).map_err(only)
 }

@@ -454,7 +454,14 @@ impl Log {
 
     /// Takes the oldest segment off the list, durably, and its file away. Its tables go with it. `told` comes in
     /// between: from then on nobody may look for anything in it. Gives the bytes that it took.
-    pub(crate) fn drop_oldest(&self, ordinal: u32, told: impl FnOnce(Lsn, u32)) -> Result<u64> {
+    ///
+    /// `change` brings the rest of the manifest up to date along with it.
+    pub(crate) fn drop_oldest(
+        &self,
+        ordinal: u32,
+        change: impl FnOnce(&mut crate::manifest::Manifest),
+        told: impl FnOnce(Lsn, u32),
+    ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
         self.check_keeper(&keeper)?;
         let mut manifest = keeper.manifest.clone();
@@ -465,6 +472,7 @@ impl Log {
         let gone = manifest.segments.remove(0);
         let Some(head) = manifest.segments.first().copied() else { return Ok(0) };
         manifest.tables.retain(|table| table.to > head.base);
+        change(&mut manifest);
         self.guarded(|| {
             self.prepare_switch(&mut keeper)?;
             self.switch_to(&mut keeper, manifest)

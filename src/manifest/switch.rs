@@ -312,7 +312,7 @@ mod tests {
         let disk = disk();
         let mut switch = switch_on(disk.clone());
         switch.first(&manifest(COUNTS.len() as u64)).unwrap();
-        switch.prepare(bytes_for(2, 0)).unwrap();
+        switch.prepare(bytes_for(2, 0, 0)).unwrap();
         let first = COUNTS.len() as u64 * 2;
         for generation in 0..10 {
             disk.set_bytes_max(disk.bytes_used());
@@ -320,13 +320,13 @@ mod tests {
             switch.to(&manifest(first + generation * COUNTS.len() as u64)).unwrap();
             disk.set_bytes_max(disk.bytes_used());
             disk.set_nodes_max(disk.nodes_used());
-            switch.prepare(bytes_for(2, 0)).unwrap();
+            switch.prepare(bytes_for(2, 0, 0)).unwrap();
         }
         // The next process as well.
         let mut switch = switch_on(disk.kill_clone());
-        switch.prepare(bytes_for(2, 0)).unwrap();
+        switch.prepare(bytes_for(2, 0, 0)).unwrap();
         switch.to(&manifest(COUNTS.len() as u64)).unwrap();
-        switch.prepare(bytes_for(2, 0)).unwrap();
+        switch.prepare(bytes_for(2, 0, 0)).unwrap();
     }
 
     #[test]
@@ -337,14 +337,14 @@ mod tests {
         switch.to(&manifest(2)).unwrap();
         switch.to(&manifest(1)).unwrap();
         disk.set_bytes_max(disk.bytes_used());
-        let Failure::Before(full) = switch.prepare(bytes_for(2, 0)).unwrap_err() else {
+        let Failure::Before(full) = switch.prepare(bytes_for(2, 0, 0)).unwrap_err() else {
             panic!("poisoned")
         };
         assert_eq!(full.kind(), ErrorKind::StorageFull);
         assert!(!switch.is_prepared());
         assert_eq!(standing(&disk), 1);
         disk.set_bytes_max(u64::MAX);
-        switch.prepare(bytes_for(2, 0)).unwrap();
+        switch.prepare(bytes_for(2, 0, 0)).unwrap();
         assert!(switch.is_prepared());
     }
 
@@ -353,9 +353,9 @@ mod tests {
         let disk = disk();
         let mut switch = switch_on(disk.clone());
         switch.first(&manifest(COUNTS.len() as u64)).unwrap();
-        switch.prepare(bytes_for(1, 0)).unwrap();
+        switch.prepare(bytes_for(1, 0, 0)).unwrap();
         disk.set_bytes_max(disk.bytes_used());
-        assert!(matches!(switch.prepare(bytes_for(300, 0)), Err(Failure::Before(_))));
+        assert!(matches!(switch.prepare(bytes_for(300, 0, 0)), Err(Failure::Before(_))));
         assert!(!switch.is_prepared());
         switch.to(&manifest(COUNTS.len() as u64 * 2)).unwrap();
         assert_eq!(standing(&disk), COUNTS.len() as u64 * 2);

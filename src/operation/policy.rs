@@ -127,6 +127,7 @@ pub struct Policy {
     owner: Option<Arc<str>>,
     lease: Option<Duration>,
     retention: Option<Duration>,
+    remember_expired: Option<Duration>,
     on_interrupted: Option<OnInterrupted>,
     on_drop: Option<OnDrop>,
     attempts_max: Option<u32>,
@@ -143,6 +144,8 @@ pub(crate) struct Settings {
     pub(crate) lease_ms: Option<u64>,
     /// `None`: for ever.
     pub(crate) retention_ms: Option<u64>,
+    /// `None`: an expired key is as good as new.
+    pub(crate) remember_ms: Option<u64>,
     /// `None`: the claimant is asked.
     pub(crate) on_interrupted: Option<OnInterrupted>,
     pub(crate) on_drop: OnDrop,
@@ -171,6 +174,7 @@ impl Policy {
             owner: self.owner.clone().or_else(|| fallback.owner.clone()),
             lease: self.lease.or(fallback.lease),
             retention: self.retention.or(fallback.retention),
+            remember_expired: self.remember_expired.or(fallback.remember_expired),
             on_interrupted: self.on_interrupted.or(fallback.on_interrupted),
             on_drop: self.on_drop.or(fallback.on_drop),
             attempts_max: self.attempts_max.or(fallback.attempts_max),
@@ -186,6 +190,7 @@ impl Policy {
             owner: self.owner.clone(),
             lease_ms: self.lease.map(millis_up),
             retention_ms: self.retention.map(millis_up),
+            remember_ms: self.remember_expired.map(millis_up).filter(|millis| *millis > 0),
             on_interrupted: self.on_interrupted,
             on_drop: self.on_drop.unwrap_or_default(),
             attempts_max: self.attempts_max,
@@ -331,6 +336,30 @@ policy_setters! {
     /// ```
     retention: Duration;
 
+    /// How long a key is remembered once its result's [`retention`](Self::retention) has passed: a late retry is told
+    /// `Expired`, with when the work was done, and not granted the key as if it were new.
+    ///
+    /// Counted from the end of the retention, to the minute. What counts is what is set where the outcome is recorded.
+    /// Without a retention there is nothing to remember: the result itself is kept. Default: not at all; a retry that
+    /// comes later than the retention does the work again.
+    ///
+    /// A remembered key takes 20 to 24 bytes of disk and no memory.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Policy, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// let day = Duration::from_secs(86_400);
+    /// let policy = Policy::new().retention(day).remember_expired(365 * day); // an Operation has it too
+    /// let store = sim.open()?.with_policy(policy);
+    /// assert!(store.mark("message-7")?.is_first());
+    /// # sim.advance(2 * day);
+    /// // Two days later:
+    /// assert!(matches!(store.claim("message-7")?, Claim::Expired(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    remember_expired: Duration;
+
     /// What an attempt that ended without a word means to the next one. See [`OnInterrupted`].
     ///
     /// `Hold` with a [`claim_durability`](Self::claim_durability) below `Sync` is `Invalid`. Default:
@@ -440,6 +469,7 @@ mod tests {
             .owner(&format!("host-{mark}"))
             .lease(seconds(mark.into()))
             .retention(seconds((mark + 10).into()))
+            .remember_expired(seconds((mark + 20).into()))
             .on_interrupted(if mark % 2 == 0 { OnInterrupted::Hold } else { OnInterrupted::Retry })
             .on_drop(if mark % 2 == 0 { OnDrop::Interrupt } else { OnDrop::Abort })
             .attempts_max(mark)
@@ -454,6 +484,7 @@ mod tests {
             owner: None,
             lease_ms: None,
             retention_ms: None,
+            remember_ms: None,
             on_interrupted: None,
             on_drop: OnDrop::Interrupt,
             attempts_max: None,
@@ -472,10 +503,11 @@ mod tests {
         assert_eq!(operation.or(&Policy::new()), operation);
 
         type Set = fn(Policy, &Policy) -> Policy;
-        let single: [Set; 9] = [
+        let single: [Set; 10] = [
             |to, from| Policy { owner: from.owner.clone(), ..to },
             |to, from| Policy { lease: from.lease, ..to },
             |to, from| Policy { retention: from.retention, ..to },
+            |to, from| Policy { remember_expired: from.remember_expired, ..to },
             |to, from| Policy { on_interrupted: from.on_interrupted, ..to },
             |to, from| Policy { on_drop: from.on_drop, ..to },
             |to, from| Policy { attempts_max: from.attempts_max, ..to },
@@ -495,6 +527,7 @@ mod tests {
             .owner("host-1")
             .lease(seconds(1))
             .retention(seconds(11))
+            .remember_expired(seconds(21))
             .on_interrupted(OnInterrupted::Retry)
             .on_drop(OnDrop::Abort)
             .attempts_max(1)

@@ -4,8 +4,17 @@ use super::*;
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
 
-const COLUMNS: [&str; 8] =
-    ["absent", "claimed", "interrupted", "asked", "held", "aborted", "completed", "failed"];
+const COLUMNS: [&str; 9] = [
+    "absent",
+    "claimed",
+    "interrupted",
+    "asked",
+    "held",
+    "aborted",
+    "completed",
+    "failed",
+    "expired",
+];
 
 const NOW: StoreMillis = StoreMillis(1000);
 const TOKEN: Token = Token(800);
@@ -58,6 +67,7 @@ fn words(decision: Decision, state: Option<&KeyState>) -> String {
         Answer::Completed => "completed",
         Answer::Failed => "failed",
         Answer::Mismatch => "mismatch",
+        Answer::Expired => "expired",
         Answer::Interrupted => "interrupted",
         Answer::Done => "done",
         Answer::Unchanged => "nothing",
@@ -119,9 +129,13 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
     let mut out: Vec<_> = presences.map(|presence| ("absent", None, presence)).into();
     for phase in all {
         for presence in presences {
-            for (open, hold, printed, expiry) in every_side() {
+            for (open, hold, printed, expiry, memory) in every_side() {
                 let may_expire = matches!(phase, Phase::Aborted | Phase::Completed | Phase::Failed);
+                let is_outcome = matches!(phase, Phase::Completed | Phase::Failed);
+                let is_remembered =
+                    is_outcome && memory.is_some_and(|(until, own)| own && until > NOW);
                 let column = match (phase, presence) {
+                    _ if is_remembered && expiry.is_some_and(|at| at <= NOW) => "expired",
                     _ if may_expire && expiry.is_some_and(|at| at <= NOW) => "absent",
                     (Phase::Claimed, Presence::Owner) => "claimed",
                     (Phase::Claimed | Phase::Interrupted, Presence::Asked) => "asked",
@@ -140,6 +154,8 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
                     since: StoreMillis(500),
                     time: StoreMillis(600),
                     expires_at: expiry,
+                    memory_until: memory.map(|(until, _)| until),
+                    remembers: memory.is_some_and(|(_, own)| own),
                     wall_offset: 0,
                     fingerprint: printed.then(|| Fingerprint::of("this")),
                     hold,
@@ -153,15 +169,25 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
     out
 }
 
-/// Open fate, hold flag, fingerprint recorded, expiry: all of them.
-fn every_side() -> Vec<(bool, bool, bool, Option<StoreMillis>)> {
+type Side = (bool, bool, bool, Option<StoreMillis>, Option<(StoreMillis, bool)>);
+
+/// Open fate, hold flag, fingerprint recorded, expiry, memory and whether it is the record's own: all of them.
+fn every_side() -> Vec<Side> {
     let both = [false, true];
     let expiries = [None, Some(StoreMillis(999)), Some(NOW), Some(StoreMillis(1001))];
+    let memories = [
+        None,
+        Some((NOW, true)),
+        Some((StoreMillis(1001), true)),
+        Some((StoreMillis(1001), false)),
+    ];
     let mut out = Vec::new();
     for open in both {
         for hold in both {
             for printed in both {
-                out.extend(expiries.map(|expiry| (open, hold, printed, expiry)));
+                for memory in memories {
+                    out.extend(expiries.map(|expiry| (open, hold, printed, expiry, memory)));
+                }
             }
         }
     }
@@ -252,7 +278,7 @@ fn every_cell_of_the_table_is_what_the_code_does() {
     for (column, state, presence) in states() {
         let at = COLUMNS.iter().position(|known| *known == column).unwrap();
         // What has expired is as good as absent, its fingerprint, hold and attempts included.
-        let alive = state.as_ref().filter(|_| column != "absent");
+        let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
         for (call, names) in every_call(alive) {
             let (row, expected) = cell(&rows, &names, at);
             let got = words(decide(state.as_ref(), presence, call, NOW), alive);

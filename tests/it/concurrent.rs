@@ -213,6 +213,7 @@ impl Player<'_> {
                     // On a real disk time passes by itself, and no history tells when.
                     lease: (self.sim.is_some() && self.dice.below(2) == 0).then_some(100),
                     keep: (self.sim.is_some() && self.dice.below(3) == 0).then_some(300),
+                    remember: None,
                     claim_level: level(&mut self.dice),
                     level: level(&mut self.dice),
                     drop_aborts: self.dice.below(3) == 0,

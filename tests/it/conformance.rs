@@ -9,7 +9,7 @@ use onlyonce::Durability;
 use onlyonce::testing::Sim;
 
 use crate::machine::{Machine, Said};
-use crate::spec::{self, Ask, Call, End, Key, Now, OnIt, PLAIN, Shown, Told, View, Word};
+use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, PLAIN, Shown, Told, View, Word};
 
 /// What a store has to offer to be held to the suite.
 trait Backend {
@@ -58,8 +58,13 @@ struct Model {
 impl Backend for Model {
     fn call(&mut self, key: &str, call: &Call) -> Said {
         let slot = self.keys.entry(key.to_owned()).or_default();
-        if slot.as_ref().and_then(|key| key.gone_at).is_some_and(|(at, _)| at <= self.now) {
-            *slot = None;
+        let is_over = |times: Option<(u64, u64)>| times.is_some_and(|(at, _)| at <= self.now);
+        if let Some(key) = slot.as_mut().filter(|key| is_over(key.gone_at)) {
+            if key.memory.is_none() || is_over(key.memory) {
+                *slot = None;
+            } else {
+                key.is = Is::Expired;
+            }
         }
         self.token += 2;
         let now = Now { tick: self.now, store: (self.now, self.now) };
@@ -612,6 +617,64 @@ const CASES: &[(&str, &str)] = &[
         claim k => success v by 1",
     ),
     (
+        "a late retry is told that the work was done",
+        "
+        claim k +keep=100 +remember=600000 as g => granted 1
+        complete g v => yes
+        wait 99
+        claim k => success v by 1
+        wait 1
+        claim k => expired
+        claim k +print=1 +max=1 +hold => expired
+        mark k => expired
+        get k => expired
+        wait 599999
+        claim k => expired
+        wait 60001
+        claim k => granted 1",
+    ),
+    (
+        "a mark and a failure are remembered, an abort is not",
+        "
+        mark m +keep=100 +remember=600000 => first
+        claim f +keep=100 +remember=600000 as f => granted 1
+        fail f v => yes
+        claim a +keep=100 +remember=600000 as a => granted 1
+        abort a => yes
+        wait 100
+        mark m => expired
+        claim f => expired
+        claim a => granted 1",
+    ),
+    (
+        "a memory can be forgotten, and stays so",
+        "
+        claim k +keep=100 +remember=600000 as g => granted 1
+        complete g v => yes
+        wait 100
+        forget k => yes
+        get k => absent
+        forget k => no
+        claim k as g => granted 1
+        complete g w => yes
+        claim k => success w by 1",
+    ),
+    (
+        "what the completion said counts, not what a later claim asks",
+        "
+        claim k +keep=100 as g => granted 1
+        complete g v => yes
+        wait 100
+        claim k +keep=100 +remember=600000 => granted 1",
+    ),
+    (
+        "without a retention there is nothing to remember",
+        "
+        mark k +remember=600000 => first
+        wait 100000000
+        mark k => again",
+    ),
+    (
         "a mark is the first once",
         "
         mark k => first
@@ -791,6 +854,7 @@ fn with_option(ask: Ask, option: &str) -> Ask {
         "print" => Ask { print: Some(value.parse().unwrap()), ..ask },
         "lease" => Ask { lease: Some(number()), ..ask },
         "keep" => Ask { keep: Some(number()), ..ask },
+        "remember" => Ask { remember: Some(number()), ..ask },
         "max" => Ask { max: Some(value.parse().unwrap()), ..ask },
         "hold" => Ask { hold: Some(true), ..ask },
         "retry" => Ask { hold: Some(false), ..ask },
@@ -865,6 +929,7 @@ fn words_of(told: &Told) -> String {
         Told::Mismatch(shown) => format!("mismatch {}", words_of_shown(shown)),
         Told::Recorded(shown) | Told::State(Some(shown)) => words_of_shown(shown),
         Told::State(None) => "absent".to_owned(),
+        Told::Expired => "expired".to_owned(),
         Told::First => "first".to_owned(),
         Told::Again => "again".to_owned(),
         Told::Yes => "yes".to_owned(),
@@ -889,5 +954,6 @@ fn words_of_shown(shown: &Shown) -> String {
         Shown::Failure { value, attempt, .. } => {
             format!("failure {} by {attempt}", String::from_utf8_lossy(value))
         }
+        Shown::Expired => "expired".to_owned(),
     }
 }

@@ -23,6 +23,7 @@ use onlyonce::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const YEARS: Duration = Duration::from_secs(1_000_000_000);
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1").join(name)
@@ -52,6 +53,10 @@ impl Encode for Reading {
 fn work(sim: &Sim, store: &Store) -> Vec<ClaimGuard> {
     let claim = |op: Operation<'_>| store.claim(op).unwrap();
     acquired(claim(Operation::new("text"))).complete("a result").unwrap();
+    let remembered = Operation::new("remembered").retention(SECOND).remember_expired(YEARS);
+    assert!(store.mark(remembered).unwrap().is_first());
+    let hidden = Operation::new("hidden").retention(SECOND).remember_expired(YEARS);
+    assert!(store.mark(hidden).unwrap().is_first());
     let request = Operation::new(("tenant", "charge", 17))
         .fingerprint(Fingerprint::of("request"))
         .owner("host-3")
@@ -85,6 +90,9 @@ fn work(sim: &Sim, store: &Store) -> Vec<ClaimGuard> {
         if n == 130 {
             // A checkpoint: some keys are in a table, some behind it, some in both.
             while store.step().unwrap() == Duration::ZERO {}
+            // What is alive moves, what has expired is remembered; forgotten, its record hides the memory.
+            assert!(store.compact(u64::MAX).unwrap().is_complete());
+            assert!(store.forget("hidden").unwrap());
             assert!(store.forget("aborted").unwrap());
             acquired(claim(Operation::new("aborted"))).abort("nothing happened again").unwrap();
         }
@@ -104,6 +112,10 @@ fn describe(store: &Store) -> String {
             format!("{key}: {}", in_words(&state))
         })
         .collect();
+    let gone = ["remembered", "hidden"];
+    lines.extend(gone.map(|key| {
+        format!("{key}: {}", store.get(key).unwrap().map_or("absent".into(), |s| in_words(&s)))
+    }));
     lines.sort();
     lines.join("\n") + "\n"
 }
@@ -112,6 +124,13 @@ fn in_words(state: &State) -> String {
     let (word, attempt) = match state {
         State::Completed(done) => return recorded("completed", done),
         State::Failed(done) => return recorded("failed", done),
+        State::Expired(expired) => {
+            return format!(
+                "expired, at {}, until {}",
+                millis(expired.completed_at()),
+                millis(expired.remembered_until())
+            );
+        }
         State::InProgress(attempt) => ("in progress", attempt),
         State::Interrupted(attempt) => ("interrupted", attempt),
         State::Held(attempt) => ("held", attempt),
@@ -149,7 +168,7 @@ fn millis(time: SystemTime) -> u128 {
 fn write(name: &str, sim: &Sim) {
     let dir = data(name);
     assert!(!dir.exists(), "{} is never edited", dir.display());
-    for part in ["log", "index"] {
+    for part in ["log", "index", "expired"] {
         fs::create_dir_all(dir.join(part)).unwrap();
     }
     for (path, bytes) in sim.contents().unwrap() {
@@ -183,10 +202,10 @@ fn make() {
 /// A copy of the store on the real disk.
 fn copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for part in ["log", "index"] {
+    for part in ["log", "index", "expired"] {
         fs::create_dir(dir.path().join(part)).unwrap();
     }
-    for part in ["", "log", "index"] {
+    for part in ["", "log", "index", "expired"] {
         for entry in fs::read_dir(data(name).join(part)).unwrap() {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
@@ -228,13 +247,13 @@ fn stores_of_version_1_open_and_say_what_they_said() {
 fn the_stores_of_version_1_hold_every_state() {
     for name in ["closed", "killed"] {
         let text = fs::read_to_string(data(&format!("{name}.txt"))).unwrap();
-        for word in ["completed", "failed", "aborted", "interrupted", "held"] {
+        for word in ["completed", "failed", "aborted", "interrupted", "held", "expired"] {
             assert!(text.contains(&format!(": {word},")), "{name}: {word}");
         }
         assert!(
             text.contains("attempt 3") && text.contains("hold true") && !text.contains("forgotten")
         );
-        for part in ["log", "index"] {
+        for part in ["log", "index", "expired"] {
             assert!(fs::read_dir(data(name).join(part)).unwrap().count() > 0, "{name}");
         }
         assert!(fs::read_dir(data(name).join("log")).unwrap().count() > 1);

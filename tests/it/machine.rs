@@ -45,6 +45,7 @@ impl Machine {
                     Mark::Again => Told::Again,
                     Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),
                     Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
+                    Mark::Expired(_) => Told::Expired,
                     other => panic!("{other:?}"),
                 }
             }
@@ -116,6 +117,7 @@ impl Machine {
                 if too_many { Told::TooMany(view) } else { Told::Held(view) }
             }
             Claim::Mismatch(state) => Told::Mismatch(self.shown(state)),
+            Claim::Expired(_) => Told::Expired,
             other => panic!("{other}"),
         };
         Ok((told, None))
@@ -166,6 +168,7 @@ impl Machine {
             State::Aborted(attempt) => Shown::Aborted(self.view(attempt)),
             State::Completed(done) => recorded(&done, false),
             State::Failed(done) => recorded(&done, true),
+            State::Expired(_) => Shown::Expired,
             other => panic!("{other:?}"),
         }
     }
@@ -209,6 +212,9 @@ pub fn operation<'k>(key: &'k str, ask: &Ask) -> Operation<'k> {
     }
     if let Some(keep) = ask.keep {
         op = op.retention(Duration::from_millis(keep));
+    }
+    if let Some(remember) = ask.remember {
+        op = op.remember_expired(Duration::from_millis(remember));
     }
     op.on_drop(if ask.drop_aborts { OnDrop::Abort } else { OnDrop::Interrupt })
 }

@@ -69,17 +69,19 @@ fn level() -> impl Strategy<Value = Durability> {
 
 fn ask() -> impl Strategy<Value = Ask> {
     let keep = prop_oneof![3 => Just(None), 1 => Just(Some(20_000)), 1 => Just(Some(DAY / 2))];
+    let remember = prop_oneof![2 => Just(None), 1 => Just(Some(70_000)), 1 => Just(Some(2 * DAY))];
     let lease = prop_oneof![2 => Just(None), 1 => Just(Some(10_000)), 1 => Just(Some(60_000))];
     let hold = prop_oneof![3 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))];
     let max = prop_oneof![4 => Just(None), 1 => (1..4_u32).prop_map(Some)];
     let print = prop_oneof![2 => Just(None), 1 => (0..2_u8).prop_map(Some)];
-    (print, lease, hold, max, keep, level(), level(), any::<bool>(), 0..8_u8).prop_map(
-        |(print, lease, hold, max, keep, claim_level, level, drop_aborts, strict)| Ask {
+    (print, lease, hold, max, keep, remember, level(), level(), any::<bool>(), 0..8_u8).prop_map(
+        |(print, lease, hold, max, keep, remember, claim_level, level, drop_aborts, strict)| Ask {
             print,
             lease,
             hold,
             max,
             keep,
+            remember,
             // Now and then Hold with a weaker level, which is refused.
             claim_level: if hold == Some(true) && strict > 0 {
                 Durability::Sync
@@ -150,6 +152,24 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// How far a key is on its way out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
+enum Stage {
+    Kept,
+    Remembered,
+    Gone,
+}
+
+impl Stage {
+    fn of(said: &Told) -> Self {
+        match said {
+            Told::State(None) => Stage::Gone,
+            Told::State(Some(spec::Shown::Expired)) => Stage::Remembered,
+            _ => Stage::Kept,
+        }
+    }
+}
+
 /// One moment on all clocks, as a note of the log may have caught it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Moment {
@@ -191,8 +211,10 @@ struct World {
     durable: usize,
     /// The newest entry of each key.
     newest: [usize; KEYS.len()],
-    /// Expired keys that somebody was told are gone, in this opening.
-    seen_gone: [bool; KEYS.len()],
+    /// How far each key was seen to be, in this opening: kept, remembered, gone.
+    stage: [Stage; KEYS.len()],
+    /// Until when an older outcome of the key may be remembered: a later one's memory lasts no shorter.
+    older_memory: [u64; KEYS.len()],
 
     boot: u64,
     tick: u64,
@@ -223,7 +245,8 @@ impl World {
             written: 0,
             durable: 0,
             newest: [0; KEYS.len()],
-            seen_gone: [false; KEYS.len()],
+            stage: [Stage::Kept; KEYS.len()],
+            older_memory: [0; KEYS.len()],
             boot: 1,
             tick: 60_000,
             wall: 1_767_225_600_000,
@@ -435,8 +458,11 @@ impl World {
                 self.holds(self.newest[key], before.as_ref().map(|key| key.level));
             }
             self.newest[key] = self.log.len();
+            if let Some((_, latest)) = after.as_ref().and_then(|key| key.memory) {
+                self.older_memory[key] = self.older_memory[key].max(latest);
+            }
             self.log.push((key, after.clone()));
-            self.seen_gone[key] = false;
+            self.stage[key] = Stage::Kept;
             // A drop waits for nothing.
             if !matches!(call, Call::Drop { .. }) {
                 let level = after.map_or(Durability::Sync, |key| key.level);
@@ -474,25 +500,45 @@ impl World {
         self.forget_older_notes();
     }
 
-    /// Removes the key if its retention has passed. Where the clocks leave that open, the store says.
+    /// What a key may be, by its times and the clocks.
+    fn stages(&self, at: usize, key: &Key) -> Vec<Stage> {
+        let (now_least, now_most) = self.store_time;
+        let Some((earliest, latest)) = key.gone_at else { return vec![Stage::Kept] };
+        let is_over = earliest <= now_most;
+        let mut stages = Vec::new();
+        stages.extend((latest > now_least).then_some(Stage::Kept));
+        match key.memory {
+            None => stages.extend(is_over.then_some(Stage::Gone)),
+            Some((earliest, latest)) => {
+                let latest = latest.max(self.older_memory[at]);
+                stages.extend((is_over && latest > now_least).then_some(Stage::Remembered));
+                stages.extend((is_over && earliest <= now_most).then_some(Stage::Gone));
+            }
+        }
+        stages
+    }
+
+    /// Removes the key if its retention has passed, or leaves its memory. Where the clocks leave that open, the store
+    /// says.
     fn expire(&mut self, key: usize) {
-        let Some((earliest, latest)) = self.keys[key].as_ref().and_then(|key| key.gone_at) else {
-            return;
+        let Some(state) = self.keys[key].clone() else { return };
+        let stages = self.stages(key, &state);
+        let stage = match stages.as_slice() {
+            [stage] => *stage,
+            _ => {
+                let state = self.machine().store.get(KEYS[key]).unwrap();
+                let shown = state.map(|state| self.machine().shown(state));
+                Stage::of(&Told::State(shown))
+            }
         };
-        let is_gone = if latest <= self.store_time.0 {
-            true
-        } else if earliest > self.store_time.1 {
-            assert!(!self.seen_gone[key], "a key was gone and is back");
-            false
-        } else {
-            let is_gone = self.machine().store.get(KEYS[key]).unwrap().is_none();
-            assert!(is_gone || !self.seen_gone[key], "a key was gone and is back");
-            self.seen_gone[key] = is_gone;
-            is_gone
-        };
-        if is_gone {
-            // Nothing is written: the log still says what it was.
-            self.keys[key] = None;
+        assert!(stages.contains(&stage), "{} is {stage:?}, and may be {stages:?}", KEYS[key]);
+        assert!(stage >= self.stage[key], "a key was {:?} and is back", self.stage[key]);
+        self.stage[key] = stage;
+        // Nothing is written: the log still says what it was.
+        match stage {
+            Stage::Kept => {}
+            Stage::Remembered => self.keys[key] = Some(Key { is: Is::Expired, ..state }),
+            Stage::Gone => self.keys[key] = None,
         }
     }
 
@@ -515,7 +561,12 @@ impl World {
         for key in 0..KEYS.len() {
             let said = Told::State(found.remove(&key));
             let now = self.now();
-            let mut slot = self.keys[key].clone();
+            // A memory alone has no key, so no walk shows it.
+            let mut slot = self.keys[key].clone().filter(|key| key.is != Is::Expired);
+            if slot.is_none() {
+                assert_eq!(said, Told::State(None), "iter, {key}");
+                continue;
+            }
             let told = spec::call(&mut slot, now, &Call::Get, None);
             assert!(told.agrees(said.clone()), "iter, {key}\n spec:  {told:?}\n store: {said:?}");
             self.account(key, self.keys[key].clone(), &Call::Get, &told);
@@ -632,7 +683,7 @@ impl World {
 
     /// Finds the longest prefix of the log that explains what the store shows, and goes on from there.
     fn find_survivors(&mut self) {
-        self.seen_gone = [false; KEYS.len()];
+        self.stage = [Stage::Kept; KEYS.len()];
         let mut said = Vec::new();
         for key in KEYS {
             let (told, _) = self.machine().call(key, &Call::Get).unwrap();
@@ -656,12 +707,13 @@ impl World {
         self.durable = len;
         self.written = len;
         for (key, said) in said.into_iter().enumerate() {
-            let is_gone = said == Told::State(None);
-            if is_gone && self.keys[key].is_some() {
-                // Expired, as far as the clocks tell.
-                self.seen_gone[key] = true;
+            if self.keys[key].is_some() {
+                // As far as the clocks tell.
+                self.stage[key] = Stage::of(&said);
             }
-            self.learn(key, said);
+            if Stage::of(&said) == Stage::Kept {
+                self.learn(key, said);
+            }
         }
     }
 
@@ -672,19 +724,12 @@ impl World {
         }
         for (key, said) in said.iter().enumerate() {
             let mut slot = keys[key].clone();
-            let may_be_gone = slot
-                .as_ref()
-                .and_then(|key: &Key| key.gone_at)
-                .is_some_and(|(earliest, _)| earliest <= self.store_time.1);
-            let must_be_gone = slot
-                .as_ref()
-                .and_then(|key: &Key| key.gone_at)
-                .is_some_and(|(_, latest)| latest <= self.store_time.0);
-            if *said == Told::State(None) && may_be_gone {
-                continue;
-            }
-            if must_be_gone {
-                return None;
+            let stages = slot.as_ref().map(|slot| self.stages(key, slot));
+            let stage = Stage::of(said);
+            match stages {
+                Some(stages) if !stages.contains(&stage) => return None,
+                Some(_) if stage != Stage::Kept => continue,
+                _ => {}
             }
             let mut fresh = said.clone();
             if let (Some(Some(token)), Some(Key { token: None, .. })) = (fresh.token(), &slot) {

@@ -60,6 +60,8 @@ pub struct Ask {
     pub hold: Option<bool>,
     pub max: Option<u32>,
     pub keep: Option<u64>,
+    /// How long an outcome is remembered once it is no longer kept.
+    pub remember: Option<u64>,
     pub claim_level: Durability,
     pub level: Durability,
     pub drop_aborts: bool,
@@ -71,6 +73,7 @@ pub const PLAIN: Ask = Ask {
     hold: None,
     max: None,
     keep: None,
+    remember: None,
     claim_level: Durability::Sync,
     level: Durability::Sync,
     drop_aborts: false,
@@ -109,6 +112,7 @@ pub enum Told {
     Held(View),
     TooMany(View),
     Mismatch(Shown),
+    Expired,
     /// Of a claim or a mark: the recorded outcome. Of a mark it has no value.
     Recorded(Shown),
     First,
@@ -133,6 +137,7 @@ pub enum Shown {
     Aborted(View),
     Success { value: Vec<u8>, attempt: u32, token: Option<u64> },
     Failure { value: Vec<u8>, attempt: u32, token: Option<u64> },
+    Expired,
 }
 
 /// An attempt as it is shown; `token`: `None` where the spec can't know it.
@@ -145,13 +150,14 @@ pub struct View {
 }
 
 impl Shown {
-    pub fn token(&mut self) -> &mut Option<u64> {
+    pub fn token(&mut self) -> Option<&mut Option<u64>> {
         match self {
             Shown::Running(view)
             | Shown::Interrupted(view)
             | Shown::Held(view)
-            | Shown::Aborted(view) => &mut view.token,
-            Shown::Success { token, .. } | Shown::Failure { token, .. } => token,
+            | Shown::Aborted(view) => Some(&mut view.token),
+            Shown::Success { token, .. } | Shown::Failure { token, .. } => Some(token),
+            Shown::Expired => None,
         }
     }
 }
@@ -166,7 +172,7 @@ impl Told {
             | Told::TooMany(view)
             | Told::Unsure(view) => Some(&mut view.token),
             Told::Mismatch(shown) | Told::Recorded(shown) | Told::State(Some(shown)) => {
-                Some(shown.token())
+                shown.token()
             }
             _ => None,
         }
@@ -195,6 +201,8 @@ pub struct Key {
     pub print: Option<u8>,
     /// Store time at which it is gone: not before the first, and not after the second.
     pub gone_at: Option<(u64, u64)>,
+    /// The same for its memory.
+    pub memory: Option<(u64, u64)>,
     /// The level of its newest record.
     pub level: Durability,
     pub on_it: OnIt,
@@ -210,6 +218,8 @@ pub enum Is {
     Aborted,
     Success(Vec<u8>),
     Failure(Vec<u8>),
+    /// It was one of the two; whoever watches the clocks says so.
+    Expired,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -319,6 +329,9 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
         *slot = Some(begun(now, ask, fresh, 1, false));
         return Told::Granted { attempt: 1 };
     };
+    if key.is == Is::Expired {
+        return Told::Expired;
+    }
     let is_another = matches!((key.print, ask.print), (Some(a), Some(b)) if a != b);
     if is_another && key.is != Is::Aborted {
         return Told::Mismatch(shown(key, now));
@@ -326,6 +339,7 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
     let too_many = ask.max.is_some_and(|max| key.attempt >= max);
     match (&key.is, key.on_it) {
         (Is::Success(_) | Is::Failure(_), _) => Told::Recorded(shown(key, now)),
+        (Is::Expired, _) => Told::Expired,
         (Is::Held, _) => Told::Held(view(key, now)),
         (Is::Aborted, _) if too_many => Told::TooMany(view(key, now)),
         (Is::Aborted, _) => {
@@ -354,6 +368,7 @@ fn begun(now: Now, ask: &Ask, token: Option<u64>, attempt: u32, doubt: bool) -> 
         hold: ask.hold == Some(true),
         print: ask.print,
         gone_at: None,
+        memory: None,
         level: ask.claim_level,
         on_it: OnIt::Owner(ask.lease.map(|lease| now.tick + lease)),
         left: false,
@@ -364,6 +379,7 @@ fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told
     let attempt = match slot {
         None => 1,
         Some(key) => match (&key.is, key.on_it) {
+            (Is::Expired, _) => return Told::Expired,
             (Is::Success(_) | Is::Failure(_), _) => return Told::Again,
             (Is::Begun, OnIt::Owner(_)) => return Told::InProgress(view(key, now)),
             (Is::Begun | Is::Held, _) => return Told::Unsure(view(key, now)),
@@ -373,6 +389,7 @@ fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told
     *slot = Some(Key {
         is: Is::Success(Vec::new()),
         gone_at: ask.keep.map(|keep| now.after(keep)),
+        memory: memory(now, ask.keep, ask.remember),
         level: ask.level,
         hold: false,
         on_it: OnIt::Nobody,
@@ -417,7 +434,7 @@ fn end(slot: &mut Option<Key>, now: Now, token: u64, how: &End, ask: &Ask) -> To
             key.token = None;
             key.on_it = OnIt::Nobody;
         }
-        how => close(key, now, how, ask.keep),
+        how => close(key, now, how, ask.keep, ask.remember),
     }
     Told::Yes
 }
@@ -428,7 +445,7 @@ fn resolve(slot: &mut Option<Key>, now: Now, seen: Option<u64>, how: &End) -> To
         Is::Begun if is_running(key) => Told::Busy,
         Is::Begun | Is::Held => {
             key.level = Durability::Sync;
-            close(key, now, how, None);
+            close(key, now, how, None, None);
             Told::Yes
         }
         _ => Told::No,
@@ -436,7 +453,7 @@ fn resolve(slot: &mut Option<Key>, now: Now, seen: Option<u64>, how: &End) -> To
 }
 
 /// Every fate is closed.
-fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>) {
+fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>, remember: Option<u64>) {
     let (is, own) = match how {
         End::Success { value, keep } => (Is::Success(value.clone()), *keep),
         End::Failure { value, keep } => (Is::Failure(value.clone()), *keep),
@@ -446,6 +463,13 @@ fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>) {
     key.doubt = false;
     key.on_it = OnIt::Nobody;
     key.gone_at = own.or(keep).map(|keep| now.after(keep));
+    key.memory = memory(now, own.or(keep), remember).filter(|_| key.is != Is::Aborted);
+}
+
+/// When the memory of an outcome passes: to the minute, rounded up.
+fn memory(now: Now, keep: Option<u64>, remember: Option<u64>) -> Option<(u64, u64)> {
+    let (earliest, latest) = now.after(keep?.checked_add(remember?)?);
+    Some((earliest, latest + 60_000))
 }
 
 fn view(key: &Key, now: Now) -> View {
@@ -466,5 +490,6 @@ pub fn shown(key: &Key, now: Now) -> Shown {
         Is::Aborted => Shown::Aborted(view(key, now)),
         Is::Success(value) => Shown::Success { value: value.clone(), attempt, token },
         Is::Failure(value) => Shown::Failure { value: value.clone(), attempt, token },
+        Is::Expired => Shown::Expired,
     }
 }

@@ -1,0 +1,684 @@
+//! Keys that are remembered after they expired: files of hashes, sorted, found by interpolation.
+//!
+//! Promises: part of the truth, so every page is checked before it is believed, and damage is an error and never a
+//! forgotten key. No memory a key. A file is written once, merged with its neighbours by size, and goes as a whole when
+//! all its memories have passed. Never: knows a key; "expired" is the one answer given on a hash alone. Format:
+//! `docs/format.md`, "Expired keys".
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::limits;
+use crate::storage::{self, Access, Failure, File, Map, Storage};
+use crate::types::{KeyHash, StoreId, StoreMillis};
+use crate::{Error, Result};
+
+const ENTRIES: usize = 204;
+const PAGE: usize = limits::PAGE_BYTES;
+const MINUTE: u64 = 60_000;
+
+const _: () = assert!(size_of::<Header>() == 128 && size_of::<Page>() == PAGE);
+
+/// One key that was done, and is not kept any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Memory {
+    /// The first 96 bits of the key's hash.
+    hash: u128,
+    /// Store time it completed at, plus the wall offset: to be shown. In minutes.
+    completed: u32,
+    /// Store time at which the memory passes, in minutes, rounded up.
+    until: u32,
+}
+
+impl Memory {
+    pub(crate) fn new(hash: KeyHash, completed_wall: u64, until: StoreMillis) -> Self {
+        let minutes = |millis: u64| u32::try_from(millis / MINUTE).unwrap_or(u32::MAX);
+        Memory {
+            hash: hash_of(hash),
+            completed: minutes(completed_wall),
+            until: minutes(until.0.saturating_add(MINUTE - 1)),
+        }
+    }
+
+    pub(crate) fn completed_wall(&self) -> u64 {
+        u64::from(self.completed).saturating_mul(MINUTE)
+    }
+
+    pub(crate) fn until(&self) -> StoreMillis {
+        StoreMillis(u64::from(self.until).saturating_mul(MINUTE))
+    }
+
+    fn is_passed(&self, now: StoreMillis) -> bool {
+        self.until() <= now
+    }
+}
+
+fn hash_of(hash: KeyHash) -> u128 {
+    u128::from(hash.high) << 32 | u128::from(hash.low >> 32)
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Header {
+    file: [u8; FILE_HEADER_BYTES],
+    entries: U64,
+    number: U32,
+    until_most: U32,
+    reserved: [u8; 68],
+    /// Over all bytes before it.
+    sum: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Page {
+    entries: [RawMemory; ENTRIES],
+    reserved: [u8; 10],
+    count: U16,
+    /// Over all bytes before it, then the page's number, from the file's seed on.
+    sum: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct RawMemory {
+    high: U64,
+    low: U32,
+    completed: U32,
+    until: U32,
+}
+
+impl RawMemory {
+    const NONE: RawMemory =
+        RawMemory { high: U64::ZERO, low: U32::ZERO, completed: U32::ZERO, until: U32::ZERO };
+
+    fn of(memory: &Memory) -> Self {
+        RawMemory {
+            high: u64::try_from(memory.hash >> 32).unwrap_or(u64::MAX).into(),
+            low: u32::try_from(memory.hash & u128::from(u32::MAX)).unwrap_or(0).into(),
+            completed: memory.completed.into(),
+            until: memory.until.into(),
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory {
+            hash: u128::from(self.high.get()) << 32 | u128::from(self.low.get()),
+            completed: self.completed.get(),
+            until: self.until.get(),
+        }
+    }
+}
+
+impl Page {
+    fn of(memories: &[Memory], number: u64, seed: u32) -> Self {
+        let mut page = Page {
+            entries: [RawMemory::NONE; ENTRIES],
+            reserved: [0; 10],
+            count: u16::try_from(memories.len()).unwrap_or(0).into(),
+            sum: 0.into(),
+        };
+        for (raw, memory) in page.entries.iter_mut().zip(memories) {
+            *raw = RawMemory::of(memory);
+        }
+        page.sum = page.expected_sum(number, seed).into();
+        page
+    }
+
+    fn expected_sum(&self, number: u64, seed: u32) -> u32 {
+        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+        hasher.update(self.as_bytes().get(..PAGE - 4).unwrap_or_default());
+        hasher.update(&number.to_le_bytes());
+        hasher.finalize()
+    }
+
+    fn memories(&self) -> &[RawMemory] {
+        self.entries.get(..usize::from(self.count.get())).unwrap_or_default()
+    }
+}
+
+/// A file of memories, as the manifest lists it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ListedExpired {
+    /// Names the file; never used again.
+    pub(crate) number: u32,
+    pub(crate) entries: u64,
+    /// Minute of store time at which the last of its memories passes.
+    pub(crate) until_most: u32,
+}
+
+impl ListedExpired {
+    fn pages(&self) -> u64 {
+        self.entries.div_ceil(ENTRIES as u64)
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages().saturating_add(1).saturating_mul(PAGE as u64)
+    }
+
+    pub(crate) fn is_passed(&self, now: StoreMillis) -> bool {
+        u64::from(self.until_most).saturating_mul(MINUTE) <= now.0
+    }
+
+    fn encode(&self, store: StoreId) -> Vec<u8> {
+        let file = FileHeader::new(FileKind::Expired, store);
+        let mut header = Header {
+            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+            entries: self.entries.into(),
+            number: self.number.into(),
+            until_most: self.until_most.into(),
+            reserved: [0; 68],
+            sum: 0.into(),
+        };
+        header.sum = header.expected_sum().into();
+        let mut page = header.as_bytes().to_vec();
+        page.resize(PAGE, 0);
+        page
+    }
+
+    /// Reads and checks the first page of the file at `path`.
+    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
+        let store = FileHeader::check(bytes, FileKind::Expired, path)?;
+        let bad = |at: usize, what| Error::corrupt(path, at as u64, what);
+        let (header, rest) = Header::read_from_prefix(bytes)
+            .map_err(|_| bad(FILE_HEADER_BYTES, "a header of expired keys cut short"))?;
+        if header.sum.get() != header.expected_sum() || header.reserved != [0; 68] {
+            return Err(bad(FILE_HEADER_BYTES, "a header of expired keys that fails its checksum"));
+        }
+        if let Some(at) = rest.iter().position(|&byte| byte != 0) {
+            return Err(bad(at.saturating_add(128), "bytes behind a header of expired keys"));
+        }
+        let listed = ListedExpired {
+            number: header.number.get(),
+            entries: header.entries.get(),
+            until_most: header.until_most.get(),
+        };
+        Ok((store, listed))
+    }
+}
+
+impl Header {
+    fn expected_sum(&self) -> u32 {
+        crc32fast::hash(self.as_bytes().get(..124).unwrap_or_default())
+    }
+}
+
+fn seed_of(store: StoreId, number: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&store.0);
+    hasher.update(b"expired");
+    hasher.update(&number.to_le_bytes());
+    hasher.finalize()
+}
+
+/// The name of the file with that number.
+pub(crate) fn file_name(number: u32) -> String {
+    format!("{number:010}.exp")
+}
+
+/// The number that a file name stands for; `None` if it names none.
+pub(crate) fn number_of(name: &str) -> Option<u32> {
+    let number = name.strip_suffix(".exp")?.parse().ok()?;
+    (file_name(number) == name).then_some(number)
+}
+
+/// An open file of memories.
+#[derive(Debug)]
+pub(crate) struct Expired {
+    pub(crate) listed: ListedExpired,
+    path: PathBuf,
+    seed: u32,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Map(Arc<dyn Map>),
+    File(Arc<dyn File>),
+}
+
+impl Expired {
+    /// Opens a listed file and checks that it is the one listed. Its pages are checked as they are read.
+    pub(crate) fn open(
+        storage: &dyn Storage,
+        dir: &Path,
+        listed: ListedExpired,
+        store: StoreId,
+        map: bool,
+    ) -> Result<Self> {
+        let path = dir.join(file_name(listed.number));
+        let file = match storage.open(&path, Access::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let what = "a listed file of expired keys is missing:";
+                return Err(Error::corrupt(&path, 0, what).because(e));
+            }
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                let what = "a directory in place of a file of expired keys:";
+                return Err(Error::corrupt(&path, 0, what).because(e));
+            }
+            Err(e) => return Err(Error::io("opening", &path, e)),
+        };
+        let mut header = vec![0; PAGE];
+        let have = storage::read_full_at(&*file, &mut header, 0)
+            .map_err(|e| Error::io("reading", &path, e))?;
+        let found = ListedExpired::decode(header.get(..have).unwrap_or_default(), &path)?;
+        if found != (store, listed) {
+            return Err(Error::corrupt(&path, 0, "other expired keys than the manifest lists"));
+        }
+        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
+        if len != listed.bytes() {
+            return Err(Error::corrupt(&path, len, "a file of expired keys of another length"));
+        }
+        let bytes = match if map { file.map(len).ok() } else { None } {
+            Some(map) => Bytes::Map(map),
+            None => Bytes::File(file),
+        };
+        Ok(Expired { listed, path, seed: seed_of(store, listed.number), bytes })
+    }
+
+    /// The memory of a hash, passed or not.
+    ///
+    /// Interpolation search (Peterson, 1957): hashes are uniform, so the page is guessed from the hash, and each page
+    /// read narrows the range. In the worst case, of no writer's making, it halves it.
+    pub(crate) fn find(&self, hash: KeyHash) -> Result<Option<Memory>> {
+        let hash = hash_of(hash);
+        let (mut low, mut high) = (0, self.listed.pages());
+        let mut guess = share_of(hash, self.listed.pages());
+        let mut probes = 0_u32;
+        while low < high {
+            guess = guess.clamp(low, high - 1);
+            let page = self.page(guess)?;
+            let memories = page.memories();
+            let (Some(first), Some(last)) = (memories.first(), memories.last()) else {
+                return Err(self.damaged(guess));
+            };
+            let (first, last) = (first.memory().hash, last.memory().hash);
+            if hash < first {
+                high = guess;
+            } else if hash > last {
+                low = guess.saturating_add(1);
+            } else {
+                let at = memories.partition_point(|raw| raw.memory().hash < hash);
+                let found = memories.get(at).map(RawMemory::memory);
+                return Ok(found.filter(|memory| memory.hash == hash));
+            }
+            probes = probes.saturating_add(1);
+            guess = if probes > limits::INTERPOLATION_PROBES_MAX {
+                low.midpoint(high)
+            } else {
+                // How far the hash lies from what stands here, in pages.
+                let off = share_of(hash.abs_diff(first), self.listed.pages());
+                if hash < first {
+                    guess.saturating_sub(off.max(1))
+                } else {
+                    guess.saturating_add(off.max(1))
+                }
+            };
+        }
+        Ok(None)
+    }
+
+    fn page(&self, number: u64) -> Result<Page> {
+        let at = number.saturating_add(1).saturating_mul(PAGE as u64);
+        let page = match &self.bytes {
+            Bytes::Map(map) => {
+                map.bytes(at, PAGE).and_then(|bytes| Page::read_from_bytes(bytes).ok())
+            }
+            Bytes::File(file) => {
+                let mut bytes = [0; PAGE];
+                let have = storage::read_full_at(&**file, &mut bytes, at)
+                    .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
+                Page::read_from_bytes(bytes.get(..have).unwrap_or_default()).ok()
+            }
+        };
+        match page {
+            Some(page) if page.sum.get() == page.expected_sum(number, self.seed) => Ok(page),
+            _ => Err(self.damaged(number)),
+        }
+    }
+
+    fn damaged(&self, page: u64) -> Error {
+        let at = page.saturating_add(1).saturating_mul(PAGE as u64);
+        Error::corrupt(&self.path, at, "a damaged page of expired keys")
+    }
+
+    /// Reads everything.
+    pub(crate) fn verify(&self, storage: &dyn Storage, store: StoreId) -> Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        Expired::open(storage, dir, self.listed, store, false)?;
+        (0..self.listed.pages()).try_for_each(|number| self.page(number).map(drop))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Which of `pages` a hash falls on, if they hold all hashes evenly.
+fn share_of(hash: u128, pages: u64) -> u64 {
+    let high = u128::from(u64::try_from(hash >> 32).unwrap_or(u64::MAX));
+    u64::try_from((high * u128::from(pages)) >> 64).unwrap_or(u64::MAX)
+}
+
+/// A file of memories that is being written, in the order of their hashes.
+pub(crate) struct Writer {
+    storage: Arc<dyn Storage>,
+    file: Arc<dyn File>,
+    dir: PathBuf,
+    path: PathBuf,
+    store: StoreId,
+    seed: u32,
+    listed: ListedExpired,
+    page: Vec<Memory>,
+    pages: u64,
+    buffer: Vec<u8>,
+    written: u64,
+}
+
+impl Writer {
+    pub(crate) fn create(
+        storage: &Arc<dyn Storage>,
+        dir: &Path,
+        store: StoreId,
+        number: u32,
+    ) -> Result<Self, Failure> {
+        let path = dir.join(file_name(number));
+        let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
+        let file = match storage.create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // Written by an opening that ended before its manifest listed it.
+                storage.remove(&path).map_err(|e| before("removing", e))?;
+                storage.create(&path)
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| before("creating", e))?;
+        Ok(Writer {
+            storage: Arc::clone(storage),
+            file,
+            dir: dir.to_path_buf(),
+            path,
+            store,
+            seed: seed_of(store, number),
+            listed: ListedExpired { number, entries: 0, until_most: 0 },
+            page: Vec::with_capacity(ENTRIES),
+            pages: 0,
+            buffer: Vec::new(),
+            written: PAGE as u64,
+        })
+    }
+
+    fn push(&mut self, memory: Memory) -> Result<(), Failure> {
+        if self.page.len() == ENTRIES {
+            self.end_page()?;
+        }
+        self.page.push(memory);
+        self.listed.entries = self.listed.entries.saturating_add(1);
+        self.listed.until_most = self.listed.until_most.max(memory.until);
+        Ok(())
+    }
+
+    fn end_page(&mut self) -> Result<(), Failure> {
+        let page = Page::of(&self.page, self.pages, self.seed);
+        self.page.clear();
+        self.pages = self.pages.saturating_add(1);
+        self.buffer.extend_from_slice(page.as_bytes());
+        if self.buffer.len() >= limits::TABLE_PIECE_BYTES { self.write_out() } else { Ok(()) }
+    }
+
+    fn write_out(&mut self) -> Result<(), Failure> {
+        storage::write_all_at(&*self.file, &self.buffer, self.written)
+            .map_err(|e| self.failed("writing", e))?;
+        self.written = self.written.saturating_add(self.buffer.len() as u64);
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Ends the file. Durable on return, its name included.
+    fn finish(mut self) -> Result<ListedExpired, Failure> {
+        if !self.page.is_empty() {
+            self.end_page()?;
+        }
+        self.write_out()?;
+        let header = self.listed.encode(self.store);
+        storage::write_all_at(&*self.file, &header, 0)
+            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.storage.sync_dir(&self.dir))
+            .map_err(|e| self.failed("finishing", e))?;
+        Ok(self.listed)
+    }
+
+    fn failed(&self, doing: &str, e: io::Error) -> Failure {
+        self.discard();
+        Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
+    }
+
+    fn discard(&self) {
+        // If it stays, the next opening removes it: no manifest lists it.
+        let _ = self.storage.remove(&self.path);
+    }
+}
+
+/// New memories and older files on their way to be one.
+pub(crate) struct Merge {
+    new: std::iter::Peekable<std::vec::IntoIter<Memory>>,
+    /// The newest first: of two memories of one hash the newer counts.
+    files: Vec<Cursor>,
+    writer: Writer,
+    now: StoreMillis,
+}
+
+struct Cursor {
+    file: Arc<Expired>,
+    next: u64,
+    page: Vec<Memory>,
+    at: usize,
+}
+
+impl Cursor {
+    fn peek(&mut self) -> Result<Option<Memory>> {
+        loop {
+            if let Some(memory) = self.page.get(self.at) {
+                return Ok(Some(*memory));
+            }
+            if self.next >= self.file.listed.pages() {
+                return Ok(None);
+            }
+            let page = self.file.page(self.next)?;
+            self.page = page.memories().iter().map(RawMemory::memory).collect();
+            self.next = self.next.saturating_add(1);
+            self.at = 0;
+        }
+    }
+}
+
+impl Merge {
+    /// Memories that have passed at `now` are left out.
+    pub(crate) fn new(
+        mut new: Vec<Memory>,
+        files: &[Arc<Expired>],
+        now: StoreMillis,
+        writer: Writer,
+    ) -> Self {
+        // Stable: of one hash the last to come is the newest, and must come first.
+        new.reverse();
+        new.sort_by_key(|memory| memory.hash);
+        let cursor = |file: &Arc<Expired>| Cursor {
+            file: Arc::clone(file),
+            next: 0,
+            page: Vec::new(),
+            at: 0,
+        };
+        let files = files.iter().map(cursor).collect();
+        Merge { new: new.into_iter().peekable(), files, writer, now }
+    }
+
+    /// Merges at most `count` more. Whether all are. A damaged file is an error: it stays as it is.
+    pub(crate) fn advance(&mut self, count: u64) -> Result<bool, Stopped> {
+        for _ in 0..count {
+            let mut least = self.new.peek().copied();
+            for cursor in &mut self.files {
+                let memory = cursor.peek().map_err(Stopped::Reading)?;
+                let is_less = match (memory, least) {
+                    (Some(memory), Some(least)) => memory.hash < least.hash,
+                    (memory, None) => memory.is_some(),
+                    (None, _) => false,
+                };
+                least = if is_less { memory } else { least };
+            }
+            let Some(least) = least else { return Ok(true) };
+            while self.new.next_if(|memory| memory.hash == least.hash).is_some() {}
+            for cursor in &mut self.files {
+                while cursor.peek().map_err(Stopped::Reading)?.is_some_and(|m| m.hash == least.hash)
+                {
+                    cursor.at = cursor.at.saturating_add(1);
+                }
+            }
+            if !least.is_passed(self.now) {
+                self.writer.push(least).map_err(Stopped::Writing)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The file is durable on return, and listed nowhere.
+    pub(crate) fn finish(self) -> Result<ListedExpired, Failure> {
+        self.writer.finish()
+    }
+
+    pub(crate) fn discard(self) {
+        self.writer.discard();
+    }
+}
+
+/// Why a merge stopped.
+pub(crate) enum Stopped {
+    Writing(Failure),
+    Reading(Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::SplitMix64;
+    use crate::storage::memory::MemoryStorage;
+
+    const STORE: StoreId = StoreId([5; 16]);
+
+    fn dir() -> &'static Path {
+        Path::new("/expired")
+    }
+
+    fn disk() -> (MemoryStorage, Arc<dyn Storage>) {
+        let memory = MemoryStorage::new();
+        memory.create_dir(dir()).unwrap();
+        (memory.clone(), Arc::new(memory))
+    }
+
+    fn hash(dice: &mut SplitMix64) -> KeyHash {
+        KeyHash { high: dice.next(), low: dice.next() }
+    }
+
+    fn merged(
+        storage: &Arc<dyn Storage>,
+        number: u32,
+        new: Vec<Memory>,
+        files: &[Arc<Expired>],
+        now: u64,
+    ) -> Arc<Expired> {
+        let writer = Writer::create(storage, dir(), STORE, number).ok().unwrap();
+        let mut merge = Merge::new(new, files, StoreMillis(now), writer);
+        while !merge.advance(7).ok().unwrap() {}
+        let listed = merge.finish().ok().unwrap();
+        Arc::new(Expired::open(&**storage, dir(), listed, STORE, number % 2 == 0).unwrap())
+    }
+
+    #[test]
+    fn what_is_remembered_is_found_in_few_probes_and_nothing_else() {
+        for count in [0_u64, 1, 203, 204, 205, 5000, 50_000] {
+            let (memory, storage) = disk();
+            let mut dice = SplitMix64::new(count);
+            let keys: Vec<KeyHash> = (0..count).map(|_| hash(&mut dice)).collect();
+            let memories = keys.iter().enumerate().map(|(n, key)| {
+                Memory::new(*key, n as u64 * MINUTE, StoreMillis(MINUTE * 1000 + n as u64))
+            });
+            let file = merged(&storage, 1, memories.collect(), &[], 0);
+            assert_eq!(file.listed.entries, count);
+            let before = memory.reads();
+            for (n, key) in keys.iter().enumerate() {
+                let found = file.find(*key).unwrap().unwrap();
+                assert_eq!(found.completed_wall(), n as u64 * MINUTE);
+                assert!(found.until().0 >= MINUTE * 1000 + n as u64, "rounded up");
+            }
+            let reads = memory.reads() - before;
+            assert!(reads <= count * 3, "{reads} reads for {count} keys");
+            for _ in 0..500 {
+                assert_eq!(file.find(hash(&mut dice)).unwrap(), None);
+            }
+            assert!(count < 1000 || file.listed.bytes() <= 24 * count);
+        }
+    }
+
+    #[test]
+    fn a_merge_keeps_the_newest_of_a_hash_and_leaves_out_what_has_passed() {
+        let (_, storage) = disk();
+        let mut dice = SplitMix64::new(1);
+        let [a, b, c, d] = [(); 4].map(|()| hash(&mut dice));
+        let memory =
+            |key, at: u64, until: u64| Memory::new(key, at * MINUTE, StoreMillis(until * MINUTE));
+        let old =
+            merged(&storage, 1, vec![memory(a, 1, 50), memory(b, 2, 20), memory(c, 3, 99)], &[], 0);
+        let new = merged(&storage, 2, vec![memory(a, 10, 60)], &[], 0);
+        let twice = vec![memory(d, 30, 70), memory(d, 31, 71)];
+        let all = merged(&storage, 3, twice, &[new, old], 20 * MINUTE);
+        let at = |key| all.find(key).unwrap().map(|memory| memory.completed_wall() / MINUTE);
+        assert_eq!([at(a), at(b), at(c), at(d)], [Some(10), None, Some(3), Some(31)]);
+        assert_eq!((all.listed.entries, all.listed.until_most), (3, 99));
+        assert!(!all.listed.is_passed(StoreMillis(98 * MINUTE)));
+        assert!(all.listed.is_passed(StoreMillis(99 * MINUTE)));
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed_and_every_cut_is() {
+        let (memory, storage) = disk();
+        let mut dice = SplitMix64::new(2);
+        let keys: Vec<KeyHash> = (0..300).map(|_| hash(&mut dice)).collect();
+        let memories = keys.iter().map(|key| Memory::new(*key, 0, StoreMillis(MINUTE)));
+        let listed = merged(&storage, 1, memories.collect(), &[], 0).listed;
+        let path = dir().join(file_name(1));
+        let bytes = memory.read(&path).unwrap();
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1 << (at % 8);
+            memory.write_file(&path, &bad).unwrap();
+            let noticed = Expired::open(&*storage, dir(), listed, STORE, at % 2 == 0)
+                .and_then(|file| file.verify(&*storage, STORE));
+            let error = noticed.unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt, "byte {at}");
+            assert_eq!(error.path(), Some(&*path));
+        }
+        for len in (0..bytes.len()).step_by(97) {
+            memory.write_file(&path, &bytes[..len]).unwrap();
+            assert!(Expired::open(&*storage, dir(), listed, STORE, true).is_err(), "cut at {len}");
+        }
+    }
+
+    /// No writer makes such a file, but whoever forges one must not keep a lookup busy.
+    #[test]
+    fn a_search_ends_however_the_hashes_lie() {
+        let (_, storage) = disk();
+        let crowded = |n: u64| KeyHash { high: n, low: n << 32 };
+        let memories = (0..20_000).map(|n| Memory::new(crowded(n), 0, StoreMillis(MINUTE)));
+        let file = merged(&storage, 1, memories.collect(), &[], 0);
+        for n in (0..20_000).step_by(7) {
+            assert!(file.find(crowded(n)).unwrap().is_some());
+        }
+        assert_eq!(file.find(KeyHash { high: u64::MAX, low: 0 }).unwrap(), None);
+    }
+}
