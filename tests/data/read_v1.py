@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints every key of a store, written from docs/format.md alone: proof that the page says enough.
+"""Prints every key of a store that the log holds, written from docs/format.md alone: proof that the page says enough.
 
     python3 tests/data/read_v1.py tests/data/v1/closed | diff - tests/data/v1/closed.txt
 
@@ -27,11 +27,11 @@ def manifest(path):
     data = open(path, "rb").read()
     store = file_header(data, 1)
     clean_end, durable = struct.unpack_from("<QQ", data, 48)
-    (count,) = struct.unpack_from("<I", data, 176)
-    end = 180 + 36 * count
+    counts = struct.unpack_from("<III", data, 188)
+    end = 200 + 36 * counts[0] + 44 * counts[1] + 16 * counts[2]
     assert struct.unpack_from("<I", data, end) == (zlib.crc32(data[:end]),), "damaged manifest"
     assert not any(data[end + 4 :]), "bytes behind the manifest"
-    segments = [struct.unpack_from("<QQQQI", data, 180 + 36 * n) for n in range(count)]
+    segments = [struct.unpack_from("<QQQQI", data, 200 + 36 * n) for n in range(counts[0])]
     return store, clean_end, durable, segments
 
 
@@ -93,7 +93,7 @@ def fields(body, lsn):
     for bit, name, form in [
         (0, "token", "<Q"), (1, "life", "<Q"), (2, "open fate", "<Q"), (3, "attempt", "<I"),
         (4, "since", "<Q"), (5, "expiry", "<Q"), (6, "wall", "<q"), (7, "fingerprint", "<16s"),
-        (8, "lengths", "<HHHH"), (9, "format", "<HI"),
+        (8, "lengths", "<HHHH"), (9, "format", "<HI"), (10, "memory", "<Q"),
     ]:  # fmt: skip
         if mask >> bit & 1:
             value = struct.unpack_from(form, body, at)
