@@ -39,6 +39,7 @@ pub struct StoreBuilder {
     segment_bytes: Option<u64>,
     result_bytes_max: u32,
     index_memory_max: u64,
+    disk_bytes_max: u64,
     map: bool,
     manual_maintenance: bool,
     allow_network_fs: bool,
@@ -51,6 +52,7 @@ impl Default for StoreBuilder {
             segment_bytes: None,
             result_bytes_max: limits::RESULT_BYTES_MAX_DEFAULT,
             index_memory_max: limits::INDEX_MEMORY_DEFAULT,
+            disk_bytes_max: u64::MAX,
             map: true,
             manual_maintenance: false,
             allow_network_fs: false,
@@ -132,6 +134,24 @@ impl StoreBuilder {
     /// ```
     pub fn index_memory_max(mut self, bytes: u64) -> Self {
         self.index_memory_max = bytes;
+        self
+    }
+
+    /// Bytes that all files of the store may take. Default: whatever the disk has.
+    ///
+    /// When it is used up, dead records are given back before the next claim; if all are alive, claims answer
+    /// `StorageFull` before anything is done, while those in flight can end and results are replayed. It takes three
+    /// segments at least, and should be twice what is alive and some.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder().disk_bytes_max(1 << 30).open_or_create(&keys)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn disk_bytes_max(mut self, bytes: u64) -> Self {
+        self.disk_bytes_max = bytes;
         self
     }
 
@@ -280,6 +300,7 @@ impl StoreBuilder {
             segment_bytes_first: limits::SEGMENT_BYTES_FIRST.min(most / page * page),
             segment_bytes_max: most / page * page,
             record_bytes_max: u64::from(self.result_bytes_max).saturating_add(labels as u64),
+            disk_bytes_max: self.disk_bytes_max,
             map: self.map,
         })
     }

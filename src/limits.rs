@@ -60,6 +60,9 @@ pub(crate) const TABLE_KEYS_PER_TEN_BUCKETS: u64 = 41;
 /// Tables one manifest may list. As many as a counter of 2^60 keys has digits, and some.
 pub(crate) const TABLES_MAX: usize = 64;
 
+/// What a key takes of a table at most, for estimates.
+pub(crate) const TABLE_BYTES_PER_KEY: u64 = 16;
+
 /// Buckets that a table may claim to have: 256 GiB of them.
 pub(crate) const TABLE_BUCKETS_MAX: u64 = 1 << 32;
 

@@ -213,7 +213,15 @@ impl Engine {
                     return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
                 }
                 Again::NotWriting => self.begin_writing()?,
-                Again::Room { bytes, room } => self.log.make_room(bytes, room)?,
+                Again::Room { bytes, room } => match self.log.make_room(bytes, room) {
+                    // Rather than refuse: what is dead goes first, and whoever needs the room helps.
+                    Err(e) if e.kind() == ErrorKind::StorageFull => {
+                        if !self.reclaim() {
+                            return Err(e);
+                        }
+                    }
+                    made => made?,
+                },
             }
         }
     }

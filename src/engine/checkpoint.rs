@@ -302,6 +302,7 @@ impl Engine {
 
     fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
         let (storage, dir) = (&self.log.seams().storage, self.index_dir());
+        self.log.check_budget(slots.saturating_mul(limits::TABLE_BYTES_PER_KEY))?;
         self.make_dir(&dir)?;
         let plan = Plan { number: self.log.take_table_number()?, from, to, slots };
         Writer::create(storage, &dir, self.log.store(), plan).map_err(|e| self.log.failed(e))
@@ -349,6 +350,7 @@ impl Engine {
             Arc::clone(&tables)
         };
         self.recent.install(&new, Lsn::ZERO);
+        self.count_bytes(&new);
         self.remove_files(&change.replaced);
     }
 
@@ -363,10 +365,18 @@ impl Engine {
             (Arc::clone(&new), std::mem::replace(&mut *tables, new))
         };
         self.recent.install(&new, head_base);
+        self.count_bytes(&new);
         let is_dead = |table: &&Arc<Table>| table.listed.to <= head_base;
         let dead: Vec<_> = old.list.iter().filter(is_dead).cloned().collect();
         self.remove_files(&dead);
         self.remove_expired(&old.expired, &new.expired);
+    }
+
+    pub(super) fn count_bytes(&self, tables: &Tables) {
+        let sealed = tables.list.iter().map(|table| table.listed.bytes());
+        let expired = tables.expired.iter().map(|file| file.listed.bytes());
+        let bytes = sealed.chain(expired).sum();
+        self.log.index_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// A merge of tables that have gone with their segments has nothing to stand in for.

@@ -115,7 +115,10 @@ impl Engine {
             work.estimate = Some(Estimate { live, log_bytes, at_millis: now });
         }
         let live = work.estimate.map_or(0, |seen| seen.live);
-        Ok(log_bytes > live.saturating_mul(2).saturating_add(slack))
+        let (used, most) = self.log.budget();
+        // Near its budget the store doesn't wait for its log to be half dead.
+        let is_tight = used > most / 4 * 3 && log_bytes > live.saturating_add(live / 8);
+        Ok(is_tight || log_bytes > live.saturating_mul(2).saturating_add(slack))
     }
 
     /// Bytes of live records, from a sample of the index: a few hundred keys tell it to some percent, whatever the
@@ -219,6 +222,38 @@ impl Engine {
         Ok(Some(moved))
     }
 
+    /// Gives back the oldest segment, for want of room. Whether that gained any: not if nearly all of the log is alive.
+    pub(super) fn reclaim(&self) -> bool {
+        let mut work = self.work.lock();
+        let before = self.reclaimed.load(Ordering::Relaxed);
+        let log_bytes = self.log.bytes_since(Lsn::ZERO);
+        let is_worth_it =
+            self.estimate_live().is_ok_and(|live| live.saturating_add(live / 8) < log_bytes);
+        while is_worth_it && !self.is_closed() && self.log.oldest().is_some() {
+            let went_on = match self.advance(&mut work, limits::COMPACTION_PIECE_BYTES) {
+                Ok(Some(_)) => true,
+                Ok(None) => self.log.sync().is_ok(),
+                Err(_) => false,
+            };
+            let gained = self.reclaimed.load(Ordering::Relaxed) > before;
+            if gained || !went_on {
+                return gained;
+            }
+        }
+        false
+    }
+
+    /// Bytes that moving the oldest segment's live records takes.
+    fn live_bytes_of_oldest(&self) -> Result<u64> {
+        let Some(oldest) = self.log.oldest() else { return Ok(0) };
+        let mut bytes = 0_u64;
+        self.log.walk_some(oldest.ordinal, oldest.base, u64::MAX, &mut |record| {
+            bytes = bytes.saturating_add(self.live_bytes_at(record.lsn)?);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// Moves one record to the tail, if it is alive, or notes that its key is to be remembered. Gives the bytes that
     /// moving took.
     fn judge(&self, record: &Record<'_>, memories: &mut Vec<Memory>) -> Result<u64> {
@@ -294,7 +329,13 @@ impl Engine {
                 }
                 Err(NoRoom::Wanted { bytes, room }) => {
                     drop(shard);
-                    self.log.make_room(bytes, room)?;
+                    match self.log.make_room(bytes, room) {
+                        Err(e) if e.kind() == ErrorKind::StorageFull => {
+                            let live = self.live_bytes_of_oldest()?;
+                            self.log.make_room_to_move(bytes, room, live)?;
+                        }
+                        made => made?,
+                    }
                 }
                 Err(NoRoom::NotWriting) => return Err(self.log.poisoned()),
                 Err(NoRoom::Full) => {

@@ -112,6 +112,7 @@ impl Engine {
             lock: Mutex::new(Some(lock)),
             fork_generation: crate::storage::fork::generation(),
         };
+        engine.count_bytes(&engine.tables());
         if engine.log.has_unsettled_tail() {
             // Without room it is served up to the tail, and finished when there is some.
             match engine.begin_writing() {

@@ -61,6 +61,8 @@ pub(crate) struct Sizes {
     pub(crate) segment_bytes_max: u64,
     /// The longest record: a segment holds at least one.
     pub(crate) record_bytes_max: u64,
+    /// What all files of the store may take; `u64::MAX`: whatever the disk has.
+    pub(crate) disk_bytes_max: u64,
     pub(crate) map: bool,
 }
 
@@ -82,6 +84,8 @@ pub(crate) struct Log {
     store_clock: StoreClock,
     poison: Mutex<Option<Error>>,
     upkeep: upkeep::Upkeep,
+    /// Bytes of tables and expired keys: they share the log's budget.
+    pub(crate) index_bytes: AtomicU64,
     /// Counts for `stats`: syncs, and nanoseconds spent in them.
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_nanos: AtomicU64,
@@ -408,7 +412,8 @@ impl Log {
         let active = Arc::clone(&self.tail.lock().active);
         let segments = Arc::clone(&self.segments.lock());
         // Its end may still be in the buffer.
-        let is_whole = self.queue.written() > active.base();
+        let written = self.queue.written();
+        let is_whole = segments.get(1).is_some_and(|next| next.base() < written);
         let oldest = segments.first().filter(|oldest| is_whole && oldest.base() < active.base())?;
         Some(Oldest {
             ordinal: oldest.identity.ordinal,
@@ -486,6 +491,16 @@ impl Log {
         // If it stays, the next opening removes it.
         let _ = self.seams.storage.remove(&self.log_dir().join(segment::file_name(ordinal)));
         Ok(gone.end.since(gone.base))
+    }
+
+    /// Refuses where `bytes` more would go past the store's budget.
+    pub(crate) fn check_budget(&self, bytes: u64) -> Result<()> {
+        self.check_budget_of(&self.keeper.lock(), bytes)
+    }
+
+    /// Bytes that the store's files take, and what they may take.
+    pub(crate) fn budget(&self) -> (u64, u64) {
+        (self.bytes_used(&self.keeper.lock()), self.sizes.disk_bytes_max)
     }
 
     /// The manifest that stands.

@@ -230,6 +230,7 @@ pub(crate) fn open(
         store_clock,
         poison: Mutex::new(None),
         upkeep: super::upkeep::Upkeep::new(),
+        index_bytes: AtomicU64::new(0),
         syncs: AtomicU64::new(0),
         sync_nanos: AtomicU64::new(0),
         bytes_written: AtomicU64::new(0),

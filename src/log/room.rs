@@ -259,13 +259,60 @@ impl Log {
     fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
         let listed = &keeper.manifest.segments;
         let log_bytes = listed.iter().map(|item| item.end.since(item.base)).sum();
-        let bytes = self.sizes.for_log_of(log_bytes);
+        let mut bytes = self.sizes.for_log_of(log_bytes);
+        if self.check_budget_of(keeper, bytes).is_err() {
+            // A smaller one may do where a large one doesn't fit.
+            bytes = self.sizes.first();
+            self.check_budget_of(keeper, bytes)?;
+        }
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let spare =
             Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
         self.set_aside(keeper);
         Ok(())
+    }
+
+    pub(super) fn bytes_used(&self, keeper: &Keeper) -> u64 {
+        let segments = keeper.manifest.segments.iter().map(|item| item.end.since(item.base));
+        let spares = keeper.spares.iter().map(|spare| spare.bytes);
+        let manifests = 2 * keeper.manifest.next_file_bytes() as u64;
+        segments
+            .chain(spares)
+            .sum::<u64>()
+            .saturating_add(manifests)
+            .saturating_add(self.index_bytes.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn check_budget_of(&self, keeper: &Keeper, bytes: u64) -> Result<()> {
+        let (used, most) = (self.bytes_used(keeper), self.sizes.disk_bytes_max);
+        if used.saturating_add(bytes) <= most {
+            return Ok(());
+        }
+        let message = format!(
+            "the store takes {used} bytes of its disk_bytes_max, {most}: forget keys, keep results for less long, or raise it"
+        );
+        Err(Error::new(ErrorKind::StorageFull, message).at(&self.dir))
+    }
+
+    /// As `make_room`, for compaction of a segment in which `live` bytes are alive: if no other room is left, they may
+    /// go into the last spare, since the segment's own room then makes the next one.
+    pub(crate) fn make_room_to_move(&self, bytes: u64, room: Room, live: u64) -> Result<()> {
+        let full = match self.make_room(bytes, room) {
+            Err(e) if e.kind() == ErrorKind::StorageFull => e,
+            other => return other,
+        };
+        let mut keeper = self.keeper.lock();
+        self.check_keeper(&keeper)?;
+        let lacks_next = self.tail.lock().lacks_next();
+        let is_enough = keeper
+            .spares
+            .first()
+            .is_some_and(|spare| free(spare.bytes, SEGMENT_HEADER_BYTES as u64) >= live);
+        if !lacks_next || !is_enough {
+            return Err(full);
+        }
+        self.guarded(|| self.list_next(&mut keeper))
     }
 
     /// Whether a spare is what it was prepared as. One that isn't goes: what stood in it would stand behind

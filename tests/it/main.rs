@@ -37,6 +37,7 @@ mod machine;
 mod model;
 /// A second opener, and a forked child.
 mod process;
+mod room;
 /// The programs that the API was designed by.
 mod programs;
 /// Tiny workloads as data, and what a crash may leave of them.

@@ -40,8 +40,13 @@ fn log_dir() -> PathBuf {
 }
 
 /// Segments of one page, then two: a workload of forty operations rolls several times.
-const SIZES: Sizes =
-    Sizes { segment_bytes_first: 4096, segment_bytes_max: 8192, record_bytes_max: 1024, map: true };
+const SIZES: Sizes = Sizes {
+    segment_bytes_first: 4096,
+    segment_bytes_max: 8192,
+    record_bytes_max: 1024,
+    disk_bytes_max: u64::MAX,
+    map: true,
+};
 
 /// What a claim keeps for its ending.
 const RESERVE: u64 = 900;

@@ -24,6 +24,7 @@ fn open_real(dir: &Path, found: &mut BTreeSet<u32>) -> Log {
         segment_bytes_first: 16 << 10,
         segment_bytes_max: 64 << 10,
         record_bytes_max: 1024,
+        disk_bytes_max: u64::MAX,
         map: true,
     };
     let seams = seams();

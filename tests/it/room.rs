@@ -1,0 +1,131 @@
+//! What a store does when its room runs out: its budget, or the disk.
+
+use std::time::Duration;
+
+use onlyonce::testing::Sim;
+use onlyonce::{Claim, ErrorKind, Operation, Store, StoreBuilder};
+
+const KEPT: Duration = Duration::from_secs(60);
+
+fn builder() -> StoreBuilder {
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10).index_memory_max(4096)
+}
+
+fn key(n: u64) -> String {
+    format!("{n:0>500}")
+}
+
+fn bytes_on_disk(sim: &Sim) -> u64 {
+    sim.files().iter().map(|(_, len)| len).sum()
+}
+
+/// A year of marks, each kept for a minute, in a store that may take no more than a few hundred of them.
+#[test]
+fn a_budget_is_kept_for_ever_while_what_expires_makes_room() {
+    let sim = Sim::new(1);
+    let most = 400 << 10;
+    let store = sim.open_with(builder().disk_bytes_max(most)).unwrap();
+    for n in 0..5000 {
+        let op = Operation::new(key(n)).retention(KEPT);
+        assert!(store.mark(op).unwrap().is_first(), "{n}");
+        sim.advance(Duration::from_secs(1));
+        if n % 50 == 0 {
+            assert!(bytes_on_disk(&sim) <= most, "{n}: {} bytes", bytes_on_disk(&sim));
+            assert!(!store.mark(key(n)).unwrap().is_first(), "{n} is kept");
+        }
+    }
+    assert!(store.verify().unwrap().is_whole());
+}
+
+#[test]
+fn a_store_full_of_what_is_kept_refuses_claims_and_nothing_else_and_goes_on_when_some_has_expired()
+{
+    let sim = Sim::new(1);
+    let store = sim.open_with(builder().disk_bytes_max(300 << 10)).unwrap();
+    let Claim::Acquired(owner) = store.claim("in flight").unwrap() else { panic!() };
+    let mut n = 0;
+    let refused = loop {
+        match store.mark(Operation::new(key(n)).retention(KEPT)) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => break e,
+        }
+        n += 1;
+    };
+    assert_eq!(refused.kind(), ErrorKind::StorageFull);
+    assert!(refused.to_string().contains("disk_bytes_max"), "{refused}");
+    assert!(n > 200, "{n} fitted");
+    assert!(bytes_on_disk(&sim) <= 300 << 10);
+    assert!(!store.mark(key(0)).unwrap().is_first(), "replay goes on");
+    owner.complete(&[1; 1000][..]).unwrap();
+    sim.advance(2 * KEPT);
+    for n in 0..n / 2 {
+        assert!(store.mark(key(n)).unwrap().is_first(), "{n}");
+    }
+    assert!(store.get("in flight").unwrap().is_some());
+    assert!(bytes_on_disk(&sim) <= 300 << 10);
+}
+
+/// The disk itself is full, and has the room of a few segments only.
+#[test]
+fn on_a_full_disk_what_has_expired_makes_room() {
+    let sim = Sim::new(1);
+    sim.set_disk_bytes_max(300 << 10);
+    let store = sim.open_with(builder()).unwrap();
+    for n in 0..3000 {
+        let op = Operation::new(key(n)).retention(KEPT);
+        assert!(store.mark(op).unwrap().is_first(), "{n}");
+        sim.advance(Duration::from_secs(1));
+    }
+    for n in 2950..3000 {
+        assert!(!store.mark(key(n)).unwrap().is_first(), "{n} is kept");
+    }
+    assert!(store.health().is_writable());
+}
+
+#[test]
+fn after_an_erasing_compaction_the_bytes_of_what_was_forgotten_stand_in_no_file() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(builder()).unwrap();
+    let secret = b"4242 4242 4242 4242";
+    for n in 0..100 {
+        let Claim::Acquired(claim) = store.claim(key(n)).unwrap() else { panic!() };
+        claim.complete(if n == 17 { &secret[..] } else { &b"other"[..] }).unwrap();
+    }
+    let holds = |needle: &[u8]| {
+        sim.files()
+            .iter()
+            .filter(|(path, _)| {
+                let bytes = sim.read_file(path).unwrap();
+                bytes.windows(needle.len()).any(|window| window == needle)
+            })
+            .count()
+    };
+    assert!(store.forget(key(17)).unwrap());
+    assert_eq!(holds(secret), 1);
+    let done = store.compact(u64::MAX).unwrap();
+    assert!(done.is_complete() && done.bytes_moved() > 0);
+    assert_eq!((holds(secret), holds(key(17).as_bytes())), (0, 0));
+    for n in 0..100 {
+        assert_eq!(store.get(key(n)).unwrap().is_some(), n != 17, "{n}");
+    }
+}
+
+/// Ninety of a hundred results expire: what is left takes little more than they do.
+#[test]
+fn a_compaction_leaves_little_more_than_what_is_alive() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(builder()).unwrap();
+    for n in 0..2000 {
+        let op = Operation::new(key(n));
+        let op = if n % 10 == 0 { op } else { op.retention(KEPT) };
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.advance(2 * KEPT);
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    let (segment, live) = (40 << 10, 200 * 560);
+    let left = bytes_on_disk(&sim);
+    assert!(left < live * 115 / 100 + 3 * segment, "{left} bytes for {live}");
+    for n in 0..2000 {
+        assert_eq!(store.get(key(n)).unwrap().is_some(), n % 10 == 0, "{n}");
+    }
+}
