@@ -190,7 +190,7 @@ impl Engine {
         let Some(mut merging) = work.merge.take() else {
             return Ok(Due::In(limits::ESTIMATE_MILLIS));
         };
-        match merging.merge.advance(limits::MERGE_SLOTS) {
+        match merging.merge.advance(self.merge_slots()) {
             Ok(false) => {
                 work.merge = Some(merging);
                 Ok(Due::Now)
@@ -236,7 +236,7 @@ impl Engine {
         // After the entries were copied: a record that took the place of one of them before is covered, too, so that
         // no crash can bring the older one back.
         self.log.sync()?;
-        let small = absorbed(&tables, entries.len() as u64);
+        let small = absorbed(&tables, entries.len() as u64, self.merge_slots());
         match self.write_table(from, to, &entries, small) {
             // One of the small ones can't be read: it stays for whoever mends it.
             Err(e) if is_damage(&e) => self.write_table(from, to, &entries, Vec::new()).map(Some),
@@ -265,7 +265,7 @@ impl Engine {
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
         let mut merge = Merge::new(slots, &absorbed, self.tables().head, writer);
         loop {
-            match merge.advance(limits::MERGE_SLOTS) {
+            match merge.advance(self.merge_slots()) {
                 Ok(true) => break,
                 Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
                 Ok(false) => {}
@@ -278,6 +278,11 @@ impl Engine {
         }
         let table = self.finish_table(merge)?;
         Ok(Change { replaced: absorbed, by: vec![table] })
+    }
+
+    /// Slots that one step of a merge moves: no more than memory holds.
+    fn merge_slots(&self) -> u64 {
+        limits::MERGE_SLOTS.min(self.checkpoint_keys as u64)
     }
 
     fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
@@ -388,7 +393,7 @@ impl Engine {
         }
         let Some(mut merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
         loop {
-            match merging.merge.advance(limits::MERGE_SLOTS) {
+            match merging.merge.advance(self.merge_slots()) {
                 Ok(true) => return self.end_merge(merging),
                 Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
                 Ok(false) => {}
@@ -460,12 +465,12 @@ impl Engine {
     }
 }
 
-/// The newest tables that are so small that a new one of `slots` takes them in at once: a store that is opened and
-/// closed again and again would have one for each time.
-fn absorbed(tables: &Tables, slots: u64) -> Vec<Arc<Table>> {
+/// The newest tables that are so small, `most` slots each, that a new one of `slots` takes them in at once: a store
+/// that is opened and closed again and again would have one for each time.
+fn absorbed(tables: &Tables, slots: u64, most: u64) -> Vec<Arc<Table>> {
     let (mut sum, mut count) = (slots, 0);
     for (index, table) in tables.list.iter().enumerate() {
-        if table.listed.slots > sum || table.listed.slots > limits::MERGE_SLOTS {
+        if table.listed.slots > sum || table.listed.slots > most {
             break;
         }
         sum = sum.saturating_add(table.listed.slots);
