@@ -175,20 +175,37 @@ impl Engine {
         if !std::mem::replace(&mut work.has_swept, true) {
             self.sweep();
         }
+        // What fails here is tried again, and keeps nothing else from being done: it may be what makes room.
+        let mut failed = None;
         if self.is_checkpoint_due() {
-            let due = if self.checkpoint()? { Due::Now } else { idle };
-            return Ok(due);
-        }
-        if work.merge.is_none() {
-            work.merge = self.begin_merge()?;
-        }
-        if let Some(due) = self.step_compaction(&mut work)? {
-            if work.merge.is_none() {
-                return Ok(due);
+            match self.checkpoint(&mut work) {
+                Ok(true) => return Ok(Due::Now),
+                Ok(false) => {}
+                Err(e) if self.log.is_poisoned() => return Err(e),
+                Err(e) => failed = Some(e),
             }
         }
+        if work.merge.is_none() && failed.is_none() {
+            match self.begin_merge() {
+                Ok(merge) => work.merge = merge,
+                Err(e) => failed = Some(e),
+            }
+        }
+        let compacted = match self.step_compaction(&mut work) {
+            Err(e) if self.names_table(&e) => self.mend(&mut work, e).map(|()| Some(Due::Now)),
+            other => other,
+        };
+        let compacted = compacted.unwrap_or_else(|e| {
+            failed.get_or_insert(e);
+            None
+        });
         let Some(mut merging) = work.merge.take() else {
-            return Ok(Due::In(limits::ESTIMATE_MILLIS));
+            return match (failed, compacted) {
+                (_, Some(Due::Now)) => Ok(Due::Now),
+                (Some(e), _) => Err(e),
+                (None, Some(due)) => Ok(due),
+                (None, None) => Ok(Due::In(limits::ESTIMATE_MILLIS)),
+            };
         };
         match merging.merge.advance(self.merge_slots()) {
             Ok(false) => {
@@ -218,11 +235,12 @@ impl Engine {
     }
 
     /// Seals what memory holds, lists the table, and lets the entries go. Durable on return. Whether there were any.
-    fn checkpoint(&self) -> Result<bool> {
-        match self.seal()? {
-            Some(change) => self.switch_index(&change).map(|()| true),
-            None => Ok(false),
-        }
+    fn checkpoint(&self, work: &mut Work) -> Result<bool> {
+        let Some(change) = self.seal()? else { return Ok(false) };
+        self.switch_index(&change)?;
+        // It may have taken in a table that was being merged.
+        self.drop_stale_merge(work);
+        Ok(true)
     }
 
     /// Writes a table of all keys in memory that none covers yet. Durable on return, but not listed.
@@ -263,10 +281,15 @@ impl Engine {
         let old: u64 = absorbed.iter().map(|table| table.listed.slots).sum();
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
-        let mut merge = Merge::new(slots, &absorbed, self.tables().head, writer);
+        let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
+        let table = self.merge_to_end(merge)?;
+        Ok(Change { replaced: absorbed, by: vec![table] })
+    }
+
+    fn merge_to_end(&self, mut merge: Merge) -> Result<Arc<Table>> {
         loop {
             match merge.advance(self.merge_slots()) {
-                Ok(true) => break,
+                Ok(true) => return self.finish_table(merge),
                 Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
                 Ok(false) => {}
                 Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
@@ -276,8 +299,6 @@ impl Engine {
                 }
             }
         }
-        let table = self.finish_table(merge)?;
-        Ok(Change { replaced: absorbed, by: vec![table] })
     }
 
     /// Slots that one step of a merge moves: no more than memory holds.
@@ -343,7 +364,7 @@ impl Engine {
         self.remove_files(&dead);
     }
 
-    /// A merge of tables that have gone with their segments has nothing to stand in for.
+    /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
     pub(super) fn drop_stale_merge(&self, work: &mut Work) {
         let tables = self.tables();
         let is_there =
@@ -386,24 +407,26 @@ impl Engine {
         if let Some(merging) = work.merge.take() {
             merging.merge.discard();
         }
-        self.checkpoint()?;
-        let tables = self.tables();
-        if tables.list.len() < 2 {
-            return Ok(());
-        }
-        let Some(mut merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
+        self.checkpoint(&mut work)?;
         loop {
-            match merging.merge.advance(self.merge_slots()) {
-                Ok(true) => return self.end_merge(merging),
-                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
-                Ok(false) => {}
-                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
-                Err(Stopped::Reading(e)) => {
-                    merging.merge.discard();
-                    return self.mend(&mut work, e);
+            let tables = self.tables();
+            if tables.list.len() < 2 {
+                return Ok(());
+            }
+            let Some(merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
+            match self.merge_to_end(merging.merge) {
+                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                merged => {
+                    let change = Change { replaced: merging.of, by: vec![merged?] };
+                    return self.switch_index(&change);
                 }
             }
         }
+    }
+
+    /// Whether an error is about a table in use.
+    pub(super) fn names_table(&self, error: &Error) -> bool {
+        self.tables().list.iter().any(|table| Some(table.path()) == error.path())
     }
 
     /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
@@ -415,7 +438,7 @@ impl Engine {
         self.mend(&mut work, error)
     }
 
-    fn mend(&self, work: &mut Work, error: Error) -> Result<()> {
+    pub(super) fn mend(&self, work: &mut Work, error: Error) -> Result<()> {
         let tables = self.tables();
         let is_bad = |table: &&Arc<Table>| Some(table.path()) == error.path();
         let Some(bad) = tables.list.iter().find(is_bad) else {

@@ -1,0 +1,202 @@
+//! Tables, merges, mending and compaction, one rule or one bug at a time.
+//!
+//! What random lives and crashes at every call show by and by is shown here at once, and by name.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use onlyonce::testing::{DiskFault, Sim};
+use onlyonce::{Claim, ClaimGuard, Durability, ErrorKind, Operation, Result, State, Store};
+
+use crate::script::rot_tables;
+
+/// Tiny segments; so many keys in memory make a checkpoint due.
+fn open(sim: &Sim, keys: u64) -> Store {
+    let builder =
+        Store::builder().segment_bytes(16 << 10).result_bytes_max(2048).index_memory_max(64 * keys);
+    sim.open_with(builder).unwrap()
+}
+
+fn acquired(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        other => panic!("not acquired: {other}"),
+    }
+}
+
+fn mark(store: &Store, name: &str, n: u64) {
+    let op = Operation::new((name, n)).durability(Durability::Flush);
+    assert!(store.mark(op).unwrap().is_first(), "{name} {n}");
+}
+
+fn is_marked(store: &Store, name: &str, n: u64) -> bool {
+    store.get((name, n)).unwrap().is_some()
+}
+
+/// A key so long that four fill a segment.
+fn long(n: u64) -> String {
+    format!("{n:0>3900}")
+}
+
+/// All that is due now.
+fn work(store: &Store) -> Result<Duration> {
+    for _ in 0..2000 {
+        let due = store.step()?;
+        if due > Duration::ZERO {
+            return Ok(due);
+        }
+    }
+    panic!("background work without an end");
+}
+
+/// All that is due in some seconds.
+fn rest(sim: &Sim, store: &Store) {
+    for _ in 0..4 {
+        work(store).unwrap();
+        sim.advance(Duration::from_millis(1100));
+    }
+    work(store).unwrap();
+}
+
+fn files(sim: &Sim, end: &str) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| path.extension().is_some_and(|found| found == end);
+    sim.files().into_iter().map(|(path, _)| path).filter(is_one).collect()
+}
+
+/// A checkpoint took in a small table while that was being merged with larger ones. The merge then listed its table
+/// beside the one that already stood for the same part of the log, and no opening believed that manifest.
+#[test]
+fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    let mut marked = 0;
+    let mut checkpoint = |count: u64| {
+        (marked..marked + count).for_each(|n| mark(&store, "k", n));
+        marked += count;
+        let tables = store.stats().tables;
+        for _ in 0..50 {
+            store.step().unwrap();
+            if store.stats().keys_in_memory == 0 {
+                return (marked, tables);
+            }
+        }
+        panic!("no checkpoint");
+    };
+    checkpoint(18);
+    checkpoint(12);
+    checkpoint(8);
+    // The merge of all three begins, and is not done in one step.
+    store.step().unwrap();
+    let (marked, _) = checkpoint(8);
+    rest(&sim, &store);
+    sim.kill();
+    let store = open(&sim, 8);
+    assert!((0..marked).all(|n| is_marked(&store, "k", n)));
+    assert_eq!(store.iter().count() as u64, marked);
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// A large table was mended in pieces as large as memory: more of them than a manifest may list, and no opening
+/// believed it.
+/// A walk that met a damaged bucket met it again and again, without an end.
+
+/// Bytes of the log that the record of a key stands in, changed; of the oldest segment that has it.
+fn rot_key(sim: &Sim, key: &str) -> PathBuf {
+    for path in files(sim, "log") {
+        let bytes = sim.read_file(&path).unwrap();
+        let found = bytes.windows(key.len()).position(|window| window == key.as_bytes());
+        if let Some(at) = found {
+            sim.flip_byte(&path, at as u64, 1).unwrap();
+            return path;
+        }
+    }
+    panic!("no such key in the log");
+}
+
+/// A bad record keeps its segment. Compaction then failed again and again, and nothing else of the background's work
+/// was done any more: tables were sealed and never merged.
+#[test]
+fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 4);
+    let victim = "the-victim-of-bit-rot";
+    assert!(store.mark(victim).unwrap().is_first());
+    (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    work(&store).unwrap();
+    let bad = rot_key(&sim, victim);
+    (0..36).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    let segments = store.stats().segments;
+    for n in 0..200 {
+        mark(&store, "k", n);
+        work(&store).unwrap();
+    }
+    rest(&sim, &store);
+    let error = store.compact(u64::MAX).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*bad)));
+    assert!(store.stats().segments >= segments && files(&sim, "log").contains(&bad));
+    assert!(store.stats().tables < 12, "{} tables", store.stats().tables);
+    let check = |store: &Store| {
+        assert_eq!(store.get(victim).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(store.claim(victim).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!((0..36).all(|n| store.get(long(n)).unwrap().is_none()));
+        assert!((36..40).all(|n| store.get(long(n)).unwrap().is_some()));
+        assert!((0..200).all(|n| is_marked(store, "k", n)));
+        let damages = store.verify().unwrap().damages;
+        assert!(!damages.is_empty() && damages.iter().all(|e| e.path() == Some(&*bad)));
+    };
+    check(&store);
+    sim.kill();
+    // What lies behind the tables is read; the bad record lies before them.
+    check(&open(&sim, 4));
+}
+
+/// Compaction asked a damaged table and gave up, until by chance a lookup had it mended.
+#[test]
+fn a_damaged_table_that_compaction_meets_is_mended() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 4);
+    (0..60).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    rest(&sim, &store);
+    (0..55).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    rot_tables(&sim);
+    for _ in 0..40 {
+        sim.advance(Duration::from_secs(2));
+        work(&store).unwrap();
+    }
+    assert!(store.stats().tables_mended > 0);
+    assert!(store.stats().segments < 12, "{} segments", store.stats().segments);
+    assert!((0..60).all(|n| store.get(long(n)).unwrap().is_some() == (n >= 55)));
+}
+
+/// A segment that was judged, its last dead record behind a note, waited for a sync that nobody called for.
+/// A roll gave up the rest of a segment in which the results of claims in flight had their room.
+/// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
+/// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
+/// nothing but expired keys was taken to be alive.
+/// Where there is no room for a table, what is dead is given back all the same: that makes the room.
+#[test]
+fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 300);
+    (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    rest(&sim, &store);
+    (0..40).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    // Room in segments, none for a table.
+    (0..300).for_each(|n| mark(&store, "k", n));
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    for _ in 0..100 {
+        work(&store).unwrap();
+        sim.advance(Duration::from_secs(2));
+    }
+    assert!(store.health().is_writable());
+    assert!((0..300).all(|n| is_marked(&store, "k", n)));
+    assert!((0..40).all(|n| store.get(long(n)).unwrap().is_none()));
+    assert!(store.stats().keys_in_memory < 300, "{:?}", store.stats());
+    assert!((1000..1010).all(|n| store.mark(("k", n)).unwrap().is_first()));
+}
+
+/// A close that finds no room for a table is clean all the same, and so is one whose merge has none.
+/// The whole index, in one way or another, gone while nobody had the store open.
+/// Hundreds of keys under one hash of 128 bits, or under one prefix of it: identity is the key.
+/// A claim whose record is moved under it: its guard, its lease and its token are as before, and so is the
+/// question of an interrupted attempt.
