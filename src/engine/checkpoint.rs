@@ -255,6 +255,10 @@ impl Engine {
         // no crash can bring the older one back.
         self.log.sync()?;
         let small = absorbed(&tables, entries.len() as u64, self.merge_slots());
+        if tables.list.len().saturating_sub(small.len()) >= limits::TABLES_MAX {
+            // No opening would believe a longer list. Merges make it shorter.
+            return Ok(None);
+        }
         match self.write_table(from, to, &entries, small) {
             // One of the small ones can't be read: it stays for whoever mends it.
             Err(e) if is_damage(&e) => self.write_table(from, to, &entries, Vec::new()).map(Some),
@@ -463,7 +467,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes tables for what the log holds in `from..to`, the oldest first: in pieces, so that memory is bounded.
+    /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as
+    /// they come, so that they are few. What is left of them in `by` at an error is to be removed.
     fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
         let none = Tables::new(Vec::new(), Lsn::ZERO, 0);
         let (mut piece, mut piece_from) = (Recent::new(&none), from);
@@ -476,6 +481,8 @@ impl Engine {
                 let change = self.write_table(piece_from, record.lsn, &entries, Vec::new())?;
                 by.extend(change.by);
                 piece_from = record.lsn;
+                let newest_first: Vec<_> = by.iter().rev().map(|table| table.listed).collect();
+                self.merge_pieces(by, merge_due(&newest_first))?;
             }
             keys = keys.saturating_add(1);
             rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier)
@@ -484,6 +491,21 @@ impl Engine {
         let entries = piece.between(Lsn::ZERO, to);
         let change = self.write_table(piece_from, to, &entries, Vec::new())?;
         by.extend(change.by);
+        self.merge_pieces(by, by.len())
+    }
+
+    /// Merges the last `count` of tables that nobody lists.
+    fn merge_pieces(&self, by: &mut Vec<Arc<Table>>, count: usize) -> Result<()> {
+        if count < 2 {
+            return Ok(());
+        }
+        let first = by.len().saturating_sub(count);
+        let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
+        let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
+        let merged = self.merge_to_end(merging.merge)?;
+        self.remove_files(&of);
+        by.truncate(first);
+        by.push(merged);
         Ok(())
     }
 }

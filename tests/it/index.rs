@@ -98,6 +98,25 @@ fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
 
 /// A large table was mended in pieces as large as memory: more of them than a manifest may list, and no opening
 /// believed it.
+#[test]
+fn a_large_table_mended_with_little_memory_stays_one() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..1000).for_each(|n| mark(&store, "k", n));
+    rest(&sim, &store);
+    assert_eq!(store.stats().tables, 1);
+    drop(store);
+    let store = open(&sim, 4);
+    rot_tables(&sim);
+    assert!((0..1000).all(|n| is_marked(&store, "k", n)));
+    assert!(store.stats().tables_mended > 0);
+    assert!(store.stats().tables < 20, "{}", store.stats().tables);
+    sim.kill();
+    let store = open(&sim, 4);
+    assert!((0..1000).all(|n| is_marked(&store, "k", n)));
+    assert!(store.verify().unwrap().is_whole());
+}
+
 /// A walk that met a damaged bucket met it again and again, without an end.
 
 /// Bytes of the log that the record of a key stands in, changed; of the oldest segment that has it.
