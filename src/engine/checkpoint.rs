@@ -6,7 +6,8 @@
 //! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
 //! positions says that.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::compact::{Compacting, Estimate};
@@ -312,22 +313,43 @@ impl Engine {
 
     fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
         let (storage, dir) = (&self.log.seams().storage, self.index_dir());
+        let before = |e| Failure::Before(Error::io("creating", &dir, e));
         let made = match storage.create_dir(&dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            Err(e) => Err(Failure::Before(Error::io("creating", &dir, e))),
-            Ok(()) => storage
-                .sync_dir(self.log.dir())
-                .map_err(|e| Failure::Poison(Error::io("syncing", self.log.dir(), e))),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !self.is_file(&dir) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => storage
+                .remove(&dir)
+                .and_then(|()| storage.create_dir(&dir))
+                .map_err(before)
+                .and_then(|()| self.sync_store_dir()),
+            Err(e) => Err(before(e)),
+            Ok(()) => self.sync_store_dir(),
         };
         made.map_err(|failure| self.log.failed(failure))?;
         let plan = Plan { number: self.log.take_table_number()?, from, to, slots };
         Writer::create(storage, &dir, self.log.store(), plan).map_err(|e| self.log.failed(e))
     }
 
+    /// Whether something else has taken a directory's place.
+    fn is_file(&self, dir: &Path) -> bool {
+        let listed = self.log.seams().storage.list(dir);
+        listed.is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory)
+    }
+
+    fn sync_store_dir(&self) -> Result<(), Failure> {
+        let dir = self.log.dir();
+        let synced = self.log.seams().storage.sync_dir(dir);
+        synced.map_err(|e| Failure::Poison(Error::io("syncing", dir, e)))
+    }
+
     fn finish_table(&self, merge: Merge) -> Result<Arc<Table>> {
         let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
         let (storage, dir) = (&*self.log.seams().storage, self.index_dir());
-        Table::open(storage, &dir, listed, self.log.store(), self.log.maps()).map(Arc::new)
+        let table = Table::open(storage, &dir, listed, self.log.store(), self.log.maps());
+        if table.is_err() {
+            // If it stays, the next opening removes it: no manifest lists it.
+            let _ = storage.remove(&dir.join(table::file_name(listed.number)));
+        }
+        table.map(Arc::new)
     }
 
     /// Lists the change, and has lookups use it.

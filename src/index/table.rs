@@ -262,6 +262,9 @@ impl Table {
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
                 return Err(Error::corrupt(&path, 0, "a directory in place of a table:").because(e));
             }
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                return Err(Error::corrupt(&path, 0, "a file in place of the index:").because(e));
+            }
             Err(e) => return Err(Error::io("opening", &path, e)),
         };
         let mut header = [0; TABLE_HEADER_BYTES];

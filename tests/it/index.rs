@@ -215,7 +215,88 @@ fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
 }
 
 /// A close that finds no room for a table is clean all the same, and so is one whose merge has none.
+#[test]
+fn tables_wait_for_room_and_no_close_needs_any() {
+    for files_max in [false, true] {
+        let sim = Sim::new(7);
+        let store = open(&sim, 4);
+        (0..30).for_each(|n| mark(&store, "k", n));
+        work(&store).unwrap();
+        (30..40).for_each(|n| mark(&store, "k", n));
+        if files_max {
+            sim.set_disk_files_max(sim.disk_files());
+        } else {
+            sim.set_disk_bytes_max(sim.disk_bytes());
+        }
+        rest(&sim, &store);
+        assert!(store.health().is_writable());
+        assert!(store.stats().keys_in_memory > 0);
+        assert!((0..40).all(|n| is_marked(&store, "k", n)));
+        store.close(Duration::ZERO).unwrap();
+        let store = open(&sim, 4);
+        assert!(store.stats().opening.was_clean);
+        assert!((0..40).all(|n| is_marked(&store, "k", n)));
+        // No reopening when there is room again.
+        sim.set_disk_bytes_max(u64::MAX);
+        sim.set_disk_files_max(u64::MAX);
+        mark(&store, "k", 40);
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        assert!((0..41).all(|n| is_marked(&store, "k", n)));
+    }
+}
+
 /// The whole index, in one way or another, gone while nobody had the store open.
+#[test]
+fn an_index_that_is_gone_is_made_again() {
+    for how in 0..4 {
+        for (map, killed) in [(true, false), (false, false), (true, true), (false, true)] {
+            let context = format!("way {how}, map: {map}, killed: {killed}");
+            let sim = Sim::new(7);
+            let builder =
+                || Store::builder().segment_bytes(16 << 10).index_memory_max(256).map(map);
+            let store = sim.open_with(builder()).unwrap();
+            for n in 0..60 {
+                mark(&store, "k", n);
+                if n % 10 == 9 {
+                    work(&store).unwrap();
+                }
+            }
+            assert!(store.forget(("k", 7)).unwrap());
+            rest(&sim, &store);
+            if killed {
+                sim.kill();
+            }
+            drop(store);
+            assert!(!files(&sim, "tab").is_empty());
+            match how {
+                0 => files(&sim, "tab").iter().for_each(|path| sim.remove(path).unwrap()),
+                1 => sim.remove("/store/index").unwrap(),
+                2 => files(&sim, "tab").iter().for_each(|path| sim.write_file(path, b"").unwrap()),
+                _ => {
+                    sim.remove("/store/index").unwrap();
+                    sim.write_file("/store/index", b"not a directory").unwrap();
+                }
+            }
+            for round in 0..2 {
+                let store = sim.open_with(builder()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+                if round == 0 {
+                    assert!(store.stats().tables_mended > 0, "{context}");
+                }
+                assert!((0..60).all(|n| is_marked(&store, "k", n) == (n != 7)), "{context}");
+                assert_eq!(store.iter().count(), 59, "{context}");
+                (0..5).for_each(|n| mark(&store, "new", round * 10 + n));
+                rest(&sim, &store);
+                assert!(store.stats().tables > 0, "{context}");
+                assert!(store.verify().unwrap().is_whole(), "{context}");
+                for n in 0..5 {
+                    assert!(store.forget(("new", round * 10 + n)).unwrap());
+                }
+            }
+        }
+    }
+}
+
 /// Hundreds of keys under one hash of 128 bits, or under one prefix of it: identity is the key.
 /// A claim whose record is moved under it: its guard, its lease and its token are as before, and so is the
 /// question of an interrupted attempt.
