@@ -458,6 +458,9 @@ impl Engine {
     /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
     pub(super) fn heal(&self, error: Error) -> Result<()> {
         let mut work = self.work.lock();
+        if self.log.is_poisoned() {
+            return Err(error);
+        }
         if !self.log.is_writing() {
             self.begin_writing()?;
         }

@@ -364,7 +364,7 @@ impl Cursor {
         }
     }
 
-    /// The slot it stands at; `None` past the last one.
+    /// The slot it stands at; `None` past the last one. An error stands for one bucket.
     pub(crate) fn peek(&mut self) -> Result<Option<Slot>> {
         loop {
             if let Some(slot) = self.bucket.slots.get(self.at).and_then(|raw| raw.slot()) {
@@ -373,8 +373,11 @@ impl Cursor {
             if self.next >= self.table.listed.buckets {
                 return Ok(None);
             }
-            self.bucket = self.table.bucket(self.next)?;
-            self.next = self.next.saturating_add(1);
+            // Behind a damaged bucket it goes on: who asks again must not meet it for ever.
+            let number = self.next;
+            self.next = number.saturating_add(1);
+            self.at = SLOTS;
+            self.bucket = self.table.bucket(number)?;
             self.at = 0;
         }
     }

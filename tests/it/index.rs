@@ -118,6 +118,25 @@ fn a_large_table_mended_with_little_memory_stays_one() {
 }
 
 /// A walk that met a damaged bucket met it again and again, without an end.
+#[test]
+fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
+    for map in [true, false] {
+        let sim = Sim::new(7);
+        let builder = Store::builder().segment_bytes(16 << 10).index_memory_max(64 * 8).map(map);
+        let store = sim.open_with(builder).unwrap();
+        (0..100).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        rot_tables(&sim);
+        let walked: Vec<_> = store.iter().take(1000).collect();
+        assert!(walked.len() <= 110, "{}", walked.len());
+        let damaged = walked.iter().filter_map(|met| met.as_ref().err());
+        assert!(damaged.clone().count() > 0);
+        assert!(damaged.clone().all(|e| e.kind() == ErrorKind::Corrupt && e.path().is_some()));
+        let whole = store.iter().filter_map(Result::ok).take(1000).count();
+        assert_eq!(whole, 100);
+        assert!(store.stats().tables_mended > 0);
+    }
+}
 
 /// Bytes of the log that the record of a key stands in, changed; of the oldest segment that has it.
 fn rot_key(sim: &Sim, key: &str) -> PathBuf {
