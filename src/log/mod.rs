@@ -307,6 +307,16 @@ impl Log {
         self.tail.lock().end()
     }
 
+    /// End of the last record that is about a key, of those placed since the log went on where it is now.
+    pub(crate) fn keyed_end(&self) -> Lsn {
+        self.tail.lock().keyed_end
+    }
+
+    /// Where the oldest segment begins.
+    pub(crate) fn head_base(&self) -> Lsn {
+        self.keeper.lock().manifest.segments.first().map_or(Lsn::ZERO, |oldest| oldest.base)
+    }
+
     /// Bytes that the listed segments have room for from `lsn` on, and those taken of the last one.
     pub(crate) fn bytes_since(&self, lsn: Lsn) -> u64 {
         let end = self.end();
@@ -480,9 +490,21 @@ impl Log {
         Ok(gone.end.since(gone.base))
     }
 
-    /// The manifest that stands.
-    pub(crate) fn manifest(&self) -> crate::manifest::Manifest {
-        self.keeper.lock().manifest.clone()
+    /// Whether the manifest on disk is the one that stands, or says the same.
+    pub(crate) fn check_manifest(&self) -> Result<()> {
+        let path = crate::manifest::path(&self.dir);
+        // Under the lock: a switch would change the file under whoever reads it.
+        let keeper = self.keeper.lock();
+        match crate::manifest::load(&*self.seams.storage, &self.dir)? {
+            Some(found) if found.generation >= keeper.manifest.generation => Ok(()),
+            Some(_) => Err(Error::corrupt(&path, 0, "an older manifest than the one in use")),
+            None => Err(Error::corrupt(&path, 0, "the manifest is missing:")),
+        }
+    }
+
+    /// Whether a segment is listed still.
+    fn is_listed(&self, ordinal: u32) -> bool {
+        self.listed().iter().any(|item| item.ordinal == ordinal)
     }
 
     /// Reads all segments as far as they are durable, and goes on behind damage.
@@ -503,7 +525,11 @@ impl Log {
                 segment.seal.store,
                 crate::storage::Access::Read,
             );
-            if let Err(e) = header {
+            // Compaction may have taken it away meanwhile.
+            if let Err(e) = header.map(drop).or_else(|e| match self.is_listed(item.ordinal) {
+                true => Err(e),
+                false => Ok(()),
+            }) {
                 let _ = told(Scrubbed::Damage(e));
             }
             if reader::scrub(segment, end.since(item.base), told)?.is_break() {
