@@ -211,6 +211,31 @@ fn a_damaged_table_that_compaction_meets_is_mended() {
 /// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
 /// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
 /// nothing but expired keys was taken to be alive.
+#[test]
+fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 600);
+    let day = Duration::from_secs(86_400);
+    for n in 0..6000_u64 {
+        let op = Operation::new(("old", n)).durability(Durability::Lazy).retention(day);
+        assert!(store.mark(op).unwrap().is_first());
+        if n % 500 == 499 {
+            work(&store).unwrap();
+        }
+    }
+    rest(&sim, &store);
+    sim.advance(2 * day);
+    (0..500).for_each(|n| mark(&store, "new", n));
+    let before = store.stats().log_bytes;
+    for _ in 0..60 {
+        work(&store).unwrap();
+        sim.advance(Duration::from_secs(30));
+    }
+    let after = store.stats().log_bytes;
+    assert!(after * 2 < before, "{before} bytes, and still {after}");
+    assert!((0..500).all(|n| is_marked(&store, "new", n)));
+}
+
 /// Where there is no room for a table, what is dead is given back all the same: that makes the room.
 #[test]
 fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
