@@ -195,7 +195,8 @@ impl Engine {
         self.moved.fetch_add(moved, Ordering::Relaxed);
         compacting.at = walked?;
         if compacting.at.is_none() {
-            compacting.judged = self.log.end();
+            // Not behind notes: nobody calls for their sync.
+            compacting.judged = self.log.keyed_end();
         }
         work.compacting = Some(compacting);
         Ok(Some(moved))
@@ -323,21 +324,27 @@ impl Engine {
         };
         let until = self.log.roll_over()?;
         self.log.sync()?;
-        loop {
+        while self.log.head_base() < until {
             let mut work = self.work.lock();
             self.check_usable()?;
-            match self.log.oldest() {
-                Some(oldest) if oldest.base < until => {}
-                _ => break,
-            }
             if done(false).moved >= budget {
                 return Ok(done(false));
             }
-            if self.advance(&mut work, limits::COMPACTION_PIECE_BYTES)?.is_none() {
-                drop(work);
-                self.log.sync()?;
+            // None: others have just rolled again, and its end is on its way.
+            let advanced = match self.log.oldest() {
+                Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
+                None => Ok(None),
+            };
+            match advanced {
+                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                Ok(None) => {
+                    drop(work);
+                    self.log.sync()?;
+                }
+                advanced => drop(advanced?),
             }
         }
+        self.check_usable()?;
         self.merge_all()?;
         Ok(done(true))
     }

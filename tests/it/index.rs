@@ -207,6 +207,33 @@ fn a_damaged_table_that_compaction_meets_is_mended() {
 }
 
 /// A segment that was judged, its last dead record behind a note, waited for a sync that nobody called for.
+#[test]
+fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    let day = Duration::from_secs(86_400);
+    for n in 0..60 {
+        let op = long(n);
+        assert!(store.mark(Operation::new(&op).retention(day)).unwrap().is_first());
+    }
+    rest(&sim, &store);
+    let before = store.stats().segments;
+    sim.advance(2 * day);
+    // As a thread would: it sleeps as long as it is told.
+    let mut slept = Duration::ZERO;
+    let mut steps = 0;
+    while slept < Duration::from_secs(7200) {
+        let due = store.step().unwrap();
+        sim.advance(due);
+        slept += due;
+        steps += 1;
+        assert!(steps < 2000, "it never rests: {:?}", store.stats());
+    }
+    let after = store.stats().segments;
+    assert!(after <= 4, "{before} segments, and still {after}");
+    assert_eq!(store.iter().count(), 0);
+}
+
 /// A roll gave up the rest of a segment in which the results of claims in flight had their room.
 /// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
 /// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
