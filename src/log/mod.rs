@@ -449,16 +449,18 @@ impl Log {
     }
 
     /// Ends the active segment, unless it is empty, and goes on in the next. Gives the base of the one gone on in.
+    /// `StorageFull` if what is reserved would not have its room there.
     pub(crate) fn roll_over(&self) -> Result<Lsn> {
         loop {
             {
                 let mut tail = self.tail.lock();
                 let is_empty = tail.at <= format::SEGMENT_HEADER_BYTES as u64;
-                if is_empty || !self.is_writing() || tail.roll(self.queue.durable()) {
+                let stays = is_empty || !self.is_writing();
+                if stays || tail.may_roll() && tail.roll(self.queue.durable()) {
                     return Ok(tail.active.base());
                 }
             }
-            self.list_one_ahead()?;
+            self.make_room_to_roll()?;
         }
     }
 

@@ -235,6 +235,28 @@ fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
 }
 
 /// A roll gave up the rest of a segment in which the results of claims in flight had their room.
+#[test]
+fn compaction_leaves_claims_their_reserves() {
+    for (count, pages) in (2..18).flat_map(|count| [0, 5, 9, 17].map(|pages| (count, pages))) {
+        let context = format!("{count} claims, {pages} pages");
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        (0..3).for_each(|n| mark(&store, "k", n));
+        let claim = |n: u64| store.claim(Operation::new(n).reserve_bytes(2048)).unwrap();
+        let claims: Vec<_> = (0..count).map(|n| acquired(claim(n))).collect();
+        sim.set_disk_bytes_max(sim.disk_bytes() + pages * 4096);
+        for _ in 0..3 {
+            if let Err(e) = store.compact(u64::MAX) {
+                assert_eq!(e.kind(), ErrorKind::StorageFull, "{context}: {e:?}");
+            }
+        }
+        for claim in claims {
+            claim.complete(&[7; 2048]).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        }
+        assert!((0..count).all(|n| matches!(store.get(n).unwrap(), Some(State::Completed(_)))));
+    }
+}
+
 /// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
 /// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
 /// nothing but expired keys was taken to be alive.
