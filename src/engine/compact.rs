@@ -187,6 +187,8 @@ impl Engine {
             self.drop_oldest(work, compacting.ordinal)?;
             return Ok(Some(0));
         };
+        let durable = self.log.durable();
+        self.copies.lock().retain(|(copy, _)| *copy >= durable);
         let mut moved = 0_u64;
         let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |record| {
             moved = moved.saturating_add(self.judge(&record)?);
@@ -256,6 +258,7 @@ impl Engine {
                         }
                         None => {}
                     }
+                    self.copies.lock().push((placed.lsn, record.lsn));
                     return Ok(len);
                 }
                 Err(NoRoom::Wanted { bytes, room }) => {
@@ -269,6 +272,17 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Where to read what stands at `lsn`. After a failure it may be a copy that never comes to the disk: its original
+    /// is listed still, and durable.
+    pub(super) fn to_read(&self, lsn: Lsn) -> Lsn {
+        if !self.log.is_poisoned() || self.log.holds(lsn, Durability::Sync) {
+            return lsn;
+        }
+        let copies = self.copies.lock();
+        let found = copies.binary_search_by_key(&lsn, |(copy, _)| *copy);
+        found.ok().and_then(|index| copies.get(index)).map_or(lsn, |(_, original)| *original)
     }
 
     /// Whether the record at `lsn` is its key's newest, by what was known of the hash.

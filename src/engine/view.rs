@@ -162,7 +162,7 @@ impl Engine {
 
     /// The key of the record at a place, in the segments of the walk's beginning, whose files stay open for it.
     fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
-        self.log.read_in(segments, place.lsn(), |record| {
+        self.log.read_in(segments, self.to_read(place.lsn()), |record| {
             let body = self.body_of(&record)?;
             Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
         })

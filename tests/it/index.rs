@@ -258,6 +258,28 @@ fn compaction_leaves_claims_their_reserves() {
 }
 
 /// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
+#[test]
+fn what_compaction_was_moving_when_a_write_failed_is_still_answered() {
+    let mut poisoned = 0;
+    for fail in 0..40 {
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        acquired(store.claim("done").unwrap()).complete("result").unwrap();
+        (0..6).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        sim.fail_changes_from(fail, DiskFault::Io);
+        if store.compact(u64::MAX).is_ok() {
+            break;
+        }
+        poisoned += 1;
+        sim.heal();
+        let done = store.claim("done").unwrap_or_else(|e| panic!("{fail}: {e:?}"));
+        assert!(matches!(done, Claim::Completed(_)), "{fail}: {done}");
+        assert!((0..6).all(|n| store.get(long(n)).unwrap().is_some()), "{fail}");
+        assert_eq!(store.iter().filter_map(Result::ok).count(), 7, "{fail}");
+    }
+    assert!(poisoned > 5, "{poisoned}");
+}
+
 /// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
 /// nothing but expired keys was taken to be alive.
 #[test]
@@ -391,5 +413,99 @@ fn an_index_that_is_gone_is_made_again() {
 }
 
 /// Hundreds of keys under one hash of 128 bits, or under one prefix of it: identity is the key.
+#[test]
+fn keys_that_share_a_hash_are_told_apart() {
+    let masks =
+        [(0, 0), (0, u64::MAX), (u64::MAX, 0), (3 << 62, 1), ((1 << 27) - 1, u64::MAX), (7, 3)];
+    for (high, low) in masks {
+        let context = format!("mask {high:x} {low:x}");
+        let sim = Sim::new(7);
+        sim.mask_hashes(high, low);
+        let store = open(&sim, 40);
+        let claims: Vec<_> =
+            (0..7_u64).map(|n| acquired(store.claim(("in flight", n)).unwrap())).collect();
+        for n in 0..300 {
+            mark(&store, "k", n);
+            if n % 25 == 24 {
+                work(&store).unwrap();
+            }
+        }
+        (0..300).step_by(3).for_each(|n| assert!(store.forget(("k", n)).unwrap(), "{context}"));
+        work(&store).unwrap();
+        let check = |store: &Store| {
+            assert!((0..300).all(|n| is_marked(store, "k", n) == (n % 3 != 0)), "{context}");
+            assert!((0..300).all(|n| !is_marked(store, "never", n)), "{context}");
+            assert_eq!(store.iter().count(), 207, "{context}");
+            assert!(store.verify().unwrap().is_whole(), "{context}");
+        };
+        check(&store);
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        check(&store);
+        rot_tables(&sim);
+        assert!((0..300).all(|n| is_marked(&store, "k", n) == (n % 3 != 0)), "{context}");
+        for (n, claim) in (0_u64..).zip(claims) {
+            assert!(matches!(store.claim(("in flight", n)).unwrap(), Claim::InProgress(_)));
+            claim.complete(&n.to_le_bytes()).unwrap();
+        }
+        check(&store);
+        sim.kill();
+        let store = open(&sim, 40);
+        check(&store);
+        for n in 0..7_u64 {
+            let Claim::Completed(done) = store.claim(("in flight", n)).unwrap() else { panic!() };
+            assert_eq!(done.result()[..], n.to_le_bytes(), "{context}");
+        }
+        (0..300).step_by(3).for_each(|n| mark(&store, "k", n));
+        assert_eq!(store.iter().count(), 307, "{context}");
+    }
+}
+
 /// A claim whose record is moved under it: its guard, its lease and its token are as before, and so is the
 /// question of an interrupted attempt.
+#[test]
+fn claims_and_questions_outlive_the_segment_of_their_record() {
+    for keys in [2, 1000] {
+        let sim = Sim::new(7);
+        let store = open(&sim, keys);
+        let op = Operation::new("claim").lease(Duration::from_secs(30));
+        let claim = acquired(store.claim(&op).unwrap());
+        let late =
+            acquired(store.claim(Operation::new("late").lease(Duration::from_secs(30))).unwrap());
+        drop(acquired(store.claim("lost").unwrap()));
+        drop(acquired(store.claim("asked").unwrap()));
+        (0..10).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        rest(&sim, &store);
+        let Claim::Interrupted(asked) = store.claim("asked").unwrap() else { panic!() };
+        let Claim::Interrupted(dropped) = store.claim("lost").unwrap() else { panic!() };
+        (0..10).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+        let oldest = files(&sim, "log")[0].clone();
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        assert!(!files(&sim, "log").contains(&oldest));
+        assert!(matches!(store.claim("asked").unwrap(), Claim::InProgress(_)));
+        drop(dropped);
+        assert!(matches!(store.claim("lost").unwrap(), Claim::Interrupted(_)));
+        let next = asked.take_over().unwrap();
+        assert_eq!(next.attempt(), 2);
+        assert!(matches!(store.claim(&op).unwrap(), Claim::InProgress(_)));
+        claim.renew(Duration::from_secs(60)).unwrap();
+        let token = claim.token();
+        claim.complete("done").unwrap();
+        let Some(State::Completed(done)) = store.get("claim").unwrap() else { panic!() };
+        assert_eq!((done.token(), done.attempt()), (token, 1));
+        sim.advance(Duration::from_secs(40));
+        assert!(matches!(store.get("late").unwrap(), Some(State::Interrupted(_))));
+        let lapsed = store.claim(Operation::new("late").lease(Duration::from_secs(30))).unwrap();
+        assert!(matches!(lapsed, Claim::Interrupted(_)));
+        drop(lapsed);
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        late.complete("after all").unwrap();
+        next.abort("nothing").unwrap();
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        assert!(matches!(store.get("asked").unwrap(), Some(State::Interrupted(_))));
+        assert!(matches!(store.get("late").unwrap(), Some(State::Completed(_))));
+        sim.power_loss();
+        let store = open(&sim, keys);
+        assert!(matches!(store.get("late").unwrap(), Some(State::Completed(_))));
+        assert!(matches!(store.get("asked").unwrap(), Some(State::Interrupted(_))));
+    }
+}
