@@ -9,10 +9,19 @@
 use std::fmt;
 use std::io;
 
+#[cfg(any(test, feature = "testing"))]
+use crate::types::KeyHash;
+
 /// A source of random bytes.
 pub(crate) trait Entropy: Send + Sync + fmt::Debug {
     /// Fills all of `bytes`.
     fn fill(&self, bytes: &mut [u8]) -> io::Result<()>;
+
+    /// The bits of a key's hash that count. For tests: without some, keys meet under one hash.
+    #[cfg(any(test, feature = "testing"))]
+    fn hash_mask(&self) -> KeyHash {
+        KeyHash { high: u64::MAX, low: u64::MAX }
+    }
 }
 
 /// The operating system's generator.
@@ -35,28 +44,41 @@ pub(crate) use seeded::{SeededEntropy, SplitMix64};
 #[cfg_attr(not(test), allow(dead_code, reason = "the public simulator needs only part of it"))]
 #[expect(clippy::disallowed_types, reason = "part of the seam")]
 mod seeded {
-    use super::Entropy;
+    use super::{Entropy, KeyHash};
     use std::io;
 
     /// Reproducible bytes for tests.
     #[derive(Debug)]
-    pub(crate) struct SeededEntropy(parking_lot::Mutex<SplitMix64>);
+    pub(crate) struct SeededEntropy {
+        generator: parking_lot::Mutex<SplitMix64>,
+        hash_mask: KeyHash,
+    }
 
     impl SeededEntropy {
         pub(crate) fn new(seed: u64) -> Self {
-            SeededEntropy(parking_lot::Mutex::new(SplitMix64::new(seed)))
+            let all = KeyHash { high: u64::MAX, low: u64::MAX };
+            SeededEntropy::with_hash_mask(seed, all)
+        }
+
+        pub(crate) fn with_hash_mask(seed: u64, hash_mask: KeyHash) -> Self {
+            let generator = parking_lot::Mutex::new(SplitMix64::new(seed));
+            SeededEntropy { generator, hash_mask }
         }
     }
 
     impl Entropy for SeededEntropy {
         fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
-            let mut generator = self.0.lock();
+            let mut generator = self.generator.lock();
             for part in bytes.chunks_mut(8) {
                 for (to, from) in part.iter_mut().zip(generator.next().to_le_bytes()) {
                     *to = from;
                 }
             }
             Ok(())
+        }
+
+        fn hash_mask(&self) -> KeyHash {
+            self.hash_mask
         }
     }
 

@@ -424,7 +424,7 @@ impl Engine {
     /// The key among the records at some places.
     pub(super) fn look_in_log(&self, key: &Key<'_>, candidates: &[Place]) -> Result<Found> {
         for &place in candidates {
-            let found = self.log.read(place.lsn(), |record| {
+            let found = self.log.read(self.to_read(place.lsn()), |record| {
                 let body = self.body_of(&record)?;
                 if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
                     return Ok(None);

@@ -6,6 +6,7 @@
 //! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
 //! positions says that.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -188,22 +189,39 @@ impl Engine {
         if !std::mem::replace(&mut work.has_swept, true) {
             self.sweep();
         }
+        // What fails here is tried again, and keeps nothing else from being done: it may be what makes room.
+        let mut failed = None;
         if self.is_checkpoint_due() {
-            let due = if self.checkpoint()? { Due::Now } else { idle };
-            return Ok(due);
-        }
-        if work.merge.is_none() {
-            work.merge = self.begin_merge()?;
-        }
-        if let Some(due) = self.step_compaction(&mut work)? {
-            if work.merge.is_none() {
-                return Ok(due);
+            match self.checkpoint(&mut work) {
+                Ok(true) => return Ok(Due::Now),
+                Ok(false) => {}
+                Err(e) if self.log.is_poisoned() => return Err(e),
+                Err(e) => failed = Some(e),
             }
         }
-        let Some(mut merging) = work.merge.take() else {
-            return Ok(Due::In(limits::ESTIMATE_MILLIS));
+        if work.merge.is_none() && failed.is_none() {
+            match self.begin_merge() {
+                Ok(merge) => work.merge = merge,
+                Err(e) => failed = Some(e),
+            }
+        }
+        let compacted = match self.step_compaction(&mut work) {
+            Err(e) if self.names_table(&e) => self.mend(&mut work, e).map(|()| Some(Due::Now)),
+            other => other,
         };
-        match merging.merge.advance(limits::MERGE_SLOTS) {
+        let compacted = compacted.unwrap_or_else(|e| {
+            failed.get_or_insert(e);
+            None
+        });
+        let Some(mut merging) = work.merge.take() else {
+            return match (failed, compacted) {
+                (_, Some(Due::Now)) => Ok(Due::Now),
+                (Some(e), _) => Err(e),
+                (None, Some(due)) => Ok(due),
+                (None, None) => Ok(Due::In(limits::ESTIMATE_MILLIS)),
+            };
+        };
+        match merging.merge.advance(self.merge_slots()) {
             Ok(false) => {
                 work.merge = Some(merging);
                 Ok(Due::Now)
@@ -238,11 +256,12 @@ impl Engine {
     }
 
     /// Seals what memory holds, lists the table, and lets the entries go. Durable on return. Whether there were any.
-    fn checkpoint(&self) -> Result<bool> {
-        match self.seal()? {
-            Some(change) => self.switch_index(&change).map(|()| true),
-            None => Ok(false),
-        }
+    fn checkpoint(&self, work: &mut Work) -> Result<bool> {
+        let Some(change) = self.seal()? else { return Ok(false) };
+        self.switch_index(&change)?;
+        // It may have taken in a table that was being merged.
+        self.drop_stale_merge(work);
+        Ok(true)
     }
 
     /// Writes a table of all keys in memory that none covers yet. Durable on return, but not listed.
@@ -256,7 +275,11 @@ impl Engine {
         // After the entries were copied: a record that took the place of one of them before is covered, too, so that
         // no crash can bring the older one back.
         self.log.sync()?;
-        let small = absorbed(&tables, entries.len() as u64);
+        let small = absorbed(&tables, entries.len() as u64, self.merge_slots());
+        if tables.list.len().saturating_sub(small.len()) >= limits::TABLES_MAX {
+            // No opening would believe a longer list. Merges make it shorter.
+            return Ok(None);
+        }
         match self.write_table(from, to, &entries, small) {
             // One of the small ones can't be read: it stays for whoever mends it.
             Err(e) if is_damage(&e) => self.write_table(from, to, &entries, Vec::new()).map(Some),
@@ -283,10 +306,15 @@ impl Engine {
         let old: u64 = absorbed.iter().map(|table| table.listed.slots).sum();
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
-        let mut merge = Merge::new(slots, &absorbed, self.tables().head, writer);
+        let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
+        let table = self.merge_to_end(merge)?;
+        Ok(Change { replaced: absorbed, by: vec![table] })
+    }
+
+    fn merge_to_end(&self, mut merge: Merge) -> Result<Arc<Table>> {
         loop {
-            match merge.advance(limits::MERGE_SLOTS) {
-                Ok(true) => break,
+            match merge.advance(self.merge_slots()) {
+                Ok(true) => return self.finish_table(merge),
                 Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
                 Ok(false) => {}
                 Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
@@ -296,8 +324,11 @@ impl Engine {
                 }
             }
         }
-        let table = self.finish_table(merge)?;
-        Ok(Change { replaced: absorbed, by: vec![table] })
+    }
+
+    /// Slots that one step of a merge moves: no more than memory holds.
+    fn merge_slots(&self) -> u64 {
+        limits::MERGE_SLOTS.min(self.checkpoint_keys as u64)
     }
 
     fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
@@ -308,25 +339,38 @@ impl Engine {
         Writer::create(storage, &dir, self.log.store(), plan).map_err(|e| self.log.failed(e))
     }
 
-    /// Durable on return.
+    /// Makes a directory of the store, if there is none. Durable on return.
     pub(super) fn make_dir(&self, dir: &Path) -> Result<()> {
         let storage = &self.log.seams().storage;
-        match storage.create_dir(dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::io("creating", dir, e));
+        let made = match storage.create_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.is_file(dir) => {
+                storage.remove(dir).and_then(|()| storage.create_dir(dir))
             }
-            // If it was there: whoever made it may have ended before it was durable.
-            _ => {}
-        }
-        storage
-            .sync_dir(self.log.dir())
-            .map_err(|e| self.log.failed(Failure::Poison(Error::io("syncing", self.log.dir(), e))))
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        };
+        made.map_err(|e| Error::io("creating", dir, e))?;
+        // If it was there, too: whoever made it may have ended before it was durable.
+        let synced = storage.sync_dir(self.log.dir());
+        let failed = |e| Failure::Poison(Error::io("syncing", self.log.dir(), e));
+        synced.map_err(|e| self.log.failed(failed(e)))
+    }
+
+    /// Whether something else has taken a directory's place.
+    fn is_file(&self, dir: &Path) -> bool {
+        let listed = self.log.seams().storage.list(dir);
+        listed.is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory)
     }
 
     fn finish_table(&self, merge: Merge) -> Result<Arc<Table>> {
         let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
         let (storage, dir) = (&*self.log.seams().storage, self.index_dir());
-        Table::open(storage, &dir, listed, self.log.store(), self.log.maps()).map(Arc::new)
+        let table = Table::open(storage, &dir, listed, self.log.store(), self.log.maps());
+        if table.is_err() {
+            // If it stays, the next opening removes it: no manifest lists it.
+            let _ = storage.remove(&dir.join(table::file_name(listed.number)));
+        }
+        table.map(Arc::new)
     }
 
     /// Lists the change, and has lookups use it.
@@ -379,7 +423,7 @@ impl Engine {
         self.log.index_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// A merge of tables that have gone with their segments has nothing to stand in for.
+    /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
     pub(super) fn drop_stale_merge(&self, work: &mut Work) {
         let tables = self.tables();
         let is_there =
@@ -422,36 +466,41 @@ impl Engine {
         if let Some(merging) = work.merge.take() {
             merging.merge.discard();
         }
-        self.checkpoint()?;
-        let tables = self.tables();
-        if tables.list.len() < 2 {
-            return Ok(());
-        }
-        let Some(mut merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
+        self.checkpoint(&mut work)?;
         loop {
-            match merging.merge.advance(limits::MERGE_SLOTS) {
-                Ok(true) => return self.end_merge(merging),
-                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
-                Ok(false) => {}
-                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
-                Err(Stopped::Reading(e)) => {
-                    merging.merge.discard();
-                    return self.mend(&mut work, e);
+            let tables = self.tables();
+            if tables.list.len() < 2 {
+                return Ok(());
+            }
+            let Some(merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
+            match self.merge_to_end(merging.merge) {
+                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                merged => {
+                    let change = Change { replaced: merging.of, by: vec![merged?] };
+                    return self.switch_index(&change);
                 }
             }
         }
     }
 
+    /// Whether an error is about a table in use.
+    pub(super) fn names_table(&self, error: &Error) -> bool {
+        self.tables().list.iter().any(|table| Some(table.path()) == error.path())
+    }
+
     /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
     pub(super) fn heal(&self, error: Error) -> Result<()> {
         let mut work = self.work.lock();
+        if self.log.is_poisoned() {
+            return Err(error);
+        }
         if !self.log.is_writing() {
             self.begin_writing()?;
         }
         self.mend(&mut work, error)
     }
 
-    fn mend(&self, work: &mut Work, error: Error) -> Result<()> {
+    pub(super) fn mend(&self, work: &mut Work, error: Error) -> Result<()> {
         let tables = self.tables();
         let is_bad = |table: &&Arc<Table>| Some(table.path()) == error.path();
         let Some(bad) = tables.list.iter().find(is_bad) else {
@@ -476,7 +525,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes tables for what the log holds in `from..to`, the oldest first: in pieces, so that memory is bounded.
+    /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as
+    /// they come, so that they are few. What is left of them in `by` at an error is to be removed.
     fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
         let none = Tables::new(Vec::new(), Lsn::ZERO, 0, Vec::new());
         let (mut piece, mut piece_from) = (Recent::new(&none), from);
@@ -489,6 +539,8 @@ impl Engine {
                 let change = self.write_table(piece_from, record.lsn, &entries, Vec::new())?;
                 by.extend(change.by);
                 piece_from = record.lsn;
+                let newest_first: Vec<_> = by.iter().rev().map(|table| table.listed).collect();
+                self.merge_pieces(by, merge_due(&newest_first))?;
             }
             keys = keys.saturating_add(1);
             rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier)
@@ -497,16 +549,31 @@ impl Engine {
         let entries = piece.between(Lsn::ZERO, to);
         let change = self.write_table(piece_from, to, &entries, Vec::new())?;
         by.extend(change.by);
+        self.merge_pieces(by, by.len())
+    }
+
+    /// Merges the last `count` of tables that nobody lists.
+    fn merge_pieces(&self, by: &mut Vec<Arc<Table>>, count: usize) -> Result<()> {
+        if count < 2 {
+            return Ok(());
+        }
+        let first = by.len().saturating_sub(count);
+        let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
+        let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
+        let merged = self.merge_to_end(merging.merge)?;
+        self.remove_files(&of);
+        by.truncate(first);
+        by.push(merged);
         Ok(())
     }
 }
 
-/// The newest tables that are so small that a new one of `slots` takes them in at once: a store that is opened and
-/// closed again and again would have one for each time.
-fn absorbed(tables: &Tables, slots: u64) -> Vec<Arc<Table>> {
+/// The newest tables that are so small, `most` slots each, that a new one of `slots` takes them in at once: a store
+/// that is opened and closed again and again would have one for each time.
+fn absorbed(tables: &Tables, slots: u64, most: u64) -> Vec<Arc<Table>> {
     let (mut sum, mut count) = (slots, 0);
     for (index, table) in tables.list.iter().enumerate() {
-        if table.listed.slots > sum || table.listed.slots > limits::MERGE_SLOTS {
+        if table.listed.slots > sum || table.listed.slots > most {
             break;
         }
         sum = sum.saturating_add(table.listed.slots);

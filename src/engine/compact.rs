@@ -42,6 +42,24 @@ pub(super) struct Estimate {
     at_millis: u64,
 }
 
+/// Some keys, and the bytes of those among them that are alive.
+#[derive(Default)]
+struct Sample {
+    seen: u64,
+    bytes: u64,
+}
+
+impl Sample {
+    /// The bytes that so many keys come to, if they are like these.
+    fn scaled_to(&self, keys: u64) -> u64 {
+        u128::from(self.bytes)
+            .saturating_mul(u128::from(keys))
+            .checked_div(u128::from(self.seen))
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .unwrap_or(0)
+    }
+}
+
 /// What a call of `compact` did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Done {
@@ -125,20 +143,23 @@ impl Engine {
     /// store's size, expiry included.
     pub(crate) fn estimate_live(&self) -> Result<u64> {
         let (tables, segments) = (self.tables(), self.log.segments());
-        let (mut bytes, mut seen) = (0_u64, 0_u64);
-        let mut keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
-        let mut look = |spot: Spot| -> Result<()> {
-            seen = seen.saturating_add(1);
+        let mut live = 0_u64;
+        let keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
+        let look = |sample: &mut Sample, spot: Spot| -> Result<()> {
+            sample.seen = sample.seen.saturating_add(1);
             if spot.ordinal >= tables.head {
                 let Some(lsn) = segments.lsn_of(spot) else { return Ok(()) };
-                bytes = bytes.saturating_add(self.live_bytes_at(lsn)?);
+                sample.bytes = sample.bytes.saturating_add(self.live_bytes_at(lsn)?);
             }
             Ok(())
         };
+        // Each table and memory by itself: the keys of one say nothing of another's.
         for table in &tables.list {
+            let mut sample = Sample::default();
             let share = (limits::ESTIMATE_SAMPLES.saturating_mul(table.listed.slots))
                 .checked_div(keys)
-                .unwrap_or(0);
+                .unwrap_or(0)
+                .max(1);
             // Buckets at even distances: hashes have no order that could favour any.
             let stride = table.listed.slots.checked_div(share).unwrap_or(1).max(1);
             let mut cursor = Cursor::new(Arc::clone(table));
@@ -147,24 +168,19 @@ impl Engine {
             while bucket < table.listed.buckets {
                 cursor.seek(bucket);
                 if let Some(slot) = cursor.peek()? {
-                    look(slot.spot)?;
+                    look(&mut sample, slot.spot)?;
                 }
                 bucket = bucket.saturating_add(stride);
             }
+            live = live.saturating_add(sample.scaled_to(table.listed.slots));
         }
-        let places = self.recent.sample(limits::ESTIMATE_SAMPLES);
-        let in_memory = self.recent.len() as u64;
-        keys = keys.saturating_add(in_memory);
-        for lsn in places {
+        let mut sample = Sample::default();
+        for lsn in self.recent.sample(limits::ESTIMATE_SAMPLES) {
             if let Some(spot) = segments.spot_of(lsn) {
-                look(spot)?;
+                look(&mut sample, spot)?;
             }
         }
-        Ok(u128::from(bytes)
-            .saturating_mul(u128::from(keys))
-            .checked_div(u128::from(seen))
-            .and_then(|live| u64::try_from(live).ok())
-            .unwrap_or(0))
+        Ok(live.saturating_add(sample.scaled_to(self.recent.len() as u64)))
     }
 
     /// The length of the record at `lsn` if it is its key's newest and not expired; else 0.
@@ -207,6 +223,8 @@ impl Engine {
             self.drop_oldest(work, compacting)?;
             return Ok(Some(0));
         };
+        let durable = self.log.durable();
+        self.copies.lock().retain(|(copy, _)| *copy >= durable);
         let mut moved = 0_u64;
         let memories = &mut compacting.memories;
         let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |record| {
@@ -216,7 +234,8 @@ impl Engine {
         self.moved.fetch_add(moved, Ordering::Relaxed);
         compacting.at = walked?;
         if compacting.at.is_none() {
-            compacting.judged = self.log.end();
+            // Not behind notes: nobody calls for their sync.
+            compacting.judged = self.log.keyed_end();
         }
         work.compacting = Some(compacting);
         Ok(Some(moved))
@@ -325,6 +344,7 @@ impl Engine {
                         }
                         None => {}
                     }
+                    self.copies.lock().push((placed.lsn, record.lsn));
                     return Ok(len);
                 }
                 Err(NoRoom::Wanted { bytes, room }) => {
@@ -344,6 +364,17 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Where to read what stands at `lsn`. After a failure it may be a copy that never comes to the disk: its original
+    /// is listed still, and durable.
+    pub(super) fn to_read(&self, lsn: Lsn) -> Lsn {
+        if !self.log.is_poisoned() || self.log.holds(lsn, Durability::Sync) {
+            return lsn;
+        }
+        let copies = self.copies.lock();
+        let found = copies.binary_search_by_key(&lsn, |(copy, _)| *copy);
+        found.ok().and_then(|index| copies.get(index)).map_or(lsn, |(_, original)| *original)
     }
 
     /// Whether the record at `lsn` is its key's newest, by what was known of the hash.
@@ -462,21 +493,27 @@ impl Engine {
         };
         let until = self.log.roll_over()?;
         self.log.sync()?;
-        loop {
+        while self.log.head_base() < until {
             let mut work = self.work.lock();
             self.check_usable()?;
-            match self.log.oldest() {
-                Some(oldest) if oldest.base < until => {}
-                _ => break,
-            }
             if done(false).moved >= budget {
                 return Ok(done(false));
             }
-            if self.advance(&mut work, limits::COMPACTION_PIECE_BYTES)?.is_none() {
-                drop(work);
-                self.log.sync()?;
+            // None: others have just rolled again, and its end is on its way.
+            let advanced = match self.log.oldest() {
+                Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
+                None => Ok(None),
+            };
+            match advanced {
+                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                Ok(None) => {
+                    drop(work);
+                    self.log.sync()?;
+                }
+                advanced => drop(advanced?),
             }
         }
+        self.check_usable()?;
         self.merge_all()?;
         Ok(done(true))
     }

@@ -51,6 +51,8 @@ pub(crate) struct Engine {
     /// Bytes moved by compaction, and given back by it.
     pub(crate) moved: AtomicU64,
     pub(crate) reclaimed: AtomicU64,
+    /// Copies that are not durable yet, in order, each with the place of its original.
+    copies: Mutex<Vec<(Lsn, Lsn)>>,
     /// Tables made again from the log.
     pub(crate) mended: AtomicU64,
     hasher: Hasher,
@@ -82,6 +84,8 @@ impl Engine {
         lock: Box<dyn DirLock>,
     ) -> Result<Self> {
         let hasher = Hasher::new(&manifest.secrets);
+        #[cfg(any(test, feature = "testing"))]
+        let hasher = hasher.masked(seams.entropy.hash_mask());
         let listed = manifest.tables.len();
         let tables = checkpoint::open_tables(&*seams.storage, dir, sizes.map, &mut manifest)?;
         let lost = listed.saturating_sub(tables.list.len()) as u64;
@@ -99,6 +103,7 @@ impl Engine {
             checkpoint_keys,
             moved: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
+            copies: Mutex::new(Vec::new()),
             mended: AtomicU64::new(lost),
             hasher,
             report,

@@ -9,7 +9,6 @@ use std::path::Path;
 use super::Engine;
 use crate::index::table::Cursor;
 use crate::log::Scrubbed;
-use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::types::Lsn;
@@ -26,16 +25,14 @@ impl Engine {
     /// Reads all files of the store and tells `inspector` what it finds.
     pub(crate) fn verify(&self, inspector: &mut dyn Inspector) -> Result<()> {
         self.check_usable()?;
-        if let Err(e) = self.verify_manifest() {
+        if let Err(e) = self.log.check_manifest() {
             inspector.damage(e);
         }
-        // Tables first: those of one moment, while the log only grows.
+        // Tables first: those of one moment. What others have merged or mended meanwhile is no damage.
         let tables = self.tables();
         for table in &tables.list {
             let mut cursor = Cursor::new(std::sync::Arc::clone(table));
-            if let Err(e) = table.check_header(&*self.log.seams().storage) {
-                inspector.damage(e);
-            }
+            let header = table.check_header(&*self.log.seams().storage);
             let walked = loop {
                 match cursor.peek() {
                     Ok(Some(_)) => cursor.advance(),
@@ -43,8 +40,10 @@ impl Engine {
                     Err(e) => break Err(e),
                 }
             };
-            if let Err(e) = walked {
-                inspector.damage(e);
+            for e in [header.err(), walked.err()].into_iter().flatten() {
+                if self.names_table(&e) {
+                    inspector.damage(e);
+                }
             }
             if inspector.read(table.listed.bytes()).is_break() {
                 return Ok(());
@@ -74,19 +73,6 @@ impl Engine {
         })
     }
 
-    /// The manifest on disk says what is listed.
-    fn verify_manifest(&self) -> Result<()> {
-        let path = manifest::path(self.log.dir());
-        let listed = self.log.manifest();
-        let found = manifest::load(&*self.log.seams().storage, self.log.dir())?;
-        // Another switch may have come in between; then it is a later one.
-        match found {
-            Some(found) if found.generation >= listed.generation => Ok(()),
-            Some(_) => Err(Error::corrupt(&path, 0, "an older manifest than the one in use")),
-            None => Err(Error::corrupt(&path, 0, "the manifest is missing:")),
-        }
-    }
-
     /// The index leads from the record's key to it, or to a newer one.
     fn verify_record(&self, record: &Record<'_>) -> Result<()> {
         let body = self.body_of(record)?;
@@ -96,6 +82,8 @@ impl Engine {
         };
         match self.newest_of(&key)? {
             Some(lsn) if lsn >= record.lsn => Ok(()),
+            // Its segment has gone meanwhile.
+            _ if record.lsn < self.log.head_base() => Ok(()),
             _ => {
                 let what = format_args!("the index doesn't know the record at lsn {}", record.lsn);
                 Err(Error::corrupt(&self.index_path(), 0, what))

@@ -83,8 +83,6 @@ impl Engine {
             let _ = self.begin_writing();
         }
         loop {
-            // Before the tables: a segment that goes does so after them, so these are all that they name.
-            let segments = self.log.segments();
             let tables = self.tables();
             let mut recent = Vec::new();
             let mut is_one_moment = true;
@@ -93,7 +91,10 @@ impl Engine {
                 is_one_moment &= Arc::ptr_eq(shard.tables(), &tables);
                 recent.extend(shard.iter().map(|entry| (entry.hash, entry.place)));
             }
-            if is_one_moment {
+            // After the entries: a segment that is listed anew may hold one of them. One that goes does so after the
+            // tables have changed.
+            let segments = self.log.segments();
+            if is_one_moment && Arc::ptr_eq(&self.tables(), &tables) {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
                 return Walk { recent, at: 0, cursors: tables.cursors(), tables, segments };
             }
@@ -101,7 +102,7 @@ impl Engine {
     }
 
     /// The next key of a walk, and its hash; `None` at the end. A key that changes meanwhile may come twice or not
-    /// at all.
+    /// at all. An error stands for what it is about; the walk goes on behind it.
     pub(crate) fn next_of_walk(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
         while let Some(&(hash, place)) = walk.recent.get(walk.at) {
             walk.at = walk.at.saturating_add(1);
@@ -112,6 +113,16 @@ impl Engine {
                 Err(e) => return Err(e),
             }
         }
+        self.next_of_tables(walk).map_err(|e| {
+            // This walk misses what it holds, and says so; the next one finds it mended, if it can be.
+            match self.names_table(&e) {
+                true => self.heal(e.again()).err().unwrap_or(e),
+                false => e,
+            }
+        })
+    }
+
+    fn next_of_tables(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
         while let Some(cursor) = walk.cursors.last_mut() {
             let Some(slot) = cursor.peek()? else {
                 walk.cursors.pop();
@@ -153,7 +164,7 @@ impl Engine {
 
     /// The key of the record at a place, in the segments of the walk's beginning, whose files stay open for it.
     fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
-        self.log.read_in(segments, place.lsn(), |record| {
+        self.log.read_in(segments, self.to_read(place.lsn()), |record| {
             let body = self.body_of(&record)?;
             Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
         })

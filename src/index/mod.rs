@@ -18,11 +18,24 @@ use crate::types::KeyHash;
 #[derive(Clone)]
 pub(crate) struct Hasher {
     key: [u8; 16],
+    /// What counts of a hash.
+    #[cfg(any(test, feature = "testing"))]
+    mask: KeyHash,
 }
 
 impl Hasher {
     pub(crate) fn new(secrets: &Secrets) -> Self {
-        Hasher { key: secrets.hash_key }
+        Hasher {
+            key: secrets.hash_key,
+            #[cfg(any(test, feature = "testing"))]
+            mask: KeyHash { high: u64::MAX, low: u64::MAX },
+        }
+    }
+
+    /// A poor one, under which keys meet.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn masked(self, mask: KeyHash) -> Self {
+        Hasher { mask, ..self }
     }
 
     /// Keys of different kinds never share bytes: the kind is hashed along.
@@ -32,6 +45,11 @@ impl Hasher {
         hasher.write_u8(key.kind());
         hasher.write(key.bytes());
         let hash = siphasher::sip128::Hasher128::finish128(&hasher);
+        #[cfg(any(test, feature = "testing"))]
+        let hash = siphasher::sip128::Hash128 {
+            h1: hash.h1 & self.mask.high,
+            h2: hash.h2 & self.mask.low,
+        };
         KeyHash { high: hash.h1, low: hash.h2 }
     }
 }

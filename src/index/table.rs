@@ -262,6 +262,9 @@ impl Table {
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
                 return Err(Error::corrupt(&path, 0, "a directory in place of a table:").because(e));
             }
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                return Err(Error::corrupt(&path, 0, "a file in place of the index:").because(e));
+            }
             Err(e) => return Err(Error::io("opening", &path, e)),
         };
         let mut header = [0; TABLE_HEADER_BYTES];
@@ -361,7 +364,7 @@ impl Cursor {
         }
     }
 
-    /// The slot it stands at; `None` past the last one.
+    /// The slot it stands at; `None` past the last one. An error stands for one bucket.
     pub(crate) fn peek(&mut self) -> Result<Option<Slot>> {
         loop {
             if let Some(slot) = self.bucket.slots.get(self.at).and_then(|raw| raw.slot()) {
@@ -370,8 +373,11 @@ impl Cursor {
             if self.next >= self.table.listed.buckets {
                 return Ok(None);
             }
-            self.bucket = self.table.bucket(self.next)?;
-            self.next = self.next.saturating_add(1);
+            // Behind a damaged bucket it goes on: who asks again must not meet it for ever.
+            let number = self.next;
+            self.next = number.saturating_add(1);
+            self.at = SLOTS;
+            self.bucket = self.table.bucket(number)?;
             self.at = 0;
         }
     }

@@ -311,6 +311,16 @@ impl Log {
         self.tail.lock().end()
     }
 
+    /// End of the last record that is about a key, of those placed since the log went on where it is now.
+    pub(crate) fn keyed_end(&self) -> Lsn {
+        self.tail.lock().keyed_end
+    }
+
+    /// Where the oldest segment begins.
+    pub(crate) fn head_base(&self) -> Lsn {
+        self.keeper.lock().manifest.segments.first().map_or(Lsn::ZERO, |oldest| oldest.base)
+    }
+
     /// Bytes that the listed segments have room for from `lsn` on, and those taken of the last one.
     pub(crate) fn bytes_since(&self, lsn: Lsn) -> u64 {
         let end = self.end();
@@ -444,16 +454,18 @@ impl Log {
     }
 
     /// Ends the active segment, unless it is empty, and goes on in the next. Gives the base of the one gone on in.
+    /// `StorageFull` if what is reserved would not have its room there.
     pub(crate) fn roll_over(&self) -> Result<Lsn> {
         loop {
             {
                 let mut tail = self.tail.lock();
                 let is_empty = tail.at <= format::SEGMENT_HEADER_BYTES as u64;
-                if is_empty || !self.is_writing() || tail.roll(self.queue.durable()) {
+                let stays = is_empty || !self.is_writing();
+                if stays || tail.may_roll() && tail.roll(self.queue.durable()) {
                     return Ok(tail.active.base());
                 }
             }
-            self.list_one_ahead()?;
+            self.make_room_to_roll()?;
         }
     }
 
@@ -503,9 +515,21 @@ impl Log {
         (self.bytes_used(&self.keeper.lock()), self.sizes.disk_bytes_max)
     }
 
-    /// The manifest that stands.
-    pub(crate) fn manifest(&self) -> crate::manifest::Manifest {
-        self.keeper.lock().manifest.clone()
+    /// Whether the manifest on disk is the one that stands, or says the same.
+    pub(crate) fn check_manifest(&self) -> Result<()> {
+        let path = crate::manifest::path(&self.dir);
+        // Under the lock: a switch would change the file under whoever reads it.
+        let keeper = self.keeper.lock();
+        match crate::manifest::load(&*self.seams.storage, &self.dir)? {
+            Some(found) if found.generation >= keeper.manifest.generation => Ok(()),
+            Some(_) => Err(Error::corrupt(&path, 0, "an older manifest than the one in use")),
+            None => Err(Error::corrupt(&path, 0, "the manifest is missing:")),
+        }
+    }
+
+    /// Whether a segment is listed still.
+    fn is_listed(&self, ordinal: u32) -> bool {
+        self.listed().iter().any(|item| item.ordinal == ordinal)
     }
 
     /// Reads all segments as far as they are durable, and goes on behind damage.
@@ -526,7 +550,11 @@ impl Log {
                 segment.seal.store,
                 crate::storage::Access::Read,
             );
-            if let Err(e) = header {
+            // Compaction may have taken it away meanwhile.
+            if let Err(e) = header.map(drop).or_else(|e| match self.is_listed(item.ordinal) {
+                true => Err(e),
+                false => Ok(()),
+            }) {
                 let _ = told(Scrubbed::Damage(e));
             }
             if reader::scrub(segment, end.since(item.base), told)?.is_break() {

@@ -124,6 +124,17 @@ impl Tail {
         ahead.saturating_add(aside) >= reserve_after
     }
 
+    /// Whether all that is reserved has its room behind the active segment.
+    pub(super) fn may_roll(&self) -> bool {
+        let left = |segment: u64| segment.saturating_sub(self.room.largest);
+        let next = self
+            .next
+            .as_ref()
+            .map_or(0, |next| left(free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64)));
+        let aside: u64 = self.room.set_aside.iter().map(|&spare| left(spare)).sum();
+        self.next.is_some() && next.saturating_add(aside) >= self.room.total
+    }
+
     /// Whether segments should be prepared ahead of need.
     pub(super) fn lacks_next(&self) -> bool {
         self.next.is_none()
@@ -208,18 +219,26 @@ impl Log {
         }
     }
 
-    /// Prepares and lists the segment that the log goes on in next, unless there is one.
-    pub(super) fn list_one_ahead(&self) -> Result<()> {
+    /// Prepares and lists the segment that the log goes on in next, unless there is one, and as many spares as what is
+    /// reserved needs.
+    pub(super) fn make_room_to_roll(&self) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.check_keeper(&keeper)?;
         self.guarded(|| {
-            while self.tail.lock().lacks_next() {
-                match keeper.spares.len() > 1 {
-                    true => self.list_next(&mut keeper)?,
-                    false => self.prepare_spare(&mut keeper)?,
+            loop {
+                let (lacks_next, may_roll) = {
+                    let tail = self.tail.lock();
+                    (tail.lacks_next(), tail.may_roll())
+                };
+                if lacks_next && keeper.spares.len() > 1 {
+                    self.list_next(&mut keeper)?;
+                } else if may_roll {
+                    return Ok(());
+                } else {
+                    self.prepare_switch(&mut keeper)?;
+                    self.prepare_spare(&mut keeper)?;
                 }
             }
-            Ok(())
         })
     }
 

@@ -14,7 +14,7 @@ use crate::storage::Storage;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
 use crate::storage::memory::{Crash, MemoryStorage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::types::WallMillis;
+use crate::types::{KeyHash, WallMillis};
 use crate::{Result, Store, StoreBuilder};
 
 /// A simulated disk and clock, on which a store is opened, crashed and opened again.
@@ -48,6 +48,8 @@ pub struct Sim {
     clock: Arc<ManualClock>,
     seed: u64,
     openings: AtomicU64,
+    /// Of keys' hashes, the bits that count.
+    hash_mask: Mutex<KeyHash>,
 }
 
 #[derive(Debug)]
@@ -143,6 +145,7 @@ impl Sim {
             clock: Arc::new(ManualClock::new(WallMillis(1_767_225_600_000))),
             seed,
             openings: AtomicU64::new(0),
+            hash_mask: Mutex::new(KeyHash { high: u64::MAX, low: u64::MAX }),
         }
     }
 
@@ -188,7 +191,10 @@ impl Sim {
         Seams {
             storage: Arc::new(self.disk.lock().faulty.clone()),
             clock: Arc::clone(&self.clock) as Arc<dyn crate::clock::Clock>,
-            entropy: Arc::new(SeededEntropy::new(self.seed ^ opening.rotate_left(32))),
+            entropy: Arc::new(SeededEntropy::with_hash_mask(
+                self.seed ^ opening.rotate_left(32),
+                *self.hash_mask.lock(),
+            )),
         }
     }
 
@@ -648,7 +654,13 @@ impl Sim {
             clock: Arc::new(clock),
             seed: self.seed,
             openings: AtomicU64::new(self.openings.load(Ordering::Relaxed)),
+            hash_mask: Mutex::new(*self.hash_mask.lock()),
         }
+    }
+
+    /// From the next opening on only these bits of a key's hash count: keys meet under one hash, or in one bucket.
+    pub fn mask_hashes(&self, high: u64, low: u64) {
+        *self.hash_mask.lock() = KeyHash { high, low };
     }
 
     /// How often a fault took effect.

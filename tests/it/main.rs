@@ -31,6 +31,8 @@ mod fault;
 mod fuzz_corpus;
 /// Stores written by released versions.
 mod golden;
+/// Tables, merges and compaction, rule by rule.
+mod index;
 /// The store behind the words of `spec`.
 mod machine;
 /// Random lives beside a plain model.

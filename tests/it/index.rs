@@ -1,0 +1,511 @@
+//! Tables, merges, mending and compaction, one rule or one bug at a time.
+//!
+//! What random lives and crashes at every call show by and by is shown here at once, and by name.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use onlyonce::testing::{DiskFault, Sim};
+use onlyonce::{Claim, ClaimGuard, Durability, ErrorKind, Operation, Result, State, Store};
+
+use crate::script::rot_tables;
+
+/// Tiny segments; so many keys in memory make a checkpoint due.
+fn open(sim: &Sim, keys: u64) -> Store {
+    let builder =
+        Store::builder().segment_bytes(16 << 10).result_bytes_max(2048).index_memory_max(64 * keys);
+    sim.open_with(builder).unwrap()
+}
+
+fn acquired(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        other => panic!("not acquired: {other}"),
+    }
+}
+
+fn mark(store: &Store, name: &str, n: u64) {
+    let op = Operation::new((name, n)).durability(Durability::Flush);
+    assert!(store.mark(op).unwrap().is_first(), "{name} {n}");
+}
+
+fn is_marked(store: &Store, name: &str, n: u64) -> bool {
+    store.get((name, n)).unwrap().is_some()
+}
+
+/// A key so long that four fill a segment.
+fn long(n: u64) -> String {
+    format!("{n:0>3900}")
+}
+
+/// All that is due now.
+fn work(store: &Store) -> Result<Duration> {
+    for _ in 0..2000 {
+        let due = store.step()?;
+        if due > Duration::ZERO {
+            return Ok(due);
+        }
+    }
+    panic!("background work without an end");
+}
+
+/// All that is due in some seconds.
+fn rest(sim: &Sim, store: &Store) {
+    for _ in 0..4 {
+        work(store).unwrap();
+        sim.advance(Duration::from_millis(1100));
+    }
+    work(store).unwrap();
+}
+
+fn files(sim: &Sim, end: &str) -> Vec<PathBuf> {
+    let is_one = |path: &PathBuf| path.extension().is_some_and(|found| found == end);
+    sim.files().into_iter().map(|(path, _)| path).filter(is_one).collect()
+}
+
+/// A checkpoint took in a small table while that was being merged with larger ones. The merge then listed its table
+/// beside the one that already stood for the same part of the log, and no opening believed that manifest.
+#[test]
+fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    let mut marked = 0;
+    let mut checkpoint = |count: u64| {
+        (marked..marked + count).for_each(|n| mark(&store, "k", n));
+        marked += count;
+        let tables = store.stats().tables;
+        for _ in 0..50 {
+            store.step().unwrap();
+            if store.stats().keys_in_memory == 0 {
+                return (marked, tables);
+            }
+        }
+        panic!("no checkpoint");
+    };
+    checkpoint(18);
+    checkpoint(12);
+    checkpoint(8);
+    // The merge of all three begins, and is not done in one step.
+    store.step().unwrap();
+    let (marked, _) = checkpoint(8);
+    rest(&sim, &store);
+    sim.kill();
+    let store = open(&sim, 8);
+    assert!((0..marked).all(|n| is_marked(&store, "k", n)));
+    assert_eq!(store.iter().count() as u64, marked);
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// A large table was mended in pieces as large as memory: more of them than a manifest may list, and no opening
+/// believed it.
+#[test]
+fn a_large_table_mended_with_little_memory_stays_one() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..1000).for_each(|n| mark(&store, "k", n));
+    rest(&sim, &store);
+    assert_eq!(store.stats().tables, 1);
+    drop(store);
+    let store = open(&sim, 4);
+    rot_tables(&sim);
+    assert!((0..1000).all(|n| is_marked(&store, "k", n)));
+    assert!(store.stats().tables_mended > 0);
+    assert!(store.stats().tables < 20, "{}", store.stats().tables);
+    sim.kill();
+    let store = open(&sim, 4);
+    assert!((0..1000).all(|n| is_marked(&store, "k", n)));
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// A walk that met a damaged bucket met it again and again, without an end.
+#[test]
+fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
+    for map in [true, false] {
+        let sim = Sim::new(7);
+        let builder = Store::builder().segment_bytes(16 << 10).index_memory_max(64 * 8).map(map);
+        let store = sim.open_with(builder).unwrap();
+        (0..100).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        rot_tables(&sim);
+        let walked: Vec<_> = store.iter().take(1000).collect();
+        assert!(walked.len() <= 110, "{}", walked.len());
+        let damaged = walked.iter().filter_map(|met| met.as_ref().err());
+        assert!(damaged.clone().count() > 0);
+        assert!(damaged.clone().all(|e| e.kind() == ErrorKind::Corrupt && e.path().is_some()));
+        let whole = store.iter().filter_map(Result::ok).take(1000).count();
+        assert_eq!(whole, 100);
+        assert!(store.stats().tables_mended > 0);
+    }
+}
+
+/// Bytes of the log that the record of a key stands in, changed; of the oldest segment that has it.
+fn rot_key(sim: &Sim, key: &str) -> PathBuf {
+    for path in files(sim, "log") {
+        let bytes = sim.read_file(&path).unwrap();
+        let found = bytes.windows(key.len()).position(|window| window == key.as_bytes());
+        if let Some(at) = found {
+            sim.flip_byte(&path, at as u64, 1).unwrap();
+            return path;
+        }
+    }
+    panic!("no such key in the log");
+}
+
+/// A bad record keeps its segment. Compaction then failed again and again, and nothing else of the background's work
+/// was done any more: tables were sealed and never merged.
+#[test]
+fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 4);
+    let victim = "the-victim-of-bit-rot";
+    assert!(store.mark(victim).unwrap().is_first());
+    (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    work(&store).unwrap();
+    let bad = rot_key(&sim, victim);
+    (0..36).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    let segments = store.stats().segments;
+    for n in 0..200 {
+        mark(&store, "k", n);
+        work(&store).unwrap();
+    }
+    rest(&sim, &store);
+    let error = store.compact(u64::MAX).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*bad)));
+    assert!(store.stats().segments >= segments && files(&sim, "log").contains(&bad));
+    assert!(store.stats().tables < 12, "{} tables", store.stats().tables);
+    let check = |store: &Store| {
+        assert_eq!(store.get(victim).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(store.claim(victim).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!((0..36).all(|n| store.get(long(n)).unwrap().is_none()));
+        assert!((36..40).all(|n| store.get(long(n)).unwrap().is_some()));
+        assert!((0..200).all(|n| is_marked(store, "k", n)));
+        let damages = store.verify().unwrap().damages;
+        assert!(!damages.is_empty() && damages.iter().all(|e| e.path() == Some(&*bad)));
+    };
+    check(&store);
+    sim.kill();
+    // What lies behind the tables is read; the bad record lies before them.
+    check(&open(&sim, 4));
+}
+
+/// Compaction asked a damaged table and gave up, until by chance a lookup had it mended.
+#[test]
+fn a_damaged_table_that_compaction_meets_is_mended() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 4);
+    (0..60).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    rest(&sim, &store);
+    (0..55).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    rot_tables(&sim);
+    for _ in 0..40 {
+        sim.advance(Duration::from_secs(2));
+        work(&store).unwrap();
+    }
+    assert!(store.stats().tables_mended > 0);
+    assert!(store.stats().segments < 12, "{} segments", store.stats().segments);
+    assert!((0..60).all(|n| store.get(long(n)).unwrap().is_some() == (n >= 55)));
+}
+
+/// A segment that was judged, its last dead record behind a note, waited for a sync that nobody called for.
+#[test]
+fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    let day = Duration::from_secs(86_400);
+    for n in 0..60 {
+        let op = long(n);
+        assert!(store.mark(Operation::new(&op).retention(day)).unwrap().is_first());
+    }
+    rest(&sim, &store);
+    let before = store.stats().segments;
+    sim.advance(2 * day);
+    // As a thread would: it sleeps as long as it is told.
+    let mut slept = Duration::ZERO;
+    let mut steps = 0;
+    while slept < Duration::from_secs(7200) {
+        let due = store.step().unwrap();
+        sim.advance(due);
+        slept += due;
+        steps += 1;
+        assert!(steps < 2000, "it never rests: {:?}", store.stats());
+    }
+    let after = store.stats().segments;
+    assert!(after <= 4, "{before} segments, and still {after}");
+    assert_eq!(store.iter().count(), 0);
+}
+
+/// A roll gave up the rest of a segment in which the results of claims in flight had their room.
+#[test]
+fn compaction_leaves_claims_their_reserves() {
+    for (count, pages) in (2..18).flat_map(|count| [0, 5, 9, 17].map(|pages| (count, pages))) {
+        let context = format!("{count} claims, {pages} pages");
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        (0..3).for_each(|n| mark(&store, "k", n));
+        let claim = |n: u64| store.claim(Operation::new(n).reserve_bytes(2048)).unwrap();
+        let claims: Vec<_> = (0..count).map(|n| acquired(claim(n))).collect();
+        sim.set_disk_bytes_max(sim.disk_bytes() + pages * 4096);
+        for _ in 0..3 {
+            if let Err(e) = store.compact(u64::MAX) {
+                assert_eq!(e.kind(), ErrorKind::StorageFull, "{context}: {e:?}");
+            }
+        }
+        for claim in claims {
+            claim.complete(&[7; 2048]).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+        }
+        assert!((0..count).all(|n| matches!(store.get(n).unwrap(), Some(State::Completed(_)))));
+    }
+}
+
+/// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
+#[test]
+fn what_compaction_was_moving_when_a_write_failed_is_still_answered() {
+    let mut poisoned = 0;
+    for fail in 0..40 {
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        acquired(store.claim("done").unwrap()).complete("result").unwrap();
+        (0..6).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        sim.fail_changes_from(fail, DiskFault::Io);
+        if store.compact(u64::MAX).is_ok() {
+            break;
+        }
+        poisoned += 1;
+        sim.heal();
+        let done = store.claim("done").unwrap_or_else(|e| panic!("{fail}: {e:?}"));
+        assert!(matches!(done, Claim::Completed(_)), "{fail}: {done}");
+        assert!((0..6).all(|n| store.get(long(n)).unwrap().is_some()), "{fail}");
+        assert_eq!(store.iter().filter_map(Result::ok).count(), 7, "{fail}");
+    }
+    assert!(poisoned > 5, "{poisoned}");
+}
+
+/// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
+/// nothing but expired keys was taken to be alive.
+#[test]
+fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 600);
+    let day = Duration::from_secs(86_400);
+    for n in 0..6000_u64 {
+        let op = Operation::new(("old", n)).durability(Durability::Lazy).retention(day);
+        assert!(store.mark(op).unwrap().is_first());
+        if n % 500 == 499 {
+            work(&store).unwrap();
+        }
+    }
+    rest(&sim, &store);
+    sim.advance(2 * day);
+    (0..500).for_each(|n| mark(&store, "new", n));
+    let before = store.stats().log_bytes;
+    for _ in 0..60 {
+        work(&store).unwrap();
+        sim.advance(Duration::from_secs(30));
+    }
+    let after = store.stats().log_bytes;
+    assert!(after * 2 < before, "{before} bytes, and still {after}");
+    assert!((0..500).all(|n| is_marked(&store, "new", n)));
+}
+
+/// Where there is no room for a table, what is dead is given back all the same: that makes the room.
+#[test]
+fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 300);
+    (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    rest(&sim, &store);
+    (0..40).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    // Room in segments, none for a table.
+    (0..300).for_each(|n| mark(&store, "k", n));
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    for _ in 0..100 {
+        work(&store).unwrap();
+        sim.advance(Duration::from_secs(2));
+    }
+    assert!(store.health().is_writable());
+    assert!((0..300).all(|n| is_marked(&store, "k", n)));
+    assert!((0..40).all(|n| store.get(long(n)).unwrap().is_none()));
+    assert!(store.stats().keys_in_memory < 300, "{:?}", store.stats());
+    assert!((1000..1010).all(|n| store.mark(("k", n)).unwrap().is_first()));
+}
+
+/// A close that finds no room for a table is clean all the same, and so is one whose merge has none.
+#[test]
+fn tables_wait_for_room_and_no_close_needs_any() {
+    for files_max in [false, true] {
+        let sim = Sim::new(7);
+        let store = open(&sim, 4);
+        (0..30).for_each(|n| mark(&store, "k", n));
+        work(&store).unwrap();
+        (30..40).for_each(|n| mark(&store, "k", n));
+        if files_max {
+            sim.set_disk_files_max(sim.disk_files());
+        } else {
+            sim.set_disk_bytes_max(sim.disk_bytes());
+        }
+        rest(&sim, &store);
+        assert!(store.health().is_writable());
+        assert!(store.stats().keys_in_memory > 0);
+        assert!((0..40).all(|n| is_marked(&store, "k", n)));
+        store.close(Duration::ZERO).unwrap();
+        let store = open(&sim, 4);
+        assert!(store.stats().opening.was_clean);
+        assert!((0..40).all(|n| is_marked(&store, "k", n)));
+        // No reopening when there is room again.
+        sim.set_disk_bytes_max(u64::MAX);
+        sim.set_disk_files_max(u64::MAX);
+        mark(&store, "k", 40);
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        assert!((0..41).all(|n| is_marked(&store, "k", n)));
+    }
+}
+
+/// The whole index, in one way or another, gone while nobody had the store open.
+#[test]
+fn an_index_that_is_gone_is_made_again() {
+    for how in 0..4 {
+        for (map, killed) in [(true, false), (false, false), (true, true), (false, true)] {
+            let context = format!("way {how}, map: {map}, killed: {killed}");
+            let sim = Sim::new(7);
+            let builder =
+                || Store::builder().segment_bytes(16 << 10).index_memory_max(256).map(map);
+            let store = sim.open_with(builder()).unwrap();
+            for n in 0..60 {
+                mark(&store, "k", n);
+                if n % 10 == 9 {
+                    work(&store).unwrap();
+                }
+            }
+            assert!(store.forget(("k", 7)).unwrap());
+            rest(&sim, &store);
+            if killed {
+                sim.kill();
+            }
+            drop(store);
+            assert!(!files(&sim, "tab").is_empty());
+            match how {
+                0 => files(&sim, "tab").iter().for_each(|path| sim.remove(path).unwrap()),
+                1 => sim.remove("/store/index").unwrap(),
+                2 => files(&sim, "tab").iter().for_each(|path| sim.write_file(path, b"").unwrap()),
+                _ => {
+                    sim.remove("/store/index").unwrap();
+                    sim.write_file("/store/index", b"not a directory").unwrap();
+                }
+            }
+            for round in 0..2 {
+                let store = sim.open_with(builder()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+                if round == 0 {
+                    assert!(store.stats().tables_mended > 0, "{context}");
+                }
+                assert!((0..60).all(|n| is_marked(&store, "k", n) == (n != 7)), "{context}");
+                assert_eq!(store.iter().count(), 59, "{context}");
+                (0..5).for_each(|n| mark(&store, "new", round * 10 + n));
+                rest(&sim, &store);
+                assert!(store.stats().tables > 0, "{context}");
+                assert!(store.verify().unwrap().is_whole(), "{context}");
+                for n in 0..5 {
+                    assert!(store.forget(("new", round * 10 + n)).unwrap());
+                }
+            }
+        }
+    }
+}
+
+/// Hundreds of keys under one hash of 128 bits, or under one prefix of it: identity is the key.
+#[test]
+fn keys_that_share_a_hash_are_told_apart() {
+    let masks =
+        [(0, 0), (0, u64::MAX), (u64::MAX, 0), (3 << 62, 1), ((1 << 27) - 1, u64::MAX), (7, 3)];
+    for (high, low) in masks {
+        let context = format!("mask {high:x} {low:x}");
+        let sim = Sim::new(7);
+        sim.mask_hashes(high, low);
+        let store = open(&sim, 40);
+        let claims: Vec<_> =
+            (0..7_u64).map(|n| acquired(store.claim(("in flight", n)).unwrap())).collect();
+        for n in 0..300 {
+            mark(&store, "k", n);
+            if n % 25 == 24 {
+                work(&store).unwrap();
+            }
+        }
+        (0..300).step_by(3).for_each(|n| assert!(store.forget(("k", n)).unwrap(), "{context}"));
+        work(&store).unwrap();
+        let check = |store: &Store| {
+            assert!((0..300).all(|n| is_marked(store, "k", n) == (n % 3 != 0)), "{context}");
+            assert!((0..300).all(|n| !is_marked(store, "never", n)), "{context}");
+            assert_eq!(store.iter().count(), 207, "{context}");
+            assert!(store.verify().unwrap().is_whole(), "{context}");
+        };
+        check(&store);
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        check(&store);
+        rot_tables(&sim);
+        assert!((0..300).all(|n| is_marked(&store, "k", n) == (n % 3 != 0)), "{context}");
+        for (n, claim) in (0_u64..).zip(claims) {
+            assert!(matches!(store.claim(("in flight", n)).unwrap(), Claim::InProgress(_)));
+            claim.complete(&n.to_le_bytes()).unwrap();
+        }
+        check(&store);
+        sim.kill();
+        let store = open(&sim, 40);
+        check(&store);
+        for n in 0..7_u64 {
+            let Claim::Completed(done) = store.claim(("in flight", n)).unwrap() else { panic!() };
+            assert_eq!(done.result()[..], n.to_le_bytes(), "{context}");
+        }
+        (0..300).step_by(3).for_each(|n| mark(&store, "k", n));
+        assert_eq!(store.iter().count(), 307, "{context}");
+    }
+}
+
+/// A claim whose record is moved under it: its guard, its lease and its token are as before, and so is the
+/// question of an interrupted attempt.
+#[test]
+fn claims_and_questions_outlive_the_segment_of_their_record() {
+    for keys in [2, 1000] {
+        let sim = Sim::new(7);
+        let store = open(&sim, keys);
+        let op = Operation::new("claim").lease(Duration::from_secs(30));
+        let claim = acquired(store.claim(&op).unwrap());
+        let late =
+            acquired(store.claim(Operation::new("late").lease(Duration::from_secs(30))).unwrap());
+        drop(acquired(store.claim("lost").unwrap()));
+        drop(acquired(store.claim("asked").unwrap()));
+        (0..10).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        rest(&sim, &store);
+        let Claim::Interrupted(asked) = store.claim("asked").unwrap() else { panic!() };
+        let Claim::Interrupted(dropped) = store.claim("lost").unwrap() else { panic!() };
+        (0..10).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+        let oldest = files(&sim, "log")[0].clone();
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        assert!(!files(&sim, "log").contains(&oldest));
+        assert!(matches!(store.claim("asked").unwrap(), Claim::InProgress(_)));
+        drop(dropped);
+        assert!(matches!(store.claim("lost").unwrap(), Claim::Interrupted(_)));
+        let next = asked.take_over().unwrap();
+        assert_eq!(next.attempt(), 2);
+        assert!(matches!(store.claim(&op).unwrap(), Claim::InProgress(_)));
+        claim.renew(Duration::from_secs(60)).unwrap();
+        let token = claim.token();
+        claim.complete("done").unwrap();
+        let Some(State::Completed(done)) = store.get("claim").unwrap() else { panic!() };
+        assert_eq!((done.token(), done.attempt()), (token, 1));
+        sim.advance(Duration::from_secs(40));
+        assert!(matches!(store.get("late").unwrap(), Some(State::Interrupted(_))));
+        let lapsed = store.claim(Operation::new("late").lease(Duration::from_secs(30))).unwrap();
+        assert!(matches!(lapsed, Claim::Interrupted(_)));
+        drop(lapsed);
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        late.complete("after all").unwrap();
+        next.abort("nothing").unwrap();
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        assert!(matches!(store.get("asked").unwrap(), Some(State::Interrupted(_))));
+        assert!(matches!(store.get("late").unwrap(), Some(State::Completed(_))));
+        sim.power_loss();
+        let store = open(&sim, keys);
+        assert!(matches!(store.get("late").unwrap(), Some(State::Completed(_))));
+        assert!(matches!(store.get("asked").unwrap(), Some(State::Interrupted(_))));
+    }
+}
