@@ -5,14 +5,52 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::builder::{StoreBuilder, system};
 use crate::claim::State;
 use crate::engine::{CompactionDone, Inspector, Walk};
 use crate::protocol::{Phase, is_expired, phase_shown};
+pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
 use crate::store::state_of;
 use crate::sync::Ordering;
 use crate::types::KeyHash;
 use crate::{Error, Key, Result};
+
+/// Repairs the store in `dir`, which nobody may have open: rebuilds a lost manifest, and gives up what is damaged, if
+/// that is accepted. The only thing that ever accepts a loss.
+///
+/// First everything is read. If nothing that was acknowledged is lost (a manifest, a header), it is repaired. If
+/// something is, it is told, and given up only under [`AcceptLoss::Yes`]: then all whole records are written anew, and the
+/// store consists of them. A key whose newest record is lost is afterwards what its newest whole record says, or absent.
+/// Copy the directory before.
+///
+/// ```
+/// use onlyonce::admin::{AcceptLoss, repair};
+/// use onlyonce::Store;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let keys = dir.path().join("keys");
+/// # drop(Store::open_or_create(&keys)?);
+/// std::fs::remove_file(keys.join("MANIFEST")).unwrap();
+/// assert!(Store::open(&keys).is_err());
+/// let report = repair(&keys, AcceptLoss::No)?;
+/// assert!(report.is_repaired && !report.is_loss);
+/// # drop(Store::open(&keys)?);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+///
+/// Durable on return.
+///
+/// # Errors
+/// `Locked` if somebody has the store open; `Corrupt` if neither a manifest nor a single segment's header is whole;
+/// `Incompatible`; `StorageFull` if there is no room to write what is whole anew, and nothing was changed; `Io`.
+///
+/// # Cost
+/// Reads everything, twice where records are lost; then writes every whole record, and needs the room for it beside the
+/// old ones, which the next opening removes.
+pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
+    StoreBuilder::default().repair_on(&system(), dir.as_ref(), accept)
+}
 
 /// The kinds of [`State`].
 ///

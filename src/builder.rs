@@ -13,6 +13,7 @@ use crate::entropy::OsEntropy;
 use crate::limits;
 use crate::log::{Seams, Sizes, birth, recovery};
 use crate::manifest::{self, Manifest};
+use crate::repair::{self, AcceptLoss, RepairReport};
 use crate::shared::Shared;
 use crate::storage::{OsStorage, Storage};
 use crate::{Error, ErrorKind, Policy, Result, Store};
@@ -282,6 +283,20 @@ impl StoreBuilder {
         Ok(Store::new(shared, self.policy))
     }
 
+    /// See [`admin::repair`](crate::admin::repair).
+    pub(crate) fn repair_on(
+        self,
+        seams: &Seams,
+        dir: &Path,
+        accept: AcceptLoss,
+    ) -> Result<RepairReport> {
+        let sizes = self.sizes()?;
+        let lock = seams.storage.lock_dir(dir).map_err(|e| not_locked(seams, dir, e))?;
+        let report = repair::run(seams, dir, &sizes, accept);
+        drop(lock);
+        report
+    }
+
     fn sizes(&self) -> Result<Sizes> {
         if self.result_bytes_max > limits::RESULT_BYTES_MAX {
             let most = limits::RESULT_BYTES_MAX;
@@ -306,7 +321,7 @@ impl StoreBuilder {
     }
 }
 
-fn system() -> Seams {
+pub(crate) fn system() -> Seams {
     Seams {
         storage: Arc::new(OsStorage),
         clock: Arc::new(SystemClock),

@@ -76,6 +76,7 @@ mod run; // running a closure once
 mod operation; // what is claimed, and how
 pub mod admin; // the operator's view
 pub mod value; // typed results
+mod repair; // what can be saved of a damaged store
 mod error;
 mod engine; // the protocol over log and index
 mod protocol; // the rules of a key's life, pure

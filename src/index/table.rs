@@ -49,13 +49,18 @@ impl Slot {
         Slot { prefix: prefix_of(hash), spot }
     }
 
+    pub(crate) fn prefix(&self) -> u64 {
+        self.prefix
+    }
+
     /// What slots are sorted by. Ordinals grow with positions in the log.
     pub(crate) fn rank(&self) -> (u64, std::cmp::Reverse<Spot>) {
         (self.prefix, std::cmp::Reverse(self.spot))
     }
 }
 
-fn prefix_of(hash: KeyHash) -> u64 {
+/// What a slot keeps of a hash.
+pub(crate) fn prefix_of(hash: KeyHash) -> u64 {
     hash.high >> OFFSET_BITS
 }
 

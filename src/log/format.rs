@@ -80,8 +80,13 @@ impl Identity {
         header.as_bytes().try_into().unwrap_or([0; SEGMENT_HEADER_BYTES])
     }
 
-    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
+    /// As `decode_all`, without the store's secrets.
     pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
+        Identity::decode_all(bytes, path).map(|(store, _, identity)| (store, identity))
+    }
+
+    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
+    pub(crate) fn decode_all(bytes: &[u8], path: &Path) -> Result<(StoreId, Secrets, Self)> {
         let store = FileHeader::check(bytes, FileKind::Segment, path)?;
         let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
         let (header, _) = SegmentHeader::read_from_prefix(bytes)
@@ -95,7 +100,7 @@ impl Identity {
             capacity: header.capacity.get(),
             salt: header.salt.get(),
         };
-        Ok((store, identity))
+        Ok((store, header.secrets, identity))
     }
 }
 

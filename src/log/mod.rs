@@ -28,6 +28,7 @@ mod format;
 mod probe;
 mod reader;
 pub(crate) mod recovery;
+pub(crate) mod repair;
 mod resume;
 mod room;
 mod segment;

@@ -45,6 +45,11 @@ impl<'s> Reader<'s> {
         self.segment.base().plus(self.at)
     }
 
+    /// Goes on to the next place where a record could stand.
+    pub(crate) fn skip(&mut self) {
+        self.at = self.at.saturating_add(ALIGN as u64);
+    }
+
     pub(crate) fn next(&mut self) -> Result<Step<'_>> {
         if self.at >= self.limit {
             return Ok(Step::End);
@@ -141,7 +146,7 @@ pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> Resul
                 }
             }
             Step::Bad(bad) => {
-                reader.at = at.saturating_add(ALIGN as u64);
+                reader.skip();
                 // Said once for each stretch of it.
                 match std::mem::replace(&mut is_damaged, true) {
                     true => ControlFlow::Continue(()),

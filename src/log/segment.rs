@@ -145,6 +145,18 @@ impl Segment {
         Segment { identity, seal, path, file, map: crate::sync::OnceLock::new() }
     }
 
+    /// A segment whose header nobody has looked at.
+    pub(crate) fn unchecked(
+        identity: Identity,
+        store: StoreId,
+        path: PathBuf,
+        file: Arc<dyn File>,
+    ) -> Self {
+        let segment = Segment::new(identity, store, path, file);
+        segment.without_map();
+        segment
+    }
+
     /// Opens a listed segment and checks that it is the one listed.
     pub(crate) fn open(
         storage: &dyn Storage,
@@ -232,6 +244,14 @@ impl Segment {
     pub(crate) fn without_map(&self) {
         let _ = self.map.set(None);
     }
+}
+
+/// What the file at `path` says of itself and of its store.
+pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<(StoreId, Secrets, Identity)> {
+    let mut header = [0; SEGMENT_HEADER_BYTES];
+    let have =
+        storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
+    Identity::decode_all(header.get(..have).unwrap_or_default(), path)
 }
 
 /// What the file at `path` says it is.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admin::{AcceptLoss, RepairReport};
 use crate::clock::ManualClock;
 use crate::entropy::SeededEntropy;
 use crate::log::Seams;
@@ -708,6 +709,11 @@ impl Sim {
     /// Opens what is there, or fails; with a background thread if asked.
     pub fn open_existing(&self, builder: StoreBuilder, thread: bool) -> Result<Store> {
         builder.manual_maintenance(!thread).open_on(self.seams(), Path::new(DIR), false)
+    }
+
+    /// Repairs the store on the simulated disk.
+    pub fn repair(&self, builder: StoreBuilder, accept: AcceptLoss) -> Result<RepairReport> {
+        builder.repair_on(&self.seams(), Path::new(DIR), accept)
     }
 
     /// What the network file system of the disk is called, if it is one.

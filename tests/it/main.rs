@@ -39,6 +39,7 @@ mod machine;
 mod model;
 /// A second opener, and a forked child.
 mod process;
+mod repair;
 mod room;
 /// The programs that the API was designed by.
 mod programs;

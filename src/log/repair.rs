@@ -1,0 +1,515 @@
+//! What can be saved of a damaged log: read without trusting the manifest, and written anew.
+//!
+//! Promises: `survey` changes nothing and tells every loss; `relist` writes a manifest for a log that has lost nothing
+//! else; `salvage` writes all whole records into new segments, in their order, and then the manifest that lists those
+//! alone. A crash before that leaves everything as it was. Never: decides that a loss is accepted.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::birth::base_from_clock;
+use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::reader::{Reader, Step, look_behind};
+use super::segment::{self, Segment, Spare};
+use super::{Seams, Sizes};
+use crate::clock::StoreClock;
+use crate::expired::ListedExpired;
+use crate::limits;
+use crate::manifest::{self, Listed, Manifest, Opener, Secrets, Switch};
+use crate::record::{Draft, HEADER_BYTES, Kind, Record, TimeField};
+use crate::storage::{self, Access, Failure, Storage};
+use crate::types::{Lsn, StoreId, StoreMillis};
+use crate::{Error, ErrorKind, Result};
+
+/// A log as it was found.
+pub(crate) struct Survey {
+    /// The manifest, if it is whole.
+    pub(crate) manifest: Option<Manifest>,
+    pub(crate) store: StoreId,
+    pub(crate) secrets: Secrets,
+    /// What is damaged or missing, each with file and offset.
+    pub(crate) damages: Vec<Error>,
+    /// Stretches of the log that were durable once and are gone.
+    pub(crate) lost: Vec<std::ops::Range<Lsn>>,
+    /// Whether the files can stay as they are, once a manifest lists them.
+    is_sound: bool,
+    parts: Vec<Part>,
+    time: Option<TimeField>,
+    newest: StoreMillis,
+}
+
+/// A segment that can be read, as far as `end`.
+struct Part {
+    segment: Segment,
+    end: Lsn,
+}
+
+/// Reads everything in `dir`, which is locked.
+pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
+    let log_dir = dir.join("log");
+    let mut damages = Vec::new();
+    let manifest = match manifest::load(storage, dir) {
+        Ok(Some(manifest)) => Some(manifest),
+        Ok(None) => {
+            let what = "the manifest is missing:";
+            damages.push(Error::corrupt(&manifest::path(dir), 0, what));
+            None
+        }
+        Err(e) if e.kind() == ErrorKind::Corrupt => {
+            damages.push(e);
+            None
+        }
+        Err(e) => return Err(e),
+    };
+    let mut lost = Vec::new();
+    let mut is_sound = true;
+    let (store, secrets, parts) = match &manifest {
+        Some(manifest) => {
+            let mut parts = Vec::new();
+            for listed in &manifest.segments {
+                match open_listed(storage, &log_dir, listed, manifest.store) {
+                    Ok((segment, header)) => {
+                        is_sound &= header.is_ok();
+                        damages.extend(header.err());
+                        parts.push(Part { segment, end: listed.end });
+                    }
+                    Err(e) if e.kind() == ErrorKind::Corrupt => {
+                        is_sound = false;
+                        damages.push(e);
+                        lost.push(listed.base..listed.end);
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+            (manifest.store, manifest.secrets, parts)
+        }
+        None => find_segments(storage, &log_dir, &mut damages)?,
+    };
+    let durable = manifest.as_ref().map_or(Lsn::ZERO, |manifest| manifest.durable);
+    let mut survey = Survey {
+        manifest,
+        store,
+        secrets,
+        damages,
+        lost,
+        is_sound,
+        parts,
+        time: None,
+        newest: StoreMillis(0),
+    };
+    survey.look_for_losses(durable)?;
+    Ok(survey)
+}
+
+/// Opens a listed segment by what the manifest says of it, whatever its header says.
+fn open_listed(
+    storage: &dyn Storage,
+    log_dir: &Path,
+    listed: &Listed,
+    store: StoreId,
+) -> Result<(Segment, Result<()>)> {
+    let path = log_dir.join(segment::file_name(listed.ordinal));
+    let file = match storage.open(&path, Access::Read) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
+            return Err(Error::corrupt(&path, 0, "a listed segment is missing:").because(e));
+        }
+        Err(e) => return Err(Error::io("opening", &path, e)),
+    };
+    let header = Segment::open(storage, log_dir, listed, store, Access::Read).map(drop);
+    Ok((Segment::unchecked(Identity::of(listed), store, path, file), header))
+}
+
+/// Without a manifest the segments' own headers say what there is.
+fn find_segments(
+    storage: &dyn Storage,
+    log_dir: &Path,
+    damages: &mut Vec<Error>,
+) -> Result<(StoreId, Secrets, Vec<Part>)> {
+    let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
+    let (mut found, mut parts) = (None, Vec::new());
+    for entry in entries.iter().filter(|entry| segment::ordinal_of(&entry.name).is_some()) {
+        let path = log_dir.join(&entry.name);
+        let opened = storage.open(&path, Access::Read);
+        let file = match opened {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                damages.push(Error::corrupt(&path, 0, "a directory in place of a segment:"));
+                continue;
+            }
+            Err(e) => return Err(Error::io("opening", &path, e)),
+        };
+        match segment::read_header(&*file, &path) {
+            Ok((store, secrets, identity)) => {
+                if *found.get_or_insert((store, secrets)) != (store, secrets) {
+                    damages.push(Error::corrupt(&path, 0, "a segment of another store"));
+                    continue;
+                }
+                let end = identity.listed().end;
+                parts.push(Part { segment: Segment::unchecked(identity, store, path, file), end });
+            }
+            Err(e) if e.kind() == ErrorKind::Corrupt => damages.push(e),
+            Err(e) => return Err(e),
+        }
+    }
+    parts.sort_by_key(|part| part.segment.base());
+    let (store, secrets) = found.ok_or_else(|| {
+        Error::corrupt(log_dir, 0, "no segment whose header is whole, and no manifest")
+    })?;
+    Ok((store, secrets, parts))
+}
+
+impl Survey {
+    /// Whether everything is there, or can be listed as it is.
+    pub(crate) fn has_lost_records(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.damages.is_empty()
+    }
+
+    fn look_for_losses(&mut self, durable: Lsn) -> Result<()> {
+        let mut durable = durable;
+        let mut gaps = Vec::new();
+        for (index, part) in self.parts.iter().enumerate() {
+            let limit = part.end.since(part.segment.base());
+            let (mut is_ended, mut time, mut newest) = (false, self.time, self.newest);
+            let mut bad = Vec::new();
+            walk(&part.segment, limit, &mut |found| {
+                match found {
+                    Found::Record(record) => {
+                        durable = durable.max(record.watermark);
+                        is_ended |= record.kind == Kind::SegmentEnd;
+                        match record.time() {
+                            Ok(Some(note)) if record.kind == Kind::Note => {
+                                newest = newest.max(note.store());
+                                time = Some(note);
+                            }
+                            _ => {}
+                        }
+                        if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
+                            newest = newest.max(body.time);
+                        }
+                    }
+                    Found::Gap { from, to, why } => bad.push((from, to, why)),
+                }
+                Ok(())
+            })?;
+            (self.time, self.newest) = (time, newest);
+            for (from, to, why) in bad {
+                let behind = look_behind(&part.segment, from, limit)?;
+                durable = durable.max(behind.watermark);
+                // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
+                let is_cut = self.manifest.is_none() && to >= limit && behind.bytes_end <= from;
+                if !is_cut && !(is_ended && to >= limit) {
+                    gaps.push((index, from, to, why));
+                }
+            }
+        }
+        for (index, from, to, why) in gaps {
+            let Some(part) = self.parts.get(index) else { continue };
+            let (start, end) = (part.segment.base().plus(from), part.segment.base().plus(to));
+            // Behind what is known to have been durable it is a torn tail.
+            if start < durable {
+                self.damages.push(Error::corrupt(&part.segment.path, from, why));
+                self.lost.push(start..end);
+                self.is_sound = false;
+            }
+        }
+        self.lost.sort_by_key(|range| range.start);
+        Ok(())
+    }
+
+    /// Shows all whole records about keys, in order, up to the torn tail.
+    pub(crate) fn records(&self, visit: &mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<()> {
+        for part in &self.parts {
+            let limit = part.end.since(part.segment.base());
+            let mut is_over = false;
+            walk(&part.segment, limit, &mut |found| match found {
+                Found::Record(record) if record.kind.is_about_key() && !is_over => visit(&record),
+                Found::Gap { from, .. } => {
+                    let start = part.segment.base().plus(from);
+                    is_over |= !self.lost.iter().any(|lost| lost.contains(&start));
+                    Ok(())
+                }
+                Found::Record(_) => Ok(()),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The manifest of a log that keeps its segments, or gets others.
+    fn manifest_of(
+        &self,
+        seams: &Seams,
+        segments: Vec<Listed>,
+        durable: Lsn,
+        expired: Vec<ListedExpired>,
+        next_table: u32,
+    ) -> Manifest {
+        let old = self.manifest.as_ref();
+        let time = match (self.time, old.map(|manifest| manifest.time)) {
+            (Some(log), Some(listed)) if listed.store() > log.store() => Some(listed),
+            (log, listed) => log.or(listed),
+        };
+        let note = time.map(Into::into);
+        let clock = StoreClock::open(
+            note.as_ref(),
+            self.newest,
+            limits::TIME_OFF_MILLIS_MAX,
+            &*seams.clock,
+        );
+        let ordinals = segments.iter().map(|listed| listed.ordinal);
+        let own = self.parts.iter().map(|part| part.segment.identity.ordinal);
+        let next = ordinals.chain(own).max().unwrap_or(0).saturating_add(1);
+        let extent = segments.last().map_or(Lsn::ZERO, |listed| listed.base.plus(listed.capacity));
+        Manifest {
+            store: self.store,
+            secrets: self.secrets,
+            generation: old.map_or(1, |manifest| manifest.generation).saturating_add(1),
+            clean: None,
+            durable,
+            extent: extent.max(self.extent()),
+            next_ordinal: old.map_or(next, |manifest| manifest.next_ordinal.max(next)),
+            time: clock.note(&*seams.clock).into(),
+            opener: Opener::default(),
+            segments,
+            covered: Lsn::ZERO,
+            next_table,
+            tables: Vec::new(),
+            expired,
+        }
+    }
+
+    /// At least the end of every segment that is known of.
+    fn extent(&self) -> Lsn {
+        let ends = self.parts.iter().map(|part| {
+            let identity = part.segment.identity;
+            identity.base.plus(identity.capacity)
+        });
+        let known = self.manifest.as_ref().map_or(Lsn::ZERO, |manifest| manifest.extent);
+        ends.max().unwrap_or(Lsn::ZERO).max(known)
+    }
+
+    /// Lists the log anew: nothing of it is lost but its manifest. Where a header is damaged, see `salvage`.
+    pub(crate) fn relist(
+        &self,
+        seams: &Seams,
+        dir: &Path,
+        expired: Vec<ListedExpired>,
+        next_table: u32,
+    ) -> Result<()> {
+        let mut segments = Vec::with_capacity(self.parts.len());
+        let mut rest = self.parts.iter().peekable();
+        while let Some(part) = rest.next() {
+            let mut listed = part.segment.identity.listed();
+            listed.end = part.end.min(listed.end);
+            let limit = part.end.since(part.segment.base());
+            let mut stop = None;
+            walk(&part.segment, limit, &mut |found| {
+                if let Found::Gap { from, .. } = found {
+                    stop = stop.or(Some(part.segment.base().plus(from)));
+                }
+                Ok(())
+            })?;
+            // Only the last one may end in a torn tail; a recovery has cut the others there.
+            if let (Some(stop), true) = (stop, rest.peek().is_some()) {
+                listed.end = stop.max(listed.base.plus(SEGMENT_HEADER_BYTES as u64));
+            }
+            segments.push(listed);
+        }
+        let manifest = self.manifest_of(seams, segments, Lsn::ZERO, expired, next_table);
+        switch(seams, dir, &manifest)
+    }
+
+    /// Whether `relist` is enough.
+    pub(crate) fn can_be_relisted(&self) -> bool {
+        self.is_sound
+    }
+
+    /// Writes all whole records into new segments, and a manifest that lists only those.
+    pub(crate) fn salvage(
+        &self,
+        seams: &Seams,
+        dir: &Path,
+        sizes: &Sizes,
+        expired: Vec<ListedExpired>,
+        next_table: u32,
+    ) -> Result<u64> {
+        let next = self.parts.iter().map(|part| part.segment.identity.ordinal).max();
+        let known = self.manifest.as_ref().map_or(0, |manifest| manifest.next_ordinal);
+        let mut writer = Salvage {
+            survey: self,
+            seams,
+            log_dir: dir.join("log"),
+            bytes: sizes.first().max(sizes.segment_bytes_max),
+            ordinal: known.max(next.map_or(1, |ordinal| ordinal.saturating_add(1))),
+            base: base_from_clock(seams, self.extent()),
+            segments: Vec::new(),
+            open: None,
+            buffer: Vec::new(),
+            records: 0,
+        };
+        self.records(&mut |record| writer.push(record))?;
+        let (segments, durable, records) = writer.finish()?;
+        let manifest = self.manifest_of(seams, segments, durable, expired, next_table);
+        switch(seams, dir, &manifest)?;
+        Ok(records)
+    }
+}
+
+fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {
+    let (storage, log_dir) = (&*seams.storage, dir.join("log"));
+    // A rename, over whatever stands there.
+    let switched = Switch::new(Arc::clone(&seams.storage), dir).first(manifest);
+    switched.map_err(|failure| match failure {
+        Failure::Before(e) | Failure::Poison(e) => e,
+    })?;
+    // What the list doesn't name goes: an opening would take a damaged file for part of a newer log.
+    let is_listed = |ordinal| manifest.segments.iter().any(|listed| listed.ordinal == ordinal);
+    for entry in storage.list(&log_dir).map_err(|e| Error::io("listing", &log_dir, e))? {
+        if segment::ordinal_of(&entry.name).is_none_or(is_listed) {
+            continue;
+        }
+        let path = log_dir.join(&entry.name);
+        if entry.is_file {
+            storage.remove(&path).map_err(|e| Error::io("removing", &path, e))?;
+        } else {
+            // Not ours, whatever is in it.
+            let aside = log_dir.join(format!("{}.damaged", entry.name));
+            storage.rename(&path, &aside).map_err(|e| Error::io("renaming", &path, e))?;
+        }
+    }
+    storage.sync_dir(&log_dir).map_err(|e| Error::io("syncing", &log_dir, e))
+}
+
+/// New segments, one behind the other.
+struct Salvage<'s> {
+    survey: &'s Survey,
+    seams: &'s Seams,
+    log_dir: PathBuf,
+    bytes: u64,
+    ordinal: u32,
+    base: Lsn,
+    segments: Vec<Listed>,
+    open: Option<Segment>,
+    buffer: Vec<u8>,
+    records: u64,
+}
+
+impl Salvage<'_> {
+    fn at(&self) -> u64 {
+        (SEGMENT_HEADER_BYTES as u64).saturating_add(self.buffer.len() as u64)
+    }
+
+    fn push(&mut self, record: &Record<'_>) -> Result<()> {
+        let Ok(body) = record.body() else { return Ok(()) };
+        let draft = Draft::moved(record, &body);
+        let needed = self.at().saturating_add(draft.len()).saturating_add(HEADER_BYTES as u64);
+        if self.open.as_ref().is_some_and(|open| needed > open.identity.capacity) {
+            self.end_segment(true)?;
+        }
+        if self.open.is_none() {
+            self.begin_segment(draft.len())?;
+        }
+        let at = self.at();
+        if let Some(open) = &self.open {
+            let lsn = open.base().plus(at);
+            draft.seal(&mut self.buffer, lsn, open.base(), &open.seal);
+            self.records = self.records.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn begin_segment(&mut self, least: u64) -> Result<()> {
+        let storage = &*self.seams.storage;
+        let only = |failure| match failure {
+            Failure::Before(e) | Failure::Poison(e) => e,
+        };
+        let page = limits::PAGE_BYTES as u64;
+        let bytes = self.bytes.max(least.saturating_add(2 * page).next_multiple_of(page));
+        let number = u32::MAX - self.ordinal;
+        let spare = Spare::prepare(storage, &self.log_dir, number, bytes).map_err(only)?;
+        let identity = Identity {
+            ordinal: self.ordinal,
+            base: self.base,
+            capacity: bytes,
+            salt: self.seams.draw_u64()?,
+        };
+        let (store, secrets) = (self.survey.store, &self.survey.secrets);
+        let segment =
+            spare.activate(storage, &self.log_dir, identity, store, secrets).map_err(only)?;
+        self.ordinal = self.ordinal.saturating_add(1);
+        self.base = identity.listed().end;
+        self.segments.push(identity.listed());
+        self.open = Some(segment);
+        Ok(())
+    }
+
+    fn end_segment(&mut self, goes_on: bool) -> Result<Lsn> {
+        let Some(open) = self.open.take() else { return Ok(self.base) };
+        let end = open.base().plus((SEGMENT_HEADER_BYTES + self.buffer.len()) as u64);
+        if goes_on {
+            Draft::segment_end().seal(&mut self.buffer, end, open.base(), &open.seal);
+        }
+        storage::write_all_at(&*open.file, &self.buffer, SEGMENT_HEADER_BYTES as u64)
+            .and_then(|()| open.file.sync_data())
+            .map_err(|e| Error::io("writing", &open.path, e))?;
+        self.buffer.clear();
+        Ok(end)
+    }
+
+    fn finish(mut self) -> Result<(Vec<Listed>, Lsn, u64)> {
+        if self.segments.is_empty() {
+            self.begin_segment(0)?;
+        }
+        let durable = self.end_segment(false)?;
+        Ok((self.segments, durable, self.records))
+    }
+}
+
+enum Found<'a> {
+    Record(Record<'a>),
+    /// No whole record stands from file offset `from` to `to`.
+    Gap {
+        from: u64,
+        to: u64,
+        why: crate::record::Bad,
+    },
+}
+
+/// Walks through a segment, and goes on behind damage.
+fn walk(
+    segment: &Segment,
+    limit: u64,
+    told: &mut dyn FnMut(Found<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let mut gap: Option<(u64, crate::record::Bad)> = None;
+    loop {
+        let at = segment.offset(reader.lsn());
+        let (record, is_end) = match reader.next()? {
+            Step::End => (None, true),
+            Step::Record(record) => {
+                let is_end = record.kind == Kind::SegmentEnd;
+                (Some(record), is_end)
+            }
+            Step::Bad(why) => {
+                gap.get_or_insert((at, why));
+                reader.skip();
+                continue;
+            }
+        };
+        if let Some((from, why)) = gap.take() {
+            told(Found::Gap { from, to: at, why })?;
+        }
+        if let Some(record) = record {
+            told(Found::Record(record))?;
+        }
+        if is_end {
+            return Ok(());
+        }
+    }
+}

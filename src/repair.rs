@@ -1,0 +1,227 @@
+//! Making a damaged store whole again, at the price that its owner accepts.
+//!
+//! Promises: nothing is changed before everything was read, and nothing that was acknowledged is given up without the
+//! explicit word [`AcceptLoss::Yes`]. What is lost is told, key by key where anything is left that names it. Never:
+//! touches a store that somebody has open.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::expired::{self, Expired, ListedExpired};
+use crate::index::Hasher;
+use crate::index::table::{self, Cursor, ListedTable, Table};
+use crate::log::repair::{Survey, survey};
+use crate::log::{Seams, Sizes};
+use crate::operation::Key;
+use crate::storage::{Access, Storage, read_full_at};
+use crate::types::Lsn;
+use crate::{Error, ErrorKind, Result};
+
+/// Whether a loss is accepted. See [`repair`](crate::admin::repair).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum AcceptLoss {
+    /// Repairs what can be repaired without losing anything; else only says what would be lost.
+    No,
+    /// Gives up what is damaged. A key whose result is lost may be granted again.
+    Yes,
+}
+
+/// What a repair found and did. See [`repair`](crate::admin::repair).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RepairReport {
+    /// Whether the store can be opened now.
+    pub is_repaired: bool,
+    /// Whether anything that was acknowledged is lost, or would be.
+    pub is_loss: bool,
+    /// What is damaged or missing: each names file and offset.
+    pub damages: Vec<Error>,
+    /// Keys whose newest record is lost, as far as older records name them. Each is in the state that its newest whole
+    /// record says.
+    pub keys: Vec<Key<'static>>,
+    /// How many keys lost their newest record, by the index; `None`: it doesn't cover what is lost.
+    pub keys_lost: Option<u64>,
+    /// Remembered keys that are lost: a late retry of them is granted.
+    pub memories_lost: u64,
+    /// Records that were written anew.
+    pub records_moved: u64,
+}
+
+/// Repairs the store in `dir`, which is locked.
+pub(crate) fn run(
+    seams: &Seams,
+    dir: &Path,
+    sizes: &Sizes,
+    accept: AcceptLoss,
+) -> Result<RepairReport> {
+    let storage = &*seams.storage;
+    let mut found = survey(storage, dir)?;
+    let (memories, memories_lost) = survey_expired(storage, dir, &mut found)?;
+    let (keys, keys_lost) = name_the_lost(storage, dir, &found)?;
+    let is_loss = found.has_lost_records() || memories_lost > 0;
+    let mut report = RepairReport {
+        is_repaired: found.is_whole(),
+        is_loss,
+        damages: Vec::new(),
+        keys,
+        keys_lost,
+        memories_lost,
+        records_moved: 0,
+    };
+    let may = !is_loss || accept == AcceptLoss::Yes;
+    if !found.is_whole() && may {
+        let next = next_number(storage, dir, &found)?;
+        if found.can_be_relisted() {
+            found.relist(seams, dir, memories, next)?;
+        } else {
+            report.records_moved = found.salvage(seams, dir, sizes, memories, next)?;
+        }
+        report.is_repaired = true;
+    }
+    report.damages = found.damages;
+    Ok(report)
+}
+
+/// The files of remembered keys that are whole, the oldest first, and how many memories the others held.
+fn survey_expired(
+    storage: &dyn Storage,
+    dir: &Path,
+    found: &mut Survey,
+) -> Result<(Vec<ListedExpired>, u64)> {
+    let expired_dir = dir.join("expired");
+    let check = |listed: ListedExpired| -> Result<()> {
+        let file = Expired::open(storage, &expired_dir, listed, found.store, false)?;
+        file.verify(storage, found.store)
+    };
+    let (mut whole, mut lost) = (Vec::new(), 0_u64);
+    if let Some(manifest) = &found.manifest {
+        for listed in &manifest.expired {
+            match check(*listed) {
+                Ok(()) => whole.push(*listed),
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    found.damages.push(e);
+                    lost = lost.saturating_add(listed.entries);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        return Ok((whole, lost));
+    }
+    // Which of them were listed, nobody knows any more. Those that weren't say nothing wrong: the log goes before them.
+    for entry in storage.list(&expired_dir).unwrap_or_default() {
+        let Some(number) = expired::number_of(&entry.name) else { continue };
+        let path = expired_dir.join(&entry.name);
+        let read = || -> Result<ListedExpired> {
+            let file = storage.open(&path, Access::Read).map_err(|e| {
+                Error::corrupt(&path, 0, "expired keys that can't be opened").because(e)
+            })?;
+            let mut header = vec![0; crate::limits::PAGE_BYTES];
+            let have =
+                read_full_at(&*file, &mut header, 0).map_err(|e| Error::io("reading", &path, e))?;
+            let (_, listed) = ListedExpired::decode(header.get(..have).unwrap_or_default(), &path)?;
+            check(listed).map(|()| listed)
+        };
+        match read() {
+            Ok(listed) if listed.number == number => whole.push(listed),
+            Ok(_) => found.damages.push(Error::corrupt(&path, 0, "expired keys of another file")),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                found.damages.push(e);
+                lost = lost.saturating_add(1);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    whole.sort_by_key(|listed| listed.number);
+    Ok((whole, lost))
+}
+
+/// A number that no file of the index or of expired keys has or had.
+fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey) -> Result<u32> {
+    let mut next = found.manifest.as_ref().map_or(1, |manifest| manifest.next_table);
+    for (part, number_of) in
+        [("index", table::number_of as fn(&str) -> Option<u32>), ("expired", expired::number_of)]
+    {
+        for entry in storage.list(&dir.join(part)).unwrap_or_default() {
+            let after = number_of(&entry.name).map_or(0, |number| number.saturating_add(1));
+            next = next.max(after);
+        }
+    }
+    if next == u32::MAX {
+        return Err(Error::new(ErrorKind::StorageFull, "the index has used up its numbers").at(dir));
+    }
+    Ok(next)
+}
+
+/// The keys whose newest record is lost, as far as the index knows that there was one and an older record names it.
+fn name_the_lost(
+    storage: &dyn Storage,
+    dir: &Path,
+    found: &Survey,
+) -> Result<(Vec<Key<'static>>, Option<u64>)> {
+    if !found.has_lost_records() {
+        return Ok((Vec::new(), Some(0)));
+    }
+    let Some(manifest) = &found.manifest else { return Ok((Vec::new(), None)) };
+    let base_of = |ordinal| {
+        let listed = manifest.segments.iter().find(|listed| listed.ordinal == ordinal)?;
+        Some(listed.base)
+    };
+    let is_lost = |lsn: Lsn| found.lost.iter().any(|range| range.contains(&lsn));
+    // By prefix of the hash: the newest lost record.
+    let mut lost: BTreeMap<u64, Lsn> = BTreeMap::new();
+    let is_covered = found.lost.iter().all(|range| range.end <= manifest.covered);
+    let mut is_known = is_covered;
+    for listed in &manifest.tables {
+        let walked =
+            walk_table(storage, dir, *listed, manifest.store, &mut |prefix, ordinal, offset| {
+                if let Some(lsn) = base_of(ordinal).map(|base: Lsn| base.plus(offset)) {
+                    if is_lost(lsn) {
+                        let newest = lost.entry(prefix).or_insert(lsn);
+                        *newest = lsn.max(*newest);
+                    }
+                }
+            });
+        match walked {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::Corrupt => is_known = false,
+            Err(e) => return Err(e),
+        }
+    }
+    let hasher = Hasher::new(&found.secrets);
+    let mut named: BTreeMap<u64, (Lsn, Key<'static>)> = BTreeMap::new();
+    found.records(&mut |record| {
+        let Ok(body) = record.body() else { return Ok(()) };
+        let Some(key) = Key::from_stored(body.key_kind, body.key) else { return Ok(()) };
+        let prefix = table::prefix_of(hasher.hash(&key));
+        if lost.contains_key(&prefix) {
+            named.insert(prefix, (record.lsn, key.into_owned()));
+        }
+        Ok(())
+    })?;
+    // A younger whole record says all there is to say of its key.
+    let is_newest_lost = |prefix: &u64| {
+        let whole = named.get(prefix).map_or(Lsn::ZERO, |(lsn, _)| *lsn);
+        lost.get(prefix).is_some_and(|lost| *lost > whole)
+    };
+    let count = lost.keys().filter(|prefix| is_newest_lost(prefix)).count() as u64;
+    let keys = named.iter().filter(|(prefix, _)| is_newest_lost(prefix));
+    Ok((keys.map(|(_, (_, key))| key.clone()).collect(), is_known.then_some(count)))
+}
+
+fn walk_table(
+    storage: &dyn Storage,
+    dir: &Path,
+    listed: ListedTable,
+    store: crate::types::StoreId,
+    told: &mut dyn FnMut(u64, u32, u64),
+) -> Result<()> {
+    let table = Table::open(storage, &dir.join("index"), listed, store, false)?;
+    let mut cursor = Cursor::new(Arc::new(table));
+    while let Some(slot) = cursor.peek()? {
+        told(slot.prefix(), slot.spot.ordinal, slot.spot.offset);
+        cursor.advance();
+    }
+    Ok(())
+}
