@@ -472,3 +472,87 @@ fn what_was_granted_while_the_store_closed_is_known_to_the_next_opening() {
         }
     }
 }
+
+/// The smallest tables and segments there are, and the two threads that keep them.
+fn open_busy(sim: &Sim) -> Store {
+    let builder =
+        || Store::builder().segment_bytes(16 << 10).result_bytes_max(256).index_memory_max(1024);
+    drop(sim.open_with(builder()).unwrap());
+    sim.open_existing(builder(), true).unwrap()
+}
+
+#[test]
+fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
+    let (rounds, mut calls, mut reclaimed) = (rounds(6, 120), 0, 0);
+    for seed in 0..rounds {
+        let sim = Sim::new(seed);
+        if seed % 3 == 2 {
+            sim.mask_hashes(0, 0);
+        }
+        let store = open_busy(&sim);
+        // Keys that nobody touches: whatever is moved around them, they are there.
+        let long = |n: u64| format!("still-{n:0>1500}");
+        (0..20).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        let is_over = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            // Garbage, so that segments come and go.
+            let churn = scope.spawn(|| {
+                let mut n = 0_u64;
+                while is_over.load(Ordering::SeqCst) == 0 {
+                    let key = format!("churn-{n:0>2500}");
+                    let op = onlyonce::Operation::new(&key).durability(Durability::Lazy);
+                    assert!(store.mark(op).unwrap().is_first());
+                    assert!(store.forget(&key).unwrap());
+                    n += 1;
+                    // On a clock that stands still nothing that waits would come about.
+                    sim.advance(Duration::from_millis(20));
+                }
+            });
+            let compacts = scope.spawn(|| {
+                let mut reclaimed = 0;
+                while is_over.load(Ordering::SeqCst) == 0 {
+                    reclaimed += store.compact(20_000).unwrap().bytes_reclaimed();
+                }
+                reclaimed
+            });
+            let looks = scope.spawn(|| {
+                let mut walks = 0;
+                while is_over.load(Ordering::SeqCst) == 0 {
+                    let mut still = [0; 20];
+                    for entry in store.iter() {
+                        let (key, _) = entry.unwrap();
+                        let name = key.to_string();
+                        if let Some(n) = name.strip_prefix("still-") {
+                            still[n.parse::<usize>().unwrap()] += 1;
+                        }
+                    }
+                    assert!(
+                        still.iter().all(|&met| met == 1),
+                        "seed {seed}: a walk met them otherwise than once: {still:?}"
+                    );
+                    for n in 0..20 {
+                        assert!(store.get(long(n)).unwrap().is_some(), "{n} is gone");
+                        assert!(!store.mark(long(n)).unwrap().is_first(), "{n} is new");
+                    }
+                    let damages = store.verify().unwrap().damages;
+                    assert!(damages.is_empty(), "seed {seed}: {damages:?}");
+                    walks += 1;
+                }
+                walks
+            });
+            calls += play(&store, None, 8, 12, 150, seed);
+            is_over.store(1, Ordering::SeqCst);
+            churn.join().unwrap();
+            reclaimed += compacts.join().unwrap();
+            assert!(looks.join().unwrap() > 0);
+        });
+        assert!(store.health().is_writable());
+        sim.power_loss();
+        drop(store);
+        let store = open_busy(&sim);
+        assert!((0..20).all(|n| store.get(long(n)).unwrap().is_some()));
+        assert!(store.verify().unwrap().is_whole());
+    }
+    println!("busy histories: {rounds} rounds, {calls} calls, {reclaimed} bytes reclaimed");
+    assert!(reclaimed > 0);
+}

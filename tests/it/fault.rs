@@ -4,7 +4,7 @@
 
 use crate::errors::Mounted;
 use crate::script::{
-    Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, look, tiny,
+    Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, is_of_index, look, tiny,
 };
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{Claim, ClaimGuard, Error, ErrorKind, Operation, Run, State, Store, admin::Health};
@@ -47,6 +47,16 @@ fn workload() -> Vec<Op> {
     ]
 }
 
+/// The same calls, and those of checkpoints, merges, mending and compaction. Without crashes: they would end the fault.
+fn workloads() -> [(&'static str, Vec<Op>); 3] {
+    let without_kills = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Kill));
+    [
+        ("calls", workload()),
+        ("tables", without_kills(crate::crash::tables()).collect()),
+        ("compactions", without_kills(crate::crash::compactions()).collect()),
+    ]
+}
+
 /// Reopened after a kill and after a power cut, the store is what the ledger allows.
 fn check_reopened(sim: &Sim, ledger: &Ledger, context: &str) {
     check_reopened_as(sim, &[ledger], context);
@@ -67,15 +77,16 @@ fn check_reopened_as(sim: &Sim, ledgers: &[&Ledger], context: &str) {
 fn check_typed(failed: &Failed, fault: DiskFault, context: &str) {
     use ErrorKind::{Indeterminate, Io, Poisoned, StorageFull};
     let full = fault == DiskFault::Full && failed.kind == StorageFull;
-    let fits = full || matches!(failed.kind, Io | Indeterminate | Poisoned);
+    let rotten = is_of_index(failed.path.as_deref()) && failed.kind == ErrorKind::Corrupt;
+    let fits = full || rotten || matches!(failed.kind, Io | Indeterminate | Poisoned);
     assert!(fits && failed.path.is_some(), "{context}: {failed:?}");
     // At birth it may be a directory above the store.
     assert!(failed.message.contains('/'), "{context}: {failed:?}");
 }
 
-/// Runs the workload with the call number `n` failing; `false`: it never came to that.
-fn fail_at(n: u64, fault: DiskFault, lasting: bool) -> bool {
-    let context = format!("{fault:?} at call {n}, lasting: {lasting}");
+/// Runs a workload with the call number `n` failing; `false`: it never came to that.
+fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> bool {
+    let context = format!("{name}, {fault:?} at call {n}, lasting: {lasting}");
     let sim = Sim::new(7);
     if lasting {
         sim.fail_calls_from(n, fault);
@@ -84,7 +95,7 @@ fn fail_at(n: u64, fault: DiskFault, lasting: bool) -> bool {
     }
     let mut world = World::new(&sim);
     let mut failures = 0;
-    let mut ops = workload();
+    let mut ops = ops.to_vec();
     while !ops.is_empty() {
         let next = ops[0].clone();
         let Err(failed) = world.run(std::slice::from_ref(&next)) else {
@@ -121,8 +132,9 @@ fn fail_at(n: u64, fault: DiskFault, lasting: bool) -> bool {
         if store.health() != Health::Writable {
             sim.heal();
             check_answers(store, &world.ledger, &context);
-            let kind = store.claim("another").unwrap_err().kind();
-            assert_eq!(kind, ErrorKind::Poisoned, "{context}");
+            let refused = store.claim("another").unwrap_err();
+            let rotten = is_of_index(refused.path());
+            assert!(rotten || refused.kind() == ErrorKind::Poisoned, "{context}: {refused:?}");
         }
     }
     sim.heal();
@@ -134,14 +146,20 @@ fn fail_at(n: u64, fault: DiskFault, lasting: bool) -> bool {
 
 fn sweep(fault: DiskFault, lasting: bool) -> u64 {
     // Calls of one fault differ little from their neighbours'; by default every second is tried.
-    let stride = if is_long() { 1 } else { 2 };
     let mut points = 0;
-    for n in (0..).step_by(stride) {
-        if !fail_at(n, fault, lasting) {
-            break;
+    for (name, ops) in workloads() {
+        let stride = match (is_long(), name) {
+            (true, _) => 1,
+            (false, "calls") => 2,
+            (false, _) => 7,
+        };
+        for n in (0..).step_by(stride) {
+            if !fail_at(name, &ops, n, fault, lasting) {
+                break;
+            }
+            points += 1;
+            assert!(n < 5000, "{name}, {fault:?}: a run without end");
         }
-        points += 1;
-        assert!(n < 5000, "{fault:?}: a run without end");
     }
     points
 }
@@ -165,24 +183,27 @@ fn calls_that_fail_from_some_moment_on_are_typed_errors_and_lose_nothing() {
 /// Reads and writes that do a part only, and those that a signal interrupts, are invisible.
 #[test]
 fn short_calls_and_signals_are_invisible() {
-    let undisturbed = |prepare: &dyn Fn(&Sim)| {
-        let sim = Sim::new(7);
-        prepare(&sim);
-        let mut world = World::new(&sim);
-        world.run(&workload()).unwrap();
-        (look(world.store()).unwrap(), sim.calls())
-    };
-    let (keys, calls) = undisturbed(&|_| {});
     let mut points = 0;
-    for n in (0..calls).step_by(if is_long() { 1 } else { 4 }) {
-        let short = undisturbed(&|sim| sim.fail_calls_from(n, DiskFault::Short));
-        assert_eq!(short.0, keys, "short from call {n} on");
-        let interrupted = undisturbed(&|sim| {
-            sim.fail_read(n, DiskFault::Interrupted);
-            sim.fail_write(n, DiskFault::Interrupted);
-        });
-        assert_eq!(interrupted.0, keys, "a signal at read and write {n}");
-        points += 2;
+    for (name, ops) in workloads() {
+        let undisturbed = |prepare: &dyn Fn(&Sim)| {
+            let sim = Sim::new(7);
+            prepare(&sim);
+            let mut world = World::new(&sim);
+            world.run(&ops).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+            (look(world.store()).unwrap(), sim.calls())
+        };
+        let (keys, calls) = undisturbed(&|_| {});
+        let stride = if name == "calls" { 4 } else { 29 };
+        for n in (0..calls).step_by(if is_long() { 1 } else { stride }) {
+            let short = undisturbed(&|sim| sim.fail_calls_from(n, DiskFault::Short));
+            assert_eq!(short.0, keys, "{name}, short from call {n} on");
+            let interrupted = undisturbed(&|sim| {
+                sim.fail_read(n, DiskFault::Interrupted);
+                sim.fail_write(n, DiskFault::Interrupted);
+            });
+            assert_eq!(interrupted.0, keys, "{name}, a signal at read and write {n}");
+            points += 2;
+        }
     }
     println!("short and interrupted calls: {points} fault points");
 }
@@ -208,6 +229,9 @@ fn go_on(world: &mut World<'_>, ops: &[Op], context: &str) -> u64 {
         }
         let Err(failed) = world.run_one(op) else { continue };
         assert_eq!(failed.kind, ErrorKind::StorageFull, "{context}, {op:?}: {failed:?}");
+        if matches!(op, Op::Compact(_)) {
+            continue;
+        }
         let is_ending = matches!(op, Op::Complete(..) | Op::Fail(..) | Op::Abort(..));
         assert!(!is_ending, "{context}: an ending within its reserve was refused: {failed:?}");
         let key = key_of(op).unwrap_or_else(|| panic!("{context}, {op:?}: {failed:?}"));
@@ -246,29 +270,45 @@ fn a_disk_full_from_any_operation_on_refuses_claims_and_nothing_else() {
     ]);
     let (mut refused, mut points) = (0, 0);
     for at in 0..ops.len() {
-        for inodes in [false, true] {
-            let context = format!("full after {at} operations, inodes: {inodes}");
-            let sim = Sim::new(7);
-            let mut world = World::new(&sim);
-            world.run(&ops[..at]).unwrap();
-            if inodes {
-                sim.set_disk_files_max(sim.disk_files());
-            } else {
-                sim.set_disk_bytes_max(sim.disk_bytes());
-            }
-            refused += go_on(&mut world, &ops[at..], &context);
-            check_answers(world.store(), &world.ledger, &context);
-            sim.set_disk_bytes_max(u64::MAX);
-            sim.set_disk_files_max(u64::MAX);
-            let room = [Op::Claim(key("z"), Sync, Sync), Op::Complete(key("z"), key("room again"))];
-            world.run(&room).unwrap_or_else(|e| panic!("{context}, room again: {e:?}"));
-            let ledger = world.forget();
-            check_reopened(&sim.copy(), &ledger, &context);
-            points += 1;
+        refused += full_from(&ops, at, &mut points);
+    }
+    // A table that rots on a full disk can't be mended; and what was refused is not there to be forgotten.
+    let index = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Rot)).collect();
+    let index: [Vec<Op>; 2] = [index(crate::crash::tables()), index(crate::crash::compactions())];
+    for ops in index {
+        for at in (0..ops.len()).step_by(if is_long() { 1 } else { 3 }) {
+            refused += full_from(&ops, at, &mut points);
         }
     }
     println!("full disks: {points} fault points, {refused} refusals, {} reopenings", points * 2);
     assert!(refused > 100);
+}
+
+/// How many operations were refused.
+fn full_from(ops: &[Op], at: usize, points: &mut u64) -> u64 {
+    let key = |name: &str| name.to_owned();
+    let mut refused = 0;
+    for inodes in [false, true] {
+        let context = format!("full after {at} operations, inodes: {inodes}");
+        let sim = Sim::new(7);
+        let mut world = World::new(&sim);
+        world.run(&ops[..at]).unwrap();
+        if inodes {
+            sim.set_disk_files_max(sim.disk_files());
+        } else {
+            sim.set_disk_bytes_max(sim.disk_bytes());
+        }
+        refused += go_on(&mut world, &ops[at..], &context);
+        check_answers(world.store(), &world.ledger, &context);
+        sim.set_disk_bytes_max(u64::MAX);
+        sim.set_disk_files_max(u64::MAX);
+        let room = [Op::Claim(key("z"), Sync, Sync), Op::Complete(key("z"), key("room again"))];
+        world.run(&room).unwrap_or_else(|e| panic!("{context}, room again: {e:?}"));
+        let ledger = world.forget();
+        check_reopened(&sim.copy(), &ledger, &context);
+        *points += 1;
+    }
+    refused
 }
 
 /// From a disk too small for a store to one that holds the whole workload, page by page.
@@ -501,56 +541,72 @@ fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
 /// typed error, and nothing acknowledged is lost, whatever was acknowledged after the panic included.
 #[test]
 fn a_panic_at_any_call_hangs_nobody_and_loses_nothing() {
-    let points = within(60, "a panic at a call", || {
+    let points = within(120, "a panic at a call", || {
         let mut points = 0;
-        for n in (0..).step_by(if is_long() { 1 } else { 2 }) {
-            let context = format!("a panic at call {n}");
-            let sim = Sim::new(7);
-            sim.fail_call(n, DiskFault::Panic);
-            let mut world = World::new(&sim);
-            // A call that panicked may have done all of it or nothing.
-            let mut undone = None;
-            for op in workload() {
-                let before = world.ledger.clone();
-                match catch_unwind(AssertUnwindSafe(|| world.run(&[op]))) {
-                    Ok(done) => done.unwrap_or_else(|e| panic!("{context}: {e:?}")),
-                    Err(_) => {
-                        undone = Some(before);
-                        break;
-                    }
-                }
-            }
-            if sim.faults_met() == 0 {
-                sim.heal();
-                break;
-            }
-            points += 1;
-            let mut undone = undone.unwrap_or_else(|| panic!("{context}: nobody noticed"));
-            for (key, level) in [("z1", Flush), ("z2", Lazy), ("z3", Sync)] {
-                if world.store.is_none() {
+        for (name, ops) in workloads() {
+            let stride = match (is_long(), name) {
+                (true, _) => 1,
+                (false, "calls") => 2,
+                (false, _) => 13,
+            };
+            for n in (0..).step_by(stride) {
+                if !panic_at(name, &ops, n) {
                     break;
                 }
-                let mark = Op::Mark(key.to_owned(), level);
-                match world.run_one(&mark) {
-                    Ok(()) => undone.did(&mark, Some(level)),
-                    Err(failed) => {
-                        use ErrorKind::{Closed, Indeterminate, Poisoned};
-                        let typed = matches!(failed.kind, Poisoned | Indeterminate | Closed);
-                        assert!(typed, "{context}: {failed:?}");
-                        if failed.kind == Indeterminate {
-                            undone.did(&mark, None);
-                        }
-                    }
-                }
+                points += 1;
             }
-            let copy = sim.copy();
-            let done = world.forget();
-            check_reopened_as(&copy, &[&done, &undone], &context);
         }
         points
     });
     println!("panics: {points} fault points, {} reopenings", points * 2);
     assert!(points > 100);
+}
+
+/// `false`: it never came to that call.
+fn panic_at(name: &str, ops: &[Op], n: u64) -> bool {
+    let context = format!("{name}, a panic at call {n}");
+    let sim = Sim::new(7);
+    sim.fail_call(n, DiskFault::Panic);
+    let mut world = World::new(&sim);
+    // A call that panicked may have done all of it or nothing.
+    let mut undone = None;
+    for op in ops {
+        let before = world.ledger.clone();
+        match catch_unwind(AssertUnwindSafe(|| world.run(std::slice::from_ref(op)))) {
+            Ok(done) => done.unwrap_or_else(|e| panic!("{context}: {e:?}")),
+            Err(_) => {
+                undone = Some(before);
+                break;
+            }
+        }
+    }
+    if sim.faults_met() == 0 {
+        sim.heal();
+        return false;
+    }
+    let mut undone = undone.unwrap_or_else(|| panic!("{context}: nobody noticed"));
+    for (key, level) in [("z1", Flush), ("z2", Lazy), ("z3", Sync)] {
+        if world.store.is_none() {
+            break;
+        }
+        let mark = Op::Mark(key.to_owned(), level);
+        match world.run_one(&mark) {
+            Ok(()) => undone.did(&mark, Some(level)),
+            Err(failed) => {
+                use ErrorKind::{Closed, Indeterminate, Poisoned};
+                let typed = matches!(failed.kind, Poisoned | Indeterminate | Closed);
+                let typed = typed || is_of_index(failed.path.as_deref());
+                assert!(typed, "{context}: {failed:?}");
+                if failed.kind == Indeterminate {
+                    undone.did(&mark, None);
+                }
+            }
+        }
+    }
+    let copy = sim.copy();
+    let done = world.forget();
+    check_reopened_as(&copy, &[&done, &undone], &context);
+    true
 }
 
 /// One of many threads leads a write or a sync, and panics in it.

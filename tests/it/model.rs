@@ -258,6 +258,12 @@ impl World {
             segments_most: 0,
             restarts: 0,
         };
+        // Now and then all keys meet under one hash, or in one bucket.
+        match seed % 8 {
+            0 => world.sim.mask_hashes(0, 0),
+            1 => world.sim.mask_hashes(1 << 63, u64::MAX),
+            _ => {}
+        }
         let store = world.open();
         world.machine = Some(Machine::new(store, BTreeMap::new()));
         world.note_moment();
