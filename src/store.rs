@@ -656,6 +656,13 @@ impl Store {
         self.shared.compact(budget).map(Compaction::new)
     }
 
+    /// Seals what memory holds and merges the index into one table, without moving the log. For this crate's own
+    /// benches; may change at any time.
+    #[doc(hidden)]
+    pub fn merge_index(&self) -> Result<()> {
+        self.shared.merge_index()
+    }
+
     /// Does one piece of background work, if one is due, and says in how long the next may be.
     ///
     /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise a

@@ -375,6 +375,15 @@ impl Engine {
         self.switch_index(&Change { replaced: merging.of, by: vec![table] })
     }
 
+    /// See [`Store::merge_index`](crate::Store::merge_index).
+    pub(crate) fn merge_index(&self) -> Result<()> {
+        self.check_usable()?;
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        self.merge_all()
+    }
+
     /// Seals what memory holds and merges all tables into one.
     pub(super) fn merge_all(&self) -> Result<()> {
         let mut work = self.work.lock();
