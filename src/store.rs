@@ -661,6 +661,40 @@ impl Store {
         self.shared.compact(budget).map(Compaction::new)
     }
 
+    /// Makes the index again from the log. Never needed for what a lookup or an opening notices by itself, which is
+    /// mended at once; only where nothing of the index is to be trusted any more.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark("k")?;
+    /// if !store.verify()?.is_whole() {
+    ///     store.rebuild_index()?;
+    /// }
+    /// # store.rebuild_index()?;
+    /// # assert!(!store.mark("k")?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// Durable on return. Others go on meanwhile.
+    ///
+    /// # Errors
+    /// `Corrupt` if the log is damaged: see [`repair`](crate::admin::repair). `StorageFull`; as `sync`.
+    ///
+    /// # Cost
+    /// Reads the log up to the last checkpoint, writes 16 bytes a key, some of them several times.
+    pub fn rebuild_index(&self) -> Result<()> {
+        self.check_open()?;
+        self.shared.rebuild_index()
+    }
+
+    /// Seals what memory holds and merges the index into one table, without moving the log. For this crate's own
+    /// benches; may change at any time.
+    #[doc(hidden)]
+    pub fn merge_index(&self) -> Result<()> {
+        self.shared.merge_index()
+    }
+
     /// Does one piece of background work, if one is due, and says in how long the next may be.
     ///
     /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise a

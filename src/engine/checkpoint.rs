@@ -460,6 +460,15 @@ impl Engine {
         self.switch_index(&Change { replaced: merging.of, by: vec![table] })
     }
 
+    /// See [`Store::merge_index`](crate::Store::merge_index).
+    pub(crate) fn merge_index(&self) -> Result<()> {
+        self.check_usable()?;
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        self.merge_all()
+    }
+
     /// Seals what memory holds and merges all tables into one.
     pub(super) fn merge_all(&self) -> Result<()> {
         let mut work = self.work.lock();
@@ -523,6 +532,28 @@ impl Engine {
         }?;
         self.mended.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes all tables again from the log, as one.
+    pub(crate) fn rebuild_index(&self) -> Result<()> {
+        self.check_usable()?;
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        let mut work = self.work.lock();
+        if let Some(merging) = work.merge.take() {
+            merging.merge.discard();
+        }
+        let tables = self.tables();
+        let Some(oldest) = tables.list.last() else { return Ok(()) };
+        let mut change = Change { replaced: tables.list.clone(), by: Vec::new() };
+        match self.rebuild(oldest.listed.from, tables.covered, &mut change.by) {
+            Ok(()) => self.switch_index(&change),
+            Err(e) => {
+                self.remove_files(&change.by);
+                Err(e)
+            }
+        }
     }
 
     /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as

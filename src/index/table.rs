@@ -324,8 +324,7 @@ impl Table {
 
     /// Reads one bucket and checks it.
     fn bucket(&self, number: u64) -> Result<Bucket> {
-        let at =
-            number.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64);
+        let at = place_of(number);
         let bucket = match &self.bytes {
             Bytes::Map(map) => {
                 map.bytes(at, BUCKET_BYTES).and_then(|bytes| Bucket::read_from_bytes(bytes).ok())
@@ -345,10 +344,25 @@ impl Table {
         }
     }
 
+    /// What a walk comes to next: maps are read without looking ahead.
+    fn read_ahead(&self, number: u64) {
+        if let Bytes::Map(map) = &self.bytes {
+            map.read_ahead(place_of(number), limits::TABLE_PIECE_BYTES);
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
+
+/// Where a bucket stands in the file.
+fn place_of(number: u64) -> u64 {
+    number.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64)
+}
+
+/// Buckets that a walk has read ahead.
+const PIECE_BUCKETS: u64 = (limits::TABLE_PIECE_BYTES / BUCKET_BYTES) as u64;
 
 /// A walk through a table's slots, in order.
 pub(crate) struct Cursor {
@@ -382,6 +396,9 @@ impl Cursor {
             let number = self.next;
             self.next = number.saturating_add(1);
             self.at = SLOTS;
+            if number % PIECE_BUCKETS == 0 {
+                self.table.read_ahead(number);
+            }
             self.bucket = self.table.bucket(number)?;
             self.at = 0;
         }

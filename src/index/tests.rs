@@ -208,10 +208,13 @@ fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
         memory.write_file(&paths[0], &bad).unwrap();
         let table = Arc::new(open(&storage, listed[0], true).unwrap());
         let mut cursor = table::Cursor::new(table);
-        while let Ok(Some(_)) = cursor.peek() {
-            cursor.advance();
-        }
-        assert!(cursor.peek().is_err());
+        let walked = loop {
+            match cursor.peek() {
+                Ok(Some(_)) => cursor.advance(),
+                other => break other,
+            }
+        };
+        assert!(walked.is_err());
     }
     // A whole table in another's place.
     memory.write_file(&paths[0], &two).unwrap();

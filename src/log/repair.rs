@@ -203,7 +203,7 @@ impl Survey {
                 durable = durable.max(behind.watermark);
                 // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
                 let is_cut = self.manifest.is_none() && to >= limit && behind.bytes_end <= from;
-                if !is_cut && !(is_ended && to >= limit) {
+                if !(is_cut || is_ended && to >= limit) {
                     gaps.push((index, from, to, why));
                 }
             }

@@ -108,6 +108,9 @@ pub(crate) trait Map: Send + Sync + fmt::Debug {
     /// The bytes of `[offset, offset + len)`, which must not change while they are borrowed:
     /// ask only for what is already written and never written again. `None` outside the map.
     fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]>;
+
+    /// These bytes will be asked for, one after the other: a hint.
+    fn read_ahead(&self, _offset: u64, _len: usize) {}
 }
 
 /// How a change of several steps failed.

@@ -1,0 +1,147 @@
+//! Marks N keys, in batches, and says what that cost.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use onlyonce::{Durability, Store};
+
+use crate::machine::{self, Io, Watch};
+use crate::work::{Args, FILLED, close, key, mib, open, seconds};
+
+pub fn run(args: &Args, dir: &Path, keys: u64) {
+    let (level, batch) = (crate::level_of(args), args.number("--batch", 1000));
+    println!("\n{keys} keys of 36 bytes, marked at {level:?} in batches of {batch}\n");
+    let watch = Watch::begin();
+    let (before, memory_before) = (Io::now(), machine::own_memory());
+    let store = open(dir, level);
+    let mut tenths = Vec::new();
+    let mut progress = Progress::new(keys);
+    let began = Instant::now();
+    for tenth in 0..10 {
+        let from = keys * tenth / 10;
+        let to = keys * (tenth + 1) / 10;
+        let took = seconds(|| mark(&store, from..to, batch, &mut |done| progress.show(done)));
+        tenths.push(Tenth {
+            rate: (to - from) as f64 / took,
+            memory: watch.take_peak().saturating_sub(memory_before),
+        });
+    }
+    let total = began.elapsed().as_secs_f64();
+    progress.end();
+    print_tenths(&tenths);
+    print_totals(&store, keys, total, before, &tenths);
+    if !args.has("--unmerged") {
+        let took = seconds(|| store.merge_index().unwrap());
+        let index = store.stats().index_bytes;
+        println!(
+            "| index a key, sealed and merged into one table | {:.2} bytes, after {took:.2} s |",
+            index as f64 / keys as f64
+        );
+    }
+    let took = seconds(|| close(store));
+    println!("| closing | {took:.2} s |");
+}
+
+/// Marks the keys of a range. `told` how many are done, now and then.
+pub fn mark(store: &Store, keys: std::ops::Range<u64>, batch: u64, told: &mut dyn FnMut(u64)) {
+    let mut next = keys.start;
+    while next < keys.end {
+        let until = (next + batch).min(keys.end);
+        let names: Vec<_> = (next..until).map(|n| key(FILLED, n)).collect();
+        for mark in store.mark_many(&names).unwrap() {
+            assert!(mark.unwrap().is_first());
+        }
+        next = until;
+        told(next);
+    }
+}
+
+/// A store of so many marked keys, closed.
+pub fn make(dir: &Path, keys: u64, level: Durability) {
+    let store = open(dir, level);
+    mark(&store, 0..keys, 1000, &mut |_| {});
+    store.merge_index().unwrap();
+    close(store);
+}
+
+struct Tenth {
+    rate: f64,
+    /// The most memory of its own that the process had more than before.
+    memory: u64,
+}
+
+fn print_tenths(tenths: &[Tenth]) {
+    println!("| tenth | keys/s | memory MiB |");
+    println!("|---:|---:|---:|");
+    for (number, tenth) in tenths.iter().enumerate() {
+        println!("| {} | {:.0} | {:.1} |", number + 1, tenth.rate, mib(tenth.memory));
+    }
+}
+
+fn print_totals(store: &Store, keys: u64, total: f64, before: Io, tenths: &[Tenth]) {
+    let stats = store.stats();
+    let per_key = |bytes: u64| bytes as f64 / keys as f64;
+    let written = Io::now().since(before).written;
+    let memory = |tenth: usize| tenths[tenth].memory as f64;
+    let million_keys = keys as f64 / 1e6;
+    println!("\n| what | figure |\n|---|---:|");
+    println!("| all | {total:.1} s, {:.0} keys/s |", keys as f64 / total);
+    println!("| last tenth / first | {:.2} |", tenths[9].rate / tenths[0].rate);
+    println!("| records a key | {:.1} bytes |", per_key(stats.bytes_written));
+    println!("| log a key, room ahead included | {:.1} bytes |", per_key(stats.log_bytes));
+    println!(
+        "| index a key, as it is | {:.2} bytes in {} tables; {:.1} % of the keys in memory |",
+        stats.index_bytes as f64 / (keys - stats.keys_in_memory.min(keys - 1)) as f64,
+        stats.tables,
+        100.0 * stats.keys_in_memory as f64 / keys as f64
+    );
+    let peak = tenths.iter().map(|tenth| tenth.memory).max().unwrap_or(0);
+    println!("| memory of its own, at most | {:.1} MiB |", mib(peak));
+    println!(
+        "| its growth per million keys, from the fifth tenth to the last | {:.1} KiB |",
+        (memory(9) - memory(4)) / 1024.0 / (million_keys * 0.5)
+    );
+    println!("| page tables | {:.1} MiB |", mib(machine::page_tables()));
+    println!(
+        "| written to the device / bytes of records | {:.2} |",
+        written as f64 / stats.bytes_written as f64
+    );
+    println!("| syncs of the log | {} |", stats.syncs);
+}
+
+/// How far it is, on standard error: one line that is written anew, or where nobody watches one every 5 s.
+struct Progress {
+    keys: u64,
+    began: Instant,
+    shown: Instant,
+    every: Duration,
+    is_watched: bool,
+}
+
+impl Progress {
+    fn new(keys: u64) -> Self {
+        let is_watched = std::io::stderr().is_terminal();
+        let every = Duration::from_millis(if is_watched { 200 } else { 5000 });
+        Progress { keys, began: Instant::now(), shown: Instant::now(), every, is_watched }
+    }
+
+    fn show(&mut self, done: u64) {
+        if self.shown.elapsed() < self.every {
+            return;
+        }
+        self.shown = Instant::now();
+        let rate = done as f64 / self.began.elapsed().as_secs_f64();
+        let left = (self.keys - done) as f64 / rate;
+        let (begin, end) = if self.is_watched { ("\r\x1b[K", "") } else { ("", "\n") };
+        let percent = 100 * done / self.keys.max(1);
+        eprint!("{begin}{percent} %: {done} keys, {rate:.0} a second, {left:.0} s left{end}");
+        let _ = std::io::stderr().flush();
+    }
+
+    fn end(&self) {
+        if self.is_watched {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What does a store of N keys cost? Filling it, its bytes and memory, opening, finding, expiring.
+//!
+//! `cargo bench --bench keys -- --keys 100000000 --level sync` marks so many 36-byte keys in batches and prints what
+//! that took. Each further part is asked for, works on the store just filled or on an older one (`--dir DIR --no-fill`),
+//! and prints a table of its own:
+//!
+//! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
+//! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root);
+//! - `--expire`: what it takes to give back the room of expired keys, and what others feel of it (`--expire-keys M`);
+//! - `--rates`: batches of marks beside a floor of the same bytes, pairs beside those on an empty store.
+//!
+//! `--batch 1000` keys a batch, `--rounds 5` where rounds are taken in turn. The parts stand in files of their own;
+//! `machine` asks the system.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod expire;
+mod fill;
+mod machine;
+mod open;
+mod rates;
+mod squeeze;
+mod work;
+
+use std::path::PathBuf;
+
+use onlyonce::Durability;
+use work::{Args, scratch};
+
+fn main() {
+    let args = Args::new();
+    match args.value("--child").as_deref() {
+        Some("pairs") => return open::pairs_in_child(&args),
+        Some("open") => return open::open_in_child(&args),
+        Some("lookups") => return squeeze::look_up_in_child(&args),
+        _ => {}
+    }
+    let parts = ["--then", "--squeeze", "--expire", "--rates", "--no-fill"];
+    let asked_for_none = !parts.iter().any(|part| args.has(part)) && args.value("--keys").is_none();
+    let keys = args.number("--keys", 1_000_000);
+    let temporary = scratch();
+    let given = args.value("--dir").map(PathBuf::from);
+    let dir = given.unwrap_or_else(|| temporary.path().to_path_buf()).join("keys");
+    println!("{} processors, {}", work::cores(), machine::processor());
+    let on_its_own = !args.has("--then") && !args.has("--squeeze");
+    let fills = args.value("--keys").is_some() || asked_for_none || !on_its_own;
+    if fills && !args.has("--no-fill") {
+        fill::run(&args, &dir, keys);
+    }
+    if args.has("--then") {
+        open::run(&args, &dir, keys);
+    }
+    if args.has("--squeeze") {
+        squeeze::run(&args, &dir, keys);
+    }
+    if args.has("--expire") {
+        expire::run(&args);
+    }
+    if args.has("--rates") {
+        rates::run(&args);
+    }
+}
+
+/// The level that `--level` names.
+fn level_of(args: &Args) -> Durability {
+    match args.value("--level").as_deref() {
+        None | Some("sync") => Durability::Sync,
+        Some("flush") => Durability::Flush,
+        Some("lazy") => Durability::Lazy,
+        Some(other) => panic!("--level sync, flush or lazy, not {other}"),
+    }
+}
