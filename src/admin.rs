@@ -4,16 +4,18 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::builder::{StoreBuilder, system};
 use crate::claim::State;
+use crate::claim::wall;
 use crate::engine::{CompactionDone, Inspector, Walk};
 use crate::protocol::{Phase, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
 use crate::store::state_of;
 use crate::sync::Ordering;
-use crate::types::KeyHash;
+use crate::types::{KeyHash, Lsn};
 use crate::{Error, Key, Result};
 
 /// Repairs the store in `dir`, which nobody may have open: rebuilds a lost manifest, and gives up what is damaged, if
@@ -300,6 +302,22 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes of the log's segments, room prepared ahead included.
     pub log_bytes: u64,
+    /// Since when the oldest claim in flight is.
+    pub oldest_claim: Option<SystemTime>,
+    /// Bytes of log behind the last checkpoint: what an opening after a crash reads.
+    pub log_bytes_since_checkpoint: u64,
+    /// Bytes that all files take together, and may take: `u64::MAX` if there is no `disk_bytes_max`.
+    pub disk_bytes: u64,
+    /// See `disk_bytes`.
+    pub disk_bytes_max: u64,
+    /// Bytes that compaction moved since the store was opened.
+    pub bytes_moved: u64,
+    /// Bytes of segments that it gave back.
+    pub bytes_reclaimed: u64,
+    /// Files of remembered keys.
+    pub expired_files: u64,
+    /// Keys in them.
+    pub expired_keys: u64,
     /// Sealed tables of the index.
     pub tables: u64,
     /// Bytes of them.
@@ -312,6 +330,8 @@ pub struct Stats {
     pub syncs: u64,
     /// Time spent in them.
     pub sync_time: std::time::Duration,
+    /// Records placed since then. Divided by `syncs`: how many share one.
+    pub records: u64,
     /// Bytes of records handed to the system since then.
     pub bytes_written: u64,
     /// What the opening found.
@@ -323,13 +343,31 @@ impl Stats {
         // In a fork a lock may be held for ever; counts are the parent's anyway.
         let (keys, in_flight) = if shared.is_foreign() { (0, 0) } else { shared.counts() };
         let listed = if shared.is_foreign() { Vec::new() } else { shared.log.listed() };
-        let tables = if shared.is_foreign() { Vec::new() } else { shared.tables().list.clone() };
-        let keys_in_memory = if shared.is_foreign() { 0 } else { shared.keys_in_memory() };
+        let is_ours = !shared.is_foreign();
+        let index = is_ours.then(|| shared.tables());
+        let (tables, expired) = index
+            .as_ref()
+            .map(|index| (index.list.clone(), index.expired.clone()))
+            .unwrap_or_default();
+        let covered = index.as_ref().map(|index| index.covered);
+        let since_checkpoint = covered.map_or(0, |covered| shared.log.bytes_since(covered));
+        let keys_in_memory = if is_ours { shared.keys_in_memory() } else { 0 };
+        let oldest = if is_ours { shared.oldest_claim() } else { None };
+        let (disk_bytes, disk_bytes_max) =
+            if is_ours { shared.log.budget() } else { (0, u64::MAX) };
         let report = &shared.report;
         Stats {
             keys,
             in_flight,
             segments: listed.len() as u64,
+            oldest_claim: oldest.map(|(since, offset)| wall(since, offset)),
+            log_bytes_since_checkpoint: since_checkpoint,
+            disk_bytes,
+            disk_bytes_max,
+            bytes_moved: shared.moved.load(Ordering::Relaxed),
+            bytes_reclaimed: shared.reclaimed.load(Ordering::Relaxed),
+            expired_files: expired.len() as u64,
+            expired_keys: expired.iter().map(|file| file.listed.entries).sum(),
             tables: tables.len() as u64,
             index_bytes: tables.iter().map(|table| table.listed.bytes()).sum(),
             keys_in_memory,
@@ -339,6 +377,7 @@ impl Stats {
             sync_time: std::time::Duration::from_nanos(
                 shared.log.sync_nanos.load(Ordering::Relaxed),
             ),
+            records: shared.log.records(),
             bytes_written: shared.log.bytes_written.load(Ordering::Relaxed),
             opening: Opening {
                 was_clean: report.was_clean,
@@ -352,6 +391,44 @@ impl Stats {
                 }),
             },
         }
+    }
+}
+
+/// What is alive in a store. See [`Store::estimate`](crate::Store::estimate).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Estimate {
+    /// Bytes of the records that are of use: their keys' newest, and not expired.
+    pub live_bytes: u64,
+    /// Bytes of the log that are not: what compaction could give back.
+    pub dead_bytes: u64,
+    /// Keys claimed or interrupted.
+    pub open: u64,
+    /// Keys held.
+    pub held: u64,
+    /// Keys whose last attempt had no effect.
+    pub aborted: u64,
+    /// Keys with a result.
+    pub completed: u64,
+    /// Keys with a recorded failure.
+    pub failed: u64,
+}
+
+impl Estimate {
+    pub(crate) fn of(shared: &Shared) -> Result<Self> {
+        shared.check_usable()?;
+        let alive = shared.estimate()?;
+        let [claimed, interrupted, held, aborted, completed, failed] = alive.keys;
+        let log_bytes = shared.log.bytes_since(Lsn::ZERO);
+        Ok(Estimate {
+            live_bytes: alive.bytes,
+            dead_bytes: log_bytes.saturating_sub(alive.bytes),
+            open: claimed.saturating_add(interrupted),
+            held,
+            aborted,
+            completed,
+            failed,
+        })
     }
 }
 

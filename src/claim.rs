@@ -1368,7 +1368,7 @@ impl fmt::Debug for ClaimHandle {
 }
 
 /// A store time as the wall clock showed it.
-fn wall(time: StoreMillis, offset: i64) -> SystemTime {
+pub(crate) fn wall(time: StoreMillis, offset: i64) -> SystemTime {
     let millis = i128::from(time.0) + i128::from(offset);
     let millis = u64::try_from(millis.max(0)).unwrap_or(u64::MAX);
     SystemTime::UNIX_EPOCH

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admin::{Compaction, Gathering, Health, Iter, Stats, Verification};
+use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verification};
 use crate::builder::StoreBuilder;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, Expired, Interrupted, Mark, Recorded, Resolution, State, granting,
@@ -582,6 +582,28 @@ impl Store {
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::of(&self.shared)
+    }
+
+    /// How much of the store is alive, and in which states its keys are: from a sample of some hundred of them, so to
+    /// some percent. A store with fewer keys is told nearly exactly.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark("k")?;
+    /// let estimate = store.estimate()?;
+    /// println!("{} bytes could be given back", estimate.dead_bytes);
+    /// # assert_eq!((estimate.completed, estimate.held), (1, 0));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Corrupt` if a bucket of the index is damaged; `Closed`, `Forked`, `Indeterminate`.
+    ///
+    /// # Cost
+    /// Some hundred random reads.
+    pub fn estimate(&self) -> Result<Estimate> {
+        Estimate::of(&self.shared)
     }
 
     /// Reads every file of the store and says what is damaged: each record, each bucket of the index, and whether

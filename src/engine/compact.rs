@@ -13,14 +13,14 @@ use super::checkpoint::Work;
 use super::compose::state_of;
 use crate::expired::{self, Expired, Memory};
 use crate::index::recent::{Entry, Place};
-use crate::index::table::Cursor;
+use crate::index::table::{Cursor, SLOTS};
 use crate::limits;
 use crate::log::{Due, NoRoom, Room};
 use crate::operation::{Durability, Key};
-use crate::protocol::{self, KeyState};
+use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
+use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// A segment on its way out.
@@ -42,21 +42,39 @@ pub(super) struct Estimate {
     at_millis: u64,
 }
 
-/// Some keys, and the bytes of those among them that are alive.
-#[derive(Default)]
-struct Sample {
-    seen: u64,
-    bytes: u64,
+/// What a sample of the index tells of all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Alive {
+    /// Bytes of the records that are their keys' newest, and not expired.
+    pub(crate) bytes: u64,
+    /// Their number, by what they leave their keys in: claimed, interrupted, held, aborted, completed, failed.
+    pub(crate) keys: [u64; 6],
 }
 
-impl Sample {
-    /// The bytes that so many keys come to, if they are like these.
-    fn scaled_to(&self, keys: u64) -> u64 {
-        u128::from(self.bytes)
-            .saturating_mul(u128::from(keys))
-            .checked_div(u128::from(self.seen))
-            .and_then(|bytes| u64::try_from(bytes).ok())
-            .unwrap_or(0)
+impl Alive {
+    fn add(&mut self, phase: Phase, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if let Some(keys) = self.keys.get_mut(phase as usize) {
+            *keys = keys.saturating_add(1);
+        }
+    }
+
+    /// What so many keys come to, if `seen` of them came to this.
+    fn scaled_to(self, keys: u64, seen: u64) -> Self {
+        let scaled = |value: u64| {
+            let product = u128::from(value).saturating_mul(u128::from(keys));
+            let value = product.checked_div(u128::from(seen)).unwrap_or(0);
+            u64::try_from(value).unwrap_or(u64::MAX)
+        };
+        Alive { bytes: scaled(self.bytes), keys: self.keys.map(scaled) }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        let mut sum = Alive { bytes: self.bytes.saturating_add(other.bytes), keys: self.keys };
+        for (keys, more) in sum.keys.iter_mut().zip(other.keys) {
+            *keys = keys.saturating_add(more);
+        }
+        sum
     }
 }
 
@@ -139,23 +157,20 @@ impl Engine {
         Ok(is_tight || log_bytes > live.saturating_mul(2).saturating_add(slack))
     }
 
-    /// Bytes of live records, from a sample of the index: a few hundred keys tell it to some percent, whatever the
-    /// store's size, expiry included.
+    /// Bytes of live records, by [`estimate`](Self::estimate).
     pub(crate) fn estimate_live(&self) -> Result<u64> {
+        self.estimate().map(|alive| alive.bytes)
+    }
+
+    /// What is alive, from a sample of the index: a few hundred keys tell it to some percent, whatever the store's
+    /// size, expiry included.
+    pub(crate) fn estimate(&self) -> Result<Alive> {
         let (tables, segments) = (self.tables(), self.log.segments());
-        let mut live = 0_u64;
+        let mut alive = Alive::default();
         let keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
-        let look = |sample: &mut Sample, spot: Spot| -> Result<()> {
-            sample.seen = sample.seen.saturating_add(1);
-            if spot.ordinal >= tables.head {
-                let Some(lsn) = segments.lsn_of(spot) else { return Ok(()) };
-                sample.bytes = sample.bytes.saturating_add(self.live_bytes_at(lsn)?);
-            }
-            Ok(())
-        };
         // Each table and memory by itself: the keys of one say nothing of another's.
         for table in &tables.list {
-            let mut sample = Sample::default();
+            let (mut sample, mut seen) = (Alive::default(), 0_u64);
             let share = (limits::ESTIMATE_SAMPLES.saturating_mul(table.listed.slots))
                 .checked_div(keys)
                 .unwrap_or(0)
@@ -163,40 +178,50 @@ impl Engine {
             // Buckets at even distances: hashes have no order that could favour any.
             let stride = table.listed.slots.checked_div(share).unwrap_or(1).max(1);
             let mut cursor = Cursor::new(Arc::clone(table));
-            cursor.seek(0);
             let mut bucket = 0;
             while bucket < table.listed.buckets {
                 cursor.seek(bucket);
+                // Not always a bucket's first slot: of one key's two it would be the newer.
+                for _ in 0..seen % SLOTS as u64 {
+                    cursor.peek()?;
+                    cursor.advance();
+                }
                 if let Some(slot) = cursor.peek()? {
-                    look(&mut sample, slot.spot)?;
+                    seen = seen.saturating_add(1);
+                    if slot.spot.ordinal >= tables.head {
+                        if let Some(lsn) = segments.lsn_of(slot.spot) {
+                            self.add_if_alive(lsn, &mut sample)?;
+                        }
+                    }
                 }
                 bucket = bucket.saturating_add(stride);
             }
-            live = live.saturating_add(sample.scaled_to(table.listed.slots));
+            alive = alive.plus(sample.scaled_to(table.listed.slots, seen));
         }
-        let mut sample = Sample::default();
+        let (mut sample, mut seen) = (Alive::default(), 0_u64);
         for lsn in self.recent.sample(limits::ESTIMATE_SAMPLES) {
-            if let Some(spot) = segments.spot_of(lsn) {
-                look(&mut sample, spot)?;
-            }
+            seen = seen.saturating_add(1);
+            self.add_if_alive(lsn, &mut sample)?;
         }
-        Ok(live.saturating_add(sample.scaled_to(self.recent.len() as u64)))
+        Ok(alive.plus(sample.scaled_to(self.recent.len() as u64, seen)))
     }
 
-    /// The length of the record at `lsn` if it is its key's newest and not expired; else 0.
-    fn live_bytes_at(&self, lsn: Lsn) -> Result<u64> {
+    /// Counts the record at `lsn` if it is its key's newest and not expired. Gives its length, or 0.
+    fn add_if_alive(&self, lsn: Lsn, alive: &mut Alive) -> Result<u64> {
         let now = self.log.now();
         let read = self.log.read(lsn, |record| {
             let body = self.body_of(&record)?;
-            let is_live =
-                state_of(&record, &body).is_some_and(|state| !protocol::is_expired(&state, now));
+            let state = state_of(&record, &body).filter(|state| !protocol::is_expired(state, now));
             let key = Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
-            Ok(key.filter(|_| is_live).map(|key| (key, record.len())))
+            Ok(key.zip(state).map(|(key, state)| (key, state.phase, record.len())))
         });
         // It may have gone meanwhile.
-        let Ok(Some((key, len))) = read else { return Ok(0) };
-        let newest = self.newest_of(&key)?;
-        Ok(if newest == Some(lsn) { len } else { 0 })
+        let Ok(Some((key, phase, len))) = read else { return Ok(0) };
+        if self.newest_of(&key)? != Some(lsn) {
+            return Ok(0);
+        }
+        alive.add(phase, len);
+        Ok(len)
     }
 
     /// Judges about `bytes` of the oldest segment's records, and lets it go when all are. Gives the bytes moved;
@@ -267,7 +292,7 @@ impl Engine {
         let Some(oldest) = self.log.oldest() else { return Ok(0) };
         let mut bytes = 0_u64;
         self.log.walk_some(oldest.ordinal, oldest.base, u64::MAX, &mut |record| {
-            bytes = bytes.saturating_add(self.live_bytes_at(record.lsn)?);
+            bytes = bytes.saturating_add(self.add_if_alive(record.lsn, &mut Alive::default())?);
             Ok(())
         })?;
         Ok(bytes)

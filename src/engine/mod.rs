@@ -191,6 +191,17 @@ impl Engine {
         self.recent.len() as u64
     }
 
+    /// Since when the oldest claim in flight is: store time, and what was shown of it.
+    pub(crate) fn oldest_claim(&self) -> Option<(StoreMillis, i64)> {
+        let shards = (0..limits::SHARDS).filter_map(|index| self.recent.nth_shard(index));
+        let oldest = shards.filter_map(|shard| {
+            let owned = shard.iter().filter_map(|entry| entry.live.as_deref());
+            let owned = owned.filter(|live| live.presence == Presence::Owner);
+            owned.map(|live| (live.state.since, live.state.wall_offset)).min()
+        });
+        oldest.min()
+    }
+
     pub(crate) fn drain(&self) {
         self.is_draining.store(true, Ordering::SeqCst);
     }

@@ -28,7 +28,7 @@ const PREFIX_BITS: u32 = 37;
 /// Bits of a slot's offset, in units of `record::ALIGN`: a segment has 2^30 bytes at most.
 const OFFSET_BITS: u32 = 27;
 
-pub(super) const SLOTS: usize = 5;
+pub(crate) const SLOTS: usize = 5;
 pub(super) const BUCKET_BYTES: usize = 64;
 pub(super) const TABLE_HEADER_BYTES: usize = 128;
 

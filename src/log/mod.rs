@@ -112,6 +112,8 @@ struct Tail {
     /// End of the last record that is about a key.
     keyed_end: Lsn,
     last: Placed,
+    /// Records placed since the opening, the log's own apart.
+    records: u64,
     last_time_note: TimeNote,
 }
 
@@ -153,6 +155,7 @@ impl Tail {
         self.buffered = self.buffered.saturating_add(len);
         self.marked = self.marked.max(durable);
         if kind.is_about_key() {
+            self.records = self.records.saturating_add(1);
             self.keyed_end = self.end();
         }
         self.last = Placed { lsn, round: self.round };
@@ -305,6 +308,11 @@ impl Log {
             self.queue.written() > next_base
         };
         segment.read(lsn, sealed, use_of)
+    }
+
+    /// Records about keys placed since the opening.
+    pub(crate) fn records(&self) -> u64 {
+        self.tail.lock().records
     }
 
     /// Where the next record would go.

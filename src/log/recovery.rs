@@ -211,6 +211,7 @@ pub(crate) fn open(
             marked: scan.end,
             keyed_end: Lsn::ZERO,
             last: Placed { lsn: Lsn::ZERO, round: 0 },
+            records: 0,
             last_time_note: note,
             active: Arc::clone(&active),
         }),

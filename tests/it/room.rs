@@ -129,3 +129,92 @@ fn a_compaction_leaves_little_more_than_what_is_alive() {
         assert_eq!(store.get(key(n)).unwrap().is_some(), n % 10 == 0, "{n}");
     }
 }
+
+/// What is remembered takes 24 bytes of disk at most, and no memory.
+#[test]
+fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
+    let sim = Sim::new(1);
+    let year = Duration::from_secs(365 * 86_400);
+    let store = sim.open_with(builder()).unwrap();
+    let count = 20_000;
+    for n in 0..count {
+        let op = Operation::new(n).retention(KEPT).remember_expired(year);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.advance(2 * KEPT);
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    let stats = store.stats();
+    assert_eq!(stats.expired_keys, count);
+    assert_eq!((stats.keys_in_memory, stats.keys), (0, 0));
+    let files = sim.files().into_iter().filter(|(path, _)| path.starts_with("/store/expired"));
+    let bytes: u64 = files.map(|(_, len)| len).sum();
+    assert!(bytes <= 24 * count, "{bytes} bytes for {count} keys");
+    drop(store);
+    let store = sim.open_with(builder()).unwrap();
+    for n in 0..count {
+        assert!(matches!(store.claim(n).unwrap(), Claim::Expired(_)), "{n}");
+    }
+    assert!(matches!(store.claim(count).unwrap(), Claim::Acquired(_)));
+    // When its time has passed, too, a file goes as a whole.
+    sim.advance(year);
+    assert!(store.mark("one more").unwrap().is_first());
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    assert_eq!(store.stats().expired_keys, 0);
+    assert!(matches!(store.claim(0_u64).unwrap(), Claim::Acquired(_)));
+}
+
+#[test]
+fn an_estimate_knows_what_is_alive_and_in_which_state() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(builder()).unwrap();
+    for n in 0..3000 {
+        let op = Operation::new(key(n));
+        let op = if n % 3 == 0 { op } else { op.retention(KEPT) };
+        assert!(store.mark(op).unwrap().is_first());
+        while n % 100 == 0 && store.step().unwrap() == Duration::ZERO {}
+    }
+    for n in 0..10_u64 {
+        drop(store.claim(n).unwrap());
+    }
+    sim.advance(2 * KEPT);
+    let found = store.estimate().unwrap();
+    let near = |value: u64, expected: u64| value.abs_diff(expected) * 5 < expected;
+    assert!(near(found.completed, 1000), "{found:?}");
+    assert!(near(found.live_bytes, 1000 * 560), "{found:?}");
+    assert!(
+        found.dead_bytes > found.live_bytes && found.open > 0 && found.failed == 0,
+        "{found:?}"
+    );
+}
+
+/// Ten stores in one process cost little, as long as little is in them.
+#[test]
+fn ten_empty_stores_take_four_mebibytes_and_few_threads_and_files_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    let stores: Vec<Store> = (0..10)
+        .map(|n| {
+            let store = Store::open_or_create(dir.path().join(n.to_string())).unwrap();
+            assert!(store.mark("k").unwrap().is_first());
+            store
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let (threads, files) = (count("task"), count("fd"));
+    for n in 0..10 {
+        let mut bytes = 0;
+        for part in ["", "log", "index"] {
+            let entries = std::fs::read_dir(dir.path().join(n.to_string()).join(part));
+            for entry in entries.into_iter().flatten() {
+                let meta = entry.unwrap().metadata().unwrap();
+                bytes += if meta.is_file() { meta.len() } else { 0 };
+            }
+        }
+        assert!(bytes <= 4 << 20, "{bytes} bytes");
+    }
+    drop(stores);
+    let (threads, files) = (threads - count("task").min(threads), files - count("fd"));
+    // Others of this process come and go meanwhile.
+    assert!(threads <= 20 + 64, "{threads} threads");
+    assert!(files <= 160, "{files} files");
+}
