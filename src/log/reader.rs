@@ -59,18 +59,17 @@ impl<'s> Reader<'s> {
             Ok(head) => head,
             Err(bad) => return Ok(Step::Bad(bad)),
         };
-        let at = self.at;
         let len = head.len();
-        if let Err(bad) = Record::parse(self.bytes(len)?, lsn, &seal) {
-            return Ok(Step::Bad(bad));
-        }
-        self.at = at.saturating_add(len as u64);
-        let start = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
+        self.bytes(len)?;
+        let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
         let bytes = self.window.get(start..).unwrap_or_default();
-        match Record::parse(bytes, lsn, &seal) {
-            Ok(record) => Ok(Step::Record(record)),
-            Err(bad) => Ok(Step::Bad(bad)),
-        }
+        Ok(match Record::parse(bytes, lsn, &seal) {
+            Ok(record) => {
+                self.at = self.at.saturating_add(len as u64);
+                Step::Record(record)
+            }
+            Err(bad) => Step::Bad(bad),
+        })
     }
 
     /// At least `len` bytes from the reader's place, or as many as there are before the limit.
