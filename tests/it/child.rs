@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::process;
+use crate::{process, room};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,6 +29,7 @@ fn plays_its_role() {
         ("hold", _) => process::hold(dir),
         ("open", _) => process::open(dir),
         ("fork", _) => process::fork(dir),
+        ("ten", _) => room::ten(dir),
         other => panic!("{other:?}"),
     }
 }
