@@ -706,6 +706,14 @@ impl Sim {
         SimGate(gate)
     }
 
+    /// The read number `after` from now on waits until the gate opens; the next one is 0.
+    #[must_use]
+    pub fn hold_read(&self, after: u64) -> SimGate {
+        let gate = Arc::new(Gate::default());
+        self.inject(Fault::once(Calls::Of(Class::Read), after, Effect::Wait(Arc::clone(&gate))));
+        SimGate(gate)
+    }
+
     /// Opens what is there, or fails; with a background thread if asked.
     pub fn open_existing(&self, builder: StoreBuilder, thread: bool) -> Result<Store> {
         builder.manual_maintenance(!thread).open_on(self.seams(), Path::new(DIR), false)

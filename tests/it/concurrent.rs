@@ -481,6 +481,15 @@ fn open_busy(sim: &Sim) -> Store {
     sim.open_existing(builder(), true).unwrap()
 }
 
+/// Ends the others, too, when one of them panics.
+struct EndsAll<'a>(&'a AtomicU32);
+
+impl Drop for EndsAll<'_> {
+    fn drop(&mut self) {
+        self.0.store(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
     let (rounds, mut calls, mut reclaimed) = (rounds(6, 120), 0, 0);
@@ -497,6 +506,7 @@ fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
         std::thread::scope(|scope| {
             // Garbage, so that segments come and go.
             let churn = scope.spawn(|| {
+                let _ends = EndsAll(&is_over);
                 let mut n = 0_u64;
                 while is_over.load(Ordering::SeqCst) == 0 {
                     let key = format!("churn-{n:0>2500}");
@@ -509,6 +519,7 @@ fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
                 }
             });
             let compacts = scope.spawn(|| {
+                let _ends = EndsAll(&is_over);
                 let mut reclaimed = 0;
                 while is_over.load(Ordering::SeqCst) == 0 {
                     reclaimed += store.compact(20_000).unwrap().bytes_reclaimed();
@@ -516,6 +527,7 @@ fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
                 reclaimed
             });
             let looks = scope.spawn(|| {
+                let _ends = EndsAll(&is_over);
                 let mut walks = 0;
                 while is_over.load(Ordering::SeqCst) == 0 {
                     let mut still = [0; 20];
@@ -540,6 +552,7 @@ fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
                 }
                 walks
             });
+            let _ends = EndsAll(&is_over);
             calls += play(&store, None, 8, 12, 150, seed);
             is_over.store(1, Ordering::SeqCst);
             churn.join().unwrap();

@@ -509,3 +509,124 @@ fn claims_and_questions_outlive_the_segment_of_their_record() {
         assert!(matches!(store.get("asked").unwrap(), Some(State::Interrupted(_))));
     }
 }
+
+/// Every read goes to the disk, so that one can be held back.
+fn open_unmapped(sim: &Sim, keys: u64) -> Store {
+    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(2048);
+    sim.open_with(builder.index_memory_max(64 * keys).map(false)).unwrap()
+}
+
+/// A key is missing in the tables as they were. Meanwhile it is marked, sealed, and gone from memory: that it is in
+/// neither says nothing.
+#[test]
+fn a_miss_in_older_tables_grants_nothing() {
+    let mut held = 0;
+    for after in 0..4 {
+        let sim = Sim::new(7);
+        // One bucket for all, so that the read is sure.
+        sim.mask_hashes(0, 0);
+        let store = open_unmapped(&sim, 4);
+        (0..4).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        let gate = sim.hold_read(after);
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| store.mark("new").unwrap().is_first());
+            if gate.wait_arrived(Duration::from_secs(5)) {
+                held += 1;
+                assert!(store.mark("new").unwrap().is_first());
+                (0..4).for_each(|n| mark(&store, "l", n));
+                rest(&sim, &store);
+                assert_eq!(store.stats().keys_in_memory, 0);
+                gate.open();
+                assert!(!late.join().unwrap(), "granted twice, read {after}");
+            }
+        });
+    }
+    assert!(held > 1, "{held}");
+}
+
+/// Compaction has looked a key up in a table, and it is forgotten before the copy has its place: a copy behind the
+/// forget would bring it back.
+#[test]
+fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
+    let mut held = 0;
+    for after in 0..6 {
+        let sim = Sim::new(7);
+        let store = open_unmapped(&sim, 4);
+        (0..4).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        let gate = sim.hold_read(after);
+        std::thread::scope(|scope| {
+            let compacts = scope.spawn(|| store.compact(u64::MAX).unwrap());
+            if gate.wait_arrived(Duration::from_secs(5)) {
+                held += 1;
+                (0..4).for_each(|n| assert!(store.forget(("k", n)).unwrap()));
+                gate.open();
+            }
+            let _ = compacts.join().unwrap();
+        });
+        let gone = store.iter().count();
+        sim.kill();
+        let left = open(&sim, 4).iter().count();
+        assert_eq!(gone, left, "read {after}: what is found differs from what is read");
+        assert!(left == 0 || left == 4, "read {after}: {left} keys");
+        assert!(left == 0 || held == 0 || after > 3, "read {after}: a forgotten key is back");
+    }
+    assert!(held > 1, "{held}");
+}
+
+/// A forget is dead once its segment is judged, and hides an older record of the same segment until that goes.
+#[test]
+fn a_forget_hides_until_its_segment_is_gone() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1);
+    mark(&store, "k", 0);
+    rest(&sim, &store);
+    assert_eq!((store.stats().keys_in_memory, store.stats().tables), (0, 1));
+    drop(store);
+    let store = open(&sim, 1000);
+    assert!(store.forget(("k", 0)).unwrap());
+    (0..30).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    (0..30).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    let oldest = files(&sim, "log")[0].clone();
+    for _ in 0..200 {
+        let due = store.step().unwrap();
+        assert!(!is_marked(&store, "k", 0), "it is back");
+        assert!((0..30).all(|n| store.get(long(n)).unwrap().is_none()));
+        sim.advance(due.min(Duration::from_millis(300)));
+    }
+    assert!(!files(&sim, "log").contains(&oldest), "it never goes");
+}
+
+/// Reading everything takes its time, and others merge, compact and mend meanwhile: what they take away is not missing.
+#[test]
+fn what_goes_while_everything_is_read_is_no_damage() {
+    for after in 0..12 {
+        let sim = Sim::new(7);
+        let store = open(&sim, 8);
+        let mut n = 0;
+        for count in [36, 20, 9] {
+            (n..n + count).for_each(|n| mark(&store, "k", n));
+            n += count;
+            while store.stats().keys_in_memory > 0 {
+                store.step().unwrap();
+            }
+        }
+        (0..20).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        (0..15).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+        assert!(store.stats().tables > 1, "{:?}", store.stats());
+        let mut pieces = 0;
+        let found = store.verify_with(|_| {
+            if pieces == after {
+                assert!(store.compact(u64::MAX).unwrap().is_complete());
+            }
+            pieces += 1;
+            std::ops::ControlFlow::Continue(())
+        });
+        let damages = found.unwrap().damages;
+        assert!(damages.is_empty(), "after {after} files: {damages:?}");
+        assert!(store.verify().unwrap().is_whole());
+    }
+}
