@@ -5,6 +5,7 @@
 //! and prints a table of its own:
 //!
 //! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
+//!   `--find`: the latter alone;
 //! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root);
 //! - `--expire`: what it takes to give back the room of expired keys, and what others feel of it (`--expire-keys M`);
 //! - `--rates`: batches of marks beside a floor of the same bytes, pairs beside those on an empty store.
@@ -45,20 +46,23 @@ fn main() {
         Some("lookups") => return squeeze::look_up_in_child(&args),
         _ => {}
     }
-    let parts = ["--then", "--squeeze", "--expire", "--rates", "--no-fill"];
+    let parts = ["--then", "--find", "--squeeze", "--expire", "--rates", "--no-fill"];
     let asked_for_none = !parts.iter().any(|part| args.has(part)) && args.value("--keys").is_none();
     let keys = args.number("--keys", 1_000_000);
     let temporary = scratch();
     let given = args.value("--dir").map(PathBuf::from);
     let dir = given.unwrap_or_else(|| temporary.path().to_path_buf()).join("keys");
     println!("{} processors, {}", work::cores(), machine::processor());
-    let on_its_own = !args.has("--then") && !args.has("--squeeze");
+    let on_its_own = !["--then", "--find", "--squeeze"].iter().any(|part| args.has(part));
     let fills = args.value("--keys").is_some() || asked_for_none || !on_its_own;
     if fills && !args.has("--no-fill") {
         fill::run(&args, &dir, keys);
     }
     if args.has("--then") {
-        open::run(&args, &dir, keys);
+        open::openings(&args, &dir);
+    }
+    if args.has("--then") || args.has("--find") {
+        open::findings(&dir, keys);
     }
     if args.has("--squeeze") {
         squeeze::run(&args, &dir, keys);

@@ -18,11 +18,14 @@ use crate::work::{
 const LOOKUPS: u64 = 200_000;
 const SMALL_KEYS: u64 = 1_000_000;
 
-pub fn run(args: &Args, dir: &Path, keys: u64) {
+pub fn openings(args: &Args, dir: &Path) {
     clean(dir);
     for pairs in [10_000, 100_000, 400_000] {
         killed(dir, pairs, args.rounds().min(3));
     }
+}
+
+pub fn findings(dir: &Path, keys: u64) {
     let small = scratch();
     let small = small.path().join("keys");
     fill::make(&small, SMALL_KEYS.min(keys), Durability::Flush);

@@ -646,9 +646,9 @@ pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Kn
     let is_live = |entry: &Entry| {
         entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
     };
-    let now = Known::of(shard, hash);
-    now.places == known.places
-        && Arc::ptr_eq(&now.tables, &known.tables)
+    let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
+    Arc::ptr_eq(shard.tables(), &known.tables)
+        && entries.map(|entry| &entry.place).eq(&known.places)
         && !shard.candidates(hash).any(is_live)
 }
 

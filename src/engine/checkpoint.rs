@@ -280,29 +280,37 @@ impl Engine {
             // No opening would believe a longer list. Merges make it shorter.
             return Ok(None);
         }
-        match self.write_table(from, to, &entries, small) {
+        let slots = self.slots_of(entries)?;
+        if small.is_empty() {
+            return self.write_table(from, to, slots, small).map(Some);
+        }
+        match self.write_table(from, to, slots.clone(), small) {
             // One of the small ones can't be read: it stays for whoever mends it.
-            Err(e) if is_damage(&e) => self.write_table(from, to, &entries, Vec::new()).map(Some),
+            Err(e) if is_damage(&e) => self.write_table(from, to, slots, Vec::new()).map(Some),
             other => other.map(Some),
         }
     }
 
-    /// Writes a table of `entries`, whose records stand in `from..to`, with the slots of `absorbed`, the tables before.
+    /// What stands for entries in a table. As large as they, so they are made in their place.
+    fn slots_of(&self, entries: Vec<(KeyHash, Lsn)>) -> Result<Vec<Slot>> {
+        let segments = self.log.segments();
+        let slot = |(hash, lsn)| {
+            let spot = segments.spot_of(lsn).ok_or_else(|| {
+                Error::corrupt(self.log.dir(), 0, format_args!("no segment holds lsn {lsn}"))
+            })?;
+            Ok(Slot::new(hash, spot))
+        };
+        entries.into_iter().map(slot).collect()
+    }
+
+    /// Writes a table of `slots`, whose records stand in `from..to`, with those of `absorbed`, the tables before.
     fn write_table(
         &self,
         from: Lsn,
         to: Lsn,
-        entries: &[(KeyHash, Lsn)],
+        slots: Vec<Slot>,
         absorbed: Vec<Arc<Table>>,
     ) -> Result<Change> {
-        let segments = self.log.segments();
-        let mut slots = Vec::with_capacity(entries.len());
-        for &(hash, lsn) in entries {
-            let spot = segments.spot_of(lsn).ok_or_else(|| {
-                Error::corrupt(self.log.dir(), 0, format_args!("no segment holds lsn {lsn}"))
-            })?;
-            slots.push(Slot::new(hash, spot));
-        }
         let old: u64 = absorbed.iter().map(|table| table.listed.slots).sum();
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
@@ -566,8 +574,8 @@ impl Engine {
             if keys >= self.checkpoint_keys {
                 keys = 0;
                 let full = std::mem::replace(&mut piece, Recent::new(&none));
-                let entries = full.between(Lsn::ZERO, record.lsn);
-                let change = self.write_table(piece_from, record.lsn, &entries, Vec::new())?;
+                let slots = self.slots_of(full.between(Lsn::ZERO, record.lsn))?;
+                let change = self.write_table(piece_from, record.lsn, slots, Vec::new())?;
                 by.extend(change.by);
                 piece_from = record.lsn;
                 let newest_first: Vec<_> = by.iter().rev().map(|table| table.listed).collect();
@@ -577,8 +585,8 @@ impl Engine {
             rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier)
         };
         self.log.walk(from, to, &mut visit)?;
-        let entries = piece.between(Lsn::ZERO, to);
-        let change = self.write_table(piece_from, to, &entries, Vec::new())?;
+        let slots = self.slots_of(piece.between(Lsn::ZERO, to))?;
+        let change = self.write_table(piece_from, to, slots, Vec::new())?;
         by.extend(change.by);
         self.merge_pieces(by, by.len())
     }

@@ -322,6 +322,13 @@ impl Table {
         Ok(())
     }
 
+    /// Reads a byte of the bucket that a hash points to, so that it is at hand when it is looked into. No use else.
+    pub(crate) fn touch(&self, hash: KeyHash) -> u8 {
+        let Bytes::Map(map) = &self.bytes else { return 0 };
+        let at = place_of(home_of(prefix_of(hash), self.listed.homes));
+        map.bytes(at, 1).and_then(|bytes| bytes.first().copied()).unwrap_or(0)
+    }
+
     /// Reads one bucket and checks it.
     fn bucket(&self, number: u64) -> Result<Bucket> {
         let at = place_of(number);
