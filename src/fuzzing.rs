@@ -7,13 +7,17 @@
 #![expect(clippy::indexing_slicing, reason = "a harness; all lengths are checked before")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::expired::{self, Expired, ListedExpired};
+use crate::index::table::{self, Cursor, ListedTable, Table};
 use crate::log::probe_segment;
 use crate::manifest::Manifest;
 use crate::record::{Draft, Ending, Kind, Record, Seal};
+use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
-use crate::types::{Lsn, StoreId};
+use crate::types::{KeyHash, Lsn, StoreId};
 use crate::{Claim, Key, Mark, Store, StoreBuilder};
 
 const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 0x0123_4567_89ab_cdef };
@@ -21,7 +25,7 @@ const AT: Lsn = Lsn::new(1 << 40);
 
 /// The sizes that the stores of the directory target are opened with.
 pub fn builder() -> StoreBuilder {
-    Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10)
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10).index_memory_max(512)
 }
 
 /// One record at the start of `data`.
@@ -84,6 +88,64 @@ pub fn segment(data: &[u8]) {
     probe_segment(&sealed);
 }
 
+/// A whole table of the index.
+pub fn table(data: &[u8]) {
+    one_table(data);
+    let mut sealed = data.to_vec();
+    seal_table(&mut sealed);
+    one_table(&sealed);
+}
+
+fn one_table(data: &[u8]) {
+    let Ok((store, listed)) = ListedTable::decode(data, Path::new("t")) else { return };
+    let (storage, dir) = (MemoryStorage::new(), Path::new("/"));
+    if storage.write_file(&dir.join(table::file_name(listed.number)), data).is_err() {
+        return;
+    }
+    for map in [true, false] {
+        let Ok(table) = Table::open(&storage, dir, listed, store, map) else { return };
+        let table = Arc::new(table);
+        let mut cursor = Cursor::new(Arc::clone(&table));
+        let mut found = Vec::new();
+        // A damaged bucket is an error each, and there are no more of them than the file has.
+        for _ in 0..data.len() {
+            match cursor.peek() {
+                Ok(None) => break,
+                Ok(Some(slot)) => {
+                    let high = slot.prefix() << 27;
+                    let _ = table.find(KeyHash { high, low: 0 }, &mut found);
+                    cursor.advance();
+                }
+                Err(_) => {}
+            }
+        }
+        assert!(matches!(cursor.peek(), Ok(None)), "a walk without an end");
+    }
+}
+
+/// A whole file of expired keys.
+pub fn expired(data: &[u8]) {
+    one_expired(data);
+    let mut sealed = data.to_vec();
+    seal_expired(&mut sealed);
+    one_expired(&sealed);
+}
+
+fn one_expired(data: &[u8]) {
+    let Ok((store, listed)) = ListedExpired::decode(data, Path::new("e")) else { return };
+    let (storage, dir) = (MemoryStorage::new(), Path::new("/"));
+    if storage.write_file(&dir.join(expired::file_name(listed.number)), data).is_err() {
+        return;
+    }
+    for map in [true, false] {
+        let Ok(file) = Expired::open(&storage, dir, listed, store, map) else { return };
+        let _ = file.verify(&storage, store);
+        for high in [0, 1, 1 << 63, u64::MAX].into_iter().chain((0..64).map(|bit| 1 << bit)) {
+            let _ = file.find(KeyHash { high, low: high });
+        }
+    }
+}
+
 /// A whole store: one byte that says whether checksums are made to hold, then files, each as its name in one
 /// byte, its length in four, the length of what it holds in two, and that; zeros follow up to its length.
 pub fn directory(data: &[u8]) {
@@ -95,9 +157,11 @@ pub fn directory(data: &[u8]) {
     }
     for (path, mut bytes) in unpack(files) {
         if sealed & 1 == 1 {
-            match path.starts_with("log") {
-                true => seal_segment(&mut bytes),
-                false => seal_manifest(&mut bytes),
+            match path.iter().next().and_then(|part| part.to_str()) {
+                Some("log") => seal_segment(&mut bytes),
+                Some("index") => seal_table(&mut bytes),
+                Some("expired") => seal_expired(&mut bytes),
+                _ => seal_manifest(&mut bytes),
             }
         }
         if sim.write_file(Path::new("/store").join(path), &bytes).is_err() {
@@ -137,6 +201,7 @@ fn use_all(store: &Store) -> bool {
     for _ in 0..3 {
         let _ = store.step();
     }
+    let _ = (store.verify(), store.compact(1 << 20), store.rebuild_index());
     matches!(store.mark("fuzz"), Ok(Mark::First | Mark::Again))
 }
 
@@ -172,7 +237,9 @@ fn file_path(name: u8) -> PathBuf {
     match name {
         0 => PathBuf::from("MANIFEST"),
         1 => PathBuf::from("MANIFEST.next"),
-        2..=99 => PathBuf::from(format!("log/{:010}.log", name - 1)),
+        2..=69 => PathBuf::from(format!("log/{:010}.log", name - 1)),
+        70..=84 => PathBuf::from(format!("index/{:010}.tab", name - 69)),
+        85..=99 => PathBuf::from(format!("expired/{:010}.exp", name - 84)),
         100..=199 => PathBuf::from(format!("log/spare-{}", name - 100)),
         _ => PathBuf::from("log/spare.new"),
     }
@@ -215,13 +282,46 @@ fn seal_record(bytes: &mut [u8], lsn: u64, salt: u64, store: &[u8; 16]) -> Optio
     Some(end)
 }
 
-fn seal_manifest(bytes: &mut [u8]) {
-    if bytes.len() < 184 {
+/// Makes the checksums of a table hold: its header's, and each bucket's.
+fn seal_table(bytes: &mut [u8]) {
+    if bytes.len() < 128 {
         return;
     }
     seal_file_header(bytes);
-    let count = usize::try_from(number(bytes, 176, 4)).unwrap_or(usize::MAX);
-    let end = count.saturating_mul(36).saturating_add(180);
+    put_sum(bytes, 0..124, &[]);
+    let seed = crc32fast::hash(&[&bytes[20..36], &bytes[80..84]].concat());
+    for (number, bucket) in (0_u64..).zip(bytes[128..].chunks_exact_mut(64)) {
+        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+        hasher.update(&bucket[..60]);
+        hasher.update(&number.to_le_bytes());
+        bucket[60..].copy_from_slice(&hasher.finalize().to_le_bytes());
+    }
+}
+
+/// The same for a file of expired keys and its pages.
+fn seal_expired(bytes: &mut [u8]) {
+    if bytes.len() < 4096 {
+        return;
+    }
+    seal_file_header(bytes);
+    put_sum(bytes, 0..124, &[]);
+    let seed = crc32fast::hash(&[&bytes[20..36], &b"expired"[..], &bytes[48..52]].concat());
+    for (number, page) in (0_u64..).zip(bytes[4096..].chunks_exact_mut(4096)) {
+        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+        hasher.update(&page[..4092]);
+        hasher.update(&number.to_le_bytes());
+        page[4092..].copy_from_slice(&hasher.finalize().to_le_bytes());
+    }
+}
+
+fn seal_manifest(bytes: &mut [u8]) {
+    if bytes.len() < 204 {
+        return;
+    }
+    seal_file_header(bytes);
+    let count = |at| usize::try_from(number(bytes, at, 4)).unwrap_or(usize::MAX);
+    let items = [(188, 36), (192, 44), (196, 16)].map(|(at, len)| count(at).saturating_mul(len));
+    let end = items.into_iter().fold(200, usize::saturating_add);
     if end.saturating_add(4) <= bytes.len() {
         put_sum(bytes, 0..end, &[]);
         bytes[end + 4..].fill(0);

@@ -612,7 +612,9 @@ impl Sim {
     pub fn make_dirs(&self) -> io::Result<()> {
         let memory = self.disk.lock().memory.clone();
         memory.create_dir(Path::new(DIR))?;
-        memory.create_dir(&Path::new(DIR).join("log"))?;
+        for part in ["log", "index", "expired"] {
+            memory.create_dir(&Path::new(DIR).join(part))?;
+        }
         memory.settle();
         Ok(())
     }

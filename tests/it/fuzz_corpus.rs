@@ -15,11 +15,13 @@ use onlyonce::{Claim, fuzzing};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 7] = [
     ("record", fuzzing::record),
     ("key", fuzzing::key),
     ("manifest", fuzzing::manifest),
     ("segment", fuzzing::segment),
+    ("table", fuzzing::table),
+    ("expired", fuzzing::expired),
     ("directory", fuzzing::directory),
 ];
 
@@ -81,7 +83,9 @@ fn make() {
     let mut kinds = Vec::new();
     for store in ["closed", "killed"] {
         write("manifest", store, &read(&format!("{store}/MANIFEST"))[..300]);
-        let segment = read(&format!("{store}/log/0000000001.log"));
+        let segment = read(&format!("{store}/log/0000000002.log"));
+        write("table", store, &read(&format!("{store}/index/0000000003.tab")));
+        write("expired", store, &read(&format!("{store}/expired/0000000002.exp")));
         for record in records(&segment) {
             // One of each kind, detail, flags and set of fields.
             let kind = (record[2], record[3], record.get(24..26).map(<[u8]>::to_vec));
