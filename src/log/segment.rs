@@ -236,8 +236,8 @@ impl Segment {
 
     fn map(&self) -> Option<&Arc<dyn Map>> {
         // Where mapping fails, plain reads serve: the format is the same.
-        let len = || self.file.len().unwrap_or(0);
-        self.map.get_or_init(|| self.file.map(len()).ok()).as_ref()
+        let map = || self.file.len().and_then(|len| self.file.map(len)).ok();
+        self.map.get_or_init(map).as_ref()
     }
 
     /// Has no map made, ever.

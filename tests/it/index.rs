@@ -630,3 +630,22 @@ fn what_goes_while_everything_is_read_is_no_damage() {
         assert!(store.verify().unwrap().is_whole());
     }
 }
+
+/// A full segment is mapped as long as its file is. Where that could not be told, it was mapped empty, and every record
+/// in it was damage from then on.
+#[test]
+fn a_call_that_fails_once_makes_no_record_damaged() {
+    for after in 0..8 {
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        (0..20).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        sim.fail_call(after, DiskFault::Io);
+        for n in (0..20).chain(0..20) {
+            match store.get(long(n)) {
+                Ok(state) => assert!(state.is_some(), "call {after}, key {n}"),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Io, "call {after}, key {n}: {e:?}"),
+            }
+        }
+        assert_eq!(store.iter().filter_map(Result::ok).count(), 20, "call {after}");
+    }
+}
