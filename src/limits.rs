@@ -83,7 +83,8 @@ pub(crate) const RECORD_BYTES_LEAST: u64 = 40;
 pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
 
 /// What a step of compaction reads of the oldest segment, and how fast it may move what is alive.
-pub(crate) const COMPACTION_PIECE_BYTES: u64 = 256 << 10;
+/// A page less than a reader reads at once, so that a piece's last record seldom asks for another such read.
+pub(crate) const COMPACTION_PIECE_BYTES: u64 = (256 << 10) - PAGE_BYTES as u64;
 pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
 
 /// How much of the log is alive is estimated from so many keys, and anew after so long.

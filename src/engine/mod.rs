@@ -177,7 +177,10 @@ impl Engine {
             if let Some(entry) = shard.entry_at(hash, from) {
                 entry.place = Place::new(record.lsn, Durability::Sync);
             }
-        })
+        })?;
+        // Its thread has slept since the opening: what was found expired, say, is to be seen to now.
+        self.index_word.wake_one();
+        Ok(())
     }
 
     /// Keys known, and claims in flight.
