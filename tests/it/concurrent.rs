@@ -528,8 +528,9 @@ fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
             });
             let looks = scope.spawn(|| {
                 let _ends = EndsAll(&is_over);
-                let mut walks = 0;
-                while is_over.load(Ordering::SeqCst) == 0 {
+                let mut walks = 0_u64;
+                // At least once, however late this thread comes.
+                while walks == 0 || is_over.load(Ordering::SeqCst) == 0 {
                     let mut still = [0; 20];
                     for entry in store.iter() {
                         let (key, _) = entry.unwrap();
@@ -550,14 +551,13 @@ fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
                     assert!(damages.is_empty(), "seed {seed}: {damages:?}");
                     walks += 1;
                 }
-                walks
             });
             let _ends = EndsAll(&is_over);
             calls += play(&store, None, 8, 12, 150, seed);
             is_over.store(1, Ordering::SeqCst);
             churn.join().unwrap();
             reclaimed += compacts.join().unwrap();
-            assert!(looks.join().unwrap() > 0);
+            looks.join().unwrap();
         });
         assert!(store.health().is_writable());
         sim.power_loss();
