@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::builder::{StoreBuilder, system};
+use crate::builder::StoreBuilder;
 use crate::claim::State;
 use crate::claim::wall;
 use crate::engine::{CompactionDone, Inspector, Walk};
@@ -51,7 +51,7 @@ use crate::{Error, Key, Result};
 /// Reads everything, twice where records are lost; then writes every whole record, and needs the room for it beside the
 /// old ones, which the next opening removes.
 pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
-    StoreBuilder::default().repair_on(&system(), dir.as_ref(), accept)
+    StoreBuilder::default().repair(dir.as_ref(), accept)
 }
 
 /// The kinds of [`State`].
@@ -109,7 +109,8 @@ impl StateKind {
 ///
 /// # Cost
 /// One read a key, whatever is asked for: states and prefixes are filtered after it. In memory it holds the
-/// places of one shard of keys at a time.
+/// places of all keys since the last checkpoint, 24 bytes each. A damaged bucket of the index is an error for each time it
+/// is met, and is mended from the log.
 #[must_use = "a walk does nothing until it is asked for its next key"]
 pub struct Iter {
     shared: Arc<Shared>,

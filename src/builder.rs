@@ -225,7 +225,7 @@ impl StoreBuilder {
     /// # Errors
     /// As [`Store::open`]; `Invalid` for settings that can't be.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
-        self.open_on(system(), dir.as_ref(), false)
+        self.open_on(system(), &absolute(dir.as_ref())?, false)
     }
 
     /// Opens the store in `dir`, or makes one there; a new one is durable on return. See
@@ -243,14 +243,13 @@ impl StoreBuilder {
     /// # Errors
     /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
     pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
-        self.open_on(system(), dir.as_ref(), true)
+        self.open_on(system(), &absolute(dir.as_ref())?, true)
     }
 
     /// Opens on any disk, clock and dice.
     pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
         let sizes = self.sizes()?;
         self.policy.resolve()?;
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let storage = Arc::clone(&seams.storage);
         let lock = match storage.lock_dir(dir) {
             Ok(lock) => lock,
@@ -284,6 +283,10 @@ impl StoreBuilder {
     }
 
     /// See [`admin::repair`](crate::admin::repair).
+    pub(crate) fn repair(self, dir: &Path, accept: AcceptLoss) -> Result<RepairReport> {
+        self.repair_on(&system(), &absolute(dir)?, accept)
+    }
+
     pub(crate) fn repair_on(
         self,
         seams: &Seams,
@@ -321,7 +324,7 @@ impl StoreBuilder {
     }
 }
 
-pub(crate) fn system() -> Seams {
+fn system() -> Seams {
     Seams {
         storage: Arc::new(OsStorage),
         clock: Arc::new(SystemClock),
@@ -336,10 +339,21 @@ fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
             create_dirs(storage, &parent_of(dir))?;
-            create_dirs(storage, dir)
+            match storage.create_dir(dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    Err(Error::io("creating", dir, e))
+                }
+                _ => Ok(()),
+            }
         }
         Err(e) => Err(Error::io("creating", dir, e)),
     }
+}
+
+/// The same path wherever the process goes meanwhile: a store must not follow it into another directory.
+fn absolute(dir: &Path) -> Result<PathBuf> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    std::path::absolute(dir).map_err(|e| Error::io("finding", dir, e))
 }
 
 /// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
@@ -374,7 +388,10 @@ fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::new(
             ErrorKind::NotFound,
-            format!("there is no store at {}: open_or_create makes one", dir.display()),
+            format!(
+                "there is no store at {}: open_or_create makes one, unless the path is a link that leads nowhere",
+                dir.display()
+            ),
         )
         .at(dir)
         .because(error),

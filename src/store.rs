@@ -71,8 +71,9 @@ impl Store {
     /// `Io` if the system refuses.
     ///
     /// # Cost
-    /// Reads the whole log once, from its files; memory for each key. The first write after it rewrites the
-    /// manifest: a few small writes and syncs, once.
+    /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the
+    /// log since the last checkpoint, and makes what no watermark covered durable. The first write after it rewrites
+    /// the manifest: a few small writes and syncs, once.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open(dir)
     }
@@ -320,7 +321,8 @@ impl Store {
     /// `Corrupt` if its record is damaged; `Closed`, `Forked`, `Indeterminate`.
     ///
     /// # Cost
-    /// One read, none for a key that somebody is on. Nothing is written.
+    /// One read, none for a key that somebody is on. Nothing is written, unless the index is damaged there: then it is
+    /// mended first, which reads the part of the log that its table covers.
     pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
         let key = key.into();
         key.check()?;
@@ -470,7 +472,7 @@ impl Store {
     /// ```
     ///
     /// # Cost
-    /// One read a key. Nothing is written.
+    /// One read a key. Nothing is written, but where the index is damaged, as in [`get`](Self::get).
     pub fn iter(&self) -> Iter {
         Iter::new(Arc::clone(&self.shared))
     }
@@ -534,7 +536,8 @@ impl Store {
     /// of a clean end, which is no loss either. `Closed` if it is closed already; `Forked`.
     ///
     /// # Cost
-    /// The wait; a write and a sync for what is not durable yet; a new manifest, which is a few small writes and
+    /// The wait; a write and a sync for what is not durable yet; a table of the keys since the last checkpoint, 16 bytes
+    /// each; a new manifest, which is a few small writes and
     /// syncs and a rename. A store that wrote nothing writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
         self.check_open()?;
@@ -719,8 +722,9 @@ impl Store {
 
     /// Does one piece of background work, if one is due, and says in how long the next may be.
     ///
-    /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise a
-    /// thread calls it. Syncs what was handed over a second ago, covers it with a watermark, prepares segments.
+    /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise two
+    /// threads call it. Syncs what was handed over a second ago, covers it with a watermark, prepares segments; seals keys in
+    /// tables, merges tables, gives back what is dead.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -734,7 +738,8 @@ impl Store {
     /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.
     ///
     /// # Cost
-    /// At most one piece of work: a write, a sync, or a segment prepared, of which each page is written.
+    /// At most one piece of work: a write, a sync, a segment prepared, of which each page is written; a checkpoint, which
+    /// writes 16 bytes a key since the last; a piece of a merge or of compaction, some hundred KiB.
     pub fn step(&self) -> Result<Duration> {
         self.check_open()?;
         self.shared.step().map(Due::wait)

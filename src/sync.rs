@@ -184,7 +184,7 @@ impl WakeWord {
     }
 }
 
-/// Starts the store's one background thread.
+/// Starts a background thread of a store.
 pub(crate) fn spawn(
     name: &str,
     body: impl FnOnce() + Send + 'static,

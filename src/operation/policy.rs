@@ -31,7 +31,7 @@ use crate::{Error, ErrorKind, Result};
 #[non_exhaustive]
 pub enum OnInterrupted {
     /// `run` takes the operation over and does it again: at least once. Right where doing it twice does no
-    /// harm, or where what you call notices the repeat (`downstream_key`). `claim` still answers
+    /// harm, or where what you call notices the repeat (by the key, or the fencing token). `claim` still answers
     /// `Interrupted`, so a take-over by hand stays your explicit word.
     Retry,
     /// Nobody is granted the key until someone resolves it: at most once. Everybody is answered `Held`.
@@ -89,7 +89,7 @@ pub enum OnDrop {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Durability {
-    /// In memory when the call returns; written within the store's lazy interval. Survives nothing for
+    /// In memory when the call returns; written within a second. Survives nothing for
     /// certain: a killed process, too, may lose the last second. Costs no write of its own.
     Lazy,
     /// Given to the operating system. Survives the death of the process (`kill -9`, a panic, an abort), not

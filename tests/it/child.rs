@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{process, room};
+use crate::{errors, process, room};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,6 +30,7 @@ fn plays_its_role() {
         ("open", _) => process::open(dir),
         ("fork", _) => process::fork(dir),
         ("ten", _) => room::ten(dir),
+        ("goes", _) => errors::goes(dir),
         other => panic!("{other:?}"),
     }
 }

@@ -1,6 +1,6 @@
 //! What can be wrong with a path, a disk or a format: each an error that says what happened and what to do.
 
-use crate::child::small;
+use crate::child::{self, small};
 use crate::script::tiny;
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Error, ErrorKind, Store};
@@ -237,4 +237,67 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
     }
+}
+
+/// A link to a volume that isn't mounted: said, and not followed for ever.
+#[test]
+fn a_link_that_leads_nowhere_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("volume");
+    std::os::unix::fs::symlink(dir.path().join("not-mounted"), &link).unwrap();
+    let error = Store::open_or_create(link.join("keys")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(error.path(), Some(&*link.join("keys")));
+    let error = Store::open_or_create(&link).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("a link that leads nowhere"), "{error}");
+    assert!(!dir.path().join("not-mounted").exists());
+}
+
+/// A store that was opened by a relative path stays where it is when the process goes elsewhere.
+#[test]
+fn a_store_stays_where_it_is_when_the_process_goes_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
+    for place in [&here, &there] {
+        drop(child::small().open_or_create(place.join("keys")).unwrap());
+    }
+    let before = files(&there);
+    let output = child::child("goes", dir.path()).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("closed"), "{output:?}");
+    assert_eq!(files(&there), before);
+    let store = child::small().open(here.join("keys")).unwrap();
+    assert!(store.stats().opening.was_clean);
+    assert_eq!(store.iter().count(), 3000);
+}
+
+fn files(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for part in ["keys", "keys/log"] {
+        for entry in std::fs::read_dir(dir.join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                found.push((path.clone(), std::fs::read(path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The process of that test.
+pub(crate) fn goes(dir: &Path) {
+    std::env::set_current_dir(dir.join("here")).unwrap();
+    let store = child::small().open("keys").unwrap();
+    std::env::set_current_dir(dir.join("there")).unwrap();
+    for n in 0..3000_u64 {
+        assert!(
+            store
+                .mark(onlyonce::Operation::new(n).durability(onlyonce::Durability::Lazy))
+                .unwrap()
+                .is_first()
+        );
+    }
+    store.close(std::time::Duration::ZERO).unwrap();
+    println!("closed");
 }
