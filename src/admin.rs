@@ -396,6 +396,15 @@ impl Stats {
 }
 
 /// What is alive in a store. See [`Store::estimate`](crate::Store::estimate).
+///
+/// ```
+/// # let store = onlyonce::testing::Sim::new(1).open()?;
+/// let estimate = store.estimate()?;
+/// if estimate.held > 0 {
+///     println!("about {} keys wait for somebody to resolve them", estimate.held);
+/// }
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Estimate {
@@ -434,6 +443,13 @@ impl Estimate {
 }
 
 /// What [`Store::compact`](crate::Store::compact) did.
+///
+/// ```
+/// # let store = onlyonce::testing::Sim::new(1).open()?;
+/// let done = store.compact(u64::MAX)?;
+/// println!("{} bytes given back, {} moved for it", done.bytes_reclaimed(), done.bytes_moved());
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Compaction {
     done: CompactionDone,
@@ -483,6 +499,14 @@ impl Compaction {
 }
 
 /// What [`Store::verify`](crate::Store::verify) found.
+///
+/// ```
+/// # let store = onlyonce::testing::Sim::new(1).open()?;
+/// # let _ = store.mark("k")?;
+/// let found = store.verify()?;
+/// assert_eq!((found.records, found.damages.len()), (1, 0));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Verification {

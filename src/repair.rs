@@ -19,6 +19,17 @@ use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
 /// Whether a loss is accepted. See [`repair`](crate::admin::repair).
+///
+/// ```
+/// use onlyonce::admin::{AcceptLoss, repair};
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let keys = dir.path().join("keys");
+/// # drop(onlyonce::Store::open_or_create(&keys)?);
+/// let report = repair(&keys, AcceptLoss::No)?; // look first
+/// assert!(!report.is_loss);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum AcceptLoss {
@@ -29,6 +40,23 @@ pub enum AcceptLoss {
 }
 
 /// What a repair found and did. See [`repair`](crate::admin::repair).
+///
+/// ```
+/// use onlyonce::admin::{AcceptLoss, repair};
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let keys = dir.path().join("keys");
+/// # drop(onlyonce::Store::open_or_create(&keys)?);
+/// let report = repair(&keys, AcceptLoss::No)?;
+/// for damage in &report.damages {
+///     println!("{damage}");
+/// }
+/// for key in &report.keys {
+///     println!("what was recorded last of {key} is lost");
+/// }
+/// # assert!(report.is_repaired);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RepairReport {
