@@ -1,5 +1,6 @@
 //! What each ending leaves: every row of that table in `docs/protocol.md`, made to happen.
 
+use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -332,18 +333,18 @@ fn child_of(ending: &str) -> Option<&'static str> {
 fn end_a_child(ending: &str) -> [&'static str; 3] {
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "endings::in_a_child_the_claim_comes_to_its_end"])
+        .args(["--exact", "endings::in_a_child_the_claim_comes_to_its_end", "--nocapture"])
         .env(ENDING, ending)
         .env(STORE, dir.path())
-        .stdout(Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     if matches!(ending, "TERM" | "KILL") {
-        while !dir.path().join(READY).exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the child ended too early");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let is_ready = lines.any(|line| line.unwrap().contains(READY));
+        assert!(is_ready, "the child ended too early");
         let (signal, pid) = (format!("-{ending}"), child.id().to_string());
         assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
     }
@@ -371,8 +372,10 @@ fn in_a_child_the_claim_comes_to_its_end() {
         "forget" => std::mem::forget(guard),
         "abort" => std::process::abort(),
         _ => {
-            std::fs::write(dir.join(READY), "").unwrap();
-            std::thread::sleep(Duration::from_secs(60));
+            println!("{READY}");
+            // Until the signal comes, or nobody is left to send one.
+            let _ = std::io::stdin().read_line(&mut String::new());
+            panic!("no signal came");
         }
     }
 }

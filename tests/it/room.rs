@@ -224,7 +224,13 @@ pub(crate) fn ten(dir: &std::path::Path) {
         })
         .collect();
     // What lies ahead of need is prepared by then.
-    std::thread::sleep(Duration::from_millis(500));
+    let has_spare = |n: usize| {
+        let entries = std::fs::read_dir(dir.join(n.to_string()).join("log")).unwrap();
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("spare-"))
+    };
+    while !(0..10).all(has_spare) {
+        std::thread::yield_now();
+    }
     let each = |now: usize, before: usize| (now - before).div_ceil(stores.len());
     println!("each: {} {}", each(count("task"), before.0), each(count("fd"), before.1));
 }
