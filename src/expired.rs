@@ -5,8 +5,7 @@
 //! all its memories have passed. Never: knows a key; "expired" is the one answer given on a hash alone. Format:
 //! `docs/format.md`, "Expired keys".
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
@@ -14,7 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
-use crate::storage::{self, Access, Failure, File, Map, Storage};
+use crate::sealed::{self, Sealed, Stopped};
+use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
 use crate::{Error, Result};
 
@@ -231,15 +231,8 @@ pub(crate) fn number_of(name: &str) -> Option<u32> {
 #[derive(Debug)]
 pub(crate) struct Expired {
     pub(crate) listed: ListedExpired,
-    path: PathBuf,
     seed: u32,
-    bytes: Bytes,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    Map(Arc<dyn Map>),
-    File(Arc<dyn File>),
+    file: Sealed,
 }
 
 impl Expired {
@@ -252,34 +245,14 @@ impl Expired {
         map: bool,
     ) -> Result<Self> {
         let path = dir.join(file_name(listed.number));
-        let file = match storage.open(&path, Access::Read) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let what = "a listed file of expired keys is missing:";
-                return Err(Error::corrupt(&path, 0, what).because(e));
+        let check = |header: &[u8], path: &Path| {
+            if ListedExpired::decode(header, path)? != (store, listed) {
+                return Err(Error::corrupt(path, 0, "other expired keys than the manifest lists"));
             }
-            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-                let what = "a directory in place of a file of expired keys:";
-                return Err(Error::corrupt(&path, 0, what).because(e));
-            }
-            Err(e) => return Err(Error::io("opening", &path, e)),
+            Ok(listed.bytes())
         };
-        let mut header = vec![0; PAGE];
-        let have = storage::read_full_at(&*file, &mut header, 0)
-            .map_err(|e| Error::io("reading", &path, e))?;
-        let found = ListedExpired::decode(header.get(..have).unwrap_or_default(), &path)?;
-        if found != (store, listed) {
-            return Err(Error::corrupt(&path, 0, "other expired keys than the manifest lists"));
-        }
-        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
-        if len != listed.bytes() {
-            return Err(Error::corrupt(&path, len, "a file of expired keys of another length"));
-        }
-        let bytes = match if map { file.map(len).ok() } else { None } {
-            Some(map) => Bytes::Map(map),
-            None => Bytes::File(file),
-        };
-        Ok(Expired { listed, path, seed: seed_of(store, listed.number), bytes })
+        let file = Sealed::open(storage, path, "expired keys", PAGE, map, check)?;
+        Ok(Expired { listed, file, seed: seed_of(store, listed.number) })
     }
 
     /// The memory of a hash, passed or not.
@@ -326,18 +299,7 @@ impl Expired {
 
     fn page(&self, number: u64) -> Result<Page> {
         let at = number.saturating_add(1).saturating_mul(PAGE as u64);
-        let page = match &self.bytes {
-            Bytes::Map(map) => {
-                map.bytes(at, PAGE).and_then(|bytes| Page::read_from_bytes(bytes).ok())
-            }
-            Bytes::File(file) => {
-                let mut bytes = [0; PAGE];
-                let have = storage::read_full_at(&**file, &mut bytes, at)
-                    .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
-                Page::read_from_bytes(bytes.get(..have).unwrap_or_default()).ok()
-            }
-        };
-        match page {
+        match self.file.read::<Page>(at)? {
             Some(page) if page.sum.get() == page.expected_sum(number, self.seed) => Ok(page),
             _ => Err(self.damaged(number)),
         }
@@ -345,18 +307,18 @@ impl Expired {
 
     fn damaged(&self, page: u64) -> Error {
         let at = page.saturating_add(1).saturating_mul(PAGE as u64);
-        Error::corrupt(&self.path, at, "a damaged page of expired keys")
+        self.file.damaged(at, "a damaged page of expired keys")
     }
 
     /// Reads everything.
     pub(crate) fn verify(&self, storage: &dyn Storage, store: StoreId) -> Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new(""));
+        let dir = self.path().parent().unwrap_or(Path::new(""));
         Expired::open(storage, dir, self.listed, store, false)?;
         (0..self.listed.pages()).try_for_each(|number| self.page(number).map(drop))
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 }
 
@@ -368,17 +330,12 @@ fn share_of(hash: u128, pages: u64) -> u64 {
 
 /// A file of memories that is being written, in the order of their hashes.
 pub(crate) struct Writer {
-    storage: Arc<dyn Storage>,
-    file: Arc<dyn File>,
-    dir: PathBuf,
-    path: PathBuf,
+    file: sealed::Writer,
     store: StoreId,
     seed: u32,
     listed: ListedExpired,
     page: Vec<Memory>,
     pages: u64,
-    buffer: Vec<u8>,
-    written: u64,
 }
 
 impl Writer {
@@ -388,29 +345,14 @@ impl Writer {
         store: StoreId,
         number: u32,
     ) -> Result<Self, Failure> {
-        let path = dir.join(file_name(number));
-        let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
-        let file = match storage.create(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                // Written by an opening that ended before its manifest listed it.
-                storage.remove(&path).map_err(|e| before("removing", e))?;
-                storage.create(&path)
-            }
-            other => other,
-        };
-        let file = file.map_err(|e| before("creating", e))?;
+        let file = sealed::Writer::create(storage, dir.join(file_name(number)), PAGE)?;
         Ok(Writer {
-            storage: Arc::clone(storage),
             file,
-            dir: dir.to_path_buf(),
-            path,
             store,
             seed: seed_of(store, number),
             listed: ListedExpired { number, entries: 0, until_most: 0 },
             page: Vec::with_capacity(ENTRIES),
             pages: 0,
-            buffer: Vec::new(),
-            written: PAGE as u64,
         })
     }
 
@@ -428,16 +370,7 @@ impl Writer {
         let page = Page::of(&self.page, self.pages, self.seed);
         self.page.clear();
         self.pages = self.pages.saturating_add(1);
-        self.buffer.extend_from_slice(page.as_bytes());
-        if self.buffer.len() >= limits::TABLE_PIECE_BYTES { self.write_out() } else { Ok(()) }
-    }
-
-    fn write_out(&mut self) -> Result<(), Failure> {
-        storage::write_all_at(&*self.file, &self.buffer, self.written)
-            .map_err(|e| self.failed("writing", e))?;
-        self.written = self.written.saturating_add(self.buffer.len() as u64);
-        self.buffer.clear();
-        Ok(())
+        self.file.append(page.as_bytes())
     }
 
     /// Ends the file. Durable on return, its name included.
@@ -445,23 +378,8 @@ impl Writer {
         if !self.page.is_empty() {
             self.end_page()?;
         }
-        self.write_out()?;
-        let header = self.listed.encode(self.store);
-        storage::write_all_at(&*self.file, &header, 0)
-            .and_then(|()| self.file.sync_data())
-            .and_then(|()| self.storage.sync_dir(&self.dir))
-            .map_err(|e| self.failed("finishing", e))?;
+        self.file.finish(&self.listed.encode(self.store))?;
         Ok(self.listed)
-    }
-
-    fn failed(&self, doing: &str, e: io::Error) -> Failure {
-        self.discard();
-        Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
-    }
-
-    fn discard(&self) {
-        // If it stays, the next opening removes it: no manifest lists it.
-        let _ = self.storage.remove(&self.path);
     }
 }
 
@@ -553,14 +471,8 @@ impl Merge {
     }
 
     pub(crate) fn discard(self) {
-        self.writer.discard();
+        self.writer.file.discard();
     }
-}
-
-/// Why a merge stopped.
-pub(crate) enum Stopped {
-    Writing(Failure),
-    Reading(Error),
 }
 
 #[cfg(test)]

@@ -84,6 +84,7 @@ mod index; // key -> place in the log
 mod log; // segments, group commit, recovery
 mod manifest; // what is listed
 mod expired; // keys remembered after they expired
+mod sealed; // files written once
 mod record; // one record's bytes
 mod header; // what every file begins with
 mod limits; // every limit and default

@@ -431,9 +431,14 @@ impl KeyState {
             (_, Some(Ending::Held)) => Phase::Held,
             (_, None) => return None,
         };
+        Some(KeyState::of(phase, body, lsn_token))
+    }
+
+    /// What the body of a record says that leaves its key in `phase`.
+    pub(crate) fn of(phase: Phase, body: &Body<'_>, lsn_token: Token) -> Self {
         let token = body.token.unwrap_or(lsn_token);
         let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
-        Some(KeyState {
+        KeyState {
             phase,
             token,
             life: body.life.unwrap_or(token),
@@ -449,7 +454,7 @@ impl KeyState {
             hold: body.hold,
             owner: label(body.owner),
             reason: label(body.reason),
-        })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::compose::{after, state_of};
+use super::compose::state_of;
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::{NoRoom, Placed, Room, Segments};
@@ -513,7 +513,7 @@ impl Engine {
         }
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);
-        let after = phase.map(|phase| after(phase, &body, found.state.as_ref(), placed.lsn));
+        let after = phase.map(|phase| KeyState::of(phase, &body, Token(placed.lsn.get())));
         let live = match (&after, phase) {
             (Some(state), Some(Phase::Claimed)) => Some(Box::new(Live {
                 key_kind: key.kind(),

@@ -19,6 +19,7 @@ use crate::log::{Due, NoRoom, Room};
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
+use crate::sealed::Stopped;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -480,8 +481,8 @@ impl Engine {
                 Ok(true) => break,
                 Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
                 Ok(false) => {}
-                Err(expired::Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
-                Err(expired::Stopped::Reading(e)) => {
+                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
+                Err(Stopped::Reading(e)) => {
                     merge.discard();
                     return Err(e);
                 }

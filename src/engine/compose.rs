@@ -5,7 +5,7 @@ use crate::limits;
 use crate::operation::{Fingerprint, Key};
 use crate::protocol::{KeyState, Next, Phase};
 use crate::record::{Body, Record};
-use crate::types::{Lsn, StoreMillis, Token};
+use crate::types::{StoreMillis, Token};
 impl Engine {
     /// The body of the record that brings the key from `state` to `next`.
     pub(super) fn compose<'a>(
@@ -93,35 +93,4 @@ impl Engine {
 
 pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
     KeyState::read(record.kind, record.ending(), body, Token(record.lsn.get()))
-}
-
-/// The state that a record written just now leaves, as reading it back would give it.
-pub(super) fn after(
-    phase: Phase,
-    body: &Body<'_>,
-    before: Option<&KeyState>,
-    lsn: Lsn,
-) -> KeyState {
-    let own = Token(lsn.get());
-    let token = body.token.unwrap_or(own);
-    KeyState {
-        phase,
-        token,
-        life: body.life.unwrap_or(token),
-        open_fate: body.open_fate,
-        attempt: body.attempt,
-        since: body.since.unwrap_or(body.time),
-        time: body.time,
-        expires_at: body.expires_at,
-        memory_until: body.memory_until,
-        remembers: body.remembers,
-        wall_offset: body.wall_offset,
-        fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
-        hold: body.hold,
-        owner: match before.and_then(|state| state.owner.clone()) {
-            Some(owner) if *owner == *body.owner => Some(owner),
-            _ => (!body.owner.is_empty()).then(|| body.owner.into()),
-        },
-        reason: (!body.reason.is_empty()).then(|| body.reason.into()),
-    }
 }

@@ -4,8 +4,7 @@
 //! leaves a file without consequence. The header is written last. Merging reads no record and decides nothing but which
 //! segments are gone: a slot dies with its segment, so nothing that a younger slot hides can come back.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use zerocopy::IntoBytes;
@@ -15,9 +14,9 @@ use super::table::{
     seed_of,
 };
 use crate::limits;
-use crate::storage::{self, Failure, File, Storage};
+use crate::sealed::{self, Stopped};
+use crate::storage::{Failure, Storage};
 use crate::types::{Lsn, StoreId};
-use crate::{Error, Result};
 
 /// What a table about to be written is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,19 +30,13 @@ pub(crate) struct Plan {
 
 /// A table that is being written. Slots are pushed in order.
 pub(crate) struct Writer {
-    storage: Arc<dyn Storage>,
-    file: Arc<dyn File>,
-    index_dir: PathBuf,
-    path: PathBuf,
+    file: sealed::Writer,
     store: StoreId,
     seed: u32,
     /// `slots` and `buckets` count what was written.
     listed: ListedTable,
     /// The bucket being filled, whose number is `listed.buckets`.
     bucket: Vec<Slot>,
-    buffer: Vec<u8>,
-    written: u64,
-    unsynced: u64,
 }
 
 impl Writer {
@@ -54,16 +47,7 @@ impl Writer {
         plan: Plan,
     ) -> Result<Self, Failure> {
         let path = index_dir.join(file_name(plan.number));
-        let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
-        let file = match storage.create(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                // Written by an opening that ended before its manifest listed it.
-                storage.remove(&path).map_err(|e| before("removing", e))?;
-                storage.create(&path)
-            }
-            other => other,
-        };
-        let file = file.map_err(|e| before("creating", e))?;
+        let file = sealed::Writer::create(storage, path, TABLE_HEADER_BYTES)?;
         let homes = (plan.slots.saturating_mul(10) / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
         let listed = ListedTable {
             number: plan.number,
@@ -73,19 +57,8 @@ impl Writer {
             homes,
             buckets: 0,
         };
-        Ok(Writer {
-            storage: Arc::clone(storage),
-            file,
-            index_dir: index_dir.to_path_buf(),
-            seed: seed_of(store, plan.number),
-            path,
-            store,
-            listed,
-            bucket: Vec::with_capacity(SLOTS),
-            buffer: Vec::with_capacity(limits::TABLE_PIECE_BYTES),
-            written: TABLE_HEADER_BYTES as u64,
-            unsynced: 0,
-        })
+        let seed = seed_of(store, plan.number);
+        Ok(Writer { file, store, seed, listed, bucket: Vec::with_capacity(SLOTS) })
     }
 
     /// Adds a slot, whose rank is above those of all before.
@@ -102,25 +75,8 @@ impl Writer {
     fn end_bucket(&mut self) -> Result<(), Failure> {
         let bucket = Bucket::of(&self.bucket, self.listed.buckets, self.seed);
         self.bucket.clear();
-        self.buffer.extend_from_slice(bucket.as_bytes());
         self.listed.buckets = self.listed.buckets.saturating_add(1);
-        if self.buffer.len() >= limits::TABLE_PIECE_BYTES { self.write_out() } else { Ok(()) }
-    }
-
-    fn write_out(&mut self) -> Result<(), Failure> {
-        let written = storage::write_all_at(&*self.file, &self.buffer, self.written);
-        written.map_err(|e| self.failed("writing", e))?;
-        let len = self.buffer.len() as u64;
-        self.written = self.written.saturating_add(len);
-        self.unsynced = self.unsynced.saturating_add(len);
-        self.buffer.clear();
-        if self.unsynced >= limits::UNSYNCED_BYTES_MAX {
-            // In pieces, so that the log's syncs never wait behind a long one.
-            self.unsynced = 0;
-            let synced = self.file.sync_data();
-            synced.map_err(|e| self.failed("syncing", e))?;
-        }
-        Ok(())
+        self.file.append(bucket.as_bytes())
     }
 
     /// Ends the table. Durable on return, its name included.
@@ -128,24 +84,8 @@ impl Writer {
         while !self.bucket.is_empty() || self.listed.buckets < self.listed.homes {
             self.end_bucket()?;
         }
-        self.write_out()?;
-        let header = self.listed.encode(self.store);
-        storage::write_all_at(&*self.file, &header, 0)
-            .and_then(|()| self.file.sync_data())
-            .and_then(|()| self.storage.sync_dir(&self.index_dir))
-            .map_err(|e| self.failed("finishing", e))?;
+        self.file.finish(&self.listed.encode(self.store))?;
         Ok(self.listed)
-    }
-
-    fn discard(&self) {
-        // If it stays, the next opening removes it: no manifest lists it.
-        let _ = self.storage.remove(&self.path);
-    }
-
-    /// What was written goes at once: on a full disk others need the room.
-    fn failed(&self, doing: &str, e: io::Error) -> Failure {
-        self.discard();
-        Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
     }
 }
 
@@ -157,13 +97,6 @@ pub(crate) struct Merge {
     /// Slots of older segments are left out.
     head: u32,
     writer: Writer,
-}
-
-/// Why a merge stopped.
-pub(crate) enum Stopped {
-    Writing(Failure),
-    /// A table that is merged is damaged, or can't be read.
-    Reading(Error),
 }
 
 impl Merge {
@@ -207,6 +140,6 @@ impl Merge {
 
     /// Gives up: what was written goes.
     pub(crate) fn discard(self) {
-        self.writer.discard();
+        self.writer.file.discard();
     }
 }

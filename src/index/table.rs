@@ -8,8 +8,7 @@
 //! probing (Knuth, TAOCP 3, 6.4) in the order of hashes, so that a search ends at the first greater prefix, and a merge
 //! is one pass over both.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::{U32, U64};
@@ -17,7 +16,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
-use crate::storage::{self, Access, File, Map, Storage};
+use crate::sealed::Sealed;
+use crate::storage::Storage;
 use crate::types::{KeyHash, Lsn, Spot, StoreId};
 use crate::{Error, Result};
 
@@ -237,16 +237,8 @@ pub(crate) fn number_of(name: &str) -> Option<u32> {
 pub(crate) struct Table {
     pub(crate) listed: ListedTable,
     store: StoreId,
-    path: PathBuf,
     seed: u32,
-    bytes: Bytes,
-}
-
-/// Where its bytes come from. A map needs no open file beside it.
-#[derive(Debug)]
-enum Bytes {
-    Map(Arc<dyn Map>),
-    File(Arc<dyn File>),
+    file: Sealed,
 }
 
 impl Table {
@@ -259,42 +251,20 @@ impl Table {
         map: bool,
     ) -> Result<Self> {
         let path = index_dir.join(file_name(listed.number));
-        let file = match storage.open(&path, Access::Read) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::corrupt(&path, 0, "a listed table is missing:").because(e));
+        let check = |header: &[u8], path: &Path| {
+            if ListedTable::decode(header, path)? != (store, listed) {
+                return Err(Error::corrupt(path, 0, "another table than the manifest lists"));
             }
-            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-                return Err(Error::corrupt(&path, 0, "a directory in place of a table:").because(e));
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-                return Err(Error::corrupt(&path, 0, "a file in place of the index:").because(e));
-            }
-            Err(e) => return Err(Error::io("opening", &path, e)),
+            Ok(listed.bytes())
         };
-        let mut header = [0; TABLE_HEADER_BYTES];
-        let have = storage::read_full_at(&*file, &mut header, 0)
-            .map_err(|e| Error::io("reading", &path, e))?;
-        let found = ListedTable::decode(header.get(..have).unwrap_or_default(), &path)?;
-        if found != (store, listed) {
-            return Err(Error::corrupt(&path, 0, "another table than the manifest lists"));
-        }
-        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
-        if len != listed.bytes() {
-            return Err(Error::corrupt(&path, len, "a table of another length"));
-        }
-        // Where mapping fails, plain reads serve: the format is the same.
-        let bytes = match if map { file.map(len).ok() } else { None } {
-            Some(map) => Bytes::Map(map),
-            None => Bytes::File(file),
-        };
-        Ok(Table { listed, store, path, seed: seed_of(store, listed.number), bytes })
+        let file = Sealed::open(storage, path, "a table", TABLE_HEADER_BYTES, map, check)?;
+        Ok(Table { listed, store, file, seed: seed_of(store, listed.number) })
     }
 
     /// Whether the file still says that it is this table: read anew, by its name.
     pub(crate) fn check_header(&self, storage: &dyn Storage) -> Result<()> {
         let store = self.store;
-        let dir = self.path.parent().unwrap_or(Path::new(""));
+        let dir = self.path().parent().unwrap_or(Path::new(""));
         Table::open(storage, dir, self.listed, store, false).map(drop)
     }
 
@@ -324,42 +294,22 @@ impl Table {
 
     /// Reads a byte of the bucket that a hash points to, so that it is at hand when it is looked into. No use else.
     pub(crate) fn touch(&self, hash: KeyHash) -> u8 {
-        let Bytes::Map(map) = &self.bytes else { return 0 };
-        let at = place_of(home_of(prefix_of(hash), self.listed.homes));
-        map.bytes(at, 1).and_then(|bytes| bytes.first().copied()).unwrap_or(0)
+        self.file.touch(place_of(home_of(prefix_of(hash), self.listed.homes)))
     }
 
     /// Reads one bucket and checks it.
     fn bucket(&self, number: u64) -> Result<Bucket> {
         let at = place_of(number);
-        let bucket = match &self.bytes {
-            Bytes::Map(map) => {
-                map.bytes(at, BUCKET_BYTES).and_then(|bytes| Bucket::read_from_bytes(bytes).ok())
-            }
-            Bytes::File(file) => {
-                let mut bytes = [0; BUCKET_BYTES];
-                let have = storage::read_full_at(&**file, &mut bytes, at)
-                    .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
-                Bucket::read_from_bytes(bytes.get(..have).unwrap_or_default()).ok()
-            }
-        };
-        match bucket {
+        match self.file.read::<Bucket>(at)? {
             Some(bucket) if bucket.sum.get() == bucket.expected_sum(number, self.seed) => {
                 Ok(bucket)
             }
-            _ => Err(Error::corrupt(&self.path, at, "a damaged bucket of the index")),
-        }
-    }
-
-    /// What a walk comes to next: maps are read without looking ahead.
-    fn read_ahead(&self, number: u64) {
-        if let Bytes::Map(map) = &self.bytes {
-            map.read_ahead(place_of(number), limits::TABLE_PIECE_BYTES);
+            _ => Err(self.file.damaged(at, "a damaged bucket of the index")),
         }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 }
 
@@ -404,7 +354,7 @@ impl Cursor {
             self.next = number.saturating_add(1);
             self.at = SLOTS;
             if number % PIECE_BUCKETS == 0 {
-                self.table.read_ahead(number);
+                self.table.file.read_ahead(place_of(number));
             }
             self.bucket = self.table.bucket(number)?;
             self.at = 0;

@@ -1,0 +1,192 @@
+//! Files that are written once, in one pass, and never changed: tables, and files of expired keys.
+//!
+//! Promises: on return of `finish` the file and its name are durable, and nobody lists it yet; a crash before leaves a
+//! file without consequence, since its header is written last. Reading goes through a map or by plain reads, and
+//! forms what it reads of bytes that the caller then checks. Never: knows what stands in them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::limits;
+use crate::storage::{self, Access, Failure, File, Map, Storage};
+use crate::{Error, Result};
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+/// Where its bytes come from. A map needs no open file beside it.
+#[derive(Debug)]
+enum Bytes {
+    Map(Arc<dyn Map>),
+    File(Arc<dyn File>),
+}
+
+impl Sealed {
+    /// Opens a listed file, `what` it is in words. `check` is shown its first bytes, and says how long it must be.
+    pub(crate) fn open(
+        storage: &dyn Storage,
+        path: PathBuf,
+        what: &str,
+        header_bytes: usize,
+        map: bool,
+        check: impl FnOnce(&[u8], &Path) -> Result<u64>,
+    ) -> Result<Self> {
+        use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+        let file = match storage.open(&path, Access::Read) {
+            Ok(file) => file,
+            Err(e) => {
+                let problem = match e.kind() {
+                    NotFound => "a missing file, listed as",
+                    IsADirectory => "a directory in place of",
+                    NotADirectory => "a file in place of the directory of",
+                    _ => return Err(Error::io("opening", &path, e)),
+                };
+                return Err(Error::corrupt(&path, 0, format_args!("{problem} {what}")).because(e));
+            }
+        };
+        let mut header = vec![0; header_bytes];
+        let have = storage::read_full_at(&*file, &mut header, 0)
+            .map_err(|e| Error::io("reading", &path, e))?;
+        let expected = check(header.get(..have).unwrap_or_default(), &path)?;
+        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
+        if len != expected {
+            return Err(Error::corrupt(&path, len, format_args!("another length of {what}")));
+        }
+        // Where mapping fails, plain reads serve: the format is the same.
+        let bytes = match if map { file.map(len).ok() } else { None } {
+            Some(map) => Bytes::Map(map),
+            None => Bytes::File(file),
+        };
+        Ok(Sealed { path, bytes })
+    }
+
+    /// What stands at an offset; `None` behind the end.
+    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<Option<T>> {
+        match &self.bytes {
+            Bytes::Map(map) => {
+                let bytes = map.bytes(at, size_of::<T>());
+                Ok(bytes.and_then(|bytes| T::read_from_bytes(bytes).ok()))
+            }
+            Bytes::File(file) => {
+                let mut value = T::new_zeroed();
+                let have = storage::read_full_at(&**file, value.as_mut_bytes(), at)
+                    .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
+                Ok((have == size_of::<T>()).then_some(value))
+            }
+        }
+    }
+
+    /// Reads a byte of a map, so that its cache line is at hand later; nothing where there is none.
+    pub(crate) fn touch(&self, at: u64) -> u8 {
+        let Bytes::Map(map) = &self.bytes else { return 0 };
+        map.bytes(at, 1).and_then(|bytes| bytes.first().copied()).unwrap_or(0)
+    }
+
+    /// What a walk comes to next: maps are read without looking ahead.
+    pub(crate) fn read_ahead(&self, at: u64) {
+        if let Bytes::Map(map) = &self.bytes {
+            map.read_ahead(at, limits::TABLE_PIECE_BYTES);
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn damaged(&self, at: u64, what: &str) -> Error {
+        Error::corrupt(&self.path, at, what)
+    }
+}
+
+/// A file that is being written, front to back; its header last.
+pub(crate) struct Writer {
+    storage: Arc<dyn Storage>,
+    file: Arc<dyn File>,
+    path: PathBuf,
+    buffer: Vec<u8>,
+    written: u64,
+    unsynced: u64,
+}
+
+impl Writer {
+    pub(crate) fn create(
+        storage: &Arc<dyn Storage>,
+        path: PathBuf,
+        header_bytes: usize,
+    ) -> Result<Self, Failure> {
+        let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
+        let file = match storage.create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // Written by an opening that ended before its manifest listed it.
+                storage.remove(&path).map_err(|e| before("removing", e))?;
+                storage.create(&path)
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| before("creating", e))?;
+        Ok(Writer {
+            storage: Arc::clone(storage),
+            file,
+            path,
+            buffer: Vec::with_capacity(limits::TABLE_PIECE_BYTES),
+            written: header_bytes as u64,
+            unsynced: 0,
+        })
+    }
+
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= limits::TABLE_PIECE_BYTES { self.write_out() } else { Ok(()) }
+    }
+
+    fn write_out(&mut self) -> Result<(), Failure> {
+        let written = storage::write_all_at(&*self.file, &self.buffer, self.written);
+        written.map_err(|e| self.failed("writing", e))?;
+        let len = self.buffer.len() as u64;
+        self.written = self.written.saturating_add(len);
+        self.unsynced = self.unsynced.saturating_add(len);
+        self.buffer.clear();
+        if self.unsynced >= limits::UNSYNCED_BYTES_MAX {
+            // In pieces, so that the log's syncs never wait behind a long one.
+            self.unsynced = 0;
+            let synced = self.file.sync_data();
+            synced.map_err(|e| self.failed("syncing", e))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the file. Durable on return, its name included.
+    pub(crate) fn finish(mut self, header: &[u8]) -> Result<(), Failure> {
+        self.write_out()?;
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        storage::write_all_at(&*self.file, header, 0)
+            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.storage.sync_dir(dir))
+            .map_err(|e| self.failed("finishing", e))
+    }
+
+    pub(crate) fn discard(&self) {
+        // If it stays, the next opening removes it: no manifest lists it.
+        let _ = self.storage.remove(&self.path);
+    }
+
+    /// What was written goes at once: on a full disk others need the room.
+    fn failed(&self, doing: &str, e: io::Error) -> Failure {
+        self.discard();
+        Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
+    }
+}
+
+/// Why a merge of such files stopped.
+pub(crate) enum Stopped {
+    Writing(Failure),
+    /// One of those that are merged is damaged, or can't be read.
+    Reading(Error),
+}
