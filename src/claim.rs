@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::engine::{Engine, Outcome as EncodedOutcome, Stored, Writing};
+use crate::engine::{Claimed, Engine, Outcome as EncodedOutcome, Stored, Writing};
 use crate::operation::{Settings, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
 use crate::shared::Shared;
@@ -226,6 +226,12 @@ impl Refused {
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attempt {
+    // Boxed: most answers have none, and each of a batch would take its room all the same.
+    seen: Box<SeenAttempt>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct SeenAttempt {
     key: Key<'static>,
     state: KeyState,
     lease_until: Option<StoreMillis>,
@@ -240,12 +246,12 @@ impl Attempt {
         lease_until: Option<StoreMillis>,
         now: StoreMillis,
     ) -> Self {
-        let reason = state.reason.clone();
-        Attempt { key: key.clone().into_owned(), state, lease_until, now, reason }
+        let (key, reason) = (key.clone().into_owned(), state.reason.clone());
+        Attempt { seen: Box::new(SeenAttempt { key, state, lease_until, now, reason }) }
     }
 
     pub(crate) fn because(mut self, reason: &str) -> Self {
-        self.reason = Some(reason.into());
+        self.seen.reason = Some(reason.into());
         self
     }
 
@@ -261,7 +267,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
-        &self.key
+        &self.seen.key
     }
 
     /// 1 for the first since the key was absent.
@@ -276,7 +282,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn number(&self) -> u32 {
-        self.state.attempt
+        self.seen.state.attempt
     }
 
     /// Names the attempt; a resource that was shown it can tell what it did.
@@ -294,7 +300,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn token(&self) -> Token {
-        self.state.token
+        self.seen.state.token
     }
 
     /// When it was claimed, by the wall clock of then.
@@ -311,7 +317,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn since(&self) -> SystemTime {
-        wall(self.state.since, self.state.wall_offset)
+        wall(self.seen.state.since, self.seen.state.wall_offset)
     }
 
     /// Who claimed it, where the claim said so.
@@ -326,7 +332,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
-        self.state.owner.as_deref()
+        self.seen.state.owner.as_deref()
     }
 
     /// How long its lease still runs; `None` without one.
@@ -346,7 +352,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn lease_left(&self) -> Option<Duration> {
-        self.lease_until.map(|until| Duration::from_millis(until.since(self.now)))
+        self.seen.lease_until.map(|until| Duration::from_millis(until.since(self.seen.now)))
     }
 
     /// Why it ended, or is held.
@@ -362,7 +368,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
-        self.reason.as_deref()
+        self.seen.reason.as_deref()
     }
 
     /// Whether its interruption is to be held rather than asked about.
@@ -377,7 +383,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn asked_for_hold(&self) -> bool {
-        self.state.hold
+        self.seen.state.hold
     }
 }
 
@@ -387,7 +393,7 @@ impl fmt::Display for Attempt {
         if let Some(owner) = self.owner() {
             write!(f, " by {owner}")?;
         }
-        write!(f, ", since {} s", self.now.since(self.state.since) / 1000)?;
+        write!(f, ", since {} s", self.seen.now.since(self.seen.state.since) / 1000)?;
         if let Some(left) = self.lease_left() {
             write!(f, ", {} s left", left.as_secs())?;
         }
@@ -868,12 +874,12 @@ impl Interrupted {
         let key = self.attempt.key();
         let writing = granting(&self.shared, &self.settings, key, self.fingerprint);
         let applied = self.shared.apply(key, self.hash, call, &writing)?;
-        match (applied.answer, applied.after) {
-            (Answer::Granted, Some(state)) => Ok(ClaimGuard::new(
+        match (applied.answer, applied.claimed) {
+            (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
                 Arc::clone(&self.shared),
                 key,
                 self.hash,
-                &state,
+                claimed,
                 self.settings.clone(),
                 Some(self.attempt.clone()),
             )),
@@ -986,7 +992,7 @@ impl ClaimGuard {
         shared: Arc<Shared>,
         key: &Key<'_>,
         hash: KeyHash,
-        state: &KeyState,
+        claimed: Claimed,
         settings: Settings,
         interruption: Option<Attempt>,
     ) -> Self {
@@ -996,8 +1002,8 @@ impl ClaimGuard {
                 shared,
                 key: key.clone().into_owned(),
                 hash,
-                token: state.token,
-                attempt: state.attempt,
+                token: claimed.token,
+                attempt: claimed.attempt,
                 settings,
                 interruption,
                 drop_aborts,

@@ -15,11 +15,12 @@ use crate::claim::{
     Attempt, Claim, ClaimGuard, Expired, Interrupted, Mark, Recorded, Resolution, State, granting,
 };
 use crate::engine::{Applied, Batch, Outcome as EncodedOutcome, Seen, Writing};
+use crate::limits;
 use crate::log::Due;
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, is_expired, phase_shown};
 use crate::shared::Shared;
-use crate::types::Token;
+use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
 /// An open store: names operations with keys and remembers what became of them.
@@ -179,9 +180,11 @@ impl Store {
         let writing = granting(&self.shared, &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
         if applied.answer == Answer::Granted {
-            let state = applied.after.ok_or_else(broken)?;
+            let claimed = applied.claimed.ok_or_else(broken)?;
             let shared = Arc::clone(&self.shared);
-            return Ok(Claim::Acquired(ClaimGuard::new(shared, key, hash, &state, settings, None)));
+            return Ok(Claim::Acquired(ClaimGuard::new(
+                shared, key, hash, claimed, settings, None,
+            )));
         }
         let question = applied.question;
         let answer = applied.answer;
@@ -227,7 +230,9 @@ impl Store {
     /// One write, and one sync at `Sync`; nothing for a key that was seen.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
         let mut batch = Batch::default();
-        let mark = self.place_mark(&op.into(), &mut batch)?;
+        let op = op.into();
+        op.key().check()?;
+        let mark = self.place_mark(&op, self.shared.hash(op.key()), &mut batch)?;
         self.shared.settle_batch(&batch)?;
         Ok(mark)
     }
@@ -268,8 +273,21 @@ impl Store {
             return Err(self.shared.log.poisoned());
         }
         let mut batch = Batch::default();
-        let mut marks: Vec<_> =
-            ops.into_iter().map(|op| self.place_mark(&op.into(), &mut batch)).collect();
+        let mut ops = ops.into_iter().map(|op| {
+            let op = op.into();
+            let hash = op.key().check().map(|()| self.shared.hash(op.key()));
+            (op, hash)
+        });
+        let mut marks = Vec::with_capacity(ops.size_hint().0);
+        loop {
+            let next: Vec<_> = ops.by_ref().take(limits::LOOK_AHEAD_KEYS).collect();
+            if next.is_empty() {
+                break;
+            }
+            self.shared.look_ahead(next.iter().filter_map(|(_, hash)| hash.as_ref().ok()));
+            marks
+                .extend(next.into_iter().map(|(op, hash)| self.place_mark(&op, hash?, &mut batch)));
+        }
         // Closed or poisoned half-way: what was placed before is on its way, or nobody knows.
         let is_of_all = |e: &Error| {
             matches!(e.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::Forked)
@@ -282,9 +300,8 @@ impl Store {
         Ok(marks)
     }
 
-    fn place_mark(&self, op: &Operation<'_>, batch: &mut Batch) -> Result<Mark> {
+    fn place_mark(&self, op: &Operation<'_>, hash: KeyHash, batch: &mut Batch) -> Result<Mark> {
         let key = op.key();
-        key.check()?;
         let settings = op.policy().or(&self.policy).resolve()?;
         let writing = Writing {
             level: Some(settings.durability),
@@ -294,7 +311,7 @@ impl Store {
             owner: settings.owner.as_deref(),
             ..Writing::default()
         };
-        let done = self.shared.place(key, self.shared.hash(key), Call::Mark, &writing)?;
+        let done = self.shared.place(key, hash, Call::Mark, &writing)?;
         batch.add(&done, settings.durability);
         let applied = done.applied;
         Ok(match applied.answer {
@@ -774,8 +791,9 @@ fn in_progress(key: &Key<'_>) -> Error {
 }
 
 fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
-    let state = applied.before.clone().ok_or_else(broken)?;
-    Ok(attempt_of(key, state, applied.presence, applied.lease_until, applied.now))
+    let found = applied.found.as_ref().ok_or_else(broken)?;
+    let state = found.state.clone().ok_or_else(broken)?;
+    Ok(attempt_of(key, state, found.presence, found.lease_until, applied.now))
 }
 
 fn attempt_of(
@@ -791,17 +809,19 @@ fn attempt_of(
 }
 
 fn recorded(applied: Applied) -> Result<Recorded> {
-    let state = applied.before.ok_or_else(broken)?;
-    Recorded::read(&state, applied.outcome)
+    let found = *applied.found.ok_or_else(broken)?;
+    Recorded::read(&found.state.ok_or_else(broken)?, found.outcome)
 }
 
 fn expired(applied: Applied) -> Result<Expired> {
-    applied.before.map(|state| Expired::new(&state)).ok_or_else(broken)
+    let state = applied.found.and_then(|found| found.state);
+    state.map(|state| Expired::new(&state)).ok_or_else(broken)
 }
 
 fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
-    let state = applied.before.ok_or_else(broken)?;
-    state_in(key, state, applied.presence, applied.lease_until, applied.outcome, applied.now)
+    let found = *applied.found.ok_or_else(broken)?;
+    let state = found.state.ok_or_else(broken)?;
+    state_in(key, state, found.presence, found.lease_until, found.outcome, applied.now)
 }
 
 /// A key as it was found, in the words of the public API.

@@ -52,37 +52,57 @@ pub(crate) struct Stored {
 /// How a call went.
 pub(crate) struct Applied {
     pub(crate) answer: Answer,
-    /// What the key was in.
-    pub(crate) before: Option<KeyState>,
-    /// What it is in now, where something was written.
-    pub(crate) after: Option<KeyState>,
-    pub(crate) presence: Presence,
-    pub(crate) lease_until: Option<StoreMillis>,
-    pub(crate) outcome: Option<Stored>,
+    /// What was found of the key; `None`: nothing. Boxed, since it is handed on and on, and a new key has none.
+    pub(crate) found: Option<Box<Found>>,
+    /// The attempt that was claimed.
+    pub(crate) claimed: Option<Claimed>,
     pub(crate) now: StoreMillis,
     /// Names the question, of `Asked`.
     pub(crate) question: u64,
 }
 
+/// An attempt that begins.
+#[derive(Clone, Copy)]
+pub(crate) struct Claimed {
+    pub(crate) token: Token,
+    pub(crate) attempt: u32,
+}
+
 /// What was found of a key.
 #[derive(Default)]
-pub(super) struct Found {
-    pub(super) state: Option<KeyState>,
-    pub(super) presence: Presence,
+pub(crate) struct Found {
+    pub(crate) state: Option<KeyState>,
+    pub(crate) presence: Presence,
     pub(super) place: Option<Place>,
-    pub(super) lease_until: Option<StoreMillis>,
+    pub(crate) lease_until: Option<StoreMillis>,
     pub(super) reserved: u64,
-    pub(super) outcome: Option<Stored>,
+    pub(crate) outcome: Option<Stored>,
     /// When the memory passes that the key has, or may have from an older life.
     pub(super) memory_until: Option<StoreMillis>,
 }
+
+/// Of a key of which nothing is known.
+static NOTHING: Found = Found {
+    state: None,
+    presence: Presence::Nobody,
+    place: None,
+    lease_until: None,
+    reserved: 0,
+    outcome: None,
+    memory_until: None,
+};
 
 /// A call that was decided and, where something was to be written, placed.
 pub(crate) struct Done {
     pub(crate) applied: Applied,
     placed: Option<Placed>,
+}
+
+impl Done {
     /// The record that the answer is derived from.
-    prior: Option<Place>,
+    fn prior(&self) -> Option<Place> {
+        self.applied.found.as_ref().and_then(|found| found.place)
+    }
 }
 
 /// Calls that were placed one after the other, to be waited for together.
@@ -110,7 +130,7 @@ impl Batch {
         if let Some(placed) = done.placed {
             *at_level(&mut self.placed, level) = Some(placed);
         }
-        match done.prior {
+        match done.prior() {
             _ if done.applied.answer == Answer::InProgress => {}
             Some(prior) => {
                 let newest = at_level(&mut self.priors, prior.level());
@@ -157,7 +177,7 @@ impl Engine {
             self.log.wake_upkeep();
             self.log.commit(placed, level)?;
         }
-        match done.prior {
+        match done.prior() {
             _ if done.applied.answer == Answer::InProgress => Ok(()),
             Some(prior) => self.log.commit_earlier(prior.lsn(), prior.level()),
             None => self.settle_absence(),
@@ -186,6 +206,13 @@ impl Engine {
             0 => Ok(()),
             lsn => self.log.commit_earlier(Lsn::new(lsn), Durability::Sync),
         }
+    }
+
+    /// Has what the tables hold of some keys at hand when they are looked up.
+    pub(crate) fn look_ahead<'a>(&self, hashes: impl Iterator<Item = &'a KeyHash>) {
+        let tables = self.tables();
+        let touched = hashes.fold(0, |sum, hash| sum ^ tables.touch(*hash));
+        std::hint::black_box(touched);
     }
 
     /// As `apply`, but waits for nothing: the answer is not to be shown before its batch is settled.
@@ -236,65 +263,67 @@ impl Engine {
         writing: &Writing<'_>,
     ) -> Result<Tried> {
         let mut shard = self.shard(hash)?;
-        // Under the lock: whoever comes later must not judge by an earlier time.
-        let now = self.log.now();
-        match self.look_in_memory(&mut shard, key, hash, call, now) {
+        match self.look_in_memory(&mut shard, key, hash, call) {
             Ok(Some(found)) => {
-                return Ok(self.act(&mut shard, key, hash, found, call, now, writing));
+                return Ok(self.act(&mut shard, key, hash, Some(found), call, writing));
             }
             Err(again) => return Ok(Err(again)),
             Ok(None) => {}
         }
         let known = Known::of(&shard, hash);
         if known.is_nothing() {
-            let found = Found::default();
-            return Ok(self.act(&mut shard, key, hash, found, call, now, writing));
+            return Ok(self.act(&mut shard, key, hash, None, call, writing));
         }
         drop(shard);
         let found = match self.look_recorded(key, hash, &known) {
             Ok(found) => found,
             Err(e) => return self.look_failed(hash, &known, e).map(|()| Err(Again::Changed)),
         };
-        let decision = protocol::decide(found.state.as_ref(), found.presence, call, now);
-        if decision.next.is_none() && decision.answer != Answer::Asked {
-            return Ok(Ok(told(found, decision.answer, now)));
+        if let Some(known) = &found {
+            let now = self.log.now();
+            let decision = protocol::decide(known.state.as_ref(), known.presence, call, now);
+            if decision.next.is_none() && decision.answer != Answer::Asked {
+                return Ok(Ok(told(found, decision.answer, now)));
+            }
         }
         let mut shard = self.shard(hash)?;
         if !is_as_read(&shard, key, hash, &known) {
             return Ok(Err(Again::Changed));
         }
-        let now = self.log.now();
-        Ok(self.act(&mut shard, key, hash, found, call, now, writing))
+        Ok(self.act(&mut shard, key, hash, found, call, writing))
     }
 
     /// Decides on what was found and does it, under the shard lock.
-    #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     fn act(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
         hash: KeyHash,
-        found: Found,
+        found: Option<Box<Found>>,
         call: Call,
-        now: StoreMillis,
         writing: &Writing<'_>,
     ) -> Tried {
-        let decision = protocol::decide(found.state.as_ref(), found.presence, call, now);
+        // Under the lock: whoever comes later must not judge by an earlier time.
+        let now = self.log.now();
+        let known = found.as_deref().unwrap_or(&NOTHING);
+        let decision = protocol::decide(known.state.as_ref(), known.presence, call, now);
         let Some(next) = decision.next else {
             let mut question = 0;
             if decision.answer == Answer::Asked {
-                question = self.ask(shard, key, hash, &found);
+                question = self.ask(shard, key, hash, known);
             } else if matches!(call, Call::Renew(_)) && decision.answer == Answer::Done {
-                renew_in_memory(shard, hash, &found, now, writing);
+                renew_in_memory(shard, hash, known, now, writing);
             }
             let mut done = told(found, decision.answer, now);
             done.applied.question = question;
             return Ok(done);
         };
-        let (placed, after) = self.write(shard, key, hash, &found, next, now, writing)?;
+        let placed = self.write(shard, key, hash, known, next, now, writing)?;
         let mut done = told(found, decision.answer, now);
         done.placed = Some(placed);
-        done.applied.after = after;
+        if let Next::Claimed { attempt, .. } = next {
+            done.applied.claimed = Some(Claimed { token: Token(placed.lsn.get()), attempt });
+        }
         Ok(done)
     }
 
@@ -349,14 +378,13 @@ impl Engine {
         key: &Key<'_>,
         hash: KeyHash,
         call: Call,
-        now: StoreMillis,
-    ) -> Result<Option<Found>, Again> {
+    ) -> Result<Option<Box<Found>>, Again> {
         let is_key = |entry: &&Entry| {
             entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
         };
         let Some(entry) = shard.candidates(hash).find(is_key) else { return Ok(None) };
         let Some(live) = &entry.live else { return Ok(None) };
-        let found = Found {
+        let found = Box::new(Found {
             state: Some(live.state.clone()),
             presence: live.presence,
             place: Some(entry.place),
@@ -364,9 +392,13 @@ impl Engine {
             reserved: live.reserved,
             outcome: None,
             memory_until: live.state.memory_until,
-        };
+        });
         let token = live.state.token;
-        if !live.has_lapsed(now) || call.of_owner() == Some(token) {
+        if live.lease_until.is_none() || call.of_owner() == Some(token) {
+            return Ok(Some(found));
+        }
+        let now = self.log.now();
+        if !live.has_lapsed(now) {
             return Ok(Some(found));
         }
         let decision =
@@ -387,9 +419,9 @@ impl Engine {
         key: &Key<'_>,
         hash: KeyHash,
         known: &Known,
-    ) -> Result<Found> {
+    ) -> Result<Option<Box<Found>>> {
         let found = self.look_in_log(key, &known.places)?;
-        if found.place.is_some() || known.tables.is_empty() {
+        if found.is_some() || known.tables.is_empty() {
             return Ok(found);
         }
         let spots = known.tables.find(hash)?;
@@ -398,16 +430,22 @@ impl Engine {
             for spot in spots {
                 let place = self.place_of(&segments, spot)?;
                 let found = self.look_in_log(key, &[place])?;
-                if found.place.is_some() {
+                if found.is_some() {
                     return Ok(found);
                 }
             }
         }
-        let now = self.log.now();
-        Ok(known.tables.memory_of(hash, now)?.map_or_else(Found::default, |memory| Found {
-            state: Some(KeyState::of_memory(StoreMillis(memory.completed_wall()), memory.until())),
-            memory_until: Some(memory.until()),
-            ..Found::default()
+        if known.tables.expired.is_empty() {
+            return Ok(None);
+        }
+        let memory = known.tables.memory_of(hash, self.log.now())?;
+        Ok(memory.map(|memory| {
+            let completed = StoreMillis(memory.completed_wall());
+            Box::new(Found {
+                state: Some(KeyState::of_memory(completed, memory.until())),
+                memory_until: Some(memory.until()),
+                ..Found::default()
+            })
         }))
     }
 
@@ -422,7 +460,11 @@ impl Engine {
     }
 
     /// The key among the records at some places.
-    pub(super) fn look_in_log(&self, key: &Key<'_>, candidates: &[Place]) -> Result<Found> {
+    pub(super) fn look_in_log(
+        &self,
+        key: &Key<'_>,
+        candidates: &[Place],
+    ) -> Result<Option<Box<Found>>> {
         for &place in candidates {
             let found = self.log.read(self.to_read(place.lsn()), |record| {
                 let body = self.body_of(&record)?;
@@ -440,19 +482,19 @@ impl Engine {
                     bytes: body.result.to_vec(),
                 });
                 let memory_until = body.memory_until;
-                Ok(Some(Found {
+                Ok(Some(Box::new(Found {
                     state,
                     place: Some(place),
                     outcome,
                     memory_until,
                     ..Found::default()
-                }))
+                })))
             })?;
-            if let Some(found) = found {
+            if found.is_some() {
                 return Ok(found);
             }
         }
-        Ok(Found::default())
+        Ok(None)
     }
 
     pub(super) fn body_of<'a>(&self, record: &Record<'a>) -> Result<Body<'a>> {
@@ -472,7 +514,7 @@ impl Engine {
         next: Next,
         now: StoreMillis,
         writing: &Writing<'_>,
-    ) -> Result<(Placed, Option<KeyState>), Again> {
+    ) -> Result<Placed, Again> {
         let body = self.compose(key, found.state.as_ref(), found.memory_until, next, now, writing);
         let was_live = found.presence == Presence::Owner;
         let (draft, phase, room) = match next {
@@ -513,19 +555,17 @@ impl Engine {
         }
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);
-        let after = phase.map(|phase| KeyState::of(phase, &body, Token(placed.lsn.get())));
-        let live = match (&after, phase) {
-            (Some(state), Some(Phase::Claimed)) => Some(Box::new(Live {
+        let live = (phase == Some(Phase::Claimed)).then(|| {
+            Box::new(Live {
                 key_kind: key.kind(),
                 key: key.bytes().into(),
-                state: state.clone(),
+                state: KeyState::of(Phase::Claimed, &body, Token(placed.lsn.get())),
                 presence: Presence::Owner,
                 lease_until: writing.lease_ms.map(|lease| now.plus(lease)),
                 reserved: writing.reserve,
                 question: 0,
-            })),
-            _ => None,
-        };
+            })
+        });
         match (was_live, live.is_some()) {
             (false, true) => {
                 self.in_flight.fetch_add(1, Ordering::SeqCst);
@@ -541,7 +581,7 @@ impl Engine {
             }
             None => shard.insert(Entry { hash, place, live }),
         }
-        Ok((placed, after))
+        Ok(placed)
     }
 
     pub(super) fn ended_one(&self) {
@@ -652,18 +692,8 @@ pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Kn
         && !shard.candidates(hash).any(is_live)
 }
 
-fn told(found: Found, answer: Answer, now: StoreMillis) -> Done {
-    let applied = Applied {
-        answer,
-        before: found.state,
-        after: None,
-        presence: found.presence,
-        lease_until: found.lease_until,
-        outcome: found.outcome,
-        now,
-        question: 0,
-    };
-    Done { applied, placed: None, prior: found.place }
+fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) -> Done {
+    Done { applied: Applied { answer, found, claimed: None, now, question: 0 }, placed: None }
 }
 
 /// The lease of a claim that was not detached lives in memory.

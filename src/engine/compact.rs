@@ -405,10 +405,8 @@ impl Engine {
 
     /// Whether the record at `lsn` is its key's newest, by what was known of the hash.
     fn standing(&self, key: &Key<'_>, hash: KeyHash, lsn: Lsn, known: &Known) -> Result<Standing> {
-        let is_key = |place: Place| -> Result<bool> {
-            let found = self.look_in_log(key, &[place])?;
-            Ok(found.place.is_some())
-        };
+        let is_key =
+            |place: Place| -> Result<bool> { Ok(self.look_in_log(key, &[place])?.is_some()) };
         for &place in known.places() {
             if place.lsn() > lsn && is_key(place)? {
                 return Ok(Standing::Superseded);

@@ -28,7 +28,7 @@ impl Engine {
         };
         match next {
             Next::Claimed { attempt, life, open_fate } => {
-                body = Body { attempt, life, open_fate, ..body };
+                (body.attempt, body.life, body.open_fate) = (attempt, life, open_fate);
                 // Only an aborted request may be mended: whoever takes over goes on with the one there is.
                 let gone_on_with = state
                     .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
@@ -38,7 +38,7 @@ impl Engine {
                 body.owner = writing.owner.unwrap_or_default();
             }
             Next::Marked { attempt, life } => {
-                body = Body { attempt, life, expires_at, ..body };
+                (body.attempt, body.life, body.expires_at) = (attempt, life, expires_at);
                 body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
                 body.owner = writing.owner.unwrap_or_default();
             }

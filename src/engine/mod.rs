@@ -15,7 +15,7 @@ mod rebuild;
 mod verify;
 mod view;
 
-pub(crate) use call::{Applied, Batch, Outcome, Stored, Writing};
+pub(crate) use call::{Applied, Batch, Claimed, Outcome, Stored, Writing};
 pub(crate) use compact::Done as CompactionDone;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk};

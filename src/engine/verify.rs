@@ -112,7 +112,9 @@ impl Engine {
                 return Ok(live);
             }
             match self.look_recorded(key, hash, &known) {
-                Ok(found) => return Ok(found.place.map(|place| place.lsn())),
+                Ok(found) => {
+                    return Ok(found.and_then(|found| found.place).map(|place| place.lsn()));
+                }
                 Err(_) if !self.is_unchanged(hash, &known)? => {}
                 Err(e) => return Err(e),
             }

@@ -48,7 +48,9 @@ impl Engine {
                     continue;
                 }
             };
-            let Some(state) = found.state else {
+            let Some((state, found)) =
+                found.and_then(|mut found| Some((found.state.take()?, found)))
+            else {
                 return self.settle_absence().map(|()| None);
             };
             // A memory alone has no place: it was durable before it was one.
