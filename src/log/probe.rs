@@ -25,7 +25,7 @@ pub(crate) fn probe_segment(bytes: &[u8]) {
     let limit = listed.end.since(listed.base);
     let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
     let mut places = Vec::new();
-    while let Ok(Step::Record(record)) = reader.next() {
+    while let Ok(Step::Record(record, _)) = reader.next() {
         let _ = (record.body(), record.time());
         places.push(record.lsn);
     }

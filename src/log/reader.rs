@@ -27,11 +27,28 @@ pub(crate) struct Reader<'s> {
 
 /// What stands at the reader's place.
 pub(crate) enum Step<'a> {
-    Record(Record<'a>),
+    Record(Record<'a>, Passed<'a>),
     /// The limit is reached: all of it was records.
     End,
     /// No record: damage, or a tail that was never finished.
     Bad(Bad),
+}
+
+/// What a reader still holds of the records before the one it yields.
+pub(crate) struct Passed<'a> {
+    segment: &'a Segment,
+    /// File offset of the first of the bytes.
+    at: u64,
+    bytes: &'a [u8],
+}
+
+impl Passed<'_> {
+    /// The record at `lsn`, if it is whole and among them.
+    pub(crate) fn record(&self, lsn: Lsn) -> Option<Record<'_>> {
+        let start = self.segment.offset(lsn).checked_sub(self.at)?;
+        let bytes = self.bytes.get(usize::try_from(start).ok()?..)?;
+        Record::parse(bytes, lsn, &self.segment.seal).ok()
+    }
 }
 
 impl<'s> Reader<'s> {
@@ -66,7 +83,8 @@ impl<'s> Reader<'s> {
         Ok(match Record::parse(bytes, lsn, &seal) {
             Ok(record) => {
                 self.at = self.at.saturating_add(len as u64);
-                Step::Record(record)
+                let bytes = self.window.get(..start).unwrap_or_default();
+                Step::Record(record, Passed { segment: self.segment, at: self.window_at, bytes })
             }
             Err(bad) => Step::Bad(bad),
         })
@@ -105,9 +123,9 @@ pub(crate) fn walk_some(
     while reader.at < start.saturating_add(bytes) {
         let offset = reader.at;
         match reader.next()? {
-            Step::Record(record) if record.kind == Kind::SegmentEnd => return Ok(None),
-            Step::Record(record) if record.kind.is_about_key() => visit(record)?,
-            Step::Record(_) => {}
+            Step::Record(record, _) if record.kind == Kind::SegmentEnd => return Ok(None),
+            Step::Record(record, _) if record.kind.is_about_key() => visit(record)?,
+            Step::Record(..) => {}
             Step::End => return Ok(None),
             Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),
         }
@@ -136,7 +154,7 @@ pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> Resul
         let at = reader.at;
         let flow = match reader.next()? {
             Step::End => return Ok(told(Scrubbed::Bytes(limit))),
-            Step::Record(record) => {
+            Step::Record(record, _) => {
                 is_damaged = false;
                 match record.kind {
                     Kind::SegmentEnd => return Ok(told(Scrubbed::Bytes(limit))),
@@ -189,13 +207,24 @@ pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Be
         let have = storage::read_full_at(&*segment.file, room, at)
             .map_err(|e| Error::io("reading", &segment.path, e).offset_at(at))?;
         let bytes = window.get(..have).unwrap_or_default();
-        if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
-            behind.bytes_end = behind.bytes_end.max(at.saturating_add(last as u64 + 1));
+        let used = without_zeros(bytes);
+        if used > 0 {
+            behind.bytes_end = behind.bytes_end.max(at.saturating_add(used as u64));
             look_in_window(segment, at, bytes, &mut behind, &mut budget);
         }
         at = at.saturating_add(WINDOW_BYTES as u64);
     }
     Ok(behind)
+}
+
+/// Length of `bytes` without the zeros at their end. By blocks, which the compiler compares many bytes at a time: what
+/// was prepared ahead is mostly zeros, and an opening after a crash reads all of it.
+fn without_zeros(bytes: &[u8]) -> usize {
+    let is_used = |block: &&[u8]| block.iter().fold(0, |any, byte| any | byte) != 0;
+    let zeros: usize =
+        bytes.rchunks(256).take_while(|block| !is_used(block)).map(<[u8]>::len).sum();
+    let rest = bytes.get(..bytes.len().saturating_sub(zeros)).unwrap_or_default();
+    rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last.saturating_add(1))
 }
 
 fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind, budget: &mut u64) {
@@ -230,6 +259,18 @@ mod tests {
     use crate::storage::Storage;
     use crate::storage::memory::MemoryStorage;
     use crate::types::StoreId;
+
+    #[test]
+    fn zeros_at_the_end_are_found_wherever_they_begin() {
+        for len in [0, 1, 255, 256, 257, 511, 512, 1000] {
+            assert_eq!(without_zeros(&vec![0; len]), 0, "{len}");
+            for used in 1..=len {
+                let mut bytes = vec![0; len];
+                bytes[used - 1] = 1;
+                assert_eq!(without_zeros(&bytes), used, "{used} of {len}");
+            }
+        }
+    }
 
     /// Each header was read to its body's end: a file of 64 MiB could keep an opening busy for days.
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::commit::{CommitQueue, Placed};
 use super::format::SEGMENT_HEADER_BYTES;
-use super::reader::{Reader, Step, look_behind};
+use super::reader::{Passed, Reader, Step, look_behind};
 use super::room::{Keeper, Reserves};
 use super::segment::{self, Segment, Spare};
 use super::{Log, Seams, Sizes, Tail, Writer};
@@ -64,6 +64,8 @@ pub(crate) type Visit<'a> = dyn FnMut(&Record<'_>, &Earlier<'_>) -> Result<()> +
 /// The records before the one that is visited.
 pub(crate) struct Earlier<'s> {
     segments: &'s [Arc<Segment>],
+    /// Most that are asked for were just passed: the claim before its ending.
+    passed: Passed<'s>,
 }
 
 impl Earlier<'_> {
@@ -72,6 +74,9 @@ impl Earlier<'_> {
         lsn: Lsn,
         use_of: impl FnOnce(Record<'_>) -> Result<T>,
     ) -> Result<T> {
+        if let Some(record) = self.passed.record(lsn) {
+            return use_of(record);
+        }
         let after = self.segments.partition_point(|segment| segment.base() <= lsn);
         match after.checked_sub(1).and_then(|index| self.segments.get(index)) {
             // The one behind it exists, so this one is full.
@@ -362,12 +367,13 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
             scan.last = index;
             scan.end = reader.lsn();
             match reader.next()? {
-                Step::Record(record) => {
+                Step::Record(record, passed) => {
                     scan.records = scan.records.saturating_add(1);
                     if !scan.cover(record.watermark) {
                         return Err(split(segment, segment.offset(record.lsn)));
                     }
-                    let earlier = Earlier { segments: segments.get(..=index).unwrap_or_default() };
+                    let earlier =
+                        Earlier { segments: segments.get(..=index).unwrap_or_default(), passed };
                     match take_in(&mut scan, &record, &earlier, visit) {
                         Ok(()) => {}
                         Err(Taken::Bad(bad)) => {
@@ -420,12 +426,13 @@ pub(super) fn walk(
         loop {
             let offset = segment.offset(reader.lsn());
             match reader.next()? {
-                Step::Record(record) if record.kind == Kind::SegmentEnd => break,
-                Step::Record(record) if record.kind.is_about_key() => {
-                    let earlier = Earlier { segments: segments.get(..=index).unwrap_or_default() };
+                Step::Record(record, _) if record.kind == Kind::SegmentEnd => break,
+                Step::Record(record, passed) if record.kind.is_about_key() => {
+                    let earlier =
+                        Earlier { segments: segments.get(..=index).unwrap_or_default(), passed };
                     visit(&record, &earlier)?;
                 }
-                Step::Record(_) => {}
+                Step::Record(..) => {}
                 Step::End => break,
                 Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),
             }

@@ -492,7 +492,7 @@ fn walk(
         let at = segment.offset(reader.lsn());
         let (record, is_end) = match reader.next()? {
             Step::End => (None, true),
-            Step::Record(record) => {
+            Step::Record(record, _) => {
                 let is_end = record.kind == Kind::SegmentEnd;
                 (Some(record), is_end)
             }

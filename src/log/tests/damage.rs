@@ -86,7 +86,7 @@ impl Still {
         let segment = self.segment(listed);
         let limit = listed.end.since(listed.base);
         let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
-        while let Step::Record(_) = reader.next().unwrap() {}
+        while let Step::Record(..) = reader.next().unwrap() {}
         segment.offset(reader.lsn())
     }
 
