@@ -392,6 +392,7 @@ impl Engine {
             return Err(e);
         }
         self.install(change);
+        self.log.close_files(self.tables().covered);
         Ok(())
     }
 

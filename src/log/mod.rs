@@ -345,7 +345,8 @@ impl Log {
     pub(crate) fn walk(&self, from: Lsn, to: Lsn, visit: &mut recovery::Visit<'_>) -> Result<()> {
         let segments = Arc::clone(&self.segments.lock());
         let ends = self.listed();
-        recovery::walk(&segments, &ends, from, to, visit)
+        let reopen = |item: &_| self.reopened(item);
+        recovery::walk(&segments, &ends, from, to, &reopen, visit)
     }
 
     /// The segments as they are listed now, to find records in by position or by segment.
@@ -456,16 +457,37 @@ impl Log {
         bytes: u64,
         visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
     ) -> Result<Option<Lsn>> {
-        let segments = Arc::clone(&self.segments.lock());
-        let Some(segment) = segments.iter().find(|segment| segment.identity.ordinal == ordinal)
-        else {
-            return Ok(None);
-        };
         let listed = self.listed();
         let Some(item) = listed.iter().find(|item| item.ordinal == ordinal) else {
             return Ok(None);
         };
-        reader::walk_some(segment, at, item.end, bytes, visit)
+        reader::walk_some(&self.reopened(item)?, at, item.end, bytes, visit)
+    }
+
+    /// A listed segment, to be read by calls: where the device can't give something, they fail, while a map would end
+    /// the process.
+    fn reopened(&self, item: &crate::manifest::Listed) -> Result<Segment> {
+        let (storage, store) = (&*self.seams.storage, self.store());
+        Segment::open(storage, &self.log_dir(), item, store, storage::Access::Read)
+    }
+
+    /// Closes the files of the segments below `covered`, all of which is durable: whoever looks something up there has
+    /// a map.
+    pub(crate) fn close_files(&self, covered: Lsn) {
+        let ends = self.listed();
+        let mut list = self.segments.lock();
+        let is_open = |segment: &Segment| {
+            let item = ends.iter().find(|item| item.ordinal == segment.identity.ordinal);
+            !segment.is_map_only && item.is_some_and(|item| item.end <= covered)
+        };
+        let last = list.last().map(|segment| segment.identity.ordinal);
+        let kept = list.iter().map(|segment| {
+            let is_last = Some(segment.identity.ordinal) == last;
+            let sealed = if is_last || !is_open(segment) { None } else { segment.without_file() };
+            sealed.map_or_else(|| Arc::clone(segment), Arc::new)
+        });
+        let kept = kept.collect();
+        *list = Arc::new(kept);
     }
 
     /// Ends the active segment, unless it is empty, and goes on in the next. Gives the base of the one gone on in.
@@ -558,21 +580,19 @@ impl Log {
             if end <= item.base {
                 continue;
             }
-            let header = Segment::open(
-                &*self.seams.storage,
-                &self.log_dir(),
-                &item,
-                segment.seal.store,
-                crate::storage::Access::Read,
-            );
-            // Compaction may have taken it away meanwhile.
-            if let Err(e) = header.map(drop).or_else(|e| match self.is_listed(item.ordinal) {
-                true => Err(e),
-                false => Ok(()),
-            }) {
-                let _ = told(Scrubbed::Damage(e));
-            }
-            if reader::scrub(segment, end.since(item.base), told)?.is_break() {
+            let whole = match self.reopened(&item) {
+                Ok(whole) => whole,
+                // Compaction has taken it away meanwhile.
+                Err(_) if !self.is_listed(item.ordinal) => continue,
+                Err(e) => {
+                    let _ = told(Scrubbed::Damage(e));
+                    // What there is of it is read all the same.
+                    let (storage, path) = (&self.seams.storage, segment.path.clone());
+                    let Ok(file) = storage.open(&path, storage::Access::Read) else { continue };
+                    Segment::unchecked(segment.identity, segment.seal.store, path, file)
+                }
+            };
+            if reader::scrub(&whole, end.since(item.base), told)?.is_break() {
                 break;
             }
         }

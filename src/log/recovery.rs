@@ -165,6 +165,10 @@ pub(crate) fn open(
         if !sizes.map {
             segment.without_map();
         }
+        // What the index covers isn't read now.
+        let is_sealed =
+            listed.end <= manifest.covered && segments.len() + 1 < manifest.segments.len();
+        let segment = if is_sealed { segment.without_file().unwrap_or(segment) } else { segment };
         segments.push(Arc::new(segment));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
@@ -411,6 +415,7 @@ pub(super) fn walk(
     listed: &[manifest::Listed],
     from: Lsn,
     to: Lsn,
+    reopen: &dyn Fn(&manifest::Listed) -> Result<Segment>,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
     for (index, segment) in segments.iter().enumerate() {
@@ -422,7 +427,8 @@ pub(super) fn walk(
             continue;
         }
         let start = from.since(base).max(SEGMENT_HEADER_BYTES as u64);
-        let mut reader = Reader::new(segment, start, end.since(base));
+        let segment = reopen(item)?;
+        let mut reader = Reader::new(&segment, start, end.since(base));
         loop {
             let offset = segment.offset(reader.lsn());
             match reader.next()? {

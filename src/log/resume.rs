@@ -250,7 +250,8 @@ impl Log {
         for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
             let end = item.end.since(item.base);
             if end < item.capacity && segment.file.len().is_ok_and(|len| len > end) {
-                let _ = segment.file.truncate(end);
+                let file = storage.open(&segment.path, storage::Access::ReadWrite);
+                let _ = file.and_then(|file| file.truncate(end));
             }
         }
     }

@@ -12,7 +12,7 @@ use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::limits;
 use crate::manifest::{Listed, Secrets};
 use crate::record::{self, Record, Seal};
-use crate::storage::{self, Access, Failure, File, Map, Storage};
+use crate::storage::{self, Access, Failure, File, Map, MappedFile, Storage};
 use crate::types::{Lsn, StoreId};
 use crate::{Error, Result};
 
@@ -23,6 +23,8 @@ pub(crate) struct Segment {
     pub(crate) seal: Seal,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn File>,
+    /// Whether `file` is but the map.
+    pub(crate) is_map_only: bool,
     /// Set once nothing will be written to it any more; asked for once.
     map: crate::sync::OnceLock<Option<Arc<dyn Map>>>,
 }
@@ -142,7 +144,8 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
 impl Segment {
     fn new(identity: Identity, store: StoreId, path: PathBuf, file: Arc<dyn File>) -> Self {
         let seal = identity.seal(store);
-        Segment { identity, seal, path, file, map: crate::sync::OnceLock::new() }
+        let map = crate::sync::OnceLock::new();
+        Segment { identity, seal, path, file, is_map_only: false, map }
     }
 
     /// A segment whose header nobody has looked at.
@@ -190,6 +193,17 @@ impl Segment {
             return Err(Error::corrupt(&path, len, "a segment cut short"));
         }
         Ok(Segment::new(found.1, store, path, file))
+    }
+
+    /// The same, read through a map: nothing is written to it any more, and it is durable. A map needs no open file
+    /// beside it, so a log may have more segments than a process may open files. `None` where it can't be mapped.
+    pub(crate) fn without_file(&self) -> Option<Segment> {
+        let map = Arc::clone(self.map()?);
+        let file = Arc::new(MappedFile::new(Arc::clone(&map), self.file.len().ok()?));
+        let mut segment = Segment::new(self.identity, self.seal.store, self.path.clone(), file);
+        segment.is_map_only = true;
+        let _ = segment.map.set(Some(map));
+        Some(segment)
     }
 
     pub(crate) fn base(&self) -> Lsn {

@@ -8,10 +8,12 @@
 pub(crate) mod faulty;
 pub(crate) mod fork;
 mod map;
+mod mapped;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod memory;
 mod os;
 
+pub(crate) use mapped::MappedFile;
 pub(crate) use os::OsStorage;
 
 use std::fmt;

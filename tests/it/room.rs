@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, ErrorKind, Operation, Store, StoreBuilder};
+use onlyonce::{Claim, Durability, ErrorKind, Operation, Store, StoreBuilder};
 
 use crate::child::child;
 
@@ -233,4 +233,44 @@ pub(crate) fn ten(dir: &std::path::Path) {
     }
     let each = |now: usize, before: usize| (now - before).div_ceil(stores.len());
     println!("each: {} {}", each(count("task"), before.0), each(count("fd"), before.1));
+}
+
+/// What is full and sealed is read through maps: a log of any length needs few open files, opening it too.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_of_many_segments_keeps_few_files_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap().join("keys");
+    let builder = || {
+        let small = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
+        small.index_memory_max(64 << 10).manual_maintenance(true)
+    };
+    let files = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
+        links.filter(|link| link.starts_with(&path)).count()
+    };
+    let store = builder().open_or_create(&path).unwrap();
+    let mut most = 0;
+    for n in 0..4000 {
+        let op = Operation::new(format!("{n:0>400}")).durability(Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+        while store.step().unwrap() == Duration::ZERO {}
+        most = most.max(files());
+    }
+    assert!(store.stats().segments > 50, "{} segments", store.stats().segments);
+    assert!(store.get(format!("{:0>400}", 7)).unwrap().is_some());
+    store.close(Duration::ZERO).unwrap();
+    let store = builder().open(&path).unwrap();
+    let opened = files();
+    for n in 0..4000 {
+        assert!(store.get(format!("{n:0>400}")).unwrap().is_some());
+    }
+    assert!(store.verify().unwrap().damages.is_empty());
+    println!(
+        "{} segments: {most} files while filled, {opened} opened, {} then",
+        store.stats().segments,
+        files()
+    );
+    assert!(most.max(opened).max(files()) <= 24, "{most}, {opened}, {} files", files());
 }
