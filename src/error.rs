@@ -26,8 +26,21 @@ use std::sync::Arc;
 pub struct Error {
     message: String,
     #[source]
-    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    source: Option<Cause>,
     detail: Box<Detail>,
+}
+
+/// What `source()` shows is the error itself: an `Arc` is an error of its own, and whoever looks for an `io::Error`
+/// would not find it in there.
+#[derive(Clone)]
+struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+impl std::ops::Deref for Cause {
+    type Target = dyn std::error::Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
 }
 
 #[derive(Default)]
@@ -96,6 +109,13 @@ impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let detail = Detail { kind: Some(kind), ..Detail::default() };
         Error { message: message.into(), source: None, detail: Box::new(detail) }
+    }
+
+    /// Whether the device failed (`EIO`).
+    pub(crate) fn is_by_device(&self) -> bool {
+        let source = std::error::Error::source(self);
+        let source = source.and_then(|source| source.downcast_ref::<io::Error>());
+        source.and_then(rustix::io::Errno::from_io_error) == Some(rustix::io::Errno::IO)
     }
 
     /// An operating system error at `path`: a full disk is `StorageFull`, all else `Io`. Says what helps.
@@ -191,7 +211,7 @@ impl Error {
         mut self,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        self.source = Some(Arc::new(source));
+        self.source = Some(Cause(Arc::new(source)));
         self
     }
 
@@ -294,7 +314,7 @@ impl fmt::Debug for Error {
         let mut out = f.debug_struct("Error");
         out.field("kind", &self.kind()).field("message", &self.message);
         if let Some(source) = &self.source {
-            out.field("source", source);
+            out.field("source", &source.0);
         }
         if self.detail.claim.is_some() {
             out.field("claim", &"given back");

@@ -109,8 +109,9 @@ pub(super) fn open_tables(
     Ok(Tables::new(list, manifest.covered, head, expired))
 }
 
+/// Whether a table is not what was written; nor can it be where the device gives none of it. The log has it all.
 fn is_damage(error: &Error) -> bool {
-    error.kind() == ErrorKind::Corrupt
+    error.kind() == ErrorKind::Corrupt || error.is_by_device()
 }
 
 impl Engine {

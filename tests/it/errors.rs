@@ -301,3 +301,14 @@ pub(crate) fn goes(dir: &Path) {
     store.close(std::time::Duration::ZERO).unwrap();
     println!("closed");
 }
+
+/// An `Arc` stood around it, so nobody found it there.
+#[test]
+fn what_the_system_said_is_the_source() {
+    let sim = Sim::new(1);
+    sim.fail_call(0, DiskFault::Denied);
+    let error = sim.open().unwrap_err();
+    let source = std::error::Error::source(&error).unwrap();
+    let source = source.downcast_ref::<std::io::Error>().unwrap();
+    assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+}

@@ -649,3 +649,29 @@ fn a_call_that_fails_once_makes_no_record_damaged() {
         assert_eq!(store.iter().filter_map(Result::ok).count(), 20, "call {after}");
     }
 }
+
+/// A sector under a table's header that the device can't read any more kept the whole store from opening.
+#[test]
+fn a_table_that_the_device_cannot_read_is_made_again() {
+    let (mut mended, mut refused) = (0, 0);
+    for call in 0..60 {
+        let sim = Sim::new(31);
+        let store = open(&sim, 64);
+        (0..200).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        store.close(Duration::ZERO).unwrap();
+        assert!(!files(&sim, "tab").is_empty());
+        sim.fail_call(call, DiskFault::Io);
+        let opened = sim.open_with(Store::builder().segment_bytes(16 << 10).result_bytes_max(2048));
+        sim.heal();
+        let Ok(store) = opened else {
+            refused += 1;
+            continue;
+        };
+        mended += store.stats().tables_mended;
+        assert!((0..200).all(|n| is_marked(&store, "k", n)), "call {call}");
+        assert!(store.verify().unwrap().damages.is_empty());
+    }
+    println!("the device fails once: {mended} tables made again, {refused} openings refused");
+    assert!(mended > 0);
+}
