@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
@@ -74,7 +74,7 @@ struct Header {
     sum: U32,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 struct Page {
     entries: [RawMemory; ENTRIES],
@@ -84,7 +84,7 @@ struct Page {
     sum: U32,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 struct RawMemory {
     high: U64,
@@ -299,10 +299,10 @@ impl Expired {
 
     fn page(&self, number: u64) -> Result<Page> {
         let at = number.saturating_add(1).saturating_mul(PAGE as u64);
-        match self.file.read::<Page>(at)? {
-            Some(page) if page.sum.get() == page.expected_sum(number, self.seed) => Ok(page),
-            _ => Err(self.damaged(number)),
-        }
+        let page = self.file.read(at, |page: &Page| {
+            (page.sum.get() == page.expected_sum(number, self.seed)).then_some(*page)
+        })?;
+        page.flatten().ok_or_else(|| self.damaged(number))
     }
 
     fn damaged(&self, page: u64) -> Error {

@@ -100,9 +100,9 @@ pub(crate) const LSN_MAX: u64 = 1 << 63;
 /// Entries that a shard of the in-memory table keeps room for.
 pub(crate) const SHARD_KEYS_LEAST: usize = 64;
 
-/// Keys of a batch whose buckets are fetched at once, ahead of their lookups: far more than a processor has reads under
-/// way, and what they bring fits its nearest caches beside the rest.
-pub(crate) const LOOK_AHEAD_KEYS: usize = 64;
+/// Keys of a batch whose buckets are fetched at once, ahead of their lookups: with some tables as many reads as a
+/// processor has under way, and what they bring is in its nearest cache still when it is used.
+pub(crate) const LOOK_AHEAD_KEYS: usize = 16;
 
 /// Shards of the in-memory table: enough that 64 threads on a few cores seldom meet.
 pub(crate) const SHARDS: usize = 64;

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
 use crate::storage::{self, Access, Failure, File, Map, Storage};
@@ -67,26 +67,35 @@ impl Sealed {
         Ok(Sealed { path, bytes })
     }
 
-    /// What stands at an offset; `None` behind the end.
-    pub(crate) fn read<T: FromBytes + IntoBytes>(&self, at: u64) -> Result<Option<T>> {
+    /// Looks at what stands at an offset; `None` behind the end. Of a map nothing is copied: a copy in pieces can't be
+    /// summed before it has reached the cache, which costs more than the sum.
+    pub(crate) fn read<T, R>(&self, at: u64, look: impl FnOnce(&T) -> R) -> Result<Option<R>>
+    where
+        T: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned,
+    {
         match &self.bytes {
             Bytes::Map(map) => {
                 let bytes = map.bytes(at, size_of::<T>());
-                Ok(bytes.and_then(|bytes| T::read_from_bytes(bytes).ok()))
+                Ok(bytes.and_then(|bytes| T::ref_from_bytes(bytes).ok()).map(look))
             }
             Bytes::File(file) => {
                 let mut value = T::new_zeroed();
                 let have = storage::read_full_at(&**file, value.as_mut_bytes(), at)
                     .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
-                Ok((have == size_of::<T>()).then_some(value))
+                Ok((have == size_of::<T>()).then(|| look(&value)))
             }
         }
     }
 
-    /// Reads a byte of a map, so that its cache line is at hand later; nothing where there is none.
-    pub(crate) fn touch(&self, at: u64) -> u8 {
+    /// Reads a byte at each place, of a map of `len` bytes, so that their cache lines are at hand later; nothing where
+    /// there is no map. So few instructions for each that a processor has many of these reads under way at once.
+    pub(crate) fn touch(&self, len: u64, places: impl Iterator<Item = u64>) -> u8 {
         let Bytes::Map(map) = &self.bytes else { return 0 };
-        map.bytes(at, 1).and_then(|bytes| bytes.first().copied()).unwrap_or(0)
+        let all = usize::try_from(len).ok().and_then(|len| map.bytes(0, len)).unwrap_or_default();
+        places.fold(0, |sum, at| {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            sum ^ all.get(at).copied().unwrap_or(0)
+        })
     }
 
     /// What a walk comes to next: maps are read without looking ahead.

@@ -284,7 +284,9 @@ impl Store {
             if next.is_empty() {
                 break;
             }
-            self.shared.look_ahead(next.iter().filter_map(|(_, hash)| hash.as_ref().ok()));
+            let hashes: Vec<_> =
+                next.iter().filter_map(|(_, hash)| hash.as_ref().ok().copied()).collect();
+            self.shared.look_ahead(&hashes);
             marks
                 .extend(next.into_iter().map(|(op, hash)| self.place_mark(&op, hash?, &mut batch)));
         }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
@@ -85,7 +85,7 @@ struct Header {
     sum: U32,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Bucket {
     slots: [RawSlot; SLOTS],
@@ -94,7 +94,7 @@ pub(super) struct Bucket {
 }
 
 /// All zeros: none. No record begins at offset 0.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 struct RawSlot {
     /// The prefix above the offset.
@@ -273,18 +273,20 @@ impl Table {
         let prefix = prefix_of(hash);
         let mut number = home_of(prefix, self.listed.homes);
         while number < self.listed.buckets {
-            let bucket = self.bucket(number)?;
-            let mut slots = 0;
-            for slot in bucket.slots() {
-                if slot.prefix > prefix {
-                    return Ok(());
+            let goes_on = self.look_into(number, |bucket| {
+                let mut slots = 0;
+                for slot in bucket.slots() {
+                    if slot.prefix > prefix {
+                        return false;
+                    }
+                    if slot.prefix == prefix {
+                        found.push(slot.spot);
+                    }
+                    slots += 1;
                 }
-                if slot.prefix == prefix {
-                    found.push(slot.spot);
-                }
-                slots += 1;
-            }
-            if slots < SLOTS {
+                slots == SLOTS
+            })?;
+            if !goes_on {
                 return Ok(());
             }
             number = number.saturating_add(1);
@@ -292,20 +294,20 @@ impl Table {
         Ok(())
     }
 
-    /// Reads a byte of the bucket that a hash points to, so that it is at hand when it is looked into. No use else.
-    pub(crate) fn touch(&self, hash: KeyHash) -> u8 {
-        self.file.touch(place_of(home_of(prefix_of(hash), self.listed.homes)))
+    /// Reads a byte of the bucket that each hash points to, so that it is at hand when it is looked into. No use else.
+    pub(crate) fn touch(&self, hashes: &[KeyHash]) -> u8 {
+        let homes = self.listed.homes;
+        let places = hashes.iter().map(|hash| place_of(home_of(prefix_of(*hash), homes)));
+        self.file.touch(self.listed.bytes(), places)
     }
 
-    /// Reads one bucket and checks it.
-    fn bucket(&self, number: u64) -> Result<Bucket> {
+    /// Looks into one bucket, once it is checked.
+    fn look_into<R>(&self, number: u64, look: impl FnOnce(&Bucket) -> R) -> Result<R> {
         let at = place_of(number);
-        match self.file.read::<Bucket>(at)? {
-            Some(bucket) if bucket.sum.get() == bucket.expected_sum(number, self.seed) => {
-                Ok(bucket)
-            }
-            _ => Err(self.file.damaged(at, "a damaged bucket of the index")),
-        }
+        let looked = self.file.read(at, |bucket: &Bucket| {
+            (bucket.sum.get() == bucket.expected_sum(number, self.seed)).then(|| look(bucket))
+        })?;
+        looked.flatten().ok_or_else(|| self.file.damaged(at, "a damaged bucket of the index"))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -356,7 +358,7 @@ impl Cursor {
             if number % PIECE_BUCKETS == 0 {
                 self.table.file.read_ahead(place_of(number));
             }
-            self.bucket = self.table.bucket(number)?;
+            self.bucket = self.table.look_into(number, |bucket| *bucket)?;
             self.at = 0;
         }
     }

@@ -53,15 +53,16 @@ impl Tables {
         self.list.iter().rev().map(|table| Cursor::new(Arc::clone(table))).collect()
     }
 
-    /// Reads a byte of each bucket that a hash points to. Most keys are in none: what each table costs is a wait for
+    /// Reads a byte of each bucket that the hashes point to. Most keys are in none: what each table costs is a wait for
     /// memory, and of reads that don't need each other the waits overlap.
-    pub(crate) fn touch(&self, hash: KeyHash) -> u8 {
-        self.list.iter().fold(0, |sum, table| sum ^ table.touch(hash))
+    pub(crate) fn touch(&self, hashes: &[KeyHash]) {
+        let touched = self.list.iter().fold(0, |sum, table| sum ^ table.touch(hashes));
+        std::hint::black_box(touched);
     }
 
     /// Places of all slots under a hash, the newest first, but for those of segments that are gone.
     pub(crate) fn find(&self, hash: KeyHash) -> Result<Vec<Spot>> {
-        std::hint::black_box(self.touch(hash));
+        self.touch(&[hash]);
         let mut found = Vec::new();
         for table in &self.list {
             table.find(hash, &mut found)?;
