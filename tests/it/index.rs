@@ -577,6 +577,35 @@ fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
     assert!(held > 1, "{held}");
 }
 
+/// What made the records of the oldest segment dead is in no file that was synced yet: if the segment went, and then the
+/// power, nothing would be left of its keys, and they would be granted as new.
+#[test]
+fn a_segment_stays_until_what_made_its_records_dead_is_durable() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    let key = |n: u64| format!("{n:0>1000}");
+    for n in 0..8 {
+        acquired(store.claim(key(n)).unwrap()).abort("nothing happened").unwrap();
+    }
+    (0..30).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    (0..30).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    let oldest = files(&sim, "log")[0].clone();
+    let lazily = |n| Operation::new(key(n)).claim_durability(Durability::Lazy);
+    let claims: Vec<_> = (0..8).map(|n| acquired(store.claim(lazily(n)).unwrap())).collect();
+    for _ in 0..200 {
+        let due = store.step().unwrap();
+        if !files(&sim, "log").contains(&oldest) {
+            break;
+        }
+        sim.advance(due.min(Duration::from_millis(100)));
+    }
+    assert!(!files(&sim, "log").contains(&oldest), "it never goes");
+    sim.power_loss();
+    drop(claims);
+    let store = open(&sim, 1000);
+    assert!((0..8).all(|n| store.get(key(n)).unwrap().is_some()));
+}
+
 /// A forget is dead once its segment is judged, and hides an older record of the same segment until that goes.
 #[test]
 fn a_forget_hides_until_its_segment_is_gone() {
