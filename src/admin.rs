@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use crate::builder::StoreBuilder;
 use crate::claim::State;
 use crate::claim::wall;
-use crate::engine::{CompactionDone, Inspector, Walk};
+use crate::engine::{Alive, CompactionDone, Inspector, Walk};
 use crate::protocol::{Phase, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
@@ -307,6 +307,11 @@ pub struct Stats {
     pub oldest_claim: Option<SystemTime>,
     /// Bytes of log behind the last checkpoint: what an opening after a crash reads.
     pub log_bytes_since_checkpoint: u64,
+    /// When the last checkpoint was made; `None` if there was none since the store was opened.
+    pub last_checkpoint: Option<SystemTime>,
+    /// What was alive then, and keys by state: from a sample, as [`Store::estimate`](crate::Store::estimate) takes one
+    /// of now.
+    pub estimate_at_checkpoint: Option<Estimate>,
     /// Bytes that all files take together, and may take: `u64::MAX` if there is no `disk_bytes_max`.
     pub disk_bytes: u64,
     /// See `disk_bytes`.
@@ -356,6 +361,7 @@ impl Stats {
         let oldest = if is_ours { shared.oldest_claim() } else { None };
         let (disk_bytes, disk_bytes_max) =
             if is_ours { shared.log.budget() } else { (0, u64::MAX) };
+        let checkpoint = if is_ours { shared.last_checkpoint() } else { None };
         let report = &shared.report;
         Stats {
             keys,
@@ -363,6 +369,9 @@ impl Stats {
             segments: listed.len() as u64,
             oldest_claim: oldest.map(|(since, offset)| wall(since, offset)),
             log_bytes_since_checkpoint: since_checkpoint,
+            last_checkpoint: checkpoint.map(|made| wall(made.now, made.offset)),
+            estimate_at_checkpoint: checkpoint
+                .and_then(|made| Some(Estimate::from_sample(made.alive?, made.log_bytes))),
             disk_bytes,
             disk_bytes_max,
             bytes_moved: shared.moved.load(Ordering::Relaxed),
@@ -427,10 +436,13 @@ pub struct Estimate {
 impl Estimate {
     pub(crate) fn of(shared: &Shared) -> Result<Self> {
         shared.check_usable()?;
-        let alive = shared.estimate()?;
-        let [claimed, interrupted, held, aborted, completed, failed] = alive.keys;
         let log_bytes = shared.log.bytes_since(Lsn::ZERO);
-        Ok(Estimate {
+        Ok(Estimate::from_sample(shared.estimate()?, log_bytes))
+    }
+
+    fn from_sample(alive: Alive, log_bytes: u64) -> Self {
+        let [claimed, interrupted, held, aborted, completed, failed] = alive.keys;
+        Estimate {
             live_bytes: alive.bytes,
             dead_bytes: log_bytes.saturating_sub(alive.bytes),
             open: claimed.saturating_add(interrupted),
@@ -438,7 +450,7 @@ impl Estimate {
             aborted,
             completed,
             failed,
-        })
+        }
     }
 }
 

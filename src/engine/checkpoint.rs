@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::compact::{Compacting, Estimate};
+use super::compact::{Alive, Compacting, Estimate};
 use super::{Engine, rebuild};
 use crate::expired::{self, Expired};
 use crate::index::recent::Recent;
@@ -25,7 +25,7 @@ use crate::record::Record;
 use crate::sealed::Stopped;
 use crate::storage::{Failure, Storage};
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Lsn};
+use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// What the background remembers of its work on the index. One party at a time.
@@ -75,6 +75,15 @@ impl Change {
         let covered = list.first().map_or(old.covered, |newest| newest.listed.to);
         Tables::new(list, covered, old.head, old.expired.clone())
     }
+}
+
+/// When a checkpoint was made, and what was alive then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checkpointed {
+    pub(crate) now: StoreMillis,
+    pub(crate) offset: i64,
+    pub(crate) log_bytes: u64,
+    pub(crate) alive: Option<Alive>,
 }
 
 /// The listed tables that are whole, the newest first. A table that is damaged or missing goes, and all newer ones
@@ -263,7 +272,19 @@ impl Engine {
         self.switch_index(&change)?;
         // It may have taken in a table that was being merged.
         self.drop_stale_merge(work);
+        let now = self.log.now();
+        *self.checkpointed.lock() = Some(Checkpointed {
+            now,
+            offset: self.wall_offset(now),
+            log_bytes: self.log.bytes_since(Lsn::ZERO),
+            alive: self.estimate().ok(),
+        });
         Ok(true)
+    }
+
+    /// The last checkpoint since the opening.
+    pub(crate) fn last_checkpoint(&self) -> Option<Checkpointed> {
+        *self.checkpointed.lock()
     }
 
     /// Writes a table of all keys in memory that none covers yet. Durable on return, but not listed.

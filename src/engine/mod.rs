@@ -16,7 +16,7 @@ mod verify;
 mod view;
 
 pub(crate) use call::{Applied, Batch, Claimed, Outcome, Stored, Writing};
-pub(crate) use compact::Done as CompactionDone;
+pub(crate) use compact::{Alive, Done as CompactionDone};
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk};
 
@@ -55,6 +55,7 @@ pub(crate) struct Engine {
     copies: Mutex<Vec<(Lsn, Lsn)>>,
     /// Tables made again from the log.
     pub(crate) mended: AtomicU64,
+    checkpointed: Mutex<Option<checkpoint::Checkpointed>>,
     hasher: Hasher,
     pub(crate) report: Report,
     pub(crate) result_bytes_max: u32,
@@ -105,6 +106,7 @@ impl Engine {
             reclaimed: AtomicU64::new(0),
             copies: Mutex::new(Vec::new()),
             mended: AtomicU64::new(lost),
+            checkpointed: Mutex::new(None),
             hasher,
             report,
             result_bytes_max,

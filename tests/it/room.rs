@@ -187,6 +187,13 @@ fn an_estimate_knows_what_is_alive_and_in_which_state() {
         found.dead_bytes > found.live_bytes && found.open > 0 && found.failed == 0,
         "{found:?}"
     );
+    // As it was before anything expired.
+    let stats = store.stats();
+    let then = stats.estimate_at_checkpoint.unwrap();
+    assert!(stats.last_checkpoint.unwrap() > std::time::UNIX_EPOCH);
+    assert!(near(then.completed, 3000) && then.live_bytes > found.live_bytes, "{then:?}");
+    store.close(Duration::ZERO).unwrap();
+    assert!(sim.open_with(builder()).unwrap().stats().last_checkpoint.is_none());
 }
 
 /// Ten stores in one process cost little, as long as little is in them.
