@@ -84,7 +84,7 @@ impl StoreBuilder {
 
     /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
     ///
-    /// The first one has 1 MiB, later ones half the size of the log so far. Whatever is said here, a segment
+    /// The first one has 1 MiB, later ones an eighth of the log so far. Whatever is said here, a segment
     /// holds two of the longest records.
     ///
     /// May be another one at each opening: segments that are there stay as they are.

@@ -22,8 +22,11 @@ pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
 /// Room a claim keeps for its result by default.
 pub(crate) const RESERVE_BYTES_DEFAULT: u32 = 4096;
 
-/// The first segment; later ones are half as large as the log, up to `SEGMENT_BYTES_MAX_DEFAULT`.
+/// The first segment; later ones are as large as a part of the log, up to `SEGMENT_BYTES_MAX_DEFAULT`.
 pub(crate) const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
+/// Up to three segments lie on the disk with nothing in them yet: the active one's rest, the next, a spare. With a
+/// half of the log each they alone would be more than what is alive; larger numbers would mean more files and switches.
+pub(crate) const SEGMENTS_OF_A_LOG: u64 = 8;
 pub(crate) const SEGMENT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 
 /// Bounds for what a user may set, and what a manifest may say.

@@ -134,12 +134,14 @@ impl Engine {
         Ok(Some(if pause == 0 { Due::Now } else { Due::In(pause) }))
     }
 
-    /// Whether the log has outgrown what is alive in it.
+    /// Whether the store has outgrown what is alive in it.
     fn is_compaction_due(&self, work: &mut Work) -> Result<bool> {
         let Some(oldest) = self.log.oldest() else { return Ok(false) };
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
-        let slack = oldest.newest_capacity.saturating_mul(2);
-        if log_bytes <= slack {
+        let (used, most) = self.log.budget();
+        // Of the two segments that the store may take beside twice what is alive one is left for what moves.
+        let slack = oldest.newest_capacity;
+        if used <= slack {
             return Ok(false);
         }
         let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
@@ -152,10 +154,13 @@ impl Engine {
             work.estimate = Some(Estimate { live, log_bytes, at_millis: now });
         }
         let live = work.estimate.map_or(0, |seen| seen.live);
-        let (used, most) = self.log.budget();
         // Near its budget the store doesn't wait for its log to be half dead.
         let is_tight = used > most / 4 * 3 && log_bytes > live.saturating_add(live / 8);
-        Ok(is_tight || log_bytes > live.saturating_mul(2).saturating_add(slack))
+        // What lies ahead counts: it is on the disk. In a store so small that it is much beside what is alive, moving
+        // nearly all of the log again and again would gain little.
+        let is_large = used > live.saturating_mul(2).saturating_add(slack)
+            && log_bytes > live.saturating_add(live / 4);
+        Ok(is_tight || is_large)
     }
 
     /// Bytes of live records, by [`estimate`](Self::estimate).

@@ -178,11 +178,13 @@ impl Sizes {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
 
-    /// The size of a segment to be prepared for a log of so many bytes: half of it, so that sizes grow as
-    /// the log does, and a small store stays small.
+    /// The size of a segment to be prepared for a log of so many bytes: a part of it, so that sizes grow as the log
+    /// does, and what lies ahead stays little beside it.
     fn for_log_of(&self, bytes: u64) -> u64 {
         let page = limits::PAGE_BYTES as u64;
-        (bytes / 2 / page * page).min(self.segment_bytes_max).max(self.first())
+        (bytes / limits::SEGMENTS_OF_A_LOG / page * page)
+            .min(self.segment_bytes_max)
+            .max(self.first())
     }
 }
 

@@ -51,3 +51,5 @@ mod sizes;
 mod spares;
 /// The rules once more, as a plain model.
 mod spec;
+/// Days of pairs with mixed retention, in simulated time.
+mod traffic;

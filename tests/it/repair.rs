@@ -221,7 +221,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_is_told() {
         for path in listed(&sim) {
             let bytes = sim.read_file(&path).unwrap();
             let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-            for at in (0..used).step_by(if is_long { 11 } else { 499 }) {
+            for at in (0..used).step_by(if is_long { 11 } else { 397 }) {
                 let machine = sim.copy();
                 machine.flip_byte(&path, at as u64, 1 << (at % 8)).unwrap();
                 let context = format!("closed: {closed}, byte {at} of {}", path.display());

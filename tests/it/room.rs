@@ -6,6 +6,7 @@ use onlyonce::testing::Sim;
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Store, StoreBuilder};
 
 use crate::child::child;
+use crate::traffic::Traffic;
 
 const KEPT: Duration = Duration::from_secs(60);
 
@@ -163,6 +164,23 @@ fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
     assert!(store.compact(u64::MAX).unwrap().is_complete());
     assert_eq!(store.stats().expired_keys, 0);
     assert!(matches!(store.claim(0_u64).unwrap(), Claim::Acquired(_)));
+}
+
+/// The bound that an operator plans by, at the default settings. Once what was prepared ahead did not count, and
+/// segments were half of the log each: the files together took 1.65 times as much.
+#[test]
+fn days_of_mixed_retention_take_twice_what_is_alive_and_two_segments_at_most() {
+    let mut traffic = Traffic::new(Store::builder());
+    let mut sample = traffic.sample();
+    let first_segment = sample.segment;
+    for hour in 1..=3 * 24 {
+        sample = traffic.hour(10);
+        // With less alive than that, the three segments that lie ahead are more.
+        let is_warm = sample.live > first_segment;
+        assert!(!is_warm || sample.share_of_bound() <= 1.0, "after {hour} hours {sample:?}");
+    }
+    let written = (sample.new + sample.moved) as f64 / sample.new as f64;
+    assert!(sample.reclaimed > 0 && written < 2.0, "{written} bytes written for one: {sample:?}");
 }
 
 #[test]
