@@ -708,6 +708,31 @@ impl Sim {
         SimGate(gate)
     }
 
+    /// The next file that is created waits until the gate opens.
+    #[must_use]
+    pub fn hold_create(&self) -> SimGate {
+        let gate = Arc::new(Gate::default());
+        self.inject(Fault::once(Calls::Of(Class::Create), 0, Effect::Wait(Arc::clone(&gate))));
+        SimGate(gate)
+    }
+
+    /// The next exchange of two names waits until the gate opens.
+    #[must_use]
+    pub fn hold_exchange(&self) -> SimGate {
+        let gate = Arc::new(Gate::default());
+        self.inject(Fault::once(Calls::Of(Class::Exchange), 0, Effect::Wait(Arc::clone(&gate))));
+        SimGate(gate)
+    }
+
+    /// The calls that `work` and whoever runs beside it make: what kind, and of which file.
+    pub fn calls_of(&self, work: impl FnOnce()) -> Vec<(String, PathBuf)> {
+        let faulty = self.disk.lock().faulty.clone();
+        faulty.log_calls(true);
+        work();
+        faulty.log_calls(false);
+        faulty.take_log().into_iter().map(|op| (format!("{:?}", op.class), op.path)).collect()
+    }
+
     /// The read number `after` from now on waits until the gate opens; the next one is 0.
     #[must_use]
     pub fn hold_read(&self, after: u64) -> SimGate {

@@ -2,11 +2,11 @@
 //!
 //! What random lives and crashes at every call show by and by is shown here at once, and by name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim};
-use onlyonce::{Claim, ClaimGuard, Durability, ErrorKind, Operation, Result, State, Store};
+use onlyonce::{Claim, ClaimGuard, Durability, ErrorKind, Operation, Policy, Result, State, Store};
 
 use crate::script::rot_tables;
 
@@ -61,6 +61,42 @@ fn rest(sim: &Sim, store: &Store) {
 fn files(sim: &Sim, end: &str) -> Vec<PathBuf> {
     let is_one = |path: &PathBuf| path.extension().is_some_and(|found| found == end);
     sim.files().into_iter().map(|(path, _)| path).filter(is_one).collect()
+}
+
+/// A checkpoint is held where it makes its table's file, and where it exchanges manifests. Claims meanwhile write to
+/// the segment, sync it at `Sync`, and do nothing else.
+#[test]
+fn claims_during_a_checkpoint_make_none_of_its_calls() {
+    for hold in [Sim::hold_create, Sim::hold_exchange] {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        for n in 0..100_u64 {
+            assert!(store.mark(n).unwrap().is_first());
+        }
+        while store.step().unwrap() == Duration::ZERO {}
+        let gate = hold(&sim);
+        std::thread::scope(|scope| {
+            let checkpoint = scope.spawn(|| store.merge_index().unwrap());
+            assert!(gate.wait_arrived(Duration::from_secs(10)));
+            let calls = sim.calls_of(|| {
+                for n in 100..200_u64 {
+                    let level = if n % 2 == 0 { Durability::Sync } else { Durability::Flush };
+                    let policy = Policy::new().claim_durability(level).durability(level);
+                    let claim = store.with_policy(policy).claim(n).unwrap();
+                    let Claim::Acquired(claim) = claim else { panic!() };
+                    claim.complete("done").unwrap();
+                }
+            });
+            let is_segment = |path: &Path| path.extension().is_some_and(|end| end == "log");
+            let is_ours = |(kind, path): &(String, PathBuf)| {
+                is_segment(path) && (kind == "Write" || kind == "Sync")
+            };
+            assert!(calls.len() >= 200 && calls.iter().all(is_ours), "{calls:?}");
+            gate.open();
+            checkpoint.join().unwrap();
+        });
+        assert_eq!(store.stats().tables, 1);
+    }
 }
 
 /// A checkpoint took in a small table while that was being merged with larger ones. The merge then listed its table
