@@ -1,12 +1,12 @@
 //! Marks N keys, in batches, and says what that cost.
 
-use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use onlyonce::{Durability, Store};
 
 use crate::machine::{self, Io, Watch};
+use crate::progress::Progress;
 use crate::work::{Args, FILLED, close, key, mib, open, seconds};
 
 pub fn run(args: &Args, dir: &Path, keys: u64) {
@@ -16,7 +16,7 @@ pub fn run(args: &Args, dir: &Path, keys: u64) {
     let (before, memory_before) = (Io::now(), machine::own_memory());
     let store = open(dir, level);
     let mut tenths = Vec::new();
-    let mut progress = Progress::new(keys);
+    let mut progress = Progress::new(keys, "keys");
     let began = Instant::now();
     for tenth in 0..10 {
         let from = keys * tenth / 10;
@@ -28,7 +28,7 @@ pub fn run(args: &Args, dir: &Path, keys: u64) {
         });
     }
     let total = began.elapsed().as_secs_f64();
-    progress.end();
+    progress.clear();
     print_tenths(&tenths);
     print_totals(&store, keys, total, before, &tenths);
     if !args.has("--unmerged") {
@@ -108,40 +108,4 @@ fn print_totals(store: &Store, keys: u64, total: f64, before: Io, tenths: &[Tent
         written as f64 / stats.bytes_written as f64
     );
     println!("| syncs of the log | {} |", stats.syncs);
-}
-
-/// How far it is, on standard error: one line that is written anew, or where nobody watches one every 5 s.
-struct Progress {
-    keys: u64,
-    began: Instant,
-    shown: Instant,
-    every: Duration,
-    is_watched: bool,
-}
-
-impl Progress {
-    fn new(keys: u64) -> Self {
-        let is_watched = std::io::stderr().is_terminal();
-        let every = Duration::from_millis(if is_watched { 200 } else { 5000 });
-        Progress { keys, began: Instant::now(), shown: Instant::now(), every, is_watched }
-    }
-
-    fn show(&mut self, done: u64) {
-        if self.shown.elapsed() < self.every {
-            return;
-        }
-        self.shown = Instant::now();
-        let rate = done as f64 / self.began.elapsed().as_secs_f64();
-        let left = (self.keys - done) as f64 / rate;
-        let (begin, end) = if self.is_watched { ("\r\x1b[K", "") } else { ("", "\n") };
-        let percent = 100 * done / self.keys.max(1);
-        eprint!("{begin}{percent} %: {done} keys, {rate:.0} a second, {left:.0} s left{end}");
-        let _ = std::io::stderr().flush();
-    }
-
-    fn end(&self) {
-        if self.is_watched {
-            eprint!("\r\x1b[K");
-        }
-    }
 }

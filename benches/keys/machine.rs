@@ -112,6 +112,62 @@ pub fn forget_cached(dir: &Path) {
     }
 }
 
+/// Bytes of the files of a store.
+#[derive(Clone, Copy, Default)]
+pub struct Sizes {
+    pub all: u64,
+    pub segments: u64,
+    pub spares: u64,
+    pub index: u64,
+    /// Of remembered keys.
+    pub expired: u64,
+    /// The largest segment, or spare: what the next one will be.
+    pub segment: u64,
+}
+
+impl Sizes {
+    pub fn of(dir: &Path) -> Self {
+        let mut sizes = Sizes::default();
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                let part = Sizes::of(&path);
+                sizes.all += part.all;
+                sizes.segments += part.segments;
+                sizes.spares += part.spares;
+                sizes.segment = sizes.segment.max(part.segment);
+                sizes.index += if path.ends_with("index") { part.all } else { part.index };
+                sizes.expired += if path.ends_with("expired") { part.all } else { part.expired };
+                continue;
+            }
+            // It may have gone since it was listed.
+            let len = fs::metadata(&path).map_or(0, |meta| meta.len());
+            sizes.all += len;
+            if path.parent().is_some_and(|dir| dir.ends_with("log")) {
+                let is_segment = path.extension().is_some_and(|end| end == "log");
+                *(if is_segment { &mut sizes.segments } else { &mut sizes.spares }) += len;
+                sizes.segment = sizes.segment.max(len);
+            }
+        }
+        sizes
+    }
+}
+
+/// Copies a store that is closed. Durable on return, so that nobody writes it out later.
+pub fn copy_synced(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_synced(&path, &copy);
+        } else {
+            fs::copy(&path, &copy).unwrap();
+            fs::File::open(&copy).unwrap().sync_all().unwrap();
+        }
+    }
+}
+
 /// A group of processes that share so much memory, the cached pages of files they read included.
 pub struct MemoryGroup(PathBuf);
 

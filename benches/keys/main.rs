@@ -7,7 +7,11 @@
 //! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
 //!   `--find`: the latter alone;
 //! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root);
-//! - `--expire`: what it takes to give back the room of expired keys, and what others feel of it (`--expire-keys M`);
+//! - `--expire`: what it takes to give back the room of expired keys (`--expire-keys M`, `--warm`: from memory);
+//! - `--beside`: what pairs feel of that, of checkpoints and of merges (`--round-keys M`, `--millis 2000` idle);
+//! - `--month`: the disk beside what is alive, a month of mixed retention in simulated time (`--days`, `--pairs`);
+//! - `--remember`: bytes, memory and answers of keys that are remembered (`--remember-keys M`);
+//! - `--strace`: which system calls claims make during checkpoints (needs `strace`);
 //! - `--rates`: batches of marks beside a floor of the same bytes, pairs beside those on an empty store.
 //!
 //! `--batch 1000` keys a batch, `--rounds 5` where rounds are taken in turn. The parts stand in files of their own;
@@ -25,12 +29,19 @@
     unreachable_pub
 )]
 
+mod beside;
 mod expire;
 mod fill;
 mod machine;
+mod month;
 mod open;
+mod progress;
 mod rates;
+mod remember;
 mod squeeze;
+mod strace;
+#[path = "../../tests/it/traffic.rs"]
+mod traffic;
 mod work;
 
 use std::path::PathBuf;
@@ -43,10 +54,23 @@ fn main() {
     match args.value("--child").as_deref() {
         Some("pairs") => return open::pairs_in_child(&args),
         Some("open") => return open::open_in_child(&args),
+        Some("remember") => return remember::look_up_in_child(&args),
+        Some("claims") => return strace::claims_in_child(&args),
         Some("lookups") => return squeeze::look_up_in_child(&args),
         _ => {}
     }
-    let parts = ["--then", "--find", "--squeeze", "--expire", "--rates", "--no-fill"];
+    let parts = [
+        "--then",
+        "--find",
+        "--squeeze",
+        "--expire",
+        "--beside",
+        "--month",
+        "--remember",
+        "--strace",
+        "--rates",
+        "--no-fill",
+    ];
     let asked_for_none = !parts.iter().any(|part| args.has(part)) && args.value("--keys").is_none();
     let keys = args.number("--keys", 1_000_000);
     let temporary = scratch();
@@ -69,6 +93,18 @@ fn main() {
     }
     if args.has("--expire") {
         expire::run(&args);
+    }
+    if args.has("--beside") {
+        beside::run(&args);
+    }
+    if args.has("--month") {
+        month::run(&args);
+    }
+    if args.has("--remember") {
+        remember::run(&args);
+    }
+    if args.has("--strace") {
+        strace::run(&args);
     }
     if args.has("--rates") {
         rates::run(&args);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use onlyonce::{Claim, Durability, Fingerprint, Operation, Policy, Store};
+use onlyonce::{Claim, Durability, Fingerprint, Operation, Policy, Store, StoreBuilder};
 
 /// The command line: `--name value`, and `--name` alone.
 pub struct Args(Vec<String>);
@@ -77,8 +77,16 @@ pub fn pair(store: &Store, key: &[u8; 36]) {
 
 /// A store all of whose calls are at one level. The first write of an opening is behind it.
 pub fn open(dir: &Path, level: Durability) -> Store {
+    open_with(dir, level, |builder| builder)
+}
+
+pub fn open_with(
+    dir: &Path,
+    level: Durability,
+    settings: impl FnOnce(StoreBuilder) -> StoreBuilder,
+) -> Store {
     let policy = Policy::new().claim_durability(level).durability(level);
-    let store = Store::builder().policy(policy).open_or_create(dir).unwrap();
+    let store = settings(Store::builder().policy(policy)).open_or_create(dir).unwrap();
     store.mark("warm").map(drop).unwrap();
     store
 }

@@ -1,0 +1,175 @@
+//! What those who claim feel of the work that goes on beside them: p99 of a pair idle and meanwhile.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use onlyonce::{Durability, Store};
+
+use crate::expire::{Expiring, Kept};
+use crate::machine;
+use crate::progress::Progress;
+use crate::work::{Args, Times, close, fresh_kind, key, median, open, open_with, pair, scratch};
+
+pub fn run(args: &Args) {
+    let (keys, rounds) = (args.number("--round-keys", 1_000_000), args.rounds());
+    let idle = Duration::from_millis(args.number("--millis", 2000));
+    println!("\n{keys} keys with 256 bytes; {rounds} rounds: idle, meanwhile, idle; medians\n");
+    println!(
+        "| pairs, 1 thread | idle p99 us | meanwhile p99 us | ratio | at most | pairs meanwhile | tables written |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|");
+    let scratch = scratch();
+    let alive = Expiring::fill(args, &scratch.path().join("alive"), keys, Kept::All);
+    let expired = Expiring::fill(args, &scratch.path().join("expired"), keys, Kept::OneInTen);
+    expired.wait();
+    let stage = Stage {
+        idle,
+        alive: &alive.dir,
+        expired: &expired.dir,
+        copy: &scratch.path().join("copy"),
+    };
+    let mut progress = Progress::new(8 * rounds as u64, "rounds");
+    let mut done = 0;
+    for (level, most) in [(Durability::Flush, 2), (Durability::Sync, 3)] {
+        let mut seen = Meanwhile::ALL.map(|what| (what, Vec::new()));
+        for _ in 0..rounds {
+            for (what, figures) in &mut seen {
+                figures.push(stage.round(*what, level));
+                done += 1;
+                progress.show(done);
+            }
+        }
+        progress.clear();
+        for (what, figures) in &seen {
+            let of = |get: fn(&Round) -> f64| median(figures.iter().map(get));
+            println!(
+                "| {level:?}, {what:?} | {:.1} | {:.1} | {:.2} | {most} | {:.0} | {:.0} |",
+                of(|round| round.idle),
+                of(|round| round.meanwhile),
+                of(|round| round.meanwhile / round.idle),
+                of(|round| round.pairs as f64),
+                of(|round| f64::from(round.tables)),
+            );
+        }
+    }
+}
+
+/// What goes on beside the pairs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Meanwhile {
+    /// A call of `compact`, in another thread, while nine keys in ten have expired.
+    Compact,
+    /// The same, by the store's own thread.
+    Background,
+    /// Checkpoints by the store's own thread, one after the other.
+    Checkpoints,
+    /// Merges of all tables, in another thread.
+    Merges,
+}
+
+impl Meanwhile {
+    const ALL: [Meanwhile; 4] =
+        [Meanwhile::Compact, Meanwhile::Background, Meanwhile::Checkpoints, Meanwhile::Merges];
+}
+
+/// Stores of as many keys: one where nothing expires, and one that is copied for each round.
+struct Stage<'p> {
+    idle: Duration,
+    alive: &'p Path,
+    expired: &'p Path,
+    copy: &'p Path,
+}
+
+struct Round {
+    idle: f64,
+    meanwhile: f64,
+    pairs: usize,
+    tables: u32,
+}
+
+impl Stage<'_> {
+    fn round(&self, what: Meanwhile, level: Durability) -> Round {
+        let before = self.idle(level);
+        let is_reclaim = matches!(what, Meanwhile::Compact | Meanwhile::Background);
+        let dir = if is_reclaim { self.copy } else { self.alive };
+        if is_reclaim {
+            machine::copy_synced(self.expired, dir);
+        }
+        let tables = || newest_table(dir);
+        let tables_before = tables();
+        let store = match what {
+            // As many as are claimed in some hundredths of a second.
+            Meanwhile::Checkpoints => open_with(dir, level, |builder| {
+                builder.index_memory_max(if level == Durability::Sync { 64 << 8 } else { 64 << 12 })
+            }),
+            _ => open(dir, level),
+        };
+        let mut times = beside(&store, || match what {
+            Meanwhile::Compact => assert!(store.compact(u64::MAX).unwrap().is_complete()),
+            Meanwhile::Background => watch_background(&store),
+            Meanwhile::Checkpoints => thread::sleep(self.idle),
+            Meanwhile::Merges => {
+                let began = Instant::now();
+                while began.elapsed() < self.idle {
+                    store.merge_index().unwrap();
+                }
+            }
+        });
+        close(store);
+        let tables = tables() - tables_before;
+        if is_reclaim {
+            std::fs::remove_dir_all(dir).unwrap();
+        }
+        Round {
+            idle: (before + self.idle(level)) / 2.0,
+            meanwhile: times.at(0.99) / 1000.0,
+            pairs: times.len(),
+            tables,
+        }
+    }
+
+    fn idle(&self, level: Durability) -> f64 {
+        let store = open(self.alive, level);
+        // What the last round left to be merged isn't idle.
+        store.merge_index().unwrap();
+        let mut times = beside(&store, || thread::sleep(self.idle));
+        close(store);
+        times.at(0.99) / 1000.0
+    }
+}
+
+/// Pairs while `work` goes on in another thread.
+fn beside(store: &Store, work: impl FnOnce() + Send) -> Times {
+    let is_over = AtomicBool::new(false);
+    let kind = fresh_kind();
+    let mut times = Times::default();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            work();
+            is_over.store(true, Ordering::SeqCst);
+        });
+        while !is_over.load(Ordering::SeqCst) {
+            let key = key(kind, times.len() as u64);
+            times.time(|| pair(store, &key));
+        }
+    });
+    times
+}
+
+/// Until half of the log has been given back: the rest is still under way then.
+fn watch_background(store: &Store) {
+    let (began, half) = (Instant::now(), store.stats().log_bytes / 2);
+    while store.stats().bytes_reclaimed < half {
+        assert!(began.elapsed() < Duration::from_secs(120), "half of the log is still there");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn newest_table(dir: &Path) -> u32 {
+    let names = std::fs::read_dir(dir.join("index")).unwrap();
+    let names = names.map(|entry| entry.unwrap().path());
+    let number = |path: std::path::PathBuf| path.file_stem()?.to_str()?.parse().ok();
+    names.filter_map(number).max().unwrap_or(0)
+}
