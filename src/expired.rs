@@ -258,7 +258,9 @@ impl Expired {
     /// The memory of a hash, passed or not.
     ///
     /// Interpolation search (Peterson, 1957): hashes are uniform, so the page is guessed from the hash, and each page
-    /// read narrows the range. In the worst case, of no writer's making, it halves it.
+    /// looked at narrows the range. In the worst case, of no writer's making, it halves it. On the way only the ends of a
+    /// page are looked at, unchecked; what the answer rests on is: the page whose range has the hash, or the two between
+    /// which it would stand, which are those that narrowed the range last.
     pub(crate) fn find(&self, hash: KeyHash) -> Result<Option<Memory>> {
         let hash = hash_of(hash);
         let (mut low, mut high) = (0, self.listed.pages());
@@ -266,20 +268,20 @@ impl Expired {
         let mut probes = 0_u32;
         while low < high {
             guess = guess.clamp(low, high - 1);
-            let page = self.page(guess)?;
-            let memories = page.memories();
-            let (Some(first), Some(last)) = (memories.first(), memories.last()) else {
+            let Some((first, last)) = self.ends_of(guess)? else {
                 return Err(self.damaged(guess));
             };
-            let (first, last) = (first.memory().hash, last.memory().hash);
             if hash < first {
                 high = guess;
             } else if hash > last {
                 low = guess.saturating_add(1);
             } else {
-                let at = memories.partition_point(|raw| raw.memory().hash < hash);
-                let found = memories.get(at).map(RawMemory::memory);
-                return Ok(found.filter(|memory| memory.hash == hash));
+                return self.look_into(guess, |page| {
+                    let memories = page.memories();
+                    let at = memories.partition_point(|raw| raw.memory().hash < hash);
+                    let found = memories.get(at).map(RawMemory::memory);
+                    found.filter(|memory| memory.hash == hash)
+                });
             }
             probes = probes.saturating_add(1);
             guess = if probes > limits::INTERPOLATION_PROBES_MAX {
@@ -294,15 +296,29 @@ impl Expired {
                 }
             };
         }
+        for page in low.saturating_sub(1)..low.saturating_add(1).min(self.listed.pages()) {
+            self.look_into(page, |_| ())?;
+        }
         Ok(None)
     }
 
-    fn page(&self, number: u64) -> Result<Page> {
+    /// The first and the last hash of a page, unchecked; `None` if it says that it has none.
+    fn ends_of(&self, number: u64) -> Result<Option<(u128, u128)>> {
         let at = number.saturating_add(1).saturating_mul(PAGE as u64);
-        let page = self.file.read(at, |page: &Page| {
-            (page.sum.get() == page.expected_sum(number, self.seed)).then_some(*page)
+        let ends = self.file.read(at, |page: &Page| {
+            let memories = page.memories();
+            Some((memories.first()?.memory().hash, memories.last()?.memory().hash))
         })?;
-        page.flatten().ok_or_else(|| self.damaged(number))
+        Ok(ends.flatten())
+    }
+
+    /// Looks into one page, once it is checked.
+    fn look_into<R>(&self, number: u64, look: impl FnOnce(&Page) -> R) -> Result<R> {
+        let at = number.saturating_add(1).saturating_mul(PAGE as u64);
+        let looked = self.file.read(at, |page: &Page| {
+            (page.sum.get() == page.expected_sum(number, self.seed)).then(|| look(page))
+        })?;
+        looked.flatten().ok_or_else(|| self.damaged(number))
     }
 
     fn damaged(&self, page: u64) -> Error {
@@ -314,7 +330,7 @@ impl Expired {
     pub(crate) fn verify(&self, storage: &dyn Storage, store: StoreId) -> Result<()> {
         let dir = self.path().parent().unwrap_or(Path::new(""));
         Expired::open(storage, dir, self.listed, store, false)?;
-        (0..self.listed.pages()).try_for_each(|number| self.page(number).map(drop))
+        (0..self.listed.pages()).try_for_each(|number| self.look_into(number, |_| ()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -408,7 +424,7 @@ impl Cursor {
             if self.next >= self.file.listed.pages() {
                 return Ok(None);
             }
-            let page = self.file.page(self.next)?;
+            let page = self.file.look_into(self.next, |page| *page)?;
             self.page = page.memories().iter().map(RawMemory::memory).collect();
             self.next = self.next.saturating_add(1);
             self.at = 0;
@@ -579,6 +595,43 @@ mod tests {
             memory.write_file(&path, &bytes[..len]).unwrap();
             assert!(Expired::open(&*storage, dir(), listed, STORE, true).is_err(), "cut at {len}");
         }
+    }
+
+    /// What a search passes is not checked; so a page whose ends are damaged must not hide what stands in it, or beside.
+    #[test]
+    fn no_damage_makes_a_remembered_key_look_absent() {
+        let (memory, storage) = disk();
+        let mut dice = SplitMix64::new(3);
+        let keys: Vec<KeyHash> = (0..1500).map(|_| hash(&mut dice)).collect();
+        let others: Vec<KeyHash> = (0..500).map(|_| hash(&mut dice)).collect();
+        let memories = keys.iter().map(|key| Memory::new(*key, 0, StoreMillis(MINUTE)));
+        let listed = merged(&storage, 1, memories.collect(), &[], 0).listed;
+        let path = dir().join(file_name(1));
+        let bytes = memory.read(&path).unwrap();
+        let (mut refused, mut flips) = (0, 0);
+        for page in 1..=listed.pages() as usize {
+            let (first, last) = (0..12, 4096 - 36..4096);
+            for at in first.chain(last).map(|at| page * PAGE + at) {
+                let mut bad = bytes.clone();
+                bad[at] ^= 0x80 >> (at % 8);
+                memory.write_file(&path, &bad).unwrap();
+                let file = Expired::open(&*storage, dir(), listed, STORE, true).unwrap();
+                let found = keys.iter().map(|key| (file.find(*key), true));
+                for (found, is_there) in
+                    found.chain(others.iter().map(|key| (file.find(*key), false)))
+                {
+                    match found {
+                        Ok(found) => assert_eq!(found.is_some(), is_there, "byte {at}"),
+                        Err(e) => {
+                            refused += 1;
+                            assert_eq!(e.kind(), crate::ErrorKind::Corrupt, "byte {at}");
+                        }
+                    }
+                }
+                flips += 1;
+            }
+        }
+        assert!(refused > 100 * flips, "{refused} of {flips} flips");
     }
 
     /// No writer makes such a file, but whoever forges one must not keep a lookup busy.
