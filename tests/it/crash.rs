@@ -11,6 +11,7 @@ use onlyonce::testing::{Sim, SimCrash};
 use onlyonce::{Claim, ErrorKind, Result, State, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Default)]
@@ -189,7 +190,31 @@ pub(crate) fn compactions() -> Vec<Op> {
     ops
 }
 
-fn workloads() -> [(&'static str, Vec<Op>); 6] {
+/// Keys that are remembered once they left the log: their files are written, merged, and go when all in them has passed.
+/// Some are forgotten and marked anew meanwhile. Between them the index is merged, and made again.
+pub(crate) fn memories() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    let remember = |n: u32| Op::Remember(format!("r{n}"), [Sync, Flush, Lazy][n as usize % 3]);
+    let mut ops = vec![Op::Claim(key("c"), Sync, Sync), Op::Mark(key("m"), Flush)];
+    ops.extend((0..4).map(remember));
+    ops.extend([Op::Hours(2), Op::Compact(u64::MAX), Op::Look]);
+    // Beside the file of four, and then two of one.
+    ops.extend([remember(4), Op::Forget(key("r0")), Op::Hours(2), Op::Compact(u64::MAX), Op::Look]);
+    ops.extend([remember(5), remember(6), Op::Mark(key("r0"), Flush), Op::Rest, Op::Hours(2)]);
+    ops.extend([Op::Compact(1), Op::Compact(u64::MAX), Op::Verify, Op::Forget(key("r5"))]);
+    ops.extend([remember(7), remember(8), Op::Hours(2), Op::Compact(0)]);
+    ops.extend([Op::Complete(key("c"), key("late")), Op::Kill]);
+    ops.extend([Op::Compact(u64::MAX), Op::Look]);
+    // The first four have passed, but for what was recorded of them since.
+    ops.extend([Op::Close, Op::Hours(2), remember(9), Op::Forget(key("m")), Op::Hours(2)]);
+    ops.extend([Op::Compact(u64::MAX), remember(1), Op::MergeIndex, Op::Look, Op::Rebuild]);
+    ops.extend([Op::Mark(key("n"), Lazy), Op::MergeIndex, Op::Hours(2), Op::Compact(u64::MAX)]);
+    ops.extend([Op::Mark(key("r4"), Sync), Op::Hours(10), Op::Compact(u64::MAX), remember(2)]);
+    ops.extend([Op::Look, Op::Hours(2), Op::Look]);
+    ops
+}
+
+fn workloads() -> [(&'static str, Vec<Op>); 7] {
     [
         ("endings", endings()),
         ("fates", fates()),
@@ -197,17 +222,19 @@ fn workloads() -> [(&'static str, Vec<Op>); 6] {
         ("openings", openings()),
         ("tables", tables()),
         ("compactions", compactions()),
+        ("memories", memories()),
     ]
 }
 
 /// Runs `ops` from an empty disk until the power goes at its change number `cut`. `None`: it never did.
 fn run_until(ops: &[Op], cut: u64) -> Option<(Sim, Ledger)> {
     let sim = Sim::new(7);
-    sim.cut_power_at(cut);
     let mut world = World::new(&sim);
-    // Whether a call failed or went on in ignorance is no matter: the ledger knows.
-    let _ = world.run(ops);
+    world.cut_power_at(cut);
+    let run = world.run(ops);
     let was_cut = sim.power_is_cut();
+    // Under a cut, whether a call failed or went on in ignorance is no matter: the ledger knows.
+    assert!(was_cut || run.is_ok(), "{run:?}");
     let ledger = world.forget();
     was_cut.then_some((sim, ledger))
 }
@@ -239,6 +266,9 @@ fn check(sim: &Sim, ledger: &Ledger, loss: Loss, context: &str, tried: &mut Trie
     );
     let opening = store.stats().opening;
     assert!(opening.cut.is_none_or(|cut| cut.bytes() > 0), "{context}");
+    // A listed table that isn't whole would be made again, and nobody would learn that the crash had taken it.
+    let mended = store.stats().tables_mended;
+    assert!(mended == 0 || ledger.has_rotted, "{context}: {mended} tables were not whole");
     sim.power_loss();
     drop(store);
     let (store, again) =
@@ -251,13 +281,52 @@ fn check(sim: &Sim, ledger: &Ledger, loss: Loss, context: &str, tried: &mut Trie
     tried.reopenings += 2;
 }
 
+/// The files of expired keys that were there at some crash point, with the hours in which each was there first and last.
+#[derive(Default)]
+struct ExpiredFiles {
+    seen: BTreeMap<PathBuf, (u64, u64)>,
+    left: usize,
+}
+
+impl ExpiredFiles {
+    fn see(&mut self, sim: &Sim, hour: u64) {
+        let paths = sim.files().into_iter().map(|(path, _)| path);
+        let paths: Vec<_> = paths.filter(|path| path.starts_with("/store/expired")).collect();
+        self.left = paths.len();
+        for path in paths {
+            self.seen.entry(path).or_insert((hour, hour)).1 = hour;
+        }
+    }
+
+    /// Those that went while what they held was remembered still, and those that went as a whole.
+    fn counts(&self) -> (usize, usize) {
+        let gone = self.seen.len() - self.left;
+        let whole = self.seen.values().filter(|(first, last)| last - first >= 8).count();
+        (gone.saturating_sub(whole), whole)
+    }
+
+    fn check(&self) {
+        let (merged, whole) = self.counts();
+        assert!(self.seen.len() >= 6 && merged >= 3 && whole >= 2, "{self:?}: {:?}", self.seen);
+    }
+}
+
+impl std::fmt::Debug for ExpiredFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (merged, whole) = self.counts();
+        let written = self.seen.len();
+        write!(f, "{written} files of expired keys, {merged} merged, {whole} gone as a whole")
+    }
+}
+
 #[test]
 fn power_lost_at_any_change_loses_nothing_synced() {
-    let mut tried = Tried::default();
+    let (mut tried, mut expired) = (Tried::default(), ExpiredFiles::default());
     for (name, ops) in workloads() {
         for cut in 0.. {
             let Some((sim, ledger)) = run_until(&ops, cut) else { break };
             tried.points += 1;
+            expired.see(&sim, ledger.hour);
             // By default every sixth way, another sixth at each point.
             let (seeds, stride) = if is_long() { (64, 1) } else { (6, 6) };
             let first = usize::try_from(cut).unwrap() % stride;
@@ -267,8 +336,9 @@ fn power_lost_at_any_change_loses_nothing_synced() {
             }
         }
     }
-    println!("power: {} crash points, {} reopenings", tried.points, tried.reopenings);
+    println!("power: {} crash points, {} reopenings; {expired:?}", tried.points, tried.reopenings);
     assert!(tried.reopenings > 1000);
+    expired.check();
 }
 
 #[test]
@@ -290,14 +360,17 @@ fn a_kill_at_any_change_loses_nothing_flushed() {
 /// before, it must show again.
 #[test]
 fn power_lost_at_any_change_of_a_recovery_loses_nothing_more() {
-    lose_power_in_recoveries(|name| !matches!(name, "tables" | "compactions"), is_long());
+    lose_power_in_recoveries(
+        |name| !matches!(name, "tables" | "compactions" | "memories"),
+        is_long(),
+    );
 }
 
 /// The same where the recovery meets tables and moved records. Those workloads are long, so each of their points is
 /// crashed in one way.
 #[test]
 fn power_lost_at_any_change_of_a_recovery_with_tables_loses_nothing_more() {
-    lose_power_in_recoveries(|name| matches!(name, "tables" | "compactions"), false);
+    lose_power_in_recoveries(|name| matches!(name, "tables" | "compactions" | "memories"), false);
 }
 
 fn lose_power_in_recoveries(is_meant: impl Fn(&str) -> bool, in_all_ways: bool) {

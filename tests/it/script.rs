@@ -10,7 +10,7 @@ use onlyonce::{
     Claim, ClaimGuard, Durability, Error, ErrorKind, Interrupted, Key, OnDrop, OnInterrupted,
     Operation, Outcome, Resolution, State, Store, StoreBuilder,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,12 +39,20 @@ pub(crate) enum Op {
     Resolve(String, String),
     Forget(String),
     Mark(String, Durability),
+    /// A mark that is kept for an hour, and its key remembered for ten more. One of `remembered`.
+    Remember(String, Durability),
+    /// So many hours pass.
+    Hours(u64),
     Sync,
     Step,
     /// The background does all it has to, twice with a pause in between.
     Rest,
     /// Moves what is alive, as far as so many bytes go.
     Compact(u64),
+    Rebuild,
+    MergeIndex,
+    /// Everything is read, and whole.
+    Verify,
     /// One byte of each table rots; whoever meets it has it mended.
     Rot,
     /// Asks for every key there may be.
@@ -64,6 +72,8 @@ pub(crate) enum Found {
     Aborted(u32),
     Completed(u32, Vec<u8>),
     Failed(u32, Vec<u8>),
+    /// It is remembered, and no more than that.
+    Expired,
 }
 
 pub(crate) type Keys = BTreeMap<String, Found>;
@@ -73,14 +83,38 @@ pub(crate) type Keys = BTreeMap<String, Found>;
 struct Model {
     found: Found,
     has_open_fate: bool,
+    /// The hours in which it expires and in which it is remembered no longer.
+    passes: Option<(u64, u64)>,
+}
+
+impl Model {
+    fn at(&self, hour: u64) -> Option<Found> {
+        match self.passes {
+            Some((_, until)) if until <= hour => None,
+            Some((gone, _)) if gone <= hour => Some(Found::Expired),
+            _ => Some(self.found.clone()),
+        }
+    }
+}
+
+type Models = BTreeMap<String, Model>;
+
+/// The names that `Op::Remember` takes. No walk shows a remembered key, so they are asked for.
+pub(crate) fn remembered() -> impl Iterator<Item = String> {
+    (0..10).map(|n| format!("r{n}"))
 }
 
 /// What was begun, what was acknowledged, and at which level.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
-    model: BTreeMap<String, Model>,
+    model: Models,
     /// `states[n]`: after the first `n` changes.
-    states: Vec<Keys>,
+    states: Vec<Models>,
+    /// Hours that have passed. Whatever is recorded in one of an even number expires in one of an odd number, and
+    /// nothing is looked at then: minutes don't matter.
+    pub(crate) hour: u64,
+    /// Tables were damaged on purpose.
+    pub(crate) has_rotted: bool,
     /// So many changes were acknowledged at `Sync`, and at `Flush` or better.
     synced: usize,
     flushed: usize,
@@ -128,8 +162,10 @@ pub(crate) enum Loss {
 impl Ledger {
     pub(crate) fn new() -> Self {
         Ledger {
-            model: BTreeMap::new(),
-            states: vec![Keys::new()],
+            model: Models::new(),
+            states: vec![Models::new()],
+            hour: 0,
+            has_rotted: false,
             synced: 0,
             flushed: 0,
             token: 0,
@@ -139,8 +175,7 @@ impl Ledger {
     fn begin(&mut self, op: &Op) {
         let before = self.model.clone();
         if self.change(op) {
-            let keys = self.model.iter().map(|(key, model)| (key.clone(), model.found.clone()));
-            self.states.push(keys.collect());
+            self.states.push(self.model.clone());
         } else {
             self.model = before;
         }
@@ -148,9 +183,8 @@ impl Ledger {
 
     /// Takes the operation into the model; whether it changes anything.
     fn change(&mut self, op: &Op) -> bool {
-        let attempt = |model: &BTreeMap<String, Model>, key: &String| {
-            model.get(key).map_or(0, |model| model.found.attempt())
-        };
+        let attempt =
+            |model: &Models, key: &String| model.get(key).map_or(0, |model| model.found.attempt());
         let (key, found, keeps_fate) = match op {
             Op::Claim(key, ..) | Op::ClaimHold(key) => {
                 (key, Found::Interrupted(attempt(&self.model, key) + 1), false)
@@ -179,7 +213,7 @@ impl Ledger {
             Op::Resolve(key, value) => {
                 (key, Found::Completed(attempt(&self.model, key), value.clone().into()), false)
             }
-            Op::Mark(key, _) => {
+            Op::Mark(key, _) | Op::Remember(key, _) => {
                 (key, Found::Completed(attempt(&self.model, key) + 1, Vec::new()), false)
             }
             Op::Forget(key) => return self.model.remove(key).is_some(),
@@ -187,8 +221,21 @@ impl Ledger {
         };
         let has_open_fate =
             keeps_fate && self.model.get(key).is_some_and(|model| model.has_open_fate);
-        self.model.insert(key.clone(), Model { found, has_open_fate });
+        let passes = matches!(op, Op::Remember(..)).then_some((self.hour + 1, self.hour + 11));
+        self.model.insert(key.clone(), Model { found, has_open_fate, passes });
         true
+    }
+
+    fn pass(&mut self, hours: u64) {
+        assert!(hours % 2 == 0);
+        self.hour += hours;
+        self.model.retain(|_, model| model.at(self.hour).is_some());
+    }
+
+    /// What is to be found of the keys after the first `n` changes.
+    fn keys(&self, n: usize) -> Keys {
+        let found = self.states[n].iter();
+        found.filter_map(|(key, model)| Some((key.clone(), model.at(self.hour)?))).collect()
     }
 
     /// The operation was begun, and acknowledged at `level` if at all.
@@ -216,27 +263,35 @@ impl Ledger {
         self.model = model.model.clone();
     }
 
+    fn crashed(&mut self, loss: Loss) {
+        if loss == Loss::Power {
+            self.flushed = self.synced;
+        }
+    }
+
     /// Whatever is there is what later crashes may leave.
     fn settle(&mut self, keys: &Keys) {
         let n = self.position(keys, Loss::Power).unwrap();
         self.states = vec![self.states[n].clone()];
         (self.synced, self.flushed) = (0, 0);
-        self.model.retain(|key, _| keys.contains_key(key));
-        for (key, found) in keys {
-            let open = self.model.get(key).is_some_and(|model| model.has_open_fate);
-            self.model.insert(key.clone(), Model { found: found.clone(), has_open_fate: open });
+        let open: Vec<_> = self.model.iter().filter(|(_, model)| model.has_open_fate).collect();
+        let open: Vec<_> = open.into_iter().map(|(key, _)| key.clone()).collect();
+        self.model = self.states[0].clone();
+        self.model.retain(|_, model| model.at(self.hour).is_some());
+        for (key, model) in &mut self.model {
+            model.has_open_fate = open.contains(key);
         }
     }
 
     /// Which prefix `keys` is, if it is one that the loss allows.
     pub(crate) fn position(&self, keys: &Keys, loss: Loss) -> Option<usize> {
         let least = if loss == Loss::Kill { self.flushed } else { self.synced };
-        (least..self.states.len()).find(|n| self.states[*n] == *keys)
+        self.position_from(keys, least)
     }
 
     /// As `position`, for a store that must hold at least so many changes.
     pub(crate) fn position_from(&self, keys: &Keys, least: usize) -> Option<usize> {
-        (least..self.states.len()).find(|n| self.states[*n] == *keys)
+        (least..self.states.len()).find(|n| self.keys(*n) == *keys)
     }
 
     /// How many changes were begun.
@@ -246,8 +301,7 @@ impl Ledger {
 
     pub(crate) fn describe(&self, loss: Loss) -> String {
         let least = if loss == Loss::Kill { self.flushed } else { self.synced };
-        let from = &self.states[least];
-        let to = self.states.last().unwrap();
+        let (from, to) = (self.keys(least), self.last());
         format!("between {least} {from:?}\nand {} {to:?}", self.states.len() - 1)
     }
 
@@ -264,16 +318,22 @@ impl Ledger {
 
     /// Keys whose newest change was acknowledged at `Sync`: nothing can take it back.
     pub(crate) fn settled(&self) -> Keys {
-        let mut keys = self.states[self.synced].clone();
-        for later in &self.states[self.synced..] {
+        let mut keys = self.keys(self.synced);
+        for later in self.synced..self.states.len() {
+            let later = self.keys(later);
             keys.retain(|key, found| later.get(key) == Some(found));
         }
         keys
     }
 
     /// What all that was begun comes to.
-    pub(crate) fn last(&self) -> &Keys {
-        self.states.last().unwrap()
+    pub(crate) fn last(&self) -> Keys {
+        self.keys(self.states.len() - 1)
+    }
+
+    /// Every key there ever was.
+    fn ever(&self) -> BTreeSet<&String> {
+        self.states.iter().flat_map(BTreeMap::keys).collect()
     }
 }
 
@@ -282,6 +342,7 @@ impl Found {
         match self {
             Found::Interrupted(n) | Found::Held(n) | Found::Aborted(n) => *n,
             Found::Completed(n, _) | Found::Failed(n, _) => *n,
+            Found::Expired => 0,
         }
     }
 
@@ -293,6 +354,7 @@ impl Found {
             State::Aborted(a) => Found::Aborted(a.number()),
             State::Completed(r) => Found::Completed(r.attempt(), r.result().to_vec()),
             State::Failed(r) => Found::Failed(r.attempt(), r.result().to_vec()),
+            State::Expired(_) => Found::Expired,
             other => panic!("{other:?}"),
         }
     }
@@ -309,7 +371,7 @@ pub(crate) fn rot_tables(sim: &Sim) {
     }
 }
 
-/// All keys of a store, by `iter`, each one by `get` too. A damaged table is told by the walk that meets it, and
+/// All keys of a store, by `iter`, each one by `get` too, and those that are remembered alone. A damaged table is told by the walk that meets it, and
 /// mended for the next.
 pub(crate) fn look(store: &Store) -> Result<Keys, Error> {
     for _ in 0..20 {
@@ -328,6 +390,15 @@ fn look_once(store: &Store) -> Result<Keys, Error> {
         let got = store.get(&key)?.unwrap_or_else(|| panic!("{key} is gone from get"));
         assert_eq!(Found::of(&got), Found::of(&state));
         assert!(keys.insert(name(&key), Found::of(&state)).is_none(), "{key} twice");
+    }
+    for key in remembered() {
+        let found = store.get(&key)?.as_ref().map(Found::of);
+        if found == Some(Found::Expired) {
+            assert!(matches!(store.claim(&key)?, Claim::Expired(_)), "{key}");
+            assert!(keys.insert(key, Found::Expired).is_none(), "an expired key in a walk");
+        } else {
+            assert_eq!(found.as_ref(), keys.get(&key), "{key} is not what the walk shows");
+        }
     }
     Ok(keys)
 }
@@ -398,6 +469,8 @@ pub(crate) struct World<'s> {
     /// With the level of the outcome.
     guards: BTreeMap<String, (ClaimGuard, Durability)>,
     stale: BTreeMap<String, ClaimGuard>,
+    /// The power goes at this change of the disk, counted from its last crash on.
+    cut: Option<u64>,
     pub(crate) ledger: Ledger,
 }
 
@@ -408,7 +481,26 @@ impl<'s> World<'s> {
             store: None,
             guards: BTreeMap::new(),
             stale: BTreeMap::new(),
+            cut: None,
             ledger: Ledger::new(),
+        }
+    }
+
+    /// The power goes at the change number `cut`, whatever crashes come before it.
+    pub(crate) fn cut_power_at(&mut self, cut: u64) {
+        self.cut = Some(cut);
+        self.sim.cut_power_at(cut);
+    }
+
+    /// The machine boots with another disk, which knows of no cut.
+    fn crash(&mut self, loss: Loss) {
+        let changes = self.sim.changes();
+        match loss {
+            Loss::Kill => self.sim.kill(),
+            Loss::Power => self.sim.power_loss(),
+        }
+        if let Some(cut) = self.cut {
+            self.cut_power_at(cut.saturating_sub(changes));
         }
     }
 
@@ -529,6 +621,18 @@ impl<'s> World<'s> {
                 );
                 *level
             }
+            Op::Remember(key, level) => {
+                let hour = Duration::from_secs(3600);
+                let op = Operation::new(key).durability(*level);
+                let op = op.retention(hour).remember_expired(10 * hour);
+                assert!(self.store().mark(op)?.is_first());
+                *level
+            }
+            Op::Hours(hours) => {
+                self.sim.advance(Duration::from_secs(3600 * hours));
+                self.ledger.pass(*hours);
+                return Ok(None);
+            }
             Op::Sync => {
                 self.store().sync()?;
                 Sync
@@ -557,20 +661,31 @@ impl<'s> World<'s> {
                 let _ = self.store().compact(*budget)?;
                 Sync
             }
+            Op::Rebuild => {
+                self.store().rebuild_index()?;
+                return Ok(None);
+            }
+            Op::MergeIndex => {
+                self.store().merge_index()?;
+                return Ok(None);
+            }
+            Op::Verify => {
+                let damages = self.store().verify()?.damages;
+                if let Some(damage) = damages.into_iter().next() {
+                    return Err(damage.into());
+                }
+                return Ok(None);
+            }
             Op::Rot => {
                 rot_tables(self.sim);
+                self.ledger.has_rotted = true;
                 return Ok(None);
             }
             Op::Look => {
-                let states = self.ledger.states.clone();
-                for (key, found) in states.last().unwrap() {
+                let (last, ever) = (self.ledger.last(), self.ledger.ever());
+                for key in ever {
                     let got = self.store().get(full(key))?.map(|state| Found::of(&state));
-                    assert_eq!(got.as_ref(), Some(found), "{key}");
-                }
-                for key in states.iter().flat_map(BTreeMap::keys) {
-                    if !self.ledger.last().contains_key(key) {
-                        assert!(self.store().get(full(key))?.is_none(), "{key} is back");
-                    }
+                    assert_eq!(got.as_ref(), last.get(key), "{key}");
                 }
                 return Ok(None);
             }
@@ -593,10 +708,8 @@ impl<'s> World<'s> {
             }
             Op::Kill | Op::PowerLoss => {
                 let loss = if matches!(op, Op::Kill) { Loss::Kill } else { Loss::Power };
-                match loss {
-                    Loss::Kill => self.sim.kill(),
-                    Loss::Power => self.sim.power_loss(),
-                }
+                self.crash(loss);
+                self.ledger.crashed(loss);
                 self.guards.clear();
                 self.store = None;
                 self.store = Some(self.sim.open_with(tiny())?);
