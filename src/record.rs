@@ -284,6 +284,16 @@ impl Draft {
         Draft { kind, flags, bytes, body_bytes, body_sum }
     }
 
+    /// A hash of what it says, wherever it is to stand.
+    pub(crate) fn content(&self) -> u128 {
+        use std::hash::Hasher;
+        let mut hasher = siphasher::sip128::SipHasher13::new();
+        hasher.write_u8(self.kind as u8);
+        hasher.write_u8(self.flags);
+        hasher.write(self.bytes.get(HEADER_BYTES..).unwrap_or_default());
+        siphasher::sip128::Hasher128::finish128(&hasher).as_u128()
+    }
+
     /// Bytes it takes in the log, padding included.
     pub(crate) fn len(&self) -> u64 {
         self.bytes.len() as u64

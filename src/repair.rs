@@ -5,6 +5,7 @@
 //! touches a store that somebody has open.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::index::table::{self, Cursor, ListedTable, Table};
 use crate::log::repair::{Survey, survey};
 use crate::log::{Seams, Sizes};
 use crate::operation::Key;
-use crate::storage::{Access, Storage, read_full_at};
+use crate::storage::{Access, Entry, Storage, read_full_at};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
@@ -137,14 +138,24 @@ fn survey_expired(
         }
         return Ok((whole, lost));
     }
+    if storage.list(&expired_dir).is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory) {
+        let what = "a file in place of the directory of expired keys";
+        found.damages.push(Error::corrupt(&expired_dir, 0, what));
+        lost = 1;
+    }
     // Which of them were listed, nobody knows any more. Those that weren't say nothing wrong: the log goes before them.
-    for entry in storage.list(&expired_dir).unwrap_or_default() {
+    for entry in list(storage, &expired_dir)? {
         let Some(number) = expired::number_of(&entry.name) else { continue };
         let path = expired_dir.join(&entry.name);
         let read = || -> Result<ListedExpired> {
-            let file = storage.open(&path, Access::Read).map_err(|e| {
-                Error::corrupt(&path, 0, "expired keys that can't be opened").because(e)
-            })?;
+            let file = match storage.open(&path, Access::Read) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                    let what = "a directory in place of expired keys:";
+                    return Err(Error::corrupt(&path, 0, what).because(e));
+                }
+                Err(e) => return Err(Error::io("opening", &path, e)),
+            };
             let mut header = vec![0; crate::limits::PAGE_BYTES];
             let have =
                 read_full_at(&*file, &mut header, 0).map_err(|e| Error::io("reading", &path, e))?;
@@ -171,7 +182,7 @@ fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey) -> Result<u32>
     for (part, number_of) in
         [("index", table::number_of as fn(&str) -> Option<u32>), ("expired", expired::number_of)]
     {
-        for entry in storage.list(&dir.join(part)).unwrap_or_default() {
+        for entry in list(storage, &dir.join(part))? {
             let after = number_of(&entry.name).map_or(0, |number| number.saturating_add(1));
             next = next.max(after);
         }
@@ -180,6 +191,16 @@ fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey) -> Result<u32>
         return Err(Error::new(ErrorKind::StorageFull, "the index has used up its numbers").at(dir));
     }
     Ok(next)
+}
+
+/// What a directory holds that may be missing. That it can't be read is no damage: what is in it may be whole.
+fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<Entry>> {
+    match storage.list(dir) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        listed => listed.map_err(|e| Error::io("listing", dir, e)),
+    }
 }
 
 /// The keys whose newest record is lost, as far as the index knows that there was one and an older record names it.

@@ -184,7 +184,7 @@ pub(crate) struct Behind {
     pub(crate) watermark: Lsn,
     /// Records that are whole, and cut off all the same.
     pub(crate) records: u64,
-    /// Those among them that are no recovery's copies.
+    /// Those among them that are neither a recovery's copies nor a segment's end.
     pub(crate) originals: u64,
     /// File offset behind the last byte that is not zero.
     pub(crate) bytes_end: u64,
@@ -238,9 +238,11 @@ fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind,
         behind.watermark = behind.watermark.max(head.watermark);
         let Some(left) = budget.checked_sub(head.len() as u64) else { continue };
         *budget = left;
+        // An end says nothing that could be lost.
+        let is_copy = |record: Record<'_>| record.is_copy || record.kind == Kind::SegmentEnd;
         let is_copy = match Record::parse(rest, lsn, &segment.seal) {
-            Err(Bad::Short) => segment.read(lsn, false, |record| Ok(record.is_copy)).ok(),
-            whole => whole.ok().map(|record| record.is_copy),
+            Err(Bad::Short) => segment.read(lsn, false, |record| Ok(is_copy(record))).ok(),
+            whole => whole.ok().map(is_copy),
         };
         behind.records = behind.records.saturating_add(u64::from(is_copy.is_some()));
         behind.originals = behind.originals.saturating_add(u64::from(is_copy == Some(false)));

@@ -288,6 +288,10 @@ fn check_unlisted(
         if manifest.segments.iter().any(|listed| listed.ordinal == ordinal) {
             continue;
         }
+        // One that left the list, which it does at its front; it may be damaged, that may be why it did.
+        if manifest.segments.last().is_some_and(|last| ordinal < last.ordinal) {
+            continue;
+        }
         if let Unlisted::Originals = look_at_unlisted(storage, log_dir, &path, manifest, last_base)?
         {
             return Err(Error::corrupt(
@@ -310,14 +314,14 @@ fn check_prepared(storage: &dyn Storage, path: &Path) -> Result<()> {
     }
 }
 
-enum Unlisted {
+pub(super) enum Unlisted {
     Empty,
     /// Copies made by a recovery whose manifest switch did not happen.
     Copies,
     Originals,
 }
 
-fn look_at_unlisted(
+pub(super) fn look_at_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
     path: &Path,
@@ -337,7 +341,7 @@ fn look_at_unlisted(
 }
 
 /// What kinds of records a segment holds, behind damage too.
-fn records_in(segment: &Segment) -> Result<Unlisted> {
+pub(super) fn records_in(segment: &Segment) -> Result<Unlisted> {
     let start = SEGMENT_HEADER_BYTES as u64;
     let found = look_behind(segment, start, segment.identity.capacity)?;
     Ok(match (found.originals, found.records) {

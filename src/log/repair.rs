@@ -4,6 +4,7 @@
 //! else; `salvage` writes all whole records into new segments, in their order, and then the manifest that lists those
 //! alone. A crash before that leaves everything as it was. Never: decides that a loss is accepted.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use super::birth::base_from_clock;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::reader::{Reader, Step, look_behind};
+use super::recovery::{Unlisted, look_at_unlisted, records_in};
 use super::segment::{self, Segment, Spare};
 use super::{Seams, Sizes};
 use crate::clock::StoreClock;
@@ -32,6 +34,8 @@ pub(crate) struct Survey {
     pub(crate) damages: Vec<Error>,
     /// Stretches of the log that were durable once and are gone.
     pub(crate) lost: Vec<std::ops::Range<Lsn>>,
+    /// A segment can't be read, and nothing says which part of the log it was.
+    lacks_segment: bool,
     /// Whether the files can stay as they are, once a manifest lists them.
     is_sound: bool,
     parts: Vec<Part>,
@@ -50,7 +54,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
     let log_dir = dir.join("log");
     let mut damages = Vec::new();
     let manifest = match manifest::load(storage, dir) {
-        Ok(Some(manifest)) => Some(manifest),
+        Ok(Some(manifest)) => check_unlisted(storage, &log_dir, manifest, &mut damages)?,
         Ok(None) => {
             let what = "the manifest is missing:";
             damages.push(Error::corrupt(&manifest::path(dir), 0, what));
@@ -63,7 +67,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         Err(e) => return Err(e),
     };
     let mut lost = Vec::new();
-    let mut is_sound = true;
+    let (mut is_sound, mut lacks_segment) = (true, false);
     let (store, secrets, parts) = match &manifest {
         Some(manifest) => {
             let mut parts = Vec::new();
@@ -84,7 +88,12 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
             }
             (manifest.store, manifest.secrets, parts)
         }
-        None => find_segments(storage, &log_dir, &mut damages)?,
+        None => {
+            let known = damages.len();
+            let found = find_segments(storage, &log_dir, &mut damages)?;
+            lacks_segment = damages.len() > known;
+            found
+        }
     };
     let durable = manifest.as_ref().map_or(Lsn::ZERO, |manifest| manifest.durable);
     let mut survey = Survey {
@@ -93,6 +102,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         secrets,
         damages,
         lost,
+        lacks_segment,
         is_sound,
         parts,
         time: None,
@@ -100,6 +110,44 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
     };
     survey.look_for_losses(durable)?;
     Ok(survey)
+}
+
+/// Segments that a manifest doesn't list and that no repair has left: damage, in the way of an opening, and where their
+/// records say that the manifest is older than they are, it is worth nothing: `None`.
+fn check_unlisted(
+    storage: &dyn Storage,
+    log_dir: &Path,
+    manifest: Manifest,
+    damages: &mut Vec<Error>,
+) -> Result<Option<Manifest>> {
+    let last = manifest.segments.last();
+    let (last_base, last_ordinal) = last.map_or((Lsn::ZERO, 0), |last| (last.base, last.ordinal));
+    for entry in storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))? {
+        let path = log_dir.join(&entry.name);
+        match segment::ordinal_of(&entry.name) {
+            Some(ordinal) if ordinal > last_ordinal => {}
+            _ => continue,
+        }
+        if !entry.is_file {
+            damages.push(Error::corrupt(&path, 0, "a directory in place of a segment:"));
+            continue;
+        }
+        match look_at_unlisted(storage, log_dir, &path, &manifest, last_base) {
+            Ok(Unlisted::Originals) => {
+                let what = "the manifest is older than the log:";
+                damages.push(Error::corrupt(
+                    &manifest::path(log_dir.parent().unwrap_or(log_dir)),
+                    0,
+                    what,
+                ));
+                return Ok(None);
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Corrupt => damages.push(e),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some(manifest))
 }
 
 /// Opens a listed segment by what the manifest says of it, whatever its header says.
@@ -154,16 +202,56 @@ fn find_segments(
         }
     }
     parts.sort_by_key(|part| part.segment.base());
+    leave_out_copies(&mut parts)?;
     let (store, secrets) = found.ok_or_else(|| {
         Error::corrupt(log_dir, 0, "no segment whose header is whole, and no manifest")
     })?;
     Ok((store, secrets, parts))
 }
 
+/// A recovery or a repair that ended before its switch leaves copies, of the first of its records maybe, behind newer
+/// ones of the same keys. They are told by this: of each of them the original is there.
+fn leave_out_copies(parts: &mut Vec<Part>) -> Result<()> {
+    let mut first = parts.len();
+    while let Some(part) = first.checked_sub(1).and_then(|last| parts.get(last)) {
+        if matches!(records_in(&part.segment)?, Unlisted::Originals) {
+            break;
+        }
+        first -= 1;
+    }
+    let (rest, copies) = parts.split_at(first);
+    let mut missing = BTreeSet::new();
+    for_each_content(copies, &mut |content| {
+        missing.insert(content);
+    })?;
+    for_each_content(rest, &mut |content| {
+        missing.remove(&content);
+    })?;
+    if missing.is_empty() && !rest.is_empty() {
+        parts.truncate(first);
+    }
+    Ok(())
+}
+
+/// What the records about keys say, hashed, wherever they stand.
+fn for_each_content(parts: &[Part], told: &mut dyn FnMut(u128)) -> Result<()> {
+    for part in parts {
+        let limit = part.end.since(part.segment.base());
+        walk(&part.segment, limit, &mut |found| {
+            let Found::Record(record) = found else { return Ok(()) };
+            if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
+                told(Draft::copy(&record, &body).content());
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 impl Survey {
     /// Whether everything is there, or can be listed as it is.
     pub(crate) fn has_lost_records(&self) -> bool {
-        !self.lost.is_empty()
+        !self.lost.is_empty() || self.lacks_segment
     }
 
     pub(crate) fn is_whole(&self) -> bool {
@@ -406,7 +494,8 @@ impl Salvage<'_> {
 
     fn push(&mut self, record: &Record<'_>) -> Result<()> {
         let Ok(body) = record.body() else { return Ok(()) };
-        let draft = Draft::moved(record, &body);
+        // A recovery's copy: its original is listed until the switch.
+        let draft = Draft::copy(record, &body);
         let needed = self.at().saturating_add(draft.len()).saturating_add(HEADER_BYTES as u64);
         if self.open.as_ref().is_some_and(|open| needed > open.identity.capacity) {
             self.end_segment(true)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use onlyonce::admin::AcceptLoss;
-use onlyonce::testing::Sim;
+use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{Claim, ErrorKind, Operation, State, Store, StoreBuilder};
 
 const KEPT: Duration = Duration::from_secs(60);
@@ -35,18 +35,22 @@ fn word(state: &State) -> String {
 }
 
 fn look(store: &Store, among: &[String]) -> Keys {
+    try_look(store, among).unwrap()
+}
+
+fn try_look(store: &Store, among: &[String]) -> onlyonce::Result<Keys> {
     let walk = || -> onlyonce::Result<Keys> {
         let found = store.iter().map(|entry| entry.map(|(key, s)| (key.to_string(), word(&s))));
         found.collect()
     };
     // A damaged bucket of the index is mended by the walk that meets it.
-    let mut keys = walk().or_else(|_| walk()).unwrap();
+    let mut keys = walk().or_else(|_| walk())?;
     for key in among {
-        let state = store.get(key.as_str()).unwrap();
+        let state = store.get(key.as_str())?;
         assert_eq!(keys.contains_key(key), state.as_ref().is_some_and(|s| word(s) != "expired"));
         keys.extend(state.map(|state| (key.clone(), word(&state))));
     }
-    keys
+    Ok(keys)
 }
 
 fn all_keys() -> Vec<String> {
@@ -177,6 +181,27 @@ fn a_lost_manifest_is_made_again_from_the_segments() {
     }
 }
 
+/// It was taken for whole, and the store could not be opened: its segments hold more than it lists.
+#[test]
+fn a_manifest_older_than_the_log_is_made_again_from_the_segments() {
+    let sim = Sim::new(5);
+    let store = sim.open_with(builder()).unwrap();
+    let mark = |n| assert!(store.mark(key(n)).unwrap().is_first());
+    (0..30).for_each(mark);
+    let path = Path::new("/store/MANIFEST");
+    let older = sim.read_file(path).unwrap();
+    (30..200).for_each(mark);
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    sim.write_file(path, &older).unwrap();
+    assert_eq!(sim.open_existing(builder(), false).unwrap_err().kind(), ErrorKind::Corrupt);
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss, "{report:?}");
+    assert_eq!(report.damages[0].path(), Some(path));
+    let store = sim.open_existing(builder(), false).unwrap();
+    assert_eq!(look(&store, &all_keys()).len(), 200);
+}
+
 #[test]
 fn a_whole_store_needs_no_repair_and_is_left_alone() {
     let (sim, _) = work(true);
@@ -241,4 +266,182 @@ fn a_store_that_is_open_or_missing_is_not_touched() {
     let store = sim.open_with(builder()).unwrap();
     assert_eq!(sim.repair(builder(), AcceptLoss::Yes).unwrap_err().kind(), ErrorKind::Locked);
     drop(store);
+}
+
+/// Ways in which a store is lost in part: one for each kind of file, and those where no manifest says what there was.
+const LOSSES: [&str; 9] = [
+    "manifest gone",
+    "segment gone",
+    "segment's header rotten",
+    "record rotten",
+    "table gone",
+    "expired keys gone",
+    "manifest gone, segment's header rotten",
+    "manifest gone, last segment's header rotten",
+    "manifest and a segment gone, and expired keys rotten",
+];
+
+fn lose(sim: &Sim, loss: &str) {
+    let of = |end: &str| -> Vec<PathBuf> {
+        let is_one = |path: &PathBuf| path.to_str().unwrap().ends_with(end);
+        listed(sim).into_iter().filter(is_one).collect()
+    };
+    let (manifest, segments, expired) = (Path::new("/store/MANIFEST"), of(".log"), of(".exp"));
+    let flip = |path: &PathBuf, at: u64| sim.flip_byte(path, at, 1).unwrap();
+    let rot_header = |at: usize| flip(&segments[at], 50);
+    match loss {
+        "manifest gone" => sim.remove(manifest).unwrap(),
+        "segment gone" => sim.remove(&segments[1]).unwrap(),
+        "segment's header rotten" => rot_header(segments.len() / 2),
+        "record rotten" => flip(&segments[0], 5000),
+        "table gone" => sim.remove(&of(".tab")[0]).unwrap(),
+        "expired keys gone" => sim.remove(&expired[0]).unwrap(),
+        "manifest gone, segment's header rotten" => {
+            sim.remove(manifest).unwrap();
+            rot_header(segments.len() / 2);
+        }
+        "manifest gone, last segment's header rotten" => {
+            sim.remove(manifest).unwrap();
+            rot_header(segments.len() - 1);
+        }
+        _ => {
+            sim.remove(manifest).unwrap();
+            sim.remove(&segments[2]).unwrap();
+            flip(&expired[0], 4096 + 9);
+        }
+    }
+}
+
+/// What the store on a machine answers; `None` if it says that it is damaged.
+fn opened(sim: &Sim, context: &str) -> Option<Keys> {
+    let opened = sim.open_existing(builder(), false);
+    match opened.and_then(|store| try_look(&store, &all_keys())) {
+        Ok(keys) => Some(keys),
+        Err(e) => {
+            assert_eq!(e.kind(), ErrorKind::Corrupt, "{context}: {e:?}");
+            None
+        }
+    }
+}
+
+/// A store damaged in each way, and what a repair that nothing disturbs leaves of it.
+fn damaged() -> Vec<(String, Sim, Keys)> {
+    let mut stores = Vec::new();
+    for closed in [true, false] {
+        let (sim, _) = work(closed);
+        for loss in LOSSES {
+            let machine = sim.copy();
+            lose(&machine, loss);
+            let context = format!("{loss}, closed: {closed}");
+            let repaired = machine.copy();
+            let told = repaired.repair(builder(), AcceptLoss::No).unwrap();
+            let harmless = ["manifest gone", "table gone", "segment's header rotten"];
+            let is_loss = !harmless.contains(&loss);
+            assert_eq!(
+                (told.is_loss, told.is_repaired),
+                (is_loss, !is_loss),
+                "{context}: {told:?}"
+            );
+            assert!(repaired.repair(builder(), AcceptLoss::Yes).unwrap().is_repaired, "{context}");
+            let keys = opened(&repaired, &context).unwrap();
+            assert!(keys.len() > 100, "{context}");
+            stores.push((context, machine, keys));
+        }
+    }
+    stores
+}
+
+/// Repaired once more, the store opens, and is what a repair leaves that nothing disturbs.
+fn repair_again(machine: &Sim, keys: &Keys, context: &str) {
+    let again = machine.repair(builder(), AcceptLoss::Yes);
+    let again = again.unwrap_or_else(|e| panic!("{context}: {e:?}"));
+    assert!(again.is_repaired, "{context}: {again:?}");
+    let found = opened(machine, context).unwrap_or_else(|| panic!("{context}: it doesn't open"));
+    assert_same(&found, keys, context);
+    let store = machine.open_existing(builder(), false).unwrap();
+    assert!(store.verify().unwrap().is_whole(), "{context}");
+    assert!(store.mark("one more").unwrap().is_first(), "{context}");
+}
+
+fn assert_same(found: &Keys, keys: &Keys, context: &str) {
+    for key in found.keys().chain(keys.keys()) {
+        assert_eq!(found.get(key), keys.get(key), "{context}: {key}");
+    }
+}
+
+/// A repair loses power, or its process, at every change of the disk. It can be opened as it is only if it says what
+/// the finished repair would.
+#[test]
+fn a_repair_that_crashes_anywhere_is_done_by_the_next() {
+    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    let (mut points, mut reopenings) = (0_u64, 0_u64);
+    for (context, damaged, keys) in damaged() {
+        for cut in 0.. {
+            let machine = damaged.copy();
+            machine.cut_power_at(cut);
+            let _ = machine.repair(builder(), AcceptLoss::Yes);
+            if !machine.power_is_cut() {
+                break;
+            }
+            points += 1;
+            let ways = [SimCrash::NONE, SimCrash::ALL, SimCrash::seeded(cut)];
+            let crashed = ways.map(|way| (format!("{way:?}"), machine.after(way))).into_iter();
+            let crashed = crashed.chain([("killed".to_owned(), machine.copy())]);
+            let at = usize::try_from(cut).unwrap();
+            let (skip, stride) = if is_long { (0, 1) } else { (at % 4, 4) };
+            for (way, machine) in crashed.skip(skip).step_by(stride) {
+                let context = format!("{context}, cut at change {cut}, {way}");
+                if let Some(found) = opened(&machine.copy(), &context) {
+                    assert_same(&found, &keys, &context);
+                }
+                repair_again(&machine, &keys, &context);
+                reopenings += 2;
+            }
+        }
+    }
+    println!("repairs crashed: {points} crash points, {reopenings} reopenings");
+    assert!(points > 200, "{points}");
+}
+
+/// A call that fails is no damage: a repair that took it for some would give up what is whole.
+#[test]
+fn a_repair_in_which_any_call_fails_gives_nothing_up_for_it() {
+    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    use DiskFault::{Full, Interrupted, Io, ReadOnly, Short, TooManyOpen};
+    let once = [Io, Full, TooManyOpen, Short].map(|fault| (fault, false));
+    let lasting = [Io, ReadOnly, TooManyOpen, Short].map(|fault| (fault, true));
+    let mut points = 0_u64;
+    for (context, damaged, keys) in damaged() {
+        for (fault, lasts) in once.into_iter().chain(lasting).chain([(Interrupted, false)]) {
+            for n in (0..).step_by(if is_long { 1 } else { 7 }) {
+                let context = format!("{context}, {fault:?} at call {n}, lasting: {lasts}");
+                let machine = damaged.copy();
+                match (fault, lasts) {
+                    (Interrupted, _) => {
+                        machine.fail_read(n, fault);
+                        machine.fail_write(n, fault);
+                    }
+                    (_, true) => machine.fail_calls_from(n, fault),
+                    (_, false) => machine.fail_call(n, fault),
+                }
+                let repaired = machine.repair(builder(), AcceptLoss::Yes);
+                if machine.faults_met() == 0 {
+                    break;
+                }
+                points += 1;
+                match repaired {
+                    Ok(report) => assert!(report.is_repaired, "{context}: {report:?}"),
+                    Err(e) => {
+                        let is_typed = matches!(e.kind(), ErrorKind::Io | ErrorKind::StorageFull);
+                        let is_visible = !matches!(fault, Short | Interrupted);
+                        assert!(is_typed && is_visible && e.path().is_some(), "{context}: {e:?}");
+                    }
+                }
+                machine.heal();
+                repair_again(&machine, &keys, &context);
+            }
+        }
+    }
+    println!("repairs with failing calls: {points} fault points and reopenings");
+    assert!(points > 500, "{points}");
 }
