@@ -47,13 +47,14 @@ fn workload() -> Vec<Op> {
     ]
 }
 
-/// The same calls, and those of checkpoints, merges, mending and compaction. Without crashes: they would end the fault.
-fn workloads() -> [(&'static str, Vec<Op>); 3] {
+/// The same calls, and those of checkpoints, merges, mending, compaction and expired keys. Without crashes: they would end the fault.
+fn workloads() -> [(&'static str, Vec<Op>); 4] {
     let without_kills = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Kill));
     [
         ("calls", workload()),
         ("tables", without_kills(crate::crash::tables()).collect()),
         ("compactions", without_kills(crate::crash::compactions()).collect()),
+        ("memories", without_kills(crate::crash::memories()).collect()),
     ]
 }
 
@@ -214,7 +215,8 @@ fn key_of(op: &Op) -> Option<&String> {
             Some(key)
         }
         Op::Abort(key) | Op::Drop(key) | Op::DropAsAbort(key) | Op::TakeOver(key, _) => Some(key),
-        Op::NotApplied(key, _) | Op::Forget(key) | Op::Mark(key, _) => Some(key),
+        Op::NotApplied(key, _) | Op::Forget(key) => Some(key),
+        Op::Mark(key, _) | Op::Remember(key, _) => Some(key),
         _ => None,
     }
 }
@@ -229,7 +231,7 @@ fn go_on(world: &mut World<'_>, ops: &[Op], context: &str) -> u64 {
         }
         let Err(failed) = world.run_one(op) else { continue };
         assert_eq!(failed.kind, ErrorKind::StorageFull, "{context}, {op:?}: {failed:?}");
-        if matches!(op, Op::Compact(_)) {
+        if matches!(op, Op::Compact(_) | Op::Rebuild | Op::MergeIndex) {
             continue;
         }
         let is_ending = matches!(op, Op::Complete(..) | Op::Fail(..) | Op::Abort(..));
@@ -274,7 +276,8 @@ fn a_disk_full_from_any_operation_on_refuses_claims_and_nothing_else() {
     }
     // A table that rots on a full disk can't be mended; and what was refused is not there to be forgotten.
     let index = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Rot)).collect();
-    let index: [Vec<Op>; 2] = [index(crate::crash::tables()), index(crate::crash::compactions())];
+    let index: [Vec<Op>; 3] =
+        [crate::crash::tables(), crate::crash::compactions(), crate::crash::memories()].map(index);
     for ops in index {
         for at in (0..ops.len()).step_by(if is_long() { 1 } else { 3 }) {
             refused += full_from(&ops, at, &mut points);
