@@ -29,6 +29,7 @@ fn plays_its_role() {
         ("hold", _) => process::hold(dir),
         ("open", _) => process::open(dir),
         ("fork", _) => process::fork(dir),
+        ("fork-busy", _) => process::fork_busy(dir),
         ("ten", _) => room::ten(dir),
         ("goes", _) => errors::goes(dir),
         other => panic!("{other:?}"),

@@ -201,7 +201,13 @@ pub(crate) fn memories() -> Vec<Op> {
     // Beside the file of four, and then two of one.
     ops.extend([remember(4), Op::Forget(key("r0")), Op::Hours(2), Op::Compact(u64::MAX), Op::Look]);
     ops.extend([remember(5), remember(6), Op::Mark(key("r0"), Flush), Op::Rest, Op::Hours(2)]);
-    ops.extend([Op::Compact(1), Op::Compact(u64::MAX), Op::Verify, Op::Forget(key("r5"))]);
+    ops.extend([
+        Op::Compact(1),
+        Op::Compact(u64::MAX),
+        Op::Verify,
+        Op::Forget(key("r5")),
+        Op::Forget(key("r0")),
+    ]);
     ops.extend([remember(7), remember(8), Op::Hours(2), Op::Compact(0)]);
     ops.extend([Op::Complete(key("c"), key("late")), Op::Kill]);
     ops.extend([Op::Compact(u64::MAX), Op::Look]);

@@ -740,3 +740,269 @@ fn a_table_that_the_device_cannot_read_is_made_again() {
     println!("the device fails once: {mended} tables made again, {refused} openings refused");
     assert!(mended > 0);
 }
+
+/// What takes long on the index, by name.
+type Long = (&'static str, fn(&Store) -> Result<()>);
+
+const LONG: [Long; 5] = [
+    ("compact", |store| store.compact(u64::MAX).map(drop)),
+    ("compact some", |store| store.compact(1).map(drop)),
+    ("rebuild_index", |store| store.rebuild_index()),
+    ("merge_index", |store| store.merge_index()),
+    ("verify", |store| store.verify().map(drop)),
+];
+
+/// A store with tables, with segments to be given back, and with a remembered key.
+fn with_work(sim: &Sim) -> Store {
+    let store = open_unmapped(sim, 8);
+    let hour = Duration::from_secs(3600);
+    let op = Operation::new("remembered").retention(hour).remember_expired(10 * hour);
+    assert!(store.mark(op).unwrap().is_first());
+    (0..20).for_each(|n| mark(&store, "k", n));
+    work(&store).unwrap();
+    (0..8).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    (0..6).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    sim.advance(2 * hour);
+    store
+}
+
+fn check_work(store: &Store, context: &str) {
+    assert!((0..20).all(|n| is_marked(store, "k", n)), "{context}");
+    assert!((0..8).all(|n| store.get(long(n)).unwrap().is_some() == (n >= 6)), "{context}");
+    assert!(matches!(store.claim("remembered").unwrap(), Claim::Expired(_)), "{context}");
+    assert!(store.verify().unwrap().is_whole(), "{context}");
+}
+
+/// A close waits for what is under way, or ends it; either way the store is closed clean, and whole.
+#[test]
+fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
+    let mut held = 0;
+    for (name, long_work) in LONG {
+        for after in 0..40_u64 {
+            let context = format!("{name}, held at call {after}");
+            let sim = Sim::new(7);
+            let store = with_work(&sim);
+            let gate = match after.checked_sub(1) {
+                None => sim.hold_sync(),
+                Some(reads) => sim.hold_read(reads),
+            };
+            let has_met = std::thread::scope(|scope| {
+                let busy = scope.spawn(|| long_work(&store));
+                let has_met = loop {
+                    if gate.wait_arrived(Duration::from_millis(1)) {
+                        break true;
+                    }
+                    if busy.is_finished() {
+                        break false;
+                    }
+                };
+                let closes = scope.spawn(|| store.close(Duration::ZERO));
+                // Most often it has come to where it waits by then.
+                std::thread::sleep(Duration::from_millis(2));
+                gate.open();
+                if let Err(e) = busy.join().unwrap() {
+                    assert_eq!(e.kind(), ErrorKind::Closed, "{context}: {e:?}");
+                }
+                closes.join().unwrap().unwrap_or_else(|e| panic!("{context}: {e:?}"));
+                has_met
+            });
+            drop(store);
+            let store = open_unmapped(&sim, 8);
+            assert!(store.stats().opening.was_clean, "{context}");
+            check_work(&store, &context);
+            held += u32::from(has_met);
+            if !has_met && after > 0 {
+                break;
+            }
+        }
+    }
+    println!("closes: {held} in the midst of long work");
+    assert!(held > 40, "{held}");
+}
+
+/// Compaction reads a record, and before it has judged it, or before it has moved it, hours pass or somebody sets the
+/// clock. Nothing expires by the wall clock, and what expires meanwhile is remembered all the same.
+#[test]
+fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
+    let hour = Duration::from_secs(3600);
+    let day = 86_400_000_i64;
+    let mut held = 0;
+    for (hours, jump) in [(0, 3 * day), (0, -3 * day), (2, 0), (2, -3 * day), (20, 3 * day)] {
+        for after in 0..60 {
+            let context = format!("{hours} hours, {jump} ms, at read {after}");
+            let sim = Sim::new(7);
+            let store = open_unmapped(&sim, 8);
+            let keep = |name: &str, n: u64| {
+                let op = Operation::new((name, n)).retention(hour).durability(Durability::Flush);
+                let op = if name == "r" { op.remember_expired(10 * hour) } else { op };
+                assert!(store.mark(op).unwrap().is_first());
+            };
+            for n in 0..6 {
+                keep("r", n);
+                keep("e", n);
+                mark(&store, "k", n);
+            }
+            work(&store).unwrap();
+            let gate = sim.hold_read(after);
+            let has_met = std::thread::scope(|scope| {
+                let compacts = scope.spawn(|| store.compact(u64::MAX).unwrap());
+                let has_met = loop {
+                    if gate.wait_arrived(Duration::from_millis(1)) {
+                        break true;
+                    }
+                    if compacts.is_finished() {
+                        break false;
+                    }
+                };
+                sim.jump_wall_clock(jump);
+                sim.advance(hour * hours);
+                gate.open();
+                assert!(compacts.join().unwrap().is_complete(), "{context}");
+                has_met
+            });
+            let check = |store: &Store| {
+                for n in 0..6 {
+                    let (r, e) = (store.get(("r", n)).unwrap(), store.get(("e", n)).unwrap());
+                    let fits = match hours {
+                        0 => matches!(r, Some(State::Completed(_))) && e.is_some(),
+                        2 => matches!(r, Some(State::Expired(_))) && e.is_none(),
+                        _ => r.is_none() && e.is_none(),
+                    };
+                    assert!(fits, "{context}: {r:?} {e:?}");
+                    assert!(is_marked(store, "k", n), "{context}");
+                }
+                assert!(store.verify().unwrap().is_whole(), "{context}");
+            };
+            check(&store);
+            assert!(store.compact(u64::MAX).unwrap().is_complete(), "{context}");
+            check(&store);
+            sim.kill();
+            check(&open_unmapped(&sim, 8));
+            if !has_met {
+                break;
+            }
+            held += 1;
+        }
+    }
+    println!("clocks: {held} jumps in the midst of a compaction");
+    assert!(held > 20, "{held}");
+}
+
+/// A merge was going on of tables that went with their segment. Listed all the same, its table stood behind younger ones,
+/// and no opening would believe how far they reach.
+#[test]
+fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    let hour = Duration::from_secs(3600);
+    let mut marked = 0;
+    for count in [18, 12, 8] {
+        for n in marked..marked + count {
+            let op = Operation::new(("k", n)).retention(hour).durability(Durability::Flush);
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        marked += count;
+        while store.stats().keys_in_memory > 0 {
+            store.step().unwrap();
+        }
+    }
+    assert_eq!(store.stats().tables, 3);
+    // It begins, and is not done in one step.
+    store.step().unwrap();
+    assert_eq!(store.stats().tables, 3);
+    (0..7).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    sim.advance(2 * hour);
+    let oldest = files(&sim, "log")[0].clone();
+    assert!(!store.compact(1).unwrap().is_complete());
+    assert!(!files(&sim, "log").contains(&oldest));
+    assert_eq!(store.stats().tables, 0);
+    let check = |store: &Store| {
+        assert!((0..7).all(|n| store.get(long(n)).unwrap().is_some()));
+        assert_eq!(store.iter().filter_map(Result::ok).count(), 7);
+        assert!(store.verify().unwrap().is_whole());
+        assert_eq!(store.stats().tables_mended, 0);
+    };
+    rest(&sim, &store);
+    assert_eq!(store.stats().tables, 0, "nothing but what went was sealed");
+    check(&store);
+    (0..9).for_each(|n| mark(&store, "new", n));
+    rest(&sim, &store);
+    sim.kill();
+    let store = open(&sim, 8);
+    (0..9).for_each(|n| assert!(store.forget(("new", n)).unwrap()));
+    check(&store);
+}
+
+/// A slot of a segment that went takes room, and a read in vain, until it is merged away.
+#[test]
+fn a_merge_leaves_out_what_went_with_its_segment() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    store.merge_index().unwrap();
+    assert_eq!((store.stats().tables, store.stats().keys), (1, 40));
+    while store.stats().bytes_reclaimed == 0 {
+        assert!(!store.compact(1).unwrap().is_complete());
+    }
+    assert!(store.stats().keys > 40, "those that moved count twice");
+    store.merge_index().unwrap();
+    let stats = store.stats();
+    // What has moved, and stands in the oldest segment still, has two.
+    assert!((40..44).contains(&stats.keys), "{stats:?}");
+    assert!((0..40).all(|n| store.get(long(n)).unwrap().is_some()));
+}
+
+/// What the index doesn't know may be anybody's newest record: not to be given back. (Here the index has all keys under
+/// other hashes than they have now, which is what a bug of it would look like.)
+#[test]
+fn a_record_that_the_index_does_not_know_stops_compaction() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 4);
+    (0..30).for_each(|n| mark(&store, "k", n));
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    sim.mask_hashes(u64::MAX >> 1, u64::MAX >> 1);
+    let store = open(&sim, 4);
+    let oldest = files(&sim, "log")[0].clone();
+    let error = store.compact(u64::MAX).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some("/store/index".as_ref())));
+    assert!(!store.verify().unwrap().is_whole());
+    rest(&sim, &store);
+    assert!(files(&sim, "log").contains(&oldest));
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    sim.mask_hashes(u64::MAX, u64::MAX);
+    let store = open(&sim, 4);
+    assert!((0..30).all(|n| is_marked(&store, "k", n)));
+}
+
+/// A walk begins while others mark and the log goes on in segment after segment: it has all places and all segments of
+/// one moment, and meets no damage.
+#[test]
+fn a_walk_that_begins_while_the_log_rolls_knows_all_segments_of_its_keys() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1_000_000);
+    let lazy = |name: &'static str, n: u64| {
+        let op = Operation::new((name, n)).durability(Durability::Lazy);
+        assert!(store.mark(op).unwrap().is_first());
+    };
+    (0..5000).for_each(|n| lazy("old", n));
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let walks = std::thread::scope(|scope| {
+        let marks = scope.spawn(|| {
+            let end = (0..30_000).find(|n| {
+                lazy("new", *n);
+                is_done.load(std::sync::atomic::Ordering::SeqCst)
+            });
+            end.unwrap_or(30_000)
+        });
+        for walk in 0..60 {
+            // The first of a walk is enough of it: it has begun. But what is newest is met last.
+            let met = store.iter().find_map(Result::err);
+            assert!(met.is_none(), "walk {walk}: {met:?}");
+        }
+        is_done.store(true, std::sync::atomic::Ordering::SeqCst);
+        marks.join().unwrap()
+    });
+    println!("walks: 60 beside {walks} marks, {} segments", store.stats().segments);
+}

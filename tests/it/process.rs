@@ -1,11 +1,13 @@
 //! One process opens a store at a time: a second opener, here and in another process, and a forked child.
 
 use crate::child::{child, small};
-use onlyonce::{Claim, ErrorKind, Store};
+use onlyonce::Durability::Flush;
+use onlyonce::{Claim, Error, ErrorKind, Operation, Store};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The role of an owner that stays until its standard input ends.
 pub(crate) fn hold(dir: &Path) {
@@ -72,6 +74,71 @@ pub(crate) fn fork(dir: &Path) {
     claim.complete("by the parent").unwrap();
     lost.take_over().unwrap().complete("again").unwrap();
     assert!(store.close(std::time::Duration::ZERO).unwrap().is_empty());
+    println!("fine");
+}
+
+/// The role of a program that forks while a thread of it compacts and merges: in the child nobody will ever let go of
+/// the locks that this thread held.
+#[expect(unsafe_code, reason = "a real fork is what this is about")]
+pub(crate) fn fork_busy(dir: &Path) {
+    let store = small().segment_bytes(32 << 10).index_memory_max(4096).open_or_create(dir).unwrap();
+    let key = |n: u64| format!("{n:0>200}");
+    (0..500).for_each(|n| {
+        assert!(store.mark(Operation::new(key(n)).durability(Flush)).unwrap().is_first())
+    });
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            let mut rounds = 0;
+            while !is_done.load(Ordering::SeqCst) {
+                for n in (0..500).skip(rounds % 50).step_by(50) {
+                    let op = Operation::new(key(n)).durability(Flush);
+                    assert!(store.forget(key(n)).is_ok() && store.mark(op).unwrap().is_first());
+                }
+                assert!(store.compact(u64::MAX).unwrap().is_complete());
+                store.rebuild_index().unwrap();
+                rounds += 1;
+            }
+            rounds
+        });
+        for _ in 0..20 {
+            std::thread::sleep(std::time::Duration::from_millis(7));
+            // SAFETY: as above.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let told = [
+                    store.compact(u64::MAX).map(drop),
+                    store.rebuild_index(),
+                    store.merge_index(),
+                    store.verify().map(drop),
+                    store.estimate().map(drop),
+                    store.step().map(drop),
+                    store.get(key(0)).map(drop),
+                    store.close(std::time::Duration::ZERO).map(drop),
+                ];
+                let is_told =
+                    |told: Result<(), Error>| told.is_err_and(|e| e.kind() == ErrorKind::Forked);
+                let is_told = told.into_iter().all(is_told);
+                let _ = (store.health(), store.stats());
+                drop(store.clone());
+                let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+                let has_written = io
+                    .lines()
+                    .any(|line| line.strip_prefix("wchar: ").is_some_and(|bytes| bytes != "0"));
+                // SAFETY: as above.
+                unsafe { libc::_exit(i32::from(!is_told) + 2 * i32::from(has_written)) };
+            }
+            let mut status = -1;
+            // SAFETY: `status` is a valid place for one int.
+            assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+            assert_eq!(status, 0, "the child");
+        }
+        is_done.store(true, Ordering::SeqCst);
+        println!("rounds {}", busy.join().unwrap());
+    });
+    assert!((0..500).all(|n| store.get(key(n)).unwrap().is_some()));
+    assert!(store.verify().unwrap().is_whole());
+    store.close(std::time::Duration::ZERO).unwrap();
     println!("fine");
 }
 
@@ -179,4 +246,18 @@ fn a_forked_child_writes_nothing_and_is_told_and_the_parent_goes_on() {
     let Claim::Completed(done) = store.claim("k").unwrap() else { panic!() };
     assert_eq!(&done.result()[..], b"by the parent");
     assert!(store.get("new").unwrap().is_none());
+}
+
+#[test]
+fn a_child_forked_in_the_midst_of_a_compaction_is_told_and_the_compaction_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let (mut parent, mut lines) = start("fork-busy", &keys);
+    let rounds = expect(&mut lines, "rounds ");
+    expect(&mut lines, "fine");
+    assert!(parent.wait().unwrap().success());
+    println!("forks: 20 children, {rounds}");
+    let store = small().open(&keys).unwrap();
+    assert!(store.stats().opening.was_clean);
+    assert_eq!(store.iter().filter_map(Result::ok).count(), 500);
 }
