@@ -269,7 +269,7 @@ fn a_store_that_is_open_or_missing_is_not_touched() {
 }
 
 /// Ways in which a store is lost in part: one for each kind of file, and those where no manifest says what there was.
-const LOSSES: [&str; 9] = [
+const LOSSES: [&str; 10] = [
     "manifest gone",
     "segment gone",
     "segment's header rotten",
@@ -278,6 +278,7 @@ const LOSSES: [&str; 9] = [
     "expired keys gone",
     "manifest gone, segment's header rotten",
     "manifest gone, last segment's header rotten",
+    "manifest gone, record rotten",
     "manifest and a segment gone, and expired keys rotten",
 ];
 
@@ -299,6 +300,10 @@ fn lose(sim: &Sim, loss: &str) {
         "manifest gone, segment's header rotten" => {
             sim.remove(manifest).unwrap();
             rot_header(segments.len() / 2);
+        }
+        "manifest gone, record rotten" => {
+            sim.remove(manifest).unwrap();
+            flip(&segments[0], 5000);
         }
         "manifest gone, last segment's header rotten" => {
             sim.remove(manifest).unwrap();
