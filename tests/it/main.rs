@@ -35,6 +35,8 @@ mod golden;
 mod index;
 /// The store behind the words of `spec`.
 mod machine;
+/// What happens while long work on the index is under way.
+mod midst;
 /// Random lives beside a plain model.
 mod model;
 /// A second opener, and a forked child.

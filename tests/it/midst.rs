@@ -1,0 +1,349 @@
+//! Work on the index that takes long, and what happens in the midst of it: others write, close the store or set the
+//! clock.
+//!
+//! A read or a sync is held back, so that the moment is the same in each run.
+
+use std::time::Duration;
+
+use onlyonce::testing::Sim;
+use onlyonce::{Claim, Durability, ErrorKind, Operation, Result, State, Store};
+
+use crate::index::{files, is_marked, long, mark, open, rest, work};
+
+/// Every read goes to the disk, so that one can be held back.
+fn open_unmapped(sim: &Sim, keys: u64) -> Store {
+    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(2048);
+    sim.open_with(builder.index_memory_max(64 * keys).map(false)).unwrap()
+}
+
+/// A key is missing in the tables as they were. Meanwhile it is marked, sealed, and gone from memory: that it is in
+/// neither says nothing.
+#[test]
+fn a_miss_in_older_tables_grants_nothing() {
+    let mut held = 0;
+    for after in 0..4 {
+        let sim = Sim::new(7);
+        // One bucket for all, so that the read is sure.
+        sim.mask_hashes(0, 0);
+        let store = open_unmapped(&sim, 4);
+        (0..4).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        let gate = sim.hold_read(after);
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| store.mark("new").unwrap().is_first());
+            if gate.wait_arrived(Duration::from_secs(5)) {
+                held += 1;
+                assert!(store.mark("new").unwrap().is_first());
+                (0..4).for_each(|n| mark(&store, "l", n));
+                rest(&sim, &store);
+                assert_eq!(store.stats().keys_in_memory, 0);
+                gate.open();
+                assert!(!late.join().unwrap(), "granted twice, read {after}");
+            }
+        });
+    }
+    assert!(held > 1, "{held}");
+}
+
+/// A checkpoint took in a small table while that was being merged with larger ones. The merge then listed its table
+/// beside the one that already stood for the same part of the log, and no opening believed that manifest.
+#[test]
+fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    let mut marked = 0;
+    let mut checkpoint = |count: u64| {
+        (marked..marked + count).for_each(|n| mark(&store, "k", n));
+        marked += count;
+        let tables = store.stats().tables;
+        for _ in 0..50 {
+            store.step().unwrap();
+            if store.stats().keys_in_memory == 0 {
+                return (marked, tables);
+            }
+        }
+        panic!("no checkpoint");
+    };
+    checkpoint(18);
+    checkpoint(12);
+    checkpoint(8);
+    // The merge of all three begins, and is not done in one step.
+    store.step().unwrap();
+    let (marked, _) = checkpoint(8);
+    rest(&sim, &store);
+    sim.kill();
+    let store = open(&sim, 8);
+    assert!((0..marked).all(|n| is_marked(&store, "k", n)));
+    assert_eq!(store.iter().count() as u64, marked);
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// A merge was going on of tables that went with their segment. Listed all the same, its table stood behind younger ones,
+/// and no opening would believe how far they reach.
+#[test]
+fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    let hour = Duration::from_secs(3600);
+    let mut marked = 0;
+    for count in [18, 12, 9] {
+        for n in marked..marked + count {
+            let op = Operation::new(("k", n)).retention(hour).durability(Durability::Flush);
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        marked += count;
+        while store.stats().keys_in_memory > 0 {
+            store.step().unwrap();
+        }
+    }
+    assert_eq!(store.stats().tables, 3);
+    // It begins, and is not done in one step.
+    while files(&sim, "tab").len() < 4 {
+        store.step().unwrap();
+    }
+    assert_eq!(store.stats().tables, 3);
+    // The rest of the first segment expires, too.
+    for n in 3..11 {
+        let key = long(n);
+        assert!(store.mark(Operation::new(&key).retention(hour)).unwrap().is_first());
+    }
+    (0..3).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    // A younger table, of which something will be left.
+    while store.stats().keys_in_memory > 0 {
+        store.step().unwrap();
+    }
+    assert_eq!(store.stats().tables, 4);
+    sim.advance(2 * hour);
+    let oldest = files(&sim, "log")[0].clone();
+    assert!(!store.compact(1).unwrap().is_complete());
+    assert!(!files(&sim, "log").contains(&oldest));
+    assert_eq!(store.stats().tables, 1);
+    let check = |store: &Store| {
+        assert!((0..11).all(|n| store.get(long(n)).unwrap().is_some() == (n < 3)));
+        assert_eq!(store.iter().filter_map(Result::ok).count(), 3);
+        assert!(store.verify().unwrap().is_whole());
+        assert_eq!(store.stats().tables_mended, 0);
+    };
+    for _ in 0..20 {
+        store.step().unwrap();
+        check(&sim.copy().open_with(Store::builder().segment_bytes(16 << 10)).unwrap());
+    }
+    rest(&sim, &store);
+    check(&store);
+    (0..9).for_each(|n| mark(&store, "new", n));
+    rest(&sim, &store);
+    sim.kill();
+    let store = open(&sim, 8);
+    (0..9).for_each(|n| assert!(store.forget(("new", n)).unwrap()));
+    check(&store);
+}
+
+/// Compaction has looked a key up in a table, and it is forgotten before the copy has its place: a copy behind the
+/// forget would bring it back.
+#[test]
+fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
+    let mut held = 0;
+    for after in 0..6 {
+        let sim = Sim::new(7);
+        let store = open_unmapped(&sim, 4);
+        (0..4).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        let gate = sim.hold_read(after);
+        std::thread::scope(|scope| {
+            let compacts = scope.spawn(|| store.compact(u64::MAX).unwrap());
+            if gate.wait_arrived(Duration::from_secs(5)) {
+                held += 1;
+                (0..4).for_each(|n| assert!(store.forget(("k", n)).unwrap()));
+                gate.open();
+            }
+            let _ = compacts.join().unwrap();
+        });
+        let gone = store.iter().count();
+        sim.kill();
+        let left = open(&sim, 4).iter().count();
+        assert_eq!(gone, left, "read {after}: what is found differs from what is read");
+        assert!(left == 0 || left == 4, "read {after}: {left} keys");
+        assert!(left == 0 || held == 0 || after > 3, "read {after}: a forgotten key is back");
+    }
+    assert!(held > 1, "{held}");
+}
+
+/// Reading everything takes its time, and others merge, compact and mend meanwhile: what they take away is not missing.
+#[test]
+fn what_goes_while_everything_is_read_is_no_damage() {
+    for after in 0..12 {
+        let sim = Sim::new(7);
+        let store = open(&sim, 8);
+        let mut n = 0;
+        for count in [36, 20, 9] {
+            (n..n + count).for_each(|n| mark(&store, "k", n));
+            n += count;
+            while store.stats().keys_in_memory > 0 {
+                store.step().unwrap();
+            }
+        }
+        (0..20).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        (0..15).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+        assert!(store.stats().tables > 1, "{:?}", store.stats());
+        let mut pieces = 0;
+        let found = store.verify_with(|_| {
+            if pieces == after {
+                assert!(store.compact(u64::MAX).unwrap().is_complete());
+            }
+            pieces += 1;
+            std::ops::ControlFlow::Continue(())
+        });
+        let damages = found.unwrap().damages;
+        assert!(damages.is_empty(), "after {after} files: {damages:?}");
+        assert!(store.verify().unwrap().is_whole());
+    }
+}
+
+/// What takes long on the index, by name.
+type Long = (&'static str, fn(&Store) -> Result<()>);
+
+const LONG: [Long; 5] = [
+    ("compact", |store| store.compact(u64::MAX).map(drop)),
+    ("compact some", |store| store.compact(1).map(drop)),
+    ("rebuild_index", |store| store.rebuild_index()),
+    ("merge_index", |store| store.merge_index()),
+    ("verify", |store| store.verify().map(drop)),
+];
+
+/// A store with tables, with segments to be given back, and with a remembered key.
+fn with_work(sim: &Sim) -> Store {
+    let store = open_unmapped(sim, 8);
+    let hour = Duration::from_secs(3600);
+    let op = Operation::new("remembered").retention(hour).remember_expired(10 * hour);
+    assert!(store.mark(op).unwrap().is_first());
+    (0..20).for_each(|n| mark(&store, "k", n));
+    work(&store).unwrap();
+    (0..8).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    (0..6).for_each(|n| assert!(store.forget(long(n)).unwrap()));
+    sim.advance(2 * hour);
+    store
+}
+
+fn check_work(store: &Store, context: &str) {
+    assert!((0..20).all(|n| is_marked(store, "k", n)), "{context}");
+    assert!((0..8).all(|n| store.get(long(n)).unwrap().is_some() == (n >= 6)), "{context}");
+    assert!(matches!(store.claim("remembered").unwrap(), Claim::Expired(_)), "{context}");
+    assert!(store.verify().unwrap().is_whole(), "{context}");
+}
+
+/// A close waits for what is under way, or ends it; either way the store is closed clean, and whole.
+#[test]
+fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
+    let mut held = 0;
+    for (name, long_work) in LONG {
+        for after in 0..40_u64 {
+            let context = format!("{name}, held at call {after}");
+            let sim = Sim::new(7);
+            let store = with_work(&sim);
+            let gate = match after.checked_sub(1) {
+                None => sim.hold_sync(),
+                Some(reads) => sim.hold_read(reads),
+            };
+            let has_met = std::thread::scope(|scope| {
+                let busy = scope.spawn(|| long_work(&store));
+                let has_met = loop {
+                    if gate.wait_arrived(Duration::from_millis(1)) {
+                        break true;
+                    }
+                    if busy.is_finished() {
+                        break false;
+                    }
+                };
+                let closes = scope.spawn(|| store.close(Duration::ZERO));
+                // Most often it has come to where it waits by then.
+                std::thread::sleep(Duration::from_millis(2));
+                gate.open();
+                if let Err(e) = busy.join().unwrap() {
+                    assert_eq!(e.kind(), ErrorKind::Closed, "{context}: {e:?}");
+                }
+                closes.join().unwrap().unwrap_or_else(|e| panic!("{context}: {e:?}"));
+                has_met
+            });
+            drop(store);
+            let store = open_unmapped(&sim, 8);
+            assert!(store.stats().opening.was_clean, "{context}");
+            check_work(&store, &context);
+            held += u32::from(has_met);
+            if !has_met && after > 0 {
+                break;
+            }
+        }
+    }
+    println!("closes: {held} in the midst of long work");
+    assert!(held > 40, "{held}");
+}
+
+/// Compaction reads a record, and before it has judged it, or before it has moved it, hours pass or somebody sets the
+/// clock. Nothing expires by the wall clock, and what expires meanwhile is remembered all the same.
+#[test]
+fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
+    let hour = Duration::from_secs(3600);
+    let day = 86_400_000_i64;
+    let mut held = 0;
+    for (hours, jump) in [(0, 3 * day), (0, -3 * day), (2, 0), (2, -3 * day), (20, 3 * day)] {
+        for after in 0..60 {
+            let context = format!("{hours} hours, {jump} ms, at read {after}");
+            let sim = Sim::new(7);
+            let store = open_unmapped(&sim, 8);
+            let keep = |name: &str, n: u64| {
+                let op = Operation::new((name, n)).retention(hour).durability(Durability::Flush);
+                let op = if name == "r" { op.remember_expired(10 * hour) } else { op };
+                assert!(store.mark(op).unwrap().is_first());
+            };
+            for n in 0..6 {
+                keep("r", n);
+                keep("e", n);
+                mark(&store, "k", n);
+            }
+            work(&store).unwrap();
+            let gate = sim.hold_read(after);
+            let has_met = std::thread::scope(|scope| {
+                let compacts = scope.spawn(|| store.compact(u64::MAX).unwrap());
+                let has_met = loop {
+                    if gate.wait_arrived(Duration::from_millis(1)) {
+                        break true;
+                    }
+                    if compacts.is_finished() {
+                        break false;
+                    }
+                };
+                sim.jump_wall_clock(jump);
+                sim.advance(hour * hours);
+                gate.open();
+                assert!(compacts.join().unwrap().is_complete(), "{context}");
+                has_met
+            });
+            let check = |store: &Store| {
+                for n in 0..6 {
+                    let (r, e) = (store.get(("r", n)).unwrap(), store.get(("e", n)).unwrap());
+                    let fits = match hours {
+                        0 => matches!(r, Some(State::Completed(_))) && e.is_some(),
+                        2 => matches!(r, Some(State::Expired(_))) && e.is_none(),
+                        _ => r.is_none() && e.is_none(),
+                    };
+                    assert!(fits, "{context}: {r:?} {e:?}");
+                    assert!(is_marked(store, "k", n), "{context}");
+                }
+                assert!(store.verify().unwrap().is_whole(), "{context}");
+            };
+            check(&store);
+            assert!(store.compact(u64::MAX).unwrap().is_complete(), "{context}");
+            check(&store);
+            sim.kill();
+            check(&open_unmapped(&sim, 8));
+            if !has_met {
+                break;
+            }
+            held += 1;
+        }
+    }
+    println!("clocks: {held} jumps in the midst of a compaction");
+    assert!(held > 20, "{held}");
+}
