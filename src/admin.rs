@@ -178,6 +178,11 @@ impl Iterator for Iter {
         if self.is_over {
             return None;
         }
+        // A walk takes locks, and has what is placed written before it reads it.
+        if self.shared.is_foreign() {
+            self.is_over = true;
+            return self.shared.check_usable().err().map(Err);
+        }
         if self.walk.is_none() {
             if let Err(e) = self.shared.settle_absence() {
                 self.is_over = true;
@@ -387,7 +392,7 @@ impl Stats {
             sync_time: std::time::Duration::from_nanos(
                 shared.log.sync_nanos.load(Ordering::Relaxed),
             ),
-            records: shared.log.records(),
+            records: if is_ours { shared.log.records() } else { 0 },
             bytes_written: shared.log.bytes_written.load(Ordering::Relaxed),
             opening: Opening {
                 was_clean: report.was_clean,

@@ -1,7 +1,7 @@
 //! One process opens a store at a time: a second opener, here and in another process, and a forked child.
 
 use crate::child::{child, small};
-use onlyonce::Durability::Flush;
+use onlyonce::Durability::{Flush, Lazy};
 use onlyonce::{Claim, Error, ErrorKind, Operation, Store};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -101,12 +101,31 @@ pub(crate) fn fork_busy(dir: &Path) {
             }
             rounds
         });
+        // At most forks, one of these holds the lock of the log's tail.
+        for n in 0..2 {
+            let (store, is_done) = (&store, &is_done);
+            scope.spawn(move || {
+                let op = Operation::new(("hot", n)).claim_durability(Lazy);
+                while !is_done.load(Ordering::SeqCst) {
+                    let Claim::Acquired(claim) = store.claim(&op).unwrap() else { panic!() };
+                    claim.abort("nothing").unwrap();
+                }
+                assert!(store.forget(("hot", n)).unwrap());
+            });
+        }
         for _ in 0..20 {
             std::thread::sleep(std::time::Duration::from_millis(7));
+            let mut walk = store.iter();
+            assert!(walk.next().is_some());
             // SAFETY: as above.
             let pid = unsafe { libc::fork() };
             if pid == 0 {
+                // A child that waits for a lock for ever is none that is told.
+                // SAFETY: as above.
+                unsafe { libc::alarm(20) };
                 let told = [
+                    store.iter().next().map_or(Ok(()), |met| met.map(drop)),
+                    walk.next().map_or(Ok(()), |met| met.map(drop)),
                     store.compact(u64::MAX).map(drop),
                     store.rebuild_index(),
                     store.merge_index(),
@@ -131,6 +150,8 @@ pub(crate) fn fork_busy(dir: &Path) {
             let mut status = -1;
             // SAFETY: `status` is a valid place for one int.
             assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+            // The others end, too, where it fails.
+            is_done.fetch_or(status != 0, Ordering::SeqCst);
             assert_eq!(status, 0, "the child");
         }
         is_done.store(true, Ordering::SeqCst);
