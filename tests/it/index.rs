@@ -364,6 +364,26 @@ fn tables_wait_for_room_and_no_close_needs_any() {
     }
 }
 
+/// A close that leaves its places in memory is clean, too, and the next opening reads all of the log.
+#[test]
+fn after_a_clean_close_an_opening_reads_no_record() {
+    let sim = Sim::new(7);
+    for round in 0..4 {
+        let store = open(&sim, 1000);
+        let opening = store.stats().opening;
+        assert_eq!((opening.was_clean, opening.records_read), (true, 0), "round {round}");
+        assert_eq!(store.stats().keys_in_memory, 0);
+        let claim = acquired(store.claim(("claim", round)).unwrap());
+        (0..20).for_each(|n| mark(&store, "k", round * 20 + n));
+        if round == 1 {
+            store.close(Duration::ZERO).unwrap();
+        }
+        drop((claim, store));
+    }
+    let store = open(&sim, 1000);
+    assert!((0..80).all(|n| is_marked(&store, "k", n)));
+}
+
 /// The whole index, in one way or another, gone while nobody had the store open.
 #[test]
 fn an_index_that_is_gone_is_made_again() {

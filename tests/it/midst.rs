@@ -139,6 +139,26 @@ fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
     check(&store);
 }
 
+/// A checkpoint has copied what memory holds, and waits for its sync. What is written meanwhile is not in its table, and
+/// does not leave memory with what is.
+#[test]
+fn what_is_written_while_memory_is_sealed_stays_there() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..4).for_each(|n| mark(&store, "k", n));
+    let gate = sim.hold_sync();
+    std::thread::scope(|scope| {
+        let seals = scope.spawn(|| store.merge_index());
+        assert!(gate.wait_arrived(Duration::from_secs(5)));
+        mark(&store, "new", 0);
+        gate.open();
+        seals.join().unwrap().unwrap();
+    });
+    assert_eq!((store.stats().tables, store.stats().keys_in_memory), (1, 1));
+    assert!(is_marked(&store, "new", 0));
+    assert!((0..4).all(|n| is_marked(&store, "k", n)));
+}
+
 /// Compaction has looked a key up in a table, and it is forgotten before the copy has its place: a copy behind the
 /// forget would bring it back.
 #[test]
