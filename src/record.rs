@@ -745,6 +745,11 @@ mod tests {
         assert!(copy.is_copy && !record.is_copy);
         assert_eq!(copy.body().unwrap().token, Some(Token(AT.get())));
         assert_eq!(copy.kind, Kind::Claim);
+        // Compaction's is no recovery's, and says the same.
+        let bytes = sealed(Draft::moved(&copy, &copy.body().unwrap()));
+        let moved = Record::parse(&bytes, AT, &SEAL).unwrap();
+        assert!(!moved.is_copy);
+        assert_eq!(moved.body().unwrap(), copy.body().unwrap());
     }
 
     #[test]
