@@ -5,11 +5,7 @@
 //! [`Effect::FailAfter`] has all of it. Without faults it changes nothing.
 //! Never: decides by lot, and never undoes: what the device keeps after a cut is the inner storage's matter.
 
-#![expect(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "part of the storage seam"
-)]
+#![expect(clippy::disallowed_types, reason = "part of the storage seam")]
 #![cfg_attr(not(test), allow(dead_code, reason = "the public simulator needs only part of it"))]
 
 use std::collections::BTreeMap;
@@ -113,8 +109,6 @@ pub(crate) enum Effect {
     Short(usize),
     /// It fails, and so does every later call, doing nothing. If it is a write, its first `bytes_kept` are written.
     PowerCut { bytes_kept: usize },
-    /// It takes so much longer.
-    Delay(Duration),
     /// It waits until the gate opens.
     Wait(Arc<Gate>),
     /// It panics and does nothing: for a bug of ours, or a seam's.
@@ -344,10 +338,6 @@ impl Script {
             }
             #[expect(clippy::panic, reason = "a test asked for it")]
             Some(Effect::Panic) => std::panic::panic_any("the simulated disk panics"),
-            Some(Effect::Delay(time)) => {
-                std::thread::sleep(time);
-                run(call.len)
-            }
             Some(Effect::Wait(gate)) => {
                 gate.pass();
                 // The power may have gone meanwhile.
@@ -691,11 +681,6 @@ mod tests {
         let file = faulty.create(path()).unwrap();
         let gate = Arc::new(Gate::default());
         faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Wait(Arc::clone(&gate))));
-        faulty.inject(Fault::once(
-            Calls::Of(Class::Write),
-            0,
-            Effect::Delay(Duration::from_millis(1)),
-        ));
         file.write_at(b"abc", 0).unwrap();
         std::thread::scope(|scope| {
             let sync = scope.spawn(|| file.sync_data());

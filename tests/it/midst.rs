@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use onlyonce::admin::Health;
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Result, State, Store};
 
@@ -16,6 +17,15 @@ fn open_unmapped(sim: &Sim, keys: u64) -> Store {
     sim.open_with(builder.index_memory_max(64 * keys).map(false)).unwrap()
 }
 
+/// Four keys in a table, none in memory.
+fn sealed(sim: &Sim) -> Store {
+    let store = open_unmapped(sim, 4);
+    (0..4).for_each(|n| mark(&store, "k", n));
+    rest(sim, &store);
+    assert_eq!(store.stats().keys_in_memory, 0);
+    store
+}
+
 /// A key is missing in the tables as they were. Meanwhile it is marked, sealed, and gone from memory: that it is in
 /// neither says nothing.
 #[test]
@@ -25,10 +35,7 @@ fn a_miss_in_older_tables_grants_nothing() {
         let sim = Sim::new(7);
         // One bucket for all, so that the read is sure.
         sim.mask_hashes(0, 0);
-        let store = open_unmapped(&sim, 4);
-        (0..4).for_each(|n| mark(&store, "k", n));
-        rest(&sim, &store);
-        assert_eq!(store.stats().keys_in_memory, 0);
+        let store = sealed(&sim);
         let gate = sim.hold_read(after);
         std::thread::scope(|scope| {
             let late = scope.spawn(|| store.mark("new").unwrap().is_first());
@@ -166,10 +173,7 @@ fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
     let mut held = 0;
     for after in 0..6 {
         let sim = Sim::new(7);
-        let store = open_unmapped(&sim, 4);
-        (0..4).for_each(|n| mark(&store, "k", n));
-        rest(&sim, &store);
-        assert_eq!(store.stats().keys_in_memory, 0);
+        let store = sealed(&sim);
         let gate = sim.hold_read(after);
         std::thread::scope(|scope| {
             let compacts = scope.spawn(|| store.compact(u64::MAX).unwrap());
@@ -277,8 +281,9 @@ fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
                     }
                 };
                 let closes = scope.spawn(|| store.close(Duration::ZERO));
-                // Most often it has come to where it waits by then.
-                std::thread::sleep(Duration::from_millis(2));
+                while store.health() != Health::Closed {
+                    std::thread::yield_now();
+                }
                 gate.open();
                 if let Err(e) = busy.join().unwrap() {
                     assert_eq!(e.kind(), ErrorKind::Closed, "{context}: {e:?}");

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The role of an owner that stays until its standard input ends.
 pub(crate) fn hold(dir: &Path) {
-    let store = small().open_or_create(dir).unwrap();
+    // By hand, so that the files stand still.
+    let store = small().manual_maintenance(true).open_or_create(dir).unwrap();
     assert!(store.mark("marked").unwrap().is_first());
     println!("open");
     let _ = std::io::stdin().read_line(&mut String::new());
@@ -26,15 +27,14 @@ pub(crate) fn open(dir: &Path) {
 /// The role of a program that forks. The child may use nothing of the store, and drops everything.
 #[expect(unsafe_code, reason = "a real fork is what this is about")]
 pub(crate) fn fork(dir: &Path) {
-    let store = small().open_or_create(dir).unwrap();
+    // By hand, so that the files stand still but for what the child does.
+    let store = small().manual_maintenance(true).open_or_create(dir).unwrap();
     assert!(store.mark("before").unwrap().is_first());
     let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
     let Claim::Acquired(other) = store.claim("other").unwrap() else { panic!() };
     drop(other);
     let Claim::Interrupted(lost) = store.claim("other").unwrap() else { panic!() };
     store.sync().unwrap();
-    // The background thread covers what was synced with a watermark; after that the files stand still.
-    std::thread::sleep(std::time::Duration::from_millis(300));
     let before = files(dir);
     let handle = claim.handle();
     // SAFETY: the child allocates and makes system calls, which glibc allows after a fork; of the store's locks it
@@ -114,7 +114,10 @@ pub(crate) fn fork_busy(dir: &Path) {
             });
         }
         for _ in 0..20 {
-            std::thread::sleep(std::time::Duration::from_millis(7));
+            let moved = store.stats().bytes_moved;
+            while store.stats().bytes_moved == moved && !busy.is_finished() {
+                std::thread::yield_now();
+            }
             let mut walk = store.iter();
             assert!(walk.next().is_some());
             // SAFETY: as above.
@@ -212,7 +215,6 @@ fn a_second_opener_in_another_process_is_told_who_and_since_when_and_leaves_no_t
     let keys = dir.path().join("keys");
     let (mut owner, mut lines) = start("hold", &keys);
     expect(&mut lines, "open");
-    std::thread::sleep(std::time::Duration::from_millis(300));
     let before = files(&keys);
     let error = small().open(&keys).unwrap_err();
     assert_eq!((error.kind(), error.path()), (ErrorKind::Locked, Some(&*keys)));
