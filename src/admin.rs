@@ -502,7 +502,8 @@ impl Compaction {
         self.done.reclaimed
     }
 
-    /// Whether all of the log was gone through: nothing that was dead before is on the disk any more.
+    /// Whether all of the log was gone through: nothing that was dead before, or before the first of the calls that ran
+    /// out of budget, is on the disk any more.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;

@@ -678,11 +678,14 @@ impl Store {
     }
 
     /// Gives back what is dead: moves the live records of the log as it is now to its end, and removes the files they
-    /// stood in. At most `budget` bytes are moved, and a little more; a later call goes on.
+    /// stood in. At most `budget` bytes are moved, and a little more; the next call goes on where that ran out.
     ///
-    /// The background does the same by itself once the log is twice as large as what is alive in it. When this call
+    /// The background does the same by itself once the store is twice as large as what is alive in it. When this call
     /// says that it is complete, the bytes of everything forgotten, expired or overwritten before it are in no file of
-    /// the store any more, and the index is one table.
+    /// the store any more, and the index is one table. A call that went on where others ran out of budget speaks of
+    /// what was so before the first of those; with `u64::MAX` nothing is gone on with. One thing stays: of a key with
+    /// [`remember_expired`](crate::Policy::remember_expired) that was forgotten the key itself, without its result,
+    /// until its memory would have passed.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;

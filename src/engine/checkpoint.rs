@@ -33,6 +33,8 @@ use crate::{Error, ErrorKind, Result};
 pub(super) struct Work {
     merge: Option<Merging>,
     pub(super) compacting: Option<Compacting>,
+    /// Where calls of `compact` that ran out of budget are to come to.
+    pub(super) compact_until: Option<Lsn>,
     pub(super) estimate: Option<Estimate>,
     has_swept: bool,
 }

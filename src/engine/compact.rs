@@ -520,12 +520,18 @@ impl Engine {
             reclaimed: self.reclaimed.load(Ordering::Relaxed).saturating_sub(reclaimed),
             is_complete,
         };
-        let until = self.log.roll_over()?;
+        // What a call has moved lies behind where it aims; so the next one must not aim behind that.
+        let gone_on_with = self.work.lock().compact_until.filter(|_| budget < u64::MAX);
+        let until = match gone_on_with {
+            Some(until) => until,
+            None => self.log.roll_over()?,
+        };
         self.log.sync()?;
         while self.log.head_base() < until {
             let mut work = self.work.lock();
             self.check_usable()?;
             if done(false).moved >= budget {
+                work.compact_until = Some(until);
                 return Ok(done(false));
             }
             // None: others have just rolled again, and its end is on its way.
@@ -544,6 +550,7 @@ impl Engine {
         }
         self.check_usable()?;
         self.merge_all()?;
+        self.work.lock().compact_until = None;
         Ok(done(true))
     }
 }

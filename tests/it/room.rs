@@ -166,6 +166,36 @@ fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
     assert!(matches!(store.claim(0_u64).unwrap(), Claim::Acquired(_)));
 }
 
+/// Each call took aim at where the log ended then, behind what the one before had moved: with more alive than the
+/// budget no number of calls was enough.
+#[test]
+fn compaction_in_pieces_comes_to_an_end_and_has_erased_what_was_forgotten_before() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(builder()).unwrap();
+    for n in 0..200 {
+        assert!(store.mark(key(n)).unwrap().is_first());
+    }
+    assert!(store.forget(key(7)).unwrap());
+    let mut calls = 0;
+    while !store.compact(10 << 10).unwrap().is_complete() {
+        calls += 1;
+        assert!(calls < 100, "it goes on for ever");
+    }
+    let stands = |n: u64| {
+        let name = key(n).into_bytes();
+        let holds =
+            |(path, _)| sim.read_file(path).unwrap().windows(name.len()).any(|bytes| bytes == name);
+        sim.files().into_iter().any(holds)
+    };
+    assert!(!stands(7) && stands(9));
+    // What is left off does not count where everything is asked for.
+    assert!(!store.compact(10 << 10).unwrap().is_complete());
+    assert!(store.forget(key(10)).unwrap());
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    assert!(!stands(10));
+    assert!(calls > 2, "{calls}");
+}
+
 /// The bound that an operator plans by, at the default settings. Once what was prepared ahead did not count, and
 /// segments were half of the log each: the files together took 1.65 times as much.
 #[test]
