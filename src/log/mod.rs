@@ -476,14 +476,12 @@ impl Log {
     pub(crate) fn close_files(&self, covered: Lsn) {
         let ends = self.listed();
         let mut list = self.segments.lock();
-        let is_open = |segment: &Segment| {
-            let item = ends.iter().find(|item| item.ordinal == segment.identity.ordinal);
-            !segment.is_map_only && item.is_some_and(|item| item.end <= covered)
-        };
         let last = list.last().map(|segment| segment.identity.ordinal);
         let kept = list.iter().map(|segment| {
-            let is_last = Some(segment.identity.ordinal) == last;
-            let sealed = if is_last || !is_open(segment) { None } else { segment.without_file() };
+            let ordinal = segment.identity.ordinal;
+            let item = ends.iter().find(|item| item.ordinal == ordinal && item.end <= covered);
+            let item = item.filter(|_| Some(ordinal) != last && !segment.is_map_only);
+            let sealed = item.and_then(|item| segment.without_file(item.end));
             sealed.map_or_else(|| Arc::clone(segment), Arc::new)
         });
         let kept = kept.collect();

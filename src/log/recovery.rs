@@ -168,7 +168,8 @@ pub(crate) fn open(
         // What the index covers isn't read now.
         let is_sealed =
             listed.end <= manifest.covered && segments.len() + 1 < manifest.segments.len();
-        let segment = if is_sealed { segment.without_file().unwrap_or(segment) } else { segment };
+        let segment =
+            if is_sealed { segment.without_file(listed.end).unwrap_or(segment) } else { segment };
         segments.push(Arc::new(segment));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.

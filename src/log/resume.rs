@@ -249,9 +249,14 @@ impl Log {
         let segments = Arc::clone(&self.segments.lock());
         for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
             let end = item.end.since(item.base);
-            if end < item.capacity && segment.file.len().is_ok_and(|len| len > end) {
+            // Not under a map that reaches further: whoever reads in it, at a place of before, would end the process.
+            let is_safe = end < item.capacity && (segment.is_map_only || segment.without_map());
+            if is_safe {
                 let file = storage.open(&segment.path, storage::Access::ReadWrite);
-                let _ = file.and_then(|file| file.truncate(end));
+                let _ = file.and_then(|file| match file.len()? > end {
+                    true => file.truncate(end),
+                    false => Ok(()),
+                });
             }
         }
     }

@@ -195,11 +195,14 @@ impl Segment {
         Ok(Segment::new(found.1, store, path, file))
     }
 
-    /// The same, read through a map: nothing is written to it any more, and it is durable. A map needs no open file
-    /// beside it, so a log may have more segments than a process may open files. `None` where it can't be mapped.
-    pub(crate) fn without_file(&self) -> Option<Segment> {
-        let map = Arc::clone(self.map()?);
-        let file = Arc::new(MappedFile::new(Arc::clone(&map), self.file.len().ok()?));
+    /// The same, read through a map of what lies below its listed `end`: nothing is written there any more, and it is
+    /// durable. A map needs no open file beside it, so a log may have more segments than a process may open files.
+    /// `None` where it can't be mapped.
+    pub(crate) fn without_file(&self, end: Lsn) -> Option<Segment> {
+        let len = self.offset(end);
+        // There may be one already.
+        let map = self.map.get().cloned().unwrap_or_else(|| self.file.map(len).ok())?;
+        let file = Arc::new(MappedFile::new(Arc::clone(&map), len));
         let mut segment = Segment::new(self.identity, self.seal.store, self.path.clone(), file);
         segment.is_map_only = true;
         let _ = segment.map.set(Some(map));
@@ -254,9 +257,9 @@ impl Segment {
         self.map.get_or_init(map).as_ref()
     }
 
-    /// Has no map made, ever.
-    pub(crate) fn without_map(&self) {
-        let _ = self.map.set(None);
+    /// Has no map made, ever. Whether there is none.
+    pub(crate) fn without_map(&self) -> bool {
+        self.map.get_or_init(|| None).is_none()
     }
 }
 

@@ -52,6 +52,10 @@ impl Side {
             call => match self.files.get(pick % 8) {
                 None => String::new(),
                 Some(file) => {
+                    // A file may not become shorter under a map.
+                    if call == 6 {
+                        self.maps.clear();
+                    }
                     let answer = on_file(&**file, call, offset, len, byte);
                     if call == 15 {
                         if let Ok(map) = file.map(offset) {

@@ -319,6 +319,7 @@ impl File for MemoryFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         file.opens = file.opens.saturating_add(1);
+        file.maps.push(len);
         let snapshot = file.seen.snapshot();
         let handle = Handle { disk: Arc::clone(&self.handle.disk), node: self.handle.node };
         Ok(Arc::new(MemoryMap { handle, len, snapshot, later: OnceLock::new() }))
@@ -343,6 +344,16 @@ struct Copied {
 impl fmt::Debug for MemoryMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryMap").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Drop for MemoryMap {
+    fn drop(&mut self) {
+        let mut disk = self.handle.disk.lock();
+        let Ok(file) = disk.file(self.handle.node) else { return };
+        if let Some(index) = file.maps.iter().position(|len| *len == self.len) {
+            file.maps.swap_remove(index);
+        }
     }
 }
 
