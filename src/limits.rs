@@ -91,8 +91,10 @@ pub(crate) const COMPACTION_PIECE_BYTES: u64 = (256 << 10) - PAGE_BYTES as u64;
 pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
 
 /// How much of the log is alive is estimated from so many keys, and anew after so long.
-pub(crate) const ESTIMATE_SAMPLES: u64 = 512;
+pub(crate) const ESTIMATE_SAMPLES: u64 = 1024;
 pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
+/// How long compaction rests after it has gone through all of the log for nothing.
+pub(crate) const FUTILE_MILLIS: u64 = 3_600_000;
 
 /// Probes by interpolation before a search goes on by halves.
 pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;

@@ -606,8 +606,8 @@ impl Store {
         Stats::of(&self.shared)
     }
 
-    /// How much of the store is alive, and in which states its keys are: from a sample of some hundred of them, so to
-    /// some percent. A store with fewer keys is told nearly exactly.
+    /// How much of the store is alive, and in which states its keys are: from a sample of about a thousand of them, so
+    /// to some percent; less well where few results are far larger than the rest. Fewer keys are looked at one by one.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;

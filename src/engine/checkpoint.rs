@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::compact::{Alive, Compacting, Estimate};
+use super::compact::{Alive, Compacting, Estimate, Pass};
 use super::{Engine, rebuild};
 use crate::expired::{self, Expired};
 use crate::index::recent::Recent;
@@ -36,6 +36,8 @@ pub(super) struct Work {
     /// Where calls of `compact` that ran out of budget are to come to.
     pub(super) compact_until: Option<Lsn>,
     pub(super) estimate: Option<Estimate>,
+    /// What goes through all of the log, in the background.
+    pub(super) pass: Option<Pass>,
     has_swept: bool,
 }
 
@@ -458,6 +460,13 @@ impl Engine {
     }
 
     /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
+    /// Nobody will go on with what is being merged.
+    pub(super) fn give_up_merge(&self, work: &mut Work) {
+        if let Some(merging) = work.merge.take() {
+            merging.merge.discard();
+        }
+    }
+
     pub(super) fn drop_stale_merge(&self, work: &mut Work) {
         let tables = self.tables();
         let is_there =

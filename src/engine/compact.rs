@@ -13,7 +13,6 @@ use super::checkpoint::Work;
 use super::compose::state_of;
 use crate::expired::{self, Expired, Memory};
 use crate::index::recent::{Entry, Place};
-use crate::index::table::{Cursor, SLOTS};
 use crate::limits;
 use crate::log::{Due, NoRoom, Room};
 use crate::operation::{Durability, Key};
@@ -41,6 +40,14 @@ pub(super) struct Estimate {
     live: u64,
     log_bytes: u64,
     at_millis: u64,
+}
+
+/// Compaction's way through all that stood in the log when it began, and what it had moved and given back by then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pass {
+    until: Lsn,
+    moved: u64,
+    reclaimed: u64,
 }
 
 /// What a sample of the index tells of all of it.
@@ -122,9 +129,14 @@ enum Standing {
 impl Engine {
     /// One piece of compaction, if it is due; `None` if not.
     pub(super) fn step_compaction(&self, work: &mut Work) -> Result<Option<Due>> {
-        if work.compacting.is_none() && !self.is_compaction_due(work)? {
-            return Ok(None);
+        if work.compacting.is_none() {
+            self.end_pass(work);
+            if !self.is_compaction_due(work)? {
+                work.pass = None;
+                return Ok(None);
+            }
         }
+        work.pass.get_or_insert_with(|| self.begin_pass());
         let Some(moved) = self.advance(work, limits::COMPACTION_PIECE_BYTES)? else {
             // Its copies wait for a sync, which comes within a second.
             return Ok(Some(Due::In(limits::IDLE_NOTE_MILLIS)));
@@ -134,14 +146,43 @@ impl Engine {
         Ok(Some(if pause == 0 { Due::Now } else { Due::In(pause) }))
     }
 
+    fn begin_pass(&self) -> Pass {
+        let count = |count: &crate::sync::AtomicU64| count.load(Ordering::Relaxed);
+        Pass { until: self.log.end(), moved: count(&self.moved), reclaimed: count(&self.reclaimed) }
+    }
+
+    /// Whether what was given back since a pass began was worth what was moved for it.
+    fn has_gained(&self, pass: &Pass) -> bool {
+        let now = self.begin_pass();
+        let reclaimed = now.reclaimed.saturating_sub(pass.reclaimed);
+        let net = reclaimed.saturating_sub(now.moved.saturating_sub(pass.moved));
+        net > reclaimed / 8
+    }
+
+    /// A sample can miss the few results in which nearly all bytes are. If all of the log was gone through for next to
+    /// nothing, all of it was alive, whatever the sample says; so it is left alone until it has grown, or for an hour.
+    fn end_pass(&self, work: &mut Work) {
+        let is_through = |pass: &mut Pass| self.log.head_base() >= pass.until;
+        let Some(pass) = work.pass.take_if(is_through) else { return };
+        if !self.has_gained(&pass) {
+            let log_bytes = self.log.bytes_since(Lsn::ZERO);
+            let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
+            let at_millis = now.saturating_add(limits::FUTILE_MILLIS);
+            work.estimate = Some(Estimate { live: log_bytes, log_bytes, at_millis });
+        }
+    }
+
     /// Whether the store has outgrown what is alive in it.
     fn is_compaction_due(&self, work: &mut Work) -> Result<bool> {
         let Some(oldest) = self.log.oldest() else { return Ok(false) };
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
         let (used, most) = self.log.budget();
+        // What is remembered is alive, too.
+        let remembered: u64 = self.tables().expired.iter().map(|file| file.listed.bytes()).sum();
+        let outside = used.saturating_sub(remembered);
         // Of the two segments that the store may take beside twice what is alive one is left for what moves.
         let slack = oldest.newest_capacity;
-        if used <= slack {
+        if outside <= slack {
             return Ok(false);
         }
         let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
@@ -158,7 +199,7 @@ impl Engine {
         let is_tight = used > most / 4 * 3 && log_bytes > live.saturating_add(live / 8);
         // What lies ahead counts: it is on the disk. In a store so small that it is much beside what is alive, moving
         // nearly all of the log again and again would gain little.
-        let is_large = used > live.saturating_mul(2).saturating_add(slack)
+        let is_large = outside > live.saturating_mul(2).saturating_add(slack)
             && log_bytes > live.saturating_add(live / 4);
         Ok(is_tight || is_large)
     }
@@ -168,8 +209,8 @@ impl Engine {
         self.estimate().map(|alive| alive.bytes)
     }
 
-    /// What is alive, from a sample of the index: a few hundred keys tell it to some percent, whatever the store's
-    /// size, expiry included.
+    /// What is alive, from a sample of the index: some thousand keys tell it to some percent, whatever the store's size,
+    /// expiry included; less well where few results are far larger than the rest.
     pub(crate) fn estimate(&self) -> Result<Alive> {
         let (tables, segments) = (self.tables(), self.log.segments());
         let mut alive = Alive::default();
@@ -177,30 +218,19 @@ impl Engine {
         // Each table and memory by itself: the keys of one say nothing of another's.
         for table in &tables.list {
             let (mut sample, mut seen) = (Alive::default(), 0_u64);
-            let share = (limits::ESTIMATE_SAMPLES.saturating_mul(table.listed.slots))
-                .checked_div(keys)
-                .unwrap_or(0)
-                .max(1);
-            // Buckets at even distances: hashes have no order that could favour any.
-            let stride = table.listed.slots.checked_div(share).unwrap_or(1).max(1);
-            let mut cursor = Cursor::new(Arc::clone(table));
-            let mut bucket = 0;
-            while bucket < table.listed.buckets {
-                cursor.seek(bucket);
-                // Not always a bucket's first slot: of one key's two it would be the newer.
-                for _ in 0..seen % SLOTS as u64 {
-                    cursor.peek()?;
-                    cursor.advance();
-                }
-                if let Some(slot) = cursor.peek()? {
+            let stride = keys.div_ceil(limits::ESTIMATE_SAMPLES).max(1);
+            // Buckets at even distances, whole: hashes have no order that could favour any, but of one key's two slots
+            // the first is the newer.
+            let buckets = usize::try_from(stride).unwrap_or(usize::MAX);
+            for bucket in (0..table.listed.buckets).step_by(buckets) {
+                for slot in table.slots_in(bucket)? {
                     seen = seen.saturating_add(1);
-                    if slot.spot.ordinal >= tables.head {
-                        if let Some(lsn) = segments.lsn_of(slot.spot) {
-                            self.add_if_alive(lsn, &mut sample)?;
-                        }
+                    let is_listed = slot.spot.ordinal >= tables.head;
+                    let lsn = segments.lsn_of(slot.spot).filter(|_| is_listed);
+                    if let Some(lsn) = lsn {
+                        self.add_if_alive(lsn, &mut sample)?;
                     }
                 }
-                bucket = bucket.saturating_add(stride);
             }
             alive = alive.plus(sample.scaled_to(table.listed.slots, seen));
         }
@@ -272,22 +302,25 @@ impl Engine {
         Ok(Some(moved))
     }
 
-    /// Gives back the oldest segment, for want of room. Whether that gained any: not if nearly all of the log is alive.
+    /// Gives back the oldest segments, for want of room. Whether that gained any: not if nearly all of the log is alive.
     pub(super) fn reclaim(&self) -> bool {
         let mut work = self.work.lock();
-        let before = self.reclaimed.load(Ordering::Relaxed);
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
         let is_worth_it =
             self.estimate_live().is_ok_and(|live| live.saturating_add(live / 8) < log_bytes);
-        while is_worth_it && !self.is_closed() && self.log.oldest().is_some() {
-            let went_on = match self.advance(&mut work, limits::COMPACTION_PIECE_BYTES) {
+        let pass = self.begin_pass();
+        while is_worth_it && !self.is_closed() && self.log.head_base() < pass.until {
+            let went_on = match self.log.oldest() {
+                Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
+                None => return false,
+            };
+            let went_on = match went_on {
                 Ok(Some(_)) => true,
                 Ok(None) => self.log.sync().is_ok(),
                 Err(_) => false,
             };
-            let gained = self.reclaimed.load(Ordering::Relaxed) > before;
-            if gained || !went_on {
-                return gained;
+            if !went_on || work.compacting.is_none() && self.has_gained(&pass) {
+                return self.has_gained(&pass);
             }
         }
         false

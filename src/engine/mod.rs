@@ -251,8 +251,11 @@ impl Engine {
 
     /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.
     fn close_log(&self) -> Result<()> {
-        let _work = self.work.lock();
+        let mut work = self.work.lock();
         let is_written = self.log.is_writing() && !self.log.is_poisoned();
+        if is_written {
+            self.give_up_merge(&mut work);
+        }
         let sealed = if is_written { self.seal() } else { Ok(None) };
         // Without room for a table the log closes all the same, and the next opening reads it.
         let change = sealed.unwrap_or_default();

@@ -28,7 +28,7 @@ const PREFIX_BITS: u32 = 37;
 /// Bits of a slot's offset, in units of `record::ALIGN`: a segment has 2^30 bytes at most.
 const OFFSET_BITS: u32 = 27;
 
-pub(crate) const SLOTS: usize = 5;
+pub(super) const SLOTS: usize = 5;
 pub(super) const BUCKET_BYTES: usize = 64;
 pub(super) const TABLE_HEADER_BYTES: usize = 128;
 
@@ -301,6 +301,11 @@ impl Table {
         self.file.touch(self.listed.bytes(), places)
     }
 
+    /// The slots of one bucket.
+    pub(crate) fn slots_in(&self, bucket: u64) -> Result<Vec<Slot>> {
+        self.look_into(bucket, |bucket| bucket.slots().collect())
+    }
+
     /// Looks into one bucket, once it is checked.
     fn look_into<R>(&self, number: u64, look: impl FnOnce(&Bucket) -> R) -> Result<R> {
         let at = place_of(number);
@@ -361,12 +366,6 @@ impl Cursor {
             self.bucket = self.table.look_into(number, |bucket| *bucket)?;
             self.at = 0;
         }
-    }
-
-    /// Goes to the first slot of a bucket, or of the next that has one.
-    pub(crate) fn seek(&mut self, bucket: u64) {
-        self.next = bucket;
-        self.at = SLOTS;
     }
 
     pub(crate) fn advance(&mut self) {

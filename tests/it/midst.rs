@@ -3,6 +3,7 @@
 //!
 //! A read or a sync is held back, so that the moment is the same in each run.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use onlyonce::admin::Health;
@@ -371,4 +372,54 @@ fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
     }
     println!("clocks: {held} jumps in the midst of a compaction");
     assert!(held > 20, "{held}");
+}
+
+/// While everything is read, a file of remembered keys is merged into another: it is gone, and nothing is missing.
+#[test]
+fn remembered_keys_merged_while_everything_is_read_are_no_damage() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    let hour = Duration::from_secs(3600);
+    let remember = |from: u64| {
+        for n in from..from + 4 {
+            let op = Operation::new(("r", n)).retention(hour).remember_expired(100 * hour);
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        sim.advance(2 * hour);
+    };
+    mark(&store, "k", 0);
+    remember(0);
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    remember(4);
+    assert_eq!(store.stats().tables, 1);
+    let before = files(&sim, "exp");
+    let found = store.verify_with(|found| {
+        // A table was read, of one moment with the files.
+        if found.bytes > 0 {
+            assert!(store.compact(u64::MAX).unwrap().is_complete());
+        }
+        ControlFlow::Continue(())
+    });
+    assert!(!before.iter().all(|file| files(&sim, "exp").contains(file)), "{before:?} is there");
+    let damages = found.unwrap().damages;
+    assert!(damages.is_empty(), "{damages:?}");
+}
+
+/// A merge that nobody will go on with left its file until some later opening wrote.
+#[test]
+fn a_close_in_the_midst_of_a_merge_leaves_no_file_of_it() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    for n in 0..200 {
+        mark(&store, "k", n);
+        let _ = store.step().unwrap();
+        if files(&sim, "tab").len() as u64 > store.stats().tables {
+            break;
+        }
+    }
+    assert!(files(&sim, "tab").len() as u64 > store.stats().tables, "no merge began");
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    let store = open(&sim, 8);
+    assert_eq!(files(&sim, "tab").len() as u64, store.stats().tables);
 }

@@ -196,6 +196,44 @@ fn compaction_in_pieces_comes_to_an_end_and_has_erased_what_was_forgotten_before
     assert!(calls > 2, "{calls}");
 }
 
+/// A store of many marks, and after each `every` of them a result of `bytes`. Gives the bytes of all.
+fn uneven(sim: &Sim, every: u64, bytes: usize) -> (Store, u64) {
+    let store = sim.open_with(Store::builder().index_memory_max(64 * 4096)).unwrap();
+    for n in 0..40_000_u64 {
+        let op = Operation::new(n).durability(Durability::Flush);
+        if n % every == 0 {
+            let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!() };
+            claim.complete(&vec![7; bytes][..]).unwrap();
+        } else {
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        while n % 1000 == 0 && store.step().unwrap() == Duration::ZERO {}
+    }
+    let stats = store.stats();
+    (store, stats.bytes_written - stats.bytes_moved)
+}
+
+/// Three bytes of four are in one key of four hundred, which a sample of some hundred keys missed.
+#[test]
+fn an_estimate_knows_of_large_results_among_many_small_ones() {
+    let (store, alive) = uneven(&Sim::new(3), 400, 60 << 10);
+    let found = store.estimate().unwrap();
+    assert!(found.live_bytes > alive / 2 && found.live_bytes < 2 * alive, "{found:?}, {alive}");
+}
+
+/// Where a sample misses them all the same, everything looks dead, and was moved again and again.
+#[test]
+fn what_is_alive_is_not_moved_again_and_again_whatever_a_sample_says() {
+    let sim = Sim::new(3);
+    let (store, alive) = uneven(&sim, 8000, 500 << 10);
+    for _ in 0..60 {
+        while store.step().unwrap() == Duration::ZERO {}
+        sim.advance(Duration::from_secs(60));
+    }
+    let moved = store.stats().bytes_moved;
+    assert!(moved > 0 && moved <= 3 * alive, "{moved} bytes were moved of {alive}");
+}
+
 /// The bound that an operator plans by, at the default settings. Once what was prepared ahead did not count, and
 /// segments were half of the log each: the files together took 1.65 times as much.
 #[test]
