@@ -335,6 +335,9 @@ pub struct Stats {
     pub index_bytes: u64,
     /// Keys that only memory has, and claims in flight: what the next checkpoint seals.
     pub keys_in_memory: u64,
+    /// What keeps the background from making room or checkpoints: a record that is damaged (see
+    /// [`admin::repair`](crate::admin::repair)), a full disk. It is tried again; `None` once that goes well.
+    pub background_error: Option<String>,
     /// Tables that were damaged or missing, at the opening or since, and were made again from the log.
     pub tables_mended: u64,
     /// Syncs of the log since the store was opened.
@@ -386,6 +389,7 @@ impl Stats {
             tables: tables.len() as u64,
             index_bytes: tables.iter().map(|table| table.listed.bytes()).sum(),
             keys_in_memory,
+            background_error: if is_ours { shared.trouble() } else { None },
             tables_mended: shared.mended.load(Ordering::Relaxed),
             log_bytes: listed.iter().map(|segment| segment.end.since(segment.base)).sum(),
             syncs: shared.log.syncs.load(Ordering::Relaxed),

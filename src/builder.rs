@@ -142,7 +142,8 @@ impl StoreBuilder {
     ///
     /// When it is used up, dead records are given back before the next claim; if all are alive, claims answer
     /// `StorageFull` before anything is done, while those in flight can end and results are replayed. It takes three
-    /// segments at least, and should be twice what is alive and some.
+    /// segments at least, and should be twice what is alive and some. A table or a file of remembered keys counts once
+    /// it is finished: while one is written, the store may take that much more.
     ///
     /// ```
     /// # use onlyonce::Store;

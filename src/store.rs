@@ -600,7 +600,7 @@ impl Store {
     ///
     /// # Cost
     /// In memory, but not free: it takes the lock of each of the 64 shards of keys in turn, and copies the list
-    /// of segments.
+    /// of segments; while a segment is prepared ahead, or a manifest swapped in, it waits for that.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::of(&self.shared)

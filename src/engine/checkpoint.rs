@@ -189,9 +189,20 @@ impl Engine {
     pub(crate) fn step_index(&self) -> Result<Due> {
         match self.try_step_index() {
             Err(e) if self.log.is_poisoned() => Err(e),
-            // A full disk, no file descriptor left, a record that can't be read: lookups say so as they come.
-            Err(_) => Ok(Due::In(limits::UNSYNCED_MILLIS_MAX)),
-            done => done,
+            // A full disk, no file descriptor left, a record that can't be read: told by `stats`, and tried again. What
+            // is damaged doesn't mend itself, so not so soon.
+            Err(e) => {
+                let is_damage = e.kind() == ErrorKind::Corrupt;
+                *self.trouble.lock() = Some(e);
+                Ok(Due::In(match is_damage {
+                    true => limits::ESTIMATE_MILLIS,
+                    false => limits::UNSYNCED_MILLIS_MAX,
+                }))
+            }
+            done => {
+                self.trouble.lock().take();
+                done
+            }
         }
     }
 

@@ -56,6 +56,8 @@ pub(crate) struct Engine {
     /// Tables made again from the log.
     pub(crate) mended: AtomicU64,
     checkpointed: Mutex<Option<checkpoint::Checkpointed>>,
+    /// What keeps the index or compaction from going on.
+    trouble: Mutex<Option<Error>>,
     hasher: Hasher,
     pub(crate) report: Report,
     pub(crate) result_bytes_max: u32,
@@ -107,6 +109,7 @@ impl Engine {
             copies: Mutex::new(Vec::new()),
             mended: AtomicU64::new(lost),
             checkpointed: Mutex::new(None),
+            trouble: Mutex::new(None),
             hasher,
             report,
             result_bytes_max,
@@ -190,6 +193,11 @@ impl Engine {
         let sealed: u64 = self.tables().list.iter().map(|table| table.listed.slots).sum();
         let keys = sealed.saturating_add(self.recent.len() as u64);
         (keys, self.in_flight.load(Ordering::SeqCst))
+    }
+
+    /// What keeps checkpoints, merges or compaction from going on, in words.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().as_ref().map(ToString::to_string)
     }
 
     pub(crate) fn keys_in_memory(&self) -> u64 {

@@ -172,6 +172,8 @@ fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
         work(&store).unwrap();
     }
     rest(&sim, &store);
+    let told = store.stats().background_error.unwrap();
+    assert!(told.contains(bad.to_str().unwrap()), "{told}");
     let error = store.compact(u64::MAX).unwrap_err();
     assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*bad)));
     assert!(store.stats().segments >= segments && files(&sim, "log").contains(&bad));

@@ -127,7 +127,7 @@ fn a_compaction_leaves_little_more_than_what_is_alive() {
     assert!(store.compact(u64::MAX).unwrap().is_complete());
     let (segment, live) = (40 << 10, 200 * 560);
     let left = bytes_on_disk(&sim);
-    assert!(left < live * 115 / 100 + 3 * segment, "{left} bytes for {live}");
+    assert!(left < live * 115 / 100 + 2 * segment, "{left} bytes for {live}");
     for n in 0..2000 {
         assert_eq!(store.get(key(n)).unwrap().is_some(), n % 10 == 0, "{n}");
     }
