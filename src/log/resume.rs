@@ -10,7 +10,7 @@ use super::Log;
 use super::birth::base_from_clock;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::recovery::Plan;
-use super::room::{Keeper, Room};
+use super::room::{KEPT_FREE, Keeper, Room};
 use super::segment::{self, Segment, Spare};
 use crate::limits;
 use crate::manifest::{Listed, Manifest};
@@ -97,7 +97,7 @@ impl Log {
         keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
         // A copy spells out token and life: sixteen bytes more.
         let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
-        let needed = needed.saturating_add(self.sizes.segment_bytes_least());
+        let needed = needed.saturating_add(SEGMENT_HEADER_BYTES as u64).saturating_add(KEPT_FREE);
         self.prepare_switch(keeper)?;
         let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
@@ -152,12 +152,14 @@ impl Log {
         Ok(())
     }
 
-    /// A spare of `needed` bytes, and not much more: a thousand kills should cost little room. On a full disk
-    /// any that is large enough will do; the last one is kept for this.
+    /// A spare of `needed` bytes and room to go on in, and not much more: a thousand kills should cost little. On a full
+    /// disk any that holds what is needed will do; the last one is kept for this.
     fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
-        let bytes = self.sizes.first().max(needed.next_multiple_of(limits::PAGE_BYTES as u64));
-        let of_size = |most: u64| move |spare: &Spare| spare.bytes >= needed && spare.bytes <= most;
-        while let Some(index) = keeper.spares.iter().position(of_size(bytes)) {
+        let roomy = needed.saturating_add(self.sizes.segment_bytes_least());
+        let bytes = self.sizes.first().max(roomy.next_multiple_of(limits::PAGE_BYTES as u64));
+        let of_size =
+            |least: u64, most: u64| move |spare: &Spare| (least..=most).contains(&spare.bytes);
+        while let Some(index) = keeper.spares.iter().position(of_size(roomy, bytes)) {
             if self.is_usable(keeper, index)? {
                 return Ok(index);
             }
@@ -174,7 +176,7 @@ impl Log {
                 if error.kind() != ErrorKind::StorageFull {
                     return Err(error);
                 }
-                while let Some(index) = keeper.spares.iter().position(of_size(u64::MAX)) {
+                while let Some(index) = keeper.spares.iter().position(of_size(needed, u64::MAX)) {
                     if self.is_usable(keeper, index)? {
                         return Ok(index);
                     }

@@ -20,7 +20,7 @@ use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
 /// Always kept free at a segment's end: an end-of-segment record, and room for notes.
-const KEPT_FREE: u64 = HEADER_BYTES as u64 + NOTE_SHARE;
+pub(super) const KEPT_FREE: u64 = HEADER_BYTES as u64 + NOTE_SHARE;
 const NOTE_SHARE: u64 = 128;
 
 /// What a record may use.
