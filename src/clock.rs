@@ -187,6 +187,8 @@ mod manual {
         boot_count: u128,
         boot_named: bool,
         monotonic_millis: u64,
+        /// What passes between one reading of the boot clock and the next.
+        between_readings: u64,
     }
 
     impl ManualClock {
@@ -198,6 +200,7 @@ mod manual {
                 boot_count: 1,
                 boot_named: true,
                 monotonic_millis: 60_000,
+                between_readings: 0,
             }))
         }
 
@@ -241,6 +244,11 @@ mod manual {
             self.0.lock().boot_millis = millis;
         }
 
+        /// Time passes from one reading of the boot clock to the next.
+        pub(crate) fn run_on(&self, millis: u64) {
+            self.0.lock().between_readings = millis;
+        }
+
         /// Whether the system has a name for its boot.
         pub(crate) fn name_boot(&self, named: bool) {
             self.0.lock().boot_named = named;
@@ -253,7 +261,10 @@ mod manual {
         }
 
         fn boot_millis(&self) -> u64 {
-            self.0.lock().boot_millis
+            let mut hands = self.0.lock();
+            let now = hands.boot_millis;
+            hands.boot_millis = now.saturating_add(hands.between_readings);
+            now
         }
 
         fn boot_id(&self) -> Option<[u8; 16]> {

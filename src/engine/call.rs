@@ -262,15 +262,15 @@ impl Engine {
     ) -> Result<Tried> {
         let mut shard = self.shard(hash)?;
         match self.look_in_memory(&mut shard, key, hash, call) {
-            Ok(Some(found)) => {
-                return Ok(self.act(&mut shard, key, hash, Some(found), call, writing));
+            Ok(Some((found, now))) => {
+                return Ok(self.act(&mut shard, key, hash, Some(found), call, writing, now));
             }
             Err(again) => return Ok(Err(again)),
             Ok(None) => {}
         }
         let known = Known::of(&shard, hash);
         if known.is_nothing() {
-            return Ok(self.act(&mut shard, key, hash, None, call, writing));
+            return Ok(self.act(&mut shard, key, hash, None, call, writing, self.log.now()));
         }
         drop(shard);
         let found = match self.look_recorded(key, hash, &known) {
@@ -288,10 +288,12 @@ impl Engine {
         if !is_as_read(&shard, key, hash, &known) {
             return Ok(Err(Again::Changed));
         }
-        Ok(self.act(&mut shard, key, hash, found, call, writing))
+        Ok(self.act(&mut shard, key, hash, found, call, writing, self.log.now()))
     }
 
-    /// Decides on what was found and does it, under the shard lock.
+    /// Decides on what was found and does it, under the shard lock. `now` was told under it, too: whoever comes later
+    /// must not judge by an earlier time.
+    #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     fn act(
         &self,
         shard: &mut Shard,
@@ -300,9 +302,8 @@ impl Engine {
         found: Option<Box<Found>>,
         call: Call,
         writing: &Writing<'_>,
+        now: StoreMillis,
     ) -> Tried {
-        // Under the lock: whoever comes later must not judge by an earlier time.
-        let now = self.log.now();
         let known = found.as_deref().unwrap_or(&NOTHING);
         let decision = protocol::decide(known.state.as_ref(), known.presence, call, now);
         let Some(next) = decision.next else {
@@ -369,14 +370,15 @@ impl Engine {
     }
 
     /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes but its
-    /// own owner, whose word counts as long as nobody else has come.
+    /// own owner, whose word counts as long as nobody else has come. With the time by which it is judged: what is said
+    /// next must go by the same, or a claim in progress is shown with nothing left of its lease.
     fn look_in_memory(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
         hash: KeyHash,
         call: Call,
-    ) -> Result<Option<Box<Found>>, Again> {
+    ) -> Result<Option<(Box<Found>, StoreMillis)>, Again> {
         let is_key = |entry: &&Entry| {
             entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
         };
@@ -391,17 +393,13 @@ impl Engine {
             outcome: None,
             memory_until: live.state.memory_until,
         });
-        let token = live.state.token;
-        if live.lease_until.is_none() || call.of_owner() == Some(token) {
-            return Ok(Some(found));
-        }
-        let now = self.log.now();
-        if !live.has_lapsed(now) {
-            return Ok(Some(found));
+        let (now, token) = (self.log.now(), live.state.token);
+        if call.of_owner() == Some(token) || !live.has_lapsed(now) {
+            return Ok(Some((found, now)));
         }
         let decision =
             protocol::decide(found.state.as_ref(), found.presence, Call::Interrupt(token), now);
-        let Some(next) = decision.next else { return Ok(Some(found)) };
+        let Some(next) = decision.next else { return Ok(Some((found, now))) };
         let writing = Writing {
             level: found.place.map(Place::level),
             reason: Some("its lease passed"),

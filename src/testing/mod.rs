@@ -297,6 +297,12 @@ impl Sim {
         self.clock.jump_wall(millis);
     }
 
+    /// Lets store time run on by `millis` from each reading to the next. 0: it stands, as at first.
+    #[doc(hidden)]
+    pub fn run_on(&self, millis: u64) {
+        self.clock.run_on(millis);
+    }
+
     /// Bounds the disk, in bytes; what is written already stays. `u64::MAX`: no bound, as at first.
     ///
     /// ```

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Store};
+use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Operation, Store};
 
 use crate::machine::Machine;
 use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Told, Word};
@@ -404,6 +404,24 @@ fn histories_of_8_threads_on_2_keys_fit_one_order() {
         calls += play(&store, Some(&sim), 8, 2, 40, seed);
     }
     println!("histories: {rounds} of 8 threads on 2 keys, {calls} calls");
+}
+
+/// Whether a lease has passed and how much of it is left go by one time. They did not, and where time passed in between,
+/// claimants were told of a claim in progress that had nothing left.
+#[test]
+fn a_claim_in_progress_has_some_of_its_lease_left() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    for lease in 10..14 {
+        let op = Operation::new(lease).lease(Duration::from_millis(lease));
+        let owner = store.claim(&op).unwrap();
+        sim.run_on(1);
+        while let Claim::InProgress(attempt) = store.claim(&op).unwrap() {
+            assert_ne!(attempt.lease_left(), Some(Duration::ZERO), "of {lease} ms");
+        }
+        sim.run_on(0);
+        drop(owner);
+    }
 }
 
 /// Whoever leads a sync gathers others for half a sync's time. On a clock driven by hand that time never passed:
