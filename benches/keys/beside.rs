@@ -1,7 +1,6 @@
 //! What those who claim feel of the work that goes on beside them: p99 of a pair idle and meanwhile.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -142,15 +141,12 @@ impl Stage<'_> {
 
 /// Pairs while `work` goes on in another thread.
 fn beside(store: &Store, work: impl FnOnce() + Send) -> Times {
-    let is_over = AtomicBool::new(false);
     let kind = fresh_kind();
     let mut times = Times::default();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            work();
-            is_over.store(true, Ordering::SeqCst);
-        });
-        while !is_over.load(Ordering::SeqCst) {
+        // Over, too, where it panics: the pairs would go on until the disk is full.
+        let work = scope.spawn(work);
+        while !work.is_finished() {
             let key = key(kind, times.len() as u64);
             times.time(|| pair(store, &key));
         }
