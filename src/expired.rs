@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
-use crate::sealed::{self, Sealed, Stopped};
+use crate::sealed::{self, Pace, Sealed, Stopped};
 use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
 use crate::{Error, Result};
@@ -360,8 +360,9 @@ impl Writer {
         dir: &Path,
         store: StoreId,
         number: u32,
+        pace: Pace,
     ) -> Result<Self, Failure> {
-        let file = sealed::Writer::create(storage, dir.join(file_name(number)), PAGE)?;
+        let file = sealed::Writer::create(storage, dir.join(file_name(number)), PAGE, pace)?;
         Ok(Writer {
             file,
             store,
@@ -520,7 +521,7 @@ mod tests {
         files: &[Arc<Expired>],
         now: u64,
     ) -> Arc<Expired> {
-        let writer = Writer::create(storage, dir(), STORE, number).ok().unwrap();
+        let writer = Writer::create(storage, dir(), STORE, number, Pace::alone()).ok().unwrap();
         let mut merge = Merge::new(new, files, StoreMillis(now), writer);
         while !merge.advance(7).ok().unwrap() {}
         let listed = merge.finish().ok().unwrap();

@@ -69,8 +69,11 @@ pub(crate) const TABLE_BYTES_PER_KEY: u64 = 16;
 /// Buckets that a table may claim to have: 256 GiB of them.
 pub(crate) const TABLE_BUCKETS_MAX: u64 = 1 << 32;
 
+/// What is synced at once of a table while others wait for syncs of the log.
+pub(crate) const PIECE_BESIDE_SYNCS: u64 = 64 << 10;
+
 /// Tables are written in pieces of this size.
-pub(crate) const TABLE_PIECE_BYTES: usize = 256 << 10;
+pub(crate) const TABLE_PIECE_BYTES: usize = 64 << 10;
 
 /// A checkpoint is due after so many bytes of log: what an opening after a kill has to read, and some.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;

@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
 use crate::storage::{self, Access, Failure, File, Map, Storage};
+use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Result};
 
 /// An open file.
@@ -114,6 +115,42 @@ impl Sealed {
     }
 }
 
+/// When a file that is being written is synced: in small pieces while others sync the log, for each of them shares the
+/// device with one; in larger ones else, for each sync of a growing file makes the file system commit its metadata, too.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// Counts those of the log.
+    syncs: Arc<AtomicU64>,
+    seen: u64,
+    unsynced: u64,
+}
+
+impl Pace {
+    pub(crate) fn beside(syncs: &Arc<AtomicU64>) -> Self {
+        Pace { syncs: Arc::clone(syncs), seen: syncs.load(Ordering::Relaxed), unsynced: 0 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn alone() -> Self {
+        Pace::beside(&Arc::new(AtomicU64::new(0)))
+    }
+
+    /// So many bytes more were written. Whether to sync them now, along with those before.
+    pub(crate) fn is_due(&mut self, bytes: u64) -> bool {
+        self.unsynced = self.unsynced.saturating_add(bytes);
+        if self.unsynced < limits::PIECE_BESIDE_SYNCS {
+            return false;
+        }
+        let syncs = self.syncs.load(Ordering::Relaxed);
+        let log_syncs = std::mem::replace(&mut self.seen, syncs) != syncs;
+        let is_due = log_syncs || self.unsynced >= limits::UNSYNCED_BYTES_MAX;
+        if is_due {
+            self.unsynced = 0;
+        }
+        is_due
+    }
+}
+
 /// A file that is being written, front to back; its header last.
 pub(crate) struct Writer {
     storage: Arc<dyn Storage>,
@@ -121,7 +158,7 @@ pub(crate) struct Writer {
     path: PathBuf,
     buffer: Vec<u8>,
     written: u64,
-    unsynced: u64,
+    pace: Pace,
 }
 
 impl Writer {
@@ -129,6 +166,7 @@ impl Writer {
         storage: &Arc<dyn Storage>,
         path: PathBuf,
         header_bytes: usize,
+        pace: Pace,
     ) -> Result<Self, Failure> {
         let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
         let file = match storage.create(&path) {
@@ -146,7 +184,7 @@ impl Writer {
             path,
             buffer: Vec::with_capacity(limits::TABLE_PIECE_BYTES),
             written: header_bytes as u64,
-            unsynced: 0,
+            pace,
         })
     }
 
@@ -160,11 +198,8 @@ impl Writer {
         written.map_err(|e| self.failed("writing", e))?;
         let len = self.buffer.len() as u64;
         self.written = self.written.saturating_add(len);
-        self.unsynced = self.unsynced.saturating_add(len);
         self.buffer.clear();
-        if self.unsynced >= limits::UNSYNCED_BYTES_MAX {
-            // In pieces, so that the log's syncs never wait behind a long one.
-            self.unsynced = 0;
+        if self.pace.is_due(len) {
             let synced = self.file.sync_data();
             synced.map_err(|e| self.failed("syncing", e))?;
         }
@@ -198,4 +233,27 @@ pub(crate) enum Stopped {
     Writing(Failure),
     /// One of those that are merged is damaged, or can't be read.
     Reading(Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_small_while_others_sync_and_large_else() {
+        let syncs = Arc::new(AtomicU64::new(7));
+        let mut pace = Pace::beside(&syncs);
+        let piece = limits::PIECE_BESIDE_SYNCS;
+        let most = limits::UNSYNCED_BYTES_MAX / piece;
+        for _ in 0..2 {
+            assert!((1..most).all(|_| !pace.is_due(piece)));
+            assert!(pace.is_due(piece));
+        }
+        for _ in 0..3 {
+            syncs.fetch_add(1, Ordering::Relaxed);
+            assert!(!pace.is_due(piece - 1));
+            assert!(pace.is_due(1));
+        }
+        assert!(!pace.is_due(piece));
+    }
 }

@@ -382,7 +382,8 @@ impl Engine {
         self.log.check_budget(slots.saturating_mul(limits::TABLE_BYTES_PER_KEY))?;
         self.make_dir(&dir)?;
         let plan = Plan { number: self.log.take_table_number()?, from, to, slots };
-        Writer::create(storage, &dir, self.log.store(), plan).map_err(|e| self.log.failed(e))
+        Writer::create(storage, &dir, self.log.store(), plan, self.log.pace())
+            .map_err(|e| self.log.failed(e))
     }
 
     /// Makes a directory of the store, if there is none. Durable on return.

@@ -509,7 +509,7 @@ impl Engine {
         self.make_dir(&dir)?;
         let storage = &self.log.seams().storage;
         let number = self.log.take_table_number()?;
-        let writer = expired::Writer::create(storage, &dir, store, number)
+        let writer = expired::Writer::create(storage, &dir, store, number, self.log.pace())
             .map_err(|failure| self.log.failed(failure))?;
         let mut merge = expired::Merge::new(new, &merged, now, writer);
         loop {

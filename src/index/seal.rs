@@ -14,7 +14,7 @@ use super::table::{
     seed_of,
 };
 use crate::limits;
-use crate::sealed::{self, Stopped};
+use crate::sealed::{self, Pace, Stopped};
 use crate::storage::{Failure, Storage};
 use crate::types::{Lsn, StoreId};
 
@@ -45,9 +45,10 @@ impl Writer {
         index_dir: &Path,
         store: StoreId,
         plan: Plan,
+        pace: Pace,
     ) -> Result<Self, Failure> {
         let path = index_dir.join(file_name(plan.number));
-        let file = sealed::Writer::create(storage, path, TABLE_HEADER_BYTES)?;
+        let file = sealed::Writer::create(storage, path, TABLE_HEADER_BYTES, pace)?;
         let homes = (plan.slots.saturating_mul(10) / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
         let listed = ListedTable {
             number: plan.number,

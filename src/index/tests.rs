@@ -10,6 +10,7 @@ use super::seal::{Merge, Plan, Writer};
 use super::table::{self, ListedTable, SLOTS, Slot, Table};
 use super::tables::{Tables, merge_due};
 use crate::entropy::SplitMix64;
+use crate::sealed::Pace;
 use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 use crate::types::{KeyHash, Lsn, Spot, StoreId};
@@ -34,7 +35,7 @@ fn plan(number: u32, slots: usize) -> Plan {
 fn write(storage: &Arc<dyn Storage>, number: u32, slots: &mut [Slot]) -> ListedTable {
     slots.sort_by_key(Slot::rank);
     let plan = plan(number, slots.len());
-    let mut writer = Writer::create(storage, dir(), STORE, plan).ok().unwrap();
+    let mut writer = Writer::create(storage, dir(), STORE, plan, Pace::alone()).ok().unwrap();
     for slot in slots {
         writer.push(*slot).ok().unwrap();
     }
@@ -129,7 +130,8 @@ fn a_merge_has_what_both_have_but_for_segments_that_are_gone() {
     });
     let head = 4;
     let total = old.len() + new.len();
-    let writer = Writer::create(&storage, dir(), STORE, plan(3, total)).ok().unwrap();
+    let writer =
+        Writer::create(&storage, dir(), STORE, plan(3, total), Pace::alone()).ok().unwrap();
     let mut merge = Merge::new(Vec::new(), &tables, head, writer);
     while !merge.advance(7).ok().unwrap() {}
     let merged = open(&storage, merge.finish().ok().unwrap(), true).unwrap();

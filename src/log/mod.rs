@@ -16,6 +16,7 @@ use crate::entropy::Entropy;
 use crate::limits;
 use crate::operation::Durability;
 use crate::record::{Draft, Kind, Record};
+use crate::sealed::Pace;
 use crate::storage::{self, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, Spot, StoreId, StoreMillis};
@@ -88,7 +89,7 @@ pub(crate) struct Log {
     /// Bytes of tables and expired keys: they share the log's budget.
     pub(crate) index_bytes: AtomicU64,
     /// Counts for `stats`: syncs, and nanoseconds spent in them.
-    pub(crate) syncs: AtomicU64,
+    pub(crate) syncs: Arc<AtomicU64>,
     pub(crate) sync_nanos: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
 }
@@ -431,6 +432,11 @@ impl Log {
 
     pub(crate) fn seams(&self) -> &Seams {
         &self.seams
+    }
+
+    /// How tables and expired keys are to be written beside this log.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::beside(&self.syncs)
     }
 
     /// The oldest segment, if nothing is written to it any more.

@@ -242,7 +242,7 @@ pub(crate) fn open(
         poison: Mutex::new(None),
         upkeep: super::upkeep::Upkeep::new(),
         index_bytes: AtomicU64::new(0),
-        syncs: AtomicU64::new(0),
+        syncs: Arc::new(AtomicU64::new(0)),
         sync_nanos: AtomicU64::new(0),
         bytes_written: AtomicU64::new(0),
         sizes,
