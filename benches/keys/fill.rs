@@ -9,11 +9,22 @@ use crate::machine::{self, Io, Watch};
 use crate::progress::Progress;
 use crate::work::{Args, FILLED, close, key, mib, open, seconds};
 
+/// At each level in turn; the last store stays.
 pub fn run(args: &Args, dir: &Path, keys: u64) {
-    let (level, batch) = (crate::level_of(args), args.number("--batch", 1000));
+    let memory_before = machine::own_memory();
+    for (nth, level) in crate::levels(args).into_iter().enumerate() {
+        if nth > 0 {
+            std::fs::remove_dir_all(dir).unwrap();
+        }
+        run_at(args, dir, keys, level, memory_before);
+    }
+}
+
+fn run_at(args: &Args, dir: &Path, keys: u64, level: Durability, memory_before: u64) {
+    let batch = args.number("--batch", 1000);
     println!("\n{keys} keys of 36 bytes, marked at {level:?} in batches of {batch}\n");
     let watch = Watch::begin();
-    let (before, memory_before) = (Io::now(), machine::own_memory());
+    let before = Io::now();
     let store = open(dir, level);
     let mut tenths = Vec::new();
     let mut progress = Progress::new(keys, "keys");

@@ -1,7 +1,7 @@
 //! What does a store of N keys cost? Filling it, its bytes and memory, opening, finding, expiring.
 //!
-//! `cargo bench --bench keys -- --keys 100000000 --level sync` marks so many 36-byte keys in batches and prints what
-//! that took. Each further part is asked for, works on the store just filled or on an older one (`--dir DIR --no-fill`),
+//! `cargo bench --bench keys -- --keys 100000000 --level flush,sync` marks so many 36-byte keys in batches, at one level
+//! after the other, each in a store of its own of which the last stays, and prints what that took. Each further part is asked for, works on the store just filled or on an older one (`--dir DIR --no-fill`),
 //! and prints a table of its own:
 //!
 //! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
@@ -111,12 +111,14 @@ fn main() {
     }
 }
 
-/// The level that `--level` names.
-fn level_of(args: &Args) -> Durability {
-    match args.value("--level").as_deref() {
-        None | Some("sync") => Durability::Sync,
-        Some("flush") => Durability::Flush,
-        Some("lazy") => Durability::Lazy,
-        Some(other) => panic!("--level sync, flush or lazy, not {other}"),
-    }
+/// The levels that `--level` names.
+fn levels(args: &Args) -> Vec<Durability> {
+    let named = args.value("--level").unwrap_or_else(|| "sync".to_owned());
+    let level = |name| match name {
+        "sync" => Durability::Sync,
+        "flush" => Durability::Flush,
+        "lazy" => Durability::Lazy,
+        other => panic!("--level sync, flush or lazy, or some of them with commas, not {other}"),
+    };
+    named.split(',').map(level).collect()
 }

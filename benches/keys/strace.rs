@@ -31,7 +31,7 @@ pub fn run(args: &Args) {
 
 /// Claims and completes in a thread of its own and says which that is, while few keys in memory call for checkpoints.
 pub fn claims_in_child(args: &Args) {
-    let (level, pairs) = (crate::level_of(args), args.number("--pairs", 1));
+    let (level, pairs) = (crate::levels(args)[0], args.number("--pairs", 1));
     let dir = PathBuf::from(args.value("--dir").unwrap());
     let store = open_with(&dir, level, |builder| builder.index_memory_max(pairs / 20 * 64));
     let kind = fresh_kind();
