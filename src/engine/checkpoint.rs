@@ -49,20 +49,21 @@ struct Merging {
 
 /// Tables that are durable and not listed yet, and those they stand in for.
 pub(super) struct Change {
-    replaced: Vec<Arc<Table>>,
+    replaced: Vec<ListedTable>,
     /// The oldest first.
     by: Vec<Arc<Table>>,
 }
 
 impl Change {
+    fn replaces(&self, listed: &ListedTable) -> bool {
+        self.replaced.iter().any(|replaced| replaced.number == listed.number)
+    }
+
     /// Brings the manifest's list up to date.
     pub(super) fn apply(&self, manifest: &mut Manifest) {
-        let is_replaced = |listed: &ListedTable| {
-            self.replaced.iter().any(|table| table.listed.number == listed.number)
-        };
         let tables = &mut manifest.tables;
-        let at = tables.iter().position(is_replaced).unwrap_or(tables.len());
-        tables.retain(|listed| !is_replaced(listed));
+        let at = tables.iter().position(|listed| self.replaces(listed)).unwrap_or(tables.len());
+        tables.retain(|listed| !self.replaces(listed));
         for (index, table) in self.by.iter().enumerate() {
             tables.insert(at.saturating_add(index).min(tables.len()), table.listed);
         }
@@ -71,9 +72,7 @@ impl Change {
 
     /// The same for the list that lookups use.
     fn tables(&self, old: &Tables) -> Arc<Tables> {
-        let is_replaced =
-            |table: &Arc<Table>| self.replaced.iter().any(|other| Arc::ptr_eq(table, other));
-        let kept = old.list.iter().filter(|table| !is_replaced(table));
+        let kept = old.list.iter().filter(|table| !self.replaces(&table.listed));
         let mut list: Vec<_> = kept.chain(&self.by).cloned().collect();
         list.sort_by_key(|table| std::cmp::Reverse(table.listed.to));
         let covered = list.first().map_or(old.covered, |newest| newest.listed.to);
@@ -90,25 +89,33 @@ pub(crate) struct Checkpointed {
     pub(crate) alive: Option<Alive>,
 }
 
-/// The listed tables that are whole, the newest first. A table that is damaged or missing goes, and all newer ones
-/// with it: the opening reads that part of the log again, and memory stands in for them until they are sealed anew.
+/// The listed tables that are whole, the newest first, and those that are damaged or missing: they are to be made
+/// again before anybody is answered. If memory can hold the keys of all from the oldest of these on, `keys_max`, they go
+/// and nothing is written: the opening reads that part of the log again, and memory stands in until it is sealed anew.
 pub(super) fn open_tables(
     storage: &dyn Storage,
     dir: &Path,
     map: bool,
+    keys_max: usize,
     manifest: &mut Manifest,
-) -> Result<Arc<Tables>> {
+) -> Result<(Arc<Tables>, Vec<ListedTable>)> {
     let index_dir = dir.join("index");
     let mut list = Vec::with_capacity(manifest.tables.len());
-    for (index, listed) in manifest.tables.iter().enumerate() {
+    let mut damaged = Vec::new();
+    for listed in &manifest.tables {
         match Table::open(storage, &index_dir, *listed, manifest.store, map) {
             Ok(table) => list.insert(0, Arc::new(table)),
-            Err(e) if is_damage(&e) => {
-                manifest.covered = listed.from;
-                manifest.tables.truncate(index);
-                break;
-            }
+            Err(e) if is_damage(&e) => damaged.push(*listed),
             Err(e) => return Err(e),
+        }
+    }
+    if let Some(from) = damaged.first().map(|oldest| oldest.from) {
+        let newer = manifest.tables.iter().filter(|listed| listed.from >= from);
+        if newer.map(|listed| listed.slots).sum::<u64>() <= keys_max as u64 {
+            manifest.covered = from;
+            manifest.tables.retain(|listed| listed.from < from);
+            list.retain(|table| table.listed.from < from);
+            damaged.clear();
         }
     }
     let head = manifest.segments.first().map_or(0, |listed| listed.ordinal);
@@ -119,7 +126,11 @@ pub(super) fn open_tables(
         let file = Expired::open(storage, &expired_dir, *listed, manifest.store, map)?;
         expired.push(Arc::new(file));
     }
-    Ok(Tables::new(list, manifest.covered, head, expired))
+    Ok((Tables::new(list, manifest.covered, head, expired), damaged))
+}
+
+fn as_listed(tables: &[Arc<Table>]) -> Vec<ListedTable> {
+    tables.iter().map(|table| table.listed).collect()
 }
 
 /// Whether a table is not what was written; nor can it be where the device gives none of it. The log has it all.
@@ -354,7 +365,7 @@ impl Engine {
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
         let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
         let table = self.merge_to_end(merge)?;
-        Ok(Change { replaced: absorbed, by: vec![table] })
+        Ok(Change { replaced: as_listed(&absorbed), by: vec![table] })
     }
 
     fn merge_to_end(&self, mut merge: Merge) -> Result<Arc<Table>> {
@@ -425,7 +436,7 @@ impl Engine {
         let listed = self.log.list_tables(|manifest| change.apply(manifest));
         if let Err(e) = listed {
             if !self.log.is_poisoned() {
-                self.remove_files(&change.by);
+                self.remove_files(&as_listed(&change.by));
             }
             return Err(e);
         }
@@ -458,8 +469,8 @@ impl Engine {
         };
         self.recent.install(&new, head_base);
         self.count_bytes(&new);
-        let is_dead = |table: &&Arc<Table>| table.listed.to <= head_base;
-        let dead: Vec<_> = old.list.iter().filter(is_dead).cloned().collect();
+        let mut dead = as_listed(&old.list);
+        dead.retain(|table| table.to <= head_base);
         self.remove_files(&dead);
         self.remove_expired(&old.expired, &new.expired);
     }
@@ -471,7 +482,6 @@ impl Engine {
         self.log.index_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
     /// Nobody will go on with what is being merged.
     pub(super) fn give_up_merge(&self, work: &mut Work) {
         if let Some(merging) = work.merge.take() {
@@ -479,6 +489,7 @@ impl Engine {
         }
     }
 
+    /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
     pub(super) fn drop_stale_merge(&self, work: &mut Work) {
         let tables = self.tables();
         let is_there =
@@ -489,17 +500,18 @@ impl Engine {
         }
     }
 
-    fn remove_files(&self, tables: &[Arc<Table>]) {
+    fn remove_files(&self, tables: &[ListedTable]) {
         for table in tables {
             // If it stays, the next opening removes it: no manifest lists it.
-            let _ = self.log.seams().storage.remove(table.path());
+            let path = self.index_dir().join(table::file_name(table.number));
+            let _ = self.log.seams().storage.remove(&path);
         }
     }
 
     fn begin_merge(&self) -> Result<Option<Merging>> {
         let tables = self.tables();
-        let listed: Vec<_> = tables.list.iter().map(|table| table.listed).collect();
-        self.begin_merge_of(tables.list.get(..merge_due(&listed)).unwrap_or_default())
+        let due = merge_due(&as_listed(&tables.list));
+        self.begin_merge_of(tables.list.get(..due).unwrap_or_default())
     }
 
     fn begin_merge_of(&self, of: &[Arc<Table>]) -> Result<Option<Merging>> {
@@ -512,7 +524,7 @@ impl Engine {
 
     fn end_merge(&self, merging: Merging) -> Result<()> {
         let table = self.finish_table(merging.merge)?;
-        self.switch_index(&Change { replaced: merging.of, by: vec![table] })
+        self.switch_index(&Change { replaced: as_listed(&merging.of), by: vec![table] })
     }
 
     /// See [`Store::merge_index`](crate::Store::merge_index).
@@ -527,9 +539,7 @@ impl Engine {
     /// Seals what memory holds and merges all tables into one.
     pub(super) fn merge_all(&self) -> Result<()> {
         let mut work = self.work.lock();
-        if let Some(merging) = work.merge.take() {
-            merging.merge.discard();
-        }
+        self.give_up_merge(&mut work);
         self.checkpoint(&mut work)?;
         loop {
             let tables = self.tables();
@@ -540,7 +550,7 @@ impl Engine {
             match self.merge_to_end(merging.merge) {
                 Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
                 merged => {
-                    let change = Change { replaced: merging.of, by: vec![merged?] };
+                    let change = Change { replaced: as_listed(&merging.of), by: vec![merged?] };
                     return self.switch_index(&change);
                 }
             }
@@ -574,19 +584,28 @@ impl Engine {
         if self.is_closed() || self.log.is_poisoned() {
             return Err(error);
         }
-        if let Some(merging) = work.merge.take() {
-            merging.merge.discard();
-        }
-        let mut change = Change { replaced: vec![Arc::clone(bad)], by: Vec::new() };
-        match self.rebuild(bad.listed.from, bad.listed.to, &mut change.by) {
-            Ok(()) => self.switch_index(&change),
-            Err(e) => {
-                self.remove_files(&change.by);
-                Err(e.because(error))
-            }
-        }?;
+        self.give_up_merge(work);
+        self.make_again(&[bad.listed]).map_err(|e| e.because(error))?;
         self.mended.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes tables that follow each other again from the log, as one, and lists that.
+    pub(super) fn make_again(&self, tables: &[ListedTable]) -> Result<()> {
+        let (Some(from), Some(to)) = (
+            tables.iter().map(|table| table.from).min(),
+            tables.iter().map(|table| table.to).max(),
+        ) else {
+            return Ok(());
+        };
+        let mut change = Change { replaced: tables.to_vec(), by: Vec::new() };
+        match self.rebuild(from, to, &mut change.by) {
+            Ok(()) => self.switch_index(&change),
+            Err(e) => {
+                self.remove_files(&as_listed(&change.by));
+                Err(e)
+            }
+        }
     }
 
     /// Makes all tables again from the log, as one.
@@ -596,19 +615,8 @@ impl Engine {
             self.begin_writing()?;
         }
         let mut work = self.work.lock();
-        if let Some(merging) = work.merge.take() {
-            merging.merge.discard();
-        }
-        let tables = self.tables();
-        let Some(oldest) = tables.list.last() else { return Ok(()) };
-        let mut change = Change { replaced: tables.list.clone(), by: Vec::new() };
-        match self.rebuild(oldest.listed.from, tables.covered, &mut change.by) {
-            Ok(()) => self.switch_index(&change),
-            Err(e) => {
-                self.remove_files(&change.by);
-                Err(e)
-            }
-        }
+        self.give_up_merge(&mut work);
+        self.make_again(&as_listed(&self.tables().list))
     }
 
     /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as
@@ -625,7 +633,8 @@ impl Engine {
                 let change = self.write_table(piece_from, record.lsn, slots, Vec::new())?;
                 by.extend(change.by);
                 piece_from = record.lsn;
-                let newest_first: Vec<_> = by.iter().rev().map(|table| table.listed).collect();
+                let mut newest_first = as_listed(by);
+                newest_first.reverse();
                 self.merge_pieces(by, merge_due(&newest_first))?;
             }
             keys = keys.saturating_add(1);
@@ -647,7 +656,7 @@ impl Engine {
         let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
         let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
         let merged = self.merge_to_end(merging.merge)?;
-        self.remove_files(&of);
+        self.remove_files(&as_listed(&of));
         by.truncate(first);
         by.push(merged);
         Ok(())

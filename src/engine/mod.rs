@@ -90,8 +90,14 @@ impl Engine {
         #[cfg(any(test, feature = "testing"))]
         let hasher = hasher.masked(seams.entropy.hash_mask());
         let listed = manifest.tables.len();
-        let tables = checkpoint::open_tables(&*seams.storage, dir, sizes.map, &mut manifest)?;
-        let lost = listed.saturating_sub(tables.list.len()) as u64;
+        let (tables, damaged) = checkpoint::open_tables(
+            &*seams.storage,
+            dir,
+            sizes.map,
+            checkpoint_keys,
+            &mut manifest,
+        )?;
+        let lost = listed.saturating_sub(manifest.tables.len()).saturating_add(damaged.len());
         let recent = Recent::new(&tables);
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             rebuild::take_in(&recent, &hasher, dir, record, earlier)
@@ -107,7 +113,7 @@ impl Engine {
             moved: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
             copies: Mutex::new(Vec::new()),
-            mended: AtomicU64::new(lost),
+            mended: AtomicU64::new(lost as u64),
             checkpointed: Mutex::new(None),
             trouble: Mutex::new(None),
             hasher,
@@ -129,6 +135,12 @@ impl Engine {
                 Err(e) if e.kind() != ErrorKind::StorageFull => return Err(e),
                 _ => {}
             }
+        }
+        if !damaged.is_empty() && !engine.log.is_writing() {
+            engine.begin_writing()?;
+        }
+        for table in damaged {
+            engine.make_again(&[table])?;
         }
         Ok(engine)
     }

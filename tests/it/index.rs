@@ -120,6 +120,47 @@ fn a_large_table_mended_with_little_memory_stays_one() {
     assert!(store.verify().unwrap().is_whole());
 }
 
+/// Memory took all that a damaged table had held, whatever it may take, and what newer ones hold with it.
+#[test]
+fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_answered() {
+    for (newer, map) in [(0, true), (40, true), (40, false)] {
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        (0..300).for_each(|n| mark(&store, "k", n));
+        drop(store);
+        let large = files(&sim, "tab").pop().unwrap();
+        let store = open(&sim, 1000);
+        (0..newer).for_each(|n| mark(&store, "newer", n));
+        drop(store);
+        sim.flip_byte(&large, 0, 1).unwrap();
+        let builder = Store::builder().segment_bytes(16 << 10).index_memory_max(64 * 4).map(map);
+        let check = |sim: &Sim| {
+            let store = sim.open_with(builder.clone()).unwrap();
+            assert!(store.stats().keys_in_memory <= 8, "{}", store.stats().keys_in_memory);
+            assert_eq!(store.stats().keys, 300 + newer);
+            assert!((0..300).all(|n| is_marked(&store, "k", n)));
+            assert!((0..newer).all(|n| is_marked(&store, "newer", n)));
+            assert!(store.verify().unwrap().is_whole());
+        };
+        for after in 0.. {
+            let sim = sim.copy();
+            sim.cut_power_at(after);
+            drop(sim.open_with(builder.clone()));
+            let is_through = !sim.power_is_cut();
+            sim.power_loss_keeping_some(after);
+            check(&sim);
+            if is_through {
+                println!(
+                    "power lost at each of {after} calls of an opening that makes a table again"
+                );
+                break;
+            }
+        }
+        check(&sim);
+        check(&sim);
+    }
+}
+
 /// A walk that met a damaged bucket met it again and again, without an end.
 #[test]
 fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
