@@ -126,7 +126,7 @@ fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_a
     for (newer, map) in [(0, true), (40, true), (40, false)] {
         let sim = Sim::new(7);
         let store = open(&sim, 1000);
-        (0..300).for_each(|n| mark(&store, "k", n));
+        (0..100).for_each(|n| mark(&store, "k", n));
         drop(store);
         let large = files(&sim, "tab").pop().unwrap();
         let store = open(&sim, 1000);
@@ -137,8 +137,8 @@ fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_a
         let check = |sim: &Sim| {
             let store = sim.open_with(builder.clone()).unwrap();
             assert!(store.stats().keys_in_memory <= 8, "{}", store.stats().keys_in_memory);
-            assert_eq!(store.stats().keys, 300 + newer);
-            assert!((0..300).all(|n| is_marked(&store, "k", n)));
+            assert_eq!(store.stats().keys, 100 + newer);
+            assert!((0..100).all(|n| is_marked(&store, "k", n)));
             assert!((0..newer).all(|n| is_marked(&store, "newer", n)));
             assert!(store.verify().unwrap().is_whole());
         };
