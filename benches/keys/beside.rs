@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use onlyonce::{Durability, Store};
+use onlyonce::{Durability, Policy, Store};
 
 use crate::expire::{Expiring, Kept};
 use crate::machine;
@@ -102,6 +102,11 @@ impl Stage<'_> {
             // As many as are claimed in some hundredths of a second.
             Meanwhile::Checkpoints => open_with(dir, level, |builder| {
                 builder.index_memory_max(if level == Durability::Sync { 64 << 8 } else { 64 << 12 })
+            }),
+            // What the pairs write expires, too: the background lets a log be of which half is alive.
+            Meanwhile::Background => open_with(dir, level, |builder| {
+                let policy = Policy::new().claim_durability(level).durability(level);
+                builder.policy(policy.retention(Duration::from_secs(1)))
             }),
             _ => open(dir, level),
         };
