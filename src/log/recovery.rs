@@ -506,18 +506,21 @@ fn check_clean(
             "the log ends before its clean end",
         ));
     }
-    let listed_end = manifest.segments.get(scan.last).map_or(Lsn::ZERO, |listed| listed.end);
-    let room = listed_end.since(end).min(limits::PAGE_BYTES as u64);
-    check_zeros(segment, segment.offset(end), room)?;
     // The one ahead is empty; any other would have been listed by a later manifest than this one.
-    for next in segments.get(scan.last.saturating_add(1)..).unwrap_or_default() {
-        check_zeros(
-            next,
-            SEGMENT_HEADER_BYTES as u64,
-            (limits::PAGE_BYTES - SEGMENT_HEADER_BYTES) as u64,
-        )?;
+    for (segment, listed) in segments.iter().zip(&manifest.segments).skip(scan.last) {
+        check_nothing_behind(segment, listed.end, end)?;
     }
     Ok(Plan::Continue)
+}
+
+/// Of a segment in which a clean close ended, or one ahead of it: nothing stands behind the `clean` end.
+pub(super) fn check_nothing_behind(segment: &Segment, listed_end: Lsn, clean: Lsn) -> Result<()> {
+    let page = limits::PAGE_BYTES as u64;
+    if segment.base() >= clean {
+        let header = SEGMENT_HEADER_BYTES as u64;
+        return check_zeros(segment, header, page.saturating_sub(header));
+    }
+    check_zeros(segment, segment.offset(clean), listed_end.since(clean).min(page))
 }
 
 fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {

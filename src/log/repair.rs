@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::birth::base_from_clock;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::reader::{Reader, Step, look_behind};
-use super::recovery::{Unlisted, look_at_unlisted, records_in};
+use super::recovery::{Unlisted, check_nothing_behind, look_at_unlisted, records_in};
 use super::segment::{self, Segment, Spare};
 use super::{Seams, Sizes};
 use crate::clock::StoreClock;
@@ -47,6 +47,8 @@ pub(crate) struct Survey {
 struct Part {
     segment: Segment,
     end: Lsn,
+    /// Whether header and length are what was written. No torn write changes them.
+    is_whole: bool,
 }
 
 /// Reads everything in `dir`, which is locked.
@@ -74,9 +76,10 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
             for listed in &manifest.segments {
                 match open_listed(storage, &log_dir, listed, manifest.store) {
                     Ok((segment, header)) => {
-                        is_sound &= header.is_ok();
+                        let is_whole = header.is_ok();
+                        is_sound &= is_whole;
                         damages.extend(header.err());
-                        parts.push(Part { segment, end: listed.end });
+                        parts.push(Part { segment, end: listed.end, is_whole });
                     }
                     Err(e) if e.kind() == ErrorKind::Corrupt => {
                         is_sound = false;
@@ -109,6 +112,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         newest: StoreMillis(0),
     };
     survey.look_for_losses(durable)?;
+    survey.look_behind_clean_end()?;
     Ok(survey)
 }
 
@@ -195,7 +199,8 @@ fn find_segments(
                     continue;
                 }
                 let end = identity.listed().end;
-                parts.push(Part { segment: Segment::unchecked(identity, store, path, file), end });
+                let segment = Segment::unchecked(identity, store, path, file);
+                parts.push(Part { segment, end, is_whole: true });
             }
             Err(e) if e.kind() == ErrorKind::Corrupt => damages.push(e),
             Err(e) => return Err(e),
@@ -261,6 +266,8 @@ impl Survey {
     fn look_for_losses(&mut self, durable: Lsn) -> Result<()> {
         let mut durable = durable;
         let mut gaps = Vec::new();
+        // Segments are filled one after the other.
+        let mut may_hold_records = true;
         for (index, part) in self.parts.iter().enumerate() {
             let limit = part.end.since(part.segment.base());
             let (mut is_ended, mut time, mut newest) = (false, self.time, self.newest);
@@ -286,27 +293,52 @@ impl Survey {
                 Ok(())
             })?;
             (self.time, self.newest) = (time, newest);
+            let file_end = part.segment.file.len();
+            let file_end = file_end.map_err(|e| Error::io("reading", &part.segment.path, e))?;
+            let mut is_in_use = false;
             for (from, to, why) in bad {
                 let behind = look_behind(&part.segment, from, limit)?;
                 durable = durable.max(behind.watermark);
                 // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
-                let is_cut = self.manifest.is_none() && to >= limit && behind.bytes_end <= from;
+                let is_open = to >= limit && behind.bytes_end <= from;
+                // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what
+                // is left says that it was durable.
+                let is_gone = from == SEGMENT_HEADER_BYTES as u64 || to > file_end;
+                let is_gone = is_gone && !part.is_whole && may_hold_records;
+                let is_cut = self.manifest.is_none() && is_open;
                 if !(is_cut || is_ended && to >= limit) {
-                    gaps.push((index, from, to, why));
+                    gaps.push((index, from, to, why, is_gone));
                 }
+                is_in_use |= is_open && part.is_whole && !is_ended;
             }
+            may_hold_records = !is_in_use;
         }
-        for (index, from, to, why) in gaps {
+        for (index, from, to, why, is_gone) in gaps {
             let Some(part) = self.parts.get(index) else { continue };
             let (start, end) = (part.segment.base().plus(from), part.segment.base().plus(to));
             // Behind what is known to have been durable it is a torn tail.
-            if start < durable {
+            if start < durable || is_gone {
                 self.damages.push(Error::corrupt(&part.segment.path, from, why));
                 self.lost.push(start..end);
                 self.is_sound = false;
             }
         }
         self.lost.sort_by_key(|range| range.start);
+        Ok(())
+    }
+
+    /// After a clean close nothing stands behind its end, or no opening believes the manifest. Records there are read as
+    /// all others are, so nothing is lost.
+    fn look_behind_clean_end(&mut self) -> Result<()> {
+        let Some(end) = self.manifest.as_ref().and_then(|manifest| manifest.clean) else {
+            return Ok(());
+        };
+        for part in self.parts.iter().filter(|part| part.end > end) {
+            match check_nothing_behind(&part.segment, part.end, end) {
+                Err(e) if e.kind() == ErrorKind::Corrupt => self.damages.push(e),
+                checked => checked?,
+            }
+        }
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Log;
 use super::birth::base_from_clock;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::recovery::Plan;
+use super::recovery::{Plan, check_nothing_behind};
 use super::room::{KEPT_FREE, Keeper, Room};
 use super::segment::{self, Segment, Spare};
 use crate::limits;
@@ -299,7 +299,15 @@ impl Log {
         let last = self.tail.lock().last;
         self.commit(last, crate::operation::Durability::Sync)?;
         let end = self.tail.lock().end();
-        let mut manifest = Manifest { clean: Some(end), durable: end, ..keeper.manifest.clone() };
+        // Bytes that rot has left in the room behind would say that the manifest is older than the log. So the next
+        // opening isn't told of a clean close, and cuts them off like a torn tail.
+        let segments = Arc::clone(&self.segments.lock());
+        let mut ahead = segments.iter().zip(&keeper.manifest.segments);
+        let is_clean = ahead.all(|(segment, listed)| {
+            listed.end <= end || check_nothing_behind(segment, listed.end, end).is_ok()
+        });
+        let clean = is_clean.then_some(end);
+        let mut manifest = Manifest { clean, durable: end, ..keeper.manifest.clone() };
         change(&mut manifest);
         self.guarded(|| self.switch_to(&mut keeper, manifest))
     }
