@@ -69,14 +69,13 @@ impl Store {
     /// # Errors
     /// `NotFound` if there is no store; `Locked` if somebody has it open, naming who; `Corrupt` if bytes that
     /// were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
-    /// `StorageFull` if a large part of the index is damaged and there is no room to make it again; `Io` if the system
-    /// refuses.
+    /// `Io` if the system refuses.
     ///
     /// # Cost
     /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the
     /// log since the last checkpoint, and makes what no watermark covered durable. Where a table of the index is damaged
-    /// it reads the part of the log that this covers. The first write after it rewrites
-    /// the manifest: a few small writes and syncs, once.
+    /// it reads the part of the log that this covers, and writes the table anew if memory may not hold as much. The first
+    /// write after it rewrites the manifest: a few small writes and syncs, once.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open(dir)
     }

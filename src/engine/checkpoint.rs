@@ -112,8 +112,7 @@ pub(super) fn open_tables(
     if let Some(from) = damaged.first().map(|oldest| oldest.from) {
         let newer = manifest.tables.iter().filter(|listed| listed.from >= from);
         if newer.map(|listed| listed.slots).sum::<u64>() <= keys_max as u64 {
-            manifest.covered = from;
-            manifest.tables.retain(|listed| listed.from < from);
+            uncover(manifest, from);
             list.retain(|table| table.listed.from < from);
             damaged.clear();
         }
@@ -127,6 +126,12 @@ pub(super) fn open_tables(
         expired.push(Arc::new(file));
     }
     Ok((Tables::new(list, manifest.covered, head, expired), damaged))
+}
+
+/// Has an opening read all from `from` on into memory, whatever tables hold of it.
+pub(super) fn uncover(manifest: &mut Manifest, from: Lsn) {
+    manifest.covered = from;
+    manifest.tables.retain(|listed| listed.from < from);
 }
 
 fn as_listed(tables: &[Arc<Table>]) -> Vec<ListedTable> {

@@ -554,7 +554,10 @@ impl Engine {
             is_complete,
         };
         // What a call has moved lies behind where it aims; so the next one must not aim behind that.
-        let gone_on_with = self.work.lock().compact_until.filter(|_| budget < u64::MAX);
+        // Unless the background has come there meanwhile: nothing is left to go on with.
+        let head = self.log.head_base();
+        let gone_on_with = self.work.lock().compact_until;
+        let gone_on_with = gone_on_with.filter(|until| budget < u64::MAX && *until > head);
         let until = match gone_on_with {
             Some(until) => until,
             None => self.log.roll_over()?,

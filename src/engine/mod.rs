@@ -25,11 +25,12 @@ use std::sync::Arc;
 
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Live, Place, Recent};
+use crate::index::table::ListedTable;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::recovery::{Earlier, Report};
 use crate::log::{Log, Room, Seams, Sizes, recovery};
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
 use crate::protocol::{KeyState, Next, Phase, Presence};
 use crate::record::{Draft, Ending, Record};
@@ -102,7 +103,7 @@ impl Engine {
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             rebuild::take_in(&recent, &hasher, dir, record, earlier)
         };
-        let (log, report) = recovery::open(seams, dir, sizes, manifest, &mut visit)?;
+        let (log, report) = recovery::open(seams.clone(), dir, sizes, manifest, &mut visit)?;
         let engine = Engine {
             log,
             recent,
@@ -136,13 +137,30 @@ impl Engine {
                 _ => {}
             }
         }
-        if !damaged.is_empty() && !engine.log.is_writing() {
-            engine.begin_writing()?;
+        let Some(from) = damaged.first().map(|oldest| oldest.from) else { return Ok(engine) };
+        match engine.make_all_again(&damaged) {
+            Ok(()) => Ok(engine),
+            // Without room memory stands in, whatever it takes. Something may have been written, so all is read anew.
+            Err(e) if e.kind() == ErrorKind::StorageFull => {
+                let (Some(lock), Some(mut manifest)) =
+                    (engine.lock.lock().take(), manifest::load(&*seams.storage, dir)?)
+                else {
+                    return Err(e);
+                };
+                drop(engine);
+                checkpoint::uncover(&mut manifest, from);
+                Engine::open(seams, dir, sizes, result_bytes_max, checkpoint_keys, manifest, lock)
+            }
+            Err(e) => Err(e),
         }
-        for table in damaged {
-            engine.make_again(&[table])?;
+    }
+
+    /// Makes tables again that no opening could use, one after the other.
+    fn make_all_again(&self, damaged: &[ListedTable]) -> Result<()> {
+        if !self.log.is_writing() {
+            self.begin_writing()?;
         }
-        Ok(engine)
+        damaged.iter().try_for_each(|table| self.make_again(&[*table]))
     }
 
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {

@@ -161,6 +161,53 @@ fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_a
     }
 }
 
+/// Room for a table is nowhere, or not within the budget: what is known is answered all the same.
+#[test]
+fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
+    for (killed, budget) in [(false, false), (true, false), (false, true), (true, true)] {
+        let context = format!("killed: {killed}, budget: {budget}");
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        (0..200).for_each(|n| mark(&store, "k", n));
+        drop(store);
+        let store = open(&sim, 1000);
+        (0..10).for_each(|n| mark(&store, "late", n));
+        let used = store.stats().disk_bytes;
+        match killed {
+            true => sim.kill(),
+            false => drop(store),
+        }
+        sim.flip_byte(&files(&sim, "tab")[0], 0, 1).unwrap();
+        let mut builder = Store::builder().segment_bytes(16 << 10).index_memory_max(64 * 4);
+        match budget {
+            true => builder = builder.disk_bytes_max(used),
+            false => sim.set_disk_bytes_max(sim.disk_bytes()),
+        }
+        let look = |store: &Store, has_room: bool| {
+            assert!((0..200).all(|n| is_marked(store, "k", n)), "{context}");
+            // What a killed opening left unsynced waits for room.
+            if has_room || !killed {
+                assert!((0..10).all(|n| is_marked(store, "late", n)), "{context}");
+                assert!(!is_marked(store, "k", 200), "{context}");
+            }
+        };
+        for _ in 0..2 {
+            let opened = sim.open_with(builder.clone().manual_maintenance(true));
+            let store = opened.unwrap_or_else(|e| panic!("{context}: {e:?}"));
+            look(&store, false);
+            sim.kill();
+        }
+        sim.set_disk_bytes_max(u64::MAX);
+        let store = sim.open_with(builder.disk_bytes_max(u64::MAX)).unwrap();
+        rest(&sim, &store);
+        look(&store, true);
+        assert!(
+            store.stats().keys_in_memory < 10 && store.verify().unwrap().is_whole(),
+            "{context}"
+        );
+    }
+}
+
 /// A walk that met a damaged bucket met it again and again, without an end.
 #[test]
 fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {

@@ -194,6 +194,17 @@ fn compaction_in_pieces_comes_to_an_end_and_has_erased_what_was_forgotten_before
     assert!(store.compact(u64::MAX).unwrap().is_complete());
     assert!(!stands(10));
     assert!(calls > 2, "{calls}");
+    // Nor where the background has come to the end meanwhile: the next call takes aim anew.
+    assert!(!store.compact(1).unwrap().is_complete());
+    assert!((11..200).all(|n| store.forget(key(n)).unwrap()));
+    for _ in 0..20 {
+        sim.advance(Duration::from_secs(61));
+        while store.step().unwrap() == Duration::ZERO {}
+    }
+    assert!(store.mark(key(500)).unwrap().is_first());
+    assert!(store.forget(key(500)).unwrap());
+    assert!(store.compact(1 << 30).unwrap().is_complete());
+    assert!(!stands(500));
 }
 
 /// A store of many marks, and after each `every` of them a result of `bytes`. Gives the bytes of all.
