@@ -38,6 +38,9 @@ pub(super) struct Work {
     pub(super) estimate: Option<Estimate>,
     /// What goes through all of the log, in the background.
     pub(super) pass: Option<Pass>,
+    /// The number of a table that can't be made again, for the log is damaged, too. Nobody tries that a second time: each
+    /// try reads the log of all its keys and writes as much.
+    unmendable: Option<u32>,
     has_swept: bool,
 }
 
@@ -242,7 +245,7 @@ impl Engine {
             }
         }
         if work.merge.is_none() && failed.is_none() {
-            match self.begin_merge() {
+            match self.begin_merge(&work) {
                 Ok(merge) => work.merge = merge,
                 Err(e) => failed = Some(e),
             }
@@ -513,9 +516,13 @@ impl Engine {
         }
     }
 
-    fn begin_merge(&self) -> Result<Option<Merging>> {
+    fn begin_merge(&self, work: &Work) -> Result<Option<Merging>> {
         let tables = self.tables();
-        let due = merge_due(&as_listed(&tables.list));
+        let mut listed = as_listed(&tables.list);
+        // Those younger than one that can't be read are merged by themselves, or there would be more and more of them.
+        let whole = listed.iter().position(|table| Some(table.number) == work.unmendable);
+        listed.truncate(whole.unwrap_or(usize::MAX));
+        let due = merge_due(&listed);
         self.begin_merge_of(tables.list.get(..due).unwrap_or_default())
     }
 
@@ -586,11 +593,17 @@ impl Engine {
             // Somebody else has mended it.
             return Ok(());
         };
-        if self.is_closed() || self.log.is_poisoned() {
+        let number = bad.listed.number;
+        if self.is_closed() || self.log.is_poisoned() || work.unmendable == Some(number) {
             return Err(error);
         }
         self.give_up_merge(work);
-        self.make_again(&[bad.listed]).map_err(|e| e.because(error))?;
+        if let Err(e) = self.make_again(&[bad.listed]) {
+            if e.kind() == ErrorKind::Corrupt {
+                work.unmendable = Some(number);
+            }
+            return Err(e.because(error));
+        }
         self.mended.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

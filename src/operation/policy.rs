@@ -339,7 +339,8 @@ policy_setters! {
     /// How long a key is remembered once its result's [`retention`](Self::retention) has passed: a late retry is told
     /// `Expired`, with when the work was done, and not granted the key as if it were new.
     ///
-    /// Counted from the end of the retention, to the minute. What counts is what is set where the outcome is recorded.
+    /// Counted from the end of the retention, to the minute. What counts is what is set where the outcome is recorded. Of
+    /// a key that was forgotten while an earlier outcome of it was to be remembered, the later of both times counts.
     /// Without a retention there is nothing to remember: the result itself is kept. Default: not at all; a retry that
     /// comes later than the retention does the work again.
     ///

@@ -208,6 +208,36 @@ fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
     }
 }
 
+/// Every merge took in the table that can't be read, failed, and left the younger ones as they were, until there were as
+/// many as a manifest may list and memory grew; and each lookup in it read the log of all its keys again, in vain.
+#[test]
+fn a_table_that_can_t_be_made_again_keeps_no_others_from_being_merged() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    for n in 0..400 {
+        mark(&store, "k", n);
+        work(&store).unwrap();
+    }
+    rest(&sim, &store);
+    drop(store);
+    rot_tables(&sim);
+    sim.flip_byte(&files(&sim, "log")[0], 6000, 1).unwrap();
+    let store = open(&sim, 8);
+    let bad = (0..400).find(|n| store.get(("k", *n)).is_err()).unwrap();
+    let changes = sim.changes();
+    assert_eq!(store.get(("k", bad)).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(sim.changes(), changes, "in vain, once more");
+    let mut marked = 0;
+    for n in 0..2000_u64 {
+        marked += u64::from(store.mark(("n", n)).is_ok());
+        while store.step().unwrap_or(Duration::MAX) == Duration::ZERO {}
+        let stats = store.stats();
+        assert!(stats.tables < 24 && stats.keys_in_memory < 100, "{n}: {stats:?}");
+    }
+    assert!(marked > 1000, "{marked}");
+    assert!(store.stats().background_error.is_some());
+}
+
 /// A walk that met a damaged bucket met it again and again, without an end.
 #[test]
 fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
