@@ -266,6 +266,7 @@ impl Survey {
     fn look_for_losses(&mut self, durable: Lsn) -> Result<()> {
         let mut durable = durable;
         let mut gaps = Vec::new();
+        let was_closed = self.manifest.as_ref().is_some_and(|manifest| manifest.clean.is_some());
         // Segments are filled one after the other.
         let mut may_hold_records = true;
         for (index, part) in self.parts.iter().enumerate() {
@@ -299,12 +300,12 @@ impl Survey {
             for (from, to, why) in bad {
                 let behind = look_behind(&part.segment, from, limit)?;
                 durable = durable.max(behind.watermark);
-                // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
                 let is_open = to >= limit && behind.bytes_end <= from;
                 // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what
-                // is left says that it was durable.
+                // is left says that it was durable. A clean close says how far.
                 let is_gone = from == SEGMENT_HEADER_BYTES as u64 || to > file_end;
-                let is_gone = is_gone && !part.is_whole && may_hold_records;
+                let is_gone = is_gone && !part.is_whole && may_hold_records && !was_closed;
+                // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
                 let is_cut = self.manifest.is_none() && is_open;
                 if !(is_cut || is_ended && to >= limit) {
                     gaps.push((index, from, to, why, is_gone));
