@@ -26,6 +26,9 @@ use crate::{Error, Key, Result};
 /// store consists of them. A key whose newest record is lost is afterwards what its newest whole record says, or absent.
 /// Copy the directory before.
 ///
+/// Where the manifest is lost, the segments themselves say what there was. One thing they can't: whether segments in
+/// front of the first one were given back by compaction or are missing.
+///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};
 /// use onlyonce::Store;

@@ -6,6 +6,7 @@
 //! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
 //! positions says that.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,9 +39,9 @@ pub(super) struct Work {
     pub(super) estimate: Option<Estimate>,
     /// What goes through all of the log, in the background.
     pub(super) pass: Option<Pass>,
-    /// The number of a table that can't be made again, for the log is damaged, too. Nobody tries that a second time: each
+    /// Numbers of tables that can't be made again, for the log is damaged, too. Nobody tries that a second time: each
     /// try reads the log of all its keys and writes as much.
-    unmendable: Option<u32>,
+    unmendable: BTreeSet<u32>,
     has_swept: bool,
 }
 
@@ -520,7 +521,7 @@ impl Engine {
         let tables = self.tables();
         let mut listed = as_listed(&tables.list);
         // Those younger than one that can't be read are merged by themselves, or there would be more and more of them.
-        let whole = listed.iter().position(|table| Some(table.number) == work.unmendable);
+        let whole = listed.iter().position(|table| work.unmendable.contains(&table.number));
         listed.truncate(whole.unwrap_or(usize::MAX));
         let due = merge_due(&listed);
         self.begin_merge_of(tables.list.get(..due).unwrap_or_default())
@@ -594,13 +595,13 @@ impl Engine {
             return Ok(());
         };
         let number = bad.listed.number;
-        if self.is_closed() || self.log.is_poisoned() || work.unmendable == Some(number) {
+        if self.is_closed() || self.log.is_poisoned() || work.unmendable.contains(&number) {
             return Err(error);
         }
         self.give_up_merge(work);
         if let Err(e) = self.make_again(&[bad.listed]) {
             if e.kind() == ErrorKind::Corrupt {
-                work.unmendable = Some(number);
+                work.unmendable.insert(number);
             }
             return Err(e.because(error));
         }
@@ -609,21 +610,43 @@ impl Engine {
     }
 
     /// Makes tables that follow each other again from the log, as one, and lists that.
-    pub(super) fn make_again(&self, tables: &[ListedTable]) -> Result<()> {
-        let (Some(from), Some(to)) = (
+    fn make_again(&self, tables: &[ListedTable]) -> Result<()> {
+        self.switch_index(&self.made_again(tables)?)
+    }
+
+    /// Makes tables that follow each other again from the log, as one. Durable on return, but not listed.
+    fn made_again(&self, tables: &[ListedTable]) -> Result<Change> {
+        let mut change = Change { replaced: tables.to_vec(), by: Vec::new() };
+        let (from, to) = (
             tables.iter().map(|table| table.from).min(),
             tables.iter().map(|table| table.to).max(),
-        ) else {
-            return Ok(());
-        };
-        let mut change = Change { replaced: tables.to_vec(), by: Vec::new() };
-        match self.rebuild(from, to, &mut change.by) {
-            Ok(()) => self.switch_index(&change),
-            Err(e) => {
-                self.remove_files(&as_listed(&change.by));
-                Err(e)
+        );
+        let (Some(from), Some(to)) = (from, to) else { return Ok(change) };
+        let made = self.rebuild(from, to, &mut change.by);
+        if made.is_err() {
+            self.remove_files(&as_listed(&change.by));
+        }
+        made.map(|()| change)
+    }
+
+    /// Makes tables again that an opening could not use, each by itself.
+    pub(super) fn make_all_again(&self, damaged: &[ListedTable]) -> Result<()> {
+        // All of them before the log is written to: for want of room the opening is to be as if it had not been, for the
+        // next one needs what is kept for a fork.
+        let mut changes = Vec::with_capacity(damaged.len());
+        for table in damaged {
+            match self.made_again(&[*table]) {
+                Ok(change) => changes.push(change),
+                Err(e) => {
+                    changes.iter().for_each(|change| self.remove_files(&as_listed(&change.by)));
+                    return Err(e);
+                }
             }
         }
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        changes.iter().try_for_each(|change| self.switch_index(change))
     }
 
     /// Makes all tables again from the log, as one.

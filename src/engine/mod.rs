@@ -25,7 +25,6 @@ use std::sync::Arc;
 
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Live, Place, Recent};
-use crate::index::table::ListedTable;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::recovery::{Earlier, Report};
@@ -130,6 +129,27 @@ impl Engine {
             fork_generation: crate::storage::fork::generation(),
         };
         engine.count_bytes(&engine.tables());
+        if let Some(from) = damaged.first().map(|oldest| oldest.from) {
+            match engine.make_all_again(&damaged) {
+                Ok(()) => {}
+                // Without room memory stands in, whatever it takes: all is read anew.
+                Err(e) if e.kind() == ErrorKind::StorageFull => {
+                    let (Some(lock), Some(mut manifest)) =
+                        (engine.lock.lock().take(), manifest::load(&*seams.storage, dir)?)
+                    else {
+                        return Err(e);
+                    };
+                    drop(engine);
+                    checkpoint::uncover(&mut manifest, from);
+                    let keys = checkpoint_keys;
+                    let engine =
+                        Engine::open(seams, dir, sizes, result_bytes_max, keys, manifest, lock)?;
+                    engine.mended.fetch_add(damaged.len() as u64, Ordering::Relaxed);
+                    return Ok(engine);
+                }
+                Err(e) => return Err(e),
+            }
+        }
         if engine.log.has_unsettled_tail() {
             // Without room it is served up to the tail, and finished when there is some.
             match engine.begin_writing() {
@@ -137,30 +157,7 @@ impl Engine {
                 _ => {}
             }
         }
-        let Some(from) = damaged.first().map(|oldest| oldest.from) else { return Ok(engine) };
-        match engine.make_all_again(&damaged) {
-            Ok(()) => Ok(engine),
-            // Without room memory stands in, whatever it takes. Something may have been written, so all is read anew.
-            Err(e) if e.kind() == ErrorKind::StorageFull => {
-                let (Some(lock), Some(mut manifest)) =
-                    (engine.lock.lock().take(), manifest::load(&*seams.storage, dir)?)
-                else {
-                    return Err(e);
-                };
-                drop(engine);
-                checkpoint::uncover(&mut manifest, from);
-                Engine::open(seams, dir, sizes, result_bytes_max, checkpoint_keys, manifest, lock)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Makes tables again that no opening could use, one after the other.
-    fn make_all_again(&self, damaged: &[ListedTable]) -> Result<()> {
-        if !self.log.is_writing() {
-            self.begin_writing()?;
-        }
-        damaged.iter().try_for_each(|table| self.make_again(&[*table]))
+        Ok(engine)
     }
 
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {

@@ -34,8 +34,10 @@ pub(crate) struct Survey {
     pub(crate) damages: Vec<Error>,
     /// Stretches of the log that were durable once and are gone.
     pub(crate) lost: Vec<std::ops::Range<Lsn>>,
-    /// A segment can't be read, and nothing says which part of the log it was.
+    /// A segment is missing or can't be read, and nothing says which part of the log it was.
     lacks_segment: bool,
+    /// Of all segments' files.
+    ordinals: BTreeSet<u32>,
     /// Whether the files can stay as they are, once a manifest lists them.
     is_sound: bool,
     parts: Vec<Part>,
@@ -99,6 +101,8 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         }
     };
     let durable = manifest.as_ref().map_or(Lsn::ZERO, |manifest| manifest.durable);
+    let entries = storage.list(&log_dir).map_err(|e| Error::io("listing", &log_dir, e))?;
+    let ordinals = entries.iter().filter_map(|entry| segment::ordinal_of(&entry.name)).collect();
     let mut survey = Survey {
         manifest,
         store,
@@ -106,6 +110,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         damages,
         lost,
         lacks_segment,
+        ordinals,
         is_sound,
         parts,
         time: None,
@@ -265,7 +270,7 @@ impl Survey {
 
     fn look_for_losses(&mut self, durable: Lsn) -> Result<()> {
         let mut durable = durable;
-        let mut gaps = Vec::new();
+        let (mut gaps, mut missing) = (Vec::new(), Vec::new());
         let was_closed = self.manifest.as_ref().is_some_and(|manifest| manifest.clean.is_some());
         // Segments are filled one after the other.
         let mut may_hold_records = true;
@@ -301,10 +306,15 @@ impl Survey {
                 let behind = look_behind(&part.segment, from, limit)?;
                 durable = durable.max(behind.watermark);
                 let is_open = to >= limit && behind.bytes_end <= from;
+                // Zeros where the next record would begin, and the file goes on.
+                let is_room = is_open && file_end >= from.saturating_add(HEADER_BYTES as u64);
+                let is_cut_short = to > file_end && !is_room;
                 // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what
                 // is left says that it was durable. A clean close says how far.
-                let is_gone = from == SEGMENT_HEADER_BYTES as u64 || to > file_end;
+                let is_gone = from == SEGMENT_HEADER_BYTES as u64 || is_cut_short;
                 let is_gone = is_gone && !part.is_whole && may_hold_records && !was_closed;
+                // A recovery shortens a segment to its last record, never within one.
+                let is_gone = is_gone || is_cut_short && !is_open && self.manifest.is_none();
                 // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
                 let is_cut = self.manifest.is_none() && is_open;
                 if !(is_cut || is_ended && to >= limit) {
@@ -313,7 +323,15 @@ impl Survey {
                 is_in_use |= is_open && part.is_whole && !is_ended;
             }
             may_hold_records = !is_in_use;
+            // The next one was there before this one was ended.
+            let next = part.segment.identity.ordinal.saturating_add(1);
+            if is_ended && self.manifest.is_none() && !self.ordinals.contains(&next) {
+                let path = part.segment.path.with_file_name(segment::file_name(next));
+                missing.push(Error::corrupt(&path, 0, "a segment is missing:"));
+            }
         }
+        self.lacks_segment |= !missing.is_empty();
+        self.damages.append(&mut missing);
         for (index, from, to, why, is_gone) in gaps {
             let Some(part) = self.parts.get(index) else { continue };
             let (start, end) = (part.segment.base().plus(from), part.segment.base().plus(to));

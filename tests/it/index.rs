@@ -199,6 +199,7 @@ fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
         }
         sim.set_disk_bytes_max(u64::MAX);
         let store = sim.open_with(builder.disk_bytes_max(u64::MAX)).unwrap();
+        mark(&store, "more", 0);
         rest(&sim, &store);
         look(&store, true);
         assert!(
@@ -206,6 +207,36 @@ fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
             "{context}"
         );
     }
+}
+
+/// An opening that found no room for a table had used up what is kept for the fork of a killed log.
+#[test]
+fn a_killed_store_with_a_damaged_table_goes_on_where_one_without_does() {
+    let marked = |is_damaged: bool| {
+        let sim = Sim::new(7);
+        let store = open(&sim, 1000);
+        (0..1000).for_each(|n| mark(&store, "k", n));
+        drop(store);
+        let store = open(&sim, 1000);
+        mark(&store, "late", 0);
+        sim.kill();
+        drop(store);
+        if is_damaged {
+            sim.flip_byte(&files(&sim, "tab")[0], 0, 1).unwrap();
+        }
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        let store = open(&sim, 4);
+        let mut marked = 0;
+        for n in 0..400_u64 {
+            marked += u64::from(store.mark(("new", n)).is_ok());
+            // It may well fail.
+            let _ = store.step();
+        }
+        assert!(is_marked(&store, "late", 0) && is_marked(&store, "k", 7));
+        marked
+    };
+    let whole = marked(false);
+    assert!(whole > 300 && marked(true) > whole / 2, "{whole}");
 }
 
 /// Every merge took in the table that can't be read, failed, and left the younger ones as they were, until there were as

@@ -325,6 +325,51 @@ fn a_damaged_last_segment_of_a_killed_store_is_given_up_by_an_explicit_word_alon
     }
 }
 
+/// Without a manifest the segments say themselves that one is missing behind them, or that they were cut.
+#[test]
+fn without_a_manifest_a_segment_that_is_gone_or_cut_is_a_loss() {
+    for closed in [true, false] {
+        let sim = Sim::new(7);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..700 {
+            assert!(store.mark(key(n)).unwrap().is_first());
+        }
+        if !closed {
+            sim.kill();
+        }
+        drop(store);
+        let mut segments = listed(&sim);
+        segments.retain(|path| path.extension().is_some_and(|end| end == "log"));
+        segments.retain(|path| used(&sim.read_file(path).unwrap()) > 128);
+        assert!(segments.len() > 2, "{segments:?}");
+        for damage in ["gone", "cut"] {
+            for path in &segments {
+                // What compaction gave back isn't there either: the first one is missed by nobody.
+                if damage == "gone" && *path == segments[0] {
+                    continue;
+                }
+                let context = format!("closed: {closed}, {}: {damage}", path.display());
+                let machine = sim.copy();
+                machine.remove("/store/MANIFEST").unwrap();
+                match damage {
+                    "gone" => machine.remove(path).unwrap(),
+                    _ => {
+                        let bytes = sim.read_file(path).unwrap();
+                        machine.write_file(path, &bytes[..used(&bytes) / 2]).unwrap();
+                    }
+                }
+                let report = machine.repair(builder(), AcceptLoss::No).unwrap();
+                assert!(report.is_loss && !report.is_repaired, "{context}: {report:?}");
+                let is_named = report.damages.iter().any(|e| e.path() == Some(path));
+                assert!(is_named && report.keys_lost.is_none(), "{context}: {report:?}");
+                let report = machine.repair(builder(), AcceptLoss::Yes).unwrap();
+                assert!(report.is_repaired, "{context}: {report:?}");
+                drop(machine.open_with(builder()).unwrap_or_else(|e| panic!("{context}: {e:?}")));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_store_that_is_open_or_missing_is_not_touched() {
     let sim = Sim::new(1);
