@@ -268,18 +268,18 @@ impl Engine {
             Err(again) => return Ok(Err(again)),
             Ok(None) => {}
         }
-        let known = Known::of(&shard, hash);
+        let known = Known::of(&shard, hash, self.log.now());
         if known.is_nothing() {
-            return Ok(self.act(&mut shard, key, hash, None, call, writing, self.log.now()));
+            return Ok(self.act(&mut shard, key, hash, None, call, writing, known.now));
         }
         drop(shard);
         let found = match self.look_recorded(key, hash, &known) {
             Ok(found) => found,
             Err(e) => return self.look_failed(hash, &known, e).map(|()| Err(Again::Changed)),
         };
-        if let Some(known) = &found {
-            let now = self.log.now();
-            let decision = protocol::decide(known.state.as_ref(), known.presence, call, now);
+        if let Some(seen) = &found {
+            let (state, now) = (seen.state.as_ref(), known.now);
+            let decision = protocol::decide(state, seen.presence, call, now);
             if decision.next.is_none() && decision.answer != Answer::Asked {
                 return Ok(Ok(told(found, decision.answer, now)));
             }
@@ -434,7 +434,7 @@ impl Engine {
         if known.tables.expired.is_empty() {
             return Ok(None);
         }
-        let memory = known.tables.memory_of(hash, self.log.now())?;
+        let memory = known.tables.memory_of(hash, known.now)?;
         Ok(memory.map(|memory| {
             let completed = StoreMillis(memory.completed_wall());
             Box::new(Found {
@@ -654,6 +654,8 @@ pub(super) struct Known {
     /// In memory, and nobody is on them.
     places: Vec<Place>,
     tables: Arc<Tables>,
+    /// What is read by it is judged by this time: by a later one it may have expired, and somebody may be on the key.
+    now: StoreMillis,
 }
 
 impl Known {
@@ -665,10 +667,10 @@ impl Known {
         &self.tables
     }
 
-    pub(super) fn of(shard: &Shard, hash: KeyHash) -> Self {
+    pub(super) fn of(shard: &Shard, hash: KeyHash, now: StoreMillis) -> Self {
         let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
         let places = entries.map(|entry| entry.place).collect();
-        Known { places, tables: Arc::clone(shard.tables()) }
+        Known { places, tables: Arc::clone(shard.tables()), now }
     }
 
     fn is_nothing(&self) -> bool {

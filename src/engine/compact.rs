@@ -363,7 +363,7 @@ impl Engine {
                 if shard.candidates(hash).any(is_key) {
                     return Ok(0);
                 }
-                let seen = Known::of(&shard, hash);
+                let seen = Known::of(&shard, hash, now);
                 drop(shard);
                 match self.standing(&key, hash, record.lsn, &seen)? {
                     Standing::Superseded => return Ok(0),

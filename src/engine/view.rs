@@ -39,7 +39,7 @@ impl Engine {
                 drop(shard);
                 return self.shown(seen).map(Some);
             }
-            let known = Known::of(&shard, hash);
+            let known = Known::of(&shard, hash, now);
             drop(shard);
             let found = match self.look_recorded(key, hash, &known) {
                 Ok(found) => found,

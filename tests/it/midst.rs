@@ -167,6 +167,37 @@ fn what_is_written_while_memory_is_sealed_stays_there() {
     assert!((0..4).all(|n| is_marked(&store, "k", n)));
 }
 
+/// An aborted key was read, taken over by somebody else, and judged by the time of then, at which the abort had expired:
+/// forgetting it found nothing there, with a claim in flight.
+#[test]
+fn what_was_read_is_judged_by_the_time_at_which_it_stood() {
+    let mut held = 0;
+    for after in 0..4 {
+        let sim = Sim::new(7);
+        sim.mask_hashes(0, 0);
+        let store = open_unmapped(&sim, 4);
+        let op = || Operation::new("job").retention(Duration::from_millis(300));
+        let Claim::Acquired(claim) = store.claim(op()).unwrap() else { panic!() };
+        claim.abort("not now").unwrap();
+        (0..4).for_each(|n| mark(&store, "k", n));
+        work(&store).unwrap();
+        let gate = sim.hold_read(after);
+        std::thread::scope(|scope| {
+            let forgets = scope.spawn(|| store.forget("job"));
+            if gate.wait_arrived(Duration::from_secs(5)) {
+                held += 1;
+                let Claim::Acquired(claim) = store.claim(op()).unwrap() else { panic!() };
+                sim.advance(Duration::from_millis(400));
+                gate.open();
+                let told = forgets.join().unwrap().unwrap_err();
+                assert_eq!(told.kind(), ErrorKind::InProgress, "read {after}");
+                claim.complete(b"done").unwrap();
+            }
+        });
+    }
+    assert!(held > 0, "{held}");
+}
+
 /// Compaction has looked a key up in a table, and it is forgotten before the copy has its place: a copy behind the
 /// forget would bring it back.
 #[test]
