@@ -34,6 +34,11 @@ impl Content {
         Arc::clone(&self.bytes)
     }
 
+    /// Whether nothing changed since that snapshot, told without a comparison: a change copies what a snapshot holds.
+    pub(super) fn is_still(&self, snapshot: &Arc<Vec<u8>>) -> bool {
+        Arc::ptr_eq(&self.bytes, snapshot)
+    }
+
     pub(super) fn slice(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         self.bytes.get(start..start.checked_add(len)?)

@@ -363,12 +363,13 @@ impl Map for MemoryMap {
             return None;
         }
         let mut disk = self.handle.disk.lock();
+        let seen = &disk.file(self.handle.node).ok()?.seen;
         // A file cut short under its map would be a SIGBUS; here it is a `None`.
-        let now = disk.file(self.handle.node).ok()?.seen.slice(offset, len)?;
+        let now = seen.slice(offset, len)?;
         let start = usize::try_from(offset).ok()?;
-        if let Some(then) =
-            self.snapshot.get(start..start.checked_add(len)?).filter(|then| *then == now)
-        {
+        let then = self.snapshot.get(start..start.checked_add(len)?);
+        // A map may be asked for all of a large file at each lookup.
+        if let Some(then) = then.filter(|then| seen.is_still(&self.snapshot) || *then == now) {
             return Some(then);
         }
         let mut place = &self.later;
