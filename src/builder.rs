@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::clock::SystemClock;
-use crate::engine::Engine;
+use crate::engine::{Engine, Opening};
 use crate::entropy::OsEntropy;
 use crate::limits;
 use crate::log::{Seams, Sizes, birth, recovery};
@@ -274,8 +274,10 @@ impl StoreBuilder {
         }
         let manifest = load_or_create(&seams, dir, &sizes, create)?;
         let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;
-        let keys = usize::try_from(keys).unwrap_or(usize::MAX).max(1);
-        let engine = Engine::open(seams, dir, sizes, self.result_bytes_max, keys, manifest, lock)?;
+        let checkpoint_keys = usize::try_from(keys).unwrap_or(usize::MAX).max(1);
+        let result_bytes_max = self.result_bytes_max;
+        let opening = Opening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
+        let engine = Engine::open(&opening, manifest, lock)?;
         let shared = Shared::new(engine);
         if !self.manual_maintenance {
             shared.start_upkeep()?;

@@ -94,13 +94,13 @@ pub(crate) struct Checkpointed {
 }
 
 /// The listed tables that are whole, the newest first, and those that are damaged or missing: they are to be made
-/// again before anybody is answered. If memory can hold the keys of all from the oldest of these on, `keys_max`, they go
+/// again before anybody is answered. If memory can hold the keys of all from the oldest of these on, `memory_keys`, they go
 /// and nothing is written: the opening reads that part of the log again, and memory stands in until it is sealed anew.
 pub(super) fn open_tables(
     storage: &dyn Storage,
     dir: &Path,
     map: bool,
-    keys_max: usize,
+    memory_keys: usize,
     manifest: &mut Manifest,
 ) -> Result<(Arc<Tables>, Vec<ListedTable>)> {
     let index_dir = dir.join("index");
@@ -115,8 +115,9 @@ pub(super) fn open_tables(
     }
     if let Some(from) = damaged.first().map(|oldest| oldest.from) {
         let newer = manifest.tables.iter().filter(|listed| listed.from >= from);
-        if newer.map(|listed| listed.slots).sum::<u64>() <= keys_max as u64 {
-            uncover(manifest, from);
+        if newer.map(|listed| listed.slots).sum::<u64>() <= memory_keys as u64 {
+            manifest.covered = from;
+            manifest.tables.retain(|listed| listed.from < from);
             list.retain(|table| table.listed.from < from);
             damaged.clear();
         }
@@ -130,12 +131,6 @@ pub(super) fn open_tables(
         expired.push(Arc::new(file));
     }
     Ok((Tables::new(list, manifest.covered, head, expired), damaged))
-}
-
-/// Has an opening read all from `from` on into memory, whatever tables hold of it.
-pub(super) fn uncover(manifest: &mut Manifest, from: Lsn) {
-    manifest.covered = from;
-    manifest.tables.retain(|listed| listed.from < from);
 }
 
 fn as_listed(tables: &[Arc<Table>]) -> Vec<ListedTable> {
@@ -631,6 +626,9 @@ impl Engine {
 
     /// Makes tables again that an opening could not use, each by itself.
     pub(super) fn make_all_again(&self, damaged: &[ListedTable]) -> Result<()> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
         // All of them before the log is written to: for want of room the opening is to be as if it had not been, for the
         // next one needs what is kept for a fork.
         let mut changes = Vec::with_capacity(damaged.len());

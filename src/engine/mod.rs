@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Live, Place, Recent};
+use crate::index::table::ListedTable;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::recovery::{Earlier, Report};
@@ -37,6 +38,7 @@ use crate::storage::DirLock;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
+
 /// An open store, as its handles share it.
 pub(crate) struct Engine {
     pub(crate) log: Log,
@@ -75,41 +77,73 @@ pub(crate) struct Engine {
     fork_generation: u32,
 }
 
+/// How a store is opened.
+pub(crate) struct Opening<'d> {
+    pub(crate) seams: Seams,
+    pub(crate) dir: &'d Path,
+    pub(crate) sizes: Sizes,
+    pub(crate) result_bytes_max: u32,
+    pub(crate) checkpoint_keys: usize,
+}
+
 impl Engine {
     /// Opens the store that `manifest` lists, in a directory that is locked.
     pub(crate) fn open(
-        seams: Seams,
-        dir: &Path,
-        sizes: Sizes,
-        result_bytes_max: u32,
-        checkpoint_keys: usize,
-        mut manifest: Manifest,
+        opening: &Opening<'_>,
+        manifest: Manifest,
         lock: Box<dyn DirLock>,
     ) -> Result<Self> {
+        let (mut engine, damaged) =
+            Engine::read_in(opening, opening.checkpoint_keys, manifest, lock)?;
+        match engine.make_all_again(&damaged) {
+            // Without room memory stands in, whatever it takes: all is read anew.
+            Err(e) if e.kind() == ErrorKind::StorageFull => {
+                let manifest = manifest::load(&*opening.seams.storage, opening.dir)?;
+                let lock = engine.lock.lock().take();
+                let (Some(manifest), Some(lock)) = (manifest, lock) else { return Err(e) };
+                drop(engine);
+                engine = Engine::read_in(opening, usize::MAX, manifest, lock)?.0;
+            }
+            made => made?,
+        }
+        if engine.log.has_unsettled_tail() {
+            // Without room it is served up to the tail, and finished when there is some.
+            match engine.begin_writing() {
+                Err(e) if e.kind() != ErrorKind::StorageFull => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(engine)
+    }
+
+    /// Reads tables and log, and says which tables are to be made again before anybody is answered: none if memory may
+    /// stand in for them, with `memory_keys`.
+    fn read_in(
+        opening: &Opening<'_>,
+        memory_keys: usize,
+        mut manifest: Manifest,
+        lock: Box<dyn DirLock>,
+    ) -> Result<(Self, Vec<ListedTable>)> {
+        let Opening { seams, dir, sizes, .. } = opening;
         let hasher = Hasher::new(&manifest.secrets);
         #[cfg(any(test, feature = "testing"))]
         let hasher = hasher.masked(seams.entropy.hash_mask());
         let listed = manifest.tables.len();
-        let (tables, damaged) = checkpoint::open_tables(
-            &*seams.storage,
-            dir,
-            sizes.map,
-            checkpoint_keys,
-            &mut manifest,
-        )?;
+        let (tables, damaged) =
+            checkpoint::open_tables(&*seams.storage, dir, sizes.map, memory_keys, &mut manifest)?;
         let lost = listed.saturating_sub(manifest.tables.len()).saturating_add(damaged.len());
         let recent = Recent::new(&tables);
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             rebuild::take_in(&recent, &hasher, dir, record, earlier)
         };
-        let (log, report) = recovery::open(seams.clone(), dir, sizes, manifest, &mut visit)?;
+        let (log, report) = recovery::open(seams.clone(), dir, *sizes, manifest, &mut visit)?;
         let engine = Engine {
             log,
             recent,
             tables: Mutex::new(tables),
             work: Mutex::new(checkpoint::Work::default()),
             index_word: WakeWord::new(),
-            checkpoint_keys,
+            checkpoint_keys: opening.checkpoint_keys,
             moved: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
             copies: Mutex::new(Vec::new()),
@@ -118,7 +152,7 @@ impl Engine {
             trouble: Mutex::new(None),
             hasher,
             report,
-            result_bytes_max,
+            result_bytes_max: opening.result_bytes_max,
             questions: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
@@ -129,35 +163,7 @@ impl Engine {
             fork_generation: crate::storage::fork::generation(),
         };
         engine.count_bytes(&engine.tables());
-        if let Some(from) = damaged.first().map(|oldest| oldest.from) {
-            match engine.make_all_again(&damaged) {
-                Ok(()) => {}
-                // Without room memory stands in, whatever it takes: all is read anew.
-                Err(e) if e.kind() == ErrorKind::StorageFull => {
-                    let (Some(lock), Some(mut manifest)) =
-                        (engine.lock.lock().take(), manifest::load(&*seams.storage, dir)?)
-                    else {
-                        return Err(e);
-                    };
-                    drop(engine);
-                    checkpoint::uncover(&mut manifest, from);
-                    let keys = checkpoint_keys;
-                    let engine =
-                        Engine::open(seams, dir, sizes, result_bytes_max, keys, manifest, lock)?;
-                    engine.mended.fetch_add(damaged.len() as u64, Ordering::Relaxed);
-                    return Ok(engine);
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        if engine.log.has_unsettled_tail() {
-            // Without room it is served up to the tail, and finished when there is some.
-            match engine.begin_writing() {
-                Err(e) if e.kind() != ErrorKind::StorageFull => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(engine)
+        Ok((engine, damaged))
     }
 
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {

@@ -19,7 +19,7 @@ use crate::clock::StoreClock;
 use crate::expired::ListedExpired;
 use crate::limits;
 use crate::manifest::{self, Listed, Manifest, Opener, Secrets, Switch};
-use crate::record::{Draft, HEADER_BYTES, Kind, Record, TimeField};
+use crate::record::{Bad, Draft, HEADER_BYTES, Kind, Record, TimeField};
 use crate::storage::{self, Access, Failure, Storage};
 use crate::types::{Lsn, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -51,6 +51,87 @@ struct Part {
     end: Lsn,
     /// Whether header and length are what was written. No torn write changes them.
     is_whole: bool,
+}
+
+/// No whole record stands from file offset `from` to `to`.
+struct Gap {
+    from: u64,
+    to: u64,
+    why: Bad,
+    rest: Rest,
+}
+
+/// What follows where a record isn't whole.
+enum Rest {
+    /// Whole records.
+    Records,
+    /// Zeros to the segment's end, as they are written ahead of records.
+    Zeros,
+    /// Nothing: the file is shorter than its segment, and ends with a record or with zeros too few for one.
+    Cut,
+    /// Something, and then the file is shorter than its segment.
+    CutWithin,
+    /// Something else, to the segment's end.
+    Bytes,
+}
+
+impl Rest {
+    /// Whether the next record would begin here.
+    fn is_free(&self) -> bool {
+        matches!(self, Rest::Zeros | Rest::Cut)
+    }
+}
+
+/// What one segment says.
+struct Read {
+    gaps: Vec<Gap>,
+    is_ended: bool,
+    time: Option<TimeField>,
+    newest: StoreMillis,
+}
+
+/// Raises `durable` to what the segment's records say.
+fn read(part: &Part, durable: &mut Lsn) -> Result<Read> {
+    let (segment, limit) = (&part.segment, part.end.since(part.segment.base()));
+    let mut read = Read { gaps: Vec::new(), is_ended: false, time: None, newest: StoreMillis(0) };
+    let mut bad = Vec::new();
+    walk(segment, limit, &mut |found| {
+        match found {
+            Found::Record(record) => {
+                *durable = (*durable).max(record.watermark);
+                read.is_ended |= record.kind == Kind::SegmentEnd;
+                match record.time() {
+                    Ok(Some(note)) if record.kind == Kind::Note => {
+                        read.newest = read.newest.max(note.store());
+                        read.time = Some(note);
+                    }
+                    _ => {}
+                }
+                if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
+                    read.newest = read.newest.max(body.time);
+                }
+            }
+            Found::Gap { from, to, why } => bad.push((from, to, why)),
+        }
+        Ok(())
+    })?;
+    let file_end = segment.file.len().map_err(|e| Error::io("reading", &segment.path, e))?;
+    for (from, to, why) in bad {
+        let behind = look_behind(segment, from, limit)?;
+        *durable = (*durable).max(behind.watermark);
+        let is_in_file = to <= file_end;
+        let rest = match behind.bytes_end <= from {
+            _ if to < limit => Rest::Records,
+            true if is_in_file || from.saturating_add(HEADER_BYTES as u64) <= file_end => {
+                Rest::Zeros
+            }
+            true => Rest::Cut,
+            false if is_in_file => Rest::Bytes,
+            false => Rest::CutWithin,
+        };
+        read.gaps.push(Gap { from, to, why, rest });
+    }
+    Ok(read)
 }
 
 /// Reads everything in `dir`, which is locked.
@@ -268,76 +349,46 @@ impl Survey {
         self.damages.is_empty()
     }
 
-    fn look_for_losses(&mut self, durable: Lsn) -> Result<()> {
-        let mut durable = durable;
-        let (mut gaps, mut missing) = (Vec::new(), Vec::new());
+    /// A gap is a loss where something durable stood: before a watermark, or in a file that was cut or isn't the store's.
+    /// Else it is a torn tail.
+    fn look_for_losses(&mut self, mut durable: Lsn) -> Result<()> {
+        let mut gaps = Vec::new();
         let was_closed = self.manifest.as_ref().is_some_and(|manifest| manifest.clean.is_some());
         // Segments are filled one after the other.
         let mut may_hold_records = true;
-        for (index, part) in self.parts.iter().enumerate() {
-            let limit = part.end.since(part.segment.base());
-            let (mut is_ended, mut time, mut newest) = (false, self.time, self.newest);
-            let mut bad = Vec::new();
-            walk(&part.segment, limit, &mut |found| {
-                match found {
-                    Found::Record(record) => {
-                        durable = durable.max(record.watermark);
-                        is_ended |= record.kind == Kind::SegmentEnd;
-                        match record.time() {
-                            Ok(Some(note)) if record.kind == Kind::Note => {
-                                newest = newest.max(note.store());
-                                time = Some(note);
-                            }
-                            _ => {}
-                        }
-                        if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
-                            newest = newest.max(body.time);
-                        }
-                    }
-                    Found::Gap { from, to, why } => bad.push((from, to, why)),
-                }
-                Ok(())
-            })?;
-            (self.time, self.newest) = (time, newest);
-            let file_end = part.segment.file.len();
-            let file_end = file_end.map_err(|e| Error::io("reading", &part.segment.path, e))?;
-            let mut is_in_use = false;
-            for (from, to, why) in bad {
-                let behind = look_behind(&part.segment, from, limit)?;
-                durable = durable.max(behind.watermark);
-                let is_open = to >= limit && behind.bytes_end <= from;
-                // Zeros where the next record would begin, and the file goes on.
-                let is_room = is_open && file_end >= from.saturating_add(HEADER_BYTES as u64);
-                let is_cut_short = to > file_end && !is_room;
+        for part in &self.parts {
+            let read = read(part, &mut durable)?;
+            self.time = read.time.or(self.time);
+            self.newest = self.newest.max(read.newest);
+            let is_in_use = part.is_whole && read.gaps.iter().any(|gap| gap.rest.is_free());
+            for gap in read.gaps {
                 // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what
                 // is left says that it was durable. A clean close says how far.
-                let is_gone = from == SEGMENT_HEADER_BYTES as u64 || is_cut_short;
-                let is_gone = is_gone && !part.is_whole && may_hold_records && !was_closed;
-                // A recovery shortens a segment to its last record, never within one.
-                let is_gone = is_gone || is_cut_short && !is_open && self.manifest.is_none();
-                // Without a manifest nobody knows where a recovery cut a segment; but it leaves zeros there.
-                let is_cut = self.manifest.is_none() && is_open;
-                if !(is_cut || is_ended && to >= limit) {
-                    gaps.push((index, from, to, why, is_gone));
-                }
-                is_in_use |= is_open && part.is_whole && !is_ended;
+                let is_from_start = gap.from == SEGMENT_HEADER_BYTES as u64;
+                let may_be_another = !part.is_whole && may_hold_records && !was_closed;
+                let is_gone = match (&self.manifest, &gap.rest) {
+                    (Some(_), Rest::Cut | Rest::CutWithin) => may_be_another,
+                    (Some(_), _) => may_be_another && is_from_start,
+                    // Nobody knows where a recovery shortened it, but that is where a record ends, and zeros follow.
+                    (None, Rest::Zeros | Rest::Cut) => continue,
+                    (None, Rest::CutWithin) => true,
+                    (None, Rest::Records | Rest::Bytes) => false,
+                };
+                gaps.push((&part.segment, gap, is_gone));
             }
             may_hold_records = !is_in_use;
             // The next one was there before this one was ended.
             let next = part.segment.identity.ordinal.saturating_add(1);
-            if is_ended && self.manifest.is_none() && !self.ordinals.contains(&next) {
+            if read.is_ended && self.manifest.is_none() && !self.ordinals.contains(&next) {
                 let path = part.segment.path.with_file_name(segment::file_name(next));
-                missing.push(Error::corrupt(&path, 0, "a segment is missing:"));
+                self.damages.push(Error::corrupt(&path, 0, "a segment is missing:"));
+                self.lacks_segment = true;
             }
         }
-        self.lacks_segment |= !missing.is_empty();
-        self.damages.append(&mut missing);
-        for (index, from, to, why, is_gone) in gaps {
-            let Some(part) = self.parts.get(index) else { continue };
-            let (start, end) = (part.segment.base().plus(from), part.segment.base().plus(to));
-            // Behind what is known to have been durable it is a torn tail.
+        for (segment, gap, is_gone) in gaps {
+            let (start, end) = (segment.base().plus(gap.from), segment.base().plus(gap.to));
             if start < durable || is_gone {
-                self.damages.push(Error::corrupt(&part.segment.path, from, why));
+                self.damages.push(Error::corrupt(&segment.path, gap.from, gap.why));
                 self.lost.push(start..end);
                 self.is_sound = false;
             }
@@ -616,7 +667,7 @@ enum Found<'a> {
     Gap {
         from: u64,
         to: u64,
-        why: crate::record::Bad,
+        why: Bad,
     },
 }
 
@@ -627,7 +678,7 @@ fn walk(
     told: &mut dyn FnMut(Found<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
-    let mut gap: Option<(u64, crate::record::Bad)> = None;
+    let mut gap: Option<(u64, Bad)> = None;
     loop {
         let at = segment.offset(reader.lsn());
         let (record, is_end) = match reader.next()? {
