@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::expired::{self, Expired, ListedExpired};
 use crate::index::Hasher;
 use crate::index::table::{self, Cursor, ListedTable, Table};
-use crate::log::repair::{Survey, survey};
+use crate::log::survey::{Survey, survey};
 use crate::log::{Seams, Sizes};
 use crate::operation::Key;
 use crate::storage::{Access, Entry, Storage, read_full_at};

@@ -1,8 +1,8 @@
 //! What does a store of N keys cost? Filling it, its bytes and memory, opening, finding, expiring.
 //!
 //! `cargo bench --bench keys -- --keys 100000000 --level flush,sync` marks so many 36-byte keys in batches, at one level
-//! after the other, each in a store of its own of which the last stays, and prints what that took. Each further part is asked for, works on the store just filled or on an older one (`--dir DIR --no-fill`),
-//! and prints a table of its own:
+//! after the other, each in a store of its own of which the last stays, and prints what that took. Each further part is
+//! asked for, works on the store just filled or on an older one (`--dir DIR --no-fill`), and prints a table of its own:
 //!
 //! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
 //!   `--find`: the latter alone;

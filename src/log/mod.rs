@@ -5,7 +5,7 @@
 //! sync nothing is written any more. Never: looks into what a record says of its key.
 //!
 //! The rules it keeps are numbered in `docs/durability.md`. `commit` decides who syncs, `room` what a full
-//! disk may still take, `recovery` what an opening finds.
+//! disk may still take, `recovery` what an opening finds, `survey` what a damaged log still holds.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -29,10 +29,11 @@ mod format;
 mod probe;
 mod reader;
 pub(crate) mod recovery;
-pub(crate) mod repair;
+mod repair;
 mod resume;
 mod room;
 mod segment;
+pub(crate) mod survey;
 #[cfg(test)]
 mod tests;
 mod upkeep;
