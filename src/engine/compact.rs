@@ -586,6 +586,7 @@ impl Engine {
         }
         self.check_usable()?;
         self.merge_all()?;
+        self.log.remove_dropped()?;
         self.work.lock().compact_until = None;
         Ok(done(true))
     }

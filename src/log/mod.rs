@@ -8,6 +8,7 @@
 //! disk may still take, `recovery` what an opening finds, `survey` what a damaged log still holds.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -523,6 +524,9 @@ impl Log {
     ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
         self.check_keeper(&keeper)?;
+        // One after the other: were a forget's file gone and that of what it forgets back, a log without a manifest would
+        // say that it is there.
+        self.remove_leaving(&mut keeper)?;
         let mut manifest = keeper.manifest.clone();
         let is_oldest = manifest.segments.first().is_some_and(|item| item.ordinal == ordinal);
         if !is_oldest || manifest.segments.len() < 2 {
@@ -542,9 +546,35 @@ impl Log {
         let kept = kept.cloned().collect();
         *list = Arc::new(kept);
         drop(list);
-        // If it stays, the next opening removes it.
-        let _ = self.seams.storage.remove(&self.log_dir().join(segment::file_name(ordinal)));
+        keeper.leaving.push(ordinal);
+        // The segment is given back, whatever comes of its file: if that stays, the next drop tries again, or an opening.
+        let _ = self.remove_leaving(&mut keeper);
         Ok(gone.end.since(gone.base))
+    }
+
+    /// Has the files of all segments that left the list gone, durably.
+    pub(crate) fn remove_dropped(&self) -> Result<()> {
+        self.remove_leaving(&mut self.keeper.lock())
+    }
+
+    fn remove_leaving(&self, keeper: &mut Keeper) -> Result<()> {
+        if keeper.leaving.is_empty() {
+            return Ok(());
+        }
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        for ordinal in &keeper.leaving {
+            let path = log_dir.join(segment::file_name(*ordinal));
+            match storage.remove(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("removing", &path, e));
+                }
+                _ => {}
+            }
+        }
+        let synced = storage.sync_dir(&log_dir).map_err(|e| Error::io("syncing", &log_dir, e));
+        synced.map_err(|e| self.failed(storage::Failure::Poison(e)))?;
+        keeper.leaving.clear();
+        Ok(())
     }
 
     /// Refuses where `bytes` more would go past the store's budget.

@@ -231,6 +231,7 @@ pub(crate) fn open(
             switch: Switch::new(Arc::clone(&seams.storage), dir),
             spare_number,
             spares,
+            leaving: Vec::new(),
             closed: false,
             plan: Some(plan),
             manifest,

@@ -61,7 +61,7 @@ impl Log {
             return Err(self.poisoned());
         }
         self.set_aside(&keeper);
-        self.guarded(|| self.remove_leftovers(&keeper));
+        self.guarded(|| self.remove_leftovers(&mut keeper));
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
@@ -231,22 +231,22 @@ impl Log {
     }
 
     /// Files that no list names go, and what lies behind a listed `end` is given back. All of it may be lost
-    /// to a crash, and is then done by the next opening; so a failure changes nothing.
-    fn remove_leftovers(&self, keeper: &Keeper) {
+    /// to a crash, and is then done by the next opening; so a failure changes nothing, that of a sync apart: that ends all
+    /// writing.
+    fn remove_leftovers(&self, keeper: &mut Keeper) {
         let storage = &*self.seams.storage;
         let log_dir = self.log_dir();
         let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
+        let mut leaving = Vec::new();
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
             let is_unused_spare = Spare::number_of(&entry.name).is_some()
                 && !keeper.spares.iter().any(|spare| spare.path == path);
-            let is_leftover = segment::ordinal_of(&entry.name)
-                .is_some_and(|ordinal| !listed(ordinal))
-                || path == Spare::draft_path(&log_dir)
-                || is_unused_spare;
-            if is_leftover {
+            if path == Spare::draft_path(&log_dir) || is_unused_spare {
                 let _ = storage.remove(&path);
             }
+            let unlisted = segment::ordinal_of(&entry.name).filter(|ordinal| !listed(*ordinal));
+            leaving.extend(unlisted.filter(|_| entry.is_file));
         }
         let segments = Arc::clone(&self.segments.lock());
         for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
@@ -261,6 +261,9 @@ impl Log {
                 });
             }
         }
+        keeper.leaving = leaving;
+        // A removal that failed is tried again by whoever drops the next segment.
+        let _ = self.remove_leaving(keeper);
     }
 
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.

@@ -153,6 +153,8 @@ pub(super) struct Keeper {
     pub(super) switch: Switch,
     pub(super) spares: Vec<Spare>,
     pub(super) spare_number: u32,
+    /// Segments that left the list, and whose files may still be there, or come back after a power loss.
+    pub(super) leaving: Vec<u32>,
     /// What `begin_writing` has yet to do.
     pub(super) plan: Option<Plan>,
     pub(super) closed: bool,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onlyonce::testing::Sim;
+use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Store, StoreBuilder};
 
 use crate::child::child;
@@ -111,6 +111,55 @@ fn after_an_erasing_compaction_the_bytes_of_what_was_forgotten_stand_in_no_file(
     for n in 0..100 {
         assert_eq!(store.get(key(n)).unwrap().is_some(), n != 17, "{n}");
     }
+}
+
+/// A store of which one result was forgotten, and whether its bytes are in a file.
+fn forgotten(secret: &[u8]) -> (Sim, Store, impl Fn(&Sim) -> bool) {
+    let sim = Sim::new(3);
+    let store = sim.open_with(builder()).unwrap();
+    (0..60).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+    let Claim::Acquired(claim) = store.claim("told in confidence").unwrap() else { panic!() };
+    claim.complete(secret).unwrap();
+    assert!(store.mark(key(60)).unwrap().is_first());
+    assert!(store.forget("told in confidence").unwrap());
+    let secret = secret.to_vec();
+    let holds = move |sim: &Sim| {
+        let holds = |path| sim.read_file(path).unwrap().windows(secret.len()).any(|w| w == secret);
+        sim.files().iter().any(|(path, _)| holds(path))
+    };
+    (sim, store, holds)
+}
+
+/// The names of removed segments were left to the file system: a power loss brought their bytes back.
+#[test]
+fn what_is_erased_stays_erased_when_power_is_lost() {
+    for seed in 0..60 {
+        let (sim, store, holds) = forgotten(b"4242 4242 4242 4242");
+        assert!(holds(&sim));
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+        sim.power_loss_keeping_some(seed);
+        assert!(!holds(&sim), "{seed}");
+    }
+}
+
+#[test]
+fn an_erasure_in_which_a_call_failed_is_not_called_complete_before_the_bytes_are_gone() {
+    let mut failed = 0;
+    for call in 0.. {
+        let (sim, store, holds) = forgotten(b"4242 4242 4242 4242");
+        sim.fail_call(call, DiskFault::Io);
+        let told = store.compact(u64::MAX);
+        if sim.faults_met() == 0 {
+            break;
+        }
+        sim.heal();
+        let again = || store.compact(u64::MAX);
+        failed += u64::from(told.is_err());
+        if told.or_else(|_| again()).is_ok_and(|done| done.is_complete()) {
+            assert!(!holds(&sim), "call {call}");
+        }
+    }
+    assert!(failed > 10, "{failed}");
 }
 
 /// Ninety of a hundred results expire: what is left takes little more than they do.
