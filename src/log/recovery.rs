@@ -174,8 +174,7 @@ pub(crate) fn open(
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
     let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
-    check_prepared(storage, &manifest::path(dir).with_extension("next"))?;
-    check_prepared(storage, &Spare::draft_path(&log_dir))?;
+    check_all_prepared(storage, dir)?;
     // 3. Records are read up to the first bad one.
     let mut scan = scan(&segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
@@ -309,11 +308,16 @@ fn check_unlisted(
 
 /// A directory in the place of a file that is prepared ahead is no loss, but each later write would fail on it, and
 /// go on failing: so it is said at once.
-fn check_prepared(storage: &dyn Storage, path: &Path) -> Result<()> {
-    match storage.open(path, Access::Read) {
-        Err(e) if e.kind() == io::ErrorKind::IsADirectory => Err(Error::io("opening", path, e)),
-        _ => Ok(()),
+pub(super) fn check_all_prepared(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    for path in [manifest::path(dir).with_extension("next"), Spare::draft_path(&dir.join("log"))] {
+        match storage.open(&path, Access::Read) {
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                return Err(Error::io("opening", &path, e));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 pub(super) enum Unlisted {

@@ -105,7 +105,7 @@ impl Survey {
         expired: Vec<ListedExpired>,
         next_table: u32,
     ) -> Result<u64> {
-        let next = self.parts.iter().map(|part| part.segment.identity.ordinal).max();
+        let next = self.ordinals.last().copied();
         let known = self.manifest.as_ref().map_or(0, |manifest| manifest.next_ordinal);
         let mut writer = Salvage {
             survey: self,

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::reader::{Reader, Step, look_behind};
-use super::recovery::{Unlisted, check_nothing_behind, look_at_unlisted, records_in};
+use super::recovery::{
+    Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted, records_in,
+};
 use super::segment::{self, Segment};
 use crate::manifest::{self, Listed, Manifest, Secrets};
 use crate::record::{Bad, Draft, HEADER_BYTES, Kind, Record, TimeField};
@@ -30,7 +32,7 @@ pub(crate) struct Survey {
     /// A segment is missing or can't be read, and nothing says which part of the log it was.
     lacks_segment: bool,
     /// Of all segments' files.
-    ordinals: BTreeSet<u32>,
+    pub(super) ordinals: BTreeSet<u32>,
     /// Whether the files can stay as they are, once a manifest lists them.
     is_sound: bool,
     pub(super) parts: Vec<Part>,
@@ -76,22 +78,25 @@ impl Rest {
 }
 
 /// What one segment says.
+#[derive(Default)]
 struct Read {
     gaps: Vec<Gap>,
     is_ended: bool,
+    /// Whether the file is shorter than its segment.
+    is_short: bool,
     time: Option<TimeField>,
     newest: StoreMillis,
 }
 
-/// Raises `durable` to what the segment's records say.
-fn read(part: &Part, durable: &mut Lsn) -> Result<Read> {
+/// Tells each record's watermark: what stood before it was durable.
+fn read(part: &Part, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
     let (segment, limit) = (&part.segment, part.end.since(part.segment.base()));
-    let mut read = Read { gaps: Vec::new(), is_ended: false, time: None, newest: StoreMillis(0) };
+    let mut read = Read::default();
     let mut bad = Vec::new();
     walk(segment, limit, &mut |found| {
         match found {
             Found::Record(record) => {
-                *durable = (*durable).max(record.watermark);
+                told(record.watermark);
                 read.is_ended |= record.kind == Kind::SegmentEnd;
                 match record.time() {
                     Ok(Some(note)) if record.kind == Kind::Note => {
@@ -109,9 +114,11 @@ fn read(part: &Part, durable: &mut Lsn) -> Result<Read> {
         Ok(())
     })?;
     let file_end = segment.file.len().map_err(|e| Error::io("reading", &segment.path, e))?;
+    read.is_short = file_end < segment.identity.capacity;
+    let Some((first, _, _)) = bad.first() else { return Ok(read) };
+    let behind = look_behind(segment, *first, limit)?;
+    told(behind.watermark);
     for (from, to, why) in bad {
-        let behind = look_behind(segment, from, limit)?;
-        *durable = (*durable).max(behind.watermark);
         let is_in_file = to <= file_end;
         let rest = match behind.bytes_end <= from {
             _ if to < limit => Rest::Records,
@@ -130,6 +137,7 @@ fn read(part: &Part, durable: &mut Lsn) -> Result<Read> {
 /// Reads everything in `dir`, which is locked.
 pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
     let log_dir = dir.join("log");
+    check_all_prepared(storage, dir)?;
     let mut damages = Vec::new();
     let manifest = match manifest::load(storage, dir) {
         Ok(Some(manifest)) => check_unlisted(storage, &log_dir, manifest, &mut damages)?,
@@ -145,7 +153,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         Err(e) => return Err(e),
     };
     let mut lost = Vec::new();
-    let (mut is_sound, mut lacks_segment) = (true, false);
+    let (mut is_sound, mut lacks_segment, mut left_out) = (true, false, None);
     let (store, secrets, parts) = match &manifest {
         Some(manifest) => {
             let mut parts = Vec::new();
@@ -168,10 +176,10 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
             (manifest.store, manifest.secrets, parts)
         }
         None => {
-            let known = damages.len();
             let found = find_segments(storage, &log_dir, &mut damages)?;
-            lacks_segment = damages.len() > known;
-            found
+            (lacks_segment, left_out) = (found.lacks_segment, found.left_out);
+            is_sound = !found.lacks_segment && !found.is_misnamed;
+            (found.store, found.secrets, found.parts)
         }
     };
     let durable = manifest.as_ref().map_or(Lsn::ZERO, |manifest| manifest.durable);
@@ -190,7 +198,10 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         time: None,
         newest: StoreMillis(0),
     };
-    survey.look_for_losses(durable)?;
+    match survey.manifest {
+        Some(_) => survey.look_for_losses(durable)?,
+        None => survey.look_for_losses_unlisted(left_out.as_ref())?,
+    }
     survey.look_behind_clean_end()?;
     Ok(survey)
 }
@@ -252,15 +263,37 @@ fn open_listed(
     Ok((Segment::unchecked(Identity::of(listed), store, path, file), header))
 }
 
-/// Without a manifest the segments' own headers say what there is.
+/// What segments there are by their own headers, without a manifest.
+struct Headers {
+    store: StoreId,
+    secrets: Secrets,
+    /// In the order of the log.
+    parts: Vec<Part>,
+    /// A file can't be read as a segment, or stands where another one stood.
+    lacks_segment: bool,
+    /// All are there, but not each under its own name.
+    is_misnamed: bool,
+    left_out: Option<LeftOut>,
+}
+
+/// Segments at the end that hold nothing but copies, or nothing.
+struct LeftOut {
+    /// How far they say that the log was durable.
+    watermark: Lsn,
+    /// Of the last one.
+    base: Lsn,
+}
+
 fn find_segments(
     storage: &dyn Storage,
     log_dir: &Path,
     damages: &mut Vec<Error>,
-) -> Result<(StoreId, Secrets, Vec<Part>)> {
+) -> Result<Headers> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let (mut found, mut parts) = (None, Vec::new());
-    for entry in entries.iter().filter(|entry| segment::ordinal_of(&entry.name).is_some()) {
+    let (known, mut misnamed) = (damages.len(), Vec::new());
+    for entry in entries {
+        let Some(ordinal) = segment::ordinal_of(&entry.name) else { continue };
         let path = log_dir.join(&entry.name);
         let opened = storage.open(&path, Access::Read);
         let file = match opened {
@@ -277,6 +310,9 @@ fn find_segments(
                     damages.push(Error::corrupt(&path, 0, "a segment of another store"));
                     continue;
                 }
+                if identity.ordinal != ordinal {
+                    misnamed.push(Error::corrupt(&path, 0, "a segment under another's name"));
+                }
                 let end = identity.listed().end;
                 let segment = Segment::unchecked(identity, store, path, file);
                 parts.push(Part { segment, end, is_whole: true });
@@ -285,17 +321,27 @@ fn find_segments(
             Err(e) => return Err(e),
         }
     }
-    parts.sort_by_key(|part| part.segment.base());
-    leave_out_copies(&mut parts)?;
     let (store, secrets) = found.ok_or_else(|| {
         Error::corrupt(log_dir, 0, "no segment whose header is whole, and no manifest")
     })?;
-    Ok((store, secrets, parts))
+    parts.sort_by_key(|part: &Part| part.segment.base());
+    parts.dedup_by(|part, before| {
+        let is_twice = part.segment.base() == before.segment.base();
+        if is_twice {
+            damages.push(Error::corrupt(&part.segment.path, 0, "a segment that is there twice"));
+        }
+        is_twice
+    });
+    let lacks_segment = damages.len() > known;
+    let is_misnamed = !misnamed.is_empty();
+    damages.append(&mut misnamed);
+    let left_out = leave_out_copies(&mut parts)?;
+    Ok(Headers { store, secrets, parts, lacks_segment, is_misnamed, left_out })
 }
 
 /// A recovery or a repair that ended before its switch leaves copies, of the first of its records maybe, behind newer
 /// ones of the same keys. They are told by this: of each of them the original is there.
-fn leave_out_copies(parts: &mut Vec<Part>) -> Result<()> {
+fn leave_out_copies(parts: &mut Vec<Part>) -> Result<Option<LeftOut>> {
     let mut first = parts.len();
     while let Some(part) = first.checked_sub(1).and_then(|last| parts.get(last)) {
         if matches!(records_in(&part.segment)?, Unlisted::Originals) {
@@ -304,27 +350,31 @@ fn leave_out_copies(parts: &mut Vec<Part>) -> Result<()> {
         first -= 1;
     }
     let (rest, copies) = parts.split_at(first);
-    let mut missing = BTreeSet::new();
-    for_each_content(copies, &mut |content| {
+    let Some(last) = copies.last().filter(|_| !rest.is_empty()) else { return Ok(None) };
+    let base = last.segment.base();
+    let (mut missing, mut watermark) = (BTreeSet::new(), Lsn::ZERO);
+    for_each_content(copies, &mut |content, covered| {
         missing.insert(content);
+        watermark = watermark.max(covered);
     })?;
-    for_each_content(rest, &mut |content| {
+    for_each_content(rest, &mut |content, _| {
         missing.remove(&content);
     })?;
-    if missing.is_empty() && !rest.is_empty() {
-        parts.truncate(first);
+    if !missing.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    parts.truncate(first);
+    Ok(Some(LeftOut { watermark, base }))
 }
 
-/// What the records about keys say, hashed, wherever they stand.
-fn for_each_content(parts: &[Part], told: &mut dyn FnMut(u128)) -> Result<()> {
+/// What the records about keys say, hashed, wherever they stand, and their watermarks.
+fn for_each_content(parts: &[Part], told: &mut dyn FnMut(u128, Lsn)) -> Result<()> {
     for part in parts {
         let limit = part.end.since(part.segment.base());
         walk(&part.segment, limit, &mut |found| {
             let Found::Record(record) = found else { return Ok(()) };
             if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
-                told(Draft::copy(&record, &body).content());
+                told(Draft::copy(&record, &body).content(), record.watermark);
             }
             Ok(())
         })?;
@@ -349,45 +399,100 @@ impl Survey {
         let was_closed = self.manifest.as_ref().is_some_and(|manifest| manifest.clean.is_some());
         // Segments are filled one after the other.
         let mut may_hold_records = true;
-        for part in &self.parts {
-            let read = read(part, &mut durable)?;
-            self.time = read.time.or(self.time);
-            self.newest = self.newest.max(read.newest);
-            let is_in_use = part.is_whole && read.gaps.iter().any(|gap| gap.rest.is_free());
+        for index in 0..self.parts.len() {
+            let read = self.read(index, &mut |watermark| durable = durable.max(watermark))?;
+            let is_whole = self.parts.get(index).is_some_and(|part| part.is_whole);
+            let is_in_use = is_whole && read.gaps.iter().any(|gap| gap.rest.is_free());
+            // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what is
+            // left says that it was durable. A clean close says how far.
+            let may_be_another = !is_whole && may_hold_records && !was_closed;
             for gap in read.gaps {
-                // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what
-                // is left says that it was durable. A clean close says how far.
                 let is_from_start = gap.from == SEGMENT_HEADER_BYTES as u64;
-                let may_be_another = !part.is_whole && may_hold_records && !was_closed;
-                let is_gone = match (&self.manifest, &gap.rest) {
-                    (Some(_), Rest::Cut | Rest::CutWithin) => may_be_another,
-                    (Some(_), _) => may_be_another && is_from_start,
-                    // Nobody knows where a recovery shortened it, but that is where a record ends, and zeros follow.
-                    (None, Rest::Zeros | Rest::Cut) => continue,
-                    (None, Rest::CutWithin) => true,
-                    (None, Rest::Records | Rest::Bytes) => false,
-                };
-                gaps.push((&part.segment, gap, is_gone));
+                let is_cut = matches!(gap.rest, Rest::Cut | Rest::CutWithin);
+                gaps.push((index, gap, may_be_another && (is_from_start || is_cut)));
             }
             may_hold_records = !is_in_use;
-            // The next one was there before this one was ended.
-            let next = part.segment.identity.ordinal.saturating_add(1);
-            if read.is_ended && self.manifest.is_none() && !self.ordinals.contains(&next) {
-                let path = part.segment.path.with_file_name(segment::file_name(next));
-                self.damages.push(Error::corrupt(&path, 0, "a segment is missing:"));
-                self.lacks_segment = true;
-            }
         }
-        for (segment, gap, is_gone) in gaps {
-            let (start, end) = (segment.base().plus(gap.from), segment.base().plus(gap.to));
-            if start < durable || is_gone {
-                self.damages.push(Error::corrupt(&segment.path, gap.from, gap.why));
-                self.lost.push(start..end);
-                self.is_sound = false;
-            }
+        for (index, gap, is_gone) in gaps {
+            self.judge(index, &gap, durable, is_gone);
         }
         self.lost.sort_by_key(|range| range.start);
         Ok(())
+    }
+
+    /// The same without a manifest. Nobody knows where a recovery has cut a segment and gone on in another, so each
+    /// watermark speaks of the segment in which it lies, and of the log before: that must be there up to the watermark.
+    fn look_for_losses_unlisted(&mut self, left_out: Option<&LeftOut>) -> Result<()> {
+        let header = SEGMENT_HEADER_BYTES as u64;
+        let bounds: Vec<_> =
+            self.parts.iter().map(|part| (part.segment.base(), part.end)).collect();
+        let mut durable: Vec<_> = bounds.iter().map(|(base, _)| *base).collect();
+        // By the segment before them.
+        let mut missing = BTreeSet::new();
+        let mut place = |watermark: Lsn| {
+            let before = bounds.partition_point(|(base, _)| *base < watermark);
+            // In front of the first one: given back.
+            let Some(index) = before.checked_sub(1) else { return };
+            match bounds.get(index).zip(durable.get_mut(index)) {
+                Some(((_, end), durable)) if watermark <= *end => {
+                    *durable = watermark.max(*durable)
+                }
+                // The next one's header, whose records were never needed.
+                Some(((_, end), _)) if watermark <= end.plus(header) => {}
+                _ => drop(missing.insert(index)),
+            }
+        };
+        left_out.iter().for_each(|left_out| place(left_out.watermark));
+        let mut gaps = Vec::new();
+        let last = self.parts.len().saturating_sub(1);
+        let (mut is_followed, mut is_short) = (false, false);
+        for index in 0..self.parts.len() {
+            let read = self.read(index, &mut place)?;
+            // A recovery cuts one, and goes on further behind than where one ahead begins. What is ended goes on there.
+            let is_cut = read.gaps.iter().any(|gap| matches!(gap.rest, Rest::Cut));
+            let end = bounds.get(index).map_or(Lsn::ZERO, |(_, end)| *end);
+            let is_there = left_out.is_some_and(|left_out| !is_cut || left_out.base > end);
+            is_followed = (read.is_ended || is_cut) && !is_there;
+            is_short = read.is_short;
+            gaps.extend(read.gaps.into_iter().map(|gap| (index, gap)));
+        }
+        if is_followed {
+            missing.insert(last);
+        }
+        // The last one is where the log goes on: it has all its room, or it can't be that.
+        self.is_sound &= missing.is_empty() && !is_short;
+        self.lacks_segment |= !missing.is_empty();
+        for (index, gap) in gaps {
+            // It does so to the last record, never within one.
+            let is_gone = matches!(gap.rest, Rest::CutWithin);
+            let durable = durable.get(index).copied().unwrap_or(Lsn::ZERO);
+            self.judge(index, &gap, durable, is_gone);
+        }
+        for part in missing.iter().filter_map(|index| self.parts.get(*index)) {
+            let next = part.segment.identity.ordinal.saturating_add(1);
+            let path = part.segment.path.with_file_name(segment::file_name(next));
+            self.damages.push(Error::corrupt(&path, 0, "a segment is missing:"));
+        }
+        Ok(())
+    }
+
+    /// Reads a segment, and tells its watermarks.
+    fn read(&mut self, index: usize, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
+        let Some(part) = self.parts.get(index) else { return Ok(Read::default()) };
+        let read = read(part, told)?;
+        self.time = read.time.or(self.time);
+        self.newest = self.newest.max(read.newest);
+        Ok(read)
+    }
+
+    fn judge(&mut self, index: usize, gap: &Gap, durable: Lsn, is_gone: bool) {
+        let Some(Part { segment, .. }) = self.parts.get(index) else { return };
+        let (start, end) = (segment.base().plus(gap.from), segment.base().plus(gap.to));
+        if start < durable || is_gone {
+            self.damages.push(Error::corrupt(&segment.path, gap.from, gap.why));
+            self.lost.push(start..end);
+            self.is_sound = false;
+        }
     }
 
     /// After a clean close nothing stands behind its end, or no opening believes the manifest. Records there are read as
