@@ -632,19 +632,22 @@ impl Engine {
         // All of them before the log is written to: for want of room the opening is to be as if it had not been, for the
         // next one needs what is kept for a fork.
         let mut changes = Vec::with_capacity(damaged.len());
+        let mut made = Ok(());
         for table in damaged {
-            match self.made_again(&[*table]) {
-                Ok(change) => changes.push(change),
-                Err(e) => {
-                    changes.iter().for_each(|change| self.remove_files(&as_listed(&change.by)));
-                    return Err(e);
-                }
+            made =
+                made.and_then(|()| self.made_again(&[*table]).map(|change| changes.push(change)));
+        }
+        if made.is_ok() && !self.log.is_writing() {
+            made = self.begin_writing();
+        }
+        for change in &changes {
+            match made {
+                Ok(()) => made = self.switch_index(change),
+                // It takes the room that the log needs to go on.
+                Err(_) => self.remove_files(&as_listed(&change.by)),
             }
         }
-        if !self.log.is_writing() {
-            self.begin_writing()?;
-        }
-        changes.iter().try_for_each(|change| self.switch_index(change))
+        made
     }
 
     /// Makes all tables again from the log, as one.

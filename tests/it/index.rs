@@ -239,6 +239,38 @@ fn a_killed_store_with_a_damaged_table_goes_on_where_one_without_does() {
     assert!(whole > 300 && marked(true) > whole / 2, "{whole}");
 }
 
+/// Such an opening made the table, had no room left for the fork, and left the table there: nothing could be written any
+/// more, where a store whose table is whole goes on.
+#[test]
+fn a_table_made_in_vain_takes_no_room_from_the_log() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..1000).for_each(|n| mark(&store, "k", n));
+    drop(store);
+    let store = open(&sim, 1000);
+    mark(&store, "late", 0);
+    sim.kill();
+    drop(store);
+    let is_spare = |path: &PathBuf| path.to_string_lossy().contains("spare");
+    let spares = sim.files().into_iter().map(|(path, _)| path).filter(is_spare);
+    spares.for_each(|spare| sim.remove(spare).unwrap());
+    let goes_on = |is_damaged: bool, room: u64| {
+        let sim = sim.copy();
+        if is_damaged {
+            sim.flip_byte(&files(&sim, "tab")[0], 0, 1).unwrap();
+        }
+        sim.set_disk_bytes_max(sim.disk_bytes() + room);
+        let store = open(&sim, 4);
+        is_marked(&store, "k", 7) && store.mark("one more").is_ok()
+    };
+    let rooms = || (0..40).map(|n| n * 4096);
+    let needed = rooms().find(|room| goes_on(false, *room)).unwrap();
+    assert!(needed > 0);
+    for room in rooms().filter(|room| *room >= needed) {
+        assert!(goes_on(true, room), "{room} bytes, of which {needed} are needed");
+    }
+}
+
 /// Every merge took in the table that can't be read, failed, and left the younger ones as they were, until there were as
 /// many as a manifest may list and memory grew; and each lookup in it read the log of all its keys again, in vain.
 #[test]

@@ -370,6 +370,111 @@ fn without_a_manifest_a_segment_that_is_gone_or_cut_is_a_loss() {
     }
 }
 
+/// Four lives, each of which ends by a kill and gets a segment of its own.
+fn killed_lives() -> (Sim, Vec<PathBuf>) {
+    let sim = Sim::new(7);
+    for life in 0..4 {
+        let store = sim.open_with(builder()).unwrap();
+        (0..20).for_each(|n| assert!(store.mark(key(life * 20 + n)).unwrap().is_first()));
+        sim.kill();
+    }
+    let mut segments = listed(&sim);
+    segments.retain(|path| path.extension().is_some_and(|end| end == "log"));
+    segments.retain(|path| used(&sim.read_file(path).unwrap()) > 128);
+    (sim, segments)
+}
+
+/// A segment that a recovery has cut doesn't say that another one follows; what stands in that one does.
+#[test]
+fn without_a_manifest_a_segment_behind_a_recovery_s_cut_is_missed() {
+    let (sim, segments) = killed_lives();
+    assert_eq!(segments.len(), 4, "{segments:?}");
+    let repair = |machine: &Sim| machine.repair(builder(), AcceptLoss::No).unwrap();
+    for path in &segments {
+        let bytes = sim.read_file(path).unwrap();
+        let half = bytes[..used(&bytes) / 2].iter().rposition(|&byte| byte == b'1').unwrap() - 1;
+        for damage in ["none", "gone", "zeroed from the midst"] {
+            let machine = sim.copy();
+            machine.remove("/store/MANIFEST").unwrap();
+            match damage {
+                "none" => {}
+                "gone" => machine.remove(path).unwrap(),
+                _ => {
+                    let mut zeroed = bytes.clone();
+                    zeroed[half..].fill(0);
+                    machine.write_file(path, &zeroed).unwrap();
+                }
+            }
+            // What compaction gives back is in front of all others, and nothing follows the last one.
+            let is_told = match damage {
+                "gone" => *path != segments[0],
+                "none" => false,
+                _ => *path != segments[3],
+            };
+            let report = repair(&machine);
+            let context = format!("{}: {damage}: {report:?}", path.display());
+            if is_told || damage == "none" {
+                assert_eq!((report.is_loss, report.is_repaired), (is_told, !is_told), "{context}");
+            }
+            if damage == "none" {
+                let store = machine.open_with(builder()).unwrap();
+                assert!((0..80).all(|n| store.get(key(n)).unwrap().is_some()), "{context}");
+            }
+        }
+    }
+}
+
+/// Files were believed by their headers, and removed by their names.
+#[test]
+fn without_a_manifest_a_segment_under_another_name_is_saved() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(builder()).unwrap();
+    (0..200).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+    drop(store);
+    let log = |ordinal| PathBuf::from(format!("/store/log/{ordinal:010}.log"));
+    let bytes = |ordinal| sim.read_file(log(ordinal)).unwrap();
+    for damage in ["moved", "exchanged", "copied"] {
+        let machine = sim.copy();
+        machine.remove("/store/MANIFEST").unwrap();
+        match damage {
+            "moved" => {
+                machine.remove(log(2)).unwrap();
+                machine.write_file(log(90), &bytes(2)).unwrap();
+            }
+            "exchanged" => {
+                machine.write_file(log(1), &bytes(2)).unwrap();
+                machine.write_file(log(2), &bytes(1)).unwrap();
+            }
+            _ => machine.write_file(log(1), &bytes(2)).unwrap(),
+        }
+        let report = machine.repair(builder(), AcceptLoss::No).unwrap();
+        let is_loss = damage == "copied";
+        assert_eq!((report.is_loss, report.is_repaired), (is_loss, !is_loss), "{report:?}");
+        if !is_loss {
+            let store = machine.open_with(builder()).unwrap();
+            assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()), "{damage}");
+            assert!(store.verify().unwrap().is_whole());
+        }
+    }
+}
+
+/// After other settings a segment that lay ahead is left out, and its number with it: that is no loss.
+#[test]
+fn without_a_manifest_a_number_that_was_never_used_is_missed_by_nobody() {
+    let sim = Sim::new(7);
+    for larger in [256, 4096] {
+        let store = sim.open_with(builder().result_bytes_max(larger)).unwrap();
+        for n in 0..200 {
+            store.mark(key(u64::from(larger) + n)).unwrap();
+            store.step().unwrap();
+        }
+    }
+    sim.remove("/store/MANIFEST").unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss, "{report:?}");
+    drop(sim.open_with(builder()).unwrap());
+}
+
 #[test]
 fn a_store_that_is_open_or_missing_is_not_touched() {
     let sim = Sim::new(1);
