@@ -23,6 +23,9 @@ pub(crate) struct Reader<'s> {
     at: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes of bodies that may yet prove bad. Records don't overlap, so they stay within this; headers that claim the same
+    /// bytes again and again don't.
+    budget: u64,
 }
 
 /// What stands at the reader's place.
@@ -54,7 +57,8 @@ impl Passed<'_> {
 impl<'s> Reader<'s> {
     /// Reads from file offset `at` up to `limit`.
     pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Self {
-        Reader { segment, limit, at, window: Vec::new(), window_at: at }
+        let budget = limit.saturating_sub(at);
+        Reader { segment, limit, at, window: Vec::new(), window_at: at, budget }
     }
 
     /// The place of the next record.
@@ -77,6 +81,10 @@ impl<'s> Reader<'s> {
             Err(bad) => return Ok(Step::Bad(bad)),
         };
         let len = head.len();
+        let claimed = (len as u64).min(self.limit.saturating_sub(self.at));
+        if claimed > self.budget {
+            return Ok(Step::Bad(Bad::BodySum));
+        }
         self.bytes(len)?;
         let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
         let bytes = self.window.get(start..).unwrap_or_default();
@@ -86,7 +94,10 @@ impl<'s> Reader<'s> {
                 let bytes = self.window.get(..start).unwrap_or_default();
                 Step::Record(record, Passed { segment: self.segment, at: self.window_at, bytes })
             }
-            Err(bad) => Step::Bad(bad),
+            Err(bad) => {
+                self.budget = self.budget.saturating_sub(claimed);
+                Step::Bad(bad)
+            }
         })
     }
 
@@ -294,6 +305,10 @@ mod tests {
             bytes.extend_from_slice(&record[..HEADER_BYTES]);
         }
         storage::write_all_at(&*segment.file, &bytes, start).unwrap();
+        let before = storage.reads();
+        let told = &mut |_: Scrubbed<'_>| ControlFlow::Continue(());
+        assert!(scrub(&segment, 1 << 20, told).unwrap().is_continue());
+        assert!(storage.reads() - before < 50, "{} reads", storage.reads() - before);
         let before = storage.reads();
         let behind = look_behind(&segment, start, 1 << 20).unwrap();
         let last = segment.base().plus(start + (headers - 1) * HEADER_BYTES as u64);
