@@ -215,6 +215,37 @@ fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
     assert!(matches!(store.claim(0_u64).unwrap(), Claim::Acquired(_)));
 }
 
+/// A file of expired keys that could be written and not opened stayed, and each further try left one more.
+#[test]
+fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
+    let mut tries = 0;
+    for call in 0.. {
+        let sim = Sim::new(1);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..300_u64 {
+            let op = Operation::new(n).retention(KEPT).remember_expired(100 * KEPT);
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        sim.advance(2 * KEPT);
+        sim.fail_call(call, DiskFault::TooManyOpen);
+        let _ = store.compact(u64::MAX);
+        if sim.faults_met() == 0 {
+            break;
+        }
+        tries += 1;
+        sim.heal();
+        // Else nothing is written any more.
+        if store.compact(u64::MAX).is_ok() {
+            let files = sim.files().into_iter();
+            let files: Vec<_> =
+                files.filter(|(path, _)| path.starts_with("/store/expired")).collect();
+            assert_eq!(files.len(), 1, "call {call}: {files:?}");
+            assert_eq!(store.stats().expired_keys, 300);
+        }
+    }
+    assert!(tries > 9, "{tries}");
+}
+
 /// Each call took aim at where the log ended then, behind what the one before had moved: with more alive than the
 /// budget no number of calls was enough.
 #[test]
