@@ -164,7 +164,10 @@ fn survey_expired(
         };
         match read() {
             Ok(listed) if listed.number == number => whole.push(listed),
-            Ok(_) => found.damages.push(Error::corrupt(&path, 0, "expired keys of another file")),
+            Ok(_) => {
+                found.damages.push(Error::corrupt(&path, 0, "expired keys of another file"));
+                lost = lost.saturating_add(1);
+            }
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 found.damages.push(e);
                 lost = lost.saturating_add(1);

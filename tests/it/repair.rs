@@ -95,6 +95,25 @@ fn work(closed: bool) -> (Sim, Keys) {
     (sim.copy(), known)
 }
 
+/// Keys that have expired, and are remembered, in a file of their own or with those of smaller files before.
+fn remember(sim: &Sim, store: &Store, keys: std::ops::Range<u64>) {
+    for n in keys {
+        let op = Operation::new(n).retention(KEPT).remember_expired(YEAR);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.advance(2 * KEPT);
+    while !store.compact(u64::MAX).unwrap().is_complete() {}
+}
+
+fn count_remembered(store: &Store, keys: std::ops::Range<u64>) -> usize {
+    let is_expired = |n: &u64| matches!(store.get(*n).unwrap(), Some(State::Expired(_)));
+    keys.filter(is_expired).count()
+}
+
+fn expired_files(sim: &Sim) -> Vec<PathBuf> {
+    listed(sim).into_iter().filter(|path| path.starts_with("/store/expired")).collect()
+}
+
 fn listed(sim: &Sim) -> Vec<PathBuf> {
     let paths = sim.files().into_iter().map(|(path, _)| path);
     paths
@@ -473,6 +492,27 @@ fn without_a_manifest_a_number_that_was_never_used_is_missed_by_nobody() {
     let report = sim.repair(builder(), AcceptLoss::No).unwrap();
     assert!(report.is_repaired && !report.is_loss, "{report:?}");
     drop(sim.open_with(builder()).unwrap());
+}
+
+/// It was told as damaged, and not as a loss.
+#[test]
+fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(builder()).unwrap();
+    remember(&sim, &store, 0..300);
+    remember(&sim, &store, 300..400);
+    drop(store);
+    let files = expired_files(&sim);
+    assert_eq!(files.len(), 2);
+    sim.remove("/store/MANIFEST").unwrap();
+    sim.write_file(&files[0], &sim.read_file(&files[1]).unwrap()).unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_loss && !report.is_repaired && report.memories_lost > 0, "{report:?}");
+    assert!(report.damages.iter().any(|e| e.path() == Some(&files[0])), "{report:?}");
+    let report = sim.repair(builder(), AcceptLoss::Yes).unwrap();
+    assert!(report.is_loss && report.is_repaired, "{report:?}");
+    let store = sim.open_existing(builder(), false).unwrap();
+    assert_eq!(count_remembered(&store, 0..400), 100);
 }
 
 #[test]
