@@ -16,9 +16,10 @@ use crate::limits;
 use crate::sealed::{self, Pace, Sealed, Stopped};
 use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
-const ENTRIES: usize = 204;
+/// Of a full page.
+pub(crate) const ENTRIES: usize = 204;
 const PAGE: usize = limits::PAGE_BYTES;
 const MINUTE: u64 = 60_000;
 
@@ -255,6 +256,24 @@ impl Expired {
         Ok(Expired { listed, file, seed: seed_of(store, listed.number) })
     }
 
+    /// Opens a file whose header may be damaged, or its length: nothing of it is believed but each page that is whole.
+    /// Where nobody knows what was `listed`, as much as its length has room for. `None`: there is no file.
+    pub(crate) fn open_damaged(
+        storage: &dyn Storage,
+        dir: &Path,
+        number: u32,
+        listed: Option<ListedExpired>,
+        store: StoreId,
+    ) -> Result<Option<Self>> {
+        let opened = Sealed::open_damaged(storage, dir.join(file_name(number)))?;
+        Ok(opened.map(|(file, len)| {
+            let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
+            let entries = pages.saturating_mul(ENTRIES as u64);
+            let listed = listed.unwrap_or(ListedExpired { number, entries, until_most: 0 });
+            Expired { listed, file, seed: seed_of(store, number) }
+        }))
+    }
+
     /// The memory of a hash, passed or not.
     ///
     /// Interpolation search (Peterson, 1957): hashes are uniform, so the page is guessed from the hash, and each page
@@ -331,6 +350,19 @@ impl Expired {
         let dir = self.path().parent().unwrap_or(Path::new(""));
         Expired::open(storage, dir, self.listed, store, false)?;
         (0..self.listed.pages()).try_for_each(|number| self.look_into(number, |_| ()))
+    }
+
+    /// Reads all pages, and tells of each that is damaged. How many memories the others hold.
+    pub(crate) fn check_pages(&self, damaged: &mut dyn FnMut(Error)) -> Result<u64> {
+        let mut entries = 0_u64;
+        for number in 0..self.listed.pages() {
+            match self.look_into(number, |page| page.memories().len() as u64) {
+                Ok(count) => entries = entries.saturating_add(count),
+                Err(e) if e.kind() == ErrorKind::Corrupt => damaged(e),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(entries)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -411,6 +443,8 @@ pub(crate) struct Merge {
 
 struct Cursor {
     file: Arc<Expired>,
+    /// Damaged pages are left out.
+    is_salvage: bool,
     next: u64,
     page: Vec<Memory>,
     at: usize,
@@ -425,8 +459,12 @@ impl Cursor {
             if self.next >= self.file.listed.pages() {
                 return Ok(None);
             }
-            let page = self.file.look_into(self.next, |page| *page)?;
-            self.page = page.memories().iter().map(RawMemory::memory).collect();
+            let page = match self.file.look_into(self.next, |page| *page) {
+                Err(e) if self.is_salvage && e.kind() == ErrorKind::Corrupt => None,
+                page => Some(page?),
+            };
+            let memories = page.as_ref().map(Page::memories).unwrap_or_default();
+            self.page = memories.iter().map(RawMemory::memory).collect();
             self.next = self.next.saturating_add(1);
             self.at = 0;
         }
@@ -446,12 +484,20 @@ impl Merge {
         new.sort_by_key(|memory| memory.hash);
         let cursor = |file: &Arc<Expired>| Cursor {
             file: Arc::clone(file),
+            is_salvage: false,
             next: 0,
             page: Vec::new(),
             at: 0,
         };
         let files = files.iter().map(cursor).collect();
         Merge { new: new.into_iter().peekable(), files, writer, now }
+    }
+
+    /// All that is left of files that may be damaged, the newest first.
+    pub(crate) fn salvage(files: &[Arc<Expired>], writer: Writer) -> Self {
+        let mut merge = Merge::new(Vec::new(), files, StoreMillis(0), writer);
+        merge.files.iter_mut().for_each(|cursor| cursor.is_salvage = true);
+        merge
     }
 
     /// Merges at most `count` more. Whether all are. A damaged file is an error: it stays as it is.

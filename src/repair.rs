@@ -4,20 +4,23 @@
 //! explicit word [`AcceptLoss::Yes`]. What is lost is told, key by key where anything is left that names it. Never:
 //! touches a store that somebody has open.
 
+mod remembered;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::expired::{self, Expired, ListedExpired};
+use crate::expired;
 use crate::index::Hasher;
 use crate::index::table::{self, Cursor, ListedTable, Table};
 use crate::log::survey::{Survey, survey};
 use crate::log::{Seams, Sizes};
 use crate::operation::Key;
-use crate::storage::{Access, Entry, Storage, read_full_at};
+use crate::storage::{Entry, Storage};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
+use remembered::Remembered;
 
 /// Whether a loss is accepted. See [`repair`](crate::admin::repair).
 ///
@@ -72,7 +75,8 @@ pub struct RepairReport {
     pub keys: Vec<Key<'static>>,
     /// How many keys lost their newest record, by the index; `None`: it doesn't cover what is lost.
     pub keys_lost: Option<u64>,
-    /// Remembered keys that are lost: a late retry of them is granted.
+    /// Remembered keys that are lost: a late retry of them is granted. Where neither the manifest nor the header of their
+    /// file says how many it held, an estimate: 204 for each of its pages that is damaged, and one at least.
     pub memories_lost: u64,
     /// Records that were written anew.
     pub records_moved: u64,
@@ -87,7 +91,8 @@ pub(crate) fn run(
 ) -> Result<RepairReport> {
     let storage = &*seams.storage;
     let mut found = survey(storage, dir)?;
-    let (memories, memories_lost) = survey_expired(storage, dir, &mut found)?;
+    let remembered = Remembered::survey(storage, dir, &mut found)?;
+    let memories_lost = remembered.lost;
     let (keys, keys_lost) = name_the_lost(storage, dir, &found)?;
     let is_loss = found.has_lost_records() || memories_lost > 0;
     let mut report = RepairReport {
@@ -102,6 +107,8 @@ pub(crate) fn run(
     let may = !is_loss || accept == AcceptLoss::Yes;
     if !found.is_whole() && may {
         let next = next_number(storage, dir, &found)?;
+        let memories = remembered.save(seams, dir, found.store, next)?;
+        let next = next.saturating_add(1);
         if found.can_be_relisted() {
             found.relist(seams, dir, memories, next)?;
         } else {
@@ -111,72 +118,6 @@ pub(crate) fn run(
     }
     report.damages = found.damages;
     Ok(report)
-}
-
-/// The files of remembered keys that are whole, the oldest first, and how many memories the others held.
-fn survey_expired(
-    storage: &dyn Storage,
-    dir: &Path,
-    found: &mut Survey,
-) -> Result<(Vec<ListedExpired>, u64)> {
-    let expired_dir = dir.join("expired");
-    let check = |listed: ListedExpired| -> Result<()> {
-        let file = Expired::open(storage, &expired_dir, listed, found.store, false)?;
-        file.verify(storage, found.store)
-    };
-    let (mut whole, mut lost) = (Vec::new(), 0_u64);
-    if let Some(manifest) = &found.manifest {
-        for listed in &manifest.expired {
-            match check(*listed) {
-                Ok(()) => whole.push(*listed),
-                Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    found.damages.push(e);
-                    lost = lost.saturating_add(listed.entries);
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        return Ok((whole, lost));
-    }
-    if storage.list(&expired_dir).is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory) {
-        let what = "a file in place of the directory of expired keys";
-        found.damages.push(Error::corrupt(&expired_dir, 0, what));
-        lost = 1;
-    }
-    // Which of them were listed, nobody knows any more. Those that weren't say nothing wrong: the log goes before them.
-    for entry in list(storage, &expired_dir)? {
-        let Some(number) = expired::number_of(&entry.name) else { continue };
-        let path = expired_dir.join(&entry.name);
-        let read = || -> Result<ListedExpired> {
-            let file = match storage.open(&path, Access::Read) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-                    let what = "a directory in place of expired keys:";
-                    return Err(Error::corrupt(&path, 0, what).because(e));
-                }
-                Err(e) => return Err(Error::io("opening", &path, e)),
-            };
-            let mut header = vec![0; crate::limits::PAGE_BYTES];
-            let have =
-                read_full_at(&*file, &mut header, 0).map_err(|e| Error::io("reading", &path, e))?;
-            let (_, listed) = ListedExpired::decode(header.get(..have).unwrap_or_default(), &path)?;
-            check(listed).map(|()| listed)
-        };
-        match read() {
-            Ok(listed) if listed.number == number => whole.push(listed),
-            Ok(_) => {
-                found.damages.push(Error::corrupt(&path, 0, "expired keys of another file"));
-                lost = lost.saturating_add(1);
-            }
-            Err(e) if e.kind() == ErrorKind::Corrupt => {
-                found.damages.push(e);
-                lost = lost.saturating_add(1);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    whole.sort_by_key(|listed| listed.number);
-    Ok((whole, lost))
 }
 
 /// A number that no file of the index or of expired keys has or had.

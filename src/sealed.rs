@@ -68,6 +68,22 @@ impl Sealed {
         Ok(Sealed { path, bytes })
     }
 
+    /// Opens a file whatever it holds, and says how long it is; `None` if there is none.
+    pub(crate) fn open_damaged(
+        storage: &dyn Storage,
+        path: PathBuf,
+    ) -> Result<Option<(Self, u64)>> {
+        use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+        let file = match storage.open(&path, Access::Read) {
+            Err(e) if matches!(e.kind(), NotFound | IsADirectory | NotADirectory) => {
+                return Ok(None);
+            }
+            opened => opened.map_err(|e| Error::io("opening", &path, e))?,
+        };
+        let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
+        Ok(Some((Sealed { path, bytes: Bytes::File(file) }, len)))
+    }
+
     /// Looks at what stands at an offset; `None` behind the end. Of a map nothing is copied: a copy in pieces can't be
     /// summed before it has reached the cache, which costs more than the sum.
     pub(crate) fn read<T, R>(&self, at: u64, look: impl FnOnce(&T) -> R) -> Result<Option<R>>
@@ -130,7 +146,6 @@ impl Pace {
         Pace { syncs: Arc::clone(syncs), seen: syncs.load(Ordering::Relaxed), unsynced: 0 }
     }
 
-    #[cfg(test)]
     pub(crate) fn alone() -> Self {
         Pace::beside(&Arc::new(AtomicU64::new(0)))
     }

@@ -515,6 +515,51 @@ fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
     assert_eq!(count_remembered(&store, 0..400), 100);
 }
 
+/// A flipped byte in one page gave up all keys of its file.
+#[test]
+fn of_damaged_expired_keys_all_whole_pages_are_saved() {
+    let sim = Sim::new(7);
+    // All that expires at once is in one segment, and so in one file.
+    let builder = || builder().segment_bytes(1 << 20);
+    let store = sim.open_with(builder()).unwrap();
+    remember(&sim, &store, 0..3000);
+    remember(&sim, &store, 3000..3100);
+    drop(store);
+    let files = expired_files(&sim);
+    assert_eq!(files.len(), 2);
+    // Where, and how many keys are lost by that: with the manifest, and without.
+    let page = 4096 + 5 * 4096;
+    let damages: [(&str, &[u64], u64, u64); 5] = [
+        ("a page", &[page], 204, 204),
+        ("the last page", &[15 * 4096], 144, 144),
+        ("two pages", &[page, page + 8192], 408, 408),
+        ("the header", &[45], 0, 1),
+        ("header and pages", &[45, page, 15 * 4096], 348, 408),
+    ];
+    for (what, places, lost, estimate) in damages {
+        for has_manifest in [true, false] {
+            let context = format!("{what}, manifest: {has_manifest}");
+            let machine = sim.copy();
+            places.iter().for_each(|at| machine.flip_byte(&files[0], *at, 1).unwrap());
+            if !has_manifest {
+                machine.remove("/store/MANIFEST").unwrap();
+            }
+            let told = if has_manifest { lost } else { estimate };
+            let report = machine.repair(builder(), AcceptLoss::No).unwrap();
+            assert_eq!(report.memories_lost, told, "{context}: {report:?}");
+            assert_eq!((report.is_loss, report.is_repaired), (told > 0, told == 0), "{context}");
+            let is_named = |e: &onlyonce::Error| e.path() == Some(&files[0]);
+            assert!(report.damages.iter().any(is_named), "{context}: {report:?}");
+            let report = machine.repair(builder(), AcceptLoss::Yes).unwrap();
+            assert!(report.is_repaired, "{context}: {report:?}");
+            let store = machine.open_existing(builder(), false).unwrap();
+            assert_eq!(count_remembered(&store, 0..3100) as u64, 3100 - lost, "{context}");
+            assert_eq!(store.stats().expired_keys, 3100 - lost, "{context}");
+            assert!(store.verify().unwrap().is_whole(), "{context}");
+        }
+    }
+}
+
 #[test]
 fn a_store_that_is_open_or_missing_is_not_touched() {
     let sim = Sim::new(1);
@@ -525,13 +570,15 @@ fn a_store_that_is_open_or_missing_is_not_touched() {
 }
 
 /// Ways in which a store is lost in part: one for each kind of file, and those where no manifest says what there was.
-const LOSSES: [&str; 10] = [
+const LOSSES: [&str; 12] = [
     "manifest gone",
     "segment gone",
     "segment's header rotten",
     "record rotten",
     "table gone",
     "expired keys gone",
+    "expired keys' header rotten",
+    "manifest gone, expired keys' header rotten",
     "manifest gone, segment's header rotten",
     "manifest gone, last segment's header rotten",
     "manifest gone, record rotten",
@@ -553,6 +600,11 @@ fn lose(sim: &Sim, loss: &str) {
         "record rotten" => flip(&segments[0], 5000),
         "table gone" => sim.remove(&of(".tab")[0]).unwrap(),
         "expired keys gone" => sim.remove(&expired[0]).unwrap(),
+        "expired keys' header rotten" => flip(&expired[0], 50),
+        "manifest gone, expired keys' header rotten" => {
+            sim.remove(manifest).unwrap();
+            flip(&expired[0], 50);
+        }
         "manifest gone, segment's header rotten" => {
             sim.remove(manifest).unwrap();
             rot_header(segments.len() / 2);
@@ -596,7 +648,12 @@ fn damaged() -> Vec<(String, Sim, Keys)> {
             let context = format!("{loss}, closed: {closed}");
             let repaired = machine.copy();
             let told = repaired.repair(builder(), AcceptLoss::No).unwrap();
-            let harmless = ["manifest gone", "table gone", "segment's header rotten"];
+            let harmless = [
+                "manifest gone",
+                "table gone",
+                "segment's header rotten",
+                "expired keys' header rotten",
+            ];
             let is_loss = !harmless.contains(&loss);
             assert_eq!(
                 (told.is_loss, told.is_repaired),
