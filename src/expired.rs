@@ -257,19 +257,18 @@ impl Expired {
     }
 
     /// Opens a file whose header may be damaged, or its length: nothing of it is believed but each page that is whole.
-    /// Where nobody knows what was `listed`, as much as its length has room for. `None`: there is no file.
+    /// It is taken to hold as much as its length has room for. `None`: there is no file.
     pub(crate) fn open_damaged(
         storage: &dyn Storage,
         dir: &Path,
         number: u32,
-        listed: Option<ListedExpired>,
         store: StoreId,
     ) -> Result<Option<Self>> {
         let opened = Sealed::open_damaged(storage, dir.join(file_name(number)))?;
         Ok(opened.map(|(file, len)| {
             let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
             let entries = pages.saturating_mul(ENTRIES as u64);
-            let listed = listed.unwrap_or(ListedExpired { number, entries, until_most: 0 });
+            let listed = ListedExpired { number, entries, until_most: 0 };
             Expired { listed, file, seed: seed_of(store, number) }
         }))
     }
@@ -345,11 +344,22 @@ impl Expired {
         self.file.damaged(at, "a damaged page of expired keys")
     }
 
-    /// Reads everything.
-    pub(crate) fn verify(&self, storage: &dyn Storage, store: StoreId) -> Result<()> {
+    /// Reads everything, and tells what is damaged.
+    pub(crate) fn verify(
+        &self,
+        storage: &dyn Storage,
+        store: StoreId,
+        damaged: &mut dyn FnMut(Error),
+    ) -> Result<()> {
         let dir = self.path().parent().unwrap_or(Path::new(""));
-        Expired::open(storage, dir, self.listed, store, false)?;
-        (0..self.listed.pages()).try_for_each(|number| self.look_into(number, |_| ()))
+        let file = match Expired::open(storage, dir, self.listed, store, false) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                damaged(e);
+                Expired::open_damaged(storage, dir, self.listed.number, store)?
+            }
+            opened => Some(opened?),
+        };
+        file.map_or(Ok(()), |file| file.check_pages(damaged).map(drop))
     }
 
     /// Reads all pages, and tells of each that is damaged. How many memories the others hold.
@@ -632,9 +642,14 @@ mod tests {
             let mut bad = bytes.clone();
             bad[at] ^= 1 << (at % 8);
             memory.write_file(&path, &bad).unwrap();
-            let noticed = Expired::open(&*storage, dir(), listed, STORE, at % 2 == 0)
-                .and_then(|file| file.verify(&*storage, STORE));
-            let error = noticed.unwrap_err();
+            let opened = Expired::open(&*storage, dir(), listed, STORE, at % 2 == 0);
+            let mut noticed = Vec::new();
+            match opened {
+                Ok(file) => file.verify(&*storage, STORE, &mut |e| noticed.push(e)).unwrap(),
+                Err(e) => noticed.push(e),
+            }
+            assert_eq!(noticed.len(), 1, "byte {at}");
+            let error = &noticed[0];
             assert_eq!(error.kind(), crate::ErrorKind::Corrupt, "byte {at}");
             assert_eq!(error.path(), Some(&*path));
         }

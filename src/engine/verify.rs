@@ -1,19 +1,21 @@
 //! Reading everything: each record, each bucket, and whether the index knows every key.
 //!
-//! Promises: nothing is changed and nothing is mended; each damage met is told with file and offset, and the reading
-//! goes on behind it. What is not yet durable is left out.
+//! Promises: nothing is changed and nothing is mended; each damage met is told once, with file and offset, and the
+//! reading goes on behind it. What is not yet durable is left out.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
-use crate::index::table::Cursor;
+use crate::expired::Expired;
+use crate::index::table::{Cursor, Table};
 use crate::log::Scrubbed;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::types::Lsn;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Told of each damage, and of so many bytes read; may end it.
 pub(crate) trait Inspector {
@@ -22,41 +24,47 @@ pub(crate) trait Inspector {
     fn read(&mut self, bytes: u64) -> ControlFlow<()>;
 }
 
+/// Tells each damage once: a bucket is looked into for each key that it may hold.
+struct Once<'i> {
+    inspector: &'i mut dyn Inspector,
+    /// In words, which name file and offset.
+    told: BTreeSet<String>,
+}
+
+impl Once<'_> {
+    fn damage(&mut self, error: Error) {
+        if self.told.insert(error.to_string()) {
+            self.inspector.damage(error);
+        }
+    }
+
+    fn record(&mut self) {
+        self.inspector.record();
+    }
+
+    fn read(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.inspector.read(bytes)
+    }
+}
+
 impl Engine {
     /// Reads all files of the store and tells `inspector` what it finds.
     pub(crate) fn verify(&self, inspector: &mut dyn Inspector) -> Result<()> {
         self.check_usable()?;
+        let inspector = &mut Once { inspector, told: BTreeSet::new() };
         if let Err(e) = self.log.check_manifest() {
             inspector.damage(e);
         }
         // Tables first: those of one moment. What others have merged or mended meanwhile is no damage.
         let tables = self.tables();
         for table in &tables.list {
-            let mut cursor = Cursor::new(Arc::clone(table));
-            let header = table.check_header(&*self.log.seams().storage);
-            let walked = loop {
-                match cursor.peek() {
-                    Ok(Some(_)) => cursor.advance(),
-                    Ok(None) => break Ok(()),
-                    Err(e) => break Err(e),
-                }
-            };
-            for e in [header.err(), walked.err()].into_iter().flatten() {
-                if self.names_table(&e) {
-                    inspector.damage(e);
-                }
-            }
+            self.verify_table(table, inspector);
             if inspector.read(table.listed.bytes()).is_break() {
                 return Ok(());
             }
         }
         for file in &tables.expired {
-            let verified = file.verify(&*self.log.seams().storage, self.log.store());
-            // One that others have merged or let go of meanwhile is not missing.
-            let is_listed = || self.tables().expired.iter().any(|now| Arc::ptr_eq(now, file));
-            if let Some(e) = verified.err().filter(|_| is_listed()) {
-                inspector.damage(e);
-            }
+            self.verify_expired(file, inspector);
             if inspector.read(file.listed.bytes()).is_break() {
                 return Ok(());
             }
@@ -75,6 +83,46 @@ impl Engine {
             }
             Scrubbed::Bytes(bytes) => inspector.read(bytes),
         })
+    }
+
+    fn verify_table(&self, table: &Arc<Table>, inspector: &mut Once<'_>) {
+        let mut tell = |e: Error| {
+            let goes_on = e.kind() == ErrorKind::Corrupt;
+            if self.names_table(&e) {
+                inspector.damage(e);
+            }
+            goes_on
+        };
+        if let Err(e) = table.check_header(&*self.log.seams().storage) {
+            tell(e);
+        }
+        let mut cursor = Cursor::new(Arc::clone(table));
+        loop {
+            match cursor.peek() {
+                Ok(Some(_)) => cursor.advance(),
+                Ok(None) => return,
+                // The cursor goes on behind a damaged bucket; a device that fails would do so for each of them.
+                Err(e) => {
+                    if !tell(e) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn verify_expired(&self, file: &Arc<Expired>, inspector: &mut Once<'_>) {
+        // One that others have merged or let go of meanwhile is not missing.
+        let is_listed = || self.tables().expired.iter().any(|now| Arc::ptr_eq(now, file));
+        let mut tell = |e| {
+            if is_listed() {
+                inspector.damage(e);
+            }
+        };
+        let (storage, store) = (&*self.log.seams().storage, self.log.store());
+        if let Err(e) = file.verify(storage, store, &mut tell) {
+            tell(e);
+        }
     }
 
     /// The index leads from the record's key to it, or to a newer one.

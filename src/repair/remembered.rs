@@ -87,8 +87,8 @@ impl Remembered {
             Err(e) if e.kind() == ErrorKind::Corrupt => found.damages.push(e),
             Err(e) => return Err(e),
         }
-        match Expired::open_damaged(storage, dir, number, listed, store)? {
-            // Its pages aren't told one by one: it may have lost all of them.
+        match Expired::open_damaged(storage, dir, number, store)? {
+            // Its pages aren't told one by one: all of them may be another file's.
             Some(file) => self.take(file, false, listed, &mut drop),
             None => {
                 self.count_lost(listed.map_or(1, |listed| listed.entries));

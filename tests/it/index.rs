@@ -855,3 +855,32 @@ fn a_record_that_the_index_does_not_know_stops_compaction() {
     let store = open(&sim, 4);
     assert!((0..30).all(|n| is_marked(&store, "k", n)));
 }
+
+/// Of each file the first damage was told, and a damaged bucket once more for each key that was looked up in it.
+#[test]
+fn every_damage_is_told_and_once() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(Store::builder()).unwrap();
+    let (hour, year) = (Duration::from_secs(3600), Duration::from_secs(365 * 86_400));
+    for n in 0..3000_u64 {
+        let op = Operation::new(n).retention(hour).remember_expired(year);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.advance(2 * hour);
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    (0..3000).for_each(|n| mark(&store, "k", n));
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    let (expired, table) = (files(&sim, "exp")[0].clone(), files(&sim, "tab")[0].clone());
+    let pages = [1_u64, 2, 7].map(|page| (expired.clone(), page * 4096));
+    let buckets = [0_u64, 5, 6, 200].map(|bucket| (table.clone(), 128 + bucket * 64));
+    let mut damaged: Vec<_> = pages.into_iter().chain(buckets).collect();
+    damaged.iter().for_each(|(path, at)| sim.flip_byte(path, at + 9, 1).unwrap());
+    let store = sim.open_with(Store::builder()).unwrap();
+    let found = store.verify().unwrap().damages;
+    let mut told: Vec<_> =
+        found.iter().map(|e| (e.path().unwrap().to_owned(), e.offset().unwrap())).collect();
+    told.sort();
+    damaged.sort();
+    assert_eq!(told, damaged, "{found:?}");
+}
