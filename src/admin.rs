@@ -24,10 +24,12 @@ use crate::{Error, Key, Result};
 /// First everything is read. If nothing that was acknowledged is lost (a manifest, a header), it is repaired. If
 /// something is, it is told, and given up only under [`AcceptLoss::Yes`]: then all whole records are written anew, and the
 /// store consists of them. A key whose newest record is lost is afterwards what its newest whole record says, or absent.
-/// Copy the directory before.
+/// Of keys that are remembered after they expired all are kept whose page of their file is whole. Copy the directory
+/// before.
 ///
-/// Where the manifest is lost, the segments themselves say what there was. One thing they can't: whether segments in
-/// front of the first one were given back by compaction or are missing.
+/// Where the manifest is lost, the segments themselves say what there was. Two things nothing says then: whether
+/// segments in front of the first one were given back by compaction or are missing, and whether a file of remembered
+/// keys is missing.
 ///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};

@@ -6,16 +6,19 @@
 //!
 //! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
 //!   `--find`: the latter alone;
-//! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root);
-//! - `--expire`: what it takes to give back the room of expired keys (`--expire-keys M`, `--warm`: from memory);
+//! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root), in so many
+//!   `--lookups` of each kind; `--door`, the way into that memory's control group, it hands to its own child process;
+//! - `--expire`: what it takes to give back the room of expired keys (`--expire-keys M`, `--warm`: from memory;
+//!   `--fill-rate 50000`: pairs a second that the fill is sure to make, for it must end before the first key expires);
 //! - `--beside`: what pairs feel of that, of checkpoints and of merges (`--round-keys M`, `--millis 2000` idle);
 //! - `--month`: the disk beside what is alive, a month of mixed retention in simulated time (`--days`, `--pairs`);
 //! - `--remember`: bytes, memory and answers of keys that are remembered (`--remember-keys M`);
 //! - `--strace`: which system calls claims make during checkpoints (needs `strace`);
-//! - `--rates`: batches of marks beside a floor of the same bytes, pairs beside those on an empty store.
+//! - `--rates`: batches of marks beside a floor of the same bytes, pairs on a store of `--store-keys M` beside those on
+//!   an empty one (`--millis 500` a round).
 //!
-//! `--batch 1000` keys a batch, `--rounds 5` where rounds are taken in turn. The parts stand in files of their own;
-//! `machine` asks the system.
+//! `--batch 1000` keys a batch, `--unmerged` leaves a fill's index in its tables, `--rounds 5` where
+//! rounds are taken in turn. The parts stand in files of their own; `machine` asks the system.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

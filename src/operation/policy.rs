@@ -344,7 +344,8 @@ policy_setters! {
     /// Without a retention there is nothing to remember: the result itself is kept. Default: not at all; a retry that
     /// comes later than the retention does the work again.
     ///
-    /// A remembered key takes 20 to 24 bytes of disk and no memory.
+    /// A remembered key takes 20 to 24 bytes of disk. It takes no memory, but 32 bytes or more while the segment that it
+    /// stood in is being given back.
     ///
     /// ```
     /// # use onlyonce::{Claim, Policy, testing::Sim};

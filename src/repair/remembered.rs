@@ -1,7 +1,7 @@
 //! What is left of the files of remembered keys.
 //!
-//! Promises: whole files stay; of a damaged one every whole page is kept, in a file that is durable before anything lists
-//! it. Memory is bounded. Never: changes a file that is there.
+//! Promises: every whole page is kept, those of damaged files in a new one that is durable before anything lists it.
+//! Memory is bounded. Never: changes a file that is there.
 
 use std::io;
 use std::path::Path;

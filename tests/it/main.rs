@@ -6,6 +6,7 @@
 
 /// What is shown while a forget, or a close, is still on its way.
 mod absence;
+/// Many marks at once.
 mod batches;
 /// Roles that this binary plays in a process of its own.
 mod child;
@@ -41,7 +42,9 @@ mod midst;
 mod model;
 /// A second opener, and a forked child.
 mod process;
+/// What `repair` saves, what it says is lost, and its own crashes.
 mod repair;
+/// A budget, or a disk, that is used up; what is given back.
 mod room;
 /// The programs that the API was designed by.
 mod programs;
