@@ -56,5 +56,7 @@ mod sizes;
 mod spares;
 /// The rules once more, as a plain model.
 mod spec;
+/// Store time over reopenings.
+mod time;
 /// Days of pairs with mixed retention, in simulated time.
 mod traffic;

@@ -1,0 +1,52 @@
+//! Store time over reopenings: where it goes on from when the machine was off, and what expires by it.
+
+use std::time::Duration;
+
+use onlyonce::testing::Sim;
+use onlyonce::{Operation, Store};
+
+use crate::index::rest;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY_MILLIS: i64 = 86_400_000;
+
+fn mark_for(store: &Store, key: &str, kept: Duration) {
+    assert!(store.mark(Operation::new(key).retention(kept)).unwrap().is_first());
+}
+
+/// Against the clocks of before the jump the machine would have been off for a month.
+#[test]
+fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
+    let sim = Sim::new(7);
+    let store = sim.open().unwrap();
+    mark_for(&store, "k", 12 * HOUR);
+    rest(&sim, &store);
+    sim.jump_wall_clock(30 * DAY_MILLIS);
+    rest(&sim, &store);
+    // What is synced with it is there after the power loss: the note of the clocks, too.
+    assert!(store.mark("other").unwrap().is_first());
+    sim.power_loss();
+    drop(store);
+    let store = sim.open().unwrap();
+    assert!(store.get("k").unwrap().is_some());
+    sim.advance(12 * HOUR);
+    assert!(store.get("k").unwrap().is_none());
+}
+
+/// Against the clocks of the first write the machine would have been off for longer than a reboot may count.
+#[test]
+fn a_store_that_was_open_for_a_day_counts_only_from_its_last_hour_how_long_it_was_off() {
+    let sim = Sim::new(7);
+    let store = sim.open().unwrap();
+    mark_for(&store, "k", 36 * HOUR);
+    for _ in 0..24 {
+        sim.advance(HOUR);
+        rest(&sim, &store);
+    }
+    assert!(store.mark("other").unwrap().is_first());
+    sim.power_loss();
+    drop(store);
+    sim.advance(20 * HOUR);
+    let store = sim.open().unwrap();
+    assert!(store.get("k").unwrap().is_none());
+}
