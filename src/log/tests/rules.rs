@@ -453,3 +453,19 @@ fn rule_9_an_idle_note_has_its_room_in_a_full_segment() {
     assert!(tail.marked > placed.lsn, "no watermark covers the last record");
     assert_eq!(log.queue.written(), tail.end());
 }
+
+/// Who looks a key up takes the tables first and the segments then: a place in a segment that the tables still count must
+/// be there.
+#[test]
+fn lookups_learn_that_a_segment_goes_before_it_is_gone() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync); 100]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let oldest = log.oldest().unwrap().ordinal;
+    let first = || log.segments.try_lock().map(|list| list[0].identity.ordinal);
+    let mut told = None;
+    log.drop_oldest(oldest, |_| (), |_, head| told = Some((first(), head))).unwrap();
+    let (seen, head) = told.unwrap();
+    assert_eq!((seen, first()), (Some(oldest), Some(head)));
+    assert!(head > oldest);
+}
