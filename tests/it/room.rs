@@ -481,3 +481,24 @@ fn a_disk_that_claims_have_filled_has_room_for_its_recovery() {
     println!("{resynced} records made durable on full disks");
     assert!(resynced > 0);
 }
+
+/// A log of short keys has filled the budget; the table of all of them would take a quarter as much again.
+#[test]
+fn a_checkpoint_for_which_the_budget_has_no_room_is_refused() {
+    let sim = Sim::new(1);
+    let most = 400 << 10;
+    let builder = builder().index_memory_max(1 << 20).disk_bytes_max(most);
+    let store = sim.open_with(builder.clone()).unwrap();
+    let marked = (0_u64..).find(|n| store.mark(*n).is_err()).unwrap();
+    assert_eq!(store.mark(marked).unwrap_err().kind(), ErrorKind::StorageFull);
+    let merged = store.merge_index();
+    assert!(bytes_on_disk(&sim) <= most, "{} bytes", bytes_on_disk(&sim));
+    assert_eq!(merged.unwrap_err().kind(), ErrorKind::StorageFull);
+    assert!(store.health().is_writable());
+    assert!((0..marked).all(|n| store.get(n).unwrap().is_some()));
+    drop(store);
+    assert!(bytes_on_disk(&sim) <= most, "{} bytes", bytes_on_disk(&sim));
+    let store = sim.open_with(builder.disk_bytes_max(2 * most)).unwrap();
+    store.merge_index().unwrap();
+    assert_eq!((store.stats().tables, store.stats().keys), (1, marked));
+}
