@@ -454,3 +454,28 @@ fn a_close_in_the_midst_of_a_merge_leaves_no_file_of_it() {
     let store = open(&sim, 8);
     assert_eq!(files(&sim, "tab").len() as u64, store.stats().tables);
 }
+
+/// Memory is copied shard by shard: what came to a shard behind the copy is no part of the table, and must stand behind
+/// its end, or it would leave memory all the same. Nothing can be held back amid the copy, so there is much to be copied.
+#[test]
+fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(Store::builder().index_memory_max(64 << 20)).unwrap();
+    let mut marked = 0;
+    let mark_next = |n: &mut u64| {
+        assert!(store.mark(Operation::new(*n).durability(Durability::Lazy)).unwrap().is_first());
+        *n += 1;
+    };
+    for round in 0..4 {
+        (0..10_000).for_each(|_| mark_next(&mut marked));
+        std::thread::scope(|scope| {
+            let seals = scope.spawn(|| store.merge_index().unwrap());
+            while !seals.is_finished() {
+                mark_next(&mut marked);
+            }
+        });
+        for n in 0..marked {
+            assert!(store.get(n).unwrap().is_some(), "round {round}: {n} of {marked} is gone");
+        }
+    }
+}
