@@ -884,3 +884,34 @@ fn every_damage_is_told_and_once() {
     damaged.sort();
     assert_eq!(told, damaged, "{found:?}");
 }
+
+/// A key that expired, was forgotten, marked again and expired again stands in two files of remembered keys.
+#[test]
+fn of_a_key_that_expired_twice_the_newer_life_is_told() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    let hour = Duration::from_secs(3600);
+    let live = |key: (&str, u64), remembered: Duration| {
+        let op = Operation::new(key).retention(hour).remember_expired(remembered);
+        assert!(store.mark(op).unwrap().is_first());
+        let Some(State::Completed(done)) = store.get(key).unwrap() else { panic!() };
+        done.completed_at()
+    };
+    let expire = || {
+        sim.advance(2 * hour);
+        assert!(store.compact(u64::MAX).unwrap().is_complete());
+    };
+    // So many that the second file, of one key, doesn't take them in.
+    for n in 0..8 {
+        live(("k", n), 50 * hour);
+    }
+    expire();
+    assert!(store.forget(("k", 0)).unwrap());
+    let completed = live(("k", 0), 90 * hour);
+    expire();
+    assert_eq!(files(&sim, "exp").len(), 2);
+    let Some(State::Expired(told)) = store.get(("k", 0)).unwrap() else { panic!() };
+    let minute = Duration::from_secs(60);
+    assert!(told.completed_at() + minute >= completed, "{told:?}, completed {completed:?}");
+    assert!(told.remembered_until() >= completed + 90 * hour, "{told:?}, completed {completed:?}");
+}
