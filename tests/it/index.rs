@@ -915,3 +915,43 @@ fn of_a_key_that_expired_twice_the_newer_life_is_told() {
     assert!(told.completed_at() + minute >= completed, "{told:?}, completed {completed:?}");
     assert!(told.remembered_until() >= completed + 90 * hour, "{told:?}, completed {completed:?}");
 }
+
+/// The power fails at each call of a compaction, which writes a table and a file of remembered keys before it lists them.
+#[test]
+fn files_of_the_index_that_no_manifest_lists_go_with_the_first_write_after_an_opening() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    let hour = Duration::from_secs(3600);
+    for n in 0..20 {
+        let op = Operation::new(("r", n)).retention(hour).remember_expired(100 * hour);
+        assert!(store.mark(op).unwrap().is_first());
+        mark(&store, "k", n);
+    }
+    sim.advance(2 * hour);
+    store.close(Duration::ZERO).unwrap();
+    let unlisted = |sim: &Sim, store: &Store| {
+        let stats = store.stats();
+        let remembered = usize::from(stats.expired_keys > 0);
+        (files(sim, "tab").len() - stats.tables as usize, files(sim, "exp").len() - remembered)
+    };
+    let (mut tables, mut remembered) = (0, 0);
+    for after in 0.. {
+        let sim = sim.copy();
+        let store = open(&sim, 1000);
+        sim.cut_power_at(after);
+        let _ = store.compact(u64::MAX);
+        let is_through = !sim.power_is_cut();
+        sim.power_loss_keeping_some(after);
+        drop(store);
+        let store = open(&sim, 1000);
+        let (tab, exp) = unlisted(&sim, &store);
+        (tables, remembered) = (tables + tab, remembered + exp);
+        mark(&store, "new", 0);
+        work(&store).unwrap();
+        assert_eq!(unlisted(&sim, &store), (0, 0), "power lost at call {after}");
+        if is_through {
+            break;
+        }
+    }
+    assert!(tables > 0 && remembered > 0, "{tables} tables, {remembered} files were left");
+}
