@@ -955,3 +955,33 @@ fn files_of_the_index_that_no_manifest_lists_go_with_the_first_write_after_an_op
     }
     assert!(tables > 0 && remembered > 0, "{tables} tables, {remembered} files were left");
 }
+
+/// Those who claim meanwhile share the log with it: it waits a millisecond for each 64 KiB of a piece, in simulated time.
+/// Pieces that end with their segment are smaller, and what is left of a division adds up.
+#[test]
+fn compaction_in_the_background_moves_at_a_bounded_rate() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(Store::builder().segment_bytes(1 << 20)).unwrap();
+    for n in 0..3000_u64 {
+        let op = long(n);
+        let op = Operation::new(&op).durability(Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    for n in (0..3000).filter(|n| n % 4 > 0) {
+        assert!(store.forget(long(n)).unwrap());
+    }
+    rest(&sim, &store);
+    let moved = || store.stats().bytes_moved;
+    let (start, mut waited) = (moved(), Duration::ZERO);
+    for _ in 0..10_000 {
+        let before = moved();
+        let wait = store.step().unwrap();
+        if moved() > before {
+            waited += wait;
+        }
+        sim.advance(wait.min(Duration::from_millis(20)));
+    }
+    let moved = moved() - start;
+    assert!(moved > 1 << 20, "{moved} bytes moved");
+    assert!(waited.as_millis() as u64 >= moved / (256 << 10), "{moved} bytes in {waited:?}");
+}
