@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
-use crate::sealed::{self, Pace, Sealed, Stopped};
+use crate::sealed::{self, Pace, Sealed, Stopped, Stretch};
 use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -362,17 +362,23 @@ impl Expired {
         file.map_or(Ok(()), |file| file.check_pages(damaged).map(drop))
     }
 
-    /// Reads all pages, and tells of each that is damaged. How many memories the others hold.
-    pub(crate) fn check_pages(&self, damaged: &mut dyn FnMut(Error)) -> Result<u64> {
-        let mut entries = 0_u64;
+    /// Reads all pages, and tells of each stretch that is damaged. How many pages are, and how many memories
+    /// the others hold.
+    pub(crate) fn check_pages(&self, damaged: &mut dyn FnMut(Error)) -> Result<(u64, u64)> {
+        let (mut bad, mut entries, mut stretch) = (0_u64, 0_u64, Stretch::default());
         for number in 0..self.listed.pages() {
             match self.look_into(number, |page| page.memories().len() as u64) {
                 Ok(count) => entries = entries.saturating_add(count),
-                Err(e) if e.kind() == ErrorKind::Corrupt => damaged(e),
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    bad = bad.saturating_add(1);
+                    if stretch.begins(e.offset(), PAGE) {
+                        damaged(e);
+                    }
+                }
                 Err(e) => return Err(e),
             }
         }
-        Ok(entries)
+        Ok((bad, entries))
     }
 
     pub(crate) fn path(&self) -> &Path {

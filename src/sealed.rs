@@ -131,6 +131,21 @@ impl Sealed {
     }
 }
 
+/// Damaged pieces that follow each other, of which the first is told: a file that was zeroed has millions.
+#[derive(Default, Debug)]
+pub(crate) struct Stretch {
+    end: Option<u64>,
+}
+
+impl Stretch {
+    /// A damaged piece of so many bytes. Whether the one before it isn't damaged.
+    pub(crate) fn begins(&mut self, at: Option<u64>, bytes: usize) -> bool {
+        let end = at.map(|at| at.saturating_add(bytes as u64));
+        let before = std::mem::replace(&mut self.end, end);
+        at.is_none() || before != at
+    }
+}
+
 /// When a file that is being written is synced: in small pieces while others sync the log, for each of them shares the
 /// device with one; in larger ones else, for each sync of a growing file makes the file system commit its metadata, too.
 #[derive(Debug)]

@@ -1,19 +1,19 @@
 //! Reading everything: each record, each bucket, and whether the index knows every key.
 //!
-//! Promises: nothing is changed and nothing is mended; each damage met is told once, with file and offset, and the
-//! reading goes on behind it. What is not yet durable is left out.
+//! Promises: nothing is changed and nothing is mended; each stretch of damage is told once, with file and offset, and
+//! the reading goes on behind it. What is not yet durable is left out.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
 use crate::expired::Expired;
-use crate::index::table::{Cursor, Table};
+use crate::index::table::{self, Cursor, Table};
 use crate::log::Scrubbed;
 use crate::operation::Key;
 use crate::record::Record;
+use crate::sealed::Stretch;
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
@@ -24,34 +24,10 @@ pub(crate) trait Inspector {
     fn read(&mut self, bytes: u64) -> ControlFlow<()>;
 }
 
-/// Tells each damage once: a bucket is looked into for each key that it may hold.
-struct Once<'i> {
-    inspector: &'i mut dyn Inspector,
-    /// In words, which name file and offset.
-    told: BTreeSet<String>,
-}
-
-impl Once<'_> {
-    fn damage(&mut self, error: Error) {
-        if self.told.insert(error.to_string()) {
-            self.inspector.damage(error);
-        }
-    }
-
-    fn record(&mut self) {
-        self.inspector.record();
-    }
-
-    fn read(&mut self, bytes: u64) -> ControlFlow<()> {
-        self.inspector.read(bytes)
-    }
-}
-
 impl Engine {
     /// Reads all files of the store and tells `inspector` what it finds.
     pub(crate) fn verify(&self, inspector: &mut dyn Inspector) -> Result<()> {
         self.check_usable()?;
-        let inspector = &mut Once { inspector, told: BTreeSet::new() };
         if let Err(e) = self.log.check_manifest() {
             inspector.damage(e);
         }
@@ -76,7 +52,14 @@ impl Engine {
             }
             Scrubbed::Record(record) => {
                 inspector.record();
-                if let Err(e) = self.verify_record(&record) {
+                // What is damaged in a table was told above.
+                let is_told = |e: &Error| {
+                    tables
+                        .list
+                        .iter()
+                        .any(|table| e.path().is_some_and(|path| path == table.path()))
+                };
+                if let Some(e) = self.verify_record(&record).err().filter(|e| !is_told(e)) {
                     inspector.damage(e);
                 }
                 ControlFlow::Continue(())
@@ -85,10 +68,12 @@ impl Engine {
         })
     }
 
-    fn verify_table(&self, table: &Arc<Table>, inspector: &mut Once<'_>) {
+    fn verify_table(&self, table: &Arc<Table>, inspector: &mut dyn Inspector) {
+        // The cursor goes on behind a damaged bucket; a device that fails would do so for each of them.
+        let mut stretch = Stretch::default();
         let mut tell = |e: Error| {
             let goes_on = e.kind() == ErrorKind::Corrupt;
-            if self.names_table(&e) {
+            if stretch.begins(e.offset(), table::BUCKET_BYTES) && self.names_table(&e) {
                 inspector.damage(e);
             }
             goes_on
@@ -101,17 +86,15 @@ impl Engine {
             match cursor.peek() {
                 Ok(Some(_)) => cursor.advance(),
                 Ok(None) => return,
-                // The cursor goes on behind a damaged bucket; a device that fails would do so for each of them.
-                Err(e) => {
-                    if !tell(e) {
-                        return;
-                    }
-                }
+                Err(e) => match tell(e) {
+                    true => {}
+                    false => return,
+                },
             }
         }
     }
 
-    fn verify_expired(&self, file: &Arc<Expired>, inspector: &mut Once<'_>) {
+    fn verify_expired(&self, file: &Arc<Expired>, inspector: &mut dyn Inspector) {
         // One that others have merged or let go of meanwhile is not missing.
         let is_listed = || self.tables().expired.iter().any(|now| Arc::ptr_eq(now, file));
         let mut tell = |e| {

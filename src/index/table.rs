@@ -29,7 +29,7 @@ const PREFIX_BITS: u32 = 37;
 const OFFSET_BITS: u32 = 27;
 
 pub(super) const SLOTS: usize = 5;
-pub(super) const BUCKET_BYTES: usize = 64;
+pub(crate) const BUCKET_BYTES: usize = 64;
 pub(super) const TABLE_HEADER_BYTES: usize = 128;
 
 const _: () = assert!(PREFIX_BITS + OFFSET_BITS == u64::BITS);

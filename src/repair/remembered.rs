@@ -104,11 +104,7 @@ impl Remembered {
         listed: Option<ListedExpired>,
         told: &mut dyn FnMut(Error),
     ) -> Result<()> {
-        let mut damaged = 0_u64;
-        let entries = file.check_pages(&mut |e| {
-            damaged = damaged.saturating_add(1);
-            told(e);
-        })?;
+        let (damaged, entries) = file.check_pages(told)?;
         let is_whole = is_headed && damaged == 0;
         if !is_whole {
             let full_pages = damaged.saturating_mul(expired::ENTRIES as u64);
