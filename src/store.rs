@@ -630,7 +630,7 @@ impl Store {
     }
 
     /// Reads every file of the store and says what is damaged: each record, each bucket of the index, and whether
-    /// the index leads to every key. Changes nothing, and others go on meanwhile.
+    /// the index leads to every key. Damaged neighbours are told as one. Changes nothing, and others go on meanwhile.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
