@@ -777,6 +777,14 @@ fn pick(at: usize, len: usize) -> Option<usize> {
     at.checked_rem(len)
 }
 
+/// The greatest number of any file that ends so: how many there have been.
+fn newest(sim: &Sim, extension: &str) -> u64 {
+    let files = sim.files().into_iter().map(|(path, _)| path);
+    let numbered = files.filter(|path| path.extension().is_some_and(|end| end == extension));
+    let numbers = numbered.filter_map(|path| path.file_stem()?.to_str()?.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
 #[test]
 fn a_store_and_the_spec_live_the_same_life() {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
@@ -790,24 +798,27 @@ fn a_store_and_the_spec_live_the_same_life() {
         max_shrink_iters: 20_000,
         ..Config::default()
     };
-    let counts = std::cell::Cell::new((0_u64, 0_u64, 0_u64));
+    let counts = std::cell::Cell::new([0_u64; 5]);
     let lives = (any::<u64>(), vec(op(), 1..80));
     let result = TestRunner::new(config).run(&lives, |(seed, ops)| {
         let mut world = World::new(seed);
         ops.iter().for_each(|op| world.run(op));
         // However it goes on, every life is crashed and looked at once more.
         world.run(&Op::Restart(Restart::PowerLoss));
-        let (calls, restarts, rolled) = counts.get();
-        counts.set((
-            calls + ops.len() as u64,
-            restarts + world.restarts,
-            rolled + u64::from(world.segments_most > 3),
-        ));
+        let of_life = [
+            ops.len() as u64,
+            world.restarts,
+            u64::from(world.segments_most > 3),
+            newest(&world.sim, "log"),
+            newest(&world.sim, "tab"),
+        ];
+        counts.set(std::array::from_fn(|n| counts.get()[n] + of_life[n]));
         Ok(())
     });
-    let (calls, restarts, rolled) = counts.get();
+    let [calls, restarts, rolled, segments, tables] = counts.get();
     println!(
-        "model: {cases} lives, {calls} calls, {restarts} reopenings, {rolled} lives over 4 segments or more"
+        "model: {cases} lives, {calls} calls, {restarts} reopenings, {segments} segments, {tables} tables; \
+         {rolled} lives over 4 segments or more at once"
     );
     if let Err(e) = result {
         panic!("{e}");
