@@ -74,8 +74,10 @@ pub(crate) struct Sizes {
 pub(crate) struct Log {
     seams: Seams,
     dir: PathBuf,
+    store: StoreId,
     sizes: Sizes,
     tail: Mutex<Tail>,
+    /// For those alone who go through the queue: who has had it wakes who waits for it.
     writer: Mutex<Writer>,
     queue: CommitQueue,
     keeper: Mutex<Keeper>,
@@ -424,7 +426,7 @@ impl Log {
     }
 
     pub(crate) fn store(&self) -> StoreId {
-        self.writer.lock().current.seal.store
+        self.store
     }
 
     /// Whether files that nobody writes any more are read through maps.

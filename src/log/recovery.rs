@@ -209,6 +209,7 @@ pub(crate) fn open(
     };
     let log = Log {
         dir: dir.to_path_buf(),
+        store: manifest.store,
         tail: Mutex::new(Tail {
             at: active.offset(scan.end),
             next,

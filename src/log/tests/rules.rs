@@ -469,3 +469,20 @@ fn lookups_learn_that_a_segment_goes_before_it_is_gone() {
     assert_eq!((seen, first()), (Some(oldest), Some(head)));
     assert!(head > oldest);
 }
+
+/// Who waits for a write sleeps until the writer's holder wakes him. A checkpoint took the writer to learn the store's
+/// identity, and woke nobody: with all others asleep every claim hung for ever.
+#[test]
+fn what_writes_nothing_never_takes_the_writer() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync); 2]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let writer = log.writer.lock();
+        scope.spawn(move || tell.send(log.store()));
+        let told = told.recv_timeout(std::time::Duration::from_secs(10));
+        drop(writer);
+        assert_eq!(told.ok(), Some(log.store()));
+    });
+}
