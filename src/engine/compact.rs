@@ -525,12 +525,12 @@ impl Engine {
             }
         }
         let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
-        let file = Expired::open(&**storage, &dir, listed, store, self.log.maps());
-        if file.is_err() {
+        let opened = Expired::open(&**storage, &dir, listed, store, self.log.maps());
+        let file = opened.inspect_err(|_| {
             // If it stays, the next opening removes it: no manifest lists it.
             let _ = storage.remove(&dir.join(expired::file_name(listed.number)));
-        }
-        files.insert(0, Arc::new(file?));
+        })?;
+        files.insert(0, Arc::new(file));
         Ok(files)
     }
 

@@ -162,7 +162,7 @@ impl CommitQueue {
             let write = if yields < WRITE_YIELDS {
                 self.try_write(sink)?
             } else {
-                self.try_write_or_sleep(placed, sink)?
+                self.try_write_or_wait(placed, sink)?
             };
             match write {
                 Write::Done => {}
@@ -187,9 +187,9 @@ impl CommitQueue {
 
     /// Writes, or sleeps until whoever is writing has let go of the writer.
     ///
-    /// The order is that of [`sleep`](Self::sleep): "I sleep", the word, then another try. Who held the writer at
+    /// The order is that of [`wait_for_lead`](Self::wait_for_lead): "I sleep", the word, then another try. Who held the writer at
     /// that try looks for sleepers after it let go, and changes the word.
-    fn try_write_or_sleep(&self, placed: Placed, sink: &impl Sink) -> Result<Write, Failed> {
+    fn try_write_or_wait(&self, placed: Placed, sink: &impl Sink) -> Result<Write, Failed> {
         self.write_sleepers.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let seen = self.writing.read();
@@ -238,7 +238,7 @@ impl CommitQueue {
                 yield_now();
                 continue;
             }
-            self.sleep(placed, round);
+            self.wait_for_lead(placed, round);
         }
     }
 
@@ -267,7 +267,7 @@ impl CommitQueue {
     /// The order makes it safe: first "I sleep" is announced, then the word is read, then the state is
     /// looked at. Who ends a round changes the state first and looks for sleepers afterwards. A fence stands
     /// between on both sides, so that one of the two sees the other.
-    fn sleep(&self, placed: Placed, round: &Round) {
+    fn wait_for_lead(&self, placed: Placed, round: &Round) {
         round.sleepers.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let seen = round.word.read();

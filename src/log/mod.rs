@@ -556,7 +556,9 @@ impl Log {
 
     /// Has the files of all segments that left the list gone, durably.
     pub(crate) fn remove_dropped(&self) -> Result<()> {
-        self.remove_leaving(&mut self.keeper.lock())
+        let mut keeper = self.keeper.lock();
+        self.check_keeper(&keeper)?;
+        self.remove_leaving(&mut keeper)
     }
 
     fn remove_leaving(&self, keeper: &mut Keeper) -> Result<()> {

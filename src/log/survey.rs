@@ -77,6 +77,37 @@ impl Rest {
     }
 }
 
+/// How far the log was durable, segment by segment, by what its records say.
+struct Watermarks {
+    /// Where each segment begins and ends.
+    bounds: Vec<(Lsn, Lsn)>,
+    /// The greatest one in each.
+    durable: Vec<Lsn>,
+    /// Behind which segments another one is missing.
+    missing: BTreeSet<usize>,
+}
+
+impl Watermarks {
+    fn of(parts: &[Part]) -> Self {
+        let bounds: Vec<_> = parts.iter().map(|part| (part.segment.base(), part.end)).collect();
+        let durable = bounds.iter().map(|(base, _)| *base).collect();
+        Watermarks { bounds, durable, missing: BTreeSet::new() }
+    }
+
+    fn place(&mut self, watermark: Lsn) {
+        let before = self.bounds.partition_point(|(base, _)| *base < watermark);
+        // In front of the first one: given back.
+        let Some(index) = before.checked_sub(1) else { return };
+        let Some((_, end)) = self.bounds.get(index) else { return };
+        // Behind its end stands the next one's header, which may have been dropped unused.
+        if watermark > end.plus(SEGMENT_HEADER_BYTES as u64) {
+            self.missing.insert(index);
+        } else if let (true, Some(durable)) = (watermark <= *end, self.durable.get_mut(index)) {
+            *durable = watermark.max(*durable);
+        }
+    }
+}
+
 /// What one segment says.
 #[derive(Default)]
 struct Read {
@@ -423,39 +454,22 @@ impl Survey {
     /// The same without a manifest. Nobody knows where a recovery has cut a segment and gone on in another, so each
     /// watermark speaks of the segment in which it lies, and of the log before: that must be there up to the watermark.
     fn look_for_losses_unlisted(&mut self, left_out: Option<&LeftOut>) -> Result<()> {
-        let header = SEGMENT_HEADER_BYTES as u64;
-        let bounds: Vec<_> =
-            self.parts.iter().map(|part| (part.segment.base(), part.end)).collect();
-        let mut durable: Vec<_> = bounds.iter().map(|(base, _)| *base).collect();
-        // By the segment before them.
-        let mut missing = BTreeSet::new();
-        let mut place = |watermark: Lsn| {
-            let before = bounds.partition_point(|(base, _)| *base < watermark);
-            // In front of the first one: given back.
-            let Some(index) = before.checked_sub(1) else { return };
-            match bounds.get(index).zip(durable.get_mut(index)) {
-                Some(((_, end), durable)) if watermark <= *end => {
-                    *durable = watermark.max(*durable)
-                }
-                // The next one's header, whose records were never needed.
-                Some(((_, end), _)) if watermark <= end.plus(header) => {}
-                _ => drop(missing.insert(index)),
-            }
-        };
-        left_out.iter().for_each(|left_out| place(left_out.watermark));
+        let mut watermarks = Watermarks::of(&self.parts);
+        left_out.iter().for_each(|left_out| watermarks.place(left_out.watermark));
         let mut gaps = Vec::new();
         let last = self.parts.len().saturating_sub(1);
         let (mut is_followed, mut is_short) = (false, false);
         for index in 0..self.parts.len() {
-            let read = self.read(index, &mut place)?;
+            let read = self.read(index, &mut |watermark| watermarks.place(watermark))?;
             // A recovery cuts one, and goes on further behind than where one ahead begins. What is ended goes on there.
             let is_cut = read.gaps.iter().any(|gap| matches!(gap.rest, Rest::Cut));
-            let end = bounds.get(index).map_or(Lsn::ZERO, |(_, end)| *end);
+            let end = self.parts.get(index).map_or(Lsn::ZERO, |part| part.end);
             let is_there = left_out.is_some_and(|left_out| !is_cut || left_out.base > end);
             is_followed = (read.is_ended || is_cut) && !is_there;
             is_short = read.is_short;
             gaps.extend(read.gaps.into_iter().map(|gap| (index, gap)));
         }
+        let Watermarks { durable, mut missing, .. } = watermarks;
         if is_followed {
             missing.insert(last);
         }

@@ -209,18 +209,24 @@ fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
     }
 }
 
+/// A killed store of a thousand keys in a table and one that came later.
+fn killed_with_a_table() -> Sim {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..1000).for_each(|n| mark(&store, "k", n));
+    drop(store);
+    let store = open(&sim, 1000);
+    mark(&store, "late", 0);
+    sim.kill();
+    drop(store);
+    sim
+}
+
 /// An opening that found no room for a table had used up what is kept for the fork of a killed log.
 #[test]
 fn a_killed_store_with_a_damaged_table_goes_on_where_one_without_does() {
     let marked = |is_damaged: bool| {
-        let sim = Sim::new(7);
-        let store = open(&sim, 1000);
-        (0..1000).for_each(|n| mark(&store, "k", n));
-        drop(store);
-        let store = open(&sim, 1000);
-        mark(&store, "late", 0);
-        sim.kill();
-        drop(store);
+        let sim = killed_with_a_table();
         if is_damaged {
             sim.flip_byte(&files(&sim, "tab")[0], 0, 1).unwrap();
         }
@@ -243,14 +249,7 @@ fn a_killed_store_with_a_damaged_table_goes_on_where_one_without_does() {
 /// more, where a store whose table is whole goes on.
 #[test]
 fn a_table_made_in_vain_takes_no_room_from_the_log() {
-    let sim = Sim::new(7);
-    let store = open(&sim, 1000);
-    (0..1000).for_each(|n| mark(&store, "k", n));
-    drop(store);
-    let store = open(&sim, 1000);
-    mark(&store, "late", 0);
-    sim.kill();
-    drop(store);
+    let sim = killed_with_a_table();
     let is_spare = |path: &PathBuf| path.to_string_lossy().contains("spare");
     let spares = sim.files().into_iter().map(|(path, _)| path).filter(is_spare);
     spares.for_each(|spare| sim.remove(spare).unwrap());
