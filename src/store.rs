@@ -861,3 +861,40 @@ fn state_in(
         _ => State::Aborted(attempt),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::engine::Engine;
+    use crate::testing::Sim;
+
+    /// The thread that keeps the index slept for an hour, and whoever closed the store waited for it.
+    #[test]
+    fn a_thread_that_is_told_to_stop_right_after_it_looked_stops() {
+        let store = Sim::new(1).open().unwrap();
+        for body in [Engine::run_log as fn(&Engine, &dyn Fn() -> bool), Engine::run_index] {
+            let is_stopping = AtomicBool::new(false);
+            let stop = || {
+                let seen = is_stopping.swap(true, Ordering::SeqCst);
+                if !seen {
+                    store.shared.wake_background();
+                }
+                seen
+            };
+            let (tell, told) = channel();
+            let has_stopped = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    body(&store.shared, &stop);
+                    tell.send(()).unwrap();
+                });
+                let has_stopped = told.recv_timeout(Duration::from_secs(10)).is_ok();
+                store.shared.wake_background();
+                has_stopped
+            });
+            assert!(has_stopped, "it sleeps");
+        }
+    }
+}

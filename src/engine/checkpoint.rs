@@ -171,8 +171,12 @@ impl Engine {
 
     /// The body of the thread that keeps the index: steps until `stop` says so.
     pub(crate) fn run_index(&self, stop: &dyn Fn() -> bool) {
-        while !stop() {
+        loop {
+            // Before `stop` is asked: who sets it changes the word afterwards.
             let seen = self.index_word.read();
+            if stop() {
+                return;
+            }
             // A failed write has poisoned the log. A panic in the midst of a table does, too: without this thread
             // memory would grow for ever.
             let due = self.log.guarded(|| self.step_index());

@@ -327,7 +327,7 @@ impl Engine {
                     continue;
                 };
                 if live.presence == Presence::Owner {
-                    self.in_flight.fetch_sub(1, Ordering::SeqCst);
+                    self.ended_one();
                     self.interrupt_for_close(&key, entry, &live, now);
                     left.push((key, live.state));
                 }
