@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use onlyonce::{Durability, Policy, Store};
 
 use crate::expire::{Expiring, Kept};
+use crate::levels;
 use crate::machine;
 use crate::progress::Progress;
 use crate::work::{Args, Times, close, fresh_kind, key, median, open, open_with, pair, scratch};
@@ -29,10 +30,21 @@ pub fn run(args: &Args) {
         expired: &expired.dir,
         copy: &scratch.path().join("copy"),
     };
-    let mut progress = Progress::new(8 * rounds as u64, "rounds");
+    let only = args.value("--only");
+    let is_asked_for = |what: &Meanwhile| {
+        let name = format!("{what:?}").to_lowercase();
+        only.as_ref().is_none_or(|only| only.split(',').any(|asked| asked == name))
+    };
+    let asked_for: Vec<_> = Meanwhile::ALL.into_iter().filter(is_asked_for).collect();
+    let named = args.value("--level");
+    let levels: Vec<_> = [(Durability::Flush, 2), (Durability::Sync, 3)]
+        .into_iter()
+        .filter(|(level, _)| named.is_none() || levels(args).contains(level))
+        .collect();
+    let mut progress = Progress::new((levels.len() * asked_for.len() * rounds) as u64, "rounds");
     let mut done = 0;
-    for (level, most) in [(Durability::Flush, 2), (Durability::Sync, 3)] {
-        let mut seen = Meanwhile::ALL.map(|what| (what, Vec::new()));
+    for (level, most) in levels {
+        let mut seen: Vec<_> = asked_for.iter().map(|what| (*what, Vec::new())).collect();
         for _ in 0..rounds {
             for (what, figures) in &mut seen {
                 figures.push(stage.round(*what, level));

@@ -10,7 +10,8 @@
 //!   `--lookups` of each kind; `--door`, the way into that memory's control group, it hands to its own child process;
 //! - `--expire`: what it takes to give back the room of expired keys (`--expire-keys M`, `--warm`: from memory;
 //!   `--fill-rate 50000`: pairs a second that the fill is sure to make, for it must end before the first key expires);
-//! - `--beside`: what pairs feel of that, of checkpoints and of merges (`--round-keys M`, `--millis 2000` idle);
+//! - `--beside`: what pairs feel of that, of checkpoints and of merges (`--round-keys M`, `--millis 2000` idle,
+//!   `--only compact,background,checkpoints,merges`, `--level`);
 //! - `--month`: the disk beside what is alive, a month of mixed retention in simulated time (`--days`, `--pairs`);
 //! - `--remember`: bytes, memory and answers of keys that are remembered (`--remember-keys M`);
 //! - `--strace`: which system calls claims make during checkpoints (needs `strace`);
