@@ -20,22 +20,26 @@ pub fn run(args: &Args) {
         "| pairs, 1 thread | idle p99 us | meanwhile p99 us | ratio | at most | pairs meanwhile | tables written |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
-    let scratch = scratch();
-    let alive = Expiring::fill(args, &scratch.path().join("alive"), keys, Kept::All);
-    let expired = Expiring::fill(args, &scratch.path().join("expired"), keys, Kept::OneInTen);
-    expired.wait();
-    let stage = Stage {
-        idle,
-        alive: &alive.dir,
-        expired: &expired.dir,
-        copy: &scratch.path().join("copy"),
-    };
     let only = args.value("--only");
     let is_asked_for = |what: &Meanwhile| {
         let name = format!("{what:?}").to_lowercase();
         only.as_ref().is_none_or(|only| only.split(',').any(|asked| asked == name))
     };
     let asked_for: Vec<_> = Meanwhile::ALL.into_iter().filter(is_asked_for).collect();
+    let scratch = scratch();
+    let alive = Expiring::fill(args, &scratch.path().join("alive"), keys, Kept::All);
+    let expired = scratch.path().join("expired");
+    let expired = match asked_for.iter().any(|what| what.is_reclaim()) {
+        true => Some(Expiring::fill(args, &expired, keys, Kept::OneInTen)),
+        false => None,
+    };
+    expired.iter().for_each(Expiring::wait);
+    let stage = Stage {
+        idle,
+        alive: &alive.dir,
+        expired: expired.as_ref().map(|expired| expired.dir.as_path()),
+        copy: &scratch.path().join("copy"),
+    };
     let named = args.value("--level");
     let levels: Vec<_> = [(Durability::Flush, 2), (Durability::Sync, 3)]
         .into_iter()
@@ -83,13 +87,17 @@ enum Meanwhile {
 impl Meanwhile {
     const ALL: [Meanwhile; 4] =
         [Meanwhile::Compact, Meanwhile::Background, Meanwhile::Checkpoints, Meanwhile::Merges];
+
+    fn is_reclaim(self) -> bool {
+        matches!(self, Meanwhile::Compact | Meanwhile::Background)
+    }
 }
 
 /// Stores of as many keys: one where nothing expires, and one that is copied for each round.
 struct Stage<'p> {
     idle: Duration,
     alive: &'p Path,
-    expired: &'p Path,
+    expired: Option<&'p Path>,
     copy: &'p Path,
 }
 
@@ -103,10 +111,9 @@ struct Round {
 impl Stage<'_> {
     fn round(&self, what: Meanwhile, level: Durability) -> Round {
         let before = self.idle(level);
-        let is_reclaim = matches!(what, Meanwhile::Compact | Meanwhile::Background);
-        let dir = if is_reclaim { self.copy } else { self.alive };
-        if is_reclaim {
-            machine::copy_synced(self.expired, dir);
+        let dir = if what.is_reclaim() { self.copy } else { self.alive };
+        if let (true, Some(expired)) = (what.is_reclaim(), self.expired) {
+            machine::copy_synced(expired, dir);
         }
         let tables = || newest_table(dir);
         let tables_before = tables();
@@ -135,7 +142,7 @@ impl Stage<'_> {
         });
         close(store);
         let tables = tables() - tables_before;
-        if is_reclaim {
+        if what.is_reclaim() {
             std::fs::remove_dir_all(dir).unwrap();
         }
         Round {
@@ -177,7 +184,8 @@ fn watch_background(store: &Store) {
     let (mut reclaimed, mut since) = (0, Instant::now());
     while reclaimed < half {
         assert!(since.elapsed() < Duration::from_secs(60), "nothing more is given back");
-        thread::sleep(Duration::from_millis(5));
+        // Not more often: `stats` looks at all keys in memory, and the pairs would feel that.
+        thread::sleep(Duration::from_millis(100));
         let now = store.stats().bytes_reclaimed;
         if std::mem::replace(&mut reclaimed, now) != now {
             since = Instant::now();
