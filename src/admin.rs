@@ -319,8 +319,8 @@ pub struct Stats {
     pub log_bytes_since_checkpoint: u64,
     /// When the last checkpoint was made; `None` if there was none since the store was opened.
     pub last_checkpoint: Option<SystemTime>,
-    /// What was alive then, and keys by state: from a sample, as [`Store::estimate`](crate::Store::estimate) takes one
-    /// of now.
+    /// What was alive then, or at most a second and an eighth of the log earlier, and keys by state: from a sample, as
+    /// [`Store::estimate`](crate::Store::estimate) takes one of now.
     pub estimate_at_checkpoint: Option<Estimate>,
     /// Bytes that all files take together, and may take: `u64::MAX` if there is no `disk_bytes_max`.
     pub disk_bytes: u64,
@@ -384,7 +384,8 @@ impl Stats {
             log_bytes_since_checkpoint: since_checkpoint,
             last_checkpoint: checkpoint.map(|made| wall(made.now, made.offset)),
             estimate_at_checkpoint: checkpoint
-                .and_then(|made| Some(Estimate::from_sample(made.alive?, made.log_bytes))),
+                .and_then(|made| made.sample)
+                .map(|sample| Estimate::from_sample(sample.alive, sample.log_bytes)),
             disk_bytes,
             disk_bytes_max,
             bytes_moved: shared.moved.load(Ordering::Relaxed),

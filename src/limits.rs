@@ -92,10 +92,14 @@ pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
 /// A page less than a reader reads at once, so that a piece's last record seldom asks for another such read.
 pub(crate) const COMPACTION_PIECE_BYTES: u64 = (256 << 10) - PAGE_BYTES as u64;
 pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
+/// What it judges before it lets others have the processor.
+pub(crate) const COMPACTION_YIELD_BYTES: u64 = 16 << 10;
 
 /// How much of the log is alive is estimated from so many keys, and anew after so long.
 pub(crate) const ESTIMATE_SAMPLES: u64 = 1024;
 pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
+/// Checkpoints that follow each other sooner share a sample of what is alive, unless the log has grown by an eighth.
+pub(crate) const SAMPLE_MILLIS: u64 = 1000;
 /// How long compaction rests after it has gone through all of the log for nothing.
 pub(crate) const FUTILE_MILLIS: u64 = 3_600_000;
 

@@ -89,8 +89,15 @@ impl Change {
 pub(crate) struct Checkpointed {
     pub(crate) now: StoreMillis,
     pub(crate) offset: i64,
+    pub(crate) sample: Option<Sample>,
+}
+
+/// What a sample said was alive, of a log of so many bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    at_millis: u64,
     pub(crate) log_bytes: u64,
-    pub(crate) alive: Option<Alive>,
+    pub(crate) alive: Alive,
 }
 
 /// The listed tables that are whole, the newest first, and those that are damaged or missing: they are to be made
@@ -306,14 +313,22 @@ impl Engine {
         self.switch_index(&change)?;
         // It may have taken in a table that was being merged.
         self.drop_stale_merge(work);
-        let now = self.log.now();
-        *self.checkpointed.lock() = Some(Checkpointed {
-            now,
-            offset: self.wall_offset(now),
-            log_bytes: self.log.bytes_since(Lsn::ZERO),
-            alive: self.estimate().ok(),
-        });
+        let (now, sample) = (self.log.now(), self.sample());
+        *self.checkpointed.lock() =
+            Some(Checkpointed { now, offset: self.wall_offset(now), sample });
         Ok(true)
+    }
+
+    /// What is alive at a checkpoint: by the last one's sample, if that is young. Where checkpoints follow each other fast,
+    /// a sample's reads all over the log cost claims more than the tables do.
+    fn sample(&self) -> Option<Sample> {
+        let at_millis = self.log.seams().clock.monotonic_nanos() / 1_000_000;
+        let log_bytes = self.log.bytes_since(Lsn::ZERO);
+        let last = self.last_checkpoint().and_then(|last| last.sample).filter(|last| {
+            at_millis.saturating_sub(last.at_millis) < limits::SAMPLE_MILLIS
+                && log_bytes.abs_diff(last.log_bytes) <= log_bytes / 8
+        });
+        last.or_else(|| self.estimate().ok().map(|alive| Sample { at_millis, log_bytes, alive }))
     }
 
     /// The last checkpoint since the opening.
