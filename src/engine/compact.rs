@@ -19,7 +19,7 @@ use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
 use crate::sealed::Stopped;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, yield_now};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
@@ -288,8 +288,15 @@ impl Engine {
         self.copies.lock().retain(|(copy, _)| *copy >= durable);
         let mut moved = 0_u64;
         let memories = &mut compacting.memories;
+        let mut judged = 0;
         let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |record| {
             moved = moved.saturating_add(self.judge(&record, memories)?);
+            // Who wakes from a sync on this processor would wait for the end of its slice, several syncs long.
+            judged = record.len().saturating_add(judged);
+            if judged >= limits::COMPACTION_YIELD_BYTES {
+                judged = 0;
+                yield_now();
+            }
             Ok(())
         });
         self.moved.fetch_add(moved, Ordering::Relaxed);
