@@ -170,7 +170,8 @@ impl CommitQueue {
                     yields += 1;
                     yield_now();
                 }
-                Write::NeedsSync => return self.wait_durable(placed, sink),
+                // It may be of a round that has ended.
+                Write::NeedsSync => return self.wait_durable_earlier(placed, sink),
             }
         }
     }

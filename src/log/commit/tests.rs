@@ -61,3 +61,79 @@ fn a_wait_for_a_long_write_is_slept_through() {
         assert_eq!((before, tries()), (WRITE_YIELDS + 1, WRITE_YIELDS + 2));
     });
 }
+
+/// A leader whose sync is held, and a roll that comes while somebody waits at `Flush` for a record of its round.
+struct Rolling {
+    queue: CommitQueue,
+    rounds: AtomicU32,
+    may_sync: AtomicBool,
+}
+
+impl Sink for Rolling {
+    fn write_round(&self) -> Result<(u32, Lsn), Failed> {
+        let round = self.rounds.fetch_add(1, Ordering::SeqCst);
+        let end = Lsn::new(u64::from(round) + 1);
+        if round > 0 {
+            self.queue.set_written(end);
+        }
+        Ok((round, end))
+    }
+
+    /// The leader let go of the writer just before, and what was placed since crosses into the next segment.
+    fn try_write(&self) -> Result<Write, Failed> {
+        self.queue.set_written(Lsn::new(1));
+        Ok(Write::NeedsSync)
+    }
+
+    fn sync(&self) -> Result<(), Failed> {
+        while !self.may_sync.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn nanos(&self) -> u64 {
+        0
+    }
+}
+
+/// It slept among those who wait for the open round's sync, was woken to lead them, and left.
+#[test]
+fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
+    let sink = Rolling {
+        queue: CommitQueue::new(Lsn::ZERO),
+        rounds: AtomicU32::new(0),
+        may_sync: AtomicBool::new(false),
+    };
+    let queue = &sink.queue;
+    let [_, open] = &queue.rounds;
+    let asleep = |count: u32| {
+        while open.sleepers.load(Ordering::SeqCst) < count {
+            thread::yield_now();
+        }
+        (0..10_000).for_each(|_| thread::yield_now());
+    };
+    let (tell, told) = std::sync::mpsc::channel();
+    let woken = thread::scope(|scope| {
+        let sink = &sink;
+        // The leader of round 0, whose sync takes its time.
+        scope.spawn(|| queue.wait_durable(Placed { lsn: Lsn::ZERO, round: 0 }, sink));
+        while sink.rounds.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        // `Log::commit_earlier` at `Flush`: the record of round 0, and the round that is open now.
+        let earlier = scope.spawn(|| queue.wait_written(Placed { lsn: Lsn::ZERO, round: 1 }, sink));
+        asleep(1);
+        // A record of the open round, at `Sync`.
+        scope.spawn(move || {
+            tell.send(queue.wait_durable(Placed { lsn: Lsn::new(1), round: 1 }, sink)).unwrap();
+        });
+        asleep(2);
+        sink.may_sync.store(true, Ordering::SeqCst);
+        assert_eq!(earlier.join().unwrap(), Ok(()));
+        let woken = told.recv_timeout(Duration::from_secs(5));
+        queue.poison();
+        woken
+    });
+    assert_eq!(woken, Ok(Ok(())), "nobody woke it");
+}
