@@ -199,7 +199,11 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
                     Err(e) if e.kind() == ErrorKind::Corrupt => {
                         is_sound = false;
                         damages.push(e);
-                        lost.push(listed.base..listed.end);
+                        // Behind a clean end nothing ever stood.
+                        let end = manifest.clean.map_or(listed.end, |end| end.min(listed.end));
+                        if listed.base.plus(SEGMENT_HEADER_BYTES as u64) < end {
+                            lost.push(listed.base..end);
+                        }
                     }
                     Err(e) => return Err(e),
                 }
@@ -383,10 +387,14 @@ fn leave_out_copies(parts: &mut Vec<Part>) -> Result<Option<LeftOut>> {
     let (rest, copies) = parts.split_at(first);
     let Some(last) = copies.last().filter(|_| !rest.is_empty()) else { return Ok(None) };
     let base = last.segment.base();
+    let first_base = copies.first().map_or(base, |first| first.segment.base());
     let (mut missing, mut watermark) = (BTreeSet::new(), Lsn::ZERO);
     for_each_content(copies, &mut |content, covered| {
         missing.insert(content);
-        watermark = watermark.max(covered);
+        // A repair's copies speak of themselves.
+        if covered < first_base {
+            watermark = watermark.max(covered);
+        }
     })?;
     for_each_content(rest, &mut |content, _| {
         missing.remove(&content);
@@ -459,11 +467,22 @@ impl Survey {
         let mut gaps = Vec::new();
         let last = self.parts.len().saturating_sub(1);
         let (mut is_followed, mut is_short) = (false, false);
+        // The one before, if it is ended: where it ends.
+        let mut ended_before = None;
         for index in 0..self.parts.len() {
-            let read = self.read(index, &mut |watermark| watermarks.place(watermark))?;
+            let mut has_records = false;
+            let read = self.read(index, &mut |watermark| {
+                has_records |= watermark > Lsn::ZERO;
+                watermarks.place(watermark);
+            })?;
+            let (base, end) = watermarks.bounds.get(index).copied().unwrap_or_default();
+            // It was synced whole before anything was written behind it.
+            if has_records && ended_before == Some(base) {
+                watermarks.place(base);
+            }
+            ended_before = read.is_ended.then_some(end);
             // A recovery cuts one, and goes on further behind than where one ahead begins. What is ended goes on there.
             let is_cut = read.gaps.iter().any(|gap| matches!(gap.rest, Rest::Cut));
-            let end = self.parts.get(index).map_or(Lsn::ZERO, |part| part.end);
             let is_there = left_out.is_some_and(|left_out| !is_cut || left_out.base > end);
             is_followed = (read.is_ended || is_cut) && !is_there;
             is_short = read.is_short;
