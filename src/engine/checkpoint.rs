@@ -566,6 +566,8 @@ impl Engine {
     /// Seals what memory holds and merges all tables into one.
     pub(super) fn merge_all(&self) -> Result<()> {
         let mut work = self.work.lock();
+        // A close may have come first: the directory is another's then.
+        self.check_usable()?;
         self.give_up_merge(&mut work);
         self.checkpoint(&mut work)?;
         loop {
@@ -676,6 +678,7 @@ impl Engine {
             self.begin_writing()?;
         }
         let mut work = self.work.lock();
+        self.check_usable()?;
         self.give_up_merge(&mut work);
         self.make_again(&as_listed(&self.tables().list))
     }

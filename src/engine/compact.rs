@@ -300,6 +300,10 @@ impl Engine {
             Ok(())
         });
         self.moved.fetch_add(moved, Ordering::Relaxed);
+        if moved > 0 {
+            // In an idle store it sleeps, and the segment waits for its sync of the copies.
+            self.log.wake_upkeep();
+        }
         compacting.at = walked?;
         if compacting.at.is_none() {
             // Not behind notes: nobody calls for their sync.

@@ -282,7 +282,8 @@ impl Engine {
         }
         self.drain();
         if self.is_closed.swap(true, Ordering::SeqCst) {
-            return Ok(Vec::new());
+            // Another one is at it, and may fail.
+            return Err(self.closed());
         }
         let left = self.interrupt_all();
         let closed = self.close_log();

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use onlyonce::admin::Health;
-use onlyonce::testing::Sim;
+use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Result, State, Store};
 
 use crate::index::{files, is_marked, long, mark, open, rest, work};
@@ -478,4 +478,84 @@ fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
             assert!(store.get(n).unwrap().is_some(), "round {round}: {n} of {marked} is gone");
         }
     }
+}
+
+/// It went on without the lock, and removed a table that the next opener had made under the same number.
+#[test]
+fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    (0..30).for_each(|n| mark(&store, "k", n));
+    store.close(Duration::ZERO).unwrap();
+    let store = open(&sim, 8);
+    let most = Duration::from_secs(10);
+    let switch = sim.hold_exchange();
+    std::thread::scope(|scope| {
+        // It begins to write, and holds the manifest.
+        let rebuilds = scope.spawn(|| store.rebuild_index());
+        assert!(switch.wait_arrived(most));
+        // That has the index, and waits for the manifest.
+        let closes = scope.spawn(|| store.close(Duration::ZERO));
+        while store.get("k").is_ok() {
+            std::thread::yield_now();
+        }
+        (0..10_000).for_each(|_| std::thread::yield_now());
+        let next_manifest = sim.hold_create();
+        switch.open();
+        assert!(next_manifest.wait_arrived(most));
+        let table = sim.hold_create();
+        next_manifest.open();
+        closes.join().unwrap().unwrap();
+        while !rebuilds.is_finished() {
+            assert!(!table.wait_arrived(Duration::from_millis(10)), "it makes a table");
+        }
+        assert_eq!(rebuilds.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    });
+}
+
+/// One said that all is durable while the other one, who was to see to that, failed.
+#[test]
+fn of_two_closes_none_is_ok_if_the_sync_fails() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let Claim::Acquired(guard) = store.claim("in flight").unwrap() else { panic!() };
+    assert!(store.mark(Operation::new("k").durability(Durability::Lazy)).unwrap().is_first());
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| store.close(Duration::from_secs(60)));
+        while store.claim("other").is_ok() {
+            std::thread::yield_now();
+        }
+        sim.fail_sync(0, DiskFault::Io);
+        assert!(store.close(Duration::ZERO).is_err());
+        assert_eq!(waits.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    });
+    drop(guard);
+}
+
+/// The thread of the log slept for an hour, and nobody synced what compaction had moved.
+#[test]
+fn compaction_of_an_idle_store_goes_on() {
+    if std::env::var_os("ONLYONCE_LONG").is_none() {
+        return println!("only with ONLYONCE_LONG: the background looks by itself after a minute");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
+    let store = builder.open_or_create(dir.path().join("keys")).unwrap();
+    let key = |n: u32| format!("{n:0>200}");
+    for n in 0..400 {
+        let op = Operation::new(key(n)).durability(Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    for n in (0..400).filter(|n| n % 6 != 0) {
+        assert!(store.forget(key(n)).unwrap());
+    }
+    let until = |is_over: fn(&Store) -> bool| {
+        let most = std::time::Instant::now() + Duration::from_secs(150);
+        while !is_over(&store) {
+            assert!(std::time::Instant::now() < most, "{:?}", store.stats());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    until(|store| store.stats().bytes_moved > 0);
+    until(|store| store.stats().bytes_reclaimed > 0);
 }
