@@ -898,4 +898,39 @@ mod tests {
             assert!(has_stopped, "it sleeps");
         }
     }
+
+    /// The thread of the log slept for an hour, and nobody synced what compaction had moved.
+    #[test]
+    fn compaction_of_an_idle_store_wakes_the_thread_that_syncs() {
+        let sim = Sim::new(1);
+        let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
+        let store = sim.open_with(builder).unwrap();
+        let key = |n: u32| format!("{n:0>200}");
+        (0..400).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+        for n in (0..400).filter(|n| n % 6 != 0) {
+            assert!(store.forget(key(n)).unwrap());
+        }
+        let is_stopping = AtomicBool::new(false);
+        let engine = &**store.shared;
+        std::thread::scope(|scope| {
+            scope.spawn(|| engine.run_log(&|| is_stopping.load(Ordering::SeqCst)));
+            let drive = |is_over: &dyn Fn() -> bool| {
+                let most = std::time::Instant::now() + Duration::from_secs(30);
+                while !is_over() && std::time::Instant::now() < most {
+                    sim.advance(Duration::from_millis(10));
+                    std::thread::yield_now();
+                }
+                is_over()
+            };
+            let rests = drive(&|| engine.log.is_at_rest());
+            let goes_on = rests
+                && drive(&|| {
+                    engine.step_index().unwrap();
+                    store.stats().bytes_reclaimed > 0
+                });
+            is_stopping.store(true, Ordering::SeqCst);
+            engine.wake_background();
+            assert!(rests && goes_on, "rests: {rests}, goes on: {goes_on}");
+        });
+    }
 }

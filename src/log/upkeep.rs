@@ -180,6 +180,12 @@ impl Log {
         }
     }
 
+    /// Whether the background thread sleeps until somebody wakes it, with nothing left to sync.
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.upkeep.is_asleep.load(Ordering::SeqCst) && self.view().keyed_end <= self.durable()
+    }
+
     /// Wakes the background thread to look at its `stop`.
     pub(crate) fn stop_upkeep(&self) {
         self.upkeep.word.wake_all();

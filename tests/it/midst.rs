@@ -531,31 +531,3 @@ fn of_two_closes_none_is_ok_if_the_sync_fails() {
     });
     drop(guard);
 }
-
-/// The thread of the log slept for an hour, and nobody synced what compaction had moved.
-#[test]
-fn compaction_of_an_idle_store_goes_on() {
-    if std::env::var_os("ONLYONCE_LONG").is_none() {
-        return println!("only with ONLYONCE_LONG: the background looks by itself after a minute");
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
-    let store = builder.open_or_create(dir.path().join("keys")).unwrap();
-    let key = |n: u32| format!("{n:0>200}");
-    for n in 0..400 {
-        let op = Operation::new(key(n)).durability(Durability::Flush);
-        assert!(store.mark(op).unwrap().is_first());
-    }
-    for n in (0..400).filter(|n| n % 6 != 0) {
-        assert!(store.forget(key(n)).unwrap());
-    }
-    let until = |is_over: fn(&Store) -> bool| {
-        let most = std::time::Instant::now() + Duration::from_secs(150);
-        while !is_over(&store) {
-            assert!(std::time::Instant::now() < most, "{:?}", store.stats());
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    };
-    until(|store| store.stats().bytes_moved > 0);
-    until(|store| store.stats().bytes_reclaimed > 0);
-}

@@ -443,14 +443,21 @@ fn without_a_manifest_a_segment_behind_a_recovery_s_cut_is_missed() {
     }
 }
 
-/// Files were believed by their headers, and removed by their names.
-#[test]
-fn without_a_manifest_a_segment_under_another_name_is_saved() {
+fn killed_with_200_keys() -> Sim {
     let sim = Sim::new(7);
     let store = sim.open_with(builder()).unwrap();
     (0..200).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
-    drop(store);
-    let log = |ordinal| PathBuf::from(format!("/store/log/{ordinal:010}.log"));
+    sim
+}
+
+fn log_path(ordinal: u32) -> PathBuf {
+    PathBuf::from(format!("/store/log/{ordinal:010}.log"))
+}
+
+/// Files were believed by their headers, and removed by their names.
+#[test]
+fn without_a_manifest_a_segment_under_another_name_is_saved() {
+    let (sim, log) = (killed_with_200_keys(), log_path);
     let bytes = |ordinal| sim.read_file(log(ordinal)).unwrap();
     for damage in ["moved", "exchanged", "copied"] {
         let machine = sim.copy();
@@ -832,11 +839,7 @@ fn an_empty_segment_that_is_gone_after_a_clean_close_is_no_loss() {
 /// Copies of a repair speak of themselves as durable, which was taken for a segment that is missing.
 #[test]
 fn a_repair_without_loss_that_crashed_is_without_loss_the_second_time() {
-    let sim = Sim::new(7);
-    let store = sim.open_with(builder()).unwrap();
-    (0..200).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
-    drop(store);
-    let log = |ordinal| PathBuf::from(format!("/store/log/{ordinal:010}.log"));
+    let (sim, log) = (killed_with_200_keys(), log_path);
     let (one, two) = (sim.read_file(log(1)).unwrap(), sim.read_file(log(2)).unwrap());
     sim.remove("/store/MANIFEST").unwrap();
     sim.write_file(log(1), &two).unwrap();

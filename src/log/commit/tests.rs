@@ -107,7 +107,7 @@ fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
     };
     let queue = &sink.queue;
     let [_, open] = &queue.rounds;
-    let asleep = |count: u32| {
+    let until_they_wait = |count: u32| {
         while open.sleepers.load(Ordering::SeqCst) < count {
             thread::yield_now();
         }
@@ -123,12 +123,12 @@ fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
         }
         // `Log::commit_earlier` at `Flush`: the record of round 0, and the round that is open now.
         let earlier = scope.spawn(|| queue.wait_written(Placed { lsn: Lsn::ZERO, round: 1 }, sink));
-        asleep(1);
+        until_they_wait(1);
         // A record of the open round, at `Sync`.
         scope.spawn(move || {
             tell.send(queue.wait_durable(Placed { lsn: Lsn::new(1), round: 1 }, sink)).unwrap();
         });
-        asleep(2);
+        until_they_wait(2);
         sink.may_sync.store(true, Ordering::SeqCst);
         assert_eq!(earlier.join().unwrap(), Ok(()));
         let woken = told.recv_timeout(Duration::from_secs(5));
