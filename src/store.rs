@@ -553,7 +553,7 @@ impl Store {
     /// # Errors
     /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
     /// same, and the next opening recovers what is durable. `StorageFull` if there was no room for the manifest
-    /// of a clean end, which is no loss either. `Closed` if it is closed already; `Forked`.
+    /// of a clean end, which is no loss either. `Closed` if it is closed already, or another call is at it; `Forked`.
     ///
     /// # Cost
     /// The wait; a write and a sync for what is not durable yet; a table of the keys since the last checkpoint, 16 bytes

@@ -562,6 +562,9 @@ impl Log {
     }
 
     fn remove_leaving(&self, keeper: &mut Keeper) -> Result<()> {
+        // A leftover that couldn't be removed may have lent its number and name to a segment since.
+        let Keeper { leaving, manifest, .. } = keeper;
+        leaving.retain(|left| manifest.segments.iter().all(|listed| listed.ordinal != *left));
         if keeper.leaving.is_empty() {
             return Ok(());
         }

@@ -384,8 +384,6 @@ impl Log {
             )
             .map_err(|e| self.failed(e))?;
         keeper.spares.remove(0);
-        // A leftover that couldn't be removed has gone with the rename; its name is this one's now.
-        keeper.leaving.retain(|ordinal| *ordinal != identity.ordinal);
         let mut manifest = keeper.manifest.clone();
         manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
         manifest.segments.push(identity.listed());
