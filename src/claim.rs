@@ -1148,11 +1148,6 @@ impl ClaimGuard {
         &self.handle
     }
 
-    /// Whether the claim asked that its interruption be held.
-    pub(crate) fn holds(&self) -> bool {
-        self.0.settings.on_interrupted == Some(crate::OnInterrupted::Hold)
-    }
-
     fn ended(self, done: Result<crate::engine::Applied>) -> Result<()> {
         match done {
             Ok(applied) => {

@@ -86,7 +86,9 @@ pub enum Reconciled<T> {
     Unknown,
 }
 
-/// What an error of the closure means for the key.
+/// What an error of the closure means for the key, as [`Runner::on_error`] judges it.
+///
+/// Without a verdict an error says nothing about the effect, so it leaves the key interrupted.
 ///
 /// ```
 /// # use onlyonce::{Abort, Error, Outcome, Verdict};
@@ -123,16 +125,31 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// An `Err` aborts, for nothing happened, unless the operation's policy is
-    /// [`Hold`](OnInterrupted::Hold): then it leaves the attempt interrupted, as a panic always does (but
-    /// under [`OnDrop::Abort`]). An interrupted attempt is taken over under [`Retry`](OnInterrupted::Retry),
-    /// and refused otherwise. [`runner`](Self::runner) has hooks for both.
+    /// An `Err` leaves the key interrupted, as a `?` with a [`ClaimGuard`] would, and a panic: a closure that
+    /// charged a card and then timed out must not run twice in silence. Three words say otherwise:
     ///
-    /// Durable on return as [`claim`](Self::claim) and [`complete`](ClaimGuard::complete) say. The closure's
-    /// result is lost to the caller if it could not be recorded; the attempt is then interrupted.
+    /// - [`OnInterrupted::Retry`]: the next `run` does it again, **at least once**. Right where twice does no harm.
+    /// - [`on_error`](Runner::on_error): a verdict for each error, of those too after which nothing had happened.
+    /// - [`OnDrop::Abort`]: no error and no panic comes after an effect, so each frees the key.
+    ///
+    /// Without any of them the next `run` is refused, and says how to choose; under [`Hold`](OnInterrupted::Hold) it
+    /// waits for somebody to [`resolve`](Store::resolve) the key.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, OnInterrupted, Operation, Run, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("report-7").on_interrupted(OnInterrupted::Retry); // at least once
+    /// assert!(store.run(&op, |_claim| Err::<String, _>(Error::invalid("timed out"))).is_err());
+    /// let again = store.run(&op, |claim| Ok::<_, Error>(format!("attempt {}", claim.attempt())))?;
+    /// assert!(matches!(again, Run::Done(report) if report == "attempt 2"));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// Durable on return as [`claim`](Self::claim) and [`complete`](ClaimGuard::complete) say. The interruption that
+    /// an `Err` leaves waits for nothing: a crash before its record is written gives the same state.
     ///
     /// # Errors
-    /// The closure's, and those of claiming and recording.
+    /// The closure's, whatever becomes of the key; and those of claiming and of recording the result.
     ///
     /// # Cost
     /// A claim and an ending: two writes, and two syncs at `Sync`. A replay: one read, and the decoding.
@@ -164,12 +181,13 @@ impl Store {
     ///
     /// Nothing is claimed before [`Runner::run`].
     pub fn runner<'s, 'k, T, E>(&'s self, op: impl Into<Operation<'k>>) -> Runner<'s, 'k, T, E> {
-        Runner { store: self, op: op.into(), reconcile: None, on_error: None }
+        Runner { store: self, op: op.into(), reconcile: None, on_error: None, on_unrecorded: None }
     }
 }
 
 type Reconcile<'s, T, E> = Box<dyn FnOnce(&Attempt) -> Result<Reconciled<T>, E> + 's>;
 type OnError<'s, E> = Box<dyn FnOnce(&E) -> Verdict + 's>;
+type OnUnrecorded<'s> = Box<dyn FnOnce(&Error) + 's>;
 
 /// A run to be. See [`Store::runner`].
 ///
@@ -190,6 +208,7 @@ pub struct Runner<'s, 'k, T, E> {
     op: Operation<'k>,
     reconcile: Option<Reconcile<'s, T, E>>,
     on_error: Option<OnError<'s, E>>,
+    on_unrecorded: Option<OnUnrecorded<'s>>,
 }
 
 impl<'s, T, E> Runner<'s, '_, T, E>
@@ -221,7 +240,10 @@ where
         self
     }
 
-    /// Judges an error of the closure. Unset, it aborts, or under [`OnInterrupted::Hold`] counts as unknown.
+    /// Judges an error of the closure. Unset, the key is left interrupted, or under [`OnDrop::Abort`] aborted.
+    ///
+    /// [`run`](Self::run) returns the closure's error in any case. Where the verdict can't be recorded the key stays
+    /// interrupted, and [`on_unrecorded`](Self::on_unrecorded) learns why.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, Outcome, Verdict, testing::Sim};
@@ -239,6 +261,33 @@ where
         self
     }
 
+    /// Is told why a verdict on the closure's error could not be recorded. Unset, nobody is.
+    ///
+    /// The caller of [`run`](Self::run) gets the closure's error all the same, and the key is left interrupted: for a
+    /// log line, or to reopen a store that is poisoned. Called at most once.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, ErrorKind, Outcome, Verdict, testing::{DiskFault, Sim}};
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let mut why = None;
+    /// let run = store
+    ///     .runner("order-17")
+    ///     .on_error(|_: &Error| Verdict::Fail(Outcome::failure("card expired")))
+    ///     .on_unrecorded(|e| why = Some(e.kind()))
+    ///     .run(|_claim| {
+    ///         sim.fail_sync(0, DiskFault::Io); // the disk dies meanwhile
+    ///         Err::<(), _>(Error::invalid("card expired"))
+    ///     });
+    /// assert_eq!(run.unwrap_err().to_string(), "card expired");
+    /// assert_eq!(why, Some(ErrorKind::Indeterminate));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn on_unrecorded(mut self, hook: impl FnOnce(&Error) + 's) -> Self {
+        self.on_unrecorded = Some(Box::new(hook));
+        self
+    }
+
     /// Runs `work` if it is to be run. See [`Store::run`], for what is durable when, and for its cost too.
     ///
     /// ```
@@ -252,7 +301,7 @@ where
     /// ```
     ///
     /// # Errors
-    /// The closure's and the hooks', and those of claiming and recording.
+    /// The closure's, whatever becomes of the key; the hooks', and those of claiming and of recording the result.
     pub fn run(mut self, work: impl FnOnce(&ClaimHandle) -> Result<T, E>) -> Result<Run<T>, E> {
         let claim = self.store.claim_as(&self.op, self.reconcile.is_some())?;
         let guard = match claim {
@@ -271,7 +320,7 @@ where
                 Ok(Run::Done(value))
             }
             Err(e) => {
-                self.judge(guard, &e)?;
+                self.judge(guard, &e);
                 Err(e)
             }
         }
@@ -313,21 +362,22 @@ where
         .into())
     }
 
-    fn judge(&mut self, guard: ClaimGuard, error: &E) -> Result<(), E> {
-        let verdict = match self.on_error.take() {
-            Some(judge) => judge(error),
-            None if guard.holds() => Verdict::Unknown,
-            None => Verdict::Abort(Abort::new("the closure returned an error")),
-        };
-        match verdict {
-            Verdict::Abort(why) => guard.abort(why)?,
-            Verdict::Fail(outcome) => guard.record(outcome.into_failure())?,
+    /// The error is the caller's, whatever becomes of the verdict: what could not be recorded leaves the key
+    /// interrupted.
+    fn judge(&mut self, guard: ClaimGuard, error: &E) {
+        // Unjudged it is what a `?` in the caller's own code would be; the guard knows what a drop means.
+        let Some(judge) = self.on_error.take() else { return drop(guard) };
+        let recorded = match judge(error) {
+            Verdict::Abort(why) => guard.abort(why),
+            Verdict::Fail(outcome) => guard.record(outcome.into_failure()),
             Verdict::Unknown => {
                 guard.on_drop(OnDrop::Interrupt);
-                drop(guard);
+                return drop(guard);
             }
+        };
+        if let (Err(why), Some(tell)) = (recorded, self.on_unrecorded.take()) {
+            tell(&why);
         }
-        Ok(())
     }
 }
 

@@ -30,9 +30,9 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum OnInterrupted {
-    /// `run` takes the operation over and does it again: at least once. Right where doing it twice does no
-    /// harm, or where what you call notices the repeat (by the key, or the fencing token). `claim` still answers
-    /// `Interrupted`, so a take-over by hand stays your explicit word.
+    /// `run` takes the operation over and does it again, after an error of its closure too: **at least once**. Right
+    /// where doing it twice does no harm, or where what you call notices the repeat (by the key, or the fencing
+    /// token). `claim` still answers `Interrupted`, so a take-over by hand stays your explicit word.
     Retry,
     /// Nobody is granted the key until someone resolves it: at most once. Everybody is answered `Held`.
     ///
@@ -42,7 +42,8 @@ pub enum OnInterrupted {
     Hold,
 }
 
-/// What a guard that is dropped, by a `?`, a panic or a cancelled future, says about its attempt.
+/// What a guard that is dropped, by a `?`, a panic or a cancelled future, says about its attempt. So does an error of
+/// the closure in [`run`](crate::Store::run) that nobody judged.
 ///
 /// ```
 /// # use onlyonce::{Claim, OnDrop, Operation, State, testing::Sim};

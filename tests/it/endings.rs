@@ -11,7 +11,7 @@ use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::value::Format;
 use onlyonce::{
     Abort, Claim, ClaimGuard, Encode, Error, ErrorKind, OnDrop, OnInterrupted, Operation, Outcome,
-    Run, State, Store, Verdict,
+    RefusedKind, Run, State, Store, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
@@ -134,6 +134,19 @@ fn judged(op: Operation<'_>, store: &Store, verdict: Verdict) -> &'static str {
     told_of_run(runner.run(|_| Err::<(), _>(Fault::Mine)))
 }
 
+/// The verdict's sync fails, and the power with it.
+fn judged_in_vain(sim: &Sim, store: &Store, verdict: Verdict) -> &'static str {
+    let mut why = None;
+    let runner = store.runner(op()).on_error(|_| verdict).on_unrecorded(|e| why = Some(e.kind()));
+    let told = told_of_run(runner.run(|_| {
+        sim.fail_sync(0, DiskFault::Io);
+        Err::<(), _>(Fault::Mine)
+    }));
+    assert_eq!(why, Some(ErrorKind::Indeterminate), "the reason is at hand");
+    sim.power_loss();
+    told
+}
+
 fn told_of_run(ran: Result<Run<()>, Fault>) -> &'static str {
     match ran {
         Err(Fault::Mine) => "the error",
@@ -216,10 +229,28 @@ fn end(ending: &str) -> [&'static str; 3] {
             let _ = store.run(aborting(), |_| -> Result<(), Fault> { panic!("work") });
         }),
         "`run`: the closure's error" => run(op(), &store),
+        "`run`: the closure's error, `Retry`" => {
+            run(op().on_interrupted(OnInterrupted::Retry), &store)
+        }
         "`run`: the closure's error, `Hold`" => run(holding(), &store),
+        "`run`: the closure's error, `OnDrop::Abort`" => run(aborting(), &store),
+        "`run`: the closure's error, `Hold`, `OnDrop::Abort`" => {
+            run(holding().on_drop(OnDrop::Abort), &store)
+        }
         "`run`: the closure's error, an older fate open" => {
             doubt(&store);
             run(op().on_interrupted(OnInterrupted::Retry), &store)
+        }
+        "`run`: `on_error` says Abort" => judged(op(), &store, Verdict::Abort(Abort::new("why"))),
+        "`run`: `on_error` says Abort, the sync fails" => {
+            let told = judged_in_vain(&sim, &store, Verdict::Abort(Abort::new("why")));
+            store = sim.open().unwrap();
+            told
+        }
+        "`run`: `on_error` says Fail, the sync fails" => {
+            let told = judged_in_vain(&sim, &store, Verdict::Fail(Outcome::failure("never")));
+            store = sim.open().unwrap();
+            told
         }
         "`run`: `on_error` says Abort, `Hold`" => {
             judged(holding(), &store, Verdict::Abort(Abort::new("why")))
@@ -377,6 +408,33 @@ fn in_a_child_the_claim_comes_to_its_end() {
             let _ = std::io::stdin().read_line(&mut String::new());
             panic!("no signal came");
         }
+    }
+}
+
+/// The closure charged, and then timed out: it was taken for "nothing happened", and the next run charged again.
+#[test]
+fn a_run_that_failed_runs_again_only_by_an_explicit_word() {
+    let store = Sim::new(1).open().unwrap();
+    let charges = std::cell::Cell::new(0);
+    let charge = |op: Operation<'_>| {
+        store.run(op, |_| {
+            charges.set(charges.get() + 1);
+            Err::<(), _>(Fault::Mine)
+        })
+    };
+    let refused = |ran: Result<Run<()>, Fault>| match ran.unwrap() {
+        Run::Refused(refused) => (refused.kind(), refused.to_string()),
+        other => panic!("{other:?}"),
+    };
+    assert!(charge(op()).is_err());
+    let (kind, words) = refused(charge(op()));
+    assert_eq!((kind, charges.get()), (RefusedKind::Interrupted, 1));
+    assert!(words.contains("OnInterrupted::Retry"), "{words}");
+    assert_eq!(refused(charge(holding())).0, RefusedKind::Held);
+    assert_eq!(charges.get(), 1);
+    for again in 2..4 {
+        assert!(charge(op().on_interrupted(OnInterrupted::Retry)).is_err());
+        assert_eq!(charges.get(), again, "at least once was said");
     }
 }
 

@@ -66,6 +66,11 @@ fn program_2_run() {
     WORK.set(Some("refused"));
     assert!(hello_run(&store).is_err());
     WORK.set(None);
+    // It may have worked before it failed: nobody runs it again without a word.
+    let refused = hello_run(&store).unwrap_err().to_string();
+    assert!(refused.starts_with("interrupted: attempt 1"), "{refused}");
+    assert_eq!(WORKED.get(), 1);
+    let store = store.with_policy(Policy::new().on_interrupted(OnInterrupted::Retry));
     for _ in 0..2 {
         assert_eq!(hello_run(&store).unwrap(), "worked");
     }
