@@ -38,7 +38,6 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(hash: KeyHash, completed_wall: u64, until: StoreMillis) -> Self {
-        let minutes = |millis: u64| u32::try_from(millis / MINUTE).unwrap_or(u32::MAX);
         Memory {
             hash: hash_of(hash),
             completed: minutes(completed_wall),
@@ -57,6 +56,17 @@ impl Memory {
     fn is_passed(&self, now: StoreMillis) -> bool {
         self.until() <= now
     }
+}
+
+fn minutes(millis: u64) -> u32 {
+    u32::try_from(millis / MINUTE).unwrap_or(u32::MAX)
+}
+
+/// When a memory passes that is to last until then: at the end of that minute, in the log as in a file. Were it to pass
+/// earlier in the log, a key could be forgotten there and be told by the file for the rest of the minute.
+pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
+    let until = minutes(until.0.saturating_add(MINUTE - 1));
+    StoreMillis(u64::from(until).saturating_mul(MINUTE))
 }
 
 fn hash_of(hash: KeyHash) -> u128 {

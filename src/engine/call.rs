@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::compose::state_of;
+use crate::expired::passes_at;
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::{NoRoom, Placed, Room, Segments};
@@ -494,9 +495,12 @@ impl Engine {
     }
 
     pub(super) fn body_of<'a>(&self, record: &Record<'a>) -> Result<Body<'a>> {
-        record.body().map_err(|bad| {
+        let mut body = record.body().map_err(|bad| {
             Error::corrupt(self.log.dir(), 0, format_args!("{bad} at lsn {}", record.lsn))
-        })
+        })?;
+        // Others may have written it to the millisecond.
+        body.memory_until = body.memory_until.map(passes_at);
+        Ok(body)
     }
 
     /// Gives the record its place in the log and the key its entry, in one step.

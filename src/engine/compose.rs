@@ -1,6 +1,7 @@
 //! What a record says of its key, from the state before and the decision; and the state it leaves.
 
 use super::{Engine, Writing};
+use crate::expired::passes_at;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
 use crate::protocol::{KeyState, Next, Phase};
@@ -71,7 +72,7 @@ impl Engine {
         );
         let own = body.expires_at.zip(writing.remember_ms).filter(|_| is_outcome);
         if let Some((expires_at, remember)) = own {
-            body.memory_until = body.memory_until.max(Some(expires_at.plus(remember)));
+            body.memory_until = body.memory_until.max(Some(passes_at(expires_at.plus(remember))));
             body.remembers = true;
         }
         if let Some(outcome) = &writing.outcome {

@@ -28,6 +28,8 @@ mod endings;
 mod errors;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
+/// Forgets, and the memories of the keys they forget.
+mod forgotten;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.
