@@ -545,10 +545,14 @@ pub struct Verification {
     pub bytes: u64,
     /// What is damaged: each names file and offset.
     pub damages: Vec<Error>,
+    /// What could not be read, and so is neither known to be whole nor damaged: a device that fails, no file descriptor
+    /// left (`Io`), a record that a failed write left in memory (`Indeterminate`), or that waits for space
+    /// (`StorageFull`). Once for each kind and file.
+    pub unread: Vec<Error>,
 }
 
 impl Verification {
-    /// Whether nothing is damaged.
+    /// Whether everything was read and nothing is damaged.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -558,7 +562,7 @@ impl Verification {
     /// ```
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.damages.is_empty()
+        self.damages.is_empty() && self.unread.is_empty()
     }
 }
 
@@ -571,6 +575,14 @@ pub(crate) struct Gathering<'p> {
 impl Inspector for Gathering<'_> {
     fn damage(&mut self, error: Error) {
         self.found.damages.push(error);
+    }
+
+    fn unread(&mut self, error: Error) {
+        // A device that fails would be told for each record.
+        let is_it = |known: &Error| (known.kind(), known.path()) == (error.kind(), error.path());
+        if !self.found.unread.iter().any(is_it) {
+            self.found.unread.push(error);
+        }
     }
 
     fn record(&mut self) {

@@ -643,10 +643,11 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// What is not yet durable is left out: [`sync`](Self::sync) first to have all of it read.
+    /// What is not yet durable is left out: [`sync`](Self::sync) first to have all of it read. What can't be read now is
+    /// no damage, and listed by itself ([`unread`](Verification::unread)): call again once the cause is gone.
     ///
     /// # Errors
-    /// `Io` if a file can't be read; `Closed`, `Forked`. Damage is no error of this call.
+    /// `Closed`, also if a [`close`](Self::close) overtakes it; `Forked`. Damage is no error of this call.
     ///
     /// # Cost
     /// Reads everything once, and each key's newest record once more.

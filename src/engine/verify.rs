@@ -1,7 +1,8 @@
 //! Reading everything: each record, each bucket, and whether the index knows every key.
 //!
 //! Promises: nothing is changed and nothing is mended; each stretch of damage is told once, with file and offset, and
-//! the reading goes on behind it. What is not yet durable is left out.
+//! the reading goes on behind it. What others change meanwhile is no damage, and neither is what can't be read: a file
+//! that the system refuses, a record that a failed write left in memory. What is not yet durable is left out.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -17,95 +18,134 @@ use crate::sealed::Stretch;
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
-/// Told of each damage, and of so many bytes read; may end it.
+/// Told of what is found, and of so many bytes read; may end it.
 pub(crate) trait Inspector {
     fn damage(&mut self, error: Error);
+    /// Whether something is whole can't be said.
+    fn unread(&mut self, error: Error);
     fn record(&mut self);
     fn read(&mut self, bytes: u64) -> ControlFlow<()>;
+}
+
+/// Sorts what a reading meets: damage, what can't be read, and what ends it.
+struct Sorting<'v> {
+    engine: &'v Engine,
+    inspector: &'v mut dyn Inspector,
+    /// The store was closed meanwhile, and its files may be another's.
+    ended: Option<Error>,
+}
+
+impl Sorting<'_> {
+    fn tell(&mut self, error: Error) -> ControlFlow<()> {
+        self.go_on()?;
+        match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::Incompatible => self.inspector.damage(error),
+            _ => self.inspector.unread(error),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Ends the reading once the store is closed.
+    fn go_on(&mut self) -> ControlFlow<()> {
+        self.ended = self.engine.check_usable().err();
+        match self.ended {
+            None => ControlFlow::Continue(()),
+            Some(_) => ControlFlow::Break(()),
+        }
+    }
+
+    fn read(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.inspector.read(bytes)?;
+        self.go_on()
+    }
 }
 
 impl Engine {
     /// Reads all files of the store and tells `inspector` what it finds.
     pub(crate) fn verify(&self, inspector: &mut dyn Inspector) -> Result<()> {
         self.check_usable()?;
+        let mut sorting = Sorting { engine: self, inspector, ended: None };
+        let _ = self.verify_all(&mut sorting);
+        sorting.ended.map_or(Ok(()), Err)
+    }
+
+    fn verify_all(&self, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
         if let Err(e) = self.log.check_manifest() {
-            inspector.damage(e);
+            sorting.tell(e)?;
         }
         // Tables first: those of one moment. What others have merged or mended meanwhile is no damage.
         let tables = self.tables();
         for table in &tables.list {
-            self.verify_table(table, inspector);
-            if inspector.read(table.listed.bytes()).is_break() {
-                return Ok(());
-            }
+            self.verify_table(table, sorting)?;
+            sorting.read(table.listed.bytes())?;
         }
         for file in &tables.expired {
-            self.verify_expired(file, inspector);
-            if inspector.read(file.listed.bytes()).is_break() {
-                return Ok(());
-            }
+            self.verify_expired(file, sorting)?;
+            sorting.read(file.listed.bytes())?;
         }
-        self.log.scrub(&mut |found| match found {
-            Scrubbed::Damage(e) => {
-                inspector.damage(e);
-                ControlFlow::Continue(())
-            }
-            Scrubbed::Record(record) => {
-                inspector.record();
-                // What is damaged in a table was told above.
-                let is_told = |e: &Error| {
-                    tables
-                        .list
-                        .iter()
-                        .any(|table| e.path().is_some_and(|path| path == table.path()))
-                };
-                if let Some(e) = self.verify_record(&record).err().filter(|e| !is_told(e)) {
-                    inspector.damage(e);
+        let mut flow = ControlFlow::Continue(());
+        self.log.scrub(&mut |found| {
+            flow = match found {
+                Scrubbed::Failed(e) => sorting.tell(e),
+                Scrubbed::Bytes(bytes) => sorting.read(bytes),
+                Scrubbed::Record(record) => {
+                    sorting.inspector.record();
+                    // What is damaged in a table was told above.
+                    let is_told = |e: &Error| {
+                        let is_of = |table: &Arc<Table>| e.path() == Some(table.path());
+                        e.kind() == ErrorKind::Corrupt && tables.list.iter().any(is_of)
+                    };
+                    match self.verify_record(&record).err().filter(|e| !is_told(e)) {
+                        Some(e) => sorting.tell(e),
+                        None => sorting.go_on(),
+                    }
                 }
-                ControlFlow::Continue(())
-            }
-            Scrubbed::Bytes(bytes) => inspector.read(bytes),
-        })
+            };
+            flow
+        });
+        flow
     }
 
-    fn verify_table(&self, table: &Arc<Table>, inspector: &mut dyn Inspector) {
+    fn verify_table(&self, table: &Arc<Table>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
         // The cursor goes on behind a damaged bucket; a device that fails would do so for each of them.
         let mut stretch = Stretch::default();
         let mut tell = |e: Error| {
             let goes_on = e.kind() == ErrorKind::Corrupt;
             if stretch.begins(e.offset(), table::BUCKET_BYTES) && self.names_table(&e) {
-                inspector.damage(e);
+                sorting.tell(e)?;
+            } else {
+                sorting.go_on()?;
             }
-            goes_on
+            ControlFlow::<(), bool>::Continue(goes_on)
         };
         if let Err(e) = table.check_header(&*self.log.seams().storage) {
-            tell(e);
+            tell(e)?;
         }
         let mut cursor = Cursor::new(Arc::clone(table));
         loop {
             match cursor.peek() {
                 Ok(Some(_)) => cursor.advance(),
-                Ok(None) => return,
-                Err(e) => match tell(e) {
-                    true => {}
-                    false => return,
-                },
+                Ok(None) => return ControlFlow::Continue(()),
+                Err(e) => {
+                    if !tell(e)? {
+                        return ControlFlow::Continue(());
+                    }
+                }
             }
         }
     }
 
-    fn verify_expired(&self, file: &Arc<Expired>, inspector: &mut dyn Inspector) {
-        // One that others have merged or let go of meanwhile is not missing.
-        let is_listed = || self.tables().expired.iter().any(|now| Arc::ptr_eq(now, file));
-        let mut tell = |e| {
-            if is_listed() {
-                inspector.damage(e);
-            }
-        };
+    fn verify_expired(&self, file: &Arc<Expired>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
         let (storage, store) = (&*self.log.seams().storage, self.log.store());
-        if let Err(e) = file.verify(storage, store, &mut tell) {
-            tell(e);
+        let mut found = Vec::new();
+        if let Err(e) = file.verify(storage, store, &mut |e| found.push(e)) {
+            found.push(e);
         }
+        // One that others have merged or let go of meanwhile is not missing.
+        if !self.tables().expired.iter().any(|now| Arc::ptr_eq(now, file)) {
+            return sorting.go_on();
+        }
+        found.into_iter().try_for_each(|e| sorting.tell(e))
     }
 
     /// The index leads from the record's key to it, or to a newer one.

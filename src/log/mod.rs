@@ -9,12 +9,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::clock::{Clock, StoreClock, TimeNote};
 use crate::entropy::Entropy;
 use crate::limits;
+use crate::manifest;
 use crate::operation::Durability;
 use crate::record::{Draft, Kind, Record};
 use crate::sealed::Pace;
@@ -476,7 +478,7 @@ impl Log {
 
     /// A listed segment, to be read by calls: where the device can't give something, they fail, while a map would end
     /// the process.
-    fn reopened(&self, item: &crate::manifest::Listed) -> Result<Segment> {
+    fn reopened(&self, item: &manifest::Listed) -> Result<Segment> {
         let (storage, store) = (&*self.seams.storage, self.store());
         Segment::open(storage, &self.log_dir(), item, store, storage::Access::Read)
     }
@@ -521,7 +523,7 @@ impl Log {
     pub(crate) fn drop_oldest(
         &self,
         ordinal: u32,
-        change: impl FnOnce(&mut crate::manifest::Manifest),
+        change: impl FnOnce(&mut manifest::Manifest),
         told: impl FnOnce(Lsn, u32),
     ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
@@ -596,53 +598,89 @@ impl Log {
 
     /// Whether the manifest on disk is the one that stands, or says the same.
     pub(crate) fn check_manifest(&self) -> Result<()> {
-        let path = crate::manifest::path(&self.dir);
-        // Under the lock: a switch would change the file under whoever reads it.
-        let keeper = self.keeper.lock();
-        match crate::manifest::load(&*self.seams.storage, &self.dir)? {
-            Some(found) if found.generation >= keeper.manifest.generation => Ok(()),
-            Some(_) => Err(Error::corrupt(&path, 0, "an older manifest than the one in use")),
-            None => Err(Error::corrupt(&path, 0, "the manifest is missing:")),
+        let path = manifest::path(&self.dir);
+        let standing = || self.keeper.lock().manifest.generation;
+        loop {
+            let before = standing();
+            let found = manifest::load(&*self.seams.storage, &self.dir);
+            // A switch changes the file under whoever reads it.
+            if standing() != before {
+                continue;
+            }
+            return match found? {
+                Some(found) if found.generation >= before => Ok(()),
+                Some(_) => Err(Error::corrupt(&path, 0, "an older manifest than the one in use")),
+                None => Err(Error::corrupt(&path, 0, "the manifest is missing:")),
+            };
         }
     }
 
-    /// Whether a segment is listed still.
-    fn is_listed(&self, ordinal: u32) -> bool {
-        self.listed().iter().any(|item| item.ordinal == ordinal)
+    /// A listed segment, and where what is durable of it ends; `None` if it isn't listed, or nothing of it is.
+    fn durable_part(&self, ordinal: u32) -> Option<(manifest::Listed, Lsn)> {
+        // Of one moment: the first write after a crash cuts segments and moves on how far the log is durable.
+        let keeper = self.keeper.lock();
+        let item = keeper.manifest.segments.iter().find(|item| item.ordinal == ordinal)?;
+        let durable = Lsn::new(self.durable().get().min(self.readable.load(Ordering::SeqCst)));
+        let end = item.end.min(durable);
+        (end > item.base).then_some((*item, end))
     }
 
     /// Reads all segments as far as they are durable, and goes on behind damage.
-    pub(crate) fn scrub(&self, told: &mut reader::Told<'_>) -> Result<()> {
-        let segments = Arc::clone(&self.segments.lock());
-        let durable = self.durable().get().min(self.readable.load(Ordering::SeqCst));
+    pub(crate) fn scrub(&self, told: &mut reader::Told<'_>) {
         for item in self.listed() {
-            let is_it = |segment: &&Arc<Segment>| segment.identity.ordinal == item.ordinal;
-            let Some(segment) = segments.iter().find(is_it) else { continue };
-            let end = item.end.min(Lsn::new(durable));
-            if end <= item.base {
-                continue;
-            }
-            let whole = match self.reopened(&item) {
-                Ok(whole) => whole,
-                // Compaction has taken it away meanwhile.
-                Err(_) if !self.is_listed(item.ordinal) => continue,
-                Err(e) => {
-                    let _ = told(Scrubbed::Damage(e));
-                    // What there is of it is read all the same.
-                    let (storage, path) = (&self.seams.storage, segment.path.clone());
-                    let Ok(file) = storage.open(&path, storage::Access::Read) else { continue };
-                    Segment::unchecked(segment.identity, segment.seal.store, path, file)
-                }
-            };
-            if reader::scrub(&whole, end.since(item.base), told)?.is_break() {
-                break;
+            if self.scrub_segment(item.ordinal, told).is_break() {
+                return;
             }
         }
-        Ok(())
+    }
+
+    fn scrub_segment(&self, ordinal: u32, told: &mut reader::Told<'_>) -> ControlFlow<()> {
+        let Some((mut item, mut end)) = self.durable_part(ordinal) else {
+            return ControlFlow::Continue(());
+        };
+        let segment = loop {
+            let error = match self.reopened(&item) {
+                Ok(segment) => break segment,
+                Err(error) => error,
+            };
+            match self.durable_part(ordinal) {
+                // Compaction has taken it away meanwhile.
+                None => return ControlFlow::Continue(()),
+                // The first write of this opening has cut it meanwhile: it is read as it is listed now.
+                Some(now) if now.0 != item => (item, end) = now,
+                Some(_) => {
+                    let is_damaged = error.kind() == ErrorKind::Corrupt;
+                    told(Scrubbed::Failed(error))?;
+                    // What there is of it is read all the same.
+                    let path = self.log_dir().join(segment::file_name(ordinal));
+                    match self.seams.storage.open(&path, storage::Access::Read) {
+                        Ok(file) if is_damaged => {
+                            let identity = format::Identity::of(&item);
+                            break Segment::unchecked(identity, self.store, path, file);
+                        }
+                        _ => return ControlFlow::Continue(()),
+                    }
+                }
+            }
+        };
+        reader::scrub(&segment, end.since(item.base), &mut |found| match found {
+            Scrubbed::Failed(error) if !self.is_in_log(ordinal, &error) => {
+                ControlFlow::Continue(())
+            }
+            found => told(found),
+        })
+    }
+
+    /// Whether the place that an error names in a segment is a part of the log still: what compaction takes away, and
+    /// what the first write after a crash cuts off, is none.
+    fn is_in_log(&self, ordinal: u32, error: &Error) -> bool {
+        self.durable_part(ordinal).is_some_and(|(item, end)| {
+            error.offset().is_none_or(|offset| item.base.plus(offset) < end)
+        })
     }
 
     /// The segments listed, oldest first.
-    pub(crate) fn listed(&self) -> Vec<crate::manifest::Listed> {
+    pub(crate) fn listed(&self) -> Vec<manifest::Listed> {
         self.keeper.lock().manifest.segments.clone()
     }
 }

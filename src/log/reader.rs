@@ -148,7 +148,8 @@ pub(crate) fn walk_some(
 pub(crate) enum Scrubbed<'a> {
     /// A whole record about a key.
     Record(Record<'a>),
-    Damage(Error),
+    /// Damage, or something that can't be read.
+    Failed(Error),
     /// So many bytes more were read.
     Bytes(u64),
 }
@@ -157,33 +158,30 @@ pub(crate) enum Scrubbed<'a> {
 pub(crate) type Told<'t> = dyn FnMut(Scrubbed<'_>) -> ControlFlow<()> + 't;
 
 /// Reads one segment up to file offset `limit`, all of which was durable once. Behind damage it goes on at the next
-/// whole record.
-pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> Result<ControlFlow<()>> {
+/// whole record; where the system doesn't give it what stands there, it ends.
+pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> ControlFlow<()> {
     let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
     let mut is_damaged = false;
     loop {
         let at = reader.at;
-        let flow = match reader.next()? {
-            Step::End => return Ok(told(Scrubbed::Bytes(limit))),
-            Step::Record(record, _) => {
+        match reader.next() {
+            Err(e) => return told(Scrubbed::Failed(e)),
+            Ok(Step::End) => return told(Scrubbed::Bytes(limit)),
+            Ok(Step::Record(record, _)) => {
                 is_damaged = false;
                 match record.kind {
-                    Kind::SegmentEnd => return Ok(told(Scrubbed::Bytes(limit))),
-                    kind if kind.is_about_key() => told(Scrubbed::Record(record)),
-                    _ => ControlFlow::Continue(()),
+                    Kind::SegmentEnd => return told(Scrubbed::Bytes(limit)),
+                    kind if kind.is_about_key() => told(Scrubbed::Record(record))?,
+                    _ => {}
                 }
             }
-            Step::Bad(bad) => {
+            Ok(Step::Bad(bad)) => {
                 reader.skip();
                 // Said once for each stretch of it.
-                match std::mem::replace(&mut is_damaged, true) {
-                    true => ControlFlow::Continue(()),
-                    false => told(Scrubbed::Damage(Error::corrupt(&segment.path, at, bad))),
+                if !std::mem::replace(&mut is_damaged, true) {
+                    told(Scrubbed::Failed(Error::corrupt(&segment.path, at, bad)))?;
                 }
             }
-        };
-        if flow.is_break() {
-            return Ok(flow);
         }
     }
 }
@@ -307,7 +305,7 @@ mod tests {
         storage::write_all_at(&*segment.file, &bytes, start).unwrap();
         let before = storage.reads();
         let told = &mut |_: Scrubbed<'_>| ControlFlow::Continue(());
-        assert!(scrub(&segment, 1 << 20, told).unwrap().is_continue());
+        assert!(scrub(&segment, 1 << 20, told).is_continue());
         assert!(storage.reads() - before < 50, "{} reads", storage.reads() - before);
         let before = storage.reads();
         let behind = look_behind(&segment, start, 1 << 20).unwrap();

@@ -4,9 +4,10 @@
 //! A read or a sync is held back, so that the moment is the same in each run.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use onlyonce::admin::Health;
+use onlyonce::admin::{Health, Verification};
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Result, State, Store};
 
@@ -530,4 +531,188 @@ fn of_two_closes_none_is_ok_if_the_sync_fails() {
         assert_eq!(waits.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
     });
     drop(guard);
+}
+
+/// A store of several segments whose process was killed: its end is a note that nothing covers, and so the first write
+/// goes on in another segment and cuts this one.
+fn killed_with_a_note(sim: &Sim) {
+    let store = open_unmapped(sim, 8);
+    (0..10).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    rest(sim, &store);
+    let listed = files(sim, "log").len();
+    assert!(listed > 2, "{listed}");
+    sim.kill();
+}
+
+/// Does `meanwhile` while a `verify` is held at a read, and gives what it found, if there are so many reads.
+fn verify_held_at(
+    sim: &Sim,
+    store: &Store,
+    after: u64,
+    meanwhile: impl FnOnce(),
+) -> Option<Result<Verification>> {
+    let gate = sim.hold_read(after);
+    let found = std::thread::scope(|scope| {
+        let verifies = scope.spawn(|| store.verify());
+        let is_held = loop {
+            if gate.wait_arrived(Duration::from_millis(1)) {
+                break true;
+            }
+            if verifies.is_finished() {
+                break false;
+            }
+        };
+        if is_held {
+            meanwhile();
+        }
+        gate.open();
+        let found = verifies.join().unwrap();
+        is_held.then_some(found)
+    });
+    sim.heal();
+    found
+}
+
+/// The first write after a kill cuts the segment in use while everything is read: what was read by the list of before was
+/// too short, and a healthy store was called damaged.
+#[test]
+fn what_the_first_write_after_a_kill_cuts_off_is_no_damage() {
+    for after in 0.. {
+        let sim = Sim::new(7);
+        killed_with_a_note(&sim);
+        let store = open_unmapped(&sim, 8);
+        let write = || mark(&store, "first", 0);
+        let Some(found) = verify_held_at(&sim, &store, after, write) else {
+            println!("{after} reads");
+            assert!(after > 10);
+            break;
+        };
+        let found = found.unwrap();
+        assert!(found.is_whole(), "at read {after}: {found:?}");
+        assert_eq!(found.records, 10, "at read {after}");
+    }
+}
+
+/// The same where what the last opening left unsynced had no space: the first write that finds some moves it.
+#[test]
+fn what_an_unsynced_tail_that_moves_leaves_behind_is_no_damage() {
+    for after in 0.. {
+        let sim = Sim::new(7);
+        let store = open_unmapped(&sim, 8);
+        (0..10).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+        let late = Operation::new("late").durability(Durability::Flush);
+        assert!(store.mark(late).unwrap().is_first());
+        sim.kill();
+        drop(store);
+        let is_spare = |path: &PathBuf| path.to_str().unwrap().contains("spare");
+        for spare in sim.files().into_iter().map(|(path, _)| path).filter(is_spare) {
+            sim.remove(spare).unwrap();
+        }
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        let store = open_unmapped(&sim, 8);
+        assert_eq!(store.health(), Health::WaitsForRoom);
+        // Not read, and not damaged.
+        let found = store.verify().unwrap();
+        assert!(found.damages.is_empty(), "{found:?}");
+        let write = || {
+            sim.set_disk_bytes_max(u64::MAX);
+            mark(&store, "first", 0);
+        };
+        let Some(found) = verify_held_at(&sim, &store, after, write) else {
+            assert!(after > 10, "{after}");
+            break;
+        };
+        let found = found.unwrap();
+        assert!(found.damages.is_empty(), "at read {after}: {found:?}");
+        assert!(store.verify().unwrap().is_whole());
+    }
+}
+
+/// A `verify` that a close overtakes may find what the next opening made of the files.
+#[test]
+fn a_verify_that_a_close_overtakes_says_so_and_finds_no_damage() {
+    let mut reopened = 0;
+    for after in 0.. {
+        let sim = Sim::new(7);
+        killed_with_a_note(&sim);
+        let store = open_unmapped(&sim, 8);
+        let close_and_go_on = || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| store.close(Duration::ZERO));
+                while store.health() != Health::Closed {
+                    std::thread::yield_now();
+                }
+                // It may wait for the reading to end.
+                let opened = sim.open_existing(Store::builder().segment_bytes(16 << 10), false);
+                let Ok(next) = opened else { return };
+                reopened += 1;
+                (0..10).for_each(|n| assert!(next.forget(long(n)).unwrap()));
+                assert!(next.compact(u64::MAX).unwrap().is_complete());
+            });
+        };
+        let Some(found) = verify_held_at(&sim, &store, after, close_and_go_on) else {
+            assert!(after > 10);
+            break;
+        };
+        match found {
+            Ok(found) => assert!(found.is_whole(), "at read {after}: {found:?}"),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Closed, "at read {after}: {e:?}"),
+        }
+    }
+    println!("{reopened} openings meanwhile");
+}
+
+/// What the system refuses says nothing of the bytes: it was listed as damage.
+#[test]
+fn what_cannot_be_read_is_told_by_itself_and_is_no_damage() {
+    let mut refused = 0;
+    for fault in [DiskFault::Io, DiskFault::TooManyOpen, DiskFault::Denied] {
+        for lasting in [false, true] {
+            for after in 0.. {
+                let context = format!("{fault:?} at call {after}, lasting: {lasting}");
+                let sim = Sim::new(7);
+                let store = with_work(&sim);
+                assert!(store.compact(u64::MAX).unwrap().is_complete());
+                match lasting {
+                    true => sim.fail_calls_from(after, fault),
+                    false => sim.fail_call(after, fault),
+                }
+                let found = store.verify().unwrap();
+                let met = sim.faults_met();
+                sim.heal();
+                assert!(found.damages.is_empty(), "{context}: {found:?}");
+                assert_eq!(found.is_whole(), met == 0, "{context}: {found:?}");
+                for unread in &found.unread {
+                    assert_eq!(unread.kind(), ErrorKind::Io, "{context}: {unread:?}");
+                    assert!(unread.path().is_some(), "{context}: {unread:?}");
+                }
+                assert!(store.verify().unwrap().is_whole(), "{context}");
+                if met == 0 {
+                    break;
+                }
+                refused += 1;
+            }
+        }
+    }
+    println!("{refused} refusals");
+    assert!(refused > 100, "{refused}");
+}
+
+/// A record that a failed write left in memory can't be read, and was called damaged.
+#[test]
+fn a_record_that_a_failed_write_left_in_memory_is_no_damage() {
+    let sim = Sim::new(7);
+    let store = open_unmapped(&sim, 8);
+    (0..6).for_each(|n| mark(&store, "k", n));
+    rest(&sim, &store);
+    let op = Operation::new("k").durability(Durability::Lazy);
+    let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!() };
+    claim.complete("late").unwrap();
+    sim.fail_write(0, DiskFault::Io);
+    assert_eq!(store.sync().unwrap_err().kind(), ErrorKind::Indeterminate);
+    let found = store.verify().unwrap();
+    assert!(found.damages.is_empty(), "{found:?}");
+    assert_eq!(found.records, 7);
+    assert_eq!(found.unread.len(), 1, "{found:?}");
+    assert_eq!(found.unread[0].kind(), ErrorKind::Indeterminate);
 }
