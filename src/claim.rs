@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::engine::{Claimed, Engine, Outcome as EncodedOutcome, Stored, Writing};
-use crate::operation::{Settings, decode_meta, encode_meta};
+use crate::operation::{Settings, cut_label, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
 use crate::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
 use crate::types::{KeyHash, StoreMillis, Token};
-use crate::value::Format;
-use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, Outcome, Payload, Result};
+use crate::value::{Format, NOT_KEPT};
+use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Payload, Result};
 
 /// The answer to a claim: do the work, replay what was recorded, or stay away.
 ///
@@ -117,7 +117,10 @@ impl fmt::Display for Claim {
                 "interrupted: {}; take over, say that it was not applied, or hold",
                 lost.attempt()
             ),
-            Claim::Completed(done) => write!(f, "completed by attempt {}", done.attempt()),
+            Claim::Completed(done) => {
+                write!(f, "completed by attempt {}", done.attempt())?;
+                done.missing().map_or(Ok(()), |why| write!(f, "; its result was not kept: {why}"))
+            }
             Claim::Failed(done) => write!(f, "failed for good in attempt {}", done.attempt()),
             Claim::InProgress(attempt) => write!(f, "in progress: {attempt}"),
             Claim::Held(attempt) => {
@@ -431,10 +434,15 @@ impl Recorded {
         let unreadable = |what: &str| Error::undecodable(format!("{what} of a recorded outcome"));
         let (payload, meta) = match stored {
             Some(stored) => {
-                let format = Format::from_stored(stored.codec, stored.version)
-                    .ok_or_else(|| unreadable("an unknown codec"))?;
                 let meta = decode_meta(&stored.meta).ok_or_else(|| unreadable("bad metadata"))?;
-                (Payload::from_vec(stored.bytes, format), meta)
+                let payload = if stored.codec == NOT_KEPT {
+                    Payload::not_kept(state.reason.clone().unwrap_or_default())
+                } else {
+                    let format = Format::from_stored(stored.codec, stored.version)
+                        .ok_or_else(|| unreadable("an unknown codec"))?;
+                    Payload::from_vec(stored.bytes, format)
+                };
+                (payload, meta)
             }
             None => (Payload::empty(), Vec::new()),
         };
@@ -448,7 +456,24 @@ impl Recorded {
         })
     }
 
-    /// The recorded bytes.
+    /// Why its result was not kept; `None` where it was, or where there is none to keep, as of a mark.
+    ///
+    /// The work was done all the same: a later caller gets along without the result, and doesn't do it again.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Error, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.run("export-7", |_claim| Ok::<_, Error>(vec![0; 1 << 20]))?; // more than result_bytes_max
+    /// let Claim::Completed(done) = store.claim("export-7")? else { unreachable!() };
+    /// assert!(done.missing().is_some_and(|why| why.starts_with("a result of 1048576 bytes")));
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn missing(&self) -> Option<&str> {
+        self.payload.missing()
+    }
+
+    /// The recorded bytes; none where the result is [`missing`](Self::missing).
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -478,7 +503,7 @@ impl Recorded {
     /// ```
     ///
     /// # Errors
-    /// `Undecodable` if it was recorded as something else.
+    /// `Undecodable` if it was recorded as something else; `NotKept` if it is [`missing`](Self::missing).
     ///
     /// # Cost
     /// No read of the disk; strings and bytes are copied once.
@@ -860,7 +885,11 @@ impl Interrupted {
     /// # Errors
     /// As [`take_over`](Self::take_over).
     pub fn hold(self) -> Result<()> {
-        let writing = Writing { reason: Some("held by word"), ..Writing::default() };
+        self.hold_because("held by word")
+    }
+
+    pub(crate) fn hold_because(&self, reason: &str) -> Result<()> {
+        let writing = Writing { reason: Some(reason), ..Writing::default() };
         let applied = self.shared.apply(
             self.attempt.key(),
             self.hash,
@@ -1035,6 +1064,7 @@ impl ClaimGuard {
     ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
     /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
     pub fn complete<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
+        self.is_past_its_effect();
         self.record(Outcome::success(value))
     }
 
@@ -1054,6 +1084,7 @@ impl ClaimGuard {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn fail<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
+        self.is_past_its_effect();
         self.record(Outcome::failure(value))
     }
 
@@ -1073,22 +1104,19 @@ impl ClaimGuard {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
-        // There is an outcome, so the effect may have happened: from here on a drop can't mean "nothing did".
-        self.on_drop(OnDrop::Interrupt);
+        self.is_past_its_effect();
         let parts = match outcome.into_parts(self.0.shared.result_bytes_max) {
             Ok(parts) => parts,
             Err(e) => return Err(e.with_claim(self)),
         };
-        let (codec, version) = match parts.format.to_stored() {
-            Ok(stored) => stored,
-            Err(e) => return Err(e.with_claim(self)),
-        };
+        let (codec, version) = (parts.codec, parts.version);
         let meta = encode_meta(&parts.meta);
         let settings = &self.0.settings;
         let writing = Writing {
             level: Some(settings.durability),
             retention_ms: parts.retention_ms.or(settings.retention_ms),
             remember_ms: settings.remember_ms,
+            reason: parts.missing.as_deref(),
             outcome: Some(EncodedOutcome { codec, version, meta: &meta, bytes: &parts.bytes }),
             ..Writing::default()
         };
@@ -1146,6 +1174,26 @@ impl ClaimGuard {
 
     pub(crate) fn handle_ref(&self) -> &ClaimHandle {
         &self.handle
+    }
+
+    /// Ends it without the outcome that could not be recorded, for that reason: as the policy says.
+    pub(crate) fn end_unkept(self, reason: &Error, failure: bool) -> Result<()> {
+        let reason = cut_label(reason.to_string());
+        if self.0.settings.on_unkept == OnUnkept::Complete {
+            let outcome = Outcome::without_result(reason);
+            return self.record(if failure { outcome.into_failure() } else { outcome });
+        }
+        // Always at `Sync`: nobody may be granted what is held.
+        let writing = Writing { reason: Some(&reason), ..Writing::default() };
+        let call = Call::Park(self.0.token);
+        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
+        self.ended(done)
+    }
+
+    /// There is an outcome, or is about to be, so the effect may have happened: from here on a drop can't mean
+    /// "nothing did".
+    fn is_past_its_effect(&self) {
+        self.on_drop(OnDrop::Interrupt);
     }
 
     fn ended(self, done: Result<crate::engine::Applied>) -> Result<()> {
@@ -1375,4 +1423,51 @@ pub(crate) fn wall(time: StoreMillis, offset: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH
         .checked_add(Duration::from_millis(millis))
         .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
+    use crate::operation::Policy;
+    use crate::record::{Body, Draft, Ending};
+    use crate::testing::Sim;
+
+    /// What ends a claim without its result has room on a full disk, however little was reserved for that.
+    #[test]
+    fn an_ending_without_a_result_is_within_every_reserve() {
+        let store = Sim::new(1).open().unwrap();
+        let label = "r".repeat(LABEL_BYTES_MAX);
+        for key_bytes in [1, 36, KEY_BYTES_MAX] {
+            let key = Key::from(vec![b'k'; key_bytes]);
+            let longest = Body {
+                key_kind: key.kind(),
+                key: key.bytes(),
+                time: StoreMillis(u64::MAX),
+                token: Some(Token(u64::MAX)),
+                life: Some(Token(u64::MAX)),
+                open_fate: Some(Token(u64::MAX)),
+                attempt: u32::MAX,
+                since: Some(StoreMillis(u64::MAX)),
+                expires_at: Some(StoreMillis(u64::MAX)),
+                memory_until: Some(StoreMillis(u64::MAX)),
+                remembers: true,
+                wall_offset: i64::MIN,
+                fingerprint: Some([0xff; 16]),
+                hold: true,
+                owner: &label,
+                reason: &label,
+                codec: NOT_KEPT,
+                ..Body::default()
+            };
+            for reserve_bytes in [0, 1, 4096] {
+                let settings = Policy::new().reserve_bytes(reserve_bytes).resolve().unwrap();
+                let room = reserve(store.engine(), &settings, &key);
+                for ending in [Ending::Completed, Ending::Failed, Ending::Held] {
+                    let len = Draft::end(ending, &longest).len();
+                    assert!(len <= room, "{ending:?} of {len} bytes, {room} kept");
+                }
+            }
+        }
+    }
 }

@@ -101,6 +101,8 @@ pub enum ErrorKind {
     TooLarge,
     /// Stored bytes that don't decode as the type asked for.
     Undecodable,
+    /// The work was done, and its result was not kept: `Recorded::missing` says why. Don't do it again.
+    NotKept,
     /// The operating system refused.
     Io,
 }

@@ -112,7 +112,8 @@ pub use claim::{
 };
 pub use error::{Error, ErrorKind};
 pub use operation::{
-    Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, Operation, Outcome, Policy,
+    Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, OnUnkept, Operation,
+    Outcome, Policy,
 };
 pub use run::{Reconciled, Run, Runner, Verdict};
 pub use store::Store;

@@ -71,6 +71,8 @@ pub(crate) enum Call {
     Complete(Token),
     Fail(Token),
     Abort(Token),
+    /// Done, but its result is not kept: nobody is granted the key until it is resolved.
+    Park(Token),
     /// The owner went without a word.
     Interrupt(Token),
     Renew(Token),
@@ -89,6 +91,7 @@ impl Call {
             Call::Complete(token)
             | Call::Fail(token)
             | Call::Abort(token)
+            | Call::Park(token)
             | Call::Interrupt(token)
             | Call::Renew(token) => Some(token),
             _ => None,
@@ -189,6 +192,7 @@ pub(crate) fn decide(
         Call::Complete(token) => ending(state, token, |_| completed(Phase::Completed)),
         Call::Fail(token) => ending(state, token, |_| completed(Phase::Failed)),
         Call::Abort(token) => ending(state, token, aborted),
+        Call::Park(token) => ending(state, token, |state| same(state, Phase::Held)),
         Call::Interrupt(token) => interrupt(state, presence, token),
         Call::Renew(token) => renew(state, presence, token),
         Call::ResolveComplete(seen) => resolve(state, presence, seen, completed(Phase::Completed)),

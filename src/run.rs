@@ -5,9 +5,11 @@ use std::fmt;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, ClaimHandle, Interrupted, Recorded, Refused, Resolution,
 };
+use crate::operation::cut_label;
 use crate::store::Store;
 use crate::{
-    Abort, Decode, Encode, Error, ErrorKind, OnDrop, OnInterrupted, Operation, Outcome, Result,
+    Abort, Decode, Encode, Error, ErrorKind, OnDrop, OnInterrupted, OnUnkept, Operation, Outcome,
+    Result,
 };
 
 /// How a run went.
@@ -27,10 +29,13 @@ use crate::{
 #[non_exhaustive]
 #[derive(Debug)]
 pub enum Run<T> {
-    /// The closure ran, and its result is recorded.
+    /// The closure ran, and that is recorded: with its result, or, where that can't be kept, as the policy says
+    /// ([`OnUnkept`]). [`Runner::on_unrecorded`] learns of the latter.
     Done(T),
     /// It was done before: the recorded result.
     Replayed(T),
+    /// It was done before, and its result was not kept: [`Recorded::missing`] says why.
+    NotKept(Recorded),
     /// It failed before, for good.
     Failed(Recorded),
     /// It was not run.
@@ -51,10 +56,11 @@ impl<T> Run<T> {
     /// ```
     ///
     /// # Errors
-    /// A recorded failure or a refusal, in words.
+    /// A recorded failure, a result that was not kept, or a refusal, in words.
     pub fn value(self) -> Result<T, Refused> {
         match self {
             Run::Done(value) | Run::Replayed(value) => Ok(value),
+            Run::NotKept(done) => Err(Claim::Completed(done).refused()),
             Run::Failed(failed) => Err(Claim::Failed(failed).refused()),
             Run::Refused(refused) => Err(refused),
         }
@@ -145,11 +151,15 @@ impl Store {
     /// # Ok::<(), Error>(())
     /// ```
     ///
+    /// A result that is too large, doesn't encode or finds the disk full is no reason to do the work again: you get the
+    /// value, and the key is completed without a result, or held ([`OnUnkept`]).
+    ///
     /// Durable on return as [`claim`](Self::claim) and [`complete`](ClaimGuard::complete) say. The interruption that
     /// an `Err` leaves waits for nothing: a crash before its record is written gives the same state.
     ///
     /// # Errors
-    /// The closure's, whatever becomes of the key; and those of claiming and of recording the result.
+    /// The closure's, whatever becomes of the key; those of claiming; and of recording that the work was done:
+    /// `ClaimLost`, `Indeterminate`, `Poisoned`, `Closed`. `Undecodable` if the recorded result is of another type.
     ///
     /// # Cost
     /// A claim and an ending: two writes, and two syncs at `Sync`. A replay: one read, and the decoding.
@@ -261,10 +271,11 @@ where
         self
     }
 
-    /// Is told why a verdict on the closure's error could not be recorded. Unset, nobody is.
+    /// Is told why what came of the work could not be recorded as it was. Unset, nobody is.
     ///
-    /// The caller of [`run`](Self::run) gets the closure's error all the same, and the key is left interrupted: for a
-    /// log line, or to reopen a store that is poisoned. Called at most once.
+    /// That is a result that can't be kept: the caller of [`run`](Self::run) gets it, and nobody after it. Or a verdict
+    /// on the closure's error: the caller gets that error all the same, and the key is left interrupted. For a log line,
+    /// to keep the value elsewhere, or to reopen a store that is poisoned. Called at most once.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, Outcome, Verdict, testing::{DiskFault, Sim}};
@@ -301,11 +312,12 @@ where
     /// ```
     ///
     /// # Errors
-    /// The closure's, whatever becomes of the key; the hooks', and those of claiming and of recording the result.
+    /// The closure's, whatever becomes of the key; the hooks'; and those of [`Store::run`].
     pub fn run(mut self, work: impl FnOnce(&ClaimHandle) -> Result<T, E>) -> Result<Run<T>, E> {
         let claim = self.store.claim_as(&self.op, self.reconcile.is_some())?;
         let guard = match claim {
             Claim::Acquired(guard) => guard,
+            Claim::Completed(done) if done.missing().is_some() => return Ok(Run::NotKept(done)),
             Claim::Completed(done) => return Ok(Run::Replayed(done.decode()?)),
             Claim::Failed(failed) => return Ok(Run::Failed(failed)),
             Claim::Interrupted(lost) => match self.after_interruption(lost)? {
@@ -316,7 +328,8 @@ where
         };
         match work(guard.handle_ref()) {
             Ok(value) => {
-                guard.complete(&value)?;
+                let done = guard.complete(&value);
+                done.or_else(|e| self.end_unkept(e, false))?;
                 Ok(Run::Done(value))
             }
             Err(e) => {
@@ -346,13 +359,23 @@ where
         Ok(Resumed::Over(Run::Refused(Claim::Interrupted(lost).refused().hinting(hint))))
     }
 
-    fn record_found(&self, lost: &Interrupted, value: T) -> Result<Resumed<T>, E> {
-        let outcome = Outcome::success(&value);
-        if self
-            .store
-            .with_policy(self.op.policy().clone())
-            .resolve(lost.attempt(), Resolution::Record(outcome))?
-        {
+    fn record_found(&mut self, lost: &Interrupted, value: T) -> Result<Resumed<T>, E> {
+        let store = self.store.with_policy(self.op.policy().clone());
+        let mut outcome = Outcome::success(&value);
+        let unkept = outcome.refusal(store.result_bytes_max());
+        if let Some(why) = &unkept {
+            let reason = cut_label(why.to_string());
+            if store.policy().resolve()?.on_unkept == OnUnkept::Hold {
+                lost.hold_because(&reason)?;
+                self.tell(why);
+                return Ok(Resumed::Over(Run::Replayed(value)));
+            }
+            outcome = Outcome::without_result(reason);
+        }
+        if store.resolve(lost.attempt(), Resolution::Record(outcome))? {
+            if let Some(why) = &unkept {
+                self.tell(why);
+            }
             return Ok(Resumed::Over(Run::Replayed(value)));
         }
         Err(Error::new(
@@ -369,14 +392,34 @@ where
         let Some(judge) = self.on_error.take() else { return drop(guard) };
         let recorded = match judge(error) {
             Verdict::Abort(why) => guard.abort(why),
-            Verdict::Fail(outcome) => guard.record(outcome.into_failure()),
+            Verdict::Fail(outcome) => {
+                let done = guard.record(outcome.into_failure());
+                done.or_else(|e| self.end_unkept(e, true))
+            }
             Verdict::Unknown => {
                 guard.on_drop(OnDrop::Interrupt);
                 return drop(guard);
             }
         };
-        if let (Err(why), Some(tell)) = (recorded, self.on_unrecorded.take()) {
-            tell(&why);
+        if let Err(why) = recorded {
+            self.tell(&why);
+        }
+    }
+
+    /// The work is done, and what came of it was refused before anything was written: the claim that came back is
+    /// ended without it. The error stands if none did, or that can't be written either.
+    fn end_unkept(&mut self, refused: Error, failure: bool) -> Result<(), Error> {
+        let why = refused.again();
+        let Some(guard) = refused.into_claim() else { return Err(why) };
+        // Without the guard that may be in it: nobody is left to end that.
+        guard.end_unkept(&why, failure).map_err(|e| e.again())?;
+        self.tell(&why);
+        Ok(())
+    }
+
+    fn tell(&mut self, why: &Error) {
+        if let Some(tell) = self.on_unrecorded.take() {
+            tell(why);
         }
     }
 }

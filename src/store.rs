@@ -390,12 +390,12 @@ impl Store {
             }
             Resolution::Record(outcome) => {
                 let parts = outcome.into_parts(self.shared.result_bytes_max)?;
-                let (codec, version) = parts.format.to_stored()?;
+                let (codec, version) = (parts.codec, parts.version);
                 let meta = encode_meta(&parts.meta);
                 let writing = Writing {
                     retention_ms: parts.retention_ms.or(retention),
                     remember_ms: settings.remember_ms,
-                    reason: Some("resolved"),
+                    reason: Some(parts.missing.as_deref().unwrap_or("resolved")),
                     outcome: Some(EncodedOutcome {
                         codec,
                         version,
@@ -776,6 +776,15 @@ impl Store {
 
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    #[cfg(test)]
+    pub(crate) fn engine(&self) -> &crate::engine::Engine {
+        &self.shared
+    }
+
+    pub(crate) fn result_bytes_max(&self) -> u32 {
+        self.shared.result_bytes_max
     }
 
     fn check_open(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::policy::{check_retention, millis_up};
 use crate::limits::{LABEL_BYTES_MAX, META_BYTES_MAX, META_COUNT_MAX};
-use crate::value::{Format, encode};
+use crate::value::{Format, NOT_KEPT, encode};
 use crate::{Encode, Error, ErrorKind, Result};
 
 /// How an operation ended, with all that is recorded of it: a result or a final failure, and metadata.
@@ -34,17 +34,28 @@ use crate::{Encode, Error, ErrorKind, Result};
 #[must_use = "an outcome is recorded only when a claim is given it"]
 pub struct Outcome {
     failure: bool,
-    value: Result<(Format, Vec<u8>)>,
+    value: Value,
     meta: Vec<(String, String)>,
     retention: Option<Duration>,
+}
+
+enum Value {
+    /// Encoded, or why it can't be.
+    Encoded(Result<(Format, Vec<u8>)>),
+    /// Not kept, for that reason.
+    NotKept(String),
 }
 
 /// An outcome that was checked: all that goes into its record.
 #[derive(Debug)]
 pub(crate) struct OutcomeParts {
     pub(crate) failure: bool,
-    pub(crate) format: Format,
+    /// As stored: see [`Format`].
+    pub(crate) codec: u16,
+    pub(crate) version: u32,
     pub(crate) bytes: Vec<u8>,
+    /// Why no value is kept.
+    pub(crate) missing: Option<String>,
     /// In the order first given; no name twice.
     pub(crate) meta: Vec<(String, String)>,
     /// `None`: as the policy says.
@@ -66,7 +77,36 @@ impl Outcome {
     /// # Cost
     /// Encodes the value, into one allocation that grows.
     pub fn success<V: Encode + ?Sized>(value: &V) -> Self {
-        Outcome { failure: false, value: encode(value), meta: Vec::new(), retention: None }
+        Outcome {
+            failure: false,
+            value: Value::Encoded(encode(value)),
+            meta: Vec::new(),
+            retention: None,
+        }
+    }
+
+    /// The work was done, and its result is not kept: too large, of no use to anybody, or not to be written down.
+    ///
+    /// A later claim is answered `Completed`, and [`Recorded::missing`](crate::Recorded::missing) says why there is
+    /// nothing to replay; a reason of more than 512 bytes is cut. It always fits into the room that a claim keeps for its
+    /// ending, so it can be recorded on a full disk, whatever [`reserve_bytes`](crate::Policy::reserve_bytes) says.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("export-7")? else { unreachable!() };
+    /// let rows = vec![0; 1 << 20];
+    /// if let Some(claim) = claim.complete(&rows).unwrap_err().into_claim() {
+    ///     claim.record(Outcome::without_result("a million rows").meta("rows", 1 << 20))?;
+    /// }
+    /// let Claim::Completed(done) = store.claim("export-7")? else { unreachable!() };
+    /// assert_eq!(done.missing(), Some("a million rows"));
+    /// assert_eq!(done.decode::<Vec<u8>>().unwrap_err().kind(), ErrorKind::NotKept);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn without_result(reason: impl Into<String>) -> Self {
+        let value = Value::NotKept(cut_label(reason.into()));
+        Outcome { failure: false, value, meta: Vec::new(), retention: None }
     }
 
     /// The work failed for good; `value` says how. A retry is told so and does not run.
@@ -133,22 +173,51 @@ impl Outcome {
         Outcome { failure: true, ..self }
     }
 
+    /// Why it can't be recorded, if it can't.
+    pub(crate) fn refusal(&self, result_bytes_max: u32) -> Option<Error> {
+        let kept = match &self.value {
+            Value::Encoded(Ok((_, bytes))) => check_size(bytes.len(), result_bytes_max),
+            Value::Encoded(Err(e)) => Err(e.again()),
+            Value::NotKept(_) => Ok(()),
+        };
+        let checked = kept.and_then(|()| check_meta(&self.meta));
+        checked.and_then(|()| check_retention(self.retention.map(millis_up))).err()
+    }
+
     /// All that is to be recorded, or the reason why it can't be.
     pub(crate) fn into_parts(self, result_bytes_max: u32) -> Result<OutcomeParts> {
-        let (format, bytes) = self.value?;
-        if bytes.len() > result_bytes_max as usize {
-            let message = format!(
-                "a result of {} bytes, at most {result_bytes_max}: keep it elsewhere and record where, \
-                 or raise result_bytes_max",
-                bytes.len()
-            );
-            return Err(Error::new(ErrorKind::TooLarge, message));
+        if let Some(e) = self.refusal(result_bytes_max) {
+            return Err(e);
         }
-        check_meta(&self.meta)?;
+        let ((codec, version), bytes, missing) = match self.value {
+            Value::Encoded(value) => {
+                let (format, bytes) = value?;
+                (format.to_stored()?, bytes, None)
+            }
+            Value::NotKept(reason) => ((NOT_KEPT, 0), Vec::new(), Some(reason)),
+        };
         let retention_ms = self.retention.map(millis_up);
-        check_retention(retention_ms)?;
-        Ok(OutcomeParts { failure: self.failure, format, bytes, meta: self.meta, retention_ms })
+        Ok(OutcomeParts {
+            failure: self.failure,
+            codec,
+            version,
+            bytes,
+            missing,
+            meta: self.meta,
+            retention_ms,
+        })
     }
+}
+
+fn check_size(bytes: usize, result_bytes_max: u32) -> Result<()> {
+    if bytes > result_bytes_max as usize {
+        let message = format!(
+            "a result of {bytes} bytes, at most {result_bytes_max}: keep it elsewhere and record where, \
+             or raise result_bytes_max"
+        );
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    Ok(())
 }
 
 fn check_meta(meta: &[(String, String)]) -> Result<()> {
@@ -176,8 +245,11 @@ impl fmt::Debug for Outcome {
         let mut out = f.debug_struct("Outcome");
         out.field("failure", &self.failure);
         match &self.value {
-            Ok((format, bytes)) => out.field("format", format).field("bytes", &bytes.len()),
-            Err(error) => out.field("error", error),
+            Value::Encoded(Ok((format, bytes))) => {
+                out.field("format", format).field("bytes", &bytes.len())
+            }
+            Value::Encoded(Err(error)) => out.field("error", error),
+            Value::NotKept(reason) => out.field("not kept", reason),
         };
         out.field("meta", &names).field("retention", &self.retention).finish()
     }
@@ -212,14 +284,18 @@ impl Abort {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn new(reason: impl Into<String>) -> Self {
-        let mut reason = reason.into();
-        reason.truncate(floor_char_boundary(&reason, LABEL_BYTES_MAX));
-        Abort { reason }
+        Abort { reason: cut_label(reason.into()) }
     }
 
     pub(crate) fn reason(&self) -> &str {
         &self.reason
     }
+}
+
+/// A label is for people: what is too long is cut, and never refused.
+pub(crate) fn cut_label(mut label: String) -> String {
+    label.truncate(floor_char_boundary(&label, LABEL_BYTES_MAX));
+    label
 }
 
 /// The greatest place up to `bytes` that splits no character.
@@ -288,10 +364,14 @@ mod tests {
         let meta = [("status", "403"), ("a", "x")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert!(parts.failure);
-        assert_eq!((parts.format, parts.bytes.as_slice()), (Format::BYTES, &b"declined"[..]));
+        assert_eq!((parts.codec, parts.version, parts.bytes.as_slice()), (0, 0, &b"declined"[..]));
+        assert_eq!(parts.missing, None);
         assert_eq!(parts.meta, meta);
         assert_eq!(parts.retention_ms, Some(2));
         assert!(!Outcome::success(&()).into_parts(0).unwrap().failure);
+        let parts = Outcome::without_result("r".repeat(600)).into_parts(0).unwrap();
+        assert_eq!((parts.codec, parts.bytes.len()), (NOT_KEPT, 0));
+        assert_eq!(parts.missing, Some("r".repeat(LABEL_BYTES_MAX)));
     }
 
     #[test]

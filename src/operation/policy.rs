@@ -69,6 +69,35 @@ pub enum OnDrop {
     Abort,
 }
 
+/// What becomes of a key whose work was done by [`run`](crate::Store::run), and whose result can't be kept: it is too
+/// large, doesn't encode, or finds the disk full.
+///
+/// The work is not done again for that, and whoever ran it has the value.
+///
+/// ```
+/// # use onlyonce::{Claim, Error, OnUnkept, Operation, Run, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// let rows = || Ok::<_, Error>(vec![0; 1 << 20]);
+/// let run = store.run("export-7", |_claim| rows())?;
+/// assert!(matches!(run, Run::Done(rows) if rows.len() == 1 << 20));
+/// let Claim::Completed(done) = store.claim("export-7")? else { unreachable!() };
+/// println!("done before; {:?}", done.missing()); // why there is nothing to replay
+///
+/// let op = Operation::new("export-8").on_unkept(OnUnkept::Hold); // a person is to see to it
+/// let _ = store.run(&op, |_claim| rows())?;
+/// assert!(matches!(store.claim(&op)?, Claim::Held(_)));
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum OnUnkept {
+    /// It is completed without a result: [`Recorded::missing`](crate::Recorded::missing) tells a replay why.
+    #[default]
+    Complete,
+    /// It is held, with that reason, until somebody resolves it: where a later caller can't do without the result.
+    Hold,
+}
+
 /// What a record survives once the call that wrote it has returned. Each level keeps the promises of those before it.
 ///
 /// Nothing is answered that a crash could take back at the level of the record it rests on; only
@@ -131,6 +160,7 @@ pub struct Policy {
     remember_expired: Option<Duration>,
     on_interrupted: Option<OnInterrupted>,
     on_drop: Option<OnDrop>,
+    on_unkept: Option<OnUnkept>,
     attempts_max: Option<u32>,
     reserve_bytes: Option<u32>,
     durability: Option<Durability>,
@@ -150,6 +180,7 @@ pub(crate) struct Settings {
     /// `None`: the claimant is asked.
     pub(crate) on_interrupted: Option<OnInterrupted>,
     pub(crate) on_drop: OnDrop,
+    pub(crate) on_unkept: OnUnkept,
     pub(crate) attempts_max: Option<u32>,
     pub(crate) reserve_bytes: u32,
     pub(crate) durability: Durability,
@@ -178,6 +209,7 @@ impl Policy {
             remember_expired: self.remember_expired.or(fallback.remember_expired),
             on_interrupted: self.on_interrupted.or(fallback.on_interrupted),
             on_drop: self.on_drop.or(fallback.on_drop),
+            on_unkept: self.on_unkept.or(fallback.on_unkept),
             attempts_max: self.attempts_max.or(fallback.attempts_max),
             reserve_bytes: self.reserve_bytes.or(fallback.reserve_bytes),
             durability: self.durability.or(fallback.durability),
@@ -194,6 +226,7 @@ impl Policy {
             remember_ms: self.remember_expired.map(millis_up).filter(|millis| *millis > 0),
             on_interrupted: self.on_interrupted,
             on_drop: self.on_drop.unwrap_or_default(),
+            on_unkept: self.on_unkept.unwrap_or_default(),
             attempts_max: self.attempts_max,
             reserve_bytes: self.reserve_bytes.unwrap_or(RESERVE_BYTES_DEFAULT),
             durability: self.durability.unwrap_or(Durability::Sync),
@@ -390,6 +423,20 @@ policy_setters! {
     /// ```
     on_drop: OnDrop;
 
+    /// What becomes of a key whose result can't be kept. See [`OnUnkept`]. Default: [`OnUnkept::Complete`].
+    ///
+    /// For [`run`](crate::Store::run); a [`ClaimGuard`](crate::ClaimGuard) comes back in the error, and you decide.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, OnUnkept, Operation, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("export-8").on_unkept(OnUnkept::Hold); // a Policy has it too
+    /// let _ = store.run(op, |_claim| Ok::<_, Error>(vec![0; 1 << 20]))?;
+    /// assert!(matches!(store.get("export-8")?, Some(State::Held(_))));
+    /// # Ok::<(), Error>(())
+    /// ```
+    on_unkept: OnUnkept;
+
     /// How many attempts the key is granted. The next one is answered `Held`, with that reason, until
     /// someone resolves it.
     ///
@@ -475,6 +522,7 @@ mod tests {
             .remember_expired(seconds((mark + 20).into()))
             .on_interrupted(if mark % 2 == 0 { OnInterrupted::Hold } else { OnInterrupted::Retry })
             .on_drop(if mark % 2 == 0 { OnDrop::Interrupt } else { OnDrop::Abort })
+            .on_unkept(if mark % 2 == 0 { OnUnkept::Complete } else { OnUnkept::Hold })
             .attempts_max(mark)
             .reserve_bytes(mark)
             .durability(if mark % 2 == 0 { Durability::Lazy } else { Durability::Flush })
@@ -490,6 +538,7 @@ mod tests {
             remember_ms: None,
             on_interrupted: None,
             on_drop: OnDrop::Interrupt,
+            on_unkept: OnUnkept::Complete,
             attempts_max: None,
             reserve_bytes: 4096,
             durability: Durability::Sync,
@@ -506,13 +555,14 @@ mod tests {
         assert_eq!(operation.or(&Policy::new()), operation);
 
         type Set = fn(Policy, &Policy) -> Policy;
-        let single: [Set; 10] = [
+        let single: [Set; 11] = [
             |to, from| Policy { owner: from.owner.clone(), ..to },
             |to, from| Policy { lease: from.lease, ..to },
             |to, from| Policy { retention: from.retention, ..to },
             |to, from| Policy { remember_expired: from.remember_expired, ..to },
             |to, from| Policy { on_interrupted: from.on_interrupted, ..to },
             |to, from| Policy { on_drop: from.on_drop, ..to },
+            |to, from| Policy { on_unkept: from.on_unkept, ..to },
             |to, from| Policy { attempts_max: from.attempts_max, ..to },
             |to, from| Policy { reserve_bytes: from.reserve_bytes, ..to },
             |to, from| Policy { durability: from.durability, ..to },
@@ -533,6 +583,7 @@ mod tests {
             .remember_expired(seconds(21))
             .on_interrupted(OnInterrupted::Retry)
             .on_drop(OnDrop::Abort)
+            .on_unkept(OnUnkept::Hold)
             .attempts_max(1)
             .reserve_bytes(1)
             .durability(Durability::Flush)

@@ -234,13 +234,14 @@ fn claim_rows(state: Option<&KeyState>, wants: Wants) -> Vec<&'static str> {
 /// Calls that name a token, and what the page says of them when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
-const BY_TOKEN: [ByToken; 12] = [
+const BY_TOKEN: [ByToken; 13] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),
     ("complete", Call::Complete, true),
     ("fail", Call::Fail, true),
     ("abort", Call::Abort, true),
+    ("park", Call::Park, true),
     ("renew", Call::Renew, true),
     ("forget_claimed", Call::ForgetClaimed, true),
     ("the owner goes without a word", Call::Interrupt, false),

@@ -6,6 +6,9 @@ use std::fmt;
 
 use crate::{Error, Result};
 
+/// The stored number that stands where no result was kept: no codec, and no bytes follow.
+pub(crate) const NOT_KEPT: u16 = 3;
+
 /// The stored number of a custom codec has this bit.
 const CUSTOM: u16 = 0x8000;
 
@@ -132,7 +135,8 @@ mod tests {
             assert_eq!(format.to_stored().unwrap(), (number, 7));
             assert_eq!(Format::from_stored(number, 7), Some(format));
         }
-        assert_eq!(Format::from_stored(3, 0), None);
+        assert_eq!((NOT_KEPT, Format::from_stored(NOT_KEPT, 0)), (3, None));
+        assert_eq!(Format::from_stored(4, 0), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod payload;
 #[cfg(feature = "bincode")]
 mod typed;
 
+pub(crate) use codec::NOT_KEPT;
 pub use codec::{Codec, Format};
 pub(crate) use payload::encode;
 #[cfg(feature = "bincode")]

@@ -8,12 +8,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::Format;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A recorded value: a result, a failure, or saved progress.
 ///
 /// It is the bytes by `Deref`, and a type by [`decode`](Payload::decode). A clone shares the bytes. It
-/// borrows nothing and may be sent anywhere.
+/// borrows nothing and may be sent anywhere. Where no result was kept it has no bytes, and doesn't decode: see
+/// [`Recorded::missing`](crate::Recorded::missing).
 ///
 /// `Debug` shows the length and the format, never the contents.
 ///
@@ -31,6 +32,8 @@ use crate::{Error, Result};
 pub struct Payload {
     bytes: Arc<Vec<u8>>,
     pub(super) format: Format,
+    /// Why nothing was kept; then there are no bytes.
+    missing: Option<Arc<str>>,
 }
 
 /// What can be recorded: turns a value into bytes.
@@ -147,7 +150,16 @@ impl Payload {
     }
 
     pub(crate) fn from_vec(bytes: Vec<u8>, format: Format) -> Self {
-        Payload { bytes: Arc::new(bytes), format }
+        Payload { bytes: Arc::new(bytes), format, missing: None }
+    }
+
+    /// What stands where no result was kept, for that reason.
+    pub(crate) fn not_kept(reason: Arc<str>) -> Self {
+        Payload { missing: Some(reason), ..Payload::empty() }
+    }
+
+    pub(crate) fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
     }
 
     /// The value, as the type that was recorded.
@@ -165,12 +177,18 @@ impl Payload {
     ///
     /// # Errors
     /// `Undecodable` if it was recorded as something else, in another version, or by a codec that this
-    /// build lacks. The bytes themselves are still there.
+    /// build lacks. The bytes themselves are still there. `NotKept` if no result was kept; the message says why.
     ///
     /// # Cost
     /// No read of the disk; strings and bytes are copied once.
     pub fn decode<T: Decode>(&self) -> Result<T> {
-        T::decode(self, self.format)
+        match &self.missing {
+            None => T::decode(self, self.format),
+            Some(reason) => Err(Error::new(
+                ErrorKind::NotKept,
+                format!("the work was done, and its result was not kept: {reason}"),
+            )),
+        }
     }
 }
 
@@ -190,7 +208,10 @@ impl AsRef<[u8]> for Payload {
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Payload({} bytes, {})", self.len(), self.format)
+        match &self.missing {
+            None => write!(f, "Payload({} bytes, {})", self.len(), self.format),
+            Some(reason) => write!(f, "Payload(not kept: {reason})"),
+        }
     }
 }
 
@@ -275,7 +296,6 @@ fn expect_bytes(wanted: &str, found: Format) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
     use crate::value::Codec;
 
     fn recorded<V: Encode + ?Sized>(value: &V) -> Payload {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::value::Format;
 use onlyonce::{
-    Abort, Claim, ClaimGuard, Encode, Error, ErrorKind, OnDrop, OnInterrupted, Operation, Outcome,
-    RefusedKind, Run, State, Store, Verdict,
+    Abort, Claim, ClaimGuard, Decode, Encode, Error, ErrorKind, OnDrop, OnInterrupted, OnUnkept,
+    Operation, Outcome, Payload, Reconciled, RefusedKind, Run, State, Store, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
@@ -61,6 +61,10 @@ fn acquired(claim: Claim) -> ClaimGuard {
         Claim::Interrupted(lost) => lost.take_over().unwrap(),
         other => panic!("not granted: {other}"),
     }
+}
+
+fn parking() -> Operation<'static> {
+    op().on_unkept(OnUnkept::Hold)
 }
 
 /// What the key is, and what the next claimant is told.
@@ -122,6 +126,45 @@ impl Encode for Unencodable {
     fn encode(&self, _: &mut Vec<u8>) -> onlyonce::Result<Format> {
         Err(Error::invalid("no words for it"))
     }
+}
+
+impl Decode for Unencodable {
+    fn decode(_: &Payload, _: Format) -> onlyonce::Result<Self> {
+        panic!("nothing was kept")
+    }
+}
+
+/// Runs a closure whose result can't be kept, and says what the caller was told.
+fn unkept(op: Operation<'_>, store: &Store, before: impl FnOnce()) -> &'static str {
+    let full = std::cell::Cell::new(false);
+    let mut why = None;
+    let runner = store.runner(&op).on_unrecorded(|e| why = Some(e.kind()));
+    let ran = runner.run(|_| {
+        let bytes = store.stats().bytes_written;
+        before();
+        full.set(store.stats().bytes_written > bytes);
+        Ok::<_, Fault>(vec![7; if full.get() { 16 << 10 } else { 1 << 20 }])
+    });
+    assert!(matches!(ran.unwrap(), Run::Done(value) if value[0] == 7));
+    let expected = if full.get() { ErrorKind::StorageFull } else { ErrorKind::TooLarge };
+    assert_eq!(why, Some(expected), "the reason is at hand");
+    // Whoever comes again is told so and why, and nothing runs.
+    match store.runner(&op).run(|_| -> Result<Vec<u8>, Fault> { panic!("again") }).unwrap() {
+        Run::NotKept(done) => assert!(done.missing().is_some_and(|why| !why.is_empty())),
+        Run::Refused(refused) => assert_eq!(refused.kind(), RefusedKind::Held),
+        other => panic!("{other:?}"),
+    }
+    "the value"
+}
+
+/// Somebody found out what became of the attempt, and that can't be kept.
+fn applied(op: Operation<'_>, store: &Store) -> &'static str {
+    let mut why = None;
+    let runner = store.runner(op).on_unrecorded(|e| why = Some(e.kind()));
+    let runner = runner.reconcile(|_| Ok::<_, Fault>(Reconciled::Applied(Unencodable)));
+    assert!(matches!(runner.run(|_| panic!("it was done")).unwrap(), Run::Replayed(Unencodable)));
+    assert_eq!(why, Some(ErrorKind::Invalid));
+    "the value"
 }
 
 /// Runs a closure that fails, and says what the caller was told.
@@ -260,6 +303,37 @@ fn end(ending: &str) -> [&'static str; 3] {
         }
         "`run`: `on_error` says Unknown, `OnDrop::Abort`" => {
             judged(aborting(), &store, Verdict::Unknown)
+        }
+        "an outcome without a result" => {
+            told(claim(op()).record(Outcome::without_result("of no use to anybody")))
+        }
+        "`run`: a result too large" => unkept(op(), &store, || {}),
+        "`run`: a result beyond its reserve, the disk full" => {
+            unkept(op(), &store, || fill(&sim, &store))
+        }
+        "`run`: a result too large, an older fate open" => {
+            doubt(&store);
+            unkept(op().on_interrupted(OnInterrupted::Retry), &store, || {})
+        }
+        "`run`: a result too large, `OnUnkept::Hold`" => unkept(parking(), &store, || {}),
+        "`run`: a result beyond its reserve, the disk full, `OnUnkept::Hold`" => {
+            unkept(parking().reserve_bytes(0), &store, || fill(&sim, &store))
+        }
+        "`run`: a value that won't encode" => {
+            let run = store.run(op(), |_| Ok::<_, Fault>(Unencodable)).unwrap();
+            assert!(matches!(run, Run::Done(Unencodable)));
+            "the value"
+        }
+        "`run`: `on_error` says Fail, with a value that won't encode" => {
+            judged(op(), &store, Verdict::Fail(Outcome::failure(&Unencodable)))
+        }
+        "`run`: `reconcile` says Applied, with a value that won't encode" => {
+            doubt(&store);
+            applied(op(), &store)
+        }
+        "`run`: `reconcile` says Applied, with a value that won't encode, `OnUnkept::Hold`" => {
+            doubt(&store);
+            applied(parking(), &store)
         }
         "a result too large" => {
             let error = claim(op()).complete(&vec![0; 17 << 10]).unwrap_err();
@@ -435,6 +509,23 @@ fn a_run_that_failed_runs_again_only_by_an_explicit_word() {
     for again in 2..4 {
         assert!(charge(op().on_interrupted(OnInterrupted::Retry)).is_err());
         assert_eq!(charges.get(), again, "at least once was said");
+    }
+}
+
+/// A value that panics as it is encoded: the work was done, so `OnDrop::Abort` no longer counts.
+#[test]
+fn a_panic_while_a_value_is_encoded_frees_no_key() {
+    struct Panics;
+    impl Encode for Panics {
+        fn encode(&self, _: &mut Vec<u8>) -> onlyonce::Result<Format> {
+            panic!("work")
+        }
+    }
+    for end in [ClaimGuard::complete::<Panics>, ClaimGuard::fail::<Panics>] {
+        let store = Sim::new(1).open().unwrap();
+        let guard = acquired(store.claim(aborting()).unwrap());
+        panicking(|| end(guard, &Panics).unwrap());
+        assert_eq!(left(&store), ["interrupted", "Interrupted"]);
     }
 }
 

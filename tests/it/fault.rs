@@ -7,7 +7,9 @@ use crate::script::{
     Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, is_of_index, look, tiny,
 };
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
-use onlyonce::{Claim, ClaimGuard, Error, ErrorKind, Operation, Run, State, Store, admin::Health};
+use onlyonce::{
+    Claim, ClaimGuard, Error, ErrorKind, OnUnkept, Operation, Run, State, Store, admin::Health,
+};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -538,6 +540,62 @@ fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
     drop(store);
     let store = sim.open().unwrap();
     assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+}
+
+/// A result that finds the disk full, and then each call in turn fails while the key is ended without it: the
+/// caller has the value and the key is ended, or the caller is told that nobody knows; never is the key free.
+#[test]
+fn a_result_that_finds_no_room_frees_no_key_whatever_fails() {
+    let value = || vec![7_u8; 12 << 10];
+    let key = |n: u64| format!("{n:0>4000}");
+    let (mut kept, mut unknown, mut refused) = (0, 0, 0);
+    for on_unkept in [OnUnkept::Complete, OnUnkept::Hold] {
+        for fault in [DiskFault::Io, DiskFault::Full, DiskFault::TooManyOpen, DiskFault::Short] {
+            for place in 0.. {
+                let sim = Sim::new(7);
+                let store = sim.open().unwrap();
+                let op = Operation::new("k").reserve_bytes(0).on_unkept(on_unkept);
+                let began = std::cell::Cell::new(0);
+                let ran = store.run(&op, |_| {
+                    sim.set_disk_bytes_max(sim.disk_bytes());
+                    while store.mark(key(store.stats().keys)).is_ok() {}
+                    began.set(sim.calls());
+                    sim.fail_call(place, fault);
+                    Ok::<_, Error>(value())
+                });
+                if sim.calls() - began.get() < place {
+                    break;
+                }
+                sim.heal();
+                let context = format!("{on_unkept:?}, {fault:?} at {place}: {ran:?}");
+                let is_done = matches!(&ran, Ok(Run::Done(v)) if *v == value());
+                match ran.as_ref().err().map(Error::kind) {
+                    None => assert!(is_done, "{context}"),
+                    Some(ErrorKind::Indeterminate) => unknown += 1,
+                    // The device failed on the way, or not even that much could be placed.
+                    Some(ErrorKind::Poisoned | ErrorKind::StorageFull | ErrorKind::Io) => {
+                        refused += 1;
+                    }
+                    Some(_) => panic!("{context}"),
+                }
+                sim.power_loss();
+                sim.set_disk_bytes_max(u64::MAX);
+                let state = sim.open().unwrap().get("k").unwrap();
+                let is_as_told = match &state {
+                    Some(State::Completed(done)) => {
+                        on_unkept == OnUnkept::Complete && done.missing().is_some()
+                    }
+                    Some(State::Held(_)) => on_unkept == OnUnkept::Hold,
+                    Some(State::Interrupted(_)) => !is_done,
+                    _ => false,
+                };
+                assert!(is_as_told, "{context}, and then {state:?}");
+                kept += u32::from(is_done);
+            }
+        }
+    }
+    println!("unkept results: {kept} ended, {unknown} unknown, {refused} refused");
+    assert!(kept > 0 && unknown > 0);
 }
 
 /// Every disk call in turn panics, as a bug of ours or a driver's would: whoever comes next is served or gets a
