@@ -51,11 +51,12 @@ use crate::{Error, Key, Result};
 ///
 /// # Errors
 /// `Locked` if somebody has the store open; `Corrupt` if neither a manifest nor a single segment's header is whole;
-/// `Incompatible`; `StorageFull` if there is no room to write what is whole anew, and nothing was changed; `Io`.
+/// `Incompatible`; `StorageFull` if there is no room to write what is whole anew, and nothing was changed; `Io`, also where a
+/// directory stands in the place of a file that the store prepares ahead, and nothing was changed.
 ///
 /// # Cost
 /// Reads everything, twice where records are lost; then writes every whole record, and needs the room for it beside the
-/// old ones, which the next opening removes.
+/// old ones. What it leaves, or finds whole, is read once more as an opening reads it: only then is it called repaired.
 pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
     StoreBuilder::default().repair(dir.as_ref(), accept)
 }

@@ -105,6 +105,9 @@ pub enum ErrorKind {
     NotKept,
     /// The operating system refused.
     Io,
+    /// What the store was about to do contradicts itself: a bug of ours. Nothing was done, and nothing more is written;
+    /// reopen the store, and report the message.
+    Bug,
 }
 
 impl Error {
@@ -147,6 +150,13 @@ impl Error {
     pub(crate) fn corrupt(path: &Path, offset: u64, what: impl fmt::Display) -> Self {
         let message = format!("{what} in {} at byte {offset}", path.display());
         Error::new(ErrorKind::Corrupt, message).at(path).offset_at(offset)
+    }
+
+    /// An invariant of ours doesn't hold.
+    pub(crate) fn bug(path: &Path, what: impl fmt::Display) -> Self {
+        let message =
+            format!("{what} at {}: this is a bug of onlyonce, please report it", path.display());
+        Error::new(ErrorKind::Bug, message).at(path)
     }
 
     /// An error of kind `Invalid`, for an [`Encode`](crate::Encode) written by hand: this value can't be recorded.

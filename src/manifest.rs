@@ -293,8 +293,8 @@ impl Manifest {
         }
     }
 
-    /// The list is in order, without overlaps, and within the extent.
-    fn is_sound(&self) -> bool {
+    /// The list is in order, without overlaps, and within the extent. Of any other no opening is possible.
+    pub(crate) fn is_sound(&self) -> bool {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {
             let fits = listed.base >= before
@@ -476,29 +476,43 @@ pub(crate) mod tests {
         );
     }
 
-    /// The checksum of each holds: only a program that writes manifests of its own makes them.
-    #[test]
-    fn a_manifest_that_contradicts_itself_is_corrupt() {
-        let refused = |manifest: Manifest| {
-            let error = Manifest::decode(&manifest.encode(), Path::new("m")).unwrap_err();
-            assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
-        };
-        refused(Manifest { segments: Vec::new(), ..sample() });
-        refused(Manifest { extent: Lsn::new(1 << 20), ..sample() });
-        // The next segment would begin there: past all LSNs, and at none.
-        refused(Manifest { extent: Lsn::new(u64::MAX), ..sample() });
-        refused(Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() });
-        refused(Manifest { next_ordinal: 7, ..sample() });
+    /// Manifests that contradict themselves, each in one way.
+    pub(crate) fn contradictions() -> Vec<Manifest> {
         let edited = |edit: fn(&mut Listed)| {
             let mut manifest = sample();
             edit(&mut manifest.segments[1]);
             manifest
         };
-        refused(edited(|listed| listed.base = Lsn::new((1 << 21) + 4)));
-        refused(edited(|listed| listed.base = Lsn::new(1 << 20)));
-        refused(edited(|listed| listed.end = listed.base));
-        refused(edited(|listed| listed.capacity = 8));
-        refused(edited(|listed| listed.capacity = u64::MAX));
+        let first = sample().segments[0];
+        vec![
+            Manifest { segments: Vec::new(), ..sample() },
+            Manifest { extent: Lsn::new(1 << 20), ..sample() },
+            // The next segment would begin there: past all LSNs, and at none.
+            Manifest { extent: Lsn::new(u64::MAX), ..sample() },
+            Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() },
+            Manifest { next_ordinal: 7, ..sample() },
+            Manifest { next_table: 11, ..sample() },
+            Manifest { covered: Lsn::new((1 << 21) + 8), ..sample() },
+            Manifest { durable: Lsn::new(1 << 20), ..sample() },
+            Manifest { segments: vec![first; limits::SEGMENTS_MAX + 1], ..sample() },
+            Manifest { tables: vec![sample().tables[0]; limits::TABLES_MAX + 1], ..sample() },
+            Manifest { expired: vec![sample().expired[0]; limits::TABLES_MAX + 1], ..sample() },
+            edited(|listed| listed.base = Lsn::new((1 << 21) + 4)),
+            edited(|listed| listed.base = Lsn::new(1 << 20)),
+            edited(|listed| listed.end = listed.base),
+            edited(|listed| listed.capacity = 8),
+            edited(|listed| listed.capacity = limits::SEGMENT_BYTES_MOST + 4096),
+            edited(|listed| listed.capacity = u64::MAX),
+        ]
+    }
+
+    /// The checksum of each holds: only a program that writes manifests of its own makes them.
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_corrupt() {
+        for manifest in contradictions() {
+            let error = Manifest::decode(&manifest.encode(), Path::new("m")).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        }
     }
 
     #[test]

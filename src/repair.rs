@@ -1,7 +1,8 @@
 //! Making a damaged store whole again, at the price that its owner accepts.
 //!
 //! Promises: nothing is changed before everything was read, and nothing that was acknowledged is given up without the
-//! explicit word [`AcceptLoss::Yes`]. What is lost is told, key by key where anything is left that names it. Never:
+//! explicit word [`AcceptLoss::Yes`]. What is lost is told, key by key where anything is left that names it. A store is
+//! called whole or repaired once an opening of it was tried. Never:
 //! touches a store that somebody has open.
 
 mod remembered;
@@ -14,9 +15,13 @@ use std::sync::Arc;
 use crate::expired;
 use crate::index::Hasher;
 use crate::index::table::{self, Cursor, ListedTable, Table};
+use crate::log::recovery::Earlier;
+use crate::log::repair::prove;
 use crate::log::survey::{Survey, survey};
 use crate::log::{Seams, Sizes};
+use crate::manifest;
 use crate::operation::Key;
+use crate::record::Record;
 use crate::storage::{Entry, Storage};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
@@ -64,7 +69,7 @@ pub enum AcceptLoss {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RepairReport {
-    /// Whether the store can be opened now.
+    /// Whether the store can be opened now: that was tried.
     pub is_repaired: bool,
     /// Whether anything that was acknowledged is lost, or would be.
     pub is_loss: bool,
@@ -96,7 +101,7 @@ pub(crate) fn run(
     let (keys, keys_lost) = name_the_lost(storage, dir, &found)?;
     let is_loss = found.has_lost_records() || memories_lost > 0;
     let mut report = RepairReport {
-        is_repaired: found.is_whole(),
+        is_repaired: false,
         is_loss,
         damages: Vec::new(),
         keys,
@@ -109,15 +114,49 @@ pub(crate) fn run(
         let next = next_number(storage, dir, &found)?;
         let memories = remembered.save(seams, dir, found.store, next)?;
         let next = next.saturating_add(1);
-        if found.can_be_relisted() {
-            found.relist(seams, dir, memories, next)?;
-        } else {
-            report.records_moved = found.salvage(seams, dir, sizes, memories, next)?;
+        // A list of what is there may contradict itself, or lead to a record that no opening takes: then all is written
+        // anew.
+        let is_relisted = found.can_be_relisted()
+            && found.relist(seams, dir, memories.clone(), next)?
+            && opens(seams, dir, sizes)?.is_none();
+        if !is_relisted {
+            report.records_moved =
+                found.salvage(seams, dir, sizes, memories, next, &mut check_key)?;
         }
-        report.is_repaired = true;
+    }
+    // That it is whole, or repaired, is said of a store that opens.
+    if found.is_whole() || may {
+        let refused = opens(seams, dir, sizes)?;
+        report.is_repaired = refused.is_none();
+        found.damages.extend(refused);
     }
     report.damages = found.damages;
     Ok(report)
+}
+
+/// Why the store in `dir` would not open, if so, damage apart that an opening mends.
+fn opens(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<Option<Error>> {
+    let opened = manifest::load(&*seams.storage, dir).and_then(|manifest| {
+        let missing = || Error::corrupt(&manifest::path(dir), 0, "the manifest is missing:");
+        prove(seams, dir, sizes, manifest.ok_or_else(missing)?, &mut check_key)
+    });
+    match opened {
+        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(Some(e)),
+        opened => opened.map(|()| None),
+    }
+}
+
+/// An opening takes no record whose key none could have.
+fn check_key(record: &Record<'_>, _: &Earlier<'_>) -> Result<()> {
+    let is_key =
+        record.body().is_ok_and(|body| Key::from_stored(body.key_kind, body.key).is_some());
+    match is_key {
+        true => Ok(()),
+        false => {
+            let what = format_args!("an impossible key at lsn {}", record.lsn);
+            Err(Error::corrupt(Path::new("log"), 0, what))
+        }
+    }
 }
 
 /// A number that no file of the index or of expired keys has or had.

@@ -32,7 +32,7 @@ mod format;
 mod probe;
 mod reader;
 pub(crate) mod recovery;
-mod repair;
+pub(crate) mod repair;
 mod resume;
 mod room;
 mod segment;

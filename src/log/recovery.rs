@@ -310,7 +310,12 @@ fn check_unlisted(
 /// A directory in the place of a file that is prepared ahead is no loss, but each later write would fail on it, and
 /// go on failing: so it is said at once.
 pub(super) fn check_all_prepared(storage: &dyn Storage, dir: &Path) -> Result<()> {
-    for path in [manifest::path(dir).with_extension("next"), Spare::draft_path(&dir.join("log"))] {
+    let log_dir = dir.join("log");
+    let entries = storage.list(&log_dir).map_err(|e| Error::io("listing", &log_dir, e))?;
+    let spares = entries.iter().filter(|entry| Spare::number_of(&entry.name).is_some());
+    let spares = spares.filter(|entry| !entry.is_file).map(|entry| log_dir.join(&entry.name));
+    let ahead = [manifest::path(dir).with_extension("next"), Spare::draft_path(&log_dir)];
+    for path in ahead.into_iter().chain(spares) {
         match storage.open(&path, Access::Read) {
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
                 return Err(Error::io("opening", &path, e));

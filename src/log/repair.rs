@@ -2,13 +2,14 @@
 //!
 //! Promises: `relist` writes a manifest for a log that has lost nothing else; `salvage` writes all whole records into new
 //! segments, in their order, and then the manifest that lists those alone. A crash before that leaves everything as it
-//! was. Never: decides that a loss is accepted.
+//! was; so does a log that would not open. Never: decides that a loss is accepted.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::birth::base_from_clock;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::recovery::{self, Visit};
 use super::segment::{self, Segment, Spare};
 use super::survey::{Found, Survey, walk};
 use super::{Seams, Sizes};
@@ -65,14 +66,15 @@ impl Survey {
         }
     }
 
-    /// Lists the log anew: nothing of it is lost but its manifest. Where a header is damaged, see `salvage`.
+    /// Lists the log anew: nothing of it is lost but its manifest. Where a header is damaged, see `salvage`. Whether that
+    /// makes a list that an opening believes; else nothing was changed.
     pub(crate) fn relist(
         &self,
         seams: &Seams,
         dir: &Path,
         expired: Vec<ListedExpired>,
         next_table: u32,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut segments = Vec::with_capacity(self.parts.len());
         let mut rest = self.parts.iter().peekable();
         while let Some(part) = rest.next() {
@@ -93,10 +95,15 @@ impl Survey {
             segments.push(listed);
         }
         let manifest = self.manifest_of(seams, segments, Lsn::ZERO, expired, next_table);
-        switch(seams, dir, &manifest)
+        if !manifest.is_sound() {
+            return Ok(false);
+        }
+        switch(seams, dir, &manifest)?;
+        Ok(true)
     }
 
-    /// Writes all whole records into new segments, and a manifest that lists only those.
+    /// Writes all whole records into new segments, and a manifest that lists only those, once `prove` has shown that it
+    /// opens.
     pub(crate) fn salvage(
         &self,
         seams: &Seams,
@@ -104,6 +111,7 @@ impl Survey {
         sizes: &Sizes,
         expired: Vec<ListedExpired>,
         next_table: u32,
+        visit: &mut Visit<'_>,
     ) -> Result<u64> {
         let next = self.ordinals.last().copied();
         let known = self.manifest.as_ref().map_or(0, |manifest| manifest.next_ordinal);
@@ -122,9 +130,21 @@ impl Survey {
         self.records(&mut |record| writer.push(record))?;
         let (segments, durable, records) = writer.finish()?;
         let manifest = self.manifest_of(seams, segments, durable, expired, next_table);
+        prove(seams, dir, sizes, manifest.clone(), visit)?;
         switch(seams, dir, &manifest)?;
         Ok(records)
     }
+}
+
+/// Opens the log that a manifest lists as any opening would, shows `visit` its records, and changes nothing.
+pub(crate) fn prove(
+    seams: &Seams,
+    dir: &Path,
+    sizes: &Sizes,
+    manifest: Manifest,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
+    recovery::open(seams.clone(), dir, *sizes, manifest, visit).map(drop)
 }
 
 fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {

@@ -108,13 +108,19 @@ impl Switch {
         Ok(())
     }
 
-    /// Writes all of the next manifest's file: of an older and longer one nothing must stay behind the end.
+    /// Writes all of the next manifest's file: of an older and longer one nothing must stay behind the end. Refuses one
+    /// that no opening would believe, before anything is touched.
     fn write_next(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        let mut content = manifest.encode();
+        let is_readable = Manifest::decode(&content, &path(&self.dir));
+        if !is_readable.is_ok_and(|read| read == *manifest) {
+            let what = "a manifest that no opening would believe was to be written";
+            return Err(Failure::Poison(Error::bug(&path(&self.dir), what)));
+        }
         self.prepare(manifest.file_bytes())?;
         let Some(Prepared { file, bytes }) = &self.next else {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
         };
-        let mut content = manifest.encode();
         debug_assert!(content.len() <= *bytes);
         content.resize(content.len().max(*bytes), 0);
         let next = next_path(&self.dir);
@@ -153,7 +159,10 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
 mod tests {
     use rustix::io::Errno;
 
-    use super::super::{Listed, load, tests::sample};
+    use super::super::{
+        Listed, load,
+        tests::{contradictions, sample},
+    };
     use super::*;
     use crate::ErrorKind;
     use crate::manifest::bytes_for;
@@ -378,6 +387,30 @@ mod tests {
         }
         for errno in [Errno::IO, Errno::NOSPC, Errno::NOENT, Errno::ROFS, Errno::ACCESS] {
             assert!(matches!(attempt(errno), (Err(Failure::Poison(_)), 1, 0)), "{errno}");
+        }
+    }
+
+    /// Whatever it is that comes to such a manifest: the store that stands is left as it is.
+    #[test]
+    fn a_manifest_that_no_opening_would_believe_is_not_written() {
+        for unsound in contradictions() {
+            let disk = disk();
+            let mut switch = switch_on(disk.clone());
+            let Failure::Poison(refused) = switch.first(&unsound).unwrap_err() else {
+                panic!("{unsound:?}")
+            };
+            assert_eq!(refused.kind(), ErrorKind::Bug);
+            assert!(refused.to_string().contains("bug"), "{refused}");
+            assert!(disk.files().is_empty());
+            switch.first(&manifest(1)).unwrap();
+            switch.prepare(bytes_for(2, 0, 0)).unwrap();
+            let before = disk.files().into_iter().map(|(path, _)| disk.read(&path).unwrap());
+            let before: Vec<_> = before.collect();
+            assert!(matches!(switch.to(&unsound), Err(Failure::Poison(_))));
+            let after = disk.files().into_iter().map(|(path, _)| disk.read(&path).unwrap());
+            assert_eq!(after.collect::<Vec<_>>(), before);
+            switch.to(&manifest(2)).unwrap();
+            assert_eq!(standing(&disk), 2);
         }
     }
 

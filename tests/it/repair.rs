@@ -863,3 +863,30 @@ fn a_repair_without_loss_that_crashed_is_without_loss_the_second_time() {
     println!("{points} crashes");
     assert!(told.is_empty(), "of {points} crashes {} tell a loss: {:?}", told.len(), told[0]);
 }
+
+/// It was called whole, or repaired, and no opening took it.
+#[test]
+fn a_directory_in_the_place_of_a_spare_is_told_before_anything_is_repaired() {
+    for has_manifest in [true, false] {
+        let sim = killed_with_200_keys();
+        sim.kill();
+        let is_spare = |path: &PathBuf| path.to_str().unwrap().contains("/spare-");
+        let spare = sim.files().into_iter().map(|(path, _)| path).find(is_spare).unwrap();
+        sim.replace_by_dir(&spare).unwrap();
+        if !has_manifest {
+            sim.remove("/store/MANIFEST").unwrap();
+        }
+        let before = sim.contents().unwrap();
+        for accept in [AcceptLoss::No, AcceptLoss::Yes] {
+            let refused = sim.repair(builder(), accept).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Io, "{refused:?}");
+            assert_eq!(refused.path(), Some(&*spare), "{refused:?}");
+            assert_eq!(sim.contents().unwrap(), before);
+        }
+        sim.remove(&spare).unwrap();
+        let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+        assert!(report.is_repaired && !report.is_loss, "{report:?}");
+        let store = sim.open_existing(builder(), false).unwrap();
+        assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()));
+    }
+}

@@ -6,10 +6,11 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::log::format::SEGMENT_HEADER_BYTES;
+use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::log::reader::{Reader, Step};
 use crate::log::recovery::Plan;
 use crate::log::segment::{self, Segment};
+use crate::log::survey;
 use crate::manifest::Listed;
 use crate::storage::Access;
 
@@ -575,4 +576,34 @@ fn after_a_clean_close_every_missing_tail_is_a_loss() {
         let error = still.open_damaged(&disk).unwrap_err();
         assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*segment.path)));
     }
+}
+
+/// Headers that contradict each other were listed as they are: repaired, by its own word, and no opening believed the list.
+#[test]
+fn headers_that_make_no_list_are_repaired_by_new_segments() {
+    let still = Still::after(&small(), true);
+    let disk = still.disk.kill_clone();
+    let manifest = manifest::load(&disk, dir()).unwrap().unwrap();
+    let ahead = still.listed.last().unwrap();
+    let used = still.listed.iter().find(|listed| listed.ordinal == still.active).unwrap();
+    // It begins within the one before, and holds a record.
+    let identity =
+        Identity { base: used.base.plus(still.records_end(used) - 8), ..Identity::of(ahead) };
+    let path = log_dir().join(segment::file_name(ahead.ordinal));
+    disk.overwrite(&path, 0, &identity.encode(manifest.store, &manifest.secrets)).unwrap();
+    let (mut bytes, start) = (Vec::new(), identity.base.plus(SEGMENT_HEADER_BYTES as u64));
+    let seal = identity.seal(manifest.store);
+    still.history.items[&1].draft().seal(&mut bytes, start, start, &seal);
+    disk.overwrite(&path, SEGMENT_HEADER_BYTES as u64, &bytes).unwrap();
+    disk.delete(&manifest::path(dir())).unwrap();
+    let seams = World::over(disk.clone(), 5000).seams();
+    let found = survey::survey(&disk, dir()).unwrap();
+    assert!(found.can_be_relisted() && !found.has_lost_records());
+    assert!(!found.relist(&seams, dir(), Vec::new(), 1).unwrap(), "listed as it is");
+    assert!(manifest::load(&disk, dir()).unwrap().is_none());
+    let moved = found.salvage(&seams, dir(), &SIZES, Vec::new(), 1, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(moved as usize, still.ids().len() + 1);
+    let (_, _, seen) = peek(&disk, &still.history).unwrap();
+    let ids: Vec<u32> = seen.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids, [still.ids(), vec![1]].concat());
 }
