@@ -84,6 +84,14 @@ impl Change {
     }
 }
 
+/// What an opening must make before anybody is answered.
+pub(super) struct Lacking {
+    /// Tables that are damaged or missing, and that memory can't stand in for.
+    pub(super) damaged: Vec<ListedTable>,
+    /// From there on no table covers the log, and it holds more keys than memory may.
+    pub(super) uncovered: Option<Lsn>,
+}
+
 /// When a checkpoint was made, and what was alive then.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Checkpointed {
@@ -645,18 +653,25 @@ impl Engine {
         made.map(|()| change)
     }
 
-    /// Makes tables again that an opening could not use, each by itself.
-    pub(super) fn make_all_again(&self, damaged: &[ListedTable]) -> Result<()> {
-        if damaged.is_empty() {
+    /// Makes what an opening lacks: the tables that it could not use, each by itself, and one of the log that none covers,
+    /// where that is more than memory may hold.
+    pub(super) fn make_all(&self, lacking: &Lacking) -> Result<()> {
+        if lacking.damaged.is_empty() && lacking.uncovered.is_none() {
             return Ok(());
         }
         // All of them before the log is written to: for want of room the opening is to be as if it had not been, for the
         // next one needs what is kept for a fork.
-        let mut changes = Vec::with_capacity(damaged.len());
+        let mut changes = Vec::with_capacity(lacking.damaged.len());
         let mut made = Ok(());
-        for table in damaged {
+        for table in &lacking.damaged {
             made =
                 made.and_then(|()| self.made_again(&[*table]).map(|change| changes.push(change)));
+        }
+        if let Some(from) = lacking.uncovered {
+            made = made.and_then(|()| {
+                changes.extend(self.sealed_as_read(from)?);
+                Ok(())
+            });
         }
         if made.is_ok() && !self.log.is_writing() {
             made = self.begin_writing();
@@ -669,6 +684,30 @@ impl Engine {
             }
         }
         made
+    }
+
+    /// Makes a table of the log from there on, of which memory could not hold all. It reaches no further than what is
+    /// durable where it stands; what lies behind that is little, and memory takes it. Durable on return, but not listed.
+    fn sealed_as_read(&self, from: Lsn) -> Result<Option<Change>> {
+        let to = self.log.settled_end();
+        let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
+            rebuild::take_in(&self.recent, &self.hasher, self.log.dir(), record, earlier).map(drop)
+        };
+        self.log.walk(to, self.log.end(), &mut visit)?;
+        if to <= from {
+            return Ok(None);
+        }
+        if self.tables().list.len() >= limits::TABLES_MAX {
+            // No opening would believe a longer list. Merges make it shorter.
+            let message = "the index has as many tables as it may";
+            return Err(Error::new(ErrorKind::StorageFull, message).at(&self.index_dir()));
+        }
+        let mut by = Vec::new();
+        let made = self.rebuild(from, to, &mut by);
+        if made.is_err() {
+            self.remove_files(&as_listed(&by));
+        }
+        made.map(|()| Some(Change { replaced: Vec::new(), by }))
     }
 
     /// Makes all tables again from the log, as one.
@@ -702,7 +741,7 @@ impl Engine {
                 self.merge_pieces(by, merge_due(&newest_first))?;
             }
             keys = keys.saturating_add(1);
-            rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier)
+            rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier).map(drop)
         };
         self.log.walk(from, to, &mut visit)?;
         let slots = self.slots_of(piece.between(Lsn::ZERO, to))?;

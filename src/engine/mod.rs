@@ -25,7 +25,6 @@ use std::sync::Arc;
 
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Live, Place, Recent};
-use crate::index::table::ListedTable;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::recovery::{Earlier, Report};
@@ -93,9 +92,9 @@ impl Engine {
         manifest: Manifest,
         lock: Box<dyn DirLock>,
     ) -> Result<Self> {
-        let (mut engine, damaged) =
+        let (mut engine, lacking) =
             Engine::read_in(opening, opening.checkpoint_keys, manifest, lock)?;
-        match engine.make_all_again(&damaged) {
+        match engine.make_all(&lacking) {
             // Without room memory stands in, whatever it takes: all is read anew.
             Err(e) if e.kind() == ErrorKind::StorageFull => {
                 let manifest = manifest::load(&*opening.seams.storage, opening.dir)?;
@@ -116,14 +115,14 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Reads tables and log, and says which tables are to be made again before anybody is answered: none if memory may
-    /// stand in for them, with `memory_keys`.
+    /// Reads tables and log, and says which tables are to be made before anybody is answered: none if memory may
+    /// stand in for them, with `memory_keys`. Memory takes no more than these.
     fn read_in(
         opening: &Opening<'_>,
         memory_keys: usize,
         mut manifest: Manifest,
         lock: Box<dyn DirLock>,
-    ) -> Result<(Self, Vec<ListedTable>)> {
+    ) -> Result<(Self, checkpoint::Lacking)> {
         let Opening { seams, dir, sizes, .. } = opening;
         let hasher = Hasher::new(&manifest.secrets);
         #[cfg(any(test, feature = "testing"))]
@@ -133,8 +132,20 @@ impl Engine {
             checkpoint::open_tables(&*seams.storage, dir, sizes.map, memory_keys, &mut manifest)?;
         let lost = listed.saturating_sub(manifest.tables.len()).saturating_add(damaged.len());
         let recent = Recent::new(&tables);
+        let covered = manifest.covered;
+        let (mut keys, mut uncovered) = (0_usize, None);
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
-            rebuild::take_in(&recent, &hasher, dir, record, earlier)
+            if uncovered.is_some() {
+                return Ok(());
+            }
+            let is_new = rebuild::take_in(&recent, &hasher, dir, record, earlier)?;
+            keys = keys.saturating_add(usize::from(is_new));
+            if keys > memory_keys {
+                // How far the log is durable is known at its end: then all of it is read again, into a table.
+                uncovered = Some(covered);
+                recent.clear();
+            }
+            Ok(())
         };
         let (log, report) = recovery::open(seams.clone(), dir, *sizes, manifest, &mut visit)?;
         let engine = Engine {
@@ -163,7 +174,7 @@ impl Engine {
             fork_generation: crate::storage::fork::generation(),
         };
         engine.count_bytes(&engine.tables());
-        Ok((engine, damaged))
+        Ok((engine, checkpoint::Lacking { damaged, uncovered }))
     }
 
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {

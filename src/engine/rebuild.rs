@@ -8,20 +8,21 @@ use crate::log::recovery::Earlier;
 use crate::operation::{Durability, Key};
 use crate::record::Record;
 use crate::{Error, Result};
-/// Puts one record of the log into the index, as an opening reads it.
+
+/// Puts one record of the log into the index, as an opening reads it. Whether its key is new there.
 pub(super) fn take_in(
     recent: &Recent,
     hasher: &Hasher,
     dir: &Path,
     record: &Record<'_>,
     earlier: &Earlier<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let corrupt = |what| Error::corrupt(dir, 0, format_args!("{what} at lsn {}", record.lsn));
     let body = record.body().map_err(|_| corrupt("a record body with impossible fields"))?;
     let key =
         Key::from_stored(body.key_kind, body.key).ok_or_else(|| corrupt("an impossible key"))?;
     let hash = hasher.hash(&key);
-    let Some(mut shard) = recent.shard(hash) else { return Ok(()) };
+    let Some(mut shard) = recent.shard(hash) else { return Ok(false) };
     let candidates: Vec<Place> = shard.candidates(hash).map(|entry| entry.place).collect();
     let mut older = None;
     for place in candidates {
@@ -36,8 +37,13 @@ pub(super) fn take_in(
     let place = Place::new(record.lsn, Durability::Sync);
     // A forget stays: a table may have an older record of its key.
     match older.and_then(|older| shard.entry_at(hash, older)) {
-        Some(entry) => entry.place = place,
-        None => shard.insert(Entry { hash, place, live: None }),
+        Some(entry) => {
+            entry.place = place;
+            Ok(false)
+        }
+        None => {
+            shard.insert(Entry { hash, place, live: None });
+            Ok(true)
+        }
     }
-    Ok(())
 }

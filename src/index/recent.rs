@@ -129,6 +129,13 @@ impl Recent {
         }
     }
 
+    /// Lets all entries go, and their memory.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            shard.lock().table = HashTable::new();
+        }
+    }
+
     /// The places of some entries, about `most`, from all shards alike.
     pub(crate) fn sample(&self, most: u64) -> Vec<Lsn> {
         let share = usize::try_from(most).unwrap_or(usize::MAX) / SHARDS;

@@ -34,6 +34,14 @@ impl Log {
         self.readable.load(Ordering::SeqCst) != u64::MAX
     }
 
+    /// Before the first write: up to where what was read is durable where it stands. What lies behind it is moved.
+    pub(crate) fn settled_end(&self) -> Lsn {
+        match &self.keeper.lock().plan {
+            Some(Plan::Fork { covered, .. }) => *covered,
+            _ => self.end(),
+        }
+    }
+
     /// What must have happened before the first LSN of an opening is taken. Durable on return; a crash
     /// anywhere in it leaves what a crash before it would.
     pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {

@@ -890,3 +890,98 @@ fn a_directory_in_the_place_of_a_spare_is_told_before_anything_is_repaired() {
         assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()));
     }
 }
+
+/// An opening behind a repair of the manifest has no table to begin from, and took all keys into memory.
+#[test]
+fn an_opening_takes_no_more_keys_into_memory_than_it_may() {
+    // 64 keys; as many records at Flush behind the last watermark, some of them of keys from before.
+    let most = 4096 / 64;
+    for (closed, late) in [(true, 0), (false, 0), (false, 40), (false, 100)] {
+        let sim = Sim::new(7);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..500 {
+            assert!(store.mark(key(n)).unwrap().is_first());
+            store.step().unwrap();
+        }
+        assert!((0..50).all(|n| store.forget(key(n)).unwrap()));
+        while store.step().unwrap().is_zero() {}
+        for n in 0..late {
+            let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
+            assert!(store.mark(op).unwrap().is_first() == (n < 50));
+        }
+        match closed {
+            true => drop(store),
+            false => sim.kill(),
+        }
+        let known = |store: &Store, n| store.get(key(n)).unwrap().is_some();
+        let context = format!("closed: {closed}, late: {late}");
+        let check = |store: &Store| {
+            assert!((0..500).all(|n| known(store, n) == (n >= 50 || n < late)), "{context}");
+            assert!(store.verify().unwrap().is_whole(), "{context}");
+        };
+        sim.remove("/store/MANIFEST").unwrap();
+        assert!(sim.repair(builder(), AcceptLoss::No).unwrap().is_repaired);
+        let before = sim.copy();
+        let store = sim.open_existing(builder(), false).unwrap();
+        let stats = store.stats();
+        assert!(stats.tables == 1 && stats.keys_in_memory <= most, "{context}: {stats:?}");
+        check(&store);
+        // The next one has a table to begin from.
+        sim.power_loss();
+        let store = sim.open_existing(builder(), false).unwrap();
+        assert!(store.stats().opening.records_read <= late + 10, "{context}");
+        check(&store);
+        drop(store);
+        // Without space for a table memory stands in.
+        let sim = before;
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        let store = sim.open_existing(builder(), false).unwrap();
+        assert_eq!(store.stats().tables, 0, "{context}");
+        assert!((100..500).all(|n| known(&store, n)), "{context}");
+        sim.set_disk_bytes_max(u64::MAX);
+        assert!(store.mark("one more").unwrap().is_first());
+        check(&store);
+    }
+}
+
+/// That opening loses power at every change of the disk.
+#[test]
+fn an_opening_that_seals_as_it_reads_may_crash_anywhere() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(builder()).unwrap();
+    (0..150).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+    for n in 140..160 {
+        let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first() == (n >= 150));
+    }
+    assert!((0..10).all(|n| store.forget(key(n)).unwrap()));
+    for n in 0..5 {
+        let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.kill();
+    drop(store);
+    sim.remove("/store/MANIFEST").unwrap();
+    assert!(sim.repair(builder(), AcceptLoss::No).unwrap().is_repaired);
+    let mut points = 0;
+    for cut in 0.. {
+        let machine = sim.copy();
+        machine.cut_power_at(cut);
+        drop(machine.open_existing(builder(), false));
+        if !machine.power_is_cut() {
+            break;
+        }
+        points += 1;
+        let ways = [SimCrash::NONE, SimCrash::ALL, SimCrash::seeded(cut)];
+        for machine in ways.map(|way| machine.after(way)).into_iter().chain([machine.copy()]) {
+            let store = machine.open_existing(builder(), false).unwrap();
+            for n in 0..160 {
+                let is_known = store.get(key(n)).unwrap().is_some();
+                assert!(is_known == (n >= 10) || n < 5, "cut {cut}: {n} {is_known}");
+            }
+            assert!(store.verify().unwrap().is_whole());
+        }
+    }
+    println!("{points} crash points");
+    assert!(points > 10, "{points}");
+}
