@@ -7,8 +7,10 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::str::FromStr;
 
-use super::key_part::{KeyPart, Parts, fmt_hex, fmt_quoted, from_bytes};
+use super::key_part::{KeyPart, Number, Parts, fmt_hex, fmt_quoted, from_values};
+use super::key_text;
 use crate::limits::KEY_BYTES_MAX;
 use crate::{Error, ErrorKind, Result};
 
@@ -16,23 +18,27 @@ use crate::{Error, ErrorKind, Result};
 const KIND_RAW: u8 = 1;
 const KIND_NUMBER: u8 = 2;
 const KIND_PARTS: u8 = 3;
+const KIND_NEGATIVE: u8 = 4;
+const KIND_LARGE: u8 = 5;
 
 /// What an operation is called. The same key means the same operation, done once.
 ///
 /// A key is bytes, a number, or a tuple of up to five such parts:
 ///
-/// - **Bytes**: `"task-42"`, `b"\x01\x02"`, a `String`, a `Vec<u8>`. Text is its UTF-8 bytes, so `"a"` and
+/// - **Bytes**: `"task-42"`, `b"\x01\x02"`, a `String`, a `Vec<u8>`, the `[u8; 16]` of an id. Text is its UTF-8 bytes, so `"a"` and
 ///   `b"a"` are the same key.
-/// - **A number**: `42u64`. It is not the text `"42"`.
-/// - **Parts**: `("tenant-7", "charge", 42u64)`, or [`from_parts`](Key::from_parts) for a list. Parts
+/// - **A number**: `42`, as `u64`, `u32`, `i64`, `i32` or `u128`. Its value counts and not its type: `42_u32` and
+///   `42_i64` are the same key. It is not the text `"42"`.
+/// - **Parts**: `("tenant-7", "charge", 42)`, or [`from_parts`](Key::from_parts) for a list. Parts
 ///   never run together (`("ab", "c")` is not `("a", "bc")`) and never equal a key of bytes, so a
 ///   client that chooses one part can't reach the keys of another tenant.
 ///
 /// Use parts wherever some of the key comes from outside.
 ///
 /// Bytes and text are borrowed and cost no allocation; parts cost one. A key has at most 4096 bytes (for
-/// parts: in all, with two or three bytes for each part's tag and length, nine for a number) and at
-/// least one; the call that uses it refuses another one: `TooLarge`, `Invalid`. An empty part is allowed.
+/// parts: in all, with two or three bytes for each part's tag and length, nine or seventeen for a number) and at
+/// least one, and so has each part: a tenant whose name is missing is none. The call that uses another one refuses it:
+/// `TooLarge`, `Invalid`.
 ///
 /// Your own types become keys with one `impl`:
 /// ```
@@ -50,15 +56,26 @@ const KIND_PARTS: u8 = 3;
 /// assert_eq!(Key::from(&OrderId(17)).to_string(), r#"("order", 17)"#);
 /// ```
 ///
-/// `Display` is for people: text is escaped where a log line could be forged, bytes that are no UTF-8
-/// are hexadecimal. Different keys may read the same.
+/// `Display` is for people, and reads back by `FromStr`: text as it is where it can't be taken for anything else, or
+/// in quotes, escaped where a log line could be forged; bytes that are no UTF-8 hexadecimal. Different keys read
+/// differently.
+///
+/// ```
+/// # use onlyonce::{Key, Result};
+/// let keys = [Key::from("task-42"), Key::from("42"), Key::from(42), Key::from(("a", -1)), Key::from(b"\xff")];
+/// let read = keys.each_ref().map(|key| key.to_string());
+/// assert_eq!(read, ["task-42", "\"42\"", "42", "(\"a\", -1)", "0xff"]);
+/// let back = read.iter().map(|text| text.parse()).collect::<Result<Vec<Key<'static>>>>()?;
+/// assert_eq!(back, keys);
+/// # Ok::<(), onlyonce::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Key<'k>(Form<'k>);
 
 #[derive(Clone)]
 enum Form<'k> {
     Raw(Cow<'k, [u8]>),
-    Number([u8; 8]),
+    Number(Number),
     /// Encoded as the module says.
     Parts(Cow<'k, [u8]>),
 }
@@ -74,7 +91,7 @@ impl<'k> Key<'k> {
     ///
     /// let path = ["eu", "shop", "cart"];
     /// assert_eq!(Key::from_parts(path), Key::from(("eu", "shop", "cart")));
-    /// assert_eq!(Key::from_parts([KeyPart::from("cart"), KeyPart::from(17)]), Key::from(("cart", 17)));
+    /// assert_eq!(Key::from_parts([KeyPart::from("cart"), 17.into()]), Key::from(("cart", 17)));
     /// ```
     #[must_use]
     pub fn from_parts<I>(parts: I) -> Key<'static>
@@ -107,16 +124,22 @@ impl<'k> Key<'k> {
     pub fn into_owned(self) -> Key<'static> {
         Key(match self.0 {
             Form::Raw(bytes) => Form::Raw(Cow::Owned(bytes.into_owned())),
-            Form::Number(bytes) => Form::Number(bytes),
+            Form::Number(number) => Form::Number(number),
             Form::Parts(bytes) => Form::Parts(Cow::Owned(bytes.into_owned())),
         })
+    }
+
+    pub(super) fn of_number(number: Number) -> Self {
+        Key(Form::Number(number))
     }
 
     /// What kind of key it is, in four bits and never 0.
     pub(crate) fn kind(&self) -> u8 {
         match self.0 {
             Form::Raw(_) => KIND_RAW,
-            Form::Number(_) => KIND_NUMBER,
+            Form::Number(Number::Natural(_)) => KIND_NUMBER,
+            Form::Number(Number::Negative(_)) => KIND_NEGATIVE,
+            Form::Number(Number::Large(_)) => KIND_LARGE,
             Form::Parts(_) => KIND_PARTS,
         }
     }
@@ -125,7 +148,7 @@ impl<'k> Key<'k> {
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.0 {
             Form::Raw(bytes) | Form::Parts(bytes) => bytes,
-            Form::Number(bytes) => bytes,
+            Form::Number(number) => number.bytes(),
         }
     }
 
@@ -136,9 +159,11 @@ impl<'k> Key<'k> {
         }
         match kind {
             KIND_RAW => Some(Key(Form::Raw(Cow::Borrowed(bytes)))),
-            KIND_NUMBER => bytes.try_into().ok().map(|bytes| Key(Form::Number(bytes))),
+            KIND_NUMBER => Number::natural(bytes).map(|number| Key(Form::Number(number))),
+            KIND_NEGATIVE => Number::negative(bytes).map(|number| Key(Form::Number(number))),
+            KIND_LARGE => Number::large(bytes).map(|number| Key(Form::Number(number))),
             KIND_PARTS => Parts(bytes)
-                .all(|part| part.is_some())
+                .all(|part| part.is_some_and(|part| !part.is_empty()))
                 .then_some(Key(Form::Parts(Cow::Borrowed(bytes)))),
             _ => None,
         }
@@ -158,6 +183,12 @@ impl<'k> Key<'k> {
                  and put what it says into the fingerprint"
             );
             return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        let parts = if let Form::Parts(encoded) = &self.0 { encoded } else { [].as_slice() };
+        if Parts(parts).flatten().any(|part| part.is_empty()) {
+            return Err(Error::invalid(format!(
+                "a part of the key {self} is empty: all without that name would share their operations"
+            )));
         }
         Ok(())
     }
@@ -191,19 +222,13 @@ impl<'k> From<&'k Key<'_>> for Key<'k> {
     fn from(key: &'k Key<'_>) -> Self {
         Key(match &key.0 {
             Form::Raw(bytes) => Form::Raw(Cow::Borrowed(bytes)),
-            Form::Number(bytes) => Form::Number(*bytes),
+            Form::Number(number) => Form::Number(*number),
             Form::Parts(bytes) => Form::Parts(Cow::Borrowed(bytes)),
         })
     }
 }
 
-impl From<u64> for Key<'_> {
-    fn from(number: u64) -> Self {
-        Key(Form::Number(number.to_le_bytes()))
-    }
-}
-
-from_bytes!(Key, Form::Raw);
+from_values!(Key, Form::Raw, Form::Number);
 
 macro_rules! from_tuple {
     ($($part:ident),+) => {
@@ -225,12 +250,33 @@ impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Form::Raw(bytes) => match std::str::from_utf8(bytes) {
-                Ok(text) => fmt_unquoted(text, f),
+                Ok(text) if key_text::is_plain(text) => fmt_unquoted(text, f),
+                Ok(text) => write!(f, "{text:?}"),
                 Err(_) => fmt_hex(bytes, f),
             },
-            Form::Number(bytes) => u64::from_le_bytes(*bytes).fmt(f),
+            Form::Number(number) => number.fmt(f),
             Form::Parts(bytes) => fmt_parts(bytes, f),
         }
+    }
+}
+
+/// Reads what `Display` wrote.
+///
+/// ```
+/// use onlyonce::Key;
+///
+/// let key: Key<'static> = r#"("order", 17)"#.parse()?;
+/// assert_eq!(key, Key::from(("order", 17)));
+/// assert!("(\"order\", 17".parse::<Key<'static>>().is_err());
+/// # Ok::<(), onlyonce::Error>(())
+/// ```
+impl FromStr for Key<'static> {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let key = key_text::read(text)?;
+        key.check()?;
+        Ok(key)
     }
 }
 
@@ -243,7 +289,7 @@ impl fmt::Debug for Key<'_> {
                 fmt_quoted(bytes, f)?;
                 f.write_str(")")
             }
-            Form::Number(bytes) => write!(f, "({})", u64::from_le_bytes(*bytes)),
+            Form::Number(number) => write!(f, "({number})"),
             Form::Parts(bytes) => fmt_parts(bytes, f),
         }
     }
@@ -284,15 +330,33 @@ mod tests {
     #[derive(Clone, PartialEq, Debug)]
     enum Meaning {
         Raw(Vec<u8>),
-        Number(u64),
+        Number(i128),
         Parts(Vec<Meaning>),
+    }
+
+    /// In one of the types that hold it.
+    macro_rules! in_some_type {
+        ($number:expr) => {{
+            let number = $number;
+            match (u64::try_from(number), i64::try_from(number)) {
+                (_, Ok(small)) if small < 0 && small % 2 == 0 => {
+                    i32::try_from(small).map_or_else(|_| small.into(), Into::into)
+                }
+                (_, Ok(small)) if small % 2 == 1 || small < 0 => small.into(),
+                (Ok(small), _) if small % 4 == 0 => {
+                    u32::try_from(small).map_or_else(|_| small.into(), Into::into)
+                }
+                (Ok(small), _) => small.into(),
+                _ => u128::try_from(number).unwrap().into(),
+            }
+        }};
     }
 
     impl Meaning {
         fn key(&self) -> Key<'static> {
             match self {
                 Meaning::Raw(bytes) => Key::from(bytes.clone()),
-                Meaning::Number(number) => Key::from(*number),
+                Meaning::Number(number) => in_some_type!(*number),
                 Meaning::Parts(parts) => Key::from_parts(parts.iter().map(Meaning::part)),
             }
         }
@@ -300,7 +364,7 @@ mod tests {
         fn part(&self) -> KeyPart<'static> {
             match self {
                 Meaning::Raw(bytes) => KeyPart::from(bytes.clone()),
-                Meaning::Number(number) => KeyPart::from(*number),
+                Meaning::Number(number) => in_some_type!(*number),
                 Meaning::Parts(_) => unreachable!("parts don't nest"),
             }
         }
@@ -317,7 +381,17 @@ mod tests {
     fn part() -> impl Strategy<Value = Meaning> {
         prop_oneof![
             bytes().prop_map(Meaning::Raw),
-            prop_oneof![0u64..300, any::<u64>()].prop_map(Meaning::Number)
+            "\\PC{1,9}|[-0-9x\"'(), \\\\]{1,9}|[\u{0}-\u{7f}]{1,9}"
+                .prop_map(|text| Meaning::Raw(text.into_bytes())),
+            prop_oneof![
+                -300i128..300,
+                any::<u64>().prop_map(i128::from),
+                any::<i64>().prop_map(i128::from),
+                (-3i128..3).prop_map(|more| i128::from(u64::MAX) + more),
+                (-3i128..3).prop_map(|more| i128::from(i64::MAX) + more),
+                0..i128::MAX,
+            ]
+            .prop_map(Meaning::Number)
         ]
     }
 
@@ -364,6 +438,27 @@ mod tests {
             }
         }
 
+        /// What is shown reads back, and different keys are shown differently.
+        #[test]
+        fn a_key_that_is_shown_reads_back(a in meaning(), b in meaning()) {
+            for meaning in lookalike(&a).into_iter().chain([b, a.clone()]) {
+                let key = meaning.key();
+                let text = key.to_string();
+                let read = text.parse::<Key<'static>>();
+                prop_assert_eq!(read.as_ref().ok(), key.check().is_ok().then_some(&key), "{}", text);
+                prop_assert_eq!(meaning == a, text == a.key().to_string());
+            }
+        }
+
+        /// Whatever is written, it is refused or is a key that is shown, and reads back.
+        #[test]
+        fn hostile_text_is_refused_or_is_a_key(text in "\\PC{0,20}|[-0-9xabu{}\"'(), \\\\\n]{0,20}|\\((\"[a\\\\\"]{0,4}\"|-?[0-9]{1,40}|0x[0-9a-fA-F]{0,4}|,? ?){0,6}\\)?") {
+            match text.parse::<Key<'static>>() {
+                Ok(key) => prop_assert_eq!(key.to_string().parse::<Key<'static>>().unwrap(), key),
+                Err(e) => prop_assert!(matches!(e.kind(), ErrorKind::Invalid | ErrorKind::TooLarge)),
+            }
+        }
+
         /// Whatever is stored, it is refused or is the one form of some key; showing it ends.
         #[test]
         fn hostile_bytes_are_refused_or_are_a_key(kind in 0u8..16, bytes in bytes()) {
@@ -390,11 +485,17 @@ mod tests {
 
     #[test]
     fn stored_forms_never_change() {
-        let cases: [(Key<'_>, u8, &[u8]); 6] = [
+        let cases: [(Key<'_>, u8, &[u8]); 12] = [
             (Key::from("task-42"), 1, b"task-42"),
             (Key::from(b"\xff\x00"), 1, b"\xff\x00"),
             (Key::from(42), 2, b"\x2a\0\0\0\0\0\0\0"),
             (Key::from(("a", 17)), 3, b"\x01\x01a\x02\x11\0\0\0\0\0\0\0"),
+            (Key::from(-2), 4, b"\xfe\xff\xff\xff\xff\xff\xff\xff"),
+            (Key::from(1u128 << 64), 5, b"\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0"),
+            (Key::from([7; 16]), 1, &[7; 16]),
+            (Key::from(("a", -2)), 3, b"\x01\x01a\x03\xfe\xff\xff\xff\xff\xff\xff\xff"),
+            (Key::from_parts([1u128 << 64]), 3, b"\x04\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0"),
+            (Key::from_parts([[7; 16]]), 3, &[&[1, 16][..], &[7; 16]].concat()),
             (Key::from(("", "b")), 3, b"\x01\x00\x01\x01b"),
             (
                 Key::from_parts([[b'x'; 200].as_slice()]),
@@ -409,7 +510,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_key_is_refused() {
-        let cases: [(u8, &[u8]); 11] = [
+        let cases: [(u8, &[u8]); 19] = [
             (0, b"a"),
             (4, b"a"),
             (1, b""),
@@ -418,6 +519,15 @@ mod tests {
             (3, b""),
             (3, b"\x03"),
             (3, b"\x01\x02a"),
+            (3, b"\x01\x00"),
+            (3, b"\x01\x00\x01\x01b"),
+            // A number has one form.
+            (4, b"\x02\0\0\0\0\0\0\0"),
+            (4, b"\xff\xff\xff\xff\xff\xff\xff"),
+            (5, b"\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\0"),
+            (5, b"\0\0\0\0\0\0\0\0\x01"),
+            (3, b"\x03\x02\0\0\0\0\0\0\0"),
+            (3, b"\x04\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\0"),
             (3, b"\x01\x80\x00"),
             (3, b"\x02\x01\x02\x03"),
             (3, b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"),
@@ -435,6 +545,66 @@ mod tests {
         assert_ne!(Key::from("42"), Key::from(42));
         assert_ne!(Key::from(("42", "x")), Key::from((42, "x")));
         assert_ne!(Key::from(42), Key::from_parts([42]));
+        assert_ne!(Key::from(42), Key::from(-42));
+        assert_ne!(Key::from(7u128 << 64), Key::from((7u128 << 64).to_le_bytes()));
+        // A number is its value, whatever the type.
+        for same in [Key::from(42u32), Key::from(42i64), Key::from(42u128), Key::from(42u64)] {
+            assert_eq!(same, Key::from(42i32));
+        }
+        for same in [Key::from(("a", 42u32)), Key::from(("a", 42i64)), Key::from(("a", 42u128))] {
+            assert_eq!(same, Key::from(("a", 42u64)));
+        }
+        assert_eq!(Key::from(-42i32), Key::from(-42i64));
+    }
+
+    #[test]
+    fn text_that_is_no_key_is_refused_and_says_where() {
+        let long = "k".repeat(KEY_BYTES_MAX + 1);
+        let cases = [
+            "",
+            "\"",
+            "\"a",
+            "\"a\"b",
+            "\"\"",
+            "a\\",
+            "a\\q",
+            "\\u{110000}",
+            "\\u{41",
+            "\\u41",
+            "0x",
+            "0x1",
+            "0xgg",
+            "(",
+            "()",
+            "(,)",
+            "(1)",
+            "(1,",
+            "(1,)x",
+            "(1, 2",
+            "(1 2)",
+            "(1,2)",
+            "(1, 2,)",
+            "(1, (2, 3))",
+            "(a,)",
+            "(\"\", 1)",
+            "(0x, 1)",
+            "(007,)",
+            "(-0,)",
+            "(-,)",
+            "(-9223372036854775809,)",
+            "(340282366920938463463374607431768211456,)",
+            &long,
+        ];
+        for text in cases {
+            let e = text.parse::<Key<'static>>().expect_err(text);
+            assert!(matches!(e.kind(), ErrorKind::Invalid | ErrorKind::TooLarge), "{text}: {e}");
+            assert!(!e.to_string().contains(|c: char| c.is_control()), "{text}: {e}");
+        }
+        // What no number is shown as is text, and so is shown as it is.
+        for text in ["-", "007", "-0", "340282366920938463463374607431768211456", "1_000", "+1"] {
+            let key = text.parse::<Key<'static>>().unwrap();
+            assert_eq!((&key, key.to_string().as_str()), (&Key::from(text), text));
+        }
     }
 
     #[test]
@@ -445,6 +615,19 @@ mod tests {
             (Key::from("\u{202e}übung"), r"\u{202e}übung", r#"Key("\u{202e}übung")"#),
             (Key::from(b"\xff\x0a"), "0xff0a", "Key(0xff0a)"),
             (Key::from(42), "42", "Key(42)"),
+            (Key::from("42"), r#""42""#, r#"Key("42")"#),
+            (Key::from("-42"), r#""-42""#, r#"Key("-42")"#),
+            (Key::from("0xff"), r#""0xff""#, r#"Key("0xff")"#),
+            (Key::from("(a)"), r#""(a)""#, r#"Key("(a)")"#),
+            (Key::from("\"a"), r#""\"a""#, r#"Key("\"a")"#),
+            (Key::from("2026-01-01 a"), "2026-01-01 a", r#"Key("2026-01-01 a")"#),
+            (Key::from(-42), "-42", "Key(-42)"),
+            (
+                Key::from(u128::MAX),
+                "340282366920938463463374607431768211455",
+                "Key(340282366920938463463374607431768211455)",
+            ),
+            (Key::from(("a", -1, b"\xff\xff")), r#"("a", -1, 0xffff)"#, r#"Key("a", -1, 0xffff)"#),
             (Key::from(("a", 17)), r#"("a", 17)"#, r#"Key("a", 17)"#),
             (Key::from_parts(["a\n"]), r#"("a\n",)"#, r#"Key("a\n",)"#),
             (Key::from_parts::<[u64; 0]>([]), "()", "Key()"),
@@ -466,10 +649,15 @@ mod tests {
             "{long}"
         );
 
-        for empty in [Key::from(""), Key::from_parts::<[u64; 0]>([])] {
+        for empty in [Key::from(""), Key::from_parts::<[u64; 0]>([]), Key::from(&[0; 0])] {
             assert_eq!(empty.check().unwrap_err().kind(), ErrorKind::Invalid);
         }
-        assert!(Key::from(("", "")).check().is_ok());
+        // A tenant without a name would share its keys with all others without one.
+        for empty in [Key::from(("", "")), Key::from(("", "b")), Key::from(("a", 1, ""))] {
+            let e = empty.check().unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Invalid);
+            assert!(e.to_string().contains(&empty.to_string()), "{e}");
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! One part of a key, and how parts become bytes and are read back.
 //!
 //! Promises: a list of parts has one encoding, and an encoding that is read back was made of one list: only the
-//! shortest form of a length is read. A list's encoding begins with that of each shorter list it begins with.
-//! Never: allocates to read.
+//! shortest form of a length is read, and only one form of a number. A list's encoding begins with that of each shorter
+//! list it begins with. Never: allocates to read.
 //!
 //! Parts are encoded one after the other: a tag, then for bytes their length in LEB128 (the shortest form
-//! only) and the bytes, for a number eight little-endian bytes. `("a", 17)` is
+//! only) and the bytes, for a number its little-endian bytes: `02` and eight for one from 0 to 2^64 - 1, `03` and eight
+//! for a negative one, in two's complement, `04` and sixteen for a greater one. `("a", 17)` is
 //! `01 01 61  02 11 00 00 00 00 00 00 00`.
 
 use std::borrow::Cow;
@@ -14,15 +15,19 @@ use std::fmt;
 /// Tags of parts.
 const PART_BYTES: u8 = 1;
 const PART_NUMBER: u8 = 2;
+const PART_NEGATIVE: u8 = 3;
+const PART_LARGE: u8 = 4;
 
 /// One part of a [`Key`](crate::Key): bytes, text or a number, by `From`. Text is its UTF-8 bytes.
 ///
-/// Text and bytes are borrowed where they can be; a part allocates nothing.
+/// A number is its value, whatever the type it came in: `17_u32` and `17_i64` are the same part.
+///
+/// Text and bytes are borrowed where they can be; a part allocates nothing, but for the 16 bytes of an id given by value.
 ///
 /// ```
 /// use onlyonce::{Key, KeyPart};
 ///
-/// let mut parts: Vec<KeyPart<'_>> = vec!["tenant-7".into(), 17_u64.into()];
+/// let mut parts: Vec<KeyPart<'_>> = vec!["tenant-7".into(), 17.into()];
 /// parts.push(b"\xff\x00".into());
 /// assert_eq!(Key::from_parts(parts).to_string(), r#"("tenant-7", 17, 0xff00)"#);
 /// ```
@@ -32,10 +37,101 @@ pub struct KeyPart<'k>(Part<'k>);
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Part<'k> {
     Bytes(Cow<'k, [u8]>),
-    Number(u64),
+    Number(Number),
 }
 
-impl KeyPart<'_> {
+/// A whole number, in the one form that its value has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Number {
+    Natural([u8; 8]),
+    /// Below 0, in two's complement.
+    Negative([u8; 8]),
+    /// Past `u64::MAX`.
+    Large([u8; 16]),
+}
+
+impl Number {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Number::Natural(bytes) | Number::Negative(bytes) => bytes,
+            Number::Large(bytes) => bytes,
+        }
+    }
+
+    /// With those bytes, if that is the form of some number.
+    pub(super) fn natural(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Number::Natural)
+    }
+
+    pub(super) fn negative(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.try_into().ok()?;
+        (i64::from_le_bytes(bytes) < 0).then_some(Number::Negative(bytes))
+    }
+
+    pub(super) fn large(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.try_into().ok()?;
+        (u128::from_le_bytes(bytes) > u128::from(u64::MAX)).then_some(Number::Large(bytes))
+    }
+
+    /// As it is displayed: no sign but a minus, no leading zeros.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let number = match text.strip_prefix('-') {
+            Some(_) => Number::from(text.parse::<i64>().ok()?),
+            None => Number::from(text.parse::<u128>().ok()?),
+        };
+        (number.to_string() == text).then_some(number)
+    }
+}
+
+impl From<u64> for Number {
+    fn from(number: u64) -> Self {
+        Number::Natural(number.to_le_bytes())
+    }
+}
+
+impl From<u32> for Number {
+    fn from(number: u32) -> Self {
+        Number::from(u64::from(number))
+    }
+}
+
+impl From<i64> for Number {
+    fn from(number: i64) -> Self {
+        u64::try_from(number).map_or(Number::Negative(number.to_le_bytes()), Number::from)
+    }
+}
+
+impl From<i32> for Number {
+    fn from(number: i32) -> Self {
+        Number::from(i64::from(number))
+    }
+}
+
+impl From<u128> for Number {
+    fn from(number: u128) -> Self {
+        u64::try_from(number).map_or(Number::Large(number.to_le_bytes()), Number::from)
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Number::Natural(bytes) => u64::from_le_bytes(*bytes).fmt(f),
+            Number::Negative(bytes) => i64::from_le_bytes(*bytes).fmt(f),
+            Number::Large(bytes) => u128::from_le_bytes(*bytes).fmt(f),
+        }
+    }
+}
+
+impl<'k> KeyPart<'k> {
+    pub(super) fn of_number(number: Number) -> Self {
+        KeyPart(Part::Number(number))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(&self.0, Part::Bytes(bytes) if bytes.is_empty())
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match &self.0 {
             Part::Bytes(bytes) => {
@@ -49,25 +145,32 @@ impl KeyPart<'_> {
                 out.extend_from_slice(bytes);
             }
             Part::Number(number) => {
-                out.push(PART_NUMBER);
-                out.extend_from_slice(&number.to_le_bytes());
+                out.push(match number {
+                    Number::Natural(_) => PART_NUMBER,
+                    Number::Negative(_) => PART_NEGATIVE,
+                    Number::Large(_) => PART_LARGE,
+                });
+                out.extend_from_slice(number.bytes());
             }
         }
     }
 
     /// The first part and what follows it.
-    fn decode(encoded: &[u8]) -> Option<(KeyPart<'_>, &[u8])> {
+    fn decode(encoded: &'k [u8]) -> Option<(Self, &'k [u8])> {
         let (tag, rest) = encoded.split_first()?;
+        let number = |bytes: usize, read: fn(&[u8]) -> Option<Number>| {
+            let (number, rest) = rest.split_at_checked(bytes)?;
+            Some((KeyPart(Part::Number(read(number)?)), rest))
+        };
         match *tag {
             PART_BYTES => {
                 let (len, rest) = decode_length(rest)?;
                 let (bytes, rest) = rest.split_at_checked(len)?;
                 Some((KeyPart(Part::Bytes(Cow::Borrowed(bytes))), rest))
             }
-            PART_NUMBER => {
-                let (number, rest) = rest.split_first_chunk()?;
-                Some((KeyPart(Part::Number(u64::from_le_bytes(*number))), rest))
-            }
+            PART_NUMBER => number(8, Number::natural),
+            PART_NEGATIVE => number(8, Number::negative),
+            PART_LARGE => number(16, Number::large),
             _ => None,
         }
     }
@@ -109,15 +212,11 @@ impl<'k> Iterator for Parts<'k> {
     }
 }
 
-impl From<u64> for KeyPart<'_> {
-    fn from(number: u64) -> Self {
-        KeyPart(Part::Number(number))
-    }
-}
+/// Text, bytes and numbers become a key, and a part, in the same ways.
+macro_rules! from_values {
+    ($name:ident, $wrap:expr, $number:expr) => {
+        from_values!(@number $name, $number, u64, u32, i64, i32, u128);
 
-/// Text and bytes become a key, and a part, in the same ways.
-macro_rules! from_bytes {
-    ($name:ident, $wrap:expr) => {
         impl<'k> From<&'k str> for $name<'k> {
             fn from(text: &'k str) -> Self {
                 $name($wrap(Cow::Borrowed(text.as_bytes())))
@@ -148,15 +247,29 @@ macro_rules! from_bytes {
             }
         }
 
+        /// The bytes of an id, copied. A reference to them is not.
+        impl From<[u8; 16]> for $name<'_> {
+            fn from(bytes: [u8; 16]) -> Self {
+                $name($wrap(Cow::Owned(bytes.to_vec())))
+            }
+        }
+
         impl From<Vec<u8>> for $name<'_> {
             fn from(bytes: Vec<u8>) -> Self {
                 $name($wrap(Cow::Owned(bytes)))
             }
         }
     };
+    (@number $name:ident, $number:expr, $($type:ty),+) => {$(
+        impl From<$type> for $name<'_> {
+            fn from(number: $type) -> Self {
+                $name($number(Number::from(number)))
+            }
+        }
+    )+};
 }
 
-from_bytes!(KeyPart, Part::Bytes);
+from_values!(KeyPart, Part::Bytes, Part::Number);
 
 impl fmt::Display for KeyPart<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,4 +298,4 @@ pub(super) fn fmt_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
-pub(super) use from_bytes;
+pub(super) use from_values;

@@ -7,6 +7,7 @@
 mod fingerprint;
 mod key;
 mod key_part;
+mod key_text;
 mod outcome;
 mod policy;
 
@@ -74,6 +75,26 @@ impl<'k> Operation<'k> {
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
         self
+    }
+
+    /// The same operation, borrowing nothing.
+    ///
+    /// ```
+    /// use onlyonce::Operation;
+    ///
+    /// /// Outlives the request it was read from.
+    /// fn queued(id: &str) -> Operation<'static> {
+    ///     Operation::new(("job", id)).owner("host-3").into_owned()
+    /// }
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// assert!(store.mark(queued("17"))?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// One allocation for a key that borrows text or bytes, none for any other.
+    pub fn into_owned(self) -> Operation<'static> {
+        Operation { key: self.key.into_owned(), fingerprint: self.fingerprint, policy: self.policy }
     }
 
     pub(crate) fn key(&self) -> &Key<'k> {

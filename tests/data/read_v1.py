@@ -107,9 +107,17 @@ def fields(body, lsn):
     return out
 
 
+NUMBERS = {2: ("<Q", 8), 3: ("<q", 8), 4: ("<QQ", 16)}
+
+
+def show_number(tag, key):
+    words = struct.unpack_from(NUMBERS[tag][0], key)
+    return str(sum(word << 64 * at for at, word in enumerate(words)))
+
+
 def show_key(kind, key):
-    if kind == 2:
-        return str(struct.unpack("<Q", key)[0])
+    if kind in (2, 4, 5):
+        return show_number(max(kind - 1, 2), key)
     if kind == 1:
         try:
             return key.decode()
@@ -117,9 +125,9 @@ def show_key(kind, key):
             return "0x" + key.hex()
     parts = []
     while key:
-        if key[0] == 2:
-            parts.append(str(struct.unpack_from("<Q", key, 1)[0]))
-            key = key[9:]
+        if key[0] in NUMBERS:
+            parts.append(show_number(key[0], key[1:]))
+            key = key[1 + NUMBERS[key[0]][1] :]
             continue
         length, shift, at = 0, 0, 1
         while True:
