@@ -722,6 +722,8 @@ pub enum Mark {
     InProgress(Attempt),
     /// An attempt ended without a word, or the key is held.
     Interrupted(Attempt),
+    /// The key was used for another request: the fingerprints differ.
+    Mismatch(State),
     /// It was done, and its result is no longer kept.
     Expired(Expired),
 }
@@ -763,7 +765,7 @@ impl Mark {
 pub enum Resolution {
     /// It did happen, or never will: record this.
     Record(Outcome),
-    /// It did not happen: the next claim is granted.
+    /// It did not happen: the next claim is granted, however many attempts there were.
     Retry,
 }
 

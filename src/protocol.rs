@@ -19,6 +19,8 @@ pub(crate) struct KeyState {
     /// Token of the oldest attempt whose fate is open, the current one apart.
     pub(crate) open_fate: Option<Token>,
     pub(crate) attempt: u32,
+    /// Attempts up to this one no longer count for `attempts_max`: somebody said to try again.
+    pub(crate) forgiven: u32,
     /// When the attempt was claimed.
     pub(crate) since: StoreMillis,
     /// When the record was made: of an ending, when the attempt ended.
@@ -62,7 +64,7 @@ pub(crate) enum Presence {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
     Claim(Wants),
-    Mark,
+    Mark(Option<Fingerprint>),
     /// The words of whoever was asked, naming the attempt they saw.
     TakeOver(Token),
     NotApplied(Token),
@@ -147,6 +149,7 @@ pub(crate) enum Next {
     /// A claim with a token of its own.
     Claimed {
         attempt: u32,
+        forgiven: u32,
         life: Option<Token>,
         open_fate: Option<Token>,
     },
@@ -160,6 +163,8 @@ pub(crate) enum Next {
         phase: Phase,
         open_fate: Option<Token>,
         spent: bool,
+        /// No attempt so far counts for `attempts_max` any more.
+        forgives: bool,
     },
     Absent,
 }
@@ -177,14 +182,16 @@ pub(crate) fn decide(
     let state = state.filter(|state| !is_expired(state, now));
     match call {
         Call::Claim(wants) => claim(state, presence, wants),
-        Call::Mark => mark(state, presence),
+        Call::Mark(fingerprint) => mark(state, presence, fingerprint),
         Call::TakeOver(seen) => word(state, presence, seen, |state| Next::Claimed {
             attempt: state.attempt.saturating_add(1),
+            forgiven: state.forgiven,
             life: Some(state.life),
             open_fate: Some(state.open_fate.unwrap_or(state.token)),
         }),
         Call::NotApplied(seen) => word(state, presence, seen, |state| Next::Claimed {
             attempt: state.attempt.saturating_add(1),
+            forgiven: state.forgiven,
             life: Some(state.life),
             open_fate: None,
         }),
@@ -197,7 +204,7 @@ pub(crate) fn decide(
         Call::Renew(token) => renew(state, presence, token),
         Call::ResolveComplete(seen) => resolve(state, presence, seen, completed(Phase::Completed)),
         Call::ResolveFail(seen) => resolve(state, presence, seen, completed(Phase::Failed)),
-        Call::ResolveRetry(seen) => resolve(state, presence, seen, completed(Phase::Aborted)),
+        Call::ResolveRetry(seen) => resolve(state, presence, seen, tried_again()),
         Call::Forget => match (state, presence) {
             (None, _) => told(Answer::Unchanged),
             (Some(state), Presence::Owner) if state.phase == Phase::Claimed => {
@@ -232,7 +239,7 @@ pub(crate) fn is_remembered(state: &KeyState, now: StoreMillis) -> bool {
 /// A memory answers those who would do the work, and can be forgotten. To all others the key is absent.
 fn remembered(call: Call) -> Decision {
     match call {
-        Call::Claim(_) | Call::Mark => told(Answer::Expired),
+        Call::Claim(_) | Call::Mark(_) => told(Answer::Expired),
         Call::Forget => done(Next::Absent),
         _ => decide(None, Presence::Nobody, call, StoreMillis(0)),
     }
@@ -249,7 +256,7 @@ pub(crate) fn phase_shown(state: &KeyState, presence: Presence) -> Phase {
 
 fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Decision {
     let Some(state) = state else {
-        return granted(Next::Claimed { attempt: 1, life: None, open_fate: None });
+        return granted(Next::Claimed { attempt: 1, forgiven: 0, life: None, open_fate: None });
     };
     let phase = phase_shown(state, presence);
     // A client may mend a request that had no effect.
@@ -257,7 +264,8 @@ fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Decision
         return told(Answer::Mismatch);
     }
     let attempt = state.attempt.saturating_add(1);
-    let too_many = wants.attempts_max.is_some_and(|max| attempt > max);
+    // What was forgiven is no more than there were: a record that says otherwise doesn't parse.
+    let too_many = wants.attempts_max.is_some_and(|max| attempt - state.forgiven > max);
     match phase {
         Phase::Claimed => told(Answer::InProgress),
         Phase::Completed => told(Answer::Completed),
@@ -265,7 +273,8 @@ fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Decision
         Phase::Held => told(Answer::Held),
         Phase::Aborted if too_many => told(Answer::TooManyAttempts),
         Phase::Aborted => {
-            granted(Next::Claimed { attempt, life: Some(state.life), open_fate: None })
+            let (life, forgiven) = (Some(state.life), state.forgiven);
+            granted(Next::Claimed { attempt, forgiven, life, open_fate: None })
         }
         // One is asked at a time; to all others the key is busy.
         Phase::Interrupted if presence == Presence::Asked => told(Answer::InProgress),
@@ -282,11 +291,19 @@ fn differs(recorded: Option<Fingerprint>, given: Option<Fingerprint>) -> bool {
     matches!((recorded, given), (Some(recorded), Some(given)) if recorded != given)
 }
 
-fn mark(state: Option<&KeyState>, presence: Presence) -> Decision {
+fn mark(
+    state: Option<&KeyState>,
+    presence: Presence,
+    fingerprint: Option<Fingerprint>,
+) -> Decision {
     let Some(state) = state else {
         return granted(Next::Marked { attempt: 1, life: None });
     };
-    match phase_shown(state, presence) {
+    let phase = phase_shown(state, presence);
+    if phase != Phase::Aborted && differs(state.fingerprint, fingerprint) {
+        return told(Answer::Mismatch);
+    }
+    match phase {
         Phase::Claimed => told(Answer::InProgress),
         Phase::Completed | Phase::Failed => told(Answer::Completed),
         Phase::Interrupted | Phase::Held => told(Answer::Interrupted),
@@ -332,16 +349,23 @@ fn is_open(phase: Phase) -> bool {
 
 /// An outcome, or an operator's word, closes every fate that was open.
 fn completed(phase: Phase) -> Next {
-    Next::Same { phase, open_fate: None, spent: false }
+    Next::Same { phase, open_fate: None, spent: false, forgives: false }
+}
+
+/// An operator's word that the work is to be done again, however often it was tried.
+fn tried_again() -> Next {
+    Next::Same { phase: Phase::Aborted, open_fate: None, spent: false, forgives: true }
 }
 
 /// An abort speaks for its own attempt only: an older open fate leads back to interrupted, and a hold stays
 /// one until it is resolved. Either way the token is spent, so the record is a token of its own.
 fn aborted(state: &KeyState) -> Next {
     match (state.phase, state.open_fate) {
-        (Phase::Held, open_fate) => Next::Same { phase: Phase::Held, open_fate, spent: true },
-        (_, Some(_)) => {
-            Next::Same { phase: Phase::Interrupted, open_fate: state.open_fate, spent: true }
+        (Phase::Held, open_fate) => {
+            Next::Same { phase: Phase::Held, open_fate, spent: true, forgives: false }
+        }
+        (_, open_fate @ Some(_)) => {
+            Next::Same { phase: Phase::Interrupted, open_fate, spent: true, forgives: false }
         }
         (_, None) => completed(Phase::Aborted),
     }
@@ -372,16 +396,17 @@ fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Decision
 fn resolve(state: Option<&KeyState>, presence: Presence, seen: Token, next: Next) -> Decision {
     match state {
         Some(state) if state.token == seen => match phase_shown(state, presence) {
-            Phase::Interrupted | Phase::Held => done(next),
+            // Aborted: beyond `attempts_max` nobody but an operator gets the key any further.
+            Phase::Interrupted | Phase::Held | Phase::Aborted => done(next),
             Phase::Claimed => told(Answer::InProgress),
-            _ => told(Answer::Unchanged),
+            Phase::Completed | Phase::Failed => told(Answer::Unchanged),
         },
         _ => told(Answer::Unchanged),
     }
 }
 
 fn same(state: &KeyState, phase: Phase) -> Next {
-    Next::Same { phase, open_fate: state.open_fate, spent: false }
+    Next::Same { phase, open_fate: state.open_fate, spent: false, forgives: false }
 }
 
 fn granted(next: Next) -> Decision {
@@ -406,6 +431,7 @@ impl KeyState {
             life: none,
             open_fate: None,
             attempt: 1,
+            forgiven: 0,
             since: completed,
             time: completed,
             expires_at: Some(StoreMillis(0)),
@@ -448,6 +474,7 @@ impl KeyState {
             life: body.life.unwrap_or(token),
             open_fate: body.open_fate,
             attempt: body.attempt,
+            forgiven: body.forgiven,
             since: body.since.unwrap_or(body.time),
             time: body.time,
             expires_at: body.expires_at,

@@ -190,6 +190,9 @@ pub(crate) struct Body<'a> {
     /// Token of the oldest attempt whose fate is open.
     pub(crate) open_fate: Option<Token>,
     pub(crate) attempt: u32,
+    /// Attempts up to this one no longer count for `attempts_max`. An outcome has none: it stands where others have the
+    /// version of the result.
+    pub(crate) forgiven: u32,
     /// When the attempt was claimed. `None`: `time`.
     pub(crate) since: Option<StoreMillis>,
     pub(crate) expires_at: Option<StoreMillis>,
@@ -452,8 +455,16 @@ impl<'a> Record<'a> {
         if !self.kind.is_about_key() {
             return Err(Bad::BodyFields);
         }
-        let body = decode_body(self.body).ok_or(Bad::BodyFields)?;
-        Ok(Body { hold: self.hold, ..body })
+        let mut body = decode_body(self.body).ok_or(Bad::BodyFields)?;
+        body.hold = self.hold;
+        if !matches!(self.ending(), Some(Ending::Completed | Ending::Failed)) {
+            body.forgiven = std::mem::take(&mut body.version);
+            // No more than there were, and a result's codec where there is one only.
+            if body.forgiven > body.attempt || body.codec != 0 {
+                return Err(Bad::BodyFields);
+            }
+        }
+        Ok(body)
     }
 
     /// The clocks of a note that carries them.
@@ -471,7 +482,9 @@ impl<'a> Record<'a> {
 fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     let labels = [body.owner.as_bytes(), body.reason.as_bytes(), body.progress, body.meta];
     let has_labels = labels.iter().any(|label| !label.is_empty());
-    let has_format = (body.codec, body.version) != (0, 0);
+    debug_assert!(body.forgiven == 0 || (body.codec, body.version) == (0, 0), "one or the other");
+    let version = if body.forgiven == 0 { body.version } else { body.forgiven };
+    let has_format = (body.codec, version) != (0, 0);
     let attempt = body.attempt;
     let present = [
         (body.token.is_some(), HAS_TOKEN),
@@ -515,7 +528,7 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(Labels { owner, reason, progress, meta }.as_bytes());
     }
     if has_format {
-        let format = FormatField { codec: body.codec.into(), version: body.version.into() };
+        let format = FormatField { codec: body.codec.into(), version: version.into() };
         out.extend_from_slice(format.as_bytes());
     }
     if let Some(until) = body.memory_until {
@@ -636,6 +649,7 @@ mod tests {
             life: Some(Token(98)),
             open_fate: Some(Token(97)),
             attempt: 4,
+            forgiven: 0,
             since: Some(StoreMillis(1_700_000_000_000)),
             expires_at: Some(StoreMillis(1_800_000_000_000)),
             memory_until: Some(StoreMillis(1_900_000_000_000)),
@@ -655,13 +669,36 @@ mod tests {
 
     #[test]
     fn a_body_comes_back_as_it_went_in() {
-        let bytes = sealed(Draft::end(Ending::Held, &full_body()));
+        let bytes = sealed(Draft::end(Ending::Failed, &full_body()));
+        let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+        assert_eq!(record.ending(), Some(Ending::Failed));
+        assert_eq!(record.body().unwrap(), full_body());
+        let held = Body { codec: 0, version: 0, forgiven: 4, ..full_body() };
+        let bytes = sealed(Draft::end(Ending::Held, &held));
         let record = Record::parse(&bytes, AT, &SEAL).unwrap();
         assert_eq!(record.ending(), Some(Ending::Held));
-        assert_eq!(record.body().unwrap(), full_body());
+        assert_eq!(record.body().unwrap(), held);
+        let bytes = sealed(Draft::moved(&record, &held));
+        assert_eq!(Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap(), held);
         let bare = Body { attempt: 1, key: b"k", ..Body::default() };
         let bytes = sealed(Draft::claim(&bare));
         assert_eq!(Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap(), bare);
+    }
+
+    /// More attempts forgiven than there were, or a result's codec where there is no result.
+    #[test]
+    fn what_no_attempt_can_leave_is_damage() {
+        let held = Body { codec: 0, version: 0, ..full_body() };
+        let cases = [
+            Body { forgiven: 5, ..held.clone() },
+            Body { codec: 1, ..held.clone() },
+            Body { codec: 1, version: 2, ..held },
+        ];
+        for body in cases {
+            let bytes = sealed(Draft::end(Ending::Held, &body));
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body(), Err(Bad::BodyFields), "{body:?}");
+        }
     }
 
     fn hex(bytes: &[u8]) -> String {

@@ -202,7 +202,9 @@ impl Store {
             Answer::InProgress => Claim::InProgress(attempt()?),
             Answer::Held => Claim::Held(attempt()?),
             Answer::TooManyAttempts => Claim::Held(
-                attempt()?.because("it has had as many attempts as attempts_max allows"),
+                attempt()?.because(
+                    "it has had as many attempts as attempts_max allows; Resolution::Retry allows as many again",
+                ),
             ),
             Answer::Completed => Claim::Completed(recorded(applied)?),
             Answer::Failed => Claim::Failed(recorded(applied)?),
@@ -314,7 +316,8 @@ impl Store {
             owner: settings.owner.as_deref(),
             ..Writing::default()
         };
-        let done = self.shared.place(key, hash, Call::Mark, &writing)?;
+        let call = Call::Mark(op.fingerprint_given());
+        let done = self.shared.place(key, hash, call, &writing)?;
         batch.add(&done, settings.durability);
         let applied = done.applied;
         Ok(match applied.answer {
@@ -322,6 +325,7 @@ impl Store {
             Answer::Completed => Mark::Again,
             Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
             Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
+            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
             Answer::Expired => Mark::Expired(expired(applied)?),
             _ => return Err(broken()),
         })
@@ -352,8 +356,12 @@ impl Store {
         }
     }
 
-    /// Closes the fate of an interrupted or held attempt, as you found it out. `false`: it is no longer the
+    /// Closes the fate of an interrupted or held attempt, as you found it out; or of an aborted one, which is held too
+    /// once it has had as many attempts as [`attempts_max`](Policy::attempts_max) allows. `false`: it is no longer the
     /// attempt you saw, and nothing was changed.
+    ///
+    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts anew from there; numbers of
+    /// attempts go on.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, Resolution, State, testing::Sim};

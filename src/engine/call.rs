@@ -222,7 +222,8 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Done> {
-        if matches!(call, Call::Claim(_) | Call::Mark) && self.is_draining.load(Ordering::SeqCst) {
+        if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.is_draining.load(Ordering::SeqCst)
+        {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }

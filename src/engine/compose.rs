@@ -28,8 +28,9 @@ impl Engine {
             ..Body::default()
         };
         match next {
-            Next::Claimed { attempt, life, open_fate } => {
-                (body.attempt, body.life, body.open_fate) = (attempt, life, open_fate);
+            Next::Claimed { attempt, forgiven, life, open_fate } => {
+                (body.attempt, body.forgiven) = (attempt, forgiven);
+                (body.life, body.open_fate) = (life, open_fate);
                 // Only an aborted request may be mended: whoever takes over goes on with the one there is.
                 let gone_on_with = state
                     .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
@@ -43,12 +44,17 @@ impl Engine {
                 body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
                 body.owner = writing.owner.unwrap_or_default();
             }
-            Next::Same { phase, open_fate, spent } => {
+            Next::Same { phase, open_fate, spent, forgives } => {
                 let Some(state) = state else { return body };
                 body.token = Some(state.token).filter(|_| !spent);
                 body.life = Some(state.life).filter(|life| spent || *life != state.token);
                 body.open_fate = open_fate;
                 body.attempt = state.attempt;
+                body.forgiven = match phase {
+                    Phase::Completed | Phase::Failed => 0,
+                    _ if forgives => state.attempt,
+                    _ => state.forgiven,
+                };
                 body.since = Some(state.since)
                     .filter(|_| !matches!(phase, Phase::Completed | Phase::Failed));
                 body.fingerprint = state.fingerprint.map(Fingerprint::to_bytes);

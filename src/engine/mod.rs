@@ -350,8 +350,9 @@ impl Engine {
 
     /// Best effort: without the record, the claim's own says the same to the next opening.
     fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
-        let next =
-            Next::Same { phase: Phase::Interrupted, open_fate: live.state.open_fate, spent: false };
+        let open_fate = live.state.open_fate;
+        let phase = Phase::Interrupted;
+        let next = Next::Same { phase, open_fate, spent: false, forgives: false };
         let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
         let older = live.state.memory_until;
         let body = self.compose(key, Some(&live.state), older, next, now, &writing);

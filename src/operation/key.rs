@@ -25,8 +25,8 @@ const KIND_LARGE: u8 = 5;
 ///
 /// A key is bytes, a number, or a tuple of up to five such parts:
 ///
-/// - **Bytes**: `"task-42"`, `b"\x01\x02"`, a `String`, a `Vec<u8>`, the `[u8; 16]` of an id. Text is its UTF-8 bytes, so `"a"` and
-///   `b"a"` are the same key.
+/// - **Bytes**: `"task-42"`, `b"\x01\x02"`, a `String`, a `Vec<u8>`, the `[u8; 16]` of an id. Text is its UTF-8 bytes,
+///   so `"a"` and `b"a"` are the same key.
 /// - **A number**: `42`, as `u64`, `u32`, `i64`, `i32` or `u128`. Its value counts and not its type: `42_u32` and
 ///   `42_i64` are the same key. It is not the text `"42"`.
 /// - **Parts**: `("tenant-7", "charge", 42)`, or [`from_parts`](Key::from_parts) for a list. Parts

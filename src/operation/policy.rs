@@ -438,19 +438,21 @@ policy_setters! {
     on_unkept: OnUnkept;
 
     /// How many attempts the key is granted. The next one is answered `Held`, with that reason, until
-    /// someone resolves it.
+    /// someone resolves it: [`Resolution::Retry`](crate::Resolution::Retry) lets it have as many again.
     ///
     /// Zero is `Invalid`. Default: no limit.
     ///
     /// ```
-    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use onlyonce::{Claim, Operation, Resolution, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let op = Operation::new("mail-1").attempts_max(2); // a Policy has it too
     /// for _ in 0..2 {
     ///     let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
     ///     claim.abort("the server is down")?;
     /// }
-    /// assert!(matches!(store.claim(&op)?, Claim::Held(_)));
+    /// let Claim::Held(attempt) = store.claim(&op)? else { unreachable!() };
+    /// assert!(store.resolve(&attempt, Resolution::Retry)?); // the server is up again
+    /// assert!(matches!(store.claim(&op)?, Claim::Acquired(claim) if claim.attempt() == 3));
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     attempts_max: u32;

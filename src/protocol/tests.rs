@@ -85,7 +85,9 @@ fn words(decision: Decision, state: Option<&KeyState>) -> String {
         }
     };
     let next = match next {
-        Next::Claimed { attempt, life, open_fate } => {
+        Next::Claimed { attempt, forgiven, life, open_fate } => {
+            let known = state.map_or(0, |state| state.forgiven);
+            assert_eq!(forgiven, known, "only an operator forgives");
             let number = attempt_words(attempt, life);
             match open_fate {
                 None => format!("claimed {number}"),
@@ -97,7 +99,7 @@ fn words(decision: Decision, state: Option<&KeyState>) -> String {
             }
         }
         Next::Marked { attempt, life } => format!("completed {}", attempt_words(attempt, life)),
-        Next::Same { phase, open_fate, spent } => {
+        Next::Same { phase, open_fate, spent, forgives } => {
             let (name, keeps_fate) = match phase {
                 Phase::Claimed => ("claimed n", true),
                 Phase::Interrupted => ("interrupted", true),
@@ -108,7 +110,9 @@ fn words(decision: Decision, state: Option<&KeyState>) -> String {
             };
             let fate = state.unwrap().open_fate.filter(|_| keeps_fate);
             assert_eq!(open_fate, fate, "an open fate stays until an outcome or a word closes it");
-            format!("{name}{}", if spent { ", token spent" } else { "" })
+            let more = [(spent, ", token spent"), (forgives, ", counted anew")];
+            let more = more.iter().filter(|(is, _)| *is).map(|(_, words)| *words);
+            format!("{name}{}", more.collect::<String>())
         }
         Next::Absent => "absent".to_owned(),
     };
@@ -129,7 +133,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
     let mut out: Vec<_> = presences.map(|presence| ("absent", None, presence)).into();
     for phase in all {
         for presence in presences {
-            for (open, hold, printed, expiry, memory) in every_side() {
+            for (open, hold, printed, forgiven, expiry, memory) in every_side() {
                 let may_expire = matches!(phase, Phase::Aborted | Phase::Completed | Phase::Failed);
                 let is_outcome = matches!(phase, Phase::Completed | Phase::Failed);
                 let is_remembered =
@@ -151,6 +155,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
                     life: LIFE,
                     open_fate: open.then_some(OLDEST),
                     attempt: ATTEMPT,
+                    forgiven,
                     since: StoreMillis(500),
                     time: StoreMillis(600),
                     expires_at: expiry,
@@ -169,9 +174,10 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
     out
 }
 
-type Side = (bool, bool, bool, Option<StoreMillis>, Option<(StoreMillis, bool)>);
+type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bool)>);
 
-/// Open fate, hold flag, fingerprint recorded, expiry, memory and whether it is the record's own: all of them.
+/// Open fate, hold flag, fingerprint recorded, attempts forgiven, expiry, memory and whether it is the record's own: all
+/// of them.
 fn every_side() -> Vec<Side> {
     let both = [false, true];
     let expiries = [None, Some(StoreMillis(999)), Some(NOW), Some(StoreMillis(1001))];
@@ -185,8 +191,11 @@ fn every_side() -> Vec<Side> {
     for open in both {
         for hold in both {
             for printed in both {
-                for memory in memories {
-                    out.extend(expiries.map(|expiry| (open, hold, printed, expiry, memory)));
+                for forgiven in [0, 2, ATTEMPT] {
+                    for memory in memories {
+                        let side = |expiry| (open, hold, printed, forgiven, expiry, memory);
+                        out.extend(expiries.map(side));
+                    }
                 }
             }
         }
@@ -199,9 +208,16 @@ fn every_claim() -> Vec<Wants> {
     let mut out = Vec::new();
     for fingerprint in [None, Some("this"), Some("that")] {
         for on_interrupted in [None, Some(OnInterrupted::Retry), Some(OnInterrupted::Hold)] {
-            for attempts_max in
-                [None, Some(1), Some(ATTEMPT), Some(ATTEMPT + 1), Some(ATTEMPT + 2), Some(u32::MAX)]
-            {
+            for attempts_max in [
+                None,
+                Some(1),
+                Some(3),
+                Some(4),
+                Some(5),
+                Some(6),
+                Some(ATTEMPT + 2),
+                Some(u32::MAX),
+            ] {
                 for reconciles in [false, true] {
                     out.push(Wants {
                         fingerprint: fingerprint.map(Fingerprint::of),
@@ -220,7 +236,9 @@ fn every_claim() -> Vec<Wants> {
 fn claim_rows(state: Option<&KeyState>, wants: Wants) -> Vec<&'static str> {
     let recorded = state.and_then(|state| state.fingerprint);
     let differs = recorded.is_some() && wants.fingerprint == Some(Fingerprint::of("that"));
-    let is_beyond = wants.attempts_max.is_some_and(|max| ATTEMPT + 1 > max);
+    let forgiven = state.map_or(0, |state| state.forgiven);
+    let is_beyond =
+        wants.attempts_max.is_some_and(|max| ATTEMPT + 1 > max.saturating_add(forgiven));
     let asks_hold = wants.on_interrupted == Some(OnInterrupted::Hold);
     let holds = asks_hold || state.is_some_and(|state| state.hold);
     let mut rows = Vec::new();
@@ -251,7 +269,15 @@ const BY_TOKEN: [ByToken; 13] = [
 ];
 
 fn every_call(state: Option<&KeyState>) -> Vec<(Call, Vec<&'static str>)> {
-    let mut out = vec![(Call::Mark, vec!["mark"]), (Call::Forget, vec!["forget"])];
+    let mut out = vec![(Call::Forget, vec!["forget"])];
+    for fingerprint in [None, Some("this"), Some("that")] {
+        let differs =
+            fingerprint == Some("that") && state.is_some_and(|state| state.fingerprint.is_some());
+        let mut rows = Vec::new();
+        rows.extend(differs.then_some("mark, another fingerprint"));
+        rows.push("mark");
+        out.push((Call::Mark(fingerprint.map(Fingerprint::of)), rows));
+    }
     out.extend(
         every_claim().into_iter().map(|wants| (Call::Claim(wants), claim_rows(state, wants))),
     );

@@ -497,6 +497,69 @@ const CASES: &[(&str, &str)] = &[
         get k => absent",
     ),
     (
+        "a key held for its attempts is granted as many again, once an operator says so",
+        "
+        claim k +max=1 as g => granted 1
+        abort g => yes
+        claim k +max=1 as a => too many 1
+        resolve a retry => yes
+        claim k +max=1 as h => granted 2
+        abort h => yes
+        claim k +max=1 as b => too many 2
+        resolve b retry => yes
+        restart
+        claim k +max=1 as i => granted 3
+        drop i => yes
+        claim k +max=1 as c => too many 3
+        resolve c success paid => yes
+        claim k +max=1 => success paid by 3",
+    ),
+    (
+        "an aborted key held for its attempts can be closed for good",
+        "
+        claim k +max=1 as g => granted 1
+        abort g => yes
+        claim k +max=1 as a => too many 1
+        resolve a failure never => yes
+        claim k +max=1 => failure never by 1",
+    ),
+    (
+        "attempts are counted from the last resolution on, through take-overs too",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        get k as a => interrupted 1
+        resolve a retry => yes
+        claim k +max=2 as h => granted 2
+        drop h => yes
+        claim k +max=2 as q => asked 2
+        take_over q as i => granted 3
+        drop i => yes
+        restart
+        claim k +max=2 => too many 3
+        claim k +max=3 as r => asked 3
+        not_applied r as j => granted 4
+        abort j => yes
+        claim k +max=3 => too many 4",
+    ),
+    (
+        "a mark of another request is told so",
+        "
+        mark k +print=1 => first
+        mark k +print=1 => again
+        mark k => again
+        mark k +print=2 => mismatch success  by 1
+        claim j +print=1 as g => granted 1
+        mark j +print=2 => mismatch running 1
+        mark j +print=1 => in progress 1
+        drop g => yes
+        mark j +print=2 => mismatch interrupted 1
+        mark j => unsure 1
+        claim i +print=1 as h => granted 1
+        abort h => yes
+        mark i +print=2 => first",
+    ),
+    (
         "attempts beyond the limit are held, and nothing is written",
         "
         claim k +max=2 as g => granted 1

@@ -45,6 +45,7 @@ impl Machine {
                     Mark::Again => Told::Again,
                     Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),
                     Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
+                    Mark::Mismatch(state) => Told::Mismatch(self.shown(state)),
                     Mark::Expired(_) => Told::Expired,
                     other => panic!("{other:?}"),
                 }

@@ -195,6 +195,8 @@ pub struct Key {
     /// `None`: the attempt's token was spent, and the store has another one that it has not shown.
     pub token: Option<u64>,
     pub attempt: u32,
+    /// Attempts before the last time that somebody said to try again.
+    pub forgiven: u32,
     /// An earlier attempt's fate is open.
     pub doubt: bool,
     pub hold: bool,
@@ -326,7 +328,7 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
         return Told::Invalid;
     }
     let Some(key) = slot else {
-        *slot = Some(begun(now, ask, fresh, 1, false));
+        *slot = Some(begun(now, ask, fresh, (1, 0), false));
         return Told::Granted { attempt: 1 };
     };
     if key.is == Is::Expired {
@@ -336,7 +338,7 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
     if is_another && key.is != Is::Aborted {
         return Told::Mismatch(shown(key, now));
     }
-    let too_many = ask.max.is_some_and(|max| key.attempt >= max);
+    let too_many = ask.max.is_some_and(|max| key.attempt - key.forgiven >= max);
     match (&key.is, key.on_it) {
         (Is::Success(_) | Is::Failure(_), _) => Told::Recorded(shown(key, now)),
         (Is::Expired, _) => Told::Expired,
@@ -344,7 +346,7 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
         (Is::Aborted, _) if too_many => Told::TooMany(view(key, now)),
         (Is::Aborted, _) => {
             let attempt = key.attempt + 1;
-            *slot = Some(begun(now, ask, fresh, attempt, false));
+            *slot = Some(begun(now, ask, fresh, (attempt, key.forgiven), false));
             Told::Granted { attempt }
         }
         (Is::Begun, OnIt::Owner(_) | OnIt::Asked(_)) => Told::InProgress(view(key, now)),
@@ -359,11 +361,14 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
     }
 }
 
-fn begun(now: Now, ask: &Ask, token: Option<u64>, attempt: u32, doubt: bool) -> Key {
+/// `count`: number of the attempt, and how many before it don't count.
+fn begun(now: Now, ask: &Ask, token: Option<u64>, count: (u32, u32), doubt: bool) -> Key {
+    let (attempt, forgiven) = count;
     Key {
         is: Is::Begun,
         token,
         attempt,
+        forgiven,
         doubt,
         hold: ask.hold == Some(true),
         print: ask.print,
@@ -380,10 +385,13 @@ fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told
         None => 1,
         Some(key) => match (&key.is, key.on_it) {
             (Is::Expired, _) => return Told::Expired,
+            (Is::Aborted, _) => key.attempt + 1,
+            _ if matches!((key.print, ask.print), (Some(a), Some(b)) if a != b) => {
+                return Told::Mismatch(shown(key, now));
+            }
             (Is::Success(_) | Is::Failure(_), _) => return Told::Again,
             (Is::Begun, OnIt::Owner(_)) => return Told::InProgress(view(key, now)),
             (Is::Begun | Is::Held, _) => return Told::Unsure(view(key, now)),
-            (Is::Aborted, _) => key.attempt + 1,
         },
     };
     *slot = Some(Key {
@@ -393,7 +401,7 @@ fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told
         level: ask.level,
         hold: false,
         on_it: OnIt::Nobody,
-        ..begun(now, ask, fresh, attempt, false)
+        ..begun(now, ask, fresh, (attempt, 0), false)
     });
     Told::First
 }
@@ -411,6 +419,7 @@ fn word_of(
         return Told::Lost;
     }
     let attempt = key.attempt + 1;
+    let count = (attempt, key.forgiven);
     let print = ask.print.or(key.print);
     match word {
         Word::Hold => {
@@ -419,8 +428,8 @@ fn word_of(
             key.level = Durability::Sync;
             return Told::Yes;
         }
-        Word::TakeOver => *slot = Some(Key { print, ..begun(now, ask, fresh, attempt, true) }),
-        Word::NotApplied => *slot = Some(Key { print, ..begun(now, ask, fresh, attempt, false) }),
+        Word::TakeOver => *slot = Some(Key { print, ..begun(now, ask, fresh, count, true) }),
+        Word::NotApplied => *slot = Some(Key { print, ..begun(now, ask, fresh, count, false) }),
     }
     Told::Granted { attempt }
 }
@@ -443,7 +452,10 @@ fn resolve(slot: &mut Option<Key>, now: Now, seen: Option<u64>, how: &End) -> To
     let Some(key) = slot.as_mut().filter(|key| key.token == seen) else { return Told::No };
     match key.is {
         Is::Begun if is_running(key) => Told::Busy,
-        Is::Begun | Is::Held => {
+        Is::Begun | Is::Held | Is::Aborted => {
+            if *how == End::Nothing {
+                key.forgiven = key.attempt;
+            }
             key.level = Durability::Sync;
             close(key, now, how, None, None);
             Told::Yes
