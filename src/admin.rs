@@ -61,7 +61,10 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
     StoreBuilder::default().repair(dir.as_ref(), accept)
 }
 
-/// The kinds of [`State`].
+/// The kinds of [`State`] that a walk shows.
+///
+/// There is none for [`State::Expired`]: once its record is gone, a key that is only remembered is a hash, and
+/// nobody can name it. [`get`](crate::Store::get) and [`claim`](crate::Store::claim) are told.
 ///
 /// ```
 /// # use onlyonce::{admin::StateKind, testing::Sim};
@@ -103,7 +106,8 @@ impl StateKind {
 
 /// A walk over all keys. See [`Store::iter`](crate::Store::iter).
 ///
-/// A key that can't be read is an error in its place, and the walk goes on.
+/// A key that can't be read is an error in its place, and the walk goes on. A key that has expired is not shown,
+/// remembered or not.
 ///
 /// ```
 /// # use onlyonce::{Key, Result, testing::Sim};
@@ -575,7 +579,7 @@ pub(crate) struct Gathering<'p> {
 
 impl Inspector for Gathering<'_> {
     fn damage(&mut self, error: Error) {
-        self.found.damages.push(error);
+        self.found.damages.push(error.listed());
     }
 
     fn unread(&mut self, error: Error) {

@@ -61,12 +61,13 @@ pub enum Claim {
     /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), a key held by word, or an attempt beyond
     /// [`attempts_max`](crate::Policy::attempts_max). The reason is in the attempt.
     Held(Attempt),
-    /// The last owner asked that the next attempt wait. (No call of this version asks for it.)
+    /// The last owner asked that the next attempt wait. Not built yet: no call of this version asks for it.
     Delayed(Attempt),
     /// The key was used for another request: the fingerprints differ. What is recorded is not for the
     /// client's eyes.
     Mismatch(State),
-    /// It was done, and its result is no longer kept. (No call of this version remembers expired keys.)
+    /// It was done, its result is no longer kept, and the key is still remembered: see
+    /// [`remember_expired`](crate::Policy::remember_expired).
     Expired(Expired),
 }
 
@@ -227,13 +228,13 @@ impl Refused {
 /// # drop(mine);
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Attempt {
     // Boxed: most answers have none, and each of a batch would take its room all the same.
     seen: Box<SeenAttempt>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 struct SeenAttempt {
     key: Key<'static>,
     state: KeyState,
@@ -407,6 +408,13 @@ impl fmt::Display for Attempt {
     }
 }
 
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Attempt({}: {self}; token {}", self.key(), self.token())?;
+        f.write_str(if self.asked_for_hold() { ", asked to be held)" } else { ")" })
+    }
+}
+
 /// A recorded outcome: a result, or a failure that is final.
 ///
 /// ```
@@ -419,7 +427,7 @@ impl fmt::Display for Attempt {
 /// assert_eq!((done.meta("status"), done.attempt()), (Some("201"), 1));
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Recorded {
     payload: Payload,
     meta: Vec<(String, String)>,
@@ -598,9 +606,23 @@ impl Recorded {
     }
 }
 
-/// A key whose result is no longer kept, but which is remembered.
-///
-/// No call of this version makes one: expired keys are not remembered yet.
+impl fmt::Debug for Recorded {
+    /// Names of the metadata, and nothing of what was recorded.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorded(attempt {}, {:?}", self.attempt, self.payload)?;
+        for (at, (name, _)) in self.meta.iter().enumerate() {
+            write!(f, "{}{name:?}", if at == 0 { ", with " } else { " " })?;
+        }
+        write!(f, ", at {}", Date(self.completed_at))?;
+        if let Some(end) = self.expires_at {
+            write!(f, ", kept until {}", Date(end))?;
+        }
+        write!(f, "; token {})", self.token)
+    }
+}
+
+/// A key whose result is no longer kept, but which is remembered: its outcome was recorded under
+/// [`remember_expired`](crate::Policy::remember_expired).
 ///
 /// ```
 /// use onlyonce::{Claim, Store};
@@ -618,7 +640,7 @@ impl Recorded {
 /// # assert!(!is_done(&onlyonce::testing::Sim::new(1).open()?, "k")?);
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Expired {
     completed_at: SystemTime,
     remembered_until: SystemTime,
@@ -664,6 +686,13 @@ impl Expired {
     }
 }
 
+impl fmt::Debug for Expired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [at, until] = [self.completed_at, self.remembered_until].map(Date);
+        write!(f, "Expired(done at {at}, remembered until {until})")
+    }
+}
+
 /// What a key is in, as [`Store::get`](crate::Store::get) tells it.
 ///
 /// ```
@@ -692,7 +721,7 @@ pub enum State {
     Completed(Recorded),
     /// A final failure is recorded.
     Failed(Recorded),
-    /// It was done, and its result is no longer kept.
+    /// It was done, its result is no longer kept, and the key is still remembered.
     Expired(Expired),
 }
 
@@ -934,7 +963,7 @@ impl Drop for Interrupted {
 
 impl fmt::Debug for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Interrupted").field("attempt", &self.attempt).finish_non_exhaustive()
+        f.debug_tuple("Interrupted").field(&self.attempt).finish()
     }
 }
 
@@ -1418,6 +1447,33 @@ impl fmt::Debug for ClaimHandle {
     }
 }
 
+/// A time for people: `2026-01-01T00:00:00Z`.
+struct Date(SystemTime);
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never before it: times are stored as milliseconds since then.
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (days, second) = (since / 86_400, since % 86_400);
+        let (year, month, day) = date_of(days);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+/// Year, month and day of the Gregorian calendar, so many days after 1970-01-01. Years are counted from March on, so that
+/// the leap day is the last.
+fn date_of(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468; // since 0000-03-01
+    let (era, day) = (days / 146_097, days % 146_097); // of 400 years
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, is_next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + is_next, month, day)
+}
+
 /// A store time as the wall clock showed it.
 pub(crate) fn wall(time: StoreMillis, offset: i64) -> SystemTime {
     let millis = i128::from(time.0) + i128::from(offset);
@@ -1435,10 +1491,28 @@ mod tests {
     use crate::record::{Body, Draft, Ending};
     use crate::testing::Sim;
 
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        let cases = [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_767_225_600, "2026-01-01T00:00:00Z"),
+            (1_767_225_599, "2025-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+        ];
+        for (seconds, text) in cases {
+            let date = Date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            assert_eq!(date.to_string(), text);
+        }
+    }
+
     /// What ends a claim without its result has room on a full disk, however little was reserved for that.
     #[test]
     fn an_ending_without_a_result_is_within_every_reserve() {
-        let store = Sim::new(1).open().unwrap();
+        let store = Sim::small(1).open().unwrap();
         let label = "r".repeat(LABEL_BYTES_MAX);
         for key_bytes in [1, 36, KEY_BYTES_MAX] {
             let key = Key::from(vec![b'k'; key_bytes]);

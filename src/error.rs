@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// Why a call failed, where, and what can be done.
 ///
 /// `kind()` is for deciding, the message for reading: it names the file and offset or the key where
-/// that helps. Answers like "in progress" are never errors; they are variants of
+/// that helps, what the system said, and what to do next. `Debug` says the same. Answers like "in progress" are never errors; they are variants of
 /// [`Claim`](crate::Claim).
 ///
 /// ```
@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// }
 /// ```
 #[derive(thiserror::Error)]
-#[error("{message}")]
+#[error("{message}{}", self.next_step())]
 pub struct Error {
     message: String,
     #[source]
@@ -49,6 +49,8 @@ struct Detail {
     path: Option<PathBuf>,
     offset: Option<u64>,
     claim: Option<crate::ClaimGuard>,
+    /// One of a list of damages: whoever asked for that list has taken the next step.
+    is_listed: bool,
 }
 
 /// What the caller does next.
@@ -91,7 +93,8 @@ pub enum ErrorKind {
     Locked,
     /// There is no store at that path. `Store::open_or_create` makes one.
     NotFound,
-    /// Bytes that were once durable are damaged or missing. Restore a backup, or accept the loss.
+    /// Bytes that were once durable are damaged or missing. `Store::verify` lists all damage; restore a backup, or let
+    /// `admin::repair` save what is whole.
     Corrupt,
     /// Written by a version of the format that this one doesn't know.
     Incompatible,
@@ -144,7 +147,14 @@ impl Error {
             }
             _ => "",
         };
-        Error::new(kind, format!("{doing} {}{hint}", path.display())).at(path).because(source)
+        let path_shown = path.display();
+        let message = match source.raw_os_error() {
+            Some(errno) if !hint.is_empty() => {
+                format!("{doing} {path_shown} (os error {errno}){hint}")
+            }
+            _ => format!("{doing} {path_shown}: {source}{hint}"),
+        };
+        Error::new(kind, message).at(path).because(source)
     }
 
     pub(crate) fn corrupt(path: &Path, offset: u64, what: impl fmt::Display) -> Self {
@@ -239,12 +249,41 @@ impl Error {
             path: self.detail.path.clone(),
             offset: self.detail.offset,
             claim: None,
+            is_listed: self.detail.is_listed,
         };
         Error {
             message: self.message.clone(),
             source: self.source.clone(),
             detail: Box::new(detail),
         }
+    }
+
+    /// One of a list of damages, which repeats no advice.
+    pub(crate) fn listed(mut self) -> Self {
+        self.detail.is_listed = true;
+        self
+    }
+
+    fn next_step(&self) -> &'static str {
+        if self.kind() == ErrorKind::Corrupt && !self.detail.is_listed {
+            "; verify lists all damage; restore a backup, or let admin::repair save what is whole"
+        } else {
+            ""
+        }
+    }
+
+    /// The message, and of what it came from whatever that doesn't say.
+    pub(crate) fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let said = cause.to_string();
+            if !text.contains(&said) && !has_errno(&text, cause) {
+                text = format!("{text}: {said}");
+            }
+            source = cause.source();
+        }
+        text
     }
 
     /// What to do next.
@@ -316,21 +355,21 @@ impl Error {
     }
 }
 
+/// Whether a message names the system's error by its number already.
+fn has_errno(text: &str, cause: &(dyn std::error::Error + 'static)) -> bool {
+    let errno = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    errno.is_some_and(|errno| text.contains(&format!("(os error {errno})")))
+}
+
 /// Whether the system said that there is no room: blocks, quota, or nothing left to name a file with.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl fmt::Debug for Error {
+    /// As readable as `Display`, for it is what `unwrap` shows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = f.debug_struct("Error");
-        out.field("kind", &self.kind()).field("message", &self.message);
-        if let Some(source) = &self.source {
-            out.field("source", &source.0);
-        }
-        if self.detail.claim.is_some() {
-            out.field("claim", &"given back");
-        }
-        out.finish_non_exhaustive()
+        write!(f, "{:?}: {}", self.kind(), self.in_full())?;
+        if self.detail.claim.is_some() { f.write_str(" (the claim is given back)") } else { Ok(()) }
     }
 }

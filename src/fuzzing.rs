@@ -150,7 +150,7 @@ fn one_expired(data: &[u8]) {
 /// byte, its length in four, the length of what it holds in two, and that; zeros follow up to its length.
 pub fn directory(data: &[u8]) {
     let Some((&sealed, files)) = data.split_first() else { return };
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     sim.set_disk_bytes_max(4 << 20);
     if sim.make_dirs().is_err() {
         return;

@@ -130,7 +130,7 @@ pub(crate) fn run(
         report.is_repaired = refused.is_none();
         found.damages.extend(refused);
     }
-    report.damages = found.damages;
+    report.damages = found.damages.into_iter().map(Error::listed).collect();
     Ok(report)
 }
 

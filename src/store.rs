@@ -489,6 +489,9 @@ impl Store {
 
     /// All keys and what they are in, in no order. What changes meanwhile may or may not be seen.
     ///
+    /// Keys that have expired are not shown, remembered or not: of a key that is only remembered its hash is left. Ask
+    /// [`get`](Self::get) about one.
+    ///
     /// ```
     /// # use onlyonce::{admin::StateKind, testing::Sim};
     /// # let store = Sim::new(1).open()?;
@@ -818,19 +821,7 @@ fn in_progress(key: &Key<'_>) -> Error {
 fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
     let found = applied.found.as_ref().ok_or_else(broken)?;
     let state = found.state.clone().ok_or_else(broken)?;
-    Ok(attempt_of(key, state, found.presence, found.lease_until, applied.now))
-}
-
-fn attempt_of(
-    key: &Key<'_>,
-    state: KeyState,
-    presence: Presence,
-    lease_until: Option<crate::types::StoreMillis>,
-    now: crate::types::StoreMillis,
-) -> Attempt {
-    let gone = state.phase == Phase::Claimed && presence == Presence::Nobody;
-    let attempt = Attempt::new(key, state, lease_until, now);
-    if gone { attempt.because("its process is gone, or its lease passed") } else { attempt }
+    Ok(Attempt::new(key, state, found.lease_until, applied.now))
 }
 
 fn recorded(applied: Applied) -> Result<Recorded> {
@@ -872,7 +863,7 @@ fn state_in(
     if phase == Phase::Failed {
         return Recorded::read(&state, outcome).map(State::Failed);
     }
-    let attempt = attempt_of(key, state, presence, lease_until, now);
+    let attempt = Attempt::new(key, state, lease_until, now);
     Ok(match phase {
         Phase::Claimed => State::InProgress(attempt),
         Phase::Interrupted => State::Interrupted(attempt),
@@ -893,7 +884,7 @@ mod tests {
     /// The thread that keeps the index slept for an hour, and whoever closed the store waited for it.
     #[test]
     fn a_thread_that_is_told_to_stop_right_after_it_looked_stops() {
-        let store = Sim::new(1).open().unwrap();
+        let store = Sim::small(1).open().unwrap();
         for body in [Engine::run_log as fn(&Engine, &dyn Fn() -> bool), Engine::run_index] {
             let is_stopping = AtomicBool::new(false);
             let stop = || {
@@ -920,7 +911,7 @@ mod tests {
     /// The thread of the log slept for an hour, and nobody synced what compaction had moved.
     #[test]
     fn compaction_of_an_idle_store_wakes_the_thread_that_syncs() {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
         let store = sim.open_with(builder).unwrap();
         let key = |n: u32| format!("{n:0>200}");

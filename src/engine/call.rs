@@ -404,7 +404,7 @@ impl Engine {
         let Some(next) = decision.next else { return Ok(Some((found, now))) };
         let writing = Writing {
             level: found.place.map(Place::level),
-            reason: Some("its lease passed"),
+            reason: Some(super::LEASE_PASSED),
             ..Writing::default()
         };
         self.write(shard, key, hash, &found, next, now, &writing)?;
@@ -469,7 +469,11 @@ impl Engine {
                 if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
                     return Ok(None);
                 }
-                let state = state_of(&record, &body);
+                let mut state = state_of(&record, &body);
+                if let Some(state) = state.as_mut().filter(|state| state.phase == Phase::Claimed) {
+                    // No ending, and nobody in memory who is on it.
+                    state.reason = Some(self.why_gone(state.since).into());
+                }
                 let has_outcome = state
                     .as_ref()
                     .is_some_and(|state| matches!(state.phase, Phase::Completed | Phase::Failed));

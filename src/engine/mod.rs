@@ -38,6 +38,9 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
+/// Why an attempt is over that nobody has ended.
+pub(super) const LEASE_PASSED: &str = "its lease passed";
+
 /// An open store, as its handles share it.
 pub(crate) struct Engine {
     pub(crate) log: Log,
@@ -61,6 +64,8 @@ pub(crate) struct Engine {
     trouble: Mutex<Option<Error>>,
     hasher: Hasher,
     pub(crate) report: Report,
+    /// When it was opened: no record of an earlier opening is younger.
+    opened: StoreMillis,
     pub(crate) result_bytes_max: u32,
     questions: AtomicU64,
     /// LSN of the newest forget: until it is durable, absence is what a crash could take back.
@@ -148,8 +153,10 @@ impl Engine {
             Ok(())
         };
         let (log, report) = recovery::open(seams.clone(), dir, *sizes, manifest, &mut visit)?;
+        let opened = log.now();
         let engine = Engine {
             log,
+            opened,
             recent,
             tables: Mutex::new(tables),
             work: Mutex::new(checkpoint::Work::default()),
@@ -175,6 +182,12 @@ impl Engine {
         };
         engine.count_bytes(&engine.tables());
         Ok((engine, checkpoint::Lacking { damaged, uncovered }))
+    }
+
+    /// Why a claim of that time is over which has no ending. A guard that was dropped where its ending found no room
+    /// left none either.
+    pub(super) fn why_gone(&self, since: StoreMillis) -> &'static str {
+        if since > self.opened { "dropped without a word" } else { "its process is gone" }
     }
 
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {

@@ -189,17 +189,14 @@ pub(crate) struct Walk {
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
+    let mut state = live.state.clone();
     // A lease that has passed is none, as whoever notices it will be told.
     let (presence, lease_until) = match live.has_lapsed(now) {
-        true => (Presence::Nobody, None),
+        true => {
+            state.reason = Some(super::LEASE_PASSED.into());
+            (Presence::Nobody, None)
+        }
         false => (live.presence, live.lease_until),
     };
-    Seen {
-        state: live.state.clone(),
-        presence,
-        lease_until,
-        outcome: None,
-        now,
-        place: entry.place,
-    }
+    Seen { state, presence, lease_until, outcome: None, now, place: entry.place }
 }

@@ -369,13 +369,7 @@ impl Log {
     /// The error of every call that would write after a failure.
     pub(crate) fn poisoned(&self) -> Error {
         let cause = self.poison_cause();
-        let what = cause.as_ref().map_or_else(
-            || "a failure".to_owned(),
-            |cause| match std::error::Error::source(cause) {
-                Some(source) => format!("{cause}: {source}"),
-                None => cause.to_string(),
-            },
-        );
+        let what = cause.as_ref().map_or_else(|| "a failure".to_owned(), Error::in_full);
         let error = Error::new(
             ErrorKind::Poisoned,
             format!("the store takes no writes since an earlier one failed ({what}); reopen it"),

@@ -472,7 +472,7 @@ policy_setters! {
     /// ```
     reserve_bytes: u32;
 
-    /// What the end of an attempt survives once it is acknowledged, and its steps' results. See
+    /// What the end of an attempt survives once it is acknowledged. See
     /// [`Durability`]. Default: [`Durability::Sync`].
     ///
     /// ```

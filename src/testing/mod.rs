@@ -38,10 +38,12 @@ use crate::{Result, Store, StoreBuilder};
 /// # }
 /// ```
 ///
-/// A store opened on it has no background thread: call [`Store::step`] where you want its work done.
+/// A store opened on it has the limits and defaults of a real one, so what fits here fits there. It has no background
+/// thread: call [`Store::step`] where you want its work done.
 ///
 /// # Cost
-/// Memory, and no I/O: a crash copies all that the disk holds, [`read_file`](Sim::read_file) one file; the other
+/// Memory, and no I/O: a new store takes about 2 MiB, as on a real disk; smaller by
+/// [`segment_bytes`](StoreBuilder::segment_bytes) and [`result_bytes_max`](StoreBuilder::result_bytes_max). A crash copies all that the disk holds, [`read_file`](Sim::read_file) one file; the other
 /// calls look something up or set something.
 #[derive(Debug)]
 pub struct Sim {
@@ -49,6 +51,8 @@ pub struct Sim {
     clock: Arc<ManualClock>,
     seed: u64,
     openings: AtomicU64,
+    /// Stores are small, as this crate's own tests want them.
+    is_small: bool,
     /// Of keys' hashes, the bits that count.
     hash_mask: Mutex<KeyHash>,
 }
@@ -146,11 +150,12 @@ impl Sim {
             clock: Arc::new(ManualClock::new(WallMillis(1_767_225_600_000))),
             seed,
             openings: AtomicU64::new(0),
+            is_small: false,
             hash_mask: Mutex::new(KeyHash { high: u64::MAX, low: u64::MAX }),
         }
     }
 
-    /// Opens the store on the disk, or makes it.
+    /// Opens the store on the disk, or makes it, with the settings of [`Store::builder`].
     ///
     /// As another process would: it is `Locked` while a handle of an earlier opening is left.
     ///
@@ -167,7 +172,12 @@ impl Sim {
     /// # Errors
     /// As [`Store::open_or_create`].
     pub fn open(&self) -> Result<Store> {
-        self.open_with(Store::builder().segment_bytes(64 << 10).result_bytes_max(16 << 10))
+        let builder = Store::builder();
+        self.open_with(if self.is_small {
+            builder.segment_bytes(64 << 10).result_bytes_max(16 << 10)
+        } else {
+            builder
+        })
     }
 
     /// As [`open`](Self::open), with settings of your own. There is never a background thread.
@@ -310,7 +320,7 @@ impl Sim {
     /// let sim = Sim::new(1);
     /// let store = sim.open()?;
     /// sim.set_disk_bytes_max(sim.disk_bytes()); // full
-    /// let refused = (0..10_000_u64).find_map(|n| store.mark(n).err()).unwrap();
+    /// let refused = (0..100_000_u64).find_map(|n| store.mark(n).err()).unwrap();
     /// assert_eq!(refused.kind(), ErrorKind::StorageFull);
     /// sim.set_disk_bytes_max(u64::MAX); // room again, and no need to reopen
     /// assert!(store.mark("k")?.is_first());
@@ -614,6 +624,12 @@ impl Sim {
 /// For this crate's own tests; may change at any time.
 #[doc(hidden)]
 impl Sim {
+    /// One whose stores are small, so that few writes fill a segment: with results of 16 KiB at most.
+    #[must_use]
+    pub fn small(seed: u64) -> Self {
+        Sim { is_small: true, ..Sim::new(seed) }
+    }
+
     /// The directories of a store, with nothing in them.
     pub fn make_dirs(&self) -> io::Result<()> {
         let memory = self.disk.lock().memory.clone();
@@ -663,6 +679,7 @@ impl Sim {
             clock: Arc::new(clock),
             seed: self.seed,
             openings: AtomicU64::new(self.openings.load(Ordering::Relaxed)),
+            is_small: self.is_small,
             hash_mask: Mutex::new(*self.hash_mask.lock()),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Format;
 use crate::{Error, ErrorKind, Result};
 
-/// A recorded value: a result, a failure, or saved progress.
+/// A recorded value: a result, or a failure.
 ///
 /// It is the bytes by `Deref`, and a type by [`decode`](Payload::decode). A clone shares the bytes. It
 /// borrows nothing and may be sent anywhere. Where no result was kept it has no bytes, and doesn't decode: see

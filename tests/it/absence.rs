@@ -11,7 +11,7 @@ use onlyonce::{Claim, Durability, ErrorKind, Operation};
 /// told that the key was absent, and a claim at `Flush` was granted; a power loss then brought the key back.
 #[test]
 fn absence_by_a_forget_is_shown_only_once_the_forget_is_durable() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     assert!(store.mark("k").unwrap().is_first());
     let gate = sim.hold_sync();
@@ -41,7 +41,7 @@ fn absence_by_a_forget_is_shown_only_once_the_forget_is_durable() {
 
 #[test]
 fn absence_by_a_forget_that_failed_is_not_shown() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     assert!(store.mark("k").unwrap().is_first());
     sim.fail_sync(0, DiskFault::Io);
@@ -55,7 +55,7 @@ fn absence_by_a_forget_that_failed_is_not_shown() {
 /// claim was then granted by a store that had let go of its directory.
 #[test]
 fn a_close_beside_the_first_write_grants_nothing_afterwards() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     drop(sim.open().unwrap());
     let store = sim.open().unwrap();
     let gate = sim.hold_sync();

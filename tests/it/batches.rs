@@ -9,7 +9,7 @@ fn is_first(mark: &onlyonce::Result<Mark>) -> bool {
 
 #[test]
 fn each_item_has_its_answer_in_order() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let Claim::Acquired(owner) = store.claim("claimed").unwrap() else { panic!() };
     let Claim::Acquired(dropped) = store.claim("dropped").unwrap() else { panic!() };
@@ -36,7 +36,7 @@ fn each_item_has_its_answer_in_order() {
 
 #[test]
 fn a_batch_at_sync_is_one_sync_and_durable() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     assert!(store.mark("first").unwrap().is_first());
     let before = (store.stats().syncs, sim.changes());
@@ -52,7 +52,7 @@ fn a_batch_at_sync_is_one_sync_and_durable() {
 
 #[test]
 fn each_item_holds_at_its_own_level() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let levels = [Durability::Flush, Durability::Sync, Durability::Lazy, Durability::Flush];
     let ops = |levels: &[Durability]| -> Vec<_> {
@@ -75,7 +75,7 @@ fn each_item_holds_at_its_own_level() {
 
 #[test]
 fn a_batch_longer_than_a_segment_goes_on_in_the_next() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
     let store = sim.open_with(builder.clone()).unwrap();
     let keys: Vec<String> = (0..200).map(|n| format!("{n:0>500}")).collect();
@@ -89,7 +89,7 @@ fn a_batch_longer_than_a_segment_goes_on_in_the_next() {
 
 #[test]
 fn a_failed_sync_leaves_all_of_it_open() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     assert!(store.mark("first").unwrap().is_first());
     sim.fail_sync(0, DiskFault::Io);
@@ -99,7 +99,7 @@ fn a_failed_sync_leaves_all_of_it_open() {
 
 #[test]
 fn the_store_s_defaults_and_the_operation_s_own_count() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let hour = std::time::Duration::from_secs(3600);
     let store = sim.open().unwrap().with_policy(Policy::new().retention(hour));
     let ops = [Operation::new("short"), Operation::new("long").retention(hour * 24)];
@@ -111,7 +111,7 @@ fn the_store_s_defaults_and_the_operation_s_own_count() {
 
 #[test]
 fn a_closed_store_marks_nothing() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     store.drain();
     assert_eq!(store.mark_many(["a"]).unwrap_err().kind(), ErrorKind::Closed);

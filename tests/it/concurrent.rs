@@ -374,7 +374,7 @@ fn of_64_threads_one_is_granted_each_key_on_a_real_disk() {
 
 #[test]
 fn of_64_threads_one_is_granted_each_key_on_the_simulated_disk() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     race(&sim.open().unwrap());
     sim.power_loss();
     let store = sim.open().unwrap();
@@ -384,7 +384,7 @@ fn of_64_threads_one_is_granted_each_key_on_the_simulated_disk() {
 
 #[test]
 fn histories_of_64_threads_on_1000_keys_fit_one_order() {
-    let sim = Sim::new(2);
+    let sim = Sim::small(2);
     let store = sim.open().unwrap();
     let calls = play(&store, Some(&sim), 64, 1000, rounds(300, 1500), 1);
     drop(store);
@@ -399,7 +399,7 @@ fn histories_of_8_threads_on_2_keys_fit_one_order() {
     let rounds = rounds(100, 2000);
     let mut calls = 0;
     for seed in 0..rounds {
-        let sim = Sim::new(seed);
+        let sim = Sim::small(seed);
         let store = sim.open().unwrap();
         calls += play(&store, Some(&sim), 8, 2, 40, seed);
     }
@@ -410,7 +410,7 @@ fn histories_of_8_threads_on_2_keys_fit_one_order() {
 /// claimants were told of a claim in progress that had nothing left.
 #[test]
 fn a_claim_in_progress_has_some_of_its_lease_left() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     for lease in 10..14 {
         let op = Operation::new(lease).lease(Duration::from_millis(lease));
@@ -428,7 +428,7 @@ fn a_claim_in_progress_has_some_of_its_lease_left() {
 /// when it had been moved on during a sync, all threads of a test hung.
 #[test]
 fn waiters_do_not_wait_for_a_clock_that_stands_still() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let claim = |key: &'static str| {
         let (store, (done, is_done)) = (store.clone(), std::sync::mpsc::channel());
@@ -454,7 +454,7 @@ fn waiters_do_not_wait_for_a_clock_that_stands_still() {
 #[test]
 fn what_was_granted_while_the_store_closed_is_known_to_the_next_opening() {
     for round in 0..rounds(50, 500) {
-        let sim = Sim::new(round);
+        let sim = Sim::small(round);
         let store = sim.open().unwrap();
         let barrier = Barrier::new(5);
         let granted: Vec<(u64, u64)> = std::thread::scope(|scope| {
@@ -515,7 +515,7 @@ impl Drop for EndsAll<'_> {
 fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
     let (rounds, mut calls, mut reclaimed) = (rounds(6, 120), 0, 0);
     for seed in 0..rounds {
-        let sim = Sim::new(seed);
+        let sim = Sim::small(seed);
         if seed % 3 == 2 {
             sim.mask_hashes(0, 0);
         }

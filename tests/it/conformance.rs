@@ -26,7 +26,7 @@ struct Engine {
 
 impl Engine {
     fn new() -> Self {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let store = sim.open().unwrap();
         Engine { sim, machine: Some(Machine::new(store, BTreeMap::new())) }
     }

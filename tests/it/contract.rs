@@ -17,7 +17,7 @@ fn claim(store: &Store, key: &str) -> Claim {
 
 #[test]
 fn a_completed_key_is_replayed_also_after_power_loss() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     acquired(claim(&store, "k")).complete("result").unwrap();
     for _ in 0..3 {
@@ -31,7 +31,7 @@ fn a_completed_key_is_replayed_also_after_power_loss() {
 
 #[test]
 fn a_dropped_claim_is_interrupted_and_can_be_taken_over() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let first = acquired(claim(&store, "k"));
     let token = first.token();
@@ -51,7 +51,7 @@ fn a_dropped_claim_is_interrupted_and_can_be_taken_over() {
 
 #[test]
 fn leases_lapse_and_late_owners_are_fenced() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let op = Operation::new("k").lease(Duration::from_secs(30));
     let first = acquired(store.claim(&op).unwrap());
@@ -68,7 +68,7 @@ fn leases_lapse_and_late_owners_are_fenced() {
 
 #[test]
 fn many_keys_over_many_segments_are_found_again() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     for n in 0..3000_u64 {
         acquired(store.claim(n).unwrap()).complete(&n.to_le_bytes()[..]).unwrap();

@@ -77,7 +77,7 @@ struct Case {
 
 impl Case {
     fn closed(name: &'static str, ops: &[Op]) -> Self {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let mut world = World::new(&sim);
         world.run(&ops[..ops.len() / 2]).unwrap();
         world.run(&[Op::Sync]).unwrap();
@@ -89,7 +89,7 @@ impl Case {
     }
 
     fn killed(name: &'static str, ops: &[Op]) -> Self {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let mut world = World::new(&sim);
         world.run(&ops[..ops.len() / 2]).unwrap();
         world.run(&[Op::Step]).unwrap();
@@ -338,7 +338,7 @@ fn a_file_cut_emptied_deleted_or_exchanged_is_noticed_or_without_effect() {
     let (mut points, mut seen) = (0_u64, 0_u64);
     let others = Case::all().map(|case| {
         // Another store with the same history: other ids.
-        let sim = Sim::new(8);
+        let sim = Sim::small(8);
         let mut world = World::new(&sim);
         world.run(&case.ops()).unwrap();
         Case { sim: sim.copy(), ledger: world.forget(), ..case }

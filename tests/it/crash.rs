@@ -234,7 +234,7 @@ fn workloads() -> [(&'static str, Vec<Op>); 7] {
 
 /// Runs `ops` from an empty disk until the power goes at its change number `cut`. `None`: it never did.
 fn run_until(ops: &[Op], cut: u64) -> Option<(Sim, Ledger)> {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let mut world = World::new(&sim);
     world.cut_power_at(cut);
     let run = world.run(ops);
@@ -438,7 +438,7 @@ fn a_sync_that_fails_once_poisons_and_loses_nothing() {
     let mut tried = Tried::default();
     for (name, ops) in workloads() {
         for lie in 0.. {
-            let sim = Sim::new(7);
+            let sim = Sim::small(7);
             sim.lie_at_sync(lie);
             let mut world = World::new(&sim);
             let Err(failed) = world.run(&ops) else { break };

@@ -32,7 +32,7 @@ impl Writer {
 
 /// Two writers interleaved by a seed, over several segments, to a close. What the disk saw, and every token.
 fn trace(disk_seed: u64, order_seed: u64) -> (u64, Vec<u64>) {
-    let sim = Sim::new(disk_seed);
+    let sim = Sim::small(disk_seed);
     let builder =
         Store::builder().segment_bytes(16 << 10).result_bytes_max(4096).index_memory_max(512);
     let store = sim.open_with(builder).unwrap();

@@ -218,7 +218,7 @@ fn fill(sim: &Sim, store: &Store) {
 
 /// Makes an ending happen on a simulated disk.
 fn end(ending: &str) -> [&'static str; 3] {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let mut store = sim.open().unwrap();
     let claim = |op: Operation<'_>| acquired(store.claim(op).unwrap());
     let mut at_hand = Vec::new();
@@ -488,7 +488,7 @@ fn in_a_child_the_claim_comes_to_its_end() {
 /// The closure charged, and then timed out: it was taken for "nothing happened", and the next run charged again.
 #[test]
 fn a_run_that_failed_runs_again_only_by_an_explicit_word() {
-    let store = Sim::new(1).open().unwrap();
+    let store = Sim::small(1).open().unwrap();
     let charges = std::cell::Cell::new(0);
     let charge = |op: Operation<'_>| {
         store.run(op, |_| {
@@ -522,7 +522,7 @@ fn a_panic_while_a_value_is_encoded_frees_no_key() {
         }
     }
     for end in [ClaimGuard::complete::<Panics>, ClaimGuard::fail::<Panics>] {
-        let store = Sim::new(1).open().unwrap();
+        let store = Sim::small(1).open().unwrap();
         let guard = acquired(store.claim(aborting()).unwrap());
         panicking(|| end(guard, &Panics).unwrap());
         assert_eq!(left(&store), ["interrupted", "Interrupted"]);
@@ -534,7 +534,7 @@ fn a_panic_while_a_value_is_encoded_frees_no_key() {
 #[test]
 fn a_late_ending_that_nobody_noticed_costs_what_any_ending_does() {
     let cost = |late: Duration| {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let store = sim.open().unwrap();
         let guard = acquired(store.claim(op().lease(LEASE)).unwrap());
         sim.advance(late);
@@ -550,7 +550,7 @@ fn a_late_ending_that_nobody_noticed_costs_what_any_ending_does() {
 /// end it.
 #[test]
 fn a_handle_renews_nothing_once_its_guard_is_gone() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let guard = acquired(store.claim("k").unwrap());
     let handle = guard.handle();
@@ -563,7 +563,7 @@ fn a_handle_renews_nothing_once_its_guard_is_gone() {
 /// `OnDrop::Abort` had said was lost, and the attempt interrupted.
 #[test]
 fn drops_that_abort_do_so_over_several_segments() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let claim = |n: u64| acquired(store.claim(Operation::new(n).on_drop(OnDrop::Abort)).unwrap());
     let claims: Vec<ClaimGuard> = (0..3000).map(claim).collect();
@@ -579,7 +579,7 @@ fn drops_that_abort_do_so_over_several_segments() {
 /// passed, and the test hung.
 #[test]
 fn close_keeps_its_deadline_on_a_clock_that_stands_still() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let guard = acquired(store.claim("k").unwrap());
     let (done, is_done) = std::sync::mpsc::channel();

@@ -89,7 +89,7 @@ fn a_directory_in_the_place_of_a_file_is_said_at_the_opening() {
 
 #[test]
 fn a_full_disk_says_how_to_go_on() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     sim.set_disk_bytes_max(8192);
     let error = sim.open().unwrap_err();
     let path = error.path().unwrap().to_path_buf();
@@ -115,7 +115,7 @@ fn what_the_system_refuses_is_said_with_its_remedy() {
         (DiskFault::Denied, "no permission: "),
         (DiskFault::TooManyOpen, "too many open files: "),
     ] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         drop(sim.open_with(tiny()).unwrap());
         let mut points = 0;
         for n in 0..200 {
@@ -173,7 +173,7 @@ fn another_format_is_told_from_damage() {
     for (version, bits, word) in
         [(2_u16, 0_u32, "a newer format"), (0, 0, "an older format"), (1, 1, "a newer format")]
     {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         drop(sim.open().unwrap());
         let mut bytes = sim.read_file(&manifest).unwrap();
         bytes[8..10].copy_from_slice(&version.to_le_bytes());
@@ -190,7 +190,7 @@ fn another_format_is_told_from_damage() {
 
 #[test]
 fn a_damaged_store_says_where_and_that_nothing_was_guessed() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     drop(sim.open().unwrap());
     sim.flip_byte("/store/MANIFEST", 100, 1).unwrap();
     let error = sim.open().unwrap_err();
@@ -201,7 +201,7 @@ fn a_damaged_store_says_where_and_that_nothing_was_guessed() {
 
 #[test]
 fn a_network_file_system_is_refused_unless_allowed() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     drop(sim.open().unwrap());
     sim.set_network_fs(Some("NFS"));
     let error = sim.open().unwrap_err();
@@ -305,10 +305,72 @@ pub(crate) fn goes(dir: &Path) {
 /// An `Arc` stood around it, so nobody found it there.
 #[test]
 fn what_the_system_said_is_the_source() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     sim.fail_call(0, DiskFault::Denied);
     let error = sim.open().unwrap_err();
     let source = std::error::Error::source(&error).unwrap();
     let source = source.downcast_ref::<std::io::Error>().unwrap();
     assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+}
+
+/// What the system said, and where, stood in the source alone: `{e}` and `unwrap` showed neither.
+#[test]
+fn the_words_name_the_file_and_what_the_system_said() {
+    let sim = Sim::small(1);
+    sim.fail_calls_from(0, DiskFault::Io);
+    let error = sim.open().unwrap_err();
+    for words in [error.to_string(), format!("{error:?}")] {
+        assert!(words.contains("/store") && words.contains("(os error 5)"), "{words}");
+    }
+    sim.heal();
+    let store = sim.open().unwrap();
+    assert!(store.mark("k").unwrap().is_first());
+    sim.fail_sync(0, DiskFault::Io);
+    let indeterminate = store.mark("l").unwrap_err();
+    assert_eq!(indeterminate.kind(), ErrorKind::Indeterminate);
+    let poisoned = store.mark("m").unwrap_err();
+    assert_eq!(poisoned.kind(), ErrorKind::Poisoned);
+    let cause = std::error::Error::source(&poisoned).unwrap();
+    let health = format!("{:?}", store.health());
+    for words in [
+        indeterminate.to_string(),
+        format!("{indeterminate:?}"),
+        poisoned.to_string(),
+        format!("{poisoned:?}"),
+        cause.to_string(),
+        health,
+    ] {
+        let is_told_once = words.matches("os error 5").count() == 1;
+        assert!(words.contains("/store/log/0000000001.log") && is_told_once, "{words}");
+    }
+}
+
+/// Whoever met damage was told where, and not what to do.
+#[test]
+fn damage_names_the_next_step_once() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
+    claim.complete("a result that will rot").unwrap();
+    let log = "/store/log/0000000001.log";
+    let bytes = sim.read_file(log).unwrap();
+    let rotten = bytes.windows(6).position(|window| window == b"result").unwrap();
+    sim.flip_byte(log, rotten as u64, 1).unwrap();
+    let error = store.get("k").unwrap_err();
+    check(&error, ErrorKind::Corrupt, Path::new(log), &["verify", "backup", "admin::repair"]);
+    assert!(format!("{error:?}").starts_with("Corrupt: "), "{error:?}");
+    // A list of damages is what verify was asked for.
+    let found = store.verify().unwrap();
+    assert!(!found.damages.is_empty());
+    assert!(found.damages.iter().all(|damage| !damage.to_string().contains("backup")));
+}
+
+/// Its cause was Debug of everything within.
+#[test]
+fn an_error_that_gives_a_claim_back_says_so() {
+    let store = Sim::small(1).open().unwrap();
+    let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
+    let error = claim.complete(&vec![0; 1 << 20]).unwrap_err();
+    let words = format!("TooLarge: {error} (the claim is given back)");
+    assert_eq!(format!("{error:?}"), words);
 }

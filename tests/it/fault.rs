@@ -90,7 +90,7 @@ fn check_typed(failed: &Failed, fault: DiskFault, context: &str) {
 /// Runs a workload with the call number `n` failing; `false`: it never came to that.
 fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> bool {
     let context = format!("{name}, {fault:?} at call {n}, lasting: {lasting}");
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     if lasting {
         sim.fail_calls_from(n, fault);
     } else {
@@ -189,7 +189,7 @@ fn short_calls_and_signals_are_invisible() {
     let mut points = 0;
     for (name, ops) in workloads() {
         let undisturbed = |prepare: &dyn Fn(&Sim)| {
-            let sim = Sim::new(7);
+            let sim = Sim::small(7);
             prepare(&sim);
             let mut world = World::new(&sim);
             world.run(&ops).unwrap_or_else(|e| panic!("{name}: {e:?}"));
@@ -295,7 +295,7 @@ fn full_from(ops: &[Op], at: usize, points: &mut u64) -> u64 {
     let mut refused = 0;
     for inodes in [false, true] {
         let context = format!("full after {at} operations, inodes: {inodes}");
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let mut world = World::new(&sim);
         world.run(&ops[..at]).unwrap();
         if inodes {
@@ -323,7 +323,7 @@ fn a_disk_of_any_size_is_enough_or_says_that_it_is_full() {
     let mut points = 0;
     for pages in 0..60 {
         let context = format!("a disk of {pages} pages");
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         sim.set_disk_bytes_max(pages * 4096);
         let store = match sim.open_with(tiny()) {
             Ok(store) => store,
@@ -382,7 +382,7 @@ fn fill(sim: &Sim, store: &Store) {
 
 #[test]
 fn a_result_beyond_a_limit_gives_the_guard_back_and_a_smaller_one_is_recorded() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(tiny().result_bytes_max(5000)).unwrap();
     let claim = acquired(store.claim("large").unwrap());
     let token = claim.token();
@@ -416,7 +416,7 @@ fn a_result_beyond_a_limit_gives_the_guard_back_and_a_smaller_one_is_recorded() 
 fn an_ending_that_fails_before_its_write_gives_the_guard_back() {
     let mut failed = 0;
     for records in 0..24 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = sim.open_with(tiny().result_bytes_max(9000)).unwrap();
         let claim = acquired(store.claim(Operation::new("k").reserve_bytes(0)).unwrap());
         for n in 0..records {
@@ -441,7 +441,7 @@ fn whatever_was_reserved_can_be_recorded_on_a_full_disk() {
     let (mut ended, mut refused) = (0, 0);
     for seed in 0..if is_long() { 3000 } else { 100 } {
         let mut lot = Lot(seed);
-        let sim = Sim::new(seed);
+        let sim = Sim::small(seed);
         let store = sim.open_with(tiny().result_bytes_max(8000)).unwrap();
         sim.set_disk_bytes_max(sim.disk_bytes() + 4096 * lot.below(60));
         let mut claims: Vec<(ClaimGuard, usize)> = Vec::new();
@@ -516,7 +516,7 @@ fn within<T: Send + 'static>(
 
 #[test]
 fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open().unwrap();
     let panics = |op: Operation<'_>| {
         let run = || store.run(op, |_| -> Result<String, Error> { panic!("the user's") });
@@ -552,7 +552,7 @@ fn a_result_that_finds_no_room_frees_no_key_whatever_fails() {
     for on_unkept in [OnUnkept::Complete, OnUnkept::Hold] {
         for fault in [DiskFault::Io, DiskFault::Full, DiskFault::TooManyOpen, DiskFault::Short] {
             for place in 0.. {
-                let sim = Sim::new(7);
+                let sim = Sim::small(7);
                 let store = sim.open().unwrap();
                 let op = Operation::new("k").reserve_bytes(0).on_unkept(on_unkept);
                 let began = std::cell::Cell::new(0);
@@ -626,7 +626,7 @@ fn a_panic_at_any_call_hangs_nobody_and_loses_nothing() {
 /// `false`: it never came to that call.
 fn panic_at(name: &str, ops: &[Op], n: u64) -> bool {
     let context = format!("{name}, a panic at call {n}");
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     sim.fail_call(n, DiskFault::Panic);
     let mut world = World::new(&sim);
     // A call that panicked may have done all of it or nothing.
@@ -675,7 +675,7 @@ fn panic_at(name: &str, ops: &[Op], n: u64) -> bool {
 fn followers_of_a_leader_that_panics_get_a_typed_error() {
     for (write, at) in [(false, 0), (false, 3), (true, 0), (true, 5)] {
         let what = format!("a panicking leader, write: {write}, number {at}");
-        let sim = std::sync::Arc::new(Sim::new(7));
+        let sim = std::sync::Arc::new(Sim::small(7));
         let store = sim.open().unwrap();
         let _ = store.mark("before").unwrap();
         if write {
@@ -722,7 +722,7 @@ fn followers_of_a_leader_that_panics_get_a_typed_error() {
 /// Without its background thread a store would never write what was claimed at Lazy, and never say so.
 #[test]
 fn a_panic_in_the_background_thread_is_told() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     drop(sim.open().unwrap());
     let store = sim.open_existing(tiny(), true).unwrap();
     let claim = acquired(store.claim("k").unwrap());
@@ -742,7 +742,7 @@ fn a_panic_in_the_background_thread_is_told() {
 #[test]
 fn a_slow_sync_stalls_nobody_else() {
     within(60, "a call beside a slow sync", || {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = sim.open().unwrap();
         acquired(store.claim("done").unwrap()).complete("result").unwrap();
         let gate = sim.hold_sync();

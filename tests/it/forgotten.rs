@@ -30,7 +30,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let sim = Sim::new(11);
+        let sim = Sim::small(11);
         let store = Some(sim.open_with(builder()).unwrap());
         World { sim, store }
     }
@@ -104,7 +104,7 @@ fn forgets_in_the_midst_of_a_compaction_hide_the_memories_that_this_makes() {
     let name = |n: u64| format!("{n:0>400}");
     let mut midway = 0;
     for moment in (500..121_000).step_by(4_000) {
-        let sim = Sim::new(5);
+        let sim = Sim::small(5);
         let store = sim.open_with(builder()).unwrap();
         for n in 0..400 {
             let op = Operation::new(name(n)).retention(Duration::from_millis(250));

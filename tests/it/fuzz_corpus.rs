@@ -54,7 +54,7 @@ fn records(segment: &[u8]) -> Vec<&[u8]> {
 fn stores() -> Vec<(&'static str, Sim)> {
     let names = ["closed", "killed", "recovered"];
     let made = names.map(|name| {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let store = sim.open_with(fuzzing::builder()).unwrap();
         let claim = |key: &str| match store.claim(key).unwrap() {
             Claim::Acquired(guard) => guard,

@@ -169,7 +169,7 @@ fn write(name: &str, sim: &Sim) {
 
 fn make() {
     if !data("closed").exists() {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let store = sim.open_with(builder()).unwrap();
         let owners = work(&sim, &store);
         store.close(Duration::ZERO).unwrap();
@@ -178,7 +178,7 @@ fn make() {
         write("closed", &sim);
     }
     if !data("killed").exists() {
-        let sim = Sim::new(2);
+        let sim = Sim::small(2);
         let store = sim.open_with(builder()).unwrap();
         let owners = work(&sim, &store);
         sim.kill();

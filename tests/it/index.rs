@@ -68,7 +68,7 @@ pub(crate) fn files(sim: &Sim, end: &str) -> Vec<PathBuf> {
 #[test]
 fn claims_during_a_checkpoint_make_none_of_its_calls() {
     for hold in [Sim::hold_create, Sim::hold_exchange] {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let store = sim.open().unwrap();
         for n in 0..100_u64 {
             assert!(store.mark(n).unwrap().is_first());
@@ -103,7 +103,7 @@ fn claims_during_a_checkpoint_make_none_of_its_calls() {
 /// believed it.
 #[test]
 fn a_large_table_mended_with_little_memory_stays_one() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..1000).for_each(|n| mark(&store, "k", n));
     rest(&sim, &store);
@@ -124,7 +124,7 @@ fn a_large_table_mended_with_little_memory_stays_one() {
 #[test]
 fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_answered() {
     for (newer, map) in [(0, true), (40, true), (40, false)] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 1000);
         (0..100).for_each(|n| mark(&store, "k", n));
         drop(store);
@@ -166,7 +166,7 @@ fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_a
 fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
     for (killed, budget) in [(false, false), (true, false), (false, true), (true, true)] {
         let context = format!("killed: {killed}, budget: {budget}");
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 1000);
         (0..200).for_each(|n| mark(&store, "k", n));
         drop(store);
@@ -211,7 +211,7 @@ fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
 
 /// A killed store of a thousand keys in a table and one that came later.
 fn killed_with_a_table() -> Sim {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..1000).for_each(|n| mark(&store, "k", n));
     drop(store);
@@ -274,7 +274,7 @@ fn a_table_made_in_vain_takes_no_room_from_the_log() {
 /// many as a manifest may list and memory grew; and each lookup in it read the log of all its keys again, in vain.
 #[test]
 fn a_table_that_can_t_be_made_again_keeps_no_others_from_being_merged() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 8);
     for n in 0..400 {
         mark(&store, "k", n);
@@ -304,7 +304,7 @@ fn a_table_that_can_t_be_made_again_keeps_no_others_from_being_merged() {
 #[test]
 fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
     for map in [true, false] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let builder = Store::builder().segment_bytes(16 << 10).index_memory_max(64 * 8).map(map);
         let store = sim.open_with(builder).unwrap();
         (0..100).for_each(|n| mark(&store, "k", n));
@@ -338,7 +338,7 @@ fn rot_key(sim: &Sim, key: &str) -> PathBuf {
 /// was done any more: tables were sealed and never merged.
 #[test]
 fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 4);
     let victim = "the-victim-of-bit-rot";
     assert!(store.mark(victim).unwrap().is_first());
@@ -376,7 +376,7 @@ fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
 /// Compaction asked a damaged table and gave up, until by chance a lookup had it mended.
 #[test]
 fn a_damaged_table_that_compaction_meets_is_mended() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 4);
     (0..60).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
     rest(&sim, &store);
@@ -394,7 +394,7 @@ fn a_damaged_table_that_compaction_meets_is_mended() {
 /// A segment that was judged, its last dead record behind a note, waited for a sync that nobody called for.
 #[test]
 fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let day = Duration::from_secs(86_400);
     for n in 0..60 {
@@ -424,7 +424,7 @@ fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
 fn compaction_leaves_claims_their_reserves() {
     for (count, pages) in (2..18).flat_map(|count| [0, 5, 9, 17].map(|pages| (count, pages))) {
         let context = format!("{count} claims, {pages} pages");
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 1000);
         (0..3).for_each(|n| mark(&store, "k", n));
         let claim = |n: u64| store.claim(Operation::new(n).reserve_bytes(2048)).unwrap();
@@ -447,7 +447,7 @@ fn compaction_leaves_claims_their_reserves() {
 fn what_compaction_was_moving_when_a_write_failed_is_still_answered() {
     let mut poisoned = 0;
     for fail in 0..40 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 1000);
         acquired(store.claim("done").unwrap()).complete("result").unwrap();
         (0..6).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
@@ -469,7 +469,7 @@ fn what_compaction_was_moving_when_a_write_failed_is_still_answered() {
 /// nothing but expired keys was taken to be alive.
 #[test]
 fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 600);
     let day = Duration::from_secs(86_400);
     for n in 0..6000_u64 {
@@ -495,7 +495,7 @@ fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
 /// Where there is no room for a table, what is dead is given back all the same: that makes the room.
 #[test]
 fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 300);
     (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
     rest(&sim, &store);
@@ -518,7 +518,7 @@ fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
 #[test]
 fn tables_wait_for_room_and_no_close_needs_any() {
     for files_max in [false, true] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 4);
         (0..30).for_each(|n| mark(&store, "k", n));
         work(&store).unwrap();
@@ -549,7 +549,7 @@ fn tables_wait_for_room_and_no_close_needs_any() {
 /// A close that leaves its places in memory is clean, too, and the next opening reads all of the log.
 #[test]
 fn after_a_clean_close_an_opening_reads_no_record() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     for round in 0..4 {
         let store = open(&sim, 1000);
         let opening = store.stats().opening;
@@ -572,7 +572,7 @@ fn an_index_that_is_gone_is_made_again() {
     for how in 0..4 {
         for (map, killed) in [(true, false), (false, false), (true, true), (false, true)] {
             let context = format!("way {how}, map: {map}, killed: {killed}");
-            let sim = Sim::new(7);
+            let sim = Sim::small(7);
             let builder =
                 || Store::builder().segment_bytes(16 << 10).index_memory_max(256).map(map);
             let store = sim.open_with(builder()).unwrap();
@@ -624,7 +624,7 @@ fn keys_that_share_a_hash_are_told_apart() {
         [(0, 0), (0, u64::MAX), (u64::MAX, 0), (3 << 62, 1), ((1 << 27) - 1, u64::MAX), (7, 3)];
     for (high, low) in masks {
         let context = format!("mask {high:x} {low:x}");
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         sim.mask_hashes(high, low);
         let store = open(&sim, 40);
         let claims: Vec<_> =
@@ -670,7 +670,7 @@ fn keys_that_share_a_hash_are_told_apart() {
 #[test]
 fn claims_and_questions_outlive_the_segment_of_their_record() {
     for keys in [2, 1000] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, keys);
         let op = Operation::new("claim").lease(Duration::from_secs(30));
         let claim = acquired(store.claim(&op).unwrap());
@@ -719,7 +719,7 @@ fn claims_and_questions_outlive_the_segment_of_their_record() {
 /// power, nothing would be left of its keys, and they would be granted as new.
 #[test]
 fn a_segment_stays_until_what_made_its_records_dead_is_durable() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let key = |n: u64| format!("{n:0>1000}");
     for n in 0..8 {
@@ -747,7 +747,7 @@ fn a_segment_stays_until_what_made_its_records_dead_is_durable() {
 /// A forget is dead once its segment is judged, and hides an older record of the same segment until that goes.
 #[test]
 fn a_forget_hides_until_its_segment_is_gone() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1);
     mark(&store, "k", 0);
     rest(&sim, &store);
@@ -772,7 +772,7 @@ fn a_forget_hides_until_its_segment_is_gone() {
 #[test]
 fn a_call_that_fails_once_makes_no_record_damaged() {
     for after in 0..8 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 1000);
         (0..20).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
         sim.fail_call(after, DiskFault::Io);
@@ -791,7 +791,7 @@ fn a_call_that_fails_once_makes_no_record_damaged() {
 fn a_table_that_the_device_cannot_read_is_made_again() {
     let (mut mended, mut refused) = (0, 0);
     for call in 0..60 {
-        let sim = Sim::new(31);
+        let sim = Sim::small(31);
         let store = open(&sim, 64);
         (0..200).for_each(|n| mark(&store, "k", n));
         rest(&sim, &store);
@@ -815,7 +815,7 @@ fn a_table_that_the_device_cannot_read_is_made_again() {
 /// A slot of a segment that went takes room, and a read in vain, until it is merged away.
 #[test]
 fn a_merge_leaves_out_what_went_with_its_segment() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
     store.merge_index().unwrap();
@@ -835,7 +835,7 @@ fn a_merge_leaves_out_what_went_with_its_segment() {
 /// other hashes than they have now, which is what a bug of it would look like.)
 #[test]
 fn a_record_that_the_index_does_not_know_stops_compaction() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 4);
     (0..30).for_each(|n| mark(&store, "k", n));
     store.close(Duration::ZERO).unwrap();
@@ -858,7 +858,7 @@ fn a_record_that_the_index_does_not_know_stops_compaction() {
 /// Of each file the first damage was told, and a damaged bucket once more for each key that was looked up in it.
 #[test]
 fn every_damage_is_told_and_once() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(Store::builder()).unwrap();
     let (hour, year) = (Duration::from_secs(3600), Duration::from_secs(365 * 86_400));
     for n in 0..3000_u64 {
@@ -891,7 +891,7 @@ fn every_damage_is_told_and_once() {
 /// A key that expired, was forgotten, marked again and expired again stands in two files of remembered keys.
 #[test]
 fn of_a_key_that_expired_twice_the_newer_life_is_told() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let hour = Duration::from_secs(3600);
     let live = |key: (&str, u64), remembered: Duration| {
@@ -922,7 +922,7 @@ fn of_a_key_that_expired_twice_the_newer_life_is_told() {
 /// The power fails at each call of a compaction, which writes a table and a file of remembered keys before it lists them.
 #[test]
 fn files_of_the_index_that_no_manifest_lists_go_with_the_first_write_after_an_opening() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let hour = Duration::from_secs(3600);
     for n in 0..20 {
@@ -963,7 +963,7 @@ fn files_of_the_index_that_no_manifest_lists_go_with_the_first_write_after_an_op
 /// Pieces that end with their segment are smaller, and what is left of a division adds up.
 #[test]
 fn compaction_in_the_background_moves_at_a_bounded_rate() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(Store::builder().segment_bytes(1 << 20)).unwrap();
     for n in 0..3000_u64 {
         let op = long(n);

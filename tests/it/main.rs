@@ -52,6 +52,8 @@ mod room;
 mod programs;
 /// Tiny workloads as data, and what a crash may leave of them.
 mod script;
+/// What is shown of a key, in words and in walks.
+mod shown;
 /// Sizes that change between two openings.
 mod sizes;
 /// Spares that an earlier opening left.

@@ -34,7 +34,7 @@ fn sealed(sim: &Sim) -> Store {
 fn a_miss_in_older_tables_grants_nothing() {
     let mut held = 0;
     for after in 0..4 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         // One bucket for all, so that the read is sure.
         sim.mask_hashes(0, 0);
         let store = sealed(&sim);
@@ -59,7 +59,7 @@ fn a_miss_in_older_tables_grants_nothing() {
 /// beside the one that already stood for the same part of the log, and no opening believed that manifest.
 #[test]
 fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 8);
     let mut marked = 0;
     let mut checkpoint = |count: u64| {
@@ -92,7 +92,7 @@ fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
 /// and no opening would believe how far they reach.
 #[test]
 fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 8);
     let hour = Duration::from_secs(3600);
     let mut marked = 0;
@@ -152,7 +152,7 @@ fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
 /// does not leave memory with what is.
 #[test]
 fn what_is_written_while_memory_is_sealed_stays_there() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..4).for_each(|n| mark(&store, "k", n));
     let gate = sim.hold_sync();
@@ -174,7 +174,7 @@ fn what_is_written_while_memory_is_sealed_stays_there() {
 fn what_was_read_is_judged_by_the_time_at_which_it_stood() {
     let mut held = 0;
     for after in 0..4 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         sim.mask_hashes(0, 0);
         let store = open_unmapped(&sim, 4);
         let op = || Operation::new("job").retention(Duration::from_millis(300));
@@ -205,7 +205,7 @@ fn what_was_read_is_judged_by_the_time_at_which_it_stood() {
 fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
     let mut held = 0;
     for after in 0..6 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = sealed(&sim);
         let gate = sim.hold_read(after);
         std::thread::scope(|scope| {
@@ -231,7 +231,7 @@ fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
 #[test]
 fn what_goes_while_everything_is_read_is_no_damage() {
     for after in 0..12 {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open(&sim, 8);
         let mut n = 0;
         for count in [36, 20, 9] {
@@ -297,7 +297,7 @@ fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
     for (name, long_work) in LONG {
         for after in 0..40_u64 {
             let context = format!("{name}, held at call {after}");
-            let sim = Sim::new(7);
+            let sim = Sim::small(7);
             let store = with_work(&sim);
             let gate = match after.checked_sub(1) {
                 None => sim.hold_sync(),
@@ -348,7 +348,7 @@ fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
     for (hours, jump) in [(0, 3 * day), (0, -3 * day), (2, 0), (2, -3 * day), (20, 3 * day)] {
         for after in 0..60 {
             let context = format!("{hours} hours, {jump} ms, at read {after}");
-            let sim = Sim::new(7);
+            let sim = Sim::small(7);
             let store = open_unmapped(&sim, 8);
             let keep = |name: &str, n: u64| {
                 let op = Operation::new((name, n)).retention(hour).durability(Durability::Flush);
@@ -409,7 +409,7 @@ fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
 /// While everything is read, a file of remembered keys is merged into another: it is gone, and nothing is missing.
 #[test]
 fn remembered_keys_merged_while_everything_is_read_are_no_damage() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 8);
     let hour = Duration::from_secs(3600);
     let remember = |from: u64| {
@@ -440,7 +440,7 @@ fn remembered_keys_merged_while_everything_is_read_are_no_damage() {
 /// A merge that nobody will go on with left its file until some later opening wrote.
 #[test]
 fn a_close_in_the_midst_of_a_merge_leaves_no_file_of_it() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 8);
     for n in 0..200 {
         mark(&store, "k", n);
@@ -460,7 +460,7 @@ fn a_close_in_the_midst_of_a_merge_leaves_no_file_of_it() {
 /// its end, or it would leave memory all the same. Nothing can be held back amid the copy, so there is much to be copied.
 #[test]
 fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(Store::builder().index_memory_max(64 << 20)).unwrap();
     let mut marked = 0;
     let mark_next = |n: &mut u64| {
@@ -484,7 +484,7 @@ fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
 /// It went on without the lock, and removed a table that the next opener had made under the same number.
 #[test]
 fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open(&sim, 8);
     (0..30).for_each(|n| mark(&store, "k", n));
     store.close(Duration::ZERO).unwrap();
@@ -517,7 +517,7 @@ fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
 /// One said that all is durable while the other one, who was to see to that, failed.
 #[test]
 fn of_two_closes_none_is_ok_if_the_sync_fails() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let Claim::Acquired(guard) = store.claim("in flight").unwrap() else { panic!() };
     assert!(store.mark(Operation::new("k").durability(Durability::Lazy)).unwrap().is_first());
@@ -578,7 +578,7 @@ fn verify_held_at(
 #[test]
 fn what_the_first_write_after_a_kill_cuts_off_is_no_damage() {
     for after in 0.. {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         killed_with_a_note(&sim);
         let store = open_unmapped(&sim, 8);
         let write = || mark(&store, "first", 0);
@@ -597,7 +597,7 @@ fn what_the_first_write_after_a_kill_cuts_off_is_no_damage() {
 #[test]
 fn what_an_unsynced_tail_that_moves_leaves_behind_is_no_damage() {
     for after in 0.. {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = open_unmapped(&sim, 8);
         (0..10).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
         let late = Operation::new("late").durability(Durability::Flush);
@@ -633,7 +633,7 @@ fn what_an_unsynced_tail_that_moves_leaves_behind_is_no_damage() {
 fn a_verify_that_a_close_overtakes_says_so_and_finds_no_damage() {
     let mut reopened = 0;
     for after in 0.. {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         killed_with_a_note(&sim);
         let store = open_unmapped(&sim, 8);
         let close_and_go_on = || {
@@ -670,7 +670,7 @@ fn what_cannot_be_read_is_told_by_itself_and_is_no_damage() {
         for lasting in [false, true] {
             for after in 0.. {
                 let context = format!("{fault:?} at call {after}, lasting: {lasting}");
-                let sim = Sim::new(7);
+                let sim = Sim::small(7);
                 let store = with_work(&sim);
                 assert!(store.compact(u64::MAX).unwrap().is_complete());
                 match lasting {
@@ -701,7 +701,7 @@ fn what_cannot_be_read_is_told_by_itself_and_is_no_damage() {
 /// A record that a failed write left in memory can't be read, and was called damaged.
 #[test]
 fn a_record_that_a_failed_write_left_in_memory_is_no_damage() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = open_unmapped(&sim, 8);
     (0..6).for_each(|n| mark(&store, "k", n));
     rest(&sim, &store);

@@ -238,7 +238,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut world = World {
-            sim: Sim::new(seed),
+            sim: Sim::small(seed),
             machine: None,
             keys: [const { None }; KEYS.len()],
             guards: Vec::new(),

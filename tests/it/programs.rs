@@ -61,7 +61,7 @@ fn hello_run(store: &Store) -> Result<String, Any> {
 
 #[test]
 fn program_2_run() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     WORK.set(Some("refused"));
     assert!(hello_run(&store).is_err());
@@ -110,7 +110,7 @@ fn charge(store: &Store, req: &Req) -> Result<Resp, Error> {
 
 #[test]
 fn program_3_http_handler() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let req = Req { tenant: "acme", path: "/charges", key: "k-1", body: b"17" };
     let status = |req: &Req| charge(&store, req).unwrap().status;
@@ -161,7 +161,7 @@ fn mark_only(store: &Store, messages: &[Msg]) -> Result<(), Error> {
 
 #[test]
 fn program_5_queue_consumer() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let messages = ["a", "b", "a", "bad", "bad"].map(|id| Msg { id });
     consumer(&store, &messages).unwrap();
@@ -190,7 +190,7 @@ fn price(store: &Store, sku: u64) -> Result<Vec<u8>, Any> {
 
 #[test]
 fn program_6_many_at_once() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     std::thread::scope(|scope| {
         let price = |sku| {
@@ -233,7 +233,7 @@ fn operator(store: &Store) -> Result<Vec<String>, Error> {
 
 #[test]
 fn program_8_operator() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     drop(store.claim(Operation::new("task-42").owner("host-3")).unwrap());
     assert!(store.mark("another").unwrap().is_first());
@@ -268,7 +268,7 @@ fn typed(store: &Store) -> Result<String, Fault> {
 
 #[test]
 fn program_9_typed_results_and_recorded_failures() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open().unwrap();
     PSP.set(Psp::Busy);
     assert!(matches!(typed(&store), Err(Fault::Busy)));
@@ -327,7 +327,7 @@ fn program_10_policies_and_shutdown() {
 }
 
 fn tests() -> Result<(), Error> {
-    let sim = Sim::new(1); // disk and clock, by seed
+    let sim = Sim::small(1); // disk and clock, by seed
     if let Claim::Acquired(claim) = sim.open()?.claim(Operation::new("k").retention(DAY))? {
         claim.complete("v")?;
     }

@@ -59,7 +59,7 @@ fn all_keys() -> Vec<String> {
 
 /// A store over several segments and tables, with moved records and remembered keys, and what is known of its keys.
 fn work(closed: bool) -> (Sim, Keys) {
-    let sim = Sim::new(5);
+    let sim = Sim::small(5);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..60 {
         let op = Operation::new(key(n)).retention(KEPT).remember_expired(YEAR);
@@ -203,7 +203,7 @@ fn a_lost_manifest_is_made_again_from_the_segments() {
 /// It was taken for whole, and the store could not be opened: its segments hold more than it lists.
 #[test]
 fn a_manifest_older_than_the_log_is_made_again_from_the_segments() {
-    let sim = Sim::new(5);
+    let sim = Sim::small(5);
     let store = sim.open_with(builder()).unwrap();
     let mark = |n| assert!(store.mark(key(n)).unwrap().is_first());
     (0..30).for_each(mark);
@@ -314,7 +314,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_is_told() {
 #[test]
 fn a_damaged_last_segment_of_a_killed_store_is_given_up_by_an_explicit_word_alone() {
     for damage in ["emptied", "cut to a header", "cut in the midst", "cut in its room", "zeroed"] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = sim.open_with(builder()).unwrap();
         for n in 0..100 {
             assert!(store.mark(key(n)).unwrap().is_first());
@@ -348,7 +348,7 @@ fn a_damaged_last_segment_of_a_killed_store_is_given_up_by_an_explicit_word_alon
 #[test]
 fn without_a_manifest_a_segment_that_is_gone_or_cut_is_a_loss() {
     for closed in [true, false] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = sim.open_with(builder()).unwrap();
         for n in 0..700 {
             assert!(store.mark(key(n)).unwrap().is_first());
@@ -391,7 +391,7 @@ fn without_a_manifest_a_segment_that_is_gone_or_cut_is_a_loss() {
 
 /// Four lives, each of which ends by a kill and gets a segment of its own.
 fn killed_lives() -> (Sim, Vec<PathBuf>) {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     for life in 0..4 {
         let store = sim.open_with(builder()).unwrap();
         (0..20).for_each(|n| assert!(store.mark(key(life * 20 + n)).unwrap().is_first()));
@@ -444,7 +444,7 @@ fn without_a_manifest_a_segment_behind_a_recovery_s_cut_is_missed() {
 }
 
 fn killed_with_200_keys() -> Sim {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     (0..200).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
     sim
@@ -487,7 +487,7 @@ fn without_a_manifest_a_segment_under_another_name_is_saved() {
 /// After other settings a segment that lay ahead is left out, and its number with it: that is no loss.
 #[test]
 fn without_a_manifest_a_number_that_was_never_used_is_missed_by_nobody() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     for larger in [256, 4096] {
         let store = sim.open_with(builder().result_bytes_max(larger)).unwrap();
         for n in 0..200 {
@@ -504,7 +504,7 @@ fn without_a_manifest_a_number_that_was_never_used_is_missed_by_nobody() {
 /// It was told as damaged, and not as a loss.
 #[test]
 fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     remember(&sim, &store, 0..300);
     remember(&sim, &store, 300..400);
@@ -525,7 +525,7 @@ fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
 /// A flipped byte in one page gave up all keys of its file.
 #[test]
 fn of_damaged_expired_keys_all_whole_pages_are_saved() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     // All that expires at once is in one segment, and so in one file.
     let builder = || builder().segment_bytes(1 << 20);
     let store = sim.open_with(builder()).unwrap();
@@ -569,7 +569,7 @@ fn of_damaged_expired_keys_all_whole_pages_are_saved() {
 
 #[test]
 fn a_store_that_is_open_or_missing_is_not_touched() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     assert_eq!(sim.repair(builder(), AcceptLoss::Yes).unwrap_err().kind(), ErrorKind::NotFound);
     let store = sim.open_with(builder()).unwrap();
     assert_eq!(sim.repair(builder(), AcceptLoss::Yes).unwrap_err().kind(), ErrorKind::Locked);
@@ -780,7 +780,7 @@ fn segments_of(sim: &Sim) -> (Vec<PathBuf>, Vec<PathBuf>) {
 
 /// 1,500 keys marked in batches, at Sync, and a clean close.
 fn marked_in_batches_of(size: u64) -> Sim {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     let keys: Vec<_> = (0..1500).map(key).collect();
     for batch in keys.chunks(size as usize) {
@@ -897,7 +897,7 @@ fn an_opening_takes_no_more_keys_into_memory_than_it_may() {
     // 64 keys; as many records at Flush behind the last watermark, some of them of keys from before.
     let most = 4096 / 64;
     for (closed, late) in [(true, 0), (false, 0), (false, 40), (false, 100)] {
-        let sim = Sim::new(7);
+        let sim = Sim::small(7);
         let store = sim.open_with(builder()).unwrap();
         for n in 0..500 {
             assert!(store.mark(key(n)).unwrap().is_first());
@@ -947,7 +947,7 @@ fn an_opening_takes_no_more_keys_into_memory_than_it_may() {
 /// That opening loses power at every change of the disk.
 #[test]
 fn an_opening_that_seals_as_it_reads_may_crash_anywhere() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     (0..150).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
     for n in 140..160 {

@@ -25,7 +25,7 @@ fn bytes_on_disk(sim: &Sim) -> u64 {
 /// A year of marks, each kept for a minute, in a store that may take no more than a few hundred of them.
 #[test]
 fn a_budget_is_kept_for_ever_while_what_expires_makes_room() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let most = 400 << 10;
     let store = sim.open_with(builder().disk_bytes_max(most)).unwrap();
     for n in 0..5000 {
@@ -43,7 +43,7 @@ fn a_budget_is_kept_for_ever_while_what_expires_makes_room() {
 #[test]
 fn a_store_full_of_what_is_kept_refuses_claims_and_nothing_else_and_goes_on_when_some_has_expired()
 {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder().disk_bytes_max(300 << 10)).unwrap();
     let Claim::Acquired(owner) = store.claim("in flight").unwrap() else { panic!() };
     let mut n = 0;
@@ -71,7 +71,7 @@ fn a_store_full_of_what_is_kept_refuses_claims_and_nothing_else_and_goes_on_when
 /// The disk itself is full, and has the room of a few segments only.
 #[test]
 fn on_a_full_disk_what_has_expired_makes_room() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     sim.set_disk_bytes_max(300 << 10);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..3000 {
@@ -87,7 +87,7 @@ fn on_a_full_disk_what_has_expired_makes_room() {
 
 #[test]
 fn after_an_erasing_compaction_the_bytes_of_what_was_forgotten_stand_in_no_file() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     let secret = b"4242 4242 4242 4242";
     for n in 0..100 {
@@ -115,7 +115,7 @@ fn after_an_erasing_compaction_the_bytes_of_what_was_forgotten_stand_in_no_file(
 
 /// A store of which one result was forgotten, and whether its bytes are in a file.
 fn forgotten(secret: &[u8]) -> (Sim, Store, impl Fn(&Sim) -> bool) {
-    let sim = Sim::new(3);
+    let sim = Sim::small(3);
     let store = sim.open_with(builder()).unwrap();
     (0..60).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
     let Claim::Acquired(claim) = store.claim("told in confidence").unwrap() else { panic!() };
@@ -165,7 +165,7 @@ fn an_erasure_in_which_a_call_failed_is_not_called_complete_before_the_bytes_are
 /// Ninety of a hundred results expire: what is left takes little more than they do.
 #[test]
 fn a_compaction_leaves_little_more_than_what_is_alive() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..2000 {
         let op = Operation::new(key(n));
@@ -185,7 +185,7 @@ fn a_compaction_leaves_little_more_than_what_is_alive() {
 /// What is remembered takes 24 bytes of disk at most, and no memory.
 #[test]
 fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let year = Duration::from_secs(365 * 86_400);
     let store = sim.open_with(builder()).unwrap();
     let count = 20_000;
@@ -220,7 +220,7 @@ fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
 fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
     let mut tries = 0;
     for call in 0.. {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let store = sim.open_with(builder()).unwrap();
         for n in 0..300_u64 {
             let op = Operation::new(n).retention(KEPT).remember_expired(100 * KEPT);
@@ -250,7 +250,7 @@ fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
 /// budget no number of calls was enough.
 #[test]
 fn compaction_in_pieces_comes_to_an_end_and_has_erased_what_was_forgotten_before() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..200 {
         assert!(store.mark(key(n)).unwrap().is_first());
@@ -307,7 +307,7 @@ fn uneven(sim: &Sim, every: u64, bytes: usize) -> (Store, u64) {
 /// Three bytes of four are in one key of four hundred, which a sample of some hundred keys missed.
 #[test]
 fn an_estimate_knows_of_large_results_among_many_small_ones() {
-    let (store, alive) = uneven(&Sim::new(3), 400, 60 << 10);
+    let (store, alive) = uneven(&Sim::small(3), 400, 60 << 10);
     let found = store.estimate().unwrap();
     assert!(found.live_bytes > alive / 2 && found.live_bytes < 2 * alive, "{found:?}, {alive}");
 }
@@ -315,7 +315,7 @@ fn an_estimate_knows_of_large_results_among_many_small_ones() {
 /// Where a sample misses them all the same, everything looks dead, and was moved again and again.
 #[test]
 fn what_is_alive_is_not_moved_again_and_again_whatever_a_sample_says() {
-    let sim = Sim::new(3);
+    let sim = Sim::small(3);
     let (store, alive) = uneven(&sim, 8000, 500 << 10);
     for _ in 0..60 {
         while store.step().unwrap() == Duration::ZERO {}
@@ -344,7 +344,7 @@ fn days_of_mixed_retention_take_twice_what_is_alive_and_two_segments_at_most() {
 
 #[test]
 fn an_estimate_knows_what_is_alive_and_in_which_state() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..3000 {
         let op = Operation::new(key(n));
@@ -376,7 +376,7 @@ fn an_estimate_knows_what_is_alive_and_in_which_state() {
 /// The reads of a sample at each of fifty checkpoints a second tripled the p99 of pairs.
 #[test]
 fn checkpoints_that_follow_each_other_fast_share_a_sample() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     let completed_at_checkpoint = |keys: std::ops::Range<u64>| {
         keys.for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
@@ -484,7 +484,7 @@ fn a_log_of_many_segments_keeps_few_files_open() {
 fn a_disk_that_claims_have_filled_has_room_for_its_recovery() {
     let mut resynced = 0;
     for disk_kib in [160, 200, 256, 300] {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         sim.set_disk_bytes_max(disk_kib << 10);
         let store = sim.open_with(builder()).unwrap();
         let marked = (0..3000).find(|n| store.mark(key(*n)).is_err()).unwrap();
@@ -504,7 +504,7 @@ fn a_disk_that_claims_have_filled_has_room_for_its_recovery() {
 /// A log of short keys has filled the budget; the table of all of them would take a quarter as much again.
 #[test]
 fn a_checkpoint_for_which_the_budget_has_no_room_is_refused() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let most = 400 << 10;
     let builder = builder().index_memory_max(1 << 20).disk_bytes_max(most);
     let store = sim.open_with(builder.clone()).unwrap();

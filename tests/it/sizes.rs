@@ -9,7 +9,7 @@ use std::time::Duration;
 /// after the other until the disk was full. Now the log passes over what is too small.
 #[test]
 fn a_result_longer_than_the_segments_of_an_earlier_opening_finds_room() {
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let small = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
     let store = sim.open_with(small).unwrap();
     let _ = store.mark("first").unwrap();

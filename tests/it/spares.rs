@@ -11,7 +11,7 @@ use onlyonce::{Mark, Store, StoreBuilder};
 #[test]
 fn a_damaged_spare_is_not_used() {
     let builder = || Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
-    let sim = Sim::new(1);
+    let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     let _ = store.mark("first").unwrap();
     while store.step().unwrap().is_zero() {}
@@ -60,7 +60,7 @@ fn logs(sim: &Sim) -> Vec<PathBuf> {
 /// the next segment's, which was removed in its place, with all that stood in it.
 #[test]
 fn a_leftover_whose_removal_failed_does_not_take_the_next_segment_of_its_number_along() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     (0..200).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
     store.close(Duration::ZERO).unwrap();

@@ -17,7 +17,7 @@ fn mark_for(store: &Store, key: &str, kept: Duration) {
 /// Against the clocks of before the jump the machine would have been off for a month.
 #[test]
 fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open().unwrap();
     mark_for(&store, "k", 12 * HOUR);
     rest(&sim, &store);
@@ -36,7 +36,7 @@ fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
 /// Against the clocks of the first write the machine would have been off for longer than a reboot may count.
 #[test]
 fn a_store_that_was_open_for_a_day_counts_only_from_its_last_hour_how_long_it_was_off() {
-    let sim = Sim::new(7);
+    let sim = Sim::small(7);
     let store = sim.open().unwrap();
     mark_for(&store, "k", 36 * HOUR);
     for _ in 0..24 {

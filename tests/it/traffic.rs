@@ -53,7 +53,7 @@ impl Sample {
 
 impl Traffic {
     pub fn new(builder: StoreBuilder) -> Self {
-        let sim = Sim::new(1);
+        let sim = Sim::small(1);
         let flush = Policy::new().claim_durability(Durability::Flush).durability(Durability::Flush);
         let store = sim.open_with(builder.policy(flush)).unwrap();
         let mut traffic = Traffic {
