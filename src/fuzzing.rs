@@ -315,13 +315,13 @@ fn seal_expired(bytes: &mut [u8]) {
 }
 
 fn seal_manifest(bytes: &mut [u8]) {
-    if bytes.len() < 204 {
+    if bytes.len() < 212 {
         return;
     }
     seal_file_header(bytes);
     let count = |at| usize::try_from(number(bytes, at, 4)).unwrap_or(usize::MAX);
     let items = [(188, 36), (192, 44), (196, 16)].map(|(at, len)| count(at).saturating_mul(len));
-    let end = items.into_iter().fold(200, usize::saturating_add);
+    let end = items.into_iter().fold(208, usize::saturating_add);
     if end.saturating_add(4) <= bytes.len() {
         put_sum(bytes, 0..end, &[]);
         bytes[end + 4..].fill(0);

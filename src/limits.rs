@@ -109,6 +109,17 @@ pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
 
+/// Tokens begin, at each opening, at the wall clock's milliseconds times this. No log grows as fast: so none runs ahead of
+/// the clock while it is open.
+pub(crate) const TOKENS_A_MILLI: u64 = 1 << 20;
+/// The clock's part is bounded, so that a wrong clock can't use the tokens up.
+pub(crate) const TOKENS_BY_CLOCK_MAX: u64 = 1 << 62;
+/// A clock that lies an hour behind the tokens was set back, or theirs ran ahead.
+pub(crate) const TOKENS_CLOCK_OFF: u64 = 3_600_000 * TOKENS_A_MILLI;
+/// The random step of an opening whose clock is off: up to a minute. More than a copy is likely to have issued, and less than
+/// usually passes between two boots of a machine that has no clock of its own, so that a clock set right catches up.
+pub(crate) const TOKEN_STEP_OFF: u64 = 1 << 36;
+
 /// Entries that a shard of the in-memory table keeps room for.
 pub(crate) const SHARD_KEYS_LEAST: usize = 64;
 

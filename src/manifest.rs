@@ -38,6 +38,9 @@ pub(crate) struct Manifest {
     pub(crate) durable: Lsn,
     /// At least the end of every segment ever listed; never falls.
     pub(crate) extent: Lsn,
+    /// What is added to a record's LSN to make its token, in segments listed so far. LSN and it together never fall:
+    /// so no token is issued twice, and each is below the extent and it.
+    pub(crate) ahead: u64,
     pub(crate) next_ordinal: u32,
     pub(crate) time: TimeField,
     pub(crate) opener: Opener,
@@ -104,6 +107,7 @@ struct Head {
     segment_count: U32,
     table_count: U32,
     expired_count: U32,
+    ahead: U64,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -139,7 +143,7 @@ const HEAD_BYTES: usize = size_of::<Head>();
 const ITEM_BYTES: usize = size_of::<Item>();
 const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
 const EXPIRED_ITEM_BYTES: usize = size_of::<ExpiredItem>();
-const _: () = assert!(HEAD_BYTES == 200 && ITEM_BYTES == 36);
+const _: () = assert!(HEAD_BYTES == 208 && ITEM_BYTES == 36);
 const _: () = assert!(TABLE_ITEM_BYTES == 44 && EXPIRED_ITEM_BYTES == 16);
 
 impl Manifest {
@@ -163,6 +167,7 @@ impl Manifest {
             segment_count: u32::try_from(self.segments.len()).unwrap_or(u32::MAX).into(),
             table_count: u32::try_from(self.tables.len()).unwrap_or(u32::MAX).into(),
             expired_count: u32::try_from(self.expired.len()).unwrap_or(u32::MAX).into(),
+            ahead: self.ahead.into(),
         };
         let mut out = head.as_bytes().to_vec();
         for listed in &self.segments {
@@ -274,6 +279,7 @@ impl Manifest {
             clean: Some(Lsn::new(head.clean_end.get())).filter(|end| *end != Lsn::ZERO),
             durable: Lsn::new(head.durable.get()),
             extent: Lsn::new(head.extent.get()),
+            ahead: head.ahead.get(),
             next_ordinal: head.next_ordinal.get(),
             time: head.time,
             opener: Opener {
@@ -309,7 +315,7 @@ impl Manifest {
         }) && before <= self.extent
             // New segments begin at the extent.
             && self.extent.get() % 8 == 0
-            && self.extent.get() <= limits::LSN_MAX
+            && self.tokens_end().is_some()
             && !self.segments.is_empty()
             && self.index_is_sound()
     }
@@ -343,9 +349,22 @@ impl Manifest {
         )
     }
 
+    /// Past every token ever issued, and every one that may be until the next switch. Refuses where there is none.
+    pub(crate) fn check_tokens(&self) -> Result<u64> {
+        self.tokens_end().ok_or_else(|| {
+            let message = "the store has used up its tokens: begin a new one";
+            Error::new(ErrorKind::StorageFull, message)
+        })
+    }
+
+    fn tokens_end(&self) -> Option<u64> {
+        self.extent.get().checked_add(self.ahead).filter(|end| *end <= limits::LSN_MAX)
+    }
+
     /// Refuses where no further segment may be listed.
     pub(crate) fn check_room(&self) -> Result<()> {
-        let has_lsns = self.extent.get() <= limits::LSN_MAX - limits::SEGMENT_BYTES_MOST;
+        let end_most = limits::LSN_MAX - limits::SEGMENT_BYTES_MOST;
+        let has_lsns = self.tokens_end().is_some_and(|end| end <= end_most);
         let has_number = self.next_ordinal < u32::MAX;
         if self.segments.len() < limits::SEGMENTS_MAX && has_number && has_lsns {
             return Ok(());
@@ -416,6 +435,7 @@ pub(crate) mod tests {
             clean: None,
             durable: Lsn::new(1 << 21),
             extent: Lsn::new(1 << 22),
+            ahead: 3 << 40,
             next_ordinal: 8,
             time: TimeField {
                 boot_id: [5; 16],
@@ -468,11 +488,11 @@ pub(crate) mod tests {
              01010101010101010202020202020202020202020202020202020202020202020202020202020202\
              05050505050505050505050505050505060000000000000007000000000000000800000000000000\
              0068e5cf8b010000921000000800000000002000000000000c000000020000000200000001000000\
-             0000100000000000001010000000000000000100000000004d001000000000000300000000002000\
-             00000000000021000000000000000100000000004d00200000000000070000000000100000000000\
-             20031000000000000b00000000000000030000000000000004000000000000000900000020031000\
-             0000000000002000000000000b00000000000000030000000000000004000000000000000b000000\
-             e80300000000000004000000003fab0147a123bd"
+             00000000000300000000100000000000001010000000000000000100000000004d00100000000000\
+             030000000000200000000000000021000000000000000100000000004d0020000000000007000000\
+             000010000000000020031000000000000b0000000000000003000000000000000400000000000000\
+             09000000200310000000000000002000000000000b00000000000000030000000000000004000000\
+             000000000b000000e80300000000000004000000003fab01710ac23c"
         );
     }
 
@@ -490,6 +510,9 @@ pub(crate) mod tests {
             // The next segment would begin there: past all LSNs, and at none.
             Manifest { extent: Lsn::new(u64::MAX), ..sample() },
             Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() },
+            // Its tokens would lie past all numbers.
+            Manifest { ahead: u64::MAX, ..sample() },
+            Manifest { ahead: limits::LSN_MAX, ..sample() },
             Manifest { next_ordinal: 7, ..sample() },
             Manifest { next_table: 11, ..sample() },
             Manifest { covered: Lsn::new((1 << 21) + 8), ..sample() },
@@ -521,6 +544,8 @@ pub(crate) mod tests {
         let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
         assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let far = Manifest { extent: Lsn::new(limits::LSN_MAX), ..sample() };
+        assert_eq!(far.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let far = Manifest { ahead: limits::LSN_MAX - (1 << 23), ..sample() };
         assert_eq!(far.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
         let full = Manifest { segments, ..sample() };

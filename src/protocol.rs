@@ -445,12 +445,12 @@ impl KeyState {
         }
     }
 
-    /// What a record about a key says; `None` for a forget. `lsn_token`: the record's own LSN as a token.
+    /// What a record about a key says; `None` for a forget. `token`: the attempt's.
     pub(crate) fn read(
         kind: Kind,
         ending: Option<Ending>,
         body: &Body<'_>,
-        lsn_token: Token,
+        token: Token,
     ) -> Option<Self> {
         let phase = match (kind, ending) {
             (Kind::Claim | Kind::Update, _) => Phase::Claimed,
@@ -461,12 +461,11 @@ impl KeyState {
             (_, Some(Ending::Held)) => Phase::Held,
             (_, None) => return None,
         };
-        Some(KeyState::of(phase, body, lsn_token))
+        Some(KeyState::of(phase, body, token))
     }
 
     /// What the body of a record says that leaves its key in `phase`.
-    pub(crate) fn of(phase: Phase, body: &Body<'_>, lsn_token: Token) -> Self {
-        let token = body.token.unwrap_or(lsn_token);
+    pub(crate) fn of(phase: Phase, body: &Body<'_>, token: Token) -> Self {
         let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
         KeyState {
             phase,

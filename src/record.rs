@@ -47,6 +47,8 @@ const HEADER_SUMMED: usize = HEADER_BYTES - 4;
 
 /// Bits of `Header::flags` above the detail.
 const FLAG_DETAIL: u8 = 0x0f;
+/// The token field says how far the token is ahead of the record's own LSN.
+const FLAG_AHEAD: u8 = 0x10;
 const FLAG_HOLD: u8 = 0x40;
 const FLAG_COPY: u8 = 0x80;
 
@@ -183,8 +185,10 @@ pub(crate) struct Body<'a> {
     pub(crate) key: &'a [u8],
     /// Store time at which the record was made; of an ending, when the attempt ended.
     pub(crate) time: StoreMillis,
-    /// The attempt's fencing token. `None`: the record's own LSN, as a claim's first record has it.
+    /// The attempt's fencing token. `None`: the record's own LSN and `ahead`, as a claim's first record has it.
     pub(crate) token: Option<Token>,
+    /// How far tokens ran ahead of LSNs when the record was placed; 0 where `token` is given.
+    pub(crate) ahead: u64,
     /// Token of the key's first claim since it was absent. `None`: the token.
     pub(crate) life: Option<Token>,
     /// Token of the oldest attempt whose fate is open.
@@ -213,6 +217,17 @@ pub(crate) struct Body<'a> {
     pub(crate) codec: u16,
     pub(crate) version: u32,
     pub(crate) result: &'a [u8],
+}
+
+impl Body<'_> {
+    /// The attempt's fencing token, in a record that stands at `lsn`.
+    pub(crate) fn token_at(&self, lsn: Lsn) -> Token {
+        self.token.unwrap_or(lsn.token(self.ahead))
+    }
+
+    fn says_ahead(&self) -> bool {
+        self.token.is_none() && self.ahead > 0
+    }
 }
 
 /// A record ready to be placed: its body is encoded and summed, so that little is left to do under the
@@ -258,9 +273,9 @@ impl Draft {
 
     /// The same record for another place: `token` and `life` are spelled out, since a copy's LSN is not its token.
     pub(crate) fn copy(record: &Record<'_>, body: &Body<'_>) -> Self {
-        let token = body.token.unwrap_or(Token(record.lsn.get()));
-        let body =
-            Body { token: Some(token), life: Some(body.life.unwrap_or(token)), ..body.clone() };
+        let token = body.token_at(record.lsn);
+        let life = Some(body.life.unwrap_or(token));
+        let body = Body { token: Some(token), ahead: 0, life, ..body.clone() };
         Draft::about_key(record.kind, record.detail | FLAG_COPY, &body)
     }
 
@@ -275,7 +290,9 @@ impl Draft {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + 80 + body.key.len() + body.result.len());
         bytes.resize(HEADER_BYTES, 0);
         encode_body(body, &mut bytes);
-        Draft::finish(kind, detail | if body.hold { FLAG_HOLD } else { 0 }, bytes)
+        let hold = if body.hold { FLAG_HOLD } else { 0 };
+        let ahead = if body.says_ahead() { FLAG_AHEAD } else { 0 };
+        Draft::finish(kind, detail | hold | ahead, bytes)
     }
 
     fn finish(kind: Kind, flags: u8, mut bytes: Vec<u8>) -> Self {
@@ -341,6 +358,7 @@ pub(crate) struct Record<'a> {
     pub(crate) kind: Kind,
     detail: u8,
     hold: bool,
+    is_ahead: bool,
     /// Made by a recovery from an original that its own manifest switch took off the list.
     pub(crate) is_copy: bool,
     pub(crate) watermark: Lsn,
@@ -407,7 +425,8 @@ pub(crate) fn parse_head(bytes: &[u8], lsn: Lsn, seal: &Seal) -> Result<Head, Ba
         Kind::End => Ending::from_byte(detail).is_some(),
         _ => detail == 0,
     };
-    let flags_known = header.flags & !(FLAG_DETAIL | FLAG_HOLD | FLAG_COPY) == 0;
+    let flags_known = header.flags & !(FLAG_DETAIL | FLAG_AHEAD | FLAG_HOLD | FLAG_COPY) == 0
+        && (header.flags & FLAG_AHEAD == 0 || kind.is_about_key());
     let watermark = Lsn::new(header.watermark.get());
     let body_bytes = header.body_bytes.get() as usize;
     // A watermark covers what was durable before the record was placed; it can't reach past the record.
@@ -434,6 +453,7 @@ impl<'a> Record<'a> {
             kind: head.kind,
             detail: head.flags & FLAG_DETAIL,
             hold: head.flags & FLAG_HOLD != 0,
+            is_ahead: head.flags & FLAG_AHEAD != 0,
             is_copy: head.flags & FLAG_COPY != 0,
             watermark: head.watermark,
             body,
@@ -464,6 +484,13 @@ impl<'a> Record<'a> {
                 return Err(Bad::BodyFields);
             }
         }
+        if self.is_ahead {
+            let ahead = body.token.take().filter(|ahead| ahead.0 > 0).ok_or(Bad::BodyFields)?;
+            body.ahead = ahead.0;
+            if body.token_at(self.lsn).0 > limits::LSN_MAX {
+                return Err(Bad::BodyFields);
+            }
+        }
         Ok(body)
     }
 
@@ -486,8 +513,9 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     let version = if body.forgiven == 0 { body.version } else { body.forgiven };
     let has_format = (body.codec, version) != (0, 0);
     let attempt = body.attempt;
+    let token = if body.says_ahead() { Some(Token(body.ahead)) } else { body.token };
     let present = [
-        (body.token.is_some(), HAS_TOKEN),
+        (token.is_some(), HAS_TOKEN),
         (body.life.is_some(), HAS_LIFE),
         (body.open_fate.is_some(), HAS_OPEN_FATE),
         (attempt != 1, HAS_ATTEMPT),
@@ -507,7 +535,7 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         time: body.time.0.to_le_bytes(),
     };
     out.extend_from_slice(head.as_bytes());
-    for token in [body.token, body.life, body.open_fate].into_iter().flatten() {
+    for token in [token, body.life, body.open_fate].into_iter().flatten() {
         out.extend_from_slice(&token.0.to_le_bytes());
     }
     if attempt != 1 {
@@ -605,7 +633,7 @@ fn take<T: FromBytes>(rest: &mut &[u8]) -> Option<T> {
 }
 
 fn token(rest: &mut &[u8]) -> Option<Token> {
-    take::<U64>(rest).map(|value| Token(value.get()))
+    take::<U64>(rest).map(|value| Token(value.get())).filter(|token| token.0 <= limits::LSN_MAX)
 }
 
 fn slice<'a>(rest: &mut &'a [u8], len: u16) -> Option<&'a [u8]> {
@@ -646,6 +674,7 @@ mod tests {
             key: b"order-17",
             time: StoreMillis(1_700_000_000_123),
             token: Some(Token(99)),
+            ahead: 0,
             life: Some(Token(98)),
             open_fate: Some(Token(97)),
             attempt: 4,
@@ -770,6 +799,37 @@ mod tests {
         let done = Body { token: Some(Token(1)), result: &[9; 256], ..claim.clone() };
         let total = Draft::claim(&claim).len() + Draft::end(Ending::Completed, &done).len();
         assert_eq!(total, 440);
+        // After a clean close the claim says how far its token is ahead of its LSN.
+        let ahead = Body { ahead: 1 << 50, ..claim };
+        assert_eq!(Draft::claim(&ahead).len() - Draft::claim(&Body { ahead: 0, ..ahead }).len(), 8);
+    }
+
+    #[test]
+    fn a_record_that_says_how_far_its_token_is_ahead_says_the_token_where_it_goes() {
+        let body = Body { key: b"k", attempt: 1, ahead: 1000, ..Body::default() };
+        let bytes = sealed(Draft::claim(&body));
+        let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+        let token = Token(AT.get() + 1000);
+        assert_eq!(record.body().unwrap(), body);
+        assert_eq!(record.body().unwrap().token_at(AT), token);
+        let copy = sealed(Draft::copy(&record, &body));
+        let copy = Record::parse(&copy, AT, &SEAL).unwrap();
+        assert_eq!(copy.body().unwrap().token_at(AT.plus(8)), token);
+        // Only a hostile program writes these: a distance of nothing, one past all tokens, a flag without a field.
+        for body in [
+            Body { token: Some(Token(0)), ..body.clone() },
+            Body { token: Some(Token(limits::LSN_MAX)), ..body.clone() },
+            Body { ahead: 0, ..body.clone() },
+        ] {
+            let mut draft = Draft::claim(&body);
+            draft.flags |= FLAG_AHEAD;
+            let bytes = sealed(draft);
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body().unwrap_err(), Bad::BodyFields);
+        }
+        let mut note = Draft::note(None);
+        note.flags |= FLAG_AHEAD;
+        assert_eq!(Record::parse(&sealed(note), AT, &SEAL).unwrap_err(), Bad::HeaderFields);
     }
 
     #[test]

@@ -24,6 +24,11 @@ impl Lsn {
         Lsn(self.0.saturating_add(bytes))
     }
 
+    /// The token of a record that stands here, where tokens run `ahead` of LSNs by so much.
+    pub(crate) const fn token(self, ahead: u64) -> Token {
+        Token(self.0.saturating_add(ahead))
+    }
+
     /// Bytes from `earlier` to `self`; 0 if `earlier` lies behind.
     pub(crate) const fn since(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -51,7 +56,8 @@ pub(crate) struct Spot {
     pub(crate) offset: u64,
 }
 
-/// A fencing token: grows with every claim over the store's whole life and is never issued twice.
+/// A fencing token: grows with every claim over the store's whole life and is never issued twice, after any crash or by a
+/// restored copy of the store. What that asks of the clock: `docs/durability.md`, "Before the first write".
 ///
 /// Pass it on to whatever the work changes; a resource that remembers the greatest token it has
 /// seen can refuse a stale owner. It exceeds 2^53, so in JSON it belongs in a string.

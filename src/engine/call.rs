@@ -319,11 +319,11 @@ impl Engine {
             done.applied.question = question;
             return Ok(done);
         };
-        let placed = self.write(shard, key, hash, known, next, now, writing)?;
+        let (placed, token) = self.write(shard, key, hash, known, next, now, writing)?;
         let mut done = told(found, decision.answer, now);
         done.placed = Some(placed);
         if let Next::Claimed { attempt, .. } = next {
-            done.applied.claimed = Some(Claimed { token: Token(placed.lsn.get()), attempt });
+            done.applied.claimed = Some(Claimed { token, attempt });
         }
         Ok(done)
     }
@@ -508,7 +508,7 @@ impl Engine {
         Ok(body)
     }
 
-    /// Gives the record its place in the log and the key its entry, in one step.
+    /// Gives the record its place in the log and the key its entry, in one step. With the token of the attempt it tells of.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     fn write(
         &self,
@@ -519,8 +519,14 @@ impl Engine {
         next: Next,
         now: StoreMillis,
         writing: &Writing<'_>,
-    ) -> Result<Placed, Again> {
-        let body = self.compose(key, found.state.as_ref(), found.memory_until, next, now, writing);
+    ) -> Result<(Placed, Token), Again> {
+        // Before the body says it: the first write of an opening may change it.
+        let Some(ahead) = self.log.ahead() else { return Err(Again::NotWriting) };
+        let state = found.state.as_ref();
+        let mut body = self.compose(key, state, found.memory_until, next, now, writing);
+        if body.token.is_none() {
+            body.ahead = ahead;
+        }
         let was_live = found.presence == Presence::Owner;
         let (draft, phase, room) = match next {
             Next::Claimed { .. } => {
@@ -558,13 +564,14 @@ impl Engine {
         if phase.is_none() {
             self.forgotten.fetch_max(placed.lsn.get(), Ordering::SeqCst);
         }
+        let token = body.token_at(placed.lsn);
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);
         let live = (phase == Some(Phase::Claimed)).then(|| {
             Box::new(Live {
                 key_kind: key.kind(),
                 key: key.bytes().into(),
-                state: KeyState::of(Phase::Claimed, &body, Token(placed.lsn.get())),
+                state: KeyState::of(Phase::Claimed, &body, token),
                 presence: Presence::Owner,
                 lease_until: writing.lease_ms.map(|lease| now.plus(lease)),
                 reserved: writing.reserve,
@@ -586,7 +593,7 @@ impl Engine {
             }
             None => shard.insert(Entry { hash, place, live }),
         }
-        Ok(placed)
+        Ok((placed, token))
     }
 
     pub(super) fn ended_one(&self) {

@@ -6,7 +6,8 @@ use crate::limits;
 use crate::operation::{Fingerprint, Key};
 use crate::protocol::{KeyState, Next, Phase};
 use crate::record::{Body, Record};
-use crate::types::{StoreMillis, Token};
+use crate::types::StoreMillis;
+
 impl Engine {
     /// The body of the record that brings the key from `state` to `next`.
     pub(super) fn compose<'a>(
@@ -99,5 +100,5 @@ impl Engine {
 }
 
 pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
-    KeyState::read(record.kind, record.ending(), body, Token(record.lsn.get()))
+    KeyState::read(record.kind, record.ending(), body, body.token_at(record.lsn))
 }

@@ -53,7 +53,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     let spare = Spare::prepare(storage, &log_dir, 0, sizes.first()).map_err(only)?;
     let identity = Identity {
         ordinal: 1,
-        base: base_from_clock(seams, Lsn::ZERO),
+        base: base_from(seams, 0)?,
         capacity: spare.bytes,
         salt: seams.draw_u64()?,
     };
@@ -67,6 +67,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
         clean: Some(start),
         durable: start,
         extent: identity.listed().end,
+        ahead: 0,
         next_ordinal: 2,
         time: clock.note(&*seams.clock).into(),
         opener: Opener::default(),
@@ -79,8 +80,25 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     Switch::new(Arc::clone(&seams.storage), dir).first(&manifest).map_err(only)
 }
 
-/// `max(extent, min(unix_ms * 2^20, 2^62))`, rounded up: so that tokens outrun those of a restored backup too.
-pub(super) fn base_from_clock(seams: &Seams, extent: Lsn) -> Lsn {
-    let by_clock = seams.clock.wall().0.saturating_mul(1 << 20).min(1 << 62);
-    Lsn::new(extent.get().max(by_clock).next_multiple_of(record::ALIGN as u64))
+/// Where the tokens of an opening begin, past all below `floor`: at the wall clock's, so that they outrun those issued
+/// since by whatever this store is a copy of, and a random step further. Where the clock stands still, or lies in the past,
+/// only that step keeps two copies that go on from the same place apart.
+pub(super) fn tokens_from(seams: &Seams, floor: u64) -> Result<u64> {
+    let by_clock = seams.clock.wall().0.saturating_mul(limits::TOKENS_A_MILLI);
+    let by_clock = by_clock.min(limits::TOKENS_BY_CLOCK_MAX);
+    // A clock that is wrong by so much says nothing, so the step may be larger than what the clock gains meanwhile.
+    let is_clock_off = floor.saturating_sub(by_clock) >= limits::TOKENS_CLOCK_OFF;
+    let step_most = if is_clock_off { limits::TOKEN_STEP_OFF } else { limits::TOKENS_A_MILLI };
+    let start = floor.max(by_clock).saturating_add(seams.draw_u64()? % step_most);
+    // So near to the last one that little could be placed.
+    if start > limits::LSN_MAX - 8 * limits::SEGMENT_BYTES_MOST {
+        let message = "the store has used up its positions or tokens: begin a new one";
+        return Err(Error::new(ErrorKind::StorageFull, message));
+    }
+    Ok(start)
+}
+
+/// The base of a segment whose tokens are its LSNs.
+pub(super) fn base_from(seams: &Seams, floor: u64) -> Result<Lsn> {
+    Ok(Lsn::new(tokens_from(seams, floor)?.next_multiple_of(record::ALIGN as u64)))
 }

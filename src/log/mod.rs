@@ -89,6 +89,8 @@ pub(crate) struct Log {
     readable: AtomicU64,
     /// Whether LSNs may be taken: `begin_writing` has run.
     is_writing: AtomicBool,
+    /// How far tokens run ahead of LSNs; it stands while `is_writing`.
+    ahead: AtomicU64,
     store_clock: StoreClock,
     poison: Mutex<Option<Error>>,
     upkeep: upkeep::Upkeep,
@@ -188,7 +190,8 @@ impl Log {
             return Err(NoRoom::NotWriting);
         }
         let durable = self.queue.durable();
-        if tail.end().get() >= limits::LSN_MAX - 4 * limits::SEGMENT_BYTES_MOST {
+        let end = tail.end().token(self.ahead.load(Ordering::Relaxed));
+        if end.get() >= limits::LSN_MAX - 4 * limits::SEGMENT_BYTES_MOST {
             return Err(NoRoom::Full);
         }
         tail.admit(draft.len(), room, durable)?;

@@ -20,7 +20,7 @@ use super::{Log, Seams, Sizes, Tail, Writer};
 use crate::clock::{StoreClock, TimeNote};
 use crate::limits;
 use crate::manifest::{self, Manifest, Switch};
-use crate::record::{Bad, Kind, Record, TimeField};
+use crate::record::{Bad, Body, Kind, Record, TimeField};
 use crate::storage::{self, Access, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Mutex};
 use crate::types::{Lsn, StoreMillis};
@@ -239,6 +239,7 @@ pub(crate) fn open(
         segments: Mutex::new(Arc::new(segments)),
         readable: AtomicU64::new(readable),
         is_writing: AtomicBool::new(false),
+        ahead: AtomicU64::new(0),
         store_clock,
         poison: Mutex::new(None),
         upkeep: super::upkeep::Upkeep::new(),
@@ -394,7 +395,7 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
                     }
                     let earlier =
                         Earlier { segments: segments.get(..=index).unwrap_or_default(), passed };
-                    match take_in(&mut scan, &record, &earlier, visit) {
+                    match take_in(&mut scan, &record, segment, manifest, &earlier, visit) {
                         Ok(()) => {}
                         Err(Taken::Bad(bad)) => {
                             return Err(Error::corrupt(
@@ -475,6 +476,8 @@ enum Taken {
 fn take_in(
     scan: &mut Scan,
     record: &Record<'_>,
+    segment: &Segment,
+    manifest: &Manifest,
     earlier: &Earlier<'_>,
     visit: &mut Visit<'_>,
 ) -> Result<(), Taken> {
@@ -490,9 +493,24 @@ fn take_in(
         return Ok(());
     }
     let body = record.body().map_err(Taken::Bad)?;
+    check_token(&body, segment, manifest).map_err(Taken::Refused)?;
     scan.newest = scan.newest.max(body.time);
     visit(record, earlier).map_err(Taken::Refused)
 }
+
+/// Whoever placed the record might have issued tokens up to the end of its segment, and no later manifest lets them fall.
+fn check_token(body: &Body<'_>, segment: &Segment, manifest: &Manifest) -> Result<()> {
+    let end = segment.identity.listed().end.token(body.ahead).get();
+    if body.ahead == 0 || end <= manifest.check_tokens()? {
+        return Ok(());
+    }
+    let log_dir = segment.path.parent().unwrap_or(Path::new(""));
+    let dir = log_dir.parent().unwrap_or(log_dir);
+    Err(Error::corrupt(&manifest::path(dir), 0, OLDER_BY_TOKENS))
+}
+
+pub(super) const OLDER_BY_TOKENS: &str =
+    "the manifest is older than the log: records with tokens past those that it knows of";
 
 /// After a clean close: everything up to `end` must be there, and nothing behind it.
 fn check_clean(

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::birth::base_from_clock;
+use super::birth::base_from;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::recovery::{self, Visit};
 use super::segment::{self, Segment, Spare};
@@ -54,7 +54,9 @@ impl Survey {
             generation: old.map_or(1, |manifest| manifest.generation).saturating_add(1),
             clean: None,
             durable,
+            // Not clean: the log goes on in a segment that begins there at least.
             extent: extent.max(self.extent()),
+            ahead: 0,
             next_ordinal: old.map_or(next, |manifest| manifest.next_ordinal.max(next)),
             time: clock.note(&*seams.clock).into(),
             opener: Opener::default(),
@@ -121,7 +123,7 @@ impl Survey {
             log_dir: dir.join("log"),
             bytes: sizes.first().max(sizes.segment_bytes_max),
             ordinal: known.max(next.map_or(1, |ordinal| ordinal.saturating_add(1))),
-            base: base_from_clock(seams, self.extent()),
+            base: base_from(seams, self.extent().get())?,
             segments: Vec::new(),
             open: None,
             buffer: Vec::new(),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::Log;
-use super::birth::base_from_clock;
+use super::birth::{base_from, tokens_from};
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::recovery::{Plan, check_nothing_behind};
 use super::room::{KEPT_FREE, Keeper, Room};
@@ -27,6 +27,11 @@ impl Log {
     /// Whether LSNs may be taken.
     pub(crate) fn is_writing(&self) -> bool {
         self.is_writing.load(Ordering::Acquire)
+    }
+
+    /// How far tokens run ahead of LSNs, once LSNs may be taken; the same as long as they may.
+    pub(crate) fn ahead(&self) -> Option<u64> {
+        self.is_writing().then(|| self.ahead.load(Ordering::Relaxed))
     }
 
     /// Whether an uncovered tail waits for room to be made durable.
@@ -70,20 +75,28 @@ impl Log {
         }
         self.set_aside(&keeper);
         self.guarded(|| self.remove_leftovers(&mut keeper));
+        self.ahead.store(keeper.manifest.ahead, Ordering::SeqCst);
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())
     }
 
-    /// Clears the clean flag, durably, before the first LSN. An empty segment that is not to be used leaves
-    /// the list: none of its LSNs was ever taken.
+    /// Clears the clean flag, durably, before the first LSN, and lets tokens begin anew: a copy of this store may have gone
+    /// on at the same LSNs. An empty segment that is not to be used leaves the list: none of its LSNs was ever taken.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
-        let last = {
+        let (last, at) = {
             let tail = self.tail.lock();
-            tail.next.as_ref().unwrap_or(&tail.active).base()
+            (tail.next.as_ref().unwrap_or(&tail.active).base(), tail.end())
         };
-        let mut manifest =
-            Manifest { clean: None, opener: self.seams.opener(), ..keeper.manifest.clone() };
+        let start = tokens_from(&self.seams, at.token(keeper.manifest.ahead).get());
+        let mut manifest = Manifest {
+            clean: None,
+            opener: self.seams.opener(),
+            ahead: start.map_err(|e| e.at(&self.dir))?.saturating_sub(at.get()),
+            ..keeper.manifest.clone()
+        };
+        debug_assert!(manifest.ahead >= keeper.manifest.ahead);
+        manifest.check_tokens().map_err(|e| e.at(&self.dir))?;
         manifest.segments.retain(|listed| listed.base <= last);
         self.switch_to(keeper, manifest)?;
         let mut list = self.segments.lock();
@@ -109,13 +122,12 @@ impl Log {
         self.prepare_switch(keeper)?;
         let index = self.spare_for_fork(keeper, needed)?;
         let salt = self.seams.draw_u64()?;
+        // Past all tokens, so that LSNs are tokens again.
+        let base = base_from(&self.seams, keeper.manifest.check_tokens()?);
+        let base = base.map_err(|e| e.at(&self.dir))?;
         let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
-        let identity = Identity {
-            ordinal: keeper.manifest.next_ordinal,
-            base: base_from_clock(&self.seams, keeper.manifest.extent),
-            capacity: spare.bytes,
-            salt,
-        };
+        let identity =
+            Identity { ordinal: keeper.manifest.next_ordinal, base, capacity: spare.bytes, salt };
         let (store, secrets) = (keeper.manifest.store, keeper.manifest.secrets);
         let segment = spare
             .activate(storage, &self.log_dir(), identity, store, &secrets)
@@ -139,6 +151,7 @@ impl Log {
         manifest.segments.retain_mut(|listed| cut_at(listed, covered));
         manifest.segments.push(identity.listed());
         manifest.extent = manifest.extent.max(identity.listed().end);
+        manifest.ahead = 0;
         manifest.durable = end;
         // The watermark that a switch takes along is this log's, which has not moved here yet.
         self.queue.restart_at(end);

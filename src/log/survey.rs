@@ -10,11 +10,13 @@ use std::path::Path;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::reader::{Reader, Step, look_behind};
 use super::recovery::{
-    Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted, records_in,
+    OLDER_BY_TOKENS, Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted,
+    records_in,
 };
 use super::segment::{self, Segment};
+use crate::limits;
 use crate::manifest::{self, Listed, Manifest, Secrets};
-use crate::record::{Bad, Draft, HEADER_BYTES, Kind, Record, TimeField};
+use crate::record::{self, Bad, Draft, HEADER_BYTES, Kind, Record, TimeField};
 use crate::storage::{Access, Storage};
 use crate::types::{Lsn, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -38,6 +40,8 @@ pub(crate) struct Survey {
     pub(super) parts: Vec<Part>,
     pub(super) time: Option<TimeField>,
     pub(super) newest: StoreMillis,
+    /// Past every token that the records read so far tell of, and those issued beside them.
+    tokens_end: u64,
 }
 
 /// A segment that can be read, as far as `end`.
@@ -117,6 +121,8 @@ struct Read {
     is_short: bool,
     time: Option<TimeField>,
     newest: StoreMillis,
+    /// Past every token that its records tell of, and those issued beside them.
+    tokens_end: u64,
 }
 
 /// Tells each record's watermark: what stood before it was durable.
@@ -138,6 +144,12 @@ fn read(part: &Part, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
                 }
                 if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
                     read.newest = read.newest.max(body.time);
+                    // What its opening issued beside it, too, of which no record may be left.
+                    let end = match body.token {
+                        Some(token) => token.get().saturating_add(1),
+                        None => segment.identity.listed().end.token(body.ahead).get(),
+                    };
+                    read.tokens_end = read.tokens_end.max(end);
                 }
             }
             Found::Gap { from, to, why } => bad.push((from, to, why)),
@@ -232,12 +244,14 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         parts,
         time: None,
         newest: StoreMillis(0),
+        tokens_end: 0,
     };
     match survey.manifest {
         Some(_) => survey.look_for_losses(durable)?,
         None => survey.look_for_losses_unlisted(left_out.as_ref())?,
     }
     survey.look_behind_clean_end()?;
+    survey.look_for_newer_tokens(dir)?;
     Ok(survey)
 }
 
@@ -515,6 +529,7 @@ impl Survey {
         let read = read(part, told)?;
         self.time = read.time.or(self.time);
         self.newest = self.newest.max(read.newest);
+        self.tokens_end = self.tokens_end.max(read.tokens_end);
         Ok(read)
     }
 
@@ -543,6 +558,15 @@ impl Survey {
         Ok(())
     }
 
+    /// An older manifest that lists the same segments: an opening would refuse it, and a newer one is enough.
+    fn look_for_newer_tokens(&mut self, dir: &Path) -> Result<()> {
+        let Some(manifest) = &self.manifest else { return Ok(()) };
+        if self.tokens_end > manifest.check_tokens()? {
+            self.damages.push(Error::corrupt(&manifest::path(dir), 0, OLDER_BY_TOKENS));
+        }
+        Ok(())
+    }
+
     /// Shows all whole records about keys, in order, up to the torn tail.
     pub(crate) fn records(&self, visit: &mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<()> {
         for part in &self.parts {
@@ -566,14 +590,16 @@ impl Survey {
         self.is_sound
     }
 
-    /// At least the end of every segment that is known of.
+    /// Past every LSN and every token that is known of, and those that their openings may have issued beside them.
     pub(super) fn extent(&self) -> Lsn {
         let ends = self.parts.iter().map(|part| {
             let identity = part.segment.identity;
             identity.base.plus(identity.capacity)
         });
-        let known = self.manifest.as_ref().map_or(Lsn::ZERO, |manifest| manifest.extent);
-        ends.max().unwrap_or(Lsn::ZERO).max(known)
+        let end = ends.max().unwrap_or(Lsn::ZERO);
+        let known = self.manifest.as_ref().map(|known| known.extent.token(known.ahead).get());
+        let tokens = self.tokens_end.max(known.unwrap_or(0)).min(limits::LSN_MAX);
+        end.max(Lsn::new(tokens.next_multiple_of(record::ALIGN as u64)))
     }
 }
 

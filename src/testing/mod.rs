@@ -53,6 +53,7 @@ pub struct Sim {
     openings: AtomicU64,
     /// Stores are small, as this crate's own tests want them.
     is_small: bool,
+    copies: AtomicU64,
     /// Of keys' hashes, the bits that count.
     hash_mask: Mutex<KeyHash>,
 }
@@ -151,6 +152,7 @@ impl Sim {
             seed,
             openings: AtomicU64::new(0),
             is_small: false,
+            copies: AtomicU64::new(0),
             hash_mask: Mutex::new(KeyHash { high: u64::MAX, low: u64::MAX }),
         }
     }
@@ -651,10 +653,12 @@ impl Sim {
             .collect()
     }
 
-    /// Another machine with the same disk, as the next process finds it, and the same clock.
+    /// Another machine with the same disk, as the next process finds it, and the same clock; its dice are its own.
     #[must_use]
     pub fn copy(&self) -> Sim {
-        self.with(self.disk.lock().memory.kill_clone(), false)
+        let copies = self.copies.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let seed = self.seed.wrapping_add(copies << 48);
+        Sim { seed, ..self.with(self.disk.lock().memory.kill_clone(), false) }
     }
 
     /// How many ways there are to lose power now: see `after`.
@@ -680,6 +684,7 @@ impl Sim {
             seed: self.seed,
             openings: AtomicU64::new(self.openings.load(Ordering::Relaxed)),
             is_small: self.is_small,
+            copies: AtomicU64::new(0),
             hash_mask: Mutex::new(*self.hash_mask.lock()),
         }
     }

@@ -28,10 +28,10 @@ def manifest(path):
     store = file_header(data, 1)
     clean_end, durable = struct.unpack_from("<QQ", data, 48)
     counts = struct.unpack_from("<III", data, 188)
-    end = 200 + 36 * counts[0] + 44 * counts[1] + 16 * counts[2]
+    end = 208 + 36 * counts[0] + 44 * counts[1] + 16 * counts[2]
     assert struct.unpack_from("<I", data, end) == (zlib.crc32(data[:end]),), "damaged manifest"
     assert not any(data[end + 4 :]), "bytes behind the manifest"
-    segments = [struct.unpack_from("<QQQQI", data, 200 + 36 * n) for n in range(counts[0])]
+    segments = [struct.unpack_from("<QQQQI", data, 208 + 36 * n) for n in range(counts[0])]
     return store, clean_end, durable, segments
 
 
@@ -85,7 +85,7 @@ def records(directory):
     assert stopped_at is None or durable <= stopped_at, "durable records are gone"
 
 
-def fields(body, lsn):
+def fields(body, flags, lsn):
     mask, key_length, time = struct.unpack_from("<HHQ", body)
     at, out = 12, {"key kind": mask >> 12, "time": time, "attempt": 1, "expiry": 0, "wall": 0}
     out["token"], out["since"] = lsn, time
@@ -99,6 +99,8 @@ def fields(body, lsn):
             value = struct.unpack_from(form, body, at)
             out[name] = value if len(value) > 1 else value[0]
             at += struct.calcsize(form)
+    if flags & 0x10:
+        out["token"] += lsn
     for name, length in zip(("key", "owner", "reason", "progress", "metadata"),
                             (key_length, *out.get("lengths", lengths))):  # fmt: skip
         out[name] = body[at : at + length]
@@ -145,7 +147,7 @@ def main(directory):
     for kind, flags, lsn, body in records(directory):
         if kind not in (1, 2, 3, 4):
             continue
-        said = fields(body, lsn)
+        said = fields(body, flags, lsn)
         name = show_key(said["key kind"], said["key"])
         # Nobody has the store open, so a claim without an end is an interrupted attempt.
         state = ENDINGS[flags & 15] if kind == 3 else "interrupted"

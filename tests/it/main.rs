@@ -62,5 +62,7 @@ mod spares;
 mod spec;
 /// Store time over reopenings.
 mod time;
+/// Fencing tokens over restored copies, wrong clocks and repairs.
+mod tokens;
 /// Days of pairs with mixed retention, in simulated time.
 mod traffic;

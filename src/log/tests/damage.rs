@@ -449,6 +449,7 @@ fn records_of_the_same_lsn_from_another_life_are_never_valid() {
     let live = |seed: u64, ops: &[Op]| {
         let mut world = World::over(player.world.disk.kill_clone(), 0);
         world.seed = seed;
+        world.steps = false;
         let mut next = Player::after(world, player.history.clone(), Fate::Killed);
         next.play(ops).unwrap();
         Still::new(next, false)

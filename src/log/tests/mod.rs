@@ -20,7 +20,7 @@ use super::recovery::{self, Earlier, Report};
 use super::upkeep::Due;
 use super::{Log, NoRoom, Placed, Room, Seams, Sizes};
 use crate::clock::ManualClock;
-use crate::entropy::SeededEntropy;
+use crate::entropy::{Entropy, SeededEntropy};
 use crate::manifest;
 use crate::operation::Durability::{self, Flush, Lazy, Sync};
 use crate::record::{Body, Draft, Ending, Kind, Record};
@@ -63,6 +63,22 @@ struct World {
     faulty: FaultyStorage,
     clock: Arc<ManualClock>,
     seed: u64,
+    /// Whether openings take random steps, or else LSNs go on where they would without.
+    steps: bool,
+}
+
+/// Draws salts that differ in their high bits only, and no steps.
+#[derive(Debug)]
+struct NoSteps(SeededEntropy);
+
+impl Entropy for NoSteps {
+    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.0.fill(bytes)?;
+        if bytes.len() == 8 {
+            bytes[..5].fill(0);
+        }
+        Ok(())
+    }
 }
 
 impl World {
@@ -84,7 +100,7 @@ impl World {
     /// whatever could be issued twice is.
     fn over(disk: MemoryStorage, seed: u64) -> Self {
         let faulty = FaultyStorage::new(Arc::new(disk.clone()));
-        World { disk, faulty, clock: Arc::new(ManualClock::new(WallMillis(0))), seed }
+        World { disk, faulty, clock: Arc::new(ManualClock::new(WallMillis(0))), seed, steps: true }
     }
 
     /// The same disk for the next process, which draws other salts.
@@ -96,7 +112,10 @@ impl World {
         Seams {
             storage: Arc::new(self.faulty.clone()),
             clock: Arc::<ManualClock>::clone(&self.clock),
-            entropy: Arc::new(SeededEntropy::new(self.seed)),
+            entropy: match SeededEntropy::new(self.seed) {
+                entropy if self.steps => Arc::new(entropy),
+                entropy => Arc::new(NoSteps(entropy)),
+            },
         }
     }
 }
@@ -126,6 +145,8 @@ struct Item {
     /// The item that claimed the key.
     claim: u32,
     token: Token,
+    /// How far tokens are ahead where it is placed.
+    ahead: u64,
     bytes: usize,
     lsn: Lsn,
     /// The strongest level it is known to hold at.
@@ -147,6 +168,7 @@ impl Item {
         let body = Body {
             key: key.as_bytes(),
             token,
+            ahead: if token.is_none() { self.ahead } else { 0 },
             attempt: 1,
             progress: &id,
             result: &result,
@@ -173,7 +195,7 @@ impl Item {
             && body.key == self.key().as_bytes()
             && body.result == self.result()
             && body.attempt == 1
-            && body.token.unwrap_or(Token(record.lsn.get())) == self.token
+            && body.token_at(record.lsn) == self.token
             && record.ending() == Some(Ending::Completed).filter(|_| self.what == What::End)
     }
 }
@@ -187,6 +209,8 @@ struct History {
     standing: Vec<u32>,
     /// Every LSN given so far is below or at it.
     highest: Lsn,
+    /// The same of tokens.
+    highest_token: Option<Token>,
 }
 
 /// What an opening showed: ids with their places, in order.
@@ -229,6 +253,12 @@ impl History {
     fn issue(&mut self, lsn: Lsn) {
         assert!(lsn > self.highest, "lsn {lsn} was issued before ({})", self.highest);
         self.highest = lsn;
+    }
+
+    fn issue_token(&mut self, token: Token) {
+        let before = self.highest_token;
+        assert!(Some(token) > before, "token {token} was issued before ({before:?})");
+        self.highest_token = Some(token);
     }
 }
 
@@ -520,7 +550,8 @@ impl Player {
         self.next_id += 1;
         let token = claim.map_or(Token(7), |claim| self.history.items[&claim].token);
         let (lsn, held) = (Lsn::ZERO, None);
-        let mut item = Item { id, what, claim: claim.unwrap_or(id), token, bytes, lsn, held };
+        let claim_id = claim.unwrap_or(id);
+        let mut item = Item { id, what, claim: claim_id, token, ahead: 0, bytes, lsn, held };
         let room = match what {
             What::Claim => Room::Reserve(RESERVE),
             What::End if claim.is_some() => Room::Spend(RESERVE),
@@ -530,6 +561,7 @@ impl Player {
         let active = |log: &Log| (log.is_writing(), log.tail.lock().active.identity.ordinal);
         let before = active(&opened.log);
         let placed = loop {
+            item.ahead = opened.log.ahead().unwrap_or(0);
             match opened.log.place(item.draft(), room) {
                 Ok(placed) => break placed,
                 Err(NoRoom::Wanted { bytes, room }) => opened.log.make_room(bytes, room)?,
@@ -549,7 +581,8 @@ impl Player {
         self.history.issue(placed.lsn);
         item.lsn = placed.lsn;
         if what == What::Claim {
-            item.token = Token(placed.lsn.get());
+            item.token = placed.lsn.token(item.ahead);
+            self.history.issue_token(item.token);
         }
         self.history.standing.push(id);
         self.history.items.insert(id, item);
