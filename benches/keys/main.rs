@@ -12,6 +12,8 @@
 //!   `--fill-rate 50000`: pairs a second that the fill is sure to make, for it must end before the first key expires);
 //! - `--beside`: what pairs feel of that, of checkpoints and of merges (`--round-keys M`, `--millis 2000` idle,
 //!   `--only compact,background,checkpoints,merges`, `--level`);
+//! - `--saturate`: whether reclaim keeps up with as many writers as processors, or more, whose results are kept for a
+//!   short time (`--writers 4`, `--kept-millis 2000`, `--seconds 24`, `--rate 4000` pairs a second, `--level flush,sync`);
 //! - `--month`: the disk beside what is alive, a month of mixed retention in simulated time (`--days`, `--pairs`);
 //! - `--remember`: bytes, memory and answers of keys that are remembered (`--remember-keys M`);
 //! - `--strace`: which system calls claims make during checkpoints (needs `strace`);
@@ -42,6 +44,7 @@ mod open;
 mod progress;
 mod rates;
 mod remember;
+mod saturate;
 mod squeeze;
 mod strace;
 #[path = "../../tests/it/traffic.rs"]
@@ -69,6 +72,7 @@ fn main() {
         "--squeeze",
         "--expire",
         "--beside",
+        "--saturate",
         "--month",
         "--remember",
         "--strace",
@@ -100,6 +104,9 @@ fn main() {
     }
     if args.has("--beside") {
         beside::run(&args);
+    }
+    if args.has("--saturate") {
+        saturate::run(&args);
     }
     if args.has("--month") {
         month::run(&args);

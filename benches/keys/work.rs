@@ -107,6 +107,10 @@ impl Times {
         done
     }
 
+    pub fn append(&mut self, mut other: Times) {
+        self.0.append(&mut other.0);
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
