@@ -100,6 +100,8 @@ pub(crate) const ESTIMATE_SAMPLES: u64 = 1024;
 pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
 /// Checkpoints that follow each other sooner share a sample of what is alive, unless the log has grown by an eighth.
 pub(crate) const SAMPLE_MILLIS: u64 = 1000;
+/// Segments that an opening prepares before it knows how much is alive.
+pub(crate) const SEGMENTS_UNSEEN: u64 = 4;
 /// How long compaction rests after it has gone through all of the log for nothing.
 pub(crate) const FUTILE_MILLIS: u64 = 3_600_000;
 

@@ -229,6 +229,22 @@ pub(crate) fn is_expired(state: &KeyState, now: StoreMillis) -> bool {
     may_expire && state.expires_at.is_some_and(|at| at <= now)
 }
 
+/// From when on what a record says of its key is dead, whatever follows; `None`: until another record says otherwise.
+/// `phase` is what it leaves the key in, `None` that it forgets it. Until its memory passes it is needed: it leaves one, or
+/// hides an older one.
+pub(crate) fn ends_at(
+    phase: Option<Phase>,
+    expires_at: Option<StoreMillis>,
+    memory_until: Option<StoreMillis>,
+) -> Option<StoreMillis> {
+    let own = match phase {
+        None => StoreMillis(0),
+        Some(Phase::Completed | Phase::Failed | Phase::Aborted) => expires_at?,
+        Some(Phase::Claimed | Phase::Interrupted | Phase::Held) => return None,
+    };
+    Some(memory_until.map_or(own, |until| own.max(until)))
+}
+
 /// Whether the outcome has expired, and a late retry is to be told so.
 pub(crate) fn is_remembered(state: &KeyState, now: StoreMillis) -> bool {
     let is_outcome = matches!(state.phase, Phase::Completed | Phase::Failed);

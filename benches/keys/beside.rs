@@ -17,9 +17,9 @@ pub fn run(args: &Args) {
     let idle = Duration::from_millis(args.number("--millis", 2000));
     println!("\n{keys} keys with 256 bytes; {rounds} rounds: idle, meanwhile, idle; medians\n");
     println!(
-        "| pairs, 1 thread | idle p99 us | meanwhile p99 us | ratio | at most | pairs meanwhile | tables written |"
+        "| pairs, 1 thread | idle p99 us | meanwhile p99 us | ratio | at most | seconds | pairs meanwhile | tables written |"
     );
-    println!("|---|---:|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     let only = args.value("--only");
     let is_asked_for = |what: &Meanwhile| {
         let name = format!("{what:?}").to_lowercase();
@@ -60,10 +60,11 @@ pub fn run(args: &Args) {
         for (what, figures) in &seen {
             let of = |get: fn(&Round) -> f64| median(figures.iter().map(get));
             println!(
-                "| {level:?}, {what:?} | {:.1} | {:.1} | {:.2} | {most} | {:.0} | {:.0} |",
+                "| {level:?}, {what:?} | {:.1} | {:.1} | {:.2} | {most} | {:.1} | {:.0} | {:.0} |",
                 of(|round| round.idle),
                 of(|round| round.meanwhile),
                 of(|round| round.meanwhile / round.idle),
+                of(|round| round.seconds),
                 of(|round| round.pairs as f64),
                 of(|round| f64::from(round.tables)),
             );
@@ -104,6 +105,7 @@ struct Stage<'p> {
 struct Round {
     idle: f64,
     meanwhile: f64,
+    seconds: f64,
     pairs: usize,
     tables: u32,
 }
@@ -129,6 +131,7 @@ impl Stage<'_> {
             }),
             _ => open(dir, level),
         };
+        let began = Instant::now();
         let mut times = beside(&store, || match what {
             Meanwhile::Compact => assert!(store.compact(u64::MAX).unwrap().is_complete()),
             Meanwhile::Background => watch_background(&store),
@@ -140,6 +143,7 @@ impl Stage<'_> {
                 }
             }
         });
+        let seconds = began.elapsed().as_secs_f64();
         close(store);
         let tables = tables() - tables_before;
         if what.is_reclaim() {
@@ -148,6 +152,7 @@ impl Stage<'_> {
         Round {
             idle: (before + self.idle(level)) / 2.0,
             meanwhile: times.at(0.99) / 1000.0,
+            seconds,
             pairs: times.len(),
             tables,
         }

@@ -7,7 +7,7 @@ use super::compose::state_of;
 use crate::expired::passes_at;
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
-use crate::log::{NoRoom, Placed, Room, Segments};
+use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
 use crate::record::{Body, Draft, Ending, Record};
@@ -80,6 +80,15 @@ pub(crate) struct Found {
     pub(crate) outcome: Option<Stored>,
     /// When the memory passes that the key has, or may have from an older life.
     pub(super) memory_until: Option<StoreMillis>,
+}
+
+impl Found {
+    /// Its record, if only another record ends it.
+    fn endless(&self) -> Option<Lsn> {
+        let state = self.state.as_ref()?;
+        let ends = protocol::ends_at(Some(state.phase), state.expires_at, self.memory_until);
+        self.place.filter(|_| ends.is_none()).map(Place::lsn)
+    }
 }
 
 /// Of a key of which nothing is known.
@@ -239,16 +248,22 @@ impl Engine {
                     let message = "the log has used up its 2^62 positions: begin a new store";
                     return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
                 }
-                Again::NotWriting => self.begin_writing()?,
-                Again::Room { bytes, room } => match self.log.make_room(bytes, room) {
-                    // Rather than refuse: what is dead goes first, and whoever needs the room helps.
-                    Err(e) if e.kind() == ErrorKind::StorageFull => {
-                        if !self.reclaim() {
-                            return Err(e);
+                Again::NotWriting => {
+                    self.begin_writing()?;
+                    self.help()?;
+                }
+                Again::Room { bytes, room } => {
+                    self.help()?;
+                    match self.log.make_room(bytes, room) {
+                        // Rather than refuse: what is dead goes first, and whoever needs the room helps.
+                        Err(e) if e.kind() == ErrorKind::StorageFull => {
+                            if !self.reclaim() {
+                                return Err(e);
+                            }
                         }
+                        made => made?,
                     }
-                    made => made?,
-                },
+                }
             }
         }
     }
@@ -556,7 +571,11 @@ impl Engine {
         if self.is_closed() {
             return Err(Again::NotWriting);
         }
-        let placed = self.log.place(draft, room).map_err(|no_room| match no_room {
+        let span = Span {
+            until: protocol::ends_at(phase, body.expires_at, body.memory_until),
+            ends: found.endless(),
+        };
+        let placed = self.log.place_for(draft, room, span).map_err(|no_room| match no_room {
             NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
             NoRoom::NotWriting => Again::NotWriting,
             NoRoom::Full => Again::NoMoreLsns,

@@ -11,11 +11,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::compact::{Alive, Compacting, Estimate, Pass};
+use super::compact::{Alive, Compacting, Estimate, Pass, Turns};
 use super::{Engine, rebuild};
 use crate::expired::{self, Expired};
 use crate::index::recent::Recent;
-use crate::index::seal::{Merge, Plan, Writer};
+use crate::index::seal::{Merge, Plan, Survivors, Writer};
 use crate::index::table::{self, ListedTable, Slot, Table};
 use crate::index::tables::{Tables, merge_due};
 use crate::limits;
@@ -39,16 +39,43 @@ pub(super) struct Work {
     pub(super) estimate: Option<Estimate>,
     /// What goes through all of the log, in the background.
     pub(super) pass: Option<Pass>,
+    pub(super) turns: Turns,
     /// Numbers of tables that can't be made again, for the log is damaged, too. Nobody tries that a second time: each
     /// try reads the log of all its keys and writes as much.
     unmendable: BTreeSet<u32>,
     has_swept: bool,
 }
 
+/// Tables on their way to be one.
 struct Merging {
-    merge: Merge,
+    stage: Stage,
     /// The tables that go into it, the newest first.
     of: Vec<Arc<Table>>,
+}
+
+enum Stage {
+    /// Some slots have died with their segments: those that are left are counted first.
+    Counting(Survivors),
+    Writing(Box<Merge>),
+}
+
+/// How far a piece of a merge came.
+enum Advanced {
+    Some(Merging),
+    /// Durable, but not listed.
+    Done {
+        table: Arc<Table>,
+        of: Vec<Arc<Table>>,
+    },
+}
+
+impl Merging {
+    /// Nobody goes on with it.
+    fn discard(self) {
+        if let Stage::Writing(merge) = self.stage {
+            merge.discard();
+        }
+    }
 }
 
 /// Tables that are durable and not listed yet, and those they stand in for.
@@ -178,7 +205,7 @@ impl Engine {
     /// The body of the thread that keeps the log.
     pub(crate) fn run_log(&self, stop: &dyn Fn() -> bool) {
         self.log.run_upkeep(stop, &|| {
-            if self.is_checkpoint_due() {
+            if self.is_checkpoint_due() || self.log.is_look_due() {
                 self.index_word.wake_one();
             }
         });
@@ -212,10 +239,13 @@ impl Engine {
     pub(crate) fn step(&self) -> Result<Due> {
         match self.log.step()? {
             Due::Now => Ok(Due::Now),
-            Due::In(log) => Ok(match self.step_index()? {
-                Due::Now => Due::Now,
-                Due::In(index) => Due::In(log.min(index)),
-            }),
+            Due::In(log) => {
+                let was_held = self.log.is_held();
+                Ok(match self.step_index()? {
+                    Due::In(index) if !was_held || self.log.is_held() => Due::In(log.min(index)),
+                    _ => Due::Now,
+                })
+            }
         }
     }
 
@@ -246,13 +276,50 @@ impl Engine {
         if self.is_closed() || !self.log.is_writing() || self.log.is_poisoned() {
             return Ok(idle);
         }
+        self.step_work(&mut work)
+    }
+
+    /// The background's work, done by whoever needs the next segment while the files are larger than they may be. So writers
+    /// are slowed by as much as reclaim, checkpoints and merges lag behind, however seldom the background gets a processor.
+    pub(super) fn help(&self) -> Result<()> {
+        while self.log.is_overgrown() {
+            let mut work = self.work.lock();
+            if self.is_closed() || !self.log.is_writing() || self.log.is_poisoned() {
+                return Ok(());
+            }
+            // Others may have done it while this one waited for them.
+            if !self.log.is_overgrown() {
+                return Ok(());
+            }
+            match self.step_work(&mut work) {
+                Err(e) if self.log.is_poisoned() => return Err(e),
+                // Told by `stats`, as if the background had met it. It doesn't keep the log from going on.
+                Err(e) => {
+                    *self.trouble.lock() = Some(e);
+                    return Ok(());
+                }
+                Ok(Due::In(_)) if self.waits_for_sync(&work) => {
+                    drop(work);
+                    // Nothing of this call was placed yet.
+                    self.log.sync().map_err(|_| self.log.poisoned())?;
+                }
+                Ok(Due::In(_)) if work.compacting.is_none() => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One piece of each kind of work on the index that is due.
+    fn step_work(&self, work: &mut Work) -> Result<Due> {
+        self.log.take_look();
         if !std::mem::replace(&mut work.has_swept, true) {
             self.sweep();
         }
         // What fails here is tried again, and keeps nothing else from being done: it may be what makes room.
         let mut failed = None;
         if self.is_checkpoint_due() {
-            match self.checkpoint(&mut work) {
+            match self.checkpoint(work) {
                 Ok(true) => return Ok(Due::Now),
                 Ok(false) => {}
                 Err(e) if self.log.is_poisoned() => return Err(e),
@@ -260,20 +327,20 @@ impl Engine {
             }
         }
         if work.merge.is_none() && failed.is_none() {
-            match self.begin_merge(&work) {
+            match self.begin_merge(work) {
                 Ok(merge) => work.merge = merge,
                 Err(e) => failed = Some(e),
             }
         }
-        let compacted = match self.step_compaction(&mut work) {
-            Err(e) if self.names_table(&e) => self.mend(&mut work, e).map(|()| Some(Due::Now)),
+        let compacted = match self.step_compaction(work) {
+            Err(e) if self.names_table(&e) => self.mend(work, e).map(|()| Some(Due::Now)),
             other => other,
         };
         let compacted = compacted.unwrap_or_else(|e| {
             failed.get_or_insert(e);
             None
         });
-        let Some(mut merging) = work.merge.take() else {
+        let Some(merging) = work.merge.take() else {
             return match (failed, compacted) {
                 (_, Some(Due::Now)) => Ok(Due::Now),
                 (Some(e), _) => Err(e),
@@ -281,18 +348,15 @@ impl Engine {
                 (None, None) => Ok(Due::In(limits::ESTIMATE_MILLIS)),
             };
         };
-        match merging.merge.advance(self.merge_slots()) {
-            Ok(false) => {
-                work.merge = Some(merging);
-                Ok(Due::Now)
+        match self.advance_merge(merging) {
+            Ok(Advanced::Some(merging)) => work.merge = Some(merging),
+            Ok(Advanced::Done { table, of }) => {
+                self.switch_index(&Change { replaced: as_listed(&of), by: vec![table] })?;
             }
-            Ok(true) => self.end_merge(merging).map(|()| Due::Now),
-            Err(Stopped::Writing(failure)) => Err(self.log.failed(failure)),
-            Err(Stopped::Reading(e)) => {
-                merging.merge.discard();
-                self.mend(&mut work, e).map(|()| Due::Now)
-            }
+            Err(e) if self.names_table(&e) => self.mend(work, e)?,
+            Err(e) => return Err(e),
         }
+        Ok(Due::Now)
     }
 
     /// Removes table files that no manifest lists: what openings left that ended before a switch.
@@ -391,27 +455,61 @@ impl Engine {
         slots: Vec<Slot>,
         absorbed: Vec<Arc<Table>>,
     ) -> Result<Change> {
-        let old: u64 = absorbed.iter().map(|table| table.listed.slots).sum();
+        let mut survivors = Survivors::new(&absorbed, self.tables().head);
+        let old = loop {
+            // They are small.
+            if let Some(count) = survivors.advance(self.merge_slots())? {
+                break count;
+            }
+        };
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
         let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
         let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
-        let table = self.merge_to_end(merge)?;
+        let table = self.merge_to_end(Merging {
+            stage: Stage::Writing(Box::new(merge)),
+            of: absorbed.clone(),
+        })?;
         Ok(Change { replaced: as_listed(&absorbed), by: vec![table] })
     }
 
-    fn merge_to_end(&self, mut merge: Merge) -> Result<Arc<Table>> {
+    fn merge_to_end(&self, mut merging: Merging) -> Result<Arc<Table>> {
         loop {
-            match merge.advance(self.merge_slots()) {
-                Ok(true) => return self.finish_table(merge),
-                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
-                Ok(false) => {}
+            match self.advance_merge(merging)? {
+                Advanced::Done { table, .. } => return Ok(table),
+                Advanced::Some(_) if self.log.is_poisoned() => return Err(self.log.poisoned()),
+                Advanced::Some(more) => merging = more,
+            }
+        }
+    }
+
+    /// One piece of a merge. What was written of it goes with an error.
+    fn advance_merge(&self, merging: Merging) -> Result<Advanced> {
+        let Merging { stage, of } = merging;
+        let stage = match stage {
+            Stage::Counting(mut survivors) => match survivors.advance(self.merge_slots())? {
+                Some(count) => self.begin_writing_merge(&of, count)?,
+                None => Stage::Counting(survivors),
+            },
+            Stage::Writing(mut merge) => match merge.advance(self.merge_slots()) {
+                Ok(true) => return Ok(Advanced::Done { table: self.finish_table(*merge)?, of }),
+                Ok(false) => Stage::Writing(merge),
                 Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
                 Err(Stopped::Reading(e)) => {
                     merge.discard();
                     return Err(e);
                 }
-            }
-        }
+            },
+        };
+        Ok(Advanced::Some(Merging { stage, of }))
+    }
+
+    /// The writing of a table for `slots` of some tables, the newest of which is the first.
+    fn begin_writing_merge(&self, of: &[Arc<Table>], slots: u64) -> Result<Stage> {
+        let from = of.last().map_or(Lsn::ZERO, |oldest| oldest.listed.from);
+        let to = of.first().map_or(from, |newest| newest.listed.to);
+        let writer = self.create_table(from, to, slots)?;
+        let merge = Merge::new(Vec::new(), of, self.tables().head, writer);
+        Ok(Stage::Writing(Box::new(merge)))
     }
 
     /// Slots that one step of a merge moves: no more than memory holds.
@@ -516,7 +614,7 @@ impl Engine {
     /// Nobody will go on with what is being merged.
     pub(super) fn give_up_merge(&self, work: &mut Work) {
         if let Some(merging) = work.merge.take() {
-            merging.merge.discard();
+            merging.discard();
         }
     }
 
@@ -527,7 +625,7 @@ impl Engine {
             |table: &Arc<Table>| tables.list.iter().any(|other| Arc::ptr_eq(table, other));
         let is_stale = |merging: &mut Merging| !merging.of.iter().all(is_there);
         if let Some(merging) = work.merge.take_if(is_stale) {
-            merging.merge.discard();
+            merging.discard();
         }
     }
 
@@ -550,16 +648,16 @@ impl Engine {
     }
 
     fn begin_merge_of(&self, of: &[Arc<Table>]) -> Result<Option<Merging>> {
-        let (Some(newest), Some(oldest)) = (of.first(), of.last()) else { return Ok(None) };
-        let slots = of.iter().map(|table| table.listed.slots).sum();
-        let writer = self.create_table(oldest.listed.from, newest.listed.to, slots)?;
-        let merge = Merge::new(Vec::new(), of, self.tables().head, writer);
-        Ok(Some(Merging { merge, of: of.to_vec() }))
-    }
-
-    fn end_merge(&self, merging: Merging) -> Result<()> {
-        let table = self.finish_table(merging.merge)?;
-        self.switch_index(&Change { replaced: as_listed(&merging.of), by: vec![table] })
+        if of.is_empty() {
+            return Ok(None);
+        }
+        let head_base = self.log.head_base();
+        let stage = if of.iter().any(|table| table.listed.from < head_base) {
+            Stage::Counting(Survivors::new(of, self.tables().head))
+        } else {
+            self.begin_writing_merge(of, of.iter().map(|table| table.listed.slots).sum())?
+        };
+        Ok(Some(Merging { stage, of: of.to_vec() }))
     }
 
     /// See [`Store::merge_index`](crate::Store::merge_index).
@@ -584,10 +682,10 @@ impl Engine {
                 return Ok(());
             }
             let Some(merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
-            match self.merge_to_end(merging.merge) {
+            match self.merge_to_end(merging) {
                 Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
                 merged => {
-                    let change = Change { replaced: as_listed(&merging.of), by: vec![merged?] };
+                    let change = Change { replaced: as_listed(&tables.list), by: vec![merged?] };
                     return self.switch_index(&change);
                 }
             }
@@ -758,7 +856,7 @@ impl Engine {
         let first = by.len().saturating_sub(count);
         let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
         let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
-        let merged = self.merge_to_end(merging.merge)?;
+        let merged = self.merge_to_end(merging)?;
         self.remove_files(&as_listed(&of));
         by.truncate(first);
         by.push(merged);

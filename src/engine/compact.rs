@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashTable;
+
 use super::Engine;
 use super::call::Known;
 use super::checkpoint::Work;
@@ -14,7 +16,7 @@ use super::compose::state_of;
 use crate::expired::{self, Expired, Memory};
 use crate::index::recent::{Entry, Place};
 use crate::limits;
-use crate::log::{Due, NoRoom, Room};
+use crate::log::{Due, NoRoom, Oldest, Room, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
@@ -40,6 +42,8 @@ pub(super) struct Estimate {
     live: u64,
     log_bytes: u64,
     at_millis: u64,
+    /// The segment written to then; `None`: whichever is.
+    newest: Option<u32>,
 }
 
 /// Compaction's way through all that stood in the log when it began, and what it had moved and given back by then.
@@ -48,6 +52,41 @@ pub(super) struct Pass {
     until: Lsn,
     moved: u64,
     reclaimed: u64,
+}
+
+/// When compaction last let others have the processor.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Turns {
+    /// Bytes judged since it was asked last, and when that was.
+    judged: u64,
+    since: u64,
+    /// Nanoseconds that it is to work before the next turn: as long as others took for the last one.
+    owed: u64,
+}
+
+impl Turns {
+    /// So many bytes more were judged. Whether it is time to look whether others are to go first.
+    fn judged(&mut self, bytes: u64) -> bool {
+        self.judged = self.judged.saturating_add(bytes);
+        let is_time = self.judged >= limits::COMPACTION_YIELD_BYTES;
+        if is_time {
+            self.judged = 0;
+        }
+        is_time
+    }
+
+    /// Whether others may go first: not before it has worked for as long as they took the last time. Where all processors
+    /// are busy they take many slices at once, and it would never come to its end.
+    fn may_lend(&mut self, now: u64) -> bool {
+        let worked = now.saturating_sub(std::mem::replace(&mut self.since, now));
+        self.owed = self.owed.saturating_sub(worked);
+        self.owed == 0
+    }
+
+    /// They went first, until `now`.
+    fn lent(&mut self, now: u64) {
+        self.owed = now.saturating_sub(std::mem::replace(&mut self.since, now));
+    }
 }
 
 /// What a sample of the index tells of all of it.
@@ -119,6 +158,13 @@ impl Fate {
     }
 }
 
+/// A record on its way to be judged.
+struct Keyed<'a> {
+    record: &'a Record<'a>,
+    /// `None`: a later record is its key's newest.
+    key: Option<(Key<'a>, KeyHash)>,
+}
+
 /// Where a record stands in its key's life, by the index.
 enum Standing {
     Newest,
@@ -131,7 +177,8 @@ impl Engine {
     pub(super) fn step_compaction(&self, work: &mut Work) -> Result<Option<Due>> {
         if work.compacting.is_none() {
             self.end_pass(work);
-            if !self.is_compaction_due(work)? {
+            let is_spent = self.log.oldest().is_some_and(|oldest| self.log.is_spent(oldest.base));
+            if !is_spent && !self.is_compaction_due(work)? {
                 work.pass = None;
                 return Ok(None);
             }
@@ -168,13 +215,22 @@ impl Engine {
             let log_bytes = self.log.bytes_since(Lsn::ZERO);
             let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
             let at_millis = now.saturating_add(limits::FUTILE_MILLIS);
-            work.estimate = Some(Estimate { live: log_bytes, log_bytes, at_millis });
+            work.estimate = Some(Estimate { live: log_bytes, log_bytes, at_millis, newest: None });
         }
     }
 
-    /// Whether the store has outgrown what is alive in it.
+    /// Whether the store has outgrown what is alive in it. Tells the log how large it may become before that is asked again.
     fn is_compaction_due(&self, work: &mut Work) -> Result<bool> {
-        let Some(oldest) = self.log.oldest() else { return Ok(false) };
+        let (is_due, most) = match self.log.oldest() {
+            Some(oldest) => self.weigh(work, oldest)?,
+            None => (false, 0),
+        };
+        self.log.allow(most, !is_due);
+        Ok(is_due)
+    }
+
+    /// The same, and what all files may take at most.
+    fn weigh(&self, work: &mut Work, oldest: Oldest) -> Result<(bool, u64)> {
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
         let (used, most) = self.log.budget();
         // What is remembered is alive, too.
@@ -183,16 +239,21 @@ impl Engine {
         // Of the two segments that the store may take beside twice what is alive one is left for what moves.
         let slack = oldest.newest_capacity;
         if outside <= slack {
-            return Ok(false);
+            return Ok((false, 0));
         }
         let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
         let is_fresh = work.estimate.is_some_and(|seen| {
+            let age = now.saturating_sub(seen.at_millis);
+            let is_same = seen.newest.is_none_or(|newest| newest == oldest.newest);
             log_bytes.abs_diff(seen.log_bytes) <= log_bytes / 8
-                && now.saturating_sub(seen.at_millis) < limits::ESTIMATE_MILLIS
+                && age < limits::ESTIMATE_MILLIS
+                // A log that stays as long as it is may be another one altogether.
+                && (is_same || age < limits::SAMPLE_MILLIS)
         });
         if !is_fresh {
             let live = self.estimate_live()?;
-            work.estimate = Some(Estimate { live, log_bytes, at_millis: now });
+            let newest = Some(oldest.newest);
+            work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest });
         }
         let live = work.estimate.map_or(0, |seen| seen.live);
         // Near its budget the store doesn't wait for its log to be half dead.
@@ -201,7 +262,14 @@ impl Engine {
         // nearly all of the log again and again would gain little.
         let is_large = outside > live.saturating_mul(2).saturating_add(slack)
             && log_bytes > live.saturating_add(live / 4);
-        Ok(is_tight || is_large)
+        // A small store has more ahead than twice what is alive: what is written, the next, a spare, and one that is
+        // just being given back.
+        let most = live
+            .saturating_mul(2)
+            .saturating_add(slack.saturating_mul(2))
+            .max(live.saturating_add(slack.saturating_mul(5)))
+            .saturating_add(remembered);
+        Ok((is_tight || is_large, most))
     }
 
     /// Bytes of live records, by [`estimate`](Self::estimate).
@@ -276,6 +344,11 @@ impl Engine {
                 memories: Vec::new(),
             },
         };
+        if compacting.at.is_some() && self.log.is_spent(oldest.base) {
+            // It goes unread: what made its records dead is durable, and what they left to be remembered has passed.
+            (compacting.at, compacting.judged) = (None, Lsn::ZERO);
+            compacting.memories.clear();
+        }
         let Some(at) = compacting.at else {
             if self.log.durable() < compacting.judged {
                 work.compacting = Some(compacting);
@@ -288,14 +361,16 @@ impl Engine {
         self.copies.lock().retain(|(copy, _)| *copy >= durable);
         let mut moved = 0_u64;
         let memories = &mut compacting.memories;
-        let mut judged = 0;
-        let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |record| {
-            moved = moved.saturating_add(self.judge(&record, memories)?);
-            // Who wakes from a sync on this processor would wait for the end of its slice, several syncs long.
-            judged = record.len().saturating_add(judged);
-            if judged >= limits::COMPACTION_YIELD_BYTES {
-                judged = 0;
-                yield_now();
+        let turns = &mut work.turns;
+        let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |run| {
+            for judged in self.with_keys(&run)? {
+                if let Some((key, hash)) = judged.key {
+                    let judged = self.judge(judged.record, &key, hash, memories)?;
+                    moved = moved.saturating_add(judged);
+                }
+                if turns.judged(judged.record.len()) {
+                    self.let_others_go_first(turns);
+                }
             }
             Ok(())
         });
@@ -311,6 +386,64 @@ impl Engine {
         }
         work.compacting = Some(compacting);
         Ok(Some(moved))
+    }
+
+    /// What the background of a short opening doesn't come to: if a segment was begun since reclaim was looked at last, as
+    /// many as two leave for it.
+    pub(super) fn reclaim_at_close(&self, work: &mut Work) -> Result<()> {
+        if !self.log.take_look() {
+            return Ok(());
+        }
+        for _ in 0..2 {
+            let head = self.log.head_base();
+            while self.log.head_base() == head {
+                if self.step_compaction(work)?.is_none() {
+                    return Ok(());
+                }
+                if self.waits_for_sync(work) {
+                    self.log.sync()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After each kill an opening begins a segment without asking for room, and the one before is cut to a scrap. Where that
+    /// has happened many times the two oldest leave, and what is alive in them moves, whatever there is of it.
+    pub(super) fn gather_scraps(&self) -> Result<()> {
+        let mut work = self.work.lock();
+        let mut gather = || -> Result<()> {
+            for _ in 0..2 {
+                let head = self.log.head_base();
+                while self.log.begins_with_scraps()
+                    && self.log.oldest().is_some_and(|oldest| oldest.base == head)
+                {
+                    if self.advance(&mut work, limits::COMPACTION_PIECE_BYTES)?.is_none() {
+                        self.log.sync()?;
+                    }
+                }
+            }
+            Ok(())
+        };
+        // Whatever else keeps it from that is no reason not to open: it is met, and told, where it matters.
+        gather().or_else(|e| if self.log.is_poisoned() { Err(e) } else { Ok(()) })
+    }
+
+    /// Whoever comes back from a sync on this processor would wait for the end of its slice, several syncs long. Without a
+    /// sync nobody comes back.
+    fn let_others_go_first(&self, turns: &mut Turns) {
+        let nanos = || self.log.seams().clock.monotonic_nanos();
+        if turns.may_lend(nanos()) && self.log.is_syncing() {
+            yield_now();
+            turns.lent(nanos());
+        }
+    }
+
+    /// Whether the oldest segment is judged, and goes as soon as the log is synced.
+    pub(super) fn waits_for_sync(&self, work: &Work) -> bool {
+        work.compacting.as_ref().is_some_and(|compacting| {
+            compacting.at.is_none() && self.log.durable() < compacting.judged
+        })
     }
 
     /// Gives back the oldest segments, for want of room. Whether that gained any: not if nearly all of the log is alive.
@@ -341,22 +474,47 @@ impl Engine {
     fn live_bytes_of_oldest(&self) -> Result<u64> {
         let Some(oldest) = self.log.oldest() else { return Ok(0) };
         let mut bytes = 0_u64;
-        self.log.walk_some(oldest.ordinal, oldest.base, u64::MAX, &mut |record| {
-            bytes = bytes.saturating_add(self.add_if_alive(record.lsn, &mut Alive::default())?);
+        self.log.walk_some(oldest.ordinal, oldest.base, u64::MAX, &mut |run| {
+            for record in run {
+                bytes = bytes.saturating_add(self.add_if_alive(record.lsn, &mut Alive::default())?);
+            }
             Ok(())
         })?;
         Ok(bytes)
     }
 
+    /// The keys of records that follow each other, without those of which a later one among them says more: they are dead,
+    /// and nothing has to be looked up or read to know it. Of most pairs the claim is such a record.
+    fn with_keys<'a>(&self, run: &'a [Record<'_>]) -> Result<Vec<Keyed<'a>>> {
+        let mut newest = HashTable::<(Key<'a>, KeyHash)>::with_capacity(run.len());
+        let mut keyed = Vec::with_capacity(run.len());
+        for record in run.iter().rev() {
+            let body = self.body_of(record)?;
+            let Some(key) = Key::from_stored(body.key_kind, body.key) else {
+                let what = format_args!("an impossible key at lsn {}", record.lsn);
+                return Err(Error::corrupt(self.log.dir(), 0, what));
+            };
+            let hash = self.hash(&key);
+            let is_last = newest.find(hash.high, |(later, _)| *later == key).is_none();
+            if is_last {
+                newest.insert_unique(hash.high, (key.clone(), hash), |(_, hash)| hash.high);
+            }
+            keyed.push(Keyed { record, key: is_last.then_some((key, hash)) });
+        }
+        keyed.reverse();
+        Ok(keyed)
+    }
+
     /// Moves one record to the tail, if it is alive, or notes that its key is to be remembered. Gives the bytes that
     /// moving took.
-    fn judge(&self, record: &Record<'_>, memories: &mut Vec<Memory>) -> Result<u64> {
+    fn judge(
+        &self,
+        record: &Record<'_>,
+        key: &Key<'_>,
+        hash: KeyHash,
+        memories: &mut Vec<Memory>,
+    ) -> Result<u64> {
         let body = self.body_of(record)?;
-        let Some(key) = Key::from_stored(body.key_kind, body.key) else {
-            let what = format_args!("an impossible key at lsn {}", record.lsn);
-            return Err(Error::corrupt(self.log.dir(), 0, what));
-        };
-        let hash = self.hash(&key);
         let state = state_of(record, &body);
         loop {
             let mut shard = self.shard(hash)?;
@@ -376,7 +534,7 @@ impl Engine {
                 }
                 let seen = Known::of(&shard, hash, now);
                 drop(shard);
-                match self.standing(&key, hash, record.lsn, &seen)? {
+                match self.standing(key, hash, record.lsn, &seen)? {
                     Standing::Superseded => return Ok(0),
                     Standing::Unknown => {
                         let what =
@@ -386,7 +544,7 @@ impl Engine {
                     Standing::Newest => {}
                 }
                 shard = self.shard(hash)?;
-                if !super::call::is_as_read(&shard, &key, hash, &seen) {
+                if !super::call::is_as_read(&shard, key, hash, &seen) {
                     continue;
                 }
                 known = Some(seen);
@@ -408,7 +566,17 @@ impl Engine {
                 _ => Draft::moved(record, &body),
             };
             let len = draft.len();
-            match self.log.place(draft, Room::Free) {
+            let span = Span {
+                until: match fate {
+                    Fate::Hides(until) => Some(until),
+                    _ => {
+                        let phase = state.as_ref().map(|state| state.phase);
+                        protocol::ends_at(phase, body.expires_at, body.memory_until)
+                    }
+                },
+                ends: None,
+            };
+            match self.log.place_for(draft, Room::Free, span) {
                 Ok(placed) => {
                     // It counts as durable: its original stays listed until it is.
                     let place = Place::new(placed.lsn, Durability::Lazy);
@@ -604,5 +772,170 @@ impl Engine {
         self.log.remove_dropped()?;
         self.work.lock().compact_until = None;
         Ok(done(true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::Sim;
+    use crate::{Claim, ClaimGuard, Operation, Policy, Store, StoreBuilder};
+
+    const KEPT: Duration = Duration::from_secs(60);
+
+    fn builder() -> StoreBuilder {
+        Store::builder().segment_bytes(16 << 10).result_bytes_max(256)
+    }
+
+    fn key(n: u64) -> String {
+        format!("{n:0>100}")
+    }
+
+    fn claim(store: &Store, n: u64) -> ClaimGuard {
+        let op = Operation::new(key(n)).retention(KEPT);
+        let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!("{n}") };
+        claim
+    }
+
+    fn flush() -> Policy {
+        Policy::new().claim_durability(Durability::Flush).durability(Durability::Flush)
+    }
+
+    /// Four writers on two processors left compaction one slice in five each 16 KiB.
+    #[test]
+    fn compaction_lends_no_more_time_than_it_works() {
+        let (mut turns, mut now, mut worked, mut lent) = (Turns::default(), 0, 0, 0);
+        for n in 0..10_000 {
+            let work = 60_000;
+            (now, worked) = (now + work, worked + work);
+            if turns.may_lend(now) {
+                let took = if n % 3 == 0 { 16_000_000 } else { 300 };
+                (now, lent) = (now + took, lent + took);
+                turns.lent(now);
+            }
+        }
+        assert!(lent > worked / 2 && lent <= worked + 16_000_000, "{worked} worked, {lent} lent");
+    }
+
+    /// All that is in them has expired or has ended, and what ended it is durable. They were read, all the same.
+    #[test]
+    fn segments_in_which_all_has_ended_go_unread() {
+        let sim = Sim::new(1);
+        let store = sim.open_with(builder().policy(flush())).unwrap();
+        // Some in flight for long, as many as fill some segments.
+        let mut in_flight = std::collections::VecDeque::new();
+        for n in 0..2000 {
+            in_flight.push_back(claim(&store, n));
+            if in_flight.len() > 200 {
+                in_flight.pop_front().unwrap().complete(&[7; 100]).unwrap();
+            }
+        }
+        in_flight.into_iter().for_each(|claim| claim.complete(&[7; 100]).unwrap());
+        store.engine().log.sync().unwrap();
+        sim.advance(2 * KEPT);
+        let all = store.stats().segments;
+        // What stood in the first one when it was opened nobody knows.
+        while store.stats().segments == all {
+            store.engine().step_index().unwrap();
+        }
+        let reads = sim.reads();
+        while store.stats().segments > 3 {
+            store.engine().step_index().unwrap();
+        }
+        assert!(all > 20, "{all}");
+        // The next switch of the manifest may look at its file.
+        assert_eq!(sim.reads() - reads, 0, "{all} segments");
+        assert_eq!(store.stats().bytes_moved, 0);
+        assert!(store.verify().unwrap().is_whole());
+    }
+
+    /// What ended its records may be lost yet: then they stand again.
+    #[test]
+    fn a_segment_whose_claims_ended_stays_until_the_endings_are_durable() {
+        let sim = Sim::new(1);
+        let store = sim.open_with(builder()).unwrap();
+        let engine = store.engine();
+        let (mut claims, mut late, mut n) = (Vec::new(), Vec::new(), 0);
+        while store.stats().segments < 5 {
+            let op = Operation::new(key(n)).retention(KEPT);
+            let level = if n % 50 == 0 { Durability::Lazy } else { Durability::Sync };
+            let Claim::Acquired(claim) = store.claim(op.durability(level)).unwrap() else {
+                panic!()
+            };
+            if n % 50 == 0 {
+                late.push(claim)
+            } else {
+                claims.push(claim)
+            }
+            n += 1;
+            while engine.log.step().unwrap() == Due::Now {}
+        }
+        claims.into_iter().for_each(|claim| claim.complete(&[7; 1]).unwrap());
+        sim.advance(2 * KEPT);
+        // The first one is read: nobody knows what stood in it when it was opened.
+        let first = engine.log.head_base();
+        while engine.log.head_base() == first {
+            engine.step_index().unwrap();
+            engine.log.sync().unwrap();
+        }
+        late.into_iter().for_each(|claim| claim.complete(&[7; 1]).unwrap());
+        sim.advance(2 * KEPT);
+        for _ in 0..100 {
+            engine.step_index().unwrap();
+        }
+        sim.power_loss();
+        let store = sim.open_with(builder()).unwrap();
+        let lost = (0..n).step_by(50).filter(|n| store.get(key(*n)).unwrap().is_none());
+        assert_eq!(lost.collect::<Vec<_>>(), [], "of claims up to {n}");
+    }
+
+    /// The thread of the log prepared segments, that of the index got no processor: files grew for as long as that lasted.
+    #[test]
+    fn the_log_alone_prepares_no_segment_that_reclaim_has_not_allowed() {
+        let sim = Sim::new(1);
+        let store = sim.open_with(builder().policy(flush())).unwrap();
+        let (mut most, mut bytes, segment) = (0, 0, 16 << 10);
+        for n in 0..20_000 {
+            let claim = claim(&store, n);
+            let before = store.stats().bytes_written;
+            claim.complete(&[7; 100]).unwrap();
+            if n == 0 {
+                bytes = store.stats().bytes_written - before;
+            }
+            sim.advance(KEPT / 1000);
+            while store.engine().log.step().unwrap() == Due::Now {}
+            most = most.max(sim.disk_bytes());
+        }
+        let alive = 1000 * bytes;
+        // What is alive is known from a sample of a thousand keys.
+        assert!(most <= 2 * alive / 100 * 105 + 2 * segment, "{most} bytes for {alive}");
+    }
+
+    /// Each claim was looked up, and the record of its completion read, to find that it is dead.
+    #[test]
+    fn dead_claims_cost_no_read_of_their_completions() {
+        let sim = Sim::new(1);
+        let builder = || builder().segment_bytes(1 << 20).map(false).policy(flush());
+        let store = sim.open_with(builder()).unwrap();
+        let pairs = 5000;
+        (0..pairs).for_each(|n| claim(&store, n).complete(&[7; 100]).unwrap());
+        store.close(Duration::ZERO).unwrap();
+        drop(store);
+        // Of what an earlier opening wrote nothing is known.
+        let store = sim.open_with(builder()).unwrap();
+        assert!(store.mark("begins").unwrap().is_first());
+        let engine = store.engine();
+        let until = engine.log.roll_over().unwrap();
+        engine.log.sync().unwrap();
+        let reads = sim.reads();
+        while engine.log.head_base() < until {
+            engine.advance(&mut engine.work.lock(), u64::MAX).unwrap();
+            engine.log.sync().unwrap();
+        }
+        let reads = sim.reads() - reads;
+        // One of the index for each completion, or two, to see that it is its key's newest record.
+        assert!(reads < pairs * 2, "{reads} reads for {pairs} pairs");
     }
 }

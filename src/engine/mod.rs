@@ -114,7 +114,7 @@ impl Engine {
             // Without room it is served up to the tail, and finished when there is some.
             match engine.begin_writing() {
                 Err(e) if e.kind() != ErrorKind::StorageFull => return Err(e),
-                _ => {}
+                _ => engine.gather_scraps()?,
             }
         }
         Ok(engine)
@@ -321,6 +321,8 @@ impl Engine {
         let is_written = self.log.is_writing() && !self.log.is_poisoned();
         if is_written {
             self.give_up_merge(&mut work);
+            // Whatever comes of it, the close is clean.
+            let _ = self.reclaim_at_close(&mut work);
         }
         let sealed = if is_written { self.seal() } else { Ok(None) };
         // Without room for a table the log closes all the same, and the next opening reads it.

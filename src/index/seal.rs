@@ -13,6 +13,7 @@ use super::table::{
     Bucket, Cursor, ListedTable, SLOTS, Slot, TABLE_HEADER_BYTES, Table, file_name, home_of,
     seed_of,
 };
+use crate::Result;
 use crate::limits;
 use crate::sealed::{self, Pace, Stopped};
 use crate::storage::{Failure, Storage};
@@ -24,7 +25,7 @@ pub(crate) struct Plan {
     pub(crate) number: u32,
     pub(crate) from: Lsn,
     pub(crate) to: Lsn,
-    /// At least as many as will be pushed.
+    /// At least as many as will be pushed, and better no more.
     pub(crate) slots: u64,
 }
 
@@ -87,6 +88,35 @@ impl Writer {
         }
         self.file.finish(&self.listed.encode(self.store))?;
         Ok(self.listed)
+    }
+}
+
+/// Counts the slots of some tables whose segments are not before `head`: those that a merge keeps. A table's size is fixed
+/// before its first slot is written, so one that was made for all would be too large by what dies in the merge.
+pub(crate) struct Survivors {
+    tables: Vec<Cursor>,
+    head: u32,
+    count: u64,
+}
+
+impl Survivors {
+    pub(crate) fn new(tables: &[Arc<Table>], head: u32) -> Self {
+        let tables = tables.iter().map(|table| Cursor::new(Arc::clone(table))).collect();
+        Survivors { tables, head, count: 0 }
+    }
+
+    /// Looks at `slots` more of them at most. Gives their number once it has seen all.
+    pub(crate) fn advance(&mut self, slots: u64) -> Result<Option<u64>> {
+        for _ in 0..slots {
+            let Some(cursor) = self.tables.last_mut() else { return Ok(Some(self.count)) };
+            let Some(slot) = cursor.peek()? else {
+                self.tables.pop();
+                continue;
+            };
+            cursor.advance();
+            self.count = self.count.saturating_add(u64::from(slot.spot.ordinal >= self.head));
+        }
+        Ok(None)
     }
 }
 

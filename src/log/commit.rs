@@ -120,6 +120,11 @@ impl CommitQueue {
         Lsn::new(self.durable.load(Ordering::SeqCst))
     }
 
+    /// Whether somebody leads: others may be waiting for a sync. Only a hint.
+    pub(crate) fn is_led(&self) -> bool {
+        self.leading.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::SeqCst)
     }

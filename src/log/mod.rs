@@ -26,8 +26,10 @@ use crate::types::{Lsn, Spot, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 pub(crate) mod birth;
+mod census;
 mod commit;
 mod format;
+mod growth;
 #[cfg(any(test, feature = "testing"))]
 mod probe;
 mod reader;
@@ -41,6 +43,8 @@ pub(crate) mod survey;
 mod tests;
 mod upkeep;
 
+use census::Census;
+pub(crate) use census::Span;
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
 #[cfg(any(test, feature = "testing"))]
@@ -94,6 +98,7 @@ pub(crate) struct Log {
     store_clock: StoreClock,
     poison: Mutex<Option<Error>>,
     upkeep: upkeep::Upkeep,
+    growth: growth::Growth,
     /// Bytes of tables and expired keys: they share the log's budget.
     pub(crate) index_bytes: AtomicU64,
     /// Counts for `stats`: syncs, and nanoseconds spent in them.
@@ -116,6 +121,7 @@ struct Tail {
     free: Vec<u8>,
     round: u32,
     room: room::Reserves,
+    census: Census,
     /// The greatest watermark that a placed record carries.
     marked: Lsn,
     /// End of the last record that is about a key.
@@ -175,6 +181,7 @@ impl Tail {
     fn roll(&mut self, durable: Lsn) -> bool {
         let Some(next) = self.next.take() else { return false };
         self.append(Draft::segment_end(), durable);
+        self.census.begin(next.base());
         self.active = next;
         self.at = format::SEGMENT_HEADER_BYTES as u64;
         true
@@ -182,9 +189,14 @@ impl Tail {
 }
 
 impl Log {
+    /// As [`place_for`](Self::place_for), for what only another record ends, or that is about no key.
+    pub(crate) fn place(&self, draft: Draft, room: Room) -> Result<Placed, NoRoom> {
+        self.place_for(draft, room, Span::default())
+    }
+
     /// Places a record: gives it its LSN and its watermark. Nothing is written yet. Called under the key's
     /// shard lock, so that the order of a key's records is the order of its states; does no I/O.
-    pub(crate) fn place(&self, draft: Draft, room: Room) -> Result<Placed, NoRoom> {
+    pub(crate) fn place_for(&self, draft: Draft, room: Room, span: Span) -> Result<Placed, NoRoom> {
         let mut tail = self.tail.lock();
         if !self.is_writing.load(Ordering::SeqCst) || self.queue.is_poisoned() {
             return Err(NoRoom::NotWriting);
@@ -195,7 +207,12 @@ impl Log {
             return Err(NoRoom::Full);
         }
         tail.admit(draft.len(), room, durable)?;
-        Ok(tail.append(draft, durable))
+        let is_about_key = draft.kind().is_about_key();
+        let placed = tail.append(draft, durable);
+        if is_about_key {
+            tail.census.place(placed.lsn, span);
+        }
+        Ok(placed)
     }
 
     /// Gives back what a claim had reserved, when it ends without a record.
@@ -416,6 +433,11 @@ impl Log {
         self.store_clock.now(&*self.seams.clock)
     }
 
+    /// Whether the log is just being synced. Only a hint.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.queue.is_led()
+    }
+
     pub(crate) fn durable(&self) -> Lsn {
         self.queue.durable()
     }
@@ -453,18 +475,27 @@ impl Log {
         Some(Oldest {
             ordinal: oldest.identity.ordinal,
             base: oldest.base(),
+            newest: active.identity.ordinal,
             newest_capacity: active.identity.capacity,
         })
     }
 
-    /// Shows the records about keys of a segment, in order, from `at` on and about `bytes` of them. Gives the place
-    /// behind them; `None` if that is the segment's end. A bad record is `Corrupt`: all of it was durable.
+    /// Whether all that stands in the segment that begins at `base`, to which nothing is written any more, is dead, and
+    /// stays so whatever a crash takes back. `false` if nothing is known of it.
+    pub(crate) fn is_spent(&self, base: Lsn) -> bool {
+        let (now, durable) = (self.now(), self.durable());
+        self.tail.lock().census.is_spent(base, now, durable)
+    }
+
+    /// Shows the records about keys of a segment, in order, from `at` on and about `bytes` of them, as many at once as are
+    /// read at once. Gives the place behind them; `None` if that is the segment's end. A bad record is `Corrupt`: all of it
+    /// was durable.
     pub(crate) fn walk_some(
         &self,
         ordinal: u32,
         at: Lsn,
         bytes: u64,
-        visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
+        visit: &mut dyn FnMut(Vec<Record<'_>>) -> Result<()>,
     ) -> Result<Option<Lsn>> {
         let listed = self.listed();
         let Some(item) = listed.iter().find(|item| item.ordinal == ordinal) else {
@@ -547,6 +578,8 @@ impl Log {
         let kept = kept.cloned().collect();
         *list = Arc::new(kept);
         drop(list);
+        self.tail.lock().census.drop_before(head.base);
+        self.release_held(&keeper);
         keeper.leaving.push(ordinal);
         // The segment is given back, whatever comes of its file: if that stays, the next drop tries again, or an opening.
         let _ = self.remove_leaving(&mut keeper);
@@ -688,6 +721,7 @@ pub(crate) struct Oldest {
     pub(crate) ordinal: u32,
     pub(crate) base: Lsn,
     /// Of the segment being written to.
+    pub(crate) newest: u32,
     pub(crate) newest_capacity: u64,
 }
 

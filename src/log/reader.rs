@@ -101,6 +101,31 @@ impl<'s> Reader<'s> {
         })
     }
 
+    /// The record at the reader's place and those that follow, as far as they are whole and at hand: within about `most`
+    /// bytes, and in front of a segment's end. None: what stands there is told by `next`.
+    fn run(&mut self, most: u64) -> Result<Vec<Record<'_>>> {
+        let (segment, start, lsn) = (self.segment, self.at, self.lsn());
+        if let Ok(head) = record::parse_head(self.bytes(HEADER_BYTES)?, lsn, &segment.seal) {
+            self.bytes(head.len())?;
+        }
+        let first = usize::try_from(start - self.window_at).unwrap_or(usize::MAX);
+        let window = self.window.get(first..).unwrap_or_default();
+        let (mut records, mut len) = (Vec::new(), 0_usize);
+        while (len as u64) < most {
+            let lsn = segment.base().plus(start.saturating_add(len as u64));
+            let rest = window.get(len..).unwrap_or_default();
+            match Record::parse(rest, lsn, &segment.seal) {
+                Ok(record) if record.kind != Kind::SegmentEnd => {
+                    len = len.saturating_add(usize::try_from(record.len()).unwrap_or(usize::MAX));
+                    records.push(record);
+                }
+                _ => break,
+            }
+        }
+        self.at = start.saturating_add(len as u64);
+        Ok(records)
+    }
+
     /// At least `len` bytes from the reader's place, or as many as there are before the limit.
     fn bytes(&mut self, len: usize) -> Result<&[u8]> {
         let end = self.window_at.saturating_add(self.window.len() as u64);
@@ -127,15 +152,22 @@ pub(crate) fn walk_some(
     at: Lsn,
     end: Lsn,
     bytes: u64,
-    visit: &mut dyn FnMut(Record<'_>) -> Result<()>,
+    visit: &mut dyn FnMut(Vec<Record<'_>>) -> Result<()>,
 ) -> Result<Option<Lsn>> {
     let start = segment.offset(at).max(SEGMENT_HEADER_BYTES as u64);
+    let stop = start.saturating_add(bytes);
     let mut reader = Reader::new(segment, start, segment.offset(end));
-    while reader.at < start.saturating_add(bytes) {
+    while reader.at < stop {
+        let mut run = reader.run(stop - reader.at)?;
+        if !run.is_empty() {
+            run.retain(|record| record.kind.is_about_key());
+            visit(run)?;
+            continue;
+        }
         let offset = reader.at;
         match reader.next()? {
             Step::Record(record, _) if record.kind == Kind::SegmentEnd => return Ok(None),
-            Step::Record(record, _) if record.kind.is_about_key() => visit(record)?,
+            // A run takes in all others.
             Step::Record(..) => {}
             Step::End => return Ok(None),
             Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),

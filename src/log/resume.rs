@@ -76,6 +76,10 @@ impl Log {
         self.set_aside(&keeper);
         self.guarded(|| self.remove_leftovers(&mut keeper));
         self.ahead.store(keeper.manifest.ahead, Ordering::SeqCst);
+        self.allow_first(&keeper);
+        if matches!(plan, Plan::Fork { .. }) {
+            self.growth.note();
+        }
         self.is_writing.store(true, Ordering::SeqCst);
         self.note_time();
         Ok(())

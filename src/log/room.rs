@@ -260,6 +260,9 @@ impl Log {
         let lacks_next = self.tail.lock().lacks_next();
         let wanted = if lacks_next { 2 } else { 1 };
         if keeper.spares.len() < wanted {
+            if !self.may_grow(&keeper) {
+                return Ok(false);
+            }
             self.guarded(|| self.prepare_spare(&mut keeper))?;
         } else if lacks_next {
             self.guarded(|| self.list_next(&mut keeper))?;
@@ -280,9 +283,7 @@ impl Log {
     }
 
     fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
-        let listed = &keeper.manifest.segments;
-        let log_bytes = listed.iter().map(|item| item.end.since(item.base)).sum();
-        let mut bytes = self.sizes.for_log_of(log_bytes);
+        let mut bytes = self.next_spare_bytes(keeper);
         if self.check_budget_of(keeper, bytes).is_err() {
             // A smaller one may do where a large one doesn't fit.
             bytes = self.sizes.first();
@@ -294,6 +295,11 @@ impl Log {
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
         self.set_aside(keeper);
         Ok(())
+    }
+
+    pub(super) fn next_spare_bytes(&self, keeper: &Keeper) -> u64 {
+        let listed = &keeper.manifest.segments;
+        self.sizes.for_log_of(listed.iter().map(|item| item.end.since(item.base)).sum())
     }
 
     pub(super) fn bytes_used(&self, keeper: &Keeper) -> u64 {
@@ -400,6 +406,7 @@ impl Log {
         drop(list);
         self.set_aside(keeper);
         self.tail.lock().next = Some(segment);
+        self.growth.note();
         Ok(())
     }
 

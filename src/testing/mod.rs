@@ -199,6 +199,12 @@ impl Sim {
         builder.manual_maintenance(true).open_on(self.seams(), Path::new(DIR), true)
     }
 
+    /// Calls of the disk that read.
+    #[cfg(test)]
+    pub(crate) fn reads(&self) -> u64 {
+        self.disk.lock().memory.reads()
+    }
+
     fn seams(&self) -> Seams {
         let opening = self.openings.fetch_add(1, Ordering::Relaxed);
         Seams {

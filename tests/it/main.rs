@@ -44,6 +44,8 @@ mod midst;
 mod model;
 /// A second opener, and a forked child.
 mod process;
+/// Reclaim when the background gets no processor, and what it reads.
+mod reclaim;
 /// What `repair` saves, what it says is lost, and its own crashes.
 mod repair;
 /// A budget, or a disk, that is used up; what is given back.

@@ -1,0 +1,107 @@
+//! Growth: how large the files may become before reclaim has to be looked at.
+//!
+//! Promises: past what the engine allowed last, no segment is prepared ahead of need, so that whoever needs the next one
+//! comes here first and helps to reclaim. Whether writers are slowed never depends on when the background gets a processor.
+//! Costs nothing while records have their place: it is asked only where a segment is to be prepared. Never: refuses room;
+//! that is `room`'s.
+
+use super::Log;
+use super::room::Keeper;
+use crate::limits;
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+
+/// What the engine allowed, and what happened since.
+pub(super) struct Growth {
+    /// Bytes that all files may take.
+    most: AtomicU64,
+    /// A segment was listed, or asked for in vain, since reclaim was looked at last.
+    is_look_due: AtomicBool,
+    /// The background was to prepare a segment and was not allowed to.
+    is_held: AtomicBool,
+}
+
+impl Growth {
+    pub(super) fn new() -> Self {
+        Growth {
+            most: AtomicU64::new(u64::MAX),
+            is_look_due: AtomicBool::new(false),
+            is_held: AtomicBool::new(false),
+        }
+    }
+
+    /// A segment was listed.
+    pub(super) fn note(&self) {
+        self.is_look_due.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Log {
+    /// Whether one more spare would take the files past what they may take.
+    fn would_outgrow(&self, keeper: &Keeper) -> bool {
+        let more = self.next_spare_bytes(keeper);
+        self.bytes_used(keeper).saturating_add(more) > self.growth.most.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next segment is to wait until reclaim has been looked at.
+    pub(crate) fn is_overgrown(&self) -> bool {
+        let keeper = self.keeper.lock();
+        keeper.spares.len() < 2 && self.would_outgrow(&keeper)
+    }
+
+    /// Whether the background may prepare one more spare. If not, it is told once that has changed.
+    pub(super) fn may_grow(&self, keeper: &Keeper) -> bool {
+        let may_grow = !self.would_outgrow(keeper);
+        if !may_grow {
+            self.growth.is_held.store(true, Ordering::Relaxed);
+            self.growth.note();
+        }
+        may_grow
+    }
+
+    /// Before anything is known of what is alive: a few segments.
+    pub(super) fn allow_first(&self, keeper: &Keeper) {
+        let more = limits::SEGMENTS_UNSEEN.saturating_mul(self.next_spare_bytes(keeper));
+        let most = self.bytes_used(keeper).saturating_add(more);
+        self.growth.most.store(most, Ordering::Relaxed);
+    }
+
+    /// Whether the log has more segments than its size asks for, and the oldest is a scrap.
+    pub(crate) fn begins_with_scraps(&self) -> bool {
+        let listed = self.listed();
+        let is_scrap =
+            |item: &crate::manifest::Listed| item.end.since(item.base) < self.sizes.first() / 2;
+        listed.len() as u64 > 2 * limits::SEGMENTS_OF_A_LOG && listed.first().is_some_and(is_scrap)
+    }
+
+    /// The files may take so many bytes from now on; and at least one segment more, if nothing can be reclaimed.
+    pub(crate) fn allow(&self, bytes: u64, is_all_needed: bool) {
+        let keeper = self.keeper.lock();
+        let next = self.bytes_used(&keeper).saturating_add(self.next_spare_bytes(&keeper));
+        let most = if is_all_needed { bytes.max(next) } else { bytes };
+        self.growth.most.store(most, Ordering::Relaxed);
+        self.release_held(&keeper);
+    }
+
+    /// Tells the background that it may prepare what it was not allowed to, if it may.
+    pub(super) fn release_held(&self, keeper: &Keeper) {
+        if self.is_held() && !self.would_outgrow(keeper) {
+            self.growth.is_held.store(false, Ordering::Relaxed);
+            self.wake_upkeep();
+        }
+    }
+
+    /// Whether the background waits for that.
+    pub(crate) fn is_held(&self) -> bool {
+        self.growth.is_held.load(Ordering::Relaxed)
+    }
+
+    /// Whether the files have grown since reclaim was looked at last.
+    pub(crate) fn is_look_due(&self) -> bool {
+        self.growth.is_look_due.load(Ordering::Relaxed)
+    }
+
+    /// The same, and it is looked at now.
+    pub(crate) fn take_look(&self) -> bool {
+        self.growth.is_look_due.swap(false, Ordering::Relaxed)
+    }
+}
