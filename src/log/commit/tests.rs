@@ -137,3 +137,63 @@ fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
     });
     assert_eq!(woken, Ok(Ok(())), "nobody woke it");
 }
+
+/// A leader whose sync has the writer for a moment, in which somebody at `Flush` goes to sleep.
+struct SyncTakesWriter {
+    queue: CommitQueue,
+    is_taken: AtomicBool,
+}
+
+impl Sink for SyncTakesWriter {
+    fn write_round(&self) -> Result<(u32, Lsn), Failed> {
+        self.queue.set_written(Lsn::new(1));
+        Ok((0, Lsn::new(1)))
+    }
+
+    fn try_write(&self) -> Result<Write, Failed> {
+        if self.is_taken.load(Ordering::SeqCst) {
+            return Ok(Write::Busy);
+        }
+        self.queue.set_written(Lsn::new(2));
+        Ok(Write::Done)
+    }
+
+    /// As a log does: it learns which file to sync.
+    fn sync(&self) -> Result<(), Failed> {
+        self.is_taken.store(true, Ordering::SeqCst);
+        while self.queue.write_sleepers.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        (0..10_000).for_each(|_| thread::yield_now());
+        self.is_taken.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn nanos(&self) -> u64 {
+        0
+    }
+}
+
+/// Nobody else writes afterwards, so the leader wakes it or nobody does.
+#[test]
+fn a_leader_wakes_those_who_met_the_writer_taken_during_its_sync() {
+    let sink =
+        SyncTakesWriter { queue: CommitQueue::new(Lsn::ZERO), is_taken: AtomicBool::new(false) };
+    let queue = &sink.queue;
+    let (tell, told) = std::sync::mpsc::channel();
+    let woken = thread::scope(|scope| {
+        let sink = &sink;
+        let leader = scope.spawn(|| queue.wait_durable(Placed { lsn: Lsn::ZERO, round: 0 }, sink));
+        while !sink.is_taken.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        scope.spawn(move || {
+            tell.send(queue.wait_written(Placed { lsn: Lsn::new(1), round: 1 }, sink)).unwrap();
+        });
+        assert_eq!(leader.join().unwrap(), Ok(()));
+        let woken = told.recv_timeout(Duration::from_secs(5));
+        queue.poison();
+        woken
+    });
+    assert_eq!(woken, Ok(Ok(())), "nobody woke it");
+}

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::limits;
 use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::log::reader::{Reader, Step};
 use crate::log::recovery::Plan;
@@ -607,4 +608,23 @@ fn headers_that_make_no_list_are_repaired_by_new_segments() {
     let (_, _, seen) = peek(&disk, &still.history).unwrap();
     let ids: Vec<u32> = seen.iter().map(|(id, _)| *id).collect();
     assert_eq!(ids, [still.ids(), vec![1]].concat());
+}
+
+/// A clean close leaves the segment ahead empty. Records in it mean that the manifest is older than the log.
+#[test]
+fn after_a_clean_close_the_segment_ahead_is_empty_or_the_manifest_is_older() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
+    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() {}
+    let still = Still::new(player, true);
+    let ahead = still.listed.last().unwrap();
+    assert!(ahead.ordinal > still.active);
+    let path = still.segment(ahead).path;
+    for at in [SEGMENT_HEADER_BYTES as u64, 1000, limits::PAGE_BYTES as u64 - 1] {
+        let disk = still.disk.kill_clone();
+        disk.overwrite(&path, at, b"x").unwrap();
+        let error = still.open_damaged(&disk).unwrap_err();
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(at)));
+        assert_eq!(error.path(), Some(&*path));
+    }
 }

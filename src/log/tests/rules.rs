@@ -486,3 +486,101 @@ fn what_writes_nothing_never_takes_the_writer() {
         assert_eq!(told.ok(), Some(log.store()));
     });
 }
+
+/// A leader waits for the writer while another thread's write is held, which then fails. What the leader was about to write
+/// would stand behind a hole.
+#[test]
+fn rule_13_who_waited_for_the_writer_while_a_write_failed_writes_nothing() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
+    let gate = Arc::new(Gate::default());
+    let writes = Calls::Of(Class::Write);
+    player.world.faulty.inject(Fault::once(writes, 0, Effect::Wait(Arc::clone(&gate))));
+    let first = player.place(What::Forget, None, 0).unwrap();
+    let log = Arc::new(player.opened.take().unwrap().log);
+    let segment = log_dir().join(segment::file_name(1));
+    let body = Body { key: b"late", progress: &[0; 4], ..Body::default() };
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| log.commit(first.1, Flush));
+        assert!(gate.wait_arrived(1, std::time::Duration::from_secs(10)));
+        let late = log.place(Draft::forget(&body), Room::Free).unwrap();
+        let leader = scope.spawn({
+            let log = Arc::clone(&log);
+            move || log.commit(late, Sync)
+        });
+        while !log.queue.is_led() {
+            std::thread::yield_now();
+        }
+        // By now it waits for the writer, or is about to.
+        (0..10_000).for_each(|_| std::thread::yield_now());
+        let _ = log.failed(crate::storage::Failure::Poison(Error::new(ErrorKind::Io, "elsewhere")));
+        let before = player.world.disk.read(&segment).unwrap();
+        gate.open();
+        let _ = held.join().unwrap();
+        assert_eq!(leader.join().unwrap().unwrap_err().kind(), ErrorKind::Indeterminate);
+        let at = (late.lsn.get() - log.tail.lock().active.base().get()) as usize;
+        let after = player.world.disk.read(&segment).unwrap();
+        assert_eq!(before[at..], after[at..], "written behind a failure");
+    });
+}
+
+/// Nor is anything placed.
+#[test]
+fn rule_13_nothing_is_placed_in_a_poisoned_log() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync)]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let end = log.end();
+    let _ = log.failed(crate::storage::Failure::Poison(Error::new(ErrorKind::Io, "elsewhere")));
+    let body = Body { key: b"late", progress: &[0; 4], ..Body::default() };
+    assert!(log.place(Draft::forget(&body), Room::Free).is_err());
+    assert_eq!(log.end(), end);
+}
+
+/// A record of before settings made segments smaller: it must not stand over the end of one.
+#[test]
+fn a_record_that_fits_no_segment_ahead_has_no_place() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    while log.prepare_ahead().unwrap() {}
+    let (here, next) = {
+        let tail = log.tail.lock();
+        let next = tail.next.as_ref().unwrap().identity.capacity;
+        (tail.active.identity.capacity - tail.at, next)
+    };
+    let result = vec![7; (here.max(next)) as usize];
+    let body = Body { key: b"long", progress: &[0; 4], result: &result, ..Body::default() };
+    for room in [Room::Free, Room::Reserve(0), Room::Spend(0), Room::Spend(2 * next), Room::Note] {
+        let end = log.end();
+        let placed = log.place(Draft::end(Ending::Completed, &body), room);
+        assert!(placed.is_err(), "{room:?}: placed at {placed:?}");
+        assert_eq!(log.end(), end, "{room:?}");
+    }
+}
+
+/// Were the file of a forget gone, and that of what it forgets still there, a log without a manifest would say that the key
+/// is there.
+#[test]
+fn a_segment_goes_only_after_the_files_of_those_before_it() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync); 200]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let file = |ordinal| log_dir().join(segment::file_name(ordinal));
+    let is_there = |ordinal| player.world.disk.read(&file(ordinal)).is_ok();
+    let drop_oldest = || {
+        let oldest = log.oldest().unwrap().ordinal;
+        log.drop_oldest(oldest, |_| (), |_, _| ()).map(|_| oldest)
+    };
+    let busy = Effect::Fail(Failure::Kind(std::io::ErrorKind::ResourceBusy));
+    player.world.faulty.inject(Fault::from(Calls::Of(Class::Remove), 0, busy).at(file(1)));
+    // It has left the list, and its file stays.
+    assert_eq!(drop_oldest().unwrap(), 1);
+    assert!(is_there(1));
+    drop_oldest().unwrap_err();
+    assert!(is_there(1) && is_there(2));
+    assert_eq!(log.listed()[0].ordinal, 2);
+    player.world.faulty.heal();
+    assert_eq!(drop_oldest().unwrap(), 2);
+    assert!(!is_there(1) && !is_there(2));
+}
