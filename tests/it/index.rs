@@ -988,3 +988,78 @@ fn compaction_in_the_background_moves_at_a_bounded_rate() {
     assert!(moved > 1 << 20, "{moved} bytes moved");
     assert!(waited.as_millis() as u64 >= moved / (256 << 10), "{moved} bytes in {waited:?}");
 }
+
+/// A close seals what its life wrote, and takes in tables as small. Each of these is a little smaller than the one before, so
+/// that none is taken in; and nobody merges.
+#[test]
+fn no_more_tables_are_listed_than_an_opening_believes() {
+    let sim = Sim::new(7);
+    let (mut marked, mut most) = (0, 0);
+    for count in (1..=70).rev() {
+        let store = open(&sim, 1000);
+        (marked..marked + count).for_each(|n| mark(&store, "k", n));
+        marked += count;
+        store.close(Duration::ZERO).unwrap();
+        drop(store);
+        most = most.max(files(&sim, "tab").len());
+    }
+    assert_eq!(most, 64);
+    let store = open(&sim, 1000);
+    assert!((0..marked).all(|n| is_marked(&store, "k", n)));
+    rest(&sim, &store);
+    mark(&store, "k", marked);
+    rest(&sim, &store);
+    assert!(store.stats().tables < 10, "{}", store.stats().tables);
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// The originals of what compaction moved are gone, or about to go: a file that holds nothing else is part of the log, and a
+/// manifest that doesn't list it is older. What holds nothing but a recovery's copies is a leftover.
+#[test]
+fn a_segment_of_moved_records_is_no_leftover() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 1000);
+    (0..6).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
+    let logs = files(&sim, "log");
+    let older = logs.iter().cloned().chain([PathBuf::from("/store/MANIFEST")]);
+    let older: Vec<_> = older.map(|path| (sim.read_file(&path).unwrap(), path)).collect();
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    let newer: Vec<_> =
+        files(&sim, "log").into_iter().filter(|path| !logs.contains(path)).collect();
+    assert!(!files(&sim, "log").contains(&logs[0]));
+    sim.kill();
+    drop(store);
+    for (bytes, path) in older {
+        sim.write_file(path, &bytes).unwrap();
+    }
+    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(2048);
+    let error = sim.open_with(builder).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*newer[0])));
+    assert!(error.to_string().contains("the manifest is older than the log"), "{error}");
+}
+
+/// The first copy stands exactly where the log is durable up to, so it isn't. It stays so over several pieces of work.
+#[test]
+fn a_copy_at_the_durable_end_is_answered_from_its_original() {
+    for pieces in 1..6 {
+        let sim = Sim::new(7);
+        let builder = Store::builder().segment_bytes(1 << 20).result_bytes_max(2048);
+        let store = sim.open_with(builder).unwrap();
+        acquired(store.claim("done").unwrap()).complete("result").unwrap();
+        (0..900).for_each(|n| mark(&store, &long(n)[..3800], n));
+        (0..900).for_each(|n| assert!(store.forget((&long(n)[..3800], n)).unwrap()));
+        // No time passes: nothing is synced, and no note comes between.
+        let moved = || store.stats().bytes_moved;
+        while moved() == 0 {
+            assert_eq!(store.step().unwrap(), Duration::ZERO);
+        }
+        for _ in 1..pieces {
+            store.step().unwrap();
+        }
+        sim.fail_changes_from(0, DiskFault::Io);
+        store.mark("fails").unwrap_err();
+        sim.heal();
+        let done = store.claim("done").unwrap_or_else(|e| panic!("{pieces}: {e}"));
+        assert!(matches!(done, Claim::Completed(_)), "{pieces}: {done}");
+    }
+}

@@ -716,3 +716,42 @@ fn a_record_that_a_failed_write_left_in_memory_is_no_damage() {
     assert_eq!(found.unread.len(), 1, "{found:?}");
     assert_eq!(found.unread[0].kind(), ErrorKind::Indeterminate);
 }
+
+/// A claim looks its key up while a close interrupts all that are in flight: whoever is granted a key from then on would be
+/// in nobody's list.
+#[test]
+fn a_claim_that_a_close_overtakes_is_refused_or_told_by_the_close() {
+    let mut overtaken = 0;
+    for after in 0..3 {
+        let sim = Sim::new(7);
+        // One bucket for all, so that the reads are sure.
+        sim.mask_hashes(0, 0);
+        let store = open_unmapped(&sim, 4);
+        let Claim::Acquired(first) = store.claim("key").unwrap() else { panic!() };
+        first.abort("not yet").unwrap();
+        (0..4).for_each(|n| mark(&store, "k", n));
+        rest(&sim, &store);
+        assert_eq!(store.stats().keys_in_memory, 0);
+        mark(&store, "to be sealed", 0);
+        let read = sim.hold_read(after);
+        std::thread::scope(|scope| {
+            let lazily = Operation::new("key").claim_durability(Durability::Lazy);
+            let claim = scope.spawn(|| store.claim(lazily));
+            assert!(read.wait_arrived(Duration::from_secs(10)), "read {after}");
+            let sync = sim.hold_sync();
+            let close = scope.spawn(|| store.close(Duration::ZERO));
+            // It syncs when it has interrupted all; it may as well wait for the claim first.
+            overtaken += u32::from(sync.wait_arrived(Duration::from_secs(1)));
+            read.open();
+            let claimed = claim.join().unwrap();
+            sync.open();
+            let left = close.join().unwrap().unwrap();
+            match claimed {
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Closed),
+                Ok(Claim::Acquired(_guard)) => assert_eq!(left.len(), 1, "granted in secret"),
+                Ok(other) => panic!("{other}"),
+            }
+        });
+    }
+    println!("{overtaken} claims overtaken");
+}

@@ -50,3 +50,23 @@ fn a_store_that_was_open_for_a_day_counts_only_from_its_last_hour_how_long_it_wa
     let store = sim.open().unwrap();
     assert!(store.get("k").unwrap().is_none());
 }
+
+/// The clocks were noted half an hour before the last record, and after the power loss the wall clock is an hour behind.
+#[test]
+fn store_time_is_never_before_a_record() {
+    let sim = Sim::new(7);
+    let store = sim.open().unwrap();
+    mark_for(&store, "early", HOUR);
+    sim.advance(HOUR / 2);
+    mark_for(&store, "late", HOUR / 6);
+    sim.power_loss();
+    sim.jump_wall_clock(-3_600_000);
+    drop(store);
+    let store = sim.open().unwrap();
+    // Ten minutes from its record on, not from the note.
+    assert!(store.get("late").unwrap().is_some());
+    sim.advance(HOUR / 6);
+    assert!(store.get("late").unwrap().is_none() && store.get("early").unwrap().is_some());
+    sim.advance(HOUR / 3);
+    assert!(store.get("early").unwrap().is_none());
+}
