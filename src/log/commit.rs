@@ -264,12 +264,6 @@ impl CommitQueue {
         done
     }
 
-    /// Whether somebody is leading a round.
-    #[cfg(test)]
-    pub(crate) fn is_led(&self) -> bool {
-        self.leading.load(Ordering::SeqCst)
-    }
-
     fn try_lead(&self) -> bool {
         self.leading.compare_exchange(false, true, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
