@@ -361,12 +361,14 @@ impl Manifest {
         self.extent.get().checked_add(self.ahead).filter(|end| *end <= limits::LSN_MAX)
     }
 
-    /// Refuses where no further segment may be listed.
-    pub(crate) fn check_room(&self) -> Result<()> {
-        let end_most = limits::LSN_MAX - limits::SEGMENT_BYTES_MOST;
+    /// Refuses where not so many further segments may be listed.
+    pub(crate) fn check_room(&self, more: usize) -> Result<()> {
+        let lsns = (more as u64).saturating_mul(limits::SEGMENT_BYTES_MOST);
+        let end_most = limits::LSN_MAX.saturating_sub(lsns);
         let has_lsns = self.tokens_end().is_some_and(|end| end <= end_most);
-        let has_number = self.next_ordinal < u32::MAX;
-        if self.segments.len() < limits::SEGMENTS_MAX && has_number && has_lsns {
+        let numbers = (u32::MAX - self.next_ordinal) as usize;
+        let places = limits::SEGMENTS_MAX.saturating_sub(self.segments.len());
+        if more <= places && more <= numbers && has_lsns {
             return Ok(());
         }
         let message = "the log has as many segments or positions as it may: begin a new store";
@@ -540,16 +542,20 @@ pub(crate) mod tests {
 
     #[test]
     fn no_segment_is_listed_beyond_what_a_manifest_holds() {
-        sample().check_room().unwrap();
+        sample().check_room(1).unwrap();
         let spent = Manifest { next_ordinal: u32::MAX, ..sample() };
-        assert_eq!(spent.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        assert_eq!(spent.check_room(1).unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let far = Manifest { extent: Lsn::new(limits::LSN_MAX), ..sample() };
-        assert_eq!(far.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        assert_eq!(far.check_room(1).unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let far = Manifest { ahead: limits::LSN_MAX - (1 << 23), ..sample() };
-        assert_eq!(far.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        assert_eq!(far.check_room(1).unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX - 1];
+        let full = Manifest { segments, ..sample() };
+        full.check_room(1).unwrap();
+        assert_eq!(full.check_room(2).unwrap_err().kind(), crate::ErrorKind::StorageFull);
         let segments = vec![sample().segments[0]; limits::SEGMENTS_MAX];
         let full = Manifest { segments, ..sample() };
-        assert_eq!(full.check_room().unwrap_err().kind(), crate::ErrorKind::StorageFull);
+        assert_eq!(full.check_room(1).unwrap_err().kind(), crate::ErrorKind::StorageFull);
     }
 
     proptest! {

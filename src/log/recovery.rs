@@ -55,7 +55,7 @@ pub(super) enum Plan {
     /// At the end that a clean close left.
     Continue,
     /// In a new segment; the old list ends at `covered`, and the records of the suffix are copied.
-    Fork { covered: Lsn, suffix: Vec<Lsn>, suffix_bytes: u64 },
+    Fork { covered: Lsn, suffix: Vec<Uncovered> },
 }
 
 /// Shown every record about a key, in order; may ask for earlier ones by their LSN.
@@ -125,9 +125,11 @@ struct Scan {
     newest: StoreMillis,
 }
 
-struct Uncovered {
-    lsn: Lsn,
-    len: u64,
+/// A record that no watermark seen so far covers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Uncovered {
+    pub(super) lsn: Lsn,
+    pub(super) len: u64,
     is_about_key: bool,
 }
 
@@ -596,17 +598,14 @@ fn judge_tail(
     if !scan.cover(watermark) {
         return Err(split(segment, offset));
     }
-    let (mut suffix, mut suffix_bytes) = (Vec::new(), 0_u64);
-    for record in scan.uncovered.iter().filter(|record| record.is_about_key) {
-        suffix.push(record.lsn);
-        suffix_bytes = suffix_bytes.saturating_add(record.len);
-    }
+    let suffix: Vec<_> =
+        scan.uncovered.iter().filter(|record| record.is_about_key).copied().collect();
     let report = Report {
         copied: suffix.len() as u64,
         cut: Some(cut).filter(|cut| cut.bytes > 0),
         ..Report::default()
     };
-    Ok((Plan::Fork { covered: watermark, suffix, suffix_bytes }, report))
+    Ok((Plan::Fork { covered: watermark, suffix }, report))
 }
 
 /// The newer of the manifest's clocks and the log's.

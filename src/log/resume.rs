@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Log;
 use super::birth::{base_from, tokens_from};
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::recovery::{Plan, check_nothing_behind};
+use super::recovery::{Plan, Uncovered, check_nothing_behind};
 use super::room::{KEPT_FREE, Keeper, Room};
 use super::segment::{self, Segment, Spare};
 use crate::limits;
@@ -60,9 +60,7 @@ impl Log {
         let Some(plan) = keeper.plan.take() else { return Ok(()) };
         let begun = self.guarded(|| match &plan {
             Plan::Continue => self.go_on(&mut keeper),
-            Plan::Fork { covered, suffix, suffix_bytes } => {
-                self.fork(&mut keeper, *covered, suffix, *suffix_bytes, remap)
-            }
+            Plan::Fork { covered, suffix } => self.fork(&mut keeper, *covered, suffix, remap),
         });
         if let Err(e) = begun {
             keeper.plan = Some(plan);
@@ -109,36 +107,106 @@ impl Log {
         Ok(())
     }
 
-    /// Copies the suffix that no watermark covers into a new segment, and switches.
+    /// Copies the suffix that no watermark covers into new segments, one as a rule, and switches.
     fn fork(
         &self,
         keeper: &mut Keeper,
         covered: Lsn,
-        suffix: &[Lsn],
-        suffix_bytes: u64,
+        suffix: &[Uncovered],
         remap: &mut Remap<'_>,
     ) -> Result<()> {
-        let storage = &*self.seams.storage;
-        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
-        // A copy spells out token and life: sixteen bytes more.
-        let needed = suffix_bytes.saturating_add(16 * suffix.len() as u64);
-        let needed = needed.saturating_add(SEGMENT_HEADER_BYTES as u64).saturating_add(KEPT_FREE);
+        let parts = split(suffix, self.sizes.copies_bytes_most());
+        keeper.manifest.check_room(parts.len()).map_err(|e| e.at(&self.dir))?;
         self.prepare_switch(keeper)?;
-        let index = self.spare_for_fork(keeper, needed)?;
-        let salt = self.seams.draw_u64()?;
         // Past all tokens, so that LSNs are tokens again.
         let base = base_from(&self.seams, keeper.manifest.check_tokens()?);
-        let base = base.map_err(|e| e.at(&self.dir))?;
-        let Some(spare) = keeper.spares.get(index) else { return Ok(()) };
-        let identity =
-            Identity { ordinal: keeper.manifest.next_ordinal, base, capacity: spare.bytes, salt };
-        let (store, secrets) = (keeper.manifest.store, keeper.manifest.secrets);
+        let mut base = base.map_err(|e| e.at(&self.dir))?;
+        let spares = self.spares_for_fork(keeper, &parts)?;
+        let mut manifest = keeper.manifest.clone();
+        manifest.clean = None;
+        manifest.opener = self.seams.opener();
+        manifest.segments.retain_mut(|listed| cut_at(listed, covered));
+        manifest.ahead = 0;
+        let mut copied: Vec<Copied> = Vec::with_capacity(parts.len());
+        let mut spares = spares.into_iter();
+        for (index, part) in parts.iter().enumerate() {
+            let Some(spare) = spares.next() else { break };
+            let goes_on = index.saturating_add(1) < parts.len();
+            let made = self.seams.draw_u64().and_then(|salt| {
+                let (ordinal, capacity) = (manifest.next_ordinal, spare.bytes);
+                let identity = Identity { ordinal, base, capacity, salt };
+                self.copy_to(&spare, identity, &manifest, covered, part, goes_on)
+            });
+            match made {
+                Ok(made) => copied.push(made),
+                Err(e) => {
+                    keeper.spares.push(spare);
+                    keeper.spares.extend(spares);
+                    return Err(e);
+                }
+            }
+            let listed = copied.last().map(|copied| copied.segment.identity.listed());
+            manifest.segments.extend(listed);
+            manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
+            base = listed.map_or(base, |listed| listed.end);
+            manifest.extent = manifest.extent.max(base);
+        }
+        let Some(last) = copied.last() else {
+            let bug = Error::bug(&self.dir, "a fork without a segment");
+            return Err(self.failed(storage::Failure::Poison(bug)));
+        };
+        let at = (SEGMENT_HEADER_BYTES as u64).saturating_add(last.bytes.len() as u64);
+        let end = last.segment.base().plus(at);
+        manifest.durable = end;
+        // The watermark that a switch takes along is this log's, which has not moved here yet.
+        self.queue.restart_at(end);
+        self.switch_to(keeper, manifest)?;
+        let segments = copied.iter().map(|copied| Arc::clone(&copied.segment)).collect();
+        self.move_tail(&keeper.manifest, segments, at);
+        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        for Copied { segment, bytes, moved } in copied {
+            for (from, to) in moved {
+                let at = segment.offset(to);
+                let index = at.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+                let index = usize::try_from(index).unwrap_or(usize::MAX);
+                match Record::parse(bytes.get(index..).unwrap_or_default(), to, &segment.seal) {
+                    Ok(record) => remap(from, &record),
+                    Err(bad) => {
+                        let error = Error::corrupt(&segment.path, at, bad);
+                        return Err(self.failed(storage::Failure::Poison(error)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a spare the segment of that identity, with copies of a part of the suffix in it. Durable on return, but not
+    /// listed.
+    fn copy_to(
+        &self,
+        spare: &Spare,
+        identity: Identity,
+        manifest: &Manifest,
+        covered: Lsn,
+        part: &[Uncovered],
+        goes_on: bool,
+    ) -> Result<Copied> {
         let segment = spare
-            .activate(storage, &self.log_dir(), identity, store, &secrets)
+            .activate(
+                &*self.seams.storage,
+                &self.log_dir(),
+                identity,
+                manifest.store,
+                &manifest.secrets,
+            )
             .map_err(|e| self.failed(e))?;
-        keeper.spares.remove(index);
-        let (bytes, moved) = self.copies(&segment, covered, suffix)?;
+        let (mut bytes, moved) = self.copies(&segment, covered, part)?;
         let start = SEGMENT_HEADER_BYTES as u64;
+        if goes_on {
+            let end = segment.base().plus(start).plus(bytes.len() as u64);
+            Draft::segment_end().seal(&mut bytes, end, covered, &segment.seal);
+        }
         storage::write_all_at(&*segment.file, &bytes, start)
             .and_then(|()| segment.file.sync_data())
             .map_err(|e| Error::io("copying to", &segment.path, e))
@@ -146,35 +214,24 @@ impl Log {
         if !self.sizes.map {
             segment.without_map();
         }
-        let at = start.saturating_add(bytes.len() as u64);
-        let end = segment.base().plus(at);
-        let mut manifest = keeper.manifest.clone();
-        manifest.clean = None;
-        manifest.opener = self.seams.opener();
-        manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
-        manifest.segments.retain_mut(|listed| cut_at(listed, covered));
-        manifest.segments.push(identity.listed());
-        manifest.extent = manifest.extent.max(identity.listed().end);
-        manifest.ahead = 0;
-        manifest.durable = end;
-        // The watermark that a switch takes along is this log's, which has not moved here yet.
-        self.queue.restart_at(end);
-        self.switch_to(keeper, manifest)?;
-        let (seal, path) = (segment.seal, segment.path.clone());
-        self.move_tail(&keeper.manifest, Arc::new(segment), at);
-        // From memory: after the switch nothing may fail that a later call would have to make up for.
-        for (from, to) in moved {
-            let at = to.since(identity.base);
-            let index = usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
-            match Record::parse(bytes.get(index..).unwrap_or_default(), to, &seal) {
-                Ok(record) => remap(from, &record),
-                Err(bad) => {
-                    let error = Error::corrupt(&path, at, bad);
-                    return Err(self.failed(storage::Failure::Poison(error)));
+        Ok(Copied { segment: Arc::new(segment), bytes, moved })
+    }
+
+    /// A spare for each part of the suffix. All of them or none: what is left must do for a later try.
+    fn spares_for_fork(&self, keeper: &mut Keeper, parts: &[&[Uncovered]]) -> Result<Vec<Spare>> {
+        let mut taken = Vec::with_capacity(parts.len());
+        for part in parts {
+            let copies: u64 = part.iter().map(copy_len).sum();
+            let needed = copies.saturating_add(SEGMENT_HEADER_BYTES as u64);
+            match self.spare_for_fork(keeper, needed.saturating_add(KEPT_FREE)) {
+                Ok(index) => taken.push(keeper.spares.remove(index)),
+                Err(e) => {
+                    keeper.spares.append(&mut taken);
+                    return Err(e);
                 }
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// A spare of `needed` bytes and room to go on in, and not much more: a thousand kills should cost little. On a full
@@ -182,6 +239,8 @@ impl Log {
     fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
         let roomy = needed.saturating_add(self.sizes.segment_bytes_least());
         let bytes = self.sizes.first().max(roomy.next_multiple_of(limits::PAGE_BYTES as u64));
+        let bytes = bytes.min(limits::SEGMENT_BYTES_MOST);
+        let roomy = roomy.min(bytes);
         let of_size =
             |least: u64, most: u64| move |spare: &Spare| (least..=most).contains(&spare.bytes);
         while let Some(index) = keeper.spares.iter().position(of_size(roomy, bytes)) {
@@ -211,18 +270,18 @@ impl Log {
         }
     }
 
-    /// The suffix's records as they stand in the new segment, and where each came from and went.
+    /// Records of the suffix as they stand in a new segment, and where each came from and went.
     #[expect(clippy::type_complexity, reason = "bytes, and pairs of places")]
     fn copies(
         &self,
         segment: &Segment,
         covered: Lsn,
-        suffix: &[Lsn],
+        suffix: &[Uncovered],
     ) -> Result<(Vec<u8>, Vec<(Lsn, Lsn)>)> {
         let start = segment.base().plus(SEGMENT_HEADER_BYTES as u64);
         let mut bytes = Vec::new();
         let mut moved = Vec::with_capacity(suffix.len());
-        for &from in suffix {
+        for &Uncovered { lsn: from, .. } in suffix {
             let to = start.plus(bytes.len() as u64);
             self.read_listed(from, |record| {
                 let body = record.body().map_err(|bad| {
@@ -236,14 +295,15 @@ impl Log {
         Ok((bytes, moved))
     }
 
-    /// The log goes on in `segment`, and lists what `manifest` does.
-    fn move_tail(&self, manifest: &Manifest, segment: Arc<Segment>, at: u64) {
+    /// The log goes on in the last of `new`, and lists what `manifest` does.
+    fn move_tail(&self, manifest: &Manifest, new: Vec<Arc<Segment>>, at: u64) {
+        let Some(segment) = new.last().cloned() else { return };
         let mut list = self.segments.lock();
         let is_listed = |old: &Arc<Segment>| {
             manifest.segments.iter().any(|listed| listed.ordinal == old.identity.ordinal)
         };
         let mut segments: Vec<_> = list.iter().filter(|old| is_listed(old)).cloned().collect();
-        segments.push(Arc::clone(&segment));
+        segments.extend(new);
         *list = Arc::new(segments);
         drop(list);
         self.writer.lock().current = Arc::clone(&segment);
@@ -339,6 +399,32 @@ impl Log {
         change(&mut manifest);
         self.guarded(|| self.switch_to(&mut keeper, manifest))
     }
+}
+
+/// A new segment with a part of the suffix: its bytes, and where each record came from and went.
+struct Copied {
+    segment: Arc<Segment>,
+    bytes: Vec<u8>,
+    moved: Vec<(Lsn, Lsn)>,
+}
+
+/// A copy spells out token and life: sixteen bytes more.
+fn copy_len(record: &Uncovered) -> u64 {
+    record.len.saturating_add(16)
+}
+
+/// The suffix in parts whose copies take `most` bytes each, or one record, if that is longer. At least one part.
+fn split(suffix: &[Uncovered], most: u64) -> Vec<&[Uncovered]> {
+    let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0_u64);
+    for (index, record) in suffix.iter().enumerate() {
+        if index > from && bytes.saturating_add(copy_len(record)) > most {
+            parts.push(suffix.get(from..index).unwrap_or_default());
+            (from, bytes) = (index, 0);
+        }
+        bytes = bytes.saturating_add(copy_len(record));
+    }
+    parts.push(suffix.get(from..).unwrap_or_default());
+    parts
 }
 
 /// Ends an item of the list at `covered`; whether a record is left in it.

@@ -180,6 +180,11 @@ impl Sizes {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
 
+    /// What records that are copied may take of one segment, whatever they are for: of a larger one no manifest tells.
+    pub(super) fn copies_bytes_most(&self) -> u64 {
+        free(self.segment_bytes_max.max(self.segment_bytes_least()), SEGMENT_HEADER_BYTES as u64)
+    }
+
     /// The size of a segment to be prepared for a log of so many bytes: a part of it, so that sizes grow as the log
     /// does, and what lies ahead stays little beside it.
     fn for_log_of(&self, bytes: u64) -> u64 {
@@ -370,7 +375,7 @@ impl Log {
             return Ok(());
         }
         self.prepare_switch(keeper)?;
-        keeper.manifest.check_room().map_err(|e| e.at(&self.dir))?;
+        keeper.manifest.check_room(1).map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
         let Some(spare) = keeper.spares.first() else { return Ok(()) };
         let identity = Identity {
