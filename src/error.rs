@@ -336,7 +336,8 @@ impl Error {
     }
 
     /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
-    /// or a value that didn't encode. The key is still yours: record something smaller, or wait for room.
+    /// or a value that didn't encode. The key is still yours: record something smaller, or that there is no result
+    /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for room.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};

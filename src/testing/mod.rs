@@ -43,8 +43,9 @@ use crate::{Result, Store, StoreBuilder};
 ///
 /// # Cost
 /// Memory, and no I/O: a new store takes about 2 MiB, as on a real disk; smaller by
-/// [`segment_bytes`](StoreBuilder::segment_bytes) and [`result_bytes_max`](StoreBuilder::result_bytes_max). A crash copies all that the disk holds, [`read_file`](Sim::read_file) one file; the other
-/// calls look something up or set something.
+/// [`segment_bytes`](StoreBuilder::segment_bytes) and [`result_bytes_max`](StoreBuilder::result_bytes_max). A crash
+/// copies all that the disk holds, [`read_file`](Sim::read_file) one file; the other calls look something up or set
+/// something.
 #[derive(Debug)]
 pub struct Sim {
     disk: Mutex<Disk>,
@@ -166,6 +167,9 @@ impl Sim {
     /// let sim = Sim::new(1);
     /// let store = sim.open()?;
     /// assert_eq!(sim.open().unwrap_err().kind(), ErrorKind::Locked);
+    /// # let onlyonce::Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// # claim.complete(&vec![7; 512 << 10])?; // the longest result by default
+    /// # assert!(sim.disk_bytes() < 7 << 19, "{}", sim.disk_bytes());
     /// drop(store);
     /// let store = sim.open()?;
     /// # onlyonce::Result::<()>::Ok(())
