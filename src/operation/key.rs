@@ -184,8 +184,14 @@ impl<'k> Key<'k> {
             );
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
-        let parts = if let Form::Parts(encoded) = &self.0 { encoded } else { [].as_slice() };
-        if Parts(parts).flatten().any(|part| part.is_empty()) {
+        match &self.0 {
+            Form::Parts(encoded) => self.check_parts(encoded),
+            Form::Raw(_) | Form::Number(_) => Ok(()),
+        }
+    }
+
+    fn check_parts(&self, encoded: &[u8]) -> Result<()> {
+        if Parts(encoded).flatten().any(|part| part.is_empty()) {
             return Err(Error::invalid(format!(
                 "a part of the key {self} is empty: all without that name would share their operations"
             )));
