@@ -395,14 +395,15 @@ impl Engine {
             return Ok(());
         }
         for _ in 0..2 {
-            let head = self.log.head_base();
-            while self.log.head_base() == head {
-                if self.step_compaction(work)?.is_none() {
-                    return Ok(());
-                }
+            // Until all of it is judged, it waits to leave, and it has left.
+            while self.step_compaction(work)?.is_some() && work.compacting.is_some() {
                 if self.waits_for_sync(work) {
                     self.log.sync()?;
                 }
+            }
+            if work.pass.is_none() {
+                // Nothing is due any more.
+                return Ok(());
             }
         }
         Ok(())

@@ -570,14 +570,15 @@ impl Log {
         change(&mut manifest);
         self.guarded(|| {
             self.prepare_switch(&mut keeper)?;
-            self.switch_to(&mut keeper, manifest)
+            self.switch_to(&mut keeper, manifest)?;
+            // A panic here would leave a segment to be found that the manifest lists no more.
+            told(head.base, head.ordinal);
+            let mut list = self.segments.lock();
+            let kept = list.iter().filter(|segment| segment.identity.ordinal != ordinal);
+            let kept = kept.cloned().collect();
+            *list = Arc::new(kept);
+            Ok(())
         })?;
-        told(head.base, head.ordinal);
-        let mut list = self.segments.lock();
-        let kept = list.iter().filter(|segment| segment.identity.ordinal != ordinal);
-        let kept = kept.cloned().collect();
-        *list = Arc::new(kept);
-        drop(list);
         self.tail.lock().census.drop_before(head.base);
         self.release_held(&keeper);
         keeper.leaving.push(ordinal);
