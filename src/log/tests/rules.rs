@@ -584,3 +584,38 @@ fn a_segment_goes_only_after_the_files_of_those_before_it() {
     assert_eq!(drop_oldest().unwrap(), 2);
     assert!(!is_there(1) && !is_there(2));
 }
+
+/// Such bytes would say that the manifest is older than the log. Without a clean end they are cut like a torn tail.
+#[test]
+fn a_close_over_bytes_that_rotted_behind_the_end_is_not_clean() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync)]).unwrap();
+    let at = player.opened.as_ref().unwrap().log.tail.lock().at + 100;
+    let segment = log_dir().join(segment::file_name(1));
+    player.world.disk.overwrite(&segment, at, b"x").unwrap();
+    player.op(Op::Reopen).unwrap();
+    let report = &player.opened.as_ref().unwrap().report;
+    assert!(!report.was_clean);
+    assert_eq!(report.cut.as_ref().unwrap().path, segment);
+}
+
+/// What stood in it would stand behind the log's end.
+#[test]
+fn a_spare_that_is_not_zeros_becomes_no_segment() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync)]).unwrap();
+    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() {}
+    player.end_process(Fate::Killed);
+    let disk = player.world.disk.clone();
+    let files =
+        || disk.list(&log_dir()).unwrap().into_iter().map(|entry| log_dir().join(entry.name));
+    let spares: Vec<_> = files().filter(|path| path.to_string_lossy().contains("spare-")).collect();
+    // Where no record ever comes.
+    let last = |path: &Path| disk.read(path).unwrap().len() as u64 - 1;
+    spares.iter().for_each(|spare| disk.overwrite(spare, last(spare), b"x").unwrap());
+    assert!(!spares.is_empty());
+    player.play(&[Op::Claim(Sync); 200]).unwrap();
+    assert!(spares.iter().all(|spare| disk.read(spare).is_ok_and(|bytes| bytes.ends_with(b"\0"))
+        || disk.read(spare).is_err()));
+    assert!(files().all(|path| disk.read(&path).unwrap().ends_with(b"\0")));
+}
