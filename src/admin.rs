@@ -10,6 +10,7 @@ use crate::builder::StoreBuilder;
 use crate::claim::State;
 use crate::claim::wall;
 use crate::engine::{Alive, CompactionDone, Inspector, Walk};
+use crate::log::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
@@ -164,11 +165,16 @@ impl Iter {
         self
     }
 
-    fn look(&self, key: Key<'static>, hash: KeyHash) -> Result<Option<(Key<'static>, State)>> {
+    fn look(
+        &self,
+        inside: &Inside<'_>,
+        key: Key<'static>,
+        hash: KeyHash,
+    ) -> Result<Option<(Key<'static>, State)>> {
         if self.prefix.as_ref().is_some_and(|prefix| !key.starts_with(prefix)) {
             return Ok(None);
         }
-        let Some(seen) = self.shared.look(&key, hash)? else { return Ok(None) };
+        let Some(seen) = self.shared.look_from(inside, &key, hash)? else { return Ok(None) };
         // What is only remembered has no key any more once its record is gone; so it is never shown.
         if is_expired(&seen.state, seen.now) {
             return Ok(None);
@@ -189,21 +195,25 @@ impl Iterator for Iter {
         if self.is_over {
             return None;
         }
-        // A walk takes locks, and has what is placed written before it reads it.
-        if self.shared.is_foreign() {
-            self.is_over = true;
-            return self.shared.check_usable().err().map(Err);
-        }
+        let shared = Arc::clone(&self.shared);
+        let inside = match shared.enter() {
+            Ok(inside) => inside,
+            Err(e) => {
+                // The files that the walk reads may be another opening's now.
+                (self.is_over, self.walk) = (true, None);
+                return Some(Err(e));
+            }
+        };
         if self.walk.is_none() {
-            if let Err(e) = self.shared.settle_absence() {
+            if let Err(e) = shared.settle_absence() {
                 self.is_over = true;
                 return Some(Err(e));
             }
         }
         loop {
-            let walk = self.walk.get_or_insert_with(|| self.shared.begin_walk());
-            let met = match self.shared.next_of_walk(walk) {
-                Ok(Some((key, hash))) => self.look(key, hash),
+            let walk = self.walk.get_or_insert_with(|| shared.begin_walk(&inside));
+            let met = match shared.next_of_walk(&inside, walk) {
+                Ok(Some((key, hash))) => self.look(&inside, key, hash),
                 Ok(None) => {
                     self.is_over = true;
                     return None;
@@ -267,7 +277,7 @@ impl Health {
         if shared.is_foreign() {
             return Health::Forked;
         }
-        if shared.is_closed() {
+        if shared.is_closing() {
             return Health::Closed;
         }
         match shared.log.poison_cause() {
@@ -456,7 +466,7 @@ pub struct Estimate {
 
 impl Estimate {
     pub(crate) fn of(shared: &Shared) -> Result<Self> {
-        shared.check_usable()?;
+        let _inside = shared.enter()?;
         let log_bytes = shared.log.bytes_since(Lsn::ZERO);
         Ok(Estimate::from_sample(shared.estimate()?, log_bytes))
     }

@@ -77,7 +77,8 @@ pub enum ErrorKind {
     ClaimLost,
     /// Nobody is granted the key until someone resolves it: `Store::resolve`.
     Held,
-    /// A live claim stands in the way of this call. Wait for it or name its token.
+    /// Something in flight stands in the way of this call: a live claim (wait for it or name its token), or calls that a
+    /// close has to wait for.
     InProgress,
     /// It may or may not be on disk. Reopen the store and ask `Store::get`; never take it for "failed".
     Indeterminate,

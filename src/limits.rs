@@ -50,6 +50,9 @@ pub(crate) const TIME_DRIFT_MILLIS: u64 = 1000;
 /// How far store time may advance across a reboot, where only the wall clock can tell: one day.
 pub(crate) const TIME_OFF_MILLIS_MAX: u64 = 86_400_000;
 
+/// A close waits so long at least for calls that are on their way, whatever its deadline.
+pub(crate) const CLOSE_MILLIS_LEAST: u64 = 200;
+
 /// Buffered bytes at which a writer at `Lazy` hands them to the system itself.
 pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
 

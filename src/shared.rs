@@ -4,31 +4,27 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::engine::Engine;
-use crate::sync::{self, AtomicBool, Mutex, Ordering};
-use crate::{Error, ErrorKind, Result};
+use crate::protocol::KeyState;
+use crate::sync::{self, Mutex};
+use crate::{Error, ErrorKind, Key, Result};
 
 /// An engine, and the threads that work for it. Dropped with the last handle or guard: that closes the store.
 pub(crate) struct Shared {
     engine: Arc<Engine>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    is_stopping: Arc<AtomicBool>,
 }
 
 impl Shared {
     pub(crate) fn new(engine: Engine) -> Self {
-        Shared {
-            engine: Arc::new(engine),
-            threads: Mutex::new(Vec::new()),
-            is_stopping: Arc::new(AtomicBool::new(false)),
-        }
+        Shared { engine: Arc::new(engine), threads: Mutex::new(Vec::new()) }
     }
 
     /// Starts the background threads: one for the log, whose work is short and can't wait, and one for the index.
     pub(crate) fn start_upkeep(&self) -> Result<()> {
-        let (engine, stop) = (Arc::clone(&self.engine), Arc::clone(&self.is_stopping));
-        self.start("onlyonce-log", move || engine.run_log(&|| stop.load(Ordering::SeqCst)))?;
-        let (engine, stop) = (Arc::clone(&self.engine), Arc::clone(&self.is_stopping));
-        self.start("onlyonce-index", move || engine.run_index(&|| stop.load(Ordering::SeqCst)))
+        let engine = Arc::clone(&self.engine);
+        self.start("onlyonce-log", move || engine.run_log(&|| engine.is_closing()))?;
+        let engine = Arc::clone(&self.engine);
+        self.start("onlyonce-index", move || engine.run_index(&|| engine.is_closing()))
     }
 
     fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -38,9 +34,13 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) fn stop_upkeep(&self) {
-        self.is_stopping.store(true, Ordering::SeqCst);
-        self.engine.wake_background();
+    /// See [`Engine::close`].
+    pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Vec<(Key<'static>, KeyState)>> {
+        self.engine.close(deadline, &|| self.join_threads())
+    }
+
+    /// Waits for the threads, none of which is inside the gate any more.
+    fn join_threads(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads.into_iter().filter(|thread| !sync::is_current(thread)) {
             // It can only have panicked, and then there is nobody to tell.
@@ -65,8 +65,7 @@ impl Drop for Shared {
             std::mem::forget(std::mem::take(&mut *self.threads.lock()));
             return;
         }
-        self.stop_upkeep();
         // Nobody is left to tell; what was acknowledged is on disk, and the next opening recovers.
-        let _ = self.engine.close();
+        let _ = self.close(None);
     }
 }

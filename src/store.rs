@@ -17,6 +17,7 @@ use crate::claim::{
 use crate::engine::{Applied, Batch, Outcome as EncodedOutcome, Seen, Writing};
 use crate::limits;
 use crate::log::Due;
+use crate::log::gate::Inside;
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, is_expired, phase_shown};
 use crate::shared::Shared;
@@ -235,8 +236,9 @@ impl Store {
         let mut batch = Batch::default();
         let op = op.into();
         op.key().check()?;
-        let mark = self.place_mark(&op, self.shared.hash(op.key()), &mut batch)?;
-        self.shared.settle_batch(&batch)?;
+        let inside = self.shared.enter()?;
+        let mark = self.place_mark(&inside, &op, self.shared.hash(op.key()), &mut batch)?;
+        self.shared.settle_batch(&inside, &batch)?;
         Ok(mark)
     }
 
@@ -271,7 +273,7 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Result<Vec<Result<Mark>>> {
-        self.check_open()?;
+        let inside = self.shared.enter()?;
         if self.shared.log.is_poisoned() {
             return Err(self.shared.log.poisoned());
         }
@@ -287,11 +289,16 @@ impl Store {
             if next.is_empty() {
                 break;
             }
+            if let Err(e) = self.shared.log.may_go_on() {
+                marks.extend(next.into_iter().map(|_| Err(e.again())));
+                continue;
+            }
             let hashes: Vec<_> =
                 next.iter().filter_map(|(_, hash)| hash.as_ref().ok().copied()).collect();
             self.shared.look_ahead(&hashes);
-            marks
-                .extend(next.into_iter().map(|(op, hash)| self.place_mark(&op, hash?, &mut batch)));
+            let placed =
+                next.into_iter().map(|(op, hash)| self.place_mark(&inside, &op, hash?, &mut batch));
+            marks.extend(placed);
         }
         // Closed or poisoned half-way: what was placed before is on its way, or nobody knows.
         let is_of_all = |e: &Error| {
@@ -301,11 +308,17 @@ impl Store {
         if first_is_refused {
             return marks.swap_remove(0).map(|_| Vec::new());
         }
-        self.shared.settle_batch(&batch)?;
+        self.shared.settle_batch(&inside, &batch)?;
         Ok(marks)
     }
 
-    fn place_mark(&self, op: &Operation<'_>, hash: KeyHash, batch: &mut Batch) -> Result<Mark> {
+    fn place_mark(
+        &self,
+        inside: &Inside<'_>,
+        op: &Operation<'_>,
+        hash: KeyHash,
+        batch: &mut Batch,
+    ) -> Result<Mark> {
         let key = op.key();
         let settings = op.policy().or(&self.policy).resolve()?;
         let writing = Writing {
@@ -317,7 +330,7 @@ impl Store {
             ..Writing::default()
         };
         let call = Call::Mark(op.fingerprint_given());
-        let done = self.shared.place(key, hash, call, &writing)?;
+        let done = self.shared.place(inside, key, hash, call, &writing)?;
         batch.add(&done, settings.durability);
         let applied = done.applied;
         Ok(match applied.answer {
@@ -523,7 +536,7 @@ impl Store {
     /// # Errors
     /// `Indeterminate` if the sync failed; `Poisoned`, `Closed`, `Forked`.
     pub fn sync(&self) -> Result<()> {
-        self.check_open()?;
+        let _inside = self.shared.enter()?;
         if self.shared.log.is_poisoned() {
             return Err(self.shared.log.poisoned());
         }
@@ -564,20 +577,21 @@ impl Store {
     /// # Errors
     /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
     /// same, and the next opening recovers what is durable. `StorageFull` if there was no room for the manifest
-    /// of a clean end, which is no loss either. `Closed` if it is closed already, or another call is at it; `Forked`.
+    /// of a clean end, which is no loss either. `InProgress` if calls on the store still wait for the disk at the deadline, or
+    /// 200 ms after the first call was refused, whichever is later: the store takes no calls, its directory stays locked, and
+    /// a later `close` goes on. `Closed` if it is closed already, or another call is at it; `Forked`.
     ///
     /// # Cost
     /// The wait; a write and a sync for what is not durable yet; a table of the keys since the last checkpoint, 16 bytes
     /// each; a new manifest, which is a few small writes and
     /// syncs and a rename. A store that wrote nothing writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
-        self.check_open()?;
-        self.shared.drain();
+        if self.shared.is_foreign() {
+            return self.shared.enter().map(|_inside| Vec::new());
+        }
         let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        self.shared.wait_for_claims(millis);
-        self.shared.stop_upkeep();
         let now = self.shared.log.now();
-        let left = self.shared.close()?;
+        let left = self.shared.close(Some(millis))?;
         Ok(left.into_iter().map(|(key, state)| Attempt::new(&key, state, None, now)).collect())
     }
 
@@ -745,7 +759,6 @@ impl Store {
     /// # Cost
     /// Reads the log up to the last checkpoint, writes 16 bytes a key, some of them several times.
     pub fn rebuild_index(&self) -> Result<()> {
-        self.check_open()?;
         self.shared.rebuild_index()
     }
 
@@ -777,7 +790,6 @@ impl Store {
     /// At most one piece of work: a write, a sync, a segment prepared, of which each page is written; a checkpoint, which
     /// writes 16 bytes a key since the last; a piece of a merge or of compaction, some hundred KiB.
     pub fn step(&self) -> Result<Duration> {
-        self.check_open()?;
         self.shared.step().map(Due::wait)
     }
 
@@ -796,10 +808,6 @@ impl Store {
 
     pub(crate) fn result_bytes_max(&self) -> u32 {
         self.shared.result_bytes_max
-    }
-
-    fn check_open(&self) -> Result<()> {
-        self.shared.check_usable()
     }
 }
 

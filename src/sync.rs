@@ -20,6 +20,21 @@ pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
+/// A small number of the calling thread, to spread what threads count over several cache lines.
+pub(crate) fn thread_number() -> usize {
+    #[cfg(any(loom, shuttle))]
+    return 0;
+    #[cfg(not(any(loom, shuttle)))]
+    {
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        thread_local! {
+            static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+        }
+        // A thread that ends has none any more; sharing one is no error.
+        NUMBER.try_with(|number| *number).unwrap_or(0)
+    }
+}
+
 /// A mutex that is never poisoned: a panic inside is handled where it happens.
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(Inner<T>);

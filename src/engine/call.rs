@@ -7,6 +7,7 @@ use super::compose::state_of;
 use crate::expired::passes_at;
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
+use crate::log::gate::Inside;
 use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
@@ -171,13 +172,24 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Applied> {
-        let done = self.place(key, hash, call, writing)?;
+        let inside = self.enter()?;
+        let done = self.place(&inside, key, hash, call, writing)?;
         let settled = self.settle(&done, writing.level.unwrap_or(Durability::Sync));
-        if settled.is_err() && done.applied.answer == Answer::Asked {
-            // Nobody will hold the question, so nobody could drop it.
-            self.unask(hash, done.applied.question);
+        if settled.is_err() {
+            self.take_back(key, hash, &done.applied);
         }
         settled.map(|()| done.applied)
+    }
+
+    /// The caller is told of an error, so it holds nothing: neither a claim that was granted nor a question. Whatever
+    /// became of the record, nobody is on the key.
+    fn take_back(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
+        if applied.answer == Answer::Asked {
+            self.drop_question(hash, applied.question);
+        }
+        if let Some(claimed) = applied.claimed {
+            self.forget_owner(key, hash, claimed.token);
+        }
     }
 
     /// Waits for the record that was placed, and for the one that the answer is derived from. `InProgress`
@@ -195,7 +207,7 @@ impl Engine {
     }
 
     /// Waits for all of a batch: what was placed shares its writes and syncs.
-    pub(crate) fn settle_batch(&self, batch: &Batch) -> Result<()> {
+    pub(crate) fn settle_batch(&self, _inside: &Inside<'_>, batch: &Batch) -> Result<()> {
         self.log.wake_upkeep();
         for (level, placed) in LEVELS.into_iter().zip(batch.placed).rev() {
             if let Some(placed) = placed {
@@ -226,18 +238,27 @@ impl Engine {
     /// As `apply`, but waits for nothing: the answer is not to be shown before its batch is settled.
     pub(crate) fn place(
         &self,
+        _inside: &Inside<'_>,
         key: &Key<'_>,
         hash: KeyHash,
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Done> {
-        if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.is_draining.load(Ordering::SeqCst)
-        {
+        self.try_until_placed(key, hash, call, writing).map_err(|e| self.log.explained(e))
+    }
+
+    fn try_until_placed(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        call: Call,
+        writing: &Writing<'_>,
+    ) -> Result<Done> {
+        if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.log.gate().is_draining() {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }
         loop {
-            self.check_usable()?;
             let again = match self.try_place(key, hash, call, writing)? {
                 Ok(done) => return Ok(done),
                 Err(again) => again,
@@ -567,10 +588,6 @@ impl Engine {
                 (draft, Some(phase), room)
             }
         };
-        // Under the shard lock, which a close takes after it has set this: what is granted is in its list.
-        if self.is_closed() {
-            return Err(Again::NotWriting);
-        }
         let span = Span {
             until: protocol::ends_at(phase, body.expires_at, body.memory_until),
             ends: found.endless(),
@@ -617,7 +634,7 @@ impl Engine {
 
     pub(super) fn ended_one(&self) {
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if self.is_draining.load(Ordering::SeqCst) {
+        if self.log.gate().is_draining() {
             self.ended.wake_all();
         }
     }
@@ -634,9 +651,8 @@ impl Engine {
         reason: &str,
         writing: &Writing<'_>,
     ) {
-        if self.is_foreign() {
-            return;
-        }
+        // A close interrupts what is in flight by itself.
+        let Ok(_inside) = self.enter() else { return };
         let writing = Writing { reason: Some(reason), ..*writing };
         let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
         loop {
@@ -669,9 +685,12 @@ impl Engine {
 
     /// A question was dropped without a word: the next claimant is asked.
     pub(crate) fn unask(&self, hash: KeyHash, question: u64) {
-        if self.is_foreign() {
-            return;
+        if let Ok(_inside) = self.enter() {
+            self.drop_question(hash, question);
         }
+    }
+
+    fn drop_question(&self, hash: KeyHash, question: u64) {
         let Some(mut shard) = self.recent.shard(hash) else { return };
         let place = shard.candidates(hash).find_map(|entry| {
             let live = entry.live.as_ref()?;

@@ -219,9 +219,11 @@ impl Engine {
             if stop() {
                 return;
             }
+            let Ok(inside) = self.enter() else { return };
             // A failed write has poisoned the log. A panic in the midst of a table does, too: without this thread
             // memory would grow for ever.
             let due = self.log.guarded(|| self.step_index());
+            drop(inside);
             let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
             if let Due::In(millis) = due {
                 self.index_word.wait(seen, Some(millis));
@@ -237,6 +239,11 @@ impl Engine {
 
     /// One piece of background work, the log's first.
     pub(crate) fn step(&self) -> Result<Due> {
+        let _inside = self.enter()?;
+        self.step_inside().map_err(|e| self.log.explained(e))
+    }
+
+    fn step_inside(&self) -> Result<Due> {
         match self.log.step()? {
             Due::Now => Ok(Due::Now),
             Due::In(log) => {
@@ -252,7 +259,8 @@ impl Engine {
     /// Does one piece of work on the index, if one is due.
     pub(crate) fn step_index(&self) -> Result<Due> {
         match self.try_step_index() {
-            Err(e) if self.log.is_poisoned() => Err(e),
+            // Told to leave by a close: no trouble of the store.
+            Err(e) if self.log.may_go_on().is_err() => Err(e),
             // A full disk, no file descriptor left, a record that can't be read: told by `stats`, and tried again. What
             // is damaged doesn't mend itself, so not so soon.
             Err(e) => {
@@ -273,7 +281,7 @@ impl Engine {
     fn try_step_index(&self) -> Result<Due> {
         let idle = Due::In(limits::TIME_NOTE_MILLIS);
         let mut work = self.work.lock();
-        if self.is_closed() || !self.log.is_writing() || self.log.is_poisoned() {
+        if self.log.may_go_on().is_err() || !self.log.is_writing() {
             return Ok(idle);
         }
         self.step_work(&mut work)
@@ -284,7 +292,7 @@ impl Engine {
     pub(super) fn help(&self) -> Result<()> {
         while self.log.is_overgrown() {
             let mut work = self.work.lock();
-            if self.is_closed() || !self.log.is_writing() || self.log.is_poisoned() {
+            if self.log.may_go_on().is_err() || !self.log.is_writing() {
                 return Ok(());
             }
             // Others may have done it while this one waited for them.
@@ -293,6 +301,8 @@ impl Engine {
             }
             match self.step_work(&mut work) {
                 Err(e) if self.log.is_poisoned() => return Err(e),
+                // A close waits for this call.
+                Err(_) if self.log.gate().must_leave() => return Ok(()),
                 // Told by `stats`, as if the background had met it. It doesn't keep the log from going on.
                 Err(e) => {
                     *self.trouble.lock() = Some(e);
@@ -322,7 +332,7 @@ impl Engine {
             match self.checkpoint(work) {
                 Ok(true) => return Ok(Due::Now),
                 Ok(false) => {}
-                Err(e) if self.log.is_poisoned() => return Err(e),
+                Err(e) if self.log.may_go_on().is_err() => return Err(e),
                 Err(e) => failed = Some(e),
             }
         }
@@ -476,8 +486,13 @@ impl Engine {
         loop {
             match self.advance_merge(merging)? {
                 Advanced::Done { table, .. } => return Ok(table),
-                Advanced::Some(_) if self.log.is_poisoned() => return Err(self.log.poisoned()),
-                Advanced::Some(more) => merging = more,
+                Advanced::Some(more) => match self.log.may_go_on() {
+                    Ok(()) => merging = more,
+                    Err(e) => {
+                        more.discard();
+                        return Err(e);
+                    }
+                },
             }
         }
     }
@@ -662,18 +677,17 @@ impl Engine {
 
     /// See [`Store::merge_index`](crate::Store::merge_index).
     pub(crate) fn merge_index(&self) -> Result<()> {
-        self.check_usable()?;
-        if !self.log.is_writing() {
+        let _inside = self.enter()?;
+        let merge = || {
             self.begin_writing()?;
-        }
-        self.merge_all()
+            self.merge_all()
+        };
+        merge().map_err(|e| self.log.explained(e))
     }
 
     /// Seals what memory holds and merges all tables into one.
     pub(super) fn merge_all(&self) -> Result<()> {
         let mut work = self.work.lock();
-        // A close may have come first: the directory is another's then.
-        self.check_usable()?;
         self.give_up_merge(&mut work);
         self.checkpoint(&mut work)?;
         loop {
@@ -717,7 +731,8 @@ impl Engine {
             return Ok(());
         };
         let number = bad.listed.number;
-        if self.is_closed() || self.log.is_poisoned() || work.unmendable.contains(&number) {
+        self.log.may_go_on()?;
+        if work.unmendable.contains(&number) {
             return Err(error);
         }
         self.give_up_merge(work);
@@ -810,14 +825,14 @@ impl Engine {
 
     /// Makes all tables again from the log, as one.
     pub(crate) fn rebuild_index(&self) -> Result<()> {
-        self.check_usable()?;
-        if !self.log.is_writing() {
+        let _inside = self.enter()?;
+        let rebuild = || {
             self.begin_writing()?;
-        }
-        let mut work = self.work.lock();
-        self.check_usable()?;
-        self.give_up_merge(&mut work);
-        self.make_again(&as_listed(&self.tables().list))
+            let mut work = self.work.lock();
+            self.give_up_merge(&mut work);
+            self.make_again(&as_listed(&self.tables().list))
+        };
+        rebuild().map_err(|e| self.log.explained(e))
     }
 
     /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as
@@ -827,6 +842,7 @@ impl Engine {
         let (mut piece, mut piece_from) = (Recent::new(&none), from);
         let mut keys = 0;
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
+            self.log.may_go_on()?;
             if keys >= self.checkpoint_keys {
                 keys = 0;
                 let full = std::mem::replace(&mut piece, Recent::new(&none));

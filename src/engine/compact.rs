@@ -312,6 +312,7 @@ impl Engine {
 
     /// Counts the record at `lsn` if it is its key's newest and not expired. Gives its length, or 0.
     fn add_if_alive(&self, lsn: Lsn, alive: &mut Alive) -> Result<u64> {
+        self.may_stay()?;
         let now = self.log.now();
         let read = self.log.read(lsn, |record| {
             let body = self.body_of(&record)?;
@@ -454,7 +455,7 @@ impl Engine {
         let is_worth_it =
             self.estimate_live().is_ok_and(|live| live.saturating_add(live / 8) < log_bytes);
         let pass = self.begin_pass();
-        while is_worth_it && !self.is_closed() && self.log.head_base() < pass.until {
+        while is_worth_it && self.log.may_go_on().is_ok() && self.log.head_base() < pass.until {
             let went_on = match self.log.oldest() {
                 Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
                 None => return false,
@@ -476,6 +477,7 @@ impl Engine {
         let Some(oldest) = self.log.oldest() else { return Ok(0) };
         let mut bytes = 0_u64;
         self.log.walk_some(oldest.ordinal, oldest.base, u64::MAX, &mut |run| {
+            self.log.may_go_on()?;
             for record in run {
                 bytes = bytes.saturating_add(self.add_if_alive(record.lsn, &mut Alive::default())?);
             }
@@ -601,7 +603,10 @@ impl Engine {
                         made => made?,
                     }
                 }
-                Err(NoRoom::NotWriting) => return Err(self.log.poisoned()),
+                Err(NoRoom::NotWriting) => {
+                    self.log.may_go_on()?;
+                    return Err(self.log.poisoned());
+                }
                 Err(NoRoom::Full) => {
                     let message = "the log has used up its positions";
                     return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
@@ -695,8 +700,12 @@ impl Engine {
         loop {
             match merge.advance(limits::MERGE_SLOTS) {
                 Ok(true) => break,
-                Ok(false) if self.log.is_poisoned() => return Err(self.log.poisoned()),
-                Ok(false) => {}
+                Ok(false) => {
+                    if let Err(e) = self.log.may_go_on() {
+                        merge.discard();
+                        return Err(e);
+                    }
+                }
                 Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
                 Err(Stopped::Reading(e)) => {
                     merge.discard();
@@ -726,7 +735,11 @@ impl Engine {
     /// Moves all live records of what is in the log now, as far as `budget` bytes go, gives everything else back, and
     /// leaves the index in one table.
     pub(crate) fn compact(&self, budget: u64) -> Result<Done> {
-        self.check_usable()?;
+        let _inside = self.enter()?;
+        self.compact_inside(budget).map_err(|e| self.log.explained(e))
+    }
+
+    fn compact_inside(&self, budget: u64) -> Result<Done> {
         if !self.log.is_writing() {
             self.begin_writing()?;
         }
@@ -749,7 +762,7 @@ impl Engine {
         self.log.sync()?;
         while self.log.head_base() < until {
             let mut work = self.work.lock();
-            self.check_usable()?;
+            self.log.may_go_on()?;
             if done(false).moved >= budget {
                 work.compact_until = Some(until);
                 return Ok(done(false));
@@ -768,7 +781,7 @@ impl Engine {
                 advanced => drop(advanced?),
             }
         }
-        self.check_usable()?;
+        self.log.may_go_on()?;
         self.merge_all()?;
         self.log.remove_dropped()?;
         self.work.lock().compact_until = None;

@@ -27,6 +27,7 @@ use crate::index::Hasher;
 use crate::index::recent::{Entry, Live, Place, Recent};
 use crate::index::tables::Tables;
 use crate::limits;
+use crate::log::gate::Inside;
 use crate::log::recovery::{Earlier, Report};
 use crate::log::{Log, Room, Seams, Sizes, recovery};
 use crate::manifest::{self, Manifest};
@@ -34,7 +35,7 @@ use crate::operation::{Durability, Key};
 use crate::protocol::{KeyState, Next, Phase, Presence};
 use crate::record::{Draft, Ending, Record};
 use crate::storage::DirLock;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, WakeWord};
+use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
@@ -72,13 +73,10 @@ pub(crate) struct Engine {
     forgotten: AtomicU64,
     /// Claims in flight.
     in_flight: AtomicU64,
-    /// No new claims.
-    is_draining: AtomicBool,
-    is_closed: AtomicBool,
     /// Changes when a claim ends while somebody waits for that.
     ended: WakeWord,
+    /// The directory's; held by whatever closes the store, so that one does at a time.
     lock: Mutex<Option<Box<dyn DirLock>>>,
-    fork_generation: u32,
 }
 
 /// How a store is opened.
@@ -174,11 +172,8 @@ impl Engine {
             questions: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
-            is_draining: AtomicBool::new(false),
-            is_closed: AtomicBool::new(false),
             ended: WakeWord::new(),
             lock: Mutex::new(Some(lock)),
-            fork_generation: crate::storage::fork::generation(),
         };
         engine.count_bytes(&engine.tables());
         Ok((engine, checkpoint::Lacking { damaged, uncovered }))
@@ -196,25 +191,18 @@ impl Engine {
 
     /// Whether this process is a fork of the one that opened the store: then nothing is touched.
     pub(crate) fn is_foreign(&self) -> bool {
-        crate::storage::fork::generation() != self.fork_generation
+        self.log.gate().is_foreign()
     }
 
-    pub(crate) fn check_usable(&self) -> Result<()> {
-        if self.is_foreign() {
-            return Err(Error::new(
-                ErrorKind::Forked,
-                "this process is a fork of the one that opened the store: open it anew, or use it in the parent",
-            )
-            .at(self.log.dir()));
-        }
-        if self.is_closed.load(Ordering::SeqCst) {
-            return Err(self.closed());
-        }
-        Ok(())
+    /// Lets the calling thread in, or says why not. Every call of the public API, every background step and each step of a
+    /// walk is inside while it works, and none enters twice.
+    pub(crate) fn enter(&self) -> Result<Inside<'_>> {
+        self.log.enter()
     }
 
-    pub(super) fn closed(&self) -> Error {
-        Error::new(ErrorKind::Closed, "the store was closed: open it again").at(self.log.dir())
+    /// Asked by what reads for long: a close waits for it.
+    pub(super) fn may_stay(&self) -> Result<()> {
+        if self.log.gate().must_leave() { Err(self.log.closed()) } else { Ok(()) }
     }
 
     /// A read failed. If it was for want of room in which to make the last opening's tail durable, and there is
@@ -231,6 +219,9 @@ impl Engine {
 
     /// What must come before the first record of an opening.
     pub(super) fn begin_writing(&self) -> Result<()> {
+        if self.log.is_writing() {
+            return self.log.may_go_on();
+        }
         self.log.begin_writing(&mut |from: Lsn, record: &Record<'_>| {
             let Ok(body) = record.body() else { return };
             let Some(key) = Key::from_stored(body.key_kind, body.key) else { return };
@@ -273,46 +264,88 @@ impl Engine {
     }
 
     pub(crate) fn drain(&self) {
-        self.is_draining.store(true, Ordering::SeqCst);
+        self.log.gate().drain();
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.is_closed.load(Ordering::SeqCst)
+    /// Whether a close has begun.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.log.gate().is_closing()
     }
 
-    /// Waits until no claim is in flight, at most `millis`.
-    pub(crate) fn wait_for_claims(&self, millis: u64) {
+    /// Waits until `is_done`, which `word` tells of, at most `millis`. Whether it is.
+    fn wait_until(&self, word: &WakeWord, millis: Option<u64>, is_done: &dyn Fn() -> bool) -> bool {
         let nanos = || self.log.seams().clock.monotonic_nanos();
         let began = nanos();
         loop {
-            let (seen, now) = (self.ended.read(), nanos());
-            let waited = now.saturating_sub(began) / 1_000_000;
-            if self.in_flight.load(Ordering::SeqCst) == 0 || waited >= millis {
-                return;
+            let (seen, now) = (word.read(), nanos());
+            if is_done() {
+                return true;
             }
-            self.ended.wait(seen, Some(millis - waited));
+            let waited = now.saturating_sub(began) / 1_000_000;
+            let left = millis.map(|millis| millis.saturating_sub(waited));
+            if left == Some(0) {
+                return false;
+            }
+            word.wait(seen, left);
             // A clock driven by hand stands still meanwhile; then the wait itself was the deadline.
-            if self.ended.read() == seen && nanos() == now {
-                return;
+            if millis.is_some() && word.read() == seen && nanos() == now {
+                return is_done();
             }
         }
     }
 
-    /// Takes nothing more, interrupts the claims still in flight and says which they were, makes everything
-    /// durable, closes the log, and lets go of the directory.
-    pub(crate) fn close(&self) -> Result<Vec<(Key<'static>, KeyState)>> {
+    /// Takes no new claims, waits for those in flight at most `deadline` milliseconds, and lets nothing in any more. Once
+    /// nothing is inside, the claims still in flight are interrupted, everything is made durable, the log is closed, and
+    /// the directory's lock is released. Says which claims were interrupted. `stop` ends the background's threads.
+    ///
+    /// If something is inside still at the deadline, or [`CLOSE_MILLIS_LEAST`](limits::CLOSE_MILLIS_LEAST) after the gate
+    /// began to close, the lock stays, and a later close goes on. `None`: waits for as long as it takes.
+    pub(crate) fn close(
+        &self,
+        deadline: Option<u64>,
+        stop: &dyn Fn(),
+    ) -> Result<Vec<(Key<'static>, KeyState)>> {
         if self.is_foreign() {
             return Ok(Vec::new());
         }
+        let gate = self.log.gate();
         self.drain();
-        if self.is_closed.swap(true, Ordering::SeqCst) {
-            // Another one is at it, and may fail.
-            return Err(self.closed());
+        // Another close may have less patience.
+        let may_end = || self.in_flight.load(Ordering::SeqCst) == 0 || gate.is_closing();
+        if deadline.is_some() {
+            self.wait_until(&self.ended, deadline, &may_end);
         }
+        // Another one is at it, and may fail.
+        let Some(mut lock) = self.lock.try_lock() else { return Err(self.log.closed()) };
+        if lock.is_none() {
+            return Err(self.log.closed());
+        }
+        gate.begin_closing();
+        self.ended.wake_all();
+        self.wake_background();
+        let most = deadline.map(|millis| millis.max(limits::CLOSE_MILLIS_LEAST));
+        let quiet = || self.wait_until(gate.left(), most, &|| gate.is_quiet());
+        if !quiet() {
+            return Err(self.not_closed());
+        }
+        stop();
+        gate.finish();
         let left = self.interrupt_all();
         let closed = self.close_log();
-        drop(self.lock.lock().take());
+        gate.end();
+        // A sync of the poisoned store may have come back just before.
+        if !quiet() {
+            return Err(self.not_closed());
+        }
+        drop(lock.take());
         closed.map(|()| left)
+    }
+
+    /// What a close says that would have to wait on.
+    fn not_closed(&self) -> Error {
+        let message = "calls on the store, or its background, still wait for the disk: it takes no new calls, and its \
+             directory stays locked until close is called again and they have returned, or the process ends";
+        Error::new(ErrorKind::InProgress, message).at(self.log.dir())
     }
 
     /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.

@@ -12,6 +12,7 @@ use super::Engine;
 use crate::expired::Expired;
 use crate::index::table::{self, Cursor, Table};
 use crate::log::Scrubbed;
+use crate::log::gate::Inside;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::sealed::Stretch;
@@ -31,7 +32,9 @@ pub(crate) trait Inspector {
 struct Sorting<'v> {
     engine: &'v Engine,
     inspector: &'v mut dyn Inspector,
-    /// The store was closed meanwhile, and its files may be another's.
+    /// The stay inside the gate, left for as long as the caller's own code runs: it may take its time, or close the store.
+    inside: Option<Inside<'v>>,
+    /// A close waits for this call, or has come while the caller's own code ran.
     ended: Option<Error>,
 }
 
@@ -45,9 +48,9 @@ impl Sorting<'_> {
         ControlFlow::Continue(())
     }
 
-    /// Ends the reading once the store is closed.
+    /// Ends the reading once the store is being closed.
     fn go_on(&mut self) -> ControlFlow<()> {
-        self.ended = self.engine.check_usable().err();
+        self.ended = self.engine.may_stay().err();
         match self.ended {
             None => ControlFlow::Continue(()),
             Some(_) => ControlFlow::Break(()),
@@ -55,16 +58,26 @@ impl Sorting<'_> {
     }
 
     fn read(&mut self, bytes: u64) -> ControlFlow<()> {
+        self.inside = None;
         self.inspector.read(bytes)?;
-        self.go_on()
+        match self.engine.enter() {
+            Ok(inside) => {
+                self.inside = Some(inside);
+                ControlFlow::Continue(())
+            }
+            Err(e) => {
+                self.ended = Some(e);
+                ControlFlow::Break(())
+            }
+        }
     }
 }
 
 impl Engine {
     /// Reads all files of the store and tells `inspector` what it finds.
     pub(crate) fn verify(&self, inspector: &mut dyn Inspector) -> Result<()> {
-        self.check_usable()?;
-        let mut sorting = Sorting { engine: self, inspector, ended: None };
+        let inside = Some(self.enter()?);
+        let mut sorting = Sorting { engine: self, inspector, inside, ended: None };
         let _ = self.verify_all(&mut sorting);
         sorting.ended.map_or(Ok(()), Err)
     }
@@ -123,6 +136,9 @@ impl Engine {
         }
         let mut cursor = Cursor::new(Arc::clone(table));
         loop {
+            if self.log.gate().must_leave() {
+                return sorting.go_on();
+            }
             match cursor.peek() {
                 Ok(Some(_)) => cursor.advance(),
                 Ok(None) => return ControlFlow::Continue(()),

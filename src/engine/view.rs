@@ -10,6 +10,7 @@ use crate::index::table::Cursor;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::Segments;
+use crate::log::gate::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
@@ -27,7 +28,17 @@ pub(crate) struct Seen {
 impl Engine {
     /// What is known of a key, without changing anything.
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
-        self.check_usable()?;
+        let inside = self.enter()?;
+        self.look_from(&inside, key, hash)
+    }
+
+    /// The same, for a caller that is inside.
+    pub(crate) fn look_from(
+        &self,
+        _inside: &Inside<'_>,
+        key: &Key<'_>,
+        hash: KeyHash,
+    ) -> Result<Option<Seen>> {
         loop {
             let shard = self.shard(hash)?;
             let now = self.log.now();
@@ -44,7 +55,7 @@ impl Engine {
             let found = match self.look_recorded(key, hash, &known) {
                 Ok(found) => found,
                 Err(e) => {
-                    self.look_failed(hash, &known, e)?;
+                    self.look_failed(hash, &known, e).map_err(|e| self.log.explained(e))?;
                     continue;
                 }
             };
@@ -79,8 +90,8 @@ impl Engine {
     }
 
     /// All places of keys as they are now, for a walk.
-    pub(crate) fn begin_walk(&self) -> Walk {
-        if self.log.has_unsettled_tail() && self.check_usable().is_ok() {
+    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>) -> Walk {
+        if self.log.has_unsettled_tail() {
             // It moves keys; so before the walk rather than under it. If there is no room yet, the reads say so.
             let _ = self.begin_writing();
         }
@@ -105,8 +116,13 @@ impl Engine {
 
     /// The next key of a walk, and its hash; `None` at the end. A key that changes meanwhile may come twice or not
     /// at all. An error stands for what it is about; the walk goes on behind it.
-    pub(crate) fn next_of_walk(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
+    pub(crate) fn next_of_walk(
+        &self,
+        _inside: &Inside<'_>,
+        walk: &mut Walk,
+    ) -> Result<Option<(Key<'static>, KeyHash)>> {
         while let Some(&(hash, place)) = walk.recent.get(walk.at) {
+            self.may_stay()?;
             walk.at = walk.at.saturating_add(1);
             match self.key_in(&walk.segments, place) {
                 Ok(Some(key)) => return Ok(Some((key, hash))),
@@ -126,6 +142,7 @@ impl Engine {
 
     fn next_of_tables(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
         while let Some(cursor) = walk.cursors.last_mut() {
+            self.may_stay()?;
             let Some(slot) = cursor.peek()? else {
                 walk.cursors.pop();
                 continue;

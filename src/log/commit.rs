@@ -9,6 +9,9 @@
 //! two cohorts don't take turns), and each batch, called a round, sleeps on a word of its own, which one
 //! call wakes. Explored under loom; see the tests.
 
+use std::sync::Arc;
+
+use super::gate::Gate;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, WakeWord, fence, yield_now};
 use crate::types::Lsn;
 
@@ -68,7 +71,8 @@ pub(crate) struct CommitQueue {
     /// The value `written` had before the last successful sync began.
     durable: AtomicU64,
     leading: AtomicBool,
-    poisoned: AtomicBool,
+    /// Knows whether the store is poisoned.
+    gate: Arc<Gate>,
     rounds: [Round; 2],
     /// Where those sleep who found somebody writing.
     writing: WakeWord,
@@ -96,12 +100,12 @@ impl Round {
 
 impl CommitQueue {
     /// A queue over a log that is durable up to `end`.
-    pub(crate) fn new(end: Lsn) -> Self {
+    pub(crate) fn new(end: Lsn, gate: Arc<Gate>) -> Self {
         CommitQueue {
             written: AtomicU64::new(end.get()),
             durable: AtomicU64::new(end.get()),
             leading: AtomicBool::new(false),
-            poisoned: AtomicBool::new(false),
+            gate,
             rounds: [Round::new(), Round::new()],
             writing: WakeWord::new(),
             write_sleepers: AtomicU32::new(0),
@@ -126,7 +130,7 @@ impl CommitQueue {
     }
 
     pub(crate) fn is_poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::SeqCst)
+        self.gate.is_poisoned()
     }
 
     /// The sink has written up to `end`; called with the writer's lock held, so that it only grows.
@@ -142,7 +146,7 @@ impl CommitQueue {
 
     /// Nothing is written any more; everyone waiting learns it.
     pub(crate) fn poison(&self) {
-        self.poisoned.store(true, Ordering::SeqCst);
+        self.gate.poison(None);
         for round in &self.rounds {
             round.word.wake_all();
         }
@@ -302,6 +306,10 @@ impl CommitQueue {
         sink.sync()?;
         // It had the writer for a moment, to learn which file to sync.
         self.let_others_write();
+        // Something else failed meanwhile. What is durable stays as it was then, for everyone.
+        if self.is_poisoned() {
+            return Err(Failed);
+        }
         self.took(sink.nanos().saturating_sub(began));
         // Only now: `end` was handed over before the sync began, all of it.
         self.durable.store(end.get(), Ordering::SeqCst);
@@ -396,7 +404,7 @@ struct Lead<'a> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        self.queue.poisoned.store(true, Ordering::SeqCst);
+        self.queue.gate.poison(None);
         self.queue.leading.store(false, Ordering::SeqCst);
         self.queue.poison();
     }

@@ -21,7 +21,7 @@ use crate::operation::Durability;
 use crate::record::{Draft, Kind, Record};
 use crate::sealed::Pace;
 use crate::storage::{self, Storage};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, Spot, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
@@ -29,6 +29,7 @@ pub(crate) mod birth;
 mod census;
 mod commit;
 mod format;
+pub(crate) mod gate;
 mod growth;
 #[cfg(any(test, feature = "testing"))]
 mod probe;
@@ -47,6 +48,7 @@ use census::Census;
 pub(crate) use census::Span;
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
+use gate::{Gate, Inside, Refused};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
 pub(crate) use reader::Scrubbed;
@@ -78,9 +80,11 @@ pub(crate) struct Sizes {
 
 /// An open log.
 pub(crate) struct Log {
+    /// Its storage is behind the gate.
     seams: Seams,
     dir: PathBuf,
     store: StoreId,
+    gate: Arc<Gate>,
     sizes: Sizes,
     tail: Mutex<Tail>,
     /// For those alone who go through the queue: who has had it wakes who waits for it.
@@ -89,14 +93,11 @@ pub(crate) struct Log {
     keeper: Mutex<Keeper>,
     /// What is listed, for readers; replaced as a whole.
     segments: Mutex<Arc<Vec<Arc<Segment>>>>,
-    /// Records at or past it can't be read yet: a recovery waits for room to make them durable.
-    readable: AtomicU64,
-    /// Whether LSNs may be taken: `begin_writing` has run.
-    is_writing: AtomicBool,
-    /// How far tokens run ahead of LSNs; it stands while `is_writing`.
+    /// While the gate is unsettled records at or past it can't be read: they wait for room to be made durable.
+    unsettled_from: Lsn,
+    /// How far tokens run ahead of LSNs; it stands while LSNs may be taken.
     ahead: AtomicU64,
     store_clock: StoreClock,
-    poison: Mutex<Option<Error>>,
     upkeep: upkeep::Upkeep,
     growth: growth::Growth,
     /// Bytes of tables and expired keys: they share the log's budget.
@@ -198,7 +199,7 @@ impl Log {
     /// shard lock, so that the order of a key's records is the order of its states; does no I/O.
     pub(crate) fn place_for(&self, draft: Draft, room: Room, span: Span) -> Result<Placed, NoRoom> {
         let mut tail = self.tail.lock();
-        if !self.is_writing.load(Ordering::SeqCst) || self.queue.is_poisoned() {
+        if !self.gate.has_begun() || !self.gate.may_change() {
             return Err(NoRoom::NotWriting);
         }
         let durable = self.queue.durable();
@@ -256,7 +257,8 @@ impl Log {
 
     /// Makes everything placed so far durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        if !self.is_writing.load(Ordering::SeqCst) {
+        if !self.gate.has_begun() {
+            // Nothing was placed.
             return Ok(());
         }
         let last = self.tail.lock().last;
@@ -300,14 +302,14 @@ impl Log {
 
     /// Makes sure that the record at `lsn` is in its file.
     fn prepare_read(&self, lsn: Lsn) -> Result<()> {
-        if lsn.get() >= self.readable.load(Ordering::SeqCst) {
+        if self.gate.is_unsettled() && lsn >= self.unsettled_from {
             return Err(Error::new(
                 ErrorKind::StorageFull,
                 "what the last opening left unsynced has no room to be made durable: free some space and call again",
             )
             .at(&self.dir));
         }
-        if lsn >= self.queue.written() && self.is_writing.load(Ordering::SeqCst) {
+        if lsn >= self.queue.written() && self.gate.has_begun() {
             self.write_out().map_err(|Failed| self.indeterminate())?;
         }
         Ok(())
@@ -383,7 +385,49 @@ impl Log {
 
     /// Why nothing is written any more, if so.
     pub(crate) fn poison_cause(&self) -> Option<Error> {
-        self.poison.lock().as_ref().map(Error::again)
+        self.gate.cause()
+    }
+
+    /// The gate, which every call passes.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Lets the calling thread in: `Closed` once a close has begun, `Forked` in a fork of the process that opened the store.
+    pub(crate) fn enter(&self) -> Result<Inside<'_>> {
+        self.gate.enter().map_err(|refused| match refused {
+            Refused::Closed => self.closed(),
+            Refused::Forked => Error::new(
+                ErrorKind::Forked,
+                "this process is a fork of the one that opened the store: open it anew, or use it in the parent",
+            )
+            .at(&self.dir),
+        })
+    }
+
+    pub(crate) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, "the store was closed: open it again").at(&self.dir)
+    }
+
+    /// Asked by everything that takes long: a close waits for it, and after a failure it leads nowhere.
+    pub(crate) fn may_go_on(&self) -> Result<()> {
+        if self.gate.must_leave() {
+            return Err(self.closed());
+        }
+        if self.is_poisoned() {
+            return Err(self.poisoned());
+        }
+        Ok(())
+    }
+
+    /// What the caller is told of `error`: where the gate refused a change, that the store was poisoned or closed
+    /// before.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        match gate::disk::Shut::is_cause_of(&error) {
+            true if self.is_poisoned() => self.poisoned(),
+            true => self.closed(),
+            false => error,
+        }
     }
 
     /// The error of every call that would write after a failure.
@@ -420,13 +464,13 @@ impl Log {
 
     /// Remembers the first failure; from now on nothing is written.
     fn poison(&self, cause: Error) -> Failed {
-        self.poison.lock().get_or_insert(cause);
+        self.gate.poison(Some(cause));
         self.queue.poison();
         Failed
     }
 
     pub(crate) fn is_poisoned(&self) -> bool {
-        self.queue.is_poisoned()
+        self.gate.is_poisoned()
     }
 
     pub(crate) fn now(&self) -> StoreMillis {
@@ -535,7 +579,7 @@ impl Log {
             {
                 let mut tail = self.tail.lock();
                 let is_empty = tail.at <= format::SEGMENT_HEADER_BYTES as u64;
-                let stays = is_empty || !self.is_writing();
+                let stays = is_empty || !self.gate.has_begun();
                 if stays || tail.may_roll() && tail.roll(self.queue.durable()) {
                     return Ok(tail.active.base());
                 }
@@ -555,7 +599,7 @@ impl Log {
         told: impl FnOnce(Lsn, u32),
     ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
-        self.check_keeper(&keeper)?;
+        self.may_go_on()?;
         // One after the other: were a forget's file gone and that of what it forgets back, a log without a manifest would
         // say that it is there.
         self.remove_leaving(&mut keeper)?;
@@ -590,7 +634,7 @@ impl Log {
     /// Has the files of all segments that left the list gone, durably.
     pub(crate) fn remove_dropped(&self) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.check_keeper(&keeper)?;
+        self.may_go_on()?;
         self.remove_leaving(&mut keeper)
     }
 
@@ -651,7 +695,10 @@ impl Log {
         // Of one moment: the first write after a crash cuts segments and moves on how far the log is durable.
         let keeper = self.keeper.lock();
         let item = keeper.manifest.segments.iter().find(|item| item.ordinal == ordinal)?;
-        let durable = Lsn::new(self.durable().get().min(self.readable.load(Ordering::SeqCst)));
+        let mut durable = self.durable();
+        if self.gate.is_unsettled() {
+            durable = durable.min(self.unsettled_from);
+        }
         let end = item.end.min(durable);
         (end > item.base).then_some((*item, end))
     }
@@ -801,10 +848,11 @@ impl Log {
         mut pieces: VecDeque<Piece>,
         end: Lsn,
     ) -> Result<(), Failed> {
-        if self.queue.is_poisoned() {
-            return Err(Failed);
-        }
         for piece in &mut pieces {
+            // Something else may have failed while this one synced a segment's end.
+            if self.is_poisoned() {
+                return Err(Failed);
+            }
             let segment = &piece.segment;
             storage::write_all_at(&*segment.file, &piece.bytes, piece.at).map_err(|e| {
                 self.poison(Error::io("writing", &segment.path, e).offset_at(piece.at))
@@ -828,7 +876,9 @@ impl Log {
 
     fn sync_segment(&self, segment: &Segment) -> Result<(), Failed> {
         let began = self.nanos();
-        let done = self.guarded(|| segment.file.sync_data());
+        // A device may take for ever over it, and a close of a poisoned store must not wait for that.
+        let done = self.guarded(|| self.gate.outside(|| segment.file.sync_data()));
+        let done = done.map_err(|gate::Overtaken| Failed)?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.sync_nanos.fetch_add(self.nanos().saturating_sub(began), Ordering::Relaxed);
         done.map_err(|e| self.poison(Error::io("syncing", &segment.path, e)))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::commit::{CommitQueue, Placed};
 use super::format::SEGMENT_HEADER_BYTES;
+use super::gate::{Gate, disk::Disk};
 use super::reader::{Passed, Reader, Step, look_behind};
 use super::room::{Keeper, Reserves};
 use super::segment::{self, Segment, Spare};
@@ -22,7 +23,7 @@ use crate::limits;
 use crate::manifest::{self, Manifest, Switch};
 use crate::record::{Bad, Body, Kind, Record, TimeField};
 use crate::storage::{self, Access, Storage};
-use crate::sync::{AtomicBool, AtomicU64, Mutex};
+use crate::sync::{AtomicU64, Mutex};
 use crate::types::{Lsn, StoreMillis};
 use crate::{Error, Result};
 
@@ -149,14 +150,16 @@ impl Scan {
 }
 
 /// Opens the log in `dir`, which is locked. `visit` is shown every record about a key that the index doesn't cover,
-/// in order.
+/// in order. From here on the disk is reached through the log's gate alone.
 pub(crate) fn open(
-    seams: Seams,
+    mut seams: Seams,
     dir: &Path,
     sizes: Sizes,
     manifest: Manifest,
     visit: &mut Visit<'_>,
 ) -> Result<(Log, Report)> {
+    let gate = Arc::new(Gate::new());
+    seams.storage = Arc::new(Disk::new(seams.storage, Arc::clone(&gate)));
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
     // 1. What is listed is there, and is what the manifest says it is.
@@ -205,12 +208,16 @@ pub(crate) fn open(
             .cloned(),
         Plan::Fork { .. } => None,
     };
-    let readable = match &plan {
-        Plan::Fork { covered, suffix, .. } if !suffix.is_empty() => covered.get(),
-        _ => u64::MAX,
-    };
+    let mut unsettled_from = Lsn::ZERO;
+    if let Plan::Fork { covered, suffix, .. } = &plan {
+        if !suffix.is_empty() {
+            unsettled_from = *covered;
+            gate.leave_unsettled();
+        }
+    }
     let log = Log {
         dir: dir.to_path_buf(),
+        gate: Arc::clone(&gate),
         store: manifest.store,
         tail: Mutex::new(Tail {
             at: active.offset(scan.end),
@@ -229,22 +236,19 @@ pub(crate) fn open(
             active: Arc::clone(&active),
         }),
         writer: Mutex::new(Writer { current: active }),
-        queue: CommitQueue::new(scan.end),
+        queue: CommitQueue::new(scan.end, gate),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
             spare_number,
             spares,
             leaving: Vec::new(),
-            closed: false,
-            plan: Some(plan),
+            plan,
             manifest,
         }),
         segments: Mutex::new(Arc::new(segments)),
-        readable: AtomicU64::new(readable),
-        is_writing: AtomicBool::new(false),
+        unsettled_from,
         ahead: AtomicU64::new(0),
         store_clock,
-        poison: Mutex::new(None),
         upkeep: super::upkeep::Upkeep::new(),
         growth: super::growth::Growth::new(),
         index_bytes: AtomicU64::new(0),

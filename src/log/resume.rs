@@ -26,7 +26,7 @@ pub(crate) type Remap<'a> = dyn FnMut(Lsn, &Record<'_>) + 'a;
 impl Log {
     /// Whether LSNs may be taken.
     pub(crate) fn is_writing(&self) -> bool {
-        self.is_writing.load(Ordering::Acquire)
+        self.gate.has_begun()
     }
 
     /// How far tokens run ahead of LSNs, once LSNs may be taken; the same as long as they may.
@@ -36,14 +36,14 @@ impl Log {
 
     /// Whether an uncovered tail waits for room to be made durable.
     pub(crate) fn has_unsettled_tail(&self) -> bool {
-        self.readable.load(Ordering::SeqCst) != u64::MAX
+        self.gate.is_unsettled()
     }
 
     /// Before the first write: up to where what was read is durable where it stands. What lies behind it is moved.
     pub(crate) fn settled_end(&self) -> Lsn {
         match &self.keeper.lock().plan {
-            Some(Plan::Fork { covered, .. }) => *covered,
-            _ => self.end(),
+            Plan::Fork { covered, .. } => *covered,
+            Plan::Continue => self.end(),
         }
     }
 
@@ -51,22 +51,20 @@ impl Log {
     /// anywhere in it leaves what a crash before it would.
     pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        if self.is_poisoned() {
-            return Err(self.poisoned());
+        self.may_go_on()?;
+        if self.gate.has_begun() {
+            return Ok(());
         }
-        if keeper.closed {
-            return Err(Error::new(ErrorKind::Closed, "the store was closed"));
-        }
-        let Some(plan) = keeper.plan.take() else { return Ok(()) };
+        let plan = std::mem::replace(&mut keeper.plan, Plan::Continue);
         let begun = self.guarded(|| match &plan {
             Plan::Continue => self.go_on(&mut keeper),
             Plan::Fork { covered, suffix } => self.fork(&mut keeper, *covered, suffix, remap),
         });
         if let Err(e) = begun {
-            keeper.plan = Some(plan);
+            keeper.plan = plan;
             return Err(e);
         }
-        self.readable.store(u64::MAX, Ordering::SeqCst);
+        self.gate.settle();
         if self.is_poisoned() {
             // The switch is done; what was prepared after it failed.
             return Err(self.poisoned());
@@ -78,7 +76,7 @@ impl Log {
         if matches!(plan, Plan::Fork { .. }) {
             self.growth.note();
         }
-        self.is_writing.store(true, Ordering::SeqCst);
+        self.gate.begin();
         self.note_time();
         Ok(())
     }
@@ -364,24 +362,15 @@ impl Log {
     /// Ends the log: nothing is placed any more, everything placed becomes durable, and the manifest says
     /// where it ended. An opening that wrote nothing leaves everything as it was.
     ///
+    /// The caller is the close: nothing else is inside the gate, so nothing is placed any more.
+    ///
     /// `change` brings the list of tables up to date along with it.
     pub(crate) fn close(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
-        // First of all the keeper: whoever is about to begin writing has either done so, and is seen below, or
-        // finds the log closed.
         let mut keeper = self.keeper.lock();
-        if keeper.closed {
-            return Ok(());
-        }
-        keeper.closed = true;
-        let was_writing = {
-            // Under the log lock, so that whatever was placed before is covered by the sync below.
-            let _tail = self.tail.lock();
-            self.is_writing.swap(false, Ordering::SeqCst)
-        };
         if self.is_poisoned() {
             return Err(self.poisoned());
         }
-        if !was_writing {
+        if !self.gate.has_begun() {
             return Ok(());
         }
         let last = self.tail.lock().last;

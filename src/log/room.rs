@@ -155,9 +155,8 @@ pub(super) struct Keeper {
     pub(super) spare_number: u32,
     /// Segments that left the list, and whose files may still be there, or come back after a power loss.
     pub(super) leaving: Vec<u32>,
-    /// What `begin_writing` has yet to do.
-    pub(super) plan: Option<Plan>,
-    pub(super) closed: bool,
+    /// What `begin_writing` does, or has done.
+    pub(super) plan: Plan,
 }
 
 impl Sizes {
@@ -204,7 +203,7 @@ impl Log {
     /// disk has none; nothing is lost then, and a later call tries again.
     pub(crate) fn make_room(&self, bytes: u64, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.check_keeper(&keeper)?;
+        self.may_go_on()?;
         self.guarded(|| self.make_room_in(&mut keeper, bytes, room))
     }
 
@@ -232,7 +231,7 @@ impl Log {
     /// reserved needs.
     pub(super) fn make_room_to_roll(&self) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.check_keeper(&keeper)?;
+        self.may_go_on()?;
         self.guarded(|| {
             loop {
                 let (lacks_next, may_roll) = {
@@ -254,7 +253,7 @@ impl Log {
     /// One piece of work ahead of need: a spare, or the next segment. Whether there was any.
     pub(super) fn prepare_ahead(&self) -> Result<bool> {
         let mut keeper = self.keeper.lock();
-        if self.check_keeper(&keeper).is_err() || !self.is_writing.load(Ordering::SeqCst) {
+        if self.may_go_on().is_err() || !self.gate.has_begun() {
             return Ok(false);
         }
         if !keeper.switch.is_prepared() {
@@ -275,16 +274,6 @@ impl Log {
             return Ok(false);
         }
         Ok(true)
-    }
-
-    pub(super) fn check_keeper(&self, keeper: &Keeper) -> Result<()> {
-        if self.is_poisoned() {
-            return Err(self.poisoned());
-        }
-        if keeper.closed {
-            return Err(Error::new(ErrorKind::Closed, "the store was closed"));
-        }
-        Ok(())
     }
 
     fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
@@ -337,7 +326,7 @@ impl Log {
             other => return other,
         };
         let mut keeper = self.keeper.lock();
-        self.check_keeper(&keeper)?;
+        self.may_go_on()?;
         let lacks_next = self.tail.lock().lacks_next();
         let is_enough = keeper
             .spares
@@ -456,7 +445,7 @@ impl Log {
     /// Swaps in a manifest whose list of tables `change` has brought up to date. Durable on return.
     pub(crate) fn list_tables(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.check_keeper(&keeper)?;
+        self.may_go_on()?;
         self.guarded(|| {
             self.prepare_switch(&mut keeper)?;
             let mut manifest = keeper.manifest.clone();
@@ -469,6 +458,8 @@ impl Log {
     pub(crate) fn failed(&self, failure: Failure) -> Error {
         match failure {
             Failure::Before(e) => e,
+            // The gate refused it: something else failed before.
+            Failure::Poison(_) if self.is_poisoned() => self.poisoned(),
             Failure::Poison(e) => {
                 self.poison(e.again());
                 e

@@ -68,7 +68,7 @@ impl Log {
     /// Does one piece of background work, if one is due.
     pub(crate) fn step(&self) -> Result<Due> {
         let idle = Due::In(limits::TIME_NOTE_MILLIS);
-        if self.is_poisoned() || !self.is_writing() {
+        if self.may_go_on().is_err() || !self.is_writing() {
             return Ok(idle);
         }
         let retry = match self.prepare_ahead() {

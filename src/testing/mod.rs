@@ -2,6 +2,9 @@
 //!
 //! Nothing here touches a real disk or the real time, and the same seed gives the same run.
 
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod torture;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

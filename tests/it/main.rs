@@ -40,6 +40,8 @@ mod index;
 mod machine;
 /// What happens while long work on the index is under way.
 mod midst;
+/// A close beside everything else, and what a failure leaves in memory.
+mod lifecycle;
 /// Random lives beside a plain model.
 mod model;
 /// A second opener, and a forked child.

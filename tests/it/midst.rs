@@ -739,7 +739,7 @@ fn a_claim_that_a_close_overtakes_is_refused_or_told_by_the_close() {
             let claim = scope.spawn(|| store.claim(lazily));
             assert!(read.wait_arrived(Duration::from_secs(10)), "read {after}");
             let sync = sim.hold_sync();
-            let close = scope.spawn(|| store.close(Duration::ZERO));
+            let close = scope.spawn(|| store.close(Duration::from_secs(60)));
             // It syncs when it has interrupted all; it may as well wait for the claim first.
             overtaken += u32::from(sync.wait_arrived(Duration::from_secs(1)));
             read.open();

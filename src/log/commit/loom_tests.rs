@@ -3,7 +3,8 @@
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`; `LOOM_MAX_PREEMPTIONS` sets another bound. A lost
 //! wake-up shows as a deadlock, which loom reports by itself. At a bound of three the tests pass too, in two minutes.
 
-use loom::sync::Arc;
+use std::sync::Arc;
+
 use loom::thread;
 
 use super::*;
@@ -46,7 +47,7 @@ impl Model {
 
     fn rolling(fault: Fault, segment_end: Option<u64>) -> Arc<Self> {
         Arc::new(Model {
-            queue: CommitQueue::new(Lsn::new(0)),
+            queue: CommitQueue::new(Lsn::new(0), Arc::new(Gate::new())),
             tail: Mutex::new(Tail { end: 0, taken: 0, round: 0, segment_end }),
             writer: Mutex::new(0),
             device: AtomicU64::new(0),

@@ -40,7 +40,7 @@ impl Sink for Writing {
 #[test]
 fn a_wait_for_a_long_write_is_slept_through() {
     let writing = Writing {
-        queue: CommitQueue::new(Lsn::ZERO),
+        queue: CommitQueue::new(Lsn::ZERO, Arc::new(Gate::new())),
         is_over: AtomicBool::new(false),
         tries: AtomicU32::new(0),
     };
@@ -101,7 +101,7 @@ impl Sink for Rolling {
 #[test]
 fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
     let sink = Rolling {
-        queue: CommitQueue::new(Lsn::ZERO),
+        queue: CommitQueue::new(Lsn::ZERO, Arc::new(Gate::new())),
         rounds: AtomicU32::new(0),
         may_sync: AtomicBool::new(false),
     };
@@ -177,8 +177,10 @@ impl Sink for SyncTakesWriter {
 /// Nobody else writes afterwards, so the leader wakes it or nobody does.
 #[test]
 fn a_leader_wakes_those_who_met_the_writer_taken_during_its_sync() {
-    let sink =
-        SyncTakesWriter { queue: CommitQueue::new(Lsn::ZERO), is_taken: AtomicBool::new(false) };
+    let sink = SyncTakesWriter {
+        queue: CommitQueue::new(Lsn::ZERO, Arc::new(Gate::new())),
+        is_taken: AtomicBool::new(false),
+    };
     let queue = &sink.queue;
     let (tell, told) = std::sync::mpsc::channel();
     let woken = thread::scope(|scope| {

@@ -58,7 +58,7 @@ impl Still {
         let disk = world.disk.kill_clone();
         let (log, report, seen) = peek(&disk, &history).unwrap();
         assert_eq!(report.was_clean, is_clean);
-        let covered = match log.keeper.lock().plan.as_ref().unwrap() {
+        let covered = match &log.keeper.lock().plan {
             Plan::Continue => log.tail.lock().end(),
             Plan::Fork { covered, .. } => *covered,
         };

@@ -143,8 +143,6 @@ pub(super) struct FileNode {
     pub(super) linked: bool,
     /// Open files and maps.
     pub(super) opens: u64,
-    /// Lengths of the maps.
-    pub(super) maps: Vec<u64>,
 }
 
 impl FileNode {

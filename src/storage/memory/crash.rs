@@ -94,7 +94,6 @@ impl MemoryStorage {
         for node in next.nodes.values_mut() {
             if let Node::File(file) = node {
                 file.opens = 0;
-                file.maps.clear();
             }
         }
         next.collect();

@@ -34,6 +34,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{Access, DirLock, Entry, File, Map, Storage};
+use crate::limits;
 use disk::{Disk, Node};
 
 /// A disk in memory. Clones are handles of the same disk; paths start at its root, which always exists.
@@ -319,7 +320,6 @@ impl File for MemoryFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         file.opens = file.opens.saturating_add(1);
-        file.maps.push(len);
         let snapshot = file.seen.snapshot();
         let handle = Handle { disk: Arc::clone(&self.handle.disk), node: self.handle.node };
         Ok(Arc::new(MemoryMap { handle, len, snapshot, later: OnceLock::new() }))
@@ -347,24 +347,19 @@ impl fmt::Debug for MemoryMap {
     }
 }
 
-impl Drop for MemoryMap {
-    fn drop(&mut self) {
-        let mut disk = self.handle.disk.lock();
-        let Ok(file) = disk.file(self.handle.node) else { return };
-        if let Some(index) = file.maps.iter().position(|len| *len == self.len) {
-            file.maps.swap_remove(index);
-        }
-    }
-}
-
 impl Map for MemoryMap {
+    #[expect(clippy::panic, reason = "what a real disk does is to end the process")]
     fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len as u64)? > self.len {
             return None;
         }
         let mut disk = self.handle.disk.lock();
         let seen = &disk.file(self.handle.node).ok()?.seen;
-        // A file cut short under its map would be a SIGBUS; here it is a `None`.
+        // The last page of a file is there as a whole.
+        let whole = seen.len().next_multiple_of(limits::PAGE_BYTES as u64);
+        if offset.saturating_add(len as u64) > whole {
+            std::panic::panic_any("a file was cut short under its map: a SIGBUS");
+        }
         let now = seen.slice(offset, len)?;
         let start = usize::try_from(offset).ok()?;
         let then = self.snapshot.get(start..start.checked_add(len)?);

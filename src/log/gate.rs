@@ -1,0 +1,271 @@
+//! The gate: the lifecycle of an open log, and what is at work in it.
+//!
+//! Promises: every call, background step and walk is inside the gate while it works. A close lets nothing in any more,
+//! waits until nothing is inside, and only then may the directory's lock be released; so no file is cut or removed by the
+//! next opening while this one reads or writes it. After a failure or a close nothing reaches the disk:
+//! [`disk`] refuses every change. Never: does I/O, or knows what it guards.
+//!
+//! States and passages: `docs/architecture.md`, "Lifecycle". Explored under loom by itself, and under shuttle with the
+//! whole engine.
+
+pub(super) mod disk;
+#[cfg(all(test, loom))]
+mod loom_tests;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use crate::Error;
+use crate::sync::{self, AtomicU32, AtomicU64, Mutex, Ordering, WakeWord};
+
+/// LSNs may be taken: what must come before the first one is durable.
+const BEGUN: u32 = 1 << 0;
+/// A tail that no watermark covers waits to be made durable; what stands in it can't be read yet.
+const UNSETTLED: u32 = 1 << 1;
+/// New claims are refused. Everything else goes on.
+const DRAINING: u32 = 1 << 2;
+/// Nothing comes in any more; what is inside ends.
+const CLOSING: u32 = 1 << 3;
+/// Nothing is inside any more but the close itself, which does the rest.
+const FINISHING: u32 = 1 << 6;
+/// Nothing is inside, and nothing will be. The directory may be another opening's.
+const CLOSED: u32 = 1 << 4;
+/// A write or a sync failed, or a bug of ours was met: nothing is written any more.
+const POISONED: u32 = 1 << 5;
+
+/// Threads count themselves in slots of their own, as far as there are enough, so that they share no cache line.
+const SLOTS: usize = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
+
+/// One thread inside, and one that is outside for the length of a sync.
+const INSIDE: u64 = 1;
+const SYNCING: u64 = 1 << 32;
+
+#[repr(align(128))]
+struct Slot(AtomicU64);
+
+/// Why the gate lets nothing in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refused {
+    /// This process is a fork of the one that opened the store.
+    Forked,
+    Closed,
+}
+
+/// A sync outlasted the close of a poisoned store: nothing may be done with what it came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Overtaken;
+
+/// See the module.
+pub(crate) struct Gate {
+    state: AtomicU32,
+    slots: [Slot; SLOTS],
+    /// Changes when a thread leaves while the gate closes, and when the store is poisoned.
+    left: WakeWord,
+    /// The first failure.
+    cause: Mutex<Option<Error>>,
+    fork_generation: u32,
+}
+
+/// Held by whatever is inside. A proof for those functions that must be called from inside.
+#[must_use]
+pub(crate) struct Inside<'g> {
+    gate: &'g Gate,
+    slot: usize,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Gate {
+            state: AtomicU32::new(0),
+            slots: std::array::from_fn(|_| Slot(AtomicU64::new(0))),
+            left: WakeWord::new(),
+            cause: Mutex::new(None),
+            fork_generation: crate::storage::fork::generation(),
+        }
+    }
+
+    fn is(&self, bits: u32) -> bool {
+        self.state.load(Ordering::SeqCst) & bits != 0
+    }
+
+    /// Whether this process is a fork of the one that opened the store: then nothing is touched.
+    pub(crate) fn is_foreign(&self) -> bool {
+        crate::storage::fork::generation() != self.fork_generation
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.is(BEGUN)
+    }
+
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.is(UNSETTLED)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is(DRAINING)
+    }
+
+    /// Whether the gate closes, or has closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is(CLOSING | CLOSED)
+    }
+
+    /// Whether a close waits for what is inside. Long loops ask it, so that it waits 50 ms for them at most.
+    pub(crate) fn must_leave(&self) -> bool {
+        let state = self.state.load(Ordering::SeqCst);
+        state & CLOSED != 0 || state & (CLOSING | FINISHING) == CLOSING
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.is(POISONED)
+    }
+
+    /// Whether the disk may be changed.
+    pub(crate) fn may_change(&self) -> bool {
+        !self.is(POISONED | CLOSED)
+    }
+
+    /// The first failure, if there was one.
+    pub(crate) fn cause(&self) -> Option<Error> {
+        self.cause.lock().as_ref().map(Error::again)
+    }
+
+    /// The opening found a tail that must be made durable before it is read.
+    pub(crate) fn leave_unsettled(&self) {
+        self.state.fetch_or(UNSETTLED, Ordering::SeqCst);
+    }
+
+    /// The tail is durable: it may be read.
+    pub(crate) fn settle(&self) {
+        self.state.fetch_and(!UNSETTLED, Ordering::SeqCst);
+    }
+
+    /// LSNs may be taken from now on.
+    pub(crate) fn begin(&self) {
+        debug_assert!(!self.is(UNSETTLED | CLOSED));
+        self.state.fetch_or(BEGUN, Ordering::SeqCst);
+    }
+
+    /// New claims are refused from now on.
+    pub(crate) fn drain(&self) {
+        self.state.fetch_or(DRAINING, Ordering::SeqCst);
+    }
+
+    /// Nothing is written from now on. The first cause is kept.
+    pub(crate) fn poison(&self, cause: Option<Error>) {
+        if let Some(cause) = cause {
+            // Before the state: what finds the store poisoned finds out why.
+            self.cause.lock().get_or_insert(cause);
+        }
+        self.state.fetch_or(POISONED, Ordering::SeqCst);
+        // A close waits for no sync from now on.
+        self.left.wake_all();
+    }
+
+    fn slot(&self, index: usize) -> Option<&AtomicU64> {
+        self.slots.get(index).map(|slot| &slot.0)
+    }
+
+    /// Lets the calling thread in.
+    ///
+    /// First it counts itself, then it looks at the state; a close changes the state first and looks at the counts
+    /// afterwards. So one of the two sees the other.
+    pub(crate) fn enter(&self) -> Result<Inside<'_>, Refused> {
+        if self.is_foreign() {
+            return Err(Refused::Forked);
+        }
+        let slot = sync::thread_number() % SLOTS;
+        self.add(slot, INSIDE);
+        let inside = Inside { gate: self, slot };
+        if self.is_closing() {
+            return Err(Refused::Closed);
+        }
+        Ok(inside)
+    }
+
+    fn add(&self, slot: usize, what: u64) {
+        if let Some(slot) = self.slot(slot) {
+            slot.fetch_add(what, Ordering::SeqCst);
+        }
+    }
+
+    fn take(&self, slot: usize, what: u64) {
+        if let Some(slot) = self.slot(slot) {
+            let before = slot.fetch_sub(what, Ordering::SeqCst);
+            debug_assert!(before >= what, "a thread leaves that never came in");
+        }
+        if self.is(CLOSING) {
+            self.left.wake_all();
+        }
+    }
+
+    /// Does `sync`, and nothing else, outside the gate: a device may take for ever over it. When that is over and a close
+    /// of the poisoned store has not waited, nothing may be done with its outcome.
+    ///
+    /// Only a sync may be done so: it changes nothing that a later opening could miss or meet.
+    pub(super) fn outside<T>(&self, sync: impl FnOnce() -> T) -> Result<T, Overtaken> {
+        let slot = sync::thread_number() % SLOTS;
+        self.add(slot, SYNCING);
+        self.take(slot, INSIDE);
+        let back = Back { gate: self, slot };
+        let done = sync();
+        drop(back);
+        if self.is(CLOSED) { Err(Overtaken) } else { Ok(done) }
+    }
+
+    /// Threads inside, and threads outside for a sync.
+    fn counts(&self) -> (u64, u64) {
+        let slots = self.slots.iter().map(|slot| slot.0.load(Ordering::SeqCst));
+        slots.fold((0, 0), |(inside, syncing), slot| {
+            (inside + slot % SYNCING, syncing + slot / SYNCING)
+        })
+    }
+
+    /// Lets nothing in from now on.
+    pub(crate) fn begin_closing(&self) {
+        self.state.fetch_or(DRAINING | CLOSING, Ordering::SeqCst);
+        self.left.wake_all();
+    }
+
+    /// What a close sleeps on until [`is_quiet`](Self::is_quiet).
+    pub(crate) fn left(&self) -> &WakeWord {
+        &self.left
+    }
+
+    /// Whether nothing is inside. While the store is sound a close also waits for syncs: they are acknowledged afterwards.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let (inside, syncing) = self.counts();
+        inside == 0 && (syncing == 0 || self.is_poisoned())
+    }
+
+    /// The close is alone, and does what must come last.
+    pub(crate) fn finish(&self) {
+        debug_assert!(self.is(CLOSING) && self.counts().0 == 0);
+        self.state.fetch_or(FINISHING, Ordering::SeqCst);
+    }
+
+    /// Closes for good: from now on a sync that comes back is overtaken. One of a poisoned store may have come back before,
+    /// and its thread be inside; so the directory's lock must stay until it [is quiet](Self::is_quiet) once more.
+    pub(crate) fn end(&self) {
+        debug_assert!(self.is(FINISHING));
+        self.state.fetch_or(CLOSED, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.gate.take(self.slot, INSIDE);
+    }
+}
+
+/// Brings the thread back in, also when the sync panicked.
+struct Back<'g> {
+    gate: &'g Gate,
+    slot: usize,
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        self.gate.add(self.slot, INSIDE);
+        self.gate.take(self.slot, SYNCING);
+    }
+}

@@ -1,0 +1,152 @@
+//! The disk as an open store sees it: behind the gate.
+//!
+//! Promises: after a failure, and after a close, no call changes anything on the disk, whichever part of the store makes
+//! it. Reads go on. Never: decides or retries.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Gate;
+use crate::storage::{Access, DirLock, Entry, File, Map, Storage};
+
+/// A storage whose changes pass the gate.
+pub(crate) struct Disk {
+    inner: Arc<dyn Storage>,
+    gate: Arc<Gate>,
+}
+
+impl Disk {
+    pub(crate) fn new(inner: Arc<dyn Storage>, gate: Arc<Gate>) -> Self {
+        Disk { inner, gate }
+    }
+
+    fn open(&self, file: io::Result<Arc<dyn File>>) -> io::Result<Arc<dyn File>> {
+        file.map(|inner| {
+            Arc::new(GatedFile { inner, gate: Arc::clone(&self.gate) }) as Arc<dyn File>
+        })
+    }
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+/// Why the gate refuses a change. What meets it tells the caller of the failure or the close instead: see
+/// [`Log::explained`](super::super::Log::explained).
+#[derive(thiserror::Error, Debug)]
+#[error("the store takes no writes any more")]
+pub(crate) struct Shut;
+
+impl Shut {
+    /// Whether an error comes of it.
+    pub(crate) fn is_cause_of(error: &crate::Error) -> bool {
+        let mut source = std::error::Error::source(error);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return error.get_ref().is_some_and(|inner| inner.is::<Shut>());
+            }
+            source = error.source();
+        }
+        false
+    }
+}
+
+fn pass(gate: &Gate) -> io::Result<()> {
+    if gate.may_change() { Ok(()) } else { Err(io::Error::other(Shut)) }
+}
+
+impl Storage for Disk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.create_dir(path)
+    }
+
+    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
+        self.inner.lock_dir(dir)
+    }
+
+    fn lock_holder(&self, dir: &Path) -> Option<u32> {
+        self.inner.lock_holder(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        pass(&self.gate)?;
+        self.open(self.inner.create(path))
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
+        self.open(self.inner.open(path, access))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.rename(from, to)
+    }
+
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.exchange(a, b)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.remove(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        self.inner.list(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.sync_dir(dir)
+    }
+
+    fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
+        self.inner.network_fs(dir)
+    }
+}
+
+#[derive(Debug)]
+struct GatedFile {
+    inner: Arc<dyn File>,
+    gate: Arc<Gate>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+impl File for GatedFile {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        pass(&self.gate)?;
+        self.inner.write_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.sync_data()
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.truncate(len)
+    }
+
+    fn map(&self, len: u64) -> io::Result<Arc<dyn Map>> {
+        self.inner.map(len)
+    }
+}

@@ -1,0 +1,333 @@
+//! Thousands of openings, each with threads at work when a disk fails, a sync takes its time, and the store is closed.
+//!
+//! What a thread was told is held against what all others were told, whichever opening they spoke to: a key is granted
+//! afresh once, a token is given out once, and a result that was acknowledged is there in every later opening.
+//!
+//! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of openings; with
+//! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed: `ONLYONCE_SEED` begins with that one.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::SystemClock;
+use crate::entropy::SeededEntropy;
+use crate::log::Seams;
+use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
+use crate::storage::memory::MemoryStorage;
+use crate::storage::{OsStorage, Storage};
+use crate::{Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Store};
+
+const THREADS: u64 = 4;
+
+/// What the threads were told, of all openings.
+#[derive(Default)]
+struct Told {
+    granted: BTreeSet<u64>,
+    tokens: BTreeSet<u64>,
+    completed: BTreeMap<u64, Vec<u8>>,
+    indeterminate: u64,
+}
+
+struct World {
+    disk: FaultyStorage,
+    dir: PathBuf,
+    told: Mutex<Told>,
+    /// Keys below it may have been claimed.
+    keys: AtomicU64,
+    ops: AtomicU64,
+}
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % sides
+    }
+}
+
+impl World {
+    fn new(inner: Arc<dyn Storage>, dir: PathBuf) -> Self {
+        let told = Mutex::new(Told::default());
+        let (keys, ops) = (AtomicU64::new(10), AtomicU64::new(0));
+        World { disk: FaultyStorage::new(inner), dir, told, keys, ops }
+    }
+
+    fn open(&self, seed: u64) -> Store {
+        let seams = Seams {
+            storage: Arc::new(self.disk.clone()),
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SeededEntropy::new(seed)),
+        };
+        let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
+        builder.index_memory_max(64 * 64).open_on(seams, &self.dir, true).unwrap()
+    }
+
+    /// One thread's life with one opening: until that answers that it is over.
+    fn work(&self, store: &Store, mut dice: Dice) {
+        let mut is_over = false;
+        while !is_over {
+            self.ops.fetch_add(1, Ordering::Relaxed);
+            let done = match dice.roll(40) {
+                0 => store.iter().take(20).find_map(Result::err).map_or(Ok(()), Err),
+                1 => self.verify(store),
+                2 => store.compact(4096).map(drop),
+                3 => store.rebuild_index(),
+                4 => store.merge_index(),
+                5 => store.sync(),
+                6 => store.stats().keys.checked_add(1).map_or(Ok(()), |_| Ok(())),
+                _ => self.claim(store, &mut dice),
+            };
+            if let Err(e) = done {
+                let expected = [ErrorKind::Closed, ErrorKind::Poisoned, ErrorKind::Indeterminate];
+                // `Io`: of work that was the first to meet the fault.
+                assert!(expected.contains(&e.kind()) || e.kind() == ErrorKind::Io, "{e}: {e:?}");
+                assert!(!e.to_string().contains("no writes any more"), "{e}");
+                if e.kind() == ErrorKind::Indeterminate {
+                    self.told.lock().indeterminate += 1;
+                }
+                is_over = true;
+            }
+        }
+    }
+
+    fn verify(&self, store: &Store) -> Result<(), Error> {
+        let found = store.verify()?;
+        // After a failure what was not made durable may be missing; so may a file that was being made.
+        assert!(found.is_whole() || !store.health().is_writable(), "{:?}", found.damages);
+        Ok(())
+    }
+
+    fn claim(&self, store: &Store, dice: &mut Dice) -> Result<(), Error> {
+        let newest = match dice.roll(3) {
+            0 => self.keys.fetch_add(1, Ordering::SeqCst),
+            _ => self.keys.load(Ordering::SeqCst),
+        };
+        let key = newest - dice.roll(10);
+        let level = [Durability::Sync, Durability::Flush][dice.roll(2) as usize];
+        // Grants at `Flush` are kept by a close and by a kill, and there is no other end here.
+        let op = Operation::new(key).claim_durability(level);
+        let before = self.told.lock().completed.get(&key).cloned();
+        let claim = store.claim(op)?;
+        if let Some(before) = before {
+            let Claim::Completed(done) = claim else { panic!("{key} was completed: {claim}") };
+            assert_eq!(done.result()[..], before, "{key}");
+            return Ok(());
+        }
+        match claim {
+            Claim::Acquired(claim) => {
+                assert!(self.told.lock().granted.insert(key), "{key} was granted twice");
+                self.end(key, claim, dice)
+            }
+            Claim::Interrupted(lost) if dice.roll(2) == 0 => {
+                let claim = lost.take_over()?;
+                self.end(key, claim, dice)
+            }
+            Claim::Completed(done) => {
+                let mut told = self.told.lock();
+                // Its owner may not have been told yet, or not for sure.
+                let known = told.completed.entry(key).or_insert_with(|| done.result().to_vec());
+                assert_eq!(done.result()[..], known[..], "{key}");
+                Ok(())
+            }
+            Claim::Interrupted(_) | Claim::InProgress(_) => Ok(()),
+            other => panic!("{other}"),
+        }
+    }
+
+    fn end(&self, key: u64, claim: ClaimGuard, dice: &mut Dice) -> Result<(), Error> {
+        let token = claim.token().get();
+        assert!(self.told.lock().tokens.insert(token), "token {token} was given out twice");
+        if dice.roll(8) == 0 {
+            return Ok(());
+        }
+        let result = [&token.to_le_bytes()[..], &[7; 100]].concat();
+        match claim.complete(&result[..]) {
+            Err(e) if e.kind() == ErrorKind::ClaimLost => Ok(()),
+            Err(e) => Err(e),
+            Ok(()) => {
+                let known = self.told.lock().completed.insert(key, result.clone());
+                assert!(known.is_none_or(|known| known == result), "{key} has two results");
+                Ok(())
+            }
+        }
+    }
+
+    /// All that was acknowledged is there.
+    fn check(&self, store: &Store, most: usize) {
+        let newest: Vec<_> = {
+            let told = self.told.lock();
+            told.completed.iter().rev().take(most).map(|(k, v)| (*k, v.clone())).collect()
+        };
+        for (key, result) in newest {
+            let Some(crate::State::Completed(done)) = store.get(key).unwrap() else {
+                panic!("the result of {key} is gone")
+            };
+            assert_eq!(done.result()[..], result, "{key}");
+        }
+    }
+
+    /// Lets the threads begin some more calls. All of them may wait for a sync that is held, so not for long.
+    fn let_go_on(&self, more: u64) {
+        let until = self.ops.load(Ordering::Relaxed) + more;
+        for _ in 0..2000 {
+            if self.ops.load(Ordering::Relaxed) >= until {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Threads of an opening that was closed, and the sync that some of them may be in.
+struct Past {
+    workers: Vec<JoinHandle<()>>,
+    gate: Arc<Gate>,
+}
+
+impl Past {
+    fn end(self) {
+        self.gate.open();
+        for worker in self.workers {
+            worker.join().unwrap();
+        }
+    }
+}
+
+fn lives(few: u64) -> u64 {
+    let asked = std::env::var("ONLYONCE_LIVES").ok().and_then(|lives| lives.parse().ok());
+    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    asked.unwrap_or(if is_long { 10 * few } else { few })
+}
+
+/// One life after the other, over a disk that fails now and then.
+fn torture(world: &Arc<World>, lives: u64) {
+    let asked = std::env::var("ONLYONCE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let first: u64 = asked.unwrap_or(1);
+    let mut past = VecDeque::new();
+    let (mut poisoned, mut waited, mut clean) = (0, 0, 0);
+    for seed in first..first + lives {
+        if seed % 500 == 0 {
+            println!("{seed}: {} calls", world.ops.load(Ordering::Relaxed));
+        }
+        let mut dice = Dice(seed << 8);
+        let case = Case(seed);
+        let store = world.open(seed);
+        world.check(&store, if seed % 100 == 0 { usize::MAX } else { 5 });
+        let workers = (0..THREADS).map(|n| {
+            let (world, store, dice) =
+                (Arc::clone(world), store.clone(), Dice((seed << 8) + n + 1));
+            std::thread::spawn(move || world.work(&store, dice))
+        });
+        let now = Past { workers: workers.collect(), gate: Arc::default() };
+        world.let_go_on(dice.roll(30));
+        if past.len() > 2 {
+            // Syncs of openings that were closed since come back now.
+            past.pop_front().into_iter().for_each(Past::end);
+        }
+        let io = Effect::Fail(Failure::IO);
+        let slow = || Effect::Wait(Arc::clone(&now.gate));
+        let (after, kind) = (dice.roll(20), dice.roll(8));
+        match kind {
+            0 | 1 => world.disk.inject(Fault::once(Calls::Changing, after, io)),
+            2 => world.disk.inject(Fault::once(Calls::Of(Class::Sync), after / 4, io)),
+            3 | 4 => {
+                // One sync is held, and something else fails meanwhile.
+                world.disk.inject(Fault::once(Calls::Of(Class::Sync), after / 8, slow()));
+                world.disk.inject(Fault::once(Calls::Of(Class::Write), after, io));
+            }
+            5 if seed % 4 == 0 => world.disk.inject(Fault::once(Calls::Of(Class::Sync), 0, slow())),
+            _ => {}
+        }
+        world.let_go_on(dice.roll(8));
+        let mut closed = std::thread::scope(|scope| {
+            // The sync that is held may be the close's own.
+            let (tell, told) = std::sync::mpsc::channel();
+            let gate = &now.gate;
+            scope.spawn(move || {
+                if told.recv_timeout(Duration::from_millis(400)).is_err() {
+                    gate.open();
+                }
+            });
+            let closed = store.close(Duration::from_millis(dice.roll(3)));
+            // It may have gone already.
+            let _ = tell.send(());
+            closed
+        });
+        if matches!(&closed, Err(e) if e.kind() == ErrorKind::InProgress) {
+            waited += 1;
+            assert!(
+                matches!(crate::Store::builder().open_on(seams_of(world), &world.dir, false),
+                Err(e) if e.kind() == ErrorKind::Locked),
+                "{case:?}"
+            );
+            now.gate.open();
+            world.disk.heal();
+            closed = store.close(Duration::from_secs(3600));
+        }
+        world.disk.heal();
+        match closed {
+            Ok(_) => clean += 1,
+            Err(e) => {
+                let expected = [ErrorKind::Poisoned, ErrorKind::Indeterminate, ErrorKind::Io];
+                assert!(expected.contains(&e.kind()), "{case:?}: {e}");
+                poisoned += 1;
+            }
+        }
+        past.push_back(now);
+        std::mem::forget(case);
+    }
+    past.into_iter().for_each(Past::end);
+    let store = world.open(0);
+    world.check(&store, usize::MAX);
+    assert!(store.verify().unwrap().is_whole());
+    let told = world.told.lock();
+    println!(
+        "{lives} lives: {clean} closed cleanly, {poisoned} poisoned, {waited} closes waited for a sync; {} grants, {} tokens, \
+         {} results, {} indeterminate",
+        told.granted.len(),
+        told.tokens.len(),
+        told.completed.len(),
+        told.indeterminate
+    );
+    assert!(clean > 0 && poisoned > 0 && !told.completed.is_empty());
+}
+
+fn seams_of(world: &World) -> Seams {
+    Seams {
+        storage: Arc::new(world.disk.clone()),
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(SeededEntropy::new(0)),
+    }
+}
+
+/// Says which life a panic came in.
+#[derive(Debug)]
+struct Case(u64);
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        eprintln!("ONLYONCE_SEED={}", self.0);
+    }
+}
+
+#[test]
+fn torture_of_a_simulated_disk_grants_nothing_twice_and_loses_nothing() {
+    let disk = MemoryStorage::new();
+    torture(&Arc::new(World::new(Arc::new(disk), PathBuf::from("/store"))), lives(200));
+}
+
+#[test]
+fn torture_of_a_real_disk_grants_nothing_twice_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    torture(&Arc::new(World::new(Arc::new(OsStorage), dir.path().join("store"))), lives(100));
+}

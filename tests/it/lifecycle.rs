@@ -1,0 +1,342 @@
+//! A close beside everything else: what is inside is waited for, and only then is the directory anybody else's.
+//!
+//! A sync, a read or a new file is held back, so that the moment is the same in each run.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use onlyonce::admin::Health;
+use onlyonce::testing::{DiskFault, Sim, SimGate};
+use onlyonce::{
+    Claim, ClaimGuard, Durability, ErrorKind, Operation, Result, State, Store, StoreBuilder,
+};
+
+use crate::index::{is_marked, mark, open, rest};
+
+/// Something done with a store, and what it is called.
+type Named = (&'static str, fn(&Store) -> Result<()>);
+
+const SOON: Duration = Duration::from_millis(10);
+const LONG: Duration = Duration::from_secs(3600);
+
+fn small() -> StoreBuilder {
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(256)
+}
+
+fn acquire(store: &Store, key: &str) -> ClaimGuard {
+    match store.claim(key).unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{other}"),
+    }
+}
+
+/// A store whose next record of 200 bytes of key begins the next segment.
+fn about_to_roll(sim: &Sim) -> Store {
+    let fill = |n: u64| Operation::new(format!("{n:0>200}")).durability(Durability::Flush);
+    let begin = |sim: &Sim| {
+        let store = sim.open_with(small()).unwrap();
+        let _ = store.mark("first").unwrap();
+        for _ in 0..8 {
+            store.step().unwrap();
+        }
+        store
+    };
+    let dry = begin(&Sim::new(1));
+    let mut fits = 0;
+    loop {
+        let syncs = dry.stats().syncs;
+        let _ = dry.mark(fill(fits)).unwrap();
+        if dry.stats().syncs > syncs {
+            break;
+        }
+        fits += 1;
+    }
+    let store = begin(sim);
+    (0..fits).for_each(|n| drop(store.mark(fill(n)).unwrap()));
+    store
+}
+
+/// The background fails, which poisons the store.
+fn poison(sim: &Sim, store: &Store) {
+    sim.fail_sync(0, DiskFault::Io);
+    assert!((0..3).any(|_| store.step().is_err()));
+    sim.heal();
+    assert!(!store.health().is_writable());
+}
+
+fn held(gate: &SimGate) {
+    assert!(gate.wait_arrived(Duration::from_secs(30)), "nothing came to the gate");
+}
+
+/// A claim led, and was in the sync of a full segment, when something else failed. The close released the directory, the
+/// next opening granted the key, and then the leader came back, wrote behind its recovery, and was granted it as well.
+#[test]
+fn a_sync_that_outlasts_a_poisoned_store_grants_nothing() {
+    let sim = Sim::new(1);
+    let store = about_to_roll(&sim);
+    let key = format!("{:0>200}", "pay-17");
+    std::thread::scope(|scope| {
+        // In here, so that a panic opens it.
+        let gate = sim.hold_sync();
+        let first = scope.spawn(|| store.claim(key.as_str()));
+        held(&gate);
+        poison(&sim, &store);
+        assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Poisoned);
+        let second = sim.open_with(small()).unwrap();
+        let claim = acquire(&second, &key);
+        let changes = sim.changes();
+        gate.open();
+        assert_eq!(first.join().unwrap().unwrap_err().kind(), ErrorKind::Indeterminate);
+        assert_eq!(sim.changes(), changes, "written by the old handle");
+        claim.complete("receipt").unwrap();
+        drop(second);
+        let third = sim.open_with(small()).unwrap();
+        assert!(matches!(third.claim(key.as_str()).unwrap(), Claim::Completed(_)));
+    });
+}
+
+/// The same for an outcome: it was acknowledged, and gone.
+#[test]
+fn a_sync_that_outlasts_a_poisoned_store_acknowledges_nothing() {
+    let sim = Sim::new(1);
+    let store = about_to_roll(&sim);
+    let key = format!("{:0>100}", "p");
+    let op = Operation::new(key.as_str()).claim_durability(Durability::Flush);
+    let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!() };
+    std::thread::scope(|scope| {
+        // In here, so that a panic opens it.
+        let gate = sim.hold_sync();
+        let completes = scope.spawn(move || claim.complete(&[7_u8; 150][..]));
+        held(&gate);
+        poison(&sim, &store);
+        assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Poisoned);
+        let second = sim.open_with(small()).unwrap();
+        // Whether the outcome was written by then or not: what is shown once stays.
+        let shown = || match second.get(key.as_str()).unwrap() {
+            Some(State::Interrupted(_)) => "interrupted",
+            Some(State::Completed(_)) => "completed",
+            other => panic!("{other:?}"),
+        };
+        let before = shown();
+        gate.open();
+        assert_eq!(completes.join().unwrap().unwrap_err().kind(), ErrorKind::Indeterminate);
+        assert_eq!(shown(), before);
+    });
+}
+
+/// While the store is sound, what a sync makes durable is acknowledged. So the close says that it waits, and the directory
+/// stays locked.
+#[test]
+fn a_close_whose_deadline_passes_during_a_sync_says_so_and_keeps_the_lock() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(small()).unwrap();
+    let _ = store.mark("first").unwrap();
+    std::thread::scope(|scope| {
+        // In here, so that a panic opens it.
+        let gate = sim.hold_sync();
+        let marks = scope.spawn(|| store.mark("k"));
+        held(&gate);
+        let told = store.close(SOON).unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::InProgress, "{told}");
+        assert!(told.to_string().contains("stays locked"), "{told}");
+        assert_eq!(sim.open_with(small()).unwrap_err().kind(), ErrorKind::Locked);
+        // It lets nothing in any more.
+        assert_eq!(store.get("first").unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(store.mark("l").unwrap_err().kind(), ErrorKind::Closed);
+        gate.open();
+        assert!(marks.join().unwrap().unwrap().is_first());
+    });
+    assert!(store.close(SOON).unwrap().is_empty());
+    assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Closed);
+    let next = sim.open_with(small()).unwrap();
+    assert!(next.stats().opening.was_clean);
+    assert!(!next.mark("k").unwrap().is_first());
+}
+
+/// A lookup was in the midst of a read when the store was poisoned, closed and opened twice more: the file that it read
+/// was cut short by then.
+#[test]
+fn a_close_of_a_poisoned_store_waits_for_what_reads() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(small().map(false)).unwrap();
+    let _ = store.mark("k").unwrap();
+    poison_by_mark(&sim, &store);
+    std::thread::scope(|scope| {
+        // In here, so that a panic opens it.
+        let gate = sim.hold_read(0);
+        let reads = scope.spawn(|| store.get("k"));
+        held(&gate);
+        assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::InProgress);
+        assert_eq!(sim.open_with(small()).unwrap_err().kind(), ErrorKind::Locked);
+        gate.open();
+        assert!(matches!(reads.join().unwrap().unwrap(), Some(State::Completed(_))));
+    });
+    assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert!(sim.open_with(small()).unwrap().get("k").unwrap().is_some());
+}
+
+fn poison_by_mark(sim: &Sim, store: &Store) {
+    sim.fail_call(0, DiskFault::Io);
+    assert_eq!(store.mark("fails").unwrap_err().kind(), ErrorKind::Indeterminate);
+}
+
+/// A walk that somebody holds reads nothing once the store was closed: its files are the next opening's.
+#[test]
+fn a_walk_held_over_a_close_ends_with_closed() {
+    for poisoned in [false, true] {
+        let sim = Sim::new(1);
+        let store = sim.open_with(small()).unwrap();
+        (0..100_u64).for_each(|n| assert!(store.mark(n).unwrap().is_first()));
+        if poisoned {
+            poison_by_mark(&sim, &store);
+        }
+        let mut walk = store.iter();
+        assert!(walk.next().unwrap().is_ok());
+        assert_eq!(store.close(SOON).is_err(), poisoned);
+        for _ in 0..2 {
+            let next = sim.open_with(small()).unwrap();
+            let _ = next.mark("next").unwrap();
+            sim.kill();
+        }
+        let calls = sim.calls();
+        assert_eq!(walk.next().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+        assert!(walk.next().is_none());
+        assert_eq!(sim.calls(), calls, "it read on");
+    }
+}
+
+/// What takes long leaves when a close waits for it, and leaves nothing behind that the next opening could miss. It used
+/// to go on without the lock, or to keep the close waiting until it was done.
+#[test]
+fn work_that_takes_long_leaves_for_a_close() {
+    let builder = || small().index_memory_max(64 * 8).map(false);
+    let works: [Named; 5] = [
+        ("rebuild", Store::rebuild_index),
+        ("merge", Store::merge_index),
+        ("compact", |store| store.compact(u64::MAX).map(drop)),
+        ("verify", |store| store.verify().map(drop)),
+        ("walk", |store| store.iter().collect::<Result<Vec<_>>>().map(drop)),
+    ];
+    for (name, work) in works {
+        let prepared = || {
+            let sim = Sim::new(7);
+            let store = sim.open_with(builder()).unwrap();
+            for count in [18, 12, 9] {
+                let from = store.stats().keys;
+                (from..from + count).for_each(|n| mark(&store, "k", n));
+                rest(&sim, &store);
+            }
+            // Something to seal.
+            mark(&store, "k", store.stats().keys);
+            (sim, store)
+        };
+        let (sim, store) = prepared();
+        let keys = store.stats().keys;
+        let calls = sim.calls_of(|| work(&store).unwrap());
+        let reads = calls.iter().filter(|(class, _)| class == "Read").count() as u64;
+        // A merge reads by maps; what can be held is the file that it makes.
+        let (held_calls, hold): (u64, fn(&Sim, u64) -> SimGate) = match reads {
+            0 => (1, |sim, _| sim.hold_create()),
+            reads => (reads, Sim::hold_read),
+        };
+        let (mut left, mut cases) = (0, 0);
+        for after in (0..held_calls).step_by((held_calls / 12).max(1) as usize) {
+            let (sim, store) = prepared();
+            let worked = std::thread::scope(|scope| {
+                let gate = hold(&sim, after);
+                let works = scope.spawn(|| work(&store));
+                held(&gate);
+                let closes = scope.spawn(|| store.close(LONG));
+                while store.health() != Health::Closed {
+                    std::thread::yield_now();
+                }
+                gate.open();
+                assert!(closes.join().unwrap().unwrap().is_empty());
+                works.join().unwrap()
+            });
+            cases += 1;
+            if let Err(e) = worked {
+                assert_eq!(e.kind(), ErrorKind::Closed, "{name}, read {after}: {e}");
+                left += 1;
+            }
+            let next = sim.open_with(builder()).unwrap();
+            assert!(next.stats().opening.was_clean, "{name}, read {after}");
+            assert_eq!(next.stats().tables_mended, 0, "{name}, read {after}");
+            assert!((0..keys).all(|n| is_marked(&next, "k", n)), "{name}, read {after}");
+            assert!(next.verify().unwrap().is_whole(), "{name}, read {after}");
+        }
+        println!("{name}: {cases} of {held_calls} calls, left at {left}");
+        assert!(left * 3 >= cases && left > 0, "{name}: left at {left} of {cases}");
+    }
+}
+
+/// The caller's own code runs outside: it may close the store.
+#[test]
+fn a_verify_whose_caller_closes_the_store_says_closed() {
+    let sim = Sim::new(7);
+    let store = open(&sim, 8);
+    (0..20).for_each(|n| mark(&store, "k", n));
+    rest(&sim, &store);
+    let mut told = 0;
+    let verified = store.verify_with(|_| {
+        told += 1;
+        assert!(store.close(LONG).unwrap().is_empty());
+        ControlFlow::Continue(())
+    });
+    assert_eq!((verified.unwrap_err().kind(), told), (ErrorKind::Closed, 1));
+}
+
+/// A claim whose sync failed was said to be in progress until the store was closed, though its caller was told of the
+/// failure and holds nothing.
+#[test]
+fn a_claim_that_was_answered_with_an_error_is_nobodys() {
+    let claims: [Named; 3] = [
+        ("claim", |store| store.claim("new").map(drop)),
+        ("take over", |store| match store.claim("old")? {
+            Claim::Interrupted(lost) => lost.take_over().map(drop),
+            other => panic!("{other}"),
+        }),
+        ("not applied", |store| match store.claim("old")? {
+            Claim::Interrupted(lost) => lost.not_applied().map(drop),
+            other => panic!("{other}"),
+        }),
+    ];
+    for (name, claim) in claims {
+        for writes in [false, true] {
+            let sim = Sim::new(1);
+            let store = sim.open_with(small()).unwrap();
+            drop(acquire(&store, "old"));
+            store.sync().unwrap();
+            match writes {
+                true => sim.fail_write(0, DiskFault::Io),
+                false => sim.fail_sync(0, DiskFault::Io),
+            }
+            assert_eq!(claim(&store).unwrap_err().kind(), ErrorKind::Indeterminate, "{name}");
+            let stats = store.stats();
+            assert_eq!((stats.in_flight, stats.oldest_claim), (0, None), "{name}");
+            let key = if name == "claim" { "new" } else { "old" };
+            // Nobody knows what is on the disk, and nobody is on it.
+            assert_eq!(store.get(key).unwrap_err().kind(), ErrorKind::Indeterminate, "{name}");
+            let told = store.claim(key).map(drop).unwrap_err();
+            assert!(
+                matches!(told.kind(), ErrorKind::Indeterminate | ErrorKind::Poisoned),
+                "{name}: {told}"
+            );
+            assert_eq!(store.close(LONG).unwrap_err().kind(), ErrorKind::Poisoned, "{name}");
+        }
+    }
+}
+
+/// A question whose answer failed is asked anew.
+#[test]
+fn a_hold_or_mark_that_failed_keeps_no_key_in_memory() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(small()).unwrap();
+    drop(acquire(&store, "old"));
+    store.sync().unwrap();
+    let Claim::Interrupted(lost) = store.claim("old").unwrap() else { panic!() };
+    sim.fail_sync(0, DiskFault::Io);
+    assert_eq!(lost.hold().unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(store.get("old").unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(store.get("other").unwrap().map(drop), None);
+}
