@@ -20,6 +20,13 @@ pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
+/// Stands between two sequentially consistent operations on different words. They need no fence by themselves, but loom
+/// knows the total order of fences only.
+pub(crate) fn loom_fence() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
 /// A small number of the calling thread, to spread what threads count over several cache lines.
 pub(crate) fn thread_number() -> usize {
     #[cfg(any(loom, shuttle))]

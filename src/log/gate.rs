@@ -175,6 +175,7 @@ impl Gate {
         }
         let slot = sync::thread_number() % SLOTS;
         self.add(slot, INSIDE);
+        sync::loom_fence();
         let inside = Inside { gate: self, slot };
         if self.is_closing() {
             return Err(Refused::Closed);
@@ -193,6 +194,7 @@ impl Gate {
             let before = slot.fetch_sub(what, Ordering::SeqCst);
             debug_assert!(before >= what, "a thread leaves that never came in");
         }
+        sync::loom_fence();
         if self.is(CLOSING) {
             self.left.wake_all();
         }
@@ -209,11 +211,13 @@ impl Gate {
         let back = Back { gate: self, slot };
         let done = sync();
         drop(back);
+        sync::loom_fence();
         if self.is(CLOSED) { Err(Overtaken) } else { Ok(done) }
     }
 
     /// Threads inside, and threads outside for a sync.
     fn counts(&self) -> (u64, u64) {
+        sync::loom_fence();
         let slots = self.slots.iter().map(|slot| slot.0.load(Ordering::SeqCst));
         slots.fold((0, 0), |(inside, syncing), slot| {
             (inside + slot % SYNCING, syncing + slot / SYNCING)
