@@ -848,6 +848,11 @@ impl Log {
         mut pieces: VecDeque<Piece>,
         end: Lsn,
     ) -> Result<(), Failed> {
+        // Whoever had the writer before may have failed, and what it took from the tail is lost: then there may be nothing
+        // left to write, and not all is written.
+        if self.is_poisoned() {
+            return Err(Failed);
+        }
         for piece in &mut pieces {
             // Something else may have failed while this one synced a segment's end.
             if self.is_poisoned() {

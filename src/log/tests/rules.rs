@@ -3,6 +3,7 @@
 use super::*;
 use crate::log::format::SEGMENT_HEADER_BYTES;
 use crate::log::segment;
+use crate::log::{Failed, Sink};
 use crate::manifest::Manifest;
 use crate::record;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Gate};
@@ -522,6 +523,29 @@ fn rule_13_who_waited_for_the_writer_while_a_write_failed_writes_nothing() {
         let after = player.world.disk.read(&segment).unwrap();
         assert_eq!(before[at..], after[at..], "written behind a failure");
     });
+}
+
+/// A thread that looked for a failure before there was one comes to the writer after it. What the failed write took from
+/// the tail is lost, so nothing is left to be written; that must not pass for all being written.
+#[test]
+fn rule_13_behind_a_failed_write_nothing_passes_for_written() {
+    for closes_round in [false, true] {
+        let mut player = Player::new(World::new());
+        player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
+        let fail = Effect::Fail(Failure::IO);
+        player.world.faulty.inject(Fault::once(Calls::Of(Class::Write), 0, fail));
+        let lost = player.place(What::Forget, None, 0).unwrap().1;
+        let log = &player.opened.as_ref().unwrap().log;
+        log.commit(lost, Flush).unwrap_err();
+        let late = match closes_round {
+            true => log.write_round().map(drop),
+            false => log.try_write().map(drop),
+        };
+        assert!(!log.holds(lost.lsn, Flush), "what was lost passes for written");
+        let read = log.read(lost.lsn, |_| Ok(()));
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::Indeterminate);
+        assert_eq!(late, Err(Failed));
+    }
 }
 
 /// Nor is anything placed.
