@@ -241,9 +241,10 @@ impl Gate {
         inside == 0 && (syncing == 0 || self.is_poisoned())
     }
 
-    /// The close is alone, and does what must come last.
+    /// The close is alone, and does what must come last. It was quiet; counted again there may be whoever is just turned
+    /// away, and a sync of the poisoned store that has come back.
     pub(crate) fn finish(&self) {
-        debug_assert!(self.is(CLOSING) && self.counts().0 == 0);
+        debug_assert!(self.is(CLOSING));
         self.state.fetch_or(FINISHING, Ordering::SeqCst);
     }
 

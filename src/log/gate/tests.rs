@@ -52,6 +52,21 @@ fn a_close_waits_for_a_sync_unless_the_store_is_poisoned() {
     assert_eq!(gate.counts(), (0, 0));
 }
 
+/// Whoever is turned away is counted for a moment, and a sync of a poisoned store may come back at any. A close that
+/// met one of them just as it began to finish panicked, where assertions are on.
+#[test]
+fn a_close_finishes_beside_whoever_comes_meanwhile_and_ends_when_they_have_left() {
+    let gate = Gate::new();
+    gate.begin_closing();
+    assert!(gate.is_quiet());
+    gate.add(0, INSIDE);
+    gate.finish();
+    gate.end();
+    assert!(!gate.is_quiet());
+    gate.take(0, INSIDE);
+    assert!(gate.is_quiet());
+}
+
 #[test]
 fn a_sync_that_panics_brings_its_thread_back_in() {
     let gate = Gate::new();
