@@ -77,20 +77,23 @@ impl World {
         let mut is_over = false;
         while !is_over {
             self.ops.fetch_add(1, Ordering::Relaxed);
-            let done = match dice.roll(40) {
-                0 => store.iter().take(20).find_map(Result::err).map_or(Ok(()), Err),
-                1 => self.verify(store),
-                2 => store.compact(4096).map(drop),
-                3 => store.rebuild_index(),
-                4 => store.merge_index(),
-                5 => store.sync(),
-                6 => store.stats().keys.checked_add(1).map_or(Ok(()), |_| Ok(())),
-                _ => self.claim(store, &mut dice),
+            let (call, done) = match dice.roll(40) {
+                0 => ("iter", store.iter().take(20).find_map(Result::err).map_or(Ok(()), Err)),
+                1 => ("verify", self.verify(store)),
+                2 => ("compact", store.compact(4096).map(drop)),
+                3 => ("rebuild_index", store.rebuild_index()),
+                4 => ("merge_index", store.merge_index()),
+                5 => ("sync", store.sync()),
+                6 => ("stats", store.stats().keys.checked_add(1).map_or(Ok(()), |_| Ok(()))),
+                _ => ("claim", self.claim(store, &mut dice)),
             };
             if let Err(e) = done {
                 let expected = [ErrorKind::Closed, ErrorKind::Poisoned, ErrorKind::Indeterminate];
                 // `Io`: of work that was the first to meet the fault.
-                assert!(expected.contains(&e.kind()) || e.kind() == ErrorKind::Io, "{e}: {e:?}");
+                assert!(
+                    expected.contains(&e.kind()) || e.kind() == ErrorKind::Io,
+                    "{call}: {e}: {e:?}"
+                );
                 assert!(!e.to_string().contains("no writes any more"), "{e}");
                 if e.kind() == ErrorKind::Indeterminate {
                     self.told.lock().indeterminate += 1;
@@ -328,6 +331,9 @@ fn torture_of_a_simulated_disk_grants_nothing_twice_and_loses_nothing() {
 
 #[test]
 fn torture_of_a_real_disk_grants_nothing_twice_and_loses_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+    let mut dir = tempfile::tempdir().unwrap();
+    // After a panic it stays: threads are at work in it still, and would find its files missing.
+    dir.disable_cleanup(true);
     torture(&Arc::new(World::new(Arc::new(OsStorage), dir.path().join("store"))), lives(100));
+    dir.disable_cleanup(false);
 }
