@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::builder::StoreBuilder;
-use crate::claim::State;
-use crate::claim::wall;
+use crate::claim::{State, reserve, shown, wall};
 use crate::engine::{Alive, CompactionDone, Inspector, Walk};
 use crate::log::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
@@ -16,8 +15,8 @@ pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
 use crate::store::state_of;
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Lsn};
-use crate::{Error, Key, Result};
+use crate::types::{KeyHash, Lsn, WallMillis};
+use crate::{Error, Key, Result, limits};
 
 /// Repairs the store in `dir`, which nobody may have open: rebuilds a lost manifest, and gives up what is damaged, if
 /// that is accepted. The only thing that ever accepts a loss.
@@ -237,6 +236,10 @@ impl fmt::Debug for Iter {
 
 /// Whether a store takes writes. See [`Store::health`](crate::Store::health).
 ///
+/// What to alarm on: anything but `Writable` means that claims are refused. `Full` and `WaitsForRoom` end by themselves once
+/// there is room, `Poisoned` by a reopening. [`Stats::background_error`] comes earlier: the room that is prepared ahead lasts
+/// for a while.
+///
 /// ```
 /// # use onlyonce::{admin::Health, testing::{DiskFault, Sim}};
 /// # let sim = Sim::new(1);
@@ -247,6 +250,7 @@ impl fmt::Debug for Iter {
 /// match store.health() {
 ///     Health::Writable => println!("ok"),
 ///     Health::Poisoned { cause } => println!("drop the store and open it again: {cause}"),
+///     Health::Full { since, cause } => println!("no room for claims since {since:?}: {cause}"),
 ///     Health::WaitsForRoom => println!("the disk is full"),
 ///     other => println!("{other:?}"),
 /// }
@@ -265,6 +269,14 @@ pub enum Health {
     },
     /// What the last opening found unsynced waits for room: free some space.
     WaitsForRoom,
+    /// New claims are refused as `StorageFull`, and nothing else: claims in flight end, results are replayed, keys can be
+    /// forgotten and compacted away. The background looks for room once a second.
+    Full {
+        /// Since when room is missing.
+        since: SystemTime,
+        /// What could not be prepared, and what helps.
+        cause: String,
+    },
     /// It was closed.
     Closed,
     /// This process is a fork of the one that opened it.
@@ -272,7 +284,8 @@ pub enum Health {
 }
 
 impl Health {
-    pub(crate) fn of(shared: &Shared) -> Self {
+    /// By a claim that reserves so many bytes.
+    pub(crate) fn of(shared: &Shared, reserve_bytes: u32) -> Self {
         // First: a lock that another thread of the parent held at the fork is never let go of here.
         if shared.is_foreign() {
             return Health::Forked;
@@ -283,8 +296,19 @@ impl Health {
         match shared.log.poison_cause() {
             Some(cause) => Health::Poisoned { cause: cause.to_string() },
             None if shared.log.has_unsettled_tail() => Health::WaitsForRoom,
-            None => Health::Writable,
+            None => match Health::room(shared, reserve_bytes) {
+                Some((since, cause)) => {
+                    Health::Full { since: shown(since), cause: cause.to_string() }
+                }
+                None => Health::Writable,
+            },
         }
+    }
+
+    /// Since when an ordinary claim has no room, and why, if so.
+    fn room(shared: &Shared, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
+        let reserve = reserve(shared, reserve_bytes, limits::ORDINARY_KEY_BYTES);
+        shared.log.is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
     }
 
     /// Whether the store takes writes.

@@ -141,8 +141,9 @@ impl StoreBuilder {
     /// Bytes that all files of the store may take. Default: whatever the disk has.
     ///
     /// When it is used up, dead records are given back before the next claim; if all are alive, claims answer
-    /// `StorageFull` before anything is done, while those in flight can end and results are replayed. It takes three
-    /// segments at least, and should be twice what is alive and some. A table or a file of remembered keys counts once
+    /// `StorageFull` before anything is done, while those in flight can end, results are replayed, and keys can be
+    /// forgotten and compacted away. It takes four segments at least, and should be twice what is alive and
+    /// some. A table or a file of remembered keys counts once
     /// it is finished: while one is written, the store may take that much more.
     ///
     /// ```

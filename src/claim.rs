@@ -13,7 +13,7 @@ use crate::operation::{Settings, cut_label, decode_meta, encode_meta};
 use crate::protocol::{Answer, Call, KeyState};
 use crate::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
-use crate::types::{KeyHash, StoreMillis, Token};
+use crate::types::{KeyHash, StoreMillis, Token, WallMillis};
 use crate::value::{Format, NOT_KEPT};
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Payload, Result};
 
@@ -976,7 +976,7 @@ pub(crate) fn granting<'a>(
 ) -> Writing<'a> {
     Writing {
         level: Some(settings.claim_durability),
-        reserve: reserve(engine, settings, key),
+        reserve: reserve(engine, settings.reserve_bytes, key.bytes().len()),
         lease_ms: settings.lease_ms,
         fingerprint,
         hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
@@ -986,10 +986,10 @@ pub(crate) fn granting<'a>(
 }
 
 /// The ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
-fn reserve(engine: &Engine, settings: &Settings, key: &Key<'_>) -> u64 {
+pub(crate) fn reserve(engine: &Engine, reserve_bytes: u32, key_bytes: usize) -> u64 {
     let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
-    let content = u64::from(settings.reserve_bytes.min(engine.result_bytes_max)).max(labels);
-    content.saturating_add(key.bytes().len() as u64).saturating_add(256)
+    let content = u64::from(reserve_bytes.min(engine.result_bytes_max)).max(labels);
+    content.saturating_add(key_bytes as u64).saturating_add(256)
 }
 
 /// A claim that is yours: it owns the key until you end it. Each ending consumes it.
@@ -1390,7 +1390,7 @@ impl ClaimHandle {
         let settings = &inner.settings;
         let writing = Writing {
             level: Some(settings.claim_durability),
-            reserve: reserve(&inner.shared, settings, &inner.key),
+            reserve: reserve(&inner.shared, settings.reserve_bytes, inner.key.bytes().len()),
             lease_ms: Some(lease_ms),
             ..Writing::default()
         };
@@ -1478,8 +1478,12 @@ fn date_of(days: u64) -> (u64, u64, u64) {
 pub(crate) fn wall(time: StoreMillis, offset: i64) -> SystemTime {
     let millis = i128::from(time.0) + i128::from(offset);
     let millis = u64::try_from(millis.max(0)).unwrap_or(u64::MAX);
+    shown(WallMillis(millis))
+}
+
+pub(crate) fn shown(time: WallMillis) -> SystemTime {
     SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_millis(millis))
+        .checked_add(Duration::from_millis(time.0))
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
@@ -1487,7 +1491,6 @@ pub(crate) fn wall(time: StoreMillis, offset: i64) -> SystemTime {
 mod tests {
     use super::*;
     use crate::limits::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
-    use crate::operation::Policy;
     use crate::record::{Body, Draft, Ending};
     use crate::testing::Sim;
 
@@ -1537,8 +1540,7 @@ mod tests {
                 ..Body::default()
             };
             for reserve_bytes in [0, 1, 4096] {
-                let settings = Policy::new().reserve_bytes(reserve_bytes).resolve().unwrap();
-                let room = reserve(store.engine(), &settings, &key);
+                let room = reserve(store.engine(), reserve_bytes, key.bytes().len());
                 for ending in [Ending::Completed, Ending::Failed, Ending::Held] {
                     let len = Draft::end(ending, &longest).len();
                     assert!(len <= room, "{ending:?} of {len} bytes, {room} kept");

@@ -22,6 +22,17 @@ pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
 /// Room a claim keeps for its result by default.
 pub(crate) const RESERVE_BYTES_DEFAULT: u32 = 4096;
 
+/// Claims leave to forgets and aborts this part of a segment, of what is prepared: on a full disk thousands of them find
+/// their room before one must wait for compaction.
+pub(crate) const CLEARING_OF_A_SEGMENT: u64 = 4;
+
+/// A claim's record and its key, by which `health` says whether there is room for one.
+pub(crate) const ORDINARY_CLAIM_BYTES: u64 = 512;
+pub(crate) const ORDINARY_KEY_BYTES: usize = 64;
+
+/// How long spares that a burst of claims needed are kept for the next one.
+pub(crate) const SPARES_MILLIS: u64 = 10_000;
+
 /// The first segment; later ones are as large as a part of the log, up to `SEGMENT_BYTES_MAX_DEFAULT`.
 pub(crate) const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
 /// Up to three segments lie on the disk with nothing in them yet: the active one's rest, the next, a spare. With a

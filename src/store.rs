@@ -604,11 +604,13 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
+    /// Whether there is room is said by a claim under this handle's policy.
+    ///
     /// # Cost
     /// A look at a few flags: what the store knows already. The disk is not asked.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::of(&self.shared)
+        Health::of(&self.shared, self.policy.reserved())
     }
 
     /// Counts, and what the last opening found.
@@ -710,7 +712,7 @@ impl Store {
     ///
     /// The background does the same by itself once the store is twice as large as what is alive in it. When this call
     /// says that it is complete, the bytes of everything forgotten, expired or overwritten before it are in no file of
-    /// the store any more, and the index is one table. A call that went on where others ran out of budget speaks of
+    /// the store any more, and the index is one table, if there is room for that. A call that went on where others ran out of budget speaks of
     /// what was so before the first of those; with `u64::MAX` nothing is gone on with. One thing stays: of a key with
     /// [`remember_expired`](crate::Policy::remember_expired) that was forgotten the key itself, without its result,
     /// until its memory would have passed.
@@ -727,8 +729,8 @@ impl Store {
     /// Durable on return. Others go on meanwhile.
     ///
     /// # Errors
-    /// `StorageFull` if there is no room for what is moved, `Corrupt` if a record is damaged: its segment stays. As
-    /// `sync`.
+    /// `StorageFull` if there is no room for what is moved, beyond what is kept for it: see `docs/durability.md`, "A full
+    /// store". `Corrupt` if a record is damaged: its segment stays. As `sync`.
     ///
     /// # Cost
     /// Reads the log, writes what is alive of it.

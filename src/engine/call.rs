@@ -258,6 +258,7 @@ impl Engine {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }
+        let mut pass = None;
         loop {
             let again = match self.try_place(key, hash, call, writing)? {
                 Ok(done) => return Ok(done),
@@ -278,7 +279,8 @@ impl Engine {
                     match self.log.make_room(bytes, room) {
                         // Rather than refuse: what is dead goes first, and whoever needs the room helps.
                         Err(e) if e.kind() == ErrorKind::StorageFull => {
-                            if !self.reclaim() {
+                            let pass = pass.get_or_insert_with(|| self.begin_pass());
+                            if !self.reclaim(pass, room) {
                                 return Err(e);
                             }
                         }
@@ -571,7 +573,7 @@ impl Engine {
             Next::Marked { .. } => {
                 (Draft::end(Ending::Completed, &body), Some(Phase::Completed), Room::Free)
             }
-            Next::Absent => (Draft::forget(&body), None, Room::Spend(found.reserved)),
+            Next::Absent => (Draft::forget(&body), None, Room::Clear(found.reserved)),
             Next::Same { phase, .. } => {
                 let draft = match phase {
                     Phase::Claimed => Draft::update(&body),
@@ -583,6 +585,7 @@ impl Engine {
                 };
                 let room = match phase {
                     Phase::Claimed => Room::Reserve(writing.reserve),
+                    Phase::Aborted => Room::Clear(found.reserved),
                     _ => Room::Spend(found.reserved),
                 };
                 (draft, Some(phase), room)

@@ -34,6 +34,8 @@ pub(super) struct Compacting {
     judged: Lsn,
     /// Keys that expired in it and are to be remembered.
     memories: Vec<Memory>,
+    /// What its live records may use: at first what is free.
+    room: Room,
 }
 
 /// What is known of how much of the log is alive.
@@ -156,6 +158,22 @@ impl Fate {
             _ => memory.map_or(Fate::Dead, Fate::Hides),
         }
     }
+
+    /// What stands for the record at the log's end.
+    fn moves(self, record: &Record<'_>, body: &Body<'_>) -> Option<Draft> {
+        match self {
+            Fate::Alive => Some(Draft::moved(record, body)),
+            Fate::Hides(until) => Some(Draft::forget(&Body {
+                key_kind: body.key_kind,
+                key: body.key,
+                time: body.time,
+                attempt: 1,
+                memory_until: Some(until),
+                ..Body::default()
+            })),
+            Fate::Remembered(_) | Fate::Dead => None,
+        }
+    }
 }
 
 /// A record on its way to be judged.
@@ -193,7 +211,7 @@ impl Engine {
         Ok(Some(if pause == 0 { Due::Now } else { Due::In(pause) }))
     }
 
-    fn begin_pass(&self) -> Pass {
+    pub(super) fn begin_pass(&self) -> Pass {
         let count = |count: &crate::sync::AtomicU64| count.load(Ordering::Relaxed);
         Pass { until: self.log.end(), moved: count(&self.moved), reclaimed: count(&self.reclaimed) }
     }
@@ -343,6 +361,7 @@ impl Engine {
                 at: Some(oldest.base),
                 judged: Lsn::ZERO,
                 memories: Vec::new(),
+                room: Room::Free,
             },
         };
         if compacting.at.is_some() && self.log.is_spent(oldest.base) {
@@ -355,18 +374,19 @@ impl Engine {
                 work.compacting = Some(compacting);
                 return Ok(None);
             }
-            self.drop_oldest(work, compacting)?;
-            return Ok(Some(0));
+            let dropped = self.drop_oldest(work, compacting);
+            self.log.keep_for_moving(0);
+            return dropped.map(|()| Some(0));
         };
         let durable = self.log.durable();
         self.copies.lock().retain(|(copy, _)| *copy >= durable);
         let mut moved = 0_u64;
-        let memories = &mut compacting.memories;
+        let (memories, room) = (&mut compacting.memories, &mut compacting.room);
         let turns = &mut work.turns;
         let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |run| {
             for judged in self.with_keys(&run)? {
                 if let Some((key, hash)) = judged.key {
-                    let judged = self.judge(judged.record, &key, hash, memories)?;
+                    let judged = self.judge(judged.record, &key, hash, memories, room)?;
                     moved = moved.saturating_add(judged);
                 }
                 if turns.judged(judged.record.len()) {
@@ -380,7 +400,7 @@ impl Engine {
             // In an idle store it sleeps, and the segment waits for its sync of the copies.
             self.log.wake_upkeep();
         }
-        compacting.at = walked?;
+        compacting.at = walked.inspect_err(|_| self.log.keep_for_moving(0))?;
         if compacting.at.is_none() {
             // Not behind notes: nobody calls for their sync.
             compacting.judged = self.log.keyed_end();
@@ -448,16 +468,25 @@ impl Engine {
         })
     }
 
-    /// Gives back the oldest segments, for want of room. Whether that gained any: not if nearly all of the log is alive.
-    pub(super) fn reclaim(&self) -> bool {
+    /// Gives back the oldest segments that stood in the log when `pass` began, for want of room. Whether there may be some
+    /// now. What makes room itself doesn't ask whether that is worth it: a forget may wait for all of the log to be gone
+    /// through, once.
+    pub(super) fn reclaim(&self, pass: &Pass, room: Room) -> bool {
         let mut work = self.work.lock();
-        let log_bytes = self.log.bytes_since(Lsn::ZERO);
-        let is_worth_it =
-            self.estimate_live().is_ok_and(|live| live.saturating_add(live / 8) < log_bytes);
-        let pass = self.begin_pass();
-        while is_worth_it && self.log.may_go_on().is_ok() && self.log.head_base() < pass.until {
+        let clears = matches!(room, Room::Clear(_));
+        if !clears && !self.is_worth_reclaiming(&mut work) {
+            return false;
+        }
+        let gone = || self.reclaimed.load(Ordering::Relaxed);
+        let before = gone();
+        while self.log.may_go_on().is_ok() && self.log.head_base() < pass.until {
             let went_on = match self.log.oldest() {
                 Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
+                None if clears => match self.roll_into_kept() {
+                    // Nothing stands in the log.
+                    Ok(base) if base == self.log.head_base() => return false,
+                    rolled => rolled.and_then(|_| self.log.sync()).map(|()| Some(0)),
+                },
                 None => return false,
             };
             let went_on = match went_on {
@@ -465,25 +494,63 @@ impl Engine {
                 Ok(None) => self.log.sync().is_ok(),
                 Err(_) => false,
             };
-            if !went_on || work.compacting.is_none() && self.has_gained(&pass) {
-                return self.has_gained(&pass);
+            let is_enough = if clears { gone() > before } else { self.has_gained(pass) };
+            if !went_on || work.compacting.is_none() && is_enough {
+                break;
             }
         }
-        false
+        gone() > before
     }
 
-    /// Bytes that moving the oldest segment's live records takes.
-    fn live_bytes_of_oldest(&self) -> Result<u64> {
-        let Some(oldest) = self.log.oldest() else { return Ok(0) };
-        let mut bytes = 0_u64;
-        self.log.walk_some(oldest.ordinal, oldest.base, u64::MAX, &mut |run| {
+    /// Whether enough of the log is dead, by a sample. One is taken at most once a second: whoever is refused asks again,
+    /// and what is alive changes only as the log does, and as results expire.
+    fn is_worth_reclaiming(&self, work: &mut Work) -> bool {
+        let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
+        let log_bytes = self.log.bytes_since(Lsn::ZERO);
+        let is_fresh = work.estimate.is_some_and(|seen| {
+            seen.log_bytes == log_bytes && now.abs_diff(seen.at_millis) < limits::SAMPLE_MILLIS
+        });
+        if !is_fresh {
+            let Ok(live) = self.estimate_live() else { return false };
+            let newest = self.log.oldest().map(|oldest| oldest.newest);
+            work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest });
+        }
+        work.estimate.is_some_and(|seen| seen.live.saturating_add(seen.live / 8) < log_bytes)
+    }
+
+    /// Ends the active segment on a full disk, if all that is alive in it has room in the spare that is kept.
+    fn roll_into_kept(&self) -> Result<Lsn> {
+        let bytes = self.moving_bytes(None)?.ok_or_else(|| self.log.has_no_room_to_move())?;
+        self.log.keep_for_moving(bytes);
+        let rolled = self.log.roll_over(Room::Move);
+        rolled.inspect_err(|_| self.log.keep_for_moving(0))
+    }
+
+    /// Bytes that moving the live records of a segment takes, if they have room in all that is prepared, the spare that
+    /// is kept included. Of the active one: behind it.
+    fn moving_bytes(&self, ordinal: Option<u32>) -> Result<Option<u64>> {
+        let mut moving = self.log.moving_room(ordinal.is_none());
+        let from = match ordinal {
+            Some(ordinal) => self.log.listed().into_iter().find(|item| item.ordinal == ordinal),
+            None => self.log.listed().into_iter().find(|item| item.end > self.log.end()),
+        };
+        let Some(from) = from else { return Ok(None) };
+        let to = self.log.end();
+        // The active one is read as far as it is written.
+        self.log.sync()?;
+        self.log.walk(from.base, from.end.min(to), &mut |record, _| {
             self.log.may_go_on()?;
-            for record in run {
-                bytes = bytes.saturating_add(self.add_if_alive(record.lsn, &mut Alive::default())?);
+            let body = self.body_of(record)?;
+            let fate = Fate::of(state_of(record, &body).as_ref(), &body, self.log.now());
+            let Some(draft) = fate.moves(record, &body) else { return Ok(()) };
+            let key = Key::from_stored(body.key_kind, body.key);
+            let newest = key.map_or(Ok(None), |key| self.newest_of(&key))?;
+            if newest == Some(record.lsn) {
+                moving.take(draft.len());
             }
             Ok(())
         })?;
-        Ok(bytes)
+        Ok(moving.enough_for())
     }
 
     /// The keys of records that follow each other, without those of which a later one among them says more: they are dead,
@@ -516,6 +583,7 @@ impl Engine {
         key: &Key<'_>,
         hash: KeyHash,
         memories: &mut Vec<Memory>,
+        room: &mut Room,
     ) -> Result<u64> {
         let body = self.body_of(record)?;
         let state = state_of(record, &body);
@@ -552,22 +620,11 @@ impl Engine {
                 }
                 known = Some(seen);
             }
-            let draft = match fate {
-                Fate::Remembered(until) => {
-                    let wall = body.time.0.saturating_add_signed(body.wall_offset);
-                    memories.push(Memory::new(hash, wall, until));
-                    return Ok(0);
-                }
-                Fate::Hides(until) => Draft::forget(&Body {
-                    key_kind: body.key_kind,
-                    key: body.key,
-                    time: body.time,
-                    attempt: 1,
-                    memory_until: Some(until),
-                    ..Body::default()
-                }),
-                _ => Draft::moved(record, &body),
-            };
+            if let Fate::Remembered(until) = fate {
+                let wall = body.time.0.saturating_add_signed(body.wall_offset);
+                memories.push(Memory::new(hash, wall, until));
+            }
+            let Some(draft) = fate.moves(record, &body) else { return Ok(0) };
             let len = draft.len();
             let span = Span {
                 until: match fate {
@@ -579,7 +636,7 @@ impl Engine {
                 },
                 ends: None,
             };
-            match self.log.place_for(draft, Room::Free, span) {
+            match self.log.place_for(draft, *room, span) {
                 Ok(placed) => {
                     // It counts as durable: its original stays listed until it is.
                     let place = Place::new(placed.lsn, Durability::Lazy);
@@ -593,12 +650,19 @@ impl Engine {
                     self.copies.lock().push((placed.lsn, record.lsn));
                     return Ok(len);
                 }
-                Err(NoRoom::Wanted { bytes, room }) => {
+                Err(NoRoom::Wanted { bytes, .. }) => {
                     drop(shard);
-                    match self.log.make_room(bytes, room) {
-                        Err(e) if e.kind() == ErrorKind::StorageFull => {
-                            let live = self.live_bytes_of_oldest()?;
-                            self.log.make_room_to_move(bytes, room, live)?;
+                    match self.log.make_room(bytes, *room) {
+                        // All that is left of the segment goes into what is kept for it, or nothing does: with half of
+                        // it moved there would be less room than before.
+                        Err(e) if e.kind() == ErrorKind::StorageFull && *room == Room::Free => {
+                            let oldest = self.log.oldest().map(|oldest| oldest.ordinal);
+                            let moving = oldest.map_or(Ok(None), |it| self.moving_bytes(Some(it)));
+                            let Some(bytes) = moving? else {
+                                return Err(self.log.has_no_room_to_move().because(e));
+                            };
+                            self.log.keep_for_moving(bytes);
+                            *room = Room::Move;
                         }
                         made => made?,
                     }
@@ -653,7 +717,13 @@ impl Engine {
 
     /// Takes the oldest segment off the list, and its file away. Lookups learn of it first.
     fn drop_oldest(&self, work: &mut Work, compacting: Compacting) -> Result<()> {
-        let remembered = self.remember(compacting.memories)?;
+        let remembered = match self.remember(compacting.memories.clone()) {
+            // The segment's room will make another spare.
+            Err(e) if e.kind() == ErrorKind::StorageFull && self.log.lend_kept()? => {
+                self.remember(compacting.memories)?
+            }
+            remembered => remembered?,
+        };
         let dropped = self.log.drop_oldest(
             compacting.ordinal,
             |manifest| manifest.expired = remembered.iter().rev().map(|file| file.listed).collect(),
@@ -755,17 +825,35 @@ impl Engine {
         let head = self.log.head_base();
         let gone_on_with = self.work.lock().compact_until;
         let gone_on_with = gone_on_with.filter(|until| budget < u64::MAX && *until > head);
-        let until = match gone_on_with {
-            Some(until) => until,
-            None => self.log.roll_over()?,
-        };
-        self.log.sync()?;
-        while self.log.head_base() < until {
+        let end = self.log.end();
+        let mut until = gone_on_with;
+        loop {
+            let head = self.log.head_base();
+            if until.is_some_and(|until| head >= until) {
+                break;
+            }
             let mut work = self.work.lock();
             self.log.may_go_on()?;
-            if done(false).moved >= budget {
-                work.compact_until = Some(until);
+            if until.is_some() && done(false).moved >= budget {
+                work.compact_until = until;
                 return Ok(done(false));
+            }
+            if until.is_none() && work.compacting.is_none() {
+                let rolled = match self.log.roll_over(Room::Free) {
+                    // On a full disk what was full before goes first, and makes room to go on in.
+                    Err(e) if e.kind() == ErrorKind::StorageFull => match self.log.oldest() {
+                        Some(_) if head < end && done(false).moved < budget => None,
+                        Some(_) if head < end => return Ok(done(false)),
+                        _ => Some(self.roll_into_kept()?),
+                    },
+                    rolled => Some(rolled?),
+                };
+                if rolled.is_some() {
+                    until = rolled;
+                    drop(work);
+                    self.log.sync()?;
+                    continue;
+                }
             }
             // None: others have just rolled again, and its end is on its way.
             let advanced = match self.log.oldest() {
@@ -782,7 +870,11 @@ impl Engine {
             }
         }
         self.log.may_go_on()?;
-        self.merge_all()?;
+        match self.merge_all() {
+            // The background seals and merges once there is room.
+            Err(e) if e.kind() == ErrorKind::StorageFull => {}
+            merged => merged?,
+        }
         self.log.remove_dropped()?;
         self.work.lock().compact_until = None;
         Ok(done(true))
@@ -941,7 +1033,7 @@ mod tests {
         let store = sim.open_with(builder()).unwrap();
         assert!(store.mark("begins").unwrap().is_first());
         let engine = store.engine();
-        let until = engine.log.roll_over().unwrap();
+        let until = engine.log.roll_over(Room::Free).unwrap();
         engine.log.sync().unwrap();
         let reads = sim.reads();
         while engine.log.head_base() < until {

@@ -243,9 +243,10 @@ impl Engine {
         (keys, self.in_flight.load(Ordering::SeqCst))
     }
 
-    /// What keeps checkpoints, merges or compaction from going on, in words.
+    /// What keeps checkpoints, merges, compaction or the preparing of room from going on, in words.
     pub(crate) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().as_ref().map(ToString::to_string)
+        let trouble = self.trouble.lock().as_ref().map(Error::again);
+        trouble.or_else(|| self.log.trouble()).map(|e| e.to_string())
     }
 
     pub(crate) fn keys_in_memory(&self) -> u64 {

@@ -22,7 +22,7 @@ use crate::record::{Draft, Kind, Record};
 use crate::sealed::Pace;
 use crate::storage::{self, Storage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::types::{Lsn, Spot, StoreId, StoreMillis};
+use crate::types::{Lsn, Spot, StoreId, StoreMillis, WallMillis};
 use crate::{Error, ErrorKind, Result};
 
 pub(crate) mod birth;
@@ -98,6 +98,8 @@ pub(crate) struct Log {
     /// How far tokens run ahead of LSNs; it stands while LSNs may be taken.
     ahead: AtomicU64,
     store_clock: StoreClock,
+    /// Since when room is missing, and why; until some could be prepared.
+    full: Mutex<Option<(WallMillis, Error)>>,
     upkeep: upkeep::Upkeep,
     growth: growth::Growth,
     /// Bytes of tables and expired keys: they share the log's budget.
@@ -572,19 +574,19 @@ impl Log {
         *list = Arc::new(kept);
     }
 
-    /// Ends the active segment, unless it is empty, and goes on in the next. Gives the base of the one gone on in.
-    /// `StorageFull` if what is reserved would not have its room there.
-    pub(crate) fn roll_over(&self) -> Result<Lsn> {
+    /// Ends the active segment, unless it is empty, and goes on in the next, for which `room` says what may be used. Gives
+    /// the base of the one gone on in. `StorageFull` if what is reserved would not have its room there.
+    pub(crate) fn roll_over(&self, room: Room) -> Result<Lsn> {
         loop {
             {
                 let mut tail = self.tail.lock();
                 let is_empty = tail.at <= format::SEGMENT_HEADER_BYTES as u64;
                 let stays = is_empty || !self.gate.has_begun();
-                if stays || tail.may_roll() && tail.roll(self.queue.durable()) {
+                if stays || tail.may_roll(room) && tail.roll(self.queue.durable()) {
                     return Ok(tail.active.base());
                 }
             }
-            self.make_room_to_roll()?;
+            self.make_room_to_roll(room)?;
         }
     }
 
@@ -628,7 +630,9 @@ impl Log {
         keeper.leaving.push(ordinal);
         // The segment is given back, whatever comes of its file: if that stays, the next drop tries again, or an opening.
         let _ = self.remove_leaving(&mut keeper);
-        Ok(gone.end.since(gone.base))
+        let bytes = gone.end.since(gone.base);
+        self.guarded(|| self.restore_kept(&mut keeper, bytes));
+        Ok(bytes)
     }
 
     /// Has the files of all segments that left the list gone, durably.

@@ -69,6 +69,8 @@ impl Log {
             // The switch is done; what was prepared after it failed.
             return Err(self.poisoned());
         }
+        // Their files are leftovers now.
+        let _ = self.take_excess(&mut keeper);
         self.set_aside(&keeper);
         self.guarded(|| self.remove_leftovers(&mut keeper));
         self.ahead.store(keeper.manifest.ahead, Ordering::SeqCst);
@@ -386,7 +388,12 @@ impl Log {
         let clean = is_clean.then_some(end);
         let mut manifest = Manifest { clean, durable: end, ..keeper.manifest.clone() };
         change(&mut manifest);
-        self.guarded(|| self.switch_to(&mut keeper, manifest))
+        self.guarded(|| self.switch_to(&mut keeper, manifest))?;
+        for spare in self.take_excess(&mut keeper) {
+            // If it stays, the next opening that writes removes it.
+            let _ = self.seams.storage.remove(&spare.path);
+        }
+        Ok(())
     }
 }
 

@@ -2,21 +2,25 @@
 //!
 //! Promises: a claim is granted only while its result's reserve, and those of all claims in flight, fit into
 //! segments that are prepared already; so whoever was granted a key can record an outcome, disk full or not.
-//! The last spare is never taken by claims: it is for recovery. Room that comes back is used without a reopen.
+//! One spare is kept that claims never take: for recovery, and for compaction of the oldest segment. Some bytes are kept
+//! for forgets. So a full store can be emptied. Room is sought by the size of what is to be placed, never more than that
+//! needs, and given back once it helps nobody. Room that comes back is used without a reopen.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::recovery::Plan;
-use super::segment::Spare;
+use super::segment::{Segment, Spare};
+use super::upkeep::Due;
 use super::{Log, Sizes, Tail};
 use crate::limits;
-use crate::manifest::{Manifest, Switch};
+use crate::manifest::{Listed, Manifest, Switch};
 use crate::record::HEADER_BYTES;
 use crate::storage::Failure;
 use crate::sync::Ordering;
-use crate::types::Lsn;
+use crate::types::{Lsn, WallMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// Always kept free at a segment's end: an end-of-segment record, and room for notes.
@@ -30,10 +34,33 @@ pub(crate) enum Room {
     Reserve(u64),
     /// What was reserved; more only if it is free.
     Spend(u64),
+    /// The same, of what makes room in the end: more also from what is kept for that.
+    Clear(u64),
     /// Free room only.
     Free,
+    /// Free room, and the spare that is kept: for compaction that has seen that all it has to move has room there.
+    Move,
     /// A note's share of what is always kept.
     Note,
+}
+
+impl Room {
+    /// Whether it finds no room while none is kept for compaction.
+    fn waits_for_kept(self) -> bool {
+        matches!(self, Room::Reserve(_) | Room::Free)
+    }
+}
+
+/// Where a record has its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fit {
+    Here,
+    /// In the next segment.
+    Next,
+    /// In no segment that is listed.
+    Nowhere,
+    /// There is one, but then something that is reserved would have none.
+    Reserved,
 }
 
 /// Why a record has no place.
@@ -47,20 +74,31 @@ pub(crate) enum NoRoom {
     Full,
 }
 
-/// Bytes kept for the endings of claims in flight.
+/// Bytes kept for the endings of claims in flight, and for what makes room.
 #[derive(Debug, Default)]
 pub(crate) struct Reserves {
     total: u64,
     /// The largest since none was in flight: what one segment's rest may be too small for.
     largest: u64,
-    /// Rooms of the spares set aside, all but the last; kept by the keeper.
+    /// The greatest total since the background last looked.
+    peak: u64,
+    /// What compaction, on its way through the spare that is kept, has yet to move.
+    moving: u64,
+    /// Whether the last attempt to prepare room found none: then `clearing` is kept for forgets and aborts.
+    is_full: bool,
+    /// Told by the keeper, as what follows is.
+    clearing: u64,
+    /// Rooms of the spares set aside, all but the one that is kept.
     set_aside: Vec<u64>,
+    /// Room of the one that is kept.
+    kept: u64,
 }
 
 impl Reserves {
     fn take(&mut self, bytes: u64) {
         self.total = self.total.saturating_add(bytes);
         self.largest = self.largest.max(bytes);
+        self.peak = self.peak.max(self.total);
     }
 
     pub(crate) fn release(&mut self, bytes: u64) {
@@ -69,70 +107,88 @@ impl Reserves {
             self.largest = 0;
         }
     }
+
+    /// What must have its room once a record is placed that uses `room`, and the largest reserve then.
+    fn after(&self, room: Room) -> (u64, u64) {
+        let (total, moving) = (self.total, self.moving);
+        let clearing = if self.is_full { self.clearing } else { 0 };
+        let bytes = match room {
+            Room::Reserve(more) => total.saturating_add(more).saturating_add(moving + clearing),
+            Room::Spend(own) => total.saturating_sub(own).saturating_add(moving + clearing),
+            Room::Clear(own) => total.saturating_sub(own).saturating_add(moving),
+            Room::Free => total.saturating_add(moving + clearing),
+            Room::Move | Room::Note => total,
+        };
+        let largest = match room {
+            Room::Reserve(more) => self.largest.max(more),
+            _ => self.largest,
+        };
+        (bytes, largest)
+    }
+
+    /// Room for reserves of at most `largest` in the spares that `room` may use.
+    fn aside(&self, room: Room, largest: u64) -> u64 {
+        let left = |spare: u64| spare.saturating_sub(largest);
+        let aside: u64 = self.set_aside.iter().map(|&spare| left(spare)).sum();
+        if room == Room::Move { aside.saturating_add(left(self.kept)) } else { aside }
+    }
 }
 
 impl Tail {
     /// Lets a record of `bytes` in, rolling to the next segment if it must, or says what is missing.
     pub(super) fn admit(&mut self, bytes: u64, room: Room, durable: Lsn) -> Result<(), NoRoom> {
-        if !self.has_room(bytes, room) {
-            return Err(NoRoom::Wanted { bytes, room });
-        }
-        if room != Room::Note && bytes > free(self.active.identity.capacity, self.at) {
-            self.roll(durable);
+        match self.fit(bytes, room) {
+            Fit::Here => {}
+            Fit::Next => {
+                self.roll(durable);
+            }
+            Fit::Nowhere | Fit::Reserved => return Err(NoRoom::Wanted { bytes, room }),
         }
         match room {
             Room::Reserve(more) => self.room.take(more),
-            Room::Spend(own) => self.room.release(own),
+            Room::Spend(own) | Room::Clear(own) => self.room.release(own),
+            // Of what was to be moved some may have died since it was counted, and is never taken off.
+            Room::Move => self.room.moving = self.room.moving.saturating_sub(bytes),
             Room::Free | Room::Note => {}
         }
         Ok(())
     }
 
     /// Whether a record of `bytes` has its place, and all that is reserved, by then, its own.
-    fn has_room(&self, bytes: u64, room: Room) -> bool {
-        let (reserve_after, largest) = match room {
-            Room::Reserve(more) => {
-                (self.room.total.saturating_add(more), self.room.largest.max(more))
-            }
-            Room::Spend(own) => (self.room.total.saturating_sub(own), self.room.largest),
-            Room::Free | Room::Note => (self.room.total, self.room.largest),
-        };
+    fn fit(&self, bytes: u64, room: Room) -> Fit {
         let here = free(self.active.identity.capacity, self.at);
         if room == Room::Note {
             // All but the end-of-segment record's room: a segment that records filled exactly has a share left, too.
             let rest = self.active.identity.capacity.saturating_sub(self.at);
-            return bytes <= rest.saturating_sub(HEADER_BYTES as u64);
+            let fits = bytes <= rest.saturating_sub(HEADER_BYTES as u64);
+            return if fits { Fit::Here } else { Fit::Nowhere };
         }
-        let fits_here = bytes <= here;
-        let next = self
-            .next
-            .as_ref()
-            .map(|next| free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64));
-        if !fits_here && next.is_none_or(|next| bytes > next) {
-            return false;
-        }
-        if matches!(room, Room::Spend(own) if bytes <= own) {
-            return true;
-        }
+        let (reserved, largest) = self.room.after(room);
         let left = |segment: u64| segment.saturating_sub(largest);
-        let ahead = match (fits_here, next) {
-            (true, next) => left(here - bytes).saturating_add(next.map_or(0, left)),
-            (false, Some(next)) => left(next - bytes),
-            (false, None) => 0,
+        let next = self.next_room();
+        let (fit, ahead) = match next {
+            _ if bytes <= here => {
+                (Fit::Here, left(here - bytes).saturating_add(next.map_or(0, left)))
+            }
+            Some(next) if bytes <= next => (Fit::Next, left(next - bytes)),
+            _ => return Fit::Nowhere,
         };
-        let aside: u64 = self.room.set_aside.iter().map(|&spare| left(spare)).sum();
-        ahead.saturating_add(aside) >= reserve_after
+        let is_own = matches!(room, Room::Spend(own) | Room::Clear(own) if bytes <= own);
+        let has_room = ahead.saturating_add(self.room.aside(room, largest)) >= reserved;
+        if is_own || has_room { fit } else { Fit::Reserved }
     }
 
     /// Whether all that is reserved has its room behind the active segment.
-    pub(super) fn may_roll(&self) -> bool {
-        let left = |segment: u64| segment.saturating_sub(self.room.largest);
-        let next = self
-            .next
-            .as_ref()
-            .map_or(0, |next| left(free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64)));
-        let aside: u64 = self.room.set_aside.iter().map(|&spare| left(spare)).sum();
-        self.next.is_some() && next.saturating_add(aside) >= self.room.total
+    pub(super) fn may_roll(&self, room: Room) -> bool {
+        let largest = self.room.largest;
+        let next = self.next_room().map(|next| next.saturating_sub(largest));
+        let aside = self.room.aside(room, largest);
+        next.is_some_and(|next| next.saturating_add(aside) >= self.room.total)
+    }
+
+    fn next_room(&self) -> Option<u64> {
+        let next = self.next.as_ref()?;
+        Some(free(next.identity.capacity, SEGMENT_HEADER_BYTES as u64))
     }
 
     /// Whether segments should be prepared ahead of need.
@@ -141,9 +197,109 @@ impl Tail {
     }
 }
 
+/// Rooms for what compaction has to move, in the order in which it comes to them.
+#[derive(Debug)]
+pub(crate) struct MovingRoom {
+    rooms: VecDeque<u64>,
+    reserved: u64,
+    largest: u64,
+    bytes: u64,
+    is_enough: bool,
+}
+
+impl MovingRoom {
+    /// Places one record.
+    pub(crate) fn take(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        while let Some(room) = self.rooms.front_mut() {
+            if let Some(left) = room.checked_sub(bytes) {
+                *room = left;
+                return;
+            }
+            self.rooms.pop_front();
+        }
+        self.is_enough = false;
+    }
+
+    /// Bytes of all that was placed, if it had its room beside what is reserved.
+    pub(crate) fn enough_for(&self) -> Option<u64> {
+        let left = self.rooms.iter().map(|room| room.saturating_sub(self.largest));
+        (self.is_enough && left.sum::<u64>() >= self.reserved).then_some(self.bytes)
+    }
+}
+
 /// Bytes that records may take in a segment of `capacity` from file offset `at` on.
 fn free(capacity: u64, at: u64) -> u64 {
     capacity.saturating_sub(at).saturating_sub(KEPT_FREE)
+}
+
+/// Bytes that records may take in a spare, once it is a segment.
+fn room_of(spare: &Spare) -> u64 {
+    free(spare.bytes, SEGMENT_HEADER_BYTES as u64)
+}
+
+/// The least segment that has room for `bytes` of records.
+fn segment_bytes_for(bytes: u64) -> u64 {
+    (SEGMENT_HEADER_BYTES as u64)
+        .saturating_add(bytes)
+        .saturating_add(KEPT_FREE)
+        .next_multiple_of(limits::PAGE_BYTES as u64)
+}
+
+/// Sizes that spares should have.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    /// Of a segment to come.
+    next: u64,
+    /// Of the one that is kept, at least.
+    kept: u64,
+}
+
+impl Wanted {
+    /// A spare of other settings, or of a log that was far larger, is too large to be kept, or to come next.
+    fn is_too_large(self, bytes: u64) -> bool {
+        bytes > self.next.max(self.kept).saturating_mul(4)
+    }
+
+    /// The spare that is kept: the smallest that is large enough, or else the largest. Of equal ones the newest, so that
+    /// each has its turn.
+    fn kept_of(self, spares: &[Spare]) -> Option<usize> {
+        let all = || spares.iter().enumerate();
+        let enough = all().rev().filter(|(_, spare)| spare.bytes >= self.kept);
+        let kept = enough.min_by_key(|(_, spare)| spare.bytes);
+        let kept = kept.or_else(|| all().max_by_key(|(_, spare)| spare.bytes));
+        kept.map(|(index, _)| index)
+    }
+
+    fn has_kept(self, spares: &[Spare]) -> bool {
+        spares.iter().any(|spare| spare.bytes >= self.kept)
+    }
+
+    /// A spare that helps nobody: it is not kept, won't be the next segment, and the others have room for `reserved`
+    /// bytes without it. The largest of them.
+    fn excess(
+        self,
+        spares: &[Spare],
+        next: Option<u64>,
+        reserved: u64,
+        largest: u64,
+    ) -> Option<usize> {
+        let kept = self.kept_of(spares)?;
+        let mut others: Vec<_> =
+            spares.iter().enumerate().filter(|(index, _)| *index != kept).collect();
+        others.sort_by_key(|(_, spare)| spare.bytes);
+        let left = |room: u64| room.saturating_sub(largest);
+        let (mut held, mut lacks_next) = (next.map_or(0, left), next.is_none());
+        for (_, spare) in &others {
+            let comes_next = lacks_next && !self.is_too_large(spare.bytes);
+            if !comes_next && held >= reserved {
+                return others.last().map(|(index, _)| *index);
+            }
+            lacks_next &= !comes_next;
+            held = held.saturating_add(left(room_of(spare)));
+        }
+        None
+    }
 }
 
 /// What changes seldom, and by I/O: the manifest and the spares. Never taken under a shard lock.
@@ -155,6 +311,9 @@ pub(super) struct Keeper {
     pub(super) spare_number: u32,
     /// Segments that left the list, and whose files may still be there, or come back after a power loss.
     pub(super) leaving: Vec<u32>,
+    /// The most that was reserved in the last stretch of time, and when the one began that lasts.
+    pub(super) peak: u64,
+    pub(super) peak_since: u64,
     /// What `begin_writing` does, or has done.
     pub(super) plan: Plan,
 }
@@ -204,89 +363,269 @@ impl Log {
     pub(crate) fn make_room(&self, bytes: u64, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_go_on()?;
-        self.guarded(|| self.make_room_in(&mut keeper, bytes, room))
+        let made = self.guarded(|| self.make_room_in(&mut keeper, bytes, room));
+        if room.waits_for_kept() {
+            self.note_room(made.as_ref().err());
+        }
+        made
+    }
+
+    /// Takes note of whether there is room for claims, by what came of preparing some.
+    fn note_room(&self, failed: Option<&Error>) {
+        let mut full = self.full.lock();
+        match failed.filter(|e| e.kind() == ErrorKind::StorageFull) {
+            Some(e) => {
+                let (since, _) =
+                    full.take().unwrap_or_else(|| (self.seams.clock.wall(), e.again()));
+                *full = Some((since, e.again()));
+            }
+            None if failed.is_none() => *full = None,
+            None => {}
+        }
+        self.tail.lock().room.is_full = full.is_some();
+    }
+
+    /// Since when there is no room for a claim's record of `bytes` that reserves so much, and why; `None` if there is.
+    pub(crate) fn is_full_for(&self, bytes: u64, reserve: u64) -> Option<(WallMillis, Error)> {
+        let full = self.full.lock();
+        let (since, cause) = full.as_ref()?;
+        let fit = self.tail.lock().fit(bytes, Room::Reserve(reserve));
+        let fits = matches!(fit, Fit::Here | Fit::Next);
+        (!fits).then(|| (*since, cause.again()))
     }
 
     fn make_room_in(&self, keeper: &mut Keeper, bytes: u64, room: Room) -> Result<()> {
         loop {
             // Asked anew each time: while this one waited for the keeper, others may have ended and given back
             // what they had reserved.
-            let (lacks_next, has_room) = {
+            let (fit, lacks_next, largest) = {
                 let tail = self.tail.lock();
-                (tail.lacks_next(), tail.has_room(bytes, room))
+                (tail.fit(bytes, room), tail.lacks_next(), tail.room.after(room).1)
             };
-            if lacks_next && keeper.spares.len() > 1 {
-                self.list_next(keeper)?;
-            } else if has_room {
-                return Ok(());
-            } else {
-                // Without it no spare counts, however many there are.
-                self.prepare_switch(keeper)?;
-                self.prepare_spare(keeper)?;
+            let wanted = match fit {
+                Fit::Here | Fit::Next => return Ok(()),
+                Fit::Nowhere => bytes,
+                // Each one that is prepared holds at least half of its room.
+                Fit::Reserved => largest.saturating_mul(2),
+            };
+            let listable = self.listable(keeper, bytes, room);
+            if let Some(index) = listable.filter(|_| lacks_next || fit == Fit::Nowhere) {
+                if !self.is_usable(keeper, index)? {
+                    continue;
+                }
+                let too_small = if lacks_next { None } else { self.withdraw_next(room) };
+                if lacks_next || too_small.is_some() {
+                    self.list_next(keeper, index, too_small)?;
+                    continue;
+                }
             }
+            // Without it no spare counts, however many there are.
+            self.prepare_switch(keeper)?;
+            self.prepare_for(keeper, wanted, room)?;
         }
+    }
+
+    /// A spare that may be the next segment and has room for `bytes`: the smallest.
+    fn listable(&self, keeper: &Keeper, bytes: u64, room: Room) -> Option<usize> {
+        let wanted = self.wanted(keeper);
+        if room.waits_for_kept() && !wanted.has_kept(&keeper.spares) {
+            return None;
+        }
+        let kept = wanted.kept_of(&keeper.spares);
+        // What was reserved comes first: which spare is kept changes with the oldest segment.
+        let may_use_kept = match room {
+            Room::Spend(own) | Room::Clear(own) => bytes <= own,
+            Room::Move => true,
+            Room::Reserve(_) | Room::Free | Room::Note => false,
+        };
+        let fits = |&(index, spare): &(usize, &Spare)| {
+            let is_lent = Some(index) != kept || may_use_kept;
+            let is_larger =
+                wanted.is_too_large(spare.bytes) && !wanted.is_too_large(segment_bytes_for(bytes));
+            is_lent && room_of(spare) >= bytes && !(room.waits_for_kept() && is_larger)
+        };
+        let found = keeper.spares.iter().enumerate().filter(fits);
+        let found = found.min_by_key(|(index, spare)| (Some(*index) == kept, spare.bytes));
+        found.map(|(index, _)| index)
+    }
+
+    /// Takes the next segment back before anything stands in it: it is too small for what comes. `None` if what is
+    /// reserved has no room without it.
+    fn withdraw_next(&self, room: Room) -> Option<Arc<Segment>> {
+        let mut tail = self.tail.lock();
+        let aside = tail.room.aside(room, tail.room.largest);
+        if aside >= tail.room.total { tail.next.take() } else { None }
     }
 
     /// Prepares and lists the segment that the log goes on in next, unless there is one, and as many spares as what is
     /// reserved needs.
-    pub(super) fn make_room_to_roll(&self) -> Result<()> {
+    pub(super) fn make_room_to_roll(&self, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_go_on()?;
         self.guarded(|| {
             loop {
-                let (lacks_next, may_roll) = {
+                let (lacks_next, may_roll, largest) = {
                     let tail = self.tail.lock();
-                    (tail.lacks_next(), tail.may_roll())
+                    (tail.lacks_next(), tail.may_roll(room), tail.room.largest)
                 };
-                if lacks_next && keeper.spares.len() > 1 {
-                    self.list_next(&mut keeper)?;
+                let listable = self.listable(&keeper, 0, room).filter(|_| lacks_next);
+                if let Some(index) = listable {
+                    if self.is_usable(&mut keeper, index)? {
+                        self.list_next(&mut keeper, index, None)?;
+                    }
                 } else if may_roll {
                     return Ok(());
                 } else {
                     self.prepare_switch(&mut keeper)?;
-                    self.prepare_spare(&mut keeper)?;
+                    self.prepare_for(&mut keeper, largest.saturating_mul(2), room)?;
                 }
             }
         })
     }
 
-    /// One piece of work ahead of need: a spare, or the next segment. Whether there was any.
-    pub(super) fn prepare_ahead(&self) -> Result<bool> {
+    /// One piece of work ahead of need: a spare, the next segment, or a spare that goes. When to come again.
+    pub(super) fn prepare_ahead(&self) -> Result<Due> {
+        let done = self.try_prepare_ahead();
+        self.note_room(done.as_ref().err());
+        done
+    }
+
+    fn try_prepare_ahead(&self) -> Result<Due> {
+        let idle = Due::In(limits::TIME_NOTE_MILLIS);
         let mut keeper = self.keeper.lock();
         if self.may_go_on().is_err() || !self.gate.has_begun() {
-            return Ok(false);
+            return Ok(idle);
         }
         if !keeper.switch.is_prepared() {
             self.guarded(|| self.prepare_switch(&mut keeper))?;
             self.set_aside(&keeper);
-            return Ok(true);
+            return Ok(Due::Now);
         }
-        let lacks_next = self.tail.lock().lacks_next();
-        let wanted = if lacks_next { 2 } else { 1 };
-        if keeper.spares.len() < wanted {
+        let wanted = self.wanted(&keeper);
+        let kept_sizes = [wanted.kept.max(wanted.next), wanted.kept];
+        let kept = wanted.kept_of(&keeper.spares);
+        let kept = kept.and_then(|index| Some((index, keeper.spares.get(index)?)));
+        let (is_kept, is_too_large) = kept.map_or((false, false), |(_, spare)| {
+            (spare.bytes >= wanted.kept, wanted.is_too_large(spare.bytes))
+        });
+        if !is_kept {
             if !self.may_grow(&keeper) {
-                return Ok(false);
+                return Ok(idle);
             }
-            self.guarded(|| self.prepare_spare(&mut keeper))?;
-        } else if lacks_next {
-            self.guarded(|| self.list_next(&mut keeper))?;
+            self.guarded(|| self.prepare_spare(&mut keeper, kept_sizes))?;
+        } else if self.tail.lock().lacks_next() {
+            // What an opening found is looked at before it is needed; at a roll, so that short lives read none of it.
+            let found = kept.filter(|(_, spare)| spare.is_found).map(|(index, _)| index);
+            match (found, self.listable(&keeper, 0, Room::Free)) {
+                (Some(index), _) => {
+                    self.guarded(|| self.is_usable(&mut keeper, index))?;
+                }
+                (None, Some(index)) => {
+                    self.guarded(|| match self.is_usable(&mut keeper, index)? {
+                        true => self.list_next(&mut keeper, index, None),
+                        false => Ok(()),
+                    })?
+                }
+                (None, None) if !self.may_grow(&keeper) => return Ok(idle),
+                (None, None) => self.guarded(|| self.prepare_for(&mut keeper, 0, Room::Free))?,
+            }
+        } else if is_too_large {
+            match self.guarded(|| self.prepare_spare(&mut keeper, kept_sizes)) {
+                // It stays, and serves.
+                Err(e) if e.kind() == ErrorKind::StorageFull => {
+                    return Ok(self.give_back(&mut keeper));
+                }
+                // It goes next.
+                prepared => prepared?,
+            }
         } else {
-            return Ok(false);
+            return Ok(self.give_back(&mut keeper));
         }
-        Ok(true)
+        Ok(Due::Now)
     }
 
-    fn prepare_spare(&self, keeper: &mut Keeper) -> Result<()> {
-        let mut bytes = self.next_spare_bytes(keeper);
-        if self.check_budget_of(keeper, bytes).is_err() {
-            // A smaller one may do where a large one doesn't fit.
-            bytes = self.sizes.first();
-            self.check_budget_of(keeper, bytes)?;
+    /// Removes a spare that helped with a burst and has helped nobody for a while. Not sooner: what comes and goes would
+    /// be prepared and removed in turn.
+    fn give_back(&self, keeper: &mut Keeper) -> Due {
+        let idle = Due::In(limits::TIME_NOTE_MILLIS);
+        if keeper.spares.len() < 2 {
+            return idle;
         }
+        let now = self.seams.clock.monotonic_nanos() / 1_000_000;
+        let mut waited = now.saturating_sub(keeper.peak_since);
+        let mut tail = self.tail.lock();
+        if waited >= limits::SPARES_MILLIS {
+            keeper.peak = tail.room.peak;
+            tail.room.peak = tail.room.total;
+            (keeper.peak_since, waited) = (now, 0);
+        }
+        let peak = keeper.peak.max(tail.room.peak);
+        let (next, largest, total) = (tail.next_room(), tail.room.largest, tail.room.total);
+        let besides = tail.room.clearing.saturating_add(tail.room.moving);
+        let wanted = self.wanted(keeper);
+        let excess = |reserved: u64| {
+            wanted.excess(&keeper.spares, next, reserved.saturating_add(besides), largest)
+        };
+        let Some(index) = excess(peak) else {
+            let is_to_go = excess(total).is_some();
+            return if is_to_go { Due::In(limits::SPARES_MILLIS - waited) } else { idle };
+        };
+        let spare = keeper.spares.remove(index);
+        // Before anybody can rely on it again.
+        self.tell_aside(&mut tail, keeper);
+        drop(tail);
+        // If it stays, the next opening finds it again.
+        let _ = self.seams.storage.remove(&spare.path);
+        Due::Now
+    }
+
+    /// The spares that nobody needs while nothing is in flight leave the keeper; their files are to be removed.
+    pub(super) fn take_excess(&self, keeper: &mut Keeper) -> Vec<Spare> {
+        let (wanted, next) = (self.wanted(keeper), self.tail.lock().next_room());
+        let mut taken = Vec::new();
+        while let Some(index) = wanted.excess(&keeper.spares, next, 0, 0) {
+            taken.push(keeper.spares.remove(index));
+        }
+        taken
+    }
+
+    fn wanted(&self, keeper: &Keeper) -> Wanted {
+        let listed = &keeper.manifest.segments;
+        let bytes = |item: &Listed| item.end.since(item.base);
+        let oldest = listed.first().map_or(0, bytes);
+        // All that is alive in the oldest segment has its room there, however much that is.
+        let kept = oldest.next_multiple_of(limits::PAGE_BYTES as u64).max(self.sizes.first());
+        Wanted { next: self.next_spare_bytes(keeper), kept }
+    }
+
+    /// Prepares a spare with room for `bytes`; first the one to be kept, where `room` waits for that.
+    fn prepare_for(&self, keeper: &mut Keeper, bytes: u64, room: Room) -> Result<()> {
+        let wanted = self.wanted(keeper);
+        if room.waits_for_kept() && !wanted.has_kept(&keeper.spares) {
+            return self.prepare_spare(keeper, [wanted.kept.max(wanted.next), wanted.kept]);
+        }
+        let least = self.sizes.first().max(segment_bytes_for(bytes));
+        self.prepare_spare(keeper, [wanted.next.max(least), least])
+    }
+
+    /// Prepares a spare of the first of two sizes, or, where the budget has no room for that, of the second.
+    fn prepare_spare(&self, keeper: &mut Keeper, [large, small]: [u64; 2]) -> Result<()> {
+        let bytes = if self.check_budget_of(keeper, large).is_ok() { large } else { small };
+        self.check_budget_of(keeper, bytes)?;
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let spare =
             Spare::prepare(&*self.seams.storage, &self.log_dir(), keeper.spare_number, bytes);
-        keeper.spares.push(spare.map_err(|e| self.failed(e))?);
+        let spare = spare.map_err(|e| self.failed(e)).map_err(|e| match e.kind() {
+            ErrorKind::StorageFull => {
+                let message = format!(
+                    "no space left for another segment of {bytes} bytes in {}: free some and call again, or forget keys and compact",
+                    self.dir.display()
+                );
+                Error::new(ErrorKind::StorageFull, message).at(&self.dir).because(e)
+            }
+            _ => e,
+        });
+        keeper.spares.push(spare?);
         self.set_aside(keeper);
         Ok(())
     }
@@ -294,6 +633,35 @@ impl Log {
     pub(super) fn next_spare_bytes(&self, keeper: &Keeper) -> u64 {
         let listed = &keeper.manifest.segments;
         self.sizes.for_log_of(listed.iter().map(|item| item.end.since(item.base)).sum())
+    }
+
+    /// Compaction has given a segment back. If it went through the spare that was kept, that segment's room makes
+    /// another one, before anybody else takes it.
+    pub(super) fn restore_kept(&self, keeper: &mut Keeper, gone: u64) {
+        if keeper.spares.is_empty() {
+            let kept = self.wanted(keeper).kept;
+            let gone = gone.max(self.sizes.first()).next_multiple_of(limits::PAGE_BYTES as u64);
+            // Without room for either the background tries again.
+            let _ = match self.prepare_spare(keeper, [kept, gone]) {
+                Err(e) if e.kind() == ErrorKind::StorageFull => {
+                    self.prepare_spare(keeper, [gone, gone])
+                }
+                prepared => prepared,
+            };
+        }
+    }
+
+    /// Removes the spare that is kept, to make room for what compaction has to write beside the log. Whether there was
+    /// one; not where others are set aside, one of which would have to take its place.
+    pub(crate) fn lend_kept(&self) -> Result<bool> {
+        let mut keeper = self.keeper.lock();
+        self.may_go_on()?;
+        if keeper.spares.len() != 1 {
+            return Ok(false);
+        }
+        let spare = keeper.spares.remove(0);
+        self.set_aside(&keeper);
+        Ok(self.seams.storage.remove(&spare.path).is_ok())
     }
 
     pub(super) fn bytes_used(&self, keeper: &Keeper) -> u64 {
@@ -313,29 +681,41 @@ impl Log {
             return Ok(());
         }
         let message = format!(
-            "the store takes {used} bytes of its disk_bytes_max, {most}: forget keys, keep results for less long, or raise it"
+            "the store takes {used} bytes of its disk_bytes_max, {most}: forget keys and compact, keep results for less long, or raise it"
         );
         Err(Error::new(ErrorKind::StorageFull, message).at(&self.dir))
     }
 
-    /// As `make_room`, for compaction of a segment in which `live` bytes are alive: if no other room is left, they may
-    /// go into the last spare, since the segment's own room then makes the next one.
-    pub(crate) fn make_room_to_move(&self, bytes: u64, room: Room, live: u64) -> Result<()> {
-        let full = match self.make_room(bytes, room) {
-            Err(e) if e.kind() == ErrorKind::StorageFull => e,
-            other => return other,
-        };
-        let mut keeper = self.keeper.lock();
-        self.may_go_on()?;
-        let lacks_next = self.tail.lock().lacks_next();
-        let is_enough = keeper
-            .spares
-            .first()
-            .is_some_and(|spare| free(spare.bytes, SEGMENT_HEADER_BYTES as u64) >= live);
-        if !lacks_next || !is_enough {
-            return Err(full);
+    /// The rooms for what compaction has to move out of the oldest segment, the kept spare's included; or, if that is
+    /// the active one, out of that.
+    pub(crate) fn moving_room(&self, of_active: bool) -> MovingRoom {
+        let tail = self.tail.lock();
+        let here = free(tail.active.identity.capacity, tail.at);
+        let mut aside = tail.room.set_aside.clone();
+        aside.sort_unstable();
+        let here = Some(here).filter(|_| !of_active);
+        let ahead = here.into_iter().chain(tail.next_room());
+        MovingRoom {
+            rooms: ahead.chain(aside).chain([tail.room.kept]).collect(),
+            reserved: tail.room.total,
+            largest: tail.room.largest,
+            bytes: 0,
+            is_enough: true,
         }
-        self.guarded(|| self.list_next(&mut keeper))
+    }
+
+    /// The error of a compaction that the full disk keeps from its first step.
+    pub(crate) fn has_no_room_to_move(&self) -> Error {
+        let message = format!(
+            "no space left in {} beyond what is kept for compaction, which has no room for all that is alive in the oldest segment: free some and call again",
+            self.dir.display()
+        );
+        Error::new(ErrorKind::StorageFull, message).at(&self.dir)
+    }
+
+    /// From now on so many bytes are kept for what compaction moves. 0: it has moved all, or given up.
+    pub(crate) fn keep_for_moving(&self, bytes: u64) {
+        self.tail.lock().room.moving = bytes;
     }
 
     /// Whether a spare is what it was prepared as. One that isn't goes: what stood in it would stand behind
@@ -357,16 +737,39 @@ impl Log {
         }
     }
 
-    /// Makes the oldest spare the next segment and lists it, durably, before any LSN in it is taken. Does
-    /// nothing more if that spare turns out not to be usable.
-    fn list_next(&self, keeper: &mut Keeper) -> Result<()> {
-        if !self.is_usable(keeper, 0)? {
-            return Ok(());
+    /// Makes a spare the next segment and lists it, durably, before any LSN in it is taken. `instead`: of one that was
+    /// withdrawn. If that fails before anything is changed, it is the next one again.
+    fn list_next(
+        &self,
+        keeper: &mut Keeper,
+        index: usize,
+        instead: Option<Arc<Segment>>,
+    ) -> Result<()> {
+        let listed = self.try_list_next(keeper, index, instead.as_deref());
+        match (&listed, instead) {
+            (Err(_), Some(withdrawn)) => self.tail.lock().next = Some(withdrawn),
+            (Ok(()), Some(withdrawn)) => {
+                keeper.leaving.push(withdrawn.identity.ordinal);
+                // If its file stays, the next drop tries again, or an opening.
+                let _ = self.remove_leaving(keeper);
+            }
+            (_, None) => {}
         }
+        listed
+    }
+
+    fn try_list_next(
+        &self,
+        keeper: &mut Keeper,
+        index: usize,
+        instead: Option<&Segment>,
+    ) -> Result<()> {
         self.prepare_switch(keeper)?;
         keeper.manifest.check_room(1).map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
-        let Some(spare) = keeper.spares.first() else { return Ok(()) };
+        let Some(spare) = keeper.spares.get(index) else {
+            return Err(Error::new(ErrorKind::Io, "a spare that isn't there was to be listed"));
+        };
         let identity = Identity {
             ordinal: keeper.manifest.next_ordinal,
             base: keeper.manifest.extent,
@@ -383,8 +786,10 @@ impl Log {
                 &manifest.secrets,
             )
             .map_err(|e| self.failed(e))?;
-        keeper.spares.remove(0);
+        keeper.spares.remove(index);
+        let is_kept = |ordinal: u32| instead.is_none_or(|it| it.identity.ordinal != ordinal);
         let mut manifest = keeper.manifest.clone();
+        manifest.segments.retain(|item| is_kept(item.ordinal));
         manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
         manifest.segments.push(identity.listed());
         manifest.extent = manifest.extent.max(identity.listed().end);
@@ -394,24 +799,39 @@ impl Log {
             segment.without_map();
         }
         let mut list = self.segments.lock();
-        let mut segments = Vec::clone(&list);
+        let mut segments: Vec<_> =
+            list.iter().filter(|old| is_kept(old.identity.ordinal)).cloned().collect();
         segments.push(Arc::clone(&segment));
         *list = Arc::new(segments);
         drop(list);
-        self.set_aside(keeper);
-        self.tail.lock().next = Some(segment);
+        let mut tail = self.tail.lock();
+        self.tell_aside(&mut tail, keeper);
+        tail.next = Some(segment);
+        drop(tail);
         self.growth.note();
         Ok(())
     }
 
-    /// Tells the tail how much room the spares hold, the last one apart.
+    /// Tells the tail how much room the spares hold.
     /// They hold none while the next manifest's file is missing: without it no spare can be listed.
     pub(super) fn set_aside(&self, keeper: &Keeper) {
-        let usable = if keeper.switch.is_prepared() { keeper.spares.len() } else { 0 };
-        let all_but_last = usable.saturating_sub(1);
-        let rooms = keeper.spares.iter().take(all_but_last);
-        let rooms = rooms.map(|spare| free(spare.bytes, SEGMENT_HEADER_BYTES as u64)).collect();
-        self.tail.lock().room.set_aside = rooms;
+        self.tell_aside(&mut self.tail.lock(), keeper);
+    }
+
+    fn tell_aside(&self, tail: &mut Tail, keeper: &Keeper) {
+        let wanted = self.wanted(keeper);
+        tail.room.clearing = wanted.next / limits::CLEARING_OF_A_SEGMENT;
+        (tail.room.kept, tail.room.set_aside) = (0, Vec::new());
+        if !keeper.switch.is_prepared() {
+            return;
+        }
+        let kept = wanted.kept_of(&keeper.spares);
+        for (index, spare) in keeper.spares.iter().enumerate() {
+            match Some(index) == kept {
+                true => tail.room.kept = room_of(spare),
+                false => tail.room.set_aside.push(room_of(spare)),
+            }
+        }
     }
 
     /// Swaps a manifest in, with the clocks and the watermark as they stand.

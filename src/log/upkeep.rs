@@ -5,12 +5,12 @@
 //! Segments lie ahead before they are needed. Nothing is done once the log is poisoned.
 
 use super::{Log, Room};
-use crate::Result;
 use crate::clock::TimeNote;
 use crate::limits;
 use crate::record::Draft;
 use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord};
 use crate::types::Lsn;
+use crate::{Error, Result};
 
 /// When `step` wants to be called again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,8 @@ pub(super) struct Upkeep {
     /// The thread that calls `step`, if any, sleeps on it.
     word: WakeWord,
     is_asleep: AtomicBool,
+    /// What keeps it from preparing room.
+    trouble: Mutex<Option<Error>>,
 }
 
 #[derive(Default)]
@@ -51,6 +53,7 @@ impl Upkeep {
             state: Mutex::new(State::default()),
             word: WakeWord::new(),
             is_asleep: AtomicBool::new(false),
+            trouble: Mutex::new(None),
         }
     }
 }
@@ -71,9 +74,11 @@ impl Log {
         if self.may_go_on().is_err() || !self.is_writing() {
             return Ok(idle);
         }
-        let retry = match self.prepare_ahead() {
-            Ok(true) => return Ok(Due::Now),
-            Ok(false) => idle,
+        let prepared = self.prepare_ahead();
+        *self.upkeep.trouble.lock() = prepared.as_ref().err().map(Error::again);
+        let retry = match prepared {
+            Ok(Due::Now) => return Ok(Due::Now),
+            Ok(due) => due,
             Err(e) if self.is_poisoned() => return Err(e),
             // A full disk, no file descriptor left: claims say so as they come, and what is placed already is
             // synced all the same. That it is over is noticed here as well.
@@ -86,6 +91,11 @@ impl Log {
             (Due::In(a), Due::In(b)) => Due::In(a.min(b)),
             (due, _) => due,
         })
+    }
+
+    /// What keeps the background from preparing room, if it failed the last time.
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        self.upkeep.trouble.lock().as_ref().map(Error::again)
     }
 
     fn step_at(&self, now: u64, view: &View) -> Result<Due> {

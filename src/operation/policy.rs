@@ -217,6 +217,11 @@ impl Policy {
         }
     }
 
+    /// Room kept for the result of a claim that says nothing else.
+    pub(crate) fn reserved(&self) -> u32 {
+        self.reserve_bytes.unwrap_or(RESERVE_BYTES_DEFAULT)
+    }
+
     /// The defaults where nothing was said, and the refusal of what can't keep its promise.
     pub(crate) fn resolve(&self) -> Result<Settings> {
         let settings = Settings {
@@ -228,7 +233,7 @@ impl Policy {
             on_drop: self.on_drop.unwrap_or_default(),
             on_unkept: self.on_unkept.unwrap_or_default(),
             attempts_max: self.attempts_max,
-            reserve_bytes: self.reserve_bytes.unwrap_or(RESERVE_BYTES_DEFAULT),
+            reserve_bytes: self.reserved(),
             durability: self.durability.unwrap_or(Durability::Sync),
             claim_durability: self.claim_durability.unwrap_or(Durability::Sync),
         };

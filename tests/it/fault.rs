@@ -132,7 +132,8 @@ fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> b
         }
     }
     if let Some(store) = &world.store {
-        if store.health() != Health::Writable {
+        // A full disk is told until it was asked for room once more.
+        if !matches!(store.health(), Health::Writable | Health::Full { .. }) {
             sim.heal();
             check_answers(store, &world.ledger, &context);
             let refused = store.claim("another").unwrap_err();

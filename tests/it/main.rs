@@ -30,6 +30,8 @@ mod errors;
 mod fault;
 /// Forgets, and the memories of the keys they forget.
 mod forgotten;
+/// A full store, and the way back.
+mod full;
 /// The corpora of the fuzz targets.
 mod fuzz_corpus;
 /// Stores written by released versions.

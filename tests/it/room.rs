@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use onlyonce::admin::Health;
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Store, StoreBuilder};
 
@@ -513,7 +514,7 @@ fn a_checkpoint_for_which_the_budget_has_no_room_is_refused() {
     let merged = store.merge_index();
     assert!(bytes_on_disk(&sim) <= most, "{} bytes", bytes_on_disk(&sim));
     assert_eq!(merged.unwrap_err().kind(), ErrorKind::StorageFull);
-    assert!(store.health().is_writable());
+    assert!(matches!(store.health(), Health::Full { .. }));
     assert!((0..marked).all(|n| store.get(n).unwrap().is_some()));
     drop(store);
     assert!(bytes_on_disk(&sim) <= most, "{} bytes", bytes_on_disk(&sim));

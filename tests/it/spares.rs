@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim};
-use onlyonce::{Mark, Store, StoreBuilder};
+use onlyonce::{Claim, Mark, Store, StoreBuilder};
 
 /// A flipped bit in a spare became a byte behind the log's clean end once the spare was a segment; the store
 /// then refused to open, although nothing was lost. Now a spare is looked at before it is used.
@@ -105,4 +105,84 @@ fn a_leftover_whose_removal_failed_does_not_take_the_next_segment_of_its_number_
     }
     assert!(tried > 0);
     assert!(gone.is_empty(), "of {tried} runs {} don't open again: {gone:?}", gone.len());
+}
+
+/// Claims that are in flight at once, ended.
+fn burst(store: &Store, round: u64, count: u64) {
+    let claims: Vec<_> = (0..count)
+        .map(|n| match store.claim((round, n)).unwrap() {
+            Claim::Acquired(claim) => claim,
+            other => panic!("{other}"),
+        })
+        .collect();
+    claims.into_iter().for_each(|claim| claim.abort("it was only a burst").unwrap());
+}
+
+fn spares(sim: &Sim) -> Vec<(PathBuf, u64)> {
+    let files = sim.files().into_iter();
+    files.filter(|(path, _)| path.to_string_lossy().contains("spare-")).collect()
+}
+
+/// Does the background's work for a while.
+fn pass(sim: &Sim, store: &Store, millis: u64) {
+    let mut left = millis;
+    while left > 0 {
+        let wait = (store.step().unwrap().as_millis() as u64).min(left);
+        sim.advance(Duration::from_millis(wait));
+        left -= wait;
+    }
+}
+
+/// What was prepared for the endings of claims in flight stayed on the disk for ever once they had ended.
+#[test]
+fn spares_of_a_burst_go_back_to_the_system() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(Store::builder()).unwrap();
+    burst(&store, 0, 10);
+    pass(&sim, &store, 60_000);
+    let before = sim.disk_bytes();
+    burst(&store, 1, 3000);
+    assert!(sim.disk_bytes() > before + (10 << 20), "{} bytes", sim.disk_bytes());
+    // A while later, not at once; and with nothing to wake it but the time it asked for.
+    pass(&sim, &store, 5_000);
+    assert!(sim.disk_bytes() > before + (10 << 20));
+    pass(&sim, &store, 20_000);
+    assert!(sim.disk_bytes() < before + (3 << 20), "{} bytes, {before} before", sim.disk_bytes());
+    assert_eq!(spares(&sim).len(), 1, "{:?}", spares(&sim));
+    // As a close does, and an opening of what a killed process left, with its first write.
+    burst(&store, 2, 3000);
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    assert!(sim.disk_bytes() < before + (4 << 20), "{} bytes after a close", sim.disk_bytes());
+    let store = sim.open_with(Store::builder()).unwrap();
+    burst(&store, 3, 3000);
+    sim.kill();
+    drop(store);
+    let store = sim.open_with(Store::builder()).unwrap();
+    assert!(store.mark("begins").unwrap().is_first());
+    assert!(sim.disk_bytes() < before + (5 << 20), "{} bytes after a kill", sim.disk_bytes());
+}
+
+/// A load that goes up and down keeps what it needs: nothing is prepared and removed in turn.
+#[test]
+fn spares_of_a_load_that_comes_and_goes_are_prepared_once() {
+    let sim = Sim::new(1);
+    let store =
+        sim.open_with(Store::builder().segment_bytes(64 << 10).result_bytes_max(4096)).unwrap();
+    let newest = || {
+        let numbers = spares(&sim).into_iter().map(|(path, _)| {
+            path.file_name().unwrap().to_string_lossy()["spare-".len()..].parse::<u64>().unwrap()
+        });
+        numbers.max().unwrap_or(0)
+    };
+    burst(&store, 0, 300);
+    pass(&sim, &store, 4_000);
+    let (first, log_bytes) = (newest(), store.stats().log_bytes);
+    for round in 1..40 {
+        burst(&store, round, 300);
+        pass(&sim, &store, 4_000);
+    }
+    // One for each segment that was filled meanwhile, and those of a growing log.
+    let filled = (store.stats().log_bytes + store.stats().bytes_reclaimed - log_bytes) / (32 << 10);
+    assert!(newest() <= first + filled + 5, "{first}, {} after {filled} segments", newest());
 }

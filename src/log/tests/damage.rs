@@ -615,7 +615,7 @@ fn headers_that_make_no_list_are_repaired_by_new_segments() {
 fn after_a_clean_close_the_segment_ahead_is_empty_or_the_manifest_is_older() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
-    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() {}
+    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() == Due::Now {}
     let still = Still::new(player, true);
     let ahead = still.listed.last().unwrap();
     assert!(ahead.ordinal > still.active);

@@ -567,7 +567,7 @@ fn a_record_that_fits_no_segment_ahead_has_no_place() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
-    while log.prepare_ahead().unwrap() {}
+    while log.prepare_ahead().unwrap() == Due::Now {}
     let (here, next) = {
         let tail = log.tail.lock();
         let next = tail.next.as_ref().unwrap().identity.capacity;
@@ -628,7 +628,7 @@ fn a_close_over_bytes_that_rotted_behind_the_end_is_not_clean() {
 fn a_spare_that_is_not_zeros_becomes_no_segment() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
-    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() {}
+    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() == Due::Now {}
     player.end_process(Fate::Killed);
     let disk = player.world.disk.clone();
     let files =
