@@ -15,7 +15,7 @@ use crate::log::{Seams, Sizes, birth, recovery};
 use crate::manifest::{self, Manifest};
 use crate::repair::{self, AcceptLoss, RepairReport};
 use crate::shared::Shared;
-use crate::storage::{OsStorage, Storage};
+use crate::storage::{Locked, OsStorage, Storage};
 use crate::{Error, ErrorKind, Policy, Result, Store};
 
 /// How a store is opened. Unset, each setting has the default that its method names.
@@ -252,15 +252,16 @@ impl StoreBuilder {
     pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
         let sizes = self.sizes()?;
         self.policy.resolve()?;
-        let storage = Arc::clone(&seams.storage);
-        let lock = match storage.lock_dir(dir) {
-            Ok(lock) => lock,
+        let Locked { lock, storage } = match seams.storage.lock_dir(dir) {
+            Ok(locked) => locked,
             Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
-                create_dirs(&*storage, dir)?;
-                storage.lock_dir(dir).map_err(|e| not_locked(&seams, dir, e))?
+                create_dirs(&*seams.storage, dir)?;
+                seams.storage.lock_dir(dir).map_err(|e| not_locked(&seams, dir, e))?
             }
             Err(e) => return Err(not_locked(&seams, dir, e)),
         };
+        // From here on all is done in the directory that is locked.
+        let seams = Seams { storage: Arc::clone(&storage), ..seams };
         let network_fs = storage
             .network_fs(dir)
             .map_err(|e| Error::io("asking for the file system of", dir, e))?;
@@ -298,8 +299,9 @@ impl StoreBuilder {
         accept: AcceptLoss,
     ) -> Result<RepairReport> {
         let sizes = self.sizes()?;
-        let lock = seams.storage.lock_dir(dir).map_err(|e| not_locked(seams, dir, e))?;
-        let report = repair::run(seams, dir, &sizes, accept);
+        let locked = seams.storage.lock_dir(dir).map_err(|e| not_locked(seams, dir, e))?;
+        let Locked { lock, storage } = locked;
+        let report = repair::run(&Seams { storage, ..seams.clone() }, dir, &sizes, accept);
         drop(lock);
         report
     }
@@ -330,7 +332,7 @@ impl StoreBuilder {
 
 fn system() -> Seams {
     Seams {
-        storage: Arc::new(OsStorage),
+        storage: Arc::new(OsStorage::default()),
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     }

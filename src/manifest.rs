@@ -5,7 +5,7 @@
 
 mod switch;
 
-pub(crate) use switch::Switch;
+pub(crate) use switch::{Switch, check_standing};
 
 use std::path::{Path, PathBuf};
 

@@ -543,6 +543,7 @@ impl Engine {
 
     /// Makes a directory of the store, if there is none. Durable on return.
     pub(super) fn make_dir(&self, dir: &Path) -> Result<()> {
+        self.log.check_standing()?;
         let storage = &self.log.seams().storage;
         let made = match storage.create_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.is_file(dir) => {
@@ -829,6 +830,7 @@ impl Engine {
         let rebuild = || {
             self.begin_writing()?;
             let mut work = self.work.lock();
+            self.log.may_go_on()?;
             self.give_up_merge(&mut work);
             self.make_again(&as_listed(&self.tables().list))
         };

@@ -601,7 +601,7 @@ impl Log {
         told: impl FnOnce(Lsn, u32),
     ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
-        self.may_go_on()?;
+        self.may_switch()?;
         // One after the other: were a forget's file gone and that of what it forgets back, a log without a manifest would
         // say that it is there.
         self.remove_leaving(&mut keeper)?;
@@ -638,7 +638,7 @@ impl Log {
     /// Has the files of all segments that left the list gone, durably.
     pub(crate) fn remove_dropped(&self) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.may_go_on()?;
+        self.may_switch()?;
         self.remove_leaving(&mut keeper)
     }
 

@@ -16,7 +16,7 @@ use super::segment::{Segment, Spare};
 use super::upkeep::Due;
 use super::{Log, Sizes, Tail};
 use crate::limits;
-use crate::manifest::{Listed, Manifest, Switch};
+use crate::manifest::{self, Listed, Manifest, Switch};
 use crate::record::HEADER_BYTES;
 use crate::storage::Failure;
 use crate::sync::Ordering;
@@ -362,7 +362,7 @@ impl Log {
     /// disk has none; nothing is lost then, and a later call tries again.
     pub(crate) fn make_room(&self, bytes: u64, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.may_go_on()?;
+        self.may_switch()?;
         let made = self.guarded(|| self.make_room_in(&mut keeper, bytes, room));
         if room.waits_for_kept() {
             self.note_room(made.as_ref().err());
@@ -461,7 +461,7 @@ impl Log {
     /// reserved needs.
     pub(super) fn make_room_to_roll(&self, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.may_go_on()?;
+        self.may_switch()?;
         self.guarded(|| {
             loop {
                 let (lacks_next, may_roll, largest) = {
@@ -493,7 +493,7 @@ impl Log {
     fn try_prepare_ahead(&self) -> Result<Due> {
         let idle = Due::In(limits::TIME_NOTE_MILLIS);
         let mut keeper = self.keeper.lock();
-        if self.may_go_on().is_err() || !self.gate.has_begun() {
+        if self.may_switch().is_err() || !self.gate.has_begun() {
             return Ok(idle);
         }
         if !keeper.switch.is_prepared() {
@@ -542,6 +542,18 @@ impl Log {
             return Ok(self.give_back(&mut keeper));
         }
         Ok(Due::Now)
+    }
+
+    /// Whether names in the store's directory may be changed.
+    pub(super) fn may_switch(&self) -> Result<()> {
+        self.may_go_on()?;
+        self.check_standing()
+    }
+
+    /// Poisons if the store's directory is no more what stands at its path.
+    pub(crate) fn check_standing(&self) -> Result<()> {
+        let standing = manifest::check_standing(&*self.seams.storage, &self.dir);
+        standing.map_err(|e| self.failed(e))
     }
 
     /// Removes a spare that helped with a burst and has helped nobody for a while. Not sooner: what comes and goes would
@@ -865,7 +877,7 @@ impl Log {
     /// Swaps in a manifest whose list of tables `change` has brought up to date. Durable on return.
     pub(crate) fn list_tables(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.may_go_on()?;
+        self.may_switch()?;
         self.guarded(|| {
             self.prepare_switch(&mut keeper)?;
             let mut manifest = keeper.manifest.clone();

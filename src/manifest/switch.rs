@@ -2,15 +2,16 @@
 //!
 //! Promises: the next one is written whole to a file prepared beforehand, whose name is then exchanged with that of
 //! the one that stands. So a switch needs no room, and at no moment is there no manifest, or half of one.
-//! Never: touches the file of a manifest that a power loss could bring back.
+//! Never: touches the file of a manifest that a power loss could bring back, or a directory that took the place of the
+//! one that is locked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Manifest, path};
-use crate::Error;
 use crate::limits;
-use crate::storage::{self, Access, Failure, File, Storage};
+use crate::storage::{self, Access, Failure, File, Standing, Storage};
+use crate::{Error, ErrorKind};
 
 /// The next manifest's file, there and synced beforehand so that a full disk can't stop a switch. What it holds
 /// says nothing: an older manifest, a part of one that was never switched to, or zeros.
@@ -54,6 +55,7 @@ impl Switch {
             return Ok(());
         }
         self.next = None;
+        check_standing(&*self.storage, &self.dir)?;
         self.settle()?;
         let path = next_path(&self.dir);
         let (file, doing) = match self.storage.create(&path) {
@@ -63,7 +65,7 @@ impl Switch {
             }
             Err(e) => (Err(e), "creating"),
         };
-        let file = file.map_err(|e| Failure::Before(Error::io(doing, &path, e)))?;
+        let file = file.map_err(|e| before(doing, &path, e))?;
         fill_with_zeros(&*file, bytes as u64)
             .map_err(|e| Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)))?;
         self.next = Some(Prepared { file, bytes });
@@ -118,6 +120,7 @@ impl Switch {
             return Err(Failure::Poison(Error::bug(&path(&self.dir), what)));
         }
         self.prepare(manifest.file_bytes())?;
+        check_standing(&*self.storage, &self.dir)?;
         let Some(Prepared { file, bytes }) = &self.next else {
             return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
         };
@@ -136,6 +139,29 @@ impl Switch {
     fn sync_dir(&self) -> Result<(), Failure> {
         self.storage.sync_dir(&self.dir).map_err(|e| poison("syncing", &self.dir, e))
     }
+}
+
+/// Whether the directory that is locked, and its log, are what stands at their paths. If not, the log that grows here
+/// is one that no opening will find, and what an opening finds there is not ours.
+pub(crate) fn check_standing(storage: &dyn Storage, dir: &Path) -> Result<(), Failure> {
+    for dir in [dir.to_path_buf(), dir.join("log")] {
+        let standing = storage.standing(&dir);
+        let what = match standing.map_err(|e| before("looking at", &dir, e))? {
+            Standing::Here => continue,
+            Standing::Gone => "was moved or removed while the store had it open",
+            Standing::Another => "was replaced by another one while the store had it open",
+        };
+        let message = format!(
+            "the directory {} {what}: nothing is written any more, and what stands there now is left as it is; close this store, put the right directory there, and open it again",
+            dir.display()
+        );
+        return Err(Failure::Poison(Error::new(ErrorKind::Poisoned, message).at(&dir)));
+    }
+    Ok(())
+}
+
+fn before(doing: &str, path: &Path, e: std::io::Error) -> Failure {
+    Failure::Before(Error::io(doing, path, e))
 }
 
 fn poison(doing: &str, path: &Path, e: std::io::Error) -> Failure {
@@ -164,7 +190,6 @@ mod tests {
         tests::{contradictions, sample},
     };
     use super::*;
-    use crate::ErrorKind;
     use crate::manifest::bytes_for;
     use crate::storage::faulty::{Calls, Class, Effect, Failure as Fails, Fault, FaultyStorage};
     use crate::storage::memory::{Crash, MemoryStorage};

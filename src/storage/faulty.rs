@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Access, DirLock, Entry, File, Map, Storage};
+use super::{Access, Entry, File, Locked, Map, Standing, Storage};
 
 /// What kind of call.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -32,7 +32,7 @@ pub(crate) enum Class {
     Remove,
     List,
     SyncDir,
-    /// `network_fs`.
+    /// `network_fs`, `standing`.
     Stat,
     Len,
     Read,
@@ -64,7 +64,7 @@ impl Class {
 
     /// Whether such a call opens something.
     pub(crate) const fn opens(self) -> bool {
-        matches!(self, Class::Lock | Class::Create | Class::Open | Class::List | Class::SyncDir)
+        matches!(self, Class::Lock | Class::Create | Class::Open | Class::List)
     }
 
     /// Whether such a call changes the disk.
@@ -391,8 +391,15 @@ impl Storage for FaultyStorage {
         self.script.run(Call::of(Class::CreateDir, path), |_| self.inner.create_dir(path))
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
-        self.script.run(Call::of(Class::Lock, dir), |_| self.inner.lock_dir(dir))
+    fn lock_dir(&self, dir: &Path) -> io::Result<Locked> {
+        let Locked { lock, storage } =
+            self.script.run(Call::of(Class::Lock, dir), |_| self.inner.lock_dir(dir))?;
+        let storage = FaultyStorage { inner: storage, script: Arc::clone(&self.script) };
+        Ok(Locked { lock, storage: Arc::new(storage) })
+    }
+
+    fn standing(&self, dir: &Path) -> io::Result<Standing> {
+        self.script.run(Call::of(Class::Stat, dir), |_| self.inner.standing(dir))
     }
 
     fn lock_holder(&self, dir: &Path) -> Option<u32> {

@@ -32,8 +32,11 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Takes the exclusive lock of the directory itself, or fails with `WouldBlock` at once.
-    /// Released when the returned value is dropped, and by the end of the process.
-    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>>;
+    fn lock_dir(&self, dir: &Path) -> io::Result<Locked>;
+
+    /// Whether a directory is still the one that stands at its path: the locked one, or one directly below it that
+    /// this storage has used. `Here` where nothing is locked.
+    fn standing(&self, dir: &Path) -> io::Result<Standing>;
 
     /// Who holds the lock of `dir`, as far as the system tells: a process id.
     fn lock_holder(&self, dir: &Path) -> Option<u32>;
@@ -67,6 +70,27 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>>;
 }
 
+/// A directory that is locked.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    /// The lock is released when this is dropped, and by the end of the process.
+    pub(crate) lock: Box<dyn DirLock>,
+    /// Takes the same paths. Those below the directory lead into the one that is locked, whatever stands at its path
+    /// by then, so nothing of another store is ever created, renamed or removed.
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+/// What became of a directory that is held open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// It stands at its path.
+    Here,
+    /// Nothing stands there: it was moved or removed.
+    Gone,
+    /// Another directory, or a file, stands there.
+    Another,
+}
+
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Access {
@@ -81,7 +105,7 @@ pub(crate) struct Entry {
     pub(crate) is_file: bool,
 }
 
-/// Held while a directory is locked; dropping it lets go.
+/// Held while a directory is locked; dropping it releases the lock.
 pub(crate) trait DirLock: Send + Sync + fmt::Debug {}
 
 /// One open file.

@@ -2,36 +2,145 @@
 //!
 //! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an
 //! open file of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the
-//! directory's own `flock`, so no file appears beside the data, and it ends with its process.
+//! directory's own `flock`, so no file appears beside the data, and it ends with its process. Once a directory is
+//! locked, paths below it are looked up from its descriptor, and its names are synced through descriptors that are
+//! open already.
 //! Never: retries (but for an interrupted open), falls back, or follows anything into a device, a pipe or a directory.
 
 #![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
 
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
-use super::{Access, DirLock, Entry, File, Map, Storage, fork, map};
+use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage, fork, map};
+use crate::sync::Mutex;
 
 /// The file system of the machine.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct OsStorage;
+#[derive(Clone, Default, Debug)]
+pub(crate) struct OsStorage {
+    locked: Option<Arc<LockedDir>>,
+}
+
+/// The locked directory, and those directly below it that were used: held open, so that neither a rename of one of
+/// them nor a want of descriptors keeps the store from its files.
+#[derive(Debug)]
+struct LockedDir {
+    path: PathBuf,
+    dir: Arc<OwnedFd>,
+    below: Mutex<BTreeMap<OsString, Arc<OwnedFd>>>,
+}
+
+impl LockedDir {
+    /// The directory of that name below this one.
+    fn held(&self, name: &Path) -> io::Result<Arc<OwnedFd>> {
+        let mut below = self.below.lock();
+        if let Some(dir) = below.get(name.as_os_str()) {
+            return Ok(Arc::clone(dir));
+        }
+        let dir = Arc::new(open_dir(self.dir.as_fd(), name)?);
+        below.insert(name.as_os_str().to_owned(), Arc::clone(&dir));
+        Ok(dir)
+    }
+}
+
+/// Where the system looks a path up from.
+enum From {
+    /// The working directory, unless the path is absolute.
+    Anywhere,
+    Held(Arc<OwnedFd>),
+}
+
+impl AsFd for From {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            From::Anywhere => rustix::fs::CWD,
+            From::Held(dir) => dir.as_fd(),
+        }
+    }
+}
+
+impl OsStorage {
+    /// Where to look `path` up from, and what is left of it.
+    fn at<'p>(&self, path: &'p Path) -> io::Result<(From, &'p Path)> {
+        let below = |locked: &'_ Arc<LockedDir>| {
+            Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
+        };
+        let Some((locked, path)) = self.locked.as_ref().and_then(below) else {
+            return Ok((From::Anywhere, path));
+        };
+        let mut names = path.components();
+        match (names.next(), names.as_path()) {
+            (None, _) => Ok((From::Held(Arc::clone(&locked.dir)), Path::new("."))),
+            (Some(dir), rest) if rest != Path::new("") => {
+                Ok((From::Held(locked.held(dir.as_ref())?), rest))
+            }
+            _ => Ok((From::Held(Arc::clone(&locked.dir)), path)),
+        }
+    }
+
+    /// The held descriptor of a directory, if it is the locked one or directly below it.
+    fn held(&self, dir: &Path) -> io::Result<Option<Arc<OwnedFd>>> {
+        let below = |locked: &'_ Arc<LockedDir>| {
+            Some((Arc::clone(locked), dir.strip_prefix(&locked.path).ok()?))
+        };
+        let Some((locked, name)) = self.locked.as_ref().and_then(below) else { return Ok(None) };
+        match name.components().count() {
+            0 => Ok(Some(Arc::clone(&locked.dir))),
+            1 => locked.held(name).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
 
 impl Storage for OsStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().mode(0o700).create(path)
+        let (from, name) = self.at(path)?;
+        rustix::fs::mkdirat(&from, name, Mode::RWXU)?;
+        let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
+        if let Some(locked) = self.locked.as_ref().filter(is_in) {
+            // One of that name that was held is not the one that stands there now.
+            locked.below.lock().remove(name.as_os_str());
+        }
+        Ok(())
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
+    fn lock_dir(&self, path: &Path) -> io::Result<Locked> {
         fork::register()?;
-        let dir = open_dir(dir)?;
+        let dir = Arc::new(open_dir(rustix::fs::CWD, path)?);
         rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Box::new(OsDirLock { dir, generation: fork::generation() }))
+        let lock = OsDirLock { dir: Arc::clone(&dir), generation: fork::generation() };
+        let locked = LockedDir { path: path.to_owned(), dir, below: Mutex::new(BTreeMap::new()) };
+        let storage = OsStorage { locked: Some(Arc::new(locked)) };
+        Ok(Locked { lock: Box::new(lock), storage: Arc::new(storage) })
+    }
+
+    fn standing(&self, dir: &Path) -> io::Result<Standing> {
+        let Some(locked) = &self.locked else { return Ok(Standing::Here) };
+        let (held, now) = if dir == locked.path {
+            (Some(Arc::clone(&locked.dir)), rustix::fs::stat(dir))
+        } else {
+            let name = dir.strip_prefix(&locked.path).unwrap_or(dir);
+            let held = locked.below.lock().get(name.as_os_str()).cloned();
+            (held, rustix::fs::statat(&locked.dir, name, AtFlags::empty()))
+        };
+        let Some(held) = held else { return Ok(Standing::Here) };
+        let now = match now {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Standing::Gone),
+            now => now?,
+        };
+        let held = rustix::fs::fstat(held)?;
+        let is_same = (held.st_dev, held.st_ino) == (now.st_dev, now.st_ino);
+        Ok(if is_same { Standing::Here } else { Standing::Another })
     }
 
     fn lock_holder(&self, dir: &Path) -> Option<u32> {
@@ -39,25 +148,17 @@ impl Storage for OsStorage {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        Ok(Arc::new(OsFile(file)))
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        Ok(Arc::new(OsFile(fs::File::from(self.open_at(path, flags)?))))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            // A pipe in a segment's place must be an error, not a wait for its other end.
-            .custom_flags(OFlags::NONBLOCK.bits() as i32)
-            .open(path)?;
+        let access = if access == Access::Read { OFlags::RDONLY } else { OFlags::RDWR };
+        // A pipe in a segment's place must be an error, not a wait for its other end.
+        let file = fs::File::from(self.open_at(path, access | OFlags::NONBLOCK)?);
         let kind = file.metadata()?.file_type();
         if kind.is_dir() {
-            return Err(io::Error::from(rustix::io::Errno::ISDIR));
+            return Err(Errno::ISDIR.into());
         }
         if !kind.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -66,62 +167,106 @@ impl Storage for OsStorage {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
+        let ((from_dir, from), (to_dir, to)) = (self.at(from)?, self.at(to)?);
+        Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
     }
 
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
-        exchange(a, b)
+        let ((a_dir, a), (b_dir, b)) = (self.at(a)?, self.at(b)?);
+        exchange(a_dir.as_fd(), a, b_dir.as_fd(), b)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+        let (from, name) = self.at(path)?;
+        Ok(rustix::fs::unlinkat(from, name, AtFlags::empty())?)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
-        let mut entries = fs::read_dir(dir)?.map(entry).collect::<io::Result<Vec<_>>>()?;
+        let (from, name) = self.at(dir)?;
+        let mut entries = list(open_dir(from.as_fd(), name)?)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::File::from(open_dir(dir)?).sync_all()
+        if let Some(held) = self.held(dir)? {
+            return sync_dir(held.as_fd());
+        }
+        let (from, name) = self.at(dir)?;
+        sync_dir(open_dir(from.as_fd(), name)?.as_fd())
     }
 
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
-        network_fs(dir)
+        let (from, name) = self.at(dir)?;
+        network_fs(open_dir(from.as_fd(), name)?.as_fd())
     }
 }
 
-fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
+impl OsStorage {
+    fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let (from, name) = self.at(path)?;
+        let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::openat(&from, name, flags, mode))?)
+    }
+}
+
+fn open_dir(from: BorrowedFd<'_>, dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::io::retry_on_intr(|| rustix::fs::open(dir, flags, Mode::empty()))?)
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::openat(from, dir, flags, Mode::empty()))?)
+}
+
+fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {
+    // On macOS the one that reaches the device, as std's `sync_all` has it.
+    #[cfg(target_vendor = "apple")]
+    return Ok(rustix::fs::fcntl_fullfsync(dir)?);
+    #[cfg(not(target_vendor = "apple"))]
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::fsync(dir))?)
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
-fn exchange(a: &Path, b: &Path) -> io::Result<()> {
-    let flags = rustix::fs::RenameFlags::EXCHANGE;
-    Ok(rustix::fs::renameat_with(rustix::fs::CWD, a, rustix::fs::CWD, b, flags)?)
+fn exchange(a_dir: BorrowedFd<'_>, a: &Path, b_dir: BorrowedFd<'_>, b: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(a_dir, a, b_dir, b, RenameFlags::EXCHANGE)?)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-fn exchange(_a: &Path, _b: &Path) -> io::Result<()> {
-    Err(rustix::io::Errno::NOSYS.into())
+fn exchange(_: BorrowedFd<'_>, _: &Path, _: BorrowedFd<'_>, _: &Path) -> io::Result<()> {
+    Err(Errno::NOSYS.into())
 }
 
 /// A name that isn't UTF-8 is none of ours; it is listed so that it can be reported.
-fn entry(entry: io::Result<fs::DirEntry>) -> io::Result<Entry> {
-    let entry = entry?;
-    let mut kind = entry.file_type()?;
-    if kind.is_symlink() {
-        // One that leads nowhere stays what it is: no file.
-        kind = fs::metadata(entry.path()).map_or(kind, |target| target.file_type());
+fn list(dir: OwnedFd) -> io::Result<Vec<Entry>> {
+    let (mut dir, mut entries) = (rustix::fs::Dir::new(dir)?, Vec::new());
+    while let Some(entry) = dir.read() {
+        let entry = entry?;
+        let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
+        if name == Path::new(".") || name == Path::new("..") {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Symlink | FileType::Unknown => kind_of(dir.fd()?, name)?,
+            kind => Some(kind),
+        };
+        let name = name.to_string_lossy().into_owned();
+        entries.push(Entry { name, is_file: kind == Some(FileType::RegularFile) });
     }
-    Ok(Entry { name: entry.file_name().to_string_lossy().into_owned(), is_file: kind.is_file() })
+    Ok(entries)
+}
+
+/// What a name stands for in the end; `None` for a link that leads nowhere.
+fn kind_of(dir: BorrowedFd<'_>, name: &Path) -> io::Result<Option<FileType>> {
+    let of = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode);
+    match rustix::fs::statat(dir, name, AtFlags::empty()) {
+        Ok(stat) => Ok(Some(of(stat))),
+        Err(_) => {
+            let link = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok(Some(of(link)).filter(|kind| *kind != FileType::Symlink))
+        }
+    }
 }
 
 #[derive(Debug)]
 struct OsDirLock {
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
     generation: u32,
 }
 
@@ -195,14 +340,14 @@ fn find_holder(locks: &str, place: &str) -> Option<u32> {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn network_fs(dir: &Path) -> io::Result<Option<&'static str>> {
+fn network_fs(dir: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     // The field's type differs between architectures; the magic numbers have 32 bits on all of them.
-    let magic = rustix::fs::statfs(dir)?.f_type as u32;
+    let magic = rustix::fs::fstatfs(dir)?.f_type as u32;
     Ok(network_name(magic))
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn network_fs(_dir: &Path) -> io::Result<Option<&'static str>> {
+fn network_fs(_dir: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     Ok(None)
 }
 
@@ -238,6 +383,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
 
+    const OS: OsStorage = OsStorage { locked: None };
+
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
@@ -246,11 +393,11 @@ mod tests {
     fn files_and_directories_are_their_owners_alone() {
         let dir = tempfile::tempdir().unwrap();
         let (sub, file) = (dir.path().join("sub"), dir.path().join("sub/file"));
-        OsStorage.create_dir(&sub).unwrap();
-        OsStorage.create(&file).unwrap();
+        OS.create_dir(&sub).unwrap();
+        OS.create(&file).unwrap();
         assert_eq!((mode(&sub) & 0o077, mode(&file) & 0o177), (0, 0));
-        assert_eq!(OsStorage.create(&file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(OsStorage.create_dir(&sub).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(OS.create(&file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(OS.create_dir(&sub).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]
@@ -259,11 +406,11 @@ mod tests {
         let closes = |fd: &dyn std::os::fd::AsFd| {
             rustix::io::fcntl_getfd(fd.as_fd()).unwrap().contains(rustix::io::FdFlags::CLOEXEC)
         };
-        assert!(closes(&open_dir(dir.path()).unwrap()));
+        assert!(closes(&open_dir(rustix::fs::CWD, dir.path()).unwrap()));
         let before = open_descriptors();
-        let lock = OsStorage.lock_dir(dir.path()).unwrap();
-        let file = OsStorage.create(&dir.path().join("a")).unwrap();
-        let again = OsStorage.open(&dir.path().join("a"), Access::Read).unwrap();
+        let lock = OS.lock_dir(dir.path()).unwrap();
+        let file = OS.create(&dir.path().join("a")).unwrap();
+        let again = OS.open(&dir.path().join("a"), Access::Read).unwrap();
         for fd in open_descriptors().into_iter().filter(|fd| !before.contains(fd)) {
             // Another test may have closed its own meanwhile.
             let flags = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
@@ -289,13 +436,13 @@ mod tests {
         assert!(made.is_ok_and(|status| status.success()));
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         for access in [Access::Read, Access::ReadWrite] {
-            let kind = |path: &Path| OsStorage.open(path, access).unwrap_err().kind();
+            let kind = |path: &Path| OS.open(path, access).unwrap_err().kind();
             assert_eq!(kind(dir.path()), io::ErrorKind::IsADirectory);
             assert_eq!(kind(&pipe), io::ErrorKind::InvalidInput);
             assert_eq!(kind(device), io::ErrorKind::InvalidInput);
             assert_eq!(kind(&link), io::ErrorKind::NotFound);
         }
-        let entries = OsStorage.list(dir.path()).unwrap();
+        let entries = OS.list(dir.path()).unwrap();
         let expected = ["link", "pipe"].map(|name| Entry { name: name.to_owned(), is_file: false });
         assert_eq!(entries, expected);
     }
@@ -303,24 +450,24 @@ mod tests {
     #[test]
     fn a_directory_is_locked_once_and_leaves_no_trace() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(OsStorage.lock_holder(dir.path()), None);
-        let lock = OsStorage.lock_dir(dir.path()).unwrap();
-        assert_eq!(OsStorage.lock_dir(dir.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(OS.lock_holder(dir.path()), None);
+        let lock = OS.lock_dir(dir.path()).unwrap();
+        assert_eq!(OS.lock_dir(dir.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         if cfg!(target_os = "linux") {
-            assert_eq!(OsStorage.lock_holder(dir.path()), Some(std::process::id()));
+            assert_eq!(OS.lock_holder(dir.path()), Some(std::process::id()));
         }
         drop(lock);
-        assert_eq!(OsStorage.lock_holder(dir.path()), None);
-        OsStorage.lock_dir(dir.path()).unwrap();
-        assert_eq!(OsStorage.list(dir.path()).unwrap(), []);
-        assert!(OsStorage.lock_dir(&dir.path().join("none")).is_err());
+        assert_eq!(OS.lock_holder(dir.path()), None);
+        OS.lock_dir(dir.path()).unwrap();
+        assert_eq!(OS.list(dir.path()).unwrap(), []);
+        assert!(OS.lock_dir(&dir.path().join("none")).is_err());
     }
 
     #[test]
     #[expect(unsafe_code, reason = "a real fork is what this is about")]
     fn a_childs_drop_leaves_the_lock_and_the_owners_drop_ends_it_while_the_child_lives() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = OsStorage.lock_dir(dir.path()).unwrap();
+        let lock = OS.lock_dir(dir.path()).unwrap();
         let (dropped, tell_dropped) = std::os::unix::net::UnixStream::pair().unwrap();
         let (end, tell_end) = std::os::unix::net::UnixStream::pair().unwrap();
         // SAFETY: the child makes system calls and frees one box; no lock of the allocator is at stake that glibc
@@ -334,9 +481,9 @@ mod tests {
             unsafe { libc::_exit(0) };
         }
         (&dropped).read_exact(&mut [0; 1]).unwrap();
-        let while_held = OsStorage.lock_dir(dir.path()).map(drop).map_err(|e| e.kind());
+        let while_held = OS.lock_dir(dir.path()).map(drop).map_err(|e| e.kind());
         drop(lock);
-        let after = OsStorage.lock_dir(dir.path()).map(drop);
+        let after = OS.lock_dir(dir.path()).map(drop);
         (&tell_end).write_all(b"x").unwrap();
         // SAFETY: a null status is allowed.
         unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
@@ -373,8 +520,8 @@ mod tests {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn network_file_systems_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(OsStorage.network_fs(dir.path()).is_ok());
-        assert!(OsStorage.network_fs(&dir.path().join("none")).is_err());
+        assert!(OS.network_fs(dir.path()).is_ok());
+        assert!(OS.network_fs(&dir.path().join("none")).is_err());
         for (magic, name) in [
             (0x6969, Some("NFS")),
             (0x6573_5546, Some("FUSE")),

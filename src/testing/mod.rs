@@ -656,6 +656,14 @@ impl Sim {
         Ok(())
     }
 
+    /// Renames a file or a directory behind the store's back, durably.
+    pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+        let memory = self.disk.lock().memory.clone();
+        memory.rename(from.as_ref(), to.as_ref())?;
+        memory.settle();
+        Ok(())
+    }
+
     /// The files of the store with their bytes, each by its path in it.
     pub fn contents(&self) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         let inside = |path: &Path| path.strip_prefix(DIR).map(Path::to_path_buf).ok();

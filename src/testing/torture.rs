@@ -334,6 +334,6 @@ fn torture_of_a_real_disk_grants_nothing_twice_and_loses_nothing() {
     let mut dir = tempfile::tempdir().unwrap();
     // After a panic it stays: threads are at work in it still, and would find its files missing.
     dir.disable_cleanup(true);
-    torture(&Arc::new(World::new(Arc::new(OsStorage), dir.path().join("store"))), lives(100));
+    torture(&Arc::new(World::new(Arc::new(OsStorage::default()), dir.path().join("store"))), lives(100));
     dir.disable_cleanup(false);
 }

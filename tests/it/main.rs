@@ -54,6 +54,8 @@ mod reclaim;
 mod repair;
 /// A budget, or a disk, that is used up; what is given back.
 mod room;
+/// The store's directory moved, removed or replaced while it is open.
+mod moved;
 /// The programs that the API was designed by.
 mod programs;
 /// Tiny workloads as data, and what a crash may leave of them.

@@ -244,7 +244,8 @@ fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
             assert_eq!(store.stats().expired_keys, 300);
         }
     }
-    assert!(tries > 9, "{tries}");
+    // Few calls take a descriptor.
+    assert!(tries > 4, "{tries}");
 }
 
 /// Each call took aim at where the log ended then, behind what the one before had moved: with more alive than the

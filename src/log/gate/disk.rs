@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Gate;
-use crate::storage::{Access, DirLock, Entry, File, Map, Storage};
+use crate::storage::{Access, Entry, File, Locked, Map, Standing, Storage};
 
 /// A storage whose changes pass the gate.
 pub(crate) struct Disk {
@@ -64,8 +64,12 @@ impl Storage for Disk {
         self.inner.create_dir(path)
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
+    fn lock_dir(&self, dir: &Path) -> io::Result<Locked> {
         self.inner.lock_dir(dir)
+    }
+
+    fn standing(&self, dir: &Path) -> io::Result<Standing> {
+        self.inner.standing(dir)
     }
 
     fn lock_holder(&self, dir: &Path) -> Option<u32> {

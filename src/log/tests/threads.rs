@@ -12,7 +12,7 @@ const THREADS: u32 = 64;
 
 fn seams() -> Seams {
     Seams {
-        storage: Arc::new(OsStorage),
+        storage: Arc::new(OsStorage::default()),
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     }

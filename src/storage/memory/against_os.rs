@@ -12,7 +12,7 @@ use crate::storage::{Access, File, Map, OsStorage, Storage};
 const PATHS: [&str; 9] = ["a", "b", "c", "d", "d/a", "d/b", "e", "e/a", "d/f"];
 
 struct Side {
-    storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     root: PathBuf,
     files: Vec<Arc<dyn File>>,
     maps: Vec<Arc<dyn Map>>,
@@ -32,7 +32,7 @@ impl Side {
         let other = self.root.join(PATHS[lot.below(9) as usize]);
         let (offset, len, byte) = (lot.below(9000), lot.below(3000) as usize, lot.next() as u8);
         let pick = lot.next() as usize;
-        match lot.below(17) {
+        match lot.below(18) {
             0 => seen(self.storage.create_dir(&path)),
             1 | 2 => {
                 let file = self.storage.create(&path);
@@ -49,6 +49,7 @@ impl Side {
             7 => seen(self.storage.list(&path)) + &seen(self.storage.list(&self.root)),
             8 => seen(self.storage.sync_dir(&path)),
             9 => seen(self.storage.lock_dir(&path).map(drop)),
+            17 => format!("{:?} {}", self.storage.standing(&self.root), self.standing(&path)),
             call => match self.files.get(pick % 8) {
                 None => String::new(),
                 Some(file) => {
@@ -65,6 +66,14 @@ impl Side {
                     answer
                 }
             },
+        }
+    }
+
+    /// Of directories only: that is what is asked for.
+    fn standing(&self, path: &Path) -> String {
+        match self.storage.list(path) {
+            Ok(_) => seen(self.storage.standing(path)),
+            Err(e) => seen::<()>(Err(e)),
         }
     }
 
@@ -132,15 +141,39 @@ fn a_program_sees_the_same_on_real_files() {
     let mut answers = std::collections::BTreeSet::new();
     for seed in 0..40 {
         let dir = tempfile::tempdir().unwrap();
-        let side = |storage: Box<dyn Storage>, root: PathBuf| Side {
+        let side = |storage: Arc<dyn Storage>, root: PathBuf| Side {
             storage,
             root,
             files: vec![],
             maps: vec![],
         };
-        let mut real = side(Box::new(OsStorage), dir.path().to_owned());
-        let mut memory = side(Box::new(MemoryStorage::new()), PathBuf::from("/"));
+        let (disk, mut root) = (MemoryStorage::new(), PathBuf::from("/"));
+        let (mut real, mut memory): (Arc<dyn Storage>, Arc<dyn Storage>) =
+            (Arc::new(OsStorage::default()), Arc::new(disk.clone()));
+        let mut real_root = dir.path().to_owned();
+        let mut locks = Vec::new();
+        let is_locked = seed % 2 == 1;
+        if is_locked {
+            // The same below a directory that is locked, and moves away in the midst.
+            (root, real_root) = (root.join("s"), real_root.join("s"));
+            for (storage, root) in [(&mut real, &real_root), (&mut memory, &root)] {
+                storage.create_dir(root).unwrap();
+                let locked = storage.lock_dir(root).unwrap();
+                locks.push(locked.lock);
+                *storage = locked.storage;
+            }
+        }
+        let mut real = side(real, real_root);
+        let mut memory = side(memory, root);
         for step in 0..300 {
+            if is_locked && step == 200 {
+                std::fs::rename(&real.root, dir.path().join("t")).unwrap();
+                disk.rename(Path::new("/s"), Path::new("/t")).unwrap();
+                if seed % 4 == 1 {
+                    std::fs::create_dir(&real.root).unwrap();
+                    disk.create_dir(Path::new("/s")).unwrap();
+                }
+            }
             let mut lot = SplitMix64::new(seed * 1_000_003 + step);
             let answer = real.step(&mut lot.clone());
             assert_eq!(memory.step(&mut lot), answer, "seed {seed} step {step}");
@@ -162,5 +195,9 @@ fn a_program_sees_the_same_on_real_files() {
             answers.iter().any(|answer| answer.starts_with(&text)),
             "{text} never seen: {answers:?}"
         );
+    }
+    for standing in ["Here", "Gone", "Another"] {
+        let text = format!("Ok({standing})");
+        assert!(answers.iter().any(|answer| answer.starts_with(&text)), "{text}: {answers:?}");
     }
 }

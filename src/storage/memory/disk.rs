@@ -38,6 +38,20 @@ impl Dir {
     }
 }
 
+/// A path, and the directory it starts from.
+#[derive(Clone, Copy)]
+pub(super) struct At<'p> {
+    pub(super) from: u64,
+    pub(super) path: &'p Path,
+}
+
+impl<'p> From<&'p Path> for At<'p> {
+    /// Paths start at the root, whether they say so or not.
+    fn from(path: &'p Path) -> Self {
+        At { from: ROOT, path }
+    }
+}
+
 /// A place for a name: its directory and the name.
 type Place = (u64, String);
 
@@ -152,7 +166,7 @@ impl Disk {
         self.trace = hasher.finish();
     }
 
-    pub(super) fn create_dir(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn create_dir<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let place = self.vacant(path)?;
         if self.blocks_free() == 0 {
             return Err(Errno::NOSPC.into());
@@ -162,20 +176,25 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn create(&mut self, path: &Path) -> io::Result<u64> {
+    pub(super) fn create<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<u64> {
         let place = self.vacant(path)?;
         let node = self.add(Node::File(FileNode::booted(Content::default())))?;
         self.rename_names(None, Some(place), node);
         Ok(node)
     }
 
-    pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+    pub(super) fn rename<'p>(
+        &mut self,
+        from: impl Into<At<'p>>,
+        to: impl Into<At<'p>>,
+    ) -> io::Result<()> {
         let from = self.place(from)?;
         let to = self.place(to)?;
         let node = self.at(&from).ok_or(Errno::NOENT)?;
         if self.lies_in(to.0, node) {
             return Err(Errno::INVAL.into());
         }
+        self.check_linked(to.0)?;
         if let Some(target) = self.at(&to) {
             if target == node {
                 return Ok(());
@@ -196,7 +215,11 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn exchange(&mut self, a: &Path, b: &Path) -> io::Result<()> {
+    pub(super) fn exchange<'p>(
+        &mut self,
+        a: impl Into<At<'p>>,
+        b: impl Into<At<'p>>,
+    ) -> io::Result<()> {
         if self.no_exchange {
             return Err(Errno::INVAL.into());
         }
@@ -217,7 +240,7 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn remove<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let place = self.place(path)?;
         let node = self.at(&place).ok_or(Errno::NOENT)?;
         if let Some(Node::Dir(_)) = self.nodes.get(&node) {
@@ -228,7 +251,7 @@ impl Disk {
     }
 
     /// Takes away whatever stands at `path`, with all below it: no call of a program.
-    pub(super) fn unlink(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn unlink<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let place = self.place(path)?;
         let top = self.at(&place).ok_or(Errno::NOENT)?;
         self.rename_names(Some(place), None, top);
@@ -246,7 +269,7 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+    pub(super) fn list<'p>(&self, dir: impl Into<At<'p>>) -> io::Result<Vec<Entry>> {
         let names = self.dir(self.find(dir)?)?.seen.iter();
         Ok(names
             .map(|(name, node)| Entry {
@@ -257,7 +280,7 @@ impl Disk {
     }
 
     /// Every change that touches the directory reaches the device, and what must come before it.
-    pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn sync_dir<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let dir = self.find(path)?;
         self.dir(dir)?;
         let mut kept: Vec<bool> = self.names.iter().map(|change| change.touches(dir)).collect();
@@ -353,18 +376,18 @@ impl Disk {
     }
 
     /// The node that the program finds at `path`.
-    pub(super) fn find(&self, path: &Path) -> io::Result<u64> {
-        let mut node = ROOT;
+    pub(super) fn find<'p>(&self, path: impl Into<At<'p>>) -> io::Result<u64> {
+        let At { from: mut node, path } = path.into();
         for name in names_of(path)? {
             node = *self.dir(node)?.seen.get(name).ok_or(Errno::NOENT)?;
         }
         Ok(node)
     }
 
-    fn place(&self, path: &Path) -> io::Result<Place> {
+    fn place<'p>(&self, path: impl Into<At<'p>>) -> io::Result<Place> {
+        let At { from: mut dir, path } = path.into();
         let mut names = names_of(path)?;
         let name = names.pop().ok_or(Errno::BUSY)?;
-        let mut dir = ROOT;
         for name in names {
             dir = *self.dir(dir)?.seen.get(name).ok_or(Errno::NOENT)?;
         }
@@ -372,12 +395,18 @@ impl Disk {
         Ok((dir, name.to_owned()))
     }
 
-    fn vacant(&self, path: &Path) -> io::Result<Place> {
+    fn vacant<'p>(&self, path: impl Into<At<'p>>) -> io::Result<Place> {
         let place = self.place(path)?;
         if self.at(&place).is_some() {
             return Err(Errno::EXIST.into());
         }
+        self.check_linked(place.0)?;
         Ok(place)
+    }
+
+    /// A directory that was removed takes no names any more, though somebody has it open.
+    fn check_linked(&self, dir: u64) -> io::Result<()> {
+        if self.dir(dir)?.linked { Ok(()) } else { Err(Errno::NOENT.into()) }
     }
 
     fn at(&self, place: &Place) -> Option<u64> {
@@ -490,7 +519,6 @@ impl Disk {
     }
 }
 
-/// Paths start at the root, whether they say so or not.
 fn names_of(path: &Path) -> io::Result<Vec<&str>> {
     let mut names = Vec::new();
     for component in path.components() {

@@ -25,6 +25,7 @@ mod tests;
 
 pub(crate) use crash::{Crash, DataFate, NameFate};
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,14 +34,23 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{Access, DirLock, Entry, File, Map, Storage};
+use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage};
 use crate::limits;
-use disk::{Disk, Node};
+use disk::{At, Disk, Node};
 
 /// A disk in memory. Clones are handles of the same disk; paths start at its root, which always exists.
 #[derive(Clone)]
 pub(crate) struct MemoryStorage {
     disk: Arc<Mutex<Disk>>,
+    locked: Option<Arc<LockedDir>>,
+}
+
+/// The directory that a handle is rooted in, as `storage::os` holds it open.
+struct LockedDir {
+    path: PathBuf,
+    node: u64,
+    /// Those directly below it that were used.
+    below: Mutex<BTreeMap<PathBuf, u64>>,
 }
 
 impl MemoryStorage {
@@ -50,7 +60,37 @@ impl MemoryStorage {
     }
 
     fn of(disk: Disk) -> Self {
-        MemoryStorage { disk: Arc::new(Mutex::new(disk)) }
+        MemoryStorage { disk: Arc::new(Mutex::new(disk)), locked: None }
+    }
+
+    /// Where a path leads from: below the locked directory, from what is held of it.
+    fn at<'p>(&self, disk: &Disk, path: &'p Path) -> io::Result<At<'p>> {
+        let below = |locked: &'_ Arc<LockedDir>| {
+            Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
+        };
+        let Some((locked, path)) = self.locked.as_ref().and_then(below) else {
+            return Ok(path.into());
+        };
+        let mut names = path.components();
+        match (names.next(), names.as_path()) {
+            (Some(dir), rest) if rest != Path::new("") => {
+                let from = locked.held(disk, Path::new(&dir))?;
+                Ok(At { from, path: rest })
+            }
+            _ => Ok(At { from: locked.node, path }),
+        }
+    }
+
+    /// The same for a directory itself.
+    fn dir_at<'p>(&self, disk: &Disk, dir: &'p Path) -> io::Result<At<'p>> {
+        let at = self.at(disk, dir)?;
+        match &self.locked {
+            Some(locked) if at.from == locked.node && at.path != Path::new("") => {
+                let from = locked.held(disk, at.path)?;
+                Ok(At { from, path: Path::new("") })
+            }
+            _ => Ok(at),
+        }
     }
 
     /// Calls so far that changed something or tried to: the clock of a crash test.
@@ -143,6 +183,21 @@ impl MemoryStorage {
     }
 }
 
+impl LockedDir {
+    fn held(&self, disk: &Disk, name: &Path) -> io::Result<u64> {
+        let mut below = self.below.lock();
+        if let Some(node) = below.get(name) {
+            return Ok(*node);
+        }
+        let node = disk.find(At { from: self.node, path: name })?;
+        if !matches!(disk.nodes.get(&node), Some(Node::Dir(_))) {
+            return Err(Errno::NOTDIR.into());
+        }
+        below.insert(name.to_owned(), node);
+        Ok(node)
+    }
+}
+
 impl fmt::Debug for MemoryStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let disk = self.disk.lock();
@@ -157,10 +212,16 @@ impl Storage for MemoryStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.count("create_dir", &[path], 0, &[]);
-        disk.create_dir(path)
+        let at = self.at(&disk, path)?;
+        disk.create_dir(at)?;
+        let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
+        if let Some(locked) = self.locked.as_ref().filter(is_in) {
+            locked.below.lock().remove(at.path);
+        }
+        Ok(())
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>> {
+    fn lock_dir(&self, dir: &Path) -> io::Result<Locked> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
         let node = disk.find(dir)?;
@@ -170,7 +231,34 @@ impl Storage for MemoryStorage {
         if !disk.locks.insert(node) {
             return Err(Errno::WOULDBLOCK.into());
         }
-        Ok(Box::new(MemoryLock { disk: Arc::clone(&self.disk), node }))
+        let locked = LockedDir { path: dir.to_owned(), node, below: Mutex::default() };
+        Ok(Locked {
+            lock: Box::new(MemoryLock { disk: Arc::clone(&self.disk), node }),
+            storage: Arc::new(MemoryStorage {
+                disk: Arc::clone(&self.disk),
+                locked: Some(Arc::new(locked)),
+            }),
+        })
+    }
+
+    fn standing(&self, dir: &Path) -> io::Result<Standing> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        let Some(locked) = &self.locked else { return Ok(Standing::Here) };
+        let (held, now) = if dir == locked.path {
+            (locked.node, disk.find(dir))
+        } else {
+            let name = dir.strip_prefix(&locked.path).unwrap_or(dir);
+            let Some(held) = locked.below.lock().get(name).copied() else {
+                return Ok(Standing::Here);
+            };
+            (held, disk.find(At { from: locked.node, path: name }))
+        };
+        Ok(match now {
+            Ok(node) if node == held => Standing::Here,
+            Ok(_) => Standing::Another,
+            Err(_) => Standing::Gone,
+        })
     }
 
     fn lock_holder(&self, dir: &Path) -> Option<u32> {
@@ -182,51 +270,60 @@ impl Storage for MemoryStorage {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut disk = self.disk.lock();
         disk.count("create", &[path], 0, &[]);
-        let node = disk.create(path)?;
+        let at = self.at(&disk, path)?;
+        let node = disk.create(at)?;
         self.open_node(&mut disk, node, path, true)
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
-        let node = disk.find(path)?;
+        let node = disk.find(self.at(&disk, path)?)?;
         self.open_node(&mut disk, node, path, access == Access::ReadWrite)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.count("rename", &[from, to], 0, &[]);
+        let (from, to) = (self.at(&disk, from)?, self.at(&disk, to)?);
         disk.rename(from, to)
     }
 
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.count("exchange", &[a, b], 0, &[]);
+        let (a, b) = (self.at(&disk, a)?, self.at(&disk, b)?);
         disk.exchange(a, b)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.count("remove", &[path], 0, &[]);
-        disk.remove(path)
+        let at = self.at(&disk, path)?;
+        disk.remove(at)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
-        disk.list(dir)
+        disk.list(self.at(&disk, dir)?)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.count("sync_dir", &[dir], 0, &[]);
-        disk.sync_dir(dir)
+        let at = self.dir_at(&disk, dir)?;
+        if self.locked.is_some() && !disk.nodes.contains_key(&at.from) {
+            // It was removed, and has no names.
+            return Ok(());
+        }
+        disk.sync_dir(at)
     }
 
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
-        disk.find(dir)?;
+        disk.find(self.at(&disk, dir)?)?;
         Ok(disk.network_fs)
     }
 }

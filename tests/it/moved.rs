@@ -1,0 +1,238 @@
+//! The directory is moved, removed, replaced or restored while a store has it open.
+//!
+//! What must hold: it is noticed before the next manifest is switched to, in words that say what happened; from then on
+//! nothing is written; what is known is answered; nothing at the path is created, renamed or removed; and whatever
+//! store stands there now is unharmed.
+
+use crate::child::small;
+use crate::process::files;
+use onlyonce::testing::Sim;
+use onlyonce::{Claim, Error, ErrorKind, Store, admin::Health};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Marks until that fails. How many went well, and how it failed.
+fn mark_on(store: &Store) -> (u32, Error) {
+    let mut marked = 0;
+    loop {
+        match store.mark(format!("{marked:0>900}")) {
+            Ok(mark) => assert!(mark.is_first()),
+            Err(e) => return (marked, e),
+        }
+        marked += 1;
+        assert!(marked < 1000, "nothing was noticed");
+    }
+}
+
+/// Goes on with a store whose directory is no more where it was. How many marks it acknowledged.
+fn check_noticed(store: Store, dir: &Path, words: &str) -> u32 {
+    let Claim::Acquired(claim) = store.claim("in flight").unwrap() else { panic!() };
+    let (marked, error) = mark_on(&store);
+    let check = |error: &Error| {
+        assert_eq!(error.kind(), ErrorKind::Poisoned, "{error:?}");
+        let message = error.to_string();
+        for word in [words, dir.to_str().unwrap(), "close this store", "open it again"] {
+            assert!(message.contains(word), "{word:?} is not in: {message}");
+        }
+        let is_near = |path: &Path| path.starts_with(dir) || dir.starts_with(path);
+        assert!(error.path().is_some_and(is_near), "{error:?}");
+    };
+    check(&error);
+    check(&store.mark("another").unwrap_err());
+    check(&store.forget("before").unwrap_err());
+    assert_eq!(store.compact(u64::MAX).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(store.rebuild_index().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(claim.complete("done").unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_ne!(store.health(), Health::Writable);
+    assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+    assert!((0..marked).all(|n| store.get(format!("{n:0>900}")).unwrap().is_some()));
+    let _ = store.step();
+    check(&store.close(Duration::ZERO).unwrap_err());
+    marked
+}
+
+/// Everything that was acknowledged is in the store that was moved.
+fn check_kept(dir: &Path, marked: u32) {
+    let store = small().open(dir).unwrap();
+    assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+    assert!((0..marked).all(|n| !store.mark(format!("{n:0>900}")).unwrap().is_first()));
+    assert!(matches!(store.claim("in flight").unwrap(), Claim::Interrupted(_)));
+    assert!(store.verify().unwrap().is_whole());
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+/// A store with some keys, open, in `keys`, and a backup of it as it was before, in `backup`.
+fn life(dir: &Path) -> (Store, PathBuf, PathBuf) {
+    let (keys, backup) = (dir.join("keys"), dir.join("backup"));
+    let store = small().open_or_create(&keys).unwrap();
+    assert!(store.mark("backed up").unwrap().is_first());
+    store.close(Duration::ZERO).unwrap();
+    copy(&keys, &backup);
+    let store = small().manual_maintenance(true).open(&keys).unwrap();
+    assert!(store.mark("before").unwrap().is_first());
+    (store, keys, backup)
+}
+
+const GONE: &str = "was moved or removed";
+const REPLACED: &str = "was replaced by another one";
+
+#[test]
+fn a_directory_that_was_moved_or_removed_is_noticed_and_nothing_is_made_in_its_place() {
+    for is_moved in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, keys, _) = life(dir.path());
+        let moved = dir.path().join("moved");
+        match is_moved {
+            true => std::fs::rename(&keys, &moved).unwrap(),
+            false => std::fs::remove_dir_all(&keys).unwrap(),
+        }
+        let marked = check_noticed(store, &keys, GONE);
+        assert!(!keys.exists(), "something was made there");
+        if is_moved {
+            check_kept(&moved, marked);
+        }
+    }
+}
+
+/// Both wrote one manifest: the old process exchanged the one that it had prepared with that of the new store, and
+/// each then called the other's Corrupt.
+#[test]
+fn two_stores_where_one_took_the_others_path_do_not_harm_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, keys, _) = life(dir.path());
+    let moved = dir.path().join("moved");
+    std::fs::rename(&keys, &moved).unwrap();
+    let other = small().manual_maintenance(true).open_or_create(&keys).unwrap();
+    assert!(other.mark("of the other").unwrap().is_first());
+    let before = files(&keys);
+    let marked = check_noticed(store, &keys, REPLACED);
+    assert!(files(&keys) == before, "the other store was touched");
+    assert!((0..200).all(|n| other.mark(format!("{n:0>800}")).unwrap().is_first()));
+    other.compact(u64::MAX).unwrap();
+    assert!(other.verify().unwrap().is_whole());
+    other.close(Duration::ZERO).unwrap();
+    let other = small().open(&keys).unwrap();
+    assert!(other.get("of the other").unwrap().is_some() && other.get("before").unwrap().is_none());
+    drop(other);
+    check_kept(&moved, marked);
+}
+
+/// The directory anew, or its contents alone.
+#[test]
+fn a_backup_restored_under_an_open_store_is_left_as_it_is() {
+    for is_whole in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, keys, backup) = life(dir.path());
+        if is_whole {
+            std::fs::remove_dir_all(&keys).unwrap();
+        } else {
+            std::fs::remove_dir_all(keys.join("log")).unwrap();
+            std::fs::remove_dir_all(keys.join("index")).unwrap();
+            std::fs::remove_file(keys.join("MANIFEST")).unwrap();
+        }
+        copy(&backup, &keys);
+        let before = files(&keys);
+        check_noticed(store, &keys, REPLACED);
+        assert!(files(&keys) == before, "the restored store was touched");
+        let restored = small().open(&keys).unwrap();
+        assert!(restored.get("backed up").unwrap().is_some());
+        assert!(restored.get("before").unwrap().is_none());
+        assert!(restored.verify().unwrap().is_whole());
+    }
+}
+
+/// Its log alone is moved: what is written would be found by nobody.
+#[test]
+fn a_log_that_was_moved_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, keys, _) = life(dir.path());
+    let (log, moved) = (keys.join("log"), dir.path().join("log"));
+    std::fs::rename(&log, &moved).unwrap();
+    let marked = check_noticed(store, &log, GONE);
+    assert!(!log.exists());
+    std::fs::rename(&moved, &log).unwrap();
+    check_kept(&keys, marked);
+}
+
+/// The first switch of an opening is the one that clears the clean flag.
+#[test]
+fn an_opening_that_has_not_written_yet_notices_it_at_its_first_write() {
+    for is_replaced in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, keys, _) = life(dir.path());
+        drop(store);
+        let store = small().open(&keys).unwrap();
+        std::fs::rename(&keys, dir.path().join("moved")).unwrap();
+        let mut before = BTreeMap::new();
+        if is_replaced {
+            drop(small().open_or_create(&keys).unwrap());
+            before = files(&keys);
+        }
+        let error = store.mark("first").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}");
+        assert!(error.to_string().contains(if is_replaced { REPLACED } else { GONE }), "{error}");
+        assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+        let _ = store.close(Duration::ZERO);
+        assert_eq!(keys.exists(), is_replaced);
+        assert!(!is_replaced || files(&keys) == before);
+        drop(small().open(dir.path().join("moved")).unwrap());
+    }
+}
+
+#[test]
+fn the_simulated_disk_shows_the_same() {
+    for fate in 0..4 {
+        let sim = Sim::new(7);
+        let open = || sim.open_with(small());
+        drop(open().unwrap());
+        let backup = sim.contents().unwrap();
+        let store = open().unwrap();
+        assert!(store.mark("before").unwrap().is_first());
+        let restore = || {
+            sim.make_dirs().unwrap();
+            for (name, bytes) in &backup {
+                sim.write_file(Path::new("/store").join(name), bytes).unwrap();
+            }
+        };
+        match fate {
+            0 => sim.rename("/store", "/moved").unwrap(),
+            1 => sim.remove("/store").unwrap(),
+            2 => {
+                sim.rename("/store", "/moved").unwrap();
+                restore();
+            }
+            _ => {
+                sim.remove("/store").unwrap();
+                restore();
+            }
+        }
+        let is_replaced = fate > 1;
+        let words = if is_replaced { REPLACED } else { GONE };
+        check_noticed(store, Path::new("/store"), words);
+        let here = sim.contents().unwrap();
+        assert!(here == if is_replaced { backup.clone() } else { Vec::new() }, "{fate}");
+        if is_replaced {
+            let other = open().unwrap();
+            assert!(other.mark("before").unwrap().is_first() && other.verify().unwrap().is_whole());
+        }
+        if fate == 0 || fate == 2 {
+            let _ = sim.remove("/store");
+            sim.rename("/moved", "/store").unwrap();
+            let store = open().unwrap();
+            assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+            assert!(matches!(store.claim("in flight").unwrap(), Claim::Interrupted(_)));
+        }
+    }
+}
