@@ -227,7 +227,8 @@ impl StoreBuilder {
     /// # Errors
     /// As [`Store::open`]; `Invalid` for settings that can't be.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
-        self.open_on(system(), &absolute(dir.as_ref())?, false)
+        let dir = absolute(dir.as_ref())?;
+        self.open_on(system(&dir)?, &dir, false)
     }
 
     /// Opens the store in `dir`, or makes one there; a new one is durable on return. See
@@ -245,7 +246,8 @@ impl StoreBuilder {
     /// # Errors
     /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
     pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
-        self.open_on(system(), &absolute(dir.as_ref())?, true)
+        let dir = absolute(dir.as_ref())?;
+        self.open_on(system(&dir)?, &dir, true)
     }
 
     /// Opens on any disk, clock and dice.
@@ -289,7 +291,8 @@ impl StoreBuilder {
 
     /// See [`admin::repair`](crate::admin::repair).
     pub(crate) fn repair(self, dir: &Path, accept: AcceptLoss) -> Result<RepairReport> {
-        self.repair_on(&system(), &absolute(dir)?, accept)
+        let dir = absolute(dir)?;
+        self.repair_on(&system(&dir)?, &dir, accept)
     }
 
     pub(crate) fn repair_on(
@@ -330,12 +333,13 @@ impl StoreBuilder {
     }
 }
 
-fn system() -> Seams {
-    Seams {
+fn system(dir: &Path) -> Result<Seams> {
+    let clock = SystemClock::new().map_err(|e| Error::io("reading the clocks for", dir, e))?;
+    Ok(Seams {
         storage: Arc::new(OsStorage::default()),
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(clock),
         entropy: Arc::new(OsEntropy),
-    }
+    })
 }
 
 /// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.

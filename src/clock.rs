@@ -8,7 +8,7 @@
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the clock seam")]
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limits::TIME_DRIFT_MILLIS;
@@ -22,16 +22,33 @@ pub(crate) trait Clock: Send + Sync + fmt::Debug {
     /// Milliseconds on a clock that nobody sets, that counts through suspend and starts anew at a boot.
     fn boot_millis(&self) -> u64;
 
-    /// Names the boot that `boot_millis` belongs to. `None` where the system has no such name.
+    /// Names the boot that `boot_millis` belongs to, and the time namespace it is read in. `None` where the system has no
+    /// such name.
     fn boot_id(&self) -> Option<[u8; 16]>;
 
     /// Nanoseconds for measuring durations within the process; cheap.
     fn monotonic_nanos(&self) -> u64;
 }
 
-/// The machine's own clocks.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct SystemClock;
+/// The machine's own clocks. What names their boot is read once: a child that is forked into another time namespace
+/// makes one of its own when it opens the store anew.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SystemClock {
+    boot_id: Option<[u8; 16]>,
+}
+
+impl SystemClock {
+    /// Fails only where the name can't be read for want of descriptors or memory: without it the opening would take the
+    /// boot for another one.
+    pub(crate) fn new() -> io::Result<Self> {
+        let text = unless_scarce(std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
+        let boot_id = match text.and_then(|text| parse_uuid(text.trim())) {
+            Some(boot_id) => Some(read_time_namespace()?.name(boot_id)),
+            None => None,
+        };
+        Ok(SystemClock { boot_id })
+    }
+}
 
 impl Clock for SystemClock {
     fn wall(&self) -> WallMillis {
@@ -48,12 +65,7 @@ impl Clock for SystemClock {
     }
 
     fn boot_id(&self) -> Option<[u8; 16]> {
-        static BOOT_ID: OnceLock<Option<[u8; 16]>> = OnceLock::new();
-        *BOOT_ID.get_or_init(|| {
-            std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-                .ok()
-                .and_then(|text| parse_uuid(text.trim()))
-        })
+        self.boot_id
     }
 
     fn monotonic_nanos(&self) -> u64 {
@@ -71,6 +83,80 @@ fn millis(time: rustix::time::Timespec) -> u64 {
     seconds
         .saturating_mul(1000)
         .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
+}
+
+/// Which time namespace this process reads its clocks in. Its boot clock is off by an amount that was set when the
+/// namespace was made, and never changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TimeNamespace {
+    /// The boot clock is the machine's, or this system has no such namespaces.
+    Machine,
+    /// It is off by so much. Two namespaces that are off by the same have the same clock.
+    Off { seconds: i64, nanos: u32 },
+    /// Nobody says by how much; the namespace has this number.
+    Unknown { inode: u32 },
+}
+
+impl TimeNamespace {
+    /// Names a boot as it is seen from here: the machine's name for it, changed by another pattern for each namespace.
+    fn name(self, boot_id: [u8; 16]) -> [u8; 16] {
+        let (seconds, nanos, inode) = match self {
+            TimeNamespace::Machine => (0, 0, 0),
+            TimeNamespace::Off { seconds, nanos } => (seconds, nanos, 0),
+            TimeNamespace::Unknown { inode } => (0, 0, inode),
+        };
+        let pattern = seconds.to_le_bytes().into_iter().chain(nanos.to_le_bytes());
+        let mut name = boot_id;
+        for (byte, pattern) in name.iter_mut().zip(pattern.chain(inode.to_le_bytes())) {
+            *byte ^= pattern;
+        }
+        name
+    }
+}
+
+/// The number of the time namespace that a machine boots in (`linux/proc_ns.h`).
+const MACHINE_TIME_INODE: u32 = 0xEFFF_FFFA;
+
+fn read_time_namespace() -> io::Result<TimeNamespace> {
+    let inode = |name| -> io::Result<Option<u32>> {
+        let link = unless_scarce(std::fs::read_link(format!("/proc/self/ns/{name}")))?;
+        Ok(link.and_then(|link| parse_inode(link.to_str()?)))
+    };
+    let Some(own) = inode("time")?.filter(|inode| *inode != MACHINE_TIME_INODE) else {
+        return Ok(TimeNamespace::Machine);
+    };
+    // What it says is of the namespace that children come into.
+    let is_of_own = inode("time_for_children")? == Some(own);
+    let offsets = unless_scarce(std::fs::read_to_string("/proc/self/timens_offsets"))?;
+    let offset = offsets.filter(|_| is_of_own).and_then(|offsets| parse_offset(&offsets));
+    Ok(match offset {
+        Some((0, 0)) => TimeNamespace::Machine,
+        Some((seconds, nanos)) => TimeNamespace::Off { seconds, nanos },
+        None => TimeNamespace::Unknown { inode: own },
+    })
+}
+
+/// `None` for what isn't there or may not be read: that stays so.
+fn unless_scarce<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(e) if crate::error::is_scarce(&e) => Err(e),
+        read => Ok(read.ok()),
+    }
+}
+
+/// `time:[4026531834]`
+fn parse_inode(link: &str) -> Option<u32> {
+    link.strip_prefix("time:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Of lines like `boottime  1000  0`: seconds and nanoseconds.
+fn parse_offset(offsets: &str) -> Option<(i64, u32)> {
+    offsets.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let is_boot = words.next() == Some("boottime");
+        let offset = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        is_boot.then_some(offset)
+    })
 }
 
 /// `1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed` as 16 bytes.
@@ -514,7 +600,7 @@ mod tests {
 
     #[test]
     fn the_system_clocks_run() {
-        let clock = SystemClock;
+        let clock = SystemClock::new().unwrap();
         assert!(clock.wall().0 > START);
         assert!(clock.boot_millis() > 0);
         let before = clock.monotonic_nanos();
@@ -522,6 +608,42 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert!(clock.boot_id().is_some());
         }
+    }
+
+    #[test]
+    fn a_time_namespace_is_another_boot_unless_its_clock_is_the_same() {
+        let boot = [0xAB; 16];
+        let off = |seconds, nanos| TimeNamespace::Off { seconds, nanos };
+        let named = [
+            TimeNamespace::Machine,
+            off(1000, 0),
+            off(-1000, 0),
+            off(0, 1000),
+            off(1, 999_999_999),
+            TimeNamespace::Unknown { inode: 1000 },
+            TimeNamespace::Unknown { inode: u32::MAX },
+        ]
+        .map(|namespace| namespace.name(boot));
+        assert_eq!(named[0], boot);
+        for (index, name) in named.iter().enumerate() {
+            assert!(named.iter().skip(index + 1).all(|other| other != name), "{index}");
+        }
+        assert_eq!(off(1000, 0).name(boot), off(1000, 0).name(boot));
+    }
+
+    #[test]
+    fn what_the_system_says_of_a_time_namespace_is_read_whole_or_not_at_all() {
+        assert_eq!(parse_inode("time:[4026531834]"), Some(MACHINE_TIME_INODE));
+        for bad in ["", "time:[]", "time:[1", "mnt:[4026531834]", "time:[99999999999]"] {
+            assert_eq!(parse_inode(bad), None, "{bad}");
+        }
+        let offsets = "monotonic           7         0\nboottime        -1000  5\n";
+        assert_eq!(parse_offset(offsets), Some((-1000, 5)));
+        for bad in ["", "monotonic 7 0", "boottime", "boottime 1", "boottime x 0", "boottime 1 -2"]
+        {
+            assert_eq!(parse_offset(bad), None, "{bad}");
+        }
+        assert_eq!(read_time_namespace().unwrap(), read_time_namespace().unwrap());
     }
 
     #[test]

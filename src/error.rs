@@ -131,7 +131,7 @@ impl Error {
     pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
         let full = is_full(&source);
         let kind = if full { ErrorKind::StorageFull } else { ErrorKind::Io };
-        let too_many = |errno| errno == Some(rustix::io::Errno::MFILE.raw_os_error());
+        let errno = rustix::io::Errno::from_io_error(&source);
         let hint = match source.kind() {
             _ if full => ": no space left; free some and call again",
             io::ErrorKind::ReadOnlyFilesystem => {
@@ -143,8 +143,17 @@ impl Error {
             io::ErrorKind::IsADirectory => {
                 ": a directory stands where the store keeps a file: take it away"
             }
-            _ if too_many(source.raw_os_error()) => {
+            _ if errno == Some(rustix::io::Errno::MFILE) => {
                 ": too many open files: close some or raise the limit (ulimit -n), and call again"
+            }
+            _ if errno == Some(rustix::io::Errno::NFILE) => {
+                ": too many open files in the whole system: close some and call again"
+            }
+            _ if errno == Some(rustix::io::Errno::NOMEM) => {
+                ": no memory left: free some and call again"
+            }
+            _ if errno == Some(rustix::io::Errno::AGAIN) => {
+                ": no thread or memory left: end some or raise the limit (ulimit -u), and call again"
             }
             _ => "",
         };
@@ -366,6 +375,13 @@ fn has_errno(text: &str, cause: &(dyn std::error::Error + 'static)) -> bool {
 /// Whether the system said that there is no room: blocks, quota, or nothing left to name a file with.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether the system had no descriptor, memory or process to give: nothing was done, and a later try may do.
+pub(crate) fn is_scarce(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let scarce = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+    Errno::from_io_error(error).is_some_and(|errno| scarce.contains(&errno))
 }
 
 impl fmt::Debug for Error {

@@ -65,7 +65,7 @@ impl World {
     fn open(&self, seed: u64) -> Store {
         let seams = Seams {
             storage: Arc::new(self.disk.clone()),
-            clock: Arc::new(SystemClock),
+            clock: Arc::new(SystemClock::new().unwrap()),
             entropy: Arc::new(SeededEntropy::new(seed)),
         };
         let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
@@ -308,7 +308,7 @@ fn torture(world: &Arc<World>, lives: u64) {
 fn seams_of(world: &World) -> Seams {
     Seams {
         storage: Arc::new(world.disk.clone()),
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(SystemClock::new().unwrap()),
         entropy: Arc::new(SeededEntropy::new(0)),
     }
 }
@@ -334,6 +334,9 @@ fn torture_of_a_real_disk_grants_nothing_twice_and_loses_nothing() {
     let mut dir = tempfile::tempdir().unwrap();
     // After a panic it stays: threads are at work in it still, and would find its files missing.
     dir.disable_cleanup(true);
-    torture(&Arc::new(World::new(Arc::new(OsStorage::default()), dir.path().join("store"))), lives(100));
+    torture(
+        &Arc::new(World::new(Arc::new(OsStorage::default()), dir.path().join("store"))),
+        lives(100),
+    );
     dir.disable_cleanup(false);
 }

@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{errors, process, room};
+use crate::{errors, process, room, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -28,6 +28,7 @@ fn plays_its_role() {
         ("pairs", round) => pairs(dir, round),
         ("hold", _) => process::hold(dir),
         ("open", _) => process::open(dir),
+        ("later", _) => time::later(dir),
         ("fork", _) => process::fork(dir),
         ("fork-busy", _) => process::fork_busy(dir),
         ("ten", _) => room::ten(dir),

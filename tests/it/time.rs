@@ -1,10 +1,13 @@
 //! Store time over reopenings: where it goes on from when the machine was off, and what expires by it.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
 use onlyonce::{Operation, Store};
 
+use crate::child::{child, small};
 use crate::index::rest;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -69,4 +72,36 @@ fn store_time_is_never_before_a_record() {
     assert!(store.get("late").unwrap().is_none() && store.get("early").unwrap().is_some());
     sim.advance(HOUR / 3);
     assert!(store.get("early").unwrap().is_none());
+
+/// The role of a process in a time namespace whose boot clock is eleven days ahead.
+pub(crate) fn later(dir: &Path) {
+    let store = small().open(dir).unwrap();
+    println!("known {}", store.get("k").unwrap().is_some());
+    let _ = store.mark(Operation::new("later").retention(HOUR)).unwrap();
+}
+
+/// A container may see the boot clock of its machine off by any amount, under the same name of the boot: what was kept
+/// for an hour was gone at once.
+#[test]
+fn another_time_namespace_expires_nothing_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    mark_for(&small().open_or_create(&keys).unwrap(), "k", HOUR);
+    let role = child("later", &keys);
+    let mut other = Command::new("unshare");
+    other.args(["--time", "--boottime", "1000000"]).arg(role.get_program()).args(role.get_args());
+    other.envs(role.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let Ok(output) = other.output() else {
+        println!("there is no `unshare`");
+        return;
+    };
+    let told = String::from_utf8_lossy(&output.stdout);
+    if !told.contains("known ") {
+        println!("no time namespace may be made here: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    assert!(told.contains("known true"), "{told}");
+    // And back again: its clock is another one, too.
+    let store = small().open(&keys).unwrap();
+    assert!(store.get("k").unwrap().is_some() && store.get("later").unwrap().is_some());
 }

@@ -13,7 +13,7 @@ const THREADS: u32 = 64;
 fn seams() -> Seams {
     Seams {
         storage: Arc::new(OsStorage::default()),
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(SystemClock::new().unwrap()),
         entropy: Arc::new(OsEntropy),
     }
 }
