@@ -4,7 +4,7 @@
 //! open file of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the
 //! directory's own `flock`, so no file appears beside the data, and it ends with its process. Once a directory is
 //! locked, paths below it are looked up from its descriptor, and its names are synced through descriptors that are
-//! open already.
+//! open already. What root makes there belongs to the directory's owner.
 //! Never: retries (but for an interrupted open), falls back, or follows anything into a device, a pipe or a directory.
 
 #![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
 
 use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage, fork, map};
 use crate::sync::Mutex;
@@ -38,6 +39,8 @@ struct LockedDir {
     path: PathBuf,
     dir: Arc<OwnedFd>,
     below: Mutex<BTreeMap<OsString, Arc<OwnedFd>>>,
+    /// To whom root gives what it makes: the directory's owner must be able to open the store again.
+    heir: Option<(Uid, Gid)>,
 }
 
 impl LockedDir {
@@ -106,6 +109,12 @@ impl Storage for OsStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         let (from, name) = self.at(path)?;
         rustix::fs::mkdirat(&from, name, Mode::RWXU)?;
+        if let Some(heir) = self.heir() {
+            let given = open_dir(from.as_fd(), name).and_then(|dir| give(dir.as_fd(), heir));
+            given.inspect_err(|_| {
+                let _ = rustix::fs::unlinkat(&from, name, AtFlags::REMOVEDIR);
+            })?;
+        }
         let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
         if let Some(locked) = self.locked.as_ref().filter(is_in) {
             // One of that name that was held is not the one that stands there now.
@@ -119,7 +128,9 @@ impl Storage for OsStorage {
         let dir = Arc::new(open_dir(rustix::fs::CWD, path)?);
         rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
         let lock = OsDirLock { dir: Arc::clone(&dir), generation: fork::generation() };
-        let locked = LockedDir { path: path.to_owned(), dir, below: Mutex::new(BTreeMap::new()) };
+        let below = Mutex::new(BTreeMap::new());
+        let heir = heir_of(dir.as_fd())?;
+        let locked = LockedDir { path: path.to_owned(), dir, below, heir };
         let storage = OsStorage { locked: Some(Arc::new(locked)) };
         Ok(Locked { lock: Box::new(lock), storage: Arc::new(storage) })
     }
@@ -149,7 +160,13 @@ impl Storage for OsStorage {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-        Ok(Arc::new(OsFile(fs::File::from(self.open_at(path, flags)?))))
+        let file = self.open_at(path, flags)?;
+        if let Some(heir) = self.heir() {
+            give(file.as_fd(), heir).inspect_err(|_| {
+                let _ = self.remove(path);
+            })?;
+        }
+        Ok(Arc::new(OsFile(fs::File::from(file))))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
@@ -203,6 +220,10 @@ impl Storage for OsStorage {
 }
 
 impl OsStorage {
+    fn heir(&self) -> Option<(Uid, Gid)> {
+        self.locked.as_ref().and_then(|locked| locked.heir)
+    }
+
     fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let (from, name) = self.at(path)?;
         let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
@@ -213,6 +234,20 @@ impl OsStorage {
 fn open_dir(from: BorrowedFd<'_>, dir: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::io::retry_on_intr(|| rustix::fs::openat(from, dir, flags, Mode::empty()))?)
+}
+
+/// The owner of a directory that root uses and another user owns.
+fn heir_of(dir: BorrowedFd<'_>) -> io::Result<Option<(Uid, Gid)>> {
+    let stat = rustix::fs::fstat(dir)?;
+    let (owner, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    let is_visit = rustix::process::geteuid().is_root() && !owner.is_root();
+    Ok(is_visit.then_some((owner, group)))
+}
+
+/// Durable on return: a file of root's that comes back after a power loss would keep its owner out for good.
+fn give(fd: BorrowedFd<'_>, (owner, group): (Uid, Gid)) -> io::Result<()> {
+    rustix::fs::fchown(fd, Some(owner), Some(group))?;
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::fsync(fd))?)
 }
 
 fn sync_dir(dir: BorrowedFd<'_>) -> io::Result<()> {

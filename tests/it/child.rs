@@ -28,6 +28,7 @@ fn plays_its_role() {
         ("pairs", round) => pairs(dir, round),
         ("hold", _) => process::hold(dir),
         ("open", _) => process::open(dir),
+        ("as-owner", _) => process::as_owner(dir),
         ("later", _) => time::later(dir),
         ("fork", _) => process::fork(dir),
         ("fork-busy", _) => process::fork_busy(dir),

@@ -24,6 +24,26 @@ pub(crate) fn open(dir: &Path) {
     println!("error {:?} {error}", error.kind());
 }
 
+/// A user who owns nothing else.
+const OWNER: u32 = 65534;
+
+/// The role of the directory's owner, after root was there.
+#[expect(unsafe_code, reason = "std can't change the user of a process that runs")]
+pub(crate) fn as_owner(dir: &Path) {
+    // SAFETY: changes ids of this process, nothing in memory.
+    let changed = unsafe { (libc::setgroups(0, std::ptr::null()), libc::setgid(OWNER)) };
+    // SAFETY: as above.
+    assert_eq!((changed, unsafe { libc::setuid(OWNER) }), ((0, 0), 0));
+    let store = small().open(dir).unwrap();
+    assert!(!store.mark("by root").unwrap().is_first());
+    let _ = store.mark("by the owner").unwrap();
+    store.rebuild_index().unwrap();
+    store.compact(u64::MAX).unwrap();
+    assert!(store.verify().unwrap().is_whole());
+    store.close(std::time::Duration::ZERO).unwrap();
+    println!("fine");
+}
+
 /// The role of a program that forks. The child may use nothing of the store, and drops everything.
 #[expect(unsafe_code, reason = "a real fork is what this is about")]
 pub(crate) fn fork(dir: &Path) {
@@ -283,4 +303,58 @@ fn a_child_forked_in_the_midst_of_a_compaction_is_told_and_the_compaction_goes_o
     let store = small().open(&keys).unwrap();
     assert!(store.stats().opening.was_clean);
     assert_eq!(store.iter().filter_map(Result::ok).count(), 500);
+}
+
+/// One visit of root left files that the owner could not open, and with them a store that was lost to him.
+#[test]
+fn what_root_makes_in_a_directory_belongs_to_its_owner() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    // SAFETY: asks for a number.
+    #[expect(unsafe_code, reason = "std doesn't tell who it runs as")]
+    let is_root = unsafe { libc::geteuid() } == 0;
+    if !is_root {
+        println!("only root can visit");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let keys = dir.path().join("keys");
+    std::fs::create_dir(&keys).unwrap();
+    chown(&keys, Some(OWNER), Some(OWNER)).unwrap();
+    let check = |when: &str| {
+        let dirs = ["", "log", "index", "expired"].map(|name| keys.join(name));
+        for path in files(&keys).into_keys().chain(dirs) {
+            let found = std::fs::metadata(&path).unwrap();
+            assert_eq!((found.uid(), found.gid()), (OWNER, OWNER), "{when}: {}", path.display());
+        }
+        let (mut owner, mut lines) = start("as-owner", &keys);
+        expect(&mut lines, "fine");
+        assert!(owner.wait().unwrap().success());
+    };
+    let visit = || {
+        let store = small().open_or_create(&keys).unwrap();
+        let _ = store.mark("by root").unwrap();
+        let brief = std::time::Duration::from_millis(1);
+        let op = |n: u64| {
+            let op = Operation::new(("short", n)).durability(Flush).retention(brief);
+            op.remember_expired(std::time::Duration::from_secs(3600))
+        };
+        // Until some have expired, and left the log for the files of those.
+        for n in 0.. {
+            let _ = store.mark(op(n)).unwrap();
+            store.compact(u64::MAX).unwrap();
+            if std::fs::read_dir(keys.join("expired")).is_ok_and(|found| found.count() > 0) {
+                break;
+            }
+        }
+        store.rebuild_index().unwrap();
+        store.close(std::time::Duration::ZERO).unwrap();
+    };
+    visit();
+    check("made by root");
+    visit();
+    check("visited by root");
+    std::fs::remove_file(keys.join("MANIFEST")).unwrap();
+    onlyonce::admin::repair(&keys, onlyonce::admin::AcceptLoss::Yes).unwrap();
+    check("repaired by root");
 }
