@@ -67,6 +67,17 @@ pub(crate) const CLOSE_MILLIS_LEAST: u64 = 200;
 /// Buffered bytes at which a writer at `Lazy` hands them to the system itself.
 pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
 
+/// Full segments that are open at once, by a map or a descriptor each. A system gives 65,530 maps to a process by
+/// default, and the allocator needs some.
+pub(crate) const OPEN_SEGMENTS_MAX: usize = 1024;
+/// Without maps: this part of the descriptors that the process may have, and a few at least.
+pub(crate) const SHARE_OF_FILES: u64 = 8;
+pub(crate) const OPEN_SEGMENTS_LEAST: usize = 8;
+
+/// Spares whose files are kept open, so that they become segments without a descriptor: more lie ahead only while many
+/// large results are reserved.
+pub(crate) const OPEN_SPARES: usize = 4;
+
 /// Segments one manifest may list. At 64 MiB each that is a log of 4 TiB.
 pub(crate) const SEGMENTS_MAX: usize = 1 << 16;
 

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use crate::engine::Engine;
 use crate::protocol::KeyState;
 use crate::sync::{self, Mutex};
-use crate::{Error, ErrorKind, Key, Result};
+use crate::{Error, Key, Result};
 
 /// An engine, and the threads that work for it. Dropped with the last handle or guard: that closes the store.
 pub(crate) struct Shared {
@@ -28,8 +28,9 @@ impl Shared {
     }
 
     fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let dir = self.engine.dir();
         let thread = sync::spawn(name, body)
-            .map_err(|e| Error::new(ErrorKind::Io, "starting a background thread").because(e))?;
+            .map_err(|e| Error::io("starting a background thread for", &dir, e))?;
         self.threads.lock().push(thread);
         Ok(())
     }

@@ -9,9 +9,6 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
-/// Filled once, by whoever comes first.
-pub(crate) type OnceLock<T> = std::sync::OnceLock<T>;
-
 /// Lets other threads run first.
 pub(crate) fn yield_now() {
     #[cfg(loom)]

@@ -586,7 +586,6 @@ impl Engine {
             return Err(e);
         }
         self.install(change);
-        self.log.close_files(self.tables().covered);
         Ok(())
     }
 

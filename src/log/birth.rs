@@ -50,7 +50,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     let only = |failure| match failure {
         storage::Failure::Before(e) | storage::Failure::Poison(e) => e,
     };
-    let spare = Spare::prepare(storage, &log_dir, 0, sizes.first()).map_err(only)?;
+    let mut spare = Spare::prepare(storage, &log_dir, 0, sizes.first()).map_err(only)?;
     let identity = Identity {
         ordinal: 1,
         base: base_from(seams, 0)?,

@@ -31,6 +31,7 @@ mod commit;
 mod format;
 pub(crate) mod gate;
 mod growth;
+mod pool;
 #[cfg(any(test, feature = "testing"))]
 mod probe;
 mod reader;
@@ -52,7 +53,7 @@ use gate::{Gate, Inside, Refused};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
 pub(crate) use reader::Scrubbed;
-use room::Keeper;
+use room::{Keeper, Leaving};
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;
 pub(crate) use upkeep::Due;
@@ -93,6 +94,8 @@ pub(crate) struct Log {
     keeper: Mutex<Keeper>,
     /// What is listed, for readers; replaced as a whole.
     segments: Mutex<Arc<Vec<Arc<Segment>>>>,
+    /// Opens those that are full.
+    pool: Arc<pool::Pool>,
     /// While the gate is unsettled records at or past it can't be read: they wait for room to be made durable.
     unsettled_from: Lsn,
     /// How far tokens run ahead of LSNs; it stands while LSNs may be taken.
@@ -334,11 +337,7 @@ impl Log {
         let Some(segment) = segment else {
             return Err(Error::corrupt(&self.dir, 0, format_args!("no segment holds lsn {lsn}")));
         };
-        let sealed = self.sizes.map && after < segments.len() && {
-            let next_base = segments.get(after).map_or(Lsn::ZERO, |next| next.base());
-            self.queue.written() > next_base
-        };
-        segment.read(lsn, sealed, use_of)
+        segment.read(lsn, use_of)
     }
 
     /// Records about keys placed since the opening.
@@ -557,23 +556,6 @@ impl Log {
         Segment::open(storage, &self.log_dir(), item, store, storage::Access::Read)
     }
 
-    /// Closes the files of the segments below `covered`, all of which is durable: whoever looks something up there has
-    /// a map.
-    pub(crate) fn close_files(&self, covered: Lsn) {
-        let ends = self.listed();
-        let mut list = self.segments.lock();
-        let last = list.last().map(|segment| segment.identity.ordinal);
-        let kept = list.iter().map(|segment| {
-            let ordinal = segment.identity.ordinal;
-            let item = ends.iter().find(|item| item.ordinal == ordinal && item.end <= covered);
-            let item = item.filter(|_| Some(ordinal) != last && !segment.is_map_only);
-            let sealed = item.and_then(|item| segment.without_file(item.end));
-            sealed.map_or_else(|| Arc::clone(segment), Arc::new)
-        });
-        let kept = kept.collect();
-        *list = Arc::new(kept);
-    }
-
     /// Ends the active segment, unless it is empty, and goes on in the next, for which `room` says what may be used. Gives
     /// the base of the one gone on in. `StorageFull` if what is reserved would not have its room there.
     pub(crate) fn roll_over(&self, room: Room) -> Result<Lsn> {
@@ -614,20 +596,20 @@ impl Log {
         let Some(head) = manifest.segments.first().copied() else { return Ok(0) };
         manifest.tables.retain(|table| table.to > head.base);
         change(&mut manifest);
-        self.guarded(|| {
+        let left = self.guarded(|| {
             self.prepare_switch(&mut keeper)?;
             self.switch_to(&mut keeper, manifest)?;
             // A panic here would leave a segment to be found that the manifest lists no more.
             told(head.base, head.ordinal);
             let mut list = self.segments.lock();
-            let kept = list.iter().filter(|segment| segment.identity.ordinal != ordinal);
-            let kept = kept.cloned().collect();
+            let (left, kept): (Vec<_>, Vec<_>) =
+                list.iter().cloned().partition(|segment| segment.identity.ordinal == ordinal);
             *list = Arc::new(kept);
-            Ok(())
+            Ok(left)
         })?;
         self.tail.lock().census.drop_before(head.base);
         self.release_held(&keeper);
-        keeper.leaving.push(ordinal);
+        keeper.leaving.push(Leaving { ordinal, segment: left.into_iter().next() });
         // The segment is given back, whatever comes of its file: if that stays, the next drop tries again, or an opening.
         let _ = self.remove_leaving(&mut keeper);
         let bytes = gone.end.since(gone.base);
@@ -645,12 +627,16 @@ impl Log {
     fn remove_leaving(&self, keeper: &mut Keeper) -> Result<()> {
         // A leftover that couldn't be removed may have lent its number and name to a segment since.
         let Keeper { leaving, manifest, .. } = keeper;
-        leaving.retain(|left| manifest.segments.iter().all(|listed| listed.ordinal != *left));
+        leaving.retain(|left| manifest.segments.iter().all(|item| item.ordinal != left.ordinal));
         if keeper.leaving.is_empty() {
             return Ok(());
         }
         let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
-        for ordinal in &keeper.leaving {
+        for Leaving { ordinal, segment } in &keeper.leaving {
+            // Who began to read in it before it left the list reads on.
+            if let Some(segment) = segment.as_ref().filter(|left| Arc::strong_count(left) > 1) {
+                segment.pin()?;
+            }
             let path = log_dir.join(segment::file_name(*ordinal));
             match storage.remove(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -863,7 +849,8 @@ impl Log {
                 return Err(Failed);
             }
             let segment = &piece.segment;
-            storage::write_all_at(&*segment.file, &piece.bytes, piece.at).map_err(|e| {
+            let file = segment.file().map_err(|e| self.poison(e))?;
+            storage::write_all_at(&*file, &piece.bytes, piece.at).map_err(|e| {
                 self.poison(Error::io("writing", &segment.path, e).offset_at(piece.at))
             })?;
             self.bytes_written.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
@@ -884,9 +871,10 @@ impl Log {
     }
 
     fn sync_segment(&self, segment: &Segment) -> Result<(), Failed> {
+        let file = segment.file().map_err(|e| self.poison(e))?;
         let began = self.nanos();
         // A device may take for ever over it, and a close of a poisoned store must not wait for that.
-        let done = self.guarded(|| self.gate.outside(|| segment.file.sync_data()));
+        let done = self.guarded(|| self.gate.outside(|| file.sync_data()));
         let done = done.map_err(|gate::Overtaken| Failed)?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.sync_nanos.fetch_add(self.nanos().saturating_sub(began), Ordering::Relaxed);

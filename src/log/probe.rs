@@ -1,8 +1,10 @@
 //! One segment's bytes through everything that reads segments, for the fuzz target.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::format::SEGMENT_HEADER_BYTES;
+use super::pool::Pool;
 use super::reader::{Reader, Step, look_behind};
 use super::segment::{self, Segment};
 use crate::storage::memory::MemoryStorage;
@@ -23,7 +25,8 @@ pub(crate) fn probe_segment(bytes: &[u8]) {
     let listed = identity.listed();
     let Ok(segment) = Segment::open(&storage, dir, &listed, store, Access::Read) else { return };
     let limit = listed.end.since(listed.base);
-    let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let Ok(mut reader) = reader else { return };
     let mut places = Vec::new();
     while let Ok(Step::Record(record, _)) = reader.next() {
         let _ = (record.body(), record.time());
@@ -31,9 +34,11 @@ pub(crate) fn probe_segment(bytes: &[u8]) {
     }
     let end = segment.offset(reader.lsn());
     assert!(look_behind(&segment, end, limit).is_ok());
-    for lsn in places {
-        for sealed in [false, true] {
-            assert!(segment.read(lsn, sealed, |record| Ok(record.lsn == lsn)).is_ok_and(|is| is));
+    let storage: Arc<dyn Storage> = Arc::new(storage);
+    let pooled = segment.pooled(&Pool::new(storage, true), listed.end);
+    for segment in [Some(segment), pooled].into_iter().flatten() {
+        for lsn in &places {
+            assert!(segment.read(*lsn, |record| Ok(record.lsn == *lsn)).is_ok_and(|is| is));
         }
     }
 }

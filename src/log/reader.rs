@@ -4,11 +4,12 @@
 //! watermarks behind it. Never: writes, repairs or decides; cutting a torn tail is `recovery`'s.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::format::SEGMENT_HEADER_BYTES;
 use super::segment::Segment;
 use crate::record::{self, ALIGN, Bad, HEADER_BYTES, Kind, Record};
-use crate::storage;
+use crate::storage::{self, File};
 use crate::types::Lsn;
 use crate::{Error, Result};
 
@@ -18,6 +19,7 @@ const WINDOW_BYTES: usize = 1 << 18;
 /// A walk through the records of one segment.
 pub(crate) struct Reader<'s> {
     segment: &'s Segment,
+    file: Arc<dyn File>,
     /// File offset at which the log in this segment ends.
     limit: u64,
     at: u64,
@@ -55,10 +57,10 @@ impl Passed<'_> {
 }
 
 impl<'s> Reader<'s> {
-    /// Reads from file offset `at` up to `limit`.
-    pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Self {
-        let budget = limit.saturating_sub(at);
-        Reader { segment, limit, at, window: Vec::new(), window_at: at, budget }
+    /// Reads from file offset `at` up to `limit`, by calls.
+    pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Result<Self> {
+        let (file, budget) = (segment.file()?, limit.saturating_sub(at));
+        Ok(Reader { segment, file, limit, at, window: Vec::new(), window_at: at, budget })
     }
 
     /// The place of the next record.
@@ -135,7 +137,7 @@ impl<'s> Reader<'s> {
             let size = (len.max(WINDOW_BYTES) as u64).min(room);
             self.window.clear();
             self.window.resize(usize::try_from(size).unwrap_or(0), 0);
-            let read = storage::read_full_at(&*self.segment.file, &mut self.window, self.at);
+            let read = storage::read_full_at(&*self.file, &mut self.window, self.at);
             let read =
                 read.map_err(|e| Error::io("reading", &self.segment.path, e).offset_at(self.at))?;
             self.window.truncate(read);
@@ -156,7 +158,7 @@ pub(crate) fn walk_some(
 ) -> Result<Option<Lsn>> {
     let start = segment.offset(at).max(SEGMENT_HEADER_BYTES as u64);
     let stop = start.saturating_add(bytes);
-    let mut reader = Reader::new(segment, start, segment.offset(end));
+    let mut reader = Reader::new(segment, start, segment.offset(end))?;
     while reader.at < stop {
         let mut run = reader.run(stop - reader.at)?;
         if !run.is_empty() {
@@ -192,7 +194,10 @@ pub(crate) type Told<'t> = dyn FnMut(Scrubbed<'_>) -> ControlFlow<()> + 't;
 /// Reads one segment up to file offset `limit`, all of which was durable once. Behind damage it goes on at the next
 /// whole record; where the system doesn't give it what stands there, it ends.
 pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> ControlFlow<()> {
-    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let mut reader = match Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit) {
+        Ok(reader) => reader,
+        Err(e) => return told(Scrubbed::Failed(e)),
+    };
     let mut is_damaged = false;
     loop {
         let at = reader.at;
@@ -241,17 +246,18 @@ pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Be
     let mut budget = limit.saturating_sub(from);
     // A window's last header may reach past it, so a bit more is read than is looked at.
     let mut window = vec![0; WINDOW_BYTES + HEADER_BYTES];
+    let file = segment.file()?;
     let mut at = from;
     while at < limit {
         let size = usize::try_from(limit - at).unwrap_or(usize::MAX).min(window.len());
         let Some(room) = window.get_mut(..size) else { break };
-        let have = storage::read_full_at(&*segment.file, room, at)
+        let have = storage::read_full_at(&*file, room, at)
             .map_err(|e| Error::io("reading", &segment.path, e).offset_at(at))?;
         let bytes = window.get(..have).unwrap_or_default();
         let used = without_zeros(bytes);
         if used > 0 {
             behind.bytes_end = behind.bytes_end.max(at.saturating_add(used as u64));
-            look_in_window(segment, at, bytes, &mut behind, &mut budget);
+            look_in_window(segment, &*file, (at, bytes), &mut behind, &mut budget);
         }
         at = at.saturating_add(WINDOW_BYTES as u64);
     }
@@ -268,7 +274,13 @@ fn without_zeros(bytes: &[u8]) -> usize {
     rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last.saturating_add(1))
 }
 
-fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind, budget: &mut u64) {
+fn look_in_window(
+    segment: &Segment,
+    file: &dyn File,
+    (at, bytes): (u64, &[u8]),
+    behind: &mut Behind,
+    budget: &mut u64,
+) {
     for start in (0..bytes.len().min(WINDOW_BYTES)).step_by(ALIGN) {
         let rest = bytes.get(start..).unwrap_or_default();
         if !rest.starts_with(b"O1") {
@@ -282,7 +294,7 @@ fn look_in_window(segment: &Segment, at: u64, bytes: &[u8], behind: &mut Behind,
         // An end says nothing that could be lost.
         let is_copy = |record: Record<'_>| record.is_copy || record.kind == Kind::SegmentEnd;
         let is_copy = match Record::parse(rest, lsn, &segment.seal) {
-            Err(Bad::Short) => segment.read(lsn, false, |record| Ok(is_copy(record))).ok(),
+            Err(Bad::Short) => segment.read_by_calls(file, lsn, |record| Ok(is_copy(record))).ok(),
             whole => whole.ok().map(is_copy),
         };
         behind.records = behind.records.saturating_add(u64::from(is_copy.is_some()));
@@ -322,7 +334,7 @@ mod tests {
         let dir = Path::new("/log");
         storage.create_dir(dir).unwrap();
         let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
-        let spare = Spare::prepare(&storage, dir, 1, 1 << 20).unwrap();
+        let mut spare = Spare::prepare(&storage, dir, 1, 1 << 20).unwrap();
         let identity = Identity { ordinal: 1, base: Lsn::new(1 << 30), capacity: 1 << 20, salt: 3 };
         let segment = spare.activate(&storage, dir, identity, StoreId([4; 16]), &secrets).unwrap();
         let (start, headers) = (128, 200);
@@ -334,7 +346,7 @@ mod tests {
             Draft::claim(&body).seal(&mut record, lsn, lsn, &segment.seal);
             bytes.extend_from_slice(&record[..HEADER_BYTES]);
         }
-        storage::write_all_at(&*segment.file, &bytes, start).unwrap();
+        storage::write_all_at(&*segment.file().unwrap(), &bytes, start).unwrap();
         let before = storage.reads();
         let told = &mut |_: Scrubbed<'_>| ControlFlow::Continue(());
         assert!(scrub(&segment, 1 << 20, told).is_continue());

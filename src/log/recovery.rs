@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::commit::{CommitQueue, Placed};
 use super::format::SEGMENT_HEADER_BYTES;
 use super::gate::{Gate, disk::Disk};
+use super::pool::Pool;
 use super::reader::{Passed, Reader, Step, look_behind};
 use super::room::{Keeper, Reserves};
 use super::segment::{self, Segment, Spare};
@@ -80,8 +81,7 @@ impl Earlier<'_> {
         }
         let after = self.segments.partition_point(|segment| segment.base() <= lsn);
         match after.checked_sub(1).and_then(|index| self.segments.get(index)) {
-            // The one behind it exists, so this one is full.
-            Some(segment) => segment.read(lsn, after < self.segments.len(), use_of),
+            Some(segment) => segment.read(lsn, use_of),
             None => {
                 Err(Error::corrupt(Path::new("log"), 0, format_args!("no segment holds lsn {lsn}")))
             }
@@ -163,19 +163,12 @@ pub(crate) fn open(
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
     // 1. What is listed is there, and is what the manifest says it is.
+    let pool = Pool::new(Arc::clone(&seams.storage), sizes.map);
     let mut segments = Vec::with_capacity(manifest.segments.len());
     for listed in &manifest.segments {
-        let segment = Segment::open(storage, &log_dir, listed, manifest.store, Access::ReadWrite)?;
+        let segment = Segment::open(storage, &log_dir, listed, manifest.store, Access::Read)?;
         check_secrets(&segment, &manifest)?;
-        if !sizes.map {
-            segment.without_map();
-        }
-        // What the index covers isn't read now.
-        let is_sealed =
-            listed.end <= manifest.covered && segments.len() + 1 < manifest.segments.len();
-        let segment =
-            if is_sealed { segment.without_file(listed.end).unwrap_or(segment) } else { segment };
-        segments.push(Arc::new(segment));
+        segments.push(Arc::new(segment.pooled(&pool, listed.end).unwrap_or(segment)));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
     let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
@@ -196,6 +189,14 @@ pub(crate) fn open(
     let store_clock =
         StoreClock::open(Some(&note), scan.newest, limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
     // 6. A log that can be read; to write it, `begin_writing`.
+    if let Plan::Continue = plan {
+        // In these it will be written.
+        let ahead = segments.iter_mut().zip(&manifest.segments).skip(scan.last).take(2);
+        for (segment, listed) in ahead {
+            let open = Segment::open(storage, &log_dir, listed, manifest.store, Access::ReadWrite);
+            *segment = Arc::new(open?);
+        }
+    }
     let active = segments.get(scan.last).map_or_else(
         || Err(Error::corrupt(&manifest::path(dir), 0, "a manifest without segments")),
         |segment| Ok(Arc::clone(segment)),
@@ -248,6 +249,7 @@ pub(crate) fn open(
             manifest,
         }),
         segments: Mutex::new(Arc::new(segments)),
+        pool,
         unsettled_from,
         ahead: AtomicU64::new(0),
         store_clock,
@@ -267,7 +269,7 @@ pub(crate) fn open(
 fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
     let expected = segment.identity.encode(manifest.store, &manifest.secrets);
     let mut header = [0; SEGMENT_HEADER_BYTES];
-    storage::read_full_at(&*segment.file, &mut header, 0)
+    storage::read_full_at(&*segment.file()?, &mut header, 0)
         .map_err(|e| Error::io("reading", &segment.path, e))?;
     if header != expected {
         return Err(Error::corrupt(&segment.path, 0, "a segment header unlike the manifest"));
@@ -294,7 +296,7 @@ fn check_unlisted(
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
             greatest = number.max(greatest);
             if sizes.suits(bytes) {
-                spares.push((number, Spare { path, bytes, is_found: true }));
+                spares.push((number, Spare { path, bytes, is_found: true, file: None }));
             }
             continue;
         }
@@ -393,7 +395,7 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
         let end = manifest.clean.filter(|end| listed.base <= *end && *end < listed.end);
         let limit = end.unwrap_or(listed.end).since(listed.base);
         let start = manifest.covered.since(listed.base).max(SEGMENT_HEADER_BYTES as u64);
-        let mut reader = Reader::new(segment, start, limit);
+        let mut reader = Reader::new(segment, start, limit)?;
         let mut segment_ended = false;
         loop {
             scan.last = index;
@@ -456,7 +458,7 @@ pub(super) fn walk(
         }
         let start = from.since(base).max(SEGMENT_HEADER_BYTES as u64);
         let segment = reopen(item)?;
-        let mut reader = Reader::new(&segment, start, end.since(base));
+        let mut reader = Reader::new(&segment, start, end.since(base))?;
         loop {
             let offset = segment.offset(reader.lsn());
             match reader.next()? {
@@ -565,7 +567,7 @@ pub(super) fn check_nothing_behind(segment: &Segment, listed_end: Lsn, clean: Ls
 
 fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {
     let mut page = vec![0; usize::try_from(len).unwrap_or(0)];
-    storage::read_full_at(&*segment.file, &mut page, from)
+    storage::read_full_at(&*segment.file()?, &mut page, from)
         .map_err(|e| Error::io("reading", &segment.path, e))?;
     match page.iter().position(|&byte| byte != 0) {
         None => Ok(()),

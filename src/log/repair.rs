@@ -221,7 +221,7 @@ impl Salvage<'_> {
         let page = limits::PAGE_BYTES as u64;
         let bytes = self.bytes.max(least.saturating_add(2 * page).next_multiple_of(page));
         let number = u32::MAX - self.ordinal;
-        let spare = Spare::prepare(storage, &self.log_dir, number, bytes).map_err(only)?;
+        let mut spare = Spare::prepare(storage, &self.log_dir, number, bytes).map_err(only)?;
         let identity = Identity {
             ordinal: self.ordinal,
             base: self.base,
@@ -244,8 +244,9 @@ impl Salvage<'_> {
         if goes_on {
             Draft::segment_end().seal(&mut self.buffer, end, open.base(), &open.seal);
         }
-        storage::write_all_at(&*open.file, &self.buffer, SEGMENT_HEADER_BYTES as u64)
-            .and_then(|()| open.file.sync_data())
+        let file = open.file()?;
+        storage::write_all_at(&*file, &self.buffer, SEGMENT_HEADER_BYTES as u64)
+            .and_then(|()| file.sync_data())
             .map_err(|e| Error::io("writing", &open.path, e))?;
         self.buffer.clear();
         Ok(end)

@@ -10,7 +10,7 @@ use super::Log;
 use super::birth::{base_from, tokens_from};
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::recovery::{Plan, Uncovered, check_nothing_behind};
-use super::room::{KEPT_FREE, Keeper, Room};
+use super::room::{KEPT_FREE, Keeper, Leaving, Room};
 use super::segment::{self, Segment, Spare};
 use crate::limits;
 use crate::manifest::{Listed, Manifest};
@@ -130,17 +130,18 @@ impl Log {
         let mut copied: Vec<Copied> = Vec::with_capacity(parts.len());
         let mut spares = spares.into_iter();
         for (index, part) in parts.iter().enumerate() {
-            let Some(spare) = spares.next() else { break };
+            let Some(mut spare) = spares.next() else { break };
             let goes_on = index.saturating_add(1) < parts.len();
             let made = self.seams.draw_u64().and_then(|salt| {
                 let (ordinal, capacity) = (manifest.next_ordinal, spare.bytes);
                 let identity = Identity { ordinal, base, capacity, salt };
-                self.copy_to(&spare, identity, &manifest, covered, part, goes_on)
+                self.copy_to(&mut spare, identity, &manifest, covered, part, goes_on)
             });
             match made {
                 Ok(made) => copied.push(made),
                 Err(e) => {
-                    keeper.spares.push(spare);
+                    // One that has become a segment is none any more.
+                    keeper.spares.extend(Some(spare).filter(Spare::is_spare));
                     keeper.spares.extend(spares);
                     return Err(e);
                 }
@@ -185,7 +186,7 @@ impl Log {
     /// listed.
     fn copy_to(
         &self,
-        spare: &Spare,
+        spare: &mut Spare,
         identity: Identity,
         manifest: &Manifest,
         covered: Lsn,
@@ -207,13 +208,17 @@ impl Log {
             let end = segment.base().plus(start).plus(bytes.len() as u64);
             Draft::segment_end().seal(&mut bytes, end, covered, &segment.seal);
         }
-        storage::write_all_at(&*segment.file, &bytes, start)
-            .and_then(|()| segment.file.sync_data())
-            .map_err(|e| Error::io("copying to", &segment.path, e))
-            .map_err(|e| self.failed(storage::Failure::Poison(e)))?;
-        if !self.sizes.map {
-            segment.without_map();
-        }
+        // It is listed by nobody yet, and what is copied stands where it stood.
+        let file = segment.file()?;
+        storage::write_all_at(&*file, &bytes, start).and_then(|()| file.sync_data()).map_err(
+            |e| {
+                let copying = |e| Error::io("copying to", &segment.path, e);
+                self.failed(storage::Failure::scarce_or_poison(e, copying))
+            },
+        )?;
+        // Only the last one is written to again.
+        let pooled = if goes_on { segment.pooled(&self.pool, identity.listed().end) } else { None };
+        let segment = pooled.unwrap_or(segment);
         Ok(Copied { segment: Arc::new(segment), bytes, moved })
     }
 
@@ -224,7 +229,13 @@ impl Log {
             let copies: u64 = part.iter().map(copy_len).sum();
             let needed = copies.saturating_add(SEGMENT_HEADER_BYTES as u64);
             match self.spare_for_fork(keeper, needed.saturating_add(KEPT_FREE)) {
-                Ok(index) => taken.push(keeper.spares.remove(index)),
+                Ok(index) => {
+                    let mut spare = keeper.spares.remove(index);
+                    if taken.len() >= limits::OPEN_SPARES {
+                        spare.file = None;
+                    }
+                    taken.push(spare);
+                }
                 Err(e) => {
                     keeper.spares.append(&mut taken);
                     return Err(e);
@@ -331,14 +342,13 @@ impl Log {
                 let _ = storage.remove(&path);
             }
             let unlisted = segment::ordinal_of(&entry.name).filter(|ordinal| !listed(*ordinal));
-            leaving.extend(unlisted.filter(|_| entry.is_file));
+            let unlisted = unlisted.filter(|_| entry.is_file);
+            leaving.extend(unlisted.map(|ordinal| Leaving { ordinal, segment: None }));
         }
         let segments = Arc::clone(&self.segments.lock());
         for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
             let end = item.end.since(item.base);
-            // Not under a map that reaches further: whoever reads in it, at a place of before, would end the process.
-            let is_safe = end < item.capacity && (segment.is_map_only || segment.without_map());
-            if is_safe {
+            if end < item.capacity && segment.cut_to(end) {
                 let file = storage.open(&segment.path, storage::Access::ReadWrite);
                 let _ = file.and_then(|file| match file.len()? > end {
                     true => file.truncate(end),

@@ -310,12 +310,20 @@ pub(super) struct Keeper {
     pub(super) spares: Vec<Spare>,
     pub(super) spare_number: u32,
     /// Segments that left the list, and whose files may still be there, or come back after a power loss.
-    pub(super) leaving: Vec<u32>,
+    pub(super) leaving: Vec<Leaving>,
     /// The most that was reserved in the last stretch of time, and when the one began that lasts.
     pub(super) peak: u64,
     pub(super) peak_since: u64,
     /// What `begin_writing` does, or has done.
     pub(super) plan: Plan,
+}
+
+/// A segment whose file is to be removed.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) ordinal: u32,
+    /// Somebody may still read in it.
+    pub(super) segment: Option<Arc<Segment>>,
 }
 
 impl Sizes {
@@ -637,7 +645,11 @@ impl Log {
             }
             _ => e,
         });
-        keeper.spares.push(spare?);
+        let mut spare = spare?;
+        if keeper.spares.len() >= limits::OPEN_SPARES {
+            spare.file = None;
+        }
+        keeper.spares.push(spare);
         self.set_aside(keeper);
         Ok(())
     }
@@ -734,19 +746,15 @@ impl Log {
     /// the log's end.
     pub(super) fn is_usable(&self, keeper: &mut Keeper, index: usize) -> Result<bool> {
         let storage = &*self.seams.storage;
-        match keeper.spares.get_mut(index) {
-            Some(spare) if spare.is_found && !spare.is_zeros(storage)? => {
-                // If it stays, the next opening finds it again.
-                let _ = storage.remove(&keeper.spares.remove(index).path);
-                self.set_aside(keeper);
-                Ok(false)
-            }
-            Some(spare) => {
-                spare.is_found = false;
-                Ok(true)
-            }
-            None => Ok(false),
+        let Some(spare) = keeper.spares.get_mut(index) else { return Ok(false) };
+        if spare.is_found && !spare.is_zeros(storage)? {
+            // If it stays, the next opening finds it again.
+            let _ = storage.remove(&keeper.spares.remove(index).path);
+            self.set_aside(keeper);
+            return Ok(false);
         }
+        spare.is_found = false;
+        Ok(true)
     }
 
     /// Makes a spare the next segment and lists it, durably, before any LSN in it is taken. `instead`: of one that was
@@ -761,7 +769,7 @@ impl Log {
         match (&listed, instead) {
             (Err(_), Some(withdrawn)) => self.tail.lock().next = Some(withdrawn),
             (Ok(()), Some(withdrawn)) => {
-                keeper.leaving.push(withdrawn.identity.ordinal);
+                keeper.leaving.push(Leaving { ordinal: withdrawn.identity.ordinal, segment: None });
                 // If its file stays, the next drop tries again, or an opening.
                 let _ = self.remove_leaving(keeper);
             }
@@ -779,16 +787,16 @@ impl Log {
         self.prepare_switch(keeper)?;
         keeper.manifest.check_room(1).map_err(|e| e.at(&self.dir))?;
         let salt = self.seams.draw_u64()?;
-        let Some(spare) = keeper.spares.get(index) else {
+        let Keeper { manifest, spares, .. } = &mut *keeper;
+        let Some(spare) = spares.get_mut(index) else {
             return Err(Error::new(ErrorKind::Io, "a spare that isn't there was to be listed"));
         };
         let identity = Identity {
-            ordinal: keeper.manifest.next_ordinal,
-            base: keeper.manifest.extent,
+            ordinal: manifest.next_ordinal,
+            base: manifest.extent,
             capacity: spare.bytes,
             salt,
         };
-        let manifest = &keeper.manifest;
         let segment = spare
             .activate(
                 &*self.seams.storage,
@@ -807,12 +815,10 @@ impl Log {
         manifest.extent = manifest.extent.max(identity.listed().end);
         self.switch_to(keeper, manifest)?;
         let segment = Arc::new(segment);
-        if !self.sizes.map {
-            segment.without_map();
-        }
         let mut list = self.segments.lock();
         let mut segments: Vec<_> =
             list.iter().filter(|old| is_kept(old.identity.ordinal)).cloned().collect();
+        self.pool_full(&mut segments, &keeper.manifest.segments);
         segments.push(Arc::clone(&segment));
         *list = Arc::new(segments);
         drop(list);
@@ -822,6 +828,21 @@ impl Log {
         drop(tail);
         self.growth.note();
         Ok(())
+    }
+
+    /// Hands full segments to the pool: what follows them is durable, so they are, whole. Those before were handed over
+    /// when they were.
+    fn pool_full(&self, segments: &mut [Arc<Segment>], listed: &[Listed]) {
+        let durable = self.durable();
+        let count = segments.iter().take_while(|segment| segment.base() < durable).count();
+        let full = segments.get_mut(..count.saturating_sub(1)).unwrap_or_default();
+        for segment in full.iter_mut().rev() {
+            let item = listed.iter().rfind(|item| item.ordinal == segment.identity.ordinal);
+            let Some(pooled) = item.and_then(|item| segment.pooled(&self.pool, item.end)) else {
+                return;
+            };
+            *segment = Arc::new(pooled);
+        }
     }
 
     /// Tells the tail how much room the spares hold.

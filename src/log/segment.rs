@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::pool::{Bytes, Pool, Pooled};
 use crate::limits;
 use crate::manifest::{Listed, Secrets};
 use crate::record::{self, Record, Seal};
-use crate::storage::{self, Access, Failure, File, Map, MappedFile, Storage};
+use crate::storage::{self, Access, Failure, File, Storage};
 use crate::types::{Lsn, StoreId};
 use crate::{Error, Result};
 
@@ -22,11 +23,16 @@ pub(crate) struct Segment {
     pub(crate) identity: Identity,
     pub(crate) seal: Seal,
     pub(crate) path: PathBuf,
-    pub(crate) file: Arc<dyn File>,
-    /// Whether `file` is but the map.
-    pub(crate) is_map_only: bool,
-    /// Set once nothing will be written to it any more; asked for once.
-    map: crate::sync::OnceLock<Option<Arc<dyn Map>>>,
+    source: Source,
+}
+
+/// Where its bytes come from.
+#[derive(Debug)]
+enum Source {
+    /// It is written to, or will be; or it was opened to be read through once.
+    File(Arc<dyn File>),
+    /// Nothing is written to it any more.
+    Pooled(Pooled),
 }
 
 /// A prepared file of zeros.
@@ -36,6 +42,8 @@ pub(crate) struct Spare {
     pub(crate) bytes: u64,
     /// An opening found it: whether it is zeros still is to be seen before it is used.
     pub(crate) is_found: bool,
+    /// So that it becomes a segment though no descriptor is left.
+    pub(crate) file: Option<Arc<dyn File>>,
 }
 
 const SPARE_PREFIX: &str = "spare-";
@@ -86,14 +94,28 @@ impl Spare {
             let _ = storage.remove(&draft);
             return Err(Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)));
         }
-        Ok(Spare { path, bytes, is_found: false })
+        Ok(Spare { path, bytes, is_found: false, file: Some(file) })
+    }
+
+    /// Whether it has the name of one still.
+    pub(crate) fn is_spare(&self) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        name.and_then(Spare::number_of).is_some()
+    }
+
+    fn file(&mut self, storage: &dyn Storage) -> Result<Arc<dyn File>> {
+        if let Some(file) = &self.file {
+            return Ok(Arc::clone(file));
+        }
+        let file = storage
+            .open(&self.path, Access::ReadWrite)
+            .map_err(|e| Error::io("opening", &self.path, e))?;
+        Ok(Arc::clone(self.file.insert(file)))
     }
 
     /// Whether it is zeros, as it was prepared.
-    pub(crate) fn is_zeros(&self, storage: &dyn Storage) -> Result<bool> {
-        let file = storage
-            .open(&self.path, Access::Read)
-            .map_err(|e| Error::io("opening", &self.path, e))?;
+    pub(crate) fn is_zeros(&mut self, storage: &dyn Storage) -> Result<bool> {
+        let file = self.file(storage)?;
         let mut window = vec![0; 1 << 16];
         let mut at = 0;
         while at < self.bytes {
@@ -110,7 +132,7 @@ impl Spare {
 
     /// Gives the spare a header and its name as a segment. Durable on return, but not listed.
     pub(crate) fn activate(
-        &self,
+        &mut self,
         storage: &dyn Storage,
         log_dir: &Path,
         identity: Identity,
@@ -118,14 +140,15 @@ impl Spare {
         secrets: &Secrets,
     ) -> Result<Segment, Failure> {
         let path = log_dir.join(file_name(identity.ordinal));
-        let file = storage
-            .open(&self.path, Access::ReadWrite)
-            .map_err(|e| Failure::Before(Error::io("opening", &self.path, e)))?;
+        let file = self.file(storage).map_err(Failure::Before)?;
+        let activating = |e| Error::io("activating", &path, e);
+        // Until a manifest lists it, nothing hangs on it: the next try writes the header anew.
         storage::write_all_at(&*file, &identity.encode(store, secrets), 0)
             .and_then(|()| file.sync_data())
             .and_then(|()| storage.rename(&self.path, &path))
-            .and_then(|()| storage.sync_dir(log_dir))
-            .map_err(|e| Failure::Poison(Error::io("activating", &path, e)))?;
+            .map_err(|e| Failure::scarce_or_poison(e, activating))?;
+        self.path.clone_from(&path);
+        storage.sync_dir(log_dir).map_err(|e| Failure::Poison(activating(e)))?;
         Ok(Segment::new(identity, store, path, file))
     }
 }
@@ -143,9 +166,7 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
 
 impl Segment {
     fn new(identity: Identity, store: StoreId, path: PathBuf, file: Arc<dyn File>) -> Self {
-        let seal = identity.seal(store);
-        let map = crate::sync::OnceLock::new();
-        Segment { identity, seal, path, file, is_map_only: false, map }
+        Segment { identity, seal: identity.seal(store), path, source: Source::File(file) }
     }
 
     /// A segment whose header nobody has looked at.
@@ -155,9 +176,7 @@ impl Segment {
         path: PathBuf,
         file: Arc<dyn File>,
     ) -> Self {
-        let segment = Segment::new(identity, store, path, file);
-        segment.without_map();
-        segment
+        Segment::new(identity, store, path, file)
     }
 
     /// Opens a listed segment and checks that it is the one listed.
@@ -195,18 +214,40 @@ impl Segment {
         Ok(Segment::new(found.1, store, path, file))
     }
 
-    /// The same, read through a map of what lies below its listed `end`: nothing is written there any more, and it is
-    /// durable. A map needs no open file beside it, so a log may have more segments than a process may open files.
-    /// `None` where it can't be mapped.
-    pub(crate) fn without_file(&self, end: Lsn) -> Option<Segment> {
-        let len = self.offset(end);
-        // There may be one already.
-        let map = self.map.get().cloned().unwrap_or_else(|| self.file.map(len).ok())?;
-        let file = Arc::new(MappedFile::new(Arc::clone(&map), len));
-        let mut segment = Segment::new(self.identity, self.seal.store, self.path.clone(), file);
-        segment.is_map_only = true;
-        let _ = segment.map.set(Some(map));
-        Some(segment)
+    /// The same, handed to the pool: nothing is written below its listed `end` any more, and all of it is durable.
+    /// `None` if it was.
+    pub(crate) fn pooled(&self, pool: &Arc<Pool>, end: Lsn) -> Option<Segment> {
+        let Source::File(file) = &self.source else { return None };
+        let source = Source::Pooled(pool.take(&self.path, self.offset(end), Arc::clone(file)));
+        Some(Segment { identity: self.identity, seal: self.seal, path: self.path.clone(), source })
+    }
+
+    /// Its file, to be written to or read by calls.
+    pub(crate) fn file(&self) -> Result<Arc<dyn File>> {
+        match &self.source {
+            Source::File(file) => Ok(Arc::clone(file)),
+            Source::Pooled(pooled) => {
+                pooled.file().map_err(|e| Error::io("opening", &self.path, e))
+            }
+        }
+    }
+
+    /// Keeps it readable for whoever holds it: its file is about to be removed.
+    pub(crate) fn pin(&self) -> Result<()> {
+        match &self.source {
+            Source::File(_) => Ok(()),
+            Source::Pooled(pooled) => {
+                pooled.pin().map_err(|e| Error::io("keeping open", &self.path, e))
+            }
+        }
+    }
+
+    /// Whether what lies behind file offset `end` may be cut off: not under a map that reaches further.
+    pub(crate) fn cut_to(&self, end: u64) -> bool {
+        match &self.source {
+            Source::File(_) => true,
+            Source::Pooled(pooled) => pooled.cut_to(end),
+        }
     }
 
     pub(crate) fn base(&self) -> Lsn {
@@ -218,26 +259,41 @@ impl Segment {
         lsn.since(self.base())
     }
 
-    /// Reads the record at `lsn`, which lies wholly in what was written. `sealed`: nothing more will be.
+    /// Reads the record at `lsn`, which lies wholly in what was written.
     pub(crate) fn read<T>(
         &self,
         lsn: Lsn,
-        sealed: bool,
+        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let pooled = match &self.source {
+            Source::File(file) => return self.read_by_calls(&**file, lsn, use_of),
+            Source::Pooled(pooled) => pooled,
+        };
+        let map = match pooled.bytes().map_err(|e| Error::io("opening", &self.path, e))? {
+            Bytes::File(file) => return self.read_by_calls(&*file, lsn, use_of),
+            Bytes::Map(map) => map,
+        };
+        let offset = self.offset(lsn);
+        let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
+        let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
+        let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
+        let bytes = map.bytes(offset, head.len()).unwrap_or_default();
+        use_of(Record::parse(bytes, lsn, &self.seal).map_err(corrupt)?)
+    }
+
+    /// The same, of its file: where the device can't give something, that fails.
+    pub(crate) fn read_by_calls<T>(
+        &self,
+        file: &dyn File,
+        lsn: Lsn,
         use_of: impl FnOnce(Record<'_>) -> Result<T>,
     ) -> Result<T> {
         let offset = self.offset(lsn);
         let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
-        let map = if sealed { self.map() } else { None };
-        if let Some(map) = map {
-            let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
-            let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
-            let bytes = map.bytes(offset, head.len()).unwrap_or_default();
-            return use_of(Record::parse(bytes, lsn, &self.seal).map_err(corrupt)?);
-        }
         // One read for most records: header and body together.
         let mut bytes = vec![0; 1024];
         let read = |bytes: &mut [u8]| {
-            storage::read_full_at(&*self.file, bytes, offset)
+            storage::read_full_at(file, bytes, offset)
                 .map_err(|e| Error::io("reading", &self.path, e).offset_at(offset))
         };
         let have = read(&mut bytes)?;
@@ -249,17 +305,6 @@ impl Segment {
             bytes.truncate(have);
         }
         use_of(Record::parse(&bytes, lsn, &self.seal).map_err(corrupt)?)
-    }
-
-    fn map(&self) -> Option<&Arc<dyn Map>> {
-        // Where mapping fails, plain reads serve: the format is the same.
-        let map = || self.file.len().and_then(|len| self.file.map(len)).ok();
-        self.map.get_or_init(map).as_ref()
-    }
-
-    /// Has no map made, ever. Whether there is none.
-    pub(crate) fn without_map(&self) -> bool {
-        self.map.get_or_init(|| None).is_none()
     }
 }
 

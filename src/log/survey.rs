@@ -156,7 +156,7 @@ fn read(part: &Part, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
         }
         Ok(())
     })?;
-    let file_end = segment.file.len().map_err(|e| Error::io("reading", &segment.path, e))?;
+    let file_end = segment.file()?.len().map_err(|e| Error::io("reading", &segment.path, e))?;
     read.is_short = file_end < segment.identity.capacity;
     let Some((first, _, _)) = bad.first() else { return Ok(read) };
     let behind = look_behind(segment, *first, limit)?;
@@ -619,7 +619,7 @@ pub(super) fn walk(
     limit: u64,
     told: &mut dyn FnMut(Found<'_>) -> Result<()>,
 ) -> Result<()> {
-    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit)?;
     let mut gap: Option<(u64, Bad)> = None;
     loop {
         let at = segment.offset(reader.lsn());

@@ -102,7 +102,7 @@ impl Switch {
                 self.rename()?;
                 false
             }
-            Err(e) => return Err(poison("exchanging", &next, e)),
+            Err(e) => return Err(scarce_or_poison("exchanging", &next, e)),
         };
         self.sync_dir()?;
         let stood = std::mem::replace(&mut self.standing, self.next.take());
@@ -127,13 +127,17 @@ impl Switch {
         debug_assert!(content.len() <= *bytes);
         content.resize(content.len().max(*bytes), 0);
         let next = next_path(&self.dir);
-        storage::write_all_at(&**file, &content, 0).map_err(|e| poison("writing", &next, e))?;
-        file.sync_data().map_err(|e| poison("syncing", &next, e))
+        // It is the next one's file still: whatever stands in it counts for nothing, and the next try writes all of it.
+        storage::write_all_at(&**file, &content, 0)
+            .map_err(|e| scarce_or_poison("writing", &next, e))?;
+        file.sync_data().map_err(|e| scarce_or_poison("syncing", &next, e))
     }
 
     fn rename(&self) -> Result<(), Failure> {
         let next = next_path(&self.dir);
-        self.storage.rename(&next, &path(&self.dir)).map_err(|e| poison("renaming", &next, e))
+        self.storage
+            .rename(&next, &path(&self.dir))
+            .map_err(|e| scarce_or_poison("renaming", &next, e))
     }
 
     fn sync_dir(&self) -> Result<(), Failure> {
@@ -162,6 +166,10 @@ pub(crate) fn check_standing(storage: &dyn Storage, dir: &Path) -> Result<(), Fa
 
 fn before(doing: &str, path: &Path, e: std::io::Error) -> Failure {
     Failure::Before(Error::io(doing, path, e))
+}
+
+fn scarce_or_poison(doing: &str, path: &Path, e: std::io::Error) -> Failure {
+    Failure::scarce_or_poison(e, |e| Error::io(doing, path, e))
 }
 
 fn poison(doing: &str, path: &Path, e: std::io::Error) -> Failure {
@@ -410,6 +418,7 @@ mod tests {
         for errno in [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::PERM] {
             assert!(matches!(attempt(errno), (Ok(()), 2, 1)), "{errno}");
         }
+        assert!(matches!(attempt(Errno::NOMEM), (Err(Failure::Before(_)), 1, 0)));
         for errno in [Errno::IO, Errno::NOSPC, Errno::NOENT, Errno::ROFS, Errno::ACCESS] {
             assert!(matches!(attempt(errno), (Err(Failure::Poison(_)), 1, 0)), "{errno}");
         }

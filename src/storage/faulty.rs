@@ -84,6 +84,8 @@ pub(crate) enum Calls {
     Changing,
     /// Those that take a file descriptor.
     Opening,
+    /// Those that take memory of the system: descriptors and maps.
+    Taking,
     Of(Class),
 }
 
@@ -93,6 +95,7 @@ impl Calls {
             Calls::Any => true,
             Calls::Changing => class.changes(),
             Calls::Opening => class.opens(),
+            Calls::Taking => class.opens() || class == Class::Map,
             Calls::Of(one) => one == class,
         }
     }
@@ -127,6 +130,7 @@ impl Failure {
     pub(crate) const FULL: Failure = Failure::Errno(rustix::io::Errno::NOSPC.raw_os_error());
     pub(crate) const TOO_MANY_OPEN: Failure =
         Failure::Errno(rustix::io::Errno::MFILE.raw_os_error());
+    pub(crate) const NO_MEMORY: Failure = Failure::Errno(rustix::io::Errno::NOMEM.raw_os_error());
     pub(crate) const INTERRUPTED: Failure = Failure::Errno(rustix::io::Errno::INTR.raw_os_error());
 
     fn error(self) -> io::Error {
@@ -437,6 +441,10 @@ impl Storage for FaultyStorage {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.script.run(Call::of(Class::SyncDir, dir), |_| self.inner.sync_dir(dir))
+    }
+
+    fn files_max(&self) -> Option<u64> {
+        self.inner.files_max()
     }
 
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {

@@ -8,12 +8,10 @@
 pub(crate) mod faulty;
 pub(crate) mod fork;
 mod map;
-mod mapped;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod memory;
 mod os;
 
-pub(crate) use mapped::MappedFile;
 pub(crate) use os::OsStorage;
 
 use std::fmt;
@@ -64,6 +62,9 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// How many files this process may have open, where that is limited.
+    fn files_max(&self) -> Option<u64>;
 
     /// Whether `dir` lies on a file system without dependable locks and flushes (NFS, SMB, FUSE …):
     /// its name if so.
@@ -149,14 +150,24 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// How preparing something failed that nothing hangs on yet: only a full disk is harmless. A device that
-    /// fails here will fail elsewhere.
+    /// How preparing something failed that nothing hangs on yet: a full disk is harmless, and so is a want of memory. A
+    /// device that fails here will fail elsewhere.
     pub(crate) fn full_or_poison(
         e: io::Error,
         error: impl FnOnce(io::Error) -> crate::Error,
     ) -> Self {
         let is_full = crate::error::is_full(&e);
-        if is_full { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
+        if is_full { Failure::Before(error(e)) } else { Failure::scarce_or_poison(e, error) }
+    }
+
+    /// How a step failed before which nothing counts, and whose room was taken beforehand: only a want of memory is
+    /// harmless.
+    pub(crate) fn scarce_or_poison(
+        e: io::Error,
+        error: impl FnOnce(io::Error) -> crate::Error,
+    ) -> Self {
+        let is_scarce = Errno::from_io_error(&e) == Some(Errno::NOMEM);
+        if is_scarce { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
     }
 }
 

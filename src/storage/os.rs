@@ -213,6 +213,10 @@ impl Storage for OsStorage {
         sync_dir(open_dir(from.as_fd(), name)?.as_fd())
     }
 
+    fn files_max(&self) -> Option<u64> {
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+    }
+
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         let (from, name) = self.at(dir)?;
         network_fs(open_dir(from.as_fd(), name)?.as_fd())

@@ -98,6 +98,8 @@ pub enum DiskFault {
     Full,
     /// The process has too many open files (`EMFILE`); only calls that open one count, and fail.
     TooManyOpen,
+    /// The system has no memory for it (`ENOMEM`); only calls that open or map something count, and fail.
+    NoMemory,
     /// The file system is mounted read-only (`EROFS`).
     ReadOnly,
     /// No permission (`EACCES`).
@@ -112,7 +114,11 @@ pub enum DiskFault {
 
 impl DiskFault {
     fn calls(self) -> Calls {
-        if self == DiskFault::TooManyOpen { Calls::Opening } else { Calls::Any }
+        match self {
+            DiskFault::TooManyOpen => Calls::Opening,
+            DiskFault::NoMemory => Calls::Taking,
+            _ => Calls::Any,
+        }
     }
 
     fn effect(self) -> Effect {
@@ -122,6 +128,7 @@ impl DiskFault {
             DiskFault::Io => errno(Errno::IO),
             DiskFault::Full => errno(Errno::NOSPC),
             DiskFault::TooManyOpen => errno(Errno::MFILE),
+            DiskFault::NoMemory => errno(Errno::NOMEM),
             DiskFault::ReadOnly => errno(Errno::ROFS),
             DiskFault::Denied => errno(Errno::ACCESS),
             DiskFault::Interrupted => errno(Errno::INTR),
@@ -747,6 +754,11 @@ impl Sim {
 
     pub fn fail_read(&self, after: u64, fault: DiskFault) {
         self.inject(Fault::once(Calls::Of(Class::Read), after, fault.effect()));
+    }
+
+    /// Nothing can be mapped any more.
+    pub fn fail_maps(&self) {
+        self.inject(Fault::from(Calls::Of(Class::Map), 0, DiskFault::NoMemory.effect()));
     }
 
     /// The next sync of a file waits until the gate opens.

@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{errors, process, room, time};
+use crate::{errors, process, room, scarcity, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -28,6 +28,9 @@ fn plays_its_role() {
         ("pairs", round) => pairs(dir, round),
         ("hold", _) => process::hold(dir),
         ("open", _) => process::open(dir),
+        ("few-files", free) => scarcity::few_files(dir, free),
+        ("many-segments", _) => scarcity::many_segments(dir),
+        ("no-thread", more) => scarcity::no_thread(dir, more),
         ("as-owner", _) => process::as_owner(dir),
         ("later", _) => time::later(dir),
         ("fork", _) => process::fork(dir),

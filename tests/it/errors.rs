@@ -114,6 +114,7 @@ fn what_the_system_refuses_is_said_with_its_remedy() {
         (DiskFault::ReadOnly, "read-only: "),
         (DiskFault::Denied, "no permission: "),
         (DiskFault::TooManyOpen, "too many open files: "),
+        (DiskFault::NoMemory, "no memory left: "),
     ] {
         let sim = Sim::small(7);
         drop(sim.open_with(tiny()).unwrap());

@@ -87,6 +87,13 @@ fn check_typed(failed: &Failed, fault: DiskFault, context: &str) {
     assert!(failed.message.contains('/'), "{context}: {failed:?}");
 }
 
+/// What the system had no descriptor or memory for has changed nothing, and is no reason to write no more.
+fn check_harmless(store: Option<&Store>, fault: DiskFault, context: &str) {
+    if matches!(fault, DiskFault::TooManyOpen | DiskFault::NoMemory) {
+        assert!(store.is_none_or(|store| store.health() == Health::Writable), "{context}");
+    }
+}
+
 /// Runs a workload with the call number `n` failing; `false`: it never came to that.
 fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> bool {
     let context = format!("{name}, {fault:?} at call {n}, lasting: {lasting}");
@@ -106,6 +113,7 @@ fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> b
             continue;
         };
         failures += 1;
+        check_harmless(world.store.as_ref(), fault, &context);
         check_typed(&failed, fault, &format!("{context}, {next:?}"));
         // Nothing was written of it: the very next try goes well, without reopening. But an ending that failed
         // on a call before its write gives its guard back; a store that did not open is opened again.
@@ -127,7 +135,8 @@ fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> b
             return false;
         }
         // It was of no consequence: what is done ahead of need. But if it lasts, the next one is.
-        if lasting && fault != DiskFault::TooManyOpen {
+        check_harmless(world.store.as_ref(), fault, &context);
+        if lasting && !matches!(fault, DiskFault::TooManyOpen | DiskFault::NoMemory) {
             assert!(world.run_one(&Op::Mark("last".to_owned(), Sync)).is_err(), "{context}");
         }
     }
@@ -170,7 +179,7 @@ fn sweep(fault: DiskFault, lasting: bool) -> u64 {
 
 #[test]
 fn any_call_that_fails_once_is_a_typed_error_and_loses_nothing() {
-    let faults = [DiskFault::Io, DiskFault::Full, DiskFault::TooManyOpen];
+    let faults = [DiskFault::Io, DiskFault::Full, DiskFault::TooManyOpen, DiskFault::NoMemory];
     let points: u64 = faults.map(|fault| sweep(fault, false)).into_iter().sum();
     println!("calls failing once: {points} fault points, {} reopenings", points * 2);
     assert!(points > 200);
@@ -178,7 +187,7 @@ fn any_call_that_fails_once_is_a_typed_error_and_loses_nothing() {
 
 #[test]
 fn calls_that_fail_from_some_moment_on_are_typed_errors_and_lose_nothing() {
-    let faults = [DiskFault::Io, DiskFault::TooManyOpen, DiskFault::ReadOnly];
+    let faults = [DiskFault::Io, DiskFault::TooManyOpen, DiskFault::NoMemory, DiskFault::ReadOnly];
     let points: u64 = faults.map(|fault| sweep(fault, true)).into_iter().sum();
     println!("calls failing for good: {points} fault points, {} reopenings", points * 2);
     assert!(points > 200);

@@ -58,6 +58,8 @@ mod room;
 mod moved;
 /// The programs that the API was designed by.
 mod programs;
+/// No descriptor left, no thread to be had, no memory for a map.
+mod scarcity;
 /// Tiny workloads as data, and what a crash may leave of them.
 mod script;
 /// What is shown of a key, in words and in walks.

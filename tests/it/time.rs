@@ -72,6 +72,7 @@ fn store_time_is_never_before_a_record() {
     assert!(store.get("late").unwrap().is_none() && store.get("early").unwrap().is_some());
     sim.advance(HOUR / 3);
     assert!(store.get("early").unwrap().is_none());
+}
 
 /// The role of a process in a time namespace whose boot clock is eleven days ahead.
 pub(crate) fn later(dir: &Path) {

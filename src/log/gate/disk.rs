@@ -109,6 +109,10 @@ impl Storage for Disk {
         self.inner.sync_dir(dir)
     }
 
+    fn files_max(&self) -> Option<u64> {
+        self.inner.files_max()
+    }
+
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         self.inner.network_fs(dir)
     }

@@ -87,7 +87,7 @@ impl Still {
     fn records_end(&self, listed: &Listed) -> u64 {
         let segment = self.segment(listed);
         let limit = listed.end.since(listed.base);
-        let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
+        let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit).unwrap();
         while let Step::Record(..) = reader.next().unwrap() {}
         segment.offset(reader.lsn())
     }

@@ -320,6 +320,10 @@ impl Storage for MemoryStorage {
         disk.sync_dir(at)
     }
 
+    fn files_max(&self) -> Option<u64> {
+        None
+    }
+
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);

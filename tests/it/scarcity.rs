@@ -1,0 +1,259 @@
+//! No descriptor left, no thread to be had, no memory for a map: at every call of a store's life.
+//!
+//! What must hold: a typed error before any effect; the store stays writable, and the same call goes well as soon as there
+//! are some again; claims in flight end; descriptors and maps are bounded whatever the number of segments.
+
+use crate::child::{child, small};
+use onlyonce::testing::Sim;
+use onlyonce::{
+    Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Result, Store, admin::Health,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+/// Sets how much of a resource this process may use from now on.
+fn limit(resource: Resource, most: Option<u64>) {
+    let maximum = getrlimit(resource).maximum;
+    let current = most.map(|most| most.min(maximum.unwrap_or(u64::MAX))).or(maximum);
+    setrlimit(resource, Rlimit { current, maximum }).unwrap();
+}
+
+const FILES: u64 = 128;
+
+/// Takes all descriptors but so many.
+fn leave(free: usize) -> Vec<File> {
+    let first = File::open("/dev/null").unwrap();
+    let mut taken = Vec::new();
+    while let Ok(file) = first.try_clone() {
+        taken.push(file);
+    }
+    taken.push(first);
+    taken.truncate(taken.len().saturating_sub(free));
+    taken
+}
+
+/// Makes a call with so many descriptors free, and, if it fails for want of them, again with all.
+fn call<T>(free: usize, what: &str, store: Option<&Store>, call: impl Fn() -> Result<T>) -> T {
+    let taken = leave(free);
+    let done = call();
+    drop(taken);
+    if let Some(store) = store {
+        assert_eq!(store.health(), Health::Writable, "{free} free: {what}");
+    }
+    done.unwrap_or_else(|e| {
+        check_scarce(&e, &format!("{free} free: {what}"));
+        call().unwrap_or_else(|e| panic!("{free} free: {what}: {e:?}"))
+    })
+}
+
+fn check_scarce(e: &Error, context: &str) {
+    assert_eq!(e.kind(), ErrorKind::Io, "{context}: {e:?}");
+    assert!(e.to_string().contains("too many open files"), "{context}: {e}");
+    assert!(e.path().is_some(), "{context}: {e:?}");
+}
+
+fn claim(store: &Store, key: &str) -> Result<ClaimGuard> {
+    store.claim(key).map(|claim| match claim {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{key}: {other}"),
+    })
+}
+
+/// The role of a process whose descriptors run out: a life of a store, each of its calls with so many free.
+pub(crate) fn few_files(dir: &Path, free: &str) {
+    let free: usize = free.parse().unwrap();
+    limit(Resource::Nofile, Some(FILES));
+    let keys = dir.join("keys");
+    let is_manual = free % 2 == 0;
+    let builder = || small().manual_maintenance(is_manual).map(free % 3 != 0);
+    let mut known = Vec::new();
+    let mut store = call(free, "birth", None, || builder().open_or_create(&keys));
+    for round in 0..3 {
+        let first = call(free, "claim", Some(&store), || claim(&store, &format!("first {round}")));
+        let mut waiting = vec![first];
+        // Through several segments, some claims being in flight all the while.
+        for n in 0..160 {
+            let key = format!("{round} {n:0>900}");
+            let op = Operation::new(&key).durability(Durability::Flush);
+            let _ = call(free, "mark", Some(&store), || store.mark(&op));
+            known.push(key);
+            if n % 40 == 7 {
+                waiting.push(claim(&store, &format!("waiting {round} {n}")).unwrap());
+            }
+            if n % 16 == 3 {
+                let _ = call(free, "step", Some(&store), || store.step());
+            }
+        }
+        for claim in waiting {
+            known.push(claim.key().to_string());
+            let taken = leave(free);
+            let ended = claim.complete("done");
+            drop(taken);
+            ended.unwrap_or_else(|e| panic!("{free} free: a claim in flight can't end: {e:?}"));
+        }
+        call(free, "checkpoint and merge", Some(&store), || store.merge_index());
+        for key in known.iter().step_by(37) {
+            let found = call(free, "get", Some(&store), || store.get(key.as_str()));
+            assert!(found.is_some(), "{free} free: {key}");
+        }
+        let walk = || store.iter().collect::<Result<Vec<_>>>().map(|met| met.len());
+        assert!(call(free, "walk", Some(&store), walk) >= known.len());
+        for key in known.iter().filter(|key| key.ends_with('3')) {
+            assert!(call(free, "forget", Some(&store), || store.forget(key.as_str())));
+        }
+        known.retain(|key| !key.ends_with('3'));
+        let compact = || store.compact(u64::MAX);
+        assert!(call(free, "compaction", Some(&store), compact).is_complete());
+        call(free, "index made again", Some(&store), || store.rebuild_index());
+        let verify = || store.verify().map(|found| assert!(found.damages.is_empty(), "{found:?}"));
+        call(free, "verify", Some(&store), verify);
+        let _ = store.mark(Operation::new(("tail", round)).durability(Durability::Flush)).unwrap();
+        if is_manual {
+            // As a kill would leave it: nobody changes the files while they are copied.
+            let killed = dir.join(format!("killed-{round}"));
+            crate::moved::copy(&keys, &killed);
+            let recovered = call(free, "recovery", None, || builder().open(&killed));
+            let _ = call(free, "after recovery", Some(&recovered), || recovered.mark("new"));
+            assert!(known.iter().all(|key| recovered.get(key.as_str()).unwrap().is_some()));
+            drop(recovered);
+            std::fs::remove_dir_all(&killed).unwrap();
+        }
+        let taken = leave(free);
+        let closed = store.close(Duration::ZERO);
+        drop(taken);
+        if let Err(e) = closed {
+            check_scarce(&e, &format!("{free} free: close"));
+        }
+        store = call(free, "open", None, || builder().open(&keys));
+    }
+    assert!(known.iter().all(|key| store.get(key.as_str()).unwrap().is_some()));
+    println!("fine");
+}
+
+fn check_role(role: &str, dir: &Path, prepare: impl FnOnce(&mut std::process::Command)) {
+    let mut child = child(role, dir);
+    prepare(&mut child);
+    let output = child.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("fine"), "{role}: {told}\n{errors}");
+}
+
+#[test]
+fn with_few_descriptors_free_each_call_fails_before_any_effect_or_goes_well() {
+    for free in 0..=20 {
+        let dir = tempfile::tempdir().unwrap();
+        check_role(&format!("few-files:{free}"), dir.path(), |_| {});
+    }
+}
+
+/// The role of a process with many segments and few descriptors.
+pub(crate) fn many_segments(dir: &Path) {
+    limit(Resource::Nofile, Some(FILES));
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for map in [false, true] {
+        let keys = dir.join(format!("keys-{map}"));
+        let builder = || small().segment_bytes(32 << 10).map(map).manual_maintenance(true);
+        let mut store = builder().open_or_create(&keys).unwrap();
+        let key = |n: u64| format!("{n:0>4000}");
+        let many = 3 * FILES * 6;
+        let mut most = 0;
+        for n in 0..many {
+            let op = Operation::new(key(n)).durability(Durability::Lazy);
+            assert!(store.mark(op).unwrap().is_first());
+            most = most.max(open() - before);
+        }
+        assert!(store.stats().segments as u64 > 2 * FILES, "{}", store.stats().segments);
+        for _ in 0..2 {
+            for n in (0..many).chain((0..many).rev().step_by(7)) {
+                assert!(store.get(key(n)).unwrap().is_some());
+                most = most.max(open() - before);
+            }
+            let walked = store.iter().inspect(|_| most = most.max(open() - before)).count();
+            assert_eq!(walked as u64, many);
+            drop(store);
+            store = builder().open(&keys).unwrap();
+        }
+        // A sixth of what the process may have, and what a small store has open.
+        assert!(most < 40, "{most} open, map: {map}");
+        println!("most: {most} (map: {map})");
+    }
+    println!("fine");
+}
+
+#[test]
+fn descriptors_are_bounded_whatever_the_number_of_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    check_role("many-segments", dir.path(), |_| {});
+}
+
+/// Whoever walks reads on in what compaction took away meanwhile, mapped or not, however little may be open.
+#[test]
+fn a_walk_reads_on_in_segments_that_left_the_log() {
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = small().map(map).open_or_create(dir.path()).unwrap();
+        let key = |n: u64| format!("{n:0>900}");
+        for n in 0..300 {
+            let op = Operation::new(key(n)).durability(Durability::Flush);
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        let mut met = 0;
+        for found in store.iter() {
+            found.unwrap();
+            met += 1;
+            if met % 100 == 10 {
+                assert!(store.compact(u64::MAX).unwrap().is_complete());
+            }
+        }
+        assert_eq!(met, 300);
+    }
+}
+
+/// The role of a process that can start no thread, or one alone.
+pub(crate) fn no_thread(dir: &Path, more: &str) {
+    drop(small().open_or_create(dir).unwrap());
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    limit(Resource::As, Some(pages * 4096 + (more.parse::<u64>().unwrap() << 20)));
+    let error = small().open(dir).unwrap_err();
+    limit(Resource::As, None);
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Io, Some(dir)), "{error:?}");
+    for words in ["starting a background thread", "no thread or memory left"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Nothing is left of that opening.
+    let store = small().open(dir).unwrap();
+    assert!(store.stats().opening.was_clean && store.mark("k").unwrap().is_first());
+    println!("fine");
+}
+
+#[test]
+fn an_opening_that_gets_no_thread_is_undone() {
+    for more in [64, 192] {
+        let dir = tempfile::tempdir().unwrap();
+        let stack = (128_u64 << 20).to_string();
+        let role = format!("no-thread:{more}");
+        check_role(&role, dir.path(), |child| {
+            child.env("RUST_MIN_STACK", stack);
+        });
+    }
+}
+
+#[test]
+fn where_nothing_can_be_mapped_the_store_works_without() {
+    let sim = Sim::small(7);
+    sim.fail_maps();
+    let store = sim.open().unwrap();
+    for n in 0..300_u64 {
+        assert!(store.mark((n, "k".repeat(900))).unwrap().is_first());
+    }
+    store.merge_index().unwrap();
+    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    assert!((0..300_u64).all(|n| store.get((n, "k".repeat(900))).unwrap().is_some()));
+    store.close(Duration::ZERO).unwrap();
+    assert_eq!(sim.open().unwrap().iter().filter_map(Result::ok).count(), 300);
+}
