@@ -86,7 +86,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The store was closed.
     Closed,
-    /// This process is a fork of the one that opened the store. Open it anew, or use it in the parent.
+    /// This process is a fork of the one that opened the store. Use it in the parent, or open it anew here once the parent
+    /// has closed it or ended.
     Forked,
     /// No room. Nothing was done; free some space and call again, without reopening.
     StorageFull,

@@ -61,8 +61,7 @@ impl std::ops::Deref for Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if self.engine.is_foreign() {
-            // The thread and the lock are the parent's.
-            self.engine.abandon();
+            // The threads are the parent's. Descriptors know by themselves that they are, too.
             std::mem::forget(std::mem::take(&mut *self.threads.lock()));
             return;
         }

@@ -411,11 +411,6 @@ impl Engine {
         }
     }
 
-    /// In a forked child: the parent's lock and files are not to be let go of.
-    pub(crate) fn abandon(&self) {
-        std::mem::forget(self.lock.lock().take());
-    }
-
     pub(crate) fn dir(&self) -> PathBuf {
         self.log.dir().to_path_buf()
     }

@@ -400,7 +400,7 @@ impl Log {
             Refused::Closed => self.closed(),
             Refused::Forked => Error::new(
                 ErrorKind::Forked,
-                "this process is a fork of the one that opened the store: open it anew, or use it in the parent",
+                "this process is a fork of the one that opened the store: use it in the parent, or, once the parent has closed it or ended, open it here",
             )
             .at(&self.dir),
         })

@@ -1,61 +1,174 @@
-//! Tells a forked child that it is one.
+//! Takes the store's descriptors from a forked child, and tells it that it is one.
 //!
-//! Promises: in a child made by `fork`, [`generation`] differs from what the parent saw, at the price of
-//! one relaxed load. A store remembers the generation it was opened in and does nothing in another.
+//! Promises: in a child made by `fork`, [`generation`] differs from what the parent saw, at the price of one relaxed
+//! load, and the child's copies of all descriptors that a [`Descriptor`] holds are closed before `fork` returns there.
+//! So the parent's end frees a directory though the child lives, and the child may open the store anew. A store
+//! remembers the generation it was opened in and does nothing in another; a `Descriptor` of another generation gives
+//! no access to whatever has its number by now, and closes nothing when it is dropped.
 //! Never: notices a child made past the C library, by `clone` or `vfork` directly; those that exec are
-//! served by close-on-exec.
+//! served by close-on-exec. One descriptor that another thread is just opening may stay open in the child: no lock,
+//! see [`Descriptor::alone`].
 
-#![expect(clippy::disallowed_types, reason = "a fork handler may touch nothing but a plain atomic")]
+#![expect(clippy::disallowed_types, reason = "a fork handler may touch nothing but plain atomics")]
 
+use std::fs;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use rustix::io::Errno;
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Forks that began, and those that ended: a fork is under way while they differ.
+static BEGUN: AtomicU32 = AtomicU32::new(0);
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+/// The numbers of the descriptors that a child is not to keep, a bit each. As many as a process may have on Linux,
+/// unless its administrator asked for more.
+static KEPT: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
+const WORDS: usize = (1 << 20) / 64;
+/// How many words have ever had a bit: a child need not look at all.
+static WORDS_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// How many forks lie between this process and the first one that called [`register`].
 pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// Installs the handler; further calls cost nothing. Fails only for want of memory, and may be tried again.
+/// A descriptor of this process alone.
+#[derive(Debug)]
+pub(crate) struct Descriptor {
+    /// Taken when it is dropped.
+    file: Option<fs::File>,
+    generation: u32,
+}
+
+impl Descriptor {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let (word, bit) = place(&fd).ok_or(Errno::MFILE)?;
+        let index = usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX) / 64;
+        WORDS_USED.fetch_max(index.saturating_add(1), Ordering::SeqCst);
+        word.fetch_or(bit, Ordering::SeqCst);
+        Ok(Descriptor { file: Some(fs::File::from(fd)), generation: generation() })
+    }
+
+    /// One of which no child has a copy, ever: what is locked through it is free when it is closed. Opened again if a
+    /// fork came in between, since the child would not know of it.
+    pub(crate) fn alone(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Self> {
+        loop {
+            let begun = BEGUN.load(Ordering::SeqCst);
+            if ENDED.load(Ordering::SeqCst) != begun {
+                crate::sync::yield_now();
+                continue;
+            }
+            let descriptor = Descriptor::new(open()?)?;
+            if BEGUN.load(Ordering::SeqCst) == begun {
+                return Ok(descriptor);
+            }
+        }
+    }
+
+    /// The open file. In a forked child there is none.
+    pub(crate) fn file(&self) -> io::Result<&fs::File> {
+        match &self.file {
+            Some(file) if self.generation == generation() => Ok(file),
+            _ => Err(Errno::BADF.into()),
+        }
+    }
+
+    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.file().map(AsFd::as_fd)
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        let Some(file) = self.file.take() else { return };
+        if self.generation != generation() {
+            // Its number may be another file's by now.
+            std::mem::forget(file);
+            return;
+        }
+        // First: once it is closed, its number may be anybody's.
+        if let Some((word, bit)) = place(&file) {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+    }
+}
+
+fn place(fd: &impl AsRawFd) -> Option<(&'static AtomicU64, u64)> {
+    let number = usize::try_from(fd.as_raw_fd()).ok()?;
+    Some((KEPT.get(number / 64)?, 1 << (number % 64)))
+}
+
+/// Installs the handlers; further calls cost nothing. Fails only for want of memory, and may be tried again.
 pub(crate) fn register() -> io::Result<()> {
-    static REGISTERED: parking_lot::Mutex<bool> = parking_lot::Mutex::new(false);
-    let mut registered = REGISTERED.lock();
-    if !*registered {
+    static REGISTERING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    static IS_REGISTERED: AtomicBool = AtomicBool::new(false);
+    if IS_REGISTERED.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    let _registering = REGISTERING.lock();
+    if !IS_REGISTERED.load(Ordering::SeqCst) {
         install()?;
-        *registered = true;
+        IS_REGISTERED.store(true, Ordering::SeqCst);
     }
     Ok(())
 }
 
 #[expect(unsafe_code, reason = "no safe wrapper of pthread_atfork exists")]
 fn install() -> io::Result<()> {
-    // SAFETY: the handler lives as long as the program, since it is a function of it, and does only what
-    // is allowed between fork and exec in a threaded program: one lock-free atomic addition.
-    match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
+    // SAFETY: the handlers live as long as the program, since they are functions of it, and do only what is allowed
+    // between fork and exec in a threaded program: they use lock-free atomics, and close descriptors.
+    match unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) } {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 
+extern "C" fn before() {
+    BEGUN.fetch_add(1, Ordering::SeqCst);
+}
+
+extern "C" fn in_parent() {
+    ENDED.fetch_add(1, Ordering::SeqCst);
+}
+
 extern "C" fn in_child() {
-    GENERATION.fetch_add(1, Ordering::Relaxed);
+    // First: from here on nobody uses a descriptor of the parent's.
+    GENERATION.fetch_add(1, Ordering::SeqCst);
+    for (index, word) in KEPT.iter().enumerate().take(WORDS_USED.load(Ordering::SeqCst)) {
+        let mut bits = word.swap(0, Ordering::SeqCst);
+        while bits != 0 {
+            close(index * 64 + bits.trailing_zeros() as usize);
+            bits &= bits - 1;
+        }
+    }
+    // Threads that were forking as well are not here.
+    ENDED.store(BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
+}
+
+#[expect(unsafe_code, reason = "the numbers are known, and not their owners")]
+fn close(number: usize) {
+    if let Ok(number) = libc::c_int::try_from(number) {
+        // SAFETY: a `Descriptor` of the parent owns the number, and since `GENERATION` has changed it neither gives
+        // access to it in this process nor closes it. `close` may be called between fork and exec.
+        let _ = unsafe { libc::close(number) };
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
+    /// What a child that runs `work` ends with.
     #[expect(unsafe_code, reason = "a real fork is what this is about")]
-    fn a_child_knows_that_it_is_one() {
-        register().unwrap();
-        register().unwrap();
-        let before = generation();
-        // SAFETY: the child calls nothing but an atomic load and `_exit`.
+    fn in_a_child(work: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child makes system calls, and allocates, which glibc allows after a fork.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            let code = i32::from(generation() != before.wrapping_add(1));
+            let code = i32::from(!work());
             // SAFETY: ends the child without running what belongs to the parent.
             unsafe { libc::_exit(code) };
         }
@@ -63,7 +176,67 @@ mod tests {
         let mut status = -1;
         // SAFETY: `status` is a valid place for one int.
         assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-        assert_eq!(status, 0, "once per fork, however often registered");
+        status == 0
+    }
+
+    fn null() -> io::Result<OwnedFd> {
+        Ok(fs::File::open("/dev/null")?.into())
+    }
+
+    #[test]
+    fn a_child_knows_that_it_is_one() {
+        register().unwrap();
+        register().unwrap();
+        let before = generation();
+        let knows = || generation() == before.wrapping_add(1);
+        assert!(in_a_child(knows), "once per fork, however often registered");
         assert_eq!(generation(), before);
+    }
+
+    #[test]
+    fn a_child_has_none_of_the_descriptors_and_closes_nobodys() {
+        register().unwrap();
+        let kept = Descriptor::alone(null).unwrap();
+        let other = fs::File::open("/dev/null").unwrap();
+        let number = kept.file().unwrap().as_raw_fd();
+        let is_open = |number: i32| fs::metadata(format!("/proc/self/fd/{number}")).is_ok();
+        // Dropped by each of the two.
+        let kept = std::cell::Cell::new(Some(kept));
+        let is_so = in_a_child(|| {
+            let kept = kept.take().unwrap();
+            let is_closed = kept.file().is_err() && !is_open(number);
+            // Its own, under the same number, outlives the parent's.
+            let own = fs::File::open("/dev/null").unwrap();
+            let is_reused = own.as_raw_fd() == number;
+            drop(kept);
+            let again = Descriptor::alone(null);
+            is_closed
+                && is_reused
+                && own.metadata().is_ok()
+                && again.is_ok_and(|d| d.file().is_ok())
+        });
+        assert!(is_so);
+        assert!(other.metadata().is_ok() && is_open(number));
+        drop(kept);
+    }
+
+    #[test]
+    fn one_that_was_opened_beside_a_fork_is_in_no_child() {
+        register().unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    assert!(in_a_child(|| true));
+                }
+            });
+            for _ in 0..200 {
+                let begun = BEGUN.load(Ordering::SeqCst);
+                let opened = Descriptor::alone(null).unwrap();
+                assert!(opened.file().is_ok());
+                assert!(BEGUN.load(Ordering::SeqCst) >= begun);
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
     }
 }

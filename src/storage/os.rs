@@ -23,7 +23,8 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage, fork, map};
+use super::fork::{self, Descriptor};
+use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage, map};
 use crate::sync::Mutex;
 
 /// The file system of the machine.
@@ -37,20 +38,20 @@ pub(crate) struct OsStorage {
 #[derive(Debug)]
 struct LockedDir {
     path: PathBuf,
-    dir: Arc<OwnedFd>,
-    below: Mutex<BTreeMap<OsString, Arc<OwnedFd>>>,
+    dir: Arc<Descriptor>,
+    below: Mutex<BTreeMap<OsString, Arc<Descriptor>>>,
     /// To whom root gives what it makes: the directory's owner must be able to open the store again.
     heir: Option<(Uid, Gid)>,
 }
 
 impl LockedDir {
     /// The directory of that name below this one.
-    fn held(&self, name: &Path) -> io::Result<Arc<OwnedFd>> {
+    fn held(&self, name: &Path) -> io::Result<Arc<Descriptor>> {
         let mut below = self.below.lock();
         if let Some(dir) = below.get(name.as_os_str()) {
             return Ok(Arc::clone(dir));
         }
-        let dir = Arc::new(open_dir(self.dir.as_fd(), name)?);
+        let dir = Arc::new(Descriptor::new(open_dir(self.dir.fd()?, name)?)?);
         below.insert(name.as_os_str().to_owned(), Arc::clone(&dir));
         Ok(dir)
     }
@@ -60,14 +61,14 @@ impl LockedDir {
 enum From {
     /// The working directory, unless the path is absolute.
     Anywhere,
-    Held(Arc<OwnedFd>),
+    Held(Arc<Descriptor>),
 }
 
-impl AsFd for From {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl From {
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         match self {
-            From::Anywhere => rustix::fs::CWD,
-            From::Held(dir) => dir.as_fd(),
+            From::Anywhere => Ok(rustix::fs::CWD),
+            From::Held(dir) => dir.fd(),
         }
     }
 }
@@ -92,7 +93,7 @@ impl OsStorage {
     }
 
     /// The held descriptor of a directory, if it is the locked one or directly below it.
-    fn held(&self, dir: &Path) -> io::Result<Option<Arc<OwnedFd>>> {
+    fn held(&self, dir: &Path) -> io::Result<Option<Arc<Descriptor>>> {
         let below = |locked: &'_ Arc<LockedDir>| {
             Some((Arc::clone(locked), dir.strip_prefix(&locked.path).ok()?))
         };
@@ -108,12 +109,13 @@ impl OsStorage {
 impl Storage for OsStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         let (from, name) = self.at(path)?;
-        rustix::fs::mkdirat(&from, name, Mode::RWXU)?;
+        rustix::fs::mkdirat(from.fd()?, name, Mode::RWXU)?;
         if let Some(heir) = self.heir() {
-            let given = open_dir(from.as_fd(), name).and_then(|dir| give(dir.as_fd(), heir));
-            given.inspect_err(|_| {
-                let _ = rustix::fs::unlinkat(&from, name, AtFlags::REMOVEDIR);
-            })?;
+            let given = open_dir(from.fd()?, name).and_then(|dir| give(dir.as_fd(), heir));
+            if given.is_err() {
+                let _ = rustix::fs::unlinkat(from.fd()?, name, AtFlags::REMOVEDIR);
+            }
+            given?;
         }
         let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
         if let Some(locked) = self.locked.as_ref().filter(is_in) {
@@ -125,11 +127,11 @@ impl Storage for OsStorage {
 
     fn lock_dir(&self, path: &Path) -> io::Result<Locked> {
         fork::register()?;
-        let dir = Arc::new(open_dir(rustix::fs::CWD, path)?);
-        rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
-        let lock = OsDirLock { dir: Arc::clone(&dir), generation: fork::generation() };
+        let dir = Arc::new(Descriptor::alone(|| open_dir(rustix::fs::CWD, path))?);
+        rustix::fs::flock(dir.fd()?, FlockOperation::NonBlockingLockExclusive)?;
+        let lock = OsDirLock { dir: Arc::clone(&dir) };
         let below = Mutex::new(BTreeMap::new());
-        let heir = heir_of(dir.as_fd())?;
+        let heir = heir_of(dir.fd()?)?;
         let locked = LockedDir { path: path.to_owned(), dir, below, heir };
         let storage = OsStorage { locked: Some(Arc::new(locked)) };
         Ok(Locked { lock: Box::new(lock), storage: Arc::new(storage) })
@@ -142,14 +144,14 @@ impl Storage for OsStorage {
         } else {
             let name = dir.strip_prefix(&locked.path).unwrap_or(dir);
             let held = locked.below.lock().get(name.as_os_str()).cloned();
-            (held, rustix::fs::statat(&locked.dir, name, AtFlags::empty()))
+            (held, rustix::fs::statat(locked.dir.fd()?, name, AtFlags::empty()))
         };
         let Some(held) = held else { return Ok(Standing::Here) };
         let now = match now {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Standing::Gone),
             now => now?,
         };
-        let held = rustix::fs::fstat(held)?;
+        let held = rustix::fs::fstat(held.fd()?)?;
         let is_same = (held.st_dev, held.st_ino) == (now.st_dev, now.st_ino);
         Ok(if is_same { Standing::Here } else { Standing::Another })
     }
@@ -166,14 +168,14 @@ impl Storage for OsStorage {
                 let _ = self.remove(path);
             })?;
         }
-        Ok(Arc::new(OsFile(fs::File::from(file))))
+        Ok(Arc::new(OsFile(Descriptor::new(file)?)))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
         let access = if access == Access::Read { OFlags::RDONLY } else { OFlags::RDWR };
         // A pipe in a segment's place must be an error, not a wait for its other end.
-        let file = fs::File::from(self.open_at(path, access | OFlags::NONBLOCK)?);
-        let kind = file.metadata()?.file_type();
+        let file = Descriptor::new(self.open_at(path, access | OFlags::NONBLOCK)?)?;
+        let kind = file.file()?.metadata()?.file_type();
         if kind.is_dir() {
             return Err(Errno::ISDIR.into());
         }
@@ -185,32 +187,32 @@ impl Storage for OsStorage {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let ((from_dir, from), (to_dir, to)) = (self.at(from)?, self.at(to)?);
-        Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
+        Ok(rustix::fs::renameat(from_dir.fd()?, from, to_dir.fd()?, to)?)
     }
 
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
         let ((a_dir, a), (b_dir, b)) = (self.at(a)?, self.at(b)?);
-        exchange(a_dir.as_fd(), a, b_dir.as_fd(), b)
+        exchange(a_dir.fd()?, a, b_dir.fd()?, b)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let (from, name) = self.at(path)?;
-        Ok(rustix::fs::unlinkat(from, name, AtFlags::empty())?)
+        Ok(rustix::fs::unlinkat(from.fd()?, name, AtFlags::empty())?)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
         let (from, name) = self.at(dir)?;
-        let mut entries = list(open_dir(from.as_fd(), name)?)?;
+        let mut entries = list(open_dir(from.fd()?, name)?)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         if let Some(held) = self.held(dir)? {
-            return sync_dir(held.as_fd());
+            return sync_dir(held.fd()?);
         }
         let (from, name) = self.at(dir)?;
-        sync_dir(open_dir(from.as_fd(), name)?.as_fd())
+        sync_dir(open_dir(from.fd()?, name)?.as_fd())
     }
 
     fn files_max(&self) -> Option<u64> {
@@ -219,7 +221,7 @@ impl Storage for OsStorage {
 
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
         let (from, name) = self.at(dir)?;
-        network_fs(open_dir(from.as_fd(), name)?.as_fd())
+        network_fs(open_dir(from.fd()?, name)?.as_fd())
     }
 }
 
@@ -231,7 +233,8 @@ impl OsStorage {
     fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let (from, name) = self.at(path)?;
         let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::openat(&from, name, flags, mode))?)
+        let from = from.fd()?;
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::openat(from, name, flags, mode))?)
     }
 }
 
@@ -305,49 +308,48 @@ fn kind_of(dir: BorrowedFd<'_>, name: &Path) -> io::Result<Option<FileType>> {
 
 #[derive(Debug)]
 struct OsDirLock {
-    dir: Arc<OwnedFd>,
-    generation: u32,
+    dir: Arc<Descriptor>,
 }
 
 impl DirLock for OsDirLock {}
 
 impl Drop for OsDirLock {
-    /// The lock belongs to the open file, which a forked child shares. The owner lets go explicitly, or a child
-    /// that happens to live would keep the lock; a child must not, or it would take the owner's lock away.
+    /// The lock belongs to the open file, which the storage goes on to use: so it is released explicitly. Not by a forked
+    /// child, which has no such file.
     fn drop(&mut self) {
-        if self.generation == fork::generation() {
+        if let Ok(dir) = self.dir.fd() {
             // Closing the last descriptor is the fallback, and there is nobody to tell.
-            let _ = rustix::fs::flock(&self.dir, FlockOperation::Unlock);
+            let _ = rustix::fs::flock(dir, FlockOperation::Unlock);
         }
     }
 }
 
 #[derive(Debug)]
-struct OsFile(fs::File);
+struct OsFile(Descriptor);
 
 impl File for OsFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.0.file()?.metadata()?.len())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.0.file()?.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.0.write_at(buf, offset)
+        self.0.file()?.write_at(buf, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.0.file()?.sync_data()
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.0.file()?.set_len(len)
     }
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn Map>> {
-        map::map_file(&self.0, len)
+        map::map_file(self.0.file()?, len)
     }
 }
 

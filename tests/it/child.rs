@@ -34,6 +34,7 @@ fn plays_its_role() {
         ("as-owner", _) => process::as_owner(dir),
         ("later", _) => time::later(dir),
         ("fork", _) => process::fork(dir),
+        ("fork-outlives", _) => process::fork_outlives(dir),
         ("fork-busy", _) => process::fork_busy(dir),
         ("ten", _) => room::ten(dir),
         ("goes", _) => errors::goes(dir),

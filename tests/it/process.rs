@@ -61,13 +61,14 @@ pub(crate) fn fork(dir: &Path) {
     // takes none, which is what is tested.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let refused = |what: &str, kind: ErrorKind| {
-            if kind != ErrorKind::Forked {
+        let refused_as = |expected: ErrorKind, what: &str, kind: ErrorKind| {
+            if kind != expected {
                 println!("{what} in a forked child: {kind:?}");
                 // SAFETY: ends the child without running what belongs to the parent.
                 unsafe { libc::_exit(1) };
             }
         };
+        let refused = |what: &str, kind: ErrorKind| refused_as(ErrorKind::Forked, what, kind);
         refused("claim", store.claim("new").unwrap_err().kind());
         refused("mark", store.mark("new").unwrap_err().kind());
         refused("get", store.get("before").unwrap_err().kind());
@@ -80,6 +81,8 @@ pub(crate) fn fork(dir: &Path) {
         refused("close", store.close(std::time::Duration::ZERO).unwrap_err().kind());
         let _ = store.iter().count();
         let _ = (store.health(), store.stats());
+        // An opening of its own is refused as anybody's is.
+        refused_as(ErrorKind::Locked, "open", small().open(dir).unwrap_err().kind());
         drop((handle, store));
         // SAFETY: as above.
         unsafe { libc::_exit(0) };
@@ -184,6 +187,51 @@ pub(crate) fn fork_busy(dir: &Path) {
     assert!(store.verify().unwrap().is_whole());
     store.close(std::time::Duration::ZERO).unwrap();
     println!("fine");
+}
+
+/// The role of a program whose forked child outlives it. Each line of its input lets the child go on.
+#[expect(unsafe_code, reason = "a real fork is what this is about")]
+pub(crate) fn fork_outlives(dir: &Path) {
+    let store = small().open_or_create(dir).unwrap();
+    for n in 0..200_u64 {
+        assert!(store.mark((n, "x".repeat(900))).unwrap().is_first());
+    }
+    store.merge_index().unwrap();
+    let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
+    drop(store.claim("other").unwrap());
+    let Claim::Interrupted(lost) = store.claim("other").unwrap() else { panic!() };
+    let mut walk = store.iter();
+    assert!(walk.next().is_some());
+    // SAFETY: as above.
+    let pid = unsafe { libc::fork() };
+    if pid != 0 {
+        // SAFETY: the end of this process alone, as a kill would be.
+        unsafe { libc::_exit(0) };
+    }
+    // The parent's copies go at the beginning of the child, which may not have come yet when the parent ends.
+    println!("forked");
+    let wait = || assert!(std::io::stdin().read_line(&mut String::new()).unwrap() > 0);
+    wait();
+    println!("told {}", store.claim("new").unwrap_err());
+    println!("while open: {:?}", small().open(dir).unwrap_err().kind());
+    wait();
+    let own = small().open(dir).unwrap();
+    // What it has of its parent's goes, under numbers that are its own store's by now.
+    drop(lost);
+    drop(walk);
+    drop(claim);
+    drop(store);
+    assert!(matches!(own.claim("k").unwrap(), Claim::Interrupted(_)));
+    for n in 200..400_u64 {
+        assert!(own.mark((n, "x".repeat(900))).unwrap().is_first());
+    }
+    assert!(own.compact(u64::MAX).unwrap().is_complete());
+    assert!(own.verify().unwrap().is_whole());
+    assert_eq!(own.iter().filter_map(Result::ok).count(), 402 + 1);
+    own.close(std::time::Duration::ZERO).unwrap();
+    println!("fine");
+    // SAFETY: as above; the harness belongs to the parent.
+    unsafe { libc::_exit(0) };
 }
 
 /// Starts a role and gives its lines.
@@ -357,4 +405,31 @@ fn what_root_makes_in_a_directory_belongs_to_its_owner() {
     std::fs::remove_file(keys.join("MANIFEST")).unwrap();
     onlyonce::admin::repair(&keys, onlyonce::admin::AcceptLoss::Yes).unwrap();
     check("repaired by root");
+}
+
+/// The child kept the directory locked, through a descriptor that it had inherited and could do nothing with.
+#[test]
+fn a_directory_is_free_when_its_owner_ends_though_a_forked_child_lives() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let (mut parent, mut lines) = start("fork-outlives", &keys);
+    let mut go_on = parent.stdin.take().unwrap();
+    expect(&mut lines, "forked");
+    assert!(parent.wait().unwrap().success());
+    let store = small().open(&keys).unwrap();
+    let count = store.iter().filter_map(Result::ok).count();
+    assert!(store.mark("between").unwrap().is_first());
+    writeln!(go_on).unwrap();
+    let told = expect(&mut lines, "told ");
+    assert!(told.contains("once the parent has closed it or ended, open it here"), "{told}");
+    expect(&mut lines, "while open: Locked");
+    assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+    store.close(std::time::Duration::ZERO).unwrap();
+    assert_eq!(count, 202);
+    writeln!(go_on).unwrap();
+    expect(&mut lines, "fine");
+    let store = small().open(&keys).unwrap();
+    assert!(store.stats().opening.was_clean);
+    assert_eq!(store.iter().filter_map(Result::ok).count(), 403);
 }
