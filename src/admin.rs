@@ -27,10 +27,9 @@ use crate::{Error, Key, Result, limits};
 /// Of keys that are remembered after they expired all are kept whose page of their file is whole. Copy the directory
 /// before.
 ///
-/// Where the manifest is lost, the segments themselves say what there was. Four things nothing says then: whether
+/// Where the manifest is lost, the segments themselves say what there was. Three things nothing says then: whether
 /// segments in front of the first one were given back by compaction or are missing, whether something stood behind the
-/// last record, whether a segment is missing of which all was written between two syncs, and whether a file of remembered
-/// keys is missing.
+/// last record, and whether a file of remembered keys is missing.
 ///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};

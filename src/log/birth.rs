@@ -57,7 +57,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
         capacity: spare.bytes,
         salt: seams.draw_u64()?,
     };
-    spare.activate(storage, &log_dir, identity, store, &secrets).map_err(only)?;
+    spare.activate(storage, &log_dir, identity, store, &secrets, Lsn::ZERO).map_err(only)?;
     let start = identity.base.plus(SEGMENT_HEADER_BYTES as u64);
     let clock = StoreClock::open(None, StoreMillis(0), limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
     let manifest = Manifest {

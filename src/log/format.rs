@@ -24,12 +24,24 @@ struct SegmentHeader {
     salt: U64,
     secrets: Secrets,
     ordinal: U32,
-    reserved: [u8; 8],
+    /// A place in what comes before it in the log; 0: nothing, or nobody knows.
+    follows: U64,
     /// Over all bytes before it.
     sum: U32,
 }
 
 const _: () = assert!(size_of::<SegmentHeader>() == SEGMENT_HEADER_BYTES);
+
+/// What a segment's header says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) store: StoreId,
+    pub(crate) secrets: Secrets,
+    pub(crate) identity: Identity,
+    /// What the log was when it was listed, so that without a manifest a segment between the two is missed: the end of
+    /// what came before it, if that was cut there; else the place of the first record of the segment before.
+    pub(crate) follows: Lsn,
+}
 
 /// What identifies a segment, beside the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +76,17 @@ impl Identity {
         Seal { store, salt: self.salt }
     }
 
-    pub(crate) fn encode(&self, store: StoreId, secrets: &Secrets) -> [u8; SEGMENT_HEADER_BYTES] {
+    /// Where its first record stands.
+    pub(crate) fn start(&self) -> Lsn {
+        self.base.plus(SEGMENT_HEADER_BYTES as u64)
+    }
+
+    pub(crate) fn encode(
+        &self,
+        store: StoreId,
+        secrets: &Secrets,
+        follows: Lsn,
+    ) -> [u8; SEGMENT_HEADER_BYTES] {
         let file = FileHeader::new(FileKind::Segment, store);
         let mut header = SegmentHeader {
             file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
@@ -73,25 +95,25 @@ impl Identity {
             salt: self.salt.into(),
             secrets: *secrets,
             ordinal: self.ordinal.into(),
-            reserved: [0; 8],
+            follows: follows.get().into(),
             sum: 0.into(),
         };
         header.sum = header.expected_sum().into();
         header.as_bytes().try_into().unwrap_or([0; SEGMENT_HEADER_BYTES])
     }
 
-    /// As `decode_all`, without the store's secrets.
+    /// As `decode_all`: what identifies it.
     pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
-        Identity::decode_all(bytes, path).map(|(store, _, identity)| (store, identity))
+        Identity::decode_all(bytes, path).map(|header| (header.store, header.identity))
     }
 
     /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
-    pub(crate) fn decode_all(bytes: &[u8], path: &Path) -> Result<(StoreId, Secrets, Self)> {
+    pub(crate) fn decode_all(bytes: &[u8], path: &Path) -> Result<Header> {
         let store = FileHeader::check(bytes, FileKind::Segment, path)?;
         let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
         let (header, _) = SegmentHeader::read_from_prefix(bytes)
             .map_err(|_| bad("a segment header cut short"))?;
-        if header.sum.get() != header.expected_sum() || header.reserved != [0; 8] {
+        if header.sum.get() != header.expected_sum() {
             return Err(bad("a segment header that fails its checksum"));
         }
         let identity = Identity {
@@ -100,7 +122,8 @@ impl Identity {
             capacity: header.capacity.get(),
             salt: header.salt.get(),
         };
-        Ok((store, header.secrets, identity))
+        let follows = Lsn::new(header.follows.get());
+        Ok(Header { store, secrets: header.secrets, identity, follows })
     }
 }
 
@@ -120,7 +143,7 @@ mod tests {
         let identity =
             Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
         let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
-        let bytes = identity.encode(StoreId([4; 16]), &secrets);
+        let bytes = identity.encode(StoreId([4; 16]), &secrets, Lsn::ZERO);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
@@ -129,6 +152,11 @@ mod tests {
              02020202020202020202020202020202020202020202020202020202020202020700000000000000\
              000000009c4d4148"
         );
+        let follows = Lsn::new(0x0102_0304_0506_0708);
+        let bytes = identity.encode(StoreId([4; 16]), &secrets, follows);
+        assert_eq!(bytes[116..124], [8, 7, 6, 5, 4, 3, 2, 1]);
+        let header = Header { store: StoreId([4; 16]), secrets, identity, follows };
+        assert_eq!(Identity::decode_all(&bytes, Path::new("s")).unwrap(), header);
     }
 
     #[test]
@@ -136,7 +164,7 @@ mod tests {
         let identity =
             Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
         let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
-        let bytes = identity.encode(StoreId([4; 16]), &secrets);
+        let bytes = identity.encode(StoreId([4; 16]), &secrets, Lsn::ZERO);
         let path = Path::new("s");
         assert_eq!(Identity::decode(&bytes, path).unwrap(), (StoreId([4; 16]), identity));
         for bit in 0..bytes.len() * 8 {

@@ -336,7 +336,9 @@ mod tests {
         let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
         let mut spare = Spare::prepare(&storage, dir, 1, 1 << 20).unwrap();
         let identity = Identity { ordinal: 1, base: Lsn::new(1 << 30), capacity: 1 << 20, salt: 3 };
-        let segment = spare.activate(&storage, dir, identity, StoreId([4; 16]), &secrets).unwrap();
+        let activated =
+            spare.activate(&storage, dir, identity, StoreId([4; 16]), &secrets, Lsn::ZERO);
+        let segment = activated.unwrap();
         let (start, headers) = (128, 200);
         let mut bytes = Vec::new();
         let body = Body { key: b"k", result: &[0; 400 << 10], ..Body::default() };

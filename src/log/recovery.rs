@@ -267,11 +267,9 @@ pub(crate) fn open(
 }
 
 fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
-    let expected = segment.identity.encode(manifest.store, &manifest.secrets);
-    let mut header = [0; SEGMENT_HEADER_BYTES];
-    storage::read_full_at(&*segment.file()?, &mut header, 0)
-        .map_err(|e| Error::io("reading", &segment.path, e))?;
-    if header != expected {
+    let found = segment::read_header(&*segment.file()?, &segment.path)?;
+    let said = (found.store, found.secrets, found.identity);
+    if said != (manifest.store, manifest.secrets, segment.identity) {
         return Err(Error::corrupt(&segment.path, 0, "a segment header unlike the manifest"));
     }
     Ok(())

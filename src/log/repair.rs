@@ -229,8 +229,10 @@ impl Salvage<'_> {
             salt: self.seams.draw_u64()?,
         };
         let (store, secrets) = (self.survey.store, &self.survey.secrets);
-        let segment =
-            spare.activate(storage, &self.log_dir, identity, store, secrets).map_err(only)?;
+        let follows = self.segments.last().map_or(Lsn::ZERO, |before| Identity::of(before).start());
+        let segment = spare
+            .activate(storage, &self.log_dir, identity, store, secrets, follows)
+            .map_err(only)?;
         self.ordinal = self.ordinal.saturating_add(1);
         self.base = identity.listed().end;
         self.segments.push(identity.listed());

@@ -193,6 +193,12 @@ impl Log {
         part: &[Uncovered],
         goes_on: bool,
     ) -> Result<Copied> {
+        let before = manifest.segments.last();
+        let follows = before.map_or(Lsn::ZERO, |before| match before.base < covered {
+            true => before.end,
+            // Another part of the suffix.
+            false => Identity::of(before).start(),
+        });
         let segment = spare
             .activate(
                 &*self.seams.storage,
@@ -200,6 +206,7 @@ impl Log {
                 identity,
                 manifest.store,
                 &manifest.secrets,
+                follows,
             )
             .map_err(|e| self.failed(e))?;
         let (mut bytes, moved) = self.copies(&segment, covered, part)?;

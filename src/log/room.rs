@@ -804,6 +804,7 @@ impl Log {
                 identity,
                 manifest.store,
                 &manifest.secrets,
+                manifest.segments.last().map_or(Lsn::ZERO, |before| Identity::of(before).start()),
             )
             .map_err(|e| self.failed(e))?;
         keeper.spares.remove(index);

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use super::format::Header;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::pool::{Bytes, Pool, Pooled};
 use crate::limits;
@@ -130,7 +131,8 @@ impl Spare {
         Ok(true)
     }
 
-    /// Gives the spare a header and its name as a segment. Durable on return, but not listed.
+    /// Gives the spare a header and its name as a segment, which `follows` what the log is by now: see `Header`. Durable on
+    /// return, but not listed.
     pub(crate) fn activate(
         &mut self,
         storage: &dyn Storage,
@@ -138,12 +140,13 @@ impl Spare {
         identity: Identity,
         store: StoreId,
         secrets: &Secrets,
+        follows: Lsn,
     ) -> Result<Segment, Failure> {
         let path = log_dir.join(file_name(identity.ordinal));
         let file = self.file(storage).map_err(Failure::Before)?;
         let activating = |e| Error::io("activating", &path, e);
         // Until a manifest lists it, nothing hangs on it: the next try writes the header anew.
-        storage::write_all_at(&*file, &identity.encode(store, secrets), 0)
+        storage::write_all_at(&*file, &identity.encode(store, secrets, follows), 0)
             .and_then(|()| file.sync_data())
             .and_then(|()| storage.rename(&self.path, &path))
             .map_err(|e| Failure::scarce_or_poison(e, activating))?;
@@ -309,7 +312,7 @@ impl Segment {
 }
 
 /// What the file at `path` says of itself and of its store.
-pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<(StoreId, Secrets, Identity)> {
+pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<Header> {
     let mut header = [0; SEGMENT_HEADER_BYTES];
     let have =
         storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;

@@ -50,6 +50,8 @@ pub(super) struct Part {
     pub(super) end: Lsn,
     /// Whether header and length are what was written. No torn write changes them.
     is_whole: bool,
+    /// What its header says came before it, where that is all there is to say so.
+    follows: Lsn,
 }
 
 /// No whole record stands from file offset `from` to `to`.
@@ -96,6 +98,23 @@ impl Watermarks {
         let bounds: Vec<_> = parts.iter().map(|part| (part.segment.base(), part.end)).collect();
         let durable = bounds.iter().map(|(base, _)| *base).collect();
         Watermarks { bounds, durable, missing: BTreeSet::new() }
+    }
+
+    /// Takes in what the header of a segment says came before it, and whether `has_records` stand in it. What it says of
+    /// those in front of the first one says nothing: they were given back.
+    fn follow(&mut self, index: usize, follows: Lsn, has_records: bool, ended: &[bool]) {
+        let before = self.bounds.partition_point(|(base, _)| *base < follows);
+        let Some(before) = before.checked_sub(1).filter(|before| *before < index) else { return };
+        let Some((base, end)) = self.bounds.get(before).copied() else { return };
+        if follows > end {
+            self.missing.insert(before);
+        } else if follows > base.plus(SEGMENT_HEADER_BYTES as u64) {
+            // A recovery cut the log there, and all before it was durable.
+            self.place(follows);
+        } else if has_records && !ended.get(before).copied().unwrap_or(false) {
+            // The log went on in it, so the one before was ended, and synced whole.
+            self.place(end);
+        }
     }
 
     fn place(&mut self, watermark: Lsn) {
@@ -206,7 +225,7 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
                         let is_whole = header.is_ok();
                         is_sound &= is_whole;
                         damages.extend(header.err());
-                        parts.push(Part { segment, end: listed.end, is_whole });
+                        parts.push(Part { segment, end: listed.end, is_whole, follows: Lsn::ZERO });
                     }
                     Err(e) if e.kind() == ErrorKind::Corrupt => {
                         is_sound = false;
@@ -354,7 +373,7 @@ fn find_segments(
             Err(e) => return Err(Error::io("opening", &path, e)),
         };
         match segment::read_header(&*file, &path) {
-            Ok((store, secrets, identity)) => {
+            Ok(segment::Header { store, secrets, identity, follows }) => {
                 if *found.get_or_insert((store, secrets)) != (store, secrets) {
                     damages.push(Error::corrupt(&path, 0, "a segment of another store"));
                     continue;
@@ -364,7 +383,7 @@ fn find_segments(
                 }
                 let end = identity.listed().end;
                 let segment = Segment::unchecked(identity, store, path, file);
-                parts.push(Part { segment, end, is_whole: true });
+                parts.push(Part { segment, end, is_whole: true, follows });
             }
             Err(e) if e.kind() == ErrorKind::Corrupt => damages.push(e),
             Err(e) => return Err(e),
@@ -483,6 +502,7 @@ impl Survey {
         let (mut is_followed, mut is_short) = (false, false);
         // The one before, if it is ended: where it ends.
         let mut ended_before = None;
+        let (mut ended, mut used) = (Vec::new(), Vec::new());
         for index in 0..self.parts.len() {
             let mut has_records = false;
             let read = self.read(index, &mut |watermark| {
@@ -495,12 +515,23 @@ impl Survey {
                 watermarks.place(base);
             }
             ended_before = read.is_ended.then_some(end);
+            ended.push(read.is_ended);
+            used.push(has_records);
             // A recovery cuts one, and goes on further behind than where one ahead begins. What is ended goes on there.
             let is_cut = read.gaps.iter().any(|gap| matches!(gap.rest, Rest::Cut));
             let is_there = left_out.is_some_and(|left_out| !is_cut || left_out.base > end);
             is_followed = (read.is_ended || is_cut) && !is_there;
             is_short = read.is_short;
             gaps.extend(read.gaps.into_iter().map(|gap| (index, gap)));
+        }
+        let follows: Vec<_> = self.parts.iter().map(|part| part.follows).collect();
+        for (index, part) in self.parts.iter().enumerate() {
+            // One that a recovery has left out of the log, and whose file is there still, says nothing of it.
+            let rest = follows.get(index.saturating_add(1)..).unwrap_or_default();
+            if rest.iter().all(|next| *next == Lsn::ZERO || *next > part.segment.base()) {
+                let has_records = used.get(index).copied().unwrap_or(false);
+                watermarks.follow(index, part.follows, has_records, &ended);
+            }
         }
         let Watermarks { durable, mut missing, .. } = watermarks;
         if is_followed {

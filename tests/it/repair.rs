@@ -985,3 +985,216 @@ fn an_opening_that_seals_as_it_reads_may_crash_anywhere() {
     println!("{points} crash points");
     assert!(points > 10, "{points}");
 }
+
+/// A note covers all of a life before its process is killed, so the next one copies nothing: nothing in the log referred to
+/// what came before, and a whole life was gone without a word.
+#[test]
+fn without_a_manifest_a_killed_process_s_only_segment_is_missed() {
+    let sim = Sim::new(7);
+    // So long that seven fill a segment: most of what there is is alive, and nothing is compacted.
+    let key = |n: u64| format!("{n:0>3900}");
+    for keys in [0..100, 100..104, 104..106] {
+        let store = sim.open_with(builder()).unwrap();
+        keys.for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+        for _ in 0..3 {
+            while store.step().unwrap().is_zero() {}
+            sim.advance(Duration::from_millis(20));
+        }
+        sim.kill();
+    }
+    let (used, _) = segments_of(&sim);
+    let holds = |path: &&PathBuf, n| {
+        sim.read_file(path).unwrap().windows(3900).any(|window| window == key(n).as_bytes())
+    };
+    let whole = sim.copy();
+    whole.remove("/store/MANIFEST").unwrap();
+    let report = whole.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss && report.records_moved == 0, "{report:?}");
+    let store = whole.open_existing(builder(), false).unwrap();
+    assert!((0..106).all(|n| store.get(key(n)).unwrap().is_some()));
+    let middle = sim.copy();
+    middle.remove("/store/MANIFEST").unwrap();
+    middle.remove(used.iter().find(|path| holds(path, 101)).unwrap()).unwrap();
+    let report = middle.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_loss && !report.is_repaired, "{report:?}");
+    assert!(middle.repair(builder(), AcceptLoss::Yes).unwrap().is_repaired);
+    let store = middle.open_existing(builder(), false).unwrap();
+    assert!((0..106).all(|n| store.get(key(n)).unwrap().is_some() != (100..104).contains(&n)));
+}
+
+/// A recovery copies what stands in several segments, cuts the first of them and leaves the others out; and its process
+/// dies before their files are gone. What is left of them says nothing of what is missing.
+#[test]
+fn without_a_manifest_what_a_recovery_left_behind_is_no_loss() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(builder()).unwrap();
+    for n in 0..300 {
+        let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.kill();
+    drop(store);
+    let mut told = Vec::new();
+    for cut in 0.. {
+        let machine = sim.copy();
+        machine.cut_power_at(cut);
+        drop(machine.open_existing(builder(), false));
+        let was_cut = machine.power_is_cut();
+        let killed = machine.copy();
+        killed.remove("/store/MANIFEST").unwrap();
+        let report = killed.repair(builder(), AcceptLoss::No).unwrap();
+        if report.is_loss {
+            told.push((cut, report));
+        } else {
+            let store = killed.open_existing(builder(), false).unwrap();
+            assert!((0..300).all(|n| store.get(key(n)).unwrap().is_some()), "cut {cut}");
+        }
+        if !was_cut {
+            println!("{cut} crash points");
+            assert!(cut > 20);
+            break;
+        }
+    }
+    assert!(told.is_empty(), "{} losses told: {:?}", told.len(), told[0]);
+}
+
+/// Its end was gone with its last records, and then it looked like one that a recovery had cut. One that is gone as a whole
+/// within what one sync covered was missed by no watermark.
+#[test]
+fn without_a_manifest_a_full_segment_that_lost_its_end_or_is_gone_is_told() {
+    for size in [5, 900] {
+        let sim = marked_in_batches_of(size);
+        let (mut full, _) = segments_of(&sim);
+        full.pop();
+        sim.remove("/store/MANIFEST").unwrap();
+        for (index, path) in full.iter().enumerate() {
+            let bytes = sim.read_file(path).unwrap();
+            let starts = (128..bytes.len()).step_by(8);
+            let records: Vec<_> = starts.filter(|at| bytes[*at..].starts_with(b"O1")).collect();
+            for from in [records[1], records[records.len() - 2], records[records.len() - 1]] {
+                let machine = sim.copy();
+                let mut zeroed = bytes.clone();
+                zeroed[from..].fill(0);
+                machine.write_file(path, &zeroed).unwrap();
+                let report = machine.repair(builder(), AcceptLoss::No).unwrap();
+                let context = format!("{size}, {} from {from}: {report:?}", path.display());
+                assert!(report.is_loss && !report.is_repaired, "{context}");
+                assert!(report.damages.iter().any(|e| e.path() == Some(path)), "{context}");
+            }
+            let machine = sim.copy();
+            machine.remove(path).unwrap();
+            let report = machine.repair(builder(), AcceptLoss::No).unwrap();
+            // In front of the first one compaction may have given back.
+            assert_eq!(report.is_loss, index > 0, "{size}, {}: {report:?}", path.display());
+        }
+    }
+}
+
+/// A clean close at the place of its first record says that a segment held nothing.
+#[test]
+fn a_missing_segment_in_which_nothing_stood_is_no_loss() {
+    let sim = Sim::new(7);
+    sim.open_with(builder()).unwrap().close(Duration::ZERO).unwrap();
+    sim.remove(log_path(1)).unwrap();
+    assert_eq!(sim.open_existing(builder(), false).unwrap_err().kind(), ErrorKind::Corrupt);
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss, "{report:?}");
+    assert_eq!(report.damages.len(), 1, "{report:?}");
+    assert!(sim.open_existing(builder(), false).unwrap().mark("k").unwrap().is_first());
+}
+
+/// What a recovery copied is all there is of it once it has cut the originals off.
+#[test]
+fn without_a_manifest_copies_whose_originals_are_gone_are_kept() {
+    let sim = Sim::new(7);
+    let store = sim.open_with(builder()).unwrap();
+    (0..20).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+    for n in 20..30 {
+        let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.kill();
+    drop(store);
+    let recovered = sim.open_with(builder()).unwrap();
+    sim.kill();
+    drop(recovered);
+    sim.remove("/store/MANIFEST").unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss, "{report:?}");
+    let store = sim.open_existing(builder(), false).unwrap();
+    assert!((0..30).all(|n| store.get(key(n)).unwrap().is_some()));
+}
+
+/// Whole records behind a torn one were never acknowledged at `Sync`. An opening cuts them off, and so does a repair that
+/// writes everything anew for another reason: a completion must not be there where its claim isn't.
+#[test]
+fn what_stands_behind_a_torn_tail_is_not_written_anew() {
+    let sim = killed_with_200_keys();
+    let store = sim.open_with(builder()).unwrap();
+    assert!(store.mark("go on").unwrap().is_first());
+    for n in 200..204 {
+        let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.kill();
+    let (used, _) = segments_of(&sim);
+    let last = used.last().unwrap();
+    let bytes = sim.read_file(last).unwrap();
+    let place = |n| bytes.windows(200).position(|window| window == key(n).as_bytes()).unwrap();
+    assert!(place(200) < place(201) && place(201) < place(203));
+    sim.flip_byte(last, place(201) as u64, 1).unwrap();
+    sim.flip_byte(&used[0], 50, 1).unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss && report.records_moved > 200, "{report:?}");
+    let store = sim.open_existing(builder(), false).unwrap();
+    assert!((0..204).all(|n| store.get(key(n)).unwrap().is_some() == (n < 201)));
+}
+
+/// Numbers that no manifest has given out may stand in the directory all the same.
+#[test]
+fn a_repair_takes_no_number_that_any_file_has() {
+    let sim = killed_with_200_keys();
+    sim.kill();
+    let logs = listed(&sim).into_iter().filter(|path| path.extension().is_some_and(|e| e == "log"));
+    let logs: Vec<_> = logs.collect();
+    let next = log_path(logs.len() as u32 + 1);
+    assert!(!logs.contains(&next) && logs.contains(&log_path(logs.len() as u32)), "{logs:?}");
+    sim.write_file(&next, b"").unwrap();
+    sim.replace_by_dir(&next).unwrap();
+    sim.flip_byte(&logs[0], 50, 1).unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss && report.records_moved > 0, "{report:?}");
+    let store = sim.open_existing(builder(), false).unwrap();
+    assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()));
+}
+
+/// Of a key that expired twice the younger file says until when it is remembered.
+#[test]
+fn of_two_memories_that_a_repair_takes_together_the_younger_counts() {
+    let sim = Sim::new(7);
+    let day = Duration::from_secs(86_400);
+    let builder = || builder().segment_bytes(1 << 20);
+    let store = sim.open_with(builder()).unwrap();
+    let remember = |keys: std::ops::Range<u64>, memory: Duration| {
+        for n in keys {
+            let op = Operation::new(n).retention(KEPT).remember_expired(memory);
+            assert!(store.mark(op).unwrap().is_first());
+        }
+        sim.advance(2 * KEPT);
+        while !store.compact(u64::MAX).unwrap().is_complete() {}
+    };
+    remember(0..3000, 10 * day);
+    assert!(store.forget(7).unwrap());
+    remember(7..8, YEAR);
+    drop(store);
+    let files = expired_files(&sim);
+    assert_eq!(files.len(), 2);
+    sim.flip_byte(&files[0], 45, 1).unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_repaired && !report.is_loss, "{report:?}");
+    assert_eq!(expired_files(&sim).len(), 3, "one of both, and the old ones");
+    sim.advance(11 * day);
+    let store = sim.open_existing(builder(), false).unwrap();
+    assert_eq!(count_remembered(&store, 0..3000), 1);
+    assert!(matches!(store.get(7).unwrap(), Some(State::Expired(_))));
+}

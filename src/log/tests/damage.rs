@@ -592,7 +592,8 @@ fn headers_that_make_no_list_are_repaired_by_new_segments() {
     let identity =
         Identity { base: used.base.plus(still.records_end(used) - 8), ..Identity::of(ahead) };
     let path = log_dir().join(segment::file_name(ahead.ordinal));
-    disk.overwrite(&path, 0, &identity.encode(manifest.store, &manifest.secrets)).unwrap();
+    disk.overwrite(&path, 0, &identity.encode(manifest.store, &manifest.secrets, Lsn::ZERO))
+        .unwrap();
     let (mut bytes, start) = (Vec::new(), identity.base.plus(SEGMENT_HEADER_BYTES as u64));
     let seal = identity.seal(manifest.store);
     still.history.items[&1].draft().seal(&mut bytes, start, start, &seal);
@@ -627,4 +628,72 @@ fn after_a_clean_close_the_segment_ahead_is_empty_or_the_manifest_is_older() {
         assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(at)));
         assert_eq!(error.path(), Some(&*path));
     }
+}
+
+/// A survey of the disk without its manifest.
+fn survey_unlisted(disk: &MemoryStorage) -> survey::Survey {
+    disk.delete(&manifest::path(dir())).unwrap();
+    survey::survey(disk, dir()).unwrap()
+}
+
+/// Nothing is lost of a last segment that was cut in the room behind its records; but no opening takes it as it is.
+#[test]
+fn a_last_segment_cut_in_its_room_is_no_loss_and_not_listed_as_it_is() {
+    let still = Still::after(&small(), false);
+    let used = still.listed.iter().find(|listed| listed.ordinal == still.active).unwrap();
+    let path = log_dir().join(segment::file_name(used.ordinal));
+    let disk = still.disk.kill_clone();
+    let whole = survey_unlisted(&disk.kill_clone());
+    assert!(whole.can_be_relisted() && !whole.has_lost_records());
+    disk.set_len(&path, still.records_end(used) + 64).unwrap();
+    let cut = survey_unlisted(&disk);
+    assert!(!cut.can_be_relisted() && !cut.has_lost_records());
+}
+
+/// A recovery that ended before its switch has left copies, whose originals are all there. They are no part of the log, but
+/// what they say of it counts: up to where it was durable.
+#[test]
+fn copies_that_are_left_out_say_how_far_the_log_was_durable() {
+    let still = Still::after(&small(), false);
+    let manifest = manifest::load(&still.disk, dir()).unwrap().unwrap();
+    let used = still.listed.iter().find(|listed| listed.ordinal == still.active).unwrap();
+    let (segment, end) = (still.segment(used), still.records_end(used));
+    let (_, last) = *still.seen.last().unwrap();
+    assert!(last >= still.covered);
+    let copy = |disk: &MemoryStorage, watermark: Lsn| {
+        let ordinal = manifest.next_ordinal;
+        let identity = Identity { ordinal, base: manifest.extent, capacity: 1 << 16, salt: 5 };
+        let spare = segment::Spare::prepare(disk, &log_dir(), 77, 1 << 16).unwrap();
+        let (store, secrets) = (manifest.store, manifest.secrets);
+        let to = spare.activate(disk, &log_dir(), identity, store, &secrets, used.base).unwrap();
+        let (_, first) = still.seen.iter().find(|(_, lsn)| *lsn > used.base).unwrap();
+        let mut bytes = Vec::new();
+        let sealed = segment.read(*first, |record| {
+            let body = record.body().unwrap();
+            Draft::copy(&record, &body).seal(&mut bytes, identity.start(), watermark, &to.seal);
+            Ok(())
+        });
+        sealed.unwrap();
+        disk.overwrite(&to.path, SEGMENT_HEADER_BYTES as u64, &bytes).unwrap();
+    };
+    for (watermark, is_loss) in [(still.covered, false), (used.base.plus(end), true)] {
+        let disk = still.disk.kill_clone();
+        disk.flip(&segment.path, segment.offset(last) + 30, 1).unwrap();
+        copy(&disk, watermark);
+        let found = survey_unlisted(&disk);
+        assert_eq!(found.has_lost_records(), is_loss, "{:?}", found.damages);
+    }
+}
+
+/// Where the clock was set back, new segments would stand at positions that were given out.
+#[test]
+fn new_segments_of_a_repair_begin_past_all_that_was_ever_listed() {
+    let still = Still::after(&small(), false);
+    let disk = still.disk.kill_clone();
+    let found = survey::survey(&disk, dir()).unwrap();
+    let extent = found.extent();
+    let world = World::over(disk.clone(), 0);
+    found.salvage(&world.seams(), dir(), &SIZES, Vec::new(), 1, &mut |_, _| Ok(())).unwrap();
+    let manifest = manifest::load(&disk, dir()).unwrap().unwrap();
+    assert!(manifest.segments[0].base >= extent, "{manifest:?}");
 }
