@@ -185,7 +185,10 @@ fn after_a_compaction_a_key_takes_no_more_of_the_index_than_promised() {
         }
     }
     sim.advance(2 * DAY);
-    assert!(store.compact(u64::MAX).unwrap().is_complete());
+    // A table that is made meanwhile holds keys that have moved, and slots of segments that are still to go.
+    while !store.compact(16 << 10).unwrap().is_complete() {
+        store.merge_index().unwrap();
+    }
     let files = sim.files().into_iter();
     let index = files.filter(|(path, _)| path.extension().is_some_and(|end| end == "tab"));
     let bytes: u64 = index.map(|(_, len)| len).sum();
