@@ -183,6 +183,7 @@ impl Engine {
 
     /// The caller is told of an error, so it holds nothing: neither a claim that was granted nor a question. Whatever
     /// became of the record, nobody is on the key.
+    #[cold]
     fn take_back(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
         if applied.answer == Answer::Asked {
             self.drop_question(hash, applied.question);

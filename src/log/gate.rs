@@ -96,6 +96,11 @@ impl Gate {
         self.is(BEGUN)
     }
 
+    /// Whether LSNs may be taken, and what gets one may still be written.
+    pub(crate) fn takes_lsns(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & (BEGUN | POISONED | CLOSED) == BEGUN
+    }
+
     pub(crate) fn is_unsettled(&self) -> bool {
         self.is(UNSETTLED)
     }

@@ -204,7 +204,7 @@ impl Log {
     /// shard lock, so that the order of a key's records is the order of its states; does no I/O.
     pub(crate) fn place_for(&self, draft: Draft, room: Room, span: Span) -> Result<Placed, NoRoom> {
         let mut tail = self.tail.lock();
-        if !self.gate.has_begun() || !self.gate.may_change() {
+        if !self.gate.takes_lsns() {
             return Err(NoRoom::NotWriting);
         }
         let durable = self.queue.durable();
@@ -423,6 +423,7 @@ impl Log {
 
     /// What the caller is told of `error`: where the gate refused a change, that the store was poisoned or closed
     /// before.
+    #[cold]
     pub(crate) fn explained(&self, error: Error) -> Error {
         match gate::disk::Shut::is_cause_of(&error) {
             true if self.is_poisoned() => self.poisoned(),
