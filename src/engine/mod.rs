@@ -329,7 +329,10 @@ impl Engine {
         if !quiet() {
             return Err(self.not_closed());
         }
-        stop();
+        // Of a poisoned store one may be in a sync, which is not waited for; it ends by itself.
+        if !self.log.is_poisoned() {
+            stop();
+        }
         gate.finish();
         let left = self.interrupt_all();
         let closed = self.close_log();

@@ -174,8 +174,10 @@ impl Log {
         while !stop() {
             // A failure has poisoned the log, or is told to the next claim; here there is nobody to tell.
             // A panic ends this thread, and without it what is Lazy would never be written: so it poisons.
+            let Ok(inside) = self.enter() else { return };
             let due = self.guarded(|| self.step());
             after();
+            drop(inside);
             let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
             let Due::In(millis) = due else { continue };
             let seen = self.upkeep.word.read();

@@ -663,7 +663,7 @@ fn copies_that_are_left_out_say_how_far_the_log_was_durable() {
     let copy = |disk: &MemoryStorage, watermark: Lsn| {
         let ordinal = manifest.next_ordinal;
         let identity = Identity { ordinal, base: manifest.extent, capacity: 1 << 16, salt: 5 };
-        let spare = segment::Spare::prepare(disk, &log_dir(), 77, 1 << 16).unwrap();
+        let mut spare = segment::Spare::prepare(disk, &log_dir(), 77, 1 << 16).unwrap();
         let (store, secrets) = (manifest.store, manifest.secrets);
         let to = spare.activate(disk, &log_dir(), identity, store, &secrets, used.base).unwrap();
         let (_, first) = still.seen.iter().find(|(_, lsn)| *lsn > used.base).unwrap();
