@@ -1,19 +1,24 @@
 //! The sync seam: every lock, atomic, thread and park of the crate.
 //!
 //! A normal build takes `parking_lot`, `std` and the futex; under `cfg(loom)` the same names are loom's,
-//! so that the commit queue can be explored schedule by schedule. Lints forbid going around this file.
+//! so that the commit queue and the gate can be explored schedule by schedule, and under `cfg(shuttle)` they are
+//! shuttle's, which explores the whole engine. Lints forbid going around this file.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the seam")]
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Lets other threads run first.
 pub(crate) fn yield_now() {
     #[cfg(loom)]
     loom::thread::yield_now();
-    #[cfg(not(loom))]
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
+    #[cfg(not(any(loom, shuttle)))]
     std::thread::yield_now();
 }
 
@@ -26,8 +31,10 @@ pub(crate) fn loom_fence() {
 
 /// A small number of the calling thread, to spread what threads count over several cache lines.
 pub(crate) fn thread_number() -> usize {
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     return 0;
+    #[cfg(shuttle)]
+    return shuttle::current::me().into();
     #[cfg(not(any(loom, shuttle)))]
     {
         static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
@@ -43,10 +50,15 @@ pub(crate) fn thread_number() -> usize {
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(Inner<T>);
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 type Inner<T> = parking_lot::Mutex<T>;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) type MutexGuard<'a, T> = parking_lot::MutexGuard<'a, T>;
+
+#[cfg(shuttle)]
+type Inner<T> = shuttle::sync::Mutex<T>;
+#[cfg(shuttle)]
+pub(crate) type MutexGuard<'a, T> = shuttle::sync::MutexGuard<'a, T>;
 
 #[cfg(loom)]
 type Inner<T> = loom::sync::Mutex<T>;
@@ -58,41 +70,46 @@ impl<T> Mutex<T> {
         Mutex(Inner::new(value))
     }
 
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock()
     }
 
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.0.try_lock()
     }
 
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.0.try_lock().ok()
     }
 }
+
+#[cfg(loom)]
+use loom::sync as explored;
+#[cfg(shuttle)]
+use shuttle::sync as explored;
 
 /// One word on which many wait and which one call wakes.
 ///
 /// A waiter reads the word, checks that it has to wait, and sleeps only while the word is still what it
 /// read; a waker changes the word first. So no wake-up is lost between the check and the sleep.
 pub(crate) struct WakeWord {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     word: AtomicU32,
-    #[cfg(all(not(loom), not(target_os = "linux")))]
+    #[cfg(all(not(any(loom, shuttle)), not(target_os = "linux")))]
     parked: (std::sync::Mutex<()>, std::sync::Condvar),
-    #[cfg(loom)]
-    inner: (loom::sync::Mutex<u32>, loom::sync::Condvar),
+    #[cfg(any(loom, shuttle))]
+    inner: (explored::Mutex<u32>, explored::Condvar),
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl WakeWord {
     pub(crate) fn new() -> Self {
         WakeWord {
@@ -107,7 +124,7 @@ impl WakeWord {
     }
 }
 
-#[cfg(all(not(loom), target_os = "linux"))]
+#[cfg(all(not(any(loom, shuttle)), target_os = "linux"))]
 impl WakeWord {
     /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason.
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
@@ -139,7 +156,7 @@ impl WakeWord {
     }
 }
 
-#[cfg(all(not(loom), not(target_os = "linux")))]
+#[cfg(all(not(any(loom, shuttle)), not(target_os = "linux")))]
 impl WakeWord {
     /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason.
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
@@ -171,13 +188,13 @@ impl WakeWord {
     }
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl WakeWord {
     pub(crate) fn new() -> Self {
-        WakeWord { inner: (loom::sync::Mutex::new(0), loom::sync::Condvar::new()) }
+        WakeWord { inner: (explored::Mutex::new(0), explored::Condvar::new()) }
     }
 
-    fn word(&self) -> loom::sync::MutexGuard<'_, u32> {
+    fn word(&self) -> explored::MutexGuard<'_, u32> {
         self.inner.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -185,10 +202,15 @@ impl WakeWord {
         *self.word()
     }
 
-    pub(crate) fn wait(&self, seen: u32, _millis: Option<u64>) {
-        let word = self.word();
-        if *word == seen {
-            drop(self.inner.1.wait(word));
+    /// No time passes: a wait that only its deadline would end is a deadlock, and shows as one. So one that has a deadline
+    /// never wakes for no reason, which would be taken for the deadline while the clock stands still.
+    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
+        let mut word = self.word();
+        while *word == seen {
+            word = self.inner.1.wait(word).unwrap_or_else(|poisoned| poisoned.into_inner());
+            if millis.is_none() {
+                return;
+            }
         }
     }
 

@@ -56,8 +56,8 @@ const YIELDS: u32 = 3;
 const YIELD_WAITERS: u32 = 8;
 const YIELD_SYNC_NANOS: u64 = 200_000;
 /// Yields before a waiter for a write sleeps: a write is soon over, but the writer may be syncing a segment's end.
-/// Under loom none: what it is to explore is the sleep.
-const WRITE_YIELDS: u32 = if cfg!(loom) { 0 } else { 64 };
+/// Under loom and shuttle none: what they are to explore is the sleep.
+const WRITE_YIELDS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 64 };
 /// Gathering is given up for this many rounds after so many in vain.
 const GATHER_MISSES: u32 = 3;
 const GATHER_SKIP: u32 = 64;
@@ -412,5 +412,5 @@ impl Drop for Lead<'_> {
 
 #[cfg(all(test, loom))]
 mod loom_tests;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -114,6 +114,9 @@ pub(crate) enum Effect {
     PowerCut { bytes_kept: usize },
     /// It waits until the gate opens.
     Wait(Arc<Gate>),
+    /// It is slow: other threads run so often before it does.
+    #[cfg(shuttle)]
+    Slow(u64),
     /// It panics and does nothing: for a bug of ours, or a seam's.
     Panic,
 }
@@ -346,6 +349,11 @@ impl Script {
                 gate.pass();
                 // The power may have gone meanwhile.
                 if self.dark.load(Ordering::SeqCst) { Err(dark()) } else { run(call.len) }
+            }
+            #[cfg(shuttle)]
+            Some(Effect::Slow(turns)) => {
+                (0..turns).for_each(|_| crate::sync::yield_now());
+                run(call.len)
             }
         };
         if self.logging.load(Ordering::Relaxed) {

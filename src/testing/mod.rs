@@ -2,6 +2,8 @@
 //!
 //! Nothing here touches a real disk or the real time, and the same seed gives the same run.
 
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod torture;
 
