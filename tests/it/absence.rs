@@ -62,7 +62,7 @@ fn a_close_beside_the_first_write_grants_nothing_afterwards() {
     let (closed, claimed) = std::thread::scope(|scope| {
         let claim = scope.spawn(|| store.claim("k"));
         assert!(gate.wait_arrived(Duration::from_secs(10)));
-        let close = scope.spawn(|| store.close(Duration::ZERO));
+        let close = scope.spawn(|| store.close(Duration::from_secs(60)));
         while store.health() != Health::Closed {
             std::thread::yield_now();
         }

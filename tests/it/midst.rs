@@ -313,7 +313,7 @@ fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
                         break false;
                     }
                 };
-                let closes = scope.spawn(|| store.close(Duration::ZERO));
+                let closes = scope.spawn(|| store.close(Duration::from_secs(60)));
                 while store.health() != Health::Closed {
                     std::thread::yield_now();
                 }
@@ -487,7 +487,7 @@ fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     (0..30).for_each(|n| mark(&store, "k", n));
-    store.close(Duration::ZERO).unwrap();
+    store.close(Duration::from_secs(60)).unwrap();
     let store = open(&sim, 8);
     let most = Duration::from_secs(10);
     let switch = sim.hold_exchange();
@@ -496,7 +496,7 @@ fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
         let rebuilds = scope.spawn(|| store.rebuild_index());
         assert!(switch.wait_arrived(most));
         // That has the index, and waits for the manifest.
-        let closes = scope.spawn(|| store.close(Duration::ZERO));
+        let closes = scope.spawn(|| store.close(Duration::from_secs(60)));
         while store.get("k").is_ok() {
             std::thread::yield_now();
         }
@@ -638,7 +638,7 @@ fn a_verify_that_a_close_overtakes_says_so_and_finds_no_damage() {
         let store = open_unmapped(&sim, 8);
         let close_and_go_on = || {
             std::thread::scope(|scope| {
-                scope.spawn(|| store.close(Duration::ZERO));
+                scope.spawn(|| store.close(Duration::from_secs(60)));
                 while store.health() != Health::Closed {
                     std::thread::yield_now();
                 }
