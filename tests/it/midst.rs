@@ -638,7 +638,7 @@ fn a_verify_that_a_close_overtakes_says_so_and_finds_no_damage() {
         let store = open_unmapped(&sim, 8);
         let close_and_go_on = || {
             std::thread::scope(|scope| {
-                scope.spawn(|| store.close(Duration::from_secs(60)));
+                scope.spawn(|| store.close(Duration::ZERO));
                 while store.health() != Health::Closed {
                     std::thread::yield_now();
                 }
