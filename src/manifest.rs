@@ -299,7 +299,7 @@ impl Manifest {
         }
     }
 
-    /// The list is in order, without overlaps, and within the extent. Of any other no opening is possible.
+    /// The list is in order, without overlaps, and within the extent. No opening believes any other.
     pub(crate) fn is_sound(&self) -> bool {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {

@@ -553,8 +553,8 @@ impl Engine {
         Ok(moving.enough_for())
     }
 
-    /// The keys of records that follow each other, without those of which a later one among them says more: they are dead,
-    /// and nothing has to be looked up or read to know it. Of most pairs the claim is such a record.
+    /// The keys of records that follow each other, without those that a later one among them supersedes: they are dead, and
+    /// nothing has to be looked up or read to know it. Most claims are such records, followed by their completion.
     fn with_keys<'a>(&self, run: &'a [Record<'_>]) -> Result<Vec<Keyed<'a>>> {
         let mut newest = HashTable::<(Key<'a>, KeyHash)>::with_capacity(run.len());
         let mut keyed = Vec::with_capacity(run.len());

@@ -261,7 +261,7 @@ impl Wanted {
         bytes > self.next.max(self.kept).saturating_mul(4)
     }
 
-    /// The spare that is kept: the smallest that is large enough, or else the largest. Of equal ones the newest, so that
+    /// The spare that is kept: the smallest that is large enough, or else the largest. The newest of equal ones, so that
     /// each has its turn.
     fn kept_of(self, spares: &[Spare]) -> Option<usize> {
         let all = || spares.iter().enumerate();
