@@ -13,6 +13,7 @@ use crate::log::Segments;
 use crate::log::gate::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
+use crate::sync::yield_now;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
 /// A key as it was found.
@@ -111,6 +112,8 @@ impl Engine {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
                 return Walk { recent, at: 0, cursors: tables.cursors(), tables, segments };
             }
+            // Tables are being exchanged; whoever is at it may wait for this processor.
+            yield_now();
         }
     }
 
