@@ -32,6 +32,10 @@ pub enum Run<T> {
     /// The closure ran, and that is recorded: with its result, or, where that can't be kept, as the policy says
     /// ([`OnUnkept`]). [`Runner::on_unrecorded`] learns of the latter.
     Done(T),
+    /// The closure ran, and recording that failed: `Indeterminate` if nobody knows whether the record stands, otherwise
+    /// the key is left interrupted. It is never free. After a failed write or sync the store takes no more of them:
+    /// reopen it, and ask [`Store::get`] what became of the key.
+    Unrecorded(T, Error),
     /// It was done before: the recorded result.
     Replayed(T),
     /// It was done before, and its result was not kept: [`Recorded::missing`] says why.
@@ -44,6 +48,9 @@ pub enum Run<T> {
 
 impl<T> Run<T> {
     /// The result, of this run or the recorded one; everything else as an error.
+    ///
+    /// A result that this run could not record is one, too: the work was done. Match [`Unrecorded`](Run::Unrecorded), or
+    /// set [`Runner::on_unrecorded`], to learn of that.
     ///
     /// ```
     /// # use onlyonce::{Error, testing::Sim};
@@ -59,7 +66,7 @@ impl<T> Run<T> {
     /// A recorded failure, a result that was not kept, or a refusal, in words.
     pub fn value(self) -> Result<T, Refused> {
         match self {
-            Run::Done(value) | Run::Replayed(value) => Ok(value),
+            Run::Done(value) | Run::Unrecorded(value, _) | Run::Replayed(value) => Ok(value),
             Run::NotKept(done) => Err(Claim::Completed(done).refused()),
             Run::Failed(failed) => Err(Claim::Failed(failed).refused()),
             Run::Refused(refused) => Err(refused),
@@ -152,14 +159,16 @@ impl Store {
     /// ```
     ///
     /// A result that is too large, doesn't encode or finds the disk full is no reason to do the work again: you get the
-    /// value, and the key is completed without a result, or held ([`OnUnkept`]).
+    /// value, and the key is completed without a result, or held ([`OnUnkept`]). Nor is a disk that fails, or a
+    /// [`close`](Self::close), while the work is done: you get the value, and why it is not recorded
+    /// ([`Run::Unrecorded`]).
     ///
-    /// Durable on return as [`claim`](Self::claim) and [`complete`](ClaimGuard::complete) say. The interruption that
-    /// an `Err` leaves waits for nothing: a crash before its record is written gives the same state.
+    /// Durable on return as [`claim`](Self::claim) and [`complete`](ClaimGuard::complete) say, `Run::Unrecorded` excepted.
+    /// The interruption that an `Err` leaves waits for nothing: a crash before its record is written gives the same state.
     ///
     /// # Errors
-    /// The closure's, whatever becomes of the key; those of claiming; and of recording that the work was done:
-    /// `ClaimLost`, `Indeterminate`, `Poisoned`, `Closed`. `Undecodable` if the recorded result is of another type.
+    /// The closure's, whatever becomes of the key, and those of claiming. `ClaimLost` if somebody took the key over
+    /// meanwhile: the result of that attempt counts. `Undecodable` if the recorded result is of another type.
     ///
     /// # Cost
     /// A claim and an ending: two writes, and two syncs at `Sync`. A replay: one read, and the decoding.
@@ -273,9 +282,10 @@ where
 
     /// Is told why what came of the work could not be recorded as it was. Unset, nobody is.
     ///
-    /// That is a result that can't be kept: the caller of [`run`](Self::run) gets it, and nobody after it. Or a verdict
-    /// on the closure's error: the caller gets that error all the same, and the key is left interrupted. For a log line,
-    /// to keep the value elsewhere, or to reopen a store that is poisoned. Called at most once.
+    /// That is a result that can't be kept: the caller of [`run`](Self::run) gets it, and nobody after it. Or a result
+    /// whose record failed ([`Run::Unrecorded`]). Or a verdict on the closure's error: the caller gets that error all the
+    /// same, and the key is left interrupted. For a log line, to keep the value elsewhere, or to reopen a store that is
+    /// poisoned. Called at most once.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, Outcome, Verdict, testing::{DiskFault, Sim}};
@@ -328,9 +338,8 @@ where
         };
         match work(guard.handle_ref()) {
             Ok(value) => {
-                let done = guard.complete(&value);
-                done.or_else(|e| self.end_unkept(e, false))?;
-                Ok(Run::Done(value))
+                let done = guard.complete(&value).or_else(|e| self.end_unkept(e, false));
+                Ok(self.done_or_unrecorded(done, value, Run::Done)?)
             }
             Err(e) => {
                 self.judge(guard, &e);
@@ -366,23 +375,43 @@ where
         if let Some(why) = &unkept {
             let reason = cut_label(why.to_string());
             if store.policy().resolve()?.on_unkept == OnUnkept::Hold {
-                lost.hold_because(&reason)?;
-                self.tell(why);
-                return Ok(Resumed::Over(Run::Replayed(value)));
+                let held = lost.hold_because(&reason).map(|_held| self.tell(why));
+                return Ok(Resumed::Over(self.done_or_unrecorded(held, value, Run::Replayed)?));
             }
             outcome = Outcome::without_result(reason);
         }
-        if store.resolve(lost.attempt(), Resolution::Record(outcome))? {
-            if let Some(why) = &unkept {
-                self.tell(why);
+        let recorded = match store.resolve(lost.attempt(), Resolution::Record(outcome)) {
+            Ok(true) => {
+                if let Some(why) = &unkept {
+                    self.tell(why);
+                }
+                Ok(())
             }
-            return Ok(Resumed::Over(Run::Replayed(value)));
+            Ok(false) => Err(Error::new(
+                ErrorKind::ClaimLost,
+                "the attempt changed while it was reconciled: run again",
+            )),
+            Err(e) => Err(e),
+        };
+        Ok(Resumed::Over(self.done_or_unrecorded(recorded, value, Run::Replayed)?))
+    }
+
+    /// The work was done, so the value is the caller's whatever became of the record. Unless somebody took the key over:
+    /// then another value counts.
+    fn done_or_unrecorded(
+        &mut self,
+        recorded: Result<()>,
+        value: T,
+        done: impl FnOnce(T) -> Run<T>,
+    ) -> Result<Run<T>> {
+        match recorded {
+            Ok(()) => Ok(done(value)),
+            Err(lost) if lost.kind() == ErrorKind::ClaimLost => Err(lost),
+            Err(why) => {
+                self.tell(&why);
+                Ok(Run::Unrecorded(value, why))
+            }
         }
-        Err(Error::new(
-            ErrorKind::ClaimLost,
-            "the attempt changed while it was reconciled: run again",
-        )
-        .into())
     }
 
     /// The error is the caller's, whatever becomes of the verdict: what could not be recorded leaves the key

@@ -167,6 +167,34 @@ fn applied(op: Operation<'_>, store: &Store) -> &'static str {
     "the value"
 }
 
+/// The work is done, and what comes of it can't be recorded: the caller has the value, and learns why.
+fn unrecorded(op: Operation<'_>, store: &Store, before: impl FnOnce()) -> &'static str {
+    let mut why = None;
+    let runner = store.runner(op).on_unrecorded(|e| why = Some(e.kind()));
+    let ran = runner.run(|_| {
+        before();
+        Ok::<_, Fault>("charged".to_owned())
+    });
+    told_unrecorded(ran.unwrap(), why)
+}
+
+fn told_unrecorded(run: Run<String>, why: Option<ErrorKind>) -> &'static str {
+    match run {
+        Run::Unrecorded(value, error) => {
+            assert_eq!((&*value, Some(error.kind())), ("charged", why));
+            let kind = error.kind();
+            assert_eq!(Run::Unrecorded(value, error).value().unwrap(), "charged");
+            match kind {
+                ErrorKind::Indeterminate => "the value, and Indeterminate",
+                ErrorKind::Poisoned => "the value, and Poisoned",
+                ErrorKind::Closed => "the value, and Closed",
+                other => panic!("{other:?}"),
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Runs a closure that fails, and says what the caller was told.
 fn run(op: Operation<'_>, store: &Store) -> &'static str {
     told_of_run(store.run(op, |_| Err::<(), _>(Fault::Mine)))
@@ -318,6 +346,49 @@ fn end(ending: &str) -> [&'static str; 3] {
         "`run`: a result too large, `OnUnkept::Hold`" => unkept(parking(), &store, || {}),
         "`run`: a result beyond its reserve, the disk full, `OnUnkept::Hold`" => {
             unkept(parking().reserve_bytes(0), &store, || fill(&sim, &store))
+        }
+        "`run`: the sync of a result fails, and it is on disk" => {
+            let told = unrecorded(op(), &store, || sim.fail_sync(0, DiskFault::Io));
+            sim.kill();
+            store = sim.open().unwrap();
+            told
+        }
+        "`run`: the sync of a result fails, and it is not on disk" => {
+            let told = unrecorded(op(), &store, || sim.fail_sync(0, DiskFault::Io));
+            sim.power_loss();
+            store = sim.open().unwrap();
+            told
+        }
+        "`run`: the store is poisoned before the result, `OnDrop::Abort`" => {
+            let told = unrecorded(aborting(), &store, || {
+                sim.fail_sync(0, DiskFault::Io);
+                store.mark("another").unwrap_err();
+            });
+            sim.kill();
+            store = sim.open().unwrap();
+            told
+        }
+        "`run`: `close` before the result" => {
+            let told = unrecorded(op(), &store, || {
+                assert_eq!(store.close(Duration::ZERO).unwrap().len(), 1);
+            });
+            store = sim.open().unwrap();
+            told
+        }
+        "`run`: `reconcile` says Applied, the sync fails" => {
+            doubt(&store);
+            store.sync().unwrap();
+            let mut why = None;
+            let runner = store.runner(op()).on_unrecorded(|e| why = Some(e.kind()));
+            let runner = runner.reconcile(|_| {
+                sim.fail_sync(0, DiskFault::Io);
+                Ok::<_, Fault>(Reconciled::Applied("charged".to_owned()))
+            });
+            let ran = runner.run(|_| panic!("it was done"));
+            let told = told_unrecorded(ran.unwrap(), why);
+            sim.power_loss();
+            store = sim.open().unwrap();
+            told
         }
         "`run`: a value that won't encode" => {
             let run = store.run(op(), |_| Ok::<_, Fault>(Unencodable)).unwrap();

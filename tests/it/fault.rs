@@ -553,7 +553,7 @@ fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
 }
 
 /// A result that finds the disk full, and then each call in turn fails while the key is ended without it: the
-/// caller has the value and the key is ended, or the caller is told that nobody knows; never is the key free.
+/// caller has the value, and the key is ended, or the caller is told that nobody knows; never is the key free.
 #[test]
 fn a_result_that_finds_no_room_frees_no_key_whatever_fails() {
     let value = || vec![7_u8; 12 << 10];
@@ -579,14 +579,20 @@ fn a_result_that_finds_no_room_frees_no_key_whatever_fails() {
                 sim.heal();
                 let context = format!("{on_unkept:?}, {fault:?} at {place}: {ran:?}");
                 let is_done = matches!(&ran, Ok(Run::Done(v)) if *v == value());
-                match ran.as_ref().err().map(Error::kind) {
-                    None => assert!(is_done, "{context}"),
-                    Some(ErrorKind::Indeterminate) => unknown += 1,
-                    // The device failed on the way, or not even that much could be placed.
-                    Some(ErrorKind::Poisoned | ErrorKind::StorageFull | ErrorKind::Io) => {
-                        refused += 1;
+                match &ran {
+                    Ok(Run::Done(_)) => assert!(is_done, "{context}"),
+                    Ok(Run::Unrecorded(kept, why)) => {
+                        assert_eq!(*kept, value(), "the caller has the value: {context}");
+                        match why.kind() {
+                            ErrorKind::Indeterminate => unknown += 1,
+                            // The device failed on the way, or not even that much could be placed.
+                            ErrorKind::Poisoned | ErrorKind::StorageFull | ErrorKind::Io => {
+                                refused += 1;
+                            }
+                            _ => panic!("{context}"),
+                        }
                     }
-                    Some(_) => panic!("{context}"),
+                    _ => panic!("{context}"),
                 }
                 sim.power_loss();
                 sim.set_disk_bytes_max(u64::MAX);
