@@ -314,6 +314,10 @@ fn fmt_parts(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// Escaped as in a string literal, but for quotes, which need none here.
 fn fmt_unquoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    // Nearly every key: a call for each of its characters would cost as much as reading its record.
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'\\') {
+        return f.write_str(text);
+    }
     for piece in text.split_inclusive(['"', '\'']) {
         let quote = piece.chars().next_back().filter(|last| matches!(last, '"' | '\''));
         let plain = piece.strip_suffix(['"', '\'']).unwrap_or(piece);

@@ -40,6 +40,9 @@ enum Part<'k> {
     Number(Number),
 }
 
+/// Digits of `u128::MAX`: longer text is no number, however it begins.
+const LONGEST_NUMBER: usize = u128::MAX.ilog10() as usize + 1;
+
 /// A whole number, in the one form that its value has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Number {
@@ -75,6 +78,9 @@ impl Number {
 
     /// As it is displayed: no sign but a minus, no leading zeros.
     pub(super) fn parse(text: &str) -> Option<Self> {
+        if text.len() > LONGEST_NUMBER {
+            return None;
+        }
         let number = match text.strip_prefix('-') {
             Some(_) => Number::from(text.parse::<i64>().ok()?),
             None => Number::from(text.parse::<u128>().ok()?),
