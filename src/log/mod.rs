@@ -151,6 +151,16 @@ struct Piece {
 struct Writer {
     /// The segment written to last: what a sync is for.
     current: Arc<Segment>,
+    /// What it took from the tail. This and the tail's change places, so that no write allocates.
+    pieces: VecDeque<Piece>,
+    /// A buffer that it emptied, for the tail.
+    free: Vec<u8>,
+}
+
+impl Writer {
+    fn of(current: Arc<Segment>) -> Self {
+        Writer { current, pieces: VecDeque::new(), free: Vec::new() }
+    }
 }
 
 impl Tail {
@@ -181,6 +191,18 @@ impl Tail {
         }
         self.last = Placed { lsn, round: self.round };
         self.last
+    }
+
+    /// Hands what was placed to the writer. Gives the log's end, up to which it is all.
+    fn hand_over(&mut self, writer: &mut Writer) -> Lsn {
+        // A write that failed left some: the store is poisoned, and they are never written.
+        writer.pieces.clear();
+        std::mem::swap(&mut self.pieces, &mut writer.pieces);
+        if self.free.capacity() == 0 {
+            std::mem::swap(&mut self.free, &mut writer.free);
+        }
+        self.buffered = 0;
+        self.end()
     }
 
     /// Ends the active segment and goes on in the next, if there is one.
@@ -795,28 +817,26 @@ impl Drop for PoisonOnUnwind<'_> {
 impl Sink for Log {
     fn write_round(&self) -> Result<(u32, Lsn), Failed> {
         let mut writer = self.writer.lock();
-        let (pieces, round, end) = {
+        let (round, end) = {
             let mut tail = self.tail.lock();
             let round = tail.round;
             tail.round = round.wrapping_add(1);
-            tail.buffered = 0;
-            (std::mem::take(&mut tail.pieces), round, tail.end())
+            (round, tail.hand_over(&mut writer))
         };
-        self.guarded(|| self.write_pieces(&mut writer, pieces, end))?;
+        self.guarded(|| self.write_pieces(&mut writer, end))?;
         Ok((round, end))
     }
 
     fn try_write(&self) -> Result<Write, Failed> {
         let Some(mut writer) = self.writer.try_lock() else { return Ok(Write::Busy) };
-        let (pieces, end) = {
+        let end = {
             let mut tail = self.tail.lock();
             if tail.pieces.iter().any(|piece| piece.ends_segment) {
                 return Ok(Write::NeedsSync);
             }
-            tail.buffered = 0;
-            (std::mem::take(&mut tail.pieces), tail.end())
+            tail.hand_over(&mut writer)
         };
-        self.guarded(|| self.write_pieces(&mut writer, pieces, end))?;
+        self.guarded(|| self.write_pieces(&mut writer, end))?;
         Ok(Write::Done)
     }
 
@@ -831,43 +851,34 @@ impl Sink for Log {
 }
 
 impl Log {
-    /// Writes what was taken from the tail, up to `end`. At a segment's end the old one is synced whole
+    /// Writes what the tail handed over, up to `end`. At a segment's end the old one is synced whole
     /// before anything is written into the next, at every level.
-    fn write_pieces(
-        &self,
-        writer: &mut Writer,
-        mut pieces: VecDeque<Piece>,
-        end: Lsn,
-    ) -> Result<(), Failed> {
+    fn write_pieces(&self, writer: &mut Writer, end: Lsn) -> Result<(), Failed> {
         // Whoever had the writer before may have failed, and what it took from the tail is lost: then there may be nothing
         // left to write, and not all is written.
         if self.is_poisoned() {
             return Err(Failed);
         }
-        for piece in &mut pieces {
+        while let Some(piece) = writer.pieces.pop_front() {
             // Something else may have failed while this one synced a segment's end.
             if self.is_poisoned() {
                 return Err(Failed);
             }
-            let segment = &piece.segment;
+            let Piece { segment, at, mut bytes, ends_segment } = piece;
             let file = segment.file().map_err(|e| self.poison(e))?;
-            storage::write_all_at(&*file, &piece.bytes, piece.at).map_err(|e| {
-                self.poison(Error::io("writing", &segment.path, e).offset_at(piece.at))
-            })?;
-            self.bytes_written.fetch_add(piece.bytes.len() as u64, Ordering::Relaxed);
-            writer.current = Arc::clone(segment);
-            if piece.ends_segment {
-                self.sync_segment(segment)?;
+            storage::write_all_at(&*file, &bytes, at)
+                .map_err(|e| self.poison(Error::io("writing", &segment.path, e).offset_at(at)))?;
+            self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            if ends_segment {
+                self.sync_segment(&segment)?;
+            }
+            writer.current = segment;
+            if bytes.capacity() as u64 <= 4 * limits::BUFFERED_BYTES_MAX {
+                bytes.clear();
+                writer.free = bytes;
             }
         }
         self.queue.set_written(end);
-        if let Some(piece) = pieces.pop_back() {
-            let mut bytes = piece.bytes;
-            bytes.clear();
-            if bytes.capacity() as u64 <= 4 * limits::BUFFERED_BYTES_MAX {
-                self.tail.lock().free = bytes;
-            }
-        }
         Ok(())
     }
 

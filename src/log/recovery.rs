@@ -236,7 +236,7 @@ pub(crate) fn open(
             last_time_note: note,
             active: Arc::clone(&active),
         }),
-        writer: Mutex::new(Writer { current: active }),
+        writer: Mutex::new(Writer::of(active)),
         queue: CommitQueue::new(scan.end, gate),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
