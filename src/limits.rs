@@ -122,6 +122,8 @@ pub(crate) const COMPACTION_YIELD_BYTES: u64 = 16 << 10;
 
 /// How much of the log is alive is estimated from so many keys, and anew after so long.
 pub(crate) const ESTIMATE_SAMPLES: u64 = 1024;
+/// From how many first, where their records are alike.
+pub(crate) const ESTIMATE_SAMPLES_FEW: u64 = 128;
 pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
 /// Checkpoints that follow each other sooner share a sample of what is alive, unless the log has grown by an eighth.
 pub(crate) const SAMPLE_MILLIS: u64 = 1000;

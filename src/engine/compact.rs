@@ -46,6 +46,8 @@ pub(super) struct Estimate {
     at_millis: u64,
     /// The segment written to then; `None`: whichever is.
     newest: Option<u32>,
+    /// Told by a few keys: enough to leave the log alone, not to move any of it.
+    is_rough: bool,
 }
 
 /// Compaction's way through all that stood in the log when it began, and what it had moved and given back by then.
@@ -107,23 +109,54 @@ impl Alive {
             *keys = keys.saturating_add(1);
         }
     }
+}
 
-    /// What so many keys come to, if `seen` of them came to this.
-    fn scaled_to(self, keys: u64, seen: u64) -> Self {
-        let scaled = |value: u64| {
-            let product = u128::from(value).saturating_mul(u128::from(keys));
-            let value = product.checked_div(u128::from(seen)).unwrap_or(0);
-            u64::try_from(value).unwrap_or(u64::MAX)
-        };
-        Alive { bytes: scaled(self.bytes), keys: self.keys.map(scaled) }
+/// Some keys of the index, and what is alive of them; or, scaled, of all.
+#[derive(Clone, Copy, Default, Debug)]
+struct KeySample {
+    alive: Alive,
+    /// Keys looked at, alive or not; the bytes of the live ones among them, and the sum of their squares.
+    seen: u64,
+    bytes: u64,
+    squares: u128,
+}
+
+impl KeySample {
+    /// A key was looked at, and was alive as its newest record says.
+    fn add(&mut self, alive: Option<(Phase, u64)>) {
+        self.seen = self.seen.saturating_add(1);
+        if let Some((phase, bytes)) = alive {
+            self.alive.add(phase, bytes);
+            self.bytes = self.bytes.saturating_add(bytes);
+            self.squares = self.squares.saturating_add(u128::from(bytes) * u128::from(bytes));
+        }
     }
 
-    fn plus(self, other: Self) -> Self {
-        let mut sum = Alive { bytes: self.bytes.saturating_add(other.bytes), keys: self.keys };
-        for (keys, more) in sum.keys.iter_mut().zip(other.keys) {
-            *keys = keys.saturating_add(more);
+    /// Adds another sample, scaled to the `keys` that it was taken of.
+    fn add_scaled(&mut self, sample: KeySample, keys: u64) {
+        let scaled = |value: u64| {
+            let product = u128::from(value) * u128::from(keys);
+            let value = product.checked_div(u128::from(sample.seen)).unwrap_or(0);
+            u64::try_from(value).unwrap_or(u64::MAX)
+        };
+        self.alive.bytes = self.alive.bytes.saturating_add(scaled(sample.alive.bytes));
+        for (keys, more) in self.alive.keys.iter_mut().zip(sample.alive.keys) {
+            *keys = keys.saturating_add(scaled(more));
         }
-        sum
+        self.seen = self.seen.saturating_add(sample.seen);
+        self.bytes = self.bytes.saturating_add(sample.bytes);
+        self.squares = self.squares.saturating_add(sample.squares);
+    }
+
+    /// Whether the sum's standard error is at most a thirty-second of it: the keys' variance, of mean 1, by their number.
+    fn is_even(&self) -> bool {
+        if self.bytes == 0 {
+            return false;
+        }
+        let (seen, square) =
+            (u128::from(self.seen), u128::from(self.bytes) * u128::from(self.bytes));
+        let excess = self.squares.saturating_mul(seen).saturating_sub(square);
+        excess.saturating_mul(32 * 32) <= square.saturating_mul(seen)
     }
 }
 
@@ -233,7 +266,13 @@ impl Engine {
             let log_bytes = self.log.bytes_since(Lsn::ZERO);
             let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
             let at_millis = now.saturating_add(limits::FUTILE_MILLIS);
-            work.estimate = Some(Estimate { live: log_bytes, log_bytes, at_millis, newest: None });
+            work.estimate = Some(Estimate {
+                live: log_bytes,
+                log_bytes,
+                at_millis,
+                newest: None,
+                is_rough: false,
+            });
         }
     }
 
@@ -268,18 +307,34 @@ impl Engine {
                 // A log that stays as long as it is may be another one altogether.
                 && (is_same || age < limits::SAMPLE_MILLIS)
         });
-        if !is_fresh {
-            let live = self.estimate_live()?;
-            let newest = Some(oldest.newest);
-            work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest });
-        }
-        let live = work.estimate.map_or(0, |seen| seen.live);
-        // Near its budget the store doesn't wait for its log to be half dead.
-        let is_tight = used > most / 4 * 3 && log_bytes > live.saturating_add(live / 8);
-        // What lies ahead counts: it is on the disk. In a store so small that it is much beside what is alive, moving
-        // nearly all of the log again and again would gain little.
-        let is_large = outside > live.saturating_mul(2).saturating_add(slack)
-            && log_bytes > live.saturating_add(live / 4);
+        let is_due = |live: u64| {
+            // Near its budget the store doesn't wait for its log to be half dead.
+            let is_tight = used > most / 4 * 3 && log_bytes > live.saturating_add(live / 8);
+            // What lies ahead counts: it is on the disk. In a store so small that it is much beside what is alive, moving
+            // nearly all of the log again and again would gain little.
+            let is_large = outside > live.saturating_mul(2).saturating_add(slack)
+                && log_bytes > live.saturating_add(live / 4);
+            is_tight || is_large
+        };
+        let live = match work.estimate.filter(|_| is_fresh) {
+            // Nothing is moved on the word of a few keys: they may have missed the few results in which most bytes are.
+            Some(seen) if seen.is_rough && is_due(seen.live) => {
+                let since = log_bytes.saturating_sub(seen.log_bytes);
+                let live = self.estimate()?.bytes.saturating_sub(since);
+                work.estimate = Some(Estimate { live, is_rough: false, ..seen });
+                live
+            }
+            Some(seen) => seen.live,
+            None => {
+                let few = self.sample_of(limits::ESTIMATE_SAMPLES_FEW)?;
+                let is_rough = few.is_even() && !is_due(few.alive.bytes);
+                let live = if is_rough { few.alive.bytes } else { self.estimate()?.bytes };
+                let newest = Some(oldest.newest);
+                work.estimate =
+                    Some(Estimate { live, log_bytes, at_millis: now, newest, is_rough });
+                live
+            }
+        };
         // A small store has more ahead than twice what is alive: what is written, the next, a spare, and one that is
         // just being given back.
         let most = live
@@ -287,64 +342,68 @@ impl Engine {
             .saturating_add(slack.saturating_mul(2))
             .max(live.saturating_add(slack.saturating_mul(5)))
             .saturating_add(remembered);
-        Ok((is_tight || is_large, most))
-    }
-
-    /// Bytes of live records, by [`estimate`](Self::estimate).
-    pub(crate) fn estimate_live(&self) -> Result<u64> {
-        self.estimate().map(|alive| alive.bytes)
+        Ok((is_due(live), most))
     }
 
     /// What is alive, from a sample of the index: some thousand keys tell it to some percent, whatever the store's size,
     /// expiry included; less well where few results are far larger than the rest.
     pub(crate) fn estimate(&self) -> Result<Alive> {
+        self.sample_of(limits::ESTIMATE_SAMPLES).map(|sample| sample.alive)
+    }
+
+    /// About so many keys of the index, and what all of them come to by these.
+    fn sample_of(&self, samples: u64) -> Result<KeySample> {
         let (tables, segments) = (self.tables(), self.log.segments());
-        let mut alive = Alive::default();
+        let mut all = KeySample::default();
         let keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
         // Each table and memory by itself: the keys of one say nothing of another's.
         for table in &tables.list {
-            let (mut sample, mut seen) = (Alive::default(), 0_u64);
-            let stride = keys.div_ceil(limits::ESTIMATE_SAMPLES).max(1);
+            let mut sample = KeySample::default();
+            let stride = keys.div_ceil(samples).max(1);
             // Buckets at even distances, whole: hashes have no order that could favour any, but of one key's two slots
             // the first is the newer.
             let buckets = usize::try_from(stride).unwrap_or(usize::MAX);
             for bucket in (0..table.listed.buckets).step_by(buckets) {
                 for slot in table.slots_in(bucket)? {
-                    seen = seen.saturating_add(1);
                     let is_listed = slot.spot.ordinal >= tables.head;
                     let lsn = segments.lsn_of(slot.spot).filter(|_| is_listed);
-                    if let Some(lsn) = lsn {
-                        self.add_if_alive(lsn, &mut sample)?;
-                    }
+                    sample.add(lsn.map_or(Ok(None), |lsn| self.alive_if_newest(lsn))?);
                 }
             }
-            alive = alive.plus(sample.scaled_to(table.listed.slots, seen));
+            all.add_scaled(sample, table.listed.slots);
         }
-        let (mut sample, mut seen) = (Alive::default(), 0_u64);
-        for lsn in self.recent.sample(limits::ESTIMATE_SAMPLES) {
-            seen = seen.saturating_add(1);
-            self.add_if_alive(lsn, &mut sample)?;
+        let mut sample = KeySample::default();
+        for lsn in self.recent.sample(samples) {
+            // Memory has but the newest record of a key.
+            let alive = self.alive_at(lsn, |_| Some(()))?;
+            sample.add(alive.map(|((), phase, len)| (phase, len)));
         }
-        Ok(alive.plus(sample.scaled_to(self.recent.len() as u64, seen)))
+        all.add_scaled(sample, self.recent.len() as u64);
+        Ok(all)
     }
 
-    /// Counts the record at `lsn` if it is its key's newest and not expired. Gives its length, or 0.
-    fn add_if_alive(&self, lsn: Lsn, alive: &mut Alive) -> Result<u64> {
+    /// State and length of the record at `lsn`, if it is its key's newest and has not expired.
+    fn alive_if_newest(&self, lsn: Lsn) -> Result<Option<(Phase, u64)>> {
+        let key = |body: &Body<'_>| Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
+        let Some((key, phase, len)) = self.alive_at(lsn, key)? else { return Ok(None) };
+        let is_newest = self.newest_of(&key)? == Some(lsn);
+        Ok(is_newest.then_some((phase, len)))
+    }
+
+    /// The same whether or not it is the newest, with what `key` takes of it. `None` also if it has gone meanwhile.
+    fn alive_at<K>(
+        &self,
+        lsn: Lsn,
+        key: impl Fn(&Body<'_>) -> Option<K>,
+    ) -> Result<Option<(K, Phase, u64)>> {
         self.may_stay()?;
         let now = self.log.now();
         let read = self.log.read(lsn, |record| {
             let body = self.body_of(&record)?;
             let state = state_of(&record, &body).filter(|state| !protocol::is_expired(state, now));
-            let key = Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
-            Ok(key.zip(state).map(|(key, state)| (key, state.phase, record.len())))
+            Ok(key(&body).zip(state).map(|(key, state)| (key, state.phase, record.len())))
         });
-        // It may have gone meanwhile.
-        let Ok(Some((key, phase, len))) = read else { return Ok(0) };
-        if self.newest_of(&key)? != Some(lsn) {
-            return Ok(0);
-        }
-        alive.add(phase, len);
-        Ok(len)
+        Ok(read.ok().flatten())
     }
 
     /// Judges about `bytes` of the oldest segment's records, and lets it go when all are. Gives the bytes moved;
@@ -511,9 +570,10 @@ impl Engine {
             seen.log_bytes == log_bytes && now.abs_diff(seen.at_millis) < limits::SAMPLE_MILLIS
         });
         if !is_fresh {
-            let Ok(live) = self.estimate_live() else { return false };
+            let Ok(live) = self.estimate().map(|alive| alive.bytes) else { return false };
             let newest = self.log.oldest().map(|oldest| oldest.newest);
-            work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest });
+            let is_rough = false;
+            work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest, is_rough });
         }
         work.estimate.is_some_and(|seen| seen.live.saturating_add(seen.live / 8) < log_bytes)
     }
@@ -910,6 +970,28 @@ mod tests {
     }
 
     /// Four writers on two processors left compaction one slice in five each 16 KiB.
+    #[test]
+    fn a_few_keys_tell_of_all_only_where_they_are_alike() {
+        let sample = |lens: &[Option<u64>]| {
+            let mut sample = KeySample::default();
+            for len in lens.iter().cycle().take(128) {
+                sample.add(len.map(|len| (Phase::Completed, len)));
+            }
+            let mut all = KeySample::default();
+            all.add_scaled(sample, 128_000);
+            all
+        };
+        let alike = sample(&[Some(400), Some(360), Some(440), Some(400)]);
+        assert!(alike.is_even());
+        assert_eq!((alike.alive.bytes, alike.alive.keys), (51_200_000, [0, 0, 0, 0, 128_000, 0]));
+        // A standard error of a sixteenth.
+        assert!(!sample(&[Some(400), Some(400), None]).is_even());
+        let mut large = [Some(100); 128];
+        large[5] = Some(100_000);
+        assert!(!sample(&large).is_even());
+        assert!(!sample(&[None]).is_even(), "they may have missed whatever is alive");
+    }
+
     #[test]
     fn compaction_lends_no_more_time_than_it_works() {
         let (mut turns, mut now, mut worked, mut lent) = (Turns::default(), 0, 0, 0);
