@@ -443,7 +443,11 @@ pub(crate) fn parse_head(bytes: &[u8], lsn: Lsn, seal: &Seal) -> Result<Head, Ba
 impl<'a> Record<'a> {
     /// Reads the record at the start of `bytes`.
     pub(crate) fn parse(bytes: &'a [u8], lsn: Lsn, seal: &Seal) -> Result<Self, Bad> {
-        let head = parse_head(bytes, lsn, seal)?;
+        Record::behind(parse_head(bytes, lsn, seal)?, bytes, lsn, seal)
+    }
+
+    /// The same, of bytes at whose start `head` was read.
+    pub(crate) fn behind(head: Head, bytes: &'a [u8], lsn: Lsn, seal: &Seal) -> Result<Self, Bad> {
         let padded = bytes.get(HEADER_BYTES..head.len()).ok_or(Bad::Short)?;
         let (body, padding) = padded.split_at_checked(head.body_bytes).ok_or(Bad::Short)?;
         let mut sum = crc32fast::Hasher::new();

@@ -90,7 +90,7 @@ impl<'s> Reader<'s> {
         self.bytes(len)?;
         let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
         let bytes = self.window.get(start..).unwrap_or_default();
-        Ok(match Record::parse(bytes, lsn, &seal) {
+        Ok(match Record::behind(head, bytes, lsn, &seal) {
             Ok(record) => {
                 self.at = self.at.saturating_add(len as u64);
                 let bytes = self.window.get(..start).unwrap_or_default();
@@ -293,7 +293,7 @@ fn look_in_window(
         *budget = left;
         // An end says nothing that could be lost.
         let is_copy = |record: Record<'_>| record.is_copy || record.kind == Kind::SegmentEnd;
-        let is_copy = match Record::parse(rest, lsn, &segment.seal) {
+        let is_copy = match Record::behind(head, rest, lsn, &segment.seal) {
             Err(Bad::Short) => segment.read_by_calls(file, lsn, |record| Ok(is_copy(record))).ok(),
             whole => whole.ok().map(is_copy),
         };

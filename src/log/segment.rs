@@ -281,7 +281,7 @@ impl Segment {
         let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
         let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
         let bytes = map.bytes(offset, head.len()).unwrap_or_default();
-        use_of(Record::parse(bytes, lsn, &self.seal).map_err(corrupt)?)
+        use_of(Record::behind(head, bytes, lsn, &self.seal).map_err(corrupt)?)
     }
 
     /// The same, of its file: where the device can't give something, that fails.
@@ -307,7 +307,7 @@ impl Segment {
             let have = read(&mut bytes)?;
             bytes.truncate(have);
         }
-        use_of(Record::parse(&bytes, lsn, &self.seal).map_err(corrupt)?)
+        use_of(Record::behind(head, &bytes, lsn, &self.seal).map_err(corrupt)?)
     }
 }
 
