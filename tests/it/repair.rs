@@ -986,76 +986,114 @@ fn an_opening_that_seals_as_it_reads_may_crash_anywhere() {
     assert!(points > 10, "{points}");
 }
 
-/// A note covers all of a life before its process is killed, so the next one copies nothing: nothing in the log referred to
-/// what came before, and a whole life was gone without a word.
-#[test]
-fn without_a_manifest_a_killed_process_s_only_segment_is_missed() {
+/// Three lives, each in segments of its own. A note covers all of a life before its process is killed, so the next one
+/// copies nothing of it. Gives the keys of the second one, too.
+fn lives_covered_by_notes() -> (Sim, std::ops::Range<u64>) {
     let sim = Sim::new(7);
-    // So long that seven fill a segment: most of what there is is alive, and nothing is compacted.
-    let key = |n: u64| format!("{n:0>3900}");
     for keys in [0..100, 100..104, 104..106] {
         let store = sim.open_with(builder()).unwrap();
-        keys.for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+        keys.for_each(|n| assert!(store.mark(long_key(n)).unwrap().is_first()));
         for _ in 0..3 {
             while store.step().unwrap().is_zero() {}
             sim.advance(Duration::from_millis(20));
         }
         sim.kill();
     }
-    let (used, _) = segments_of(&sim);
-    let holds = |path: &&PathBuf, n| {
-        sim.read_file(path).unwrap().windows(3900).any(|window| window == key(n).as_bytes())
+    (sim, 100..104)
+}
+
+/// So long that seven fill a segment: most of what there is is alive, and nothing is compacted.
+fn long_key(n: u64) -> String {
+    format!("{n:0>3900}")
+}
+
+/// The segment in which the record of a long key stands, and where it begins.
+fn place_of_long_key(sim: &Sim, n: u64) -> (PathBuf, usize) {
+    let end = format!("{n:0>20}").into_bytes();
+    let place = |path: PathBuf| {
+        let bytes = sim.read_file(&path).unwrap();
+        let at = bytes.windows(end.len()).position(|window| window == end)?;
+        let start = bytes[..at].windows(2).rposition(|window| window == b"O1")?;
+        Some((path, start))
     };
+    segments_of(sim).0.into_iter().find_map(place).unwrap()
+}
+
+/// Nothing in the log referred to what came before, and a whole life was gone without a word.
+#[test]
+fn without_a_manifest_a_killed_process_s_only_segment_is_missed() {
+    let (sim, second) = lives_covered_by_notes();
     let whole = sim.copy();
     whole.remove("/store/MANIFEST").unwrap();
     let report = whole.repair(builder(), AcceptLoss::No).unwrap();
     assert!(report.is_repaired && !report.is_loss && report.records_moved == 0, "{report:?}");
     let store = whole.open_existing(builder(), false).unwrap();
-    assert!((0..106).all(|n| store.get(key(n)).unwrap().is_some()));
+    assert!((0..106).all(|n| store.get(long_key(n)).unwrap().is_some()));
     let middle = sim.copy();
     middle.remove("/store/MANIFEST").unwrap();
-    middle.remove(used.iter().find(|path| holds(path, 101)).unwrap()).unwrap();
+    middle.remove(place_of_long_key(&sim, second.start + 1).0).unwrap();
     let report = middle.repair(builder(), AcceptLoss::No).unwrap();
     assert!(report.is_loss && !report.is_repaired, "{report:?}");
     assert!(middle.repair(builder(), AcceptLoss::Yes).unwrap().is_repaired);
     let store = middle.open_existing(builder(), false).unwrap();
-    assert!((0..106).all(|n| store.get(key(n)).unwrap().is_some() != (100..104).contains(&n)));
+    assert!((0..106).all(|n| store.get(long_key(n)).unwrap().is_some() != second.contains(&n)));
+}
+
+/// That the next life begins where this one was cut says that all before the cut was durable; no record says so.
+#[test]
+fn without_a_manifest_the_end_of_a_segment_that_a_recovery_cut_is_missed() {
+    let (sim, second) = lives_covered_by_notes();
+    let (path, record) = place_of_long_key(&sim, second.end - 1);
+    sim.remove("/store/MANIFEST").unwrap();
+    let mut zeroed = sim.read_file(&path).unwrap();
+    zeroed[record..].fill(0);
+    sim.write_file(&path, &zeroed).unwrap();
+    let report = sim.repair(builder(), AcceptLoss::No).unwrap();
+    assert!(report.is_loss && !report.is_repaired, "{report:?}");
+    assert!(report.damages.iter().any(|e| e.path() == Some(&*path)), "{report:?}");
 }
 
 /// A recovery copies what stands in several segments, cuts the first of them and leaves the others out; and its process
 /// dies before their files are gone. What is left of them says nothing of what is missing.
 #[test]
 fn without_a_manifest_what_a_recovery_left_behind_is_no_loss() {
-    let sim = Sim::new(7);
-    let store = sim.open_with(builder()).unwrap();
-    for n in 0..300 {
-        let op = Operation::new(key(n)).durability(onlyonce::Durability::Flush);
-        assert!(store.mark(op).unwrap().is_first());
-    }
-    sim.kill();
-    drop(store);
-    let mut told = Vec::new();
-    for cut in 0.. {
-        let machine = sim.copy();
-        machine.cut_power_at(cut);
-        drop(machine.open_existing(builder(), false));
-        let was_cut = machine.power_is_cut();
-        let killed = machine.copy();
-        killed.remove("/store/MANIFEST").unwrap();
-        let report = killed.repair(builder(), AcceptLoss::No).unwrap();
-        if report.is_loss {
-            told.push((cut, report));
-        } else {
-            let store = killed.open_existing(builder(), false).unwrap();
-            assert!((0..300).all(|n| store.get(key(n)).unwrap().is_some()), "cut {cut}");
+    // At `Lazy` several segments are placed before the first is synced, so no watermark covers any of them.
+    for level in [onlyonce::Durability::Flush, onlyonce::Durability::Lazy] {
+        let sim = Sim::new(7);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..300 {
+            // What is covered stays where it is.
+            let level = if n < 10 { onlyonce::Durability::Sync } else { level };
+            let op = Operation::new(key(n)).durability(level);
+            assert!(store.mark(op).unwrap().is_first());
         }
-        if !was_cut {
-            println!("{cut} crash points");
-            assert!(cut > 20);
-            break;
+        store.sync().unwrap();
+        sim.kill();
+        drop(store);
+        let (mut told, mut left_behind) = (Vec::new(), 0);
+        for cut in 0.. {
+            let machine = sim.copy();
+            machine.cut_power_at(cut);
+            drop(machine.open_existing(builder(), false));
+            let was_cut = machine.power_is_cut();
+            let killed = machine.copy();
+            killed.remove("/store/MANIFEST").unwrap();
+            left_behind = left_behind.max(segments_of(&killed).0.len());
+            let report = killed.repair(builder(), AcceptLoss::No).unwrap();
+            if report.is_loss {
+                told.push((cut, report));
+            } else {
+                let store = killed.open_existing(builder(), false).unwrap();
+                assert!((0..300).all(|n| store.get(key(n)).unwrap().is_some()), "cut {cut}");
+            }
+            if !was_cut {
+                println!("{level:?}: {cut} crash points, up to {left_behind} segments");
+                assert!(cut > 20);
+                break;
+            }
         }
+        assert!(told.is_empty(), "{level:?}: {} losses told: {:?}", told.len(), told[0]);
     }
-    assert!(told.is_empty(), "{} losses told: {:?}", told.len(), told[0]);
 }
 
 /// Its end was gone with its last records, and then it looked like one that a recovery had cut. One that is gone as a whole
