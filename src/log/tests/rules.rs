@@ -260,6 +260,28 @@ fn rule_12_an_uncovered_tail_is_copied_and_durable_before_it_is_shown() {
     }
 }
 
+/// One that is covered up to its first record holds none that stays. Were it listed still, the segment behind it would say
+/// that it was full, and a repair without a manifest would miss what never was.
+#[test]
+fn rule_12_a_segment_of_which_nothing_is_covered_leaves_the_list() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Claim(Sync)]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let base = log.roll_over(Room::Free).unwrap();
+    log.sync().unwrap();
+    let start = base.plus(SEGMENT_HEADER_BYTES as u64);
+    assert_eq!(log.durable(), start);
+    // Its watermark is where it stands itself.
+    player.play(&[Op::Claim(Flush), Op::Kill, Op::Claim(Sync)]).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    let listed = log.listed();
+    assert!(listed.iter().all(|item| item.base != base && item.end > item.base), "{listed:?}");
+    let disk = player.world.disk.kill_clone();
+    disk.delete(&manifest::path(dir())).unwrap();
+    let found = crate::log::survey::survey(&disk, dir()).unwrap();
+    assert!(!found.has_lost_records() && found.can_be_relisted(), "{:?}", found.damages);
+}
+
 /// The old list ends at G: what lies behind it, torn or whole, is no part of the log for ever.
 #[test]
 fn rule_12_what_lies_behind_the_cut_never_comes_back() {
@@ -371,6 +393,33 @@ fn rule_20_spares_are_not_heaped_up_while_the_next_manifests_file_is_missing() {
     assert!(spares() <= 4, "{} spares", spares());
 }
 
+/// Nor is a claim let in by them: they could not be listed for its ending.
+#[test]
+fn rule_10_no_reserve_counts_on_a_spare_while_the_next_manifests_file_is_missing() {
+    let mut player = Player::new(World::without_exchange());
+    // Room for a burst of claims, all of which end: what is set aside stays for ten seconds.
+    let burst = 40;
+    player.play(&[Op::Claim(Flush)].repeat(burst)).unwrap();
+    player.play(&[Op::End(Flush, 100)].repeat(burst)).unwrap();
+    let log = &player.opened.as_ref().unwrap().log;
+    assert!(log.keeper.lock().spares.len() > 2);
+    let full = Effect::Fail(Failure::FULL);
+    player.world.faulty.inject(Fault::from(Calls::Of(Class::Create), 0, full).at("MANIFEST.next"));
+    // The next switch leaves the file missing.
+    let manifest = log.keeper.lock().manifest.clone();
+    log.switch_to(&mut log.keeper.lock(), manifest).unwrap();
+    assert!(!log.keeper.lock().switch.is_prepared());
+    let refused = (0..1000).find_map(|_| player.op(Op::Claim(Flush)).err());
+    let Some(Wrong::World(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    let in_flight = player.in_flight.len();
+    assert!(in_flight > 0);
+    for n in 0..in_flight {
+        let ended = player.op(Op::End(Flush, 800));
+        assert!(ended.is_ok(), "{n} of {in_flight}: {ended:?}");
+    }
+}
+
 /// Until the manifest's name is durable there is no store; from then on all of it is there.
 #[test]
 fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
@@ -406,6 +455,20 @@ fn rule_21_records_without_a_manifest_are_no_unborn_store() {
     let disk = player.world.disk.kill_clone();
     disk.delete(&manifest::path(dir())).unwrap();
     assert!(recovery::holds_records(&disk, dir()).unwrap());
+}
+
+/// A sync that finds nothing but a note to sync makes no record durable, so there is nothing for another note to say. A
+/// store that is synced now and then would grow for ever.
+#[test]
+fn rule_7_a_sync_that_covers_notes_alone_calls_for_no_further_note() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Pass(1), Op::Pass(20)]).unwrap();
+    let end = player.opened.as_ref().unwrap().log.end();
+    for _ in 0..3 {
+        player.play(&[Op::SyncAll, Op::Pass(1), Op::Pass(20)]).unwrap();
+        let log = &player.opened.as_ref().unwrap().log;
+        assert!(log.durable() == end && log.end() == end, "{} behind {end}", log.end());
+    }
 }
 
 /// A spare that could not be made for want of a file descriptor ended each step before its sync: what was
