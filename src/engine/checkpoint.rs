@@ -894,3 +894,38 @@ fn absorbed(tables: &Tables, slots: u64, most: u64) -> Vec<Arc<Table>> {
     }
     tables.list.iter().take(count).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::Sim;
+    use crate::{Operation, Store};
+
+    /// A lookup met a rotten table and waited for its turn to mend it, until the store was closed. The files may be the next
+    /// opening's: nothing of them is even read.
+    #[test]
+    fn a_mend_that_a_close_overtook_does_not_touch_the_directory() {
+        let sim = Sim::new(1);
+        let builder = || Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..300_u64 {
+            assert!(store.mark(Operation::new(n)).unwrap().is_first());
+        }
+        store.merge_index().unwrap();
+        let engine = store.engine();
+        store.clone().close(Duration::ZERO).unwrap();
+        let rotten = engine.tables().list[0].path().to_owned();
+        let met = || Error::corrupt(&rotten, 0, "a bad bucket");
+        assert!(engine.names_table(&met()));
+        let calls = sim.calls();
+        let told = [engine.heal(met()), engine.mend(&mut engine.work.lock(), met())];
+        assert_eq!(told.map(|told| told.map_err(|e| e.kind())), [Err(ErrorKind::Closed); 2]);
+        assert_eq!(sim.calls(), calls);
+        assert_eq!(engine.mended.load(Ordering::Relaxed), 0);
+        drop(store);
+        let store = sim.open_with(builder()).unwrap();
+        assert!((0..300_u64).all(|n| store.get(n).unwrap().is_some()));
+    }
+}
