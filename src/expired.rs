@@ -11,19 +11,16 @@ use std::sync::Arc;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
+use crate::sealed::listed::{ENTRIES, ListedExpired, MINUTE};
 use crate::sealed::{self, Pace, Sealed, Stopped, Stretch};
 use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// Of a full page.
-pub(crate) const ENTRIES: usize = 204;
 const PAGE: usize = limits::PAGE_BYTES;
-const MINUTE: u64 = 60_000;
 
-const _: () = assert!(size_of::<Header>() == 128 && size_of::<Page>() == PAGE);
+const _: () = assert!(size_of::<Page>() == PAGE);
 
 /// One key that was done, and is not kept any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,18 +68,6 @@ pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
 
 fn hash_of(hash: KeyHash) -> u128 {
     u128::from(hash.high) << 32 | u128::from(hash.low >> 32)
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
-#[repr(C)]
-struct Header {
-    file: [u8; FILE_HEADER_BYTES],
-    entries: U64,
-    number: U32,
-    until_most: U32,
-    reserved: [u8; 68],
-    /// Over all bytes before it.
-    sum: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -150,72 +135,6 @@ impl Page {
 
     fn memories(&self) -> &[RawMemory] {
         self.entries.get(..usize::from(self.count.get())).unwrap_or_default()
-    }
-}
-
-/// A file of memories, as the manifest lists it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ListedExpired {
-    /// Names the file; never used again.
-    pub(crate) number: u32,
-    pub(crate) entries: u64,
-    /// Minute of store time at which the last of its memories passes.
-    pub(crate) until_most: u32,
-}
-
-impl ListedExpired {
-    fn pages(&self) -> u64 {
-        self.entries.div_ceil(ENTRIES as u64)
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.pages().saturating_add(1).saturating_mul(PAGE as u64)
-    }
-
-    pub(crate) fn is_passed(&self, now: StoreMillis) -> bool {
-        u64::from(self.until_most).saturating_mul(MINUTE) <= now.0
-    }
-
-    fn encode(&self, store: StoreId) -> Vec<u8> {
-        let file = FileHeader::new(FileKind::Expired, store);
-        let mut header = Header {
-            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
-            entries: self.entries.into(),
-            number: self.number.into(),
-            until_most: self.until_most.into(),
-            reserved: [0; 68],
-            sum: 0.into(),
-        };
-        header.sum = header.expected_sum().into();
-        let mut page = header.as_bytes().to_vec();
-        page.resize(PAGE, 0);
-        page
-    }
-
-    /// Reads and checks the first page of the file at `path`.
-    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
-        let store = FileHeader::check(bytes, FileKind::Expired, path)?;
-        let bad = |at: usize, what| Error::corrupt(path, at as u64, what);
-        let (header, rest) = Header::read_from_prefix(bytes)
-            .map_err(|_| bad(FILE_HEADER_BYTES, "a header of expired keys cut short"))?;
-        if header.sum.get() != header.expected_sum() || header.reserved != [0; 68] {
-            return Err(bad(FILE_HEADER_BYTES, "a header of expired keys that fails its checksum"));
-        }
-        if let Some(at) = rest.iter().position(|&byte| byte != 0) {
-            return Err(bad(at.saturating_add(128), "bytes behind a header of expired keys"));
-        }
-        let listed = ListedExpired {
-            number: header.number.get(),
-            entries: header.entries.get(),
-            until_most: header.until_most.get(),
-        };
-        Ok((store, listed))
-    }
-}
-
-impl Header {
-    fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..124).unwrap_or_default())
     }
 }
 

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::expired::{self, Expired, ListedExpired};
-use crate::index::table::{self, Cursor, ListedTable, Table};
+use crate::expired::{self, Expired};
+use crate::index::table::{self, Cursor, Table};
 use crate::log::probe_segment;
 use crate::manifest::Manifest;
 use crate::record::{Draft, Ending, Kind, Record, Seal};
+use crate::sealed::listed::{ListedExpired, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
 use crate::types::{KeyHash, Lsn, StoreId};

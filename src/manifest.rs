@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::expired::ListedExpired;
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
-use crate::index::table::ListedTable;
 use crate::limits;
 use crate::record::TimeField;
+use crate::sealed::listed::{ListedExpired, ListedTable};
 use crate::storage::{self, Access, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
 use crate::{Error, ErrorKind, Result};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::expired;
 use crate::index::Hasher;
-use crate::index::table::{self, Cursor, ListedTable, Table};
+use crate::index::table::{self, Cursor, Table};
 use crate::log::recovery::Earlier;
 use crate::log::repair::prove;
 use crate::log::survey::{Survey, survey};
@@ -22,6 +22,7 @@ use crate::log::{Seams, Sizes};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
+use crate::sealed::listed::ListedTable;
 use crate::storage::{Entry, Storage};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};

@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::expired::Expired;
-use crate::index::table::{self, Cursor, Table};
+use crate::index::table::{Cursor, Table};
 use crate::log::Scrubbed;
 use crate::log::gate::Inside;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::sealed::Stretch;
+use crate::sealed::listed::BUCKET_BYTES;
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
@@ -124,7 +125,7 @@ impl Engine {
         let mut stretch = Stretch::default();
         let mut tell = |e: Error| {
             let goes_on = e.kind() == ErrorKind::Corrupt;
-            if stretch.begins(e.offset(), table::BUCKET_BYTES) && self.names_table(&e) {
+            if stretch.begins(e.offset(), BUCKET_BYTES) && self.names_table(&e) {
                 sorting.tell(e)?;
             } else {
                 sorting.go_on()?;

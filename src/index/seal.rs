@@ -9,12 +9,10 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::table::{
-    Bucket, Cursor, ListedTable, SLOTS, Slot, TABLE_HEADER_BYTES, Table, file_name, home_of,
-    seed_of,
-};
+use super::table::{Bucket, Cursor, Slot, Table, file_name, home_of, seed_of};
 use crate::Result;
 use crate::limits;
+use crate::sealed::listed::{ListedTable, SLOTS, TABLE_HEADER_BYTES};
 use crate::sealed::{self, Pace, Stopped};
 use crate::storage::{Failure, Storage};
 use crate::types::{Lsn, StoreId};

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
 use crate::sealed::Sealed;
+use crate::sealed::listed::{BUCKET_BYTES, ListedTable, SLOTS, TABLE_HEADER_BYTES};
 use crate::storage::Storage;
-use crate::types::{KeyHash, Lsn, Spot, StoreId};
+use crate::types::{KeyHash, Spot, StoreId};
 use crate::{Error, Result};
 
 /// How much of a hash a slot keeps. What the bucket's number doesn't say of it tells keys in a bucket apart: with
@@ -28,14 +28,9 @@ const PREFIX_BITS: u32 = 37;
 /// Bits of a slot's offset, in units of `record::ALIGN`: a segment has 2^30 bytes at most.
 const OFFSET_BITS: u32 = 27;
 
-pub(super) const SLOTS: usize = 5;
-pub(crate) const BUCKET_BYTES: usize = 64;
-pub(super) const TABLE_HEADER_BYTES: usize = 128;
-
 const _: () = assert!(PREFIX_BITS + OFFSET_BITS == u64::BITS);
 const _: () = assert!(limits::SEGMENT_BYTES_MOST >> OFFSET_BITS <= crate::record::ALIGN as u64);
 const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
-const _: () = assert!(size_of::<Header>() == TABLE_HEADER_BYTES);
 
 /// One key's record. Order: by prefix; of one prefix the newest first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,21 +63,6 @@ pub(crate) fn prefix_of(hash: KeyHash) -> u64 {
 pub(super) fn home_of(prefix: u64, homes: u64) -> u64 {
     let product = u128::from(prefix) * u128::from(homes);
     u64::try_from(product >> PREFIX_BITS).unwrap_or(u64::MAX)
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
-#[repr(C)]
-struct Header {
-    file: [u8; FILE_HEADER_BYTES],
-    from: U64,
-    to: U64,
-    slots: U64,
-    homes: U64,
-    buckets: U64,
-    number: U32,
-    reserved: [u8; 40],
-    /// Over all bytes before it.
-    sum: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -138,78 +118,6 @@ impl Bucket {
 
     fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
         self.slots.iter().map_while(|raw| raw.slot())
-    }
-}
-
-/// What a table is, beside its slots; as the manifest lists it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ListedTable {
-    /// Names the file; never used again.
-    pub(crate) number: u32,
-    /// It holds the keys whose newest record before `to` stands at or past `from`.
-    pub(crate) from: Lsn,
-    pub(crate) to: Lsn,
-    pub(crate) slots: u64,
-    /// Buckets that prefixes point to.
-    pub(crate) homes: u64,
-    /// All buckets: behind the last home there may be some more.
-    pub(crate) buckets: u64,
-}
-
-impl ListedTable {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.buckets.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64)
-    }
-
-    pub(super) fn encode(&self, store: StoreId) -> [u8; TABLE_HEADER_BYTES] {
-        let file = FileHeader::new(FileKind::Table, store);
-        let mut header = Header {
-            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
-            from: self.from.get().into(),
-            to: self.to.get().into(),
-            slots: self.slots.into(),
-            homes: self.homes.into(),
-            buckets: self.buckets.into(),
-            number: self.number.into(),
-            reserved: [0; 40],
-            sum: 0.into(),
-        };
-        header.sum = header.expected_sum().into();
-        header.as_bytes().try_into().unwrap_or([0; TABLE_HEADER_BYTES])
-    }
-
-    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
-    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
-        let store = FileHeader::check(bytes, FileKind::Table, path)?;
-        let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
-        let (header, _) =
-            Header::read_from_prefix(bytes).map_err(|_| bad("a table header cut short"))?;
-        if header.sum.get() != header.expected_sum() || header.reserved != [0; 40] {
-            return Err(bad("a table header that fails its checksum"));
-        }
-        let listed = ListedTable {
-            number: header.number.get(),
-            from: Lsn::new(header.from.get()),
-            to: Lsn::new(header.to.get()),
-            slots: header.slots.get(),
-            homes: header.homes.get(),
-            buckets: header.buckets.get(),
-        };
-        if listed.is_sound() { Ok((store, listed)) } else { Err(bad("an impossible table")) }
-    }
-
-    pub(crate) fn is_sound(&self) -> bool {
-        let slots_most = self.buckets.saturating_mul(SLOTS as u64);
-        self.from <= self.to
-            && (1..=self.buckets).contains(&self.homes)
-            && self.buckets <= limits::TABLE_BUCKETS_MAX
-            && self.slots <= slots_most
-    }
-}
-
-impl Header {
-    fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..TABLE_HEADER_BYTES - 4).unwrap_or_default())
     }
 }
 

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
-use super::table::{Cursor, ListedTable, Table};
+use super::table::{Cursor, Table};
 use crate::Result;
 use crate::expired::{Expired, Memory};
+use crate::sealed::listed::ListedTable;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
 /// A list of tables, the newest first.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::seal::{Merge, Plan, Writer};
-use super::table::{self, ListedTable, SLOTS, Slot, Table};
+use super::table::{self, Slot, Table};
 use super::tables::{Tables, merge_due};
 use crate::entropy::SplitMix64;
 use crate::sealed::Pace;
+use crate::sealed::listed::{ListedTable, SLOTS};
 use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 use crate::types::{KeyHash, Lsn, Spot, StoreId};

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::list;
-use crate::expired::{self, Expired, ListedExpired, Merge, Writer};
+use crate::expired::{self, Expired, Merge, Writer};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::survey::Survey;
+use crate::sealed::listed::{ENTRIES, ListedExpired};
 use crate::sealed::{Pace, Stopped};
 use crate::storage::{Access, Failure, Storage, read_full_at};
 use crate::types::StoreId;
@@ -107,7 +108,7 @@ impl Remembered {
         let (damaged, entries) = file.check_pages(told)?;
         let is_whole = is_headed && damaged == 0;
         if !is_whole {
-            let full_pages = damaged.saturating_mul(expired::ENTRIES as u64);
+            let full_pages = damaged.saturating_mul(ENTRIES as u64);
             let lost = listed.map(|listed| listed.entries.saturating_sub(entries));
             self.count_lost(lost.unwrap_or(full_pages.max(1)));
         }

@@ -4,6 +4,8 @@
 //! file without consequence, since its header is written last. Reading goes through a map or by plain reads, and
 //! forms what it reads of bytes that the caller then checks. Never: knows what stands in them.
 
+pub(crate) mod listed;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
