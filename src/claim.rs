@@ -1138,7 +1138,7 @@ impl ClaimGuard {
         self.is_past_its_effect();
         let parts = match outcome.into_parts(self.0.shared.result_bytes_max) {
             Ok(parts) => parts,
-            Err(e) => return Err(e.with_claim(self)),
+            Err(e) => return Err(e.giving_back(self)),
         };
         let (codec, version) = (parts.codec, parts.version);
         let meta = encode_meta(&parts.meta);
@@ -1235,7 +1235,7 @@ impl ClaimGuard {
             }
             // Room was wanted and could not be made: nothing was written.
             Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {
-                Err(e.with_claim(self))
+                Err(e.giving_back(self))
             }
             Err(e) => {
                 // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
@@ -1244,6 +1244,28 @@ impl ClaimGuard {
                 Err(e)
             }
         }
+    }
+}
+
+impl Error {
+    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
+    /// or a value that didn't encode. The key is still yours: record something smaller, or that there is no result
+    /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for room.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// let too_large = vec![0; 1 << 20];
+    /// if let Some(claim) = claim.complete(&too_large).unwrap_err().into_claim() {
+    ///     claim.complete("see bucket/17")?;
+    /// }
+    /// assert!(matches!(store.claim("k")?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn into_claim(self) -> Option<ClaimGuard> {
+        self.into_back()
     }
 }
 

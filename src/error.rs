@@ -1,5 +1,6 @@
 //! The one public error type: opaque, with a kind that says what the caller does next.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,8 @@ struct Detail {
     kind: Option<ErrorKind>,
     path: Option<PathBuf>,
     offset: Option<u64>,
-    claim: Option<crate::ClaimGuard>,
+    /// What the caller gets back with it; named by who gave it.
+    back: Option<Box<dyn Any + Send + Sync>>,
     /// One of a list of damages: whoever asked for that list has taken the next step.
     is_listed: bool,
 }
@@ -248,9 +250,15 @@ impl Error {
         self
     }
 
-    pub(crate) fn with_claim(mut self, claim: crate::ClaimGuard) -> Self {
-        self.detail.claim = Some(claim);
+    /// Gives something back to the caller: see [`into_back`](Self::into_back).
+    pub(crate) fn giving_back<T: Any + Send + Sync>(mut self, back: T) -> Self {
+        self.detail.back = Some(Box::new(back));
         self
+    }
+
+    /// What was given back, if it is of that type.
+    pub(crate) fn into_back<T: Any>(self) -> Option<T> {
+        self.detail.back.and_then(|back| back.downcast().ok()).map(|back| *back)
     }
 
     /// The same error once more, for another party it concerns; without the claim.
@@ -259,7 +267,7 @@ impl Error {
             kind: self.detail.kind,
             path: self.detail.path.clone(),
             offset: self.detail.offset,
-            claim: None,
+            back: None,
             is_listed: self.detail.is_listed,
         };
         Error {
@@ -345,26 +353,6 @@ impl Error {
     pub fn offset(&self) -> Option<u64> {
         self.detail.offset
     }
-
-    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
-    /// or a value that didn't encode. The key is still yours: record something smaller, or that there is no result
-    /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for room.
-    ///
-    /// ```
-    /// # use onlyonce::{Claim, testing::Sim};
-    /// # let store = Sim::new(1).open()?;
-    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
-    /// let too_large = vec![0; 1 << 20];
-    /// if let Some(claim) = claim.complete(&too_large).unwrap_err().into_claim() {
-    ///     claim.complete("see bucket/17")?;
-    /// }
-    /// assert!(matches!(store.claim("k")?, Claim::Completed(_)));
-    /// # onlyonce::Result::<()>::Ok(())
-    /// ```
-    #[must_use]
-    pub fn into_claim(self) -> Option<crate::ClaimGuard> {
-        self.detail.claim
-    }
 }
 
 /// Whether a message names the system's error by its number already.
@@ -389,6 +377,6 @@ impl fmt::Debug for Error {
     /// As readable as `Display`, for it is what `unwrap` shows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.kind(), self.in_full())?;
-        if self.detail.claim.is_some() { f.write_str(" (the claim is given back)") } else { Ok(()) }
+        if self.detail.back.is_some() { f.write_str(" (the claim is given back)") } else { Ok(()) }
     }
 }
