@@ -72,7 +72,6 @@ mod store; // the public face
 mod builder; // how a store is opened
 mod shared; // what its handles share
 mod claim; // what a claim is answered with
-mod run; // running a closure once
 mod operation; // what is claimed, and how
 pub mod admin; // the operator's view
 pub mod value; // typed results
@@ -115,8 +114,8 @@ pub use operation::{
     Abort, Durability, Fingerprint, Key, KeyPart, OnDrop, OnInterrupted, OnUnkept, Operation,
     Outcome, Policy,
 };
-pub use run::{Reconciled, Run, Runner, Verdict};
 pub use store::Store;
+pub use store::run::{Reconciled, Run, Runner, Verdict};
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};
 

@@ -3,6 +3,8 @@
 //! Promises: a handle is cheap to clone and may go to any thread; the last one to go (guards included) closes
 //! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
 
+pub(crate) mod run;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
