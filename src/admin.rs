@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::builder::StoreBuilder;
+use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall};
 use crate::engine::{Alive, CompactionDone, Inspector, Walk};
+use crate::log::directory;
 use crate::log::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
+use crate::repair;
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
-use crate::store::state_of;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, WallMillis};
 use crate::{Error, Key, Result, limits};
@@ -57,7 +59,8 @@ use crate::{Error, Key, Result, limits};
 /// Reads everything, twice where records are lost; then writes every whole record, and needs the room for it beside the
 /// old ones. What it leaves, or finds whole, is read once more as an opening reads it: only then is it called repaired.
 pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
-    StoreBuilder::default().repair(dir.as_ref(), accept)
+    let dir = directory::absolute(dir.as_ref())?;
+    repair::run(directory::system(&dir)?, &dir, &StoreBuilder::default().sizes()?, accept)
 }
 
 /// The kinds of [`State`] that a walk shows.

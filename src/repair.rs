@@ -18,7 +18,7 @@ use crate::index::table::{self, Cursor, Table};
 use crate::log::recovery::Earlier;
 use crate::log::repair::prove;
 use crate::log::survey::{Survey, survey};
-use crate::log::{Seams, Sizes};
+use crate::log::{Seams, Sizes, directory};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
@@ -88,8 +88,18 @@ pub struct RepairReport {
     pub records_moved: u64,
 }
 
-/// Repairs the store in `dir`, which is locked.
+/// Repairs the store in `dir`.
 pub(crate) fn run(
+    seams: Seams,
+    dir: &Path,
+    sizes: &Sizes,
+    accept: AcceptLoss,
+) -> Result<RepairReport> {
+    let (seams, _lock) = directory::lock(seams, dir, false)?;
+    run_locked(&seams, dir, sizes, accept)
+}
+
+fn run_locked(
     seams: &Seams,
     dir: &Path,
     sizes: &Sizes,

@@ -4,6 +4,8 @@
 //! the attempt interrupted, as a crash at that place would. What each ending leaves stands in
 //! `docs/protocol.md`, "What each ending leaves".
 
+pub(crate) mod seen;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

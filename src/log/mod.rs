@@ -28,6 +28,7 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) mod birth;
 mod census;
 mod commit;
+pub(crate) mod directory;
 mod format;
 pub(crate) mod gate;
 mod growth;

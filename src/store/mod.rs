@@ -3,25 +3,25 @@
 //! Promises: a handle is cheap to clone and may go to any thread; the last one to go (guards included) closes
 //! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
 
+mod open;
 pub(crate) mod run;
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verification};
-use crate::builder::StoreBuilder;
-use crate::claim::{
-    Attempt, Claim, ClaimGuard, Expired, Interrupted, Mark, Recorded, Resolution, State, granting,
+use crate::claim::seen::{
+    broken, expired, in_progress, recorded, seen_attempt, shown_state, state_of,
 };
-use crate::engine::{Applied, Batch, Outcome as EncodedOutcome, Seen, Writing};
+use crate::claim::{Attempt, Claim, ClaimGuard, Interrupted, Mark, Resolution, State, granting};
+use crate::engine::{Batch, Outcome as EncodedOutcome, Writing};
 use crate::limits;
 use crate::log::Due;
 use crate::log::gate::Inside;
 use crate::operation::encode_meta;
-use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants, is_expired, phase_shown};
+use crate::protocol::{Answer, Call, Wants};
 use crate::shared::Shared;
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
@@ -54,74 +54,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `dir`, which must exist.
-    ///
-    /// ```
-    /// # use onlyonce::{ErrorKind, Store};
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let keys = dir.path().join("keys");
-    /// assert_eq!(Store::open(&keys).unwrap_err().kind(), ErrorKind::NotFound); // never creates
-    /// Store::open_or_create(&keys)?;
-    /// let store = Store::open(&keys)?;
-    /// # Ok::<(), onlyonce::Error>(())
-    /// ```
-    ///
-    /// After a clean close nothing is written before the first write. After a crash, what no watermark
-    /// covered is made durable first, and a torn tail is cut and reported in [`stats`](Self::stats).
-    ///
-    /// # Errors
-    /// `NotFound` if there is no store; `Locked` if somebody has it open, naming who; `Corrupt` if bytes that
-    /// were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
-    /// `Io` if the system refuses.
-    ///
-    /// # Cost
-    /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the
-    /// log since the last checkpoint, and makes what no watermark covered durable. Where a table of the index is damaged
-    /// it reads the part of the log that this covers, and writes the table anew if memory may not hold as much. The first
-    /// write after it rewrites the manifest: a few small writes and syncs, once.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
-        Store::builder().open(dir)
-    }
-
-    /// Opens the store in `dir`, or makes one if the directory is missing or empty.
-    ///
-    /// Not for a path that may be an unmounted volume: every key would be new there.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let keys = dir.path().join("keys");
-    /// let store = onlyonce::Store::open_or_create(&keys)?;
-    /// # Ok::<(), onlyonce::Error>(())
-    /// ```
-    ///
-    /// The new store is durable on return.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
-    ///
-    /// # Cost
-    /// As `open`. To make a store: about 1 MiB of zeros written ahead, and some ten syncs: of files, and of each
-    /// directory on the path.
-    pub fn open_or_create(dir: impl AsRef<Path>) -> Result<Store> {
-        Store::builder().open_or_create(dir)
-    }
-
-    /// Opens a store with settings of your own.
-    ///
-    /// ```
-    /// # use onlyonce::{Durability, Policy, Store};
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let keys = dir.path().join("keys");
-    /// let store = Store::builder()
-    ///     .policy(Policy::new().claim_durability(Durability::Flush))
-    ///     .result_bytes_max(1 << 20)
-    ///     .open_or_create(&keys)?;
-    /// # Ok::<(), onlyonce::Error>(())
-    /// ```
-    pub fn builder() -> StoreBuilder {
-        StoreBuilder::default()
-    }
-
     /// The same keys with other defaults: `policy`, and where it says nothing, this handle's.
     ///
     /// ```
@@ -819,69 +751,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("dir", &self.shared.dir()).finish_non_exhaustive()
     }
-}
-
-/// An answer that the rules don't give to that call.
-fn broken() -> Error {
-    Error::new(ErrorKind::Invalid, "the rules gave an answer that this call has no words for")
-}
-
-fn in_progress(key: &Key<'_>) -> Error {
-    Error::new(ErrorKind::InProgress, format!("{key} is claimed right now: wait for its owner"))
-}
-
-fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
-    let found = applied.found.as_ref().ok_or_else(broken)?;
-    let state = found.state.clone().ok_or_else(broken)?;
-    Ok(Attempt::new(key, state, found.lease_until, applied.now))
-}
-
-fn recorded(applied: Applied) -> Result<Recorded> {
-    let found = *applied.found.ok_or_else(broken)?;
-    Recorded::read(&found.state.ok_or_else(broken)?, found.outcome)
-}
-
-fn expired(applied: Applied) -> Result<Expired> {
-    let state = applied.found.and_then(|found| found.state);
-    state.map(|state| Expired::new(&state)).ok_or_else(broken)
-}
-
-fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
-    let found = *applied.found.ok_or_else(broken)?;
-    let state = found.state.ok_or_else(broken)?;
-    state_in(key, state, found.presence, found.lease_until, found.outcome, applied.now)
-}
-
-/// A key as it was found, in the words of the public API.
-pub(crate) fn state_of(key: &Key<'_>, seen: Seen) -> Result<State> {
-    state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now)
-}
-
-fn state_in(
-    key: &Key<'_>,
-    state: KeyState,
-    presence: Presence,
-    lease_until: Option<crate::types::StoreMillis>,
-    outcome: Option<crate::engine::Stored>,
-    now: crate::types::StoreMillis,
-) -> Result<State> {
-    if is_expired(&state, now) {
-        return Ok(State::Expired(Expired::new(&state)));
-    }
-    let phase = phase_shown(&state, presence);
-    if phase == Phase::Completed {
-        return Recorded::read(&state, outcome).map(State::Completed);
-    }
-    if phase == Phase::Failed {
-        return Recorded::read(&state, outcome).map(State::Failed);
-    }
-    let attempt = Attempt::new(key, state, lease_until, now);
-    Ok(match phase {
-        Phase::Claimed => State::InProgress(attempt),
-        Phase::Interrupted => State::Interrupted(attempt),
-        Phase::Held => State::Held(attempt),
-        _ => State::Aborted(attempt),
-    })
 }
 
 #[cfg(test)]

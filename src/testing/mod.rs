@@ -16,6 +16,7 @@ use crate::admin::{AcceptLoss, RepairReport};
 use crate::clock::ManualClock;
 use crate::entropy::SeededEntropy;
 use crate::log::Seams;
+use crate::repair;
 use crate::storage::Storage;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
 use crate::storage::memory::{Crash, MemoryStorage};
@@ -811,7 +812,7 @@ impl Sim {
 
     /// Repairs the store on the simulated disk.
     pub fn repair(&self, builder: StoreBuilder, accept: AcceptLoss) -> Result<RepairReport> {
-        builder.repair_on(&self.seams(), Path::new(DIR), accept)
+        repair::run(self.seams(), Path::new(DIR), &builder.sizes()?, accept)
     }
 
     /// What the network file system of the disk is called, if it is one.

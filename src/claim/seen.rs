@@ -1,0 +1,71 @@
+//! What was found of a key, in the words of the public API.
+
+use super::{Attempt, Expired, Recorded, State};
+use crate::engine::{Applied, Seen, Stored};
+use crate::protocol::{KeyState, Phase, Presence, is_expired, phase_shown};
+use crate::types::StoreMillis;
+use crate::{Error, ErrorKind, Key, Result};
+
+/// An answer that the rules don't give to that call.
+pub(crate) fn broken() -> Error {
+    let message = "the rules gave an answer that this call has no words for: this is a bug of onlyonce, please report it";
+    Error::new(ErrorKind::Bug, message)
+}
+
+pub(crate) fn in_progress(key: &Key<'_>) -> Error {
+    Error::new(ErrorKind::InProgress, format!("{key} is claimed right now: wait for its owner"))
+}
+
+pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
+    let found = applied.found.as_ref().ok_or_else(broken)?;
+    let state = found.state.clone().ok_or_else(broken)?;
+    Ok(Attempt::new(key, state, found.lease_until, applied.now))
+}
+
+pub(crate) fn recorded(applied: Applied) -> Result<Recorded> {
+    let found = *applied.found.ok_or_else(broken)?;
+    Recorded::read(&found.state.ok_or_else(broken)?, found.outcome)
+}
+
+pub(crate) fn expired(applied: Applied) -> Result<Expired> {
+    let state = applied.found.and_then(|found| found.state);
+    state.map(|state| Expired::new(&state)).ok_or_else(broken)
+}
+
+pub(crate) fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
+    let found = *applied.found.ok_or_else(broken)?;
+    let state = found.state.ok_or_else(broken)?;
+    state_in(key, state, found.presence, found.lease_until, found.outcome, applied.now)
+}
+
+/// A key as it was found, in the words of the public API.
+pub(crate) fn state_of(key: &Key<'_>, seen: Seen) -> Result<State> {
+    state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now)
+}
+
+fn state_in(
+    key: &Key<'_>,
+    state: KeyState,
+    presence: Presence,
+    lease_until: Option<StoreMillis>,
+    outcome: Option<Stored>,
+    now: StoreMillis,
+) -> Result<State> {
+    if is_expired(&state, now) {
+        return Ok(State::Expired(Expired::new(&state)));
+    }
+    let phase = phase_shown(&state, presence);
+    if phase == Phase::Completed {
+        return Recorded::read(&state, outcome).map(State::Completed);
+    }
+    if phase == Phase::Failed {
+        return Recorded::read(&state, outcome).map(State::Failed);
+    }
+    let attempt = Attempt::new(key, state, lease_until, now);
+    Ok(match phase {
+        Phase::Claimed => State::InProgress(attempt),
+        Phase::Interrupted => State::Interrupted(attempt),
+        Phase::Held => State::Held(attempt),
+        _ => State::Aborted(attempt),
+    })
+}

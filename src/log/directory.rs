@@ -1,0 +1,176 @@
+//! A store's directory: found, made, locked, and told whether a store is in it.
+//!
+//! Promises: the directory is locked before anything in it is read or created, and what is done afterwards is done in
+//! the one that is locked; a refusal says what stands in the way.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Seams, Sizes, birth, recovery};
+use crate::clock::SystemClock;
+use crate::entropy::OsEntropy;
+use crate::manifest::{self, Manifest};
+use crate::storage::{DirLock, Locked, OsStorage, Storage};
+use crate::{Error, ErrorKind, Result};
+
+/// Locks the directory, which is made if it may be. With the seams to work in it by.
+pub(crate) fn lock(seams: Seams, dir: &Path, create: bool) -> Result<(Seams, Box<dyn DirLock>)> {
+    let Locked { lock, storage } = match seams.storage.lock_dir(dir) {
+        Ok(locked) => locked,
+        Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
+            create_dirs(&*seams.storage, dir)?;
+            seams.storage.lock_dir(dir).map_err(|e| not_locked(&seams, dir, e))?
+        }
+        Err(e) => return Err(not_locked(&seams, dir, e)),
+    };
+    Ok((Seams { storage, ..seams }, lock))
+}
+
+pub(crate) fn system(dir: &Path) -> Result<Seams> {
+    let clock = SystemClock::new().map_err(|e| Error::io("reading the clocks for", dir, e))?;
+    Ok(Seams {
+        storage: Arc::new(OsStorage::default()),
+        clock: Arc::new(clock),
+        entropy: Arc::new(OsEntropy),
+    })
+}
+
+/// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.
+fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    match storage.create_dir(dir) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
+            create_dirs(storage, &parent_of(dir))?;
+            match storage.create_dir(dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    Err(Error::io("creating", dir, e))
+                }
+                _ => Ok(()),
+            }
+        }
+        Err(e) => Err(Error::io("creating", dir, e)),
+    }
+}
+
+/// The same path wherever the process goes meanwhile: a store must not follow it into another directory.
+pub(crate) fn absolute(dir: &Path) -> Result<PathBuf> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    std::path::absolute(dir).map_err(|e| Error::io("finding", dir, e))
+}
+
+/// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
+/// here may have left a name that only the page cache knows, and the whole store would go with it.
+fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let mut below = dir.to_path_buf();
+    loop {
+        let parent = parent_of(&below);
+        if parent == below {
+            return Ok(());
+        }
+        match storage.sync_dir(&parent) {
+            Ok(()) => below = parent,
+            // Whose names we may not list are not ours to sync, nor are those above.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(e) => return Err(Error::io("syncing", &parent, e)),
+        }
+    }
+}
+
+fn parent_of(dir: &Path) -> PathBuf {
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        None => dir.to_path_buf(),
+        Some(_) => PathBuf::from("."),
+    }
+}
+
+/// Why a directory could not be locked, in words that help.
+fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
+    let storage = &*seams.storage;
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "there is no store at {}: open_or_create makes one, unless the path is a link that leads nowhere",
+                dir.display()
+            ),
+        )
+        .at(dir)
+        .because(error),
+        io::ErrorKind::NotADirectory => {
+            Error::invalid(format!("{} is no directory: a store is one", dir.display()))
+                .at(dir)
+                .because(error)
+        }
+        io::ErrorKind::WouldBlock => {
+            let holder = storage.lock_holder(dir);
+            let opener = manifest::load(storage, dir).ok().flatten();
+            let opener = opener.filter(|manifest| manifest.clean.is_none()).map(|m| m.opener);
+            let pid = holder.or(opener.map(|opener| opener.pid));
+            let who =
+                pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            let since = opener.filter(|opener| Some(opener.pid) == pid).map_or_else(
+                String::new,
+                |opener| {
+                    format!(
+                        ", for {} s",
+                        seams.clock.wall().0.saturating_sub(opener.since.0) / 1000
+                    )
+                },
+            );
+            Error::new(
+                ErrorKind::Locked,
+                format!(
+                    "{} is open in {who}{since}: one process opens a store at a time",
+                    dir.display()
+                ),
+            )
+            .at(dir)
+            .because(error)
+        }
+        _ => Error::io("locking", dir, error),
+    }
+}
+
+pub(crate) fn load_or_create(
+    seams: &Seams,
+    dir: &Path,
+    sizes: &Sizes,
+    create: bool,
+) -> Result<Manifest> {
+    let storage = &*seams.storage;
+    if let Some(manifest) = manifest::load(storage, dir)? {
+        return Ok(manifest);
+    }
+    let path = manifest::path(dir);
+    if recovery::holds_records(storage, dir)? {
+        return Err(Error::corrupt(&path, 0, "the manifest is missing beside a log:"));
+    }
+    if !create {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("{} holds no store: open_or_create makes one", dir.display()),
+        )
+        .at(dir));
+    }
+    let entries = storage.list(dir).map_err(|e| Error::io("listing", dir, e))?;
+    if let Some(other) = entries.iter().find(|entry| !is_ours(&entry.name)) {
+        let message = format!(
+            "{} holds {:?} and no store: give the store a directory of its own",
+            dir.display(),
+            other.name
+        );
+        return Err(Error::invalid(message).at(dir));
+    }
+    make_path_durable(storage, dir)?;
+    birth::create(seams, dir, sizes)?;
+    manifest::load(storage, dir)?
+        .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
+}
+
+/// What a birth that was cut short may leave, and what file systems put into a fresh volume.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "log" | "MANIFEST.next" | "lost+found")
+}

@@ -1,0 +1,154 @@
+//! Opening a store, or making one.
+//!
+//! Promises: `open` never creates; a refusal says what happened and what to do.
+
+use std::path::Path;
+
+use super::Store;
+use crate::builder::StoreBuilder;
+use crate::engine::{Engine, Opening};
+use crate::limits;
+use crate::log::{Seams, directory};
+use crate::shared::Shared;
+use crate::{Error, Result};
+
+impl Store {
+    /// Opens the store in `dir`, which must exist.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// assert_eq!(Store::open(&keys).unwrap_err().kind(), ErrorKind::NotFound); // never creates
+    /// Store::open_or_create(&keys)?;
+    /// let store = Store::open(&keys)?;
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// After a clean close nothing is written before the first write. After a crash, what no watermark
+    /// covered is made durable first, and a torn tail is cut and reported in [`stats`](Self::stats).
+    ///
+    /// # Errors
+    /// `NotFound` if there is no store; `Locked` if somebody has it open, naming who; `Corrupt` if bytes that
+    /// were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
+    /// `Io` if the system refuses.
+    ///
+    /// # Cost
+    /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the
+    /// log since the last checkpoint, and makes what no watermark covered durable. Where a table of the index is damaged
+    /// it reads the part of the log that this covers, and writes the table anew if memory may not hold as much. The first
+    /// write after it rewrites the manifest: a few small writes and syncs, once.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
+        Store::builder().open(dir)
+    }
+
+    /// Opens the store in `dir`, or makes one if the directory is missing or empty.
+    ///
+    /// Not for a path that may be an unmounted volume: every key would be new there.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = onlyonce::Store::open_or_create(&keys)?;
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// The new store is durable on return.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
+    ///
+    /// # Cost
+    /// As `open`. To make a store: about 1 MiB of zeros written ahead, and some ten syncs: of files, and of each
+    /// directory on the path.
+    pub fn open_or_create(dir: impl AsRef<Path>) -> Result<Store> {
+        Store::builder().open_or_create(dir)
+    }
+
+    /// Opens a store with settings of your own.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Policy, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let store = Store::builder()
+    ///     .policy(Policy::new().claim_durability(Durability::Flush))
+    ///     .result_bytes_max(1 << 20)
+    ///     .open_or_create(&keys)?;
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    pub fn builder() -> StoreBuilder {
+        StoreBuilder::default()
+    }
+}
+
+impl StoreBuilder {
+    /// Opens the store in `dir`, which must exist. See [`Store::open`], its cost too.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Policy, Store};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// # Store::open_or_create(&keys)?;
+    /// let quick = Policy::new().durability(Durability::Flush);
+    /// let store = Store::builder().policy(quick).open(&keys)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Store::open`]; `Invalid` for settings that can't be.
+    pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
+        let dir = directory::absolute(dir.as_ref())?;
+        self.open_on(directory::system(&dir)?, &dir, false)
+    }
+
+    /// Opens the store in `dir`, or makes one there; a new one is durable on return. See
+    /// [`Store::open_or_create`], its cost too.
+    ///
+    /// ```
+    /// # use onlyonce::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("var/lib/keys");
+    /// let store = Store::builder().result_bytes_max(1 << 20).open_or_create(&keys)?;
+    /// assert!(keys.join("MANIFEST").exists());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
+    pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
+        let dir = directory::absolute(dir.as_ref())?;
+        self.open_on(directory::system(&dir)?, &dir, true)
+    }
+
+    /// Opens on any disk, clock and dice.
+    pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
+        let sizes = self.sizes()?;
+        self.policy.resolve()?;
+        let (seams, lock) = directory::lock(seams, dir, create)?;
+        let network_fs = seams
+            .storage
+            .network_fs(dir)
+            .map_err(|e| Error::io("asking for the file system of", dir, e))?;
+        if let Some(name) = network_fs {
+            if !self.allow_network_fs {
+                let message = format!(
+                    "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",
+                    dir.display()
+                );
+                return Err(Error::invalid(message).at(dir));
+            }
+        }
+        let manifest = directory::load_or_create(&seams, dir, &sizes, create)?;
+        let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;
+        let checkpoint_keys = usize::try_from(keys).unwrap_or(usize::MAX).max(1);
+        let result_bytes_max = self.result_bytes_max;
+        let opening = Opening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
+        let engine = Engine::open(&opening, manifest, lock)?;
+        let shared = Shared::new(engine);
+        if !self.manual_maintenance {
+            shared.start_upkeep()?;
+        }
+        Ok(Store::new(shared, self.policy))
+    }
+}
