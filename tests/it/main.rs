@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 /// What is shown while a forget, or a close, is still on its way.
+mod architecture;
 mod absence;
 /// Many marks at once.
 mod batches;
