@@ -1,10 +1,42 @@
 //! What was found of a key, in the words of the public API.
 
-use super::{Attempt, Expired, Recorded, State};
+use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
 use crate::protocol::{KeyState, Phase, Presence, is_expired, phase_shown};
 use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Key, Result};
+
+/// What a key is in, as [`Store::get`](crate::Store::get) tells it.
+///
+/// ```
+/// # use onlyonce::{State, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("task-42")?);
+/// match store.get("task-42")? {
+///     Some(State::Interrupted(a) | State::Held(a)) => println!("look into it: {a}"),
+///     Some(State::Completed(done)) => println!("{} bytes", done.result().len()),
+///     other => println!("{other:?}"),
+/// }
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum State {
+    /// Somebody is on it.
+    InProgress(Attempt),
+    /// An attempt ended without a word.
+    Interrupted(Attempt),
+    /// It waits for someone to resolve it.
+    Held(Attempt),
+    /// The last attempt had no effect, as its owner said; the next claim is granted.
+    Aborted(Attempt),
+    /// A result is recorded.
+    Completed(Recorded),
+    /// A final failure is recorded.
+    Failed(Recorded),
+    /// It was done, its result is no longer kept, and the key is still remembered.
+    Expired(Expired),
+}
 
 /// An answer that the rules don't give to that call.
 pub(crate) fn broken() -> Error {

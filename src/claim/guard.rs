@@ -1,0 +1,495 @@
+//! The owner's side of a claim: [`ClaimGuard`], which ends it, and [`ClaimHandle`].
+//!
+//! Promises: nothing borrows the store; an ending consumes its guard; a guard that goes without a word leaves
+//! the attempt interrupted, as a crash at that place would. What each ending leaves stands in
+//! `docs/protocol.md`, "What each ending leaves".
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Attempt, reserve};
+use crate::engine::{Claimed, Outcome as EncodedOutcome, Writing};
+use crate::operation::{Settings, cut_label, encode_meta};
+use crate::protocol::{Answer, Call};
+use crate::shared::Shared;
+use crate::sync::{AtomicBool, Ordering};
+use crate::types::{KeyHash, Token};
+use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
+
+/// A claim that is yours: it owns the key until you end it. Each ending consumes it.
+///
+/// It derefs to [`ClaimHandle`]: what the work may do. Dropped without a word (a `?`, a panic, a cancelled
+/// future), the attempt is interrupted, as by a crash at that place; [`OnDrop::Abort`] changes that.
+///
+/// ```
+/// # use onlyonce::{Claim, State, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// if let Claim::Acquired(claim) = store.claim("mail-1")? {
+///     println!("attempt {} under token {}", claim.attempt(), claim.token());
+///     drop(claim); // or a `?` that returned
+/// }
+/// assert!(matches!(store.get("mail-1")?, Some(State::Interrupted(_))));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[must_use = "dropped without a word, the attempt is interrupted"]
+pub struct ClaimGuard {
+    handle: ClaimHandle,
+}
+
+/// What the work may do with its claim; it can't end it. A clone is the same claim.
+///
+/// After the claim has ended it is good for nothing but reading: what would change something is refused as
+/// `ClaimLost`.
+///
+/// ```
+/// # use onlyonce::{Claim, ClaimHandle, Result, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # use std::time::Duration;
+/// fn work(claim: &ClaimHandle) -> Result<String> {
+///     claim.renew(Duration::from_secs(60))?; // it takes long
+///     Ok(format!("done under token {}", claim.token()))
+/// }
+///
+/// let Claim::Acquired(claim) = store.claim("task-42")? else { unreachable!() };
+/// let result = work(&claim)?; // a guard is also a handle
+/// claim.complete(&result)?;
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone)]
+pub struct ClaimHandle(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    key: Key<'static>,
+    hash: KeyHash,
+    token: Token,
+    attempt: u32,
+    settings: Settings,
+    interruption: Option<Attempt>,
+    /// What a drop means from now on.
+    drop_aborts: AtomicBool,
+    has_ended: AtomicBool,
+}
+
+impl ClaimGuard {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        key: &Key<'_>,
+        hash: KeyHash,
+        claimed: Claimed,
+        settings: Settings,
+        interruption: Option<Attempt>,
+    ) -> Self {
+        let drop_aborts = AtomicBool::new(settings.on_drop == OnDrop::Abort);
+        ClaimGuard {
+            handle: ClaimHandle(Arc::new(Inner {
+                shared,
+                key: key.clone().into_owned(),
+                hash,
+                token: claimed.token,
+                attempt: claimed.attempt,
+                settings,
+                interruption,
+                drop_aborts,
+                has_ended: AtomicBool::new(false),
+            })),
+        }
+    }
+
+    /// The work is done: records its result, which every later claim is answered with.
+    ///
+    /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # fn main() -> onlyonce::Result<()> {
+    /// # let store = Sim::new(1).open()?;
+    /// if let Claim::Acquired(claim) = store.claim("order-17")? {
+    ///     claim.complete("paid")?;
+    /// }
+    /// assert!(matches!(store.claim("order-17")?, Claim::Completed(done) if &done.result()[..] == b"paid"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - `ClaimLost`: somebody took over. Nothing was changed.
+    /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
+    ///   [`Error::into_claim`] gives the guard back; the error dropped with the guard in it leaves the attempt
+    ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
+    /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
+    pub fn complete<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
+        self.is_past_its_effect();
+        self.record(Outcome::success(value))
+    }
+
+    /// The work failed for good: records the failure, which every later claim is answered with.
+    ///
+    /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.fail("card declined")?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Failed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn fail<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
+        self.is_past_its_effect();
+        self.record(Outcome::failure(value))
+    }
+
+    /// Records an outcome with metadata or a retention of its own.
+    ///
+    /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// claim.record(Outcome::success("created").meta("status", 201))?;
+    /// assert!(matches!(store.claim("k")?, Claim::Completed(done) if done.meta("status") == Some("201")));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn record(self, outcome: Outcome) -> Result<()> {
+        self.is_past_its_effect();
+        let parts = match outcome.into_parts(self.0.shared.result_bytes_max) {
+            Ok(parts) => parts,
+            Err(e) => return Err(e.giving_back(self)),
+        };
+        let (codec, version) = (parts.codec, parts.version);
+        let meta = encode_meta(&parts.meta);
+        let settings = &self.0.settings;
+        let writing = Writing {
+            level: Some(settings.durability),
+            retention_ms: parts.retention_ms.or(settings.retention_ms),
+            remember_ms: settings.remember_ms,
+            reason: parts.missing.as_deref(),
+            outcome: Some(EncodedOutcome { codec, version, meta: &meta, bytes: &parts.bytes }),
+            ..Writing::default()
+        };
+        let token = self.0.token;
+        let call = if parts.failure { Call::Fail(token) } else { Call::Complete(token) };
+        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
+        self.ended(done)
+    }
+
+    /// This attempt had no effect: the next claim is granted. (If an earlier attempt's fate is still open,
+    /// the key is interrupted again: you can't speak for that one.)
+    ///
+    /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.abort("the other side is down, nothing was sent")?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Acquired(again) if again.attempt() == 2));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
+        let why = why.into();
+        let settings = &self.0.settings;
+        let writing = Writing {
+            level: Some(settings.durability),
+            retention_ms: settings.retention_ms,
+            reason: Some(why.reason()),
+            ..Writing::default()
+        };
+        let call = Call::Abort(self.0.token);
+        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
+        self.ended(done)
+    }
+
+    /// A handle for the work: it may do everything but end the claim.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// let handle = claim.handle();
+    /// claim.complete("done")?;
+    /// assert!(handle.renew(std::time::Duration::from_secs(9)).is_err()); // ended
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn handle(&self) -> ClaimHandle {
+        self.handle.clone()
+    }
+
+    pub(crate) fn handle_ref(&self) -> &ClaimHandle {
+        &self.handle
+    }
+
+    /// Ends it without the outcome that could not be recorded, for that reason: as the policy says.
+    pub(crate) fn end_unkept(self, reason: &Error, failure: bool) -> Result<()> {
+        let reason = cut_label(reason.to_string());
+        if self.0.settings.on_unkept == OnUnkept::Complete {
+            let outcome = Outcome::without_result(reason);
+            return self.record(if failure { outcome.into_failure() } else { outcome });
+        }
+        // Always at `Sync`: nobody may be granted what is held.
+        let writing = Writing { reason: Some(&reason), ..Writing::default() };
+        let call = Call::Park(self.0.token);
+        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
+        self.ended(done)
+    }
+
+    /// There is an outcome, or is about to be, so the effect may have happened: from here on a drop can't mean
+    /// "nothing did".
+    fn is_past_its_effect(&self) {
+        self.on_drop(OnDrop::Interrupt);
+    }
+
+    fn ended(self, done: Result<crate::engine::Applied>) -> Result<()> {
+        match done {
+            Ok(applied) => {
+                self.0.has_ended.store(true, Ordering::SeqCst);
+                if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
+            }
+            // Room was wanted and could not be made: nothing was written.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {
+                Err(e.giving_back(self))
+            }
+            Err(e) => {
+                // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
+                let is_unknown = e.kind() == ErrorKind::Indeterminate;
+                self.0.has_ended.fetch_or(is_unknown, Ordering::SeqCst);
+                Err(e)
+            }
+        }
+    }
+}
+
+impl Error {
+    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
+    /// or a value that didn't encode. The key is still yours: record something smaller, or that there is no result
+    /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for room.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// let too_large = vec![0; 1 << 20];
+    /// if let Some(claim) = claim.complete(&too_large).unwrap_err().into_claim() {
+    ///     claim.complete("see bucket/17")?;
+    /// }
+    /// assert!(matches!(store.claim("k")?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn into_claim(self) -> Option<ClaimGuard> {
+        self.into_back()
+    }
+}
+
+impl std::ops::Deref for ClaimGuard {
+    type Target = ClaimHandle;
+
+    fn deref(&self) -> &ClaimHandle {
+        &self.handle
+    }
+}
+
+impl Drop for ClaimGuard {
+    fn drop(&mut self) {
+        let inner = &self.handle.0;
+        if inner.has_ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        inner.let_go(inner.drop_aborts.load(Ordering::SeqCst));
+    }
+}
+
+impl Inner {
+    /// The owner goes without a word, or with the one that `OnDrop::Abort` gave beforehand.
+    fn let_go(&self, abort: bool) {
+        let reason =
+            if abort { "dropped before it had an effect" } else { "dropped without a word" };
+        let level = if abort { self.settings.durability } else { self.settings.claim_durability };
+        let retention_ms = self.settings.retention_ms;
+        let writing = Writing { level: Some(level), retention_ms, ..Writing::default() };
+        self.shared.let_go(&self.key, self.hash, self.token, abort, reason, &writing);
+    }
+}
+
+impl fmt::Debug for ClaimGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClaimGuard").field(&self.handle).finish()
+    }
+}
+
+impl ClaimHandle {
+    /// The key.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.key().to_string(), r#"("order", 17)"#);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        &self.0.key
+    }
+
+    /// The claim's fencing token: hand it to whatever the work changes, so that a stale owner is refused there too.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// let request = format!("POST /charges?fence={}", claim.token());
+    /// # assert!(request.ends_with(&claim.token().get().to_string()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.0.token
+    }
+
+    /// 1 for the first attempt since the key was absent.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.attempt(), 1);
+    /// claim.abort("not yet")?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.attempt(), 2);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// The interrupted attempt that this one follows, if it does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("order-17")?);
+    /// # let Claim::Interrupted(lost) = store.claim("order-17")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// if let Some(before) = claim.interruption() {
+    ///     println!("may have been done already: {before}"); // ask the other side about before.token()
+    /// }
+    /// assert_eq!(claim.interruption().map(|before| before.number()), Some(1));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn interruption(&self) -> Option<&Attempt> {
+        self.0.interruption.as_ref()
+    }
+
+    /// Lets the lease run for so long from now.
+    ///
+    /// The lease of a claim lives in memory, so there is nothing to be durable: whoever opens the store next
+    /// finds the attempt interrupted, however long its lease was to run.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("long").lease(Duration::from_secs(30));
+    /// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+    /// claim.renew(Duration::from_secs(30))?; // while the work goes on
+    /// # sim.advance(Duration::from_secs(31));
+    /// // Too late: it lapsed, and somebody took over.
+    /// let Claim::Interrupted(lost) = store.claim(&op)? else { unreachable!() };
+    /// let new_owner = lost.take_over()?;
+    /// assert_eq!(claim.renew(Duration::from_secs(30)).unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// # drop(new_owner);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if somebody took over meanwhile, or the claim has ended. `Held` if the key was held.
+    /// `Invalid` for a lease of zero. Where a record is written, those of [`Store::claim`](crate::Store::claim) too.
+    ///
+    /// # Cost
+    /// Nothing is written, and nothing waits. If the lease had lapsed and somebody noticed: one write, and one
+    /// sync where the claim is at `Sync`, and the claim is durable again on return.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let inner = &self.0;
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        if lease_ms == 0 {
+            return Err(Error::invalid("a lease of zero lapses at once: renew for longer"));
+        }
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
+        let settings = &inner.settings;
+        let writing = Writing {
+            level: Some(settings.claim_durability),
+            reserve: reserve(&inner.shared, settings.reserve_bytes, inner.key.bytes().len()),
+            lease_ms: Some(lease_ms),
+            ..Writing::default()
+        };
+        let applied =
+            inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
+        match applied.answer {
+            // The guard went meanwhile, and there is nobody left to end what was taken up again.
+            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
+                inner.let_go(false);
+                Err(self.lost())
+            }
+            Answer::Done => Ok(()),
+            Answer::Held => Err(Error::new(
+                ErrorKind::Held,
+                format!("{} is held: its owner may still complete or abort", inner.key),
+            )),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// What a drop without a word means from now on. Flip it to [`OnDrop::Interrupt`] just before the effect.
+    /// In memory; nothing is written.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("charge-7").on_drop(OnDrop::Abort); // until the first effect, a drop is harmless
+    /// if let Claim::Acquired(claim) = store.claim(op)? {
+    ///     claim.on_drop(OnDrop::Interrupt); // from here on nobody can say
+    ///     claim.complete("charged")?;
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn on_drop(&self, on_drop: OnDrop) {
+        self.0.drop_aborts.store(on_drop == OnDrop::Abort, Ordering::SeqCst);
+    }
+
+    fn lost(&self) -> Error {
+        let message = format!(
+            "the claim on {} with token {} is lost: it has ended, or somebody took over; change nothing more",
+            self.0.key, self.0.token
+        );
+        Error::new(ErrorKind::ClaimLost, message)
+    }
+}
+
+impl fmt::Debug for ClaimHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClaimHandle")
+            .field("key", &self.0.key)
+            .field("token", &self.0.token)
+            .field("attempt", &self.0.attempt)
+            .finish_non_exhaustive()
+    }
+}

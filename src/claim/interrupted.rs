@@ -1,0 +1,181 @@
+//! A question to the claimant of an interrupted key: [`Interrupted`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Attempt, ClaimGuard, granting};
+use crate::engine::Writing;
+use crate::operation::Settings;
+use crate::protocol::{Answer, Call};
+use crate::shared::Shared;
+use crate::types::KeyHash;
+use crate::{Error, ErrorKind, Result};
+
+/// An attempt whose fate is unknown, for you to decide on. While you hold it, others see `InProgress`.
+///
+/// Nothing is granted yet, and the late owner may still complete or abort. Dropped without a word, the
+/// attempt stays interrupted, nothing is written, and the next claimant is asked.
+///
+/// ```
+/// # use onlyonce::{Claim, State, testing::Sim};
+/// # fn was_charged(_by: onlyonce::Token) -> Option<bool> { Some(false) }
+/// # let store = Sim::new(1).open()?;
+/// # drop(store.claim("charge-7")?);
+/// if let Claim::Interrupted(lost) = store.claim("charge-7")? {
+///     match was_charged(lost.attempt().token()) {
+///         Some(false) => lost.not_applied()?.complete("charged now")?, // its fate is closed
+///         Some(true) => lost.take_over()?.complete("charged before")?, // an outcome closes it, too
+///         None => lost.hold()?,                                        // for a person to resolve
+///     }
+/// }
+/// # assert!(matches!(store.get("charge-7")?, Some(State::Completed(_))));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[must_use = "dropped without a word, the attempt stays interrupted"]
+pub struct Interrupted {
+    shared: Arc<Shared>,
+    hash: KeyHash,
+    attempt: Attempt,
+    settings: Settings,
+    fingerprint: Option<crate::Fingerprint>,
+    question: u64,
+}
+
+impl Interrupted {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        hash: KeyHash,
+        attempt: Attempt,
+        settings: Settings,
+        fingerprint: Option<crate::Fingerprint>,
+        question: u64,
+    ) -> Self {
+        Interrupted { shared, hash, attempt, settings, fingerprint, question }
+    }
+
+    /// The attempt that was interrupted.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim(Operation::new("mail-1").owner("host-3"))?);
+    /// let Claim::Interrupted(lost) = store.claim("mail-1")? else { unreachable!() };
+    /// assert_eq!((lost.attempt().number(), lost.attempt().owner()), (1, Some("host-3")));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn attempt(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// Runs it again, although the earlier attempt may have had its effect: at least once. Its fate stays
+    /// open until this attempt, or one after it, ends with an outcome; aborting leads back to interrupted.
+    ///
+    /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// assert_eq!(claim.attempt(), 2);
+    /// claim.abort("found no way")?; // its own fate; the first one is still open
+    /// assert!(matches!(store.get("k")?, Some(State::Interrupted(_))));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if it is no longer the attempt you saw: its late owner ended it, or renewed its lease.
+    pub fn take_over(self) -> Result<ClaimGuard> {
+        self.decide(Call::TakeOver(self.attempt.token()))
+    }
+
+    /// You found out that nothing was done, by that attempt or any before it: all their fates are closed, and
+    /// you are granted the key.
+    ///
+    /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// lost.not_applied()?.abort("found no way")?;
+    /// assert!(matches!(store.claim("k")?, Claim::Acquired(_)));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`take_over`](Self::take_over).
+    pub fn not_applied(self) -> Result<ClaimGuard> {
+        self.decide(Call::NotApplied(self.attempt.token()))
+    }
+
+    /// Nobody is granted the key, under any policy, until someone resolves it.
+    ///
+    /// Durable on return, always at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// lost.hold()?;
+    /// assert!(matches!(store.claim("k")?, Claim::Held(_)));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`take_over`](Self::take_over).
+    pub fn hold(self) -> Result<()> {
+        self.hold_because("held by word")
+    }
+
+    pub(crate) fn hold_because(&self, reason: &str) -> Result<()> {
+        let writing = Writing { reason: Some(reason), ..Writing::default() };
+        let applied = self.shared.apply(
+            self.attempt.key(),
+            self.hash,
+            Call::Hold(self.attempt.token()),
+            &writing,
+        )?;
+        if applied.answer == Answer::Granted { Ok(()) } else { Err(self.lost()) }
+    }
+
+    fn decide(&self, call: Call) -> Result<ClaimGuard> {
+        let key = self.attempt.key();
+        let writing = granting(&self.shared, &self.settings, key, self.fingerprint);
+        let applied = self.shared.apply(key, self.hash, call, &writing)?;
+        match (applied.answer, applied.claimed) {
+            (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
+                Arc::clone(&self.shared),
+                key,
+                self.hash,
+                claimed,
+                self.settings.clone(),
+                Some(self.attempt.clone()),
+            )),
+            _ => Err(self.lost()),
+        }
+    }
+
+    fn lost(&self) -> Error {
+        let key = self.attempt.key();
+        let message =
+            format!("{key} is no longer what you saw: claim it again to learn what became of it");
+        Error::new(ErrorKind::ClaimLost, message)
+    }
+}
+
+impl Drop for Interrupted {
+    fn drop(&mut self) {
+        self.shared.unask(self.hash, self.question);
+    }
+}
+
+impl fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Interrupted").field(&self.attempt).finish()
+    }
+}

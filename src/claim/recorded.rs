@@ -1,0 +1,290 @@
+//! What was recorded of a key, and what is remembered of one: [`Recorded`], [`Expired`].
+
+use std::fmt;
+use std::time::SystemTime;
+
+use super::date::{Date, wall};
+use crate::engine::Stored;
+use crate::operation::decode_meta;
+use crate::protocol::KeyState;
+use crate::types::{StoreMillis, Token};
+use crate::value::{Format, NOT_KEPT};
+use crate::{Error, Payload, Result};
+
+/// A recorded outcome: a result, or a failure that is final.
+///
+/// ```
+/// # use onlyonce::{Claim, Outcome, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+/// claim.record(Outcome::success("paid").meta("status", 201))?;
+/// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+/// assert_eq!(done.decode::<String>()?, "paid");
+/// assert_eq!((done.meta("status"), done.attempt()), (Some("201"), 1));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone)]
+pub struct Recorded {
+    payload: Payload,
+    meta: Vec<(String, String)>,
+    attempt: u32,
+    token: Token,
+    completed_at: SystemTime,
+    expires_at: Option<SystemTime>,
+}
+
+impl Recorded {
+    pub(crate) fn read(state: &KeyState, stored: Option<Stored>) -> Result<Self> {
+        let unreadable = |what: &str| Error::undecodable(format!("{what} of a recorded outcome"));
+        let (payload, meta) = match stored {
+            Some(stored) => {
+                let meta = decode_meta(&stored.meta).ok_or_else(|| unreadable("bad metadata"))?;
+                let payload = if stored.codec == NOT_KEPT {
+                    Payload::not_kept(state.reason.clone().unwrap_or_default())
+                } else {
+                    let format = Format::from_stored(stored.codec, stored.version)
+                        .ok_or_else(|| unreadable("an unknown codec"))?;
+                    Payload::from_vec(stored.bytes, format)
+                };
+                (payload, meta)
+            }
+            None => (Payload::empty(), Vec::new()),
+        };
+        Ok(Recorded {
+            payload,
+            meta,
+            attempt: state.attempt,
+            token: state.token,
+            completed_at: wall(state.time, state.wall_offset),
+            expires_at: state.expires_at.map(|at| wall(at, state.wall_offset)),
+        })
+    }
+
+    /// Why its result was not kept; `None` where it was, or where there is none to keep, as of a mark.
+    ///
+    /// The work was done all the same: a later caller gets along without the result, and doesn't do it again.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Error, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.run("export-7", |_claim| Ok::<_, Error>(vec![0; 1 << 20]))?; // more than result_bytes_max
+    /// let Claim::Completed(done) = store.claim("export-7")? else { unreachable!() };
+    /// assert!(done.missing().is_some_and(|why| why.starts_with("a result of 1048576 bytes")));
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn missing(&self) -> Option<&str> {
+        self.payload.missing()
+    }
+
+    /// The recorded bytes; none where the result is [`missing`](Self::missing).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(&done.result()[..], b"paid");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn result(&self) -> &Payload {
+        &self.payload
+    }
+
+    /// The recorded value, as the type it was recorded as.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.decode::<String>()?, "paid");
+    /// assert!(done.decode::<()>().is_err()); // recorded as something else
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Undecodable` if it was recorded as something else; `NotKept` if it is [`missing`](Self::missing).
+    ///
+    /// # Cost
+    /// No read of the disk; strings and bytes are copied once.
+    pub fn decode<T: crate::Decode>(&self) -> Result<T> {
+        self.payload.decode()
+    }
+
+    /// The metadata recorded under a name.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid").meta("status", 201))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!((done.meta("status"), done.meta("location")), (Some("201"), None));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// A search of at most 64 names.
+    #[must_use]
+    pub fn meta(&self, name: &str) -> Option<&str> {
+        self.meta.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Which attempt recorded it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.attempt(), 1);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The token of that attempt.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let mine = claim.token();
+    /// claim.complete("paid")?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.token(), mine);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// When it was recorded, by the wall clock of then.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// println!("done {:?} ago", done.completed_at().elapsed());
+    /// assert!(done.expires_at().is_none_or(|end| end > done.completed_at()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn completed_at(&self) -> SystemTime {
+        self.completed_at
+    }
+
+    /// When it is no longer kept; `None`: for ever.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let day = std::time::Duration::from_secs(86_400);
+    /// claim.record(Outcome::success("paid").retention(day))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.expires_at(), Some(done.completed_at() + day));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+}
+
+impl fmt::Debug for Recorded {
+    /// Names of the metadata, and nothing of what was recorded.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorded(attempt {}, {:?}", self.attempt, self.payload)?;
+        for (at, (name, _)) in self.meta.iter().enumerate() {
+            write!(f, "{}{name:?}", if at == 0 { ", with " } else { " " })?;
+        }
+        write!(f, ", at {}", Date(self.completed_at))?;
+        if let Some(end) = self.expires_at {
+            write!(f, ", kept until {}", Date(end))?;
+        }
+        write!(f, "; token {})", self.token)
+    }
+}
+
+/// A key whose result is no longer kept, but which is remembered: its outcome was recorded under
+/// [`remember_expired`](crate::Policy::remember_expired).
+///
+/// ```
+/// use onlyonce::{Claim, Store};
+///
+/// fn is_done(store: &Store, key: &str) -> onlyonce::Result<bool> {
+///     Ok(match store.claim(key)? {
+///         Claim::Completed(_) => true,
+///         Claim::Expired(expired) => {
+///             println!("done at {:?}; what came of it is no longer kept", expired.completed_at());
+///             true
+///         }
+///         _ => false,
+///     })
+/// }
+/// # assert!(!is_done(&onlyonce::testing::Sim::new(1).open()?, "k")?);
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Expired {
+    completed_at: SystemTime,
+    remembered_until: SystemTime,
+}
+
+impl Expired {
+    pub(crate) fn new(state: &KeyState) -> Self {
+        let minutes = |time: StoreMillis| StoreMillis(time.0 / 60_000 * 60_000);
+        let until = state.memory_until.unwrap_or(state.time);
+        Expired {
+            completed_at: wall(minutes(state.time), state.wall_offset),
+            remembered_until: wall(until, state.wall_offset),
+        }
+    }
+
+    /// When its outcome was recorded, to the minute.
+    ///
+    /// ```
+    /// use onlyonce::Expired;
+    ///
+    /// fn words(expired: &Expired) -> String {
+    ///     format!("done at {:?}", expired.completed_at())
+    /// }
+    /// ```
+    #[must_use]
+    pub fn completed_at(&self) -> SystemTime {
+        self.completed_at
+    }
+
+    /// Until when it is remembered; after that the key is as good as new.
+    ///
+    /// ```
+    /// use onlyonce::Expired;
+    ///
+    /// /// How long a late retry is still told so.
+    /// fn left(expired: &Expired) -> Option<std::time::Duration> {
+    ///     expired.remembered_until().duration_since(std::time::SystemTime::now()).ok()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn remembered_until(&self) -> SystemTime {
+        self.remembered_until
+    }
+}
+
+impl fmt::Debug for Expired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [at, until] = [self.completed_at, self.remembered_until].map(Date);
+        write!(f, "Expired(done at {at}, remembered until {until})")
+    }
+}
