@@ -13,7 +13,6 @@ use crate::engine::{Alive, CompactionDone, Inspector, Walk};
 use crate::log::directory;
 use crate::log::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
-use crate::repair;
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::shared::Shared;
 use crate::sync::Ordering;
@@ -60,7 +59,7 @@ use crate::{Error, Key, Result, limits};
 /// old ones. What it leaves, or finds whole, is read once more as an opening reads it: only then is it called repaired.
 pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
     let dir = directory::absolute(dir.as_ref())?;
-    repair::run(directory::system(&dir)?, &dir, &StoreBuilder::default().sizes()?, accept)
+    crate::repair::run(directory::system(&dir)?, &dir, &StoreBuilder::default().sizes()?, accept)
 }
 
 /// The kinds of [`State`] that a walk shows.

@@ -52,7 +52,7 @@ impl Default for StoreBuilder {
 impl StoreBuilder {
     /// Defaults for every operation of the store.
     ///
-    /// An operation, or a handle from [`with_policy`](Store::with_policy), may say otherwise.
+    /// An operation, or a handle from [`with_policy`](crate::Store::with_policy), may say otherwise.
     ///
     /// ```
     /// # use onlyonce::{Policy, Store};
@@ -164,7 +164,7 @@ impl StoreBuilder {
         self
     }
 
-    /// No background thread: the program calls [`Store::step`] itself.
+    /// No background thread: the program calls [`Store::step`](crate::Store::step) itself.
     ///
     /// Without it being called, what is acknowledged at `Lazy` or `Flush` may stay unsynced for longer than a second,
     /// and a claim that needs a new segment prepares it itself.

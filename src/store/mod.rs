@@ -707,7 +707,7 @@ impl Store {
 
     /// Does one piece of background work, if one is due, and says in how long the next may be.
     ///
-    /// Only for a store opened with [`manual_maintenance`](StoreBuilder::manual_maintenance); otherwise two
+    /// Only for a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); otherwise two
     /// threads call it. Syncs what was handed over a second ago, covers it with a watermark, prepares segments; seals keys in
     /// tables, merges tables, gives back what is dead.
     ///
