@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::expired::{self, Expired};
 use crate::index::table::{self, Cursor, Table};
 use crate::log::probe_segment;
 use crate::manifest::Manifest;
 use crate::record::{Draft, Ending, Kind, Record, Seal};
-use crate::sealed::listed::{ListedExpired, ListedTable};
+use crate::remembered::{self, MemoryFile};
+use crate::sealed::listed::{ListedMemories, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
 use crate::types::{KeyHash, Lsn, StoreId};
@@ -133,13 +133,13 @@ pub fn expired(data: &[u8]) {
 }
 
 fn one_expired(data: &[u8]) {
-    let Ok((store, listed)) = ListedExpired::decode(data, Path::new("e")) else { return };
+    let Ok((store, listed)) = ListedMemories::decode(data, Path::new("e")) else { return };
     let (storage, dir) = (MemoryStorage::new(), Path::new("/"));
-    if storage.write_file(&dir.join(expired::file_name(listed.number)), data).is_err() {
+    if storage.write_file(&dir.join(remembered::file_name(listed.number)), data).is_err() {
         return;
     }
     for map in [true, false] {
-        let Ok(file) = Expired::open(&storage, dir, listed, store, map) else { return };
+        let Ok(file) = MemoryFile::open(&storage, dir, listed, store, map) else { return };
         let _ = file.verify(&storage, store, &mut drop);
         for high in [0, 1, 1 << 63, u64::MAX].into_iter().chain((0..64).map(|bit| 1 << bit)) {
             let _ = file.find(KeyHash { high, low: high });

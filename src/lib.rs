@@ -82,7 +82,7 @@ mod protocol; // the rules of a key's life, pure
 mod index; // key -> place in the log
 mod log; // segments, group commit, recovery
 mod manifest; // what is listed
-mod expired; // keys remembered after they expired
+mod remembered; // keys remembered after they expired
 mod sealed; // files written once
 mod record; // one record's bytes
 mod header; // what every file begins with

@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
 use crate::record::TimeField;
-use crate::sealed::listed::{ListedExpired, ListedTable};
+use crate::sealed::listed::{ListedMemories, ListedTable};
 use crate::storage::{self, Access, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
 use crate::{Error, ErrorKind, Result};
@@ -50,7 +50,7 @@ pub(crate) struct Manifest {
     /// The oldest first, without a gap.
     pub(crate) tables: Vec<ListedTable>,
     /// Keys remembered after they left the log, the oldest first. Numbered as tables are.
-    pub(crate) expired: Vec<ListedExpired>,
+    pub(crate) expired: Vec<ListedMemories>,
 }
 
 /// What is drawn once, at birth; repeated in every segment's header.
@@ -265,7 +265,7 @@ impl Manifest {
         for item in expired_items.chunks_exact(EXPIRED_ITEM_BYTES) {
             let item =
                 ExpiredItem::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
-            expired.push(ListedExpired {
+            expired.push(ListedMemories {
                 number: item.number.get(),
                 entries: item.entries.get(),
                 until_most: item.until_most.get(),
@@ -449,7 +449,7 @@ pub(crate) mod tests {
             covered: Lsn::new(1 << 21),
             next_table: 12,
             tables: vec![table(9, 1 << 20, (1 << 20) + 800), table(11, (1 << 20) + 800, 1 << 21)],
-            expired: vec![ListedExpired { number: 4, entries: 1000, until_most: 28_000_000 }],
+            expired: vec![ListedMemories { number: 4, entries: 1000, until_most: 28_000_000 }],
         }
     }
 

@@ -5,14 +5,13 @@
 //! called whole or repaired once an opening of it was tried. Never:
 //! touches a store that somebody has open.
 
-mod remembered;
+mod memories;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::expired;
 use crate::index::Hasher;
 use crate::index::table::{self, Cursor, Table};
 use crate::log::recovery::Earlier;
@@ -22,11 +21,12 @@ use crate::log::{Seams, Sizes, directory};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
+use crate::remembered;
 use crate::sealed::listed::ListedTable;
 use crate::storage::{Entry, Storage};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
-use remembered::Remembered;
+use memories::Remembered;
 
 /// Whether a loss is accepted. See [`repair`](crate::admin::repair).
 ///
@@ -174,7 +174,7 @@ fn check_key(record: &Record<'_>, _: &Earlier<'_>) -> Result<()> {
 fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey) -> Result<u32> {
     let mut next = found.manifest.as_ref().map_or(1, |manifest| manifest.next_table);
     for (part, number_of) in
-        [("index", table::number_of as fn(&str) -> Option<u32>), ("expired", expired::number_of)]
+        [("index", table::number_of as fn(&str) -> Option<u32>), ("expired", remembered::number_of)]
     {
         for entry in list(storage, &dir.join(part))? {
             let after = number_of(&entry.name).map_or(0, |number| number.saturating_add(1));

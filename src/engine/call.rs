@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::compose::state_of;
-use crate::expired::passes_at;
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::gate::Inside;
@@ -12,6 +11,7 @@ use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
 use crate::record::{Body, Draft, Ending, Record};
+use crate::remembered::passes_at;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use super::compact::{Alive, Compacting, Estimate, Pass, Turns};
 use super::{Engine, rebuild};
-use crate::expired::{self, Expired};
 use crate::index::recent::Recent;
 use crate::index::seal::{Merge, Plan, Survivors, Writer};
 use crate::index::table::{self, Slot, Table};
@@ -23,6 +22,7 @@ use crate::log::Due;
 use crate::log::recovery::Earlier;
 use crate::manifest::Manifest;
 use crate::record::Record;
+use crate::remembered::{self, MemoryFile};
 use crate::sealed::Stopped;
 use crate::sealed::listed::ListedTable;
 use crate::storage::{Failure, Storage};
@@ -170,7 +170,7 @@ pub(super) fn open_tables(
     let mut expired = Vec::with_capacity(manifest.expired.len());
     for listed in manifest.expired.iter().rev() {
         // No log makes them again, so a damaged one is a loss.
-        let file = Expired::open(storage, &expired_dir, *listed, manifest.store, map)?;
+        let file = MemoryFile::open(storage, &expired_dir, *listed, manifest.store, map)?;
         expired.push(Arc::new(file));
     }
     Ok((Tables::new(list, manifest.covered, head, expired), damaged))
@@ -377,7 +377,7 @@ impl Engine {
         let expired_dir = self.expired_dir();
         for entry in storage.list(&expired_dir).unwrap_or_default() {
             let is_listed = |number| tables.expired.iter().any(|file| file.listed.number == number);
-            if expired::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
+            if remembered::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
                 let _ = storage.remove(&expired_dir.join(&entry.name));
             }
         }
@@ -604,7 +604,7 @@ impl Engine {
 
     /// The segments below `head` are about to leave the log, as the manifest says already.
     /// `expired` takes their remembered keys over.
-    pub(super) fn install_head(&self, head_base: Lsn, head: u32, expired: Vec<Arc<Expired>>) {
+    pub(super) fn install_head(&self, head_base: Lsn, head: u32, expired: Vec<Arc<MemoryFile>>) {
         let (new, old) = {
             let mut tables = self.tables.lock();
             let is_kept = |table: &&Arc<Table>| table.listed.to > head_base;

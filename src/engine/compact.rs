@@ -13,13 +13,13 @@ use super::Engine;
 use super::call::Known;
 use super::checkpoint::Work;
 use super::compose::state_of;
-use crate::expired::{self, Expired, Memory};
 use crate::index::recent::{Entry, Place};
 use crate::limits;
 use crate::log::{Due, NoRoom, Oldest, Room, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
+use crate::remembered::{self, Memory, MemoryFile};
 use crate::sealed::Stopped;
 use crate::sync::{Ordering, yield_now};
 use crate::types::{KeyHash, Lsn, StoreMillis};
@@ -805,10 +805,10 @@ impl Engine {
 
     /// The files of remembered keys as they are to be listed once `new` have joined them, the newest first: durable,
     /// those whose memories have all passed left out, and small ones merged.
-    fn remember(&self, new: Vec<Memory>) -> Result<Vec<Arc<Expired>>> {
+    fn remember(&self, new: Vec<Memory>) -> Result<Vec<Arc<MemoryFile>>> {
         let now = self.log.now();
         let tables = self.tables();
-        let is_kept = |file: &&Arc<Expired>| !file.listed.is_passed(now);
+        let is_kept = |file: &&Arc<MemoryFile>| !file.listed.is_passed(now);
         let mut files: Vec<_> = tables.expired.iter().filter(is_kept).cloned().collect();
         if new.is_empty() {
             return Ok(files);
@@ -824,9 +824,9 @@ impl Engine {
         self.make_dir(&dir)?;
         let storage = &self.log.seams().storage;
         let number = self.log.take_table_number()?;
-        let writer = expired::Writer::create(storage, &dir, store, number, self.log.pace())
+        let writer = remembered::Writer::create(storage, &dir, store, number, self.log.pace())
             .map_err(|failure| self.log.failed(failure))?;
-        let mut merge = expired::Merge::new(new, &merged, now, writer);
+        let mut merge = remembered::Merge::new(new, &merged, now, writer);
         loop {
             match merge.advance(limits::MERGE_SLOTS) {
                 Ok(true) => break,
@@ -844,18 +844,18 @@ impl Engine {
             }
         }
         let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
-        let opened = Expired::open(&**storage, &dir, listed, store, self.log.maps());
+        let opened = MemoryFile::open(&**storage, &dir, listed, store, self.log.maps());
         let file = opened.inspect_err(|_| {
             // If it stays, the next opening removes it: no manifest lists it.
-            let _ = storage.remove(&dir.join(expired::file_name(listed.number)));
+            let _ = storage.remove(&dir.join(remembered::file_name(listed.number)));
         })?;
         files.insert(0, Arc::new(file));
         Ok(files)
     }
 
     /// Removes the files of `gone` that are not in `kept`.
-    pub(super) fn remove_expired(&self, gone: &[Arc<Expired>], kept: &[Arc<Expired>]) {
-        let is_kept = |file: &&Arc<Expired>| kept.iter().any(|other| Arc::ptr_eq(file, other));
+    pub(super) fn remove_expired(&self, gone: &[Arc<MemoryFile>], kept: &[Arc<MemoryFile>]) {
+        let is_kept = |file: &&Arc<MemoryFile>| kept.iter().any(|other| Arc::ptr_eq(file, other));
         for file in gone.iter().filter(|file| !is_kept(file)) {
             // If it stays, the next opening removes it: no manifest lists it.
             let _ = self.log.seams().storage.remove(file.path());

@@ -1,11 +1,11 @@
 //! What a record says of its key, from the state before and the decision; and the state it leaves.
 
 use super::{Engine, Writing};
-use crate::expired::passes_at;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
 use crate::protocol::{KeyState, Next, Phase};
 use crate::record::{Body, Record};
+use crate::remembered::passes_at;
 use crate::types::StoreMillis;
 
 impl Engine {

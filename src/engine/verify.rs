@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
-use crate::expired::Expired;
 use crate::index::table::{Cursor, Table};
 use crate::log::Scrubbed;
 use crate::log::gate::Inside;
 use crate::operation::Key;
 use crate::record::Record;
+use crate::remembered::MemoryFile;
 use crate::sealed::Stretch;
 use crate::sealed::listed::BUCKET_BYTES;
 use crate::types::Lsn;
@@ -152,7 +152,7 @@ impl Engine {
         }
     }
 
-    fn verify_expired(&self, file: &Arc<Expired>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
+    fn verify_expired(&self, file: &Arc<MemoryFile>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
         let (storage, store) = (&*self.log.seams().storage, self.log.store());
         let mut found = Vec::new();
         if let Err(e) = file.verify(storage, store, &mut |e| found.push(e)) {

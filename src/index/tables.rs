@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::table::{Cursor, Table};
 use crate::Result;
-use crate::expired::{Expired, Memory};
+use crate::remembered::{Memory, MemoryFile};
 use crate::sealed::listed::ListedTable;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
@@ -21,7 +21,7 @@ pub(crate) struct Tables {
     /// The oldest segment: slots that name an older one are dead.
     pub(crate) head: u32,
     /// Keys that expired and left the log, the newest first.
-    pub(crate) expired: Vec<Arc<Expired>>,
+    pub(crate) expired: Vec<Arc<MemoryFile>>,
 }
 
 impl Tables {
@@ -29,7 +29,7 @@ impl Tables {
         list: Vec<Arc<Table>>,
         covered: Lsn,
         head: u32,
-        expired: Vec<Arc<Expired>>,
+        expired: Vec<Arc<MemoryFile>>,
     ) -> Arc<Self> {
         Arc::new(Tables { list, covered, head, expired })
     }

@@ -17,7 +17,7 @@ use crate::clock::StoreClock;
 use crate::limits;
 use crate::manifest::{Listed, Manifest, Opener, Switch};
 use crate::record::{Draft, HEADER_BYTES, Record};
-use crate::sealed::listed::ListedExpired;
+use crate::sealed::listed::ListedMemories;
 use crate::storage::{self, Failure};
 use crate::types::Lsn;
 use crate::{Error, Result};
@@ -29,7 +29,7 @@ impl Survey {
         seams: &Seams,
         segments: Vec<Listed>,
         durable: Lsn,
-        expired: Vec<ListedExpired>,
+        expired: Vec<ListedMemories>,
         next_table: u32,
     ) -> Manifest {
         let old = self.manifest.as_ref();
@@ -74,7 +74,7 @@ impl Survey {
         &self,
         seams: &Seams,
         dir: &Path,
-        expired: Vec<ListedExpired>,
+        expired: Vec<ListedMemories>,
         next_table: u32,
     ) -> Result<bool> {
         let mut segments = Vec::with_capacity(self.parts.len());
@@ -111,7 +111,7 @@ impl Survey {
         seams: &Seams,
         dir: &Path,
         sizes: &Sizes,
-        expired: Vec<ListedExpired>,
+        expired: Vec<ListedMemories>,
         next_table: u32,
         visit: &mut Visit<'_>,
     ) -> Result<u64> {

@@ -25,7 +25,7 @@ const PAGE: usize = limits::PAGE_BYTES;
 pub(crate) const MINUTE: u64 = 60_000;
 
 const _: () = assert!(size_of::<TableHeader>() == TABLE_HEADER_BYTES);
-const _: () = assert!(size_of::<ExpiredHeader>() == 128);
+const _: () = assert!(size_of::<MemoriesHeader>() == 128);
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
@@ -116,7 +116,7 @@ impl TableHeader {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
-struct ExpiredHeader {
+struct MemoriesHeader {
     file: [u8; FILE_HEADER_BYTES],
     entries: U64,
     number: U32,
@@ -128,7 +128,7 @@ struct ExpiredHeader {
 
 /// A file of memories, as the manifest lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ListedExpired {
+pub(crate) struct ListedMemories {
     /// Names the file; never used again.
     pub(crate) number: u32,
     pub(crate) entries: u64,
@@ -136,7 +136,7 @@ pub(crate) struct ListedExpired {
     pub(crate) until_most: u32,
 }
 
-impl ListedExpired {
+impl ListedMemories {
     pub(crate) fn pages(&self) -> u64 {
         self.entries.div_ceil(ENTRIES as u64)
     }
@@ -151,7 +151,7 @@ impl ListedExpired {
 
     pub(crate) fn encode(&self, store: StoreId) -> Vec<u8> {
         let file = FileHeader::new(FileKind::Expired, store);
-        let mut header = ExpiredHeader {
+        let mut header = MemoriesHeader {
             file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
             entries: self.entries.into(),
             number: self.number.into(),
@@ -169,7 +169,7 @@ impl ListedExpired {
     pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
         let store = FileHeader::check(bytes, FileKind::Expired, path)?;
         let bad = |at: usize, what| Error::corrupt(path, at as u64, what);
-        let (header, rest) = ExpiredHeader::read_from_prefix(bytes)
+        let (header, rest) = MemoriesHeader::read_from_prefix(bytes)
             .map_err(|_| bad(FILE_HEADER_BYTES, "a header of expired keys cut short"))?;
         if header.sum.get() != header.expected_sum() || header.reserved != [0; 68] {
             return Err(bad(FILE_HEADER_BYTES, "a header of expired keys that fails its checksum"));
@@ -177,7 +177,7 @@ impl ListedExpired {
         if let Some(at) = rest.iter().position(|&byte| byte != 0) {
             return Err(bad(at.saturating_add(128), "bytes behind a header of expired keys"));
         }
-        let listed = ListedExpired {
+        let listed = ListedMemories {
             number: header.number.get(),
             entries: header.entries.get(),
             until_most: header.until_most.get(),
@@ -186,7 +186,7 @@ impl ListedExpired {
     }
 }
 
-impl ExpiredHeader {
+impl MemoriesHeader {
     fn expected_sum(&self) -> u32 {
         crc32fast::hash(self.as_bytes().get(..124).unwrap_or_default())
     }

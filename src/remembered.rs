@@ -12,7 +12,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
-use crate::sealed::listed::{ENTRIES, ListedExpired, MINUTE};
+use crate::sealed::listed::{ENTRIES, ListedMemories, MINUTE};
 use crate::sealed::{self, Pace, Sealed, Stopped, Stretch};
 use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
@@ -159,30 +159,30 @@ pub(crate) fn number_of(name: &str) -> Option<u32> {
 
 /// An open file of memories.
 #[derive(Debug)]
-pub(crate) struct Expired {
-    pub(crate) listed: ListedExpired,
+pub(crate) struct MemoryFile {
+    pub(crate) listed: ListedMemories,
     seed: u32,
     file: Sealed,
 }
 
-impl Expired {
+impl MemoryFile {
     /// Opens a listed file and checks that it is the one listed. Its pages are checked as they are read.
     pub(crate) fn open(
         storage: &dyn Storage,
         dir: &Path,
-        listed: ListedExpired,
+        listed: ListedMemories,
         store: StoreId,
         map: bool,
     ) -> Result<Self> {
         let path = dir.join(file_name(listed.number));
         let check = |header: &[u8], path: &Path| {
-            if ListedExpired::decode(header, path)? != (store, listed) {
+            if ListedMemories::decode(header, path)? != (store, listed) {
                 return Err(Error::corrupt(path, 0, "other expired keys than the manifest lists"));
             }
             Ok(listed.bytes())
         };
         let file = Sealed::open(storage, path, "expired keys", PAGE, map, check)?;
-        Ok(Expired { listed, file, seed: seed_of(store, listed.number) })
+        Ok(MemoryFile { listed, file, seed: seed_of(store, listed.number) })
     }
 
     /// Opens a file whose header may be damaged, or its length: nothing of it is believed but each page that is whole.
@@ -197,8 +197,8 @@ impl Expired {
         Ok(opened.map(|(file, len)| {
             let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
             let entries = pages.saturating_mul(ENTRIES as u64);
-            let listed = ListedExpired { number, entries, until_most: 0 };
-            Expired { listed, file, seed: seed_of(store, number) }
+            let listed = ListedMemories { number, entries, until_most: 0 };
+            MemoryFile { listed, file, seed: seed_of(store, number) }
         }))
     }
 
@@ -281,10 +281,10 @@ impl Expired {
         damaged: &mut dyn FnMut(Error),
     ) -> Result<()> {
         let dir = self.path().parent().unwrap_or(Path::new(""));
-        let file = match Expired::open(storage, dir, self.listed, store, false) {
+        let file = match MemoryFile::open(storage, dir, self.listed, store, false) {
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 damaged(e);
-                Expired::open_damaged(storage, dir, self.listed.number, store)?
+                MemoryFile::open_damaged(storage, dir, self.listed.number, store)?
             }
             opened => Some(opened?),
         };
@@ -326,7 +326,7 @@ pub(crate) struct Writer {
     file: sealed::Writer,
     store: StoreId,
     seed: u32,
-    listed: ListedExpired,
+    listed: ListedMemories,
     page: Vec<Memory>,
     pages: u64,
 }
@@ -344,7 +344,7 @@ impl Writer {
             file,
             store,
             seed: seed_of(store, number),
-            listed: ListedExpired { number, entries: 0, until_most: 0 },
+            listed: ListedMemories { number, entries: 0, until_most: 0 },
             page: Vec::with_capacity(ENTRIES),
             pages: 0,
         })
@@ -368,7 +368,7 @@ impl Writer {
     }
 
     /// Ends the file. Durable on return, its name included.
-    fn finish(mut self) -> Result<ListedExpired, Failure> {
+    fn finish(mut self) -> Result<ListedMemories, Failure> {
         if !self.page.is_empty() {
             self.end_page()?;
         }
@@ -387,7 +387,7 @@ pub(crate) struct Merge {
 }
 
 struct Cursor {
-    file: Arc<Expired>,
+    file: Arc<MemoryFile>,
     /// Damaged pages are left out.
     is_salvage: bool,
     next: u64,
@@ -420,14 +420,14 @@ impl Merge {
     /// Memories that have passed at `now` are left out.
     pub(crate) fn new(
         mut new: Vec<Memory>,
-        files: &[Arc<Expired>],
+        files: &[Arc<MemoryFile>],
         now: StoreMillis,
         writer: Writer,
     ) -> Self {
         // Stable: of one hash the last to come is the newest, and must come first.
         new.reverse();
         new.sort_by_key(|memory| memory.hash);
-        let cursor = |file: &Arc<Expired>| Cursor {
+        let cursor = |file: &Arc<MemoryFile>| Cursor {
             file: Arc::clone(file),
             is_salvage: false,
             next: 0,
@@ -439,7 +439,7 @@ impl Merge {
     }
 
     /// All that is left of files that may be damaged, the newest first.
-    pub(crate) fn salvage(files: &[Arc<Expired>], writer: Writer) -> Self {
+    pub(crate) fn salvage(files: &[Arc<MemoryFile>], writer: Writer) -> Self {
         let mut merge = Merge::new(Vec::new(), files, StoreMillis(0), writer);
         merge.files.iter_mut().for_each(|cursor| cursor.is_salvage = true);
         merge
@@ -474,7 +474,7 @@ impl Merge {
     }
 
     /// The file is durable on return, and listed nowhere.
-    pub(crate) fn finish(self) -> Result<ListedExpired, Failure> {
+    pub(crate) fn finish(self) -> Result<ListedMemories, Failure> {
         self.writer.finish()
     }
 
@@ -509,14 +509,14 @@ mod tests {
         storage: &Arc<dyn Storage>,
         number: u32,
         new: Vec<Memory>,
-        files: &[Arc<Expired>],
+        files: &[Arc<MemoryFile>],
         now: u64,
-    ) -> Arc<Expired> {
+    ) -> Arc<MemoryFile> {
         let writer = Writer::create(storage, dir(), STORE, number, Pace::alone()).ok().unwrap();
         let mut merge = Merge::new(new, files, StoreMillis(now), writer);
         while !merge.advance(7).ok().unwrap() {}
         let listed = merge.finish().ok().unwrap();
-        Arc::new(Expired::open(&**storage, dir(), listed, STORE, number % 2 == 0).unwrap())
+        Arc::new(MemoryFile::open(&**storage, dir(), listed, STORE, number % 2 == 0).unwrap())
     }
 
     #[test]
@@ -577,7 +577,7 @@ mod tests {
             let mut bad = bytes.clone();
             bad[at] ^= 1 << (at % 8);
             memory.write_file(&path, &bad).unwrap();
-            let opened = Expired::open(&*storage, dir(), listed, STORE, at % 2 == 0);
+            let opened = MemoryFile::open(&*storage, dir(), listed, STORE, at % 2 == 0);
             let mut noticed = Vec::new();
             match opened {
                 Ok(file) => file.verify(&*storage, STORE, &mut |e| noticed.push(e)).unwrap(),
@@ -590,7 +590,10 @@ mod tests {
         }
         for len in (0..bytes.len()).step_by(97) {
             memory.write_file(&path, &bytes[..len]).unwrap();
-            assert!(Expired::open(&*storage, dir(), listed, STORE, true).is_err(), "cut at {len}");
+            assert!(
+                MemoryFile::open(&*storage, dir(), listed, STORE, true).is_err(),
+                "cut at {len}"
+            );
         }
     }
 
@@ -612,7 +615,7 @@ mod tests {
                 let mut bad = bytes.clone();
                 bad[at] ^= 0x80 >> (at % 8);
                 memory.write_file(&path, &bad).unwrap();
-                let file = Expired::open(&*storage, dir(), listed, STORE, true).unwrap();
+                let file = MemoryFile::open(&*storage, dir(), listed, STORE, true).unwrap();
                 let found = keys.iter().map(|key| (file.find(*key), true));
                 for (found, is_there) in
                     found.chain(others.iter().map(|key| (file.find(*key), false)))

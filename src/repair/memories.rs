@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::list;
-use crate::expired::{self, Expired, Merge, Writer};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::survey::Survey;
-use crate::sealed::listed::{ENTRIES, ListedExpired};
+use crate::remembered::{self, MemoryFile, Merge, Writer};
+use crate::sealed::listed::{ENTRIES, ListedMemories};
 use crate::sealed::{Pace, Stopped};
 use crate::storage::{Access, Failure, Storage, read_full_at};
 use crate::types::StoreId;
@@ -26,7 +26,7 @@ pub(super) struct Remembered {
 }
 
 struct Left {
-    file: Arc<Expired>,
+    file: Arc<MemoryFile>,
     is_whole: bool,
 }
 
@@ -55,7 +55,7 @@ impl Remembered {
         }
         let entries = list(storage, dir)?;
         let mut numbers: Vec<_> =
-            entries.iter().filter_map(|entry| expired::number_of(&entry.name)).collect();
+            entries.iter().filter_map(|entry| remembered::number_of(&entry.name)).collect();
         numbers.sort_unstable();
         for number in numbers {
             let listed = match read_header(storage, dir, number) {
@@ -77,18 +77,18 @@ impl Remembered {
         storage: &dyn Storage,
         dir: &Path,
         number: u32,
-        listed: Option<ListedExpired>,
+        listed: Option<ListedMemories>,
         found: &mut Survey,
     ) -> Result<()> {
         let store = found.store;
-        let opened = listed.map(|listed| Expired::open(storage, dir, listed, store, false));
+        let opened = listed.map(|listed| MemoryFile::open(storage, dir, listed, store, false));
         match opened.transpose() {
             Ok(None) => {}
             Ok(Some(file)) => return self.take(file, true, listed, &mut |e| found.damages.push(e)),
             Err(e) if e.kind() == ErrorKind::Corrupt => found.damages.push(e),
             Err(e) => return Err(e),
         }
-        match Expired::open_damaged(storage, dir, number, store)? {
+        match MemoryFile::open_damaged(storage, dir, number, store)? {
             // Its pages aren't told one by one: all of them may be another file's.
             Some(file) => self.take(file, false, listed, &mut drop),
             None => {
@@ -100,9 +100,9 @@ impl Remembered {
 
     fn take(
         &mut self,
-        file: Expired,
+        file: MemoryFile,
         is_headed: bool,
-        listed: Option<ListedExpired>,
+        listed: Option<ListedMemories>,
         told: &mut dyn FnMut(Error),
     ) -> Result<()> {
         let (damaged, entries) = file.check_pages(told)?;
@@ -132,7 +132,7 @@ impl Remembered {
         dir: &Path,
         store: StoreId,
         number: u32,
-    ) -> Result<Vec<ListedExpired>> {
+    ) -> Result<Vec<ListedMemories>> {
         let whole = self.files.iter().take_while(|left| left.is_whole);
         let mut listed: Vec<_> = whole.map(|left| left.file.listed).collect();
         let rest = self.files.iter().skip(listed.len()).rev();
@@ -163,8 +163,8 @@ impl Remembered {
 }
 
 /// What the header of the file with that number says.
-fn read_header(storage: &dyn Storage, dir: &Path, number: u32) -> Result<ListedExpired> {
-    let path = dir.join(expired::file_name(number));
+fn read_header(storage: &dyn Storage, dir: &Path, number: u32) -> Result<ListedMemories> {
+    let path = dir.join(remembered::file_name(number));
     let file = match storage.open(&path, Access::Read) {
         Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
             let what = "a directory in place of expired keys:";
@@ -174,7 +174,7 @@ fn read_header(storage: &dyn Storage, dir: &Path, number: u32) -> Result<ListedE
     };
     let mut header = vec![0; limits::PAGE_BYTES];
     let have = read_full_at(&*file, &mut header, 0).map_err(|e| Error::io("reading", &path, e))?;
-    let (_, listed) = ListedExpired::decode(header.get(..have).unwrap_or_default(), &path)?;
+    let (_, listed) = ListedMemories::decode(header.get(..have).unwrap_or_default(), &path)?;
     if listed.number != number {
         return Err(Error::corrupt(&path, 0, "expired keys of another file"));
     }
