@@ -98,6 +98,9 @@ mod sync;
 pub mod fuzzing;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+// The pages of docs/, which no build but that of the documentation needs.
+#[cfg(any(doc, doctest))]
+pub mod docs;
 
 // The example of the README runs.
 #[cfg(doctest)]

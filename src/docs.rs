@@ -1,0 +1,36 @@
+//! The pages of `docs/`, as modules: their programs run with the tests, and their links hold.
+//!
+//! [`operations`] is for running a store. What is promised stands in
+//! [`protocol`] and [`durability`], what it costs in [`sizing`] and [`performance`], every byte in [`mod@format`]. The
+//! other pages are for maintainers.
+
+/// A page names other pages by reference, as `[sizing.md][sizing]`, and says at its end where they are on the disk. These
+/// definitions come first, and the first definition of a name counts: so here the same names lead to modules.
+macro_rules! links {
+    () => {
+        "[architecture]: crate::docs::architecture\n\
+         [changelog]: crate::docs::changelog\n\
+         [contributing]: crate::docs::contributing\n\
+         [design]: crate::docs::design\n\
+         [durability]: crate::docs::durability\n\
+         [format]: crate::docs::format\n\
+         [operations]: crate::docs::operations\n\
+         [performance]: crate::docs::performance\n\
+         [protocol]: crate::docs::protocol\n\
+         [sizing]: crate::docs::sizing\n\n"
+    };
+}
+
+macro_rules! pages {
+    ($($name:ident)*) => {
+        $(
+            #[doc = concat!(links!(), include_str!(concat!("../docs/", stringify!($name), ".md")))]
+            pub mod $name {}
+        )*
+    };
+}
+
+pages! {
+    operations protocol durability sizing performance format
+    changelog architecture design contributing
+}
