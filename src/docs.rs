@@ -1,6 +1,6 @@
 //! The pages of `docs/`, as modules: their programs run with the tests, and their links hold.
 //!
-//! [`operations`] is for running a store. What is promised stands in
+//! [`recipes`] has programs to begin with, and [`operations`] is for running a store. What is promised stands in
 //! [`protocol`] and [`durability`], what it costs in [`sizing`] and [`performance`], every byte in [`mod@format`]. The
 //! other pages are for maintainers.
 
@@ -17,6 +17,7 @@ macro_rules! links {
          [operations]: crate::docs::operations\n\
          [performance]: crate::docs::performance\n\
          [protocol]: crate::docs::protocol\n\
+         [recipes]: crate::docs::recipes\n\
          [sizing]: crate::docs::sizing\n\n"
     };
 }
@@ -31,6 +32,6 @@ macro_rules! pages {
 }
 
 pages! {
-    operations protocol durability sizing performance format
+    recipes operations protocol durability sizing performance format
     changelog architecture design contributing
 }
