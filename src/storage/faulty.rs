@@ -117,6 +117,9 @@ pub(crate) enum Effect {
     /// It is slow: other threads run so often before it does.
     #[cfg(shuttle)]
     Slow(u64),
+    /// It waits until it is let go of, in a schedule of shuttle's.
+    #[cfg(shuttle)]
+    Held(Arc<Hold>),
     /// It panics and does nothing: for a bug of ours, or a seam's.
     Panic,
 }
@@ -205,6 +208,55 @@ impl Gate {
         state.arrived = state.arrived.saturating_add(1);
         self.changed.notify_all();
         self.changed.wait_while(&mut state, |state| !state.open);
+    }
+}
+
+/// A [`Gate`] for one call, whose waits are shuttle's.
+#[cfg(shuttle)]
+pub(crate) struct Hold {
+    has_come: crate::sync::AtomicBool,
+    is_open: crate::sync::AtomicBool,
+    word: crate::sync::WakeWord,
+}
+
+#[cfg(shuttle)]
+impl Hold {
+    pub(crate) fn new() -> Self {
+        let [has_come, is_open] = [false; 2].map(crate::sync::AtomicBool::new);
+        Hold { has_come, is_open, word: crate::sync::WakeWord::new() }
+    }
+
+    fn wait_until(&self, is_so: &crate::sync::AtomicBool) {
+        loop {
+            let seen = self.word.read();
+            if is_so.load(Ordering::SeqCst) {
+                return;
+            }
+            self.word.wait(seen, None);
+        }
+    }
+
+    /// Waits until the call has come.
+    pub(crate) fn wait_arrived(&self) {
+        self.wait_until(&self.has_come);
+    }
+
+    pub(crate) fn open(&self) {
+        self.is_open.store(true, Ordering::SeqCst);
+        self.word.wake_all();
+    }
+
+    fn pass(&self) {
+        self.has_come.store(true, Ordering::SeqCst);
+        self.word.wake_all();
+        self.wait_until(&self.is_open);
+    }
+}
+
+#[cfg(shuttle)]
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").finish_non_exhaustive()
     }
 }
 
@@ -353,6 +405,11 @@ impl Script {
             #[cfg(shuttle)]
             Some(Effect::Slow(turns)) => {
                 (0..turns).for_each(|_| crate::sync::yield_now());
+                run(call.len)
+            }
+            #[cfg(shuttle)]
+            Some(Effect::Held(hold)) => {
+                hold.pass();
                 run(call.len)
             }
         };

@@ -32,8 +32,26 @@ const WORDS: usize = (1 << 20) / 64;
 static WORDS_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// How many forks lie between this process and the first one that called [`register`].
+#[cfg(not(shuttle))]
 pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
+}
+
+#[cfg(shuttle)]
+shuttle::thread_local! {
+    static FORKS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// The same under shuttle, which forks no process: a thread that [became](become_child) a child is one by itself.
+#[cfg(shuttle)]
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed).wrapping_add(FORKS.with(std::cell::Cell::get))
+}
+
+/// From now on the calling thread is a forked child, as far as the store can tell.
+#[cfg(all(test, shuttle))]
+pub(crate) fn become_child() {
+    FORKS.with(|forks| forks.set(forks.get().wrapping_add(1)));
 }
 
 /// A descriptor of this process alone.
