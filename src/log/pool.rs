@@ -369,6 +369,8 @@ mod tests {
         assert!(!segments[0].cut_to(32));
         drop(held);
         assert!(segments[0].cut_to(32));
+        // The map of all of it is gone, too.
+        assert_eq!(open_now(&segments), 0);
         storage.open(&path(0), Access::ReadWrite).unwrap().truncate(32).unwrap();
         let Bytes::Map(map) = segments[0].bytes().unwrap() else { panic!() };
         assert!(map.bytes(0, 32).is_some() && map.bytes(32, 1).is_none());

@@ -238,6 +238,58 @@ mod tests {
         drop(kept);
     }
 
+    /// Else a child would close whatever has that number by then.
+    #[test]
+    fn one_that_was_dropped_is_closed_in_no_child() {
+        register().unwrap();
+        // In a child, where no other thread takes numbers.
+        let is_so = in_a_child(|| {
+            let Ok(dropped) = Descriptor::alone(null) else { return false };
+            let number = dropped.file().map(AsRawFd::as_raw_fd).ok();
+            drop(dropped);
+            let Ok(other) = fs::File::open("/dev/null") else { return false };
+            Some(other.as_raw_fd()) == number && in_a_child(|| other.metadata().is_ok())
+        });
+        assert!(is_so);
+    }
+
+    #[test]
+    fn one_that_was_opened_beside_a_fork_is_opened_again() {
+        register().unwrap();
+        let opened = std::cell::Cell::new(0);
+        let descriptor = Descriptor::alone(|| {
+            let file = null();
+            opened.set(opened.get() + 1);
+            // The child has a copy that it doesn't know of.
+            assert!(opened.get() > 1 || in_a_child(|| true));
+            file
+        });
+        assert!(descriptor.unwrap().file().is_ok());
+        assert!(opened.get() > 1);
+    }
+
+    #[test]
+    fn none_is_opened_while_a_fork_is_under_way() {
+        let is_opened = AtomicBool::new(false);
+        let (tell, told) = std::sync::mpsc::channel();
+        before();
+        std::thread::scope(|scope| {
+            let opens = scope.spawn(|| {
+                tell.send(()).unwrap();
+                Descriptor::alone(|| {
+                    is_opened.store(true, Ordering::SeqCst);
+                    null()
+                })
+            });
+            told.recv().unwrap();
+            (0..100).for_each(|_| std::thread::yield_now());
+            let is_too_early = is_opened.load(Ordering::SeqCst);
+            in_parent();
+            opens.join().unwrap().unwrap();
+            assert!(!is_too_early);
+        });
+    }
+
     #[test]
     fn one_that_was_opened_beside_a_fork_is_in_no_child() {
         register().unwrap();
