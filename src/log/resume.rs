@@ -159,9 +159,9 @@ impl Log {
         let at = (SEGMENT_HEADER_BYTES as u64).saturating_add(last.bytes.len() as u64);
         let end = last.segment.base().plus(at);
         manifest.durable = end;
-        // The watermark that a switch takes along is this log's, which has not moved here yet.
-        self.queue.restart_at(end);
         self.switch_to(keeper, manifest)?;
+        // Only now: until the switch is done the log ends where the crash left it, and a later try goes elsewhere.
+        self.queue.restart_at(end);
         let segments = copied.iter().map(|copied| Arc::clone(&copied.segment)).collect();
         self.move_tail(&keeper.manifest, segments, at);
         // From memory: after the switch nothing may fail that a later call would have to make up for.

@@ -1,9 +1,12 @@
 //! The log's rules, one by one: each test fails without its rule.
 
+use std::ops::ControlFlow;
+
 use super::*;
 use crate::log::format::SEGMENT_HEADER_BYTES;
+use crate::log::recovery::Plan;
 use crate::log::segment;
-use crate::log::{Failed, Sink};
+use crate::log::{Failed, Scrubbed, Sink};
 use crate::manifest::Manifest;
 use crate::record;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Gate};
@@ -302,6 +305,59 @@ fn rule_12_what_lies_behind_the_cut_never_comes_back() {
     let disk = next.world.disk.kill_clone();
     disk.write_file(&path, &whole).unwrap();
     check(&disk, &next.history, Fate::Killed).unwrap();
+}
+
+/// The switch of a fork failed before anything was touched, for want of memory. How far the log is durable had been moved
+/// into the new segment by then, and `verify` read the torn tail as damage.
+#[test]
+fn rule_12_a_switch_that_failed_moves_no_watermark() {
+    for class in [Class::Write, Class::Exchange] {
+        let mut player = Player::new(World::new());
+        player.play(&[Op::Claim(Sync), Op::Pass(20), Op::Claim(Flush)]).unwrap();
+        let disk = player.world.disk.kill_clone();
+        let path = log_dir().join(segment::file_name(1));
+        let base = player.opened.as_ref().unwrap().log.listed()[0].base;
+        let torn = player.history.items[&1].lsn.since(base) + 30;
+        disk.flip(&path, torn, 1).unwrap();
+        let mut history = player.history.clone();
+        history.items.get_mut(&1).unwrap().held = None;
+        let mut next = Player::after(World::over(disk, 60), history, Fate::PowerLost);
+        next.open().unwrap();
+        let opened = next.opened.as_ref().unwrap();
+        let is_fork = |log: &Log| match &log.keeper.lock().plan {
+            Plan::Fork { suffix, .. } => suffix.is_empty(),
+            Plan::Continue => false,
+        };
+        assert!(is_fork(&opened.log) && !opened.log.has_unsettled_tail());
+        let before = (opened.log.queue.written(), opened.log.durable());
+        let mut failed = 0;
+        // Whichever of them it is: one of these writes is that of the manifest.
+        for place in 0.. {
+            let fail = Effect::Fail(Failure::NO_MEMORY);
+            next.world.faulty.inject(Fault::once(Calls::Of(class), place, fail));
+            let log = &next.opened.as_ref().unwrap().log;
+            match log.begin_writing(&mut |_, _| {}) {
+                Ok(()) => break,
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Io, "{e}"),
+            }
+            failed += 1;
+            assert_eq!((log.queue.written(), log.durable()), before, "{class:?} {place}");
+            let mut found = 0;
+            log.scrub(&mut |scrubbed| {
+                if let Scrubbed::Failed(e) = scrubbed {
+                    panic!("{class:?} {place}: {e}");
+                }
+                found += 1;
+                ControlFlow::Continue(())
+            });
+            assert!(found > 0);
+            next.world.faulty.heal();
+        }
+        assert!(failed > 0, "{class:?}");
+        next.world.faulty.heal();
+        next.play(&[Op::Claim(Sync)]).unwrap();
+        check(&next.world.disk.kill_clone(), &next.history, Fate::Killed).unwrap();
+    }
 }
 
 #[test]
