@@ -204,16 +204,32 @@ impl Iterator for Iter {
                 return Some(Err(e));
             }
         };
-        if self.walk.is_none() {
-            if let Err(e) = shared.settle_absence() {
+        let begun = match self.walk.take() {
+            Some(walk) => Ok(walk),
+            None => shared.settle_absence().and_then(|()| shared.begin_walk(&inside)),
+        };
+        let mut walk = match begun {
+            Ok(walk) => walk,
+            Err(e) => {
                 self.is_over = true;
                 return Some(Err(e));
             }
-        }
+        };
+        let next = self.next_in(&mut walk, &inside);
+        self.walk = Some(walk);
+        next
+    }
+}
+
+impl Iter {
+    fn next_in(
+        &mut self,
+        walk: &mut Walk,
+        inside: &Inside<'_>,
+    ) -> Option<<Self as Iterator>::Item> {
         loop {
-            let walk = self.walk.get_or_insert_with(|| shared.begin_walk(&inside));
-            let met = match shared.next_of_walk(&inside, walk) {
-                Ok(Some((key, hash))) => self.look(&inside, key, hash),
+            let met = match self.shared.next_of_walk(inside, walk) {
+                Ok(Some((key, hash))) => self.look(inside, key, hash),
                 Ok(None) => {
                     self.is_over = true;
                     return None;

@@ -61,8 +61,12 @@ pub(crate) const TIME_DRIFT_MILLIS: u64 = 1000;
 /// How far store time may advance across a reboot, where only the wall clock can tell: one day.
 pub(crate) const TIME_OFF_MILLIS_MAX: u64 = 86_400_000;
 
-/// A close waits so long at least for calls that are on their way, whatever its deadline.
+/// A close waits so long at least for calls that are on their way, whatever its deadline: those that take long look every
+/// 50 ms, and this is four times that. It may spend as much on reclaim.
 pub(crate) const CLOSE_MILLIS_LEAST: u64 = 200;
+/// And so long at least for the disk to take what it writes itself: some syncs, which a slow disk takes 100 ms over each.
+pub(crate) const CLOSE_WRITES_MILLIS_LEAST: u64 = 2000;
+const _: () = assert!(CLOSE_MILLIS_LEAST <= CLOSE_WRITES_MILLIS_LEAST);
 
 /// Buffered bytes at which a writer at `Lazy` hands them to the system itself.
 pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;

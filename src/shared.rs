@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::engine::Engine;
-use crate::protocol::KeyState;
+use crate::engine::{Engine, Left, Threads};
 use crate::sync::{self, Mutex};
-use crate::{Error, Key, Result};
+use crate::{Error, Result};
 
 /// An engine, and the threads that work for it. Dropped with the last handle or guard: that closes the store.
 pub(crate) struct Shared {
@@ -36,17 +35,22 @@ impl Shared {
     }
 
     /// See [`Engine::close`].
-    pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Vec<(Key<'static>, KeyState)>> {
-        self.engine.close(deadline, &|| self.join_threads())
+    pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Left> {
+        self.engine.close(deadline, self)
     }
+}
 
-    /// Waits for the threads, none of which is inside the gate any more.
-    fn join_threads(&self) {
+impl Threads for Shared {
+    fn join(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads.into_iter().filter(|thread| !sync::is_current(thread)) {
             // It can only have panicked, and then there is nobody to tell.
             let _ = thread.join();
         }
+    }
+
+    fn start(&self, work: Box<dyn FnOnce() + Send>) -> bool {
+        self.start("onlyonce-close", work).is_ok()
     }
 }
 

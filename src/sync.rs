@@ -99,7 +99,8 @@ use shuttle::sync as explored;
 /// One word on which many wait and which one call wakes.
 ///
 /// A waiter reads the word, checks that it has to wait, and sleeps only while the word is still what it
-/// read; a waker changes the word first. So no wake-up is lost between the check and the sleep.
+/// read; a waker changes the word first. So no wake-up is lost between the check and the sleep. One may come late, to a
+/// waiter that sleeps on a later word already.
 pub(crate) struct WakeWord {
     #[cfg(not(any(loom, shuttle)))]
     word: AtomicU32,
@@ -126,19 +127,20 @@ impl WakeWord {
 
 #[cfg(all(not(any(loom, shuttle)), target_os = "linux"))]
 impl WakeWord {
-    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason.
-    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
+    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason. Whether the time was up.
+    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
         let timeout = millis.map(|millis| rustix::thread::futex::Timespec {
             tv_sec: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
             tv_nsec: i64::try_from((millis % 1000) * 1_000_000).unwrap_or(0),
         });
-        // Every error (changed, interrupted, timed out) means: look again.
-        let _ = rustix::thread::futex::wait(
+        let woken = rustix::thread::futex::wait(
             &self.word,
             rustix::thread::futex::Flags::PRIVATE,
             seen,
             timeout.as_ref(),
         );
+        // Every other error (changed, interrupted) means: look again.
+        woken == Err(rustix::io::Errno::TIMEDOUT)
     }
 
     pub(crate) fn wake_all(&self) {
@@ -158,19 +160,19 @@ impl WakeWord {
 
 #[cfg(all(not(any(loom, shuttle)), not(target_os = "linux")))]
 impl WakeWord {
-    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason.
-    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
+    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason. Whether the time was up.
+    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
         let (lock, condvar) = &self.parked;
         let guard = lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if self.read() != seen {
-            return;
+            return false;
         }
-        match millis {
-            None => drop(condvar.wait(guard)),
-            Some(millis) => {
-                drop(condvar.wait_timeout(guard, std::time::Duration::from_millis(millis)));
-            }
-        }
+        let Some(millis) = millis else {
+            drop(condvar.wait(guard));
+            return false;
+        };
+        let woken = condvar.wait_timeout(guard, std::time::Duration::from_millis(millis));
+        woken.unwrap_or_else(|poisoned| poisoned.into_inner()).1.timed_out()
     }
 
     pub(crate) fn wake_all(&self) {
@@ -202,16 +204,13 @@ impl WakeWord {
         *self.word()
     }
 
-    /// No time passes: a wait that only its deadline would end is a deadlock, and shows as one. So one that has a deadline
-    /// never wakes for no reason, which would be taken for the deadline while the clock stands still.
-    pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) {
-        let mut word = self.word();
-        while *word == seen {
-            word = self.inner.1.wait(word).unwrap_or_else(|poisoned| poisoned.into_inner());
-            if millis.is_none() {
-                return;
-            }
+    /// No time passes: a wait that only its deadline would end is a deadlock, and shows as one.
+    pub(crate) fn wait(&self, seen: u32, _millis: Option<u64>) -> bool {
+        let word = self.word();
+        if *word == seen {
+            drop(self.inner.1.wait(word).unwrap_or_else(|poisoned| poisoned.into_inner()));
         }
+        false
     }
 
     pub(crate) fn wake_all(&self) {
@@ -225,15 +224,80 @@ impl WakeWord {
     }
 }
 
-/// Starts a background thread of a store.
+impl WakeWord {
+    /// Waits until `is_done`, which the word tells of, at most `millis` by the clock `nanos`. Whether it is.
+    pub(crate) fn wait_until(
+        &self,
+        millis: Option<u64>,
+        nanos: &dyn Fn() -> u64,
+        is_done: &dyn Fn() -> bool,
+    ) -> bool {
+        let began = nanos();
+        loop {
+            let seen = self.read();
+            if is_done() {
+                return true;
+            }
+            let waited = nanos().saturating_sub(began) / 1_000_000;
+            let left = millis.map(|millis| millis.saturating_sub(waited));
+            if left == Some(0) {
+                return false;
+            }
+            // A clock driven by hand stands still meanwhile: then the wait itself is the deadline.
+            if self.wait(seen, left) {
+                return is_done();
+            }
+        }
+    }
+}
+
+/// Starts a thread of a store. Under loom and shuttle there is none to be had: they explore their own.
 pub(crate) fn spawn(
     name: &str,
     body: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
+    if cfg!(any(loom, shuttle)) {
+        return Err(std::io::ErrorKind::Unsupported.into());
+    }
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
 /// Whether the calling thread is the one behind `handle`.
 pub(crate) fn is_current(handle: &std::thread::JoinHandle<()>) -> bool {
     handle.thread().id() == std::thread::current().id()
+}
+
+#[cfg(all(test, not(any(loom, shuttle)), target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// A wake-up whose word was read before it came.
+    fn wake_late(word: &WakeWord) {
+        let private = rustix::thread::futex::Flags::PRIVATE;
+        let _ = rustix::thread::futex::wake(&word.word, private, 1);
+    }
+
+    /// Beside a clock driven by hand, which stands still, it was taken for the deadline: a close answered `InProgress` at
+    /// once.
+    #[test]
+    fn a_late_wake_up_is_no_deadline() {
+        let (word, asked, is_over) = (WakeWord::new(), AtomicU32::new(0), AtomicBool::new(false));
+        let hour = Some(3_600_000);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    wake_late(&word);
+                    yield_now();
+                }
+            });
+            // Three times woken for nothing.
+            let is_done = || asked.fetch_add(1, Ordering::SeqCst) == 3;
+            let waited = word.wait_until(hour, &|| 7, &is_done);
+            is_over.store(true, Ordering::SeqCst);
+            assert!(waited);
+        });
+        assert!(!word.wait(word.read().wrapping_add(1), hour), "the word had changed");
+        assert!(word.wait(word.read(), Some(1)), "the time was up");
+        assert!(!word.wait_until(Some(1), &|| 7, &|| false));
+    }
 }

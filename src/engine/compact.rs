@@ -469,14 +469,17 @@ impl Engine {
     }
 
     /// What the background of a short opening doesn't come to: if a segment was begun since reclaim was looked at last, as
-    /// many as two leave for it.
-    pub(super) fn reclaim_at_close(&self, work: &mut Work) -> Result<()> {
+    /// many as two leave for it, as far as that goes `until` then.
+    pub(super) fn reclaim_at_close(&self, work: &mut Work, until: Option<u64>) -> Result<()> {
         if !self.log.take_look() {
             return Ok(());
         }
         for _ in 0..2 {
             // Until all of it is judged, it waits to leave, and it has left.
             while self.step_compaction(work)?.is_some() && work.compacting.is_some() {
+                if until.is_some_and(|until| self.log.seams().clock.monotonic_nanos() >= until) {
+                    return Ok(());
+                }
                 if self.waits_for_sync(work) {
                     self.log.sync()?;
                 }

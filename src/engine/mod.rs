@@ -4,11 +4,12 @@
 //! index in one step under the key's shard lock; no answer shows what a crash could take back at the level of
 //! the record it is derived from, `InProgress` apart. Never: I/O, or waiting for room, under a shard lock.
 //!
-//! `call` does one call on one key, `compose` says what its record says, `view` looks without changing,
+//! `call` does one call on one key, `close` ends the store, `compose` says what its record says, `view` looks without changing,
 //! `checkpoint` keeps the index small, `compact` the log, `rebuild` fills it at an opening, `verify` reads everything.
 
 mod call;
 mod checkpoint;
+mod close;
 mod compact;
 mod compose;
 mod rebuild;
@@ -16,6 +17,7 @@ mod verify;
 mod view;
 
 pub(crate) use call::{Applied, Batch, Claimed, Outcome, Stored, Writing};
+pub(crate) use close::{Left, Threads};
 pub(crate) use compact::{Alive, Done as CompactionDone};
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk};
@@ -24,16 +26,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::index::Hasher;
-use crate::index::recent::{Entry, Live, Place, Recent};
+use crate::index::recent::{Place, Recent};
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::gate::Inside;
 use crate::log::recovery::{Earlier, Report};
-use crate::log::{Log, Room, Seams, Sizes, recovery};
+use crate::log::{Log, Seams, Sizes, recovery};
 use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
-use crate::protocol::{KeyState, Next, Phase, Presence};
-use crate::record::{Draft, Ending, Record};
+use crate::protocol::Presence;
+use crate::record::Record;
 use crate::storage::DirLock;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
@@ -76,7 +78,7 @@ pub(crate) struct Engine {
     /// Changes when a claim ends while somebody waits for that.
     ended: WakeWord,
     /// The directory's; held by whatever closes the store, so that one does at a time.
-    lock: Mutex<Option<Box<dyn DirLock>>>,
+    lock: Mutex<close::Locked>,
 }
 
 /// How a store is opened.
@@ -102,7 +104,9 @@ impl Engine {
             Err(e) if e.kind() == ErrorKind::StorageFull => {
                 let manifest = manifest::load(&*opening.seams.storage, opening.dir)?;
                 let lock = engine.lock.lock().take();
-                let (Some(manifest), Some(lock)) = (manifest, lock) else { return Err(e) };
+                let (Some(manifest), close::Locked::Open(lock)) = (manifest, lock) else {
+                    return Err(e);
+                };
                 drop(engine);
                 engine = Engine::read_in(opening, usize::MAX, manifest, lock)?.0;
             }
@@ -173,7 +177,7 @@ impl Engine {
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             ended: WakeWord::new(),
-            lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(close::Locked::Open(lock)),
         };
         engine.count_bytes(&engine.tables());
         Ok((engine, checkpoint::Lacking { damaged, uncovered }))
@@ -264,154 +268,13 @@ impl Engine {
         oldest.min()
     }
 
-    pub(crate) fn drain(&self) {
-        self.log.gate().drain();
-    }
-
     /// Whether a close has begun.
     pub(crate) fn is_closing(&self) -> bool {
         self.log.gate().is_closing()
     }
 
-    /// Waits until `is_done`, which `word` tells of, at most `millis`. Whether it is.
-    fn wait_until(&self, word: &WakeWord, millis: Option<u64>, is_done: &dyn Fn() -> bool) -> bool {
-        let nanos = || self.log.seams().clock.monotonic_nanos();
-        let began = nanos();
-        loop {
-            let (seen, now) = (word.read(), nanos());
-            if is_done() {
-                return true;
-            }
-            let waited = now.saturating_sub(began) / 1_000_000;
-            let left = millis.map(|millis| millis.saturating_sub(waited));
-            if left == Some(0) {
-                return false;
-            }
-            word.wait(seen, left);
-            // A clock driven by hand stands still meanwhile; then the wait itself was the deadline.
-            if millis.is_some() && word.read() == seen && nanos() == now {
-                return is_done();
-            }
-        }
-    }
-
-    /// Takes no new claims, waits for those in flight at most `deadline` milliseconds, and lets nothing in any more. Once
-    /// nothing is inside, the claims still in flight are interrupted, everything is made durable, the log is closed, and
-    /// the directory's lock is released. Says which claims were interrupted. `stop` ends the background's threads.
-    ///
-    /// If something is inside still at the deadline, or [`CLOSE_MILLIS_LEAST`](limits::CLOSE_MILLIS_LEAST) after the gate
-    /// began to close, the lock stays, and a later close goes on. `None`: waits for as long as it takes.
-    pub(crate) fn close(
-        &self,
-        deadline: Option<u64>,
-        stop: &dyn Fn(),
-    ) -> Result<Vec<(Key<'static>, KeyState)>> {
-        if self.is_foreign() {
-            return Ok(Vec::new());
-        }
-        let gate = self.log.gate();
-        self.drain();
-        // Another close may have less patience.
-        let may_end = || self.in_flight.load(Ordering::SeqCst) == 0 || gate.is_closing();
-        if deadline.is_some() {
-            self.wait_until(&self.ended, deadline, &may_end);
-        }
-        // Another one is at it, and may fail.
-        let Some(mut lock) = self.lock.try_lock() else { return Err(self.log.closed()) };
-        if lock.is_none() {
-            return Err(self.log.closed());
-        }
-        gate.begin_closing();
-        self.ended.wake_all();
-        self.wake_background();
-        let most = deadline.map(|millis| millis.max(limits::CLOSE_MILLIS_LEAST));
-        let quiet = || self.wait_until(gate.left(), most, &|| gate.is_quiet());
-        if !quiet() {
-            return Err(self.not_closed());
-        }
-        // Of a poisoned store one may be in a sync, which is not waited for; it ends by itself.
-        if !self.log.is_poisoned() {
-            stop();
-        }
-        gate.finish();
-        let left = self.interrupt_all();
-        let closed = self.close_log();
-        gate.end();
-        // A sync of the poisoned store may have come back just before.
-        if !quiet() {
-            return Err(self.not_closed());
-        }
-        drop(lock.take());
-        closed.map(|()| left)
-    }
-
-    /// What a close says that would have to wait on.
-    fn not_closed(&self) -> Error {
-        let message = "calls on the store, or its background, still wait for the disk: it takes no new calls, and its \
-             directory stays locked until close is called again and they have returned, or the process ends";
-        Error::new(ErrorKind::InProgress, message).at(self.log.dir())
-    }
-
-    /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.
-    fn close_log(&self) -> Result<()> {
-        let mut work = self.work.lock();
-        let is_written = self.log.is_writing() && !self.log.is_poisoned();
-        if is_written {
-            self.give_up_merge(&mut work);
-            // Whatever comes of it, the close is clean.
-            let _ = self.reclaim_at_close(&mut work);
-        }
-        let sealed = if is_written { self.seal() } else { Ok(None) };
-        // Without room for a table the log closes all the same, and the next opening reads it.
-        let change = sealed.unwrap_or_default();
-        let done = self.log.close(|manifest| {
-            if let Some(change) = &change {
-                change.apply(manifest);
-            }
-        });
-        if let (Some(change), Ok(())) = (&change, &done) {
-            self.install(change);
-        }
-        done
-    }
-
     pub(crate) fn tables(&self) -> Arc<Tables> {
         Arc::clone(&self.tables.lock())
-    }
-
-    pub(super) fn interrupt_all(&self) -> Vec<(Key<'static>, KeyState)> {
-        let mut left = Vec::new();
-        for index in 0..limits::SHARDS {
-            let Some(mut shard) = self.recent.nth_shard(index) else { break };
-            let now = self.log.now();
-            for entry in shard.iter_mut() {
-                let Some(live) = entry.live.take() else { continue };
-                let Some(key) = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned)
-                else {
-                    continue;
-                };
-                if live.presence == Presence::Owner {
-                    self.ended_one();
-                    self.interrupt_for_close(&key, entry, &live, now);
-                    left.push((key, live.state));
-                }
-            }
-        }
-        left
-    }
-
-    /// Best effort: without the record, the claim's own says the same to the next opening.
-    fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
-        let open_fate = live.state.open_fate;
-        let phase = Phase::Interrupted;
-        let next = Next::Same { phase, open_fate, spent: false, forgives: false };
-        let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
-        let older = live.state.memory_until;
-        let body = self.compose(key, Some(&live.state), older, next, now, &writing);
-        let draft = Draft::end(Ending::Interrupted, &body);
-        if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
-            entry.place = Place::new(placed.lsn, entry.place.level());
-        }
     }
 
     pub(crate) fn dir(&self) -> PathBuf {

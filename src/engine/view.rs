@@ -91,7 +91,7 @@ impl Engine {
     }
 
     /// All places of keys as they are now, for a walk.
-    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>) -> Walk {
+    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>) -> Result<Walk> {
         if self.log.has_unsettled_tail() {
             // It moves keys; so before the walk rather than under it. If there is no room yet, the reads say so.
             let _ = self.begin_writing();
@@ -110,9 +110,11 @@ impl Engine {
             let segments = self.log.segments();
             if is_one_moment && Arc::ptr_eq(&self.tables(), &tables) {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
-                return Walk { recent, at: 0, cursors: tables.cursors(), tables, segments };
+                let cursors = tables.cursors();
+                return Ok(Walk { recent, at: 0, cursors, tables, segments });
             }
             // Tables are being exchanged; whoever is at it may wait for this processor.
+            self.may_stay()?;
             yield_now();
         }
     }
@@ -219,4 +221,39 @@ fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
         false => (live.presence, live.lease_until),
     };
     Seen { state, presence, lease_until, outcome: None, now, place: entry.place }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::ErrorKind;
+    use crate::index::tables::Tables;
+    use crate::testing::Sim;
+
+    /// Tables were being exchanged each time that a walk looked, and it never asked whether a close waits for it.
+    #[test]
+    fn a_walk_that_finds_no_moment_to_begin_leaves_for_a_close() {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        assert!(store.mark("k").unwrap().is_first());
+        let (tell, told) = std::sync::mpsc::channel();
+        let walking = store.clone();
+        std::thread::spawn(move || {
+            let engine = walking.engine();
+            let inside = engine.enter().unwrap();
+            // As between the two steps of an exchange: the shards don't know of it yet.
+            let old = engine.tables();
+            let new = Tables::new(old.list.clone(), old.covered, old.head, old.expired.clone());
+            *engine.tables.lock() = new;
+            tell.send(None).unwrap();
+            let kind = engine.begin_walk(&inside).err().map(|e| e.kind());
+            drop(inside);
+            tell.send(kind).unwrap();
+        });
+        let most = Duration::from_secs(30);
+        assert_eq!(told.recv_timeout(most), Ok(None));
+        store.engine().log.gate().begin_closing();
+        assert_eq!(told.recv_timeout(most), Ok(Some(ErrorKind::Closed)), "it hangs");
+    }
 }

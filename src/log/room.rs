@@ -908,6 +908,12 @@ impl Log {
         })
     }
 
+    /// An invariant of ours doesn't hold: nothing is written any more.
+    #[cold]
+    pub(crate) fn bug(&self, what: impl std::fmt::Display) -> Error {
+        self.failed(Failure::Poison(Error::bug(&self.dir, what)))
+    }
+
     /// The error of a change that failed, after the log was poisoned if it has to be.
     pub(crate) fn failed(&self, failure: Failure) -> Error {
         match failure {

@@ -512,13 +512,15 @@ impl Store {
     /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
     /// same, and the next opening recovers what is durable. `StorageFull` if there was no room for the manifest
     /// of a clean end, which is no loss either. `InProgress` if calls on the store still wait for the disk at the deadline, or
-    /// 200 ms after the first call was refused, whichever is later: the store takes no calls, its directory stays locked, and
-    /// a later `close` goes on. `Closed` if it is closed already, or another call is at it; `Forked`.
+    /// 200 ms after the first call was refused, whichever is later; or if the disk takes longer over what the close itself
+    /// writes, which it has two seconds for at least: the store takes no calls, its directory stays locked, and a later
+    /// `close` goes on, or learns what became of it. `Closed` if it is closed already, or another call is at it; `Forked`.
     ///
     /// # Cost
     /// The wait; a write and a sync for what is not durable yet; a table of the keys since the last checkpoint, 16 bytes
     /// each; a new manifest, which is a few small writes and
-    /// syncs and a rename. A store that wrote nothing writes nothing.
+    /// syncs and a rename; and what it reclaims of two segments at most, until the deadline or for 200 ms. A thread that
+    /// writes this. A store that wrote nothing writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
         if self.shared.is_foreign() {
             return self.shared.enter().map(|_inside| Vec::new());

@@ -153,6 +153,106 @@ fn a_close_whose_deadline_passes_during_a_sync_says_so_and_keeps_the_lock() {
     assert!(!next.mark("k").unwrap().is_first());
 }
 
+/// The device hangs while the close itself writes: `close` waited as long as that lasted, whatever its deadline.
+#[test]
+fn a_close_whose_own_writes_hang_says_so_and_keeps_the_lock() {
+    let holds: [fn(&Sim) -> SimGate; 2] = [Sim::hold_sync, Sim::hold_exchange];
+    std::thread::scope(|scope| {
+        for hold in holds {
+            scope.spawn(move || hang_in_close(hold));
+        }
+    });
+}
+
+fn hang_in_close(hold: fn(&Sim) -> SimGate) {
+    let sim = Sim::new(1);
+    let store = sim.open_with(small()).unwrap();
+    let _ = store.mark(Operation::new("first").durability(Durability::Flush)).unwrap();
+    let claim = acquire(&store, "k");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        // In here, so that a panic opens it.
+        let gate = hold(&sim);
+        let closing = store.clone();
+        scope.spawn(move || tell.send(closing.close(SOON)));
+        held(&gate);
+        let told = told.recv_timeout(Duration::from_secs(30)).expect("it hangs").unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::InProgress, "{told}");
+        assert!(told.to_string().contains("the close itself"), "{told}");
+        assert_eq!(sim.open_with(small()).unwrap_err().kind(), ErrorKind::Locked);
+        assert_eq!(store.get("first").unwrap_err().kind(), ErrorKind::Closed);
+        gate.open();
+    });
+    // It learns what became of it, and what the first one would have said.
+    let left = store.close(LONG).unwrap();
+    assert_eq!(left.iter().map(|left| left.token()).collect::<Vec<_>>(), [claim.token()]);
+    assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Closed);
+    let next = sim.open_with(small()).unwrap();
+    assert!(next.stats().opening.was_clean);
+    assert!(!next.mark("first").unwrap().is_first());
+    assert!(matches!(next.claim("k").unwrap(), Claim::Interrupted(_)));
+}
+
+/// The close was in its last sync, and the device failed: the one that comes later says so, and the lock is free.
+#[test]
+fn a_close_whose_own_sync_hangs_and_fails_says_so_to_the_next_one() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(small()).unwrap();
+    let _ = store.mark("first").unwrap();
+    let _ = store.mark(Operation::new("last").durability(Durability::Flush)).unwrap();
+    {
+        let gate = sim.hold_sync();
+        assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::InProgress);
+        sim.fail_changes_from(0, DiskFault::Io);
+        gate.open();
+    }
+    let told = store.close(LONG).unwrap_err();
+    assert!(
+        matches!(told.kind(), ErrorKind::Poisoned | ErrorKind::Indeterminate | ErrorKind::Io),
+        "{told}"
+    );
+    assert_eq!(store.close(LONG).unwrap_err().kind(), ErrorKind::Closed);
+    sim.heal();
+    let next = sim.open_with(small()).unwrap();
+    assert!(!next.mark("first").unwrap().is_first());
+}
+
+/// It went through two segments whatever the deadline.
+#[test]
+fn a_close_reclaims_no_longer_than_its_deadline() {
+    let reclaimed = |passes: bool| {
+        let sim = Sim::new(1);
+        let store = sim.open_with(small()).unwrap();
+        let fill = |n: u64| Operation::new(format!("{n:0>200}")).durability(Durability::Flush);
+        let keep = Operation::new("kept").durability(Durability::Flush);
+        let _ = store.mark(keep).unwrap();
+        for n in 0..600 {
+            let _ = store.mark(fill(n)).unwrap();
+            store.forget(format!("{n:0>200}")).unwrap();
+        }
+        let before = store.stats().bytes_reclaimed;
+        std::thread::scope(|scope| {
+            // In here, so that a panic opens it.
+            let gate = sim.hold_sync();
+            let closing = scope.spawn(|| store.close(LONG));
+            held(&gate);
+            if passes {
+                sim.advance(2 * LONG);
+            }
+            gate.open();
+            // The writes that it comes to take no time, whatever the clock says.
+            closing.join().unwrap().or_else(|_| store.close(LONG)).unwrap();
+        });
+        let reclaimed = store.stats().bytes_reclaimed - before;
+        drop(store);
+        assert!(sim.open_with(small()).unwrap().stats().opening.was_clean);
+        reclaimed
+    };
+    // It was in the midst of one when the time was up.
+    let (all, less) = (reclaimed(false), reclaimed(true));
+    assert!(less < all, "{less} bytes of {all}");
+}
+
 /// A lookup was in the midst of a read when the store was poisoned, closed and opened twice more: the file that it read
 /// was cut short by then.
 #[test]

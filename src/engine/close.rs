@@ -1,0 +1,260 @@
+//! Closing: claims in flight are waited for, then what is inside, and what comes last may outlast the close's patience.
+//!
+//! Promises: the directory's lock is released only when nothing is inside the gate and nothing is written any more. A close
+//! with a deadline answers whatever the disk does: what it writes itself is written by another thread, and a close that
+//! comes later learns what became of it. Never: acknowledges anything.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use super::Engine;
+use crate::index::recent::{Entry, Live, Place};
+use crate::limits;
+use crate::log::Room;
+use crate::operation::Key;
+use crate::protocol::{KeyState, Next, Phase, Presence};
+use crate::record::{Draft, Ending};
+use crate::storage::DirLock;
+use crate::sync::{Mutex, Ordering, WakeWord};
+use crate::types::StoreMillis;
+use crate::{Error, ErrorKind, Result};
+
+use super::Writing;
+
+/// Keys whose claims a close has interrupted.
+pub(crate) type Left = Vec<(Key<'static>, KeyState)>;
+
+/// What became of the directory's lock.
+pub(super) enum Locked {
+    Open(Box<dyn DirLock>),
+    /// A close does what comes last, or gave up waiting for that.
+    Finishing(Arc<Finish>),
+    Released,
+}
+
+impl Locked {
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Locked::Released)
+    }
+}
+
+/// The last part of a close, which takes as long as the disk does.
+pub(super) struct Finish {
+    lock: Mutex<Option<Box<dyn DirLock>>>,
+    state: Mutex<FinishState>,
+    ended: WakeWord,
+    /// Until when it may reclaim, by the monotonic clock.
+    reclaim_until: Option<u64>,
+}
+
+enum FinishState {
+    Due,
+    Running,
+    Over(Result<Left>),
+    Panicked(Box<dyn Any + Send>),
+}
+
+impl Finish {
+    fn set(&self, state: FinishState) {
+        *self.state.lock() = state;
+        self.ended.wake_all();
+    }
+}
+
+/// The threads of a store, for a close.
+pub(crate) trait Threads {
+    /// Waits for those that have nothing more to do.
+    fn join(&self);
+    /// Has another one do `work`. Whether there was one to be had.
+    fn start(&self, work: Box<dyn FnOnce() + Send>) -> bool;
+}
+
+impl Engine {
+    pub(crate) fn drain(&self) {
+        self.log.gate().drain();
+    }
+    /// Takes no new claims, waits for those in flight at most `deadline` milliseconds, and lets nothing in any more. Once
+    /// nothing is inside, the claims still in flight are interrupted, everything is made durable, the log is closed, and
+    /// the directory's lock is released. Says which claims were interrupted.
+    ///
+    /// If something is inside still at the deadline, or [`CLOSE_MILLIS_LEAST`](limits::CLOSE_MILLIS_LEAST) after the gate
+    /// began to close, the lock stays, and a later close goes on. The same if the disk hasn't taken what the close itself
+    /// writes by the deadline, or [`CLOSE_WRITES_MILLIS_LEAST`](limits::CLOSE_WRITES_MILLIS_LEAST) after that began.
+    /// `None`: waits for as long as it takes.
+    pub(crate) fn close(
+        self: &Arc<Self>,
+        deadline: Option<u64>,
+        threads: &dyn Threads,
+    ) -> Result<Left> {
+        if self.is_foreign() {
+            return Ok(Vec::new());
+        }
+        let nanos = || self.log.seams().clock.monotonic_nanos();
+        let began = nanos();
+        let left = |least: u64| {
+            let waited = nanos().saturating_sub(began) / 1_000_000;
+            deadline.map(|millis| millis.saturating_sub(waited).max(least))
+        };
+        let gate = self.log.gate();
+        self.drain();
+        // Another close may have less patience.
+        let may_end = || self.in_flight.load(Ordering::SeqCst) == 0 || gate.is_closing();
+        if deadline.is_some() {
+            self.ended.wait_until(deadline, &nanos, &may_end);
+        }
+        // Another one is at it, and may fail.
+        let Some(mut locked) = self.lock.try_lock() else { return Err(self.log.closed()) };
+        let finish = match locked.take() {
+            Locked::Released => return Err(self.log.closed()),
+            // An earlier close has waited in vain.
+            Locked::Finishing(finish) => finish,
+            Locked::Open(lock) => {
+                gate.begin_closing();
+                self.ended.wake_all();
+                self.wake_background();
+                let most = left(limits::CLOSE_MILLIS_LEAST);
+                if !gate.left().wait_until(most, &nanos, &|| gate.is_quiet()) {
+                    *locked = Locked::Open(lock);
+                    return Err(self.not_closed());
+                }
+                // Of a poisoned store one may be in a sync, which is not waited for; it ends by itself.
+                if !self.log.is_poisoned() {
+                    threads.join();
+                }
+                let millis = left(limits::CLOSE_MILLIS_LEAST);
+                Arc::new(Finish {
+                    lock: Mutex::new(Some(lock)),
+                    state: Mutex::new(FinishState::Due),
+                    ended: WakeWord::new(),
+                    reclaim_until: millis
+                        .map(|millis| nanos().saturating_add(millis.saturating_mul(1_000_000))),
+                })
+            }
+        };
+        *locked = Locked::Finishing(Arc::clone(&finish));
+        let is_due = matches!(*finish.state.lock(), FinishState::Due);
+        if is_due {
+            finish.set(FinishState::Running);
+            let may_wait = deadline.is_none() || !self.writes_at_close();
+            if may_wait || !self.start_finish(&finish, threads) {
+                self.run_finish(&finish);
+            }
+        }
+        let most = left(limits::CLOSE_WRITES_MILLIS_LEAST);
+        let is_running = || matches!(*finish.state.lock(), FinishState::Running);
+        if !finish.ended.wait_until(most, &nanos, &|| !is_running()) {
+            return Err(self.not_closed());
+        }
+        threads.join();
+        let ended = std::mem::replace(&mut *finish.state.lock(), FinishState::Due);
+        match ended {
+            FinishState::Over(closed) => {
+                *locked = Locked::Released;
+                closed
+            }
+            // The store is poisoned: a later close has nothing to write.
+            FinishState::Panicked(panic) => resume_unwind(panic),
+            FinishState::Due | FinishState::Running => {
+                Err(self.log.bug("a close that ended and has no end"))
+            }
+        }
+    }
+
+    /// What a close says that would have to wait on.
+    fn not_closed(&self) -> Error {
+        let message = "calls on the store, its background, or the close itself still wait for the disk: it takes no new calls, \
+             and its directory stays locked until close is called again and they have returned, or the process ends";
+        Error::new(ErrorKind::InProgress, message).at(self.log.dir())
+    }
+
+    fn writes_at_close(&self) -> bool {
+        self.log.is_writing() && !self.log.is_poisoned()
+    }
+
+    fn start_finish(self: &Arc<Self>, finish: &Arc<Finish>, threads: &dyn Threads) -> bool {
+        let (engine, finish) = (Arc::clone(self), Arc::clone(finish));
+        threads.start(Box::new(move || engine.run_finish(&finish)))
+    }
+
+    /// A panic is the one of whoever waits for it.
+    fn run_finish(&self, finish: &Finish) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.finish(finish)));
+        finish.set(match ended {
+            Ok(closed) => FinishState::Over(closed),
+            Err(panic) => FinishState::Panicked(panic),
+        });
+    }
+
+    /// What a close does once nothing is inside.
+    fn finish(&self, finish: &Finish) -> Result<Left> {
+        let gate = self.log.gate();
+        gate.finish();
+        let left = self.interrupt_all();
+        let closed = self.log.guarded(|| self.close_log(finish.reclaim_until));
+        gate.end();
+        // A sync of the poisoned store may have come back just before. It finds that out, and leaves.
+        let nanos = || self.log.seams().clock.monotonic_nanos();
+        gate.left().wait_until(None, &nanos, &|| gate.is_quiet());
+        drop(finish.lock.lock().take());
+        closed.map(|()| left)
+    }
+
+    /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.
+    fn close_log(&self, reclaim_until: Option<u64>) -> Result<()> {
+        let mut work = self.work.lock();
+        let is_written = self.writes_at_close();
+        if is_written {
+            self.give_up_merge(&mut work);
+            // Whatever comes of it, the close is clean.
+            let _ = self.reclaim_at_close(&mut work, reclaim_until);
+        }
+        let sealed = if is_written { self.seal() } else { Ok(None) };
+        // Without room for a table the log closes all the same, and the next opening reads it.
+        let change = sealed.unwrap_or_default();
+        let done = self.log.close(|manifest| {
+            if let Some(change) = &change {
+                change.apply(manifest);
+            }
+        });
+        if let (Some(change), Ok(())) = (&change, &done) {
+            self.install(change);
+        }
+        done
+    }
+
+    pub(super) fn interrupt_all(&self) -> Vec<(Key<'static>, KeyState)> {
+        let mut left = Vec::new();
+        for index in 0..limits::SHARDS {
+            let Some(mut shard) = self.recent.nth_shard(index) else { break };
+            let now = self.log.now();
+            for entry in shard.iter_mut() {
+                let Some(live) = entry.live.take() else { continue };
+                let Some(key) = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned)
+                else {
+                    continue;
+                };
+                if live.presence == Presence::Owner {
+                    self.ended_one();
+                    self.interrupt_for_close(&key, entry, &live, now);
+                    left.push((key, live.state));
+                }
+            }
+        }
+        left
+    }
+
+    /// Best effort: without the record, the claim's own says the same to the next opening.
+    fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
+        let open_fate = live.state.open_fate;
+        let phase = Phase::Interrupted;
+        let next = Next::Same { phase, open_fate, spent: false, forgives: false };
+        let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
+        let older = live.state.memory_until;
+        let body = self.compose(key, Some(&live.state), older, next, now, &writing);
+        let draft = Draft::end(Ending::Interrupted, &body);
+        if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
+            entry.place = Place::new(placed.lsn, entry.place.level());
+        }
+    }
+}
