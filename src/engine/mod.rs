@@ -227,13 +227,18 @@ impl Engine {
             return self.log.may_go_on();
         }
         self.log.begin_writing(&mut |from: Lsn, record: &Record<'_>| {
-            let Ok(body) = record.body() else { return };
-            let Some(key) = Key::from_stored(body.key_kind, body.key) else { return };
+            let body = self.body_of(record)?;
+            let Some(key) = Key::from_stored(body.key_kind, body.key) else {
+                let what = format_args!("an impossible key at lsn {}", record.lsn);
+                return Err(Error::corrupt(self.log.dir(), 0, what));
+            };
             let hash = self.hasher.hash(&key);
-            let Some(mut shard) = self.recent.shard(hash) else { return };
+            let mut shard = self.shard(hash)?;
+            // None: a later record is its key's newest.
             if let Some(entry) = shard.entry_at(hash, from) {
                 entry.place = Place::new(record.lsn, Durability::Sync);
             }
+            Ok(())
         })?;
         // Its thread has slept since the opening: what was found expired, say, is to be seen to now.
         self.index_word.wake_one();

@@ -22,7 +22,8 @@ pub(super) fn take_in(
     let key =
         Key::from_stored(body.key_kind, body.key).ok_or_else(|| corrupt("an impossible key"))?;
     let hash = hasher.hash(&key);
-    let Some(mut shard) = recent.shard(hash) else { return Ok(false) };
+    let mut shard =
+        recent.shard(hash).ok_or_else(|| Error::bug(dir, "the index has no shard for a key"))?;
     let candidates: Vec<Place> = shard.candidates(hash).map(|entry| entry.place).collect();
     let mut older = None;
     for place in candidates {

@@ -558,7 +558,7 @@ impl Log {
 
     /// Shows the records about keys of a segment, in order, from `at` on and about `bytes` of them, as many at once as are
     /// read at once. Gives the place behind them; `None` if that is the segment's end. A bad record is `Corrupt`: all of it
-    /// was durable.
+    /// was durable. That the segment isn't listed is no end of it.
     pub(crate) fn walk_some(
         &self,
         ordinal: u32,
@@ -568,7 +568,7 @@ impl Log {
     ) -> Result<Option<Lsn>> {
         let listed = self.listed();
         let Some(item) = listed.iter().find(|item| item.ordinal == ordinal) else {
-            return Ok(None);
+            return Err(self.bug(format_args!("segment {ordinal} was to be read and isn't listed")));
         };
         reader::walk_some(&self.reopened(item)?, at, item.end, bytes, visit)
     }
@@ -612,12 +612,16 @@ impl Log {
         // say that it is there.
         self.remove_leaving(&mut keeper)?;
         let mut manifest = keeper.manifest.clone();
-        let is_oldest = manifest.segments.first().is_some_and(|item| item.ordinal == ordinal);
-        if !is_oldest || manifest.segments.len() < 2 {
-            return Ok(0);
+        let [gone, head, ..] = manifest.segments[..] else {
+            return Err(
+                self.bug(format_args!("segment {ordinal} was to go, and no other is listed"))
+            );
+        };
+        if gone.ordinal != ordinal {
+            let oldest = gone.ordinal;
+            return Err(self.bug(format_args!("segment {ordinal} was to go before {oldest}")));
         }
-        let gone = manifest.segments.remove(0);
-        let Some(head) = manifest.segments.first().copied() else { return Ok(0) };
+        manifest.segments.remove(0);
         manifest.tables.retain(|table| table.to > head.base);
         change(&mut manifest);
         let left = self.guarded(|| {

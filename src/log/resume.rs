@@ -21,7 +21,7 @@ use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
 /// Told of a record that a recovery moved: its old place, and the record at its new one.
-pub(crate) type Remap<'a> = dyn FnMut(Lsn, &Record<'_>) + 'a;
+pub(crate) type Remap<'a> = dyn FnMut(Lsn, &Record<'_>) -> Result<()> + 'a;
 
 impl Log {
     /// Whether LSNs may be taken.
@@ -91,13 +91,12 @@ impl Log {
             (tail.next.as_ref().unwrap_or(&tail.active).base(), tail.end())
         };
         let start = tokens_from(&self.seams, at.token(keeper.manifest.ahead).get());
-        let mut manifest = Manifest {
-            clean: None,
-            opener: self.seams.opener(),
-            ahead: start.map_err(|e| e.at(&self.dir))?.saturating_sub(at.get()),
-            ..keeper.manifest.clone()
+        let ahead = start.map_err(|e| e.at(&self.dir))?.checked_sub(at.get());
+        let Some(ahead) = ahead.filter(|ahead| *ahead >= keeper.manifest.ahead) else {
+            return Err(self.bug("tokens would be given out a second time"));
         };
-        debug_assert!(manifest.ahead >= keeper.manifest.ahead);
+        let mut manifest =
+            Manifest { clean: None, opener: self.seams.opener(), ahead, ..keeper.manifest.clone() };
         manifest.check_tokens().map_err(|e| e.at(&self.dir))?;
         manifest.segments.retain(|listed| listed.base <= last);
         self.switch_to(keeper, manifest)?;
@@ -130,7 +129,9 @@ impl Log {
         let mut copied: Vec<Copied> = Vec::with_capacity(parts.len());
         let mut spares = spares.into_iter();
         for (index, part) in parts.iter().enumerate() {
-            let Some(mut spare) = spares.next() else { break };
+            let Some(mut spare) = spares.next() else {
+                return Err(self.bug("a fork with fewer spares than parts"));
+            };
             let goes_on = index.saturating_add(1) < parts.len();
             let made = self.seams.draw_u64().and_then(|salt| {
                 let (ordinal, capacity) = (manifest.next_ordinal, spare.bytes);
@@ -153,8 +154,7 @@ impl Log {
             manifest.extent = manifest.extent.max(base);
         }
         let Some(last) = copied.last() else {
-            let bug = Error::bug(&self.dir, "a fork without a segment");
-            return Err(self.failed(storage::Failure::Poison(bug)));
+            return Err(self.bug("a fork without a segment"));
         };
         let at = (SEGMENT_HEADER_BYTES as u64).saturating_add(last.bytes.len() as u64);
         let end = last.segment.base().plus(at);
@@ -171,7 +171,9 @@ impl Log {
                 let index = at.saturating_sub(SEGMENT_HEADER_BYTES as u64);
                 let index = usize::try_from(index).unwrap_or(usize::MAX);
                 match Record::parse(bytes.get(index..).unwrap_or_default(), to, &segment.seal) {
-                    Ok(record) => remap(from, &record),
+                    // Its key would be found where it stands no more.
+                    Ok(record) => remap(from, &record)
+                        .map_err(|e| self.failed(storage::Failure::Poison(e)))?,
                     Err(bad) => {
                         let error = Error::corrupt(&segment.path, at, bad);
                         return Err(self.failed(storage::Failure::Poison(error)));

@@ -122,7 +122,8 @@ impl Switch {
         self.prepare(manifest.file_bytes())?;
         check_standing(&*self.storage, &self.dir)?;
         let Some(Prepared { file, bytes }) = &self.next else {
-            return Err(Failure::Before(Error::invalid("no next manifest was prepared")));
+            let what = "the next manifest's file was prepared and isn't there";
+            return Err(Failure::Poison(Error::bug(&self.dir, what)));
         };
         debug_assert!(content.len() <= *bytes);
         content.resize(content.len().max(*bytes), 0);

@@ -314,6 +314,7 @@ fn begin(log: &Log, seen: &mut Seen, history: &mut History) -> Result<()> {
         let place = seen.iter_mut().find(|(_, lsn)| *lsn == from).unwrap();
         assert!(history.items[&place.0].is_told_by(record));
         place.1 = record.lsn;
+        Ok(())
     })
 }
 

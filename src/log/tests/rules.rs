@@ -336,7 +336,7 @@ fn rule_12_a_switch_that_failed_moves_no_watermark() {
             let fail = Effect::Fail(Failure::NO_MEMORY);
             next.world.faulty.inject(Fault::once(Calls::Of(class), place, fail));
             let log = &next.opened.as_ref().unwrap().log;
-            match log.begin_writing(&mut |_, _| {}) {
+            match log.begin_writing(&mut |_, _| Ok(())) {
                 Ok(()) => break,
                 Err(e) => assert_eq!(e.kind(), ErrorKind::Io, "{e}"),
             }
@@ -726,6 +726,56 @@ fn a_segment_goes_only_after_the_files_of_those_before_it() {
     player.world.faulty.heal();
     assert_eq!(drop_oldest().unwrap(), 2);
     assert!(!is_there(1) && !is_there(2));
+}
+
+/// It was "nothing given back", and "all of it judged": then a segment would have gone unread.
+#[test]
+fn a_segment_that_is_not_the_oldest_or_not_listed_is_a_bug_of_ours() {
+    let of_another: [fn(&Log) -> Error; 3] = [
+        |log| log.drop_oldest(2, |_| (), |_, _| panic!("told")).unwrap_err(),
+        |log| {
+            (log.walk_some(u32::MAX, Lsn::ZERO, 1, &mut |_| panic!("shown")).map(drop)).unwrap_err()
+        },
+        // The one that is written to is left.
+        |log| {
+            while let Some(oldest) = log.oldest() {
+                log.drop_oldest(oldest.ordinal, |_| (), |_, _| ()).unwrap();
+            }
+            let last: Vec<_> = log.listed().iter().map(|item| item.ordinal).collect();
+            log.drop_oldest(last[0] + 1, |_| (), |_, _| ()).unwrap_err()
+        },
+    ];
+    for refused in of_another {
+        let mut player = Player::new(World::new());
+        player.play(&[Op::Claim(Sync); 400]).unwrap();
+        let log = &player.opened.as_ref().unwrap().log;
+        assert!(log.listed().len() > 3);
+        let error = refused(log);
+        assert_eq!(error.kind(), ErrorKind::Bug, "{error}");
+        assert!(error.to_string().contains("bug of onlyonce"), "{error}");
+        let changes = player.world.disk.changes();
+        assert!(log.is_poisoned());
+        assert_eq!(log.make_room(1, Room::Free).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(player.world.disk.changes(), changes, "written after a bug");
+    }
+}
+
+/// A record that recovery moved, and that the index could not follow: its key would have read as damaged, or free.
+#[test]
+fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync), Op::Claim(Flush), Op::Claim(Flush)]).unwrap();
+    let disk = player.world.disk.kill_clone();
+    let (storage, mut shown): (_, Vec<Lsn>) = (World::over(disk, 60), Vec::new());
+    let manifest = manifest::load(&storage.disk, dir()).unwrap().unwrap();
+    let mut visit = |record: &Record<'_>, _: &Earlier<'_>| {
+        shown.push(record.lsn);
+        Ok(())
+    };
+    let (log, _) = recovery::open(storage.seams(), dir(), SIZES, manifest, &mut visit).unwrap();
+    let refused = log.begin_writing(&mut |_, _| Err(Error::corrupt(dir(), 0, "no such key")));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(log.is_poisoned() && !log.is_writing() && shown.len() == 3);
 }
 
 /// Such bytes would say that the manifest is older than the log. Without a clean end they are cut like a torn tail.
