@@ -133,13 +133,11 @@ impl Log {
                 return Err(self.bug("a fork with fewer spares than parts"));
             };
             let goes_on = index.saturating_add(1) < parts.len();
-            let made = self.seams.draw_u64().and_then(|salt| {
-                let (ordinal, capacity) = (manifest.next_ordinal, spare.bytes);
-                let identity = Identity { ordinal, base, capacity, salt };
-                self.copy_to(&mut spare, identity, &manifest, covered, part, goes_on)
-            });
-            match made {
-                Ok(made) => copied.push(made),
+            match self.copy_to(&mut spare, &mut manifest, base, covered, part, goes_on) {
+                Ok(made) => {
+                    base = made.segment.identity.listed().end;
+                    copied.push(made);
+                }
                 Err(e) => {
                     // One that has become a segment is none any more.
                     keeper.spares.extend(Some(spare).filter(Spare::is_spare));
@@ -147,11 +145,6 @@ impl Log {
                     return Err(e);
                 }
             }
-            let listed = copied.last().map(|copied| copied.segment.identity.listed());
-            manifest.segments.extend(listed);
-            manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
-            base = listed.map_or(base, |listed| listed.end);
-            manifest.extent = manifest.extent.max(base);
         }
         let Some(last) = copied.last() else {
             return Err(self.bug("a fork without a segment"));
@@ -184,13 +177,13 @@ impl Log {
         Ok(())
     }
 
-    /// Makes a spare the segment of that identity, with copies of a part of the suffix in it. Durable on return, but not
-    /// listed.
+    /// Makes a spare the segment of `manifest` at `base`, with copies of a part of the suffix in it. Durable on return, but
+    /// that manifest is not written.
     fn copy_to(
         &self,
         spare: &mut Spare,
-        identity: Identity,
-        manifest: &Manifest,
+        manifest: &mut Manifest,
+        base: Lsn,
         covered: Lsn,
         part: &[Uncovered],
         goes_on: bool,
@@ -201,16 +194,7 @@ impl Log {
             // Another part of the suffix.
             false => Identity::of(before).start(),
         });
-        let segment = spare
-            .activate(
-                &*self.seams.storage,
-                &self.log_dir(),
-                identity,
-                manifest.store,
-                &manifest.secrets,
-                follows,
-            )
-            .map_err(|e| self.failed(e))?;
+        let segment = self.add_segment(spare, manifest, base, follows)?;
         let (mut bytes, moved) = self.copies(&segment, covered, part)?;
         let start = SEGMENT_HEADER_BYTES as u64;
         if goes_on {
@@ -226,7 +210,8 @@ impl Log {
             },
         )?;
         // Only the last one is written to again.
-        let pooled = if goes_on { segment.pooled(&self.pool, identity.listed().end) } else { None };
+        let pooled =
+            if goes_on { segment.pooled(&self.pool, segment.identity.listed().end) } else { None };
         let segment = pooled.unwrap_or(segment);
         Ok(Copied { segment: Arc::new(segment), bytes, moved })
     }

@@ -786,34 +786,16 @@ impl Log {
     ) -> Result<()> {
         self.prepare_switch(keeper)?;
         keeper.manifest.check_room(1).map_err(|e| e.at(&self.dir))?;
-        let salt = self.seams.draw_u64()?;
-        let Keeper { manifest, spares, .. } = &mut *keeper;
-        let Some(spare) = spares.get_mut(index) else {
-            return Err(Error::new(ErrorKind::Io, "a spare that isn't there was to be listed"));
-        };
-        let identity = Identity {
-            ordinal: manifest.next_ordinal,
-            base: manifest.extent,
-            capacity: spare.bytes,
-            salt,
-        };
-        let segment = spare
-            .activate(
-                &*self.seams.storage,
-                &self.log_dir(),
-                identity,
-                manifest.store,
-                &manifest.secrets,
-                manifest.segments.last().map_or(Lsn::ZERO, |before| Identity::of(before).start()),
-            )
-            .map_err(|e| self.failed(e))?;
-        keeper.spares.remove(index);
         let is_kept = |ordinal: u32| instead.is_none_or(|it| it.identity.ordinal != ordinal);
         let mut manifest = keeper.manifest.clone();
+        let (base, before) = (manifest.extent, manifest.segments.last());
+        let follows = before.map_or(Lsn::ZERO, |before| Identity::of(before).start());
         manifest.segments.retain(|item| is_kept(item.ordinal));
-        manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
-        manifest.segments.push(identity.listed());
-        manifest.extent = manifest.extent.max(identity.listed().end);
+        let Some(spare) = keeper.spares.get_mut(index) else {
+            return Err(self.bug("a spare that isn't there was to be listed"));
+        };
+        let segment = self.add_segment(spare, &mut manifest, base, follows)?;
+        keeper.spares.remove(index);
         self.switch_to(keeper, manifest)?;
         let segment = Arc::new(segment);
         let mut list = self.segments.lock();
@@ -829,6 +811,29 @@ impl Log {
         drop(tail);
         self.growth.note();
         Ok(())
+    }
+
+    /// Makes a spare the next segment of `manifest`, which is not written yet. It begins at `base`, and `follows` what the log
+    /// is by then. Its header and name are durable on return.
+    pub(super) fn add_segment(
+        &self,
+        spare: &mut Spare,
+        manifest: &mut Manifest,
+        base: Lsn,
+        follows: Lsn,
+    ) -> Result<Segment> {
+        let salt = self.seams.draw_u64()?;
+        let identity =
+            Identity { ordinal: manifest.next_ordinal, base, capacity: spare.bytes, salt };
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        let (store, secrets) = (manifest.store, &manifest.secrets);
+        let activated = spare.activate(storage, &log_dir, identity, store, secrets, follows);
+        let segment = activated.map_err(|e| self.failed(e))?;
+        let listed = identity.listed();
+        manifest.segments.push(listed);
+        manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
+        manifest.extent = manifest.extent.max(listed.end);
+        Ok(segment)
     }
 
     /// Hands full segments to the pool: what follows them is durable, so they are, whole. Those before were handed over
