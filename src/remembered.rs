@@ -273,11 +273,12 @@ impl MemoryFile {
         self.file.damaged(at, "a damaged page of expired keys")
     }
 
-    /// Reads everything, and tells what is damaged.
+    /// Reads everything, and tells what is damaged. Asks at each page whether it `may_go_on`.
     pub(crate) fn verify(
         &self,
         storage: &dyn Storage,
         store: StoreId,
+        may_go_on: &dyn Fn() -> Result<()>,
         damaged: &mut dyn FnMut(Error),
     ) -> Result<()> {
         let dir = self.path().parent().unwrap_or(Path::new(""));
@@ -288,14 +289,19 @@ impl MemoryFile {
             }
             opened => Some(opened?),
         };
-        file.map_or(Ok(()), |file| file.check_pages(damaged).map(drop))
+        file.map_or(Ok(()), |file| file.check_pages(may_go_on, damaged).map(drop))
     }
 
     /// Reads all pages, and tells of each stretch that is damaged. How many pages are, and how many memories
     /// the others hold.
-    pub(crate) fn check_pages(&self, damaged: &mut dyn FnMut(Error)) -> Result<(u64, u64)> {
+    pub(crate) fn check_pages(
+        &self,
+        may_go_on: &dyn Fn() -> Result<()>,
+        damaged: &mut dyn FnMut(Error),
+    ) -> Result<(u64, u64)> {
         let (mut bad, mut entries, mut stretch) = (0_u64, 0_u64, Stretch::default());
         for number in 0..self.listed.pages() {
+            may_go_on()?;
             match self.look_into(number, |page| page.memories().len() as u64) {
                 Ok(count) => entries = entries.saturating_add(count),
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
@@ -564,6 +570,24 @@ mod tests {
         assert!(all.listed.is_passed(StoreMillis(99 * MINUTE)));
     }
 
+    /// A close waited for all of it to be read.
+    #[test]
+    fn a_verification_asks_at_each_page_whether_it_may_go_on() {
+        let (_, storage) = disk();
+        let mut dice = SplitMix64::new(3);
+        let memories = (0..1000).map(|_| Memory::new(hash(&mut dice), 0, StoreMillis(MINUTE)));
+        let file = merged(&storage, 1, memories.collect(), &[], 0);
+        assert!(file.listed.pages() > 3);
+        let asked = std::cell::Cell::new(0);
+        let closes = || {
+            asked.set(asked.get() + 1);
+            let closed = Error::new(crate::ErrorKind::Closed, "a close waits");
+            if asked.get() < 3 { Ok(()) } else { Err(closed) }
+        };
+        let ended = file.verify(&*storage, STORE, &closes, &mut |e| panic!("{e}")).unwrap_err();
+        assert_eq!((ended.kind(), asked.get()), (crate::ErrorKind::Closed, 3));
+    }
+
     #[test]
     fn every_flipped_byte_is_noticed_and_every_cut_is() {
         let (memory, storage) = disk();
@@ -580,7 +604,9 @@ mod tests {
             let opened = MemoryFile::open(&*storage, dir(), listed, STORE, at % 2 == 0);
             let mut noticed = Vec::new();
             match opened {
-                Ok(file) => file.verify(&*storage, STORE, &mut |e| noticed.push(e)).unwrap(),
+                Ok(file) => {
+                    file.verify(&*storage, STORE, &|| Ok(()), &mut |e| noticed.push(e)).unwrap()
+                }
                 Err(e) => noticed.push(e),
             }
             assert_eq!(noticed.len(), 1, "byte {at}");

@@ -98,16 +98,19 @@ impl Engine {
             sorting.read(file.listed.bytes())?;
         }
         let mut flow = ControlFlow::Continue(());
+        let segments = self.log.listed();
         self.log.scrub(&mut |found| {
             flow = match found {
                 Scrubbed::Failed(e) => sorting.tell(e),
                 Scrubbed::Bytes(bytes) => sorting.read(bytes),
                 Scrubbed::Record(record) => {
                     sorting.inspector.record();
-                    // What is damaged in a table was told above.
+                    // What is damaged in a table was told above, and in the log it is by the scrub: a lookup may come to
+                    // a damaged record from each older one of its key.
                     let is_told = |e: &Error| {
                         let is_of = |table: &Arc<Table>| e.path() == Some(table.path());
-                        e.kind() == ErrorKind::Corrupt && tables.list.iter().any(is_of)
+                        e.kind() == ErrorKind::Corrupt
+                            && (tables.list.iter().any(is_of) || self.log.scrubs(&segments, e))
                     };
                     match self.verify_record(&record).err().filter(|e| !is_told(e)) {
                         Some(e) => sorting.tell(e),
@@ -155,7 +158,8 @@ impl Engine {
     fn verify_expired(&self, file: &Arc<MemoryFile>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
         let (storage, store) = (&*self.log.seams().storage, self.log.store());
         let mut found = Vec::new();
-        if let Err(e) = file.verify(storage, store, &mut |e| found.push(e)) {
+        let may_go_on = || self.may_stay();
+        if let Err(e) = file.verify(storage, store, &may_go_on, &mut |e| found.push(e)) {
             found.push(e);
         }
         // One that others have merged or let go of meanwhile is not missing.

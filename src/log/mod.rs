@@ -767,6 +767,16 @@ impl Log {
         })
     }
 
+    /// Whether a scrub that begins now, and met `listed`, comes to the place in a segment that an error names.
+    pub(crate) fn scrubs(&self, listed: &[manifest::Listed], error: &Error) -> bool {
+        let name = error.path().and_then(Path::file_name).and_then(|name| name.to_str());
+        let ordinal = name.and_then(segment::ordinal_of);
+        ordinal.is_some_and(|ordinal| {
+            let is_listed = listed.iter().any(|item| item.ordinal == ordinal);
+            is_listed && error.offset().is_some() && self.is_in_log(ordinal, error)
+        })
+    }
+
     /// Whether the place that an error names in a segment is a part of the log still: what compaction takes away, and
     /// what the first write after a crash cuts off, is none.
     fn is_in_log(&self, ordinal: u32, error: &Error) -> bool {

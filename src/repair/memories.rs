@@ -105,7 +105,7 @@ impl Remembered {
         listed: Option<ListedMemories>,
         told: &mut dyn FnMut(Error),
     ) -> Result<()> {
-        let (damaged, entries) = file.check_pages(told)?;
+        let (damaged, entries) = file.check_pages(&|| Ok(()), told)?;
         let is_whole = is_headed && damaged == 0;
         if !is_whole {
             let full_pages = damaged.saturating_mul(ENTRIES as u64);

@@ -6,7 +6,7 @@
 
 use crate::script::{Flush, Found, Keys, Lazy, Ledger, Op, Sync, World, look, tiny};
 use onlyonce::testing::Sim;
-use onlyonce::{Error, ErrorKind};
+use onlyonce::{Claim, Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 fn is_long() -> bool {
@@ -385,4 +385,22 @@ fn a_file_cut_emptied_deleted_or_exchanged_is_noticed_or_without_effect() {
     }
     println!("whole files: {points} fault points, {seen} seen");
     assert!(seen > 100, "{seen}");
+}
+
+/// The scrub told of it, and so did a lookup of the key's older record, which the index led there.
+#[test]
+fn a_damaged_newest_record_is_told_once() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let Claim::Acquired(claim) = store.claim("pay-17").unwrap() else { panic!() };
+    claim.complete("receipt-of-17").unwrap();
+    assert!(store.mark("after").unwrap().is_first());
+    let path = "/store/log/0000000001.log";
+    let bytes = sim.read_file(path).unwrap();
+    let at = bytes.windows(13).position(|window| window == b"receipt-of-17").unwrap();
+    sim.flip_byte(path, at as u64, 1).unwrap();
+    let found = store.verify().unwrap();
+    assert_eq!(found.damages.len(), 1, "{:?}", found.damages);
+    assert_eq!(found.damages[0].path(), Some(Path::new(path)));
+    assert!(found.unread.is_empty(), "{:?}", found.unread);
 }
