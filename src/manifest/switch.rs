@@ -129,9 +129,13 @@ impl Switch {
         content.resize(content.len().max(*bytes), 0);
         let next = next_path(&self.dir);
         // It is the next one's file still: whatever stands in it counts for nothing, and the next try writes all of it.
-        storage::write_all_at(&**file, &content, 0)
-            .map_err(|e| scarce_or_poison("writing", &next, e))?;
-        file.sync_data().map_err(|e| scarce_or_poison("syncing", &next, e))
+        // Its room was taken beforehand; but not every file system writes in place.
+        let failed = |doing| {
+            let next = &next;
+            move |e| Failure::full_or_poison(e, |e| Error::io(doing, next, e))
+        };
+        storage::write_all_at(&**file, &content, 0).map_err(failed("writing"))?;
+        file.sync_data().map_err(failed("syncing"))
     }
 
     fn rename(&self) -> Result<(), Failure> {

@@ -311,7 +311,14 @@ fn rule_12_what_lies_behind_the_cut_never_comes_back() {
 /// into the new segment by then, and `verify` read the torn tail as damage.
 #[test]
 fn rule_12_a_switch_that_failed_moves_no_watermark() {
-    for class in [Class::Write, Class::Exchange] {
+    let cases = [
+        (Class::Write, "", Failure::NO_MEMORY, ErrorKind::Io),
+        (Class::Exchange, "", Failure::NO_MEMORY, ErrorKind::Io),
+        // A file system that writes nothing in place needs room for the next manifest, though its file is there.
+        (Class::Write, "MANIFEST.next", Failure::FULL, ErrorKind::StorageFull),
+        (Class::Sync, "MANIFEST.next", Failure::FULL, ErrorKind::StorageFull),
+    ];
+    for (class, file, failure, kind) in cases {
         let mut player = Player::new(World::new());
         player.play(&[Op::Claim(Sync), Op::Pass(20), Op::Claim(Flush)]).unwrap();
         let disk = player.world.disk.kill_clone();
@@ -333,13 +340,14 @@ fn rule_12_a_switch_that_failed_moves_no_watermark() {
         let mut failed = 0;
         // Whichever of them it is: one of these writes is that of the manifest.
         for place in 0.. {
-            let fail = Effect::Fail(Failure::NO_MEMORY);
-            next.world.faulty.inject(Fault::once(Calls::Of(class), place, fail));
+            let fault = Fault::once(Calls::Of(class), place, Effect::Fail(failure));
+            next.world.faulty.inject(if file.is_empty() { fault } else { fault.at(file) });
             let log = &next.opened.as_ref().unwrap().log;
             match log.begin_writing(&mut |_, _| Ok(())) {
                 Ok(()) => break,
-                Err(e) => assert_eq!(e.kind(), ErrorKind::Io, "{e}"),
+                Err(e) => assert_eq!(e.kind(), kind, "{class:?} {place}: {e}"),
             }
+            assert!(!log.is_poisoned());
             failed += 1;
             assert_eq!((log.queue.written(), log.durable()), before, "{class:?} {place}");
             let mut found = 0;
