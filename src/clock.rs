@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::limits::TIME_DRIFT_MILLIS;
+use crate::limits::{STORE_MILLIS_MAX, TIME_DRIFT_MILLIS};
 use crate::types::{StoreMillis, WallMillis};
 
 /// What the store asks of the machine's clocks.
@@ -213,7 +213,7 @@ impl StoreClock {
                 note.store.plus(clock.wall().0.saturating_sub(note.wall.0).min(off_millis_max))
             }
         };
-        let store_at_open = store_at_open.max(largest_recorded);
+        let store_at_open = store_at_open.max(largest_recorded).min(StoreMillis(STORE_MILLIS_MAX));
         StoreClock { boot_at_open, store_at_open, newest: AtomicU64::new(store_at_open.0) }
     }
 
@@ -244,6 +244,7 @@ impl StoreClock {
 
     fn at(&self, boot_millis: u64) -> StoreMillis {
         let time = self.store_at_open.plus(boot_millis.saturating_sub(self.boot_at_open)).0;
+        let time = time.min(STORE_MILLIS_MAX);
         let before = self.newest.fetch_max(time, Ordering::Relaxed);
         StoreMillis(before.max(time))
     }
@@ -390,6 +391,20 @@ mod tests {
     fn the_first_opening_takes_the_wall_clock() {
         let clock = manual();
         assert_eq!(first(&clock).now(&clock), StoreMillis(START));
+    }
+
+    /// Records have no bytes for a later time.
+    #[test]
+    fn at_its_end_store_time_stands_still() {
+        let clock = ManualClock::new(WallMillis(STORE_MILLIS_MAX - 5));
+        let store = first(&clock);
+        clock.advance(4);
+        assert_eq!(store.now(&clock), StoreMillis(STORE_MILLIS_MAX - 1));
+        clock.advance(HOUR);
+        assert_eq!(store.now(&clock), StoreMillis(STORE_MILLIS_MAX));
+        assert_eq!(store.note(&clock).store, StoreMillis(STORE_MILLIS_MAX));
+        let beyond = ManualClock::new(WallMillis(u64::MAX));
+        assert_eq!(first(&beyond).now(&beyond), StoreMillis(STORE_MILLIS_MAX));
     }
 
     #[test]
@@ -569,13 +584,13 @@ mod tests {
         let note = TimeNote {
             boot_id: clock.boot_id(),
             boot_millis: 0,
-            store: StoreMillis(u64::MAX),
+            store: StoreMillis(STORE_MILLIS_MAX),
             wall: WallMillis(u64::MAX),
         };
         let store = reopened(&note, &clock);
-        assert_eq!(store.now(&clock), StoreMillis(u64::MAX));
+        assert_eq!(store.now(&clock), StoreMillis(STORE_MILLIS_MAX));
         clock.advance(u64::MAX);
-        assert_eq!(store.now(&clock), StoreMillis(u64::MAX));
+        assert_eq!(store.now(&clock), StoreMillis(STORE_MILLIS_MAX));
         assert!(!store.drifted(&clock, &note));
     }
 

@@ -141,6 +141,8 @@ pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;
 
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
+/// Store time ends in the year 10889, and stands still there: records keep it in 48 bits.
+pub(crate) const STORE_MILLIS_MAX: u64 = (1 << 48) - 1;
 
 /// Tokens begin, at each opening, at the wall clock's milliseconds times this. No log grows as fast: so none runs ahead of
 /// the clock while it is open.

@@ -56,25 +56,35 @@ const FLAG_COPY: u8 = 0x80;
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
 struct BodyHead {
-    /// Low twelve bits: which fields are present. High four: the kind of the key.
-    fields: U16,
+    /// Low 24 bits: which fields are present. The next four: the kind of the key. The highest four: zero.
+    fields: U32,
     key_bytes: U16,
-    time: [u8; 8],
+    time: [u8; TIME_BYTES],
 }
 
-const HAS_TOKEN: u16 = 1 << 0;
-const HAS_LIFE: u16 = 1 << 1;
-const HAS_OPEN_FATE: u16 = 1 << 2;
-const HAS_ATTEMPT: u16 = 1 << 3;
-const HAS_SINCE: u16 = 1 << 4;
-const HAS_EXPIRY: u16 = 1 << 5;
-const HAS_WALL: u16 = 1 << 6;
-const HAS_FINGERPRINT: u16 = 1 << 7;
-const HAS_LABELS: u16 = 1 << 8;
-const HAS_FORMAT: u16 = 1 << 9;
-const HAS_MEMORY: u16 = 1 << 10;
+/// Of a record's store time, which ends at `limits::STORE_MILLIS_MAX`.
+const TIME_BYTES: usize = 6;
+const _: () = assert!(limits::STORE_MILLIS_MAX >> (8 * TIME_BYTES) == 0);
+
+const FIELDS: u32 = (1 << 24) - 1;
+const KEY_KIND_SHIFT: u32 = 24;
+const KEY_KIND_MAX: u32 = 0x0f;
+
+const HAS_TOKEN: u32 = 1 << 0;
+const HAS_LIFE: u32 = 1 << 1;
+const HAS_OPEN_FATE: u32 = 1 << 2;
+const HAS_ATTEMPT: u32 = 1 << 3;
+const HAS_SINCE: u32 = 1 << 4;
+const HAS_EXPIRY: u32 = 1 << 5;
+const HAS_WALL: u32 = 1 << 6;
+const HAS_FINGERPRINT: u32 = 1 << 7;
+const HAS_LABELS: u32 = 1 << 8;
+const HAS_FORMAT: u32 = 1 << 9;
+const HAS_MEMORY: u32 = 1 << 10;
 /// No field of its own: the memory is this record's, not only an older one's.
-const REMEMBERS: u16 = 1 << 11;
+const REMEMBERS: u32 = 1 << 11;
+/// The fields that this version knows. The rest are for later ones, `docs/format.md`, "Fields to come": zero until then.
+const KNOWN: u32 = (1 << 12) - 1;
 
 /// Lengths of the labels, which follow it in this order.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -538,9 +548,9 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     ];
     let fields = present.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
     let head = BodyHead {
-        fields: (fields | u16::from(body.key_kind) << 12).into(),
+        fields: (fields | u32::from(body.key_kind) << KEY_KIND_SHIFT).into(),
         key_bytes: u16::try_from(body.key.len()).unwrap_or(u16::MAX).into(),
-        time: body.time.0.to_le_bytes(),
+        time: time_bytes(body.time),
     };
     out.extend_from_slice(head.as_bytes());
     for token in [token, body.life, body.open_fate].into_iter().flatten() {
@@ -577,16 +587,24 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(body.result);
 }
 
+/// The clock never tells a later time than these bytes hold.
+fn time_bytes(time: StoreMillis) -> [u8; TIME_BYTES] {
+    debug_assert!(time.0 <= limits::STORE_MILLIS_MAX, "a time that no clock tells");
+    let [a, b, c, d, e, f, ..] = time.0.to_le_bytes();
+    [a, b, c, d, e, f]
+}
+
 fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
     let (head, mut rest) = BodyHead::read_from_prefix(bytes).ok()?;
-    let fields = head.fields.get() & 0x0fff;
+    let (fields, key_kind) = (head.fields.get() & FIELDS, head.fields.get() >> KEY_KIND_SHIFT);
     let has = |bit| fields & bit != 0;
-    if has(REMEMBERS) && !has(HAS_MEMORY) {
+    if fields & !KNOWN != 0 || key_kind > KEY_KIND_MAX || has(REMEMBERS) && !has(HAS_MEMORY) {
         return None;
     }
+    let [a, b, c, d, e, f] = head.time;
     let mut body = Body {
-        key_kind: u8::try_from(head.fields.get() >> 12).ok()?,
-        time: StoreMillis(u64::from_le_bytes(head.time)),
+        key_kind: u8::try_from(key_kind).ok()?,
+        time: StoreMillis(u64::from_le_bytes([a, b, c, d, e, f, 0, 0])),
         attempt: 1,
         ..Body::default()
     };
@@ -738,6 +756,29 @@ mod tests {
         }
     }
 
+    /// A reader that took one for a field of its own, or skipped it, would read all behind it wrongly.
+    #[test]
+    fn a_bit_of_a_later_version_is_damage() {
+        let sealed = sealed(Draft::end(Ending::Completed, &full_body()));
+        let body = Record::parse(&sealed, AT, &SEAL).unwrap().body;
+        assert!(decode_body(body).is_some());
+        for bit in (0..32).filter(|bit| !(24..28).contains(bit)) {
+            let mut changed = body.to_vec();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let is_free = KNOWN >> bit & 1 == 0;
+            assert!(!is_free || decode_body(&changed).is_none(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_kept_to_its_last_millisecond() {
+        for time in [0, 1, 255, 1 << 40, limits::STORE_MILLIS_MAX] {
+            let body = Body { time: StoreMillis(time), ..full_body() };
+            let bytes = sealed(Draft::end(Ending::Failed, &body));
+            assert_eq!(Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap(), body);
+        }
+    }
+
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -751,7 +792,7 @@ mod tests {
         let mut bytes = Vec::new();
         Draft::claim(&example).seal(&mut bytes, at, at, &SEAL);
         let claim =
-            "4f3101000d0000008000000000010000ca440e97efc103430010010005000000000000006b000000";
+            "4f3101000d000000800000000001000076d754070b82c9e60000000101000500000000006b000000";
         assert_eq!(hex(&bytes), claim);
         let record = Record::parse(&bytes, at, &SEAL).unwrap();
         let time = TimeField {
@@ -763,7 +804,7 @@ mod tests {
         let cases = [
             (
                 Draft::end(Ending::Held, &full_body()),
-                "4f3103458b00000008000000000000000eb6b632a9099c60ff3f08007b68e5cf8b01000063000000\
+                "4f3103458b0000000800000000000000c7f8e9ce5ea9cc2fff0f000308007b68e5cf8b0163000000\
              0000000062000000000000006100000000000000040000000068e5cf8b01000000505c18a3010000\
              78ecffffffffffff3031323334353637383961626364656606000c00060001000100020000000038\
              d360ba0100006f726465722d3137686f73742d336c656173652070617373656433206f6620390170\
@@ -771,20 +812,20 @@ mod tests {
             ),
             (
                 Draft::end(Ending::Completed, &example),
-                "4f3103010d00000008000000000000008233c57d9ee8abb90010010005000000000000006b000000",
+                "4f3103010d00000008000000000000003ea09fed7aab611c0000000101000500000000006b000000",
             ),
             (
                 Draft::copy(&record, &example),
-                "4f3101801d00000008000000000000004a3c93843dbc3b5103100100050000000000000080000000\
+                "4f3101801d0000000800000000000000d3d09d74b49ef62503000001010005000000000080000000\
              0001000080000000000100006b000000",
             ),
             (
                 Draft::update(&example),
-                "4f3102000d00000008000000000000008233c57d7cdec2b20010010005000000000000006b000000",
+                "4f3102000d00000008000000000000003ea09fed989d08170000000101000500000000006b000000",
             ),
             (
                 Draft::forget(&example),
-                "4f3104000d00000008000000000000008233c57dd886861c0010010005000000000000006b000000",
+                "4f3104000d00000008000000000000003ea09fed3cc54cb90000000101000500000000006b000000",
             ),
             (Draft::note(None), "4f31060000000000080000000000000097663c5a6fdf02af"),
             (

@@ -321,7 +321,7 @@ pub(crate) fn reserve(engine: &Engine, reserve_bytes: u32, key_bytes: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{KEY_BYTES_MAX, LABEL_BYTES_MAX};
+    use crate::limits::{KEY_BYTES_MAX, LABEL_BYTES_MAX, STORE_MILLIS_MAX};
     use crate::record::{Body, Draft, Ending};
     use crate::testing::Sim;
     use crate::types::{StoreMillis, Token};
@@ -337,7 +337,7 @@ mod tests {
             let longest = Body {
                 key_kind: key.kind(),
                 key: key.bytes(),
-                time: StoreMillis(u64::MAX),
+                time: StoreMillis(STORE_MILLIS_MAX),
                 token: Some(Token(u64::MAX)),
                 life: Some(Token(u64::MAX)),
                 open_fate: Some(Token(u64::MAX)),

@@ -86,8 +86,10 @@ def records(directory):
 
 
 def fields(body, flags, lsn):
-    mask, key_length, time = struct.unpack_from("<HHQ", body)
-    at, out = 12, {"key kind": mask >> 12, "time": time, "attempt": 1, "expiry": 0, "wall": 0}
+    mask, key_length, low, high = struct.unpack_from("<IHHI", body)
+    assert mask & 0xF0FFF000 == 0, "a field of a later version"
+    time = low | high << 16
+    at, out = 12, {"key kind": mask >> 24, "time": time, "attempt": 1, "expiry": 0, "wall": 0}
     out["token"], out["since"] = lsn, time
     lengths = (0, 0, 0, 0)
     for bit, name, form in [
