@@ -19,12 +19,13 @@ fn order() -> Vec<String> {
     cells.flat_map(quoted).collect()
 }
 
-/// The library's sources, without its tests.
+/// The library's sources, without its tests and without packages of their own.
 fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
-        if name == "tests" || name.ends_with("_tests") {
+        let is_package = path.join("Cargo.toml").exists();
+        if name == "tests" || name.ends_with("_tests") || is_package {
             continue;
         }
         match path.is_dir() {
