@@ -23,14 +23,17 @@ pub(crate) struct Ledger {
     deliveries: usize,
     events: usize,
     kills: usize,
+    /// Deliveries by their answer.
     performed: usize,
     replayed: usize,
     refused: usize,
+    /// Events whose effect is recorded, and of which no delivery was told "performed": the process was killed between
+    /// the record and the answer, and later deliveries were told "replayed".
+    unanswered: usize,
     /// Interrupted attempts after which the event was run again.
     again: Again,
     /// What the operator decided.
     resolved: Resolved,
-    effects: usize,
     second: usize,
     lost: usize,
     off: Vec<String>,
@@ -90,9 +93,9 @@ impl Ledger {
             performed: 0,
             replayed: 0,
             refused: 0,
+            unanswered: 0,
             again: Again::default(),
             resolved,
-            effects: 0,
             second: 0,
             lost: 0,
             off: Vec::new(),
@@ -129,6 +132,7 @@ impl Ledger {
         answers: &HashMap<usize, Answer>,
         recorded: &HashMap<&str, Recorded>,
     ) {
+        let mut told_performed = HashSet::new();
         for delivery in feed {
             let line = delivery.line;
             let Some(Answer { said, receipt, .. }) = answers.get(&line) else {
@@ -136,7 +140,13 @@ impl Ledger {
                 continue;
             };
             match said {
-                Said::Performed => self.performed += 1,
+                Said::Performed => {
+                    self.performed += 1;
+                    if !told_performed.insert(delivery.event.as_str()) {
+                        self.off
+                            .push(format!("{} was answered \"performed\" twice", delivery.event));
+                    }
+                }
                 Said::Replayed => self.replayed += 1,
                 Said::Refused => self.refused += 1,
                 Said::Parked => self.off.push(format!("delivery {line} is still parked")),
@@ -147,6 +157,13 @@ impl Ledger {
                     .push(format!("delivery {line} was answered {receipt}, recorded is {known}"));
             }
         }
+        let untold = recorded.keys().filter(|event| !told_performed.contains(*event)).count();
+        match untold.checked_sub(self.resolved.recorded) {
+            Some(unanswered) => self.unanswered = unanswered,
+            None => self
+                .off
+                .push("an event that the operator recorded was answered \"performed\"".into()),
+        }
     }
 
     /// Each effect has an attempt that explains it, and no attempt has two.
@@ -156,7 +173,6 @@ impl Ledger {
         recorded: &HashMap<&str, Recorded>,
     ) -> Standing<'e> {
         let mut standing = Standing::new();
-        self.effects = effects.len();
         for effect in effects {
             let event = effect.event.as_str();
             let attempts = recorded.get(event).map_or(0, |record| record.attempts);
@@ -246,22 +262,24 @@ impl Ledger {
 /// The ledgers side by side, a row for each count, and below what is off.
 pub(crate) fn table(ledgers: &[Ledger]) -> String {
     type Count = fn(&Ledger) -> usize;
-    let rows: [(&str, Count); 15] = [
-        ("deliveries", |l| l.deliveries),
-        ("distinct events", |l| l.events),
-        ("kills", |l| l.kills),
-        ("answered: performed", |l| l.performed),
-        ("          replayed", |l| l.replayed),
-        ("          refused", |l| l.refused),
-        ("interrupted attempts", Ledger::interrupted),
-        ("  taken over, the effect stood", |l| l.taken_over().after_effect),
-        ("  taken over, no effect yet", |l| l.taken_over().before_effect),
-        ("  held, the effect stood: recorded", |l| l.resolved.recorded),
-        ("  held, no effect: run again", |l| l.resolved.retried),
-        ("effects in the outbox", |l| l.effects),
-        ("  once for each event", |l| l.events - l.lost),
-        ("  second effects", |l| l.second),
-        ("lost effects", |l| l.lost),
+    let rows: [(&str, Count); 17] = [
+        ("deliveries in the feed", |l| l.deliveries),
+        ("  answered \"performed\": effect made for this delivery", |l| l.performed),
+        ("  answered \"replayed\": effect made earlier, receipt repeated", |l| l.replayed),
+        ("  answered \"refused\": another event came under this name", |l| l.refused),
+        ("distinct events in the feed", |l| l.events),
+        ("  answered \"performed\" to one of their deliveries", |l| l.performed),
+        ("  recorded, then killed before \"performed\" was answered", |l| l.unanswered),
+        ("  recorded by the operator, who found the effect", |l| l.resolved.recorded),
+        ("kills (SIGKILL)", |l| l.kills),
+        ("attempts killed before their outcome was recorded", Ledger::interrupted),
+        ("  taken over: the effect was made, and is made again", |l| l.taken_over().after_effect),
+        ("  taken over: the effect was not made yet", |l| l.taken_over().before_effect),
+        ("  held: the operator found the effect and recorded it", |l| l.resolved.recorded),
+        ("  held: the operator found no effect, run again", |l| l.resolved.retried),
+        ("effects in the outbox: the first of each event", |l| l.events - l.lost),
+        ("effects in the outbox: second ones", |l| l.second),
+        ("events without an effect", |l| l.lost),
     ];
     let mut out = String::new();
     line(&mut out, "ledger", ledgers, |l| l.choice.slug().to_string());
@@ -276,7 +294,7 @@ pub(crate) fn table(ledgers: &[Ledger]) -> String {
 }
 
 fn line(out: &mut String, name: &str, ledgers: &[Ledger], cell: impl Fn(&Ledger) -> String) {
-    let _ = write!(out, "{name:36}");
+    let _ = write!(out, "{name:62}");
     for ledger in ledgers {
         let _ = write!(out, "{:>12}", cell(ledger));
     }
@@ -304,7 +322,7 @@ fn verdict(ledger: &Ledger) -> String {
         }
         Choice::TakeOver => {
             format!(
-                "{name}: no effect is lost; {second} happened twice, each explained by an attempt that died after it."
+                "{name}: no effect is lost; {second} were made twice, each after an attempt that was killed after its effect."
             )
         }
         Choice::Hold => {
@@ -387,6 +405,38 @@ mod tests {
         assert_eq!(off(Some((Said::Replayed, "evt/2"))), 1);
         assert_eq!(off(Some((Said::Parked, ""))), 1);
         assert_eq!(off(None), 1);
+        Ok(())
+    }
+
+    /// The ledger of one event, delivered twice, with its answers.
+    fn answered(said: [Said; 2], recorded_by_operator: usize) -> Result<Ledger> {
+        let json = r#"{"event":"evt","type":"t","account":"a","amount":1}"#;
+        let one: Delivery = serde_json::from_str(json)?;
+        let feed = [1, 2].map(|line| {
+            let mut delivery = one.clone();
+            delivery.line = line;
+            delivery
+        });
+        let receipt = || "evt/1".to_string();
+        let recorded = HashMap::from([("evt", Recorded { attempts: 1, receipt: receipt() })]);
+        let answer = |(said, line)| (line, Answer { line, said, receipt: receipt() });
+        let answers = said.into_iter().zip(1..).map(answer).collect();
+        let resolved = Resolved { recorded: recorded_by_operator, retried: 0 };
+        let mut ledger = Ledger::new(Choice::Hold, 0, resolved);
+        ledger.check_answers(&feed, &answers, &recorded);
+        Ok(ledger)
+    }
+
+    #[test]
+    fn an_event_is_performed_once_or_recorded_before_the_kill_or_by_the_operator() -> Result<()> {
+        let told = answered([Said::Performed, Said::Replayed], 0)?;
+        assert_eq!((told.performed, told.unanswered, told.balances()), (1, 0, true));
+        let untold = answered([Said::Replayed, Said::Replayed], 0)?;
+        assert_eq!((untold.performed, untold.unanswered, untold.balances()), (0, 1, true));
+        let found = answered([Said::Replayed, Said::Replayed], 1)?;
+        assert_eq!((found.performed, found.unanswered, found.balances()), (0, 0, true));
+        assert!(!answered([Said::Performed, Said::Performed], 0)?.balances());
+        assert!(!answered([Said::Performed, Said::Replayed], 1)?.balances());
         Ok(())
     }
 }

@@ -5,9 +5,9 @@
 //! order. Its effect, here a line in an outbox file, elsewhere a mail or a charge, shall happen once.
 //!
 //! ```text
-//! cargo run --release --example deliveries                  the main job, once through
-//! cargo run --release --example deliveries -- --kill        killed 50 times, under each choice
-//! cargo run --release --example deliveries -- --help        all options
+//! cargo run --release -p deliveries                  the main job, once through
+//! cargo run --release -p deliveries -- --kill        killed 50 times, under each choice
+//! cargo run --release -p deliveries -- --help        all options
 //! ```
 //!
 //! Read `work.rs` first: what a program needs of onlyonce stands there. The rest makes the feed, kills
@@ -90,7 +90,11 @@ fn ledgers(options: &Options, dir: &Path) -> Result<Vec<Ledger>> {
         None => feed::write(options.seed, options.deliveries, &dir.join("feed.jsonl"))?,
     };
     let deliveries = feed::read(&file)?;
-    println!("{}\n", feed::describe(&deliveries));
+    println!("{}", feed::describe(&deliveries));
+    println!(
+        "{} worker threads answer them; the store has two threads more, for its upkeep\n",
+        work::WORKERS
+    );
     let choices = options.choices().iter();
     choices.map(|choice| one(&Run::create(dir, *choice, &file)?, options, &deliveries)).collect()
 }

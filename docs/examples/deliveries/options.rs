@@ -6,7 +6,7 @@ use crate::Result;
 use crate::files::Run;
 
 pub(crate) const USAGE: &str = "\
-usage: cargo run --release --example deliveries -- [OPTIONS]
+usage: cargo run --release -p deliveries -- [OPTIONS]
 
   --deliveries N    how many deliveries to make up (10000)
   --seed N          makes another feed, and other moments to kill at (1)

@@ -17,7 +17,7 @@ use crate::options::Choice;
 use crate::random::Random;
 
 /// Several at once: their claims and results share syncs, so the disk's pace matters less.
-const WORKERS: usize = 16;
+pub(crate) const WORKERS: usize = 16;
 
 /// The store, and the two files that the outside world consists of here.
 struct Consumer {
