@@ -14,10 +14,11 @@ use std::sync::Arc;
 
 use crate::index::Hasher;
 use crate::index::table::{self, Cursor, Table};
-use crate::log::recovery::Earlier;
+use crate::log::open::directory;
+use crate::log::open::recovery::Earlier;
 use crate::log::repair::prove;
 use crate::log::survey::{Survey, survey};
-use crate::log::{Seams, Sizes, directory};
+use crate::log::{Seams, Sizes};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;

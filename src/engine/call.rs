@@ -6,7 +6,7 @@ use super::Engine;
 use super::compose::state_of;
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
-use crate::log::gate::Inside;
+use crate::log::open::gate::Inside;
 use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};

@@ -19,7 +19,7 @@ use crate::index::table::{self, Slot, Table};
 use crate::index::tables::{Tables, merge_due};
 use crate::limits;
 use crate::log::Due;
-use crate::log::recovery::Earlier;
+use crate::log::open::recovery::Earlier;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::remembered::{self, MemoryFile};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::Engine;
 use crate::index::table::{Cursor, Table};
 use crate::log::Scrubbed;
-use crate::log::gate::Inside;
+use crate::log::open::gate::Inside;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::remembered::MemoryFile;

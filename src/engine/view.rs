@@ -10,7 +10,7 @@ use crate::index::table::Cursor;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::Segments;
-use crate::log::gate::Inside;
+use crate::log::open::gate::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
 use crate::sync::yield_now;

@@ -25,20 +25,16 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{Lsn, Spot, StoreId, StoreMillis, WallMillis};
 use crate::{Error, ErrorKind, Result};
 
-pub(crate) mod birth;
 mod census;
 mod commit;
-pub(crate) mod directory;
 mod format;
-pub(crate) mod gate;
 mod growth;
+pub(crate) mod open;
 mod pool;
 #[cfg(any(test, feature = "testing"))]
 mod probe;
 mod reader;
-pub(crate) mod recovery;
 pub(crate) mod repair;
-mod resume;
 mod room;
 mod segment;
 pub(crate) mod survey;
@@ -50,7 +46,7 @@ use census::Census;
 pub(crate) use census::Span;
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed, Sink, Write};
-use gate::{Gate, Inside, Refused};
+use open::gate::{self, Gate, Inside, Refused};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
 pub(crate) use reader::Scrubbed;
@@ -395,11 +391,16 @@ impl Log {
     }
 
     /// Shows every record about a key from `from` to `to`, in order, all of which is durable.
-    pub(crate) fn walk(&self, from: Lsn, to: Lsn, visit: &mut recovery::Visit<'_>) -> Result<()> {
+    pub(crate) fn walk(
+        &self,
+        from: Lsn,
+        to: Lsn,
+        visit: &mut open::recovery::Visit<'_>,
+    ) -> Result<()> {
         let segments = Arc::clone(&self.segments.lock());
         let ends = self.listed();
         let reopen = |item: &_| self.reopened(item);
-        recovery::walk(&segments, &ends, from, to, &reopen, visit)
+        open::recovery::walk(&segments, &ends, from, to, &reopen, visit)
     }
 
     /// The segments as they are listed now, to find records in by position or by segment.

@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::birth::base_from;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::recovery::{self, Visit};
+use super::open::birth::base_from;
+use super::open::recovery::{self, Visit};
 use super::segment::{self, Segment, Spare};
 use super::survey::{Found, Survey, walk};
 use super::{Seams, Sizes};

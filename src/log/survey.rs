@@ -8,11 +8,11 @@ use std::io;
 use std::path::Path;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::reader::{Reader, Step, look_behind};
-use super::recovery::{
+use super::open::recovery::{
     OLDER_BY_TOKENS, Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted,
     records_in,
 };
+use super::reader::{Reader, Step, look_behind};
 use super::segment::{self, Segment};
 use crate::limits;
 use crate::manifest::{self, Listed, Manifest, Secrets};

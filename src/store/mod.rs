@@ -19,7 +19,7 @@ use crate::claim::{Attempt, Claim, ClaimGuard, Interrupted, Mark, Resolution, St
 use crate::engine::{Batch, Outcome as EncodedOutcome, Writing};
 use crate::limits;
 use crate::log::Due;
-use crate::log::gate::Inside;
+use crate::log::open::gate::Inside;
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, Wants};
 use crate::shared::Shared;

@@ -8,7 +8,8 @@ use super::Store;
 use crate::builder::StoreBuilder;
 use crate::engine::{Engine, Opening};
 use crate::limits;
-use crate::log::{Seams, directory};
+use crate::log::Seams;
+use crate::log::open::directory;
 use crate::shared::Shared;
 use crate::{Error, Result};
 

@@ -84,7 +84,7 @@ fn lazy_hands_over_itself_what_grows_too_large_to_buffer() {
     world.seed = 3;
     let seams = world.seams();
     let sizes = Sizes { segment_bytes_first: 4 << 20, segment_bytes_max: 4 << 20, ..SIZES };
-    crate::log::birth::create(&seams, dir(), &sizes).unwrap();
+    crate::log::open::birth::create(&seams, dir(), &sizes).unwrap();
     let manifest = manifest::load(&*seams.storage, dir()).unwrap().unwrap();
     let (log, _) = recovery::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
     log.begin_writing(&mut |_, _| Ok(())).unwrap();
@@ -102,7 +102,7 @@ fn four_mebibytes_unsynced_are_synced_before_a_second_is_over() {
     let world = World::new();
     let seams = world.seams();
     let sizes = Sizes { segment_bytes_first: 16 << 20, segment_bytes_max: 16 << 20, ..SIZES };
-    crate::log::birth::create(&seams, dir(), &sizes).unwrap();
+    crate::log::open::birth::create(&seams, dir(), &sizes).unwrap();
     let manifest = manifest::load(&*seams.storage, dir()).unwrap().unwrap();
     let (log, _) = recovery::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
     log.begin_writing(&mut |_, _| Ok(())).unwrap();

@@ -16,7 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::recovery::{self, Earlier, Report};
+use super::open::recovery::{self, Earlier, Report};
 use super::upkeep::Due;
 use super::{Log, NoRoom, Placed, Room, Seams, Sizes};
 use crate::clock::ManualClock;
@@ -279,7 +279,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
             return Err(Wrong::Claim("a store with records and without a manifest".into()));
         }
         None => {
-            crate::log::birth::create(&seams, dir(), &SIZES)?;
+            crate::log::open::birth::create(&seams, dir(), &SIZES)?;
             manifest::load(storage, dir())?.unwrap()
         }
     };

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::log::format::SEGMENT_HEADER_BYTES;
-use crate::log::recovery::Plan;
+use crate::log::open::recovery::Plan;
 use crate::log::segment;
 use crate::log::{Failed, Scrubbed, Sink};
 use crate::manifest::Manifest;
@@ -492,7 +492,7 @@ fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
         let world = World::new();
         let cut = Effect::PowerCut { bytes_kept: 0 };
         world.faulty.inject(Fault::once(Calls::Changing, point, cut));
-        let made = crate::log::birth::create(&world.seams(), dir(), &SIZES);
+        let made = crate::log::open::birth::create(&world.seams(), dir(), &SIZES);
         for crash in world.disk.crashes(64) {
             let disk = world.disk.crash_clone(crash);
             let is_born = manifest::load(&disk, dir()).unwrap().is_some();

@@ -29,7 +29,7 @@ fn open_real(dir: &Path, found: &mut BTreeSet<u32>) -> Log {
     };
     let seams = seams();
     if manifest::load(&*seams.storage, dir).unwrap().is_none() {
-        crate::log::birth::create(&seams, dir, &sizes).unwrap();
+        crate::log::open::birth::create(&seams, dir, &sizes).unwrap();
     }
     let manifest = manifest::load(&*seams.storage, dir).unwrap().unwrap();
     let visit = &mut |record: &Record<'_>, _: &Earlier<'_>| {

@@ -4,11 +4,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::segment::Spare;
-use super::{Seams, Sizes};
 use crate::clock::StoreClock;
 use crate::limits;
+use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
+use crate::log::segment::Spare;
+use crate::log::{Seams, Sizes};
 use crate::manifest::{Manifest, Opener, Secrets, Switch};
 use crate::record;
 use crate::storage;
@@ -16,7 +16,7 @@ use crate::types::{Lsn, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 impl Seams {
-    pub(super) fn draw<const N: usize>(&self) -> Result<[u8; N]> {
+    pub(in crate::log) fn draw<const N: usize>(&self) -> Result<[u8; N]> {
         let mut bytes = [0; N];
         self.entropy.fill(&mut bytes).map_err(|e| {
             Error::new(ErrorKind::Io, "the system gives no random bytes").because(e)
@@ -24,11 +24,11 @@ impl Seams {
         Ok(bytes)
     }
 
-    pub(super) fn draw_u64(&self) -> Result<u64> {
+    pub(in crate::log) fn draw_u64(&self) -> Result<u64> {
         self.draw().map(u64::from_le_bytes)
     }
 
-    pub(super) fn opener(&self) -> Opener {
+    pub(in crate::log) fn opener(&self) -> Opener {
         Opener { pid: std::process::id(), since: self.clock.wall() }
     }
 }
@@ -83,7 +83,7 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
 /// Where the tokens of an opening begin, past all below `floor`: at the wall clock's, so that they outrun those issued
 /// since by whatever this store is a copy of, and a random step further. Where the clock stands still, or lies in the past,
 /// only that step keeps two copies that go on from the same place apart.
-pub(super) fn tokens_from(seams: &Seams, floor: u64) -> Result<u64> {
+pub(in crate::log) fn tokens_from(seams: &Seams, floor: u64) -> Result<u64> {
     let by_clock = seams.clock.wall().0.saturating_mul(limits::TOKENS_A_MILLI);
     let by_clock = by_clock.min(limits::TOKENS_BY_CLOCK_MAX);
     // A clock that is wrong by so much says nothing, so the step may be larger than what the clock gains meanwhile.
@@ -99,6 +99,6 @@ pub(super) fn tokens_from(seams: &Seams, floor: u64) -> Result<u64> {
 }
 
 /// The base of a segment whose tokens are its LSNs.
-pub(super) fn base_from(seams: &Seams, floor: u64) -> Result<Lsn> {
+pub(in crate::log) fn base_from(seams: &Seams, floor: u64) -> Result<Lsn> {
     Ok(Lsn::new(tokens_from(seams, floor)?.next_multiple_of(record::ALIGN as u64)))
 }

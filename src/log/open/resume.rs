@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use super::Log;
 use super::birth::{base_from, tokens_from};
-use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::recovery::{Plan, Uncovered, check_nothing_behind};
-use super::room::{KEPT_FREE, Keeper, Leaving, Room};
-use super::segment::{self, Segment, Spare};
 use crate::limits;
+use crate::log::Log;
+use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
+use crate::log::room::{KEPT_FREE, Keeper, Leaving, Room};
+use crate::log::segment::{self, Segment, Spare};
 use crate::manifest::{Listed, Manifest};
 use crate::record::{Draft, Record};
 use crate::storage;
@@ -356,7 +356,7 @@ impl Log {
     }
 
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
-    pub(super) fn note_time(&self) -> bool {
+    pub(in crate::log) fn note_time(&self) -> bool {
         let time = self.store_clock.note(&*self.seams.clock);
         let placed = self.place(Draft::note(Some(&time.into())), Room::Note).is_ok();
         if placed {

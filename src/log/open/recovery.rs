@@ -11,16 +11,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::commit::{CommitQueue, Placed};
-use super::format::SEGMENT_HEADER_BYTES;
 use super::gate::{Gate, disk::Disk};
-use super::pool::Pool;
-use super::reader::{Passed, Reader, Step, look_behind};
-use super::room::{Keeper, Reserves};
-use super::segment::{self, Segment, Spare};
-use super::{Log, Seams, Sizes, Tail, Writer};
 use crate::clock::{StoreClock, TimeNote};
 use crate::limits;
+use crate::log::commit::{CommitQueue, Placed};
+use crate::log::format::SEGMENT_HEADER_BYTES;
+use crate::log::pool::Pool;
+use crate::log::reader::{Passed, Reader, Step, look_behind};
+use crate::log::room::{Keeper, Reserves};
+use crate::log::segment::{self, Segment, Spare};
+use crate::log::{Log, Seams, Sizes, Tail, Writer};
 use crate::manifest::{self, Manifest, Switch};
 use crate::record::{Bad, Body, Kind, Record, TimeField};
 use crate::storage::{self, Access, Storage};
@@ -53,7 +53,7 @@ pub(crate) struct CutTail {
 
 /// How the log goes on, once something is to be written.
 #[derive(Debug)]
-pub(super) enum Plan {
+pub(in crate::log) enum Plan {
     /// At the end that a clean close left.
     Continue,
     /// In a new segment; the old list ends at `covered`, and the records of the suffix are copied.
@@ -128,9 +128,9 @@ struct Scan {
 
 /// A record that no watermark seen so far covers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Uncovered {
-    pub(super) lsn: Lsn,
-    pub(super) len: u64,
+pub(in crate::log) struct Uncovered {
+    pub(in crate::log) lsn: Lsn,
+    pub(in crate::log) len: u64,
     is_about_key: bool,
 }
 
@@ -228,7 +228,7 @@ pub(crate) fn open(
             free: Vec::new(),
             round: 0,
             room: Reserves::default(),
-            census: super::Census::default(),
+            census: crate::log::Census::default(),
             marked: scan.end,
             keyed_end: Lsn::ZERO,
             last: Placed { lsn: Lsn::ZERO, round: 0 },
@@ -254,8 +254,8 @@ pub(crate) fn open(
         ahead: AtomicU64::new(0),
         store_clock,
         full: Mutex::new(None),
-        upkeep: super::upkeep::Upkeep::new(),
-        growth: super::growth::Growth::new(),
+        upkeep: crate::log::upkeep::Upkeep::new(),
+        growth: crate::log::growth::Growth::new(),
         index_bytes: AtomicU64::new(0),
         syncs: Arc::new(AtomicU64::new(0)),
         sync_nanos: AtomicU64::new(0),
@@ -321,7 +321,7 @@ fn check_unlisted(
 
 /// A directory in the place of a file that is prepared ahead is no loss, but each later write would fail on it, and
 /// go on failing: so it is said at once.
-pub(super) fn check_all_prepared(storage: &dyn Storage, dir: &Path) -> Result<()> {
+pub(in crate::log) fn check_all_prepared(storage: &dyn Storage, dir: &Path) -> Result<()> {
     let log_dir = dir.join("log");
     let entries = storage.list(&log_dir).map_err(|e| Error::io("listing", &log_dir, e))?;
     let spares = entries.iter().filter(|entry| Spare::number_of(&entry.name).is_some());
@@ -338,14 +338,14 @@ pub(super) fn check_all_prepared(storage: &dyn Storage, dir: &Path) -> Result<()
     Ok(())
 }
 
-pub(super) enum Unlisted {
+pub(in crate::log) enum Unlisted {
     Empty,
     /// Copies made by a recovery whose manifest switch did not happen.
     Copies,
     Originals,
 }
 
-pub(super) fn look_at_unlisted(
+pub(in crate::log) fn look_at_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
     path: &Path,
@@ -365,7 +365,7 @@ pub(super) fn look_at_unlisted(
 }
 
 /// What kinds of records a segment holds, behind damage too.
-pub(super) fn records_in(segment: &Segment) -> Result<Unlisted> {
+pub(in crate::log) fn records_in(segment: &Segment) -> Result<Unlisted> {
     let start = SEGMENT_HEADER_BYTES as u64;
     let found = look_behind(segment, start, segment.identity.capacity)?;
     Ok(match (found.originals, found.records) {
@@ -438,7 +438,7 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
 }
 
 /// Shows every record about a key from `from` to `to`. A bad one there is damage: it was durable.
-pub(super) fn walk(
+pub(in crate::log) fn walk(
     segments: &[Arc<Segment>],
     listed: &[manifest::Listed],
     from: Lsn,
@@ -520,7 +520,7 @@ fn check_token(body: &Body<'_>, segment: &Segment, manifest: &Manifest) -> Resul
     Err(Error::corrupt(&manifest::path(dir), 0, OLDER_BY_TOKENS))
 }
 
-pub(super) const OLDER_BY_TOKENS: &str =
+pub(in crate::log) const OLDER_BY_TOKENS: &str =
     "the manifest is older than the log: records with tokens past those that it knows of";
 
 /// After a clean close: everything up to `end` must be there, and nothing behind it.
@@ -554,7 +554,11 @@ fn check_clean(
 }
 
 /// Of a segment in which a clean close ended, or one ahead of it: nothing stands behind the `clean` end.
-pub(super) fn check_nothing_behind(segment: &Segment, listed_end: Lsn, clean: Lsn) -> Result<()> {
+pub(in crate::log) fn check_nothing_behind(
+    segment: &Segment,
+    listed_end: Lsn,
+    clean: Lsn,
+) -> Result<()> {
     let page = limits::PAGE_BYTES as u64;
     if segment.base() >= clean {
         let header = SEGMENT_HEADER_BYTES as u64;

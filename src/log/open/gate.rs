@@ -8,7 +8,7 @@
 //! States and passages: `docs/architecture.md`, "Lifecycle". Explored under loom by itself, and under shuttle with the
 //! whole engine.
 
-pub(super) mod disk;
+pub(in crate::log) mod disk;
 #[cfg(all(test, loom))]
 mod loom_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
@@ -52,7 +52,7 @@ pub(crate) enum Refused {
 
 /// A sync outlasted the close of a poisoned store: nothing may be done with what it came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Overtaken;
+pub(in crate::log) struct Overtaken;
 
 /// See the module.
 pub(crate) struct Gate {
@@ -209,7 +209,7 @@ impl Gate {
     /// of the poisoned store has not waited, nothing may be done with its outcome.
     ///
     /// Only a sync may be done so: it changes nothing that a later opening could miss or meet.
-    pub(super) fn outside<T>(&self, sync: impl FnOnce() -> T) -> Result<T, Overtaken> {
+    pub(in crate::log) fn outside<T>(&self, sync: impl FnOnce() -> T) -> Result<T, Overtaken> {
         let slot = sync::thread_number() % SLOTS;
         self.add(slot, SYNCING);
         self.take(slot, INSIDE);

@@ -35,7 +35,7 @@ impl std::fmt::Debug for Disk {
 }
 
 /// Why the gate refuses a change. What meets it tells the caller of the failure or the close instead: see
-/// [`Log::explained`](super::super::Log::explained).
+/// [`Log::explained`](crate::log::Log::explained).
 #[derive(thiserror::Error, Debug)]
 #[error("the store takes no writes any more")]
 pub(crate) struct Shut;

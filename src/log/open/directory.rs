@@ -7,9 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Seams, Sizes, birth, recovery};
+use super::{birth, recovery};
 use crate::clock::SystemClock;
 use crate::entropy::OsEntropy;
+use crate::log::{Seams, Sizes};
 use crate::manifest::{self, Manifest};
 use crate::storage::{DirLock, Locked, OsStorage, Storage};
 use crate::{Error, ErrorKind, Result};

@@ -1,0 +1,10 @@
+//! Opening a log and closing it.
+//!
+//! `directory` finds, makes and locks the directory; `birth` makes a log; `recovery` opens one for reading, and judges what a
+//! crash left; `resume` makes it ready for writing, and closes it; `gate` is the lifecycle of what is open.
+
+pub(crate) mod birth;
+pub(crate) mod directory;
+pub(crate) mod gate;
+pub(crate) mod recovery;
+mod resume;
