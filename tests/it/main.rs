@@ -47,6 +47,8 @@ mod midst;
 mod lifecycle;
 /// Random lives beside a plain model.
 mod model;
+/// The pages under docs/, and where their links lead.
+mod pages;
 /// A second opener, and a forked child.
 mod process;
 /// Reclaim when the background gets no processor, and what it reads.
@@ -71,6 +73,8 @@ mod sizes;
 mod spares;
 /// The rules once more, as a plain model.
 mod spec;
+/// The public surface, beside the page that lists it.
+mod surface;
 /// Store time over reopenings.
 mod time;
 /// Fencing tokens over restored copies, wrong clocks and repairs.
