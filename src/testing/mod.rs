@@ -4,6 +4,8 @@
 
 #[cfg(all(test, shuttle))]
 mod shuttle_tests;
+#[cfg(all(test, not(loom)))]
+mod told;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod torture;
 

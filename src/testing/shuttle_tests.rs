@@ -1,29 +1,27 @@
 //! The whole engine under shuttle: threads at work, a disk that fails, a close, and the next opening beside threads of
 //! the closed one that come back late; in random schedules and by PCT, which delays a thread for long.
 //!
-//! What the threads were told is held against what all others were told, as in `torture`: a key is granted afresh once, a
-//! token is given out once, a result that was acknowledged is there in every later opening, and nothing is ever corrupt.
+//! What the threads were told is held against what all others were told: see [`Told`]. And nothing is ever corrupt.
 //! No time passes, so a wake-up that is lost is a deadlock, which shuttle reports.
 //!
 //! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --release --lib shuttle_`;
 //! `ONLYONCE_SCHEDULES` sets the number of schedules of each test. A failure prints its schedule, which
 //! `ONLYONCE_SCHEDULE` runs again.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use shuttle::rand::Rng;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::thread::{self, JoinHandle};
 
 use super::Sim;
+use super::told::Told;
 use crate::log::Room;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Hold};
 use crate::storage::fork;
-use crate::{Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Store};
+use crate::{Durability, Error, ErrorKind, Operation, Store};
 
 /// Few, so that threads and openings meet at them.
 const KEYS: u64 = 3;
@@ -34,14 +32,6 @@ const SLOW_TURNS: u64 = 2000;
 /// Whatever a schedule may come to by chance is drawn from the schedule, so that it runs again alike.
 fn roll(sides: u64) -> u64 {
     shuttle::rand::thread_rng().gen_range(0..sides)
-}
-
-/// What the threads were told, of all openings.
-#[derive(Default)]
-struct Told {
-    granted: BTreeSet<u64>,
-    tokens: BTreeSet<u64>,
-    completed: BTreeMap<u64, Vec<u8>>,
 }
 
 /// How the schedules of a test went, so that one sees what they reached.
@@ -63,8 +53,7 @@ fn count(counter: &AtomicU64, more: usize) {
 
 struct World {
     sim: Sim,
-    /// Its lock is not shuttle's: nothing of the store is called while it is held.
-    told: Mutex<Told>,
+    told: Told,
     seen: Arc<Seen>,
     /// Threads that are done with all their acts.
     done: AtomicU64,
@@ -160,61 +149,7 @@ impl World {
     fn claim(&self, store: &Store, key: u64, level: Durability) -> Result<(), Error> {
         // A close and a kill keep what was acknowledged at `Flush`, and there is no other end here.
         let op = Operation::new(key).durability(level).claim_durability(level);
-        let before = self.told.lock().completed.get(&key).cloned();
-        let claim = store.claim(op)?;
-        if let Some(before) = before {
-            let Claim::Completed(done) = claim else { panic!("{key} was completed: {claim}") };
-            assert_eq!(done.result()[..], before, "{key}");
-            return Ok(());
-        }
-        match claim {
-            Claim::Acquired(claim) => {
-                assert!(self.told.lock().granted.insert(key), "{key} was granted twice");
-                self.end(key, claim)
-            }
-            Claim::Interrupted(lost) if roll(2) == 0 => {
-                let claim = lost.take_over()?;
-                self.end(key, claim)
-            }
-            Claim::Completed(done) => {
-                let mut told = self.told.lock();
-                // Its owner may not have been told yet, or not for sure.
-                let known = told.completed.entry(key).or_insert_with(|| done.result().to_vec());
-                assert_eq!(done.result()[..], known[..], "{key}");
-                Ok(())
-            }
-            Claim::Interrupted(_) | Claim::InProgress(_) => Ok(()),
-            other => panic!("{other}"),
-        }
-    }
-
-    fn end(&self, key: u64, claim: ClaimGuard) -> Result<(), Error> {
-        let token = claim.token().get();
-        assert!(self.told.lock().tokens.insert(token), "token {token} was given out twice");
-        if roll(8) == 0 {
-            return Ok(());
-        }
-        let result = token.to_le_bytes().to_vec();
-        match claim.complete(&result[..]) {
-            Err(e) if e.kind() == ErrorKind::ClaimLost => Ok(()),
-            Err(e) => Err(e),
-            Ok(()) => {
-                let known = self.told.lock().completed.insert(key, result.clone());
-                assert!(known.is_none_or(|known| known == result), "{key} has two results");
-                Ok(())
-            }
-        }
-    }
-
-    /// All that was acknowledged is there.
-    fn check(&self, store: &Store) {
-        let completed = self.told.lock().completed.clone();
-        for (key, result) in completed {
-            let Some(crate::State::Completed(done)) = store.get(key).unwrap() else {
-                panic!("the result of {key} is gone")
-            };
-            assert_eq!(done.result()[..], result, "{key}");
-        }
+        self.told.claim(store, key, op, 0, &mut roll)
     }
 
     fn start(self: &Arc<Self>, store: &Store, acts: &'static [Act]) -> JoinHandle<()> {
@@ -254,12 +189,12 @@ impl World {
     /// One more opening finds all that anybody was told.
     fn end_of_it(&self) -> Store {
         let third = self.open();
-        self.check(&third);
+        self.told.check(&third, usize::MAX);
         assert!(third.verify().unwrap().is_whole());
-        let told = self.told.lock();
+        let [granted, _, completed] = self.told.counts();
         count(&self.seen.schedules, 1);
-        count(&self.seen.granted, told.granted.len());
-        count(&self.seen.completed, told.completed.len());
+        count(&self.seen.granted, granted);
+        count(&self.seen.completed, completed);
         third
     }
 }
@@ -267,7 +202,7 @@ impl World {
 fn world(seen: &Arc<Seen>) -> Arc<World> {
     Arc::new(World {
         sim: Sim::small(7),
-        told: Mutex::default(),
+        told: Told::default(),
         seen: Arc::clone(seen),
         done: AtomicU64::new(0),
     })
@@ -286,7 +221,7 @@ fn lives(seen: &Arc<Seen>, threads: &[&'static [Act]], trouble: Trouble) {
     count(&seen.late, usize::from(world.done.load(Ordering::Relaxed) < workers.len() as u64));
 
     let second = world.open();
-    world.check(&second);
+    world.told.check(&second, usize::MAX);
     let beside = world.start(&second, &[Act::Claim(Durability::Flush), Act::Background]);
     for _ in 0..2 {
         world.act(&second, Act::Claim(Durability::Sync));
@@ -294,7 +229,7 @@ fn lives(seen: &Arc<Seen>, threads: &[&'static [Act]], trouble: Trouble) {
     for worker in workers.into_iter().chain([beside]) {
         worker.join().unwrap();
     }
-    world.check(&second);
+    world.told.check(&second, usize::MAX);
     // The last handle closes it.
     drop(second);
     drop(world.end_of_it());
@@ -358,11 +293,11 @@ fn held_beyond_a_close(seen: &Arc<Seen>) {
         threads.push(thread::spawn(move || hold.open()));
     }
     let second = world.open();
-    world.check(&second);
+    world.told.check(&second, usize::MAX);
     threads.push(world.start(&second, &[Act::Claim(Durability::Flush), Act::Background]));
     world.act(&second, Act::Claim(Durability::Sync));
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    world.check(&second);
+    world.told.check(&second, usize::MAX);
     drop(second);
     drop(world.end_of_it());
 }

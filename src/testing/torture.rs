@@ -1,43 +1,33 @@
 //! Thousands of openings, each with threads at work when a disk fails, a sync takes its time, and the store is closed.
 //!
-//! What a thread was told is held against what all others were told, whichever opening they spoke to: a key is granted
-//! afresh once, a token is given out once, and a result that was acknowledged is there in every later opening.
+//! What a thread was told is held against what all others were told: see [`Told`].
 //!
 //! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of openings; with
 //! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed: `ONLYONCE_SEED` begins with that one.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
+use super::told::Told;
 use crate::clock::SystemClock;
 use crate::entropy::SeededEntropy;
 use crate::log::Seams;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{OsStorage, Storage};
-use crate::{Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Store};
+use crate::{Durability, Error, ErrorKind, Operation, Store};
 
 const THREADS: u64 = 4;
-
-/// What the threads were told, of all openings.
-#[derive(Default)]
-struct Told {
-    granted: BTreeSet<u64>,
-    tokens: BTreeSet<u64>,
-    completed: BTreeMap<u64, Vec<u8>>,
-    indeterminate: u64,
-}
 
 struct World {
     disk: FaultyStorage,
     dir: PathBuf,
-    told: Mutex<Told>,
+    told: Told,
+    indeterminate: AtomicU64,
     /// Keys below it may have been claimed.
     keys: AtomicU64,
     ops: AtomicU64,
@@ -57,9 +47,9 @@ impl Dice {
 
 impl World {
     fn new(inner: Arc<dyn Storage>, dir: PathBuf) -> Self {
-        let told = Mutex::new(Told::default());
         let (keys, ops) = (AtomicU64::new(10), AtomicU64::new(0));
-        World { disk: FaultyStorage::new(inner), dir, told, keys, ops }
+        let (told, indeterminate) = (Told::default(), AtomicU64::new(0));
+        World { disk: FaultyStorage::new(inner), dir, told, indeterminate, keys, ops }
     }
 
     fn open(&self, seed: u64) -> Store {
@@ -96,7 +86,7 @@ impl World {
                 );
                 assert!(!e.to_string().contains("no writes any more"), "{e}");
                 if e.kind() == ErrorKind::Indeterminate {
-                    self.told.lock().indeterminate += 1;
+                    self.indeterminate.fetch_add(1, Ordering::Relaxed);
                 }
                 is_over = true;
             }
@@ -119,64 +109,7 @@ impl World {
         let level = [Durability::Sync, Durability::Flush][dice.roll(2) as usize];
         // Grants at `Flush` are kept by a close and by a kill, and there is no other end here.
         let op = Operation::new(key).claim_durability(level);
-        let before = self.told.lock().completed.get(&key).cloned();
-        let claim = store.claim(op)?;
-        if let Some(before) = before {
-            let Claim::Completed(done) = claim else { panic!("{key} was completed: {claim}") };
-            assert_eq!(done.result()[..], before, "{key}");
-            return Ok(());
-        }
-        match claim {
-            Claim::Acquired(claim) => {
-                assert!(self.told.lock().granted.insert(key), "{key} was granted twice");
-                self.end(key, claim, dice)
-            }
-            Claim::Interrupted(lost) if dice.roll(2) == 0 => {
-                let claim = lost.take_over()?;
-                self.end(key, claim, dice)
-            }
-            Claim::Completed(done) => {
-                let mut told = self.told.lock();
-                // Its owner may not have been told yet, or not for sure.
-                let known = told.completed.entry(key).or_insert_with(|| done.result().to_vec());
-                assert_eq!(done.result()[..], known[..], "{key}");
-                Ok(())
-            }
-            Claim::Interrupted(_) | Claim::InProgress(_) => Ok(()),
-            other => panic!("{other}"),
-        }
-    }
-
-    fn end(&self, key: u64, claim: ClaimGuard, dice: &mut Dice) -> Result<(), Error> {
-        let token = claim.token().get();
-        assert!(self.told.lock().tokens.insert(token), "token {token} was given out twice");
-        if dice.roll(8) == 0 {
-            return Ok(());
-        }
-        let result = [&token.to_le_bytes()[..], &[7; 100]].concat();
-        match claim.complete(&result[..]) {
-            Err(e) if e.kind() == ErrorKind::ClaimLost => Ok(()),
-            Err(e) => Err(e),
-            Ok(()) => {
-                let known = self.told.lock().completed.insert(key, result.clone());
-                assert!(known.is_none_or(|known| known == result), "{key} has two results");
-                Ok(())
-            }
-        }
-    }
-
-    /// All that was acknowledged is there.
-    fn check(&self, store: &Store, most: usize) {
-        let newest: Vec<_> = {
-            let told = self.told.lock();
-            told.completed.iter().rev().take(most).map(|(k, v)| (*k, v.clone())).collect()
-        };
-        for (key, result) in newest {
-            let Some(crate::State::Completed(done)) = store.get(key).unwrap() else {
-                panic!("the result of {key} is gone")
-            };
-            assert_eq!(done.result()[..], result, "{key}");
-        }
+        self.told.claim(store, key, op, 100, &mut |sides| dice.roll(sides))
     }
 
     /// Lets the threads begin some more calls. All of them may wait for a sync that is held, so not for long.
@@ -225,7 +158,7 @@ fn torture(world: &Arc<World>, lives: u64) {
         let mut dice = Dice(seed << 8);
         let case = Case(seed);
         let store = world.open(seed);
-        world.check(&store, if seed % 100 == 0 { usize::MAX } else { 5 });
+        world.told.check(&store, if seed % 100 == 0 { usize::MAX } else { 5 });
         let workers = (0..THREADS).map(|n| {
             let (world, store, dice) =
                 (Arc::clone(world), store.clone(), Dice((seed << 8) + n + 1));
@@ -291,18 +224,18 @@ fn torture(world: &Arc<World>, lives: u64) {
     }
     past.into_iter().for_each(Past::end);
     let store = world.open(0);
-    world.check(&store, usize::MAX);
+    world.told.check(&store, usize::MAX);
     assert!(store.verify().unwrap().is_whole());
-    let told = world.told.lock();
+    let [granted, tokens, completed] = world.told.counts();
     println!(
         "{lives} lives: {clean} closed cleanly, {poisoned} poisoned, {waited} closes waited for a sync; {} grants, {} tokens, \
          {} results, {} indeterminate",
-        told.granted.len(),
-        told.tokens.len(),
-        told.completed.len(),
-        told.indeterminate
+        granted,
+        tokens,
+        completed,
+        world.indeterminate.load(Ordering::Relaxed)
     );
-    assert!(clean > 0 && poisoned > 0 && !told.completed.is_empty());
+    assert!(clean > 0 && poisoned > 0 && completed > 0);
 }
 
 fn seams_of(world: &World) -> Seams {
