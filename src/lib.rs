@@ -1,8 +1,8 @@
 //! An embedded, crash-safe idempotency store.
 //!
-//! A program names an operation with a [`Key`], and [`Store::claim`] tells it whether to do the work, to replay
-//! the recorded result, or to stay away because somebody is on it. That holds through crashes, power cuts,
-//! retries and races between threads. One process opens a store at a time.
+//! A program names an operation with a [`Key`]. [`Store::claim`] answers whether to do the work, to replay the recorded
+//! result, or to keep out because another thread is at it. The answer survives crashes, power cuts, retries and races
+//! between threads. One process opens a store at a time.
 //!
 //! ```
 //! use onlyonce::{Claim, Store};
@@ -12,12 +12,12 @@
 //! # let keys = dir.path().join("keys");
 //! let store = Store::open_or_create(&keys)?;
 //! let claim = match store.claim(("charge", "order", 17))? {
-//!     Claim::Acquired(claim) => claim,               // nobody has done it: it is yours
+//!     Claim::Acquired(claim) => claim,               // not done yet: the key is yours
 //!     Claim::Interrupted(lost) => lost.take_over()?, // an attempt died half-way; we choose: again
 //!     Claim::Completed(done) => return Ok(println!("{}", done.decode::<String>()?)),
 //!     other => return Err(other.refused().into()),   // "in progress: attempt 1, since 3 s"
 //! };
-//! claim.complete("what came of it")?;                // on stable storage when this returns
+//! claim.complete("the result")?;                     // on stable storage when this returns
 //! # Ok(())
 //! # }
 //! ```
@@ -30,27 +30,28 @@
 //! - [`Outcome`], [`Payload`], [`Encode`], [`Decode`] and [`value`]: what is recorded, as bytes and as types
 //! - [`Error`] and [`ErrorKind`]: what the caller does next
 //! - [`admin`], [`Store::resolve`]: the operator's view; `testing`: a store on a simulated disk
+//! - `docs`: programs to begin with, how to run a store, and what is promised
 //!
 //! # What survives
 //!
 //! | [`Durability`] | when a call returns, its record survives | costs on the path |
 //! | --- | --- | --- |
-//! | [`Lazy`](Durability::Lazy) | nothing for certain: a killed process may lose the last second | nothing |
+//! | [`Lazy`](Durability::Lazy) | nothing with certainty: a killed process may lose the last second | nothing |
 //! | [`Flush`](Durability::Flush) | a killed process; power loss may take the last second or 4 MiB | one write, shared |
 //! | [`Sync`](Durability::Sync), the default | power loss | one write and one sync, shared |
 //!
-//! At every level one owner at a time is granted a key, no fencing [`Token`] is issued twice, and damage to
-//! what was durable is an error that names file and offset.
+//! At every level a key has one owner at a time, no fencing [`Token`] is issued twice, and damage to durable bytes is
+//! an error that names file and offset.
 //!
-//! No store can make an effect outside it happen exactly once. If a process dies between the effect and its
-//! record, the next claimant is told [`Interrupted`](Claim::Interrupted), and decides.
+//! No store can make an outside effect happen exactly once. If a process dies between the effect and its record, the
+//! next claim answers [`Interrupted`](Claim::Interrupted), and your program decides.
 //!
 //! # Features
 //!
-//! - `bincode` (default): `value::Typed` records any serde type. Off, there is no serde. bincode 2 is
-//!   finished and no longer maintained (RUSTSEC-2025-0141), on which `cargo deny` stops: switch it off, or
-//!   allow it. Nothing else of a store is encoded with it.
-//! - `testing`: `testing::Sim`, a store in memory with a clock moved by hand, power loss and failing disks.
+//! - `bincode` (default): `value::Typed` records any serde type. Without it, the crate doesn't depend on serde. bincode 2
+//!   is finished and no longer maintained (RUSTSEC-2025-0141), and `cargo deny` reports that: switch the feature off, or
+//!   allow the advisory. Nothing else in a store is encoded with bincode.
+//! - `testing`: `testing::Sim`, a store in memory with a manual clock, power loss and failing disks.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(

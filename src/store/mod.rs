@@ -26,10 +26,10 @@ use crate::shared::Shared;
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
-/// An open store: names operations with keys and remembers what became of them.
+/// An open store, which remembers the outcomes of operations by their keys.
 ///
-/// A clone is the same store. The last handle to be dropped closes it, claims included: a claim keeps the
-/// store open. One process opens a store at a time; a second one is told `Locked`.
+/// A clone is the same store. Dropping the last handle closes it. A claim counts as a handle, so it keeps the store open.
+/// One process opens a store at a time; a second one gets `Locked`.
 ///
 /// ```
 /// # use onlyonce::{Store, testing::Sim};
@@ -54,7 +54,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// The same keys with other defaults: `policy`, and where it says nothing, this handle's.
+    /// Returns a handle to the same keys with other defaults: `policy`, and this handle's where it is unset.
     ///
     /// ```
     /// # use onlyonce::{Durability, Policy, testing::Sim};
@@ -65,12 +65,12 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// In memory. A policy that can't work is refused, as `Invalid`, by the call that uses it.
+    /// Works in memory only. A policy that can't work is refused, as `Invalid`, by the call that uses it.
     pub fn with_policy(&self, policy: Policy) -> Store {
         Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
     }
 
-    /// Claims a key: learn whether to do the work, to replay its result, or to stay away.
+    /// Claims a key. The answer says whether to do the work, to replay its result, or to keep out.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -87,13 +87,13 @@ impl Store {
     /// # }
     /// ```
     ///
-    /// A grant is durable on return at the claim's level; every other answer but `InProgress` waits until the
-    /// record it is derived from is durable at that record's level.
+    /// A grant is durable on return at the claim's level. Every other answer except `InProgress` waits until the record
+    /// that it rests on is durable at that record's level.
     ///
     /// # Errors
     /// `StorageFull` before anything was done; `Indeterminate` if the write or sync failed (the store is then
-    /// poisoned); `Poisoned`, `Closed`, `Forked`; `Corrupt` if the key's record is damaged; `Invalid` or
-    /// `TooLarge` for a key or policy that can't be.
+    /// poisoned); `Poisoned`, `Closed`, `Forked`; `Corrupt` if the key's record is damaged; `Invalid` or `TooLarge` for a
+    /// key or policy that isn't valid.
     ///
     /// # Cost
     /// A grant: one write, and one sync at `Sync`. A replay: one read.
@@ -149,7 +149,7 @@ impl Store {
         })
     }
 
-    /// Marks a key as done, before the work: at most once. The first to mark it is told so.
+    /// Marks a key as done before the work, so that the work is done at most once. The first call answers `First`.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -165,7 +165,7 @@ impl Store {
     /// As [`claim`](Self::claim).
     ///
     /// # Cost
-    /// One write, and one sync at `Sync`; nothing for a key that was seen.
+    /// One write, and one sync at `Sync`; nothing for a key that was seen before.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
         let mut batch = Batch::default();
         let op = op.into();
@@ -178,7 +178,7 @@ impl Store {
 
     /// Marks many keys: one write and one sync for all of them, an answer for each, in their order.
     ///
-    /// Not a transaction: after a crash any prefix of the batch may stand. A key that occurs twice is `First` once.
+    /// Not a transaction: after a crash any prefix of the batch may exist. A key that occurs twice is `First` once.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -197,9 +197,9 @@ impl Store {
     /// All of them are durable on return, each at the level of its [`durability`](Policy::durability).
     ///
     /// # Errors
-    /// Of one key, in its place: `TooLarge` or `Invalid`, `Corrupt` if its record is damaged, `StorageFull`; that key
-    /// was not marked, the others were. Of all: `Indeterminate` if the write or sync failed, any of them may be on
-    /// disk; `Poisoned`, `Closed`, `Forked` before any was.
+    /// For one key, in its place: `TooLarge` or `Invalid`, `Corrupt` if its record is damaged, `StorageFull`. That key
+    /// was not marked; the others were. For all keys: `Indeterminate` if the write or sync failed, and any of them may be
+    /// on disk; `Poisoned`, `Closed` or `Forked` before any was marked.
     ///
     /// # Cost
     /// One write, and one sync at `Sync`, for each segment that the batch reaches into: mostly one.
@@ -278,7 +278,7 @@ impl Store {
         })
     }
 
-    /// What a key is in; `None` if it is absent: never claimed, forgotten, or past its retention.
+    /// Returns the state of a key; `None` if it is absent: never claimed, forgotten, or past its retention.
     ///
     /// ```
     /// # use onlyonce::{State, testing::Sim};
@@ -292,8 +292,8 @@ impl Store {
     /// `Corrupt` if its record is damaged; `Closed`, `Forked`, `Indeterminate`.
     ///
     /// # Cost
-    /// One read, none for a key that somebody is on. Nothing is written, unless the index is damaged there: then it is
-    /// mended first, which reads the part of the log that its table covers.
+    /// One read; none for a key in progress. Nothing is written, unless the index is damaged there: then it is mended
+    /// first, which reads the part of the log that its table covers.
     pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
         let key = key.into();
         key.check()?;
@@ -303,12 +303,12 @@ impl Store {
         }
     }
 
-    /// Closes the fate of an interrupted or held attempt, as you found it out; or of an aborted one, which is held too
-    /// once it has had as many attempts as [`attempts_max`](Policy::attempts_max) allows. `false`: it is no longer the
-    /// attempt you saw, and nothing was changed.
+    /// Resolves an interrupted or held attempt as you found out: with an outcome, or for a retry. An aborted attempt can be
+    /// resolved too, because its key is held once [`attempts_max`](Policy::attempts_max) is reached. Answers `false` if the
+    /// key has moved on from the attempt you saw; then nothing was changed.
     ///
-    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts anew from there; numbers of
-    /// attempts go on.
+    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts anew. The numbers of
+    /// attempts continue.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, Resolution, State, testing::Sim};
@@ -324,7 +324,7 @@ impl Store {
     /// Durable on return, always at `Sync`.
     ///
     /// # Errors
-    /// `InProgress` if its owner is still on it; `TooLarge` for an outcome beyond a limit; as `claim`.
+    /// `InProgress` if its owner is still at work; `TooLarge` for an outcome beyond a limit; as `claim`.
     ///
     /// # Cost
     /// One write and one sync; nothing where it answers `false`.
@@ -374,7 +374,7 @@ impl Store {
         }
     }
 
-    /// Forgets a key, whatever it is in: the next claim is the first. `false`: there was nothing to forget.
+    /// Forgets a key in any state, so that the next claim is the first. Answers `false` if there was nothing to forget.
     ///
     /// Durable on return, always at `Sync`: one write and one sync. Its bytes stay in the log until it is compacted.
     ///
@@ -388,7 +388,7 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `InProgress` if somebody is on it: see [`forget_claimed`](Self::forget_claimed). As `claim`.
+    /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). As `claim`.
     pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
         let key = key.into();
         key.check()?;
@@ -401,8 +401,8 @@ impl Store {
         }
     }
 
-    /// Forgets a key that is claimed right now, by naming its owner's token: the owner is fenced off, and
-    /// whatever it has done is not known to anyone. For the brave.
+    /// Forgets a key that is claimed right now, named by its owner's token. The owner is fenced off, and nothing records
+    /// what it has done. For the brave.
     ///
     /// Durable on return, always at `Sync`: one write and one sync.
     ///
@@ -434,9 +434,9 @@ impl Store {
         }
     }
 
-    /// All keys and what they are in, in no order. What changes meanwhile may or may not be seen.
+    /// Walks over all keys and their states, in no order. Changes made meanwhile may or may not be seen.
     ///
-    /// Keys that have expired are not shown, remembered or not: of a key that is only remembered its hash is left. Ask
+    /// Expired keys are not shown, even if they are remembered, because only the hash of a remembered key is left. Ask
     /// [`get`](Self::get) about one.
     ///
     /// ```
@@ -450,12 +450,12 @@ impl Store {
     /// ```
     ///
     /// # Cost
-    /// One read a key. Nothing is written, but where the index is damaged, as in [`get`](Self::get).
+    /// One read a key. Nothing is written, unless the index is damaged, as in [`get`](Self::get).
     pub fn iter(&self) -> Iter {
         Iter::new(Arc::clone(&self.shared))
     }
 
-    /// Makes everything acknowledged so far durable, at whatever level it was. Costs one sync.
+    /// Makes everything acknowledged so far durable, whatever its level. Costs one sync.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -477,9 +477,9 @@ impl Store {
         self.shared.log.sync()
     }
 
-    /// Takes no new claims from now on; claims in flight go on. See [`close`](Self::close).
+    /// Refuses new claims from now on; claims in flight continue. See [`close`](Self::close).
     ///
-    /// In memory; nothing is written. It can't be taken back.
+    /// Nothing is written. It can't be undone.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -492,8 +492,8 @@ impl Store {
         self.shared.drain();
     }
 
-    /// Takes no new claims, waits for those in flight at most `deadline`, makes everything durable and closes
-    /// the store, so that the next opening has nothing to recover. Says which claims were left interrupted.
+    /// Refuses new claims, waits up to `deadline` for those in flight, makes everything durable and closes the store, so
+    /// that the next open has nothing to recover. Returns the claims that were left interrupted.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -505,8 +505,8 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// Everything acknowledged, at whatever level, is durable on return. Every later call on any handle or guard
-    /// of this store answers `Closed`.
+    /// Everything acknowledged is durable on return, whatever its level. Every later call on a handle or guard of this
+    /// store answers `Closed`.
     ///
     /// # Errors
     /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
@@ -531,7 +531,7 @@ impl Store {
         Ok(left.into_iter().map(|(key, state)| Attempt::new(&key, state, None, now)).collect())
     }
 
-    /// Whether the store takes writes, and if not, why.
+    /// Says whether the store takes writes, and if not, why.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -540,16 +540,16 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Whether there is room is said by a claim under this handle's policy.
+    /// Space is judged for a claim under this handle's policy.
     ///
     /// # Cost
-    /// A look at a few flags: what the store knows already. The disk is not asked.
+    /// A look at a few flags. The disk is not read.
     #[must_use]
     pub fn health(&self) -> Health {
         Health::of(&self.shared, self.policy.reserved())
     }
 
-    /// Counts, and what the last opening found.
+    /// Returns counts, and what the last open found.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -563,16 +563,17 @@ impl Store {
     /// ```
     ///
     /// # Cost
-    /// In memory, but not free: it looks at all keys in memory, under the lock of each of their 64 shards in turn, which is
-    /// a millisecond or two for each million, and copies the list of segments; while a segment is prepared ahead, or a
-    /// manifest swapped in, it waits for that.
+    /// No disk, but not free. It looks at all keys in memory, under the lock of each of their 64 shards in turn, which takes
+    /// a millisecond or two for each million keys, and copies the list of segments. It waits while a segment is prepared
+    /// ahead or a manifest is exchanged.
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::of(&self.shared)
     }
 
-    /// How much of the store is alive, and in which states its keys are: from a sample of about a thousand of them, so
-    /// to some percent; less well where few results are far larger than the rest. Fewer keys are looked at one by one.
+    /// Estimates how much of the store is alive, and how many keys are in each state. It samples about a thousand keys, so it
+    /// is right to some percent, and less well if a few results are far larger than the rest. A store with fewer keys is
+    /// counted exactly.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -593,8 +594,8 @@ impl Store {
         Estimate::of(&self.shared)
     }
 
-    /// Reads every file of the store and says what is damaged: each record, each bucket of the index, and whether
-    /// the index leads to every key. Damaged neighbours are told as one. Changes nothing, and others go on meanwhile.
+    /// Reads every file of the store and reports damage: in each record, in each bucket of the index, and where the index
+    /// doesn't lead to a key. Damaged neighbours are reported as one. Changes nothing; other calls continue meanwhile.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -606,11 +607,12 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// What is not yet durable is left out: [`sync`](Self::sync) first to have all of it read. What can't be read now is
-    /// no damage, and listed by itself ([`unread`](Verification::unread)): call again once the cause is gone.
+    /// Records that are not yet durable are left out: call [`sync`](Self::sync) first to have everything read. Bytes that
+    /// can't be read now are not damage and are listed in [`unread`](Verification::unread): call again once the cause is
+    /// gone.
     ///
     /// # Errors
-    /// `Closed`, also if a [`close`](Self::close) overtakes it; `Forked`. Damage is no error of this call.
+    /// `Closed`, also if a [`close`](Self::close) comes meanwhile; `Forked`. Damage is not an error of this call.
     ///
     /// # Cost
     /// Reads everything once, and each key's newest record once more.
@@ -618,7 +620,8 @@ impl Store {
         self.verify_with(|_| ControlFlow::Continue(()))
     }
 
-    /// As [`verify`](Self::verify), and tells `progress` after each file what was found so far; it may end the reading.
+    /// As [`verify`](Self::verify). After each file it calls `progress` with what was found so far, which may end the
+    /// reading.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -643,15 +646,14 @@ impl Store {
         Ok(gathering.found)
     }
 
-    /// Gives back what is dead: moves the live records of the log as it is now to its end, and removes the files they
-    /// stood in. At most `budget` bytes are moved, and a little more; the next call goes on where that ran out.
+    /// Reclaims dead records: moves the live records of the log to its end, and removes the files they were in. Moves about
+    /// `budget` bytes at most; the next call continues where the budget ran out.
     ///
-    /// The background does the same by itself once the store is twice as large as what is alive in it. When this call
-    /// says that it is complete, the bytes of everything forgotten, expired or overwritten before it are in no file of
-    /// the store any more, and the index is one table, if there is room for that. A call that went on where others ran out of budget speaks of
-    /// what was so before the first of those; with `u64::MAX` nothing is gone on with. One thing stays: of a key with
-    /// [`remember_expired`](crate::Policy::remember_expired) that was forgotten the key itself, without its result,
-    /// until its memory would have passed.
+    /// The background does the same by itself once the store is twice as large as its live bytes. When this call says that
+    /// it is complete, no file of the store holds the bytes of anything forgotten, expired or overwritten before the call,
+    /// and the index is one table, if there is space for it. A call that continues others vouches for what was dead before
+    /// the first of them; a call with `u64::MAX` continues none. One thing stays: a forgotten key with
+    /// [`remember_expired`](crate::Policy::remember_expired), without its result, until its memory would have passed.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -662,20 +664,20 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Durable on return. Others go on meanwhile.
+    /// Durable on return. Other calls continue meanwhile.
     ///
     /// # Errors
-    /// `StorageFull` if there is no room for what is moved, beyond what is kept for it: see `docs/durability.md`, "A full
-    /// store". `Corrupt` if a record is damaged: its segment stays. As `sync`.
+    /// `StorageFull` if the space that is kept for moving records isn't enough: see `docs/durability.md`, "A full store".
+    /// `Corrupt` if a record is damaged: its segment stays. As `sync`.
     ///
     /// # Cost
-    /// Reads the log, writes what is alive of it.
+    /// Reads the log and writes its live records.
     pub fn compact(&self, budget: u64) -> Result<Compaction> {
         self.shared.compact(budget).map(Compaction::new)
     }
 
-    /// Makes the index again from the log. Never needed for what a lookup or an opening notices by itself, which is
-    /// mended at once; only where nothing of the index is to be trusted any more.
+    /// Makes the index again from the log. Damage that a lookup or an open notices is mended at once without this call. Use
+    /// it when no part of the index can be trusted any more.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -689,7 +691,7 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Durable on return. Others go on meanwhile.
+    /// Durable on return. Other calls continue meanwhile.
     ///
     /// # Errors
     /// `Corrupt` if the log is damaged: see [`repair`](crate::admin::repair). `StorageFull`; as `sync`.
@@ -707,11 +709,11 @@ impl Store {
         self.shared.merge_index()
     }
 
-    /// Does one piece of background work, if one is due, and says in how long the next may be.
+    /// Does one piece of background work, if one is due, and returns the time until the next may be due.
     ///
     /// Only for a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); otherwise two
-    /// threads call it. Syncs what was handed over a second ago, covers it with a watermark, prepares segments; seals keys in
-    /// tables, merges tables, gives back what is dead.
+    /// threads do this work. It syncs bytes written a second ago, covers them with a watermark, prepares segments, seals keys in tables,
+    /// merges tables, and reclaims dead records.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -725,8 +727,8 @@ impl Store {
     /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.
     ///
     /// # Cost
-    /// At most one piece of work: a write, a sync, a segment prepared, of which each page is written; a checkpoint, which
-    /// writes 16 bytes a key since the last; a piece of a merge or of compaction, some hundred KiB.
+    /// At most one piece of work: a write; a sync; a segment, of which each page is written; a checkpoint, which writes 16
+    /// bytes for each key since the last one; or a piece of a merge or of compaction, some hundred KiB.
     pub fn step(&self) -> Result<Duration> {
         self.shared.step().map(Due::wait)
     }

@@ -26,26 +26,26 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// After a clean close nothing is written before the first write. After a crash, what no watermark
-    /// covered is made durable first, and a torn tail is cut and reported in [`stats`](Self::stats).
+    /// After a clean close, opening writes nothing. After a crash, records that no watermark covered are made durable
+    /// first, and a torn tail is cut and reported in [`stats`](Self::stats).
     ///
     /// # Errors
-    /// `NotFound` if there is no store; `Locked` if somebody has it open, naming who; `Corrupt` if bytes that
-    /// were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
+    /// `NotFound` if there is no store; `Locked` if another process has it open, naming that process; `Corrupt` if bytes
+    /// that were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
     /// `Io` if the system refuses.
     ///
     /// # Cost
-    /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the
-    /// log since the last checkpoint, and makes what no watermark covered durable. Where a table of the index is damaged
-    /// it reads the part of the log that this covers, and writes the table anew if memory may not hold as much. The first
-    /// write after it rewrites the manifest: a few small writes and syncs, once.
+    /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the log
+    /// since the last checkpoint, and makes records durable that no watermark covered. If a table of the index is damaged,
+    /// it reads the part of the log that the table covers, and writes the table anew if memory may not hold as much. The
+    /// first write after it rewrites the manifest: a few small writes and syncs, once.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open(dir)
     }
 
     /// Opens the store in `dir`, or makes one if the directory is missing or empty.
     ///
-    /// Not for a path that may be an unmounted volume: every key would be new there.
+    /// Don't use it for a path that may be an unmounted volume: every key would be new there.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -60,7 +60,7 @@ impl Store {
     /// As [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
     ///
     /// # Cost
-    /// As `open`. To make a store: about 1 MiB of zeros written ahead, and some ten syncs: of files, and of each
+    /// As `open`. A new store costs about 1 MiB of zeros written ahead and some ten syncs, of files and of each
     /// directory on the path.
     pub fn open_or_create(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open_or_create(dir)
