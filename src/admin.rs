@@ -82,7 +82,7 @@ pub enum StateKind {
     InProgress,
     /// An attempt ended without a word.
     Interrupted,
-    /// It waits for someone to resolve it.
+    /// It waits to be resolved.
     Held,
     /// The last attempt had no effect.
     Aborted,

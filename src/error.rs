@@ -75,45 +75,45 @@ struct Detail {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Somebody took the key over, or the claim has ended. Stop; change nothing more.
+    /// Another attempt took the key over, or the claim has ended. Stop, and change nothing more.
     ClaimLost,
-    /// Nobody is granted the key until someone resolves it: `Store::resolve`.
+    /// The key is granted to nobody until it is resolved: `Store::resolve`.
     Held,
-    /// Something in flight stands in the way of this call: a live claim (wait for it or name its token), or calls that a
-    /// close has to wait for.
+    /// Something in flight blocks this call: a live claim (wait for it, or name its token), or calls that a close has to
+    /// wait for.
     InProgress,
-    /// It may or may not be on disk. Reopen the store and ask `Store::get`; never take it for "failed".
+    /// The record may or may not be on disk. Reopen the store and ask `Store::get`; never treat it as "failed".
     Indeterminate,
-    /// An earlier write or sync failed; nothing is written until the store is reopened. Replay goes on.
+    /// An earlier write or sync failed; nothing is written until the store is reopened. Results are still replayed.
     Poisoned,
     /// The store was closed.
     Closed,
     /// This process is a fork of the one that opened the store. Use it in the parent, or open it anew here once the parent
     /// has closed it or ended.
     Forked,
-    /// No room. Nothing was done; free some space and call again, without reopening.
+    /// There is no space. Nothing was done; free some space and call again, without reopening.
     StorageFull,
-    /// Somebody else has the store open.
+    /// Another process has the store open.
     Locked,
     /// There is no store at that path. `Store::open_or_create` makes one.
     NotFound,
-    /// Bytes that were once durable are damaged or missing. `Store::verify` lists all damage; restore a backup, or let
-    /// `admin::repair` save what is whole.
+    /// Bytes that were once durable are damaged or missing. `Store::verify` lists all damage. Restore a backup, or let
+    /// `admin::repair` save the whole records.
     Corrupt,
     /// Written by a version of the format that this one doesn't know.
     Incompatible,
-    /// The call itself is wrong, and would be wrong again.
+    /// The call itself is wrong, and repeating it won't help.
     Invalid,
     /// Larger than a limit; the message names it.
     TooLarge,
-    /// Stored bytes that don't decode as the type asked for.
+    /// The stored bytes don't decode as the requested type.
     Undecodable,
-    /// The work was done, and its result was not kept: `Recorded::missing` says why. Don't do it again.
+    /// The work was done, but its result was not kept: `Recorded::missing` says why. Don't do the work again.
     NotKept,
     /// The operating system refused.
     Io,
-    /// What the store was about to do contradicts itself: a bug of ours. Nothing was done, and nothing more is written;
-    /// reopen the store, and report the message.
+    /// The store found its own state inconsistent, which is a bug of onlyonce. Nothing was done, and nothing more is written.
+    /// Reopen the store and report the message.
     Bug,
 }
 
@@ -182,7 +182,7 @@ impl Error {
         Error::new(ErrorKind::Bug, message).at(path)
     }
 
-    /// An error of kind `Invalid`, for an [`Encode`](crate::Encode) written by hand: this value can't be recorded.
+    /// Makes an error of kind `Invalid`, for an [`Encode`](crate::Encode) written by hand: this value can't be recorded.
     ///
     /// ```
     /// use onlyonce::value::{Codec, Format};
@@ -206,7 +206,7 @@ impl Error {
         Error::new(ErrorKind::Invalid, message)
     }
 
-    /// An error of kind `Undecodable`, for a [`Decode`](crate::Decode) written by hand: not this type's bytes.
+    /// Makes an error of kind `Undecodable`, for a [`Decode`](crate::Decode) written by hand: not this type's bytes.
     ///
     /// ```
     /// use onlyonce::value::Format;
@@ -305,7 +305,7 @@ impl Error {
         text
     }
 
-    /// What to do next.
+    /// Returns the kind, which says what to do next.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -319,7 +319,7 @@ impl Error {
         self.detail.kind.unwrap_or(ErrorKind::Io)
     }
 
-    /// The file or directory it is about.
+    /// Returns the file or directory that the error is about.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, testing::Sim};
@@ -336,7 +336,7 @@ impl Error {
         self.detail.path.as_deref()
     }
 
-    /// The byte in that file, where one place is to blame.
+    /// Returns the offset in that file, if one place is to blame.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, testing::Sim};

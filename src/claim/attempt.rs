@@ -9,7 +9,7 @@ use crate::Key;
 use crate::protocol::KeyState;
 use crate::types::{StoreMillis, Token};
 
-/// One attempt at a key, as others may see it. Plain data: it does not change.
+/// One attempt at a key, as callers other than its owner see it. Plain data: it does not change.
 ///
 /// ```
 /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -54,7 +54,7 @@ impl Attempt {
         self
     }
 
-    /// The key it is an attempt at.
+    /// Returns the key.
     ///
     /// ```
     /// # use onlyonce::{Key, State, testing::Sim};
@@ -69,7 +69,7 @@ impl Attempt {
         &self.seen.key
     }
 
-    /// 1 for the first since the key was absent.
+    /// Returns the number of the attempt: 1 for the first since the key was absent.
     ///
     /// ```
     /// # use onlyonce::{State, testing::Sim};
@@ -84,7 +84,7 @@ impl Attempt {
         self.seen.state.attempt
     }
 
-    /// Names the attempt; a resource that was shown it can tell what it did.
+    /// Returns the fencing token, which names the attempt. A resource that was given the token can say what the attempt did.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -102,7 +102,7 @@ impl Attempt {
         self.seen.state.token
     }
 
-    /// When it was claimed, by the wall clock of then.
+    /// Returns the time of the claim, by the wall clock at that time.
     ///
     /// ```
     /// # use onlyonce::{State, testing::Sim};
@@ -119,7 +119,7 @@ impl Attempt {
         wall(self.seen.state.since, self.seen.state.wall_offset)
     }
 
-    /// Who claimed it, where the claim said so.
+    /// Returns the owner's label, if the claim had one.
     ///
     /// ```
     /// # use onlyonce::{Operation, State, testing::Sim};
@@ -134,7 +134,7 @@ impl Attempt {
         self.seen.state.owner.as_deref()
     }
 
-    /// How long its lease still runs; `None` without one.
+    /// Returns how long the lease still runs; `None` without a lease.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -154,7 +154,7 @@ impl Attempt {
         self.seen.lease_until.map(|until| Duration::from_millis(until.since(self.seen.now)))
     }
 
-    /// Why it ended, or is held.
+    /// Returns why the attempt ended, or why the key is held.
     ///
     /// ```
     /// # use onlyonce::{Claim, State, testing::Sim};
@@ -170,7 +170,7 @@ impl Attempt {
         self.seen.reason.as_deref()
     }
 
-    /// Whether its interruption is to be held rather than asked about.
+    /// Returns whether the attempt asked that its key be held after an interruption.
     ///
     /// ```
     /// # use onlyonce::{Claim, OnInterrupted, Operation, testing::Sim};

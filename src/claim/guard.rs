@@ -17,10 +17,10 @@ use crate::sync::{AtomicBool, Ordering};
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
 
-/// A claim that is yours: it owns the key until you end it. Each ending consumes it.
+/// A granted claim, which owns the key until you end it. Each ending consumes it.
 ///
-/// It derefs to [`ClaimHandle`]: what the work may do. Dropped without a word (a `?`, a panic, a cancelled
-/// future), the attempt is interrupted, as by a crash at that place; [`OnDrop::Abort`] changes that.
+/// It derefs to [`ClaimHandle`], which has what the work may do. Dropping it without an ending (by a `?`, a panic, a
+/// cancelled future) interrupts the attempt, as a crash at that place would; [`OnDrop::Abort`] changes that.
 ///
 /// ```
 /// # use onlyonce::{Claim, State, testing::Sim};
@@ -37,10 +37,9 @@ pub struct ClaimGuard {
     handle: ClaimHandle,
 }
 
-/// What the work may do with its claim; it can't end it. A clone is the same claim.
+/// What the work may do with its claim, except end it. A clone is the same claim.
 ///
-/// After the claim has ended it is good for nothing but reading: what would change something is refused as
-/// `ClaimLost`.
+/// After the claim has ended, the handle can only be read: every change is refused as `ClaimLost`.
 ///
 /// ```
 /// # use onlyonce::{Claim, ClaimHandle, Result, testing::Sim};
@@ -97,7 +96,7 @@ impl ClaimGuard {
         }
     }
 
-    /// The work is done: records its result, which every later claim is answered with.
+    /// Ends the claim with a result, which every later claim replays.
     ///
     /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
     ///
@@ -114,17 +113,17 @@ impl ClaimGuard {
     /// ```
     ///
     /// # Errors
-    /// - `ClaimLost`: somebody took over. Nothing was changed.
+    /// - `ClaimLost`: another attempt took over. Nothing was changed.
     /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
-    ///   [`Error::into_claim`] gives the guard back; the error dropped with the guard in it leaves the attempt
-    ///   interrupted, whatever [`OnDrop`] says, for the effect may have happened.
-    /// - `Indeterminate`: it may or may not be recorded; reopen and ask.
+    ///   [`Error::into_claim`] gives the guard back. Dropping the error with the guard in it interrupts the attempt,
+    ///   whatever [`OnDrop`] says, because the effect may have happened.
+    /// - `Indeterminate`: the result may or may not be recorded; reopen the store and ask `get`.
     pub fn complete<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
         self.is_past_its_effect();
         self.record(Outcome::success(value))
     }
 
-    /// The work failed for good: records the failure, which every later claim is answered with.
+    /// Ends the claim with a final failure, which every later claim replays.
     ///
     /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
     ///
@@ -144,7 +143,7 @@ impl ClaimGuard {
         self.record(Outcome::failure(value))
     }
 
-    /// Records an outcome with metadata or a retention of its own.
+    /// Ends the claim with an outcome that has metadata or a retention of its own.
     ///
     /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
     ///
@@ -182,8 +181,8 @@ impl ClaimGuard {
         self.ended(done)
     }
 
-    /// This attempt had no effect: the next claim is granted. (If an earlier attempt's fate is still open,
-    /// the key is interrupted again: you can't speak for that one.)
+    /// Ends the claim as one without an effect, so that the next claim is granted. If an earlier attempt's fate is still
+    /// open, the key is interrupted again, because this attempt can't speak for that one.
     ///
     /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
     ///
@@ -212,7 +211,7 @@ impl ClaimGuard {
         self.ended(done)
     }
 
-    /// A handle for the work: it may do everything but end the claim.
+    /// Returns a handle for the work, which may do everything except end the claim.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -273,9 +272,9 @@ impl ClaimGuard {
 }
 
 impl Error {
-    /// The claim, where an ending was refused before anything was written: `TooLarge`, `StorageFull`, `Io`,
-    /// or a value that didn't encode. The key is still yours: record something smaller, or that there is no result
-    /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for room.
+    /// Returns the claim, if its ending was refused before anything was written: by `TooLarge`, `StorageFull`, `Io`, or a
+    /// value that didn't encode. The key is still yours. Record something smaller, or no result
+    /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for space.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -331,7 +330,7 @@ impl fmt::Debug for ClaimGuard {
 }
 
 impl ClaimHandle {
-    /// The key.
+    /// Returns the key.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -345,7 +344,8 @@ impl ClaimHandle {
         &self.0.key
     }
 
-    /// The claim's fencing token: hand it to whatever the work changes, so that a stale owner is refused there too.
+    /// Returns the claim's fencing token. Pass it to the resource that the work changes, so that a stale owner is refused
+    /// there too.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -360,7 +360,7 @@ impl ClaimHandle {
         self.0.token
     }
 
-    /// 1 for the first attempt since the key was absent.
+    /// Returns the number of the attempt: 1 for the first one since the key was absent.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -377,7 +377,7 @@ impl ClaimHandle {
         self.0.attempt
     }
 
-    /// The interrupted attempt that this one follows, if it does.
+    /// Returns the interrupted attempt that this one follows, if there is one.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -396,10 +396,10 @@ impl ClaimHandle {
         self.0.interruption.as_ref()
     }
 
-    /// Lets the lease run for so long from now.
+    /// Renews the lease, which then runs for `lease` from now.
     ///
-    /// The lease of a claim lives in memory, so there is nothing to be durable: whoever opens the store next
-    /// finds the attempt interrupted, however long its lease was to run.
+    /// A lease is kept in memory, so nothing has to be durable: the next open finds the attempt interrupted, however long
+    /// its lease would have run.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
@@ -419,12 +419,12 @@ impl ClaimHandle {
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if somebody took over meanwhile, or the claim has ended. `Held` if the key was held.
-    /// `Invalid` for a lease of zero. Where a record is written, those of [`Store::claim`](crate::Store::claim) too.
+    /// `ClaimLost` if another attempt took over, or the claim has ended. `Held` if the key was held. `Invalid` for a lease of
+    /// zero. Where a record is written, also the errors of [`Store::claim`](crate::Store::claim).
     ///
     /// # Cost
-    /// Nothing is written, and nothing waits. If the lease had lapsed and somebody noticed: one write, and one
-    /// sync where the claim is at `Sync`, and the claim is durable again on return.
+    /// Nothing is written, and nothing waits. If the lease had lapsed and a claimant noticed: one write, and one sync if the
+    /// claim is at `Sync`; the claim is durable again on return.
     pub fn renew(&self, lease: Duration) -> Result<()> {
         let inner = &self.0;
         let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
@@ -458,7 +458,7 @@ impl ClaimHandle {
         }
     }
 
-    /// What a drop without a word means from now on. Flip it to [`OnDrop::Interrupt`] just before the effect.
+    /// Sets what dropping the guard means from now on. Set it to [`OnDrop::Interrupt`] just before the effect.
     /// In memory; nothing is written.
     ///
     /// ```

@@ -11,10 +11,10 @@ use crate::shared::Shared;
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
-/// An attempt whose fate is unknown, for you to decide on. While you hold it, others see `InProgress`.
+/// An attempt whose fate is unknown, for you to decide on. While you hold this, other callers see `InProgress`.
 ///
-/// Nothing is granted yet, and the late owner may still complete or abort. Dropped without a word, the
-/// attempt stays interrupted, nothing is written, and the next claimant is asked.
+/// Nothing is granted yet, and the late owner may still complete or abort. Dropping this without a decision writes
+/// nothing: the attempt stays interrupted, and the next claimant is asked.
 ///
 /// ```
 /// # use onlyonce::{Claim, State, testing::Sim};
@@ -53,7 +53,7 @@ impl Interrupted {
         Interrupted { shared, hash, attempt, settings, fingerprint, question }
     }
 
-    /// The attempt that was interrupted.
+    /// Returns the attempt that was interrupted.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -68,8 +68,8 @@ impl Interrupted {
         &self.attempt
     }
 
-    /// Runs it again, although the earlier attempt may have had its effect: at least once. Its fate stays
-    /// open until this attempt, or one after it, ends with an outcome; aborting leads back to interrupted.
+    /// Grants you the key, although the earlier attempt may have had its effect: at least once. The earlier fate stays open
+    /// until this attempt, or one after it, ends with an outcome; an abort makes the key interrupted again.
     ///
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///
@@ -86,13 +86,13 @@ impl Interrupted {
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if it is no longer the attempt you saw: its late owner ended it, or renewed its lease.
+    /// `ClaimLost` if the key has moved on from the attempt you saw: its late owner ended it, or renewed its lease.
     pub fn take_over(self) -> Result<ClaimGuard> {
         self.decide(Call::TakeOver(self.attempt.token()))
     }
 
-    /// You found out that nothing was done, by that attempt or any before it: all their fates are closed, and
-    /// you are granted the key.
+    /// Grants you the key, because you found out that neither that attempt nor any before it had an effect. Closes all their
+    /// fates.
     ///
     /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
     ///
@@ -112,7 +112,7 @@ impl Interrupted {
         self.decide(Call::NotApplied(self.attempt.token()))
     }
 
-    /// Nobody is granted the key, under any policy, until someone resolves it.
+    /// Holds the key: no claim is granted, under any policy, until the key is resolved.
     ///
     /// Durable on return, always at `Sync`.
     ///

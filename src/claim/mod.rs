@@ -23,10 +23,10 @@ use crate::engine::{Engine, Writing};
 use crate::operation::Settings;
 use crate::{Key, Outcome};
 
-/// The answer to a claim: do the work, replay what was recorded, or stay away.
+/// The answer to a claim: do the work, replay the record, or keep out.
 ///
-/// Exhaustive on purpose: there is no `_` arm in which a second run could hide. `Display` says who is on
-/// the key, since when, and what to do.
+/// Exhaustive on purpose: there is no `_` arm in which a second run could hide. `Display` names the owner of the key, how
+/// long it has been at work, and what to do.
 ///
 /// ```
 /// use onlyonce::{Claim, Store};
@@ -52,35 +52,33 @@ use crate::{Key, Outcome};
 #[must_use = "a grant that is dropped leaves the key interrupted"]
 #[derive(Debug)]
 pub enum Claim {
-    /// Yours, and no attempt's fate is open: do the work and end the claim.
+    /// The key is yours, and no attempt's fate is open: do the work and end the claim.
     Acquired(ClaimGuard),
-    /// An earlier attempt ended without a word, and what became of it is unknown. Nothing is granted yet:
-    /// you decide.
+    /// An earlier attempt ended without an outcome, so its effect is unknown. Nothing is granted yet: you decide.
     Interrupted(Interrupted),
-    /// Done before: here is the result.
+    /// The work was done before; this is its result.
     Completed(Recorded),
-    /// It failed before, for good: here is the recorded failure.
+    /// The work failed for good; this is the recorded failure.
     Failed(Recorded),
     /// Somebody is on it.
     InProgress(Attempt),
-    /// Nobody is granted the key until someone resolves it: an interrupted attempt under
-    /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), a key held by word, or an attempt beyond
+    /// The key is granted to nobody until it is resolved: after an interrupted attempt under
+    /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), after a call of `hold`, or beyond
     /// [`attempts_max`](crate::Policy::attempts_max). The reason is in the attempt.
     Held(Attempt),
-    /// The last owner asked that the next attempt wait. Not built yet: no call of this version asks for it.
+    /// The last owner asked that the next attempt wait. Not built yet: no call of this version answers it.
     Delayed(Attempt),
-    /// The key was used for another request: the fingerprints differ. What is recorded is not for the
-    /// client's eyes.
+    /// The key was used for another request: the fingerprints differ. Don't show the recorded state to the client.
     Mismatch(State),
-    /// It was done, its result is no longer kept, and the key is still remembered: see
+    /// The work was done, its result is no longer kept, and the key is still remembered: see
     /// [`remember_expired`](crate::Policy::remember_expired).
     Expired(Expired),
 }
 
 impl Claim {
-    /// Everything but a grant as an error, for `?`.
+    /// Turns an answer that is not a grant into an error, for `?`.
     ///
-    /// Of a grant (`Acquired`, `Interrupted`) it lets go, as dropping it would.
+    /// Releases a grant (`Acquired`, `Interrupted`), as dropping it would.
     ///
     /// ```
     /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -94,7 +92,7 @@ impl Claim {
     /// ```
     ///
     /// # Cost
-    /// Formats the message; nothing is read. Of a grant, as dropping it.
+    /// Formats the message; nothing is read. For a grant, the cost of dropping it.
     #[must_use]
     pub fn refused(self) -> Refused {
         Refused { message: self.to_string(), kind: self.kind() }
@@ -177,7 +175,7 @@ pub struct Refused {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum RefusedKind {
-    /// It was a grant, and the caller let go of it.
+    /// It was a grant, and the caller released it.
     LetGo,
     /// An earlier attempt's fate is unknown, and no policy says what to do.
     Interrupted,
@@ -187,7 +185,7 @@ pub enum RefusedKind {
     Failed,
     /// Somebody is on it.
     InProgress,
-    /// It waits for someone to resolve it.
+    /// It waits to be resolved.
     Held,
     /// The next attempt has to wait.
     Delayed,
@@ -198,7 +196,7 @@ pub enum RefusedKind {
 }
 
 impl Refused {
-    /// Which answer it was.
+    /// Returns which answer it was.
     ///
     /// ```
     /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -242,18 +240,18 @@ pub enum Mark {
     First,
     /// Marked or completed before.
     Again,
-    /// Somebody has claimed it and is on it.
+    /// It is claimed, and its owner is at work.
     InProgress(Attempt),
-    /// An attempt ended without a word, or the key is held.
+    /// An attempt ended without an outcome, or the key is held.
     Interrupted(Attempt),
     /// The key was used for another request: the fingerprints differ.
     Mismatch(State),
-    /// It was done, and its result is no longer kept.
+    /// The work was done, and its result is no longer kept.
     Expired(Expired),
 }
 
 impl Mark {
-    /// Whether the work is to be done: the key was not seen before.
+    /// Returns whether the work is to be done, because the key was not seen before.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -273,7 +271,7 @@ impl Mark {
     }
 }
 
-/// What an operator found out about an interrupted or held attempt. See [`Store::resolve`](crate::Store::resolve).
+/// An operator's decision about an interrupted or held attempt. See [`Store::resolve`](crate::Store::resolve).
 ///
 /// ```
 /// # use onlyonce::{Claim, Resolution, State, testing::Sim};
@@ -287,9 +285,9 @@ impl Mark {
 /// ```
 #[derive(Debug)]
 pub enum Resolution {
-    /// It did happen, or never will: record this.
+    /// The effect did happen, or never will: this outcome is recorded.
     Record(Outcome),
-    /// It did not happen: the next claim is granted, however many attempts there were.
+    /// The effect did not happen: the next claim is granted, however many attempts there were.
     Retry,
 }
 

@@ -60,9 +60,9 @@ impl Recorded {
         })
     }
 
-    /// Why its result was not kept; `None` where it was, or where there is none to keep, as of a mark.
+    /// Returns why the result was not kept; `None` if it was kept, or if there is none to keep, as for a mark.
     ///
-    /// The work was done all the same: a later caller gets along without the result, and doesn't do it again.
+    /// The work was done all the same. A later caller has to do without the result, and must not do the work again.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, testing::Sim};
@@ -77,7 +77,7 @@ impl Recorded {
         self.payload.missing()
     }
 
-    /// The recorded bytes; none where the result is [`missing`](Self::missing).
+    /// Returns the recorded bytes; none if the result is [`missing`](Self::missing).
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -93,7 +93,7 @@ impl Recorded {
         &self.payload
     }
 
-    /// The recorded value, as the type it was recorded as.
+    /// Decodes the recorded value as the type that was recorded.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -115,7 +115,7 @@ impl Recorded {
         self.payload.decode()
     }
 
-    /// The metadata recorded under a name.
+    /// Returns the metadata recorded under a name.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -134,7 +134,7 @@ impl Recorded {
         self.meta.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Which attempt recorded it.
+    /// Returns the number of the attempt that recorded it.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -150,7 +150,7 @@ impl Recorded {
         self.attempt
     }
 
-    /// The token of that attempt.
+    /// Returns the token of that attempt.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -167,7 +167,7 @@ impl Recorded {
         self.token
     }
 
-    /// When it was recorded, by the wall clock of then.
+    /// Returns the time of recording, by the wall clock at that time.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -184,7 +184,7 @@ impl Recorded {
         self.completed_at
     }
 
-    /// When it is no longer kept; `None`: for ever.
+    /// Returns the time from which it is no longer kept; `None` if it is kept for ever.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -252,7 +252,7 @@ impl Expired {
         }
     }
 
-    /// When its outcome was recorded, to the minute.
+    /// Returns the time at which its outcome was recorded, to the minute.
     ///
     /// ```
     /// use onlyonce::Expired;
@@ -266,7 +266,7 @@ impl Expired {
         self.completed_at
     }
 
-    /// Until when it is remembered; after that the key is as good as new.
+    /// Returns the time until which it is remembered; after that the key is as good as new.
     ///
     /// ```
     /// use onlyonce::Expired;
