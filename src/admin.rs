@@ -19,18 +19,17 @@ use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, WallMillis};
 use crate::{Error, Key, Result, limits};
 
-/// Repairs the store in `dir`, which nobody may have open: rebuilds a lost manifest, and gives up what is damaged, if
-/// that is accepted. The only thing that ever accepts a loss.
+/// Repairs the store in `dir`, which no process may have open. Rebuilds a lost manifest, and drops damaged records if that
+/// is accepted. No other call ever accepts a loss.
 ///
-/// First everything is read. If nothing that was acknowledged is lost (a manifest, a header), it is repaired. If
-/// something is, it is told, and given up only under [`AcceptLoss::Yes`]: then all whole records are written anew, and the
-/// store consists of them. A key whose newest record is lost is afterwards what its newest whole record says, or absent.
-/// Of keys that are remembered after they expired all are kept whose page of their file is whole. Copy the directory
-/// before.
+/// First, everything is read. If no acknowledged record is lost (only a manifest or a header is), the store is repaired.
+/// Otherwise the loss is reported, and accepted only under [`AcceptLoss::Yes`]: then all whole records are written anew and
+/// make up the store. A key whose newest record is lost has afterwards the state of its newest whole record, or is absent.
+/// Keeps every remembered key whose page passes its checksum. Copy the directory before the call.
 ///
-/// Where the manifest is lost, the segments themselves say what there was. Three things nothing says then: whether
-/// segments in front of the first one were given back by compaction or are missing, whether something stood behind the
-/// last record, and whether a file of remembered keys is missing.
+/// Without the manifest, the segments themselves say what there was. Three things can't be known then: whether segments
+/// before the first one were reclaimed or are missing, whether anything followed the last record, and whether a file of
+/// remembered keys is missing.
 ///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};
@@ -50,13 +49,13 @@ use crate::{Error, Key, Result, limits};
 /// Durable on return.
 ///
 /// # Errors
-/// `Locked` if somebody has the store open; `Corrupt` if neither a manifest nor a single segment's header is whole;
-/// `Incompatible`; `StorageFull` if there is no room to write what is whole anew, and nothing was changed; `Io`, also where a
-/// directory stands in the place of a file that the store prepares ahead, and nothing was changed.
+/// `Locked` if a process has the store open; `Corrupt` if neither a manifest nor a single segment's header is whole;
+/// `Incompatible`; `StorageFull` if there is no space to write the whole records anew, and nothing was changed; `Io`, also if a
+/// directory is in the place of a file that the store prepares ahead, and nothing was changed.
 ///
 /// # Cost
-/// Reads everything, twice where records are lost; then writes every whole record, and needs the room for it beside the
-/// old ones. What it leaves, or finds whole, is read once more as an opening reads it: only then is it called repaired.
+/// Reads everything, twice if records are lost. Then it writes every whole record, and needs space for them in addition to
+/// the old ones. The result is read once more, as an open reads it: only then is it reported as repaired.
 pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
     let dir = directory::absolute(dir.as_ref())?;
     crate::repair::run(directory::system(&dir)?, &dir, &StoreBuilder::default().sizes()?, accept)
@@ -64,8 +63,8 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 
 /// The kinds of [`State`] that a walk shows.
 ///
-/// There is none for [`State::Expired`]: once its record is gone, a key that is only remembered is a hash, and
-/// nobody can name it. [`get`](crate::Store::get) and [`claim`](crate::Store::claim) are told.
+/// There is none for [`State::Expired`]: once its record is reclaimed, only the hash of a remembered key is left, so a walk
+/// can't name it. [`get`](crate::Store::get) and [`claim`](crate::Store::claim) answer it.
 ///
 /// ```
 /// # use onlyonce::{admin::StateKind, testing::Sim};
@@ -80,7 +79,7 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 pub enum StateKind {
     /// Somebody is on it.
     InProgress,
-    /// An attempt ended without a word.
+    /// An attempt ended without an outcome.
     Interrupted,
     /// It waits to be resolved.
     Held,
@@ -107,8 +106,8 @@ impl StateKind {
 
 /// A walk over all keys. See [`Store::iter`](crate::Store::iter).
 ///
-/// A key that can't be read is an error in its place, and the walk goes on. A key that has expired is not shown,
-/// remembered or not.
+/// A key that can't be read is an error in its place, and the walk continues. An expired key is not shown, even if it is
+/// remembered.
 ///
 /// ```
 /// # use onlyonce::{Key, Result, testing::Sim};
@@ -120,9 +119,9 @@ impl StateKind {
 /// ```
 ///
 /// # Cost
-/// One read a key, whatever is asked for: states and prefixes are filtered after it. In memory it holds the
-/// places of all keys since the last checkpoint, 24 bytes each. A damaged bucket of the index is an error for each time it
-/// is met, and is mended from the log.
+/// One read a key: states and prefixes are filtered afterwards. In memory it holds the places of all keys since the last
+/// checkpoint, 24 bytes each. A damaged bucket of the index is an error each time the walk meets it, and is mended from the
+/// log.
 #[must_use = "a walk does nothing until it is asked for its next key"]
 pub struct Iter {
     shared: Arc<Shared>,
@@ -137,7 +136,7 @@ impl Iter {
         Iter { shared, states: None, prefix: None, walk: None, is_over: false }
     }
 
-    /// Only keys in one of these states.
+    /// Shows only keys in one of these states.
     ///
     /// ```
     /// # use onlyonce::{admin::StateKind, testing::Sim};
@@ -151,7 +150,7 @@ impl Iter {
         self
     }
 
-    /// Only keys that begin as `prefix` does: bytes by bytes, parts by whole parts.
+    /// Shows only keys that begin with `prefix`, compared byte by byte, or by whole parts.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -253,9 +252,9 @@ impl fmt::Debug for Iter {
 
 /// Whether a store takes writes. See [`Store::health`](crate::Store::health).
 ///
-/// What to alarm on: anything but `Writable` means that claims are refused. `Full` and `WaitsForRoom` end by themselves once
-/// there is room, `Poisoned` by a reopening. [`Stats::background_error`] comes earlier: the room that is prepared ahead lasts
-/// for a while.
+/// Raise an alarm for anything but `Writable`, because claims are refused then. `Full` and `WaitsForRoom` end by themselves
+/// once there is space; `Poisoned` ends when the store is reopened. [`Stats::background_error`] comes earlier, because the
+/// space that is prepared ahead lasts for a while.
 ///
 /// ```
 /// # use onlyonce::{admin::Health, testing::{DiskFault, Sim}};
@@ -277,24 +276,24 @@ impl fmt::Debug for Iter {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Health {
-    /// It does.
+    /// The store takes writes.
     Writable,
-    /// A write or sync failed; replay goes on, everything else waits for a reopening.
+    /// A write or sync failed. Results are replayed; everything else waits until the store is reopened.
     Poisoned {
         /// What failed, and where.
         cause: String,
     },
-    /// What the last opening found unsynced waits for room: free some space.
+    /// The unsynced records that the last open found wait for space: free some.
     WaitsForRoom,
     /// New claims are refused as `StorageFull`, and nothing else: claims in flight end, results are replayed, keys can be
-    /// forgotten and compacted away. The background looks for room once a second.
+    /// forgotten and compacted away. The background looks for space once a second.
     Full {
-        /// Since when room is missing.
+        /// The time since which space is missing.
         since: SystemTime,
         /// What could not be prepared, and what helps.
         cause: String,
     },
-    /// It was closed.
+    /// The store was closed.
     Closed,
     /// This process is a fork of the one that opened it.
     Forked,
@@ -328,7 +327,7 @@ impl Health {
         shared.log.is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
     }
 
-    /// Whether the store takes writes.
+    /// Returns whether the store takes writes.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -343,7 +342,7 @@ impl Health {
     }
 }
 
-/// Counts of one opening. See [`Store::stats`](crate::Store::stats).
+/// Counts since the store was opened. See [`Store::stats`](crate::Store::stats).
 ///
 /// ```
 /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -361,56 +360,56 @@ impl Health {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Keys known, past their retention or not; one that changed since it was sealed, or was forgotten and is not
-    /// compacted away yet, may count twice.
+    /// Known keys, expired ones included. A key may count twice if it changed since it was sealed, or if it was forgotten and
+    /// is not compacted away yet.
     pub keys: u64,
     /// Claims in flight.
     pub in_flight: u64,
     /// Segments of the log.
     pub segments: u64,
-    /// Bytes of the log's segments, room prepared ahead included.
+    /// Bytes of the log's segments, with the space prepared ahead.
     pub log_bytes: u64,
-    /// Since when the oldest claim in flight is.
+    /// The time at which the oldest claim in flight was granted.
     pub oldest_claim: Option<SystemTime>,
-    /// Bytes of log behind the last checkpoint: what an opening after a crash reads.
+    /// Bytes of log behind the last checkpoint, which an open after a crash reads.
     pub log_bytes_since_checkpoint: u64,
     /// When the last checkpoint was made; `None` if there was none since the store was opened.
     pub last_checkpoint: Option<SystemTime>,
-    /// What was alive then, or at most a second and an eighth of the log earlier, and keys by state: from a sample, as
-    /// [`Store::estimate`](crate::Store::estimate) takes one of now.
+    /// An estimate of live bytes and of keys by state at that time, or up to a second or an eighth of the log before it. See
+    /// [`Store::estimate`](crate::Store::estimate) for one of now.
     pub estimate_at_checkpoint: Option<Estimate>,
-    /// Bytes that all files take together, and may take: `u64::MAX` if there is no `disk_bytes_max`.
+    /// Bytes that all files take together.
     pub disk_bytes: u64,
-    /// See `disk_bytes`.
+    /// Bytes that they may take: `u64::MAX` if `disk_bytes_max` is not set.
     pub disk_bytes_max: u64,
     /// Bytes that compaction moved since the store was opened.
     pub bytes_moved: u64,
-    /// Bytes of segments that it gave back.
+    /// Bytes of segments that compaction reclaimed.
     pub bytes_reclaimed: u64,
     /// Files of remembered keys.
     pub expired_files: u64,
-    /// Keys in them.
+    /// Keys in the files of remembered keys.
     pub expired_keys: u64,
     /// Sealed tables of the index.
     pub tables: u64,
-    /// Bytes of them.
+    /// Bytes of these tables.
     pub index_bytes: u64,
-    /// Keys that only memory has, and claims in flight: what the next checkpoint seals.
+    /// Keys that only memory has, and claims in flight. The next checkpoint seals the former.
     pub keys_in_memory: u64,
-    /// What keeps the background from making room or checkpoints: a record that is damaged (see
-    /// [`admin::repair`](crate::admin::repair)), a full disk. It is tried again; `None` once that goes well.
+    /// What keeps the background from preparing space or making checkpoints: a damaged record (see
+    /// [`admin::repair`](crate::admin::repair)), or a full disk. The background tries again; `None` once it succeeds.
     pub background_error: Option<String>,
-    /// Tables that were damaged or missing, at the opening or since, and were made again from the log.
+    /// Tables that were found damaged or missing, by the open or since, and were made again from the log.
     pub tables_mended: u64,
     /// Syncs of the log since the store was opened.
     pub syncs: u64,
-    /// Time spent in them.
+    /// Time spent in these syncs.
     pub sync_time: std::time::Duration,
-    /// Records placed since then. Divided by `syncs`: how many share one.
+    /// Records placed since the store was opened. Divided by `syncs`, it says how many share one.
     pub records: u64,
-    /// Bytes of records handed to the system since then.
+    /// Bytes of records written since the store was opened.
     pub bytes_written: u64,
-    /// What the opening found.
+    /// What the open found.
     pub opening: Opening,
 }
 
@@ -489,9 +488,9 @@ impl Stats {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Estimate {
-    /// Bytes of the records that are of use: their keys' newest, and not expired.
+    /// Bytes of live records: the newest of their keys, and not expired.
     pub live_bytes: u64,
-    /// Bytes of the log that are not: what compaction could give back.
+    /// All other bytes of the log, which compaction could reclaim.
     pub dead_bytes: u64,
     /// Keys claimed or interrupted.
     pub open: u64,
@@ -544,7 +543,7 @@ impl Compaction {
         Compaction { done }
     }
 
-    /// Bytes of live records that were moved.
+    /// Returns the bytes of live records that were moved.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -556,7 +555,7 @@ impl Compaction {
         self.done.moved
     }
 
-    /// Bytes of segments that were given back, those of what was moved included.
+    /// Returns the bytes of reclaimed segments, moved records included.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -569,8 +568,8 @@ impl Compaction {
         self.done.reclaimed
     }
 
-    /// Whether all of the log was gone through: nothing that was dead before, or before the first of the calls that ran
-    /// out of budget, is on the disk any more.
+    /// Returns whether the whole log was gone through. Then nothing that was dead before the call is on the disk any more;
+    /// after calls that ran out of budget, nothing that was dead before the first of them.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -595,20 +594,20 @@ impl Compaction {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Verification {
-    /// Records about keys that are whole.
+    /// Whole records about keys.
     pub records: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// What is damaged: each names file and offset.
+    /// All damage; each error names file and offset.
     pub damages: Vec<Error>,
-    /// What could not be read, and so is neither known to be whole nor damaged: a device that fails, no file descriptor
-    /// left (`Io`), a record that a failed write left in memory (`Indeterminate`), or that waits for space
-    /// (`StorageFull`). Once for each kind and file.
+    /// What could not be read, and so is not known to be whole or damaged: by a failing device or for want of a file
+    /// descriptor (`Io`), because a failed write left the record in memory (`Indeterminate`), or because the record waits for
+    /// space (`StorageFull`). One error for each kind and file.
     pub unread: Vec<Error>,
 }
 
 impl Verification {
-    /// Whether everything was read and nothing is damaged.
+    /// Returns whether everything was read and nothing is damaged.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -651,7 +650,7 @@ impl Inspector for Gathering<'_> {
     }
 }
 
-/// What an opening found.
+/// What an open found.
 ///
 /// ```
 /// # use onlyonce::testing::Sim;
@@ -670,13 +669,13 @@ pub struct Opening {
     pub was_clean: bool,
     /// Records read.
     pub records_read: u64,
-    /// Records of the tail that no watermark covered, made durable anew.
+    /// Records of the tail that no watermark covered, and that were made durable anew.
     pub records_resynced: u64,
-    /// What was cut off: a last write that was never finished.
+    /// The torn tail that was cut off: a last write that was never finished.
     pub cut: Option<Cut>,
 }
 
-/// A torn tail that an opening cut off. Nothing acknowledged at [`Sync`](crate::Durability::Sync) was in it.
+/// A torn tail that an open cut off. Nothing acknowledged at [`Sync`](crate::Durability::Sync) was in it.
 ///
 /// ```
 /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -700,7 +699,7 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// The segment.
+    /// Returns the path of the segment.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -717,7 +716,7 @@ impl Cut {
         &self.path
     }
 
-    /// Where in it the log ended.
+    /// Returns the offset in the segment at which the log ended.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -735,7 +734,7 @@ impl Cut {
         self.offset
     }
 
-    /// How many bytes behind that held something.
+    /// Returns how many bytes behind that offset held something.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -752,7 +751,7 @@ impl Cut {
         self.bytes
     }
 
-    /// How many records among them were whole: devices persist out of order.
+    /// Returns how many records among them were whole. Devices persist out of order, so there may be some.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};

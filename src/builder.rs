@@ -6,7 +6,7 @@ use crate::limits;
 use crate::log::Sizes;
 use crate::{Error, Policy, Result};
 
-/// How a store is opened. Unset, each setting has the default that its method names.
+/// Settings for opening a store. An unset one has the default that its method names.
 ///
 /// ```
 /// use onlyonce::{OnInterrupted, Policy, Store};
@@ -50,7 +50,7 @@ impl Default for StoreBuilder {
 }
 
 impl StoreBuilder {
-    /// Defaults for every operation of the store.
+    /// Sets the defaults for every operation of the store.
     ///
     /// An operation, or a handle from [`with_policy`](crate::Store::with_policy), may say otherwise.
     ///
@@ -72,10 +72,10 @@ impl StoreBuilder {
 
     /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
     ///
-    /// The first one has 1 MiB, later ones an eighth of the log so far. Whatever is said here, a segment
-    /// holds two of the longest records.
+    /// The first segment has 1 MiB, later ones an eighth of the log so far. Whatever this setting, a segment holds two of
+    /// the longest records.
     ///
-    /// May be another one at each opening: segments that are there stay as they are.
+    /// It may differ from open to open: existing segments stay as they are.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, Store};
@@ -94,8 +94,8 @@ impl StoreBuilder {
 
     /// Longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
     ///
-    /// A segment holds at least two of the longest records, so a large value makes large files. What is recorded
-    /// already stays readable under a smaller one.
+    /// A segment holds at least two of the longest records, so a large value makes large files. Longer results that are
+    /// recorded already stay readable under a smaller limit.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Store};
@@ -128,11 +128,10 @@ impl StoreBuilder {
 
     /// Bytes that all files of the store may take. Default: whatever the disk has.
     ///
-    /// When it is used up, dead records are given back before the next claim; if all are alive, claims answer
-    /// `StorageFull` before anything is done, while those in flight can end, results are replayed, and keys can be
-    /// forgotten and compacted away. It takes four segments at least, and should be twice what is alive and
-    /// some. A table or a file of remembered keys counts once
-    /// it is finished: while one is written, the store may take that much more.
+    /// When it is used up, dead records are reclaimed before the next claim. If all records are alive, claims answer
+    /// `StorageFull` before anything is done; claims in flight can still end, results are replayed, and keys can be forgotten
+    /// and compacted away. The minimum is four segments; choose more than twice the live bytes. A table or a file of
+    /// remembered keys counts once it is finished: while one is written, the store may take that much more.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -146,11 +145,10 @@ impl StoreBuilder {
         self
     }
 
-    /// Whether full segments and the index are read through memory maps. Default: yes. Without, plain reads of the
-    /// same files.
+    /// Sets whether full segments and the index are read through memory maps. Default: yes. Otherwise the same files are
+    /// read by plain reads.
     ///
-    /// A file cut short by somebody else while it is mapped ends the process with SIGBUS; a plain read of it is
-    /// `Corrupt`.
+    /// If another program cuts a mapped file short, the process ends with SIGBUS; a plain read of such a file is `Corrupt`.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -164,10 +162,10 @@ impl StoreBuilder {
         self
     }
 
-    /// No background thread: the program calls [`Store::step`](crate::Store::step) itself.
+    /// Starts no background threads: the program calls [`Store::step`](crate::Store::step) itself.
     ///
-    /// Without it being called, what is acknowledged at `Lazy` or `Flush` may stay unsynced for longer than a second,
-    /// and a claim that needs a new segment prepares it itself.
+    /// If it doesn't, records acknowledged at `Lazy` or `Flush` may stay unsynced for longer than a second, and a claim that
+    /// needs a new segment prepares it itself.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -183,10 +181,9 @@ impl StoreBuilder {
         self
     }
 
-    /// Opens on file systems whose locks and flushes can't be relied on (NFS, SMB, FUSE …), which is refused
-    /// by default.
+    /// Allows file systems whose locks and flushes can't be relied on (NFS, SMB, FUSE …). They are refused by default.
     ///
-    /// What the store promises then hangs on what that file system does.
+    /// The store's promises then depend on that file system.
     ///
     /// ```
     /// # use onlyonce::Store;

@@ -29,7 +29,7 @@ use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 use memories::Remembered;
 
-/// Whether a loss is accepted. See [`repair`](crate::admin::repair).
+/// Says whether a loss is accepted. See [`repair`](crate::admin::repair).
 ///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};
@@ -44,9 +44,9 @@ use memories::Remembered;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum AcceptLoss {
-    /// Repairs what can be repaired without losing anything; else only says what would be lost.
+    /// Repairs if that loses nothing; otherwise only reports what would be lost.
     No,
-    /// Gives up what is damaged. A key whose result is lost may be granted again.
+    /// Drops what is damaged. A key whose result is lost may be granted again.
     Yes,
 }
 
@@ -71,19 +71,18 @@ pub enum AcceptLoss {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RepairReport {
-    /// Whether the store can be opened now: that was tried.
+    /// Whether the store can be opened now. The repair has tried it.
     pub is_repaired: bool,
     /// Whether anything that was acknowledged is lost, or would be.
     pub is_loss: bool,
     /// What is damaged or missing: each names file and offset.
     pub damages: Vec<Error>,
-    /// Keys whose newest record is lost, as far as older records name them. Each is in the state that its newest whole
-    /// record says.
+    /// Keys whose newest record is lost, as far as older records name them. Each has the state of its newest whole record.
     pub keys: Vec<Key<'static>>,
-    /// How many keys lost their newest record, by the index; `None`: it doesn't cover what is lost.
+    /// How many keys lost their newest record, by the index; `None` if the index doesn't cover the lost part.
     pub keys_lost: Option<u64>,
-    /// Remembered keys that are lost: a late retry of them is granted. Where neither the manifest nor the header of their
-    /// file says how many it held, an estimate: 204 for each of its pages that is damaged, and one at least.
+    /// Remembered keys that are lost, so that a late retry is granted. An estimate if neither the manifest nor the file's
+    /// header says how many keys it held: 204 for each damaged page, and at least one.
     pub memories_lost: u64,
     /// Records that were written anew.
     pub records_moved: u64,

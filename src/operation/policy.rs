@@ -30,20 +30,20 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum OnInterrupted {
-    /// `run` takes the operation over and does it again, after an error of its closure too: **at least once**. Right
-    /// where doing it twice does no harm, or where what you call notices the repeat (by the key, or the fencing
-    /// token). `claim` still answers `Interrupted`, so a take-over by hand stays your explicit word.
+    /// `run` takes the operation over and does the work again, after an error of its closure too: **at least once**. Right
+    /// where a second execution does no harm, or where the called service notices the repetition, by the key or the fencing
+    /// token. `claim` still answers `Interrupted`, so that a take-over by hand stays explicit.
     Retry,
-    /// Nobody is granted the key until someone resolves it: at most once. Everybody is answered `Held`.
+    /// The key is granted to nobody until it is resolved: at most once. Every claim answers `Held`.
     ///
-    /// It holds if the interrupted attempt asked for it or the claimant does, so all claimants of a key
-    /// should say the same. It needs claims at [`Durability::Sync`], for an attempt that a power cut
-    /// makes forgotten can't be held: with a weaker `claim_durability` the call is refused as `Invalid`.
+    /// It applies if the interrupted attempt or the claimant asks for it, so all claimants of a key should ask for the same.
+    /// It needs claims at [`Durability::Sync`], because an attempt that a power cut makes the store forget can't be held:
+    /// with a weaker `claim_durability` the call is refused as `Invalid`.
     Hold,
 }
 
-/// What a guard that is dropped, by a `?`, a panic or a cancelled future, says about its attempt. So does an error of
-/// the closure in [`run`](crate::Store::run) that nobody judged.
+/// What dropping a guard (by a `?`, a panic or a cancelled future) says about its attempt. An error of the closure in
+/// [`run`](crate::Store::run) that no hook judged says the same.
 ///
 /// ```
 /// # use onlyonce::{Claim, OnDrop, Operation, State, testing::Sim};
@@ -59,20 +59,20 @@ pub enum OnInterrupted {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// Nothing: the attempt is interrupted, as a crash at that place would have left it. Waits for nothing.
+    /// Nothing: the attempt is interrupted, as after a crash at that place. The drop waits for nothing.
     #[default]
     Interrupt,
     /// That it had no effect: the attempt is aborted, and the next claimant is granted the key.
     ///
-    /// Right up to the first effect. Flip it back just before: `claim.on_drop(OnDrop::Interrupt)`. A crash
-    /// of the process is an interruption whatever is set here.
+    /// Right until the first effect. Change it just before that: `claim.on_drop(OnDrop::Interrupt)`. A crash of the process
+    /// is an interruption, whatever is set here.
     Abort,
 }
 
-/// What becomes of a key whose work was done by [`run`](crate::Store::run), and whose result can't be kept: it is too
+/// What becomes of a key when [`run`](crate::Store::run) has done the work and can't keep the result, because it is too
 /// large, doesn't encode, or finds the disk full.
 ///
-/// The work is not done again for that, and whoever ran it has the value.
+/// The work is not done again for that, and the caller of `run` gets the value.
 ///
 /// ```
 /// # use onlyonce::{Claim, Error, OnUnkept, Operation, Run, testing::Sim};
@@ -91,18 +91,17 @@ pub enum OnDrop {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum OnUnkept {
-    /// It is completed without a result: [`Recorded::missing`](crate::Recorded::missing) tells a replay why.
+    /// It is completed without a result; [`Recorded::missing`](crate::Recorded::missing) of a replay says why.
     #[default]
     Complete,
-    /// It is held, with that reason, until somebody resolves it: where a later caller can't do without the result.
+    /// It is held, with that reason, until it is resolved. Right where a later caller can't do without the result.
     Hold,
 }
 
 /// What a record survives once the call that wrote it has returned. Each level keeps the promises of those before it.
 ///
-/// Nothing is answered that a crash could take back at the level of the record it rests on; only
-/// `InProgress` may be. The level belongs to each record: one key may be claimed at `Flush` and completed
-/// at `Sync`.
+/// No answer except `InProgress` shows what a crash could take back at the level of the record that it rests on. The level
+/// belongs to each record: one key may be claimed at `Flush` and completed at `Sync`.
 ///
 /// ```
 /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -119,15 +118,14 @@ pub enum OnUnkept {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Durability {
-    /// In memory when the call returns; written within a second. Survives nothing for
-    /// certain: a killed process, too, may lose the last second. Costs no write of its own.
+    /// In memory when the call returns; written within a second. Survives nothing with certainty: even a killed process may
+    /// lose the last second. Costs no write of its own.
     Lazy,
-    /// Given to the operating system. Survives the death of the process (`kill -9`, a panic, an abort), not
-    /// a power cut or a crash of the system, which may lose the last second or 4 MiB. Costs one write,
-    /// shared by all who wait.
+    /// Given to the operating system. Survives the death of the process (`kill -9`, a panic, an abort), but not a power cut or
+    /// a crash of the system, which may lose the last second or 4 MiB. Costs one write, shared by all waiting calls.
     Flush,
     /// On stable storage, as far as the disk keeps its word. Survives power loss. Costs one write and one
-    /// sync, shared by all who wait. The default for claims and outcomes.
+    /// sync, shared by all waiting calls. The default for claims and outcomes.
     Sync,
 }
 
@@ -320,7 +318,7 @@ macro_rules! policy_setters {
 }
 
 policy_setters! {
-    /// Who claims, for people to read: a host, a process, a worker. Others see it beside "in progress".
+    /// The owner's label, for people to read: a host, a process, a worker. Other claimants see it with "in progress".
     ///
     /// At most 512 bytes, else `TooLarge`. Default: none.
     ///
@@ -336,10 +334,10 @@ policy_setters! {
     /// ```
     owner: &str;
 
-    /// How long a claim holds without being renewed. After that the next claimant finds it interrupted.
+    /// How long a claim holds without a renewal. After that the next claimant finds it interrupted.
     ///
-    /// The clock that measures it counts through suspend. A late owner may still end its claim as long as
-    /// nobody took over. Zero is `Invalid`. Default: none, the claim holds as long as its guard and its process.
+    /// The clock that measures it counts through suspend. A late owner may still end its claim until another attempt takes
+    /// over. Zero is `Invalid`. Default: none; the claim holds as long as its guard and its process.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -356,10 +354,9 @@ policy_setters! {
     /// ```
     lease: Duration;
 
-    /// How long a result is kept and replayed, counted from its end. After that the key is free again.
+    /// How long a result is kept and replayed, from when it is recorded. After that the key is free again.
     ///
-    /// Zero is `Invalid`. Default: for ever. Forgetting is a choice: pick a time longer than any retry can
-    /// take.
+    /// Zero is `Invalid`. Default: for ever. Choose a time longer than any retry can take.
     ///
     /// ```
     /// # use onlyonce::{Policy, testing::Sim};
@@ -375,16 +372,16 @@ policy_setters! {
     /// ```
     retention: Duration;
 
-    /// How long a key is remembered once its result's [`retention`](Self::retention) has passed: a late retry is told
-    /// `Expired`, with when the work was done, and not granted the key as if it were new.
+    /// How long a key is remembered once its result's [`retention`](Self::retention) has passed. Until then a late retry is
+    /// answered `Expired`, with the time of the work, instead of being granted the key as if it were new.
     ///
-    /// Counted from the end of the retention, to the minute. What counts is what is set where the outcome is recorded. Of
-    /// a key that was forgotten while an earlier outcome of it was to be remembered, the later of both times counts.
-    /// Without a retention there is nothing to remember: the result itself is kept. Default: not at all; a retry that
-    /// comes later than the retention does the work again.
+    /// Counted from the end of the retention, to the minute. The setting of the call that records the outcome counts. If a
+    /// key is forgotten while an earlier outcome of it was to be remembered, the later of both times counts. Without a
+    /// retention there is nothing to remember, because the result itself is kept. Default: not at all; a retry after the
+    /// retention does the work again.
     ///
-    /// A remembered key takes 20 to 24 bytes of disk. It takes no memory, but 32 bytes or more while the segment that it
-    /// stood in is being given back.
+    /// A remembered key takes 20 to 24 bytes of disk. It takes no memory, except 32 bytes or more while its segment is being
+    /// reclaimed.
     ///
     /// ```
     /// # use onlyonce::{Claim, Policy, testing::Sim};
@@ -401,7 +398,7 @@ policy_setters! {
     /// ```
     remember_expired: Duration;
 
-    /// What an attempt that ended without a word means to the next one. See [`OnInterrupted`].
+    /// What an interrupted attempt means to the next claim. See [`OnInterrupted`].
     ///
     /// `Hold` with a [`claim_durability`](Self::claim_durability) below `Sync` is `Invalid`. Default:
     /// unset, the claimant is asked.
@@ -416,7 +413,7 @@ policy_setters! {
     /// ```
     on_interrupted: OnInterrupted;
 
-    /// What the guard says when it is dropped. See [`OnDrop`]. Default: [`OnDrop::Interrupt`].
+    /// What dropping the guard means. See [`OnDrop`]. Default: [`OnDrop::Interrupt`].
     ///
     /// ```
     /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};

@@ -29,28 +29,28 @@ use crate::{
 #[non_exhaustive]
 #[derive(Debug)]
 pub enum Run<T> {
-    /// The closure ran, and that is recorded: with its result, or, where that can't be kept, as the policy says
-    /// ([`OnUnkept`]). [`Runner::on_unrecorded`] learns of the latter.
+    /// The closure ran, and its result is recorded. A result that can't be kept is recorded as the policy says
+    /// ([`OnUnkept`]), and [`Runner::on_unrecorded`] is called.
     Done(T),
-    /// The closure ran, and recording that failed: `Indeterminate` if nobody knows whether the record stands, otherwise
-    /// the key is left interrupted. It is never free. After a failed write or sync the store takes no more of them:
-    /// reopen it, and ask [`Store::get`] what became of the key.
+    /// The closure ran, but recording its result failed. With `Indeterminate` the record may or may not exist; with any other
+    /// error the key is interrupted. It is never free. After a failed write or sync the store takes no more writes: reopen
+    /// it, and ask [`Store::get`] for the key's state.
     Unrecorded(T, Error),
-    /// It was done before: the recorded result.
+    /// The work was done before; this is the recorded result.
     Replayed(T),
-    /// It was done before, and its result was not kept: [`Recorded::missing`] says why.
+    /// The work was done before, and its result was not kept: [`Recorded::missing`] says why.
     NotKept(Recorded),
-    /// It failed before, for good.
+    /// The work failed before, for good.
     Failed(Recorded),
-    /// It was not run.
+    /// The closure was not run.
     Refused(Refused),
 }
 
 impl<T> Run<T> {
-    /// The result, of this run or the recorded one; everything else as an error.
+    /// Returns the result, of this run or the recorded one, and everything else as an error.
     ///
-    /// A result that this run could not record is one, too: the work was done. Match [`Unrecorded`](Run::Unrecorded), or
-    /// set [`Runner::on_unrecorded`], to learn of that.
+    /// A result that this run could not record is returned too, because the work was done. To notice it, match
+    /// [`Unrecorded`](Run::Unrecorded) or set [`Runner::on_unrecorded`].
     ///
     /// ```
     /// # use onlyonce::{Error, testing::Sim};
@@ -63,7 +63,7 @@ impl<T> Run<T> {
     /// ```
     ///
     /// # Errors
-    /// A recorded failure, a result that was not kept, or a refusal, in words.
+    /// A recorded failure, a result that was not kept, or a refusal.
     pub fn value(self) -> Result<T, Refused> {
         match self {
             Run::Done(value) | Run::Unrecorded(value, _) | Run::Replayed(value) => Ok(value),
@@ -91,11 +91,11 @@ impl<T> Run<T> {
 /// ```
 #[derive(Debug)]
 pub enum Reconciled<T> {
-    /// It had its effect, and this is the result: it is recorded, nothing runs.
+    /// The attempt had its effect, and this is the result. It is recorded, and nothing runs.
     Applied(T),
-    /// It had no effect: the closure runs.
+    /// The attempt had no effect: the closure runs.
     NotApplied,
-    /// Nobody can tell: the policy decides.
+    /// The effect is unknown: the policy decides.
     Unknown,
 }
 
@@ -126,7 +126,7 @@ pub enum Verdict {
 }
 
 impl Store {
-    /// Runs `work` under a claim and records its result; a repeat gets the recorded one.
+    /// Runs `work` under a claim and records its result. A repetition gets the recorded result.
     ///
     /// ```
     /// # use onlyonce::{Error, testing::Sim};
@@ -138,15 +138,16 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// An `Err` leaves the key interrupted, as a `?` with a [`ClaimGuard`] would, and a panic: a closure that
-    /// charged a card and then timed out must not run twice in silence. Three words say otherwise:
+    /// An `Err` or a panic interrupts the key, as a `?` with a [`ClaimGuard`] would: a closure that charged a card and then
+    /// timed out must not run twice unnoticed. Three settings change that:
     ///
-    /// - [`OnInterrupted::Retry`]: the next `run` does it again, **at least once**. Right where twice does no harm.
-    /// - [`on_error`](Runner::on_error): a verdict for each error, of those too after which nothing had happened.
-    /// - [`OnDrop::Abort`]: no error and no panic comes after an effect, so each frees the key.
+    /// - [`OnInterrupted::Retry`]: the next `run` does the work again, **at least once**. Right where a second execution
+    ///   does no harm.
+    /// - [`on_error`](Runner::on_error): gives a verdict for each error, for example that nothing had happened.
+    /// - [`OnDrop::Abort`]: says that no error and no panic comes after an effect, so each frees the key.
     ///
-    /// Without any of them the next `run` is refused, and says how to choose; under [`Hold`](OnInterrupted::Hold) it
-    /// waits for somebody to [`resolve`](Store::resolve) the key.
+    /// Without any of them the next `run` is refused, and the refusal says how to choose. Under
+    /// [`Hold`](OnInterrupted::Hold) the key is held until it is resolved ([`resolve`](Store::resolve)).
     ///
     /// ```
     /// # use onlyonce::{Error, OnInterrupted, Operation, Run, testing::Sim};
@@ -158,17 +159,16 @@ impl Store {
     /// # Ok::<(), Error>(())
     /// ```
     ///
-    /// A result that is too large, doesn't encode or finds the disk full is no reason to do the work again: you get the
-    /// value, and the key is completed without a result, or held ([`OnUnkept`]). Nor is a disk that fails, or a
-    /// [`close`](Self::close), while the work is done: you get the value, and why it is not recorded
-    /// ([`Run::Unrecorded`]).
+    /// A result that is too large, doesn't encode or finds the disk full is no reason to do the work again. You get the value,
+    /// and the key is completed without a result, or held ([`OnUnkept`]). If the disk fails, or the store is closed, during
+    /// the work, you get the value and the reason why it is not recorded ([`Run::Unrecorded`]).
     ///
-    /// Durable on return as [`claim`](Self::claim) and [`complete`](ClaimGuard::complete) say, `Run::Unrecorded` excepted.
-    /// The interruption that an `Err` leaves waits for nothing: a crash before its record is written gives the same state.
+    /// Durable on return like [`claim`](Self::claim) and [`complete`](ClaimGuard::complete), except for `Run::Unrecorded`.
+    /// The interruption after an `Err` waits for nothing: a crash before its record is written leaves the same state.
     ///
     /// # Errors
-    /// The closure's, whatever becomes of the key, and those of claiming. `ClaimLost` if somebody took the key over
-    /// meanwhile: the result of that attempt counts. `Undecodable` if the recorded result is of another type.
+    /// The closure's error, whatever becomes of the key, and those of claiming. `ClaimLost` if another attempt took the key
+    /// over meanwhile: that attempt's result counts. `Undecodable` if the recorded result is of another type.
     ///
     /// # Cost
     /// A claim and an ending: two writes, and two syncs at `Sync`. A replay: one read, and the decoding.
@@ -184,7 +184,7 @@ impl Store {
         self.runner(op).run(work)
     }
 
-    /// [`run`](Self::run) with hooks: who finds out what became of an interrupted attempt, and what an error means.
+    /// Prepares a [`run`](Self::run) with hooks, which find out about an interrupted attempt and judge an error.
     ///
     /// ```
     /// # use onlyonce::{Error, Reconciled, Run, Verdict, testing::Sim};
@@ -235,10 +235,11 @@ where
     T: Encode + Decode,
     E: From<Error>,
 {
-    /// Asked about an interrupted attempt, under every policy: ask whoever was to feel the effect.
+    /// Sets the hook that finds out, under every policy, whether an interrupted attempt had its effect. Let it ask the system
+    /// on which the effect is.
     ///
-    /// Called at most once, before `work`, while others see the key in progress. An error of it is returned by
-    /// [`run`](Self::run), and the attempt stays interrupted.
+    /// It is called at most once, before `work`, while other callers see the key in progress. If it returns an error,
+    /// [`run`](Self::run) returns that error, and the attempt stays interrupted.
     ///
     /// ```
     /// # use onlyonce::{Error, Reconciled, Run, testing::Sim};
@@ -259,10 +260,11 @@ where
         self
     }
 
-    /// Judges an error of the closure. Unset, the key is left interrupted, or under [`OnDrop::Abort`] aborted.
+    /// Sets the hook that judges an error of the closure. Without it the key is interrupted, or aborted under
+    /// [`OnDrop::Abort`].
     ///
-    /// [`run`](Self::run) returns the closure's error in any case. Where the verdict can't be recorded the key stays
-    /// interrupted, and [`on_unrecorded`](Self::on_unrecorded) learns why.
+    /// [`run`](Self::run) returns the closure's error in any case. If the verdict can't be recorded, the key stays
+    /// interrupted, and [`on_unrecorded`](Self::on_unrecorded) gets the reason.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, Outcome, Verdict, testing::Sim};
@@ -280,12 +282,12 @@ where
         self
     }
 
-    /// Is told why what came of the work could not be recorded as it was. Unset, nobody is.
+    /// Sets the hook that gets the reason why the outcome could not be recorded as it was.
     ///
-    /// That is a result that can't be kept: the caller of [`run`](Self::run) gets it, and nobody after it. Or a result
-    /// whose record failed ([`Run::Unrecorded`]). Or a verdict on the closure's error: the caller gets that error all the
-    /// same, and the key is left interrupted. For a log line, to keep the value elsewhere, or to reopen a store that is
-    /// poisoned. Called at most once.
+    /// There are three cases. A result can't be kept: the caller of [`run`](Self::run) gets it, and no later caller does. The
+    /// record of a result failed ([`Run::Unrecorded`]). Or the verdict on the closure's error could not be recorded: the
+    /// caller gets that error all the same, and the key is interrupted. Use the hook to write a log line, to keep the value
+    /// elsewhere, or to reopen a poisoned store. It is called at most once.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, Outcome, Verdict, testing::{DiskFault, Sim}};
@@ -309,7 +311,7 @@ where
         self
     }
 
-    /// Runs `work` if it is to be run. See [`Store::run`], for what is durable when, and for its cost too.
+    /// Runs `work` if the claim is granted. See [`Store::run`], also for what is durable when, and for the cost.
     ///
     /// ```
     /// # use onlyonce::{Error, OnInterrupted, Operation, Run, testing::Sim};
@@ -322,7 +324,7 @@ where
     /// ```
     ///
     /// # Errors
-    /// The closure's, whatever becomes of the key; the hooks'; and those of [`Store::run`].
+    /// The closure's error, whatever becomes of the key; those of the hooks; and those of [`Store::run`].
     pub fn run(mut self, work: impl FnOnce(&ClaimHandle) -> Result<T, E>) -> Result<Run<T>, E> {
         let claim = self.store.claim_as(&self.op, self.reconcile.is_some())?;
         let guard = match claim {
