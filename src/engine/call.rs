@@ -389,7 +389,7 @@ impl Engine {
     }
 
     pub(super) fn shard(&self, hash: KeyHash) -> Result<crate::sync::MutexGuard<'_, Shard>> {
-        self.recent.shard(hash).ok_or_else(|| Error::invalid("the index has no such shard"))
+        self.recent.shard(hash).ok_or_else(|| self.log.bug("the index has no shard for a key"))
     }
 
     /// What was read may have moved meanwhile; then it is no damage, and is looked up again. So it is where the

@@ -40,23 +40,22 @@ impl Census {
         self.0.push_back(Count { base, endless: 0, until, ended_by, is_wrong: false });
     }
 
-    /// A record about a key was placed.
-    pub(super) fn place(&mut self, lsn: Lsn, span: Span) {
+    /// A record about a key was placed. Whether the one whose place it takes, if any, was still counted: no record is ended
+    /// twice.
+    #[must_use]
+    pub(super) fn place(&mut self, lsn: Lsn, span: Span) -> bool {
         if let Some(count) = self.0.back_mut() {
             match span.until {
                 Some(until) => count.until = count.until.max(until),
                 None => count.endless = count.endless.saturating_add(1),
             }
         }
-        let Some(count) = span.ends.and_then(|old| self.of(old)) else { return };
+        let Some(count) = span.ends.and_then(|old| self.of(old)) else { return true };
         count.ended_by = lsn;
-        match count.endless.checked_sub(1) {
-            Some(left) => count.endless = left,
-            None => {
-                debug_assert!(false, "a record ended twice");
-                count.is_wrong = true;
-            }
-        }
+        let left = count.endless.checked_sub(1);
+        count.is_wrong |= left.is_none();
+        count.endless = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// The segment that a record stands in; `None` if this opening didn't begin it.
@@ -98,16 +97,20 @@ mod tests {
     fn a_segment_is_spent_once_all_in_it_has_ended_and_what_ended_it_is_durable() {
         let mut census = Census::default();
         // What stood before the first segment that is counted.
-        census.place(lsn(500), Span { until: None, ends: Some(lsn(400)) });
+        assert!(census.place(lsn(500), Span { until: None, ends: Some(lsn(400)) }));
         census.begin(lsn(1000));
-        census.place(lsn(1128), ENDLESS);
-        census.place(lsn(1200), Span { until: Some(StoreMillis(70)), ends: Some(lsn(600)) });
+        assert!(census.place(lsn(1128), ENDLESS));
+        assert!(
+            census.place(lsn(1200), Span { until: Some(StoreMillis(70)), ends: Some(lsn(600)) })
+        );
         census.begin(lsn(2000));
         let is_spent = |census: &Census, now, durable| {
             census.is_spent(lsn(1000), StoreMillis(now), lsn(durable))
         };
         assert!(!is_spent(&census, 100, 9000), "one record has not ended");
-        census.place(lsn(2128), Span { until: Some(StoreMillis(90)), ends: Some(lsn(1128)) });
+        assert!(
+            census.place(lsn(2128), Span { until: Some(StoreMillis(90)), ends: Some(lsn(1128)) })
+        );
         assert!(!is_spent(&census, 100, 2128), "what ended it may be lost");
         assert!(!is_spent(&census, 69, 9000), "another has not passed");
         assert!(is_spent(&census, 70, 2136));
@@ -115,5 +118,18 @@ mod tests {
         census.drop_before(lsn(2000));
         assert!(!is_spent(&census, 100, 9000));
         assert!(census.is_spent(lsn(2000), StoreMillis(90), lsn(9000)));
+    }
+
+    #[test]
+    fn a_segment_in_which_a_record_ended_twice_is_never_spent() {
+        let mut census = Census::default();
+        census.begin(lsn(1000));
+        assert!(census.place(lsn(1128), ENDLESS));
+        let ends = Span { until: Some(StoreMillis(1)), ends: Some(lsn(1128)) };
+        assert!(
+            census.place(lsn(1200), ends) && census.is_spent(lsn(1000), StoreMillis(1), lsn(9000))
+        );
+        assert!(!census.place(lsn(1272), ends));
+        assert!(!census.is_spent(lsn(1000), StoreMillis(1), lsn(9000)));
     }
 }

@@ -234,8 +234,11 @@ impl Log {
         tail.admit(draft.len(), room, durable)?;
         let is_about_key = draft.kind().is_about_key();
         let placed = tail.append(draft, durable);
-        if is_about_key {
-            tail.census.place(placed.lsn, span);
+        let is_counted = !is_about_key || tail.census.place(placed.lsn, span);
+        drop(tail);
+        if !is_counted {
+            // The log is poisoned by it: whoever waits for the record is told.
+            let _ = self.bug(format_args!("the record at {} ends one that had ended", placed.lsn));
         }
         Ok(placed)
     }
