@@ -6,7 +6,7 @@ use crate::protocol::{KeyState, Phase, Presence, is_expired, phase_shown};
 use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Key, Result};
 
-/// What a key is in, as [`Store::get`](crate::Store::get) tells it.
+/// The state of a key, as [`Store::get`](crate::Store::get) returns it.
 ///
 /// ```
 /// # use onlyonce::{State, testing::Sim};
@@ -26,7 +26,7 @@ pub enum State {
     InProgress(Attempt),
     /// An attempt ended without a word.
     Interrupted(Attempt),
-    /// It waits for someone to resolve it.
+    /// The key waits to be resolved.
     Held(Attempt),
     /// The last attempt had no effect, as its owner said; the next claim is granted.
     Aborted(Attempt),
@@ -34,7 +34,7 @@ pub enum State {
     Completed(Recorded),
     /// A final failure is recorded.
     Failed(Recorded),
-    /// It was done, its result is no longer kept, and the key is still remembered.
+    /// The work was done, its result is no longer kept, and the key is still remembered.
     Expired(Expired),
 }
 

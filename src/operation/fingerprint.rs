@@ -10,7 +10,7 @@ use blake2b_simd::{Params, State};
 /// Keeps `of_parts` apart from `of`, whatever bytes the parts hold.
 const PARTS: &[u8; 14] = b"onlyonce-parts";
 
-/// What was asked, in 128 bits, so that one key used for two different requests is noticed.
+/// The contents of a request in 128 bits, so that one key used for two different requests is noticed.
 ///
 /// The fingerprint given with a claim is kept in its record. A later call for the key with another
 /// fingerprint is answered `Mismatch`, and the recorded result is not shown to it. A call without a
@@ -18,9 +18,9 @@ const PARTS: &[u8; 14] = b"onlyonce-parts";
 ///
 /// # What it is
 /// BLAKE2b with a digest of 16 bytes and no key (RFC 7693), so another program can compute it too:
-/// in Python `hashlib.blake2b(data, digest_size=16)`. It needs no secret: to find other bytes with a
-/// given fingerprint takes about 2^128 attempts. Two requests of one's own choice that share a
-/// fingerprint take about 2^64; if that is in reach of your clients, compare the requests themselves.
+/// in Python `hashlib.blake2b(data, digest_size=16)`. It needs no secret: finding other bytes with a
+/// given fingerprint takes about 2^128 attempts. Finding any two requests that share a fingerprint takes about 2^64; if your
+/// clients can do that, compare the requests themselves.
 ///
 /// # Example
 /// ```
@@ -34,7 +34,7 @@ const PARTS: &[u8; 14] = b"onlyonce-parts";
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// The fingerprint of some bytes: about a nanosecond a byte, no allocation.
+    /// Returns the fingerprint of some bytes. Takes about a nanosecond a byte, and no allocation.
     ///
     /// ```
     /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
@@ -51,8 +51,8 @@ impl Fingerprint {
         Fingerprint::finish(params().to_state().update(bytes.as_ref()))
     }
 
-    /// The fingerprint of a list of parts, which never run together: `["ab", "c"]` and `["a", "bc"]`
-    /// differ, and neither equals the [`of`](Fingerprint::of) any bytes.
+    /// Returns the fingerprint of a list of parts, which never run together: `["ab", "c"]` and `["a", "bc"]` differ, and
+    /// neither equals the fingerprint [`of`](Fingerprint::of) any bytes.
     ///
     /// It is BLAKE2b as for `of`, personalized with `onlyonce-parts` (and two zero bytes), over each
     /// part's length as eight little-endian bytes followed by the part.
@@ -87,9 +87,9 @@ impl Fingerprint {
         Fingerprint(digest.as_bytes().first_chunk().copied().unwrap_or_default())
     }
 
-    /// A fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.
+    /// Takes a fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.
     ///
-    /// It must depend on nothing but the request. What a client can steer must be hard to collide.
+    /// It must depend on the request alone. If a client can influence it, collisions must be hard to find.
     ///
     /// ```
     /// use onlyonce::Fingerprint;

@@ -21,7 +21,7 @@ const KIND_PARTS: u8 = 3;
 const KIND_NEGATIVE: u8 = 4;
 const KIND_LARGE: u8 = 5;
 
-/// What an operation is called. The same key means the same operation, done once.
+/// The name of an operation. The same key means the same operation, done once.
 ///
 /// A key is bytes, a number, or a tuple of up to five such parts:
 ///
@@ -33,12 +33,11 @@ const KIND_LARGE: u8 = 5;
 ///   never run together (`("ab", "c")` is not `("a", "bc")`) and never equal a key of bytes, so a
 ///   client that chooses one part can't reach the keys of another tenant.
 ///
-/// Use parts wherever some of the key comes from outside.
+/// Use parts if any part of the key comes from outside.
 ///
-/// Bytes and text are borrowed and cost no allocation; parts cost one. A key has at most 4096 bytes (for
-/// parts: in all, with two or three bytes for each part's tag and length, nine or seventeen for a number) and at
-/// least one, and so has each part: a tenant whose name is missing is none. The call that uses another one refuses it:
-/// `TooLarge`, `Invalid`.
+/// Bytes and text are borrowed and cost no allocation; parts cost one. A key has from 1 to 4096 bytes. Parts count together,
+/// with two or three bytes for the tag and length of each, and nine or seventeen for a number. An empty part is refused like
+/// an empty key, so that a missing tenant name is noticed. The call that uses such a key answers `TooLarge` or `Invalid`.
 ///
 /// Your own types become keys with one `impl`:
 /// ```
@@ -56,9 +55,9 @@ const KIND_LARGE: u8 = 5;
 /// assert_eq!(Key::from(&OrderId(17)).to_string(), r#"("order", 17)"#);
 /// ```
 ///
-/// `Display` is for people, and reads back by `FromStr`: text as it is where it can't be taken for anything else, or
-/// in quotes, escaped where a log line could be forged; bytes that are no UTF-8 hexadecimal. Different keys read
-/// differently.
+/// `Display` is for people, and `FromStr` reads it back. Text is shown as it is if it can't be taken for anything else;
+/// otherwise it is quoted, and escaped where it could forge a log line. Bytes that are not UTF-8 are shown in hexadecimal.
+/// Different keys are shown differently.
 ///
 /// ```
 /// # use onlyonce::{Key, Result};
@@ -81,10 +80,10 @@ enum Form<'k> {
 }
 
 impl<'k> Key<'k> {
-    /// A key of any number of parts. A tuple is the same key as the list of its parts.
+    /// Makes a key of any number of parts. A tuple is the same key as the list of its parts.
     ///
-    /// Never fails: a key that is too long, or has no part, is refused by the call that uses it. Its parts are
-    /// copied into one allocation that grows.
+    /// Never fails: a key that is too long, or has no part, is refused by the call that uses it. The parts are copied into
+    /// one growing allocation.
     ///
     /// ```
     /// use onlyonce::{Key, KeyPart};

@@ -1,7 +1,7 @@
 //! What to claim, and how: [`Operation`], [`Key`], [`Fingerprint`], [`Policy`], and the words that end an
 //! attempt, [`Outcome`] and [`Abort`].
 //!
-//! Promises: plain data; making one does nothing and never fails, whoever uses it checks it first.
+//! Promises: plain data; making one does nothing and never fails; the call that uses it checks it first.
 //! Never: touches a store, a file or a clock.
 
 mod fingerprint;
@@ -19,10 +19,10 @@ pub(crate) use outcome::{cut_label, decode_meta, encode_meta};
 pub(crate) use policy::Settings;
 pub use policy::{Durability, OnDrop, OnInterrupted, OnUnkept, Policy};
 
-/// What to claim: a key, and whatever else this one operation needs to say.
+/// What to claim: a key, with the settings of this one operation.
 ///
-/// Every call that takes an operation takes a plain key, too. The setters are those of [`Policy`]; what
-/// is set here goes before the store's.
+/// Every call that takes an operation takes a plain key, too. The setters are those of [`Policy`]; a setting here overrides
+/// the store's.
 ///
 /// ```
 /// use onlyonce::{Fingerprint, OnDrop, OnInterrupted, Operation};
@@ -44,7 +44,7 @@ pub struct Operation<'k> {
 }
 
 impl<'k> Operation<'k> {
-    /// The operation of that name, treated as the store's policy says.
+    /// Makes an operation with that key and the store's policy.
     ///
     /// ```
     /// # use onlyonce::{Operation, testing::Sim};
@@ -58,9 +58,9 @@ impl<'k> Operation<'k> {
         Operation { key: key.into(), fingerprint: None, policy: Policy::new() }
     }
 
-    /// What the request says, so that another request under the same key is answered `Mismatch`.
+    /// Sets the fingerprint of the request, so that another request under the same key is answered `Mismatch`.
     ///
-    /// Kept from the claim on. Default: none, nothing is compared.
+    /// It is kept from the claim on. Default: none; nothing is compared.
     ///
     /// ```
     /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};

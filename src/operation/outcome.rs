@@ -1,7 +1,7 @@
 //! How an attempt ended: [`Outcome`] for a result or a final failure, [`Abort`] for "nothing happened".
 //!
-//! Promises: building one never fails; what is wrong with it (a value that won't encode, too much
-//! metadata) is said by [`Outcome::into_parts`] when it is recorded, before anything is written.
+//! Promises: building one never fails; [`Outcome::into_parts`] reports what is wrong with it (a value that won't encode, too
+//! much metadata) when it is recorded, before anything is written.
 //! Never: prints a result.
 
 use std::fmt;
@@ -12,14 +12,13 @@ use crate::limits::{LABEL_BYTES_MAX, META_BYTES_MAX, META_COUNT_MAX};
 use crate::value::{Format, NOT_KEPT, encode};
 use crate::{Encode, Error, ErrorKind, Result};
 
-/// How an operation ended, with all that is recorded of it: a result or a final failure, and metadata.
+/// How an operation ended: a result or a final failure, with metadata.
 ///
-/// `complete(&v)` and `fail(&v)` are the short forms. Both kinds are replayed to every later claimant;
-/// a failure never reads as a result.
+/// `complete(&v)` and `fail(&v)` are the short forms. Both kinds are replayed to every later claimant; a failure never
+/// reads as a result.
 ///
-/// Making one encodes the value and does nothing else. The call that records it refuses, as `Invalid`,
-/// a value that doesn't encode and, as `TooLarge`, a result or metadata beyond the limits; it then gives
-/// the claim back.
+/// Making one only encodes the value. The call that records it refuses a value that doesn't encode as `Invalid`, and a
+/// result or metadata beyond the limits as `TooLarge`; it then gives the claim back.
 ///
 /// ```
 /// use onlyonce::Outcome;
@@ -63,7 +62,7 @@ pub(crate) struct OutcomeParts {
 }
 
 impl Outcome {
-    /// The work was done; `value` is its result.
+    /// Says that the work was done, with `value` as its result.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -85,10 +84,10 @@ impl Outcome {
         }
     }
 
-    /// The work was done, and its result is not kept: too large, of no use to anybody, or not to be written down.
+    /// Says that the work was done without keeping its result: it is too large, of no later use, or not to be written down.
     ///
     /// A later claim is answered `Completed`, and [`Recorded::missing`](crate::Recorded::missing) says why there is
-    /// nothing to replay; a reason of more than 512 bytes is cut. It always fits into the room that a claim keeps for its
+    /// nothing to replay; a reason of more than 512 bytes is cut. It always fits into the space that a claim keeps for its
     /// ending, so it can be recorded on a full disk, whatever [`reserve_bytes`](crate::Policy::reserve_bytes) says.
     ///
     /// ```
@@ -109,7 +108,7 @@ impl Outcome {
         Outcome { failure: false, value, meta: Vec::new(), retention: None }
     }
 
-    /// The work failed for good; `value` says how. A retry is told so and does not run.
+    /// Says that the work failed for good, with `value` as the failure. A retry gets the failure and does not run.
     ///
     /// For a failure that may pass, abort instead, or leave the attempt interrupted if it may have had an effect.
     ///
@@ -128,9 +127,9 @@ impl Outcome {
         Outcome { failure: true, ..Outcome::success(value) }
     }
 
-    /// A fact beside the value, under a name: a status, a header. Given again, the later value counts.
+    /// Adds a fact to the value, under a name: a status, a header. If a name is given twice, the later value counts.
     ///
-    /// At most 64 names and 8 KiB of names and values in all.
+    /// At most 64 names, and 8 KiB of names and values together.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -149,7 +148,7 @@ impl Outcome {
         self
     }
 
-    /// How long this one is kept, instead of the [`retention`](crate::Policy::retention) of the policy.
+    /// Sets how long this outcome is kept, instead of the policy's [`retention`](crate::Policy::retention).
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -255,10 +254,10 @@ impl fmt::Debug for Outcome {
     }
 }
 
-/// The statement that an attempt had no effect, and why it ended. The next claimant is granted the key.
+/// Says that an attempt had no effect, and why it ended. The next claimant is granted the key.
 ///
-/// Text becomes one by itself: `claim.abort("busy")`. The reason is for people; what is longer than 512
-/// bytes is cut, so that a long error message never stands in the way of an abort.
+/// Text converts into it: `claim.abort("busy")`. The reason is for people. A reason longer than 512 bytes is cut, so that a
+/// long error message never prevents an abort.
 ///
 /// ```
 /// use onlyonce::Abort;
@@ -273,7 +272,7 @@ pub struct Abort {
 }
 
 impl Abort {
-    /// Nothing lasting happened, for this reason.
+    /// Says that nothing lasting happened, for this reason.
     ///
     /// ```
     /// # use onlyonce::{Abort, Claim, testing::Sim};

@@ -11,10 +11,9 @@ use super::Operation;
 use crate::limits::{LABEL_BYTES_MAX, RESERVE_BYTES_DEFAULT, RESULT_BYTES_MAX};
 use crate::{Error, ErrorKind, Result};
 
-/// What happens when an attempt ended without a word: its process died, its lease lapsed, its guard was dropped.
+/// What happens after an attempt without an ending: its process died, its lease lapsed, or its guard was dropped.
 ///
-/// Unset, nobody decides for you: `claim` answers `Interrupted` and asks, `run` refuses and says how to
-/// choose.
+/// If unset, the decision stays with you: `claim` answers `Interrupted`, and `run` refuses and says how to choose.
 ///
 /// ```
 /// # use onlyonce::{Claim, Error, OnInterrupted, Operation, Run, testing::Sim};
@@ -131,12 +130,11 @@ pub enum Durability {
 
 /// How operations are treated: durability, lease, retention, and what an interruption means.
 ///
-/// Each setting may be left unset; then the next one in this order counts: the operation's own, the store
-/// view's (`with_policy`), the builder's, the built-in default that each setter names. An
-/// [`Operation`] has the same setters.
+/// The first of these that sets something counts: the operation's own policy, that of the handle (`with_policy`), the
+/// builder's, and the built-in default that each setter names. An [`Operation`] has the same setters.
 ///
-/// Setters take any value. What can't work together is refused, as `Invalid` or `TooLarge`, by the call
-/// that uses it, before anything is written.
+/// Setters take any value. The call that uses a policy refuses settings that can't work together, as `Invalid` or
+/// `TooLarge`, before anything is written.
 ///
 /// ```
 /// use onlyonce::{Durability, OnInterrupted, Policy};
@@ -186,7 +184,7 @@ pub(crate) struct Settings {
 }
 
 impl Policy {
-    /// A policy that says nothing yet.
+    /// Makes a policy without any setting.
     ///
     /// ```
     /// use onlyonce::Policy;
@@ -427,7 +425,8 @@ policy_setters! {
 
     /// What becomes of a key whose result can't be kept. See [`OnUnkept`]. Default: [`OnUnkept::Complete`].
     ///
-    /// For [`run`](crate::Store::run); a [`ClaimGuard`](crate::ClaimGuard) comes back in the error, and you decide.
+    /// It concerns [`run`](crate::Store::run). With a [`ClaimGuard`](crate::ClaimGuard) you decide: the guard comes back in
+    /// the error.
     ///
     /// ```
     /// # use onlyonce::{Error, OnUnkept, Operation, State, testing::Sim};
@@ -439,8 +438,8 @@ policy_setters! {
     /// ```
     on_unkept: OnUnkept;
 
-    /// How many attempts the key is granted. The next one is answered `Held`, with that reason, until
-    /// someone resolves it: [`Resolution::Retry`](crate::Resolution::Retry) lets it have as many again.
+    /// How many attempts the key is granted. The next claim answers `Held`, with that reason, until the key is resolved:
+    /// [`Resolution::Retry`](crate::Resolution::Retry) allows as many attempts again.
     ///
     /// Zero is `Invalid`. Default: no limit.
     ///
@@ -459,8 +458,8 @@ policy_setters! {
     /// ```
     attempts_max: u32;
 
-    /// Room on the disk that each claim keeps for its result, so that work begun can be recorded when the
-    /// disk is full. A larger result is tried all the same.
+    /// Disk space that each claim keeps for its result, so that the result can be recorded when the disk is full. A larger
+    /// result is tried all the same.
     ///
     /// At most 48 MiB, else `TooLarge`. Default: 4 KiB.
     ///
@@ -492,8 +491,8 @@ policy_setters! {
 
     /// What a claim survives once it is granted. See [`Durability`]. Default: [`Durability::Sync`].
     ///
-    /// Weaker claims are cheaper, and an interruption may be forgotten: after a crash that the level does
-    /// not survive, the next claimant finds the key fresh.
+    /// Weaker claims are cheaper, but an interruption may be forgotten: after a crash that the level doesn't survive, the
+    /// next claim finds the key new.
     ///
     /// ```
     /// # use onlyonce::{Claim, Durability, Operation, testing::Sim};

@@ -46,8 +46,8 @@ use crate::{Result, Store, StoreBuilder};
 /// # }
 /// ```
 ///
-/// A store opened on it has the limits and defaults of a real one, so what fits here fits there. It has no background
-/// thread: call [`Store::step`] where you want its work done.
+/// A store opened on it has the limits and defaults of a real one. It has no background thread: call [`Store::step`] where
+/// the background work is to be done.
 ///
 /// # Cost
 /// Memory, and no I/O: a new store takes about 2 MiB, as on a real disk; smaller by
@@ -80,7 +80,7 @@ impl Disk {
     }
 }
 
-/// What a call of the simulated disk comes to, beside success.
+/// How a call of the simulated disk fails.
 ///
 /// See [`Sim::fail_call`], [`Sim::fail_calls_from`] and [`Sim::fail_changes_from`].
 ///
@@ -109,11 +109,11 @@ pub enum DiskFault {
     ReadOnly,
     /// No permission (`EACCES`).
     Denied,
-    /// A signal came (`EINTR`): whoever called tries again.
+    /// A signal came (`EINTR`): the caller tries again.
     Interrupted,
-    /// A read or a write does only a part; other calls are as ever.
+    /// A read or a write does only a part; other calls are not affected.
     Short,
-    /// The call panics: a bug, ours or a driver's.
+    /// The call panics, as by a bug of ours or of a driver.
     Panic,
 }
 
@@ -147,7 +147,7 @@ impl DiskFault {
 const DIR: &str = "/store";
 
 impl Sim {
-    /// An empty disk, and a clock at the beginning of 2026. Everything random is drawn from `seed`.
+    /// Makes an empty disk, and a clock at the beginning of 2026. Everything random is drawn from `seed`.
     ///
     /// Nothing is allocated ahead; a store on it takes what it writes, in memory.
     ///
@@ -175,7 +175,7 @@ impl Sim {
 
     /// Opens the store on the disk, or makes it, with the settings of [`Store::builder`].
     ///
-    /// As another process would: it is `Locked` while a handle of an earlier opening is left.
+    /// As another process would: the call is refused as `Locked` while a handle of an earlier open is left.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -236,7 +236,7 @@ impl Sim {
         }
     }
 
-    /// Cuts the power: whatever was not synced is gone. Handles opened before get errors from now on.
+    /// Cuts the power: all unsynced bytes are lost. Handles opened before get errors from now on.
     ///
     /// The machine boots at once, and no time has passed.
     ///
@@ -256,7 +256,7 @@ impl Sim {
         self.clock.reboot(0);
     }
 
-    /// Cuts the power: of what was not synced, some survives, as `seed` draws it.
+    /// Cuts the power: some of the unsynced bytes survive, as drawn from `seed`.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -275,7 +275,7 @@ impl Sim {
         self.clock.reboot(0);
     }
 
-    /// Kills the process: what was handed to the system stays. Handles opened before get errors from now on.
+    /// Kills the process: everything written to the system stays. Handles opened before get errors from now on.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -340,7 +340,7 @@ impl Sim {
         self.clock.run_on(millis);
     }
 
-    /// Bounds the disk, in bytes; what is written already stays. `u64::MAX`: no bound, as at first.
+    /// Bounds the disk, in bytes; bytes already written stay. `u64::MAX` means no bound, which is the default.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -357,7 +357,7 @@ impl Sim {
         self.disk.lock().memory.set_bytes_max(bytes);
     }
 
-    /// Bounds the number of files and directories; what is there already stays.
+    /// Bounds the number of files and directories; existing ones stay.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -370,7 +370,7 @@ impl Sim {
         self.disk.lock().memory.set_nodes_max(files);
     }
 
-    /// Bytes the disk holds.
+    /// Returns the bytes on the disk.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -385,7 +385,7 @@ impl Sim {
         self.disk.lock().memory.bytes_used()
     }
 
-    /// Files and directories the disk holds.
+    /// Returns the number of files and directories on the disk.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -399,7 +399,7 @@ impl Sim {
         self.disk.lock().memory.nodes_used()
     }
 
-    /// A hash of every change made to the disk so far: the same run gives the same hash.
+    /// Returns a hash of every change made to the disk so far: the same run gives the same hash.
     ///
     /// ```
     /// # use onlyonce::{Result, testing::Sim};
@@ -416,7 +416,7 @@ impl Sim {
         self.disk.lock().memory.trace()
     }
 
-    /// The disk call number `after` from now on fails, the next one being 0; those behind it go well.
+    /// Makes the disk call number `after` from now fail, where the next one is 0. Later calls succeed.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, testing::{DiskFault, Sim}};
@@ -448,7 +448,7 @@ impl Sim {
         self.inject(Fault::from(fault.calls(), after, fault.effect()));
     }
 
-    /// As [`fail_calls_from`](Self::fail_calls_from), for calls that change the disk: reads go well.
+    /// As [`fail_calls_from`](Self::fail_calls_from), for calls that change the disk: reads succeed.
     ///
     /// ```
     /// # use onlyonce::testing::{DiskFault, Sim};
@@ -464,7 +464,7 @@ impl Sim {
         self.inject(Fault::from(Calls::Changing, after, fault.effect()));
     }
 
-    /// Takes all such faults away.
+    /// Removes all such faults.
     ///
     /// A store that was poisoned by one stays so until it is opened again.
     ///
@@ -481,8 +481,8 @@ impl Sim {
         self.disk.lock().faulty.heal();
     }
 
-    /// The power goes at the change number `after` from now on, the next one being 0: neither it nor any later
-    /// call is made. See what is left by [`power_loss`](Self::power_loss).
+    /// Cuts the power at the change number `after` from now, where the next one is 0: neither that call nor any later one
+    /// is made. Then call [`power_loss`](Self::power_loss) to see what is left.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -503,7 +503,7 @@ impl Sim {
         self.inject(Fault::once(Calls::Changing, after, Effect::PowerCut { bytes_kept: 0 }));
     }
 
-    /// Whether the power went, as [`cut_power_at`](Self::cut_power_at) said it would.
+    /// Returns whether the power was cut, as [`cut_power_at`](Self::cut_power_at) demanded.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -520,7 +520,7 @@ impl Sim {
         self.disk.lock().faulty.power_is_cut()
     }
 
-    /// Disk calls since the last crash.
+    /// Returns the number of disk calls since the last crash.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -537,7 +537,7 @@ impl Sim {
         self.disk.lock().faulty.count(Calls::Any)
     }
 
-    /// Those of them that changed the disk, or were to.
+    /// Returns the number of these calls that changed the disk, or failed to.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -554,7 +554,7 @@ impl Sim {
         self.disk.lock().faulty.count(Calls::Changing)
     }
 
-    /// Every file with its length, sorted by path.
+    /// Returns every file with its length, sorted by path.
     ///
     /// The store lies in `/store`.
     ///
@@ -571,7 +571,7 @@ impl Sim {
         self.disk.lock().memory.files()
     }
 
-    /// A file's bytes, as a program would read them.
+    /// Returns a file's bytes, as a program would read them.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -588,7 +588,7 @@ impl Sim {
         self.disk.lock().memory.read(path.as_ref())
     }
 
-    /// Gives a file other bytes behind the store's back, or makes one with them. Durable at once.
+    /// Replaces a file's bytes without the store's knowledge, or makes the file. Durable at once.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -624,7 +624,7 @@ impl Sim {
         self.disk.lock().memory.flip(path.as_ref(), offset, mask)
     }
 
-    /// Takes a file, or a directory with all in it, away. Durable at once.
+    /// Removes a file, or a directory with everything in it. Durable at once.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};

@@ -43,9 +43,9 @@ pub enum Codec {
     Custom(u16),
 }
 
-/// What is recorded beside each value: its codec, and the version of its type.
+/// What is recorded with each value: its codec, and the version of its type.
 ///
-/// Raise the version when the bytes of the type change; whoever decodes is told what was recorded.
+/// Raise the version when the bytes of the type change; `decode` gets the recorded version.
 ///
 /// ```
 /// use onlyonce::value::Format;
