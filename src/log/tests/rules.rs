@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 
 use super::*;
+use crate::log::commit::Sink;
 use crate::log::format::SEGMENT_HEADER_BYTES;
 use crate::log::open::recovery::Plan;
 use crate::log::segment;
-use crate::log::{Failed, Scrubbed, Sink};
+use crate::log::{Failed, Scrubbed};
 use crate::manifest::Manifest;
 use crate::record;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Gate};
