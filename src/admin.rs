@@ -77,7 +77,7 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StateKind {
-    /// Somebody is on it.
+    /// Its owner is at work.
     InProgress,
     /// An attempt ended without an outcome.
     Interrupted,

@@ -16,10 +16,10 @@ use crate::types::{StoreMillis, WallMillis};
 
 /// What the store asks of the machine's clocks.
 pub(crate) trait Clock: Send + Sync + fmt::Debug {
-    /// Milliseconds since the Unix epoch, as somebody set it.
+    /// Milliseconds since the Unix epoch, by a clock that can be set.
     fn wall(&self) -> WallMillis;
 
-    /// Milliseconds on a clock that nobody sets, that counts through suspend and starts anew at a boot.
+    /// Milliseconds on a clock that can't be set, counts through suspend and starts anew at a boot.
     fn boot_millis(&self) -> u64;
 
     /// Names the boot that `boot_millis` belongs to, and the time namespace it is read in. `None` where the system has no
@@ -93,7 +93,7 @@ enum TimeNamespace {
     Machine,
     /// It is off by so much. Two namespaces that are off by the same have the same clock.
     Off { seconds: i64, nanos: u32 },
-    /// Nobody says by how much; the namespace has this number.
+    /// The offset is unknown; the namespace has this number.
     Unknown { inode: u32 },
 }
 

@@ -31,7 +31,7 @@ pub struct Error {
     detail: Box<Detail>,
 }
 
-/// What `source()` shows is the error itself: an `Arc` is an error of its own, and whoever looks for an `io::Error`
+/// What `source()` shows is the error itself: an `Arc` is an error of its own, and a caller that looks for an `io::Error`
 /// would not find it in there.
 #[derive(Clone)]
 struct Cause(Arc<dyn std::error::Error + Send + Sync>);
@@ -51,7 +51,7 @@ struct Detail {
     offset: Option<u64>,
     /// What the caller gets back with it; named by who gave it.
     back: Option<Box<dyn Any + Send + Sync>>,
-    /// One of a list of damages: whoever asked for that list has taken the next step.
+    /// One of a list of damages: the caller that asked for the list has taken the next step.
     is_listed: bool,
 }
 
@@ -64,7 +64,7 @@ struct Detail {
 /// match claim.complete("paid") {
 ///     Ok(()) => println!("recorded"),
 ///     Err(e) => match e.kind() {
-///         ErrorKind::ClaimLost => println!("too late, somebody took over"),
+///         ErrorKind::ClaimLost => println!("too late, another attempt took over"),
 ///         ErrorKind::TooLarge | ErrorKind::StorageFull => println!("not recorded: into_claim() gives it back"),
 ///         ErrorKind::Indeterminate => println!("reopen, and ask get()"),
 ///         _ => return Err(e),

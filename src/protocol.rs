@@ -19,7 +19,7 @@ pub(crate) struct KeyState {
     /// Token of the oldest attempt whose fate is open, the current one apart.
     pub(crate) open_fate: Option<Token>,
     pub(crate) attempt: u32,
-    /// Attempts up to this one no longer count for `attempts_max`: somebody said to try again.
+    /// Attempts up to this one no longer count for `attempts_max`: the key was resolved for a retry.
     pub(crate) forgiven: u32,
     /// When the attempt was claimed.
     pub(crate) since: StoreMillis,
@@ -73,7 +73,7 @@ pub(crate) enum Call {
     Complete(Token),
     Fail(Token),
     Abort(Token),
-    /// Done, but its result is not kept: nobody is granted the key until it is resolved.
+    /// Done, but its result is not kept: no claim is granted until the key is resolved.
     Park(Token),
     /// The owner went without a word.
     Interrupt(Token),
@@ -139,7 +139,7 @@ pub(crate) enum Answer {
     Done,
     /// There was nothing to do, or it is no longer what the caller saw.
     Unchanged,
-    /// Somebody else has the key, or the claim has ended.
+    /// Another attempt has the key, or the claim has ended.
     Lost,
 }
 

@@ -1,9 +1,9 @@
-//! Making a damaged store whole again, at the price that its owner accepts.
+//! Repairs a damaged store, at the loss that the caller accepts.
 //!
 //! Promises: nothing is changed before everything was read, and nothing that was acknowledged is given up without the
 //! explicit word [`AcceptLoss::Yes`]. What is lost is told, key by key where anything is left that names it. A store is
 //! called whole or repaired once an opening of it was tried. Never:
-//! touches a store that somebody has open.
+//! touches a store that a process has open.
 
 mod memories;
 

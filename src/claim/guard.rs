@@ -410,7 +410,7 @@ impl ClaimHandle {
     /// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
     /// claim.renew(Duration::from_secs(30))?; // while the work goes on
     /// # sim.advance(Duration::from_secs(31));
-    /// // Too late: it lapsed, and somebody took over.
+    /// // Too late: it lapsed, and another attempt took over.
     /// let Claim::Interrupted(lost) = store.claim(&op)? else { unreachable!() };
     /// let new_owner = lost.take_over()?;
     /// assert_eq!(claim.renew(Duration::from_secs(30)).unwrap_err().kind(), ErrorKind::ClaimLost);
@@ -466,7 +466,7 @@ impl ClaimHandle {
     /// # let store = Sim::new(1).open()?;
     /// let op = Operation::new("charge-7").on_drop(OnDrop::Abort); // until the first effect, a drop is harmless
     /// if let Claim::Acquired(claim) = store.claim(op)? {
-    ///     claim.on_drop(OnDrop::Interrupt); // from here on nobody can say
+    ///     claim.on_drop(OnDrop::Interrupt); // from here on: unknown
     ///     claim.complete("charged")?;
     /// }
     /// # onlyonce::Result::<()>::Ok(())

@@ -60,7 +60,7 @@ pub enum Claim {
     Completed(Recorded),
     /// The work failed for good; this is the recorded failure.
     Failed(Recorded),
-    /// Somebody is on it.
+    /// Its owner is at work.
     InProgress(Attempt),
     /// The key is granted to nobody until it is resolved: after an interrupted attempt under
     /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), after a call of `hold`, or beyond
@@ -166,7 +166,7 @@ pub struct Refused {
 /// # drop(store.claim("charge-7")?);
 /// match store.claim("charge-7")?.refused().kind() {
 ///     RefusedKind::InProgress | RefusedKind::Delayed => println!("409, and try again"),
-///     RefusedKind::Interrupted | RefusedKind::Held => println!("409, and somebody looks into it"),
+///     RefusedKind::Interrupted | RefusedKind::Held => println!("409, and a person looks into it"),
 ///     RefusedKind::Mismatch => println!("422"),
 ///     other => println!("{other:?}"),
 /// }
@@ -183,7 +183,7 @@ pub enum RefusedKind {
     Completed,
     /// Recorded as failed.
     Failed,
-    /// Somebody is on it.
+    /// Its owner is at work.
     InProgress,
     /// It waits to be resolved.
     Held,
@@ -325,7 +325,7 @@ mod tests {
     use crate::types::{StoreMillis, Token};
     use crate::value::NOT_KEPT;
 
-    /// What ends a claim without its result has room on a full disk, however little was reserved for that.
+    /// A record that ends a claim without a result has space on a full disk, however little was reserved.
     #[test]
     fn an_ending_without_a_result_is_within_every_reserve() {
         let store = Sim::small(1).open().unwrap();

@@ -22,7 +22,7 @@ use crate::{Error, ErrorKind, Key, Result};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum State {
-    /// Somebody is on it.
+    /// Its owner is at work.
     InProgress(Attempt),
     /// An attempt ended without a word.
     Interrupted(Attempt),

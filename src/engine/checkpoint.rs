@@ -71,7 +71,7 @@ enum Advanced {
 }
 
 impl Merging {
-    /// Nobody goes on with it.
+    /// No step continues it.
     fn discard(self) {
         if let Stage::Writing(merge) = self.stage {
             merge.discard();
@@ -627,7 +627,7 @@ impl Engine {
         self.log.index_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Nobody will go on with what is being merged.
+    /// No step will continue the merge under way.
     pub(super) fn give_up_merge(&self, work: &mut Work) {
         if let Some(merging) = work.merge.take() {
             merging.discard();
@@ -866,7 +866,7 @@ impl Engine {
         self.merge_pieces(by, by.len())
     }
 
-    /// Merges the last `count` of tables that nobody lists.
+    /// Merges the last `count` of unlisted tables.
     fn merge_pieces(&self, by: &mut Vec<Arc<Table>>, count: usize) -> Result<()> {
         if count < 2 {
             return Ok(());

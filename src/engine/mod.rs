@@ -42,7 +42,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// Why an attempt is over that nobody has ended.
+/// Why an attempt is over without an ending.
 pub(super) const LEASE_PASSED: &str = "its lease passed";
 
 /// An open store, as its handles share it.
@@ -76,7 +76,7 @@ pub(crate) struct Engine {
     forgotten: AtomicU64,
     /// Claims in flight.
     in_flight: AtomicU64,
-    /// Changes when a claim ends while somebody waits for that.
+    /// Changes when a claim ends that a thread waits for.
     ended: WakeWord,
     /// The directory's; held by whatever closes the store, so that one does at a time.
     lock: Mutex<close::Locked>,

@@ -20,7 +20,7 @@ pub(crate) trait Sink {
     /// Hands everything placed so far to the system and closes the round; says which, and where it ends.
     fn write_round(&self) -> Result<(u32, Lsn), Failed>;
 
-    /// Hands over what was placed, without closing the round, if nobody else is at it.
+    /// Hands over what was placed, without closing the round, unless another thread does.
     fn try_write(&self) -> Result<Write, Failed>;
 
     /// Syncs what `write_round` handed over.
@@ -74,7 +74,7 @@ pub(crate) struct CommitQueue {
     /// Knows whether the store is poisoned.
     gate: Arc<Gate>,
     rounds: [Round; 2],
-    /// Where those sleep who found somebody writing.
+    /// Where threads sleep that found a writer at work.
     writing: WakeWord,
     write_sleepers: AtomicU32,
     /// How many to gather: those the last round released, and those who waited for the next one then.
@@ -124,7 +124,7 @@ impl CommitQueue {
         Lsn::new(self.durable.load(Ordering::SeqCst))
     }
 
-    /// Whether somebody leads: others may be waiting for a sync. Only a hint.
+    /// Whether there is a leader: others may be waiting for a sync. Only a hint.
     pub(crate) fn is_led(&self) -> bool {
         self.leading.load(Ordering::Relaxed)
     }
@@ -195,10 +195,10 @@ impl CommitQueue {
         write
     }
 
-    /// Writes, or sleeps until whoever is writing has let go of the writer.
+    /// Writes, or sleeps until the writing thread has released the writer.
     ///
     /// The order is that of [`wait_for_lead`](Self::wait_for_lead): "I sleep", the word, then another try. Who held the writer at
-    /// that try looks for sleepers after it let go, and changes the word.
+    /// that try looks for sleepers after its release, and changes the word.
     fn try_write_or_wait(&self, placed: Placed, sink: &impl Sink) -> Result<Write, Failed> {
         self.write_sleepers.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -211,7 +211,7 @@ impl CommitQueue {
         write
     }
 
-    /// To be called by whoever had the writer, once it is free again.
+    /// Called by the thread that had the writer, once the writer is free again.
     fn let_others_write(&self) {
         fence(Ordering::SeqCst);
         if self.write_sleepers.load(Ordering::SeqCst) > 0 {
@@ -334,7 +334,7 @@ impl CommitQueue {
         }
     }
 
-    /// Gives up the lead unused: whoever went to sleep because of it may lead instead.
+    /// Gives up the lead unused: a thread that went to sleep because of it may lead instead.
     fn pass_lead_on(&self) {
         self.leading.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);

@@ -24,7 +24,7 @@ struct SegmentHeader {
     salt: U64,
     secrets: Secrets,
     ordinal: U32,
-    /// A place in what comes before it in the log; 0: nothing, or nobody knows.
+    /// A place in what comes before it in the log; 0: nothing, or unknown.
     follows: U64,
     /// Over all bytes before it.
     sum: U32,

@@ -213,7 +213,7 @@ impl Log {
         Error::new(ErrorKind::Indeterminate, message).at(&self.dir).because(error)
     }
 
-    /// Does `work`, which changes files; a panic in it poisons, for nobody knows how far it came.
+    /// Does `work`, which changes files; a panic in it poisons, because it is unknown how far it came.
     pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> T) -> T {
         let unwinding = PoisonOnUnwind(self);
         let done = work();
@@ -253,7 +253,7 @@ impl Log {
         self.store
     }
 
-    /// Whether files that nobody writes any more are read through maps.
+    /// Whether files that are no longer written are read through maps.
     pub(crate) fn maps(&self) -> bool {
         self.sizes.map
     }
@@ -307,7 +307,7 @@ impl Log {
     }
 
     /// Takes the oldest segment off the list, durably, and its file away. Its tables go with it. `told` comes in
-    /// between: from then on nobody may look for anything in it. Gives the bytes that it took.
+    /// between: from then on no lookup may read in it. Returns the bytes that it took.
     ///
     /// `change` brings the rest of the manifest up to date along with it.
     pub(crate) fn drop_oldest(

@@ -1,6 +1,6 @@
 //! Segments to which nothing is written any more: opened when they are read, and only so many at a time.
 //!
-//! Promises: descriptors and maps are bounded whatever the number of segments; whoever holds a segment can read it,
+//! Promises: descriptors and maps are bounded whatever the number of segments; a holder of a segment can read it,
 //! its file removed or not. Never: writes, or knows what stands in a segment.
 //!
 //! Which one is closed to make room for another is decided by a clock with one hand (second chance): a segment that was
@@ -23,7 +23,7 @@ pub(crate) struct Pool {
     /// How many may be open at once, by map or by descriptor.
     most: usize,
     open: Mutex<Open>,
-    /// Those whose file is removed, and which stay open for whoever reads in them.
+    /// Segments whose file is removed, and which stay open for their readers.
     pinned: AtomicU64,
 }
 
@@ -129,7 +129,7 @@ impl Pool {
         }
     }
 
-    /// Closes all that nobody is at.
+    /// Closes all unused ones.
     fn close_most(&self) {
         let mut open = self.open.lock();
         for _ in 0..open.members.len() {
@@ -193,7 +193,7 @@ impl Pooled {
         self.pool.open(&self.member.path)
     }
 
-    /// Keeps the segment open: its file is about to be removed, and somebody reads in it.
+    /// Keeps the segment open: its file is about to be removed while it is read.
     pub(crate) fn pin(&self) -> io::Result<()> {
         let mut state = self.member.state.lock();
         if self.member.is_pinned.load(Ordering::SeqCst) {
@@ -211,8 +211,8 @@ impl Pooled {
         Ok(())
     }
 
-    /// What lies behind `len` is about to be cut off. `false` if somebody has a map that reaches further: then it must
-    /// not be, for whoever reads there would end the process.
+    /// The bytes behind `len` are about to be cut off. `false` if a reader has a map that reaches further: then they must
+    /// not be cut, because a read there would end the process.
     pub(crate) fn cut_to(&self, len: u64) -> bool {
         let mut state = self.member.state.lock();
         if len >= state.len {
@@ -232,7 +232,7 @@ impl Pooled {
 }
 
 impl Drop for Pooled {
-    /// Takes no lock: in a forked child nobody may ever release it.
+    /// Takes no lock: in a forked child it may never be released.
     fn drop(&mut self) {
         if self.member.is_pinned.load(Ordering::SeqCst) {
             self.pool.pinned.fetch_sub(1, Ordering::SeqCst);

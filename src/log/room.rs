@@ -322,7 +322,7 @@ pub(super) struct Keeper {
 #[derive(Debug)]
 pub(super) struct Leaving {
     pub(super) ordinal: u32,
-    /// Somebody may still read in it.
+    /// A reader may still use it.
     pub(super) segment: Option<Arc<Segment>>,
 }
 

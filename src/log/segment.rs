@@ -172,7 +172,7 @@ impl Segment {
         Segment { identity, seal: identity.seal(store), path, source: Source::File(file) }
     }
 
-    /// A segment whose header nobody has looked at.
+    /// A segment whose header has not been checked.
     pub(crate) fn unchecked(
         identity: Identity,
         store: StoreId,
@@ -235,7 +235,7 @@ impl Segment {
         }
     }
 
-    /// Keeps it readable for whoever holds it: its file is about to be removed.
+    /// Keeps it readable for walks that hold it: its file is about to be removed.
     pub(crate) fn pin(&self) -> Result<()> {
         match &self.source {
             Source::File(_) => Ok(()),

@@ -492,7 +492,7 @@ impl Survey {
         Ok(())
     }
 
-    /// The same without a manifest. Nobody knows where a recovery has cut a segment and gone on in another, so each
+    /// The same without a manifest. It is unknown where a recovery has cut a segment and gone on in another, so each
     /// watermark speaks of the segment in which it lies, and of the log before: that must be there up to the watermark.
     fn look_for_losses_unlisted(&mut self, left_out: Option<&LeftOut>) -> Result<()> {
         let mut watermarks = Watermarks::of(&self.parts);

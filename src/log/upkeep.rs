@@ -169,7 +169,7 @@ impl Log {
     }
 
     /// The body of the background thread: steps until `stop` says so.
-    /// `after` each, whoever shares the thread may look around.
+    /// `after` each, other work of the thread may run.
     pub(crate) fn run_upkeep(&self, stop: &dyn Fn() -> bool, after: &dyn Fn()) {
         while !stop() {
             // A failure has poisoned the log, or is told to the next claim; here there is nobody to tell.
@@ -192,7 +192,7 @@ impl Log {
         }
     }
 
-    /// Whether the background thread sleeps until somebody wakes it, with nothing left to sync.
+    /// Whether the background thread sleeps until it is woken, with nothing left to sync.
     #[cfg(test)]
     pub(crate) fn is_at_rest(&self) -> bool {
         self.upkeep.is_asleep.load(Ordering::SeqCst) && self.view().keyed_end <= self.durable()

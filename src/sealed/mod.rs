@@ -1,6 +1,6 @@
 //! Files that are written once, in one pass, and never changed: tables, and files of expired keys.
 //!
-//! Promises: on return of `finish` the file and its name are durable, and nobody lists it yet; a crash before leaves a
+//! Promises: on return of `finish` the file and its name are durable, and it is not listed yet; a crash before leaves a
 //! file without consequence, since its header is written last. Reading goes through a map or by plain reads, and
 //! forms what it reads of bytes that the caller then checks. Never: knows what stands in them.
 

@@ -766,7 +766,7 @@ mod tests {
     use crate::engine::Engine;
     use crate::testing::Sim;
 
-    /// The thread that keeps the index slept for an hour, and whoever closed the store waited for it.
+    /// The thread that keeps the index slept for an hour, and a close waited for it.
     #[test]
     fn a_thread_that_is_told_to_stop_right_after_it_looked_stops() {
         let store = Sim::small(1).open().unwrap();
@@ -793,7 +793,7 @@ mod tests {
         }
     }
 
-    /// The thread of the log slept for an hour, and nobody synced what compaction had moved.
+    /// The thread of the log slept for an hour, and what compaction had moved was not synced.
     #[test]
     fn compaction_of_an_idle_store_wakes_the_thread_that_syncs() {
         let sim = Sim::small(1);

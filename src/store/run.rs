@@ -398,7 +398,7 @@ where
         Ok(Resumed::Over(self.done_or_unrecorded(recorded, value, Run::Replayed)?))
     }
 
-    /// The work was done, so the value is the caller's whatever became of the record. Unless somebody took the key over:
+    /// The work was done, so the value is the caller's whatever became of the record. Unless another attempt took the key over:
     /// then another value counts.
     fn done_or_unrecorded(
         &mut self,

@@ -14,7 +14,7 @@ use crate::sync::Mutex;
 struct Model {
     queue: CommitQueue,
     tail: Mutex<Tail>,
-    /// How far the system has it. Whoever holds the lock writes.
+    /// How far the system has it. The thread that holds the lock writes.
     writer: Mutex<u64>,
     device: AtomicU64,
     is_syncing: AtomicBool,

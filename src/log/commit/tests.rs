@@ -1,11 +1,11 @@
-//! What loom can't see of the commit queue: how long somebody waits awake.
+//! What loom can't see of the commit queue: how long a thread waits awake.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
 
-/// Somebody is writing, until told otherwise.
+/// A writer is at work, until told otherwise.
 struct Writing {
     queue: CommitQueue,
     is_over: AtomicBool,
@@ -62,7 +62,7 @@ fn a_wait_for_a_long_write_is_slept_through() {
     });
 }
 
-/// A leader whose sync is held, and a roll that comes while somebody waits at `Flush` for a record of its round.
+/// A leader whose sync is held, and a roll that comes while a thread waits at `Flush` for a record of its round.
 struct Rolling {
     queue: CommitQueue,
     rounds: AtomicU32,
@@ -138,7 +138,7 @@ fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
     assert_eq!(woken, Ok(Ok(())), "nobody woke it");
 }
 
-/// A leader whose sync has the writer for a moment, in which somebody at `Flush` goes to sleep.
+/// A leader whose sync has the writer for a moment, in which a thread at `Flush` goes to sleep.
 struct SyncTakesWriter {
     queue: CommitQueue,
     is_taken: AtomicBool,
@@ -174,7 +174,7 @@ impl Sink for SyncTakesWriter {
     }
 }
 
-/// Nobody else writes afterwards, so the leader wakes it or nobody does.
+/// No other thread writes afterwards, so only the leader can wake it.
 #[test]
 fn a_leader_wakes_those_who_met_the_writer_taken_during_its_sync() {
     let sink = SyncTakesWriter {

@@ -202,7 +202,7 @@ impl FileNode {
         }
     }
 
-    /// The errors a new open file counts as known: all that somebody was told of.
+    /// The errors that a new open file counts as known: all reported ones.
     pub(super) fn errors_known(&self) -> u64 {
         if self.error_told { self.errors } else { self.errors.saturating_sub(1) }
     }

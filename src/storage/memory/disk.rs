@@ -404,7 +404,7 @@ impl Disk {
         Ok(place)
     }
 
-    /// A directory that was removed takes no names any more, though somebody has it open.
+    /// A removed directory takes no names any more, even while it is open.
     fn check_linked(&self, dir: u64) -> io::Result<()> {
         if self.dir(dir)?.linked { Ok(()) } else { Err(Errno::NOENT.into()) }
     }
