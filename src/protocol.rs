@@ -9,14 +9,14 @@ use crate::operation::{Fingerprint, OnInterrupted};
 use crate::record::{Body, Ending, Kind};
 use crate::types::{StoreMillis, Token};
 
-/// What the newest record says of a key, results apart.
+/// What the newest record says of a key, except its result.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct KeyState {
     pub(crate) phase: Phase,
     pub(crate) token: Token,
     /// Token of the key's first claim since it was absent.
     pub(crate) life: Token,
-    /// Token of the oldest attempt whose fate is open, the current one apart.
+    /// Token of the oldest attempt whose fate is open, except the current one.
     pub(crate) open_fate: Option<Token>,
     pub(crate) attempt: u32,
     /// Attempts up to this one no longer count for `attempts_max`: the key was resolved for a retry.
@@ -75,7 +75,7 @@ pub(crate) enum Call {
     Abort(Token),
     /// Done, but its result is not kept: no claim is granted until the key is resolved.
     Park(Token),
-    /// The owner went without a word.
+    /// The owner dropped its guard without an ending.
     Interrupt(Token),
     Renew(Token),
     /// The operator's words.
@@ -111,7 +111,7 @@ pub(crate) struct Wants {
     pub(crate) reconciles: bool,
 }
 
-/// What a call is told, and what becomes of the key.
+/// What a call answers, and what becomes of the key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Decision {
     pub(crate) answer: Answer,
@@ -261,7 +261,7 @@ fn remembered(call: Call) -> Decision {
     }
 }
 
-/// What anybody looking at the key is told that it is in.
+/// The state in which the key is shown.
 pub(crate) fn phase_shown(state: &KeyState, presence: Presence) -> Phase {
     match (state.phase, presence) {
         (Phase::Claimed, Presence::Owner) => Phase::Claimed,

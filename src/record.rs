@@ -169,7 +169,7 @@ impl Ending {
     }
 }
 
-/// What a checksum covers beside the bytes: where they belong. A record moved anywhere else is damage.
+/// What a checksum covers in addition to the bytes: their place. A record moved to another place is damage.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Seal {
     pub(crate) store: StoreId,

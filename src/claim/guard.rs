@@ -1,6 +1,6 @@
 //! The owner's side of a claim: [`ClaimGuard`], which ends it, and [`ClaimHandle`].
 //!
-//! Promises: nothing borrows the store; an ending consumes its guard; a guard that goes without a word leaves
+//! Promises: nothing borrows the store; an ending consumes its guard; a guard that is dropped without an ending leaves
 //! the attempt interrupted, as a crash at that place would. What each ending leaves stands in
 //! `docs/protocol.md`, "What each ending leaves".
 
@@ -312,7 +312,7 @@ impl Drop for ClaimGuard {
 }
 
 impl Inner {
-    /// The owner goes without a word, or with the one that `OnDrop::Abort` gave beforehand.
+    /// The owner drops its guard: an interruption, or the abort that `OnDrop::Abort` asked for beforehand.
     fn let_go(&self, abort: bool) {
         let reason =
             if abort { "dropped before it had an effect" } else { "dropped without a word" };

@@ -24,7 +24,7 @@ use crate::{Error, ErrorKind, Key, Result};
 pub enum State {
     /// Its owner is at work.
     InProgress(Attempt),
-    /// An attempt ended without a word.
+    /// An attempt ended without an outcome.
     Interrupted(Attempt),
     /// The key waits to be resolved.
     Held(Attempt),

@@ -15,7 +15,7 @@ use crate::remembered::passes_at;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
-/// What goes into a record beside the decision.
+/// What goes into a record in addition to the decision.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Writing<'a> {
     /// Level of the record; `None`: `Sync`.
@@ -92,7 +92,7 @@ impl Found {
     }
 }
 
-/// Of a key of which nothing is known.
+/// For a key of which nothing is known.
 static NOTHING: Found = Found {
     state: None,
     presence: Presence::Nobody,
@@ -643,7 +643,7 @@ impl Engine {
         }
     }
 
-    /// The owner of `token` went without a word: what the drop of its guard does. Waits for nothing; a
+    /// The owner of `token` dropped its guard without an ending. Waits for nothing; a
     /// crash before the record gives the same state. An abort, which `OnDrop` spoke beforehand, does say
     /// something: it waits where the log has to go on in another segment.
     pub(crate) fn let_go(
@@ -687,7 +687,7 @@ impl Engine {
         }
     }
 
-    /// A question was dropped without a word: the next claimant is asked.
+    /// A question was dropped without a decision: the next claimant is asked.
     pub(crate) fn unask(&self, hash: KeyHash, question: u64) {
         if let Ok(_inside) = self.enter() {
             self.drop_question(hash, question);

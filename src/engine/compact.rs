@@ -1,8 +1,8 @@
-//! Giving room back: the oldest segment's live records move to the tail, then it goes.
+//! Reclaim: the oldest segment's live records move to the tail, then the segment is removed.
 //!
 //! Promises: the log is first in, first out, so what hides a record is always younger than it and nothing comes back. A
 //! segment goes only when everything placed until its last record was judged is durable: the copies, and whatever made
-//! the others dead. A bad record keeps its segment, and is told. Moving is checked and placed in one step under the
+//! the others dead. A bad record keeps its segment, and is reported. Moving is checked and placed in one step under the
 //! shard lock, as any other change of a key. Never: moves what is in the newest segment, or decides by an estimate.
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! Promises: at most one live claim per key; a record takes its place in the log and its key's entry in the
 //! index in one step under the key's shard lock; no answer shows what a crash could take back at the level of
-//! the record it is derived from, `InProgress` apart. Never: I/O, or waiting for room, under a shard lock.
+//! the record it is derived from, except `InProgress`. Never: I/O, or waiting for space, under a shard lock.
 //!
 //! `call` does one call on one key, `close` ends the store, `compose` says what its record says, `view` looks without changing,
 //! `checkpoint` keeps the index small, `compact` the log, `rebuild` fills it at an opening, `verify` reads everything.

@@ -1,6 +1,6 @@
 //! Reading everything: each record, each bucket, and whether the index knows every key.
 //!
-//! Promises: nothing is changed and nothing is mended; each stretch of damage is told once, with file and offset, and
+//! Promises: nothing is changed and nothing is mended; each stretch of damage is reported once, with file and offset, and
 //! the reading goes on behind it. What others change meanwhile is no damage, and neither is what can't be read: a file
 //! that the system refuses, a record that a failed write left in memory. What is not yet durable is left out.
 

@@ -82,7 +82,7 @@ impl Engine {
         }
     }
 
-    /// Waits until what is to be shown can't be taken back, a claim in progress apart.
+    /// Waits until what is to be shown can't be taken back, except for a claim in progress.
     fn shown(&self, seen: Seen) -> Result<Seen> {
         if protocol::phase_shown(&seen.state, seen.presence) != Phase::Claimed {
             self.log.commit_earlier(seen.place.lsn(), seen.place.level())?;

@@ -43,7 +43,7 @@ pub(crate) struct Header {
     pub(crate) follows: Lsn,
 }
 
-/// What identifies a segment, beside the store.
+/// What identifies a segment within its store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {
     pub(crate) ordinal: u32,

@@ -262,7 +262,7 @@ impl Log {
         &self.seams
     }
 
-    /// How tables and expired keys are to be written beside this log.
+    /// How tables and expired keys are to be written while this log is in use.
     pub(crate) fn pace(&self) -> Pace {
         Pace::beside(&self.syncs)
     }

@@ -221,7 +221,7 @@ impl MovingRoom {
         self.is_enough = false;
     }
 
-    /// Bytes of all that was placed, if it had its room beside what is reserved.
+    /// Bytes of all placed records, if they had space in addition to what is reserved.
     pub(crate) fn enough_for(&self) -> Option<u64> {
         let left = self.rooms.iter().map(|room| room.saturating_sub(self.largest));
         (self.is_enough && left.sum::<u64>() >= self.reserved).then_some(self.bytes)
@@ -352,7 +352,7 @@ impl Sizes {
     }
 
     /// The size of a segment to be prepared for a log of so many bytes: a part of it, so that sizes grow as the log
-    /// does, and what lies ahead stays little beside it.
+    /// does, and the segments ahead stay small in comparison.
     fn for_log_of(&self, bytes: u64) -> u64 {
         let page = limits::PAGE_BYTES as u64;
         (bytes / limits::SEGMENTS_OF_A_LOG / page * page)
@@ -366,7 +366,7 @@ impl Log {
         self.dir.join("log")
     }
 
-    /// Prepares segments until a record of `bytes` has its place beside what is reserved. `StorageFull` if the
+    /// Prepares segments until a record of `bytes` has its place in addition to what is reserved. `StorageFull` if the
     /// disk has none; nothing is lost then, and a later call tries again.
     pub(crate) fn make_room(&self, bytes: u64, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();

@@ -621,7 +621,7 @@ impl Survey {
         self.is_sound
     }
 
-    /// Past every LSN and every token that is known of, and those that their openings may have issued beside them.
+    /// Past every known LSN and token, and past the tokens that their opens may have issued in addition.
     pub(super) fn extent(&self) -> Lsn {
         let ends = self.parts.iter().map(|part| {
             let identity = part.segment.identity;

@@ -39,7 +39,7 @@ pub(super) struct Tail {
     /// End of the last record that is about a key.
     pub(super) keyed_end: Lsn,
     pub(super) last: Placed,
-    /// Records placed since the opening, the log's own apart.
+    /// Records placed since the open, except the log's own.
     pub(super) records: u64,
     pub(super) last_time_note: TimeNote,
 }

@@ -42,7 +42,7 @@ struct TableHeader {
     sum: U32,
 }
 
-/// What a table is, beside its slots; as the manifest lists it.
+/// What a table is, except its slots; as the manifest lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ListedTable {
     /// Names the file; never used again.

@@ -24,7 +24,7 @@ pub(crate) struct Sealed {
     bytes: Bytes,
 }
 
-/// Where its bytes come from. A map needs no open file beside it.
+/// Where its bytes come from. A map needs no open file.
 #[derive(Debug)]
 enum Bytes {
     Map(Arc<dyn Map>),
@@ -133,7 +133,7 @@ impl Sealed {
     }
 }
 
-/// Damaged pieces that follow each other, of which the first is told: a file that was zeroed has millions.
+/// Damaged pieces that follow each other, of which the first is reported: a file that was zeroed has millions.
 #[derive(Default, Debug)]
 pub(crate) struct Stretch {
     end: Option<u64>,

@@ -43,7 +43,7 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
 
     /// Opens an existing regular file. Each call gives an open file of its own, so that a write-back
-    /// error is told to each party that syncs. A directory is `IsADirectory`.
+    /// error is reported to each party that syncs. A directory is `IsADirectory`.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>>;
 
     /// Renames, replacing what stands at `to`. Atomic for every observer, durable after `sync_dir`.

@@ -2,7 +2,7 @@
 //!
 //! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an
 //! open file of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the
-//! directory's own `flock`, so no file appears beside the data, and it ends with its process. Once a directory is
+//! directory's own `flock`, so no file is added to the data, and it ends with its process. Once a directory is
 //! locked, paths below it are looked up from its descriptor, and its names are synced through descriptors that are
 //! open already. What root makes there belongs to the directory's owner.
 //! Never: retries (but for an interrupted open), falls back, or follows anything into a device, a pipe or a directory.

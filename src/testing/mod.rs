@@ -790,7 +790,7 @@ impl Sim {
         SimGate(gate)
     }
 
-    /// The calls that `work` and whoever runs beside it make: what kind, and of which file.
+    /// Returns the calls of `work` and of other threads meanwhile: their kinds and files.
     pub fn calls_of(&self, work: impl FnOnce()) -> Vec<(String, PathBuf)> {
         let faulty = self.disk.lock().faulty.clone();
         faulty.log_calls(true);

@@ -1,6 +1,6 @@
 //! From a log that can be read to one that can be written, and back to closed files.
 //!
-//! Promises: nothing is written before the first write wants it, an uncovered tail apart; one manifest switch
+//! Promises: nothing is written before the first write, except an uncovered tail; one manifest switch
 //! decides, and a crash before or after it loses nothing. Each step may be cut short and is then done again
 //! by the next opening. In words: `docs/durability.md`, "Before the first write" and "Closing".
 
