@@ -1,7 +1,7 @@
-//! What a claim is answered with: [`Claim`]; and what a mark is, and a resolution.
+//! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
-//! `guard` is the owner's side of a claim, `interrupted` a claimant's who is asked; `attempt` and `recorded` are what
-//! others see, and `seen` puts what was found of a key into these words.
+//! `guard` is the owner's side of a claim, and `interrupted` the side of a claimant that has to decide. `attempt` and
+//! `recorded` are what other callers see, and `seen` turns the state found of a key into these types.
 
 mod attempt;
 mod date;

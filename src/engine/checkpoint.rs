@@ -2,7 +2,7 @@
 //!
 //! Promises: a table reaches no further than what is durable; it is listed by one manifest switch, and only then do the
 //! entries it holds leave memory, in the same step in which lookups learn of it; a crash anywhere leaves the tables of
-//! one manifest, and files that nobody lists. Claims and completions go on meanwhile: no lock of theirs is held longer
+//! one manifest, and unlisted files. Claims and completions continue meanwhile: no lock of theirs is held longer
 //! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
 //! positions says that.
 

@@ -1,8 +1,8 @@
-//! Closing: claims in flight are waited for, then what is inside, and what comes last may outlast the close's patience.
+//! Closing: waits for claims in flight, then for all calls inside; the last writes may take longer than the close waits.
 //!
 //! Promises: the directory's lock is released only when nothing is inside the gate and nothing is written any more. A close
-//! with a deadline answers whatever the disk does: what it writes itself is written by another thread, and a close that
-//! comes later learns what became of it. Never: acknowledges anything.
+//! with a deadline answers whatever the disk does: what it writes itself is written by another thread, and a later close
+//! learns the result. Never: acknowledges anything.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,8 +1,8 @@
 //! Reading everything: each record, each bucket, and whether the index knows every key.
 //!
 //! Promises: nothing is changed and nothing is mended; each stretch of damage is reported once, with file and offset, and
-//! the reading goes on behind it. What others change meanwhile is no damage, and neither is what can't be read: a file
-//! that the system refuses, a record that a failed write left in memory. What is not yet durable is left out.
+//! the reading continues behind it. Changes made meanwhile are not damage, and neither are bytes that can't be read: in a file
+//! that the system refuses, or in a record that a failed write left in memory. Records not yet durable are left out.
 
 use std::ops::ControlFlow;
 use std::path::Path;

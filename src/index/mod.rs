@@ -1,7 +1,7 @@
 //! Key → place in the log. Knows places, never the log's files.
 //!
-//! Promises: identity is the key, not its hash: all places under one hash are candidates, and whoever asks
-//! compares the key in the record. Derived: it can be rebuilt from the log at any time.
+//! Promises: identity is the key, not its hash: all places under one hash are candidates, and the caller compares
+//! the key in the record. Derived: it can be rebuilt from the log at any time.
 
 pub(crate) mod recent;
 pub(crate) mod seal;

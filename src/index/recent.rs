@@ -2,7 +2,7 @@
 //!
 //! Promises: one lock per shard, held for no I/O. An entry changes only under its shard's lock, in the same
 //! step in which its record takes its place in the log; so the order of a key's records is the order of its
-//! states. An entry leaves only when a sealed table has it, and never while somebody is on its key.
+//! states. An entry leaves only when a sealed table has it, and never while its key is claimed.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A sealed hash table: immutable, written once in hash order, read through a map or by plain reads.
 //!
 //! Promises: every bucket is checked before it is believed, so damage is an error and never a missing key. A miss
-//! costs one cache line, seldom two. All slots under a hash's prefix are candidates: whoever asks compares the key in
+//! costs one cache line, seldom two. All slots under a hash's prefix are candidates: the caller compares the key in
 //! the record. Never: knows a log file, or which of two records is still of use. Format: `docs/format.md`, "Table".
 //!
 //! Slots stand sorted by prefix, each in the bucket its prefix points to or, where that is full, in the next: linear

@@ -1,7 +1,7 @@
 //! The sealed tables of one manifest, as lookups share them.
 //!
 //! Promises: they cover the log from its head to `covered` without a gap, and a lookup gives the places of a hash from
-//! the newest to the oldest. Replaced as a whole; whoever holds one reads on in it. Few at any time: neighbours are
+//! the newest to the oldest. Replaced as a whole; a holder of the old ones reads on in them. Few at any time: neighbours are
 //! merged as soon as the older is no larger than all that is newer, as the digits of a binary counter carry.
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Growth: how large the files may become before reclaim has to be looked at.
 //!
-//! Promises: past what the engine allowed last, no segment is prepared ahead of need, so that whoever needs the next one
-//! comes here first and helps to reclaim. Whether writers are slowed never depends on when the background gets a processor.
+//! Promises: past what the engine allowed last, no segment is prepared ahead of need, so that a call that needs the
+//! next one comes here first and helps to reclaim. Whether writers are slowed never depends on when the background gets a processor.
 //! Costs nothing while records have their place: it is asked only where a segment is to be prepared. Never: refuses room;
 //! that is `room`'s.
 

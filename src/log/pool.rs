@@ -1,10 +1,10 @@
-//! Segments to which nothing is written any more: opened when they are read, and only so many at a time.
+//! Segments that are no longer written: opened when they are read, and only so many at a time.
 //!
 //! Promises: descriptors and maps are bounded whatever the number of segments; a holder of a segment can read it,
 //! its file removed or not. Never: writes, or knows what stands in a segment.
 //!
-//! Which one is closed to make room for another is decided by a clock with one hand (second chance): a segment that was
-//! read since the hand last came by stays.
+//! A clock with one hand (second chance) decides which one is closed for another: a segment that was read since the hand
+//! last passed it stays open.
 
 use std::io;
 use std::path::{Path, PathBuf};

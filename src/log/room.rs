@@ -1,10 +1,10 @@
 //! Room: what may still be placed, which segments lie ahead, and what a full disk leaves possible.
 //!
 //! Promises: a claim is granted only while its result's reserve, and those of all claims in flight, fit into
-//! segments that are prepared already; so whoever was granted a key can record an outcome, disk full or not.
+//! segments that are prepared already; so the owner of a key can record an outcome even on a full disk.
 //! One spare is kept that claims never take: for recovery, and for compaction of the oldest segment. Some bytes are kept
-//! for forgets. So a full store can be emptied. Room is sought by the size of what is to be placed, never more than that
-//! needs, and given back once it helps nobody. Room that comes back is used without a reopen.
+//! for forgets. So a full store can be emptied. Space is sought by the size of the record to be placed, never more than it
+//! needs, and released once no record needs it. Space that becomes free is used without a reopen.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

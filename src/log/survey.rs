@@ -1,6 +1,6 @@
 //! What a damaged log still holds, read without trusting the manifest.
 //!
-//! Promises: `survey` changes nothing, and tells every damage and every loss; a torn tail is neither. Never: decides
+//! Promises: `survey` changes nothing, and reports all damage and every loss; a torn tail is neither. Never: decides
 //! that a loss is accepted, or writes.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! What a request said, in 128 bits: [`Fingerprint`].
+//! The contents of a request in 128 bits: [`Fingerprint`].
 //!
 //! Promises: the same bytes give the same fingerprint on every machine and in every version, for ever.
 //! Never: keeps what it was made of. Proof: the golden values in the tests, which must not change.

@@ -1,4 +1,4 @@
-//! What an operation is called: [`Key`] and its parts.
+//! The name of an operation: [`Key`] and its parts.
 //!
 //! Promises: two keys are equal only if kind and bytes are; a list of parts never equals plain bytes, and
 //! parts never run together. Never: hashes, or knows of namespaces. What a key is on disk is its

@@ -1,8 +1,7 @@
-//! How an operation is treated: [`Policy`], and what it comes to where nothing was said, [`Settings`].
+//! How an operation is treated: [`Policy`], and [`Settings`], which it resolves to with the defaults.
 //!
-//! Promises: an operation's word goes before its store view's, that before the builder's, that before the
-//! defaults in [`Policy::resolve`]; a combination that can't keep its promise is refused there, before
-//! anything is written. Never: reads a clock or a record.
+//! Promises: the operation's own setting counts first, then that of the handle, then the builder's, then the default in
+//! [`Policy::resolve`]; a combination that can't keep its promise is refused there, before anything is written. Never: reads a clock or a record.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A store's directory: found, made, locked, and told whether a store is in it.
+//! A store's directory: finds, makes and locks it, and says whether it holds a store.
 //!
 //! Promises: the directory is locked before anything in it is read or created, and what is done afterwards is done in
 //! the one that is locked; a refusal says what stands in the way.
