@@ -146,7 +146,10 @@ impl Engine {
         if !finish.ended.wait_until(most, &nanos, &|| !is_running()) {
             return Err(self.not_closed());
         }
-        threads.join();
+        // Of a poisoned store one of them may be in a sync still.
+        if !gate.is_syncing() {
+            threads.join();
+        }
         let ended = std::mem::replace(&mut *finish.state.lock(), FinishState::Due);
         match ended {
             FinishState::Over(closed) => {
@@ -202,14 +205,15 @@ impl Engine {
 
     /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.
     fn close_log(&self, reclaim_until: Option<u64>) -> Result<()> {
-        let mut work = self.work.lock();
-        let is_written = self.writes_at_close();
-        if is_written {
-            self.give_up_merge(&mut work);
-            // Whatever comes of it, the close is clean.
-            let _ = self.reclaim_at_close(&mut work, reclaim_until);
+        if !self.writes_at_close() {
+            // Without `work`: of a poisoned store a sync may hang in a thread that holds it.
+            return self.log.close(|_| {});
         }
-        let sealed = if is_written { self.seal() } else { Ok(None) };
+        let mut work = self.work.lock();
+        self.give_up_merge(&mut work);
+        // Whatever comes of it, the close is clean.
+        let _ = self.reclaim_at_close(&mut work, reclaim_until);
+        let sealed = self.seal();
         // Without room for a table the log closes all the same, and the next opening reads it.
         let change = sealed.unwrap_or_default();
         let done = self.log.close(|manifest| {

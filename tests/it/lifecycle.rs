@@ -124,6 +124,56 @@ fn a_sync_that_outlasts_a_poisoned_store_acknowledges_nothing() {
     });
 }
 
+/// A poisoned store's close waits for no sync, whichever thread is in it and whatever that thread holds: it waited for the
+/// index's lock, which a merge of tables held, and for the store's own thread.
+#[test]
+fn a_poisoned_store_s_close_waits_for_no_sync_of_a_merge_or_of_the_background() {
+    let flushed = |n: u32| Operation::new(n).durability(Durability::Flush);
+    for merges in [true, false] {
+        let sim = Sim::new(1);
+        let large = || Store::builder().segment_bytes(1 << 20).result_bytes_max(256);
+        // Segments ahead are prepared, so that the first sync of the background is one of the log.
+        let prepared = sim.open_with(large()).unwrap();
+        mark(&prepared, "first", 0);
+        rest(&sim, &prepared);
+        drop(prepared);
+        let store = sim.open_existing(large(), !merges).unwrap();
+        (0..20).for_each(|n| assert!(store.mark(flushed(n)).unwrap().is_first()));
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            // In here, so that a panic opens it.
+            let gate = sim.hold_sync();
+            let merging = store.clone();
+            if merges {
+                scope.spawn(move || merging.merge_index());
+            } else {
+                drop(merging);
+                // The background syncs within a second what is at `Flush`.
+                for n in 20.. {
+                    sim.advance(Duration::from_secs(2));
+                    let _ = store.mark(flushed(n));
+                    if gate.wait_arrived(Duration::from_millis(50)) {
+                        break;
+                    }
+                }
+            }
+            held(&gate);
+            sim.fail_write(0, DiskFault::Io);
+            store.mark(flushed(u32::MAX)).unwrap_err();
+            sim.heal();
+            let closing = store.clone();
+            scope.spawn(move || tell.send(closing.close(SOON).map(drop)));
+            let closed = told.recv_timeout(Duration::from_secs(30)).expect("it hangs");
+            let closed = closed.unwrap_err();
+            assert_eq!(closed.kind(), ErrorKind::Poisoned, "merges: {merges}, {closed}");
+            // Nor does the last handle wait for it.
+            drop(store);
+            drop(sim.open_with(large()).unwrap());
+            gate.open();
+        });
+    }
+}
+
 /// While the store is sound, what a sync makes durable is acknowledged. So the close says that it waits, and the directory
 /// stays locked.
 #[test]

@@ -246,6 +246,11 @@ impl Gate {
         inside == 0 && (syncing == 0 || self.is_poisoned())
     }
 
+    /// Whether a thread is outside for a sync.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.counts().1 > 0
+    }
+
     /// The close is alone, and does what must come last. It was quiet; counted again there may be whoever is just turned
     /// away, and a sync of the poisoned store that has come back.
     pub(crate) fn finish(&self) {
