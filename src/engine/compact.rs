@@ -228,10 +228,15 @@ impl Engine {
     pub(super) fn step_compaction(&self, work: &mut Work) -> Result<Option<Due>> {
         if work.compacting.is_none() {
             self.end_pass(work);
-            let is_spent = self.log.oldest().is_some_and(|oldest| self.log.is_spent(oldest.base));
+            let oldest = self.log.oldest().map(|oldest| oldest.base);
+            let is_spent = oldest.is_some_and(|oldest| self.log.is_spent(oldest));
             if !is_spent && !self.is_compaction_due(work)? {
                 work.pass = None;
-                return Ok(None);
+                // What has expired in an idle store goes then, and not when a minute has passed.
+                let spent_in = oldest.and_then(|oldest| self.log.spent_in(oldest));
+                return Ok(spent_in.map(|millis| {
+                    Due::In(millis.clamp(limits::UNSYNCED_MILLIS_MAX, limits::ESTIMATE_MILLIS))
+                }));
             }
         }
         work.pass.get_or_insert_with(|| self.begin_pass());
@@ -1008,6 +1013,41 @@ mod tests {
             }
         }
         assert!(lent > worked / 2 && lent <= worked + 16_000_000, "{worked} worked, {lent} lent");
+    }
+
+    /// The background looked once a minute, and a store that had become idle kept all of it until then.
+    #[test]
+    fn what_expires_in_an_idle_store_goes_when_it_has() {
+        let sim = Sim::new(1);
+        let store = sim.open_with(builder().policy(flush())).unwrap();
+        let kept = Duration::from_secs(5);
+        let engine = store.engine();
+        // As the thread does that keeps the index, alone.
+        let sleep_for = |most: Duration| {
+            let mut slept = Duration::ZERO;
+            while slept < most {
+                if let Due::In(millis) = engine.step_index().unwrap() {
+                    let nap = Duration::from_millis(millis).min(most - slept);
+                    sim.advance(nap);
+                    slept += nap;
+                }
+            }
+            store.stats().segments
+        };
+        let burst = |from: u64| {
+            for n in from..from + 600 {
+                let op = Operation::new(key(n)).retention(kept);
+                let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!("{n}") };
+                claim.complete(&[7; 100]).unwrap();
+            }
+            engine.log.sync().unwrap();
+            store.stats().segments
+        };
+        // What stood in the first segment when it was opened nobody knows: it goes when a minute has passed.
+        burst(0);
+        assert!(sleep_for(10 * KEPT) <= 3);
+        let (before, after) = (burst(1000), sleep_for(2 * kept));
+        assert!(before > 5 && after <= 3, "{after} of {before}");
     }
 
     /// All that is in them has expired or has ended, and what ended it is durable. They were read, all the same.

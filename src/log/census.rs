@@ -75,6 +75,12 @@ impl Census {
         })
     }
 
+    /// When the segment that begins at `base` will be spent without any further record, if that comes by itself.
+    pub(super) fn spent_at(&self, base: Lsn) -> Option<StoreMillis> {
+        let count = self.0.iter().find(|count| count.base == base)?;
+        (!count.is_wrong && count.endless == 0).then_some(count.until)
+    }
+
     /// The segments before `head` are gone.
     pub(super) fn drop_before(&mut self, head: Lsn) {
         while self.0.front().is_some_and(|count| count.base < head) {

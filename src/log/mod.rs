@@ -290,6 +290,12 @@ impl Log {
         self.tail.lock().census.is_spent(base, now, durable)
     }
 
+    /// Milliseconds until the segment that begins at `base` is spent, if that takes no further record.
+    pub(crate) fn spent_in(&self, base: Lsn) -> Option<u64> {
+        let at = self.tail.lock().census.spent_at(base)?;
+        Some(at.since(self.now()))
+    }
+
     /// Ends the active segment, unless it is empty, and goes on in the next, for which `room` says what may be used. Gives
     /// the base of the one gone on in. `StorageFull` if what is reserved would not have its room there.
     pub(crate) fn roll_over(&self, room: Room) -> Result<Lsn> {
