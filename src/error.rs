@@ -97,8 +97,8 @@ pub enum ErrorKind {
     Locked,
     /// There is no store at that path. `Store::open_or_create` makes one.
     NotFound,
-    /// Bytes that were once durable are damaged or missing. `Store::verify` lists all damage. Restore a backup, or let
-    /// `admin::repair` save the whole records.
+    /// Bytes that were once durable are damaged or missing. `Store::verify` lists all damage of a store that opens.
+    /// Restore a backup, or let `admin::repair` save the whole records: it says first what would be lost.
     Corrupt,
     /// Written by a version of the format that this one doesn't know.
     Incompatible,
@@ -141,7 +141,7 @@ impl Error {
                 ": the file system is read-only: mount it for writing, or keep the store elsewhere"
             }
             io::ErrorKind::PermissionDenied => {
-                ": no permission: the store's files belong to the user who made it"
+                ": no permission: the store's directory and files must be writable for the user of this process"
             }
             io::ErrorKind::IsADirectory => {
                 ": a directory stands where the store keeps a file: take it away"
@@ -285,7 +285,7 @@ impl Error {
 
     fn next_step(&self) -> &'static str {
         if self.kind() == ErrorKind::Corrupt && !self.detail.is_listed {
-            "; verify lists all damage; restore a backup, or let admin::repair save what is whole"
+            "; restore a backup, or let admin::repair save what is whole, which says first what would be lost; verify lists all damage where the store opens"
         } else {
             ""
         }

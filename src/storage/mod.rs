@@ -160,14 +160,15 @@ impl Failure {
         if is_full { Failure::Before(error(e)) } else { Failure::scarce_or_poison(e, error) }
     }
 
-    /// How a step failed before which nothing counts, and whose room was taken beforehand: only a want of memory is
-    /// harmless.
+    /// How a step failed before which nothing counts, and whose room was taken beforehand: a want of memory is harmless,
+    /// and so is a directory that may not be changed. Neither has done anything.
     pub(crate) fn scarce_or_poison(
         e: io::Error,
         error: impl FnOnce(io::Error) -> crate::Error,
     ) -> Self {
-        let is_scarce = Errno::from_io_error(&e) == Some(Errno::NOMEM);
-        if is_scarce { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
+        let harmless = [Errno::NOMEM, Errno::ACCESS];
+        let is_harmless = Errno::from_io_error(&e).is_some_and(|errno| harmless.contains(&errno));
+        if is_harmless { Failure::Before(error(e)) } else { Failure::Poison(error(e)) }
     }
 }
 

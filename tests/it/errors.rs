@@ -107,6 +107,30 @@ fn a_full_disk_says_how_to_go_on() {
     claim.complete("it has its room").unwrap();
 }
 
+/// Somebody took the permission to change the directory away: nothing was half-written, and the store goes on once it is
+/// given back. It was poisoned.
+#[test]
+fn a_directory_that_may_not_be_changed_is_no_failure_of_the_store() {
+    let sim = Sim::small(7);
+    drop(sim.open_with(tiny()).unwrap());
+    let mut met = false;
+    for n in 0..100 {
+        let machine = sim.copy();
+        let store = machine.open_existing(tiny(), false).unwrap();
+        machine.fail_call(n, DiskFault::Denied);
+        // The first claim exchanges the manifest.
+        let Err(error) = store.claim("k") else { continue };
+        machine.heal();
+        if error.to_string().contains("exchanging") {
+            let words = ["no permission", "writable for the user of this process"];
+            check(&error, ErrorKind::Io, error.path().unwrap(), &words);
+            assert!(matches!(store.claim("k").unwrap(), Claim::Acquired(_)));
+            met = true;
+        }
+    }
+    assert!(met);
+}
+
 /// A read-only file system, permissions, and too many open files, at every call of an opening, a claim and a checkpoint.
 #[test]
 fn what_the_system_refuses_is_said_with_its_remedy() {
