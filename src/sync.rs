@@ -251,6 +251,11 @@ impl WakeWord {
     }
 }
 
+/// Whether this thread unwinds.
+pub(crate) fn is_panicking() -> bool {
+    std::thread::panicking()
+}
+
 /// Starts a thread of a store. Under loom and shuttle there is none to be had: they explore their own.
 pub(crate) fn spawn(
     name: &str,

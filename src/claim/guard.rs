@@ -13,7 +13,7 @@ use crate::engine::{Claimed, Outcome as EncodedOutcome, Writing};
 use crate::operation::{Settings, cut_label, encode_meta};
 use crate::protocol::{Answer, Call};
 use crate::shared::Shared;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{self, AtomicBool, Ordering};
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
 
@@ -231,6 +231,11 @@ impl ClaimGuard {
         &self.handle
     }
 
+    /// As a drop, for another reason than that nothing was said.
+    pub(crate) fn leave(self, reason: &str) {
+        self.0.leave(reason);
+    }
+
     /// Ends it without the outcome that could not be recorded, for that reason: as the policy says.
     pub(crate) fn end_unkept(self, reason: &Error, failure: bool) -> Result<()> {
         let reason = cut_label(reason.to_string());
@@ -301,21 +306,26 @@ impl std::ops::Deref for ClaimGuard {
     }
 }
 
+/// Why an attempt is over whose guard went, and nothing was said.
+const DROPPED: &str = "dropped without a word";
+
 impl Drop for ClaimGuard {
     fn drop(&mut self) {
-        let inner = &self.handle.0;
-        if inner.has_ended.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        inner.let_go(inner.drop_aborts.load(Ordering::SeqCst));
+        self.handle.0.leave(if sync::is_panicking() { "its owner panicked" } else { DROPPED });
     }
 }
 
 impl Inner {
-    /// The owner drops its guard: an interruption, or the abort that `OnDrop::Abort` asked for beforehand.
-    fn let_go(&self, abort: bool) {
-        let reason =
-            if abort { "dropped before it had an effect" } else { "dropped without a word" };
+    /// The owner goes without an ending: an interruption, or the abort that `OnDrop::Abort` asked for beforehand.
+    fn leave(&self, reason: &str) {
+        if self.has_ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let abort = self.drop_aborts.load(Ordering::SeqCst);
+        self.let_go(abort, if abort { "dropped before it had an effect" } else { reason });
+    }
+
+    fn let_go(&self, abort: bool, reason: &str) {
         let level = if abort { self.settings.durability } else { self.settings.claim_durability };
         let retention_ms = self.settings.retention_ms;
         let writing = Writing { level: Some(level), retention_ms, ..Writing::default() };
@@ -446,7 +456,7 @@ impl ClaimHandle {
         match applied.answer {
             // The guard went meanwhile, and there is nobody left to end what was taken up again.
             Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
-                inner.let_go(false);
+                inner.let_go(false, DROPPED);
                 Err(self.lost())
             }
             Answer::Done => Ok(()),

@@ -125,6 +125,9 @@ pub enum Verdict {
     Unknown,
 }
 
+/// Why an attempt is over whose closure failed without a verdict, or with an unknown one.
+const RETURNED_AN_ERROR: &str = "its closure returned an error";
+
 impl Store {
     /// Runs `work` under a claim and records its result. A repetition gets the recorded result.
     ///
@@ -420,7 +423,7 @@ where
     /// interrupted.
     fn judge(&mut self, guard: ClaimGuard, error: &E) {
         // Unjudged it is what a `?` in the caller's own code would be; the guard knows what a drop means.
-        let Some(judge) = self.on_error.take() else { return drop(guard) };
+        let Some(judge) = self.on_error.take() else { return guard.leave(RETURNED_AN_ERROR) };
         let recorded = match judge(error) {
             Verdict::Abort(why) => guard.abort(why),
             Verdict::Fail(outcome) => {
@@ -429,7 +432,7 @@ where
             }
             Verdict::Unknown => {
                 guard.on_drop(OnDrop::Interrupt);
-                return drop(guard);
+                return guard.leave(RETURNED_AN_ERROR);
             }
         };
         if let Err(why) = recorded {

@@ -1,9 +1,10 @@
 //! What is shown of a key: why an attempt is over, in `Debug` as in words, and what a walk leaves out.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Operation, Outcome, State, Store};
+use onlyonce::{Claim, Error, Operation, Outcome, State, Store};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LEASE: Duration = Duration::from_secs(30);
@@ -29,6 +30,15 @@ fn why_an_attempt_is_over_is_told_apart() {
     drop(lost);
     drop(store.claim("dropped").unwrap());
     assert_eq!(reason(&store, "dropped"), "dropped without a word");
+    let panics = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let _claim = store.claim("panicked").unwrap();
+        panic!("on purpose");
+    }));
+    assert!(panics.is_err());
+    assert_eq!(reason(&store, "panicked"), "its owner panicked");
+    let failed = store.run("failed", |_| Err::<Vec<u8>, _>(Error::invalid("on purpose")));
+    assert!(failed.is_err());
+    assert_eq!(reason(&store, "failed"), "its closure returned an error");
     sim.kill();
     drop(held);
     let store = sim.open().unwrap();
