@@ -1015,6 +1015,28 @@ mod tests {
         assert!(lent > worked / 2 && lent <= worked + 16_000_000, "{worked} worked, {lent} lent");
     }
 
+    /// A few keys may have missed the few results in which most bytes are: a whole sample has the last word.
+    #[test]
+    fn nothing_is_moved_on_the_word_of_a_few_keys() {
+        let sim = Sim::new(1);
+        let store = sim.open_with(builder().policy(flush())).unwrap();
+        // All of it is alive.
+        (0..600).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
+        let engine = store.engine();
+        let mut work = engine.work.lock();
+        let log_bytes = engine.log.bytes_since(Lsn::ZERO);
+        let at_millis = engine.log.seams().clock.monotonic_nanos() / 1_000_000;
+        for is_rough in [false, true] {
+            let oldest = engine.log.oldest().unwrap();
+            let (live, newest) = (log_bytes / 8, Some(oldest.newest));
+            work.estimate = Some(Estimate { live, log_bytes, at_millis, newest, is_rough });
+            let (is_due, _) = engine.weigh(&mut work, oldest).unwrap();
+            assert_eq!(is_due, !is_rough);
+        }
+        let told = work.estimate.unwrap();
+        assert!(!told.is_rough && told.live > log_bytes / 2, "{told:?}");
+    }
+
     /// The background looked once a minute, and a store that had become idle kept all of it until then.
     #[test]
     fn what_expires_in_an_idle_store_goes_when_it_has() {
