@@ -116,7 +116,9 @@ impl Engine {
         if engine.log.has_unsettled_tail() {
             // Without room it is served up to the tail, and finished when there is some.
             match engine.begin_writing() {
-                Err(e) if e.kind() != ErrorKind::StorageFull => return Err(e),
+                Err(e) if e.kind() != ErrorKind::StorageFull || engine.log.is_poisoned() => {
+                    return Err(e);
+                }
                 _ => engine.gather_scraps()?,
             }
         }

@@ -296,3 +296,33 @@ fn an_operator_sees_that_room_is_missing_and_that_it_is_back() {
         }
     }
 }
+
+/// The record that says how far the log is durable is the first one that need not be: nobody is told of it before it is.
+#[test]
+fn the_first_record_of_an_unsynced_tail_is_not_answered_from_without_room() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(builder(Full::Disk)).unwrap();
+    assert!(store.mark("synced").unwrap().is_first());
+    for key in ["unsynced", "the last"] {
+        let op = Operation::new(key).durability(Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.kill();
+    drop(store);
+    for (path, _) in sim.files() {
+        if path.to_string_lossy().contains("spare-") {
+            sim.remove(path).unwrap();
+        }
+    }
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let store = sim.open_with(builder(Full::Disk)).unwrap();
+    assert!(store.get("synced").unwrap().is_some());
+    for key in ["unsynced", "the last"] {
+        assert_eq!(store.get(key).unwrap_err().kind(), ErrorKind::StorageFull, "{key}");
+    }
+    sim.set_disk_bytes_max(u64::MAX);
+    for key in ["synced", "unsynced", "the last"] {
+        assert!(!store.mark(key).unwrap().is_first());
+        assert!(store.get(key).unwrap().is_some());
+    }
+}

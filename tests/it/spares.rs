@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim};
-use onlyonce::{Claim, Mark, Store, StoreBuilder};
+use onlyonce::{Claim, Durability, ErrorKind, Mark, Operation, Store, StoreBuilder};
 
 /// A flipped bit in a spare became a byte behind the log's clean end once the spare was a segment; the store
 /// then refused to open, although nothing was lost. Now a spare is looked at before it is used.
@@ -185,4 +185,151 @@ fn spares_of_a_load_that_comes_and_goes_are_prepared_once() {
     // One for each segment that was filled meanwhile, and those of a growing log.
     let filled = (store.stats().log_bytes + store.stats().bytes_reclaimed - log_bytes) / (32 << 10);
     assert!(newest() <= first + filled + 5, "{first}, {} after {filled} segments", newest());
+}
+
+/// What a killed process left: records that a sync covers, and a suffix that none does.
+fn killed() -> Sim {
+    let sim = Sim::new(1);
+    let store = sim.open_with(large()).unwrap();
+    (0..20).for_each(|n| complete(&store, &format!("synced {n}")));
+    store.sync().unwrap();
+    pass(&sim, &store, 3_000);
+    (0..3).for_each(|n| complete(&store, &format!("unsynced {n}")));
+    sim.kill();
+    sim
+}
+
+fn large() -> StoreBuilder {
+    Store::builder().segment_bytes(64 << 10).result_bytes_max(8 << 10).index_memory_max(1 << 20)
+}
+
+fn complete(store: &Store, key: &str) {
+    let op = Operation::new(key).durability(Durability::Flush);
+    match store.claim(op.claim_durability(Durability::Flush)).unwrap() {
+        Claim::Acquired(claim) => claim.complete(&[7; 1000][..]).unwrap(),
+        other => panic!("{other}"),
+    }
+}
+
+/// The store is recovered, and written to.
+fn check_recovered(store: &Store, context: &str) {
+    assert!(store.forget("synced 1").unwrap_or_else(|e| panic!("{context}: {e}")), "{context}");
+    for n in 0..3 {
+        assert!(store.get(&*format!("unsynced {n}")).unwrap().is_some(), "{context}: {n}");
+    }
+    assert!(store.verify().unwrap().is_whole(), "{context}");
+}
+
+/// Something failed for want of room on a full disk, once, when the spare had become a segment that no manifest lists.
+/// No later try, in that opening or in another, had room for a recovery.
+#[test]
+fn a_recovery_that_failed_leaves_its_spare_to_the_next_try() {
+    let sim = killed();
+    let bytes = sim.disk_bytes();
+    let next = |sim: &Sim, context: &str| {
+        let next = sim.copy();
+        next.set_disk_bytes_max(bytes);
+        let store = next.open_with(large()).unwrap_or_else(|e| panic!("{context}: {e}"));
+        check_recovered(&store, context);
+    };
+    for (of, fail) in
+        [("write", Sim::fail_write as fn(&Sim, u64, DiskFault)), ("sync", Sim::fail_sync)]
+    {
+        let (mut count, mut served, mut refused) = (0, 0, 0);
+        loop {
+            let context = format!("{of} {count}, at the opening");
+            let sim = sim.copy();
+            sim.set_disk_bytes_max(bytes);
+            fail(&sim, count, DiskFault::Full);
+            let opened = sim.open_with(large());
+            if sim.faults_met() == 0 {
+                break;
+            }
+            count += 1;
+            sim.heal();
+            next(&sim, &format!("{context}, the next one"));
+            match opened {
+                Ok(store) => {
+                    served += 1;
+                    check_recovered(&store, &context);
+                }
+                // A write whose room was there failed.
+                Err(e) => {
+                    refused += 1;
+                    assert_eq!(e.kind(), ErrorKind::StorageFull, "{context}: {e}");
+                }
+            }
+        }
+        assert!(served > 2 && refused > 1, "{of}: {served} and {refused} of {count}");
+        for after in 0..count {
+            let context = format!("{of} {after}, at the first write");
+            let sim = sim.copy();
+            sim.set_disk_bytes_max(bytes);
+            sim.fail_write(0, DiskFault::Full);
+            let store = sim.open_with(large()).unwrap();
+            sim.heal();
+            fail(&sim, after, DiskFault::Full);
+            let forgot = store.forget("synced 0").map_err(|e| e.kind());
+            assert!(
+                matches!(forgot, Ok(true) | Err(ErrorKind::StorageFull)),
+                "{context}: {forgot:?}"
+            );
+            assert_eq!(sim.faults_met(), 2, "{context}");
+            sim.heal();
+            next(&sim, &format!("{context}, the next opening"));
+            if store.health().is_writable() {
+                check_recovered(&store, &context);
+            }
+        }
+    }
+}
+
+/// A suffix of several segments, where there is room for some of them: what was prepared or found for these is there
+/// for the next try, whatever the first one failed at.
+#[test]
+fn a_recovery_into_several_segments_that_failed_leaves_all_its_spares_to_the_next_try() {
+    let sim = Sim::new(7);
+    let key = |n: u64| format!("{n:0>200}");
+    let store = sim.open_with(Store::builder()).unwrap();
+    for n in 0..200 {
+        let op = Operation::new(key(n)).durability(Durability::Flush);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    sim.kill();
+    drop(store);
+    for path in spares(&sim).into_iter().map(|(path, _)| path) {
+        sim.remove(path).unwrap();
+    }
+    let open = |more: u64| {
+        let sim = sim.copy();
+        sim.set_disk_bytes_max(sim.disk_bytes() + more);
+        let store = sim.open_with(builder().map(false)).unwrap();
+        (sim, store)
+    };
+    let page = 4 << 10;
+    let enough = (0..).step_by(page).find(|&more| open(more).1.forget(key(0)).is_ok()).unwrap();
+    assert!(enough > 3 * (16 << 10), "{enough}");
+    for more in (0..enough).step_by(page) {
+        let (machine, store) = open(more);
+        assert_eq!(store.forget(key(0)).unwrap_err().kind(), ErrorKind::StorageFull, "{more}");
+        machine.set_disk_bytes_max(sim.disk_bytes() + enough);
+        let forgot = store.forget(key(0));
+        assert!(forgot.unwrap_or_else(|e| panic!("{more} of {enough}: {e}")));
+    }
+    let mut failed = 0;
+    for after in (0..).step_by(7) {
+        let (machine, store) = open(0);
+        machine.set_disk_bytes_max(sim.disk_bytes() + enough);
+        machine.fail_read(after, DiskFault::Io);
+        let forgot = store.forget(key(0));
+        if machine.faults_met() == 0 {
+            break;
+        }
+        failed += u64::from(forgot.is_err());
+        machine.heal();
+        let forgot = store.forget(key(1));
+        assert!(forgot.unwrap_or_else(|e| panic!("read {after}: {e}")));
+        assert!(store.verify().unwrap().is_whole(), "read {after}");
+    }
+    assert!(failed > 20, "{failed}");
 }

@@ -242,9 +242,12 @@ impl Log {
     /// A spare of `needed` bytes and room to go on in, and not much more: a thousand kills should cost little. On a full
     /// disk any that holds what is needed will do; the last one is kept for this.
     fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
+        let had = keeper.spares.len();
+        let paged = |bytes: u64| {
+            bytes.next_multiple_of(limits::PAGE_BYTES as u64).min(limits::SEGMENT_BYTES_MOST)
+        };
         let roomy = needed.saturating_add(self.sizes.segment_bytes_least());
-        let bytes = self.sizes.first().max(roomy.next_multiple_of(limits::PAGE_BYTES as u64));
-        let bytes = bytes.min(limits::SEGMENT_BYTES_MOST);
+        let bytes = self.sizes.first().max(paged(roomy));
         let roomy = roomy.min(bytes);
         let of_size =
             |least: u64, most: u64| move |spare: &Spare| (least..=most).contains(&spare.bytes);
@@ -253,26 +256,39 @@ impl Log {
                 return Ok(index);
             }
         }
-        keeper.spare_number = keeper.spare_number.wrapping_add(1);
-        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
-        match Spare::prepare(storage, &log_dir, keeper.spare_number, bytes) {
-            Ok(spare) => {
-                keeper.spares.push(spare);
-                Ok(keeper.spares.len().saturating_sub(1))
-            }
-            Err(failure) => {
-                let error = self.failed(failure);
-                if error.kind() != ErrorKind::StorageFull {
-                    return Err(error);
-                }
-                while let Some(index) = keeper.spares.iter().position(of_size(needed, u64::MAX)) {
-                    if self.is_usable(keeper, index)? {
-                        return Ok(index);
-                    }
-                }
-                Err(error)
+        let error = match self.prepare_for_fork(keeper, bytes) {
+            Err(e) if e.kind() == ErrorKind::StorageFull => e,
+            prepared => return prepared,
+        };
+        while let Some(index) = keeper.spares.iter().position(of_size(needed, u64::MAX)) {
+            if self.is_usable(keeper, index)? {
+                return Ok(index);
             }
         }
+        // What an earlier try made of a spare, and one that was none any more, give their room to a new one of any size
+        // that will do: a segment is never recycled.
+        keeper.leaving = self.unlisted(keeper);
+        if keeper.leaving.is_empty() && keeper.spares.len() == had {
+            return Err(error);
+        }
+        self.check_standing()?;
+        self.remove_leaving(keeper)?;
+        let least = needed.max(self.sizes.segment_bytes_least());
+        for bytes in [bytes, paged(roomy), paged(least)] {
+            match self.prepare_for_fork(keeper, bytes) {
+                Err(e) if e.kind() == ErrorKind::StorageFull => {}
+                prepared => return prepared,
+            }
+        }
+        Err(error)
+    }
+
+    fn prepare_for_fork(&self, keeper: &mut Keeper, bytes: u64) -> Result<usize> {
+        keeper.spare_number = keeper.spare_number.wrapping_add(1);
+        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        let spare = Spare::prepare(storage, &log_dir, keeper.spare_number, bytes);
+        keeper.spares.push(spare.map_err(|e| self.failed(e))?);
+        Ok(keeper.spares.len().saturating_sub(1))
     }
 
     /// Records of the suffix as they stand in a new segment, and where each came from and went.
@@ -326,8 +342,6 @@ impl Log {
     fn remove_leftovers(&self, keeper: &mut Keeper) {
         let storage = &*self.seams.storage;
         let log_dir = self.log_dir();
-        let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
-        let mut leaving = Vec::new();
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
             let is_unused_spare = Spare::number_of(&entry.name).is_some()
@@ -335,9 +349,6 @@ impl Log {
             if path == Spare::draft_path(&log_dir) || is_unused_spare {
                 let _ = storage.remove(&path);
             }
-            let unlisted = segment::ordinal_of(&entry.name).filter(|ordinal| !listed(*ordinal));
-            let unlisted = unlisted.filter(|_| entry.is_file);
-            leaving.extend(unlisted.map(|ordinal| Leaving { ordinal, segment: None }));
         }
         let segments = Arc::clone(&self.segments.lock());
         for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
@@ -350,9 +361,19 @@ impl Log {
                 });
             }
         }
-        keeper.leaving = leaving;
+        keeper.leaving = self.unlisted(keeper);
         // A removal that failed is tried again by whoever drops the next segment.
         let _ = self.remove_leaving(keeper);
+    }
+
+    /// The segments that the standing manifest, all of whose names are durable, doesn't list.
+    fn unlisted(&self, keeper: &Keeper) -> Vec<Leaving> {
+        let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
+        let entries = self.seams.storage.list(&self.log_dir()).unwrap_or_default();
+        let files = entries.iter().filter(|entry| entry.is_file);
+        let ordinals = files.filter_map(|entry| segment::ordinal_of(&entry.name));
+        let unlisted = ordinals.filter(|ordinal| !listed(*ordinal));
+        unlisted.map(|ordinal| Leaving { ordinal, segment: None }).collect()
     }
 
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
