@@ -123,8 +123,7 @@ fn run_locked(
     let may = !is_loss || accept == AcceptLoss::Yes;
     if !found.is_whole() && may {
         let next = next_number(storage, dir, &found)?;
-        let memories = remembered.save(seams, dir, found.store, next)?;
-        let next = next.saturating_add(1);
+        let (memories, next) = remembered.save(&seams.storage, dir, found.store, next)?;
         // A list of what is there may contradict itself, or lead to a record that no opening takes: then all is written
         // anew.
         let is_relisted = found.can_be_relisted()
@@ -171,7 +170,7 @@ fn check_key(record: &Record<'_>, _: &Earlier<'_>) -> Result<()> {
 }
 
 /// A number that no file of the index or of expired keys has or had.
-fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey) -> Result<u32> {
+fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey<'_>) -> Result<u32> {
     let mut next = found.manifest.as_ref().map_or(1, |manifest| manifest.next_table);
     for (part, number_of) in
         [("index", table::number_of as fn(&str) -> Option<u32>), ("expired", remembered::number_of)]
@@ -201,7 +200,7 @@ fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<Entry>> {
 fn name_the_lost(
     storage: &dyn Storage,
     dir: &Path,
-    found: &Survey,
+    found: &Survey<'_>,
 ) -> Result<(Vec<Key<'static>>, Option<u64>)> {
     if !found.has_lost_records() {
         return Ok((Vec::new(), Some(0)));

@@ -22,7 +22,7 @@ use crate::storage::{self, Failure};
 use crate::types::Lsn;
 use crate::{Error, Result};
 
-impl Survey {
+impl Survey<'_> {
     /// The manifest of a log that keeps its segments, or gets others.
     fn manifest_of(
         &self,
@@ -45,7 +45,7 @@ impl Survey {
             &*seams.clock,
         );
         let ordinals = segments.iter().map(|listed| listed.ordinal);
-        let own = self.parts.iter().map(|part| part.segment.identity.ordinal);
+        let own = self.parts.iter().map(|part| part.identity.ordinal);
         let next = ordinals.chain(own).max().unwrap_or(0).saturating_add(1);
         let extent = segments.last().map_or(Lsn::ZERO, |listed| listed.base.plus(listed.capacity));
         Manifest {
@@ -80,13 +80,12 @@ impl Survey {
         let mut segments = Vec::with_capacity(self.parts.len());
         let mut rest = self.parts.iter().peekable();
         while let Some(part) = rest.next() {
-            let mut listed = part.segment.identity.listed();
+            let mut listed = part.identity.listed();
             listed.end = part.end.min(listed.end);
-            let limit = part.end.since(part.segment.base());
             let mut stop = None;
-            walk(&part.segment, limit, &mut |found| {
+            walk(&part.open()?, part.limit(), &mut |found| {
                 if let Found::Gap { from, .. } = found {
-                    stop = stop.or(Some(part.segment.base().plus(from)));
+                    stop = stop.or(Some(part.base().plus(from)));
                 }
                 Ok(())
             })?;
@@ -176,7 +175,7 @@ fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {
 
 /// New segments, one behind the other.
 struct Salvage<'s> {
-    survey: &'s Survey,
+    survey: &'s Survey<'s>,
     seams: &'s Seams,
     log_dir: PathBuf,
     bytes: u64,

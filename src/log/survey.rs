@@ -1,11 +1,11 @@
 //! What a damaged log still holds, read without trusting the manifest.
 //!
-//! Promises: `survey` changes nothing, and reports all damage and every loss; a torn tail is neither. Never: decides
-//! that a loss is accepted, or writes.
+//! Promises: `survey` changes nothing, and reports all damage and every loss; a torn tail is neither. However many segments
+//! there are, one is open at a time. Never: decides that a loss is accepted, or writes.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::open::recovery::{
@@ -22,7 +22,7 @@ use crate::types::{Lsn, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// A log as it was found.
-pub(crate) struct Survey {
+pub(crate) struct Survey<'s> {
     /// The manifest, if it is whole.
     pub(crate) manifest: Option<Manifest>,
     pub(crate) store: StoreId,
@@ -37,7 +37,7 @@ pub(crate) struct Survey {
     pub(super) ordinals: BTreeSet<u32>,
     /// Whether the files can stay as they are, once a manifest lists them.
     is_sound: bool,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<Part<'s>>,
     pub(super) time: Option<TimeField>,
     pub(super) newest: StoreMillis,
     /// Past every token that the records read so far tell of, and those issued beside them.
@@ -45,13 +45,34 @@ pub(crate) struct Survey {
 }
 
 /// A segment that can be read, as far as `end`.
-pub(super) struct Part {
-    pub(super) segment: Segment,
+pub(super) struct Part<'s> {
+    storage: &'s dyn Storage,
+    store: StoreId,
+    path: PathBuf,
+    pub(super) identity: Identity,
     pub(super) end: Lsn,
     /// Whether header and length are what was written. No torn write changes them.
     is_whole: bool,
     /// What its header says came before it, where that is all there is to say so.
     follows: Lsn,
+}
+
+impl Part<'_> {
+    /// Its segment, to be read by calls and dropped then: a log has more of them than a process may have files.
+    pub(super) fn open(&self) -> Result<Segment> {
+        let file = self.storage.open(&self.path, Access::Read);
+        let file = file.map_err(|e| Error::io("opening", &self.path, e))?;
+        Ok(Segment::unchecked(self.identity, self.store, self.path.clone(), file))
+    }
+
+    pub(super) fn base(&self) -> Lsn {
+        self.identity.base
+    }
+
+    /// The file offset at which it ends.
+    pub(super) fn limit(&self) -> u64 {
+        self.end.since(self.base())
+    }
 }
 
 /// No whole record stands from file offset `from` to `to`.
@@ -94,8 +115,8 @@ struct Watermarks {
 }
 
 impl Watermarks {
-    fn of(parts: &[Part]) -> Self {
-        let bounds: Vec<_> = parts.iter().map(|part| (part.segment.base(), part.end)).collect();
+    fn of(parts: &[Part<'_>]) -> Self {
+        let bounds: Vec<_> = parts.iter().map(|part| (part.base(), part.end)).collect();
         let durable = bounds.iter().map(|(base, _)| *base).collect();
         Watermarks { bounds, durable, missing: BTreeSet::new() }
     }
@@ -145,8 +166,8 @@ struct Read {
 }
 
 /// Tells each record's watermark: what stood before it was durable.
-fn read(part: &Part, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
-    let (segment, limit) = (&part.segment, part.end.since(part.segment.base()));
+fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
+    let (segment, limit) = (&part.open()?, part.limit());
     let mut read = Read::default();
     let mut bad = Vec::new();
     walk(segment, limit, &mut |found| {
@@ -197,7 +218,7 @@ fn read(part: &Part, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
 }
 
 /// Reads everything in `dir`, which is locked.
-pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
+pub(crate) fn survey<'s>(storage: &'s dyn Storage, dir: &Path) -> Result<Survey<'s>> {
     let log_dir = dir.join("log");
     check_all_prepared(storage, dir)?;
     let mut damages = Vec::new();
@@ -220,12 +241,11 @@ pub(crate) fn survey(storage: &dyn Storage, dir: &Path) -> Result<Survey> {
         Some(manifest) => {
             let mut parts = Vec::new();
             for listed in &manifest.segments {
-                match open_listed(storage, &log_dir, listed, manifest.store) {
-                    Ok((segment, header)) => {
-                        let is_whole = header.is_ok();
-                        is_sound &= is_whole;
+                match look_at_listed(storage, &log_dir, listed, manifest.store) {
+                    Ok((part, header)) => {
+                        is_sound &= part.is_whole;
                         damages.extend(header.err());
-                        parts.push(Part { segment, end: listed.end, is_whole, follows: Lsn::ZERO });
+                        parts.push(part);
                     }
                     Err(e) if e.kind() == ErrorKind::Corrupt => {
                         is_sound = false;
@@ -312,31 +332,33 @@ fn check_unlisted(
     Ok(Some(manifest))
 }
 
-/// Opens a listed segment by what the manifest says of it, whatever its header says.
-fn open_listed(
-    storage: &dyn Storage,
+/// A listed segment by what the manifest says of it, whatever its header says.
+fn look_at_listed<'s>(
+    storage: &'s dyn Storage,
     log_dir: &Path,
     listed: &Listed,
     store: StoreId,
-) -> Result<(Segment, Result<()>)> {
+) -> Result<(Part<'s>, Result<()>)> {
     let path = log_dir.join(segment::file_name(listed.ordinal));
-    let file = match storage.open(&path, Access::Read) {
-        Ok(file) => file,
+    match storage.open(&path, Access::Read) {
+        Ok(_) => {}
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
             return Err(Error::corrupt(&path, 0, "a listed segment is missing:").because(e));
         }
         Err(e) => return Err(Error::io("opening", &path, e)),
-    };
+    }
     let header = Segment::open(storage, log_dir, listed, store, Access::Read).map(drop);
-    Ok((Segment::unchecked(Identity::of(listed), store, path, file), header))
+    let (identity, is_whole) = (Identity::of(listed), header.is_ok());
+    let (end, follows) = (listed.end, Lsn::ZERO);
+    Ok((Part { storage, store, path, identity, end, is_whole, follows }, header))
 }
 
 /// What segments there are by their own headers, without a manifest.
-struct Headers {
+struct Headers<'s> {
     store: StoreId,
     secrets: Secrets,
     /// In the order of the log.
-    parts: Vec<Part>,
+    parts: Vec<Part<'s>>,
     /// A file can't be read as a segment, or stands where another one stood.
     lacks_segment: bool,
     /// All are there, but not each under its own name.
@@ -352,11 +374,11 @@ struct LeftOut {
     base: Lsn,
 }
 
-fn find_segments(
-    storage: &dyn Storage,
+fn find_segments<'s>(
+    storage: &'s dyn Storage,
     log_dir: &Path,
     damages: &mut Vec<Error>,
-) -> Result<Headers> {
+) -> Result<Headers<'s>> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let (mut found, mut parts) = (None, Vec::new());
     let (known, mut misnamed) = (damages.len(), Vec::new());
@@ -382,8 +404,7 @@ fn find_segments(
                     misnamed.push(Error::corrupt(&path, 0, "a segment under another's name"));
                 }
                 let end = identity.listed().end;
-                let segment = Segment::unchecked(identity, store, path, file);
-                parts.push(Part { segment, end, is_whole: true, follows });
+                parts.push(Part { storage, store, path, identity, end, is_whole: true, follows });
             }
             Err(e) if e.kind() == ErrorKind::Corrupt => damages.push(e),
             Err(e) => return Err(e),
@@ -392,11 +413,11 @@ fn find_segments(
     let (store, secrets) = found.ok_or_else(|| {
         Error::corrupt(log_dir, 0, "no segment whose header is whole, and no manifest")
     })?;
-    parts.sort_by_key(|part: &Part| part.segment.base());
+    parts.sort_by_key(Part::base);
     parts.dedup_by(|part, before| {
-        let is_twice = part.segment.base() == before.segment.base();
+        let is_twice = part.base() == before.base();
         if is_twice {
-            damages.push(Error::corrupt(&part.segment.path, 0, "a segment that is there twice"));
+            damages.push(Error::corrupt(&part.path, 0, "a segment that is there twice"));
         }
         is_twice
     });
@@ -409,18 +430,18 @@ fn find_segments(
 
 /// A recovery or a repair that ended before its switch leaves copies, of the first of its records maybe, behind newer
 /// ones of the same keys. They are told by this: of each of them the original is there.
-fn leave_out_copies(parts: &mut Vec<Part>) -> Result<Option<LeftOut>> {
+fn leave_out_copies(parts: &mut Vec<Part<'_>>) -> Result<Option<LeftOut>> {
     let mut first = parts.len();
     while let Some(part) = first.checked_sub(1).and_then(|last| parts.get(last)) {
-        if matches!(records_in(&part.segment)?, Unlisted::Originals) {
+        if matches!(records_in(&part.open()?)?, Unlisted::Originals) {
             break;
         }
         first -= 1;
     }
     let (rest, copies) = parts.split_at(first);
     let Some(last) = copies.last().filter(|_| !rest.is_empty()) else { return Ok(None) };
-    let base = last.segment.base();
-    let first_base = copies.first().map_or(base, |first| first.segment.base());
+    let base = last.base();
+    let first_base = copies.first().map_or(base, |first| first.base());
     let (mut missing, mut watermark) = (BTreeSet::new(), Lsn::ZERO);
     for_each_content(copies, &mut |content, covered| {
         missing.insert(content);
@@ -440,10 +461,9 @@ fn leave_out_copies(parts: &mut Vec<Part>) -> Result<Option<LeftOut>> {
 }
 
 /// What the records about keys say, hashed, wherever they stand, and their watermarks.
-fn for_each_content(parts: &[Part], told: &mut dyn FnMut(u128, Lsn)) -> Result<()> {
+fn for_each_content(parts: &[Part<'_>], told: &mut dyn FnMut(u128, Lsn)) -> Result<()> {
     for part in parts {
-        let limit = part.end.since(part.segment.base());
-        walk(&part.segment, limit, &mut |found| {
+        walk(&part.open()?, part.limit(), &mut |found| {
             let Found::Record(record) = found else { return Ok(()) };
             if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
                 told(Draft::copy(&record, &body).content(), record.watermark);
@@ -454,7 +474,7 @@ fn for_each_content(parts: &[Part], told: &mut dyn FnMut(u128, Lsn)) -> Result<(
     Ok(())
 }
 
-impl Survey {
+impl Survey<'_> {
     /// Whether everything is there, or can be listed as it is.
     pub(crate) fn has_lost_records(&self) -> bool {
         !self.lost.is_empty() || self.lacks_segment
@@ -528,7 +548,7 @@ impl Survey {
         for (index, part) in self.parts.iter().enumerate() {
             // One that a recovery has left out of the log, and whose file is there still, says nothing of it.
             let rest = follows.get(index.saturating_add(1)..).unwrap_or_default();
-            if rest.iter().all(|next| *next == Lsn::ZERO || *next > part.segment.base()) {
+            if rest.iter().all(|next| *next == Lsn::ZERO || *next > part.base()) {
                 let has_records = used.get(index).copied().unwrap_or(false);
                 watermarks.follow(index, part.follows, has_records, &ended);
             }
@@ -547,8 +567,8 @@ impl Survey {
             self.judge(index, &gap, durable, is_gone);
         }
         for part in missing.iter().filter_map(|index| self.parts.get(*index)) {
-            let next = part.segment.identity.ordinal.saturating_add(1);
-            let path = part.segment.path.with_file_name(segment::file_name(next));
+            let next = part.identity.ordinal.saturating_add(1);
+            let path = part.path.with_file_name(segment::file_name(next));
             self.damages.push(Error::corrupt(&path, 0, "a segment is missing:"));
         }
         Ok(())
@@ -565,10 +585,10 @@ impl Survey {
     }
 
     fn judge(&mut self, index: usize, gap: &Gap, durable: Lsn, is_gone: bool) {
-        let Some(Part { segment, .. }) = self.parts.get(index) else { return };
-        let (start, end) = (segment.base().plus(gap.from), segment.base().plus(gap.to));
+        let Some(part) = self.parts.get(index) else { return };
+        let (start, end) = (part.base().plus(gap.from), part.base().plus(gap.to));
         if start < durable || is_gone {
-            self.damages.push(Error::corrupt(&segment.path, gap.from, gap.why));
+            self.damages.push(Error::corrupt(&part.path, gap.from, gap.why));
             self.lost.push(start..end);
             self.is_sound = false;
         }
@@ -581,7 +601,7 @@ impl Survey {
             return Ok(());
         };
         for part in self.parts.iter().filter(|part| part.end > end) {
-            match check_nothing_behind(&part.segment, part.end, end) {
+            match check_nothing_behind(&part.open()?, part.end, end) {
                 Err(e) if e.kind() == ErrorKind::Corrupt => self.damages.push(e),
                 checked => checked?,
             }
@@ -601,12 +621,11 @@ impl Survey {
     /// Shows all whole records about keys, in order, up to the torn tail.
     pub(crate) fn records(&self, visit: &mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<()> {
         for part in &self.parts {
-            let limit = part.end.since(part.segment.base());
             let mut is_over = false;
-            walk(&part.segment, limit, &mut |found| match found {
+            walk(&part.open()?, part.limit(), &mut |found| match found {
                 Found::Record(record) if record.kind.is_about_key() && !is_over => visit(&record),
                 Found::Gap { from, .. } => {
-                    let start = part.segment.base().plus(from);
+                    let start = part.base().plus(from);
                     is_over |= !self.lost.iter().any(|lost| lost.contains(&start));
                     Ok(())
                 }
@@ -623,10 +642,7 @@ impl Survey {
 
     /// Past every known LSN and token, and past the tokens that their opens may have issued in addition.
     pub(super) fn extent(&self) -> Lsn {
-        let ends = self.parts.iter().map(|part| {
-            let identity = part.segment.identity;
-            identity.base.plus(identity.capacity)
-        });
+        let ends = self.parts.iter().map(|part| part.base().plus(part.identity.capacity));
         let end = ends.max().unwrap_or(Lsn::ZERO);
         let known = self.manifest.as_ref().map(|known| known.extent.token(known.ahead).get());
         let tokens = self.tokens_end.max(known.unwrap_or(0)).min(limits::LSN_MAX);

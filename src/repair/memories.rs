@@ -1,7 +1,7 @@
 //! What is left of the files of remembered keys.
 //!
-//! Promises: every whole page is kept, those of damaged files in a new one that is durable before anything lists it.
-//! Memory is bounded. Never: changes a file that is there.
+//! Promises: every whole page is kept, those of damaged files in new ones that are durable before anything lists them.
+//! Memory is bounded, and so is the number of open files. Never: changes a file that is there.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use super::list;
 use crate::limits;
-use crate::log::Seams;
 use crate::log::survey::Survey;
 use crate::remembered::{self, MemoryFile, Merge, Writer};
 use crate::sealed::listed::{ENTRIES, ListedMemories};
@@ -18,6 +17,9 @@ use crate::storage::{Access, Failure, Storage, read_full_at};
 use crate::types::StoreId;
 use crate::{Error, ErrorKind, Result};
 
+/// So many files are merged at a time: each is open, and takes a page of memory.
+const OPEN_MOST: usize = 8;
+
 /// The files in which anything is left, the oldest first.
 pub(super) struct Remembered {
     files: Vec<Left>,
@@ -25,13 +27,32 @@ pub(super) struct Remembered {
     pub(super) lost: u64,
 }
 
+/// A file that was looked through, and closed.
 struct Left {
-    file: Arc<MemoryFile>,
+    listed: ListedMemories,
+    /// Whether its header can be believed.
+    is_headed: bool,
     is_whole: bool,
 }
 
+impl Left {
+    fn open(&self, storage: &dyn Storage, dir: &Path, store: StoreId) -> Result<MemoryFile> {
+        if self.is_headed {
+            return MemoryFile::open(storage, dir, self.listed, store, false);
+        }
+        MemoryFile::open_damaged(storage, dir, self.listed.number, store)?.ok_or_else(|| {
+            let path = dir.join(remembered::file_name(self.listed.number));
+            Error::corrupt(&path, 0, "expired keys that were there when the repair began:")
+        })
+    }
+}
+
 impl Remembered {
-    pub(super) fn survey(storage: &dyn Storage, dir: &Path, found: &mut Survey) -> Result<Self> {
+    pub(super) fn survey(
+        storage: &dyn Storage,
+        dir: &Path,
+        found: &mut Survey<'_>,
+    ) -> Result<Self> {
         let dir = &dir.join("expired");
         let mut remembered = Remembered { files: Vec::new(), lost: 0 };
         match found.manifest.as_ref().map(|manifest| manifest.expired.clone()) {
@@ -47,7 +68,12 @@ impl Remembered {
 
     /// Which of the files were listed, nobody knows any more. Those that weren't say nothing wrong: the log goes before
     /// them.
-    fn look_at_all(&mut self, storage: &dyn Storage, dir: &Path, found: &mut Survey) -> Result<()> {
+    fn look_at_all(
+        &mut self,
+        storage: &dyn Storage,
+        dir: &Path,
+        found: &mut Survey<'_>,
+    ) -> Result<()> {
         if storage.list(dir).is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory) {
             let what = "a file in place of the directory of expired keys";
             found.damages.push(Error::corrupt(dir, 0, what));
@@ -78,7 +104,7 @@ impl Remembered {
         dir: &Path,
         number: u32,
         listed: Option<ListedMemories>,
-        found: &mut Survey,
+        found: &mut Survey<'_>,
     ) -> Result<()> {
         let store = found.store;
         let opened = listed.map(|listed| MemoryFile::open(storage, dir, listed, store, false));
@@ -113,7 +139,7 @@ impl Remembered {
             self.count_lost(lost.unwrap_or(full_pages.max(1)));
         }
         if is_whole || entries > 0 {
-            self.files.push(Left { file: Arc::new(file), is_whole });
+            self.files.push(Left { listed: file.listed, is_headed, is_whole });
         }
         Ok(())
     }
@@ -122,43 +148,58 @@ impl Remembered {
         self.lost = self.lost.saturating_add(memories);
     }
 
-    /// Writes what is left of damaged files into a new one of that number. What is to be listed, the oldest first.
+    /// Writes what is left of damaged files into new ones, from `number` on. What is to be listed, the oldest first, and
+    /// the number after theirs.
     ///
     /// The files behind a damaged one are taken in: of two, that of the greater number must be the younger. They are
     /// smaller than it, for so they are merged.
     pub(super) fn save(
         &self,
-        seams: &Seams,
+        storage: &Arc<dyn Storage>,
         dir: &Path,
         store: StoreId,
-        number: u32,
-    ) -> Result<Vec<ListedMemories>> {
+        mut number: u32,
+    ) -> Result<(Vec<ListedMemories>, u32)> {
         let whole = self.files.iter().take_while(|left| left.is_whole);
-        let mut listed: Vec<_> = whole.map(|left| left.file.listed).collect();
-        let rest = self.files.iter().skip(listed.len()).rev();
-        let newest_first: Vec<_> = rest.map(|left| Arc::clone(&left.file)).collect();
-        if newest_first.is_empty() {
-            return Ok(listed);
+        let mut listed: Vec<_> = whole.map(|left| left.listed).collect();
+        let dir = &dir.join("expired");
+        for some in self.files.get(listed.len()..).unwrap_or_default().chunks(OPEN_MOST) {
+            listed.push(merge(storage, dir, store, number, some)?);
+            number = number.checked_add(1).ok_or_else(|| {
+                Error::new(ErrorKind::StorageFull, "expired keys have used up their numbers")
+                    .at(dir)
+            })?;
         }
-        let only = |failure| match failure {
-            Failure::Before(e) | Failure::Poison(e) => e,
-        };
-        let (storage, dir) = (&seams.storage, dir.join("expired"));
-        let writer = Writer::create(storage, &dir, store, number, Pace::alone()).map_err(only)?;
-        let mut merge = Merge::salvage(&newest_first, writer);
-        loop {
-            match merge.advance(limits::MERGE_SLOTS) {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(Stopped::Writing(failure)) => return Err(only(failure)),
-                Err(Stopped::Reading(e)) => {
-                    merge.discard();
-                    return Err(e);
-                }
+        Ok((listed, number))
+    }
+}
+
+/// Writes what is left of some files into one. They are open meanwhile.
+fn merge(
+    storage: &Arc<dyn Storage>,
+    dir: &Path,
+    store: StoreId,
+    number: u32,
+    oldest_first: &[Left],
+) -> Result<ListedMemories> {
+    let only = |failure| match failure {
+        Failure::Before(e) | Failure::Poison(e) => e,
+    };
+    let newest_first = oldest_first.iter().rev();
+    let files = newest_first.map(|left| left.open(&**storage, dir, store).map(Arc::new));
+    let files = files.collect::<Result<Vec<_>>>()?;
+    let writer = Writer::create(storage, dir, store, number, Pace::alone()).map_err(only)?;
+    let mut merge = Merge::salvage(&files, writer);
+    loop {
+        match merge.advance(limits::MERGE_SLOTS) {
+            Ok(true) => return merge.finish().map_err(only),
+            Ok(false) => {}
+            Err(Stopped::Writing(failure)) => return Err(only(failure)),
+            Err(Stopped::Reading(e)) => {
+                merge.discard();
+                return Err(e);
             }
         }
-        listed.push(merge.finish().map_err(only)?);
-        Ok(listed)
     }
 }
 
@@ -179,4 +220,55 @@ fn read_header(storage: &dyn Storage, dir: &Path, number: u32) -> Result<ListedM
         return Err(Error::corrupt(&path, 0, "expired keys of another file"));
     }
     Ok(listed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remembered::Memory;
+    use crate::storage::memory::MemoryStorage;
+    use crate::types::{KeyHash, StoreMillis};
+
+    const STORE: StoreId = StoreId([5; 16]);
+    const MINUTE: u64 = 60_000;
+
+    /// All of them were open at once. Files are few, merged as they are, but those that no manifest lists are counted by
+    /// nobody.
+    #[test]
+    fn however_many_files_are_damaged_few_are_open_and_the_newest_memory_of_a_key_counts() {
+        let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+        let (store_dir, dir) = (Path::new("/"), Path::new("/expired"));
+        storage.create_dir(dir).unwrap();
+        let hash = |n: u32| KeyHash { high: u64::from(n) << 40, low: 0 };
+        let count = 5 * OPEN_MOST as u32 + 3;
+        let mut files = Vec::new();
+        for number in 1..=count {
+            // One that all of them remember, and one of its own.
+            let until = StoreMillis(1000 * MINUTE);
+            let memory = |key| Memory::new(hash(key), u64::from(number) * MINUTE, until);
+            let writer = Writer::create(&storage, dir, STORE, number, Pace::alone()).ok().unwrap();
+            let new = vec![memory(0), memory(number)];
+            let mut merge = Merge::new(new, &[], StoreMillis(0), writer);
+            assert!(merge.advance(10).ok().unwrap());
+            let listed = merge.finish().ok().unwrap();
+            // The first two are whole; from the third on all is written anew.
+            files.push(Left { listed, is_headed: number % 2 == 0, is_whole: number != 3 });
+        }
+        let remembered = Remembered { files, lost: 0 };
+        let (listed, next) = remembered.save(&storage, store_dir, STORE, 100).unwrap();
+        let numbers: Vec<_> = listed.iter().map(|listed| listed.number).collect();
+        assert_eq!(numbers, [1, 2, 100, 101, 102, 103, 104, 105]);
+        assert_eq!(next, 106);
+        let open =
+            |listed: &ListedMemories| MemoryFile::open(&*storage, dir, *listed, STORE, false);
+        let saved: Vec<_> = listed.iter().map(|listed| open(listed).unwrap()).collect();
+        // As a store asks: the newest file first.
+        let completed = |key: u32| {
+            let found = saved.iter().rev().find_map(|file| file.find(hash(key)).unwrap());
+            found.map(|memory| memory.completed_wall() / MINUTE)
+        };
+        assert_eq!(completed(0), Some(u64::from(count)));
+        assert!((1..=count).all(|key| completed(key) == Some(u64::from(key))));
+        assert_eq!(saved[2].find(hash(0)).unwrap().unwrap().completed_wall(), 10 * MINUTE);
+    }
 }

@@ -30,6 +30,7 @@ fn plays_its_role() {
         ("open", _) => process::open(dir),
         ("few-files", free) => scarcity::few_files(dir, free),
         ("many-segments", _) => scarcity::many_segments(dir),
+        ("repair-many-segments", _) => scarcity::repair_many_segments(dir),
         ("no-thread", more) => scarcity::no_thread(dir, more),
         ("as-owner", _) => process::as_owner(dir),
         ("later", _) => time::later(dir),

@@ -4,10 +4,9 @@
 //! are some again; claims in flight end; descriptors and maps are bounded whatever the number of segments.
 
 use crate::child::{child, small};
+use onlyonce::admin::{AcceptLoss, Health, repair};
 use onlyonce::testing::Sim;
-use onlyonce::{
-    Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Result, Store, admin::Health,
-};
+use onlyonce::{Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Result, Store};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::path::Path;
@@ -188,6 +187,72 @@ pub(crate) fn many_segments(dir: &Path) {
 fn descriptors_are_bounded_whatever_the_number_of_segments() {
     let dir = tempfile::tempdir().unwrap();
     check_role("many-segments", dir.path(), |_| {});
+}
+
+/// The role of a process that repairs a store of more segments than it may have files.
+pub(crate) fn repair_many_segments(dir: &Path) {
+    limit(Resource::Nofile, Some(FILES));
+    let builder = || small().segment_bytes(32 << 10).manual_maintenance(true);
+    let made = dir.join("made");
+    let key = |n: u64| format!("{n:0>4000}");
+    let many = FILES * 10;
+    let store = builder().open_or_create(&made).unwrap();
+    for n in 0..many {
+        let op = Operation::new(key(n)).durability(Durability::Lazy);
+        assert!(store.mark(op).unwrap().is_first());
+    }
+    assert!(store.stats().segments > FILES, "{}", store.stats().segments);
+    store.close(Duration::ZERO).unwrap();
+    // The manifest gone, or damaged; a record damaged in the middle of the log.
+    for (manifest, record) in
+        [("whole", true), ("gone", false), ("gone", true), ("damaged", false), ("damaged", true)]
+    {
+        let context = format!("manifest {manifest}, record damaged: {record}");
+        let keys = dir.join("keys");
+        crate::moved::copy(&made, &keys);
+        match manifest {
+            "gone" => std::fs::remove_file(keys.join("MANIFEST")).unwrap(),
+            "damaged" => flip(&keys.join("MANIFEST"), 20),
+            _ => {}
+        }
+        if record {
+            let logs = std::fs::read_dir(keys.join("log")).unwrap().map(|entry| entry.unwrap());
+            let mut logs: Vec<_> = logs.map(|entry| entry.path()).collect();
+            logs.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+            logs.sort();
+            flip(&logs[logs.len() / 2], 10_000);
+        }
+        for accept in [AcceptLoss::No, AcceptLoss::Yes] {
+            let taken = leave(24);
+            let report = repair(&keys, accept);
+            drop(taken);
+            let report = report.unwrap_or_else(|e| panic!("{context}, {accept:?}: {e:?}"));
+            let is_whole = !record && accept == AcceptLoss::Yes;
+            assert_eq!(report.damages.is_empty(), is_whole, "{context}, {accept:?}: {report:?}");
+            assert_eq!(report.is_loss, record, "{context}, {accept:?}: {report:?}");
+            let is_repaired = !record || accept == AcceptLoss::Yes;
+            assert_eq!(report.is_repaired, is_repaired, "{context}, {accept:?}: {report:?}");
+        }
+        let store = builder().open(&keys).unwrap();
+        let left = (0..many).filter(|n| store.get(key(*n)).unwrap().is_some()).count() as u64;
+        assert_eq!(left, many - u64::from(record), "{context}");
+        drop(store);
+        std::fs::remove_dir_all(&keys).unwrap();
+    }
+    println!("fine");
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A repair had each segment open until it ended, so a store that was in use with few files could not be repaired.
+#[test]
+fn a_repair_has_few_files_open_whatever_the_number_of_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    check_role("repair-many-segments", dir.path(), |_| {});
 }
 
 /// Whoever walks reads on in what compaction took away meanwhile, mapped or not, however little may be open.

@@ -631,7 +631,7 @@ fn after_a_clean_close_the_segment_ahead_is_empty_or_the_manifest_is_older() {
 }
 
 /// A survey of the disk without its manifest.
-fn survey_unlisted(disk: &MemoryStorage) -> survey::Survey {
+fn survey_unlisted(disk: &MemoryStorage) -> survey::Survey<'_> {
     disk.delete(&manifest::path(dir())).unwrap();
     survey::survey(disk, dir()).unwrap()
 }
@@ -642,8 +642,8 @@ fn a_last_segment_cut_in_its_room_is_no_loss_and_not_listed_as_it_is() {
     let still = Still::after(&small(), false);
     let used = still.listed.iter().find(|listed| listed.ordinal == still.active).unwrap();
     let path = log_dir().join(segment::file_name(used.ordinal));
-    let disk = still.disk.kill_clone();
-    let whole = survey_unlisted(&disk.kill_clone());
+    let (disk, uncut) = (still.disk.kill_clone(), still.disk.kill_clone());
+    let whole = survey_unlisted(&uncut);
     assert!(whole.can_be_relisted() && !whole.has_lost_records());
     disk.set_len(&path, still.records_end(used) + 64).unwrap();
     let cut = survey_unlisted(&disk);
