@@ -74,6 +74,7 @@ impl Engine {
     pub(crate) fn drain(&self) {
         self.log.gate().drain();
     }
+
     /// Takes no new claims, waits for those in flight at most `deadline` milliseconds, and lets nothing in any more. Once
     /// nothing is inside, the claims still in flight are interrupted, everything is made durable, the log is closed, and
     /// the directory's lock is released. Says which claims were interrupted.
