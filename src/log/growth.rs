@@ -1,7 +1,9 @@
 //! Growth: how large the files may become before reclaim has to be looked at.
 //!
-//! Promises: past what the engine allowed last, no segment is prepared ahead of need, so that a call that needs the
-//! next one comes here first and helps to reclaim. Whether writers are slowed never depends on when the background gets a processor.
+//! Promises: past what the engine allowed last, no segment is prepared before the files have shrunk by two of its size, so
+//! that a call that needs the next one comes here first and helps to reclaim. Files that are larger than they may be shrink by
+//! at least as much as is written, and no call gives back all of it at once. Whether writers are slowed never depends on
+//! when the background gets a processor.
 //! Costs nothing while records have their place: it is asked only where a segment is to be prepared. Never: refuses room;
 //! that is `room`'s.
 
@@ -14,6 +16,8 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering};
 pub(super) struct Growth {
     /// Bytes that all files may take.
     most: AtomicU64,
+    /// Bytes that they took when a segment was prepared last.
+    prepared_at: AtomicU64,
     /// A segment was listed, or asked for in vain, since reclaim was looked at last.
     is_look_due: AtomicBool,
     /// The background was to prepare a segment and was not allowed to.
@@ -24,6 +28,7 @@ impl Growth {
     pub(super) fn new() -> Self {
         Growth {
             most: AtomicU64::new(u64::MAX),
+            prepared_at: AtomicU64::new(0),
             is_look_due: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
         }
@@ -36,10 +41,17 @@ impl Growth {
 }
 
 impl Log {
-    /// Whether one more spare would take the files past what they may take.
+    /// Whether one more spare would take the files past what they may take, and not enough was given back for it.
     fn would_outgrow(&self, keeper: &Keeper) -> bool {
-        let more = self.next_spare_bytes(keeper);
-        self.bytes_used(keeper).saturating_add(more) > self.growth.most.load(Ordering::Relaxed)
+        let (used, more) = (self.bytes_used(keeper), self.next_spare_bytes(keeper));
+        let is_paid = used.saturating_add(more.saturating_mul(2))
+            <= self.growth.prepared_at.load(Ordering::Relaxed);
+        used.saturating_add(more) > self.growth.most.load(Ordering::Relaxed) && !is_paid
+    }
+
+    /// A spare was prepared.
+    pub(super) fn note_prepared(&self, keeper: &Keeper) {
+        self.growth.prepared_at.store(self.bytes_used(keeper), Ordering::Relaxed);
     }
 
     /// Whether the next segment is to wait until reclaim has been looked at.
@@ -63,6 +75,7 @@ impl Log {
         let more = limits::SEGMENTS_UNSEEN.saturating_mul(self.next_spare_bytes(keeper));
         let most = self.bytes_used(keeper).saturating_add(more);
         self.growth.most.store(most, Ordering::Relaxed);
+        self.note_prepared(keeper);
     }
 
     /// Whether the log has more segments than its size asks for, and the oldest is a scrap.

@@ -651,6 +651,7 @@ impl Log {
         }
         keeper.spares.push(spare);
         self.set_aside(keeper);
+        self.note_prepared(keeper);
         Ok(())
     }
 

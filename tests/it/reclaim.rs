@@ -126,6 +126,30 @@ fn without_any_background_writers_move_what_is_alive_too() {
     assert!(writers.store.stats().bytes_moved > 0);
 }
 
+/// All of a log expires at once. The first writer that needed a segment then gave back all of it in one call: with four
+/// million results that took two seconds.
+#[test]
+fn a_writer_gives_back_what_it_needs_and_not_all_that_has_expired() {
+    let mut writers = Writers::new(Durability::Flush);
+    for _ in 0..8_000 {
+        writers.pair(600_000);
+    }
+    writers.sim.advance(Duration::from_secs(3600));
+    let expired = writers.sim.disk_bytes();
+    assert!(expired > 40 * SEGMENT, "{expired}");
+    let given_back = |writers: &Writers| writers.store.stats().bytes_reclaimed;
+    let (mut calls, mut most) = (0, 0);
+    while writers.sim.disk_bytes() > 12 * SEGMENT {
+        let before = given_back(&writers);
+        writers.pair(500);
+        let gone = given_back(&writers) - before;
+        (calls, most) = (calls + u64::from(gone > 0), most.max(gone));
+        assert!(writers.sim.disk_bytes() <= expired, "the files have grown");
+        assert!(writers.pairs < 24_000, "{} bytes are left", writers.sim.disk_bytes());
+    }
+    assert!(most <= 4 * SEGMENT && calls > 10, "{most} bytes in one call, {calls} calls");
+}
+
 /// Opened, three marks, closed, and again. No opening lasted long enough for the background to look: nothing was ever given
 /// back.
 #[test]
