@@ -37,6 +37,8 @@ pub(super) struct Work {
     pub(super) compacting: Option<Compacting>,
     /// Where calls of `compact` that ran out of budget are to come to.
     pub(super) compact_until: Option<Lsn>,
+    /// Calls of `compact` under way: the background leaves reclaim to them.
+    pub(super) compact_calls: u32,
     pub(super) estimate: Option<Estimate>,
     /// What goes through all of the log, in the background.
     pub(super) pass: Option<Pass>,
@@ -285,7 +287,8 @@ impl Engine {
         if self.log.may_go_on().is_err() || !self.log.is_writing() {
             return Ok(idle);
         }
-        self.step_work(&mut work)
+        let is_called = work.compact_calls > 0;
+        self.step_work(&mut work, !is_called)
     }
 
     /// The background's work, done by whoever needs the next segment while the files are larger than they may be. So writers
@@ -300,7 +303,7 @@ impl Engine {
             if !self.log.is_overgrown() {
                 return Ok(());
             }
-            match self.step_work(&mut work) {
+            match self.step_work(&mut work, true) {
                 Err(e) if self.log.is_poisoned() => return Err(e),
                 // A close waits for this call.
                 Err(_) if self.log.gate().must_leave() => return Ok(()),
@@ -321,8 +324,8 @@ impl Engine {
         Ok(())
     }
 
-    /// One piece of each kind of work on the index that is due.
-    fn step_work(&self, work: &mut Work) -> Result<Due> {
+    /// One piece of each kind of work on the index that is due; of reclaim only if `reclaims`.
+    fn step_work(&self, work: &mut Work, reclaims: bool) -> Result<Due> {
         self.log.take_look();
         if !std::mem::replace(&mut work.has_swept, true) {
             self.sweep();
@@ -343,7 +346,7 @@ impl Engine {
                 Err(e) => failed = Some(e),
             }
         }
-        let compacted = match self.step_compaction(work) {
+        let compacted = match if reclaims { self.step_compaction(work) } else { Ok(None) } {
             Err(e) if self.names_table(&e) => self.mend(work, e).map(|()| Some(Due::Now)),
             other => other,
         };
