@@ -14,6 +14,7 @@ use crate::log::open::directory;
 use crate::log::open::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
+use crate::sealed::listed::ListedFile;
 use crate::shared::Shared;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, WallMillis};

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::index::table::{self, Cursor, Table};
+use crate::index::table::{Cursor, Table};
 use crate::log::probe_segment;
 use crate::manifest::Manifest;
 use crate::record::{Draft, Ending, Kind, Record, Seal};
-use crate::remembered::{self, MemoryFile};
-use crate::sealed::listed::{ListedMemories, ListedTable};
+use crate::remembered::MemoryFile;
+use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
 use crate::types::{KeyHash, Lsn, StoreId};
@@ -100,7 +100,7 @@ pub fn table(data: &[u8]) {
 fn one_table(data: &[u8]) {
     let Ok((store, listed)) = ListedTable::decode(data, Path::new("t")) else { return };
     let (storage, dir) = (MemoryStorage::new(), Path::new("/"));
-    if storage.write_file(&dir.join(table::file_name(listed.number)), data).is_err() {
+    if storage.write_file(&dir.join(ListedTable::file_name(listed.number)), data).is_err() {
         return;
     }
     for map in [true, false] {
@@ -135,7 +135,7 @@ pub fn expired(data: &[u8]) {
 fn one_expired(data: &[u8]) {
     let Ok((store, listed)) = ListedMemories::decode(data, Path::new("e")) else { return };
     let (storage, dir) = (MemoryStorage::new(), Path::new("/"));
-    if storage.write_file(&dir.join(remembered::file_name(listed.number)), data).is_err() {
+    if storage.write_file(&dir.join(ListedMemories::file_name(listed.number)), data).is_err() {
         return;
     }
     for map in [true, false] {

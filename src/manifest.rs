@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
 use crate::record::TimeField;
-use crate::sealed::listed::{ListedMemories, ListedTable};
+use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable, MemoriesItem, TableItem};
 use crate::storage::{self, Access, Storage};
 use crate::types::{Lsn, StoreId, WallMillis};
 use crate::{Error, ErrorKind, Result};
@@ -119,31 +119,11 @@ struct Item {
     ordinal: U32,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
-#[repr(C)]
-struct TableItem {
-    from: U64,
-    to: U64,
-    slots: U64,
-    homes: U64,
-    buckets: U64,
-    number: U32,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
-#[repr(C)]
-struct ExpiredItem {
-    entries: U64,
-    number: U32,
-    until_most: U32,
-}
-
 const HEAD_BYTES: usize = size_of::<Head>();
 const ITEM_BYTES: usize = size_of::<Item>();
 const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
-const EXPIRED_ITEM_BYTES: usize = size_of::<ExpiredItem>();
+const EXPIRED_ITEM_BYTES: usize = size_of::<MemoriesItem>();
 const _: () = assert!(HEAD_BYTES == 208 && ITEM_BYTES == 36);
-const _: () = assert!(TABLE_ITEM_BYTES == 44 && EXPIRED_ITEM_BYTES == 16);
 
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -180,23 +160,10 @@ impl Manifest {
             out.extend_from_slice(item.as_bytes());
         }
         for table in &self.tables {
-            let item = TableItem {
-                from: table.from.get().into(),
-                to: table.to.get().into(),
-                slots: table.slots.into(),
-                homes: table.homes.into(),
-                buckets: table.buckets.into(),
-                number: table.number.into(),
-            };
-            out.extend_from_slice(item.as_bytes());
+            out.extend_from_slice(table.item().as_bytes());
         }
         for expired in &self.expired {
-            let item = ExpiredItem {
-                entries: expired.entries.into(),
-                number: expired.number.into(),
-                until_most: expired.until_most.into(),
-            };
-            out.extend_from_slice(item.as_bytes());
+            out.extend_from_slice(expired.item().as_bytes());
         }
         let sum = crc32fast::hash(&out);
         out.extend_from_slice(&sum.to_le_bytes());
@@ -248,29 +215,6 @@ impl Manifest {
                 salt: item.salt.get(),
             });
         }
-        let mut tables = Vec::with_capacity(tables);
-        for item in table_items.chunks_exact(TABLE_ITEM_BYTES) {
-            let item =
-                TableItem::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
-            tables.push(ListedTable {
-                number: item.number.get(),
-                from: Lsn::new(item.from.get()),
-                to: Lsn::new(item.to.get()),
-                slots: item.slots.get(),
-                homes: item.homes.get(),
-                buckets: item.buckets.get(),
-            });
-        }
-        let mut expired = Vec::with_capacity(expired);
-        for item in expired_items.chunks_exact(EXPIRED_ITEM_BYTES) {
-            let item =
-                ExpiredItem::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
-            expired.push(ListedMemories {
-                number: item.number.get(),
-                entries: item.entries.get(),
-                until_most: item.until_most.get(),
-            });
-        }
         let manifest = Manifest {
             store,
             secrets: head.secrets,
@@ -288,8 +232,8 @@ impl Manifest {
             segments,
             covered: Lsn::new(head.covered.get()),
             next_table: head.next_table.get(),
-            tables,
-            expired,
+            tables: listed_in(table_items, path)?,
+            expired: listed_in(expired_items, path)?,
         };
         if manifest.is_sound() {
             Ok(manifest)
@@ -373,6 +317,16 @@ impl Manifest {
         let message = "the log has as many segments or positions as it may: begin a new store";
         Err(Error::new(ErrorKind::StorageFull, message))
     }
+}
+
+/// Sealed files of one kind, as they stand in a manifest one behind the other.
+fn listed_in<L: ListedFile>(items: &[u8], path: &Path) -> Result<Vec<L>> {
+    let items = items.chunks_exact(size_of::<L::Item>());
+    let read = |item| match L::Item::read_from_bytes(item) {
+        Ok(item) => Ok(L::of_item(&item)),
+        Err(_) => Err(Error::corrupt(path, HEAD_BYTES as u64, "a bad entry")),
+    };
+    items.map(read).collect()
 }
 
 /// Reads the manifest in `dir`; `None` if there is none.

@@ -12,7 +12,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
-use crate::sealed::listed::{ENTRIES, ListedMemories, MINUTE};
+use crate::sealed::listed::{ENTRIES, ListedFile, ListedMemories, MINUTE};
 use crate::sealed::{self, Pace, Sealed, Stopped, Stretch};
 use crate::storage::{Failure, Storage};
 use crate::types::{KeyHash, StoreId, StoreMillis};
@@ -146,17 +146,6 @@ fn seed_of(store: StoreId, number: u32) -> u32 {
     hasher.finalize()
 }
 
-/// The name of the file with that number.
-pub(crate) fn file_name(number: u32) -> String {
-    format!("{number:010}.exp")
-}
-
-/// The number that a file name stands for; `None` if it names none.
-pub(crate) fn number_of(name: &str) -> Option<u32> {
-    let number = name.strip_suffix(".exp")?.parse().ok()?;
-    (file_name(number) == name).then_some(number)
-}
-
 /// An open file of memories.
 #[derive(Debug)]
 pub(crate) struct MemoryFile {
@@ -174,14 +163,14 @@ impl MemoryFile {
         store: StoreId,
         map: bool,
     ) -> Result<Self> {
-        let path = dir.join(file_name(listed.number));
+        let path = dir.join(ListedMemories::file_name(listed.number));
         let check = |header: &[u8], path: &Path| {
             if ListedMemories::decode(header, path)? != (store, listed) {
                 return Err(Error::corrupt(path, 0, "other expired keys than the manifest lists"));
             }
             Ok(listed.bytes())
         };
-        let file = Sealed::open(storage, path, "expired keys", PAGE, map, check)?;
+        let file = Sealed::open(storage, path, ListedMemories::WHAT, PAGE, map, check)?;
         Ok(MemoryFile { listed, file, seed: seed_of(store, listed.number) })
     }
 
@@ -193,7 +182,7 @@ impl MemoryFile {
         number: u32,
         store: StoreId,
     ) -> Result<Option<Self>> {
-        let opened = Sealed::open_damaged(storage, dir.join(file_name(number)))?;
+        let opened = Sealed::open_damaged(storage, dir.join(ListedMemories::file_name(number)))?;
         Ok(opened.map(|(file, len)| {
             let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
             let entries = pages.saturating_mul(ENTRIES as u64);
@@ -345,7 +334,12 @@ impl Writer {
         number: u32,
         pace: Pace,
     ) -> Result<Self, Failure> {
-        let file = sealed::Writer::create(storage, dir.join(file_name(number)), PAGE, pace)?;
+        let file = sealed::Writer::create(
+            storage,
+            dir.join(ListedMemories::file_name(number)),
+            PAGE,
+            pace,
+        )?;
         Ok(Writer {
             file,
             store,
@@ -595,7 +589,7 @@ mod tests {
         let keys: Vec<KeyHash> = (0..300).map(|_| hash(&mut dice)).collect();
         let memories = keys.iter().map(|key| Memory::new(*key, 0, StoreMillis(MINUTE)));
         let listed = merged(&storage, 1, memories.collect(), &[], 0).listed;
-        let path = dir().join(file_name(1));
+        let path = dir().join(ListedMemories::file_name(1));
         let bytes = memory.read(&path).unwrap();
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
@@ -632,7 +626,7 @@ mod tests {
         let others: Vec<KeyHash> = (0..500).map(|_| hash(&mut dice)).collect();
         let memories = keys.iter().map(|key| Memory::new(*key, 0, StoreMillis(MINUTE)));
         let listed = merged(&storage, 1, memories.collect(), &[], 0).listed;
-        let path = dir().join(file_name(1));
+        let path = dir().join(ListedMemories::file_name(1));
         let bytes = memory.read(&path).unwrap();
         let (mut refused, mut flips) = (0, 0);
         for page in 1..=listed.pages() as usize {

@@ -22,8 +22,7 @@ use crate::log::{Seams, Sizes};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
-use crate::remembered;
-use crate::sealed::listed::ListedTable;
+use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::{Entry, Storage};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
@@ -172,18 +171,19 @@ fn check_key(record: &Record<'_>, _: &Earlier<'_>) -> Result<()> {
 /// A number that no file of the index or of expired keys has or had.
 fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey<'_>) -> Result<u32> {
     let mut next = found.manifest.as_ref().map_or(1, |manifest| manifest.next_table);
-    for (part, number_of) in
-        [("index", table::number_of as fn(&str) -> Option<u32>), ("expired", remembered::number_of)]
-    {
-        for entry in list(storage, &dir.join(part))? {
-            let after = number_of(&entry.name).map_or(0, |number| number.saturating_add(1));
-            next = next.max(after);
-        }
-    }
+    next = next.max(after_all::<ListedTable>(storage, dir)?);
+    next = next.max(after_all::<ListedMemories>(storage, dir)?);
     if next == u32::MAX {
         return Err(Error::new(ErrorKind::StorageFull, "the index has used up its numbers").at(dir));
     }
     Ok(next)
+}
+
+/// Past the numbers of all sealed files of a kind.
+fn after_all<L: ListedFile>(storage: &dyn Storage, dir: &Path) -> Result<u32> {
+    let entries = list(storage, &dir.join(L::DIR))?;
+    let numbers = entries.iter().filter_map(|entry| L::number_of(&entry.name));
+    Ok(numbers.max().map_or(0, |number| number.saturating_add(1)))
 }
 
 /// What a directory holds that may be missing. That it can't be read is no damage: what is in it may be whole.
@@ -259,7 +259,7 @@ fn walk_table(
     store: crate::types::StoreId,
     told: &mut dyn FnMut(u64, u32, u64),
 ) -> Result<()> {
-    let table = Table::open(storage, &dir.join("index"), listed, store, false)?;
+    let table = Table::open(storage, &dir.join(ListedTable::DIR), listed, store, false)?;
     let mut cursor = Cursor::new(Arc::new(table));
     while let Some(slot) = cursor.peek()? {
         told(slot.prefix(), slot.spot.ordinal, slot.spot.offset);

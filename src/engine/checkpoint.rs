@@ -15,16 +15,16 @@ use super::compact::{Alive, Compacting, Estimate, Pass, Turns};
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
 use crate::index::seal::{Merge, Plan, Survivors, Writer};
-use crate::index::table::{self, Slot, Table};
+use crate::index::table::{Slot, Table};
 use crate::index::tables::{Tables, merge_due};
 use crate::limits;
 use crate::log::Due;
 use crate::log::open::recovery::Earlier;
 use crate::manifest::Manifest;
 use crate::record::Record;
-use crate::remembered::{self, MemoryFile};
+use crate::remembered::MemoryFile;
 use crate::sealed::Stopped;
-use crate::sealed::listed::ListedTable;
+use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::{Failure, Storage};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, StoreMillis};
@@ -148,7 +148,7 @@ pub(super) fn open_tables(
     memory_keys: usize,
     manifest: &mut Manifest,
 ) -> Result<(Arc<Tables>, Vec<ListedTable>)> {
-    let index_dir = dir.join("index");
+    let index_dir = dir.join(ListedTable::DIR);
     let mut list = Vec::with_capacity(manifest.tables.len());
     let mut damaged = Vec::new();
     for listed in &manifest.tables {
@@ -168,7 +168,7 @@ pub(super) fn open_tables(
         }
     }
     let head = manifest.segments.first().map_or(0, |listed| listed.ordinal);
-    let expired_dir = dir.join("expired");
+    let expired_dir = dir.join(ListedMemories::DIR);
     let mut expired = Vec::with_capacity(manifest.expired.len());
     for listed in manifest.expired.iter().rev() {
         // No log makes them again, so a damaged one is a loss.
@@ -189,11 +189,11 @@ fn is_damage(error: &Error) -> bool {
 
 impl Engine {
     pub(super) fn expired_dir(&self) -> PathBuf {
-        self.log.dir().join("expired")
+        self.log.dir().join(ListedMemories::DIR)
     }
 
     pub(super) fn index_dir(&self) -> PathBuf {
-        self.log.dir().join("index")
+        self.log.dir().join(ListedTable::DIR)
     }
 
     /// Whether the background has work on the index that can't wait for it to look by itself.
@@ -373,20 +373,19 @@ impl Engine {
         Ok(Due::Now)
     }
 
-    /// Removes table files that no manifest lists: what openings left that ended before a switch.
+    /// Removes sealed files that no manifest lists: what openings left that ended before a switch.
     fn sweep(&self) {
-        let storage = &*self.log.seams().storage;
-        let (dir, tables) = (self.index_dir(), self.tables());
-        let expired_dir = self.expired_dir();
-        for entry in storage.list(&expired_dir).unwrap_or_default() {
-            let is_listed = |number| tables.expired.iter().any(|file| file.listed.number == number);
-            if remembered::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
-                let _ = storage.remove(&expired_dir.join(&entry.name));
-            }
-        }
-        let is_listed = |number| tables.list.iter().any(|table| table.listed.number == number);
+        let tables = self.tables();
+        self.remove_unlisted(&as_listed(&tables.list));
+        let expired: Vec<_> = tables.expired.iter().map(|file| file.listed).collect();
+        self.remove_unlisted(&expired);
+    }
+
+    fn remove_unlisted<L: ListedFile>(&self, listed: &[L]) {
+        let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
+        let is_listed = |number| listed.iter().any(|listed| listed.number() == number);
         for entry in storage.list(&dir).unwrap_or_default() {
-            if table::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
+            if L::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
                 // If it stays, the next opening tries again.
                 let _ = storage.remove(&dir.join(&entry.name));
             }
@@ -575,7 +574,7 @@ impl Engine {
         let table = Table::open(storage, &dir, listed, self.log.store(), self.log.maps());
         if table.is_err() {
             // If it stays, the next opening removes it: no manifest lists it.
-            let _ = storage.remove(&dir.join(table::file_name(listed.number)));
+            let _ = storage.remove(&dir.join(ListedTable::file_name(listed.number)));
         }
         table.map(Arc::new)
     }
@@ -651,7 +650,7 @@ impl Engine {
     fn remove_files(&self, tables: &[ListedTable]) {
         for table in tables {
             // If it stays, the next opening removes it: no manifest lists it.
-            let path = self.index_dir().join(table::file_name(table.number));
+            let path = self.index_dir().join(ListedTable::file_name(table.number));
             let _ = self.log.seams().storage.remove(&path);
         }
     }

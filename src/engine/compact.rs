@@ -21,6 +21,7 @@ use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
 use crate::remembered::{self, Memory, MemoryFile};
 use crate::sealed::Stopped;
+use crate::sealed::listed::{ListedFile, ListedMemories};
 use crate::sync::{Ordering, yield_now};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -855,7 +856,7 @@ impl Engine {
         let opened = MemoryFile::open(&**storage, &dir, listed, store, self.log.maps());
         let file = opened.inspect_err(|_| {
             // If it stays, the next opening removes it: no manifest lists it.
-            let _ = storage.remove(&dir.join(remembered::file_name(listed.number)));
+            let _ = storage.remove(&dir.join(ListedMemories::file_name(listed.number)));
         })?;
         files.insert(0, Arc::new(file));
         Ok(files)

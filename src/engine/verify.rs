@@ -16,7 +16,7 @@ use crate::operation::Key;
 use crate::record::Record;
 use crate::remembered::MemoryFile;
 use crate::sealed::Stretch;
-use crate::sealed::listed::BUCKET_BYTES;
+use crate::sealed::listed::{BUCKET_BYTES, ListedFile, ListedTable};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
@@ -188,7 +188,7 @@ impl Engine {
     }
 
     fn index_path(&self) -> std::path::PathBuf {
-        Path::join(self.log.dir(), "index")
+        Path::join(self.log.dir(), ListedTable::DIR)
     }
 
     /// Where the newest record of a key stands, by the index as it is.

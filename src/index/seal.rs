@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::table::{Bucket, Cursor, Slot, Table, file_name, home_of, seed_of};
+use super::table::{Bucket, Cursor, Slot, Table, home_of, seed_of};
 use crate::Result;
 use crate::limits;
-use crate::sealed::listed::{ListedTable, SLOTS, TABLE_HEADER_BYTES};
+use crate::sealed::listed::{ListedFile, ListedTable, SLOTS};
 use crate::sealed::{self, Pace, Stopped};
 use crate::storage::{Failure, Storage};
 use crate::types::{Lsn, StoreId};
@@ -46,8 +46,8 @@ impl Writer {
         plan: Plan,
         pace: Pace,
     ) -> Result<Self, Failure> {
-        let path = index_dir.join(file_name(plan.number));
-        let file = sealed::Writer::create(storage, path, TABLE_HEADER_BYTES, pace)?;
+        let path = index_dir.join(ListedTable::file_name(plan.number));
+        let file = sealed::Writer::create(storage, path, ListedTable::HEADER_BYTES, pace)?;
         let homes = (plan.slots.saturating_mul(10) / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
         let listed = ListedTable {
             number: plan.number,

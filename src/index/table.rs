@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
 use crate::sealed::Sealed;
-use crate::sealed::listed::{BUCKET_BYTES, ListedTable, SLOTS, TABLE_HEADER_BYTES};
+use crate::sealed::listed::{BUCKET_BYTES, ListedFile, ListedTable, SLOTS};
 use crate::storage::Storage;
 use crate::types::{KeyHash, Spot, StoreId};
 use crate::{Error, Result};
@@ -129,17 +129,6 @@ pub(super) fn seed_of(store: StoreId, number: u32) -> u32 {
     hasher.finalize()
 }
 
-/// The name of the table with that number.
-pub(crate) fn file_name(number: u32) -> String {
-    format!("{number:010}.tab")
-}
-
-/// The number that a file name stands for; `None` if it names no table.
-pub(crate) fn number_of(name: &str) -> Option<u32> {
-    let number = name.strip_suffix(".tab")?.parse().ok()?;
-    (file_name(number) == name).then_some(number)
-}
-
 /// An open table.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -158,14 +147,15 @@ impl Table {
         store: StoreId,
         map: bool,
     ) -> Result<Self> {
-        let path = index_dir.join(file_name(listed.number));
+        let path = index_dir.join(ListedTable::file_name(listed.number));
         let check = |header: &[u8], path: &Path| {
             if ListedTable::decode(header, path)? != (store, listed) {
                 return Err(Error::corrupt(path, 0, "another table than the manifest lists"));
             }
             Ok(listed.bytes())
         };
-        let file = Sealed::open(storage, path, "a table", TABLE_HEADER_BYTES, map, check)?;
+        let file =
+            Sealed::open(storage, path, ListedTable::WHAT, ListedTable::HEADER_BYTES, map, check)?;
         Ok(Table { listed, store, file, seed: seed_of(store, listed.number) })
     }
 
@@ -230,7 +220,7 @@ impl Table {
 
 /// Where a bucket stands in the file.
 fn place_of(number: u64) -> u64 {
-    number.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64)
+    number.saturating_mul(BUCKET_BYTES as u64).saturating_add(ListedTable::HEADER_BYTES as u64)
 }
 
 /// Buckets that a walk has read ahead.

@@ -11,7 +11,7 @@ use super::table::{self, Slot, Table};
 use super::tables::{Tables, merge_due};
 use crate::entropy::SplitMix64;
 use crate::sealed::Pace;
-use crate::sealed::listed::{ListedTable, SLOTS};
+use crate::sealed::listed::{ListedFile, ListedTable, SLOTS};
 use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 use crate::types::{KeyHash, Lsn, Spot, StoreId};
@@ -155,7 +155,7 @@ fn every_flipped_bit_is_noticed_and_every_cut_is() {
     let (memory, storage) = disk();
     let keys = random(60, 4);
     let listed = write(&storage, 1, &mut slots(&keys));
-    let path = dir().join(table::file_name(1));
+    let path = dir().join(ListedTable::file_name(1));
     let bytes = memory.read(&path).unwrap();
     let mut noticed = 0;
     for bit in 0..bytes.len() * 8 {
@@ -202,7 +202,7 @@ fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
     let (memory, storage) = disk();
     let keys = random(60, 4);
     let listed = [1, 2].map(|number| write(&storage, number, &mut slots(&keys)));
-    let paths = [1, 2].map(|number| dir().join(table::file_name(number)));
+    let paths = [1, 2].map(|number| dir().join(ListedTable::file_name(number)));
     let [one, two] = paths.each_ref().map(|path| memory.read(path).unwrap());
     let bucket = |n: usize| 128 + n * 64..128 + (n + 1) * 64;
     for (into, from, from_bytes) in [(0, 1, &one), (3, 3, &two)] {

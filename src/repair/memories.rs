@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::list;
 use crate::limits;
 use crate::log::survey::Survey;
-use crate::remembered::{self, MemoryFile, Merge, Writer};
-use crate::sealed::listed::{ENTRIES, ListedMemories};
+use crate::remembered::{MemoryFile, Merge, Writer};
+use crate::sealed::listed::{ENTRIES, ListedFile, ListedMemories};
 use crate::sealed::{Pace, Stopped};
 use crate::storage::{Access, Failure, Storage, read_full_at};
 use crate::types::StoreId;
@@ -41,7 +41,7 @@ impl Left {
             return MemoryFile::open(storage, dir, self.listed, store, false);
         }
         MemoryFile::open_damaged(storage, dir, self.listed.number, store)?.ok_or_else(|| {
-            let path = dir.join(remembered::file_name(self.listed.number));
+            let path = dir.join(ListedMemories::file_name(self.listed.number));
             Error::corrupt(&path, 0, "expired keys that were there when the repair began:")
         })
     }
@@ -53,7 +53,7 @@ impl Remembered {
         dir: &Path,
         found: &mut Survey<'_>,
     ) -> Result<Self> {
-        let dir = &dir.join("expired");
+        let dir = &dir.join(ListedMemories::DIR);
         let mut remembered = Remembered { files: Vec::new(), lost: 0 };
         match found.manifest.as_ref().map(|manifest| manifest.expired.clone()) {
             Some(listed) => {
@@ -81,7 +81,7 @@ impl Remembered {
         }
         let entries = list(storage, dir)?;
         let mut numbers: Vec<_> =
-            entries.iter().filter_map(|entry| remembered::number_of(&entry.name)).collect();
+            entries.iter().filter_map(|entry| ListedMemories::number_of(&entry.name)).collect();
         numbers.sort_unstable();
         for number in numbers {
             let listed = match read_header(storage, dir, number) {
@@ -162,7 +162,7 @@ impl Remembered {
     ) -> Result<(Vec<ListedMemories>, u32)> {
         let whole = self.files.iter().take_while(|left| left.is_whole);
         let mut listed: Vec<_> = whole.map(|left| left.listed).collect();
-        let dir = &dir.join("expired");
+        let dir = &dir.join(ListedMemories::DIR);
         for some in self.files.get(listed.len()..).unwrap_or_default().chunks(OPEN_MOST) {
             listed.push(merge(storage, dir, store, number, some)?);
             number = number.checked_add(1).ok_or_else(|| {
@@ -205,7 +205,7 @@ fn merge(
 
 /// What the header of the file with that number says.
 fn read_header(storage: &dyn Storage, dir: &Path, number: u32) -> Result<ListedMemories> {
-    let path = dir.join(remembered::file_name(number));
+    let path = dir.join(ListedMemories::file_name(number));
     let file = match storage.open(&path, Access::Read) {
         Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
             let what = "a directory in place of expired keys:";

@@ -1,12 +1,13 @@
 //! What the manifest lists of a sealed file, and the header in which the file says the same of itself.
 //!
-//! Promises: a header that decodes passed its checksum and is possible. Never: opens a file. Formats: `docs/format.md`,
-//! "Table" and "Expired keys".
+//! Promises: each fact stands once, in the item that both contain; a header that decodes passed its checksum and is
+//! possible. Never: opens a file. Formats: `docs/format.md`, "Table" and "Expired keys".
 
+use std::fmt;
 use std::path::Path;
 
 use zerocopy::byteorder::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::limits;
@@ -16,36 +17,117 @@ use crate::{Error, Result};
 /// Slots of a table's bucket.
 pub(crate) const SLOTS: usize = 5;
 pub(crate) const BUCKET_BYTES: usize = 64;
-pub(crate) const TABLE_HEADER_BYTES: usize = 128;
 
 /// Entries of a full page of expired keys.
 pub(crate) const ENTRIES: usize = 204;
-const PAGE: usize = limits::PAGE_BYTES;
 /// Memories pass at the end of one.
 pub(crate) const MINUTE: u64 = 60_000;
 
-const _: () = assert!(size_of::<TableHeader>() == TABLE_HEADER_BYTES);
-const _: () = assert!(size_of::<MemoriesHeader>() == 128);
+/// Bytes of a header, except for the zeros that may follow it.
+const HEAD_BYTES: usize = 128;
+const ITEM_BYTES_MAX: usize = HEAD_BYTES - FILE_HEADER_BYTES - 4;
 
+/// What such a file begins with. Zeros follow up to its first page.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
-struct TableHeader {
+struct SealedHeader {
     file: [u8; FILE_HEADER_BYTES],
-    from: U64,
-    to: U64,
-    slots: U64,
-    homes: U64,
-    buckets: U64,
-    number: U32,
-    reserved: [u8; 40],
+    /// The item that the manifest lists, then zeros.
+    item: [u8; ITEM_BYTES_MAX],
     /// Over all bytes before it.
     sum: U32,
 }
 
-/// What a table is, except its slots; as the manifest lists it.
+const _: () = assert!(size_of::<SealedHeader>() == HEAD_BYTES);
+
+impl SealedHeader {
+    fn expected_sum(&self) -> u32 {
+        crc32fast::hash(self.as_bytes().get(..HEAD_BYTES - 4).unwrap_or_default())
+    }
+}
+
+/// A sealed file of one kind, as the manifest lists it.
+pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
+    /// The same on disk: in the manifest's list, and in the file's header.
+    type Item: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
+
+    const KIND: FileKind;
+    /// Where such files stand, in the store's directory.
+    const DIR: &'static str;
+    /// Their names end so.
+    const SUFFIX: &'static str;
+    /// Where the first page begins.
+    const HEADER_BYTES: usize;
+    /// What they are, in words.
+    const WHAT: &'static str;
+    /// What their header is, in words.
+    const HEADER: &'static str;
+
+    fn item(&self) -> Self::Item;
+    fn of_item(item: &Self::Item) -> Self;
+    /// Names the file; never used again.
+    fn number(&self) -> u32;
+    /// How long the file is.
+    fn bytes(&self) -> u64;
+    /// Whether a writer could have made it.
+    fn is_sound(&self) -> bool;
+
+    /// The name of the file with that number.
+    fn file_name(number: u32) -> String {
+        format!("{number:010}.{}", Self::SUFFIX)
+    }
+
+    /// The number that a file name stands for; `None` if it names none of these files.
+    fn number_of(name: &str) -> Option<u32> {
+        let number = name.strip_suffix(Self::SUFFIX)?.strip_suffix('.')?.parse().ok()?;
+        (Self::file_name(number) == name).then_some(number)
+    }
+
+    /// The file's bytes up to its first page.
+    fn encode(&self, store: StoreId) -> Vec<u8> {
+        let file = FileHeader::new(Self::KIND, store);
+        let mut header = SealedHeader {
+            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+            item: [0; ITEM_BYTES_MAX],
+            sum: 0.into(),
+        };
+        for (byte, item) in header.item.iter_mut().zip(self.item().as_bytes()) {
+            *byte = *item;
+        }
+        header.sum = header.expected_sum().into();
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.resize(Self::HEADER_BYTES, 0);
+        bytes
+    }
+
+    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
+    fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
+        let bytes = bytes.get(..Self::HEADER_BYTES).unwrap_or(bytes);
+        let store = FileHeader::check(bytes, Self::KIND, path)?;
+        let (what, at) = (Self::HEADER, FILE_HEADER_BYTES as u64);
+        let short = |_| Error::corrupt(path, at, format_args!("{what} cut short"));
+        let (header, zeros) = SealedHeader::read_from_prefix(bytes).map_err(short)?;
+        let (item, reserved) =
+            Self::Item::read_from_prefix(&header.item).map_err(|_| Error::bug(path, what))?;
+        if header.sum.get() != header.expected_sum() || reserved.iter().any(|&byte| byte != 0) {
+            return Err(Error::corrupt(path, at, format_args!("{what} that fails its checksum")));
+        }
+        if let Some(behind) = zeros.iter().position(|&byte| byte != 0) {
+            let at = HEAD_BYTES.saturating_add(behind) as u64;
+            return Err(Error::corrupt(path, at, format_args!("bytes behind {what}")));
+        }
+        let listed = Self::of_item(&item);
+        if listed.is_sound() {
+            Ok((store, listed))
+        } else {
+            Err(Error::corrupt(path, at, format_args!("{what} that contradicts itself")))
+        }
+    }
+}
+
+/// What a table is, except its slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ListedTable {
-    /// Names the file; never used again.
     pub(crate) number: u32,
     /// It holds the keys whose newest record before `to` stands at or past `from`.
     pub(crate) from: Lsn,
@@ -57,49 +139,61 @@ pub(crate) struct ListedTable {
     pub(crate) buckets: u64,
 }
 
-impl ListedTable {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.buckets.saturating_mul(BUCKET_BYTES as u64).saturating_add(TABLE_HEADER_BYTES as u64)
-    }
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct TableItem {
+    from: U64,
+    to: U64,
+    slots: U64,
+    homes: U64,
+    buckets: U64,
+    number: U32,
+}
 
-    pub(crate) fn encode(&self, store: StoreId) -> [u8; TABLE_HEADER_BYTES] {
-        let file = FileHeader::new(FileKind::Table, store);
-        let mut header = TableHeader {
-            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+const _: () = assert!(size_of::<TableItem>() == 44);
+const _: () = assert!(size_of::<TableItem>() <= ITEM_BYTES_MAX);
+
+impl ListedFile for ListedTable {
+    type Item = TableItem;
+
+    const KIND: FileKind = FileKind::Table;
+    const DIR: &'static str = "index";
+    const SUFFIX: &'static str = "tab";
+    const HEADER_BYTES: usize = HEAD_BYTES;
+    const WHAT: &'static str = "a table";
+    const HEADER: &'static str = "a table header";
+
+    fn item(&self) -> TableItem {
+        TableItem {
             from: self.from.get().into(),
             to: self.to.get().into(),
             slots: self.slots.into(),
             homes: self.homes.into(),
             buckets: self.buckets.into(),
             number: self.number.into(),
-            reserved: [0; 40],
-            sum: 0.into(),
-        };
-        header.sum = header.expected_sum().into();
-        header.as_bytes().try_into().unwrap_or([0; TABLE_HEADER_BYTES])
-    }
-
-    /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
-    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
-        let store = FileHeader::check(bytes, FileKind::Table, path)?;
-        let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
-        let (header, _) =
-            TableHeader::read_from_prefix(bytes).map_err(|_| bad("a table header cut short"))?;
-        if header.sum.get() != header.expected_sum() || header.reserved != [0; 40] {
-            return Err(bad("a table header that fails its checksum"));
         }
-        let listed = ListedTable {
-            number: header.number.get(),
-            from: Lsn::new(header.from.get()),
-            to: Lsn::new(header.to.get()),
-            slots: header.slots.get(),
-            homes: header.homes.get(),
-            buckets: header.buckets.get(),
-        };
-        if listed.is_sound() { Ok((store, listed)) } else { Err(bad("an impossible table")) }
     }
 
-    pub(crate) fn is_sound(&self) -> bool {
+    fn of_item(item: &TableItem) -> Self {
+        ListedTable {
+            number: item.number.get(),
+            from: Lsn::new(item.from.get()),
+            to: Lsn::new(item.to.get()),
+            slots: item.slots.get(),
+            homes: item.homes.get(),
+            buckets: item.buckets.get(),
+        }
+    }
+
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn bytes(&self) -> u64 {
+        self.buckets.saturating_mul(BUCKET_BYTES as u64).saturating_add(HEAD_BYTES as u64)
+    }
+
+    fn is_sound(&self) -> bool {
         let slots_most = self.buckets.saturating_mul(SLOTS as u64);
         self.from <= self.to
             && (1..=self.buckets).contains(&self.homes)
@@ -108,86 +202,72 @@ impl ListedTable {
     }
 }
 
-impl TableHeader {
-    fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..TABLE_HEADER_BYTES - 4).unwrap_or_default())
-    }
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
-#[repr(C)]
-struct MemoriesHeader {
-    file: [u8; FILE_HEADER_BYTES],
-    entries: U64,
-    number: U32,
-    until_most: U32,
-    reserved: [u8; 68],
-    /// Over all bytes before it.
-    sum: U32,
-}
-
-/// A file of memories, as the manifest lists it.
+/// What a file of memories is, except the memories.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ListedMemories {
-    /// Names the file; never used again.
     pub(crate) number: u32,
     pub(crate) entries: u64,
     /// Minute of store time at which the last of its memories passes.
     pub(crate) until_most: u32,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct MemoriesItem {
+    entries: U64,
+    number: U32,
+    until_most: U32,
+}
+
+const _: () = assert!(size_of::<MemoriesItem>() == 16);
+
 impl ListedMemories {
     pub(crate) fn pages(&self) -> u64 {
         self.entries.div_ceil(ENTRIES as u64)
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.pages().saturating_add(1).saturating_mul(PAGE as u64)
-    }
-
     pub(crate) fn is_passed(&self, now: StoreMillis) -> bool {
         u64::from(self.until_most).saturating_mul(MINUTE) <= now.0
     }
+}
 
-    pub(crate) fn encode(&self, store: StoreId) -> Vec<u8> {
-        let file = FileHeader::new(FileKind::Expired, store);
-        let mut header = MemoriesHeader {
-            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+impl ListedFile for ListedMemories {
+    type Item = MemoriesItem;
+
+    const KIND: FileKind = FileKind::Expired;
+    const DIR: &'static str = "expired";
+    const SUFFIX: &'static str = "exp";
+    const HEADER_BYTES: usize = limits::PAGE_BYTES;
+    const WHAT: &'static str = "expired keys";
+    const HEADER: &'static str = "a header of expired keys";
+
+    fn item(&self) -> MemoriesItem {
+        MemoriesItem {
             entries: self.entries.into(),
             number: self.number.into(),
             until_most: self.until_most.into(),
-            reserved: [0; 68],
-            sum: 0.into(),
-        };
-        header.sum = header.expected_sum().into();
-        let mut page = header.as_bytes().to_vec();
-        page.resize(PAGE, 0);
-        page
+        }
     }
 
-    /// Reads and checks the first page of the file at `path`.
-    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
-        let store = FileHeader::check(bytes, FileKind::Expired, path)?;
-        let bad = |at: usize, what| Error::corrupt(path, at as u64, what);
-        let (header, rest) = MemoriesHeader::read_from_prefix(bytes)
-            .map_err(|_| bad(FILE_HEADER_BYTES, "a header of expired keys cut short"))?;
-        if header.sum.get() != header.expected_sum() || header.reserved != [0; 68] {
-            return Err(bad(FILE_HEADER_BYTES, "a header of expired keys that fails its checksum"));
+    fn of_item(item: &MemoriesItem) -> Self {
+        ListedMemories {
+            number: item.number.get(),
+            entries: item.entries.get(),
+            until_most: item.until_most.get(),
         }
-        if let Some(at) = rest.iter().position(|&byte| byte != 0) {
-            return Err(bad(at.saturating_add(128), "bytes behind a header of expired keys"));
-        }
-        let listed = ListedMemories {
-            number: header.number.get(),
-            entries: header.entries.get(),
-            until_most: header.until_most.get(),
-        };
-        Ok((store, listed))
     }
-}
 
-impl MemoriesHeader {
-    fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..124).unwrap_or_default())
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn bytes(&self) -> u64 {
+        let page = limits::PAGE_BYTES as u64;
+        self.pages().saturating_add(1).saturating_mul(page)
+    }
+
+    /// Any number of entries is possible; the file must be as long as they say.
+    fn is_sound(&self) -> bool {
+        true
     }
 }
