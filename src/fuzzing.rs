@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::index::table::{Cursor, Table};
+use crate::index::table::Table;
 use crate::log::probe_segment;
 use crate::manifest::Manifest;
 use crate::record::{Draft, Ending, Kind, Record, Seal};
 use crate::remembered::MemoryFile;
+use crate::sealed::Cursor;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;

@@ -6,21 +6,20 @@
 //! `docs/format.md`, "Expired keys".
 
 use std::path::Path;
-use std::sync::Arc;
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
-use crate::sealed::listed::{ENTRIES, ListedFile, ListedMemories, MINUTE};
-use crate::sealed::{self, Pace, Sealed, Stopped, Stretch};
-use crate::storage::{Failure, Storage};
+use crate::sealed::listed::{ENTRIES, ListedMemories, MINUTE};
+use crate::sealed::{Paged, SealedFile, Stretch};
+use crate::storage::Storage;
 use crate::types::{KeyHash, StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 const PAGE: usize = limits::PAGE_BYTES;
 
-const _: () = assert!(size_of::<Page>() == PAGE);
+const _: () = assert!(size_of::<Memories>() + 4 == PAGE);
 
 /// One key that was done, and is not kept any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,19 +69,18 @@ fn hash_of(hash: KeyHash) -> u128 {
     u128::from(hash.high) << 32 | u128::from(hash.low >> 32)
 }
 
+/// A page, except for its checksum.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
-struct Page {
+pub(crate) struct Memories {
     entries: [RawMemory; ENTRIES],
     reserved: [u8; 10],
     count: U16,
-    /// Over all bytes before it, then the page's number, from the file's seed on.
-    sum: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
-struct RawMemory {
+pub(crate) struct RawMemory {
     high: U64,
     low: U32,
     completed: U32,
@@ -111,84 +109,111 @@ impl RawMemory {
     }
 }
 
-impl Page {
-    fn of(memories: &[Memory], number: u64, seed: u32) -> Self {
-        let mut page = Page {
-            entries: [RawMemory::NONE; ENTRIES],
-            reserved: [0; 10],
-            count: u16::try_from(memories.len()).unwrap_or(0).into(),
-            sum: 0.into(),
-        };
-        for (raw, memory) in page.entries.iter_mut().zip(memories) {
-            *raw = RawMemory::of(memory);
-        }
-        page.sum = page.expected_sum(number, seed).into();
-        page
-    }
-
-    fn expected_sum(&self, number: u64, seed: u32) -> u32 {
-        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
-        hasher.update(self.as_bytes().get(..PAGE - 4).unwrap_or_default());
-        hasher.update(&number.to_le_bytes());
-        hasher.finalize()
-    }
-
-    fn memories(&self) -> &[RawMemory] {
+impl Memories {
+    fn used(&self) -> &[RawMemory] {
         self.entries.get(..usize::from(self.count.get())).unwrap_or_default()
     }
 }
 
-fn seed_of(store: StoreId, number: u32) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&store.0);
-    hasher.update(b"expired");
-    hasher.update(&number.to_le_bytes());
-    hasher.finalize()
+impl Paged for ListedMemories {
+    type Entry = Memory;
+    type Body = Memories;
+    /// The hash.
+    type Rank = u128;
+    type Rule = Newest;
+
+    const PAGE_ENTRIES: usize = ENTRIES;
+    const SEED: &'static [u8] = b"expired";
+    const DAMAGED: &'static str = "a damaged page of expired keys";
+
+    fn pages(&self) -> u64 {
+        self.entries.div_ceil(ENTRIES as u64)
+    }
+
+    fn body_of(memories: &[Memory]) -> Memories {
+        let mut page = Memories {
+            entries: [RawMemory::NONE; ENTRIES],
+            reserved: [0; 10],
+            count: u16::try_from(memories.len()).unwrap_or(0).into(),
+        };
+        for (raw, memory) in page.entries.iter_mut().zip(memories) {
+            *raw = RawMemory::of(memory);
+        }
+        page
+    }
+
+    fn entry(page: &Memories, at: usize) -> Option<Memory> {
+        page.used().get(at).map(RawMemory::memory)
+    }
+
+    fn rank(memory: &Memory) -> u128 {
+        memory.hash
+    }
+
+    fn sort(memories: &mut [Memory]) {
+        // Stable.
+        memories.reverse();
+        memories.sort_by_key(|memory| memory.hash);
+    }
+
+    fn keeps(rule: &mut Newest, memory: &Memory) -> bool {
+        let is_newest = rule.last.replace(memory.hash) != Some(memory.hash);
+        is_newest && !memory.is_passed(rule.now)
+    }
+
+    fn home_of(&self, _: &Memory) -> u64 {
+        0
+    }
+
+    fn homes(&self) -> u64 {
+        0
+    }
+
+    fn count(&mut self, memory: &Memory) {
+        self.entries = self.entries.saturating_add(1);
+        self.until_most = self.until_most.max(memory.until);
+    }
+
+    fn end(&mut self, pages: u64) {
+        debug_assert_eq!(pages, self.pages());
+    }
+}
+
+impl ListedMemories {
+    /// A file about to be written.
+    pub(crate) fn empty(number: u32) -> Self {
+        ListedMemories { number, entries: 0, until_most: 0 }
+    }
+}
+
+/// What a merge keeps: of each hash the newest memory, which comes first, and that only if it has not passed.
+pub(crate) struct Newest {
+    now: StoreMillis,
+    last: Option<u128>,
+}
+
+impl Newest {
+    pub(crate) fn at(now: StoreMillis) -> Self {
+        Newest { now, last: None }
+    }
 }
 
 /// An open file of memories.
-#[derive(Debug)]
-pub(crate) struct MemoryFile {
-    pub(crate) listed: ListedMemories,
-    seed: u32,
-    file: Sealed,
-}
+pub(crate) type MemoryFile = SealedFile<ListedMemories>;
 
 impl MemoryFile {
-    /// Opens a listed file and checks that it is the one listed. Its pages are checked as they are read.
-    pub(crate) fn open(
-        storage: &dyn Storage,
-        dir: &Path,
-        listed: ListedMemories,
-        store: StoreId,
-        map: bool,
-    ) -> Result<Self> {
-        let path = dir.join(ListedMemories::file_name(listed.number));
-        let check = |header: &[u8], path: &Path| {
-            if ListedMemories::decode(header, path)? != (store, listed) {
-                return Err(Error::corrupt(path, 0, "other expired keys than the manifest lists"));
-            }
-            Ok(listed.bytes())
-        };
-        let file = Sealed::open(storage, path, ListedMemories::WHAT, PAGE, map, check)?;
-        Ok(MemoryFile { listed, file, seed: seed_of(store, listed.number) })
-    }
-
-    /// Opens a file whose header may be damaged, or its length: nothing of it is believed but each page that is whole.
-    /// It is taken to hold as much as its length has room for. `None`: there is no file.
-    pub(crate) fn open_damaged(
+    /// Opens a file whose header may be damaged, or its length: it is taken to hold as much as its length has room for.
+    pub(crate) fn open_whatever(
         storage: &dyn Storage,
         dir: &Path,
         number: u32,
         store: StoreId,
     ) -> Result<Option<Self>> {
-        let opened = Sealed::open_damaged(storage, dir.join(ListedMemories::file_name(number)))?;
-        Ok(opened.map(|(file, len)| {
+        MemoryFile::open_damaged(storage, dir, number, store, |len| {
             let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
             let entries = pages.saturating_mul(ENTRIES as u64);
-            let listed = ListedMemories { number, entries, until_most: 0 };
-            MemoryFile { listed, file, seed: seed_of(store, number) }
-        }))
+            ListedMemories { number, entries, until_most: 0 }
+        })
     }
 
     /// The memory of a hash, passed or not.
@@ -213,7 +238,7 @@ impl MemoryFile {
                 low = guess.saturating_add(1);
             } else {
                 return self.look_into(guess, |page| {
-                    let memories = page.memories();
+                    let memories = page.used();
                     let at = memories.partition_point(|raw| raw.memory().hash < hash);
                     let found = memories.get(at).map(RawMemory::memory);
                     found.filter(|memory| memory.hash == hash)
@@ -240,26 +265,11 @@ impl MemoryFile {
 
     /// The first and the last hash of a page, unchecked; `None` if it says that it has none.
     fn ends_of(&self, number: u64) -> Result<Option<(u128, u128)>> {
-        let at = number.saturating_add(1).saturating_mul(PAGE as u64);
-        let ends = self.file.read(at, |page: &Page| {
-            let memories = page.memories();
+        let ends = self.look_unchecked(number, |page| {
+            let memories = page.used();
             Some((memories.first()?.memory().hash, memories.last()?.memory().hash))
         })?;
         Ok(ends.flatten())
-    }
-
-    /// Looks into one page, once it is checked.
-    fn look_into<R>(&self, number: u64, look: impl FnOnce(&Page) -> R) -> Result<R> {
-        let at = number.saturating_add(1).saturating_mul(PAGE as u64);
-        let looked = self.file.read(at, |page: &Page| {
-            (page.sum.get() == page.expected_sum(number, self.seed)).then(|| look(page))
-        })?;
-        looked.flatten().ok_or_else(|| self.damaged(number))
-    }
-
-    fn damaged(&self, page: u64) -> Error {
-        let at = page.saturating_add(1).saturating_mul(PAGE as u64);
-        self.file.damaged(at, "a damaged page of expired keys")
     }
 
     /// Reads everything, and tells what is damaged. Asks at each page whether it `may_go_on`.
@@ -270,11 +280,11 @@ impl MemoryFile {
         may_go_on: &dyn Fn() -> Result<()>,
         damaged: &mut dyn FnMut(Error),
     ) -> Result<()> {
-        let dir = self.path().parent().unwrap_or(Path::new(""));
-        let file = match MemoryFile::open(storage, dir, self.listed, store, false) {
+        let file = match self.reopened(storage) {
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 damaged(e);
-                MemoryFile::open_damaged(storage, dir, self.listed.number, store)?
+                let dir = self.path().parent().unwrap_or(Path::new(""));
+                MemoryFile::open_whatever(storage, dir, self.listed.number, store)?
             }
             opened => Some(opened?),
         };
@@ -291,7 +301,7 @@ impl MemoryFile {
         let (mut bad, mut entries, mut stretch) = (0_u64, 0_u64, Stretch::default());
         for number in 0..self.listed.pages() {
             may_go_on()?;
-            match self.look_into(number, |page| page.memories().len() as u64) {
+            match self.look_into(number, |page| page.used().len() as u64) {
                 Ok(count) => entries = entries.saturating_add(count),
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
                     bad = bad.saturating_add(1);
@@ -304,10 +314,6 @@ impl MemoryFile {
         }
         Ok((bad, entries))
     }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.file.path()
-    }
 }
 
 /// Which of `pages` a hash falls on, if they hold all hashes evenly.
@@ -316,177 +322,14 @@ fn share_of(hash: u128, pages: u64) -> u64 {
     u64::try_from((high * u128::from(pages)) >> 64).unwrap_or(u64::MAX)
 }
 
-/// A file of memories that is being written, in the order of their hashes.
-pub(crate) struct Writer {
-    file: sealed::Writer,
-    store: StoreId,
-    seed: u32,
-    listed: ListedMemories,
-    page: Vec<Memory>,
-    pages: u64,
-}
-
-impl Writer {
-    pub(crate) fn create(
-        storage: &Arc<dyn Storage>,
-        dir: &Path,
-        store: StoreId,
-        number: u32,
-        pace: Pace,
-    ) -> Result<Self, Failure> {
-        let file = sealed::Writer::create(
-            storage,
-            dir.join(ListedMemories::file_name(number)),
-            PAGE,
-            pace,
-        )?;
-        Ok(Writer {
-            file,
-            store,
-            seed: seed_of(store, number),
-            listed: ListedMemories { number, entries: 0, until_most: 0 },
-            page: Vec::with_capacity(ENTRIES),
-            pages: 0,
-        })
-    }
-
-    fn push(&mut self, memory: Memory) -> Result<(), Failure> {
-        if self.page.len() == ENTRIES {
-            self.end_page()?;
-        }
-        self.page.push(memory);
-        self.listed.entries = self.listed.entries.saturating_add(1);
-        self.listed.until_most = self.listed.until_most.max(memory.until);
-        Ok(())
-    }
-
-    fn end_page(&mut self) -> Result<(), Failure> {
-        let page = Page::of(&self.page, self.pages, self.seed);
-        self.page.clear();
-        self.pages = self.pages.saturating_add(1);
-        self.file.append(page.as_bytes())
-    }
-
-    /// Ends the file. Durable on return, its name included.
-    fn finish(mut self) -> Result<ListedMemories, Failure> {
-        if !self.page.is_empty() {
-            self.end_page()?;
-        }
-        self.file.finish(&self.listed.encode(self.store))?;
-        Ok(self.listed)
-    }
-}
-
-/// New memories and older files on their way to be one.
-pub(crate) struct Merge {
-    new: std::iter::Peekable<std::vec::IntoIter<Memory>>,
-    /// The newest first: of two memories of one hash the newer counts.
-    files: Vec<Cursor>,
-    writer: Writer,
-    now: StoreMillis,
-}
-
-struct Cursor {
-    file: Arc<MemoryFile>,
-    /// Damaged pages are left out.
-    is_salvage: bool,
-    next: u64,
-    page: Vec<Memory>,
-    at: usize,
-}
-
-impl Cursor {
-    fn peek(&mut self) -> Result<Option<Memory>> {
-        loop {
-            if let Some(memory) = self.page.get(self.at) {
-                return Ok(Some(*memory));
-            }
-            if self.next >= self.file.listed.pages() {
-                return Ok(None);
-            }
-            let page = match self.file.look_into(self.next, |page| *page) {
-                Err(e) if self.is_salvage && e.kind() == ErrorKind::Corrupt => None,
-                page => Some(page?),
-            };
-            let memories = page.as_ref().map(Page::memories).unwrap_or_default();
-            self.page = memories.iter().map(RawMemory::memory).collect();
-            self.next = self.next.saturating_add(1);
-            self.at = 0;
-        }
-    }
-}
-
-impl Merge {
-    /// Memories that have passed at `now` are left out.
-    pub(crate) fn new(
-        mut new: Vec<Memory>,
-        files: &[Arc<MemoryFile>],
-        now: StoreMillis,
-        writer: Writer,
-    ) -> Self {
-        // Stable: of one hash the last to come is the newest, and must come first.
-        new.reverse();
-        new.sort_by_key(|memory| memory.hash);
-        let cursor = |file: &Arc<MemoryFile>| Cursor {
-            file: Arc::clone(file),
-            is_salvage: false,
-            next: 0,
-            page: Vec::new(),
-            at: 0,
-        };
-        let files = files.iter().map(cursor).collect();
-        Merge { new: new.into_iter().peekable(), files, writer, now }
-    }
-
-    /// All that is left of files that may be damaged, the newest first.
-    pub(crate) fn salvage(files: &[Arc<MemoryFile>], writer: Writer) -> Self {
-        let mut merge = Merge::new(Vec::new(), files, StoreMillis(0), writer);
-        merge.files.iter_mut().for_each(|cursor| cursor.is_salvage = true);
-        merge
-    }
-
-    /// Merges at most `count` more. Whether all are. A damaged file is an error: it stays as it is.
-    pub(crate) fn advance(&mut self, count: u64) -> Result<bool, Stopped> {
-        for _ in 0..count {
-            let mut least = self.new.peek().copied();
-            for cursor in &mut self.files {
-                let memory = cursor.peek().map_err(Stopped::Reading)?;
-                let is_less = match (memory, least) {
-                    (Some(memory), Some(least)) => memory.hash < least.hash,
-                    (memory, None) => memory.is_some(),
-                    (None, _) => false,
-                };
-                least = if is_less { memory } else { least };
-            }
-            let Some(least) = least else { return Ok(true) };
-            while self.new.next_if(|memory| memory.hash == least.hash).is_some() {}
-            for cursor in &mut self.files {
-                while cursor.peek().map_err(Stopped::Reading)?.is_some_and(|m| m.hash == least.hash)
-                {
-                    cursor.at = cursor.at.saturating_add(1);
-                }
-            }
-            if !least.is_passed(self.now) {
-                self.writer.push(least).map_err(Stopped::Writing)?;
-            }
-        }
-        Ok(false)
-    }
-
-    /// The file is durable on return, and listed nowhere.
-    pub(crate) fn finish(self) -> Result<ListedMemories, Failure> {
-        self.writer.finish()
-    }
-
-    pub(crate) fn discard(self) {
-        self.writer.file.discard();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::entropy::SplitMix64;
+    use crate::sealed::listed::ListedFile;
+    use crate::sealed::{Merge, Pace, Writer};
     use crate::storage::memory::MemoryStorage;
 
     const STORE: StoreId = StoreId([5; 16]);
@@ -512,8 +355,9 @@ mod tests {
         files: &[Arc<MemoryFile>],
         now: u64,
     ) -> Arc<MemoryFile> {
-        let writer = Writer::create(storage, dir(), STORE, number, Pace::alone()).ok().unwrap();
-        let mut merge = Merge::new(new, files, StoreMillis(now), writer);
+        let empty = ListedMemories::empty(number);
+        let writer = Writer::create(storage, dir(), STORE, empty, Pace::alone()).ok().unwrap();
+        let mut merge = Merge::new(new, files, Newest::at(StoreMillis(now)), writer);
         while !merge.advance(7).ok().unwrap() {}
         let listed = merge.finish().ok().unwrap();
         Arc::new(MemoryFile::open(&**storage, dir(), listed, STORE, number % 2 == 0).unwrap())

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::index::Hasher;
-use crate::index::table::{self, Cursor, Table};
+use crate::index::table::{self, Table};
 use crate::log::open::directory;
 use crate::log::open::recovery::Earlier;
 use crate::log::repair::prove;
@@ -22,6 +22,7 @@ use crate::log::{Seams, Sizes};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
+use crate::sealed::Cursor;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::{Entry, Storage};
 use crate::types::Lsn;

@@ -14,17 +14,16 @@ use std::sync::Arc;
 use super::compact::{Alive, Compacting, Estimate, Pass, Turns};
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
-use crate::index::seal::{Merge, Plan, Survivors, Writer};
 use crate::index::table::{Slot, Table};
-use crate::index::tables::{Tables, merge_due};
+use crate::index::tables::{Survivors, Tables, merge_due};
 use crate::limits;
 use crate::log::Due;
 use crate::log::open::recovery::Earlier;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::remembered::MemoryFile;
-use crate::sealed::Stopped;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
+use crate::sealed::{Merge, Paged, SealedFile, Writer};
 use crate::storage::{Failure, Storage};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, StoreMillis};
@@ -59,7 +58,7 @@ struct Merging {
 enum Stage {
     /// Some slots have died with their segments: those that are left are counted first.
     Counting(Survivors),
-    Writing(Box<Merge>),
+    Writing(Box<Merge<ListedTable>>),
 }
 
 /// How far a piece of a merge came.
@@ -509,13 +508,9 @@ impl Engine {
                 None => Stage::Counting(survivors),
             },
             Stage::Writing(mut merge) => match merge.advance(self.merge_slots()) {
-                Ok(true) => return Ok(Advanced::Done { table: self.finish_table(*merge)?, of }),
+                Ok(true) => return Ok(Advanced::Done { table: self.finish_merge(*merge)?, of }),
                 Ok(false) => Stage::Writing(merge),
-                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
-                Err(Stopped::Reading(e)) => {
-                    merge.discard();
-                    return Err(e);
-                }
+                Err(failure) => return Err(self.log.failed(failure)),
             },
         };
         Ok(Advanced::Some(Merging { stage, of }))
@@ -535,12 +530,12 @@ impl Engine {
         limits::MERGE_SLOTS.min(self.checkpoint_keys as u64)
     }
 
-    fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer> {
+    fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer<ListedTable>> {
         let (storage, dir) = (&self.log.seams().storage, self.index_dir());
         self.log.check_budget(slots.saturating_mul(limits::TABLE_BYTES_PER_KEY))?;
         self.make_dir(&dir)?;
-        let plan = Plan { number: self.log.take_table_number()?, from, to, slots };
-        Writer::create(storage, &dir, self.log.store(), plan, self.log.pace())
+        let empty = ListedTable::empty(self.log.take_table_number()?, from, to, slots);
+        Writer::create(storage, &dir, self.log.store(), empty, self.log.pace())
             .map_err(|e| self.log.failed(e))
     }
 
@@ -568,15 +563,15 @@ impl Engine {
         listed.is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory)
     }
 
-    fn finish_table(&self, merge: Merge) -> Result<Arc<Table>> {
+    /// Ends a merge, and opens what it has made.
+    pub(super) fn finish_merge<L: Paged>(&self, merge: Merge<L>) -> Result<Arc<SealedFile<L>>> {
         let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
-        let (storage, dir) = (&*self.log.seams().storage, self.index_dir());
-        let table = Table::open(storage, &dir, listed, self.log.store(), self.log.maps());
-        if table.is_err() {
-            // If it stays, the next opening removes it: no manifest lists it.
-            let _ = storage.remove(&dir.join(ListedTable::file_name(listed.number)));
+        let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
+        let file = SealedFile::open(storage, &dir, listed, self.log.store(), self.log.maps());
+        if file.is_err() {
+            self.remove_files(&[listed]);
         }
-        table.map(Arc::new)
+        file.map(Arc::new)
     }
 
     /// Lists the change, and has lookups use it.
@@ -647,10 +642,10 @@ impl Engine {
         }
     }
 
-    fn remove_files(&self, tables: &[ListedTable]) {
-        for table in tables {
+    pub(super) fn remove_files<L: ListedFile>(&self, files: &[L]) {
+        for file in files {
             // If it stays, the next opening removes it: no manifest lists it.
-            let path = self.index_dir().join(ListedTable::file_name(table.number));
+            let path = self.log.dir().join(L::DIR).join(L::file_name(file.number()));
             let _ = self.log.seams().storage.remove(&path);
         }
     }

@@ -19,9 +19,9 @@ use crate::log::{Due, NoRoom, Oldest, Room, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase};
 use crate::record::{Body, Draft, Record};
-use crate::remembered::{self, Memory, MemoryFile};
-use crate::sealed::Stopped;
+use crate::remembered::{Memory, MemoryFile, Newest};
 use crate::sealed::listed::{ListedFile, ListedMemories};
+use crate::sealed::{Merge, Writer};
 use crate::sync::{Ordering, yield_now};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -833,32 +833,17 @@ impl Engine {
         self.make_dir(&dir)?;
         let storage = &self.log.seams().storage;
         let number = self.log.take_table_number()?;
-        let writer = remembered::Writer::create(storage, &dir, store, number, self.log.pace())
-            .map_err(|failure| self.log.failed(failure))?;
-        let mut merge = remembered::Merge::new(new, &merged, now, writer);
-        loop {
-            match merge.advance(limits::MERGE_SLOTS) {
-                Ok(true) => break,
-                Ok(false) => {
-                    if let Err(e) = self.log.may_go_on() {
-                        merge.discard();
-                        return Err(e);
-                    }
-                }
-                Err(Stopped::Writing(failure)) => return Err(self.log.failed(failure)),
-                Err(Stopped::Reading(e)) => {
-                    merge.discard();
-                    return Err(e);
-                }
+        let writer =
+            Writer::create(storage, &dir, store, ListedMemories::empty(number), self.log.pace())
+                .map_err(|failure| self.log.failed(failure))?;
+        let mut merge = Merge::new(new, &merged, Newest::at(now), writer);
+        while !merge.advance(limits::MERGE_SLOTS).map_err(|failure| self.log.failed(failure))? {
+            if let Err(e) = self.log.may_go_on() {
+                merge.discard();
+                return Err(e);
             }
         }
-        let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
-        let opened = MemoryFile::open(&**storage, &dir, listed, store, self.log.maps());
-        let file = opened.inspect_err(|_| {
-            // If it stays, the next opening removes it: no manifest lists it.
-            let _ = storage.remove(&dir.join(ListedMemories::file_name(listed.number)));
-        })?;
-        files.insert(0, Arc::new(file));
+        files.insert(0, self.finish_merge(merge)?);
         Ok(files)
     }
 

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
-use crate::index::table::{Cursor, Table};
+use crate::index::table::Table;
 use crate::log::Scrubbed;
 use crate::log::open::gate::Inside;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::remembered::MemoryFile;
-use crate::sealed::Stretch;
 use crate::sealed::listed::{BUCKET_BYTES, ListedFile, ListedTable};
+use crate::sealed::{Cursor, Stretch};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
@@ -135,7 +135,7 @@ impl Engine {
             }
             ControlFlow::<(), bool>::Continue(goes_on)
         };
-        if let Err(e) = table.check_header(&*self.log.seams().storage) {
+        if let Err(e) = table.reopened(&*self.log.seams().storage) {
             tell(e)?;
         }
         let mut cursor = Cursor::new(Arc::clone(table));

@@ -6,13 +6,14 @@ use super::call::Known;
 use super::{Engine, Stored};
 use crate::Result;
 use crate::index::recent::{Entry, Live, Place};
-use crate::index::table::Cursor;
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::Segments;
 use crate::log::open::gate::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
+use crate::sealed::Cursor;
+use crate::sealed::listed::ListedTable;
 use crate::sync::yield_now;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
@@ -207,7 +208,7 @@ pub(crate) struct Walk {
     tables: Arc<Tables>,
     segments: Segments,
     /// The newest table's last.
-    cursors: Vec<Cursor>,
+    cursors: Vec<Cursor<ListedTable>>,
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {

@@ -4,7 +4,6 @@
 //! the key in the record. Derived: it can be rebuilt from the log at any time.
 
 pub(crate) mod recent;
-pub(crate) mod seal;
 pub(crate) mod table;
 pub(crate) mod tables;
 #[cfg(test)]

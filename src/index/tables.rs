@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 
-use super::table::{Cursor, Table};
+use super::table::Table;
 use crate::Result;
 use crate::remembered::{Memory, MemoryFile};
 use crate::sealed::listed::ListedTable;
+use crate::sealed::{Cursor, Paged};
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
 /// A list of tables, the newest first.
@@ -50,7 +51,7 @@ impl Tables {
     }
 
     /// Walks through all slots, the newest table's last.
-    pub(crate) fn cursors(&self) -> Vec<Cursor> {
+    pub(crate) fn cursors(&self) -> Vec<Cursor<ListedTable>> {
         self.list.iter().rev().map(|table| Cursor::new(Arc::clone(table))).collect()
     }
 
@@ -83,4 +84,34 @@ pub(crate) fn merge_due(listed: &[ListedTable]) -> usize {
         newer = newer.saturating_add(table.slots);
     }
     due
+}
+
+/// Counts the slots of some tables whose segments are not before `head`: those that a merge keeps. A table's size is fixed
+/// before its first slot is written, so one that was made for all would be too large by what dies in the merge.
+pub(crate) struct Survivors {
+    tables: Vec<Cursor<ListedTable>>,
+    head: u32,
+    count: u64,
+}
+
+impl Survivors {
+    pub(crate) fn new(tables: &[Arc<Table>], head: u32) -> Self {
+        let tables = tables.iter().map(|table| Cursor::new(Arc::clone(table))).collect();
+        Survivors { tables, head, count: 0 }
+    }
+
+    /// Looks at `slots` more of them at most. Gives their number once it has seen all.
+    pub(crate) fn advance(&mut self, slots: u64) -> Result<Option<u64>> {
+        for _ in 0..slots {
+            let Some(cursor) = self.tables.last_mut() else { return Ok(Some(self.count)) };
+            let Some(slot) = cursor.peek()? else {
+                self.tables.pop();
+                continue;
+            };
+            cursor.advance();
+            let is_kept = ListedTable::keeps(&mut self.head, &slot);
+            self.count = self.count.saturating_add(u64::from(is_kept));
+        }
+        Ok(None)
+    }
 }

@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::seal::{Merge, Plan, Writer};
-use super::table::{self, Slot, Table};
+use super::table::{Slot, Table};
 use super::tables::{Tables, merge_due};
 use crate::entropy::SplitMix64;
-use crate::sealed::Pace;
 use crate::sealed::listed::{ListedFile, ListedTable, SLOTS};
+use crate::sealed::{Cursor, Merge, Pace, Writer};
 use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 use crate::types::{KeyHash, Lsn, Spot, StoreId};
@@ -28,15 +27,15 @@ fn disk() -> (MemoryStorage, Arc<dyn Storage>) {
     (memory.clone(), Arc::new(memory))
 }
 
-fn plan(number: u32, slots: usize) -> Plan {
+fn empty(number: u32, slots: usize) -> ListedTable {
     let from = u64::from(number) * 1000;
-    Plan { number, from: Lsn::new(from), to: Lsn::new(from + 1000), slots: slots as u64 }
+    ListedTable::empty(number, Lsn::new(from), Lsn::new(from + 1000), slots as u64)
 }
 
 fn write(storage: &Arc<dyn Storage>, number: u32, slots: &mut [Slot]) -> ListedTable {
     slots.sort_by_key(Slot::rank);
-    let plan = plan(number, slots.len());
-    let mut writer = Writer::create(storage, dir(), STORE, plan, Pace::alone()).ok().unwrap();
+    let empty = empty(number, slots.len());
+    let mut writer = Writer::create(storage, dir(), STORE, empty, Pace::alone()).ok().unwrap();
     for slot in slots {
         writer.push(*slot).ok().unwrap();
     }
@@ -132,7 +131,7 @@ fn a_merge_has_what_both_have_but_for_segments_that_are_gone() {
     let head = 4;
     let total = old.len() + new.len();
     let writer =
-        Writer::create(&storage, dir(), STORE, plan(3, total), Pace::alone()).ok().unwrap();
+        Writer::create(&storage, dir(), STORE, empty(3, total), Pace::alone()).ok().unwrap();
     let mut merge = Merge::new(Vec::new(), &tables, head, writer);
     while !merge.advance(7).ok().unwrap() {}
     let merged = open(&storage, merge.finish().ok().unwrap(), true).unwrap();
@@ -178,7 +177,7 @@ fn every_flipped_bit_is_noticed_and_every_cut_is() {
             }
         }
         // A bucket without keys is only met by keys that aren't there; a walk meets it all the same.
-        let mut cursor = table::Cursor::new(Arc::new(table));
+        let mut cursor = Cursor::new(Arc::new(table));
         let walked = loop {
             match cursor.peek() {
                 Ok(Some(_)) => cursor.advance(),
@@ -210,7 +209,7 @@ fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
         bad[bucket(into)].copy_from_slice(&from_bytes[bucket(from)]);
         memory.write_file(&paths[0], &bad).unwrap();
         let table = Arc::new(open(&storage, listed[0], true).unwrap());
-        let mut cursor = table::Cursor::new(table);
+        let mut cursor = Cursor::new(table);
         let mut damaged = 0;
         loop {
             match cursor.peek() {
@@ -277,7 +276,7 @@ proptest! {
         let mut sorted = slots(&keys);
         let listed = write(&storage, 1, &mut sorted);
         let table = Arc::new(open(&storage, listed, true).unwrap());
-        let mut cursor = table::Cursor::new(Arc::clone(&table));
+        let mut cursor = Cursor::new(Arc::clone(&table));
         let mut walked = Vec::new();
         while let Some(slot) = cursor.peek().unwrap() {
             walked.push(slot);

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use super::list;
 use crate::limits;
 use crate::log::survey::Survey;
-use crate::remembered::{MemoryFile, Merge, Writer};
+use crate::remembered::{MemoryFile, Newest};
 use crate::sealed::listed::{ENTRIES, ListedFile, ListedMemories};
-use crate::sealed::{Pace, Stopped};
-use crate::storage::{Access, Failure, Storage, read_full_at};
-use crate::types::StoreId;
+use crate::sealed::{self, Merge, Pace, Writer};
+use crate::storage::{Failure, Storage};
+use crate::types::{StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// So many files are merged at a time: each is open, and takes a page of memory.
@@ -40,7 +40,7 @@ impl Left {
         if self.is_headed {
             return MemoryFile::open(storage, dir, self.listed, store, false);
         }
-        MemoryFile::open_damaged(storage, dir, self.listed.number, store)?.ok_or_else(|| {
+        MemoryFile::open_whatever(storage, dir, self.listed.number, store)?.ok_or_else(|| {
             let path = dir.join(ListedMemories::file_name(self.listed.number));
             Error::corrupt(&path, 0, "expired keys that were there when the repair began:")
         })
@@ -84,7 +84,7 @@ impl Remembered {
             entries.iter().filter_map(|entry| ListedMemories::number_of(&entry.name)).collect();
         numbers.sort_unstable();
         for number in numbers {
-            let listed = match read_header(storage, dir, number) {
+            let listed = match sealed::listed_by_itself(storage, dir, number) {
                 Ok(listed) => Some(listed),
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
                     found.damages.push(e);
@@ -114,7 +114,7 @@ impl Remembered {
             Err(e) if e.kind() == ErrorKind::Corrupt => found.damages.push(e),
             Err(e) => return Err(e),
         }
-        match MemoryFile::open_damaged(storage, dir, number, store)? {
+        match MemoryFile::open_whatever(storage, dir, number, store)? {
             // Its pages aren't told one by one: all of them may be another file's.
             Some(file) => self.take(file, false, listed, &mut drop),
             None => {
@@ -182,44 +182,19 @@ fn merge(
     number: u32,
     oldest_first: &[Left],
 ) -> Result<ListedMemories> {
-    let only = |failure| match failure {
-        Failure::Before(e) | Failure::Poison(e) => e,
-    };
     let newest_first = oldest_first.iter().rev();
     let files = newest_first.map(|left| left.open(&**storage, dir, store).map(Arc::new));
     let files = files.collect::<Result<Vec<_>>>()?;
-    let writer = Writer::create(storage, dir, store, number, Pace::alone()).map_err(only)?;
-    let mut merge = Merge::salvage(&files, writer);
-    loop {
-        match merge.advance(limits::MERGE_SLOTS) {
-            Ok(true) => return merge.finish().map_err(only),
-            Ok(false) => {}
-            Err(Stopped::Writing(failure)) => return Err(only(failure)),
-            Err(Stopped::Reading(e)) => {
-                merge.discard();
-                return Err(e);
-            }
-        }
-    }
-}
-
-/// What the header of the file with that number says.
-fn read_header(storage: &dyn Storage, dir: &Path, number: u32) -> Result<ListedMemories> {
-    let path = dir.join(ListedMemories::file_name(number));
-    let file = match storage.open(&path, Access::Read) {
-        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-            let what = "a directory in place of expired keys:";
-            return Err(Error::corrupt(&path, 0, what).because(e));
-        }
-        opened => opened.map_err(|e| Error::io("opening", &path, e))?,
+    let written = || {
+        let empty = ListedMemories::empty(number);
+        let writer = Writer::create(storage, dir, store, empty, Pace::alone())?;
+        let mut merge = Merge::salvage(&files, Newest::at(StoreMillis(0)), writer);
+        while !merge.advance(limits::MERGE_SLOTS)? {}
+        merge.finish()
     };
-    let mut header = vec![0; limits::PAGE_BYTES];
-    let have = read_full_at(&*file, &mut header, 0).map_err(|e| Error::io("reading", &path, e))?;
-    let (_, listed) = ListedMemories::decode(header.get(..have).unwrap_or_default(), &path)?;
-    if listed.number != number {
-        return Err(Error::corrupt(&path, 0, "expired keys of another file"));
-    }
-    Ok(listed)
+    written().map_err(|failure| match failure {
+        Failure::Before(e) | Failure::Poison(e) => e,
+    })
 }
 
 #[cfg(test)]
@@ -227,7 +202,7 @@ mod tests {
     use super::*;
     use crate::remembered::Memory;
     use crate::storage::memory::MemoryStorage;
-    use crate::types::{KeyHash, StoreMillis};
+    use crate::types::KeyHash;
 
     const STORE: StoreId = StoreId([5; 16]);
     const MINUTE: u64 = 60_000;
@@ -246,9 +221,10 @@ mod tests {
             // One that all of them remember, and one of its own.
             let until = StoreMillis(1000 * MINUTE);
             let memory = |key| Memory::new(hash(key), u64::from(number) * MINUTE, until);
-            let writer = Writer::create(&storage, dir, STORE, number, Pace::alone()).ok().unwrap();
+            let empty = ListedMemories::empty(number);
+            let writer = Writer::create(&storage, dir, STORE, empty, Pace::alone()).ok().unwrap();
             let new = vec![memory(0), memory(number)];
-            let mut merge = Merge::new(new, &[], StoreMillis(0), writer);
+            let mut merge = Merge::new(new, &[], Newest::at(StoreMillis(0)), writer);
             assert!(merge.advance(10).ok().unwrap());
             let listed = merge.finish().ok().unwrap();
             // The first two are whole; from the third on all is written anew.

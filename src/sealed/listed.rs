@@ -60,6 +60,8 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
     const HEADER_BYTES: usize;
     /// What they are, in words.
     const WHAT: &'static str;
+    /// What others of them are, in words.
+    const ANOTHER: &'static str;
     /// What their header is, in words.
     const HEADER: &'static str;
 
@@ -161,6 +163,7 @@ impl ListedFile for ListedTable {
     const SUFFIX: &'static str = "tab";
     const HEADER_BYTES: usize = HEAD_BYTES;
     const WHAT: &'static str = "a table";
+    const ANOTHER: &'static str = "another table";
     const HEADER: &'static str = "a table header";
 
     fn item(&self) -> TableItem {
@@ -222,10 +225,6 @@ pub(crate) struct MemoriesItem {
 const _: () = assert!(size_of::<MemoriesItem>() == 16);
 
 impl ListedMemories {
-    pub(crate) fn pages(&self) -> u64 {
-        self.entries.div_ceil(ENTRIES as u64)
-    }
-
     pub(crate) fn is_passed(&self, now: StoreMillis) -> bool {
         u64::from(self.until_most).saturating_mul(MINUTE) <= now.0
     }
@@ -239,6 +238,7 @@ impl ListedFile for ListedMemories {
     const SUFFIX: &'static str = "exp";
     const HEADER_BYTES: usize = limits::PAGE_BYTES;
     const WHAT: &'static str = "expired keys";
+    const ANOTHER: &'static str = "other expired keys";
     const HEADER: &'static str = "a header of expired keys";
 
     fn item(&self) -> MemoriesItem {
@@ -263,7 +263,7 @@ impl ListedFile for ListedMemories {
 
     fn bytes(&self) -> u64 {
         let page = limits::PAGE_BYTES as u64;
-        self.pages().saturating_add(1).saturating_mul(page)
+        self.entries.div_ceil(ENTRIES as u64).saturating_add(1).saturating_mul(page)
     }
 
     /// Any number of entries is possible; the file must be as long as they say.

@@ -1,25 +1,109 @@
 //! Files that are written once, in one pass, and never changed: tables, and files of expired keys.
 //!
-//! Promises: on return of `finish` the file and its name are durable, and it is not listed yet; a crash before leaves a
-//! file without consequence, since its header is written last. Reading goes through a map or by plain reads, and
-//! forms what it reads of bytes that the caller then checks. Never: knows what stands in them.
+//! Promises: entries stand in order in pages, and each page is checked before it is believed, so that damage is an error
+//! and never a missing entry. Read through a map or by plain reads. Never: knows a key, or which of two entries counts;
+//! what is different in each kind is said by [`ListedFile`] and [`Paged`].
 
 pub(crate) mod listed;
+mod merge;
+mod write;
+
+pub(crate) use merge::{Cursor, Merge};
+pub(crate) use write::{Pace, Writer};
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::byteorder::little_endian::U32;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
-use crate::storage::{self, Access, Failure, File, Map, Storage};
-use crate::sync::{AtomicU64, Ordering};
+use crate::storage::{self, Access, File, Map, Storage};
+use crate::types::StoreId;
 use crate::{Error, Result};
+use listed::ListedFile;
+
+/// What the pages of one kind of file hold.
+pub(crate) trait Paged: ListedFile {
+    type Entry: Copy;
+    /// A page, except for its checksum. All zeros: one without an entry.
+    type Body: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy;
+    /// What entries are in the order of.
+    type Rank: Ord;
+    /// What a merge leaves out.
+    type Rule;
+
+    /// Entries of a full page.
+    const PAGE_ENTRIES: usize;
+    /// Distinguishes the checksums of its pages from those of another kind.
+    const SEED: &'static [u8];
+    /// A damaged page, in words.
+    const DAMAGED: &'static str;
+
+    fn pages(&self) -> u64;
+    fn body_of(entries: &[Self::Entry]) -> Self::Body;
+    fn entry(body: &Self::Body, at: usize) -> Option<Self::Entry>;
+    fn rank(entry: &Self::Entry) -> Self::Rank;
+    /// Puts entries in order. Of one rank, the one that was given last comes first.
+    fn sort(entries: &mut [Self::Entry]);
+    /// Whether a merge keeps the entry. Asked once for each, in order.
+    fn keeps(rule: &mut Self::Rule, entry: &Self::Entry) -> bool;
+
+    /// The first page that an entry may stand in.
+    fn home_of(&self, entry: &Self::Entry) -> u64;
+    /// Pages that there are at least, be they empty.
+    fn homes(&self) -> u64;
+    /// One entry more stands in the file.
+    fn count(&mut self, entry: &Self::Entry);
+    /// All entries stand in so many pages.
+    fn end(&mut self, pages: u64);
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct Page<B> {
+    body: B,
+    /// Over the body, then the page's number, from the file's seed on.
+    sum: U32,
+}
+
+impl<B: IntoBytes + Immutable> Page<B> {
+    fn of(body: B, number: u64, seed: u32) -> Self {
+        let mut page = Page { body, sum: 0.into() };
+        page.sum = page.expected_sum(number, seed).into();
+        page
+    }
+
+    fn expected_sum(&self, number: u64, seed: u32) -> u32 {
+        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+        hasher.update(self.body.as_bytes());
+        hasher.update(&number.to_le_bytes());
+        hasher.finalize()
+    }
+}
+
+/// A page is valid only in its own file: the checksums of its pages go on from here.
+fn seed_of<L: Paged>(store: StoreId, number: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&store.0);
+    hasher.update(L::SEED);
+    hasher.update(&number.to_le_bytes());
+    hasher.finalize()
+}
+
+/// Where a page stands in its file.
+fn place_of<L: Paged>(number: u64) -> u64 {
+    let bytes = size_of::<Page<L::Body>>() as u64;
+    number.saturating_mul(bytes).saturating_add(L::HEADER_BYTES as u64)
+}
 
 /// An open file.
 #[derive(Debug)]
-pub(crate) struct Sealed {
+pub(crate) struct SealedFile<L> {
+    pub(crate) listed: L,
+    store: StoreId,
+    seed: u32,
     path: PathBuf,
     bytes: Bytes,
 }
@@ -31,17 +115,17 @@ enum Bytes {
     File(Arc<dyn File>),
 }
 
-impl Sealed {
-    /// Opens a listed file, `what` it is in words. `check` is shown its first bytes, and says how long it must be.
+impl<L: Paged> SealedFile<L> {
+    /// Opens a listed file and checks that it is the one listed. Its pages are checked as they are read.
     pub(crate) fn open(
         storage: &dyn Storage,
-        path: PathBuf,
-        what: &str,
-        header_bytes: usize,
+        dir: &Path,
+        listed: L,
+        store: StoreId,
         map: bool,
-        check: impl FnOnce(&[u8], &Path) -> Result<u64>,
     ) -> Result<Self> {
         use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+        let (path, what) = (dir.join(L::file_name(listed.number())), L::WHAT);
         let file = match storage.open(&path, Access::Read) {
             Ok(file) => file,
             Err(e) => {
@@ -54,12 +138,12 @@ impl Sealed {
                 return Err(Error::corrupt(&path, 0, format_args!("{problem} {what}")).because(e));
             }
         };
-        let mut header = vec![0; header_bytes];
-        let have = storage::read_full_at(&*file, &mut header, 0)
-            .map_err(|e| Error::io("reading", &path, e))?;
-        let expected = check(header.get(..have).unwrap_or_default(), &path)?;
+        if read_header::<L>(&*file, &path)? != (store, listed) {
+            let what = format_args!("{} than the manifest lists", L::ANOTHER);
+            return Err(Error::corrupt(&path, 0, what));
+        }
         let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
-        if len != expected {
+        if len != listed.bytes() {
             return Err(Error::corrupt(&path, len, format_args!("another length of {what}")));
         }
         // Where mapping fails, plain reads serve: the format is the same.
@@ -67,15 +151,21 @@ impl Sealed {
             Some(map) => Bytes::Map(map),
             None => Bytes::File(file),
         };
-        Ok(Sealed { path, bytes })
+        let seed = seed_of::<L>(store, listed.number());
+        Ok(SealedFile { listed, store, seed, path, bytes })
     }
 
-    /// Opens a file whatever it holds, and says how long it is; `None` if there is none.
+    /// Opens the file with that number whatever it holds: nothing of it is believed but each page that is whole. `listed`
+    /// says what it is taken for by its length. `None`: there is no file.
     pub(crate) fn open_damaged(
         storage: &dyn Storage,
-        path: PathBuf,
-    ) -> Result<Option<(Self, u64)>> {
+        dir: &Path,
+        number: u32,
+        store: StoreId,
+        listed: impl FnOnce(u64) -> L,
+    ) -> Result<Option<Self>> {
         use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+        let path = dir.join(L::file_name(number));
         let file = match storage.open(&path, Access::Read) {
             Err(e) if matches!(e.kind(), NotFound | IsADirectory | NotADirectory) => {
                 return Ok(None);
@@ -83,54 +173,107 @@ impl Sealed {
             opened => opened.map_err(|e| Error::io("opening", &path, e))?,
         };
         let len = file.len().map_err(|e| Error::io("reading", &path, e))?;
-        Ok(Some((Sealed { path, bytes: Bytes::File(file) }, len)))
+        let (listed, seed) = (listed(len), seed_of::<L>(store, number));
+        Ok(Some(SealedFile { listed, store, seed, path, bytes: Bytes::File(file) }))
     }
 
-    /// Looks at what stands at an offset; `None` behind the end. Of a map nothing is copied: a copy in pieces can't be
-    /// summed before it has reached the cache, which costs more than the sum.
-    pub(crate) fn read<T, R>(&self, at: u64, look: impl FnOnce(&T) -> R) -> Result<Option<R>>
-    where
-        T: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned,
-    {
+    /// The same file, opened anew by its name, to be read by calls. Checks that its header still says what it is.
+    pub(crate) fn reopened(&self, storage: &dyn Storage) -> Result<Self> {
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        SealedFile::open(storage, dir, self.listed, self.store, false)
+    }
+
+    /// Looks into one page, once it is checked.
+    pub(crate) fn look_into<R>(&self, number: u64, look: impl FnOnce(&L::Body) -> R) -> Result<R> {
+        let looked = self.read(number, |page| {
+            (page.sum.get() == page.expected_sum(number, self.seed)).then(|| look(&page.body))
+        })?;
+        looked.flatten().ok_or_else(|| self.damaged(number))
+    }
+
+    /// Looks into one page that isn't checked; `None` behind the end.
+    pub(crate) fn look_unchecked<R>(
+        &self,
+        number: u64,
+        look: impl FnOnce(&L::Body) -> R,
+    ) -> Result<Option<R>> {
+        self.read(number, |page| look(&page.body))
+    }
+
+    /// Of a map nothing is copied: a copy in pieces can't be summed before it has reached the cache, which costs more than
+    /// the sum.
+    fn read<R>(&self, number: u64, look: impl FnOnce(&Page<L::Body>) -> R) -> Result<Option<R>> {
+        let at = place_of::<L>(number);
         match &self.bytes {
             Bytes::Map(map) => {
-                let bytes = map.bytes(at, size_of::<T>());
-                Ok(bytes.and_then(|bytes| T::ref_from_bytes(bytes).ok()).map(look))
+                let bytes = map.bytes(at, size_of::<Page<L::Body>>());
+                Ok(bytes.and_then(|bytes| Page::ref_from_bytes(bytes).ok()).map(look))
             }
             Bytes::File(file) => {
-                let mut value = T::new_zeroed();
-                let have = storage::read_full_at(&**file, value.as_mut_bytes(), at)
+                let mut page = Page::<L::Body>::new_zeroed();
+                let have = storage::read_full_at(&**file, page.as_mut_bytes(), at)
                     .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
-                Ok((have == size_of::<T>()).then(|| look(&value)))
+                Ok((have == size_of::<Page<L::Body>>()).then(|| look(&page)))
             }
         }
     }
 
-    /// Reads a byte at each place, of a map of `len` bytes, so that their cache lines are at hand later; nothing where
-    /// there is no map. So few instructions for each that a processor has many of these reads under way at once.
-    pub(crate) fn touch(&self, len: u64, places: impl Iterator<Item = u64>) -> u8 {
+    /// The error for a page that fails its checksum, or isn't there.
+    pub(crate) fn damaged(&self, number: u64) -> Error {
+        Error::corrupt(&self.path, place_of::<L>(number), L::DAMAGED)
+    }
+
+    /// Reads a byte of each page, of a map, so that their cache lines are at hand later; nothing where there is no map. So
+    /// few instructions for each that a processor has many of these reads under way at once.
+    pub(crate) fn touch_pages(&self, numbers: impl Iterator<Item = u64>) -> u8 {
         let Bytes::Map(map) = &self.bytes else { return 0 };
-        let all = usize::try_from(len).ok().and_then(|len| map.bytes(0, len)).unwrap_or_default();
-        places.fold(0, |sum, at| {
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let len = usize::try_from(self.listed.bytes()).ok();
+        let all = len.and_then(|len| map.bytes(0, len)).unwrap_or_default();
+        numbers.fold(0, |sum, number| {
+            let at = usize::try_from(place_of::<L>(number)).unwrap_or(usize::MAX);
             sum ^ all.get(at).copied().unwrap_or(0)
         })
     }
 
     /// What a walk comes to next: maps are read without looking ahead.
-    pub(crate) fn read_ahead(&self, at: u64) {
+    fn read_ahead(&self, number: u64) {
         if let Bytes::Map(map) = &self.bytes {
-            map.read_ahead(at, limits::TABLE_PIECE_BYTES);
+            map.read_ahead(place_of::<L>(number), limits::TABLE_PIECE_BYTES);
         }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
 
-    pub(crate) fn damaged(&self, at: u64, what: &str) -> Error {
-        Error::corrupt(&self.path, at, what)
+/// What the header of the file at `path` says.
+fn read_header<L: ListedFile>(file: &dyn File, path: &Path) -> Result<(StoreId, L)> {
+    let mut header = vec![0; L::HEADER_BYTES];
+    let have =
+        storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
+    L::decode(header.get(..have).unwrap_or_default(), path)
+}
+
+/// What the header of the file with that number in `dir` says that it is, where no manifest does.
+pub(crate) fn listed_by_itself<L: ListedFile>(
+    storage: &dyn Storage,
+    dir: &Path,
+    number: u32,
+) -> Result<L> {
+    let path = dir.join(L::file_name(number));
+    let file = match storage.open(&path, Access::Read) {
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+            let what = format_args!("a directory in place of {}:", L::WHAT);
+            return Err(Error::corrupt(&path, 0, what).because(e));
+        }
+        opened => opened.map_err(|e| Error::io("opening", &path, e))?,
+    };
+    let (_, listed) = read_header::<L>(&*file, &path)?;
+    if listed.number() != number {
+        return Err(Error::corrupt(&path, 0, format_args!("{} of another file", L::WHAT)));
     }
+    Ok(listed)
 }
 
 /// Damaged pieces that follow each other, of which the first is reported: a file that was zeroed has millions.
@@ -145,147 +288,5 @@ impl Stretch {
         let end = at.map(|at| at.saturating_add(bytes as u64));
         let before = std::mem::replace(&mut self.end, end);
         at.is_none() || before != at
-    }
-}
-
-/// When a file that is being written is synced: in small pieces while others sync the log, for each of them shares the
-/// device with one; in larger ones else, for each sync of a growing file makes the file system commit its metadata, too.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    /// Counts those of the log.
-    syncs: Arc<AtomicU64>,
-    seen: u64,
-    unsynced: u64,
-}
-
-impl Pace {
-    pub(crate) fn beside(syncs: &Arc<AtomicU64>) -> Self {
-        Pace { syncs: Arc::clone(syncs), seen: syncs.load(Ordering::Relaxed), unsynced: 0 }
-    }
-
-    pub(crate) fn alone() -> Self {
-        Pace::beside(&Arc::new(AtomicU64::new(0)))
-    }
-
-    /// So many bytes more were written. Whether to sync them now, along with those before.
-    pub(crate) fn is_due(&mut self, bytes: u64) -> bool {
-        self.unsynced = self.unsynced.saturating_add(bytes);
-        if self.unsynced < limits::PIECE_BESIDE_SYNCS {
-            return false;
-        }
-        let syncs = self.syncs.load(Ordering::Relaxed);
-        let log_syncs = std::mem::replace(&mut self.seen, syncs) != syncs;
-        let is_due = log_syncs || self.unsynced >= limits::UNSYNCED_BYTES_MAX;
-        if is_due {
-            self.unsynced = 0;
-        }
-        is_due
-    }
-}
-
-/// A file that is being written, front to back; its header last.
-pub(crate) struct Writer {
-    storage: Arc<dyn Storage>,
-    file: Arc<dyn File>,
-    path: PathBuf,
-    buffer: Vec<u8>,
-    written: u64,
-    pace: Pace,
-}
-
-impl Writer {
-    pub(crate) fn create(
-        storage: &Arc<dyn Storage>,
-        path: PathBuf,
-        header_bytes: usize,
-        pace: Pace,
-    ) -> Result<Self, Failure> {
-        let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
-        let file = match storage.create(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                // Written by an opening that ended before its manifest listed it.
-                storage.remove(&path).map_err(|e| before("removing", e))?;
-                storage.create(&path)
-            }
-            other => other,
-        };
-        let file = file.map_err(|e| before("creating", e))?;
-        Ok(Writer {
-            storage: Arc::clone(storage),
-            file,
-            path,
-            buffer: Vec::with_capacity(limits::TABLE_PIECE_BYTES),
-            written: header_bytes as u64,
-            pace,
-        })
-    }
-
-    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= limits::TABLE_PIECE_BYTES { self.write_out() } else { Ok(()) }
-    }
-
-    fn write_out(&mut self) -> Result<(), Failure> {
-        let written = storage::write_all_at(&*self.file, &self.buffer, self.written);
-        written.map_err(|e| self.failed("writing", e))?;
-        let len = self.buffer.len() as u64;
-        self.written = self.written.saturating_add(len);
-        self.buffer.clear();
-        if self.pace.is_due(len) {
-            let synced = self.file.sync_data();
-            synced.map_err(|e| self.failed("syncing", e))?;
-        }
-        Ok(())
-    }
-
-    /// Ends the file. Durable on return, its name included.
-    pub(crate) fn finish(mut self, header: &[u8]) -> Result<(), Failure> {
-        self.write_out()?;
-        let dir = self.path.parent().unwrap_or(Path::new(""));
-        storage::write_all_at(&*self.file, header, 0)
-            .and_then(|()| self.file.sync_data())
-            .and_then(|()| self.storage.sync_dir(dir))
-            .map_err(|e| self.failed("finishing", e))
-    }
-
-    pub(crate) fn discard(&self) {
-        // If it stays, the next opening removes it: no manifest lists it.
-        let _ = self.storage.remove(&self.path);
-    }
-
-    /// What was written goes at once: on a full disk others need the room.
-    fn failed(&self, doing: &str, e: io::Error) -> Failure {
-        self.discard();
-        Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
-    }
-}
-
-/// Why a merge of such files stopped.
-pub(crate) enum Stopped {
-    Writing(Failure),
-    /// One of those that are merged is damaged, or can't be read.
-    Reading(Error),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_are_small_while_others_sync_and_large_else() {
-        let syncs = Arc::new(AtomicU64::new(7));
-        let mut pace = Pace::beside(&syncs);
-        let piece = limits::PIECE_BESIDE_SYNCS;
-        let most = limits::UNSYNCED_BYTES_MAX / piece;
-        for _ in 0..2 {
-            assert!((1..most).all(|_| !pace.is_due(piece)));
-            assert!(pace.is_due(piece));
-        }
-        for _ in 0..3 {
-            syncs.fetch_add(1, Ordering::Relaxed);
-            assert!(!pace.is_due(piece - 1));
-            assert!(pace.is_due(1));
-        }
-        assert!(!pace.is_due(piece));
     }
 }
