@@ -408,6 +408,29 @@ mod tests {
         assert!(all.listed.is_passed(StoreMillis(99 * MINUTE)));
     }
 
+    /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+    #[test]
+    fn the_bytes_of_expired_keys_never_change() {
+        use std::hash::Hasher as _;
+        let (memory, storage) = disk();
+        let mut dice = SplitMix64::new(6);
+        let new = (0..500_u64)
+            .map(|n| Memory::new(hash(&mut dice), n * MINUTE, StoreMillis((1000 + n) * MINUTE)));
+        merged(&storage, 7, new.collect(), &[], 0);
+        let bytes = memory.read(&dir().join("0000000007.exp")).unwrap();
+        let header: String = bytes[40..128].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            header,
+            "f40100000000000007000000db050000000000000000000000000000000000000000000000000000\
+             00000000000000000000000000000000000000000000000000000000000000000000000000000000\
+             00000000defb6761"
+        );
+        // A checksum of what ends with its own says nothing of it, so it is another hash.
+        let mut hasher = siphasher::sip::SipHasher13::new();
+        hasher.write(&bytes);
+        assert_eq!((bytes.len(), hasher.finish()), (16_384, 18_283_560_100_562_661_503));
+    }
+
     /// A close waited for all of it to be read.
     #[test]
     fn a_verification_asks_at_each_page_whether_it_may_go_on() {

@@ -225,6 +225,26 @@ fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
     assert_eq!(open(&storage, listed[0], true).unwrap_err().kind(), crate::ErrorKind::Corrupt);
 }
 
+/// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
+#[test]
+fn the_bytes_of_a_table_never_change() {
+    use std::hash::Hasher as _;
+    let (memory, storage) = disk();
+    write(&storage, 7, &mut slots(&random(1000, 4)));
+    let bytes = memory.read(&dir().join("0000000007.tab")).unwrap();
+    let header: String = bytes[40..128].iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        header,
+        "581b000000000000401f000000000000e803000000000000f300000000000000f300000000000000\
+             07000000000000000000000000000000000000000000000000000000000000000000000000000000\
+             00000000c651b947"
+    );
+    // A checksum of what ends with its own says nothing of it, so it is another hash.
+    let mut hasher = siphasher::sip::SipHasher13::new();
+    hasher.write(&bytes);
+    assert_eq!((bytes.len(), hasher.finish()), (15_680, 11_134_525_241_742_580_223));
+}
+
 #[test]
 fn tables_are_merged_as_the_digits_of_a_counter_carry() {
     let listed = |slots| ListedTable {
