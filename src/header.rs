@@ -47,7 +47,19 @@ pub(crate) struct FileHeader {
 
 const _: () = assert!(size_of::<FileHeader>() == FILE_HEADER_BYTES);
 
+/// The checksum over all bytes of a header but its last four, where it stands.
+pub(crate) fn sum_before_last<T: IntoBytes + Immutable>(header: &T) -> u32 {
+    const { assert!(size_of::<T>() > 4) };
+    let (summed, _) = header.as_bytes().split_at(size_of::<T>() - 4);
+    crc32fast::hash(summed)
+}
+
 impl FileHeader {
+    /// What a file of that kind begins with.
+    pub(crate) fn bytes(kind: FileKind, store: StoreId) -> [u8; FILE_HEADER_BYTES] {
+        zerocopy::transmute!(FileHeader::new(kind, store))
+    }
+
     pub(crate) fn new(kind: FileKind, store: StoreId) -> Self {
         let mut header = FileHeader {
             magic: MAGIC,
@@ -63,7 +75,7 @@ impl FileHeader {
     }
 
     fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..FILE_HEADER_BYTES - 4).unwrap_or_default())
+        sum_before_last(self)
     }
 
     /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.

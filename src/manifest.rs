@@ -17,7 +17,7 @@ use crate::limits;
 use crate::record::TimeField;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable, MemoriesItem, TableItem};
 use crate::storage::{self, Access, Storage};
-use crate::types::{Lsn, StoreId, WallMillis};
+use crate::types::{Lsn, StoreId, WallMillis, in_memory};
 use crate::{Error, ErrorKind, Result};
 
 /// The manifest of a store in `dir`.
@@ -125,13 +125,16 @@ const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
 const EXPIRED_ITEM_BYTES: usize = size_of::<MemoriesItem>();
 const _: () = assert!(HEAD_BYTES == 208 && ITEM_BYTES == 36);
 
+/// A count as a manifest keeps it. One that doesn't fit exceeds what any may list, as does what it says then: `Switch`
+/// refuses to write that.
+fn count(files: usize) -> U32 {
+    U32::new(u32::try_from(files).unwrap_or(u32::MAX))
+}
+
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
-            file: FileHeader::new(FileKind::Manifest, self.store)
-                .as_bytes()
-                .try_into()
-                .unwrap_or([0; FILE_HEADER_BYTES]),
+            file: FileHeader::bytes(FileKind::Manifest, self.store),
             generation: self.generation.into(),
             clean_end: self.clean.map_or(0, Lsn::get).into(),
             durable: self.durable.get().into(),
@@ -143,9 +146,9 @@ impl Manifest {
             next_ordinal: self.next_ordinal.into(),
             covered: self.covered.get().into(),
             next_table: self.next_table.into(),
-            segment_count: u32::try_from(self.segments.len()).unwrap_or(u32::MAX).into(),
-            table_count: u32::try_from(self.tables.len()).unwrap_or(u32::MAX).into(),
-            expired_count: u32::try_from(self.expired.len()).unwrap_or(u32::MAX).into(),
+            segment_count: count(self.segments.len()),
+            table_count: count(self.tables.len()),
+            expired_count: count(self.expired.len()),
             ahead: self.ahead.into(),
         };
         let mut out = head.as_bytes().to_vec();
@@ -184,26 +187,19 @@ impl Manifest {
         {
             return Err(bad(HEAD_BYTES, "a manifest with an impossible number of files"));
         }
-        let segments_bytes = count.saturating_mul(ITEM_BYTES);
-        let tables_bytes = tables.saturating_mul(TABLE_ITEM_BYTES);
-        let items_bytes = segments_bytes
-            .saturating_add(tables_bytes)
-            .saturating_add(expired.saturating_mul(EXPIRED_ITEM_BYTES));
-        let summed = HEAD_BYTES.saturating_add(items_bytes);
-        let sum = bytes.get(..summed).map(crc32fast::hash);
-        let (stored, zeros) = bytes
-            .get(summed..)
-            .and_then(|rest| U32::read_from_prefix(rest).ok())
-            .ok_or_else(|| bad(HEAD_BYTES, "a manifest cut short"))?;
-        if sum != Some(stored.get()) {
+        let cut_short = || bad(HEAD_BYTES, "a manifest cut short");
+        let split = |rest, bytes| <[u8]>::split_at_checked(rest, bytes).ok_or_else(cut_short);
+        let (items, rest) = split(rest, count * ITEM_BYTES)?;
+        let (table_items, rest) = split(rest, tables * TABLE_ITEM_BYTES)?;
+        let (expired_items, rest) = split(rest, expired * EXPIRED_ITEM_BYTES)?;
+        let (stored, zeros) = U32::read_from_prefix(rest).map_err(|_| cut_short())?;
+        let (summed, _) = split(bytes, bytes.len() - rest.len())?;
+        if crc32fast::hash(summed) != stored.get() {
             return Err(bad(FILE_HEADER_BYTES, "a manifest that fails its checksum"));
         }
         if let Some(at) = zeros.iter().position(|&byte| byte != 0) {
-            return Err(bad(summed.saturating_add(4 + at), "bytes behind a manifest's end"));
+            return Err(bad(summed.len() + 4 + at, "bytes behind a manifest's end"));
         }
-        let items = rest.get(..items_bytes).unwrap_or_default();
-        let (items, rest) = items.split_at_checked(segments_bytes).unwrap_or_default();
-        let (table_items, expired_items) = rest.split_at_checked(tables_bytes).unwrap_or_default();
         let mut segments = Vec::with_capacity(count);
         for item in items.chunks_exact(ITEM_BYTES) {
             let item = Item::read_from_bytes(item).map_err(|_| bad(HEAD_BYTES, "a bad entry"))?;
@@ -259,6 +255,8 @@ impl Manifest {
             // New segments begin at the extent.
             && self.extent.get() % 8 == 0
             && self.tokens_end().is_some()
+            // There is a next one.
+            && self.generation < u64::MAX
             && !self.segments.is_empty()
             && self.index_is_sound()
     }
@@ -284,12 +282,7 @@ impl Manifest {
 
     /// The same for the one after it, which may list one file more of each kind.
     pub(crate) fn next_file_bytes(&self) -> usize {
-        let one_more = |count: usize| count.saturating_add(1);
-        bytes_for(
-            one_more(self.segments.len()),
-            one_more(self.tables.len()),
-            one_more(self.expired.len()),
-        )
+        bytes_for(self.segments.len() + 1, self.tables.len() + 1, self.expired.len() + 1)
     }
 
     /// Past every token ever issued, and every one that may be until the next switch. Refuses where there is none.
@@ -306,12 +299,14 @@ impl Manifest {
 
     /// Refuses where not so many further segments may be listed.
     pub(crate) fn check_room(&self, more: usize) -> Result<()> {
-        let lsns = (more as u64).saturating_mul(limits::SEGMENT_BYTES_MOST);
-        let end_most = limits::LSN_MAX.saturating_sub(lsns);
-        let has_lsns = self.tokens_end().is_some_and(|end| end <= end_most);
-        let numbers = (u32::MAX - self.next_ordinal) as usize;
-        let places = limits::SEGMENTS_MAX.saturating_sub(self.segments.len());
-        if more <= places && more <= numbers && has_lsns {
+        let has_places = self.segments.len() + more <= limits::SEGMENTS_MAX;
+        let has_numbers = more <= (u32::MAX - self.next_ordinal) as usize;
+        // Asked last: as many as have places take up no more LSNs than there are.
+        let has_lsns = || {
+            let lsns = more as u64 * limits::SEGMENT_BYTES_MOST;
+            self.tokens_end().is_some_and(|end| end + lsns <= limits::LSN_MAX)
+        };
+        if has_places && has_numbers && has_lsns() {
             return Ok(());
         }
         let message = "the log has as many segments or positions as it may: begin a new store";
@@ -344,7 +339,7 @@ pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>
     if len > manifest_bytes_max() {
         return Err(Error::corrupt(&path, manifest_bytes_max(), "a manifest that is too long"));
     }
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let mut bytes = vec![0; in_memory(len)];
     let read =
         storage::read_full_at(&*file, &mut bytes, 0).map_err(|e| Error::io("reading", &path, e))?;
     bytes.truncate(read);
@@ -356,10 +351,8 @@ fn manifest_bytes_max() -> u64 {
 }
 
 fn bytes_for(segments: usize, tables: usize, expired: usize) -> usize {
-    let items =
-        segments.saturating_mul(ITEM_BYTES).saturating_add(tables.saturating_mul(TABLE_ITEM_BYTES));
-    let items = items.saturating_add(expired.saturating_mul(EXPIRED_ITEM_BYTES));
-    HEAD_BYTES.saturating_add(items).saturating_add(4).next_multiple_of(limits::PAGE_BYTES)
+    let items = segments * ITEM_BYTES + tables * TABLE_ITEM_BYTES + expired * EXPIRED_ITEM_BYTES;
+    (HEAD_BYTES + items + 4).next_multiple_of(limits::PAGE_BYTES)
 }
 
 #[cfg(test)]

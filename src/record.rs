@@ -504,10 +504,11 @@ impl<'a> Record<'a> {
         }
         if self.is_ahead {
             let ahead = body.token.take().filter(|ahead| ahead.0 > 0).ok_or(Bad::BodyFields)?;
-            body.ahead = ahead.0;
-            if body.token_at(self.lsn).0 > limits::LSN_MAX {
+            let token = self.lsn.get().checked_add(ahead.0);
+            if token.is_none_or(|token| token > limits::LSN_MAX) {
                 return Err(Bad::BodyFields);
             }
+            body.ahead = ahead.0;
         }
         Ok(body)
     }

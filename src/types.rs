@@ -19,19 +19,21 @@ impl Lsn {
         self.0
     }
 
-    /// Saturating: an LSN is compared with limits before it is taken, never wrapped.
+    /// The place so many bytes of a file further. It doesn't overflow: a segment lies below `LSN_MAX`, which is checked
+    /// where one is listed and where its header is read, and files are shorter than what is left above that.
     pub(crate) const fn plus(self, bytes: u64) -> Self {
-        Lsn(self.0.saturating_add(bytes))
+        Lsn(self.0 + bytes)
     }
 
-    /// The token of a record that stands here, where tokens run `ahead` of LSNs by so much.
+    /// The token of a record that stands here, where tokens run `ahead` of LSNs by so much. It doesn't overflow: manifests and
+    /// records in which the sum exceeds `LSN_MAX` are neither written nor read.
     pub(crate) const fn token(self, ahead: u64) -> Token {
-        Token(self.0.saturating_add(ahead))
+        Token(self.0 + ahead)
     }
 
-    /// Bytes from `earlier` to `self`; 0 if `earlier` lies behind.
+    /// Bytes from `earlier` to `self`, which must not lie before it.
     pub(crate) const fn since(self, earlier: Lsn) -> u64 {
-        self.0.saturating_sub(earlier.0)
+        self.0 - earlier.0
     }
 }
 
@@ -46,6 +48,14 @@ impl fmt::Display for Lsn {
         self.0.fmt(f)
     }
 }
+
+/// A length or an offset in a file, as that of bytes in memory. Only targets of 64 bits have enough addresses for the maps of
+/// a large index, so the library is built for no others.
+pub(crate) const fn in_memory(bytes: u64) -> usize {
+    bytes as usize
+}
+
+const _: () = assert!(usize::BITS == u64::BITS, "onlyonce is built for targets of 64 bits only");
 
 /// Where a record stands, by its segment: as short as sealed tables need it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -103,10 +113,14 @@ impl fmt::Display for Token {
 pub(crate) struct StoreMillis(pub(crate) u64);
 
 impl StoreMillis {
+    /// Limited to what a `u64` holds: a retention or a lease may be as long as a caller says. Neither comes to its end then,
+    /// since store time stands still long before.
     pub(crate) const fn plus(self, millis: u64) -> Self {
         StoreMillis(self.0.saturating_add(millis))
     }
 
+    /// Milliseconds from `earlier` to `self`; 0 if `self` has passed by then. Of two times that threads took of the clock,
+    /// either may be the later one.
     pub(crate) const fn since(self, earlier: StoreMillis) -> u64 {
         self.0.saturating_sub(earlier.0)
     }

@@ -5,11 +5,11 @@ use std::path::Path;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind, sum_before_last};
 use crate::manifest::{Listed, Secrets};
-use crate::record::Seal;
+use crate::record::{self, Seal};
 use crate::types::{Lsn, StoreId};
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 
 /// Records begin here.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
@@ -72,6 +72,13 @@ impl Identity {
         }
     }
 
+    /// Whether it lies where a manifest may list it. So no place in it overflows.
+    fn is_sound(&self) -> bool {
+        self.base.get() % record::ALIGN as u64 == 0
+            && self.base.get() <= limits::LSN_MAX
+            && self.capacity <= limits::SEGMENT_BYTES_MOST
+    }
+
     pub(crate) fn seal(&self, store: StoreId) -> Seal {
         Seal { store, salt: self.salt }
     }
@@ -87,9 +94,9 @@ impl Identity {
         secrets: &Secrets,
         follows: Lsn,
     ) -> [u8; SEGMENT_HEADER_BYTES] {
-        let file = FileHeader::new(FileKind::Segment, store);
+        debug_assert!(self.is_sound(), "{self:?}");
         let mut header = SegmentHeader {
-            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+            file: FileHeader::bytes(FileKind::Segment, store),
             base: self.base.get().into(),
             capacity: self.capacity.into(),
             salt: self.salt.into(),
@@ -99,7 +106,7 @@ impl Identity {
             sum: 0.into(),
         };
         header.sum = header.expected_sum().into();
-        header.as_bytes().try_into().unwrap_or([0; SEGMENT_HEADER_BYTES])
+        zerocopy::transmute!(header)
     }
 
     /// As `decode_all`: what identifies it.
@@ -122,6 +129,9 @@ impl Identity {
             capacity: header.capacity.get(),
             salt: header.salt.get(),
         };
+        if !identity.is_sound() {
+            return Err(bad("a segment header with impossible fields"));
+        }
         let follows = Lsn::new(header.follows.get());
         Ok(Header { store, secrets: header.secrets, identity, follows })
     }
@@ -129,7 +139,7 @@ impl Identity {
 
 impl SegmentHeader {
     fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..SEGMENT_HEADER_BYTES - 4).unwrap_or_default())
+        sum_before_last(self)
     }
 }
 
@@ -137,13 +147,14 @@ impl SegmentHeader {
 mod tests {
     use super::*;
 
+    const SECRETS: Secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
+
     /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
     #[test]
     fn the_bytes_of_a_segment_header_never_change() {
         let identity =
             Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
-        let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
-        let bytes = identity.encode(StoreId([4; 16]), &secrets, Lsn::ZERO);
+        let bytes = identity.encode(StoreId([4; 16]), &SECRETS, Lsn::ZERO);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
@@ -153,18 +164,36 @@ mod tests {
              000000009c4d4148"
         );
         let follows = Lsn::new(0x0102_0304_0506_0708);
-        let bytes = identity.encode(StoreId([4; 16]), &secrets, follows);
+        let bytes = identity.encode(StoreId([4; 16]), &SECRETS, follows);
         assert_eq!(bytes[116..124], [8, 7, 6, 5, 4, 3, 2, 1]);
-        let header = Header { store: StoreId([4; 16]), secrets, identity, follows };
+        let header = Header { store: StoreId([4; 16]), secrets: SECRETS, identity, follows };
         assert_eq!(Identity::decode_all(&bytes, Path::new("s")).unwrap(), header);
+    }
+
+    /// Its checksum holds; its places would overflow, or a manifest that listed it would be refused.
+    #[test]
+    fn a_segment_that_no_manifest_may_list_is_corrupt() {
+        let sound = Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
+        let of = |base, capacity| {
+            let mut bytes = sound.encode(StoreId([4; 16]), &SECRETS, Lsn::ZERO);
+            let header = SegmentHeader::mut_from_bytes(&mut bytes).unwrap();
+            (header.base, header.capacity) = (U64::new(base), U64::new(capacity));
+            header.sum = header.expected_sum().into();
+            Identity::decode(&bytes, Path::new("s"))
+        };
+        let (most, longest) = (limits::LSN_MAX, limits::SEGMENT_BYTES_MOST);
+        assert!(of(most, longest).is_ok());
+        for (base, capacity) in [(most + 8, 128), (u64::MAX - 7, 8), (7, 128), (0, longest + 1)] {
+            let error = of(base, capacity).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Corrupt, "{base} {capacity}");
+        }
     }
 
     #[test]
     fn every_flipped_bit_is_corrupt() {
         let identity =
             Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
-        let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
-        let bytes = identity.encode(StoreId([4; 16]), &secrets, Lsn::ZERO);
+        let bytes = identity.encode(StoreId([4; 16]), &SECRETS, Lsn::ZERO);
         let path = Path::new("s");
         assert_eq!(Identity::decode(&bytes, path).unwrap(), (StoreId([4; 16]), identity));
         for bit in 0..bytes.len() * 8 {

@@ -135,8 +135,9 @@ impl Log {
         let end = self.end();
         let segments = Arc::clone(&self.segments.lock());
         let bytes = segments.iter().map(|segment| {
-            let whole = segment.base().plus(segment.identity.capacity);
-            whole.min(end).since(segment.base().max(lsn))
+            let from = segment.base().max(lsn);
+            // The next one begins behind the log's end.
+            segment.identity.listed().end.min(end).max(from).since(from)
         });
         bytes.sum()
     }

@@ -50,6 +50,9 @@ pub(crate) struct Passed<'a> {
 impl Passed<'_> {
     /// The record at `lsn`, if it is whole and among them.
     pub(crate) fn record(&self, lsn: Lsn) -> Option<Record<'_>> {
+        if lsn < self.segment.base() {
+            return None;
+        }
         let start = self.segment.offset(lsn).checked_sub(self.at)?;
         let bytes = self.bytes.get(usize::try_from(start).ok()?..)?;
         Record::parse(bytes, lsn, &self.segment.seal).ok()

@@ -257,7 +257,7 @@ impl Segment {
         self.identity.base
     }
 
-    /// The file offset at which the record of `lsn` begins.
+    /// The file offset of `lsn`, which lies in this segment.
     pub(crate) fn offset(&self, lsn: Lsn) -> u64 {
         lsn.since(self.base())
     }

@@ -186,7 +186,7 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> std::io::Result<()> {
     let mut at = 0;
     while at < bytes {
         storage::write_all_at(file, &zeros, at)?;
-        at = at.saturating_add(zeros.len() as u64);
+        at += zeros.len() as u64;
     }
     if file.len()? > at {
         file.truncate(at)?;

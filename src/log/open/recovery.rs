@@ -392,7 +392,7 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
         }
         let end = manifest.clean.filter(|end| listed.base <= *end && *end < listed.end);
         let limit = end.unwrap_or(listed.end).since(listed.base);
-        let start = manifest.covered.since(listed.base).max(SEGMENT_HEADER_BYTES as u64);
+        let start = segment.offset(manifest.covered.max(segment.identity.start()));
         let mut reader = Reader::new(segment, start, limit)?;
         let mut segment_ended = false;
         loop {
@@ -454,8 +454,8 @@ pub(in crate::log) fn walk(
         if end <= from || end <= base {
             continue;
         }
-        let start = from.since(base).max(SEGMENT_HEADER_BYTES as u64);
         let segment = reopen(item)?;
+        let start = segment.offset(from.max(segment.identity.start()));
         let mut reader = Reader::new(&segment, start, end.since(base))?;
         loop {
             let offset = segment.offset(reader.lsn());
