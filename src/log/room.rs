@@ -96,15 +96,30 @@ pub(crate) struct Reserves {
 
 impl Reserves {
     fn take(&mut self, bytes: u64) {
-        self.total = self.total.saturating_add(bytes);
+        self.total += bytes;
         self.largest = self.largest.max(bytes);
         self.peak = self.peak.max(self.total);
     }
 
-    pub(crate) fn release(&mut self, bytes: u64) {
-        self.total = self.total.saturating_sub(bytes);
-        if self.total == 0 {
+    /// Gives back what was taken. Whether it was: see [`covers`](Self::covers).
+    #[must_use]
+    pub(super) fn release(&mut self, bytes: u64) -> bool {
+        let Some(left) = self.total.checked_sub(bytes) else { return false };
+        self.total = left;
+        if left == 0 {
             self.largest = 0;
+        }
+        true
+    }
+
+    /// Whether what a record of `bytes` uses by `room` was kept for it. If not, something was released twice, and what others
+    /// rely on is no longer kept: a bug of ours.
+    pub(super) fn covers(&self, bytes: u64, room: Room) -> bool {
+        match room {
+            Room::Spend(own) | Room::Clear(own) => own <= self.total,
+            // Of what was counted some may have died since, but nothing has come to life.
+            Room::Move => bytes <= self.moving,
+            Room::Reserve(_) | Room::Free | Room::Note => true,
         }
     }
 
@@ -113,10 +128,10 @@ impl Reserves {
         let (total, moving) = (self.total, self.moving);
         let clearing = if self.is_full { self.clearing } else { 0 };
         let bytes = match room {
-            Room::Reserve(more) => total.saturating_add(more).saturating_add(moving + clearing),
-            Room::Spend(own) => total.saturating_sub(own).saturating_add(moving + clearing),
-            Room::Clear(own) => total.saturating_sub(own).saturating_add(moving),
-            Room::Free => total.saturating_add(moving + clearing),
+            Room::Reserve(more) => total + more + moving + clearing,
+            Room::Spend(own) => total - own + moving + clearing,
+            Room::Clear(own) => total - own + moving,
+            Room::Free => total + moving + clearing,
             Room::Move | Room::Note => total,
         };
         let largest = match room {
@@ -128,14 +143,14 @@ impl Reserves {
 
     /// Room for reserves of at most `largest` in the spares that `room` may use.
     fn aside(&self, room: Room, largest: u64) -> u64 {
-        let left = |spare: u64| spare.saturating_sub(largest);
-        let aside: u64 = self.set_aside.iter().map(|&spare| left(spare)).sum();
-        if room == Room::Move { aside.saturating_add(left(self.kept)) } else { aside }
+        let aside: u64 = self.set_aside.iter().map(|&spare| sure(spare, largest)).sum();
+        if room == Room::Move { aside + sure(self.kept, largest) } else { aside }
     }
 }
 
 impl Tail {
-    /// Lets a record of `bytes` in, rolling to the next segment if it must, or says what is missing.
+    /// Lets a record of `bytes` in, rolling to the next segment if it must, or says what is missing. What it uses is
+    /// [covered](Reserves::covers).
     pub(super) fn admit(&mut self, bytes: u64, room: Room, durable: Lsn) -> Result<(), NoRoom> {
         match self.fit(bytes, room) {
             Fit::Here => {}
@@ -146,9 +161,11 @@ impl Tail {
         }
         match room {
             Room::Reserve(more) => self.room.take(more),
-            Room::Spend(own) | Room::Clear(own) => self.room.release(own),
-            // Of what was to be moved some may have died since it was counted, and is never taken off.
-            Room::Move => self.room.moving = self.room.moving.saturating_sub(bytes),
+            Room::Spend(own) | Room::Clear(own) => {
+                let is_own = self.room.release(own);
+                debug_assert!(is_own, "looked at before");
+            }
+            Room::Move => self.room.moving -= bytes,
             Room::Free | Room::Note => {}
         }
         Ok(())
@@ -159,31 +176,29 @@ impl Tail {
         let here = free(self.active.identity.capacity, self.at);
         if room == Room::Note {
             // All but the end-of-segment record's room: a segment that records filled exactly has a share left, too.
-            let rest = self.active.identity.capacity.saturating_sub(self.at);
-            let fits = bytes <= rest.saturating_sub(HEADER_BYTES as u64);
+            let rest = self.active.identity.capacity - self.at;
+            let fits = bytes + HEADER_BYTES as u64 <= rest;
             return if fits { Fit::Here } else { Fit::Nowhere };
         }
         let (reserved, largest) = self.room.after(room);
-        let left = |segment: u64| segment.saturating_sub(largest);
+        let left = |segment: u64| sure(segment, largest);
         let next = self.next_room();
         let (fit, ahead) = match next {
-            _ if bytes <= here => {
-                (Fit::Here, left(here - bytes).saturating_add(next.map_or(0, left)))
-            }
+            _ if bytes <= here => (Fit::Here, left(here - bytes) + next.map_or(0, left)),
             Some(next) if bytes <= next => (Fit::Next, left(next - bytes)),
             _ => return Fit::Nowhere,
         };
         let is_own = matches!(room, Room::Spend(own) | Room::Clear(own) if bytes <= own);
-        let has_room = ahead.saturating_add(self.room.aside(room, largest)) >= reserved;
+        let has_room = ahead + self.room.aside(room, largest) >= reserved;
         if is_own || has_room { fit } else { Fit::Reserved }
     }
 
     /// Whether all that is reserved has its room behind the active segment.
     pub(super) fn may_roll(&self, room: Room) -> bool {
         let largest = self.room.largest;
-        let next = self.next_room().map(|next| next.saturating_sub(largest));
+        let next = self.next_room().map(|next| sure(next, largest));
         let aside = self.room.aside(room, largest);
-        next.is_some_and(|next| next.saturating_add(aside) >= self.room.total)
+        next.is_some_and(|next| next + aside >= self.room.total)
     }
 
     fn next_room(&self) -> Option<u64> {
@@ -210,7 +225,7 @@ pub(crate) struct MovingRoom {
 impl MovingRoom {
     /// Places one record.
     pub(crate) fn take(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes += bytes;
         while let Some(room) = self.rooms.front_mut() {
             if let Some(left) = room.checked_sub(bytes) {
                 *room = left;
@@ -223,14 +238,21 @@ impl MovingRoom {
 
     /// Bytes of all placed records, if they had space in addition to what is reserved.
     pub(crate) fn enough_for(&self) -> Option<u64> {
-        let left = self.rooms.iter().map(|room| room.saturating_sub(self.largest));
+        let left = self.rooms.iter().map(|&room| sure(room, self.largest));
         (self.is_enough && left.sum::<u64>() >= self.reserved).then_some(self.bytes)
     }
 }
 
-/// Bytes that records may take in a segment of `capacity` from file offset `at` on.
+/// Bytes that records may take in a segment of `capacity` from file offset `at` on. None, once notes have used some of what
+/// is kept free.
 fn free(capacity: u64, at: u64) -> u64 {
-    capacity.saturating_sub(at).saturating_sub(KEPT_FREE)
+    (capacity - at).saturating_sub(KEPT_FREE)
+}
+
+/// What a segment with space for so many bytes is sure to hold of reserves, the `largest` of which may just not fit into its
+/// rest. Nothing, if it is no larger than that one.
+fn sure(bytes: u64, largest: u64) -> u64 {
+    bytes.saturating_sub(largest)
 }
 
 /// Bytes that records may take in a spare, once it is a segment.
@@ -240,10 +262,7 @@ fn room_of(spare: &Spare) -> u64 {
 
 /// The least segment that has room for `bytes` of records.
 fn segment_bytes_for(bytes: u64) -> u64 {
-    (SEGMENT_HEADER_BYTES as u64)
-        .saturating_add(bytes)
-        .saturating_add(KEPT_FREE)
-        .next_multiple_of(limits::PAGE_BYTES as u64)
+    (SEGMENT_HEADER_BYTES as u64 + bytes + KEPT_FREE).next_multiple_of(limits::PAGE_BYTES as u64)
 }
 
 /// Sizes that spares should have.
@@ -258,7 +277,7 @@ struct Wanted {
 impl Wanted {
     /// A spare of other settings, or of a log that was far larger, is too large to be kept, or to come next.
     fn is_too_large(self, bytes: u64) -> bool {
-        bytes > self.next.max(self.kept).saturating_mul(4)
+        bytes > 4 * self.next.max(self.kept)
     }
 
     /// The spare that is kept: the smallest that is large enough, or else the largest. The newest of equal ones, so that
@@ -288,7 +307,7 @@ impl Wanted {
         let mut others: Vec<_> =
             spares.iter().enumerate().filter(|(index, _)| *index != kept).collect();
         others.sort_by_key(|(_, spare)| spare.bytes);
-        let left = |room: u64| room.saturating_sub(largest);
+        let left = |room: u64| sure(room, largest);
         let (mut held, mut lacks_next) = (next.map_or(0, left), next.is_none());
         for (_, spare) in &others {
             let comes_next = lacks_next && !self.is_too_large(spare.bytes);
@@ -296,7 +315,7 @@ impl Wanted {
                 return others.last().map(|(index, _)| *index);
             }
             lacks_next &= !comes_next;
-            held = held.saturating_add(left(room_of(spare)));
+            held += left(room_of(spare));
         }
         None
     }
@@ -330,10 +349,7 @@ impl Sizes {
     /// The least size: two of the longest record. With room for one alone, a record that just doesn't fit
     /// into a segment's rest could waste all of a segment, and no number of them would hold the reserves.
     pub(super) fn segment_bytes_least(&self) -> u64 {
-        (SEGMENT_HEADER_BYTES as u64)
-            .saturating_add(self.record_bytes_max.saturating_mul(2))
-            .saturating_add(KEPT_FREE)
-            .next_multiple_of(limits::PAGE_BYTES as u64)
+        segment_bytes_for(2 * self.record_bytes_max)
     }
 
     /// Whether a spare of that size, found by an opening, can become a segment.
@@ -414,7 +430,7 @@ impl Log {
                 Fit::Here | Fit::Next => return Ok(()),
                 Fit::Nowhere => bytes,
                 // Each one that is prepared holds at least half of its room.
-                Fit::Reserved => largest.saturating_mul(2),
+                Fit::Reserved => 2 * largest,
             };
             let listable = self.listable(keeper, bytes, room);
             if let Some(index) = listable.filter(|_| lacks_next || fit == Fit::Nowhere) {
@@ -485,7 +501,7 @@ impl Log {
                     return Ok(());
                 } else {
                     self.prepare_switch(&mut keeper)?;
-                    self.prepare_for(&mut keeper, largest.saturating_mul(2), room)?;
+                    self.prepare_for(&mut keeper, 2 * largest, room)?;
                 }
             }
         })
@@ -572,7 +588,7 @@ impl Log {
             return idle;
         }
         let now = self.seams.clock.monotonic_nanos() / 1_000_000;
-        let mut waited = now.saturating_sub(keeper.peak_since);
+        let mut waited = now - keeper.peak_since;
         let mut tail = self.tail.lock();
         if waited >= limits::SPARES_MILLIS {
             keeper.peak = tail.room.peak;
@@ -581,11 +597,10 @@ impl Log {
         }
         let peak = keeper.peak.max(tail.room.peak);
         let (next, largest, total) = (tail.next_room(), tail.room.largest, tail.room.total);
-        let besides = tail.room.clearing.saturating_add(tail.room.moving);
+        let besides = tail.room.clearing + tail.room.moving;
         let wanted = self.wanted(keeper);
-        let excess = |reserved: u64| {
-            wanted.excess(&keeper.spares, next, reserved.saturating_add(besides), largest)
-        };
+        let excess =
+            |reserved: u64| wanted.excess(&keeper.spares, next, reserved + besides, largest);
         let Some(index) = excess(peak) else {
             let is_to_go = excess(total).is_some();
             return if is_to_go { Due::In(limits::SPARES_MILLIS - waited) } else { idle };
@@ -693,16 +708,13 @@ impl Log {
         let segments = keeper.manifest.segments.iter().map(|item| item.end.since(item.base));
         let spares = keeper.spares.iter().map(|spare| spare.bytes);
         let manifests = 2 * keeper.manifest.next_file_bytes() as u64;
-        segments
-            .chain(spares)
-            .sum::<u64>()
-            .saturating_add(manifests)
-            .saturating_add(self.index_bytes.load(Ordering::Relaxed))
+        let log: u64 = segments.chain(spares).sum();
+        log + manifests + self.index_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn check_budget_of(&self, keeper: &Keeper, bytes: u64) -> Result<()> {
         let (used, most) = (self.bytes_used(keeper), self.sizes.disk_bytes_max);
-        if used.saturating_add(bytes) <= most {
+        if used + bytes <= most {
             return Ok(());
         }
         let message = format!(
@@ -823,6 +835,10 @@ impl Log {
         base: Lsn,
         follows: Lsn,
     ) -> Result<Segment> {
+        // An ordinal that two segments had would give both one name.
+        let next_ordinal = manifest.next_ordinal.checked_add(1);
+        let next_ordinal = next_ordinal
+            .ok_or_else(|| self.bug("a segment was to be made, and no ordinal is left for it"))?;
         let salt = self.seams.draw_u64()?;
         let identity =
             Identity { ordinal: manifest.next_ordinal, base, capacity: spare.bytes, salt };
@@ -832,7 +848,7 @@ impl Log {
         let segment = activated.map_err(|e| self.failed(e))?;
         let listed = identity.listed();
         manifest.segments.push(listed);
-        manifest.next_ordinal = manifest.next_ordinal.saturating_add(1);
+        manifest.next_ordinal = next_ordinal;
         manifest.extent = manifest.extent.max(listed.end);
         Ok(segment)
     }
@@ -842,7 +858,7 @@ impl Log {
     fn pool_full(&self, segments: &mut [Arc<Segment>], listed: &[Listed]) {
         let durable = self.durable();
         let count = segments.iter().take_while(|segment| segment.base() < durable).count();
-        let full = segments.get_mut(..count.saturating_sub(1)).unwrap_or_default();
+        let [full @ .., _] = segments.split_at_mut(count).0 else { return };
         for segment in full.iter_mut().rev() {
             let item = listed.iter().rfind(|item| item.ordinal == segment.identity.ordinal);
             let Some(pooled) = item.and_then(|item| segment.pooled(&self.pool, item.end)) else {
@@ -876,7 +892,7 @@ impl Log {
 
     /// Swaps a manifest in, with the clocks and the watermark as they stand.
     pub(super) fn switch_to(&self, keeper: &mut Keeper, mut manifest: Manifest) -> Result<()> {
-        manifest.generation = manifest.generation.saturating_add(1);
+        manifest.generation += 1;
         manifest.durable = manifest.durable.max(self.durable());
         manifest.time = self.store_clock.note(&*self.seams.clock).into();
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;

@@ -140,6 +140,11 @@ impl Log {
         if end.get() >= limits::LSN_MAX - 4 * limits::SEGMENT_BYTES_MOST {
             return Err(NoRoom::Full);
         }
+        if !tail.room.covers(draft.len(), room) {
+            drop(tail);
+            let _ = self.bug("a record was to use more than is reserved for it");
+            return Err(NoRoom::NotWriting);
+        }
         tail.admit(draft.len(), room, durable)?;
         let is_about_key = draft.kind().is_about_key();
         let placed = tail.append(draft, durable);
@@ -154,7 +159,12 @@ impl Log {
 
     /// Gives back what a claim had reserved, when it ends without a record.
     pub(crate) fn release(&self, reserved: u64) {
-        self.tail.lock().room.release(reserved);
+        let mut tail = self.tail.lock();
+        if !tail.room.release(reserved) {
+            drop(tail);
+            let _ =
+                self.bug(format_args!("{reserved} bytes were given back that nobody had reserved"));
+        }
     }
 
     /// Waits until what was placed there holds at `level`.

@@ -769,6 +769,39 @@ fn a_segment_that_is_not_the_oldest_or_not_listed_is_a_bug_of_ours() {
     }
 }
 
+/// The sum of all reserves was clamped at 0 then: what the other claims relied on was no longer kept, and a full disk refused
+/// their results.
+#[test]
+fn a_reserve_that_is_given_back_twice_is_a_bug_of_ours() {
+    let body = Body { key: b"k", ..Body::default() };
+    let of_more: [&dyn Fn(&Log); 4] = [
+        &|log| log.release(2 * RESERVE + 1),
+        &|log| {
+            let draft = Draft::end(record::Ending::Completed, &body);
+            assert_eq!(log.place(draft, Room::Spend(2 * RESERVE + 1)), Err(NoRoom::NotWriting));
+        },
+        &|log| {
+            let draft = Draft::forget(&body);
+            assert_eq!(log.place(draft, Room::Clear(2 * RESERVE + 1)), Err(NoRoom::NotWriting));
+        },
+        // More comes to life than compaction had counted.
+        &|log| assert_eq!(log.place(Draft::forget(&body), Room::Move), Err(NoRoom::NotWriting)),
+    ];
+    for gives_back in of_more {
+        let mut player = Player::new(World::new());
+        player.play(&[Op::Claim(Sync)]).unwrap();
+        let log = &player.opened.as_ref().unwrap().log;
+        log.place(Draft::claim(&body), Room::Reserve(RESERVE)).unwrap();
+        log.release(RESERVE);
+        log.place(Draft::claim(&body), Room::Reserve(RESERVE)).unwrap();
+        assert!(!log.is_poisoned());
+        let end = log.end();
+        gives_back(log);
+        assert_eq!(log.poison_cause().unwrap().kind(), ErrorKind::Bug);
+        assert_eq!(log.end(), end);
+    }
+}
+
 /// A record that recovery moved, and that the index could not follow: its key would have read as damaged, or free.
 #[test]
 fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons() {
