@@ -23,7 +23,7 @@ use crate::remembered::{Memory, MemoryFile, Newest};
 use crate::sealed::listed::{ListedFile, ListedMemories};
 use crate::sealed::{Merge, Writer};
 use crate::sync::{Ordering, yield_now};
-use crate::types::{KeyHash, Lsn, StoreMillis};
+use crate::types::{KeyHash, Lsn, StoreMillis, in_memory};
 use crate::{Error, ErrorKind, Result};
 
 /// A segment on its way out.
@@ -72,7 +72,7 @@ pub(super) struct Turns {
 impl Turns {
     /// So many bytes more were judged. Whether it is time to look whether others are to go first.
     fn judged(&mut self, bytes: u64) -> bool {
-        self.judged = self.judged.saturating_add(bytes);
+        self.judged += bytes;
         let is_time = self.judged >= limits::COMPACTION_YIELD_BYTES;
         if is_time {
             self.judged = 0;
@@ -83,14 +83,15 @@ impl Turns {
     /// Whether others may go first: not before it has worked for as long as they took the last time. Where all processors
     /// are busy they take many slices at once, and it would never come to its end.
     fn may_lend(&mut self, now: u64) -> bool {
-        let worked = now.saturating_sub(std::mem::replace(&mut self.since, now));
+        let worked = now - std::mem::replace(&mut self.since, now);
+        // Nothing, once it has worked for longer than that.
         self.owed = self.owed.saturating_sub(worked);
         self.owed == 0
     }
 
     /// They went first, until `now`.
     fn lent(&mut self, now: u64) {
-        self.owed = now.saturating_sub(std::mem::replace(&mut self.since, now));
+        self.owed = now - std::mem::replace(&mut self.since, now);
     }
 }
 
@@ -105,9 +106,9 @@ pub(crate) struct Alive {
 
 impl Alive {
     fn add(&mut self, phase: Phase, bytes: u64) {
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.bytes += bytes;
         if let Some(keys) = self.keys.get_mut(phase as usize) {
-            *keys = keys.saturating_add(1);
+            *keys += 1;
         }
     }
 }
@@ -125,28 +126,31 @@ struct KeySample {
 impl KeySample {
     /// A key was looked at, and was alive as its newest record says.
     fn add(&mut self, alive: Option<(Phase, u64)>) {
-        self.seen = self.seen.saturating_add(1);
+        self.seen += 1;
         if let Some((phase, bytes)) = alive {
             self.alive.add(phase, bytes);
-            self.bytes = self.bytes.saturating_add(bytes);
-            self.squares = self.squares.saturating_add(u128::from(bytes) * u128::from(bytes));
+            self.bytes += bytes;
+            self.squares += u128::from(bytes) * u128::from(bytes);
         }
     }
 
     /// Adds another sample, scaled to the `keys` that it was taken of.
     fn add_scaled(&mut self, sample: KeySample, keys: u64) {
-        let scaled = |value: u64| {
-            let product = u128::from(value) * u128::from(keys);
-            let value = product.checked_div(u128::from(sample.seen)).unwrap_or(0);
-            u64::try_from(value).unwrap_or(u64::MAX)
-        };
-        self.alive.bytes = self.alive.bytes.saturating_add(scaled(sample.alive.bytes));
-        for (keys, more) in self.alive.keys.iter_mut().zip(sample.alive.keys) {
-            *keys = keys.saturating_add(scaled(more));
+        if sample.seen == 0 {
+            // An empty table says nothing, and so does one of few keys in whose buckets none stood that were looked at.
+            return;
         }
-        self.seen = self.seen.saturating_add(sample.seen);
-        self.bytes = self.bytes.saturating_add(sample.bytes);
-        self.squares = self.squares.saturating_add(sample.squares);
+        // `value * keys / seen`, of which the product alone would not fit. Records are shorter than 2^26 bytes, and fewer
+        // than 2^35 keys are listed.
+        let scaled =
+            |value: u64| value / sample.seen * keys + value % sample.seen * keys / sample.seen;
+        self.alive.bytes += scaled(sample.alive.bytes);
+        for (keys, more) in self.alive.keys.iter_mut().zip(sample.alive.keys) {
+            *keys += scaled(more);
+        }
+        self.seen += sample.seen;
+        self.bytes += sample.bytes;
+        self.squares += sample.squares;
     }
 
     /// Whether the sum's standard error is at most a thirty-second of it: the keys' variance, of mean 1, by their number.
@@ -156,8 +160,9 @@ impl KeySample {
         }
         let (seen, square) =
             (u128::from(self.seen), u128::from(self.bytes) * u128::from(self.bytes));
-        let excess = self.squares.saturating_mul(seen).saturating_sub(square);
-        excess.saturating_mul(32 * 32) <= square.saturating_mul(seen)
+        // Numbers' squares, summed and times their number, are never less than their sum's square.
+        let excess = self.squares * seen - square;
+        excess * (32 * 32) <= square * seen
     }
 }
 
@@ -258,9 +263,8 @@ impl Engine {
     /// Whether what was given back since a pass began was worth what was moved for it.
     fn has_gained(&self, pass: &Pass) -> bool {
         let now = self.begin_pass();
-        let reclaimed = now.reclaimed.saturating_sub(pass.reclaimed);
-        let net = reclaimed.saturating_sub(now.moved.saturating_sub(pass.moved));
-        net > reclaimed / 8
+        let (reclaimed, moved) = (now.reclaimed - pass.reclaimed, now.moved - pass.moved);
+        reclaimed > moved + reclaimed / 8
     }
 
     /// A sample can miss the few results in which nearly all bytes are. If all of the log was gone through for next to
@@ -271,7 +275,7 @@ impl Engine {
         if !self.has_gained(&pass) {
             let log_bytes = self.log.bytes_since(Lsn::ZERO);
             let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
-            let at_millis = now.saturating_add(limits::FUTILE_MILLIS);
+            let at_millis = now + limits::FUTILE_MILLIS;
             work.estimate = Some(Estimate {
                 live: log_bytes,
                 log_bytes,
@@ -298,7 +302,7 @@ impl Engine {
         let (used, most) = self.log.budget();
         // What is remembered is alive, too.
         let remembered: u64 = self.tables().expired.iter().map(|file| file.listed.bytes()).sum();
-        let outside = used.saturating_sub(remembered);
+        let outside = used - remembered;
         // Of the two segments that the store may take beside twice what is alive one is left for what moves.
         let slack = oldest.newest_capacity;
         if outside <= slack {
@@ -306,6 +310,7 @@ impl Engine {
         }
         let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
         let is_fresh = work.estimate.is_some_and(|seen| {
+            // 0 while it is left alone: see `end_pass`.
             let age = now.saturating_sub(seen.at_millis);
             let is_same = seen.newest.is_none_or(|newest| newest == oldest.newest);
             log_bytes.abs_diff(seen.log_bytes) <= log_bytes / 8
@@ -315,16 +320,17 @@ impl Engine {
         });
         let is_due = |live: u64| {
             // Near its budget the store doesn't wait for its log to be half dead.
-            let is_tight = used > most / 4 * 3 && log_bytes > live.saturating_add(live / 8);
+            let is_tight = used > most / 4 * 3 && log_bytes > live + live / 8;
             // What lies ahead counts: it is on the disk. In a store so small that it is much beside what is alive, moving
             // nearly all of the log again and again would gain little.
-            let is_large = outside > live.saturating_mul(2).saturating_add(slack)
-                && log_bytes > live.saturating_add(live / 4);
+            let is_large = outside > 2 * live + slack && log_bytes > live + live / 4;
             is_tight || is_large
         };
         let live = match work.estimate.filter(|_| is_fresh) {
             // Nothing is moved on the word of a few keys: they may have missed the few results in which most bytes are.
             Some(seen) if seen.is_rough && is_due(seen.live) => {
+                // What was written since may all be alive; nothing was, if the log has shrunk. And a sample may tell of
+                // less than that.
                 let since = log_bytes.saturating_sub(seen.log_bytes);
                 let live = self.estimate()?.bytes.saturating_sub(since);
                 work.estimate = Some(Estimate { live, is_rough: false, ..seen });
@@ -343,11 +349,7 @@ impl Engine {
         };
         // A small store has more ahead than twice what is alive: what is written, the next, a spare, and one that is
         // just being given back.
-        let most = live
-            .saturating_mul(2)
-            .saturating_add(slack.saturating_mul(2))
-            .max(live.saturating_add(slack.saturating_mul(5)))
-            .saturating_add(remembered);
+        let most = (2 * live + 2 * slack).max(live + 5 * slack) + remembered;
         Ok((is_due(live), most))
     }
 
@@ -368,8 +370,7 @@ impl Engine {
             let stride = keys.div_ceil(samples).max(1);
             // Buckets at even distances, whole: hashes have no order that could favour any, but of one key's two slots
             // the first is the newer.
-            let buckets = usize::try_from(stride).unwrap_or(usize::MAX);
-            for bucket in (0..table.listed.buckets).step_by(buckets) {
+            for bucket in (0..table.listed.buckets).step_by(in_memory(stride)) {
                 for slot in table.slots_in(bucket)? {
                     let is_listed = slot.spot.ordinal >= tables.head;
                     let lsn = segments.lsn_of(slot.spot).filter(|_| is_listed);
@@ -452,7 +453,7 @@ impl Engine {
             for judged in self.with_keys(&run)? {
                 if let Some((key, hash)) = judged.key {
                     let judged = self.judge(judged.record, &key, hash, memories, room)?;
-                    moved = moved.saturating_add(judged);
+                    moved += judged;
                 }
                 if turns.judged(judged.record.len()) {
                     self.let_others_go_first(turns);
@@ -584,7 +585,7 @@ impl Engine {
             let is_rough = false;
             work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest, is_rough });
         }
-        work.estimate.is_some_and(|seen| seen.live.saturating_add(seen.live / 8) < log_bytes)
+        work.estimate.is_some_and(|seen| seen.live + seen.live / 8 < log_bytes)
     }
 
     /// Ends the active segment on a full disk, if all that is alive in it has room in the spare that is kept.
@@ -690,6 +691,7 @@ impl Engine {
                 known = Some(seen);
             }
             if let Fate::Remembered(until) = fate {
+                // Only shown: of a wall clock that was set to before the epoch, the epoch.
                 let wall = body.time.0.saturating_add_signed(body.wall_offset);
                 memories.push(Memory::new(hash, wall, until));
             }
@@ -825,7 +827,7 @@ impl Engine {
         // As with tables: a file takes those before it in that are no larger.
         let (mut sum, mut count) = (new.len() as u64, 0);
         while let Some(file) = files.get(count).filter(|file| file.listed.entries <= sum) {
-            sum = sum.saturating_add(file.listed.entries);
+            sum += file.listed.entries;
             count += 1;
         }
         let merged: Vec<_> = files.drain(..count).collect();
@@ -875,8 +877,8 @@ impl Engine {
         let (moved, reclaimed) =
             (self.moved.load(Ordering::Relaxed), self.reclaimed.load(Ordering::Relaxed));
         let done = |is_complete| Done {
-            moved: self.moved.load(Ordering::Relaxed).saturating_sub(moved),
-            reclaimed: self.reclaimed.load(Ordering::Relaxed).saturating_sub(reclaimed),
+            moved: self.moved.load(Ordering::Relaxed) - moved,
+            reclaimed: self.reclaimed.load(Ordering::Relaxed) - reclaimed,
             is_complete,
         };
         // What a call has moved lies behind where it aims; so the next one must not aim behind that.
