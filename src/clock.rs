@@ -26,7 +26,8 @@ pub(crate) trait Clock: Send + Sync + fmt::Debug {
     /// such name.
     fn boot_id(&self) -> Option<[u8; 16]>;
 
-    /// Nanoseconds for measuring durations within the process; cheap.
+    /// Nanoseconds for measuring durations within the process; cheap. Never runs backwards: of two readings, the second of
+    /// which was made after the first was known, the difference is plain.
     fn monotonic_nanos(&self) -> u64;
 }
 
@@ -70,19 +71,17 @@ impl Clock for SystemClock {
 
     fn monotonic_nanos(&self) -> u64 {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        seconds
-            .saturating_mul(1_000_000_000)
-            .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+        // It counts from a boot, and the system keeps its nanoseconds in 63 bits.
+        time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
     }
 }
 
 /// 0 before the epoch: such a wall clock is wrong, and a wrong one is only shown.
 fn millis(time: rustix::time::Timespec) -> u64 {
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds
-        .saturating_mul(1000)
-        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000)
+    if time.tv_sec < 0 {
+        return 0;
+    }
+    time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// Which time namespace this process reads its clocks in. Its boot clock is off by an amount that was set when the
@@ -207,8 +206,9 @@ impl StoreClock {
         let store_at_open = match newest_note {
             None => StoreMillis(clock.wall().0),
             Some(note) if within_boot(note, clock.boot_id(), boot_at_open) => {
-                note.store.plus(boot_at_open.saturating_sub(note.boot_millis))
+                note.store.plus(boot_at_open - note.boot_millis)
             }
+            // A wall clock that was set back meanwhile says that nothing passed.
             Some(note) => {
                 note.store.plus(clock.wall().0.saturating_sub(note.wall.0).min(off_millis_max))
             }
@@ -237,12 +237,13 @@ impl StoreClock {
     pub(crate) fn drifted(&self, clock: &dyn Clock, last: &TimeNote) -> bool {
         let (store, wall) = (self.now(clock), clock.wall());
         // The advances are wall - last.wall and store - last.store; crosswise, no difference goes below 0.
-        let left = u128::from(wall.0).saturating_add(u128::from(last.store.0));
-        let right = u128::from(store.0).saturating_add(u128::from(last.wall.0));
+        let left = u128::from(wall.0) + u128::from(last.store.0);
+        let right = u128::from(store.0) + u128::from(last.wall.0);
         left.abs_diff(right) >= u128::from(TIME_DRIFT_MILLIS)
     }
 
     fn at(&self, boot_millis: u64) -> StoreMillis {
+        // A restored image of the machine may have set the boot clock back; then nothing has passed.
         let time = self.store_at_open.plus(boot_millis.saturating_sub(self.boot_at_open)).0;
         let time = time.min(STORE_MILLIS_MAX);
         let before = self.newest.fetch_max(time, Ordering::Relaxed);
@@ -267,6 +268,7 @@ mod manual {
     #[derive(Debug)]
     pub(crate) struct ManualClock(parking_lot::Mutex<Hands>);
 
+    /// What each clock shows. They stop at the last moment that they can show: a test may let any duration pass.
     #[derive(Clone, Copy, Debug)]
     struct Hands {
         wall: u64,
@@ -317,12 +319,12 @@ mod manual {
             hands.wall = hands.wall.saturating_add_signed(millis);
         }
 
-        /// The machine was off for so long: a new boot, its clocks starting at a second.
+        /// The machine was off for so long: a new boot, its boot clock starting at a second.
         pub(crate) fn reboot(&self, off_millis: u64) {
             let mut hands = self.0.lock();
             hands.wall = hands.wall.saturating_add(off_millis);
             hands.boot_millis = 1000;
-            hands.monotonic_millis = 1000;
+            // The monotonic one goes on: handles of the life before are still asked, which a real boot leaves none of.
             hands.boot_count = hands.boot_count.wrapping_add(1);
         }
 

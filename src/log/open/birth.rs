@@ -84,12 +84,12 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
 /// since by whatever this store is a copy of, and a random step further. Where the clock stands still, or lies in the past,
 /// only that step keeps two copies that go on from the same place apart.
 pub(in crate::log) fn tokens_from(seams: &Seams, floor: u64) -> Result<u64> {
-    let by_clock = seams.clock.wall().0.saturating_mul(limits::TOKENS_A_MILLI);
-    let by_clock = by_clock.min(limits::TOKENS_BY_CLOCK_MAX);
+    let millis = seams.clock.wall().0.min(limits::TOKENS_BY_CLOCK_MAX / limits::TOKENS_A_MILLI);
+    let by_clock = millis * limits::TOKENS_A_MILLI;
     // A clock that is wrong by so much says nothing, so the step may be larger than what the clock gains meanwhile.
-    let is_clock_off = floor.saturating_sub(by_clock) >= limits::TOKENS_CLOCK_OFF;
+    let is_clock_off = floor >= by_clock + limits::TOKENS_CLOCK_OFF;
     let step_most = if is_clock_off { limits::TOKEN_STEP_OFF } else { limits::TOKENS_A_MILLI };
-    let start = floor.max(by_clock).saturating_add(seams.draw_u64()? % step_most);
+    let start = floor.max(by_clock) + seams.draw_u64()? % step_most;
     // So near to the last one that little could be placed.
     if start > limits::LSN_MAX - 8 * limits::SEGMENT_BYTES_MOST {
         let message = "the store has used up its positions or tokens: begin a new one";
