@@ -17,7 +17,7 @@ use crate::manifest::{Listed, Manifest};
 use crate::record::{Draft, Record};
 use crate::storage;
 use crate::sync::Ordering;
-use crate::types::Lsn;
+use crate::types::{Lsn, in_memory};
 use crate::{Error, ErrorKind, Result};
 
 /// Told of a record that a recovery moved: its old place, and the record at its new one.
@@ -132,7 +132,7 @@ impl Log {
             let Some(mut spare) = spares.next() else {
                 return Err(self.bug("a fork with fewer spares than parts"));
             };
-            let goes_on = index.saturating_add(1) < parts.len();
+            let goes_on = index + 1 < parts.len();
             match self.copy_to(&mut spare, &mut manifest, base, covered, part, goes_on) {
                 Ok(made) => {
                     base = made.segment.identity.listed().end;
@@ -149,7 +149,7 @@ impl Log {
         let Some(last) = copied.last() else {
             return Err(self.bug("a fork without a segment"));
         };
-        let at = (SEGMENT_HEADER_BYTES as u64).saturating_add(last.bytes.len() as u64);
+        let at = (SEGMENT_HEADER_BYTES + last.bytes.len()) as u64;
         let end = last.segment.base().plus(at);
         manifest.durable = end;
         self.switch_to(keeper, manifest)?;
@@ -160,18 +160,13 @@ impl Log {
         // From memory: after the switch nothing may fail that a later call would have to make up for.
         for Copied { segment, bytes, moved } in copied {
             for (from, to) in moved {
-                let at = segment.offset(to);
-                let index = at.saturating_sub(SEGMENT_HEADER_BYTES as u64);
-                let index = usize::try_from(index).unwrap_or(usize::MAX);
-                match Record::parse(bytes.get(index..).unwrap_or_default(), to, &segment.seal) {
-                    // Its key would be found where it stands no more.
-                    Ok(record) => remap(from, &record)
-                        .map_err(|e| self.failed(storage::Failure::Poison(e)))?,
-                    Err(bad) => {
-                        let error = Error::corrupt(&segment.path, at, bad);
-                        return Err(self.failed(storage::Failure::Poison(error)));
-                    }
-                }
+                let copy = bytes.get(in_memory(to.since(segment.identity.start()))..);
+                let Some(Ok(record)) = copy.map(|copy| Record::parse(copy, to, &segment.seal))
+                else {
+                    return Err(self.bug(format_args!("no copy stands at lsn {to}")));
+                };
+                // Its key would be found where it stands no more.
+                remap(from, &record).map_err(|e| self.failed(storage::Failure::Poison(e)))?;
             }
         }
         Ok(())
@@ -221,8 +216,8 @@ impl Log {
         let mut taken = Vec::with_capacity(parts.len());
         for part in parts {
             let copies: u64 = part.iter().map(copy_len).sum();
-            let needed = copies.saturating_add(SEGMENT_HEADER_BYTES as u64);
-            match self.spare_for_fork(keeper, needed.saturating_add(KEPT_FREE)) {
+            let needed = SEGMENT_HEADER_BYTES as u64 + copies + KEPT_FREE;
+            match self.spare_for_fork(keeper, needed) {
                 Ok(index) => {
                     let mut spare = keeper.spares.remove(index);
                     if taken.len() >= limits::OPEN_SPARES {
@@ -246,7 +241,7 @@ impl Log {
         let paged = |bytes: u64| {
             bytes.next_multiple_of(limits::PAGE_BYTES as u64).min(limits::SEGMENT_BYTES_MOST)
         };
-        let roomy = needed.saturating_add(self.sizes.segment_bytes_least());
+        let roomy = needed + self.sizes.segment_bytes_least();
         let bytes = self.sizes.first().max(paged(roomy));
         let roomy = roomy.min(bytes);
         let of_size =
@@ -287,8 +282,9 @@ impl Log {
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
         let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
         let spare = Spare::prepare(storage, &log_dir, keeper.spare_number, bytes);
+        let index = keeper.spares.len();
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
-        Ok(keeper.spares.len().saturating_sub(1))
+        Ok(index)
     }
 
     /// Records of the suffix as they stand in a new segment, and where each came from and went.
@@ -350,8 +346,9 @@ impl Log {
                 let _ = storage.remove(&path);
             }
         }
-        let segments = Arc::clone(&self.segments.lock());
-        for (segment, item) in segments.iter().zip(&keeper.manifest.segments) {
+        // Cut off at another one's end, a segment would lose records.
+        let Ok(listed) = self.listed_segments(keeper) else { return };
+        for (segment, item) in listed {
             let end = item.end.since(item.base);
             if end < item.capacity && segment.cut_to(end) {
                 let file = storage.open(&segment.path, storage::Access::ReadWrite);
@@ -364,6 +361,18 @@ impl Log {
         keeper.leaving = self.unlisted(keeper);
         // A removal that failed is tried again by whoever drops the next segment.
         let _ = self.remove_leaving(keeper);
+    }
+
+    /// The segments for readers with what the manifest says of each: both are changed together, behind the keeper.
+    fn listed_segments(&self, keeper: &Keeper) -> Result<Vec<(Arc<Segment>, Listed)>> {
+        let segments = Arc::clone(&self.segments.lock());
+        let listed = &keeper.manifest.segments;
+        let is_same =
+            |(segment, item): (&Arc<Segment>, &Listed)| segment.identity == Identity::of(item);
+        if segments.len() != listed.len() || !segments.iter().zip(listed).all(is_same) {
+            return Err(self.bug("readers have other segments than the manifest lists"));
+        }
+        Ok(segments.iter().cloned().zip(listed.iter().copied()).collect())
     }
 
     /// The segments that the standing manifest, all of whose names are durable, doesn't list.
@@ -405,9 +414,7 @@ impl Log {
         let end = self.tail.lock().end();
         // Bytes that rot has left in the room behind would say that the manifest is older than the log. So the next
         // opening isn't told of a clean close, and cuts them off like a torn tail.
-        let segments = Arc::clone(&self.segments.lock());
-        let mut ahead = segments.iter().zip(&keeper.manifest.segments);
-        let is_clean = ahead.all(|(segment, listed)| {
+        let is_clean = self.listed_segments(&keeper)?.iter().all(|(segment, listed)| {
             listed.end <= end || check_nothing_behind(segment, listed.end, end).is_ok()
         });
         let clean = is_clean.then_some(end);
@@ -431,21 +438,30 @@ struct Copied {
 
 /// A copy spells out token and life: sixteen bytes more.
 fn copy_len(record: &Uncovered) -> u64 {
-    record.len.saturating_add(16)
+    record.len + 16
 }
 
 /// The suffix in parts whose copies take `most` bytes each, or one record, if that is longer. At least one part.
 fn split(suffix: &[Uncovered], most: u64) -> Vec<&[Uncovered]> {
-    let (mut parts, mut from, mut bytes) = (Vec::new(), 0, 0_u64);
-    for (index, record) in suffix.iter().enumerate() {
-        if index > from && bytes.saturating_add(copy_len(record)) > most {
-            parts.push(suffix.get(from..index).unwrap_or_default());
-            (from, bytes) = (index, 0);
+    let (mut parts, mut rest) = (Vec::new(), suffix);
+    loop {
+        let mut bytes = 0;
+        let fits = |record: &&Uncovered| {
+            bytes += copy_len(record);
+            bytes <= most
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        match rest.split_at_checked(count) {
+            Some((part, after)) if !after.is_empty() => {
+                parts.push(part);
+                rest = after;
+            }
+            _ => {
+                parts.push(rest);
+                return parts;
+            }
         }
-        bytes = bytes.saturating_add(copy_len(record));
     }
-    parts.push(suffix.get(from..).unwrap_or_default());
-    parts
 }
 
 /// Ends an item of the list at `covered`; whether a record is left in it.
