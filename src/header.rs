@@ -60,7 +60,7 @@ impl FileHeader {
         zerocopy::transmute!(FileHeader::new(kind, store))
     }
 
-    pub(crate) fn new(kind: FileKind, store: StoreId) -> Self {
+    fn new(kind: FileKind, store: StoreId) -> Self {
         let mut header = FileHeader {
             magic: MAGIC,
             version: VERSION.into(),

@@ -98,6 +98,9 @@ pub(crate) const TABLE_BYTES_PER_KEY: u64 = 16;
 /// Buckets that a table may claim to have: 256 GiB of them.
 pub(crate) const TABLE_BUCKETS_MAX: u64 = 1 << 32;
 
+/// Keys that a file may claim to remember: 1 TiB of them.
+pub(crate) const MEMORIES_MAX: u64 = 1 << 36;
+
 /// What is synced at once of a table while others wait for syncs of the log.
 pub(crate) const PIECE_BESIDE_SYNCS: u64 = 64 << 10;
 

@@ -272,7 +272,10 @@ impl Manifest {
             fits
         }) && before.is_none_or(|to| to == self.covered)
             && self.covered <= self.durable
-            && self.expired.iter().all(|expired| expired.number < self.next_table)
+            && self
+                .expired
+                .iter()
+                .all(|expired| expired.number < self.next_table && expired.is_sound())
     }
 
     /// Bytes of the file it is written to.
@@ -474,6 +477,13 @@ pub(crate) mod tests {
             edited(|listed| listed.capacity = 8),
             edited(|listed| listed.capacity = limits::SEGMENT_BYTES_MOST + 4096),
             edited(|listed| listed.capacity = u64::MAX),
+            // What it takes would be more than there are numbers for.
+            Manifest {
+                expired: vec![ListedMemories { entries: u64::MAX, ..sample().expired[0] }],
+                ..sample()
+            },
+            // None could follow it.
+            Manifest { generation: u64::MAX, ..sample() },
         ]
     }
 

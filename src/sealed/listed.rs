@@ -9,7 +9,7 @@ use std::path::Path;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind};
+use crate::header::{FILE_HEADER_BYTES, FileHeader, FileKind, sum_before_last};
 use crate::limits;
 use crate::types::{Lsn, StoreId, StoreMillis};
 use crate::{Error, Result};
@@ -42,7 +42,7 @@ const _: () = assert!(size_of::<SealedHeader>() == HEAD_BYTES);
 
 impl SealedHeader {
     fn expected_sum(&self) -> u32 {
-        crc32fast::hash(self.as_bytes().get(..HEAD_BYTES - 4).unwrap_or_default())
+        sum_before_last(self)
     }
 }
 
@@ -87,9 +87,8 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
 
     /// The file's bytes up to its first page.
     fn encode(&self, store: StoreId) -> Vec<u8> {
-        let file = FileHeader::new(Self::KIND, store);
         let mut header = SealedHeader {
-            file: file.as_bytes().try_into().unwrap_or([0; FILE_HEADER_BYTES]),
+            file: FileHeader::bytes(Self::KIND, store),
             item: [0; ITEM_BYTES_MAX],
             sum: 0.into(),
         };
@@ -115,7 +114,7 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
             return Err(Error::corrupt(path, at, format_args!("{what} that fails its checksum")));
         }
         if let Some(behind) = zeros.iter().position(|&byte| byte != 0) {
-            let at = HEAD_BYTES.saturating_add(behind) as u64;
+            let at = (HEAD_BYTES + behind) as u64;
             return Err(Error::corrupt(path, at, format_args!("bytes behind {what}")));
         }
         let listed = Self::of_item(&item);
@@ -193,15 +192,14 @@ impl ListedFile for ListedTable {
     }
 
     fn bytes(&self) -> u64 {
-        self.buckets.saturating_mul(BUCKET_BYTES as u64).saturating_add(HEAD_BYTES as u64)
+        self.buckets * BUCKET_BYTES as u64 + HEAD_BYTES as u64
     }
 
     fn is_sound(&self) -> bool {
-        let slots_most = self.buckets.saturating_mul(SLOTS as u64);
         self.from <= self.to
             && (1..=self.buckets).contains(&self.homes)
             && self.buckets <= limits::TABLE_BUCKETS_MAX
-            && self.slots <= slots_most
+            && self.slots <= self.buckets * SLOTS as u64
     }
 }
 
@@ -226,7 +224,7 @@ const _: () = assert!(size_of::<MemoriesItem>() == 16);
 
 impl ListedMemories {
     pub(crate) fn is_passed(&self, now: StoreMillis) -> bool {
-        u64::from(self.until_most).saturating_mul(MINUTE) <= now.0
+        u64::from(self.until_most) * MINUTE <= now.0
     }
 }
 
@@ -263,11 +261,11 @@ impl ListedFile for ListedMemories {
 
     fn bytes(&self) -> u64 {
         let page = limits::PAGE_BYTES as u64;
-        self.entries.div_ceil(ENTRIES as u64).saturating_add(1).saturating_mul(page)
+        (self.entries.div_ceil(ENTRIES as u64) + 1) * page
     }
 
-    /// Any number of entries is possible; the file must be as long as they say.
+    /// The file must be as long as its entries say, too.
     fn is_sound(&self) -> bool {
-        true
+        self.entries <= limits::MEMORIES_MAX
     }
 }
