@@ -219,6 +219,7 @@ pub(crate) struct Body<'a> {
     pub(crate) fingerprint: Option<[u8; 16]>,
     /// Whether the attempt asked that its interruption be held.
     pub(crate) hold: bool,
+    /// Empty where none was given, as what follows is.
     pub(crate) owner: &'a str,
     pub(crate) reason: &'a str,
     pub(crate) progress: &'a [u8],

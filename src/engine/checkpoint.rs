@@ -95,11 +95,10 @@ impl Change {
     /// Brings the manifest's list up to date.
     pub(super) fn apply(&self, manifest: &mut Manifest) {
         let tables = &mut manifest.tables;
-        let at = tables.iter().position(|listed| self.replaces(listed)).unwrap_or(tables.len());
+        // Where the first one stood that goes, or behind all.
+        let at = tables.iter().take_while(|listed| !self.replaces(listed)).count();
         tables.retain(|listed| !self.replaces(listed));
-        for (index, table) in self.by.iter().enumerate() {
-            tables.insert(at.saturating_add(index).min(tables.len()), table.listed);
-        }
+        tables.splice(at..at, self.by.iter().map(|table| table.listed));
         manifest.covered = tables.last().map_or(manifest.covered, |last| last.to);
     }
 
@@ -383,6 +382,7 @@ impl Engine {
     fn remove_unlisted<L: ListedFile>(&self, listed: &[L]) {
         let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
         let is_listed = |number| listed.iter().any(|listed| listed.number() == number);
+        // Where the directory can't be listed, the next opening tries again, as well.
         for entry in storage.list(&dir).unwrap_or_default() {
             if L::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
                 // If it stays, the next opening tries again.
@@ -409,7 +409,7 @@ impl Engine {
         let at_millis = self.log.seams().clock.monotonic_nanos() / 1_000_000;
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
         let last = self.last_checkpoint().and_then(|last| last.sample).filter(|last| {
-            at_millis.saturating_sub(last.at_millis) < limits::SAMPLE_MILLIS
+            at_millis - last.at_millis < limits::SAMPLE_MILLIS
                 && log_bytes.abs_diff(last.log_bytes) <= log_bytes / 8
         });
         last.or_else(|| self.estimate().ok().map(|alive| Sample { at_millis, log_bytes, alive }))
@@ -432,7 +432,7 @@ impl Engine {
         // no crash can bring the older one back.
         self.log.sync()?;
         let small = absorbed(&tables, entries.len() as u64, self.merge_slots());
-        if tables.list.len().saturating_sub(small.len()) >= limits::TABLES_MAX {
+        if tables.list.len() - small.len() >= limits::TABLES_MAX {
             // No opening would believe a longer list. Merges make it shorter.
             return Ok(None);
         }
@@ -475,7 +475,7 @@ impl Engine {
             }
         };
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
-        let writer = self.create_table(from, to, old.saturating_add(slots.len() as u64))?;
+        let writer = self.create_table(from, to, old + slots.len() as u64)?;
         let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
         let table = self.merge_to_end(Merging {
             stage: Stage::Writing(Box::new(merge)),
@@ -532,7 +532,7 @@ impl Engine {
 
     fn create_table(&self, from: Lsn, to: Lsn, slots: u64) -> Result<Writer<ListedTable>> {
         let (storage, dir) = (&self.log.seams().storage, self.index_dir());
-        self.log.check_budget(slots.saturating_mul(limits::TABLE_BYTES_PER_KEY))?;
+        self.log.check_budget(slots * limits::TABLE_BYTES_PER_KEY)?;
         self.make_dir(&dir)?;
         let empty = ListedTable::empty(self.log.take_table_number()?, from, to, slots);
         Writer::create(storage, &dir, self.log.store(), empty, self.log.pace())
@@ -654,10 +654,10 @@ impl Engine {
         let tables = self.tables();
         let mut listed = as_listed(&tables.list);
         // Those younger than one that can't be read are merged by themselves, or there would be more and more of them.
-        let whole = listed.iter().position(|table| work.unmendable.contains(&table.number));
-        listed.truncate(whole.unwrap_or(usize::MAX));
-        let due = merge_due(&listed);
-        self.begin_merge_of(tables.list.get(..due).unwrap_or_default())
+        let whole = listed.iter().take_while(|table| !work.unmendable.contains(&table.number));
+        listed.truncate(whole.count());
+        let (due, _) = tables.list.split_at(merge_due(&listed));
+        self.begin_merge_of(due)
     }
 
     fn begin_merge_of(&self, of: &[Arc<Table>]) -> Result<Option<Merging>> {
@@ -853,7 +853,7 @@ impl Engine {
                 newest_first.reverse();
                 self.merge_pieces(by, merge_due(&newest_first))?;
             }
-            keys = keys.saturating_add(1);
+            keys += 1;
             rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier).map(drop)
         };
         self.log.walk(from, to, &mut visit)?;
@@ -868,7 +868,7 @@ impl Engine {
         if count < 2 {
             return Ok(());
         }
-        let first = by.len().saturating_sub(count);
+        let first = by.len() - count;
         let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
         let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
         let merged = self.merge_to_end(merging)?;
@@ -887,8 +887,8 @@ fn absorbed(tables: &Tables, slots: u64, most: u64) -> Vec<Arc<Table>> {
         if table.listed.slots > sum || table.listed.slots > most {
             break;
         }
-        sum = sum.saturating_add(table.listed.slots);
-        count = index.saturating_add(1);
+        sum += table.listed.slots;
+        count = index + 1;
     }
     tables.list.iter().take(count).cloned().collect()
 }

@@ -94,7 +94,8 @@ impl Engine {
         let nanos = || self.log.seams().clock.monotonic_nanos();
         let began = nanos();
         let left = |least: u64| {
-            let waited = nanos().saturating_sub(began) / 1_000_000;
+            let waited = (nanos() - began) / 1_000_000;
+            // Nothing is left once the deadline has passed.
             deadline.map(|millis| millis.saturating_sub(waited).max(least))
         };
         let gate = self.log.gate();
@@ -128,8 +129,9 @@ impl Engine {
                     lock: Mutex::new(Some(lock)),
                     state: Mutex::new(FinishState::Due),
                     ended: WakeWord::new(),
+                    // A deadline that the clock doesn't reach is none.
                     reclaim_until: millis
-                        .map(|millis| nanos().saturating_add(millis.saturating_mul(1_000_000))),
+                        .and_then(|millis| nanos().checked_add(millis.checked_mul(1_000_000)?)),
                 })
             }
         };
@@ -216,7 +218,7 @@ impl Engine {
         let _ = self.reclaim_at_close(&mut work, reclaim_until);
         let sealed = self.seal();
         // Without room for a table the log closes all the same, and the next opening reads it.
-        let change = sealed.unwrap_or_default();
+        let change = sealed.ok().flatten();
         let done = self.log.close(|manifest| {
             if let Some(change) = &change {
                 change.apply(manifest);
@@ -237,6 +239,7 @@ impl Engine {
                 let Some(live) = entry.live.take() else { continue };
                 let Some(key) = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned)
                 else {
+                    let _ = self.log.bug("a claim in memory has an impossible key");
                     continue;
                 };
                 if live.presence == Presence::Owner {

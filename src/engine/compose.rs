@@ -38,12 +38,12 @@ impl Engine {
                     .and_then(|state| state.fingerprint);
                 body.fingerprint = writing.fingerprint.or(gone_on_with).map(Fingerprint::to_bytes);
                 body.hold = writing.hold;
-                body.owner = writing.owner.unwrap_or_default();
+                body.owner = writing.owner.unwrap_or("");
             }
             Next::Marked { attempt, life } => {
                 (body.attempt, body.life, body.expires_at) = (attempt, life, expires_at);
                 body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
-                body.owner = writing.owner.unwrap_or_default();
+                body.owner = writing.owner.unwrap_or("");
             }
             Next::Same { phase, open_fate, spent, forgives } => {
                 let Some(state) = state else { return body };
@@ -62,9 +62,9 @@ impl Engine {
                 body.hold = state.hold;
                 body.owner = match phase {
                     Phase::Completed | Phase::Failed => "",
-                    _ => state.owner.as_deref().unwrap_or_default(),
+                    _ => state.owner.as_deref().unwrap_or(""),
                 };
-                body.reason = writing.reason.unwrap_or_default();
+                body.reason = writing.reason.unwrap_or("");
                 if matches!(phase, Phase::Completed | Phase::Failed | Phase::Aborted) {
                     body.expires_at = expires_at;
                 }
@@ -94,7 +94,8 @@ impl Engine {
     /// Wall time minus store time, where they have parted by a second.
     pub(super) fn wall_offset(&self, now: StoreMillis) -> i64 {
         let wall = self.log.seams().clock.wall().0;
-        let offset = i64::try_from(i128::from(wall) - i128::from(now.0)).unwrap_or(0);
+        // Only shown: of a wall clock too far ahead of store time for the field, as much as that holds.
+        let offset = i64::try_from(i128::from(wall) - i128::from(now.0)).unwrap_or(i64::MAX);
         if offset.unsigned_abs() >= limits::TIME_DRIFT_MILLIS { offset } else { 0 }
     }
 }

@@ -140,7 +140,7 @@ impl Engine {
         let listed = manifest.tables.len();
         let (tables, damaged) =
             checkpoint::open_tables(&*seams.storage, dir, sizes.map, memory_keys, &mut manifest)?;
-        let lost = listed.saturating_sub(manifest.tables.len()).saturating_add(damaged.len());
+        let lost = listed - manifest.tables.len() + damaged.len();
         let recent = Recent::new(&tables);
         let covered = manifest.covered;
         let (mut keys, mut uncovered) = (0_usize, None);
@@ -149,7 +149,7 @@ impl Engine {
                 return Ok(());
             }
             let is_new = rebuild::take_in(&recent, &hasher, dir, record, earlier)?;
-            keys = keys.saturating_add(usize::from(is_new));
+            keys += usize::from(is_new);
             if keys > memory_keys {
                 // How far the log is durable is known at its end: then all of it is read again, into a table.
                 uncovered = Some(covered);
@@ -251,7 +251,7 @@ impl Engine {
     /// Keys known, and claims in flight.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let sealed: u64 = self.tables().list.iter().map(|table| table.listed.slots).sum();
-        let keys = sealed.saturating_add(self.recent.len() as u64);
+        let keys = sealed + self.recent.len() as u64;
         (keys, self.in_flight.load(Ordering::SeqCst))
     }
 

@@ -129,7 +129,7 @@ impl Engine {
     ) -> Result<Option<(Key<'static>, KeyHash)>> {
         while let Some(&(hash, place)) = walk.recent.get(walk.at) {
             self.may_stay()?;
-            walk.at = walk.at.saturating_add(1);
+            walk.at += 1;
             match self.key_in(&walk.segments, place) {
                 Ok(Some(key)) => return Ok(Some((key, hash))),
                 Ok(None) => {}
@@ -172,8 +172,8 @@ impl Engine {
         let hash = self.hash(&key);
         let rank = |hash: &KeyHash| (hash.high, hash.low);
         let from = walk.recent.partition_point(|(other, _)| rank(other) < rank(&hash));
-        let same = walk.recent.get(from..).unwrap_or_default();
-        for (_, place) in same.iter().take_while(|(other, _)| *other == hash) {
+        let same = walk.recent.iter().skip(from);
+        for (_, place) in same.take_while(|(other, _)| *other == hash) {
             if self.key_in(segments, *place).ok().flatten().as_ref() == Some(&key) {
                 return Ok(None);
             }
