@@ -47,15 +47,17 @@ impl Census {
         if let Some(count) = self.0.back_mut() {
             match span.until {
                 Some(until) => count.until = count.until.max(until),
-                None => count.endless = count.endless.saturating_add(1),
+                None => count.endless += 1,
             }
         }
         let Some(count) = span.ends.and_then(|old| self.of(old)) else { return true };
         count.ended_by = lsn;
-        let left = count.endless.checked_sub(1);
-        count.is_wrong |= left.is_none();
-        count.endless = left.unwrap_or(0);
-        left.is_some()
+        let Some(left) = count.endless.checked_sub(1) else {
+            count.is_wrong = true;
+            return false;
+        };
+        count.endless = left;
+        true
     }
 
     /// The segment that a record stands in; `None` if this opening didn't begin it.

@@ -310,7 +310,7 @@ impl CommitQueue {
         if self.is_poisoned() {
             return Err(Failed);
         }
-        self.took(sink.nanos().saturating_sub(began));
+        self.took(sink.nanos() - began);
         // Only now: `end` was handed over before the sync began, all of it.
         self.durable.store(end.get(), Ordering::SeqCst);
         std::mem::forget(lead);
@@ -323,7 +323,7 @@ impl CommitQueue {
         let (ended, next) = (self.round(round), self.round(round.wrapping_add(1)));
         let released = ended.arrived.swap(0, Ordering::SeqCst);
         let waiting = next.arrived.load(Ordering::SeqCst);
-        self.target.store(released.saturating_add(waiting), Ordering::Relaxed);
+        self.target.store(released + waiting, Ordering::Relaxed);
         self.leading.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if ended.sleepers.load(Ordering::SeqCst) > 0 {
@@ -364,7 +364,7 @@ impl CommitQueue {
         let window = self.sync_nanos.load(Ordering::Relaxed) / 2;
         let began = sink.nanos();
         let (mut now, mut still) = (began, 0);
-        while now.saturating_sub(began) < window && still < GATHER_STILL {
+        while now - began < window && still < GATHER_STILL {
             yield_now();
             let last = std::mem::replace(&mut now, sink.nanos());
             still = if now == last { still + 1 } else { 0 };

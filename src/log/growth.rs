@@ -44,9 +44,8 @@ impl Log {
     /// Whether one more spare would take the files past what they may take, and not enough was given back for it.
     fn would_outgrow(&self, keeper: &Keeper) -> bool {
         let (used, more) = (self.bytes_used(keeper), self.next_spare_bytes(keeper));
-        let is_paid = used.saturating_add(more.saturating_mul(2))
-            <= self.growth.prepared_at.load(Ordering::Relaxed);
-        used.saturating_add(more) > self.growth.most.load(Ordering::Relaxed) && !is_paid
+        let is_paid = used + 2 * more <= self.growth.prepared_at.load(Ordering::Relaxed);
+        used + more > self.growth.most.load(Ordering::Relaxed) && !is_paid
     }
 
     /// A spare was prepared.
@@ -72,8 +71,8 @@ impl Log {
 
     /// Before anything is known of what is alive: a few segments.
     pub(super) fn allow_first(&self, keeper: &Keeper) {
-        let more = limits::SEGMENTS_UNSEEN.saturating_mul(self.next_spare_bytes(keeper));
-        let most = self.bytes_used(keeper).saturating_add(more);
+        let more = limits::SEGMENTS_UNSEEN * self.next_spare_bytes(keeper);
+        let most = self.bytes_used(keeper) + more;
         self.growth.most.store(most, Ordering::Relaxed);
         self.note_prepared(keeper);
     }
@@ -89,7 +88,7 @@ impl Log {
     /// The files may take so many bytes from now on; and at least one segment more, if nothing can be reclaimed.
     pub(crate) fn allow(&self, bytes: u64, is_all_needed: bool) {
         let keeper = self.keeper.lock();
-        let next = self.bytes_used(&keeper).saturating_add(self.next_spare_bytes(&keeper));
+        let next = self.bytes_used(&keeper) + self.next_spare_bytes(&keeper);
         let most = if is_all_needed { bytes.max(next) } else { bytes };
         self.growth.most.store(most, Ordering::Relaxed);
         self.release_held(&keeper);

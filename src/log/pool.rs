@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use crate::limits;
 use crate::storage::{Access, File, Map, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::types::in_memory;
 
 /// What the segments of one log share.
 #[derive(Debug)]
@@ -70,8 +71,8 @@ impl Pool {
             true => limits::OPEN_SEGMENTS_MAX,
             // Of the descriptors that the process may have most are left to others.
             false => storage.files_max().map_or(limits::OPEN_SEGMENTS_MAX, |files| {
-                let share = usize::try_from(files / limits::SHARE_OF_FILES).unwrap_or(usize::MAX);
-                share.clamp(limits::OPEN_SEGMENTS_LEAST, limits::OPEN_SEGMENTS_MAX)
+                in_memory(files / limits::SHARE_OF_FILES)
+                    .clamp(limits::OPEN_SEGMENTS_LEAST, limits::OPEN_SEGMENTS_MAX)
             }),
         };
         Pool::of_size(storage, maps, most)
@@ -122,9 +123,10 @@ impl Pool {
     fn make_room(&self) {
         let mut open = self.open.lock();
         // Twice around: the first time finds all of them used.
-        let mut steps = open.members.len().saturating_mul(2);
-        while open.members.len() >= self.most && steps > 0 {
-            steps = steps.saturating_sub(1);
+        for _ in 0..2 * open.members.len() {
+            if open.members.len() < self.most {
+                return;
+            }
             open.advance(|member| !member.is_used.swap(false, Ordering::Relaxed));
         }
     }
@@ -160,7 +162,7 @@ impl Open {
         if is_closed {
             self.members.swap_remove(self.hand);
         } else {
-            self.hand = self.hand.saturating_add(1);
+            self.hand += 1;
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::limits;
 use crate::manifest::{Listed, Secrets};
 use crate::record::{self, Record, Seal};
 use crate::storage::{self, Access, Failure, File, Storage};
-use crate::types::{Lsn, StoreId};
+use crate::types::{Lsn, StoreId, in_memory};
 use crate::{Error, Result};
 
 /// An open segment.
@@ -122,11 +122,11 @@ impl Spare {
         while at < self.bytes {
             let have = storage::read_full_at(&*file, &mut window, at)
                 .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
-            let is_short = have < window.len() && at.saturating_add(have as u64) < self.bytes;
+            let is_short = have < window.len() && at + (have as u64) < self.bytes;
             if is_short || window.iter().take(have).any(|&byte| byte != 0) {
                 return Ok(false);
             }
-            at = at.saturating_add(window.len() as u64);
+            at += window.len() as u64;
         }
         Ok(true)
     }
@@ -160,9 +160,9 @@ fn fill_with_zeros(file: &dyn File, bytes: u64) -> io::Result<()> {
     let zeros = [0; limits::PAGE_BYTES];
     let mut at = 0;
     while at < bytes {
-        let len = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
-        storage::write_all_at(file, zeros.get(..len).unwrap_or_default(), at)?;
-        at = at.saturating_add(len as u64);
+        let (page, _) = zeros.split_at(in_memory(bytes - at).min(zeros.len()));
+        storage::write_all_at(file, page, at)?;
+        at += page.len() as u64;
     }
     file.sync_data()
 }

@@ -84,9 +84,8 @@ impl Log {
             // synced all the same. That it is over is noticed here as well.
             Err(_) => Due::In(limits::UNSYNCED_MILLIS_MAX),
         };
-        let now = self.seams.clock.monotonic_nanos() / 1_000_000;
         let view = self.view();
-        let due = self.step_at(now, &view)?;
+        let due = self.step_at(&view)?;
         Ok(match (due, retry) {
             (Due::In(a), Due::In(b)) => Due::In(a.min(b)),
             (due, _) => due,
@@ -98,8 +97,10 @@ impl Log {
         self.upkeep.trouble.lock().as_ref().map(Error::again)
     }
 
-    fn step_at(&self, now: u64, view: &View) -> Result<Due> {
+    fn step_at(&self, view: &View) -> Result<Due> {
         let mut state = self.upkeep.state.lock();
+        // Behind the lock, so that no time in `state` is a later one.
+        let now = self.seams.clock.monotonic_nanos() / 1_000_000;
         if view.end != state.seen_end {
             state.seen_end = view.end;
             state.changed_at = now;
@@ -107,7 +108,7 @@ impl Log {
         let durable = self.durable();
         if view.keyed_end > durable {
             let since = *state.unsynced_since.get_or_insert(now);
-            let waited = now.saturating_sub(since);
+            let waited = now - since;
             let is_due = waited >= limits::UNSYNCED_MILLIS_MAX
                 || view.end.since(durable) >= limits::UNSYNCED_BYTES_MAX;
             if is_due {
@@ -119,7 +120,7 @@ impl Log {
         } else {
             state.unsynced_since = None;
         }
-        let rested = now.saturating_sub(state.changed_at);
+        let rested = now - state.changed_at;
         // There is a record that a sync made durable and no watermark covers yet.
         let unmarked = durable.min(view.keyed_end) > view.marked;
         if rested < limits::IDLE_NOTE_MILLIS {
@@ -145,7 +146,8 @@ impl Log {
             return Ok(Due::Now);
         }
         let sync_in = state.unsynced_since.map(|since| {
-            limits::UNSYNCED_MILLIS_MAX.saturating_sub(now.saturating_sub(since)).max(1)
+            // No sync was due when it was looked at above.
+            limits::UNSYNCED_MILLIS_MAX - (now - since)
         });
         Ok(Due::In(sync_in.unwrap_or(limits::TIME_NOTE_MILLIS)))
     }

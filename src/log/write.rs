@@ -88,11 +88,11 @@ impl Tail {
             draft.seal(&mut piece.bytes, lsn, durable, &seal);
             piece.ends_segment = kind == Kind::SegmentEnd;
         }
-        self.at = self.at.saturating_add(len);
-        self.buffered = self.buffered.saturating_add(len);
+        self.at += len;
+        self.buffered += len;
         self.marked = self.marked.max(durable);
         if kind.is_about_key() {
-            self.records = self.records.saturating_add(1);
+            self.records += 1;
             self.keyed_end = self.end();
         }
         self.last = Placed { lsn, round: self.round };
@@ -301,7 +301,7 @@ impl Log {
         let done = self.guarded(|| self.gate.outside(|| file.sync_data()));
         let done = done.map_err(|gate::Overtaken| Failed)?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.sync_nanos.fetch_add(self.nanos().saturating_sub(began), Ordering::Relaxed);
+        self.sync_nanos.fetch_add(self.nanos() - began, Ordering::Relaxed);
         done.map_err(|e| self.poison(Error::io("syncing", &segment.path, e)))
     }
 }
