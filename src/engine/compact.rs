@@ -709,6 +709,10 @@ impl Engine {
             };
             match self.log.place_for(draft, *room, span) {
                 Ok(placed) => {
+                    debug_assert!(
+                        record.lsn < placed.lsn,
+                        "what hides a record is younger than it"
+                    );
                     // It counts as durable: its original stays listed until it is.
                     let place = Place::new(placed.lsn, Durability::Lazy);
                     match shard.entry_at(hash, record.lsn) {

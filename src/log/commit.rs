@@ -135,6 +135,7 @@ impl CommitQueue {
 
     /// The sink has written up to `end`; called with the writer's lock held, so that it only grows.
     pub(crate) fn set_written(&self, end: Lsn) {
+        debug_assert!(self.written() <= end, "{} to {end}", self.written());
         self.written.store(end.get(), Ordering::SeqCst);
     }
 
@@ -311,6 +312,7 @@ impl CommitQueue {
             return Err(Failed);
         }
         self.took(sink.nanos() - began);
+        debug_assert!(self.durable() <= end && end <= self.written(), "{end}");
         // Only now: `end` was handed over before the sync began, all of it.
         self.durable.store(end.get(), Ordering::SeqCst);
         std::mem::forget(lead);

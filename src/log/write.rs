@@ -89,6 +89,7 @@ impl Tail {
             piece.ends_segment = kind == Kind::SegmentEnd;
         }
         self.at += len;
+        debug_assert!(self.at <= self.active.identity.capacity, "{kind:?} behind a segment's end");
         self.buffered += len;
         self.marked = self.marked.max(durable);
         if kind.is_about_key() {
@@ -115,6 +116,7 @@ impl Tail {
     pub(super) fn roll(&mut self, durable: Lsn) -> bool {
         let Some(next) = self.next.take() else { return false };
         self.append(Draft::segment_end(), durable);
+        debug_assert!(self.end() <= next.base(), "LSNs grow: {} to {}", self.end(), next.base());
         self.census.begin(next.base());
         self.active = next;
         self.at = format::SEGMENT_HEADER_BYTES as u64;
@@ -271,12 +273,19 @@ impl Log {
         if self.is_poisoned() {
             return Err(Failed);
         }
+        // Where the next piece begins; unknown behind a segment's end.
+        let mut reached = Some(self.queue.written());
         while let Some(piece) = writer.pieces.pop_front() {
             // Something else may have failed while this one synced a segment's end.
             if self.is_poisoned() {
                 return Err(Failed);
             }
             let Piece { segment, at, mut bytes, ends_segment } = piece;
+            let from = segment.base().plus(at);
+            if reached.is_some_and(|reached| reached != from) {
+                return Err(self.misses(from));
+            }
+            reached = Some(from.plus(bytes.len() as u64)).filter(|_| !ends_segment);
             let file = segment.file().map_err(|e| self.poison(e))?;
             storage::write_all_at(&*file, &bytes, at)
                 .map_err(|e| self.poison(Error::io("writing", &segment.path, e).offset_at(at)))?;
@@ -290,8 +299,20 @@ impl Log {
                 writer.free = bytes;
             }
         }
+        if reached.is_some_and(|reached| reached != end) {
+            return Err(self.misses(end));
+        }
         self.queue.set_written(end);
         Ok(())
+    }
+
+    /// What is written is acknowledged up to its end: so nothing before that may have been left out.
+    #[cold]
+    fn misses(&self, lsn: Lsn) -> Failed {
+        self.poison(Error::bug(
+            &self.dir,
+            format_args!("what stands before lsn {lsn} was not written"),
+        ))
     }
 
     fn sync_segment(&self, segment: &Segment) -> Result<(), Failed> {
