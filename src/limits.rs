@@ -174,5 +174,6 @@ const _: () = assert!((RESULT_BYTES_MAX as u64) < SEGMENT_BYTES_MAX_DEFAULT);
 const _: () = assert!(RESERVE_BYTES_DEFAULT <= RESULT_BYTES_MAX_DEFAULT);
 const _: () = assert!(SEGMENT_BYTES_LEAST >= 4 * PAGE_BYTES as u64);
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(META_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(LABEL_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PROGRESS_BYTES_MAX <= u16::MAX as usize);

@@ -307,8 +307,10 @@ impl Draft {
     }
 
     fn finish(kind: Kind, flags: u8, mut bytes: Vec<u8>) -> Self {
-        let body = bytes.get(HEADER_BYTES..).unwrap_or_default();
-        let body_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let (_, body) = bytes.split_at(HEADER_BYTES);
+        // No reader believes in a longer one.
+        debug_assert!(body.len() <= BODY_BYTES_MAX, "{} bytes", body.len());
+        let body_bytes = body.len() as u32;
         let mut body_sum = crc32fast::Hasher::new();
         body_sum.update(body);
         bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
@@ -321,8 +323,13 @@ impl Draft {
         let mut hasher = siphasher::sip128::SipHasher13::new();
         hasher.write_u8(self.kind as u8);
         hasher.write_u8(self.flags);
-        hasher.write(self.bytes.get(HEADER_BYTES..).unwrap_or_default());
+        hasher.write(self.body());
         siphasher::sip128::Hasher128::finish128(&hasher).as_u128()
+    }
+
+    /// Its body with padding: all but the header, for which there is space before.
+    fn body(&self) -> &[u8] {
+        self.bytes.split_at(HEADER_BYTES).1
     }
 
     /// Bytes it takes in the log, padding included.
@@ -336,6 +343,7 @@ impl Draft {
 
     /// Appends the finished record to `out`.
     pub(crate) fn seal(self, out: &mut Vec<u8>, lsn: Lsn, watermark: Lsn, seal: &Seal) {
+        debug_assert!(watermark <= lsn && lsn.get() % ALIGN as u64 == 0, "{watermark} at {lsn}");
         let suffix = seal.suffix(lsn);
         let mut body_sum = self.body_sum.clone();
         body_sum.update(&suffix);
@@ -353,14 +361,14 @@ impl Draft {
         sum.reset();
         header.header_sum = header_sum(sum, &header, &suffix).into();
         out.extend_from_slice(header.as_bytes());
-        out.extend_from_slice(self.bytes.get(HEADER_BYTES..).unwrap_or_default());
+        out.extend_from_slice(self.bytes.split_at(HEADER_BYTES).1);
     }
 }
 
 fn header_sum(mut sum: crc32fast::Hasher, header: &Header, suffix: &[u8; 32]) -> u32 {
     let mut input = [0; HEADER_SUMMED + 32];
     let (front, back) = input.split_at_mut(HEADER_SUMMED);
-    front.copy_from_slice(header.as_bytes().get(..HEADER_SUMMED).unwrap_or_default());
+    front.copy_from_slice(header.as_bytes().split_at(HEADER_SUMMED).0);
     back.copy_from_slice(suffix);
     sum.update(&input);
     sum.finalize()
@@ -526,6 +534,12 @@ impl<'a> Record<'a> {
     }
 }
 
+/// The length of a key or a label: each has a limit, which its two bytes hold.
+fn two_bytes(len: usize) -> U16 {
+    debug_assert!(len <= usize::from(u16::MAX), "{len} bytes");
+    U16::new(len as u16)
+}
+
 fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     let labels = [body.owner.as_bytes(), body.reason.as_bytes(), body.progress, body.meta];
     let has_labels = labels.iter().any(|label| !label.is_empty());
@@ -551,7 +565,7 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     let fields = present.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
     let head = BodyHead {
         fields: (fields | u32::from(body.key_kind) << KEY_KIND_SHIFT).into(),
-        key_bytes: u16::try_from(body.key.len()).unwrap_or(u16::MAX).into(),
+        key_bytes: two_bytes(body.key.len()),
         time: time_bytes(body.time),
     };
     out.extend_from_slice(head.as_bytes());
@@ -571,8 +585,7 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(fingerprint);
     }
     if has_labels {
-        let [owner, reason, progress, meta] =
-            labels.map(|label| U16::new(u16::try_from(label.len()).unwrap_or(u16::MAX)));
+        let [owner, reason, progress, meta] = labels.map(|label| two_bytes(label.len()));
         out.extend_from_slice(Labels { owner, reason, progress, meta }.as_bytes());
     }
     if has_format {
