@@ -64,9 +64,8 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        let (word, bit) = place(&fd).ok_or(Errno::MFILE)?;
-        let index = usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX) / 64;
-        WORDS_USED.fetch_max(index.saturating_add(1), Ordering::SeqCst);
+        let (index, word, bit) = place(&fd).ok_or(Errno::MFILE)?;
+        WORDS_USED.fetch_max(index + 1, Ordering::SeqCst);
         word.fetch_or(bit, Ordering::SeqCst);
         Ok(Descriptor { file: Some(fs::File::from(fd)), generation: generation() })
     }
@@ -109,15 +108,17 @@ impl Drop for Descriptor {
             return;
         }
         // First: once it is closed, its number may be anybody's.
-        if let Some((word, bit)) = place(&file) {
+        if let Some((_, word, bit)) = place(&file) {
             word.fetch_and(!bit, Ordering::SeqCst);
         }
     }
 }
 
-fn place(fd: &impl AsRawFd) -> Option<(&'static AtomicU64, u64)> {
+/// The word of a descriptor's bit, with its index, and the bit. `None`: a number too large for what is kept.
+fn place(fd: &impl AsRawFd) -> Option<(usize, &'static AtomicU64, u64)> {
     let number = usize::try_from(fd.as_raw_fd()).ok()?;
-    Some((KEPT.get(number / 64)?, 1 << (number % 64)))
+    let index = number / 64;
+    Some((index, KEPT.get(index)?, 1 << (number % 64)))
 }
 
 /// Installs the handlers; further calls cost nothing. Fails only for want of memory, and may be tried again.

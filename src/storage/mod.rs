@@ -186,8 +186,9 @@ pub(crate) fn write_all_at(file: &dyn File, mut buf: &[u8], mut offset: u64) -> 
         match file.write_at(buf, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => {
-                buf = buf.get(n..).unwrap_or_default();
-                offset = offset.saturating_add(n as u64);
+                let more = || io::Error::other("more bytes were written than there are");
+                buf = buf.get(n..).ok_or_else(more)?;
+                offset += n as u64;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
@@ -200,9 +201,12 @@ pub(crate) fn write_all_at(file: &dyn File, mut buf: &[u8], mut offset: u64) -> 
 pub(crate) fn read_full_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset.saturating_add(done as u64)) {
+        match file.read_at(rest, offset + done as u64) {
             Ok(0) => break,
-            Ok(n) => done = done.saturating_add(n),
+            Ok(n) if n > rest.len() => {
+                return Err(io::Error::other("more bytes were read than fit"));
+            }
+            Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
