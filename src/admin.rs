@@ -516,8 +516,9 @@ impl Estimate {
         let [claimed, interrupted, held, aborted, completed, failed] = alive.keys;
         Estimate {
             live_bytes: alive.bytes,
+            // A sample may tell of more than the log holds.
             dead_bytes: log_bytes.saturating_sub(alive.bytes),
-            open: claimed.saturating_add(interrupted),
+            open: claimed + interrupted,
             held,
             aborted,
             completed,
@@ -642,11 +643,11 @@ impl Inspector for Gathering<'_> {
     }
 
     fn record(&mut self) {
-        self.found.records = self.found.records.saturating_add(1);
+        self.found.records += 1;
     }
 
     fn read(&mut self, bytes: u64) -> ControlFlow<()> {
-        self.found.bytes = self.found.bytes.saturating_add(bytes);
+        self.found.bytes += bytes;
         (self.progress)(&self.found)
     }
 }

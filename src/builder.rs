@@ -214,7 +214,7 @@ impl StoreBuilder {
         Ok(Sizes {
             segment_bytes_first: limits::SEGMENT_BYTES_FIRST.min(most / page * page),
             segment_bytes_max: most / page * page,
-            record_bytes_max: u64::from(self.result_bytes_max).saturating_add(labels as u64),
+            record_bytes_max: u64::from(self.result_bytes_max) + labels as u64,
             disk_bytes_max: self.disk_bytes_max,
             map: self.map,
         })

@@ -130,8 +130,9 @@ impl WakeWord {
     /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason. Whether the time was up.
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
         let timeout = millis.map(|millis| rustix::thread::futex::Timespec {
-            tv_sec: i64::try_from(millis / 1000).unwrap_or(i64::MAX),
-            tv_nsec: i64::try_from((millis % 1000) * 1_000_000).unwrap_or(0),
+            // Neither number is so large that a sign could become of it.
+            tv_sec: (millis / 1000) as i64,
+            tv_nsec: ((millis % 1000) * 1_000_000) as i64,
         });
         let woken = rustix::thread::futex::wait(
             &self.word,
@@ -238,7 +239,8 @@ impl WakeWord {
             if is_done() {
                 return true;
             }
-            let waited = nanos().saturating_sub(began) / 1_000_000;
+            let waited = (nanos() - began) / 1_000_000;
+            // Nothing, once the time is up.
             let left = millis.map(|millis| millis.saturating_sub(waited));
             if left == Some(0) {
                 return false;

@@ -82,9 +82,10 @@ impl Fingerprint {
     }
 
     fn finish(hash: &State) -> Self {
-        let digest = hash.finalize();
-        // The digest is as long as the parameters say.
-        Fingerprint(digest.as_bytes().first_chunk().copied().unwrap_or_default())
+        let mut fingerprint = [0; 16];
+        // As long as the parameters say.
+        fingerprint.copy_from_slice(hash.finalize().as_bytes());
+        Fingerprint(fingerprint)
     }
 
     /// Takes a fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.

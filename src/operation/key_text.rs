@@ -55,7 +55,7 @@ impl<'t> Input<'t> {
 
     fn take_while(&mut self, is_part: impl Fn(char) -> bool) -> &'t str {
         let rest = self.rest.trim_start_matches(is_part);
-        let taken = self.rest.strip_suffix(rest).unwrap_or_default();
+        let (taken, rest) = self.rest.split_at(self.rest.len() - rest.len());
         self.rest = rest;
         taken
     }
@@ -65,7 +65,7 @@ impl<'t> Input<'t> {
     }
 
     fn stops(&self, wanted: &str) -> Error {
-        let at = self.all.len().saturating_sub(self.rest.len());
+        let at = self.all.len() - self.rest.len();
         Error::invalid(format!(
             "no key: {wanted} is expected at byte {at}; write it as a key is displayed, text that could be \
              anything else in quotes"

@@ -227,9 +227,7 @@ fn check_meta(meta: &[(String, String)]) -> Result<()> {
         );
         return Err(Error::new(ErrorKind::TooLarge, message));
     }
-    let bytes = meta.iter().fold(0usize, |sum, (name, value)| {
-        sum.saturating_add(name.len()).saturating_add(value.len())
-    });
+    let bytes: usize = meta.iter().map(|(name, value)| name.len() + value.len()).sum();
     if bytes > META_BYTES_MAX {
         let message =
             format!("{bytes} bytes of metadata, at most {META_BYTES_MAX}: put them into the value");
@@ -299,7 +297,12 @@ pub(crate) fn cut_label(mut label: String) -> String {
 
 /// The greatest place up to `bytes` that splits no character.
 fn floor_char_boundary(text: &str, bytes: usize) -> usize {
-    (0..=bytes.min(text.len())).rev().find(|place| text.is_char_boundary(*place)).unwrap_or(0)
+    let mut place = bytes.min(text.len());
+    // Its beginning splits none.
+    while !text.is_char_boundary(place) {
+        place -= 1;
+    }
+    place
 }
 
 impl From<&str> for Abort {
@@ -318,8 +321,9 @@ impl From<String> for Abort {
 pub(crate) fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
     let mut out = Vec::new();
     for text in meta.iter().flat_map(|(name, value)| [name, value]) {
-        // Checked against `META_BYTES_MAX`, which two bytes hold.
-        out.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
+        // Checked, all of them together, against a limit which two bytes hold.
+        debug_assert!(text.len() <= META_BYTES_MAX);
+        out.extend_from_slice(&(text.len() as u16).to_le_bytes());
         out.extend_from_slice(text.as_bytes());
     }
     out

@@ -289,6 +289,7 @@ pub(super) fn check_retention(retention_ms: Option<u64>) -> Result<()> {
 
 /// Whole milliseconds, rounded up: never shorter than asked, and never zero unless it was.
 pub(super) fn millis_up(duration: Duration) -> u64 {
+    // Limited to what a `u64` holds, which store time never comes to.
     let part = u128::from(duration.subsec_nanos() % 1_000_000 != 0);
     u64::try_from(duration.as_millis() + part).unwrap_or(u64::MAX)
 }

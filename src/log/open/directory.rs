@@ -115,6 +115,7 @@ fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
             let since = opener.filter(|opener| Some(opener.pid) == pid).map_or_else(
                 String::new,
                 |opener| {
+                    // Only shown: of a clock that was set back since, 0.
                     format!(
                         ", for {} s",
                         seams.clock.wall().0.saturating_sub(opener.since.0) / 1000
