@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::compose::state_of;
+use super::placing::{Asked, Placing, Progress};
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::open::gate::Inside;
@@ -15,6 +16,7 @@ use crate::remembered::passes_at;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
+
 /// What goes into a record in addition to the decision.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Writing<'a> {
@@ -152,10 +154,8 @@ impl Batch {
     }
 }
 
-type Tried = Result<Done, Again>;
-
-/// One step of `apply` that could not be finished under the shard lock.
-enum Again {
+/// What a call can't be placed without, and what isn't done under a shard lock.
+pub(super) enum Again {
     Room { bytes: u64, room: Room },
     NotWriting,
     Changed,
@@ -174,7 +174,18 @@ impl Engine {
     ) -> Result<Applied> {
         let inside = self.enter()?;
         let done = self.place(&inside, key, hash, call, writing)?;
-        let settled = self.settle(&done, writing.level.unwrap_or(Durability::Sync));
+        self.settled(key, hash, done, writing.level)
+    }
+
+    /// The answer of what was placed at `level`, once it can't be taken back.
+    pub(super) fn settled(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        done: Done,
+        level: Option<Durability>,
+    ) -> Result<Applied> {
+        let settled = self.settle(&done, level.unwrap_or(Durability::Sync));
         if settled.is_err() {
             self.take_back(key, hash, &done.applied);
         }
@@ -236,7 +247,7 @@ impl Engine {
         self.tables().touch(hashes);
     }
 
-    /// As `apply`, but waits for nothing: the answer is not to be shown before its batch is settled.
+    /// As `apply`, but waits for nothing that was placed: the answer is not to be shown before its batch is settled.
     pub(crate) fn place(
         &self,
         _inside: &Inside<'_>,
@@ -245,97 +256,32 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Done> {
-        self.try_until_placed(key, hash, call, writing).map_err(|e| self.log.explained(e))
+        self.begins(call)?;
+        let mut placing = Placing::new(Asked { key, call, writing }, hash);
+        loop {
+            let gone_on = placing.go_on(self).and_then(|progress| match progress {
+                Progress::Placed(done) => Ok(Some(done)),
+                Progress::Waits => placing.wait(self).map(|()| None),
+            });
+            if let Some(done) = gone_on.map_err(|e| self.log.explained(e))? {
+                return Ok(done);
+            }
+        }
     }
 
-    fn try_until_placed(
-        &self,
-        key: &Key<'_>,
-        hash: KeyHash,
-        call: Call,
-        writing: &Writing<'_>,
-    ) -> Result<Done> {
+    /// Whether a call of that kind may begin.
+    pub(super) fn begins(&self, call: Call) -> Result<()> {
         if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.log.gate().is_draining() {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }
-        let mut pass = None;
-        loop {
-            let again = match self.try_place(key, hash, call, writing)? {
-                Ok(done) => return Ok(done),
-                Err(again) => again,
-            };
-            match again {
-                Again::Changed => {}
-                Again::NoMoreLsns => {
-                    let message = "the log has used up its 2^62 positions: begin a new store";
-                    return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
-                }
-                Again::NotWriting => {
-                    self.begin_writing()?;
-                    self.help()?;
-                }
-                Again::Room { bytes, room } => {
-                    self.help()?;
-                    match self.log.make_room(bytes, room) {
-                        // Rather than refuse: what is dead goes first, and whoever needs the room helps.
-                        Err(e) if e.kind() == ErrorKind::StorageFull => {
-                            let pass = pass.get_or_insert_with(|| self.begin_pass());
-                            if !self.reclaim(pass, room) {
-                                return Err(e);
-                            }
-                        }
-                        made => made?,
-                    }
-                }
-            }
-        }
-    }
-
-    /// One try. Memory answers under one lock; a key that only the log knows is read without it, and looked
-    /// at again before anything is written.
-    fn try_place(
-        &self,
-        key: &Key<'_>,
-        hash: KeyHash,
-        call: Call,
-        writing: &Writing<'_>,
-    ) -> Result<Tried> {
-        let mut shard = self.shard(hash)?;
-        match self.look_in_memory(&mut shard, key, hash, call) {
-            Ok(Some((found, now))) => {
-                return Ok(self.act(&mut shard, key, hash, Some(found), call, writing, now));
-            }
-            Err(again) => return Ok(Err(again)),
-            Ok(None) => {}
-        }
-        let known = Known::of(&shard, hash, self.log.now());
-        if known.is_nothing() {
-            return Ok(self.act(&mut shard, key, hash, None, call, writing, known.now));
-        }
-        drop(shard);
-        let found = match self.look_recorded(key, hash, &known) {
-            Ok(found) => found,
-            Err(e) => return self.look_failed(hash, &known, e).map(|()| Err(Again::Changed)),
-        };
-        if let Some(seen) = &found {
-            let (state, now) = (seen.state.as_ref(), known.now);
-            let decision = protocol::decide(state, seen.presence, call, now);
-            if decision.next.is_none() && decision.answer != Answer::Asked {
-                return Ok(Ok(told(found, decision.answer, now)));
-            }
-        }
-        let mut shard = self.shard(hash)?;
-        if !is_as_read(&shard, key, hash, &known) {
-            return Ok(Err(Again::Changed));
-        }
-        Ok(self.act(&mut shard, key, hash, found, call, writing, self.log.now()))
+        Ok(())
     }
 
     /// Decides on what was found and does it, under the shard lock. `now` was told under it, too: whoever comes later
     /// must not judge by an earlier time.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
-    fn act(
+    pub(super) fn act(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
@@ -344,7 +290,7 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
         now: StoreMillis,
-    ) -> Tried {
+    ) -> Result<Done, Again> {
         let known = found.as_deref().unwrap_or(&NOTHING);
         let decision = protocol::decide(known.state.as_ref(), known.presence, call, now);
         let Some(next) = decision.next else {
@@ -413,7 +359,8 @@ impl Engine {
     /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes but its
     /// own owner, whose word counts as long as nobody else has come. With the time by which it is judged: what is said
     /// next must go by the same, or a claim in progress is shown with nothing left of its lease.
-    fn look_in_memory(
+    #[inline]
+    pub(super) fn look_in_memory(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
@@ -659,14 +606,20 @@ impl Engine {
         let Ok(_inside) = self.enter() else { return };
         let writing = Writing { reason: Some(reason), ..*writing };
         let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
+        let mut placing = Placing::new(Asked { key, call, writing: &writing }, hash);
         loop {
-            match self.try_place(key, hash, call, &writing) {
-                Ok(Ok(_)) => return self.log.wake_upkeep(),
-                Ok(Err(Again::Changed)) => {}
-                Ok(Err(Again::Room { bytes, room }))
-                    if abort && self.log.make_room(bytes, room).is_ok() => {}
+            match placing.go_on(self) {
+                Ok(Progress::Placed(_)) => return self.log.wake_upkeep(),
+                Ok(Progress::Waits) => {}
+                Err(_) => return self.forget_owner(key, hash, token),
+            }
+            let goes_on = match placing.take_room() {
+                Some((bytes, room)) => abort && self.log.make_room(bytes, room).is_ok(),
+                None => placing.is_read() && placing.wait(self).is_ok(),
+            };
+            if !goes_on {
                 // No room, or nothing may be written: the claim's own record says "interrupted" to whoever comes.
-                _ => return self.forget_owner(key, hash, token),
+                return self.forget_owner(key, hash, token);
             }
         }
     }
@@ -713,7 +666,7 @@ pub(super) struct Known {
     places: Vec<Place>,
     tables: Arc<Tables>,
     /// What is read by it is judged by this time: by a later one it may have expired, and somebody may be on the key.
-    now: StoreMillis,
+    pub(super) now: StoreMillis,
 }
 
 impl Known {
@@ -731,7 +684,7 @@ impl Known {
         Known { places, tables: Arc::clone(shard.tables()), now }
     }
 
-    fn is_nothing(&self) -> bool {
+    pub(super) fn is_nothing(&self) -> bool {
         self.places.is_empty() && self.tables.is_empty()
     }
 }
@@ -748,7 +701,7 @@ pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Kn
         && !shard.candidates(hash).any(is_live)
 }
 
-fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) -> Done {
+pub(super) fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) -> Done {
     Done { applied: Applied { answer, found, claimed: None, now, question: 0 }, placed: None }
 }
 

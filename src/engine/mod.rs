@@ -4,7 +4,7 @@
 //! index in one step under the key's shard lock; no answer shows what a crash could take back at the level of
 //! the record it is derived from, except `InProgress`. Never: I/O, or waiting for space, under a shard lock.
 //!
-//! `call` does one call on one key, `close` ends the store, `compose` says what its record says, `view` looks without changing,
+//! `call` does one call on one key, `placing` is what it waits for, `close` ends the store, `compose` says what its record says, `view` looks without changing,
 //! `checkpoint` keeps the index small, `compact` the log, `rebuild` fills it at an opening, `verify` reads everything.
 
 mod call;
@@ -12,6 +12,7 @@ mod checkpoint;
 mod close;
 mod compact;
 mod compose;
+mod placing;
 mod rebuild;
 mod verify;
 mod view;

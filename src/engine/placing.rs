@@ -1,0 +1,210 @@
+//! A call on its way to its record, as one state that its caller owns: what it asks, and what it waits for.
+//!
+//! Promises: [`Placing::go_on`] goes as far as that takes neither I/O nor waiting; [`Placing::wait`] does what is waited
+//! for, on whatever thread calls it. Nothing borrows the engine in between, and a call that is dropped before it
+//! was placed has done nothing. Calls that block do the two in turn. Never: decides; that is `protocol`'s.
+
+use super::Engine;
+use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
+use super::compact::Pass;
+use crate::log::Room;
+use crate::operation::Key;
+use crate::protocol::{self, Answer, Call};
+use crate::types::KeyHash;
+use crate::{Error, ErrorKind, Result};
+
+/// What a call asks: borrowed of a caller that blocks, or owned by the call.
+pub(crate) trait Asks {
+    /// Gives the key, the call, and what its record will say, to `with`.
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R;
+}
+
+/// The same, borrowed.
+pub(crate) struct Asked<'a> {
+    pub(crate) key: &'a Key<'a>,
+    pub(crate) call: Call,
+    pub(crate) writing: &'a Writing<'a>,
+}
+
+impl Asks for Asked<'_> {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        with(self.key, self.call, self.writing)
+    }
+}
+
+/// A call that is not placed yet.
+pub(crate) struct Placing<A> {
+    asks: A,
+    hash: KeyHash,
+    waits_for: WaitsFor,
+    /// Where it began to reclaim, if it was refused room.
+    pass: Option<Pass>,
+}
+
+/// What a call waits for before it goes on.
+enum WaitsFor {
+    /// Nothing: it is to be tried.
+    Nothing,
+    /// What the records say that may be the key's newest.
+    Read(Known),
+    /// Nothing: that was read, and is the key's state if the key still is as it was seen.
+    Look { seen: Known, found: Option<Box<Found>> },
+    /// What must come before the first record of an opening.
+    Beginning,
+    /// A segment that has room for it.
+    Room { bytes: u64, room: Room },
+}
+
+/// Why a try came to no end.
+enum Stop {
+    WaitsFor(WaitsFor),
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+/// How far a call has come.
+pub(crate) enum Progress {
+    /// It is decided and, where something was to be written, placed: it is to be settled.
+    Placed(Done),
+    /// See [`Placing::wait`].
+    Waits,
+}
+
+impl<A: Asks> Placing<A> {
+    pub(crate) fn new(asks: A, hash: KeyHash) -> Self {
+        Placing { asks, hash, waits_for: WaitsFor::Nothing, pass: None }
+    }
+
+    /// The room that it waits for, if it does, once: it is tried anew then.
+    pub(super) fn take_room(&mut self) -> Option<(u64, Room)> {
+        let WaitsFor::Room { bytes, room } = self.waits_for else { return None };
+        self.waits_for = WaitsFor::Nothing;
+        Some((bytes, room))
+    }
+
+    /// Whether it waits for no more than a read.
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self.waits_for, WaitsFor::Read(_))
+    }
+}
+
+impl<A: Asks> Placing<A> {
+    /// Goes on with a call as far as that takes neither I/O nor waiting.
+    #[inline]
+    pub(crate) fn go_on(&mut self, engine: &Engine) -> Result<Progress> {
+        loop {
+            let tried = match self.waits_for {
+                WaitsFor::Nothing => engine.try_in_memory(&self.asks, self.hash),
+                WaitsFor::Look { .. } => self.try_as_read(engine),
+                _ => return Ok(Progress::Waits),
+            };
+            match tried {
+                Ok(done) => return Ok(Progress::Placed(done)),
+                Err(Stop::WaitsFor(waits_for)) => self.waits_for = waits_for,
+                Err(Stop::Failed(e)) => return Err(e),
+            }
+        }
+    }
+
+    /// One try by what was read, if the key still is as it was seen.
+    fn try_as_read(&mut self, engine: &Engine) -> Result<Done, Stop> {
+        let waits_for = std::mem::replace(&mut self.waits_for, WaitsFor::Nothing);
+        let WaitsFor::Look { seen, found } = waits_for else {
+            return Err(Stop::WaitsFor(waits_for));
+        };
+        let hash = self.hash;
+        self.asks.ask(|key, call, writing| {
+            if let Some(read) = &found {
+                let decision = protocol::decide(read.state.as_ref(), read.presence, call, seen.now);
+                if decision.next.is_none() && decision.answer != Answer::Asked {
+                    return Ok(told(found, decision.answer, seen.now));
+                }
+            }
+            let mut shard = engine.shard(hash)?;
+            if !is_as_read(&shard, key, hash, &seen) {
+                return Err(Stop::WaitsFor(WaitsFor::Nothing));
+            }
+            let now = engine.log.now();
+            let tried = engine.act(&mut shard, key, hash, found, call, writing, now);
+            drop(shard);
+            tried.map_err(|again| engine.stopped(again))
+        })
+    }
+
+    /// Does what the call waits for, and waits for it.
+    pub(crate) fn wait(&mut self, engine: &Engine) -> Result<()> {
+        match std::mem::replace(&mut self.waits_for, WaitsFor::Nothing) {
+            nothing @ (WaitsFor::Nothing | WaitsFor::Look { .. }) => self.waits_for = nothing,
+            WaitsFor::Read(seen) => {
+                let hash = self.hash;
+                let found = self.asks.ask(|key, _, _| engine.look_recorded(key, hash, &seen));
+                match found {
+                    Ok(found) => self.waits_for = WaitsFor::Look { seen, found },
+                    // If it isn't damage, it is looked up again.
+                    Err(e) => engine.look_failed(hash, &seen, e)?,
+                }
+            }
+            WaitsFor::Beginning => {
+                engine.begin_writing()?;
+                engine.help()?;
+            }
+            WaitsFor::Room { bytes, room } => {
+                engine.help()?;
+                match engine.log.make_room(bytes, room) {
+                    // Rather than refuse: what is dead goes first, and whoever needs the room helps.
+                    Err(e) if e.kind() == ErrorKind::StorageFull => {
+                        let pass = self.pass.get_or_insert_with(|| engine.begin_pass());
+                        if !engine.reclaim(pass, room) {
+                            return Err(e);
+                        }
+                    }
+                    made => made?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// One try. Memory answers under one lock; what only the log knows is to be read without it.
+    #[inline]
+    fn try_in_memory<A: Asks>(&self, asks: &A, hash: KeyHash) -> Result<Done, Stop> {
+        asks.ask(|key, call, writing| {
+            let mut shard = self.shard(hash)?;
+            let (found, now) = match self.look_in_memory(&mut shard, key, hash, call) {
+                Ok(Some((found, now))) => (Some(found), now),
+                Ok(None) => {
+                    let known = Known::of(&shard, hash, self.log.now());
+                    if !known.is_nothing() {
+                        return Err(Stop::WaitsFor(WaitsFor::Read(known)));
+                    }
+                    (None, known.now)
+                }
+                Err(again) => return Err(self.stopped(again)),
+            };
+            let tried = self.act(&mut shard, key, hash, found, call, writing, now);
+            drop(shard);
+            tried.map_err(|again| self.stopped(again))
+        })
+    }
+
+    #[cold]
+    fn stopped(&self, again: Again) -> Stop {
+        Stop::WaitsFor(match again {
+            Again::Changed => WaitsFor::Nothing,
+            Again::NotWriting => WaitsFor::Beginning,
+            Again::Room { bytes, room } => WaitsFor::Room { bytes, room },
+            Again::NoMoreLsns => {
+                let message = "the log has used up its 2^62 positions: begin a new store";
+                let error = Error::new(ErrorKind::StorageFull, message).at(self.log.dir());
+                return Stop::Failed(error);
+            }
+        })
+    }
+}
