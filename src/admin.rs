@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall};
@@ -15,7 +16,6 @@ use crate::log::open::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::sealed::listed::ListedFile;
-use crate::shared::Shared;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, WallMillis};
 use crate::{Error, Key, Result, limits};

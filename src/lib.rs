@@ -71,7 +71,7 @@
 // In reading order, from what a user sees down to the bytes.
 mod store; // the public face
 mod builder; // how a store is opened
-mod shared; // what its handles share
+mod backend; // what answers its calls
 mod claim; // what a claim is answered with
 mod operation; // what is claimed, and how
 pub mod admin; // the operator's view

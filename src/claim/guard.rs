@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Attempt, reserve};
+use crate::backend::Shared;
 use crate::engine::{Claimed, Outcome as EncodedOutcome, Writing};
 use crate::operation::{Settings, cut_label, encode_meta};
 use crate::protocol::{Answer, Call};
-use crate::shared::Shared;
 use crate::sync::{self, AtomicBool, Ordering};
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Attempt, ClaimGuard, granting};
+use crate::backend::Shared;
 use crate::engine::Writing;
 use crate::operation::Settings;
 use crate::protocol::{Answer, Call};
-use crate::shared::Shared;
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 

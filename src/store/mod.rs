@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verification};
+use crate::backend::Shared;
 use crate::claim::seen::{
     broken, expired, in_progress, recorded, seen_attempt, shown_state, state_of,
 };
@@ -22,7 +23,6 @@ use crate::log::Due;
 use crate::log::open::gate::Inside;
 use crate::operation::encode_meta;
 use crate::protocol::{Answer, Call, Wants};
-use crate::shared::Shared;
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 

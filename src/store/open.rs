@@ -5,12 +5,12 @@
 use std::path::Path;
 
 use super::Store;
+use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::engine::{Engine, Opening};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
-use crate::shared::Shared;
 use crate::{Error, Result};
 
 impl Store {
