@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+#[cfg(feature = "backend")]
+use crate::ErrorKind;
 use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall};
-use crate::engine::{Alive, CompactionDone, Inspector, Walk};
+use crate::engine::{Alive, CompactionDone, Engine, Inspector, Walk};
 use crate::log::open::directory;
 use crate::log::open::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
@@ -167,6 +169,7 @@ impl Iter {
 
     fn look(
         &self,
+        engine: &Engine,
         inside: &Inside<'_>,
         key: Key<'static>,
         hash: KeyHash,
@@ -174,7 +177,7 @@ impl Iter {
         if self.prefix.as_ref().is_some_and(|prefix| !key.starts_with(prefix)) {
             return Ok(None);
         }
-        let Some(seen) = self.shared.look_from(inside, &key, hash)? else { return Ok(None) };
+        let Some(seen) = engine.look_from(inside, &key, hash)? else { return Ok(None) };
         // What is only remembered has no key any more once its record is gone; so it is never shown.
         if is_expired(&seen.state, seen.now) {
             return Ok(None);
@@ -196,8 +199,9 @@ impl Iterator for Iter {
             return None;
         }
         let shared = Arc::clone(&self.shared);
-        let inside = match shared.enter() {
-            Ok(inside) => inside,
+        let entered = shared.embedded().and_then(|engine| Ok((engine, engine.enter()?)));
+        let (engine, inside) = match entered {
+            Ok(entered) => entered,
             Err(e) => {
                 // The files that the walk reads may be another opening's now.
                 (self.is_over, self.walk) = (true, None);
@@ -206,7 +210,7 @@ impl Iterator for Iter {
         };
         let begun = match self.walk.take() {
             Some(walk) => Ok(walk),
-            None => shared.settle_absence().and_then(|()| shared.begin_walk(&inside)),
+            None => engine.settle_absence().and_then(|()| engine.begin_walk(&inside)),
         };
         let mut walk = match begun {
             Ok(walk) => walk,
@@ -215,7 +219,7 @@ impl Iterator for Iter {
                 return Some(Err(e));
             }
         };
-        let next = self.next_in(&mut walk, &inside);
+        let next = self.next_in(engine, &mut walk, &inside);
         self.walk = Some(walk);
         next
     }
@@ -224,12 +228,13 @@ impl Iterator for Iter {
 impl Iter {
     fn next_in(
         &mut self,
+        engine: &Engine,
         walk: &mut Walk,
         inside: &Inside<'_>,
     ) -> Option<<Self as Iterator>::Item> {
         loop {
-            let met = match self.shared.next_of_walk(inside, walk) {
-                Ok(Some((key, hash))) => self.look(inside, key, hash),
+            let met = match engine.next_of_walk(inside, walk) {
+                Ok(Some((key, hash))) => self.look(engine, inside, key, hash),
                 Ok(None) => {
                     self.is_over = true;
                     return None;
@@ -298,22 +303,28 @@ pub enum Health {
     Closed,
     /// This process is a fork of the one that opened it.
     Forked,
+    /// The store is answered by another backend, which refuses claims for this reason.
+    #[cfg(feature = "backend")]
+    Refused {
+        /// Why, and what helps.
+        cause: String,
+    },
 }
 
 impl Health {
     /// By a claim that reserves so many bytes.
-    pub(crate) fn of(shared: &Shared, reserve_bytes: u32) -> Self {
+    pub(crate) fn of(engine: &Engine, reserve_bytes: u32) -> Self {
         // First: a lock that another thread of the parent held at the fork is never let go of here.
-        if shared.is_foreign() {
+        if engine.is_foreign() {
             return Health::Forked;
         }
-        if shared.is_closing() {
+        if engine.is_closing() {
             return Health::Closed;
         }
-        match shared.log.poison_cause() {
+        match engine.log.poison_cause() {
             Some(cause) => Health::Poisoned { cause: cause.to_string() },
-            None if shared.log.has_unsettled_tail() => Health::WaitsForRoom,
-            None => match Health::room(shared, reserve_bytes) {
+            None if engine.log.has_unsettled_tail() => Health::WaitsForRoom,
+            None => match Health::room(engine, reserve_bytes) {
                 Some((since, cause)) => {
                     Health::Full { since: shown(since), cause: cause.to_string() }
                 }
@@ -322,10 +333,39 @@ impl Health {
         }
     }
 
+    /// By what another backend says of a claim now.
+    #[cfg(feature = "backend")]
+    pub(crate) fn of_backend(refused: Option<&Error>) -> Self {
+        let Some(error) = refused else { return Health::Writable };
+        match error.kind() {
+            ErrorKind::Closed => Health::Closed,
+            ErrorKind::Forked => Health::Forked,
+            ErrorKind::Poisoned => Health::Poisoned { cause: error.to_string() },
+            _ => Health::Refused { cause: error.to_string() },
+        }
+    }
+
+    /// What a claim would be told now.
+    #[cfg(feature = "backend")]
+    pub(crate) fn as_result(&self, engine: &Engine) -> Result<()> {
+        let full =
+            |cause: &str| Err(Error::new(ErrorKind::StorageFull, cause).at(engine.log.dir()));
+        match self {
+            Health::Writable => Ok(()),
+            Health::Poisoned { .. } => Err(engine.log.poisoned()),
+            Health::Closed => Err(engine.log.closed()),
+            Health::Forked => engine.enter().map(|_inside| ()),
+            Health::WaitsForRoom => {
+                full("what the last opening found unsynced waits for room: free some")
+            }
+            Health::Full { cause, .. } | Health::Refused { cause } => full(cause),
+        }
+    }
+
     /// Since when an ordinary claim has no room, and why, if so.
-    fn room(shared: &Shared, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
-        let reserve = reserve(shared, reserve_bytes, limits::ORDINARY_KEY_BYTES);
-        shared.log.is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
+    fn room(engine: &Engine, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
+        let reserve = reserve(engine.result_bytes_max, reserve_bytes, limits::ORDINARY_KEY_BYTES);
+        engine.log.is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
     }
 
     /// Returns whether the store takes writes.
@@ -358,7 +398,7 @@ impl Health {
 /// assert_eq!((after.keys - before.keys, after.syncs - before.syncs), (100, 1));
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 #[non_exhaustive]
 pub struct Stats {
     /// Known keys, expired ones included. A key may count twice if it changed since it was sealed, or if it was forgotten and
@@ -415,24 +455,24 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn of(shared: &Shared) -> Self {
+    pub(crate) fn of(engine: &Engine) -> Self {
         // In a fork a lock may be held for ever; counts are the parent's anyway.
-        let (keys, in_flight) = if shared.is_foreign() { (0, 0) } else { shared.counts() };
-        let listed = if shared.is_foreign() { Vec::new() } else { shared.log.listed() };
-        let is_ours = !shared.is_foreign();
-        let index = is_ours.then(|| shared.tables());
+        let (keys, in_flight) = if engine.is_foreign() { (0, 0) } else { engine.counts() };
+        let listed = if engine.is_foreign() { Vec::new() } else { engine.log.listed() };
+        let is_ours = !engine.is_foreign();
+        let index = is_ours.then(|| engine.tables());
         let (tables, expired) = index
             .as_ref()
             .map(|index| (index.list.clone(), index.expired.clone()))
             .unwrap_or_default();
         let covered = index.as_ref().map(|index| index.covered);
-        let since_checkpoint = covered.map_or(0, |covered| shared.log.bytes_since(covered));
-        let keys_in_memory = if is_ours { shared.keys_in_memory() } else { 0 };
-        let oldest = if is_ours { shared.oldest_claim() } else { None };
+        let since_checkpoint = covered.map_or(0, |covered| engine.log.bytes_since(covered));
+        let keys_in_memory = if is_ours { engine.keys_in_memory() } else { 0 };
+        let oldest = if is_ours { engine.oldest_claim() } else { None };
         let (disk_bytes, disk_bytes_max) =
-            if is_ours { shared.log.budget() } else { (0, u64::MAX) };
-        let checkpoint = if is_ours { shared.last_checkpoint() } else { None };
-        let report = &shared.report;
+            if is_ours { engine.log.budget() } else { (0, u64::MAX) };
+        let checkpoint = if is_ours { engine.last_checkpoint() } else { None };
+        let report = &engine.report;
         Stats {
             keys,
             in_flight,
@@ -445,22 +485,22 @@ impl Stats {
                 .map(|sample| Estimate::from_sample(sample.alive, sample.log_bytes)),
             disk_bytes,
             disk_bytes_max,
-            bytes_moved: shared.moved.load(Ordering::Relaxed),
-            bytes_reclaimed: shared.reclaimed.load(Ordering::Relaxed),
+            bytes_moved: engine.moved.load(Ordering::Relaxed),
+            bytes_reclaimed: engine.reclaimed.load(Ordering::Relaxed),
             expired_files: expired.len() as u64,
             expired_keys: expired.iter().map(|file| file.listed.entries).sum(),
             tables: tables.len() as u64,
             index_bytes: tables.iter().map(|table| table.listed.bytes()).sum(),
             keys_in_memory,
-            background_error: if is_ours { shared.trouble() } else { None },
-            tables_mended: shared.mended.load(Ordering::Relaxed),
+            background_error: if is_ours { engine.trouble() } else { None },
+            tables_mended: engine.mended.load(Ordering::Relaxed),
             log_bytes: listed.iter().map(|segment| segment.end.since(segment.base)).sum(),
-            syncs: shared.log.syncs.load(Ordering::Relaxed),
+            syncs: engine.log.syncs.load(Ordering::Relaxed),
             sync_time: std::time::Duration::from_nanos(
-                shared.log.sync_nanos.load(Ordering::Relaxed),
+                engine.log.sync_nanos.load(Ordering::Relaxed),
             ),
-            records: if is_ours { shared.log.records() } else { 0 },
-            bytes_written: shared.log.bytes_written.load(Ordering::Relaxed),
+            records: if is_ours { engine.log.records() } else { 0 },
+            bytes_written: engine.log.bytes_written.load(Ordering::Relaxed),
             opening: Opening {
                 was_clean: report.was_clean,
                 records_read: report.records,
@@ -506,10 +546,10 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    pub(crate) fn of(shared: &Shared) -> Result<Self> {
-        let _inside = shared.enter()?;
-        let log_bytes = shared.log.bytes_since(Lsn::ZERO);
-        Ok(Estimate::from_sample(shared.estimate()?, log_bytes))
+    pub(crate) fn of(engine: &Engine) -> Result<Self> {
+        let _inside = engine.enter()?;
+        let log_bytes = engine.log.bytes_since(Lsn::ZERO);
+        Ok(Estimate::from_sample(engine.estimate()?, log_bytes))
     }
 
     fn from_sample(alive: Alive, log_bytes: u64) -> Self {
@@ -664,7 +704,7 @@ impl Inspector for Gathering<'_> {
 /// assert!(opening.records_resynced == 0 && opening.cut.is_none());
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 #[non_exhaustive]
 pub struct Opening {
     /// The last owner closed the store.

@@ -52,8 +52,11 @@
 //!   is finished and no longer maintained (RUSTSEC-2025-0141), and `cargo deny` reports that: switch the feature off, or
 //!   allow the advisory. Nothing else in a store is encoded with bincode.
 //! - `testing`: `testing::Sim`, a store in memory with a manual clock, power loss and failing disks.
+//! - `backend`, unstable: `backend::Backend`, to answer a store's calls from elsewhere, and to hand them on.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// What `backend` shows is there without it, too.
+#![cfg_attr(not(feature = "backend"), allow(unreachable_pub))]
 #![cfg_attr(
     test,
     allow(
@@ -71,7 +74,10 @@
 // In reading order, from what a user sees down to the bytes.
 mod store; // the public face
 mod builder; // how a store is opened
-mod backend; // what answers its calls
+#[cfg(feature = "backend")]
+pub mod backend; // what answers its calls
+#[cfg(not(feature = "backend"))]
+mod backend;
 mod claim; // what a claim is answered with
 mod operation; // what is claimed, and how
 pub mod admin; // the operator's view

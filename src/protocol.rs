@@ -11,36 +11,36 @@ use crate::types::{StoreMillis, Token};
 
 /// What the newest record says of a key, except its result.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct KeyState {
-    pub(crate) phase: Phase,
-    pub(crate) token: Token,
+pub struct KeyState {
+    pub phase: Phase,
+    pub token: Token,
     /// Token of the key's first claim since it was absent.
-    pub(crate) life: Token,
+    pub life: Token,
     /// Token of the oldest attempt whose fate is open, except the current one.
-    pub(crate) open_fate: Option<Token>,
-    pub(crate) attempt: u32,
+    pub open_fate: Option<Token>,
+    pub attempt: u32,
     /// Attempts up to this one no longer count for `attempts_max`: the key was resolved for a retry.
-    pub(crate) forgiven: u32,
+    pub forgiven: u32,
     /// When the attempt was claimed.
-    pub(crate) since: StoreMillis,
+    pub since: StoreMillis,
     /// When the record was made: of an ending, when the attempt ended.
-    pub(crate) time: StoreMillis,
-    pub(crate) expires_at: Option<StoreMillis>,
+    pub time: StoreMillis,
+    pub expires_at: Option<StoreMillis>,
     /// When the key's memory passes, see [`Body`].
-    pub(crate) memory_until: Option<StoreMillis>,
-    pub(crate) remembers: bool,
+    pub memory_until: Option<StoreMillis>,
+    pub remembers: bool,
     /// Wall time minus store time, in milliseconds; only to show times.
-    pub(crate) wall_offset: i64,
-    pub(crate) fingerprint: Option<Fingerprint>,
+    pub wall_offset: i64,
+    pub fingerprint: Option<Fingerprint>,
     /// The attempt asked that its interruption be held.
-    pub(crate) hold: bool,
-    pub(crate) owner: Option<Arc<str>>,
-    pub(crate) reason: Option<Arc<str>>,
+    pub hold: bool,
+    pub owner: Option<Arc<str>>,
+    pub reason: Option<Arc<str>>,
 }
 
 /// What a record leaves its key in. A claim whose process is gone reads `Claimed` and is interrupted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Phase {
+pub enum Phase {
     Claimed,
     Interrupted,
     Held,
@@ -51,7 +51,7 @@ pub(crate) enum Phase {
 
 /// What memory adds to a record: who is on the key right now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) enum Presence {
+pub enum Presence {
     #[default]
     Nobody,
     /// An owner of this process holds the claim, and its lease has not lapsed unnoticed.
@@ -62,7 +62,7 @@ pub(crate) enum Presence {
 
 /// One call, as far as the rules care.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Call {
+pub enum Call {
     Claim(Wants),
     Mark(Option<Fingerprint>),
     /// The words of whoever was asked, naming the attempt they saw.
@@ -103,12 +103,12 @@ impl Call {
 
 /// What a claimant asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Wants {
-    pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) on_interrupted: Option<OnInterrupted>,
-    pub(crate) attempts_max: Option<u32>,
+pub struct Wants {
+    pub fingerprint: Option<Fingerprint>,
+    pub on_interrupted: Option<OnInterrupted>,
+    pub attempts_max: Option<u32>,
     /// The claimant can find out what became of an attempt, so it is asked where it would be refused.
-    pub(crate) reconciles: bool,
+    pub reconciles: bool,
 }
 
 /// What a call answers, and what becomes of the key.
@@ -120,7 +120,7 @@ pub(crate) struct Decision {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Answer {
+pub enum Answer {
     Granted,
     /// Told of the interruption; the key waits in memory for a word.
     Asked,

@@ -110,7 +110,7 @@ impl fmt::Display for Token {
 
 /// Store time in milliseconds: what leases and expiry run on. Never runs backwards. See `clock`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub(crate) struct StoreMillis(pub(crate) u64);
+pub struct StoreMillis(pub u64);
 
 impl StoreMillis {
     /// Limited to what a `u64` holds: a retention or a lease may be as long as a caller says. Neither comes to its end then,

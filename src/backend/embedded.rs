@@ -1,4 +1,4 @@
-//! What the handles of one open store share: the engine, and the threads that work for it.
+//! The engine in this process, and the threads that work for it.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -7,15 +7,15 @@ use crate::engine::{Engine, Left, Threads};
 use crate::sync::{self, Mutex};
 use crate::{Error, Result};
 
-/// An engine, and the threads that work for it. Dropped with the last handle or guard: that closes the store.
-pub(crate) struct Shared {
+/// An engine, and the threads that work for it. Dropping it closes the store.
+pub(crate) struct Embedded {
     engine: Arc<Engine>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Shared {
+impl Embedded {
     pub(crate) fn new(engine: Engine) -> Self {
-        Shared { engine: Arc::new(engine), threads: Mutex::new(Vec::new()) }
+        Embedded { engine: Arc::new(engine), threads: Mutex::new(Vec::new()) }
     }
 
     /// Starts the background threads: one for the log, whose work is short and can't wait, and one for the index.
@@ -40,7 +40,7 @@ impl Shared {
     }
 }
 
-impl Threads for Shared {
+impl Threads for Embedded {
     fn join(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads.into_iter().filter(|thread| !sync::is_current(thread)) {
@@ -54,7 +54,7 @@ impl Threads for Shared {
     }
 }
 
-impl std::ops::Deref for Shared {
+impl std::ops::Deref for Embedded {
     type Target = Engine;
 
     fn deref(&self) -> &Engine {
@@ -62,7 +62,7 @@ impl std::ops::Deref for Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for Embedded {
     fn drop(&mut self) {
         if self.engine.is_foreign() {
             // The threads are the parent's. Descriptors know by themselves that they are, too.

@@ -1,5 +1,82 @@
-//! What answers the calls on a store's keys.
+//! What answers the calls on a store's keys: the engine embedded in this process, or anything else that answers the same.
+//!
+//! **Unstable**: behind the feature `backend`, for those who build on other storage or in front of another process. It may
+//! change in any release.
+//!
+//! A [`Request`] is one call on one key as plain owned data, and a [`Reply`] all that there is to say to it, so both may go to
+//! another thread, or to another process. [`Backend::send`] returns at once; what it returns is waited for apart.
+//! [`Store::with_backend`](crate::Store::with_backend) makes a store of a backend, and every [`Store`](crate::Store) is one:
+//!
+//! ```
+//! use std::sync::mpsc;
+//! use onlyonce::backend::{Backend, Reply, Request, Sent};
+//! use onlyonce::{Claim, Key, Policy, Result, Store, testing::Sim};
+//! # use std::time::Duration;
+//!
+//! /// A store that another thread answers for.
+//! struct Elsewhere {
+//!     calls: mpsc::Sender<(Request, mpsc::Sender<Result<Reply>>)>,
+//! #   store: Store,
+//! }
+//!
+//! struct Answer(mpsc::Receiver<Result<Reply>>);
+//!
+//! impl Sent for Answer {
+//!     fn wait(self: Box<Self>) -> Result<Reply> {
+//!         self.0.recv().unwrap()
+//!     }
+//! }
+//!
+//! impl Backend for Elsewhere {
+//!     fn send(&self, request: Request) -> Box<dyn Sent> {
+//!         let (tell, told) = mpsc::channel();
+//!         self.calls.send((request, tell)).unwrap();
+//!         Box::new(Answer(told))
+//!     }
+//!     // and the calls that are about no key
+//! #   fn result_bytes_max(&self) -> u32 { self.store.result_bytes_max() }
+//! #   fn check(&self) -> Result<()> { self.store.check() }
+//! #   fn sync(&self) -> Result<()> { Backend::sync(&self.store) }
+//! #   fn drain(&self) { self.store.drain() }
+//! #   fn close(&self, deadline: Duration) -> Result<Vec<onlyonce::backend::InFlight>> { Backend::close(&self.store, deadline) }
+//! }
+//!
+//! let store = Sim::new(1).open()?;
+//! let (calls, called) = mpsc::channel::<(Request, mpsc::Sender<Result<Reply>>)>();
+//! # let elsewhere = Elsewhere { calls, store: store.clone() };
+//! # /*
+//! let elsewhere = Elsewhere { calls };
+//! # */
+//! std::thread::spawn(move || {
+//!     for (request, tell) in called {
+//!         let _ = tell.send(store.send(request).wait());
+//!     }
+//! });
+//! let store = Store::with_backend(elsewhere, Policy::new());
+//! let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+//! claim.complete("v")?;
+//! assert!(matches!(store.claim("k")?, Claim::Completed(_)));
+//! # onlyonce::Result::<()>::Ok(())
+//! ```
 
+#[cfg(feature = "backend")]
+mod contract;
 mod embedded;
+#[cfg(feature = "backend")]
+mod sent;
+mod shared;
 
-pub(crate) use embedded::Shared;
+#[cfg(feature = "backend")]
+pub use crate::engine::{Claimed, Stored};
+#[cfg(feature = "backend")]
+pub use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants};
+#[cfg(feature = "backend")]
+pub use crate::types::StoreMillis;
+#[cfg(feature = "backend")]
+pub use contract::{Ask, Backend, KeyView, Reply, Request, Sent, Terms};
+pub use shared::InFlight;
+
+pub(crate) use embedded::Embedded;
+#[cfg(feature = "backend")]
+pub(crate) use sent::send;
+pub(crate) use shared::Shared;

@@ -160,7 +160,7 @@ impl ClaimGuard {
     /// As [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
         self.is_past_its_effect();
-        let parts = match outcome.into_parts(self.0.shared.result_bytes_max) {
+        let parts = match outcome.into_parts(self.0.shared.result_bytes_max()) {
             Ok(parts) => parts,
             Err(e) => return Err(e.giving_back(self)),
         };
@@ -447,7 +447,11 @@ impl ClaimHandle {
         let settings = &inner.settings;
         let writing = Writing {
             level: Some(settings.claim_durability),
-            reserve: reserve(&inner.shared, settings.reserve_bytes, inner.key.bytes().len()),
+            reserve: reserve(
+                inner.shared.result_bytes_max(),
+                settings.reserve_bytes,
+                inner.key.bytes().len(),
+            ),
             lease_ms: Some(lease_ms),
             ..Writing::default()
         };

@@ -145,7 +145,8 @@ impl Interrupted {
 
     fn decide(&self, call: Call) -> Result<ClaimGuard> {
         let key = self.attempt.key();
-        let writing = granting(&self.shared, &self.settings, key, self.fingerprint);
+        let writing =
+            granting(self.shared.result_bytes_max(), &self.settings, key, self.fingerprint);
         let applied = self.shared.apply(key, self.hash, call, &writing)?;
         match (applied.answer, applied.claimed) {
             (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
@@ -170,7 +171,7 @@ impl Interrupted {
 
 impl Drop for Interrupted {
     fn drop(&mut self) {
-        self.shared.unask(self.hash, self.question);
+        self.shared.unask(self.attempt.key(), self.hash, self.question);
     }
 }
 

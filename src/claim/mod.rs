@@ -19,7 +19,7 @@ pub use seen::State;
 
 use std::fmt;
 
-use crate::engine::{Engine, Writing};
+use crate::engine::Writing;
 use crate::operation::Settings;
 use crate::{Key, Outcome};
 
@@ -293,14 +293,14 @@ pub enum Resolution {
 
 /// What a grant's record says, and the room it keeps for its ending.
 pub(crate) fn granting<'a>(
-    engine: &Engine,
+    result_bytes_max: u32,
     settings: &'a Settings,
     key: &Key<'_>,
     fingerprint: Option<crate::Fingerprint>,
 ) -> Writing<'a> {
     Writing {
         level: Some(settings.claim_durability),
-        reserve: reserve(engine, settings.reserve_bytes, key.bytes().len()),
+        reserve: reserve(result_bytes_max, settings.reserve_bytes, key.bytes().len()),
         lease_ms: settings.lease_ms,
         fingerprint,
         hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
@@ -310,9 +310,9 @@ pub(crate) fn granting<'a>(
 }
 
 /// The ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
-pub(crate) fn reserve(engine: &Engine, reserve_bytes: u32, key_bytes: usize) -> u64 {
+pub(crate) fn reserve(result_bytes_max: u32, reserve_bytes: u32, key_bytes: usize) -> u64 {
     let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
-    let content = u64::from(reserve_bytes.min(engine.result_bytes_max)).max(labels);
+    let content = u64::from(reserve_bytes.min(result_bytes_max)).max(labels);
     content.saturating_add(key_bytes as u64).saturating_add(256)
 }
 
@@ -353,7 +353,7 @@ mod tests {
                 ..Body::default()
             };
             for reserve_bytes in [0, 1, 4096] {
-                let room = reserve(store.engine(), reserve_bytes, key.bytes().len());
+                let room = reserve(store.result_bytes_max(), reserve_bytes, key.bytes().len());
                 for ending in [Ending::Completed, Ending::Failed, Ending::Held] {
                     let len = Draft::end(ending, &longest).len();
                     assert!(len <= room, "{ending:?} of {len} bytes, {room} kept");

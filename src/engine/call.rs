@@ -46,11 +46,15 @@ pub(crate) struct Outcome<'a> {
 
 /// A recorded outcome, read back.
 #[derive(Clone, Debug)]
-pub(crate) struct Stored {
-    pub(crate) codec: u16,
-    pub(crate) version: u32,
-    pub(crate) meta: Vec<u8>,
-    pub(crate) bytes: Vec<u8>,
+pub struct Stored {
+    /// How the bytes are encoded, as docs/format.md numbers it.
+    pub codec: u16,
+    /// The version of the type, for codecs that have one.
+    pub version: u32,
+    /// Names and values that go with it, encoded.
+    pub meta: Vec<u8>,
+    /// The value.
+    pub bytes: Vec<u8>,
 }
 
 /// How a call went.
@@ -66,10 +70,12 @@ pub(crate) struct Applied {
 }
 
 /// An attempt that begins.
-#[derive(Clone, Copy)]
-pub(crate) struct Claimed {
-    pub(crate) token: Token,
-    pub(crate) attempt: u32,
+#[derive(Clone, Copy, Debug)]
+pub struct Claimed {
+    /// Its fencing token.
+    pub token: Token,
+    /// Its number in the life of the key.
+    pub attempt: u32,
 }
 
 /// What was found of a key.
@@ -86,6 +92,17 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    /// A key as another backend found it.
+    #[cfg(feature = "backend")]
+    pub(crate) fn elsewhere(
+        state: KeyState,
+        presence: Presence,
+        lease_until: Option<StoreMillis>,
+        outcome: Option<Stored>,
+    ) -> Self {
+        Found { state: Some(state), presence, lease_until, outcome, ..Found::default() }
+    }
+
     /// Its record, if only another record ends it.
     fn endless(&self) -> Option<Lsn> {
         let state = self.state.as_ref()?;
@@ -112,6 +129,15 @@ pub(crate) struct Done {
 }
 
 impl Done {
+    #[cfg(feature = "backend")]
+    pub(crate) fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    pub(crate) fn into_applied(self) -> Applied {
+        self.applied
+    }
+
     /// The record that the answer is derived from.
     fn prior(&self) -> Option<Place> {
         self.applied.found.as_ref().and_then(|found| found.place)
@@ -178,7 +204,7 @@ impl Engine {
     }
 
     /// The answer of what was placed at `level`, once it can't be taken back.
-    pub(super) fn settled(
+    pub(crate) fn settled(
         &self,
         key: &Key<'_>,
         hash: KeyHash,
@@ -270,7 +296,7 @@ impl Engine {
     }
 
     /// Whether a call of that kind may begin.
-    pub(super) fn begins(&self, call: Call) -> Result<()> {
+    pub(crate) fn begins(&self, call: Call) -> Result<()> {
         if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.log.gate().is_draining() {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));

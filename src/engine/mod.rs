@@ -17,9 +17,14 @@ mod rebuild;
 mod verify;
 mod view;
 
-pub(crate) use call::{Applied, Batch, Claimed, Outcome, Stored, Writing};
+pub(crate) use call::{Applied, Batch, Outcome, Writing};
+pub use call::{Claimed, Stored};
+#[cfg(feature = "backend")]
+pub(crate) use call::{Done, Found};
 pub(crate) use close::{Left, Threads};
 pub(crate) use compact::{Alive, Done as CompactionDone};
+#[cfg(feature = "backend")]
+pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk};
 

@@ -80,6 +80,16 @@ impl<A: Asks> Placing<A> {
         Placing { asks, hash, waits_for: WaitsFor::Nothing, pass: None }
     }
 
+    #[cfg(feature = "backend")]
+    pub(crate) fn asks(&self) -> &A {
+        &self.asks
+    }
+
+    #[cfg(feature = "backend")]
+    pub(crate) fn into_asks(self) -> A {
+        self.asks
+    }
+
     /// The room that it waits for, if it does, once: it is tried anew then.
     pub(super) fn take_room(&mut self) -> Option<(u64, Room)> {
         let WaitsFor::Room { bytes, room } = self.waits_for else { return None };

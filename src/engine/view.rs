@@ -27,6 +27,22 @@ pub(crate) struct Seen {
     place: Place,
 }
 
+impl Seen {
+    /// A key as another backend shows it.
+    #[cfg(feature = "backend")]
+    pub(crate) fn elsewhere(
+        state: KeyState,
+        presence: Presence,
+        lease_until: Option<StoreMillis>,
+        outcome: Option<Stored>,
+        now: StoreMillis,
+    ) -> Self {
+        // What is shown there is durable there.
+        let place = Place::new(Lsn::ZERO, Durability::Lazy);
+        Seen { state, presence, lease_until, outcome, now, place }
+    }
+}
+
 impl Engine {
     /// What is known of a key, without changing anything.
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {

@@ -4,6 +4,8 @@
 //! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
 
 mod open;
+#[cfg(feature = "backend")]
+mod served;
 pub(crate) mod run;
 
 use std::fmt;
@@ -12,16 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verification};
-use crate::backend::Shared;
+#[cfg(feature = "backend")]
+use crate::backend::{Backend, Request, Sent};
+use crate::backend::{InFlight, Shared};
 use crate::claim::seen::{
     broken, expired, in_progress, recorded, seen_attempt, shown_state, state_of,
 };
 use crate::claim::{Attempt, Claim, ClaimGuard, Interrupted, Mark, Resolution, State, granting};
-use crate::engine::{Batch, Outcome as EncodedOutcome, Writing};
+use crate::engine::{Applied, Batch, Engine, Outcome as EncodedOutcome, Writing};
 use crate::limits;
 use crate::log::Due;
-use crate::log::open::gate::Inside;
-use crate::operation::encode_meta;
+use crate::operation::{Settings, encode_meta};
 use crate::protocol::{Answer, Call, Wants};
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
@@ -113,7 +116,7 @@ impl Store {
             reconciles,
         };
         let hash = self.shared.hash(key);
-        let writing = granting(&self.shared, &settings, key, fingerprint);
+        let writing = granting(self.shared.result_bytes_max(), &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
         if applied.answer == Answer::Granted {
             let claimed = applied.claimed.ok_or_else(broken)?;
@@ -167,13 +170,12 @@ impl Store {
     /// # Cost
     /// One write, and one sync at `Sync`; nothing for a key that was seen before.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
-        let mut batch = Batch::default();
         let op = op.into();
-        op.key().check()?;
-        let inside = self.shared.enter()?;
-        let mark = self.place_mark(&inside, &op, self.shared.hash(op.key()), &mut batch)?;
-        self.shared.settle_batch(&inside, &batch)?;
-        Ok(mark)
+        let key = op.key();
+        key.check()?;
+        let settings = op.policy().or(&self.policy).resolve()?;
+        let (call, writing) = marking(&op, &settings);
+        marked(key, self.shared.apply(key, self.shared.hash(key), call, &writing)?)
     }
 
     /// Marks many keys: one write and one sync for all of them, an answer for each, in their order.
@@ -207,32 +209,49 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Result<Vec<Result<Mark>>> {
-        let inside = self.shared.enter()?;
-        if self.shared.log.is_poisoned() {
-            return Err(self.shared.log.poisoned());
+        match &*self.shared {
+            Shared::Embedded(engine) => self.mark_embedded(engine, ops),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => Ok(self.mark_elsewhere(&**backend, ops)),
+        }
+    }
+
+    fn mark_embedded<'k, O: Into<Operation<'k>>>(
+        &self,
+        engine: &Engine,
+        ops: impl IntoIterator<Item = O>,
+    ) -> Result<Vec<Result<Mark>>> {
+        let inside = engine.enter()?;
+        if engine.log.is_poisoned() {
+            return Err(engine.log.poisoned());
         }
         let mut batch = Batch::default();
         let mut ops = ops.into_iter().map(|op| {
             let op = op.into();
-            let hash = op.key().check().map(|()| self.shared.hash(op.key()));
+            let hash = op.key().check().map(|()| engine.hash(op.key()));
             (op, hash)
         });
+        let mut place = |op: &Operation<'_>, hash: KeyHash| -> Result<Mark> {
+            let settings = op.policy().or(&self.policy).resolve()?;
+            let (call, writing) = marking(op, &settings);
+            let done = engine.place(&inside, op.key(), hash, call, &writing)?;
+            batch.add(&done, settings.durability);
+            marked(op.key(), done.into_applied())
+        };
         let mut marks = Vec::with_capacity(ops.size_hint().0);
         loop {
             let next: Vec<_> = ops.by_ref().take(limits::LOOK_AHEAD_KEYS).collect();
             if next.is_empty() {
                 break;
             }
-            if let Err(e) = self.shared.log.may_go_on() {
+            if let Err(e) = engine.log.may_go_on() {
                 marks.extend(next.into_iter().map(|_| Err(e.again())));
                 continue;
             }
             let hashes: Vec<_> =
                 next.iter().filter_map(|(_, hash)| hash.as_ref().ok().copied()).collect();
-            self.shared.look_ahead(&hashes);
-            let placed =
-                next.into_iter().map(|(op, hash)| self.place_mark(&inside, &op, hash?, &mut batch));
-            marks.extend(placed);
+            engine.look_ahead(&hashes);
+            marks.extend(next.into_iter().map(|(op, hash)| place(&op, hash?)));
         }
         // Closed or poisoned half-way: what was placed before is on its way, or nobody knows.
         let is_of_all = |e: &Error| {
@@ -242,40 +261,31 @@ impl Store {
         if first_is_refused {
             return marks.swap_remove(0).map(|_| Vec::new());
         }
-        self.shared.settle_batch(&inside, &batch)?;
+        engine.settle_batch(&inside, &batch)?;
         Ok(marks)
     }
 
-    fn place_mark(
+    /// All are sent before the first is waited for.
+    #[cfg(feature = "backend")]
+    fn mark_elsewhere<'k, O: Into<Operation<'k>>>(
         &self,
-        inside: &Inside<'_>,
-        op: &Operation<'_>,
-        hash: KeyHash,
-        batch: &mut Batch,
-    ) -> Result<Mark> {
-        let key = op.key();
-        let settings = op.policy().or(&self.policy).resolve()?;
-        let writing = Writing {
-            level: Some(settings.durability),
-            retention_ms: settings.retention_ms,
-            remember_ms: settings.remember_ms,
-            fingerprint: op.fingerprint_given(),
-            owner: settings.owner.as_deref(),
-            ..Writing::default()
+        backend: &dyn Backend,
+        ops: impl IntoIterator<Item = O>,
+    ) -> Vec<Result<Mark>> {
+        let send = |op: O| -> Result<(Key<'static>, Box<dyn Sent>)> {
+            let op = op.into();
+            op.key().check()?;
+            let settings = op.policy().or(&self.policy).resolve()?;
+            let (call, writing) = marking(&op, &settings);
+            let request = Request::of(op.key(), call, &writing);
+            Ok((op.key().clone().into_owned(), backend.send(request)))
         };
-        let call = Call::Mark(op.fingerprint_given());
-        let done = self.shared.place(inside, key, hash, call, &writing)?;
-        batch.add(&done, settings.durability);
-        let applied = done.applied;
-        Ok(match applied.answer {
-            Answer::Granted => Mark::First,
-            Answer::Completed => Mark::Again,
-            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
-            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
-            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
-            Answer::Expired => Mark::Expired(expired(applied)?),
-            _ => return Err(broken()),
-        })
+        let sent: Vec<_> = ops.into_iter().map(send).collect();
+        let wait = |sent: Result<(Key<'static>, Box<dyn Sent>)>| {
+            let (key, sent) = sent?;
+            marked(&key, sent.wait()?.into_applied())
+        };
+        sent.into_iter().map(wait).collect()
     }
 
     /// Returns the state of a key; `None` if it is absent: never claimed, forgotten, or past its retention.
@@ -344,7 +354,7 @@ impl Store {
                 self.shared.apply(key, hash, Call::ResolveRetry(seen), &writing)?
             }
             Resolution::Record(outcome) => {
-                let parts = outcome.into_parts(self.shared.result_bytes_max)?;
+                let parts = outcome.into_parts(self.shared.result_bytes_max())?;
                 let (codec, version) = (parts.codec, parts.version);
                 let meta = encode_meta(&parts.meta);
                 let writing = Writing {
@@ -470,11 +480,7 @@ impl Store {
     /// # Errors
     /// `Indeterminate` if the sync failed; `Poisoned`, `Closed`, `Forked`.
     pub fn sync(&self) -> Result<()> {
-        let _inside = self.shared.enter()?;
-        if self.shared.log.is_poisoned() {
-            return Err(self.shared.log.poisoned());
-        }
-        self.shared.log.sync()
+        self.shared.sync()
     }
 
     /// Refuses new claims from now on; claims in flight continue. See [`close`](Self::close).
@@ -522,13 +528,9 @@ impl Store {
     /// syncs and a rename; and what it reclaims of two segments at most, until the deadline or for 200 ms. A thread that
     /// writes this. A store that wrote nothing writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
-        if self.shared.is_foreign() {
-            return self.shared.enter().map(|_inside| Vec::new());
-        }
-        let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        let now = self.shared.log.now();
-        let left = self.shared.close(Some(millis))?;
-        Ok(left.into_iter().map(|(key, state)| Attempt::new(&key, state, None, now)).collect())
+        let left = self.shared.close(deadline)?;
+        let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now);
+        Ok(left.into_iter().map(attempt).collect())
     }
 
     /// Says whether the store takes writes, and if not, why.
@@ -546,7 +548,11 @@ impl Store {
     /// A look at a few flags. The disk is not read.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::of(&self.shared, self.policy.reserved())
+        match &*self.shared {
+            Shared::Embedded(engine) => Health::of(engine, self.policy.reserved()),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => Health::of_backend(backend.check().err().as_ref()),
+        }
     }
 
     /// Returns counts, and what the last open found.
@@ -568,7 +574,11 @@ impl Store {
     /// ahead or a manifest is exchanged.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::of(&self.shared)
+        match &*self.shared {
+            Shared::Embedded(engine) => Stats::of(engine),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => Stats::default(),
+        }
     }
 
     /// Estimates how much of the store is alive, and how many keys are in each state. It samples about a thousand keys, so it
@@ -591,7 +601,7 @@ impl Store {
     /// # Cost
     /// Some hundred random reads.
     pub fn estimate(&self) -> Result<Estimate> {
-        Estimate::of(&self.shared)
+        Estimate::of(self.shared.embedded()?)
     }
 
     /// Reads every file of the store and reports damage: in each record, in each bucket of the index, and where the index
@@ -642,7 +652,7 @@ impl Store {
         mut progress: impl FnMut(&Verification) -> ControlFlow<()>,
     ) -> Result<Verification> {
         let mut gathering = Gathering { found: Verification::default(), progress: &mut progress };
-        self.shared.verify(&mut gathering)?;
+        self.shared.embedded()?.verify(&mut gathering)?;
         Ok(gathering.found)
     }
 
@@ -673,7 +683,7 @@ impl Store {
     /// # Cost
     /// Reads the log and writes its live records.
     pub fn compact(&self, budget: u64) -> Result<Compaction> {
-        self.shared.compact(budget).map(Compaction::new)
+        self.shared.embedded()?.compact(budget).map(Compaction::new)
     }
 
     /// Makes the index again from the log. Damage that a lookup or an open notices is mended at once without this call. Use
@@ -699,14 +709,14 @@ impl Store {
     /// # Cost
     /// Reads the log up to the last checkpoint, writes 16 bytes a key, some of them several times.
     pub fn rebuild_index(&self) -> Result<()> {
-        self.shared.rebuild_index()
+        self.shared.embedded()?.rebuild_index()
     }
 
     /// Seals what memory holds and merges the index into one table, without moving the log. For this crate's own
     /// benches; may change at any time.
     #[doc(hidden)]
     pub fn merge_index(&self) -> Result<()> {
-        self.shared.merge_index()
+        self.shared.embedded()?.merge_index()
     }
 
     /// Does one piece of background work, if one is due, and returns the time until the next may be due.
@@ -730,7 +740,7 @@ impl Store {
     /// At most one piece of work: a write; a sync; a segment, of which each page is written; a checkpoint, which writes 16
     /// bytes for each key since the last one; or a piece of a merge or of compaction, some hundred KiB.
     pub fn step(&self) -> Result<Duration> {
-        self.shared.step().map(Due::wait)
+        self.shared.embedded()?.step().map(Due::wait)
     }
 
     pub(crate) fn new(shared: Shared, policy: Policy) -> Self {
@@ -743,17 +753,43 @@ impl Store {
 
     #[cfg(test)]
     pub(crate) fn engine(&self) -> &crate::engine::Engine {
-        &self.shared
+        self.shared.embedded().unwrap()
     }
 
     pub(crate) fn result_bytes_max(&self) -> u32 {
-        self.shared.result_bytes_max
+        self.shared.result_bytes_max()
     }
+}
+
+/// The call that marks a key, and what its record says.
+fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, Writing<'a>) {
+    let writing = Writing {
+        level: Some(settings.durability),
+        retention_ms: settings.retention_ms,
+        remember_ms: settings.remember_ms,
+        fingerprint: op.fingerprint_given(),
+        owner: settings.owner.as_deref(),
+        ..Writing::default()
+    };
+    (Call::Mark(op.fingerprint_given()), writing)
+}
+
+fn marked(key: &Key<'_>, applied: Applied) -> Result<Mark> {
+    Ok(match applied.answer {
+        Answer::Granted => Mark::First,
+        Answer::Completed => Mark::Again,
+        Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
+        Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
+        Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
+        Answer::Expired => Mark::Expired(expired(applied)?),
+        _ => return Err(broken()),
+    })
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("dir", &self.shared.dir()).finish_non_exhaustive()
+        let dir = self.shared.embedded().map(|engine| engine.dir()).ok();
+        f.debug_struct("Store").field("dir", &dir).finish_non_exhaustive()
     }
 }
 
@@ -775,18 +811,18 @@ mod tests {
             let stop = || {
                 let seen = is_stopping.swap(true, Ordering::SeqCst);
                 if !seen {
-                    store.shared.wake_background();
+                    store.engine().wake_background();
                 }
                 seen
             };
             let (tell, told) = channel();
             let has_stopped = std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    body(&store.shared, &stop);
+                    body(store.engine(), &stop);
                     tell.send(()).unwrap();
                 });
                 let has_stopped = told.recv_timeout(Duration::from_secs(10)).is_ok();
-                store.shared.wake_background();
+                store.engine().wake_background();
                 has_stopped
             });
             assert!(has_stopped, "it sleeps");
@@ -805,7 +841,7 @@ mod tests {
             assert!(store.forget(key(n)).unwrap());
         }
         let is_stopping = AtomicBool::new(false);
-        let engine = &**store.shared;
+        let engine = store.engine();
         std::thread::scope(|scope| {
             scope.spawn(|| engine.run_log(&|| is_stopping.load(Ordering::SeqCst)));
             let drive = |is_over: &dyn Fn() -> bool| {

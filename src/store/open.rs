@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::Store;
-use crate::backend::Shared;
+use crate::backend::{Embedded, Shared};
 use crate::builder::StoreBuilder;
 use crate::engine::{Engine, Opening};
 use crate::limits;
@@ -146,10 +146,10 @@ impl StoreBuilder {
         let result_bytes_max = self.result_bytes_max;
         let opening = Opening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
         let engine = Engine::open(&opening, manifest, lock)?;
-        let shared = Shared::new(engine);
+        let embedded = Embedded::new(engine);
         if !self.manual_maintenance {
-            shared.start_upkeep()?;
+            embedded.start_upkeep()?;
         }
-        Ok(Store::new(shared, self.policy))
+        Ok(Store::new(Shared::Embedded(embedded), self.policy))
     }
 }

@@ -1,0 +1,174 @@
+//! What the handles of one store share: the engine in this process, or another backend.
+//!
+//! Promises: an embedded store pays nothing for what others pay, neither a copy nor an indirect call.
+
+use std::time::Duration;
+
+use super::Embedded;
+#[cfg(feature = "backend")]
+use super::{Ask, Backend, Reply, Request};
+#[cfg(feature = "backend")]
+use crate::Error;
+use crate::Result;
+use crate::engine::{Applied, Seen, Writing};
+use crate::operation::Key;
+use crate::protocol::{Call, KeyState};
+use crate::types::{KeyHash, StoreMillis, Token};
+
+/// A claim that was in flight when the store closed.
+#[derive(Clone, Debug)]
+pub struct InFlight {
+    /// The key.
+    pub key: Key<'static>,
+    /// What is known of its attempt.
+    pub state: KeyState,
+    /// Store time at the close.
+    pub now: StoreMillis,
+}
+
+/// What the handles of one store share. Dropped with the last handle or guard: that closes the store.
+pub(crate) enum Shared {
+    /// Inline, so that a call on it costs no more than one on the engine.
+    Embedded(Embedded),
+    #[cfg(feature = "backend")]
+    Other(Box<dyn Backend>),
+}
+
+impl Shared {
+    /// The engine of this process, for what is about no key.
+    pub(crate) fn embedded(&self) -> Result<&Embedded> {
+        match self {
+            Shared::Embedded(embedded) => Ok(embedded),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => {
+                let message =
+                    "this store is answered by another backend, which this call has to be made on";
+                Err(Error::invalid(message))
+            }
+        }
+    }
+
+    pub(crate) fn result_bytes_max(&self) -> u32 {
+        match self {
+            Shared::Embedded(embedded) => embedded.result_bytes_max,
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => backend.result_bytes_max(),
+        }
+    }
+
+    /// The hash by which the engine finds a key; nothing to others.
+    pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
+        match self {
+            Shared::Embedded(embedded) => embedded.hash(key),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => KeyHash { high: 0, low: 0 },
+        }
+    }
+
+    /// Does one call on one key, and waits until its answer holds.
+    pub(crate) fn apply(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        call: Call,
+        writing: &Writing<'_>,
+    ) -> Result<Applied> {
+        match self {
+            Shared::Embedded(embedded) => embedded.apply(key, hash, call, writing),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let request = Request::of(key, call, writing);
+                backend.send(request).wait().map(Reply::into_applied)
+            }
+        }
+    }
+
+    /// What is known of a key.
+    pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
+        match self {
+            Shared::Embedded(embedded) => embedded.look(key, hash),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let request = Request { key: key.clone().into_owned(), ask: Ask::Look };
+                backend.send(request).wait().map(Reply::into_seen)
+            }
+        }
+    }
+
+    /// The owner of `token` goes without an ending. Waits for nothing.
+    pub(crate) fn let_go(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        token: Token,
+        abort: bool,
+        reason: &str,
+        writing: &Writing<'_>,
+    ) {
+        match self {
+            Shared::Embedded(embedded) => {
+                embedded.let_go(key, hash, token, abort, reason, writing);
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
+                let writing = Writing { reason: Some(reason), ..*writing };
+                drop(backend.send(Request::of(key, call, &writing)));
+            }
+        }
+    }
+
+    /// A question goes without an answer. Waits for nothing.
+    #[cfg_attr(not(feature = "backend"), expect(unused_variables))]
+    pub(crate) fn unask(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
+        match self {
+            Shared::Embedded(embedded) => embedded.unask(hash, question),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let ask = Ask::DropQuestion(question);
+                drop(backend.send(Request { key: key.clone().into_owned(), ask }));
+            }
+        }
+    }
+
+    /// See [`Store::close`](crate::Store::close).
+    pub(crate) fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
+        match self {
+            Shared::Embedded(embedded) => {
+                if embedded.is_foreign() {
+                    return embedded.enter().map(|_inside| Vec::new());
+                }
+                let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+                let now = embedded.log.now();
+                let left = embedded.close(Some(millis))?;
+                Ok(left.into_iter().map(|(key, state)| InFlight { key, state, now }).collect())
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => backend.close(deadline),
+        }
+    }
+
+    /// See [`Store::sync`](crate::Store::sync).
+    pub(crate) fn sync(&self) -> Result<()> {
+        match self {
+            Shared::Embedded(embedded) => {
+                let _inside = embedded.enter()?;
+                if embedded.log.is_poisoned() {
+                    return Err(embedded.log.poisoned());
+                }
+                embedded.log.sync()
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => backend.sync(),
+        }
+    }
+
+    /// See [`Store::drain`](crate::Store::drain).
+    pub(crate) fn drain(&self) {
+        match self {
+            Shared::Embedded(embedded) => embedded.drain(),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => backend.drain(),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A store on another backend, and a store as the backend of others.
+
+use std::time::Duration;
+
+use super::Store;
+use crate::admin::Health;
+use crate::backend::{Backend, InFlight, Request, Sent, Shared, send};
+use crate::{Policy, Result};
+
+impl Store {
+    /// Makes a store of whatever answers its calls, with `policy` for what an operation leaves unset.
+    ///
+    /// All calls on keys work as on an embedded store: claims and their endings, marks, `run`, `get`, `resolve`, `forget`.
+    /// So do `sync`, `drain`, `close` and `health`. `stats` counts nothing, and what reads or changes the files of an
+    /// embedded store (`iter`, `verify`, `compact`, `estimate`, `rebuild_index`, `step`) is refused as `Invalid`: it is
+    /// called where they are.
+    ///
+    /// See [`backend`](crate::backend) for a program.
+    ///
+    /// # Cost
+    /// Each call copies its key and its result into a request.
+    pub fn with_backend(backend: impl Backend + 'static, policy: Policy) -> Store {
+        Store::new(Shared::Other(Box::new(backend)), policy)
+    }
+}
+
+/// What answers a store's calls, for others to call: from another thread, say, or for another process.
+impl Backend for Store {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        match &*self.shared {
+            Shared::Embedded(_) => send(&self.shared, request),
+            Shared::Other(backend) => backend.send(request),
+        }
+    }
+
+    fn result_bytes_max(&self) -> u32 {
+        self.shared.result_bytes_max()
+    }
+
+    fn check(&self) -> Result<()> {
+        match &*self.shared {
+            Shared::Embedded(engine) => {
+                Health::of(engine, self.policy.reserved()).as_result(engine)
+            }
+            Shared::Other(backend) => backend.check(),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.shared.sync()
+    }
+
+    fn drain(&self) {
+        self.shared.drain();
+    }
+
+    fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
+        self.shared.close(deadline)
+    }
+}
