@@ -118,6 +118,12 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// Makes an error of a kind: for backends, whose replies are errors, too.
+    #[cfg(feature = "backend")]
+    pub fn with_kind(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error::new(kind, message)
+    }
+
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let detail = Detail { kind: Some(kind), ..Detail::default() };
         Error { message: message.into(), source: None, detail: Box::new(detail) }

@@ -74,10 +74,9 @@
 // In reading order, from what a user sees down to the bytes.
 mod store; // the public face
 mod builder; // how a store is opened
-#[cfg(feature = "backend")]
+// Without the feature it shows nothing.
+#[cfg_attr(not(feature = "backend"), doc(hidden))]
 pub mod backend; // what answers its calls
-#[cfg(not(feature = "backend"))]
-mod backend;
 mod claim; // what a claim is answered with
 mod operation; // what is claimed, and how
 pub mod admin; // the operator's view

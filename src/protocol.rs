@@ -12,12 +12,15 @@ use crate::types::{StoreMillis, Token};
 /// What the newest record says of a key, except its result.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyState {
+    /// What the record leaves the key in.
     pub phase: Phase,
+    /// The attempt's fencing token.
     pub token: Token,
     /// Token of the key's first claim since it was absent.
     pub life: Token,
     /// Token of the oldest attempt whose fate is open, except the current one.
     pub open_fate: Option<Token>,
+    /// The attempt's number since the key was absent, from 1.
     pub attempt: u32,
     /// Attempts up to this one no longer count for `attempts_max`: the key was resolved for a retry.
     pub forgiven: u32,
@@ -25,33 +28,45 @@ pub struct KeyState {
     pub since: StoreMillis,
     /// When the record was made: of an ending, when the attempt ended.
     pub time: StoreMillis,
+    /// When an outcome or an abort is no longer kept; `None`: it is kept for ever.
     pub expires_at: Option<StoreMillis>,
-    /// When the key's memory passes, see [`Body`].
+    /// When the key's memory passes, in store time.
     pub memory_until: Option<StoreMillis>,
+    /// An outcome that is no longer kept is answered `Expired` until the memory passes.
     pub remembers: bool,
     /// Wall time minus store time, in milliseconds; only to show times.
     pub wall_offset: i64,
+    /// The request's fingerprint, if one was given.
     pub fingerprint: Option<Fingerprint>,
     /// The attempt asked that its interruption be held.
     pub hold: bool,
+    /// Who claimed.
     pub owner: Option<Arc<str>>,
+    /// Why the attempt ended so, for people.
     pub reason: Option<Arc<str>>,
 }
 
 /// What a record leaves its key in. A claim whose process is gone reads `Claimed` and is interrupted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
+    /// An attempt began and has no ending.
     Claimed,
+    /// An attempt ended without an outcome: its fate is open.
     Interrupted,
+    /// Granted to nobody until it is resolved.
     Held,
+    /// The attempt had no effect, or was resolved for a retry.
     Aborted,
+    /// Done, with a result.
     Completed,
+    /// Failed for good, with a recorded failure.
     Failed,
 }
 
 /// What memory adds to a record: who is on the key right now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Presence {
+    /// Nobody.
     #[default]
     Nobody,
     /// An owner of this process holds the claim, and its lease has not lapsed unnoticed.
@@ -60,29 +75,40 @@ pub enum Presence {
     Asked,
 }
 
-/// One call, as far as the rules care.
+/// One call on a key, as far as the rules care.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
+    /// A claimant asks for the key.
     Claim(Wants),
+    /// The key is marked as done, unless it was seen before.
     Mark(Option<Fingerprint>),
-    /// The words of whoever was asked, naming the attempt they saw.
+    /// Word of a claimant that was asked, naming the attempt it saw: the key is granted, and the earlier fate stays open.
     TakeOver(Token),
+    /// The attempt had no effect, nor had any before it: the key is granted, and all fates are closed.
     NotApplied(Token),
+    /// The key is held until it is resolved.
     Hold(Token),
-    /// The owner's endings.
+    /// The owner's ending: done, with a result.
     Complete(Token),
+    /// It failed for good.
     Fail(Token),
+    /// It had no effect.
     Abort(Token),
     /// Done, but its result is not kept: no claim is granted until the key is resolved.
     Park(Token),
     /// The owner dropped its guard without an ending.
     Interrupt(Token),
+    /// The owner renews its lease.
     Renew(Token),
-    /// The operator's words.
+    /// An operator's word, naming the attempt it saw: done, with a result.
     ResolveComplete(Token),
+    /// It failed for good.
     ResolveFail(Token),
+    /// It had no effect, and is to be tried again.
     ResolveRetry(Token),
+    /// The key is to be as if it had never been, unless its owner is at work.
     Forget,
+    /// The same of a key that is claimed under this token.
     ForgetClaimed(Token),
 }
 
@@ -104,8 +130,11 @@ impl Call {
 /// What a claimant asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Wants {
+    /// The request's fingerprint: another one under the same key is a mismatch.
     pub fingerprint: Option<Fingerprint>,
+    /// What the claimant does about an interruption; `None`: it is asked.
     pub on_interrupted: Option<OnInterrupted>,
+    /// At how many attempts no further one is granted.
     pub attempts_max: Option<u32>,
     /// The claimant can find out what became of an attempt, so it is asked where it would be refused.
     pub reconciles: bool,
@@ -119,17 +148,24 @@ pub(crate) struct Decision {
     pub(crate) next: Option<Next>,
 }
 
+/// What a call is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
+    /// The key is the caller's. Of a mark: it was the first.
     Granted,
     /// Told of the interruption; the key waits in memory for a word.
     Asked,
+    /// Another attempt is at work.
     InProgress,
+    /// Nobody is granted the key until it is resolved.
     Held,
     /// As `Held`, because the next attempt would be beyond `attempts_max`.
     TooManyAttempts,
+    /// Done before; of a mark: marked before.
     Completed,
+    /// Failed for good before.
     Failed,
+    /// The key was used for another request.
     Mismatch,
     /// Done, and its result is no longer kept.
     Expired,

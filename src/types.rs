@@ -86,6 +86,13 @@ pub(crate) struct Spot {
 pub struct Token(pub(crate) u64);
 
 impl Token {
+    /// The token of that number: for backends, which give them out.
+    #[cfg(feature = "backend")]
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Token(number)
+    }
+
     /// The token as a number.
     ///
     /// ```

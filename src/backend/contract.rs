@@ -57,7 +57,7 @@ pub enum Ask {
     /// What is known of it. Nothing changes.
     Look,
     /// A call by the rules, and what its record is to say.
-    Call(Call, Terms),
+    Call(Call, Box<Terms>),
     /// The claimant that this question was put to ([`Answer::Asked`]) goes without a word.
     DropQuestion(u64),
 }
@@ -118,7 +118,10 @@ pub struct KeyView {
 
 impl Request {
     pub(crate) fn of(key: &Key<'_>, call: Call, writing: &Writing<'_>) -> Self {
-        Request { key: key.clone().into_owned(), ask: Ask::Call(call, Terms::of(writing)) }
+        Request {
+            key: key.clone().into_owned(),
+            ask: Ask::Call(call, Box::new(Terms::of(writing))),
+        }
     }
 }
 
@@ -165,8 +168,8 @@ impl Terms {
 }
 
 impl Reply {
-    /// The call did what it says, and there is nothing else to say.
-    pub(super) fn done(now: StoreMillis) -> Self {
+    /// Says that the call did what it says, and nothing else.
+    pub fn done(now: StoreMillis) -> Self {
         Reply { answer: Answer::Done, found: None, claimed: None, now, question: 0 }
     }
 

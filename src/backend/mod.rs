@@ -74,9 +74,12 @@ pub use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants};
 pub use crate::types::StoreMillis;
 #[cfg(feature = "backend")]
 pub use contract::{Ask, Backend, KeyView, Reply, Request, Sent, Terms};
+#[cfg(feature = "backend")]
 pub use shared::InFlight;
 
 pub(crate) use embedded::Embedded;
 #[cfg(feature = "backend")]
 pub(crate) use sent::send;
+#[cfg(not(feature = "backend"))]
+pub(crate) use shared::InFlight;
 pub(crate) use shared::Shared;

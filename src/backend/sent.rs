@@ -16,7 +16,7 @@ const UNDELIVERED: &str = "granted, and not waited for";
 struct Owned {
     key: Key<'static>,
     call: Call,
-    terms: Terms,
+    terms: Box<Terms>,
 }
 
 impl Asks for Owned {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a real disk or the real time, and the same seed gives the same run.
 
+pub mod conformance;
 #[cfg(all(test, shuttle))]
 mod shuttle_tests;
 #[cfg(all(test, not(loom)))]

@@ -4,17 +4,19 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use onlyonce::testing::conformance::{machine, spec};
+
 /// What is shown while a forget, or a close, is still on its way.
 mod architecture;
 mod absence;
+/// Calls that are sent, and stores that another backend answers.
+mod backend;
 /// Many marks at once.
 mod batches;
 /// Roles that this binary plays in a process of its own.
 mod child;
 /// Many threads on the same keys, and whether what they were told fits one order.
 mod concurrent;
-/// One suite for everything that calls itself a store.
-mod conformance;
 /// The promises of the API, call by call.
 mod contract;
 /// Flipped bytes, and files cut, emptied, taken away or exchanged.
@@ -39,8 +41,6 @@ mod fuzz_corpus;
 mod golden;
 /// Tables, merges and compaction, rule by rule.
 mod index;
-/// The store behind the words of `spec`.
-mod machine;
 /// What happens while long work on the index is under way.
 mod midst;
 /// A close beside everything else, and what a failure leaves in memory.
@@ -71,8 +71,6 @@ mod shown;
 mod sizes;
 /// Spares that an earlier opening left.
 mod spares;
-/// The rules once more, as a plain model.
-mod spec;
 /// The public surface, beside the page that lists it.
 mod surface;
 /// Store time over reopenings.

@@ -1,10 +1,10 @@
 //! The rules of a key's life once more, from the words of the design alone: plain, in memory, one key at a
-//! time. The judge of the engine (`model`, `conformance`) and of threads (`concurrent`).
+//! time. The judge of the engine and of threads.
 //!
 //! It differs from the library on purpose. It has no log: an interrupted attempt is a claim with nobody on
 //! it. And it can't foresee tokens: the store names them, the spec remembers them.
 
-use onlyonce::Durability;
+use crate::Durability;
 
 /// What is said to the store about one key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -30,6 +30,10 @@ pub enum Call {
         token: u64,
         how: End,
         ask: Ask,
+    },
+    /// The work is done, and its result can't be kept: it is held.
+    Park {
+        token: u64,
     },
     /// The guard goes; whether that aborts was said before.
     Drop {
@@ -247,7 +251,10 @@ impl Now {
 
 /// What one call does to one key. `fresh`: the token that the store gave, if it granted.
 pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -> Told {
-    if !matches!(call, Call::End { .. } | Call::Drop { .. } | Call::Renew { .. }) {
+    if !matches!(
+        call,
+        Call::End { .. } | Call::Park { .. } | Call::Drop { .. } | Call::Renew { .. }
+    ) {
         notice_lapse(slot, now);
     }
     match call {
@@ -261,6 +268,15 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             Told::Yes
         }
         Call::End { token, how, ask } => end(slot, now, *token, how, ask),
+        Call::Park { token } => match open(slot, *token) {
+            Some(key) => {
+                key.is = Is::Held;
+                key.on_it = OnIt::Nobody;
+                key.level = Durability::Sync;
+                Told::Yes
+            }
+            None => Told::Lost,
+        },
         Call::Drop { token, aborts: true, ask } => {
             // Nobody is left to be told if it was lost.
             end(slot, now, *token, &End::Nothing, ask);

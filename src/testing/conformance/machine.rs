@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use onlyonce::{
+use crate::{
     Attempt, Claim, ClaimGuard, ClaimHandle, ErrorKind, Fingerprint, Interrupted, Mark, OnDrop,
     OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Store,
 };
 
-use crate::spec::{Ask, Call, End, Shown, Told, View, Word};
+use super::spec::{Ask, Call, End, Shown, Told, View, Word};
 
 /// A store, and all that its callers have in their hands.
 pub struct Machine {
@@ -47,7 +47,6 @@ impl Machine {
                     Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
                     Mark::Mismatch(state) => Told::Mismatch(self.shown(state)),
                     Mark::Expired(_) => Told::Expired,
-                    other => panic!("{other:?}"),
                 }
             }
             Call::Word { word, question, .. } => return self.word(*word, *question),
@@ -62,6 +61,7 @@ impl Machine {
                     how => yes_or_lost(guard.record(outcome(how)))?,
                 }
             }
+            Call::Park { .. } => panic!("no call of the API says just that"),
             Call::Drop { token, .. } => {
                 drop(self.guards.remove(token));
                 Told::Yes
@@ -170,7 +170,6 @@ impl Machine {
             State::Completed(done) => recorded(&done, false),
             State::Failed(done) => recorded(&done, true),
             State::Expired(_) => Shown::Expired,
-            other => panic!("{other:?}"),
         }
     }
 }

@@ -1,0 +1,237 @@
+//! The rules of docs/protocol.md as a suite of cases, for everything that calls itself a store.
+//!
+//! A case is a script: `call … => answer`, where `as x` names the guard, question or attempt that the call gave. [`check`] runs
+//! all of them through the public API of a [`Store`], whatever answers it; so a crate with a backend of its own runs them on
+//! that.
+//!
+//! ```
+//! use std::time::Duration;
+//! use onlyonce::testing::conformance::{Subject, check};
+//! use onlyonce::{Store, testing::Sim};
+//!
+//! struct Embedded(Sim);
+//!
+//! impl Subject for Embedded {
+//!     fn open(&mut self) -> Store {
+//!         self.0.open().unwrap()
+//!     }
+//!     fn wait(&mut self, time: Duration) {
+//!         self.0.advance(time);
+//!     }
+//!     fn die(&mut self) {
+//!         self.0.kill();
+//!     }
+//! }
+//!
+//! assert!(check(|| Embedded(Sim::small(1))) > 60);
+//! ```
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a suite says what is wrong as an assertion does"
+)]
+
+mod cases;
+#[doc(hidden)]
+pub mod machine;
+#[cfg(feature = "backend")]
+mod model;
+#[doc(hidden)]
+pub mod spec;
+
+#[cfg(feature = "backend")]
+pub use model::{Model, OpenModel};
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use self::cases::CASES;
+use self::machine::Machine;
+use self::spec::{Ask, Call, End, PLAIN, Shown, Told, View, Word};
+use crate::{Durability, Store};
+
+/// A store that is held to the suite, and what befalls it.
+pub trait Subject {
+    /// Opens the store: for the first time, or after its process died.
+    fn open(&mut self) -> Store;
+
+    /// Time passes.
+    fn wait(&mut self, time: Duration);
+
+    /// The process dies that has the store open.
+    fn die(&mut self);
+}
+
+/// Holds a store to all cases, each on a new one. Gives their number.
+///
+/// # Panics
+/// At the first answer that isn't what docs/protocol.md says, with the case and its line.
+pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
+    for (name, script) in CASES {
+        check_one(name, script, &mut make());
+    }
+    CASES.len()
+}
+
+/// What a script has names for.
+enum Held {
+    Guard { key: String, token: u64, ask: Ask },
+    Question { key: String, id: u64, seen: Option<u64>, ask: Ask },
+    Attempt { key: String, seen: Option<u64> },
+}
+
+/// Runs one script.
+fn check_one(name: &str, script: &str, subject: &mut dyn Subject) {
+    let mut machine = Some(Machine::new(subject.open(), BTreeMap::new()));
+    let mut names: BTreeMap<String, Held> = BTreeMap::new();
+    for (at, line) in script.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate() {
+        let (said, expected) = line.split_once(" => ").unwrap_or((line, ""));
+        let (said, name_given) = said.split_once(" as ").unwrap_or((said, ""));
+        let words: Vec<&str> = said.split(' ').filter(|word| !word.starts_with('+')).collect();
+        let options = said.split(' ').filter_map(|word| word.strip_prefix('+'));
+        let ask = options.fold(PLAIN, with_option);
+        match words[..] {
+            ["wait", millis] => {
+                subject.wait(Duration::from_millis(millis.parse().unwrap()));
+                continue;
+            }
+            ["restart"] => {
+                subject.die();
+                let seen = machine.take().unwrap().seen;
+                machine = Some(Machine::new(subject.open(), seen));
+                continue;
+            }
+            _ => {}
+        }
+        let (key, call) = call_of(&words, ask, at as u64, &names);
+        let (mut told, token) = machine.as_mut().unwrap().call(&key, &call).unwrap();
+        assert_eq!(words_of(&told), expected, "{name}: {line}");
+        let seen = told.token().and_then(|token| *token);
+        let ask = match &call {
+            Call::Word { ask, .. } => *ask,
+            _ => ask,
+        };
+        let held = match (token, &told) {
+            (Some(token), _) => Held::Guard { key, token, ask },
+            (None, Told::Asked(_)) => Held::Question { key, id: at as u64, seen, ask },
+            (None, _) => Held::Attempt { key, seen },
+        };
+        if !name_given.is_empty() {
+            names.insert(name_given.to_owned(), held);
+        }
+    }
+}
+
+fn with_option(ask: Ask, option: &str) -> Ask {
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
+    let number = || value.parse().unwrap();
+    let level = || if value == "flush" { Durability::Flush } else { Durability::Lazy };
+    match name {
+        "print" => Ask { print: Some(value.parse().unwrap()), ..ask },
+        "lease" => Ask { lease: Some(number()), ..ask },
+        "keep" => Ask { keep: Some(number()), ..ask },
+        "remember" => Ask { remember: Some(number()), ..ask },
+        "max" => Ask { max: Some(value.parse().unwrap()), ..ask },
+        "hold" => Ask { hold: Some(true), ..ask },
+        "retry" => Ask { hold: Some(false), ..ask },
+        "claim" => Ask { claim_level: level(), ..ask },
+        "drop_aborts" => Ask { drop_aborts: true, ..ask },
+        other => panic!("no option {other}"),
+    }
+}
+
+fn call_of(
+    words: &[&str],
+    ask: Ask,
+    question: u64,
+    names: &BTreeMap<String, Held>,
+) -> (String, Call) {
+    let end = |how: &str, value: &str| {
+        let (value, keep) = (value.as_bytes().to_vec(), ask.keep);
+        match how {
+            "complete" | "success" => End::Success { value, keep },
+            "fail" | "failure" => End::Failure { value, keep },
+            _ => End::Nothing,
+        }
+    };
+    let value = *words.get(2).unwrap_or(&"");
+    match (words[0], names.get(words[1])) {
+        ("claim", _) => (words[1].to_owned(), Call::Claim { ask, question }),
+        ("mark", _) => (words[1].to_owned(), Call::Mark { ask }),
+        ("get", _) => (words[1].to_owned(), Call::Get),
+        ("forget", _) => (words[1].to_owned(), Call::Forget),
+        ("forget_claimed", _) => {
+            let Held::Guard { token, .. } = names[words[2]] else { panic!("{words:?}") };
+            (words[1].to_owned(), Call::ForgetClaimed { token })
+        }
+        ("resolve", Some(Held::Attempt { key, seen })) => {
+            let how = end(words[2], words.get(3).unwrap_or(&""));
+            (key.clone(), Call::Resolve { seen: *seen, how })
+        }
+        ("renew", Some(Held::Guard { key, token, .. })) => {
+            (key.clone(), Call::Renew { token: *token, lease: value.parse().unwrap() })
+        }
+        ("drop", Some(Held::Guard { key, token, ask })) => {
+            (key.clone(), Call::Drop { token: *token, aborts: ask.drop_aborts, ask: *ask })
+        }
+        (how, Some(Held::Guard { key, token, ask })) => {
+            (key.clone(), Call::End { token: *token, how: end(how, value), ask: *ask })
+        }
+        ("drop", Some(Held::Question { key, id, .. })) => {
+            (key.clone(), Call::DropQuestion { question: *id })
+        }
+        (word, Some(Held::Question { key, id, seen, ask })) => {
+            let word = match word {
+                "take_over" => Word::TakeOver,
+                "not_applied" => Word::NotApplied,
+                _ => Word::Hold,
+            };
+            (key.clone(), Call::Word { word, seen: *seen, ask: *ask, question: *id })
+        }
+        _ => panic!("no such call: {words:?}"),
+    }
+}
+
+/// An answer as scripts have it: no tokens, which no two backends share.
+fn words_of(told: &Told) -> String {
+    let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
+    match told {
+        Told::Granted { attempt } => format!("granted {attempt}"),
+        Told::Asked(view) => with("asked", view),
+        Told::InProgress(view) => with("in progress", view),
+        Told::Held(view) => with("held", view),
+        Told::TooMany(view) => with("too many", view),
+        Told::Unsure(view) => with("unsure", view),
+        Told::Mismatch(shown) => format!("mismatch {}", words_of_shown(shown)),
+        Told::Recorded(shown) | Told::State(Some(shown)) => words_of_shown(shown),
+        Told::State(None) => "absent".to_owned(),
+        Told::Expired => "expired".to_owned(),
+        Told::First => "first".to_owned(),
+        Told::Again => "again".to_owned(),
+        Told::Yes => "yes".to_owned(),
+        Told::No => "no".to_owned(),
+        Told::Busy => "busy".to_owned(),
+        Told::IsHeld => "is held".to_owned(),
+        Told::Lost => "lost".to_owned(),
+        Told::Invalid => "invalid".to_owned(),
+    }
+}
+
+fn words_of_shown(shown: &Shown) -> String {
+    let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
+    match shown {
+        Shown::Running(view) => with("running", view),
+        Shown::Interrupted(view) => with("interrupted", view),
+        Shown::Held(view) => with("held", view),
+        Shown::Aborted(view) => with("aborted", view),
+        Shown::Success { value, attempt, .. } => {
+            format!("success {} by {attempt}", String::from_utf8_lossy(value))
+        }
+        Shown::Failure { value, attempt, .. } => {
+            format!("failure {} by {attempt}", String::from_utf8_lossy(value))
+        }
+        Shown::Expired => "expired".to_owned(),
+    }
+}

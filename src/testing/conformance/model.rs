@@ -1,0 +1,379 @@
+//! A backend in memory, which answers by the rules of `spec`: none of the engine's code decides for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::spec::{self, Ask, Call, End, Is, Now, OnIt, PLAIN, Shown, Told, View, Word};
+use crate::backend::{
+    self, Answer, Backend, Claimed, InFlight, KeyState, KeyView, Phase, Presence, Reply, Request,
+    Sent, StoreMillis, Stored, Terms,
+};
+use crate::sync::Mutex;
+use crate::{Durability, Error, ErrorKind, Fingerprint, Key, OnInterrupted, Result, Token};
+
+/// A store in memory, plain and slow, whose clock is driven by hand. [`open`](Self::open) gives the backend.
+///
+/// It answers by rules written down once more, apart from those of the engine: so it is what another implementation
+/// can be held against.
+///
+/// ```
+/// use onlyonce::testing::conformance::Model;
+/// use onlyonce::{Claim, Policy, Store};
+///
+/// let store = Store::with_backend(Model::default().open(), Policy::new());
+/// assert!(store.mark("k")?.is_first());
+/// assert!(matches!(store.claim("k")?, Claim::Completed(_)));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+pub struct Model(Arc<Mutex<Memory>>);
+
+impl Default for Model {
+    fn default() -> Self {
+        Model(Arc::new(Mutex::new(Memory::default())))
+    }
+}
+
+#[derive(Default)]
+struct Memory {
+    keys: BTreeMap<(u8, Vec<u8>), Option<spec::Key>>,
+    /// What was recorded under a number that stands for it in `keys`.
+    outcomes: Vec<Stored>,
+    /// The same for fingerprints.
+    prints: Vec<Fingerprint>,
+    now: u64,
+    tokens: u64,
+    questions: u64,
+    /// Processes that died.
+    deaths: u64,
+    /// The present one takes no new claims.
+    is_draining: bool,
+}
+
+/// What one process has of a [`Model`].
+pub struct OpenModel {
+    memory: Arc<Mutex<Memory>>,
+    /// How many died before it.
+    process: u64,
+}
+
+impl Model {
+    /// Opens it in another process, as it were.
+    #[must_use]
+    pub fn open(&self) -> OpenModel {
+        OpenModel { memory: Arc::clone(&self.0), process: self.0.lock().deaths }
+    }
+
+    /// Time passes.
+    pub fn wait(&self, time: Duration) {
+        self.0.lock().now += time.as_millis() as u64;
+    }
+
+    /// The process dies that claimed what is in flight.
+    pub fn die(&self) {
+        self.0.lock().die();
+    }
+}
+
+/// An answer that is there at once.
+struct Ready(Result<Reply>);
+
+impl Sent for Ready {
+    fn wait(self: Box<Self>) -> Result<Reply> {
+        self.0
+    }
+}
+
+impl OpenModel {
+    fn may_call(&self, memory: &Memory) -> Result<()> {
+        match memory.deaths == self.process {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Closed, "the process that had this open is gone")),
+        }
+    }
+}
+
+impl Backend for OpenModel {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        let mut memory = self.memory.lock();
+        Box::new(Ready(self.may_call(&memory).and_then(|()| memory.answer(&request))))
+    }
+
+    fn result_bytes_max(&self) -> u32 {
+        1 << 20
+    }
+
+    fn check(&self) -> Result<()> {
+        self.may_call(&self.memory.lock())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.may_call(&self.memory.lock())
+    }
+
+    fn drain(&self) {
+        self.memory.lock().is_draining = true;
+    }
+
+    fn close(&self, _deadline: Duration) -> Result<Vec<InFlight>> {
+        let mut memory = self.memory.lock();
+        self.may_call(&memory)?;
+        let in_flight = memory.in_flight();
+        memory.die();
+        Ok(in_flight)
+    }
+}
+
+impl Memory {
+    fn die(&mut self) {
+        self.deaths += 1;
+        self.is_draining = false;
+        for key in self.keys.values_mut().flatten() {
+            key.on_it = OnIt::Nobody;
+        }
+    }
+
+    /// Claims with an owner.
+    fn in_flight(&self) -> Vec<InFlight> {
+        let now = StoreMillis(self.now);
+        let held = self.keys.iter().filter_map(|((kind, bytes), key)| {
+            let key = key.as_ref().filter(|key| matches!(key.on_it, OnIt::Owner(_)))?;
+            let view = View { attempt: key.attempt, token: key.token, hold: key.hold, left: None };
+            let state = self.view(Phase::Claimed, Presence::Owner, &view, None).state;
+            let key = Key::from_stored(*kind, bytes)?.into_owned();
+            Some(InFlight { key, state, now })
+        });
+        held.collect()
+    }
+
+    fn answer(&mut self, request: &Request) -> Result<Reply> {
+        let call = match &request.ask {
+            backend::Ask::Look => Call::Get,
+            backend::Ask::DropQuestion(question) => Call::DropQuestion { question: *question },
+            backend::Ask::Call(call, terms) => {
+                let is_new = matches!(call, backend::Call::Claim(_) | backend::Call::Mark(_));
+                if is_new && self.is_draining {
+                    return Err(Error::new(ErrorKind::Closed, "it takes no new claims"));
+                }
+                self.call(*call, terms)?
+            }
+        };
+        self.tokens += 2;
+        let (tick, fresh) = (self.now, self.tokens);
+        let now = Now { tick, store: (tick, tick) };
+        let slot = self.keys.entry((request.key.kind(), request.key.bytes().to_vec())).or_default();
+        let is_over = |times: Option<(u64, u64)>| times.is_some_and(|(at, _)| at <= tick);
+        if let Some(key) = slot.as_mut().filter(|key| is_over(key.gone_at)) {
+            if key.memory.is_none() || is_over(key.memory) {
+                *slot = None;
+            } else {
+                key.is = Is::Expired;
+            }
+        }
+        let told = spec::call(slot, now, &call, Some(fresh));
+        let until = slot.as_ref().and_then(|key| key.memory).map(|(_, until)| until);
+        if let Some(key) = slot {
+            // One that was spent.
+            key.token.get_or_insert(fresh + 1);
+        }
+        let question = if matches!(told, Told::Asked(_)) { self.questions } else { 0 };
+        let mut reply = Reply::done(StoreMillis(tick));
+        reply.question = question;
+        self.put(&mut reply, &call, told, fresh, until);
+        Ok(reply)
+    }
+
+    /// The call in the words of `spec`.
+    fn call(&mut self, call: backend::Call, terms: &Terms) -> Result<Call> {
+        use backend::Call as Asked;
+        let ask = self.ask(terms);
+        let word =
+            |word, seen: Token| Call::Word { word, seen: Some(seen.get()), ask, question: 0 };
+        Ok(match call {
+            Asked::Claim(wants) => {
+                self.questions += 1;
+                let hold = wants.on_interrupted.map(|wanted| wanted == OnInterrupted::Hold);
+                let ask = Ask { hold, max: wants.attempts_max, ..ask };
+                Call::Claim { ask, question: self.questions }
+            }
+            Asked::Mark(_) => Call::Mark { ask },
+            Asked::TakeOver(seen) => word(Word::TakeOver, seen),
+            Asked::NotApplied(seen) => word(Word::NotApplied, seen),
+            Asked::Hold(seen) => word(Word::Hold, seen),
+            Asked::Complete(token) => {
+                let how = End::Success { value: self.keep(terms), keep: None };
+                Call::End { token: token.get(), how, ask }
+            }
+            Asked::Fail(token) => {
+                let how = End::Failure { value: self.keep(terms), keep: None };
+                Call::End { token: token.get(), how, ask }
+            }
+            Asked::Abort(token) => Call::End { token: token.get(), how: End::Nothing, ask },
+            Asked::Interrupt(token) => Call::Drop { token: token.get(), aborts: false, ask },
+            Asked::Renew(token) => {
+                let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
+                Call::Renew { token: token.get(), lease }
+            }
+            Asked::ResolveComplete(seen) => {
+                let how = End::Success { value: self.keep(terms), keep: terms.retention_millis };
+                Call::Resolve { seen: Some(seen.get()), how }
+            }
+            Asked::ResolveFail(seen) => {
+                let how = End::Failure { value: self.keep(terms), keep: terms.retention_millis };
+                Call::Resolve { seen: Some(seen.get()), how }
+            }
+            Asked::ResolveRetry(seen) => {
+                Call::Resolve { seen: Some(seen.get()), how: End::Nothing }
+            }
+            Asked::Forget => Call::Forget,
+            Asked::ForgetClaimed(token) => Call::ForgetClaimed { token: token.get() },
+            Asked::Park(token) => Call::Park { token: token.get() },
+        })
+    }
+
+    fn ask(&mut self, terms: &Terms) -> Ask {
+        let level = terms.durability.unwrap_or(Durability::Sync);
+        let print = terms.fingerprint.map(|given| {
+            let known = self.prints.iter().position(|print| *print == given);
+            let at = known.unwrap_or_else(|| {
+                self.prints.push(given);
+                self.prints.len() - 1
+            });
+            u8::try_from(at).expect("the model knows 256 fingerprints at most")
+        });
+        Ask {
+            print,
+            lease: terms.lease_millis,
+            hold: Some(terms.hold),
+            keep: terms.retention_millis,
+            remember: terms.remember_millis,
+            claim_level: level,
+            level,
+            ..PLAIN
+        }
+    }
+
+    /// Keeps an outcome. What stands for it in the words of `spec`.
+    fn keep(&mut self, terms: &Terms) -> Vec<u8> {
+        self.outcomes.extend(terms.outcome.clone());
+        self.outcomes.len().to_string().into_bytes()
+    }
+
+    /// What `spec` told, as a reply.
+    fn put(&self, reply: &mut Reply, call: &Call, told: Told, fresh: u64, until: Option<u64>) {
+        let mut found = |phase, presence, view: &View| {
+            reply.found = Some(self.view(phase, presence, view, None));
+        };
+        reply.answer = match told {
+            Told::Granted { attempt } => {
+                reply.claimed = Some(Claimed { token: Token::new(fresh), attempt });
+                Answer::Granted
+            }
+            Told::First => Answer::Granted,
+            // The word that an interruption is to be held is a grant of what was asked.
+            Told::Yes if matches!(call, Call::Word { .. }) => Answer::Granted,
+            Told::Yes => Answer::Done,
+            Told::No => Answer::Unchanged,
+            Told::Busy => Answer::InProgress,
+            Told::IsHeld => Answer::Held,
+            Told::Lost => Answer::Lost,
+            Told::Again => Answer::Completed,
+            Told::Asked(view) => {
+                found(Phase::Claimed, Presence::Asked, &view);
+                Answer::Asked
+            }
+            Told::InProgress(view) => {
+                found(Phase::Claimed, Presence::Owner, &view);
+                Answer::InProgress
+            }
+            Told::Held(view) => {
+                found(Phase::Held, Presence::Nobody, &view);
+                Answer::Held
+            }
+            Told::TooMany(view) => {
+                found(Phase::Aborted, Presence::Nobody, &view);
+                Answer::TooManyAttempts
+            }
+            Told::Unsure(view) => {
+                found(Phase::Interrupted, Presence::Nobody, &view);
+                Answer::Interrupted
+            }
+            Told::Recorded(shown) => {
+                let is_failure = matches!(shown, Shown::Failure { .. });
+                reply.found = self.shown(shown, until);
+                if is_failure { Answer::Failed } else { Answer::Completed }
+            }
+            Told::Mismatch(shown) => {
+                reply.found = self.shown(shown, until);
+                Answer::Mismatch
+            }
+            Told::Expired => {
+                reply.found = self.shown(Shown::Expired, until);
+                Answer::Expired
+            }
+            Told::State(shown) => {
+                reply.found = shown.and_then(|shown| self.shown(shown, until));
+                Answer::Done
+            }
+            Told::Invalid => panic!("a store refuses that before it asks a backend"),
+        };
+    }
+
+    fn view(
+        &self,
+        phase: Phase,
+        presence: Presence,
+        view: &View,
+        outcome: Option<Stored>,
+    ) -> KeyView {
+        let (now, token) = (StoreMillis(self.now), Token::new(view.token.unwrap_or_default()));
+        let state = KeyState {
+            phase,
+            token,
+            life: token,
+            open_fate: None,
+            attempt: view.attempt,
+            forgiven: 0,
+            since: now,
+            time: now,
+            expires_at: None,
+            memory_until: None,
+            remembers: false,
+            wall_offset: 0,
+            fingerprint: None,
+            hold: view.hold,
+            owner: None,
+            reason: None,
+        };
+        let lease_until = view.left.map(|left| StoreMillis(self.now + left));
+        KeyView { state, presence, lease_until, outcome }
+    }
+
+    fn shown(&self, shown: Shown, until: Option<u64>) -> Option<KeyView> {
+        let plain = |attempt, token| View { attempt, token, hold: false, left: None };
+        let outcome = |value: &[u8]| {
+            let number: usize = String::from_utf8_lossy(value).parse().ok()?;
+            self.outcomes.get(number.checked_sub(1)?).cloned()
+        };
+        let nobody = Presence::Nobody;
+        Some(match shown {
+            Shown::Running(view) => self.view(Phase::Claimed, Presence::Owner, &view, None),
+            Shown::Interrupted(view) => self.view(Phase::Interrupted, nobody, &view, None),
+            Shown::Held(view) => self.view(Phase::Held, nobody, &view, None),
+            Shown::Aborted(view) => self.view(Phase::Aborted, nobody, &view, None),
+            Shown::Success { value, attempt, token } => {
+                self.view(Phase::Completed, nobody, &plain(attempt, token), outcome(&value))
+            }
+            Shown::Failure { value, attempt, token } => {
+                self.view(Phase::Failed, nobody, &plain(attempt, token), outcome(&value))
+            }
+            Shown::Expired => {
+                let mut view = self.view(Phase::Completed, nobody, &plain(1, None), None);
+                view.state.expires_at = Some(StoreMillis(0));
+                view.state.memory_until = until.map(StoreMillis);
+                view.state.remembers = true;
+                view
+            }
+        })
+    }
+}

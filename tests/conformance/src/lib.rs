@@ -1,0 +1,77 @@
+//! A backend of one's own: the store of another thread, which is sent requests and sends replies, as one in another process
+//! would be. The tests hold it to the suite, and with it the two backends of the library.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the seams are the library's own"
+)]
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use onlyonce::backend::{Backend, InFlight, Reply, Request, Sent};
+use onlyonce::{Error, ErrorKind, Result, Store};
+
+/// What the other thread is told.
+type Letter = (Request, Sender<Result<Reply>>);
+
+/// A store that another thread answers for. Dropped, it ends that thread.
+pub struct Elsewhere {
+    letters: Sender<Letter>,
+    store: Store,
+}
+
+impl Elsewhere {
+    /// Has `store` answer in a thread of its own.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        let (letters, letterbox) = channel::<Letter>();
+        let answering = store.clone();
+        thread::spawn(move || {
+            for (request, answer) in letterbox {
+                // Nobody may wait for it.
+                let _ = answer.send(answering.send(request).wait());
+            }
+        });
+        Elsewhere { letters, store }
+    }
+}
+
+struct Answer(Receiver<Result<Reply>>);
+
+impl Sent for Answer {
+    fn wait(self: Box<Self>) -> Result<Reply> {
+        let gone = "the thread that answers is gone: what became of the key is to be asked anew";
+        self.0.recv().unwrap_or_else(|_| Err(Error::with_kind(ErrorKind::Indeterminate, gone)))
+    }
+}
+
+impl Backend for Elsewhere {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        let (answer, answered) = channel();
+        // If it is gone, `wait` says so.
+        let _ = self.letters.send((request, answer));
+        Box::new(Answer(answered))
+    }
+
+    fn result_bytes_max(&self) -> u32 {
+        Backend::result_bytes_max(&self.store)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.store.check()
+    }
+
+    fn sync(&self) -> Result<()> {
+        Backend::sync(&self.store)
+    }
+
+    fn drain(&self) {
+        Backend::drain(&self.store);
+    }
+
+    fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
+        Backend::close(&self.store, deadline)
+    }
+}

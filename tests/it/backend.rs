@@ -1,0 +1,139 @@
+//! Calls as owned data: sent, waited for apart, dropped in between; and a store that another backend answers.
+
+use std::time::Duration;
+
+use onlyonce::admin::Health;
+use onlyonce::backend::{Answer, Ask, Backend, Call, Request, Wants};
+use onlyonce::testing::{DiskFault, Sim};
+use onlyonce::{Claim, ErrorKind, Key, Policy, State, Store, Token};
+
+fn request(key: &'static str, call: Call) -> Request {
+    Request { key: Key::from(key), ask: Ask::Call(call, Box::default()) }
+}
+
+fn claim(key: &'static str) -> Request {
+    request(key, Call::Claim(Wants::default()))
+}
+
+fn granted(store: &Store, key: &'static str) -> Token {
+    let reply = store.send(claim(key)).wait().unwrap();
+    assert_eq!(reply.answer, Answer::Granted);
+    reply.claimed.unwrap().token
+}
+
+#[test]
+fn calls_that_are_sent_share_a_sync() {
+    let store = Sim::new(1).open().unwrap();
+    let _ = granted(&store, "first");
+    let before = store.stats().syncs;
+    let keys: Vec<String> = (0..64).map(|n| format!("key {n}")).collect();
+    let send = |key: &String| {
+        let ask = Ask::Call(Call::Claim(Wants::default()), Box::default());
+        store.send(Request { key: Key::from(key.clone()), ask })
+    };
+    let sent: Vec<_> = keys.iter().map(send).collect();
+    for call in sent {
+        assert_eq!(call.wait().unwrap().answer, Answer::Granted);
+    }
+    assert_eq!(store.stats().syncs - before, 1);
+}
+
+#[test]
+fn a_grant_that_nobody_waits_for_is_given_back() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    // Dropped before it was placed, since it waits for the opening's first write.
+    drop(store.send(claim("k")));
+    assert!(store.get("k").unwrap().is_none());
+    let _ = granted(&store, "first");
+    drop(store.send(claim("k")));
+    let Some(State::Interrupted(attempt)) = store.get("k").unwrap() else {
+        panic!("still claimed")
+    };
+    assert_eq!(attempt.reason(), Some("granted, and not waited for"));
+    // So is a question.
+    drop(store.send(claim("k")));
+    assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+}
+
+#[test]
+fn an_ending_that_nobody_waits_for_goes_on() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let token = granted(&store, "k");
+    drop(store.send(request("k", Call::Complete(token))));
+    assert!(matches!(store.get("k").unwrap(), Some(State::Completed(_))));
+    // Also where it has to read, or to wait for room, first.
+    let small = Sim::small(2);
+    let store = small.open().unwrap();
+    for n in 0..200_u32 {
+        let Claim::Acquired(guard) = store.claim(n).unwrap() else { panic!() };
+        let ask = Ask::Call(Call::Abort(guard.token()), Box::default());
+        drop(store.send(Request { key: Key::from(n), ask }));
+        assert!(matches!(store.get(n).unwrap(), Some(State::Aborted(_))), "{n}");
+    }
+}
+
+#[test]
+fn what_was_read_is_decided_on_only_if_the_key_is_still_as_it_was() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let token = granted(&store, "k");
+    let _ = store.send(request("k", Call::Abort(token))).wait().unwrap();
+    store.merge_index().unwrap();
+    // It has to be read by a table, so nothing is placed yet.
+    let sent = store.send(claim("k"));
+    let Claim::Acquired(guard) = store.claim("k").unwrap() else { panic!("not free") };
+    assert_eq!(sent.wait().unwrap().answer, Answer::InProgress);
+    guard.complete("v").unwrap();
+}
+
+#[test]
+fn a_call_that_outlives_the_store_is_indeterminate() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let token = granted(&store, "k");
+    let ending = store.send(request("k", Call::Complete(token)));
+    let _ = Store::close(&store, Duration::ZERO).unwrap();
+    assert_eq!(ending.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+    let late = store.send(claim("l")).wait();
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::Closed);
+    drop(store);
+    assert!(matches!(sim.open().unwrap().get("k").unwrap(), Some(State::Completed(_))));
+}
+
+#[test]
+fn a_sync_that_fails_under_a_sent_claim_leaves_it_nobody_s() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let _ = granted(&store, "first");
+    let sent = store.send(claim("k"));
+    sim.fail_call(1, DiskFault::Io);
+    assert_eq!(sent.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(store.check().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert!(!matches!(store.get("k"), Ok(Some(State::InProgress(_)))));
+}
+
+#[test]
+fn a_store_on_another_backend_says_what_it_can_t_do() {
+    let sim = Sim::new(1);
+    let embedded = sim.open().unwrap();
+    let store = Store::with_backend(embedded.clone(), Policy::new());
+    let marks = store.mark_many(["a", "b", "a"]).unwrap();
+    let firsts: Vec<_> = marks.into_iter().map(|mark| mark.unwrap().is_first()).collect();
+    assert_eq!(firsts, [true, true, false]);
+    let ran = store.run("k", |_| Ok::<_, onlyonce::Error>("v".to_owned())).unwrap();
+    assert!(matches!(ran, onlyonce::Run::Done(value) if value == "v"));
+    assert_eq!(store.health(), Health::Writable);
+    let refused = [
+        store.compact(1).unwrap_err(),
+        store.verify().unwrap_err(),
+        store.iter().next().unwrap().unwrap_err(),
+    ];
+    assert!(refused.iter().all(|e| e.kind() == ErrorKind::Invalid), "{refused:?}");
+    store.sync().unwrap();
+    store.drain();
+    assert_eq!(store.claim("new").unwrap_err().kind(), ErrorKind::Closed);
+    assert!(Store::close(&store, Duration::ZERO).unwrap().is_empty());
+    assert_eq!(store.health(), Health::Closed);
+}
