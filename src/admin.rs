@@ -12,7 +12,7 @@ use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall};
-use crate::engine::{Alive, CompactionDone, Engine, Inspector, Walk};
+use crate::engine::{Alive, Compacted, Engine, Inspector, Walk};
 use crate::log::open::directory;
 use crate::log::open::gate::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
@@ -577,11 +577,11 @@ impl Estimate {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Compaction {
-    done: CompactionDone,
+    done: Compacted,
 }
 
 impl Compaction {
-    pub(crate) fn new(done: CompactionDone) -> Self {
+    pub(crate) fn new(done: Compacted) -> Self {
         Compaction { done }
     }
 

@@ -89,7 +89,7 @@ pub(crate) struct Listed {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
-struct Head {
+struct ManifestHead {
     file: [u8; FILE_HEADER_BYTES],
     generation: U64,
     /// 0, or where a clean close left the log.
@@ -119,7 +119,7 @@ struct Item {
     ordinal: U32,
 }
 
-const HEAD_BYTES: usize = size_of::<Head>();
+const HEAD_BYTES: usize = size_of::<ManifestHead>();
 const ITEM_BYTES: usize = size_of::<Item>();
 const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
 const EXPIRED_ITEM_BYTES: usize = size_of::<MemoriesItem>();
@@ -133,7 +133,7 @@ fn count(files: usize) -> U32 {
 
 impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let head = Head {
+        let head = ManifestHead {
             file: FileHeader::bytes(FileKind::Manifest, self.store),
             generation: self.generation.into(),
             clean_end: self.clean.map_or(0, Lsn::get).into(),
@@ -177,7 +177,7 @@ impl Manifest {
     pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<Self> {
         let store = FileHeader::check(bytes, FileKind::Manifest, path)?;
         let bad = |at: usize, what: &str| Error::corrupt(path, at as u64, what);
-        let (head, rest) = Head::read_from_prefix(bytes)
+        let (head, rest) = ManifestHead::read_from_prefix(bytes)
             .map_err(|_| bad(FILE_HEADER_BYTES, "a manifest cut short"))?;
         let (count, tables) = (head.segment_count.get() as usize, head.table_count.get() as usize);
         let expired = head.expired_count.get() as usize;

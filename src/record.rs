@@ -29,7 +29,7 @@ pub(crate) const BODY_BYTES_MAX: usize = limits::RESULT_BYTES_MAX as usize
 /// What every record begins with.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
-struct Header {
+struct RecordHeader {
     magic: U16,
     kind: u8,
     flags: u8,
@@ -41,11 +41,11 @@ struct Header {
 
 /// Length of a record's header.
 pub(crate) const HEADER_BYTES: usize = 24;
-const _: () = assert!(size_of::<Header>() == HEADER_BYTES && HEADER_BYTES % ALIGN == 0);
-/// Header bytes that its own checksum covers: all but the checksum.
+const _: () = assert!(size_of::<RecordHeader>() == HEADER_BYTES && HEADER_BYTES % ALIGN == 0);
+/// Bytes of the header that its own checksum covers: all but the checksum.
 const HEADER_SUMMED: usize = HEADER_BYTES - 4;
 
-/// Bits of `Header::flags` above the detail.
+/// Bits of `RecordHeader::flags` above the detail.
 const FLAG_DETAIL: u8 = 0x0f;
 /// The token field says how far the token is ahead of the record's own LSN.
 const FLAG_AHEAD: u8 = 0x10;
@@ -246,7 +246,7 @@ impl Body<'_> {
 pub(crate) struct Draft {
     kind: Kind,
     flags: u8,
-    /// Header's room, body, padding.
+    /// The header's room, body, padding.
     bytes: Vec<u8>,
     body_bytes: u32,
     body_sum: crc32fast::Hasher,
@@ -347,7 +347,7 @@ impl Draft {
         let suffix = seal.suffix(lsn);
         let mut body_sum = self.body_sum.clone();
         body_sum.update(&suffix);
-        let mut header = Header {
+        let mut header = RecordHeader {
             magic: MAGIC.into(),
             kind: self.kind as u8,
             flags: self.flags,
@@ -365,7 +365,7 @@ impl Draft {
     }
 }
 
-fn header_sum(mut sum: crc32fast::Hasher, header: &Header, suffix: &[u8; 32]) -> u32 {
+fn header_sum(mut sum: crc32fast::Hasher, header: &RecordHeader, suffix: &[u8; 32]) -> u32 {
     let mut input = [0; HEADER_SUMMED + 32];
     let (front, back) = input.split_at_mut(HEADER_SUMMED);
     front.copy_from_slice(header.as_bytes().split_at(HEADER_SUMMED).0);
@@ -435,7 +435,7 @@ impl Head {
 
 /// Reads the header at the start of `bytes`.
 pub(crate) fn parse_head(bytes: &[u8], lsn: Lsn, seal: &Seal) -> Result<Head, Bad> {
-    let (header, _) = Header::read_from_prefix(bytes).map_err(|_| Bad::Short)?;
+    let (header, _) = RecordHeader::read_from_prefix(bytes).map_err(|_| Bad::Short)?;
     if header.magic.get() != MAGIC {
         return Err(Bad::NoHeader);
     }

@@ -24,7 +24,7 @@ use crate::operation::Key;
 use crate::record::Record;
 use crate::sealed::Cursor;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
-use crate::storage::{Entry, Storage};
+use crate::storage::{DirEntry, Storage};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 use memories::Remembered;
@@ -188,7 +188,7 @@ fn after_all<L: ListedFile>(storage: &dyn Storage, dir: &Path) -> Result<u32> {
 }
 
 /// What a directory holds that may be missing. That it can't be read is no damage: what is in it may be whole.
-fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<Entry>> {
+fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<DirEntry>> {
     match storage.list(dir) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(Vec::new())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::InFlight;
 use crate::Result;
-use crate::engine::{Applied, Claimed, Found, Outcome, Seen, Stored, Writing};
+use crate::engine::{Applied, Claimed, EncodedOutcome, Found, Seen, Stored, Writing};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{Answer, Call, KeyState, Presence};
 use crate::types::StoreMillis;
@@ -157,7 +157,7 @@ impl Terms {
             hold: self.hold,
             owner: self.owner.as_deref(),
             reason: self.reason.as_deref(),
-            outcome: self.outcome.as_ref().map(|stored| Outcome {
+            outcome: self.outcome.as_ref().map(|stored| EncodedOutcome {
                 codec: stored.codec,
                 version: stored.version,
                 meta: &stored.meta,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::engine::{Engine, Left, Threads};
+use crate::engine::{Engine, Threads, Unended};
 use crate::sync::{self, Mutex};
 use crate::{Error, Result};
 
@@ -35,7 +35,7 @@ impl Embedded {
     }
 
     /// See [`Engine::close`].
-    pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Left> {
+    pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Unended> {
         self.engine.close(deadline, self)
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Attempt, reserve};
 use crate::backend::Shared;
-use crate::engine::{Claimed, Outcome as EncodedOutcome, Writing};
+use crate::engine::{Claimed, EncodedOutcome, Writing};
 use crate::operation::{Settings, cut_label, encode_meta};
 use crate::protocol::{Answer, Call};
 use crate::sync::{self, AtomicBool, Ordering};
@@ -56,9 +56,9 @@ pub struct ClaimGuard {
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
 #[derive(Clone)]
-pub struct ClaimHandle(Arc<Inner>);
+pub struct ClaimHandle(Arc<ClaimInner>);
 
-struct Inner {
+struct ClaimInner {
     shared: Arc<Shared>,
     key: Key<'static>,
     hash: KeyHash,
@@ -82,7 +82,7 @@ impl ClaimGuard {
     ) -> Self {
         let drop_aborts = AtomicBool::new(settings.on_drop == OnDrop::Abort);
         ClaimGuard {
-            handle: ClaimHandle(Arc::new(Inner {
+            handle: ClaimHandle(Arc::new(ClaimInner {
                 shared,
                 key: key.clone().into_owned(),
                 hash,
@@ -315,7 +315,7 @@ impl Drop for ClaimGuard {
     }
 }
 
-impl Inner {
+impl ClaimInner {
     /// The owner goes without an ending: an interruption, or the abort that `OnDrop::Abort` asked for beforehand.
     fn leave(&self, reason: &str) {
         if self.has_ended.swap(true, Ordering::SeqCst) {

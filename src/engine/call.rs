@@ -32,12 +32,12 @@ pub(crate) struct Writing<'a> {
     pub(crate) hold: bool,
     pub(crate) owner: Option<&'a str>,
     pub(crate) reason: Option<&'a str>,
-    pub(crate) outcome: Option<Outcome<'a>>,
+    pub(crate) outcome: Option<EncodedOutcome<'a>>,
 }
 
 /// A result or a recorded failure, encoded.
 #[derive(Clone, Copy)]
-pub(crate) struct Outcome<'a> {
+pub(crate) struct EncodedOutcome<'a> {
     pub(crate) codec: u16,
     pub(crate) version: u32,
     pub(crate) meta: &'a [u8],

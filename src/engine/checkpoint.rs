@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::compact::{Alive, Compacting, Estimate, Pass, Turns};
+use super::compact::{Alive, Compacting, LiveEstimate, Pass, Turns};
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
 use crate::index::table::{Slot, Table};
@@ -38,7 +38,7 @@ pub(super) struct Work {
     pub(super) compact_until: Option<Lsn>,
     /// Calls of `compact` under way: the background leaves reclaim to them.
     pub(super) compact_calls: u32,
-    pub(super) estimate: Option<Estimate>,
+    pub(super) estimate: Option<LiveEstimate>,
     /// What goes through all of the log, in the background.
     pub(super) pass: Option<Pass>,
     pub(super) turns: Turns,

@@ -23,19 +23,19 @@ use crate::{Error, ErrorKind, Result};
 use super::Writing;
 
 /// Keys whose claims a close has interrupted.
-pub(crate) type Left = Vec<(Key<'static>, KeyState)>;
+pub(crate) type Unended = Vec<(Key<'static>, KeyState)>;
 
 /// What became of the directory's lock.
-pub(super) enum Locked {
+pub(super) enum LockState {
     Open(Box<dyn DirLock>),
     /// A close does what comes last, or gave up waiting for that.
     Finishing(Arc<Finish>),
     Released,
 }
 
-impl Locked {
+impl LockState {
     pub(super) fn take(&mut self) -> Self {
-        std::mem::replace(self, Locked::Released)
+        std::mem::replace(self, LockState::Released)
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Finish {
 enum FinishState {
     Due,
     Running,
-    Over(Result<Left>),
+    Over(Result<Unended>),
     Panicked(Box<dyn Any + Send>),
 }
 
@@ -87,7 +87,7 @@ impl Engine {
         self: &Arc<Self>,
         deadline: Option<u64>,
         threads: &dyn Threads,
-    ) -> Result<Left> {
+    ) -> Result<Unended> {
         if self.is_foreign() {
             return Ok(Vec::new());
         }
@@ -108,16 +108,16 @@ impl Engine {
         // Another one is at it, and may fail.
         let Some(mut locked) = self.lock.try_lock() else { return Err(self.log.closed()) };
         let finish = match locked.take() {
-            Locked::Released => return Err(self.log.closed()),
+            LockState::Released => return Err(self.log.closed()),
             // An earlier close has waited in vain.
-            Locked::Finishing(finish) => finish,
-            Locked::Open(lock) => {
+            LockState::Finishing(finish) => finish,
+            LockState::Open(lock) => {
                 gate.begin_closing();
                 self.ended.wake_all();
                 self.wake_background();
                 let most = left(limits::CLOSE_MILLIS_LEAST);
                 if !gate.left().wait_until(most, &nanos, &|| gate.is_quiet()) {
-                    *locked = Locked::Open(lock);
+                    *locked = LockState::Open(lock);
                     return Err(self.not_closed());
                 }
                 // Of a poisoned store one may be in a sync, which is not waited for; it ends by itself.
@@ -135,7 +135,7 @@ impl Engine {
                 })
             }
         };
-        *locked = Locked::Finishing(Arc::clone(&finish));
+        *locked = LockState::Finishing(Arc::clone(&finish));
         let is_due = matches!(*finish.state.lock(), FinishState::Due);
         if is_due {
             finish.set(FinishState::Running);
@@ -156,7 +156,7 @@ impl Engine {
         let ended = std::mem::replace(&mut *finish.state.lock(), FinishState::Due);
         match ended {
             FinishState::Over(closed) => {
-                *locked = Locked::Released;
+                *locked = LockState::Released;
                 closed
             }
             // The store is poisoned: a later close has nothing to write.
@@ -193,7 +193,7 @@ impl Engine {
     }
 
     /// What a close does once nothing is inside.
-    fn finish(&self, finish: &Finish) -> Result<Left> {
+    fn finish(&self, finish: &Finish) -> Result<Unended> {
         let gate = self.log.gate();
         gate.finish();
         let left = self.interrupt_all();

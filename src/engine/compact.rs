@@ -41,7 +41,7 @@ pub(super) struct Compacting {
 
 /// What is known of how much of the log is alive.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Estimate {
+pub(super) struct LiveEstimate {
     live: u64,
     log_bytes: u64,
     at_millis: u64,
@@ -168,7 +168,7 @@ impl KeySample {
 
 /// What a call of `compact` did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Done {
+pub(crate) struct Compacted {
     pub(crate) moved: u64,
     pub(crate) reclaimed: u64,
     pub(crate) is_complete: bool,
@@ -223,7 +223,7 @@ struct Keyed<'a> {
 }
 
 /// Where a record stands in its key's life, by the index.
-enum Standing {
+enum RecordStanding {
     Newest,
     Superseded,
     Unknown,
@@ -276,7 +276,7 @@ impl Engine {
             let log_bytes = self.log.bytes_since(Lsn::ZERO);
             let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
             let at_millis = now + limits::FUTILE_MILLIS;
-            work.estimate = Some(Estimate {
+            work.estimate = Some(LiveEstimate {
                 live: log_bytes,
                 log_bytes,
                 at_millis,
@@ -333,7 +333,7 @@ impl Engine {
                 // less than that.
                 let since = log_bytes.saturating_sub(seen.log_bytes);
                 let live = self.estimate()?.bytes.saturating_sub(since);
-                work.estimate = Some(Estimate { live, is_rough: false, ..seen });
+                work.estimate = Some(LiveEstimate { live, is_rough: false, ..seen });
                 live
             }
             Some(seen) => seen.live,
@@ -343,7 +343,7 @@ impl Engine {
                 let live = if is_rough { few.alive.bytes } else { self.estimate()?.bytes };
                 let newest = Some(oldest.newest);
                 work.estimate =
-                    Some(Estimate { live, log_bytes, at_millis: now, newest, is_rough });
+                    Some(LiveEstimate { live, log_bytes, at_millis: now, newest, is_rough });
                 live
             }
         };
@@ -583,7 +583,8 @@ impl Engine {
             let Ok(live) = self.estimate().map(|alive| alive.bytes) else { return false };
             let newest = self.log.oldest().map(|oldest| oldest.newest);
             let is_rough = false;
-            work.estimate = Some(Estimate { live, log_bytes, at_millis: now, newest, is_rough });
+            work.estimate =
+                Some(LiveEstimate { live, log_bytes, at_millis: now, newest, is_rough });
         }
         work.estimate.is_some_and(|seen| seen.live + seen.live / 8 < log_bytes)
     }
@@ -676,13 +677,13 @@ impl Engine {
                 let seen = Known::of(&shard, hash, now);
                 drop(shard);
                 match self.standing(key, hash, record.lsn, &seen)? {
-                    Standing::Superseded => return Ok(0),
-                    Standing::Unknown => {
+                    RecordStanding::Superseded => return Ok(0),
+                    RecordStanding::Unknown => {
                         let what =
                             format_args!("the index doesn't know the record at lsn {}", record.lsn);
                         return Err(Error::corrupt(&self.index_dir(), 0, what));
                     }
-                    Standing::Newest => {}
+                    RecordStanding::Newest => {}
                 }
                 shard = self.shard(hash)?;
                 if !super::call::is_as_read(&shard, key, hash, &seen) {
@@ -766,28 +767,34 @@ impl Engine {
     }
 
     /// Whether the record at `lsn` is its key's newest, by what was known of the hash.
-    fn standing(&self, key: &Key<'_>, hash: KeyHash, lsn: Lsn, known: &Known) -> Result<Standing> {
+    fn standing(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        lsn: Lsn,
+        known: &Known,
+    ) -> Result<RecordStanding> {
         let is_key =
             |place: Place| -> Result<bool> { Ok(self.look_in_log(key, &[place])?.is_some()) };
         for &place in known.places() {
             if place.lsn() > lsn && is_key(place)? {
-                return Ok(Standing::Superseded);
+                return Ok(RecordStanding::Superseded);
             }
         }
         let segments = self.log.segments();
         for spot in known.tables().find(hash)? {
             let place = self.place_of(&segments, spot)?;
             if place.lsn() == lsn {
-                return Ok(Standing::Newest);
+                return Ok(RecordStanding::Newest);
             }
             if place.lsn() < lsn {
                 break;
             }
             if is_key(place)? {
-                return Ok(Standing::Superseded);
+                return Ok(RecordStanding::Superseded);
             }
         }
-        Ok(Standing::Unknown)
+        Ok(RecordStanding::Unknown)
     }
 
     /// Takes the oldest segment off the list, and its file away. Lookups learn of it first.
@@ -864,7 +871,7 @@ impl Engine {
 
     /// Moves all live records of what is in the log now, as far as `budget` bytes go, gives everything else back, and
     /// leaves the index in one table.
-    pub(crate) fn compact(&self, budget: u64) -> Result<Done> {
+    pub(crate) fn compact(&self, budget: u64) -> Result<Compacted> {
         let _inside = self.enter()?;
         // Two that go through the log in turn are no faster than one, and take two processors from those who write.
         self.work.lock().compact_calls += 1;
@@ -874,13 +881,13 @@ impl Engine {
         done.map_err(|e| self.log.explained(e))
     }
 
-    fn compact_inside(&self, budget: u64) -> Result<Done> {
+    fn compact_inside(&self, budget: u64) -> Result<Compacted> {
         if !self.log.is_writing() {
             self.begin_writing()?;
         }
         let (moved, reclaimed) =
             (self.moved.load(Ordering::Relaxed), self.reclaimed.load(Ordering::Relaxed));
-        let done = |is_complete| Done {
+        let done = |is_complete| Compacted {
             moved: self.moved.load(Ordering::Relaxed) - moved,
             reclaimed: self.reclaimed.load(Ordering::Relaxed) - reclaimed,
             is_complete,
@@ -1026,7 +1033,7 @@ mod tests {
         for is_rough in [false, true] {
             let oldest = engine.log.oldest().unwrap();
             let (live, newest) = (log_bytes / 8, Some(oldest.newest));
-            work.estimate = Some(Estimate { live, log_bytes, at_millis, newest, is_rough });
+            work.estimate = Some(LiveEstimate { live, log_bytes, at_millis, newest, is_rough });
             let (is_due, _) = engine.weigh(&mut work, oldest).unwrap();
             assert_eq!(is_due, !is_rough);
         }

@@ -17,12 +17,12 @@ mod rebuild;
 mod verify;
 mod view;
 
-pub(crate) use call::{Applied, Batch, Outcome, Writing};
+pub(crate) use call::{Applied, Batch, EncodedOutcome, Writing};
 pub use call::{Claimed, Stored};
 #[cfg(feature = "backend")]
 pub(crate) use call::{Done, Found};
-pub(crate) use close::{Left, Threads};
-pub(crate) use compact::{Alive, Done as CompactionDone};
+pub(crate) use close::{Threads, Unended};
+pub(crate) use compact::{Alive, Compacted};
 #[cfg(feature = "backend")]
 pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use verify::Inspector;
@@ -85,11 +85,11 @@ pub(crate) struct Engine {
     /// Changes when a claim ends that a thread waits for.
     ended: WakeWord,
     /// The directory's; held by whatever closes the store, so that one does at a time.
-    lock: Mutex<close::Locked>,
+    lock: Mutex<close::LockState>,
 }
 
 /// How a store is opened.
-pub(crate) struct Opening<'d> {
+pub(crate) struct EngineOpening<'d> {
     pub(crate) seams: Seams,
     pub(crate) dir: &'d Path,
     pub(crate) sizes: Sizes,
@@ -100,7 +100,7 @@ pub(crate) struct Opening<'d> {
 impl Engine {
     /// Opens the store that `manifest` lists, in a directory that is locked.
     pub(crate) fn open(
-        opening: &Opening<'_>,
+        opening: &EngineOpening<'_>,
         manifest: Manifest,
         lock: Box<dyn DirLock>,
     ) -> Result<Self> {
@@ -111,7 +111,7 @@ impl Engine {
             Err(e) if e.kind() == ErrorKind::StorageFull => {
                 let manifest = manifest::load(&*opening.seams.storage, opening.dir)?;
                 let lock = engine.lock.lock().take();
-                let (Some(manifest), close::Locked::Open(lock)) = (manifest, lock) else {
+                let (Some(manifest), close::LockState::Open(lock)) = (manifest, lock) else {
                     return Err(e);
                 };
                 drop(engine);
@@ -134,12 +134,12 @@ impl Engine {
     /// Reads tables and log, and says which tables are to be made before anybody is answered: none if memory may
     /// stand in for them, with `memory_keys`. Memory takes no more than these.
     fn read_in(
-        opening: &Opening<'_>,
+        opening: &EngineOpening<'_>,
         memory_keys: usize,
         mut manifest: Manifest,
         lock: Box<dyn DirLock>,
     ) -> Result<(Self, checkpoint::Lacking)> {
-        let Opening { seams, dir, sizes, .. } = opening;
+        let EngineOpening { seams, dir, sizes, .. } = opening;
         let hasher = Hasher::new(&manifest.secrets);
         #[cfg(any(test, feature = "testing"))]
         let hasher = hasher.masked(seams.entropy.hash_mask());
@@ -186,7 +186,7 @@ impl Engine {
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             ended: WakeWord::new(),
-            lock: Mutex::new(close::Locked::Open(lock)),
+            lock: Mutex::new(close::LockState::Open(lock)),
         };
         engine.count_bytes(&engine.tables());
         Ok((engine, checkpoint::Lacking { damaged, uncovered }))

@@ -17,7 +17,7 @@ pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
 /// What a segment begins with. It repeats the store's secrets, so that a lost manifest can be rebuilt.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
-struct SegmentHeader {
+struct HeaderBytes {
     file: [u8; FILE_HEADER_BYTES],
     base: U64,
     capacity: U64,
@@ -30,11 +30,11 @@ struct SegmentHeader {
     sum: U32,
 }
 
-const _: () = assert!(size_of::<SegmentHeader>() == SEGMENT_HEADER_BYTES);
+const _: () = assert!(size_of::<HeaderBytes>() == SEGMENT_HEADER_BYTES);
 
 /// What a segment's header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Header {
+pub(crate) struct SegmentHeader {
     pub(crate) store: StoreId,
     pub(crate) secrets: Secrets,
     pub(crate) identity: Identity,
@@ -95,7 +95,7 @@ impl Identity {
         follows: Lsn,
     ) -> [u8; SEGMENT_HEADER_BYTES] {
         debug_assert!(self.is_sound(), "{self:?}");
-        let mut header = SegmentHeader {
+        let mut header = HeaderBytes {
             file: FileHeader::bytes(FileKind::Segment, store),
             base: self.base.get().into(),
             capacity: self.capacity.into(),
@@ -115,11 +115,11 @@ impl Identity {
     }
 
     /// Reads and checks the header at the start of `bytes`, the beginning of the file at `path`.
-    pub(crate) fn decode_all(bytes: &[u8], path: &Path) -> Result<Header> {
+    pub(crate) fn decode_all(bytes: &[u8], path: &Path) -> Result<SegmentHeader> {
         let store = FileHeader::check(bytes, FileKind::Segment, path)?;
         let bad = |what| Error::corrupt(path, FILE_HEADER_BYTES as u64, what);
-        let (header, _) = SegmentHeader::read_from_prefix(bytes)
-            .map_err(|_| bad("a segment header cut short"))?;
+        let (header, _) =
+            HeaderBytes::read_from_prefix(bytes).map_err(|_| bad("a segment header cut short"))?;
         if header.sum.get() != header.expected_sum() {
             return Err(bad("a segment header that fails its checksum"));
         }
@@ -133,11 +133,11 @@ impl Identity {
             return Err(bad("a segment header with impossible fields"));
         }
         let follows = Lsn::new(header.follows.get());
-        Ok(Header { store, secrets: header.secrets, identity, follows })
+        Ok(SegmentHeader { store, secrets: header.secrets, identity, follows })
     }
 }
 
-impl SegmentHeader {
+impl HeaderBytes {
     fn expected_sum(&self) -> u32 {
         sum_before_last(self)
     }
@@ -166,7 +166,7 @@ mod tests {
         let follows = Lsn::new(0x0102_0304_0506_0708);
         let bytes = identity.encode(StoreId([4; 16]), &SECRETS, follows);
         assert_eq!(bytes[116..124], [8, 7, 6, 5, 4, 3, 2, 1]);
-        let header = Header { store: StoreId([4; 16]), secrets: SECRETS, identity, follows };
+        let header = SegmentHeader { store: StoreId([4; 16]), secrets: SECRETS, identity, follows };
         assert_eq!(Identity::decode_all(&bytes, Path::new("s")).unwrap(), header);
     }
 
@@ -176,7 +176,7 @@ mod tests {
         let sound = Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
         let of = |base, capacity| {
             let mut bytes = sound.encode(StoreId([4; 16]), &SECRETS, Lsn::ZERO);
-            let header = SegmentHeader::mut_from_bytes(&mut bytes).unwrap();
+            let header = HeaderBytes::mut_from_bytes(&mut bytes).unwrap();
             (header.base, header.capacity) = (U64::new(base), U64::new(capacity));
             header.sum = header.expected_sum().into();
             Identity::decode(&bytes, Path::new("s"))

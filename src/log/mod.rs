@@ -43,7 +43,7 @@ use census::Census;
 pub(crate) use census::Span;
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed};
-use open::gate::{self, Gate, Inside, Refused};
+use open::gate::{self, Gate, Inside, KeptOut};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
 pub(crate) use read::Segments;
@@ -52,7 +52,7 @@ use room::{Keeper, Leaving};
 pub(crate) use room::{NoRoom, Room};
 use segment::Segment;
 pub(crate) use upkeep::Due;
-use write::{Tail, Writer};
+use write::{LogWriter, Tail};
 
 /// The outside world, as one store sees it.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ pub(crate) struct Log {
     sizes: Sizes,
     tail: Mutex<Tail>,
     /// For those alone who go through the queue: who has had it wakes who waits for it.
-    writer: Mutex<Writer>,
+    writer: Mutex<LogWriter>,
     queue: CommitQueue,
     keeper: Mutex<Keeper>,
     /// What is listed, for readers; replaced as a whole.
@@ -155,8 +155,8 @@ impl Log {
     /// Lets the calling thread in: `Closed` once a close has begun, `Forked` in a fork of the process that opened the store.
     pub(crate) fn enter(&self) -> Result<Inside<'_>> {
         self.gate.enter().map_err(|refused| match refused {
-            Refused::Closed => self.closed(),
-            Refused::Forked => Error::new(
+            KeptOut::Closed => self.closed(),
+            KeptOut::Forked => Error::new(
                 ErrorKind::Forked,
                 "this process is a fork of the one that opened the store: use it in the parent, or, once the parent has closed it or ended, open it here",
             )

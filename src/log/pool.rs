@@ -48,19 +48,19 @@ struct Member {
     is_used: AtomicBool,
     /// Set under the lock of `state`.
     is_pinned: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Debug)]
-struct State {
-    /// Bytes of the file that may be read: nothing is written there any more.
+struct PoolState {
+    /// SegmentBytes of the file that may be read: nothing is written there any more.
     len: u64,
-    bytes: Option<Bytes>,
+    bytes: Option<SegmentBytes>,
 }
 
 /// An open segment.
 #[derive(Clone, Debug)]
-pub(crate) enum Bytes {
+pub(crate) enum SegmentBytes {
     Map(Arc<dyn Map>),
     File(Arc<dyn File>),
 }
@@ -86,7 +86,7 @@ impl Pool {
 
     /// Takes in the segment at `path`, of which the first `len` bytes are never written again. `file`: it is open.
     pub(crate) fn take(self: &Arc<Self>, path: &Path, len: u64, file: Arc<dyn File>) -> Pooled {
-        let state = State { len, bytes: None };
+        let state = PoolState { len, bytes: None };
         let member = Arc::new(Member {
             path: path.to_owned(),
             is_used: AtomicBool::new(false),
@@ -99,11 +99,11 @@ impl Pool {
         Pooled { pool: Arc::clone(self), member }
     }
 
-    fn bytes_of(&self, file: Arc<dyn File>, len: u64) -> Bytes {
+    fn bytes_of(&self, file: Arc<dyn File>, len: u64) -> SegmentBytes {
         // Where mapping fails, plain reads serve: the format is the same.
         match if self.maps { file.map(len).ok() } else { None } {
-            Some(map) => Bytes::Map(map),
-            None => Bytes::File(file),
+            Some(map) => SegmentBytes::Map(map),
+            None => SegmentBytes::File(file),
         }
     }
 
@@ -169,7 +169,7 @@ impl Open {
 
 impl Pooled {
     /// The segment, opened if it wasn't.
-    pub(crate) fn bytes(&self) -> io::Result<Bytes> {
+    pub(crate) fn bytes(&self) -> io::Result<SegmentBytes> {
         let member = &self.member;
         if !member.is_used.load(Ordering::Relaxed) {
             member.is_used.store(true, Ordering::Relaxed);
@@ -181,7 +181,7 @@ impl Pooled {
         self.open_in(&mut state)
     }
 
-    fn open_in(&self, state: &mut State) -> io::Result<Bytes> {
+    fn open_in(&self, state: &mut PoolState) -> io::Result<SegmentBytes> {
         let file = self.pool.open(&self.member.path)?;
         let bytes = self.pool.bytes_of(file, state.len);
         state.bytes = Some(bytes.clone());
@@ -221,7 +221,7 @@ impl Pooled {
             return true;
         }
         let is_mapped = match &state.bytes {
-            Some(Bytes::Map(map)) => Arc::strong_count(map) > 1,
+            Some(SegmentBytes::Map(map)) => Arc::strong_count(map) > 1,
             _ => false,
         };
         if is_mapped {
@@ -245,7 +245,7 @@ impl Drop for Pooled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage};
+    use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault, FaultyStorage};
     use crate::storage::memory::MemoryStorage;
     use crate::storage::write_all_at;
 
@@ -268,8 +268,8 @@ mod tests {
 
     fn read(segment: &Pooled) -> Option<u8> {
         match segment.bytes().unwrap() {
-            Bytes::Map(map) => map.bytes(63, 1).map(|bytes| bytes[0]),
-            Bytes::File(file) => {
+            SegmentBytes::Map(map) => map.bytes(63, 1).map(|bytes| bytes[0]),
+            SegmentBytes::File(file) => {
                 let mut byte = [0];
                 assert_eq!(file.read_at(&mut byte, 63).unwrap(), 1);
                 Some(byte[0])
@@ -337,7 +337,7 @@ mod tests {
     fn where_nothing_can_be_mapped_plain_reads_serve() {
         let storage = storage();
         let pool = Pool::of_size(Arc::new(storage.clone()), true, 2);
-        let no_memory = Effect::Fail(Failure::NO_MEMORY);
+        let no_memory = Effect::Fail(CallFailure::NO_MEMORY);
         storage.inject(Fault::from(Calls::Of(Class::Map), 0, no_memory));
         let segments = segments(&storage, &pool, 6);
         for (n, segment) in segments.iter().enumerate() {
@@ -351,7 +351,7 @@ mod tests {
         let storage = storage();
         let pool = Pool::of_size(Arc::new(storage.clone()), false, 4);
         let segments = segments(&storage, &pool, 8);
-        let none = || Effect::Fail(Failure::TOO_MANY_OPEN);
+        let none = || Effect::Fail(CallFailure::TOO_MANY_OPEN);
         storage.inject(Fault::once(Calls::Of(Class::Open), 0, none()));
         assert_eq!(read(&segments[0]), Some(0));
         assert_eq!(open_now(&segments), 1);
@@ -374,7 +374,7 @@ mod tests {
         // The map of all of it is gone, too.
         assert_eq!(open_now(&segments), 0);
         storage.open(&path(0), Access::ReadWrite).unwrap().truncate(32).unwrap();
-        let Bytes::Map(map) = segments[0].bytes().unwrap() else { panic!() };
+        let SegmentBytes::Map(map) = segments[0].bytes().unwrap() else { panic!() };
         assert!(map.bytes(0, 32).is_some() && map.bytes(32, 1).is_none());
     }
 }

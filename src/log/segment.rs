@@ -8,9 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use super::format::Header;
+pub(crate) use super::format::SegmentHeader;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::pool::{Bytes, Pool, Pooled};
+use super::pool::{Pool, Pooled, SegmentBytes};
 use crate::limits;
 use crate::manifest::{Listed, Secrets};
 use crate::record::{self, Record, Seal};
@@ -131,7 +131,7 @@ impl Spare {
         Ok(true)
     }
 
-    /// Gives the spare a header and its name as a segment, which `follows` what the log is by now: see `Header`. Durable on
+    /// Gives the spare a header and its name as a segment, which `follows` what the log is by now: see `SegmentHeader`. Durable on
     /// return, but not listed.
     pub(crate) fn activate(
         &mut self,
@@ -273,8 +273,8 @@ impl Segment {
             Source::Pooled(pooled) => pooled,
         };
         let map = match pooled.bytes().map_err(|e| Error::io("opening", &self.path, e))? {
-            Bytes::File(file) => return self.read_by_calls(&*file, lsn, use_of),
-            Bytes::Map(map) => map,
+            SegmentBytes::File(file) => return self.read_by_calls(&*file, lsn, use_of),
+            SegmentBytes::Map(map) => map,
         };
         let offset = self.offset(lsn);
         let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
@@ -312,7 +312,7 @@ impl Segment {
 }
 
 /// What the file at `path` says of itself and of its store.
-pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<Header> {
+pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<SegmentHeader> {
     let mut header = [0; SEGMENT_HEADER_BYTES];
     let have =
         storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;

@@ -395,7 +395,7 @@ fn find_segments<'s>(
             Err(e) => return Err(Error::io("opening", &path, e)),
         };
         match segment::read_header(&*file, &path) {
-            Ok(segment::Header { store, secrets, identity, follows }) => {
+            Ok(segment::SegmentHeader { store, secrets, identity, follows }) => {
                 if *found.get_or_insert((store, secrets)) != (store, secrets) {
                     damages.push(Error::corrupt(&path, 0, "a segment of another store"));
                     continue;

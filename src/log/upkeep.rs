@@ -32,7 +32,7 @@ impl Due {
 
 /// What the background remembers between steps.
 pub(super) struct Upkeep {
-    state: Mutex<State>,
+    state: Mutex<UpkeepState>,
     /// The thread that calls `step`, if any, sleeps on it.
     word: WakeWord,
     is_asleep: AtomicBool,
@@ -41,7 +41,7 @@ pub(super) struct Upkeep {
 }
 
 #[derive(Default)]
-struct State {
+struct UpkeepState {
     seen_end: Lsn,
     changed_at: u64,
     unsynced_since: Option<u64>,
@@ -50,7 +50,7 @@ struct State {
 impl Upkeep {
     pub(super) fn new() -> Self {
         Upkeep {
-            state: Mutex::new(State::default()),
+            state: Mutex::new(UpkeepState::default()),
             word: WakeWord::new(),
             is_asleep: AtomicBool::new(false),
             trouble: Mutex::new(None),
@@ -59,7 +59,7 @@ impl Upkeep {
 }
 
 /// What there is to do, as one look at the tail tells.
-struct View {
+struct TailView {
     end: Lsn,
     keyed_end: Lsn,
     marked: Lsn,
@@ -97,7 +97,7 @@ impl Log {
         self.upkeep.trouble.lock().as_ref().map(Error::again)
     }
 
-    fn step_at(&self, view: &View) -> Result<Due> {
+    fn step_at(&self, view: &TailView) -> Result<Due> {
         let mut state = self.upkeep.state.lock();
         // Behind the lock, so that no time in `state` is a later one.
         let now = self.seams.clock.monotonic_nanos() / 1_000_000;
@@ -152,9 +152,9 @@ impl Log {
         Ok(Due::In(sync_in.unwrap_or(limits::TIME_NOTE_MILLIS)))
     }
 
-    fn view(&self) -> View {
+    fn view(&self) -> TailView {
         let tail = self.tail.lock();
-        View {
+        TailView {
             end: tail.end(),
             keyed_end: tail.keyed_end,
             marked: tail.marked,
@@ -164,7 +164,7 @@ impl Log {
     }
 
     /// One an hour while open, and one whenever wall and store time have parted by a second.
-    fn is_time_note_due(&self, view: &View) -> bool {
+    fn is_time_note_due(&self, view: &TailView) -> bool {
         let age = self.now().since(view.last_time_note.store);
         age >= limits::TIME_NOTE_MILLIS
             || self.store_clock.drifted(&*self.seams.clock, &view.last_time_note)

@@ -54,7 +54,7 @@ pub(super) struct Piece {
 }
 
 /// Behind the writer's lock: who holds it hands bytes to the system.
-pub(super) struct Writer {
+pub(super) struct LogWriter {
     /// The segment written to last: what a sync is for.
     pub(super) current: Arc<Segment>,
     /// What it took from the tail. This and the tail's change places, so that no write allocates.
@@ -63,9 +63,9 @@ pub(super) struct Writer {
     pub(super) free: Vec<u8>,
 }
 
-impl Writer {
+impl LogWriter {
     pub(super) fn of(current: Arc<Segment>) -> Self {
-        Writer { current, pieces: VecDeque::new(), free: Vec::new() }
+        LogWriter { current, pieces: VecDeque::new(), free: Vec::new() }
     }
 }
 
@@ -101,7 +101,7 @@ impl Tail {
     }
 
     /// Hands what was placed to the writer. Gives the log's end, up to which it is all.
-    pub(super) fn hand_over(&mut self, writer: &mut Writer) -> Lsn {
+    pub(super) fn hand_over(&mut self, writer: &mut LogWriter) -> Lsn {
         // A write that failed left some: the store is poisoned, and they are never written.
         writer.pieces.clear();
         std::mem::swap(&mut self.pieces, &mut writer.pieces);
@@ -267,7 +267,7 @@ impl Sink for Log {
 impl Log {
     /// Writes what the tail handed over, up to `end`. At a segment's end the old one is synced whole
     /// before anything is written into the next, at every level.
-    fn write_pieces(&self, writer: &mut Writer, end: Lsn) -> Result<(), Failed> {
+    fn write_pieces(&self, writer: &mut LogWriter, end: Lsn) -> Result<(), Failed> {
         // Whoever had the writer before may have failed, and what it took from the tail is lost: then there may be nothing
         // left to write, and not all is written.
         if self.is_poisoned() {

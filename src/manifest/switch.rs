@@ -204,7 +204,9 @@ mod tests {
     };
     use super::*;
     use crate::manifest::bytes_for;
-    use crate::storage::faulty::{Calls, Class, Effect, Failure as Fails, Fault, FaultyStorage};
+    use crate::storage::faulty::{
+        CallFailure as Fails, Calls, Class, Effect, Fault, FaultyStorage,
+    };
     use crate::storage::memory::{Crash, MemoryStorage};
     use crate::types::Lsn;
 

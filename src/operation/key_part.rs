@@ -32,10 +32,10 @@ const PART_LARGE: u8 = 4;
 /// assert_eq!(Key::from_parts(parts).to_string(), r#"("tenant-7", 17, 0xff00)"#);
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct KeyPart<'k>(Part<'k>);
+pub struct KeyPart<'k>(PartForm<'k>);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Part<'k> {
+enum PartForm<'k> {
     Bytes(Cow<'k, [u8]>),
     Number(Number),
 }
@@ -131,16 +131,16 @@ impl fmt::Display for Number {
 
 impl<'k> KeyPart<'k> {
     pub(super) fn of_number(number: Number) -> Self {
-        KeyPart(Part::Number(number))
+        KeyPart(PartForm::Number(number))
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        matches!(&self.0, Part::Bytes(bytes) if bytes.is_empty())
+        matches!(&self.0, PartForm::Bytes(bytes) if bytes.is_empty())
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match &self.0 {
-            Part::Bytes(bytes) => {
+            PartForm::Bytes(bytes) => {
                 out.push(PART_BYTES);
                 let mut rest = bytes.len();
                 while rest >= 0x80 {
@@ -150,7 +150,7 @@ impl<'k> KeyPart<'k> {
                 out.push(rest as u8);
                 out.extend_from_slice(bytes);
             }
-            Part::Number(number) => {
+            PartForm::Number(number) => {
                 out.push(match number {
                     Number::Natural(_) => PART_NUMBER,
                     Number::Negative(_) => PART_NEGATIVE,
@@ -166,13 +166,13 @@ impl<'k> KeyPart<'k> {
         let (tag, rest) = encoded.split_first()?;
         let number = |bytes: usize, read: fn(&[u8]) -> Option<Number>| {
             let (number, rest) = rest.split_at_checked(bytes)?;
-            Some((KeyPart(Part::Number(read(number)?)), rest))
+            Some((KeyPart(PartForm::Number(read(number)?)), rest))
         };
         match *tag {
             PART_BYTES => {
                 let (len, rest) = decode_length(rest)?;
                 let (bytes, rest) = rest.split_at_checked(len)?;
-                Some((KeyPart(Part::Bytes(Cow::Borrowed(bytes))), rest))
+                Some((KeyPart(PartForm::Bytes(Cow::Borrowed(bytes))), rest))
             }
             PART_NUMBER => number(8, Number::natural),
             PART_NEGATIVE => number(8, Number::negative),
@@ -275,13 +275,13 @@ macro_rules! from_values {
     )+};
 }
 
-from_values!(KeyPart, Part::Bytes, Part::Number);
+from_values!(KeyPart, PartForm::Bytes, PartForm::Number);
 
 impl fmt::Display for KeyPart<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Part::Bytes(bytes) => fmt_quoted(bytes, f),
-            Part::Number(number) => number.fmt(f),
+            PartForm::Bytes(bytes) => fmt_quoted(bytes, f),
+            PartForm::Number(number) => number.fmt(f),
         }
     }
 }

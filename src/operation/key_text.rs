@@ -22,13 +22,13 @@ pub(super) fn read(text: &str) -> Result<Key<'static>> {
         return parts(&mut input);
     }
     let key = match value(&mut input)? {
-        Value::Bytes(bytes) => Key::from(bytes),
-        Value::Number(number) => Key::of_number(number),
+        TextPart::Bytes(bytes) => Key::from(bytes),
+        TextPart::Number(number) => Key::of_number(number),
     };
     input.end().map(|()| key)
 }
 
-enum Value {
+enum TextPart {
     Bytes(Vec<u8>),
     Number(Number),
 }
@@ -78,8 +78,8 @@ fn parts(input: &mut Input<'_>) -> Result<Key<'static>> {
     let mut parts: Vec<KeyPart<'static>> = Vec::new();
     loop {
         parts.push(match value(input)? {
-            Value::Bytes(bytes) => KeyPart::from(bytes),
-            Value::Number(number) => KeyPart::of_number(number),
+            TextPart::Bytes(bytes) => KeyPart::from(bytes),
+            TextPart::Number(number) => KeyPart::of_number(number),
         });
         let is_over = if parts.len() == 1 { input.skip(",)") } else { input.skip(")") };
         if is_over {
@@ -92,19 +92,19 @@ fn parts(input: &mut Input<'_>) -> Result<Key<'static>> {
 }
 
 /// Text in quotes, bytes in hexadecimal, or a number.
-fn value(input: &mut Input<'_>) -> Result<Value> {
+fn value(input: &mut Input<'_>) -> Result<TextPart> {
     if input.skip("\"") {
-        return unescape(input, Some('"')).map(|text| Value::Bytes(text.into_bytes()));
+        return unescape(input, Some('"')).map(|text| TextPart::Bytes(text.into_bytes()));
     }
     if input.skip("0x") {
         let digits = input.take_while(|c| c.is_ascii_hexdigit());
         return hex(digits)
-            .map(Value::Bytes)
+            .map(TextPart::Bytes)
             .ok_or_else(|| input.stops("a whole hexadecimal byte"));
     }
     let digits = input.take_while(|c| c == '-' || c.is_ascii_digit());
     Number::parse(digits)
-        .map(Value::Number)
+        .map(TextPart::Number)
         .ok_or_else(|| input.stops("text in quotes, bytes after 0x, or a number"))
 }
 

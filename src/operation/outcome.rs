@@ -33,12 +33,12 @@ use crate::{Encode, Error, ErrorKind, Result};
 #[must_use = "an outcome is recorded only when a claim is given it"]
 pub struct Outcome {
     failure: bool,
-    value: Value,
+    value: OutcomeValue,
     meta: Vec<(String, String)>,
     retention: Option<Duration>,
 }
 
-enum Value {
+enum OutcomeValue {
     /// Encoded, or why it can't be.
     Encoded(Result<(Format, Vec<u8>)>),
     /// Not kept, for that reason.
@@ -78,7 +78,7 @@ impl Outcome {
     pub fn success<V: Encode + ?Sized>(value: &V) -> Self {
         Outcome {
             failure: false,
-            value: Value::Encoded(encode(value)),
+            value: OutcomeValue::Encoded(encode(value)),
             meta: Vec::new(),
             retention: None,
         }
@@ -104,7 +104,7 @@ impl Outcome {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn without_result(reason: impl Into<String>) -> Self {
-        let value = Value::NotKept(cut_label(reason.into()));
+        let value = OutcomeValue::NotKept(cut_label(reason.into()));
         Outcome { failure: false, value, meta: Vec::new(), retention: None }
     }
 
@@ -175,9 +175,9 @@ impl Outcome {
     /// Why it can't be recorded, if it can't.
     pub(crate) fn refusal(&self, result_bytes_max: u32) -> Option<Error> {
         let kept = match &self.value {
-            Value::Encoded(Ok((_, bytes))) => check_size(bytes.len(), result_bytes_max),
-            Value::Encoded(Err(e)) => Err(e.again()),
-            Value::NotKept(_) => Ok(()),
+            OutcomeValue::Encoded(Ok((_, bytes))) => check_size(bytes.len(), result_bytes_max),
+            OutcomeValue::Encoded(Err(e)) => Err(e.again()),
+            OutcomeValue::NotKept(_) => Ok(()),
         };
         let checked = kept.and_then(|()| check_meta(&self.meta));
         checked.and_then(|()| check_retention(self.retention.map(millis_up))).err()
@@ -189,11 +189,11 @@ impl Outcome {
             return Err(e);
         }
         let ((codec, version), bytes, missing) = match self.value {
-            Value::Encoded(value) => {
+            OutcomeValue::Encoded(value) => {
                 let (format, bytes) = value?;
                 (format.to_stored()?, bytes, None)
             }
-            Value::NotKept(reason) => ((NOT_KEPT, 0), Vec::new(), Some(reason)),
+            OutcomeValue::NotKept(reason) => ((NOT_KEPT, 0), Vec::new(), Some(reason)),
         };
         let retention_ms = self.retention.map(millis_up);
         Ok(OutcomeParts {
@@ -242,11 +242,11 @@ impl fmt::Debug for Outcome {
         let mut out = f.debug_struct("Outcome");
         out.field("failure", &self.failure);
         match &self.value {
-            Value::Encoded(Ok((format, bytes))) => {
+            OutcomeValue::Encoded(Ok((format, bytes))) => {
                 out.field("format", format).field("bytes", &bytes.len())
             }
-            Value::Encoded(Err(error)) => out.field("error", error),
-            Value::NotKept(reason) => out.field("not kept", reason),
+            OutcomeValue::Encoded(Err(error)) => out.field("error", error),
+            OutcomeValue::NotKept(reason) => out.field("not kept", reason),
         };
         out.field("meta", &names).field("retention", &self.retention).finish()
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Access, Entry, File, Locked, Map, Standing, Storage};
+use super::{Access, DirEntry, File, Map, Standing, Storage, TakenDir};
 
 /// What kind of call.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -105,15 +105,15 @@ impl Calls {
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
     /// It fails and does nothing.
-    Fail(Failure),
+    Fail(CallFailure),
     /// It is done, and fails all the same.
-    FailAfter(Failure),
+    FailAfter(CallFailure),
     /// A read or write is cut to so many bytes; other calls are left alone.
     Short(usize),
     /// It fails, and so does every later call, doing nothing. If it is a write, its first `bytes_kept` are written.
     PowerCut { bytes_kept: usize },
     /// It waits until the gate opens.
-    Wait(Arc<Gate>),
+    Wait(Arc<CallGate>),
     /// It is slow: other threads run so often before it does.
     #[cfg(shuttle)]
     Slow(u64),
@@ -126,23 +126,26 @@ pub(crate) enum Effect {
 
 /// How a call fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Failure {
+pub(crate) enum CallFailure {
     Kind(io::ErrorKind),
     Errno(i32),
 }
 
-impl Failure {
-    pub(crate) const IO: Failure = Failure::Errno(rustix::io::Errno::IO.raw_os_error());
-    pub(crate) const FULL: Failure = Failure::Errno(rustix::io::Errno::NOSPC.raw_os_error());
-    pub(crate) const TOO_MANY_OPEN: Failure =
-        Failure::Errno(rustix::io::Errno::MFILE.raw_os_error());
-    pub(crate) const NO_MEMORY: Failure = Failure::Errno(rustix::io::Errno::NOMEM.raw_os_error());
-    pub(crate) const INTERRUPTED: Failure = Failure::Errno(rustix::io::Errno::INTR.raw_os_error());
+impl CallFailure {
+    pub(crate) const IO: CallFailure = CallFailure::Errno(rustix::io::Errno::IO.raw_os_error());
+    pub(crate) const FULL: CallFailure =
+        CallFailure::Errno(rustix::io::Errno::NOSPC.raw_os_error());
+    pub(crate) const TOO_MANY_OPEN: CallFailure =
+        CallFailure::Errno(rustix::io::Errno::MFILE.raw_os_error());
+    pub(crate) const NO_MEMORY: CallFailure =
+        CallFailure::Errno(rustix::io::Errno::NOMEM.raw_os_error());
+    pub(crate) const INTERRUPTED: CallFailure =
+        CallFailure::Errno(rustix::io::Errno::INTR.raw_os_error());
 
     fn error(self) -> io::Error {
         match self {
-            Failure::Kind(kind) => kind.into(),
-            Failure::Errno(errno) => io::Error::from_raw_os_error(errno),
+            CallFailure::Kind(kind) => kind.into(),
+            CallFailure::Errno(errno) => io::Error::from_raw_os_error(errno),
         }
     }
 }
@@ -179,7 +182,7 @@ impl Fault {
 
 /// Holds calls back until a test lets them go.
 #[derive(Default, Debug)]
-pub(crate) struct Gate {
+pub(crate) struct CallGate {
     state: Mutex<GateState>,
     changed: Condvar,
 }
@@ -190,7 +193,7 @@ struct GateState {
     arrived: u64,
 }
 
-impl Gate {
+impl CallGate {
     /// Lets all waiting and later calls through.
     pub(crate) fn open(&self) {
         self.state.lock().open = true;
@@ -284,14 +287,14 @@ pub(crate) struct FaultyStorage {
 
 #[derive(Default)]
 struct Script {
-    state: Mutex<State>,
+    state: Mutex<FaultyState>,
     /// Power is cut.
     dark: AtomicBool,
     logging: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
+struct FaultyState {
     faults: Vec<Fault>,
     counts: BTreeMap<Class, u64>,
     hits: u64,
@@ -361,7 +364,7 @@ impl fmt::Debug for FaultyStorage {
 
 /// A call on its way.
 #[derive(Clone, Copy)]
-struct Call<'a> {
+struct CallOf<'a> {
     class: Class,
     path: &'a Path,
     to: Option<&'a Path>,
@@ -369,15 +372,15 @@ struct Call<'a> {
     len: usize,
 }
 
-impl<'a> Call<'a> {
+impl<'a> CallOf<'a> {
     fn of(class: Class, path: &'a Path) -> Self {
-        Call { class, path, to: None, offset: 0, len: 0 }
+        CallOf { class, path, to: None, offset: 0, len: 0 }
     }
 }
 
 impl Script {
     /// Makes the call `run(len)`, where `len` is how many bytes of a read or write it may take; or doesn't.
-    fn run<T>(&self, call: Call<'_>, run: impl FnOnce(usize) -> io::Result<T>) -> io::Result<T> {
+    fn run<T>(&self, call: CallOf<'_>, run: impl FnOnce(usize) -> io::Result<T>) -> io::Result<T> {
         if self.dark.load(Ordering::SeqCst) {
             return Err(dark());
         }
@@ -414,7 +417,7 @@ impl Script {
             }
         };
         if self.logging.load(Ordering::Relaxed) {
-            let Call { class, path, to, offset, len } = call;
+            let CallOf { class, path, to, offset, len } = call;
             let (path, to, ok) = (path.to_owned(), to.map(Path::to_owned), result.is_ok());
             self.state.lock().log.push(Op { class, path, to, offset, len, ok });
         }
@@ -422,7 +425,7 @@ impl Script {
     }
 
     /// Counts the call; the first fault whose turn it is has its effect, and the others go on counting.
-    fn effect_on(&self, call: &Call<'_>) -> Option<Effect> {
+    fn effect_on(&self, call: &CallOf<'_>) -> Option<Effect> {
         let mut state = self.state.lock();
         let count = state.counts.entry(call.class).or_default();
         *count = count.saturating_add(1);
@@ -457,18 +460,18 @@ fn dark() -> io::Error {
 
 impl Storage for FaultyStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.script.run(Call::of(Class::CreateDir, path), |_| self.inner.create_dir(path))
+        self.script.run(CallOf::of(Class::CreateDir, path), |_| self.inner.create_dir(path))
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Locked> {
-        let Locked { lock, storage } =
-            self.script.run(Call::of(Class::Lock, dir), |_| self.inner.lock_dir(dir))?;
+    fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir> {
+        let TakenDir { lock, storage } =
+            self.script.run(CallOf::of(Class::Lock, dir), |_| self.inner.lock_dir(dir))?;
         let storage = FaultyStorage { inner: storage, script: Arc::clone(&self.script) };
-        Ok(Locked { lock, storage: Arc::new(storage) })
+        Ok(TakenDir { lock, storage: Arc::new(storage) })
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {
-        self.script.run(Call::of(Class::Stat, dir), |_| self.inner.standing(dir))
+        self.script.run(CallOf::of(Class::Stat, dir), |_| self.inner.standing(dir))
     }
 
     fn lock_holder(&self, dir: &Path) -> Option<u32> {
@@ -476,36 +479,36 @@ impl Storage for FaultyStorage {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = self.script.run(Call::of(Class::Create, path), |_| self.inner.create(path))?;
+        let file = self.script.run(CallOf::of(Class::Create, path), |_| self.inner.create(path))?;
         Ok(self.file(file, path))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
         let file =
-            self.script.run(Call::of(Class::Open, path), |_| self.inner.open(path, access))?;
+            self.script.run(CallOf::of(Class::Open, path), |_| self.inner.open(path, access))?;
         Ok(self.file(file, path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let call = Call { to: Some(to), ..Call::of(Class::Rename, from) };
+        let call = CallOf { to: Some(to), ..CallOf::of(Class::Rename, from) };
         self.script.run(call, |_| self.inner.rename(from, to))
     }
 
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
-        let call = Call { to: Some(b), ..Call::of(Class::Exchange, a) };
+        let call = CallOf { to: Some(b), ..CallOf::of(Class::Exchange, a) };
         self.script.run(call, |_| self.inner.exchange(a, b))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.script.run(Call::of(Class::Remove, path), |_| self.inner.remove(path))
+        self.script.run(CallOf::of(Class::Remove, path), |_| self.inner.remove(path))
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
-        self.script.run(Call::of(Class::List, dir), |_| self.inner.list(dir))
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        self.script.run(CallOf::of(Class::List, dir), |_| self.inner.list(dir))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.script.run(Call::of(Class::SyncDir, dir), |_| self.inner.sync_dir(dir))
+        self.script.run(CallOf::of(Class::SyncDir, dir), |_| self.inner.sync_dir(dir))
     }
 
     fn files_max(&self) -> Option<u64> {
@@ -513,7 +516,7 @@ impl Storage for FaultyStorage {
     }
 
     fn network_fs(&self, dir: &Path) -> io::Result<Option<&'static str>> {
-        self.script.run(Call::of(Class::Stat, dir), |_| self.inner.network_fs(dir))
+        self.script.run(CallOf::of(Class::Stat, dir), |_| self.inner.network_fs(dir))
     }
 }
 
@@ -531,31 +534,31 @@ impl fmt::Debug for FaultyFile {
 
 impl File for FaultyFile {
     fn len(&self) -> io::Result<u64> {
-        self.script.run(Call::of(Class::Len, &self.path), |_| self.inner.len())
+        self.script.run(CallOf::of(Class::Len, &self.path), |_| self.inner.len())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let call = Call { offset, len: buf.len(), ..Call::of(Class::Read, &self.path) };
+        let call = CallOf { offset, len: buf.len(), ..CallOf::of(Class::Read, &self.path) };
         self.script
             .run(call, |len| self.inner.read_at(buf.get_mut(..len).unwrap_or_default(), offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let call = Call { offset, len: buf.len(), ..Call::of(Class::Write, &self.path) };
+        let call = CallOf { offset, len: buf.len(), ..CallOf::of(Class::Write, &self.path) };
         self.script.run(call, |len| self.inner.write_at(buf.get(..len).unwrap_or_default(), offset))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.script.run(Call::of(Class::Sync, &self.path), |_| self.inner.sync_data())
+        self.script.run(CallOf::of(Class::Sync, &self.path), |_| self.inner.sync_data())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        let call = Call { offset: len, ..Call::of(Class::Truncate, &self.path) };
+        let call = CallOf { offset: len, ..CallOf::of(Class::Truncate, &self.path) };
         self.script.run(call, |_| self.inner.truncate(len))
     }
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn Map>> {
-        let call = Call { offset: len, ..Call::of(Class::Map, &self.path) };
+        let call = CallOf { offset: len, ..CallOf::of(Class::Map, &self.path) };
         self.script.run(call, |_| self.inner.map(len))
     }
 }
@@ -617,7 +620,7 @@ mod tests {
     fn every_call_can_fail_and_then_does_nothing() {
         for class in Class::ALL {
             let (memory, faulty) = storage();
-            faulty.inject(Fault::once(Calls::Of(class), 0, Effect::Fail(Failure::IO)));
+            faulty.inject(Fault::once(Calls::Of(class), 0, Effect::Fail(CallFailure::IO)));
             let error = everything(&faulty).unwrap_err();
             assert_eq!(
                 error.raw_os_error(),
@@ -638,7 +641,7 @@ mod tests {
             faulty.inject(Fault::once(
                 Calls::Any,
                 n,
-                Effect::Fail(Failure::Kind(io::ErrorKind::TimedOut)),
+                Effect::Fail(CallFailure::Kind(io::ErrorKind::TimedOut)),
             ));
             let result = everything(&faulty);
             if faulty.hits() == 0 {
@@ -655,10 +658,10 @@ mod tests {
     fn once_and_from_then_on() {
         let (_, faulty) = storage();
         let file = faulty.create(path()).unwrap();
-        faulty.inject(Fault::once(Calls::Of(Class::Write), 1, Effect::Fail(Failure::FULL)));
+        faulty.inject(Fault::once(Calls::Of(Class::Write), 1, Effect::Fail(CallFailure::FULL)));
         let outcomes = [(); 3].map(|()| file.write_at(b"x", 0).is_ok());
         assert_eq!(outcomes, [true, false, true]);
-        faulty.inject(Fault::from(Calls::Of(Class::Write), 1, Effect::Fail(Failure::FULL)));
+        faulty.inject(Fault::from(Calls::Of(Class::Write), 1, Effect::Fail(CallFailure::FULL)));
         let outcomes = [(); 3].map(|()| file.write_at(b"x", 0).is_ok());
         assert_eq!(outcomes, [true, false, false]);
         assert_eq!(file.write_at(b"x", 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
@@ -669,7 +672,7 @@ mod tests {
     #[test]
     fn a_fault_may_wait_for_a_path() {
         let (_, faulty) = storage();
-        faulty.inject(Fault::from(Calls::Any, 0, Effect::Fail(Failure::IO)).at("b"));
+        faulty.inject(Fault::from(Calls::Any, 0, Effect::Fail(CallFailure::IO)).at("b"));
         faulty.create(Path::new("/a")).unwrap();
         assert!(faulty.create(Path::new("/b")).is_err());
         assert!(
@@ -683,7 +686,7 @@ mod tests {
     fn failing_after_the_deed() {
         let (memory, faulty) = storage();
         faulty.create(path()).unwrap();
-        faulty.inject(Fault::once(Calls::Of(Class::Rename), 0, Effect::FailAfter(Failure::IO)));
+        faulty.inject(Fault::once(Calls::Of(Class::Rename), 0, Effect::FailAfter(CallFailure::IO)));
         assert!(faulty.rename(path(), Path::new("/new")).is_err());
         assert_eq!(memory.files(), [(PathBuf::from("/new"), 0)]);
     }
@@ -696,8 +699,16 @@ mod tests {
         faulty.inject(Fault::from(Calls::Of(Class::Read), 0, Effect::Short(2)));
         assert_eq!(file.write_at(b"0123456789", 0).unwrap(), 3);
         faulty.heal();
-        faulty.inject(Fault::once(Calls::Of(Class::Write), 1, Effect::Fail(Failure::INTERRUPTED)));
-        faulty.inject(Fault::once(Calls::Of(Class::Read), 1, Effect::Fail(Failure::INTERRUPTED)));
+        faulty.inject(Fault::once(
+            Calls::Of(Class::Write),
+            1,
+            Effect::Fail(CallFailure::INTERRUPTED),
+        ));
+        faulty.inject(Fault::once(
+            Calls::Of(Class::Read),
+            1,
+            Effect::Fail(CallFailure::INTERRUPTED),
+        ));
         faulty.inject(Fault::from(Calls::Of(Class::Write), 0, Effect::Short(3)));
         faulty.inject(Fault::from(Calls::Of(Class::Read), 0, Effect::Short(3)));
         write_all_at(&*file, b"0123456789", 0).unwrap();
@@ -740,7 +751,7 @@ mod tests {
         let (_, faulty) = storage();
         let file = faulty.create(path()).unwrap();
         faulty.log_calls(true);
-        faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Fail(Failure::IO)));
+        faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Fail(CallFailure::IO)));
         file.write_at(b"abc", 7).unwrap();
         assert!(file.sync_data().is_err());
         faulty.rename(path(), Path::new("/b")).unwrap();
@@ -759,7 +770,7 @@ mod tests {
     fn a_gate_holds_calls_until_it_opens() {
         let (memory, faulty) = storage();
         let file = faulty.create(path()).unwrap();
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(CallGate::default());
         faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Wait(Arc::clone(&gate))));
         file.write_at(b"abc", 0).unwrap();
         std::thread::scope(|scope| {

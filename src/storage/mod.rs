@@ -30,7 +30,7 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Takes the exclusive lock of the directory itself, or fails with `WouldBlock` at once.
-    fn lock_dir(&self, dir: &Path) -> io::Result<Locked>;
+    fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir>;
 
     /// Whether a directory is still the one that stands at its path: the locked one, or one directly below it that
     /// this storage has used. `Here` where nothing is locked.
@@ -58,7 +58,7 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
 
     /// The names in a directory, sorted.
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>>;
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
@@ -73,7 +73,7 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
 
 /// A directory that is locked.
 #[derive(Debug)]
-pub(crate) struct Locked {
+pub(crate) struct TakenDir {
     /// The lock is released when this is dropped, and by the end of the process.
     pub(crate) lock: Box<dyn DirLock>,
     /// Takes the same paths. Those below the directory lead into the one that is locked, whatever stands at its path
@@ -101,7 +101,7 @@ pub(crate) enum Access {
 
 /// One name in a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct DirEntry {
     pub(crate) name: String,
     pub(crate) is_file: bool,
 }

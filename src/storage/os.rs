@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use super::fork::{self, Descriptor};
-use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage, map};
+use super::{Access, DirEntry, DirLock, File, Map, Standing, Storage, TakenDir, map};
 use crate::sync::Mutex;
 
 /// The file system of the machine.
@@ -125,7 +125,7 @@ impl Storage for OsStorage {
         Ok(())
     }
 
-    fn lock_dir(&self, path: &Path) -> io::Result<Locked> {
+    fn lock_dir(&self, path: &Path) -> io::Result<TakenDir> {
         fork::register()?;
         let dir = Arc::new(Descriptor::alone(|| open_dir(rustix::fs::CWD, path))?);
         rustix::fs::flock(dir.fd()?, FlockOperation::NonBlockingLockExclusive)?;
@@ -134,7 +134,7 @@ impl Storage for OsStorage {
         let heir = heir_of(dir.fd()?)?;
         let locked = LockedDir { path: path.to_owned(), dir, below, heir };
         let storage = OsStorage { locked: Some(Arc::new(locked)) };
-        Ok(Locked { lock: Box::new(lock), storage: Arc::new(storage) })
+        Ok(TakenDir { lock: Box::new(lock), storage: Arc::new(storage) })
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {
@@ -200,7 +200,7 @@ impl Storage for OsStorage {
         Ok(rustix::fs::unlinkat(from.fd()?, name, AtFlags::empty())?)
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         let (from, name) = self.at(dir)?;
         let mut entries = list(open_dir(from.fd()?, name)?)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -276,7 +276,7 @@ fn exchange(_: BorrowedFd<'_>, _: &Path, _: BorrowedFd<'_>, _: &Path) -> io::Res
 }
 
 /// A name that isn't UTF-8 is none of ours; it is listed so that it can be reported.
-fn list(dir: OwnedFd) -> io::Result<Vec<Entry>> {
+fn list(dir: OwnedFd) -> io::Result<Vec<DirEntry>> {
     let (mut dir, mut entries) = (rustix::fs::Dir::new(dir)?, Vec::new());
     while let Some(entry) = dir.read() {
         let entry = entry?;
@@ -289,7 +289,7 @@ fn list(dir: OwnedFd) -> io::Result<Vec<Entry>> {
             kind => Some(kind),
         };
         let name = name.to_string_lossy().into_owned();
-        entries.push(Entry { name, is_file: kind == Some(FileType::RegularFile) });
+        entries.push(DirEntry { name, is_file: kind == Some(FileType::RegularFile) });
     }
     Ok(entries)
 }
@@ -484,7 +484,8 @@ mod tests {
             assert_eq!(kind(&link), io::ErrorKind::NotFound);
         }
         let entries = OS.list(dir.path()).unwrap();
-        let expected = ["link", "pipe"].map(|name| Entry { name: name.to_owned(), is_file: false });
+        let expected =
+            ["link", "pipe"].map(|name| DirEntry { name: name.to_owned(), is_file: false });
         assert_eq!(entries, expected);
     }
 

@@ -21,7 +21,7 @@ use crate::claim::seen::{
     broken, expired, in_progress, recorded, seen_attempt, shown_state, state_of,
 };
 use crate::claim::{Attempt, Claim, ClaimGuard, Interrupted, Mark, Resolution, State, granting};
-use crate::engine::{Applied, Batch, Engine, Outcome as EncodedOutcome, Writing};
+use crate::engine::{Applied, Batch, EncodedOutcome, Engine, Writing};
 use crate::limits;
 use crate::log::Due;
 use crate::operation::{Settings, encode_meta};

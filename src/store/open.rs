@@ -7,7 +7,7 @@ use std::path::Path;
 use super::Store;
 use crate::backend::{Embedded, Shared};
 use crate::builder::StoreBuilder;
-use crate::engine::{Engine, Opening};
+use crate::engine::{Engine, EngineOpening};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
@@ -144,7 +144,7 @@ impl StoreBuilder {
         let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;
         let checkpoint_keys = usize::try_from(keys).unwrap_or(usize::MAX).max(1);
         let result_bytes_max = self.result_bytes_max;
-        let opening = Opening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
+        let opening = EngineOpening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
         let engine = Engine::open(&opening, manifest, lock)?;
         let embedded = Embedded::new(engine);
         if !self.manual_maintenance {

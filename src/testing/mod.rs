@@ -21,7 +21,7 @@ use crate::entropy::SeededEntropy;
 use crate::log::Seams;
 use crate::repair;
 use crate::storage::Storage;
-use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
+use crate::storage::faulty::{CallFailure, CallGate, Calls, Class, Effect, Fault, FaultyStorage};
 use crate::storage::memory::{Crash, MemoryStorage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{KeyHash, WallMillis};
@@ -57,7 +57,7 @@ use crate::{Result, Store, StoreBuilder};
 /// something.
 #[derive(Debug)]
 pub struct Sim {
-    disk: Mutex<Disk>,
+    disk: Mutex<SimDisk>,
     clock: Arc<ManualClock>,
     seed: u64,
     openings: AtomicU64,
@@ -69,15 +69,15 @@ pub struct Sim {
 }
 
 #[derive(Debug)]
-struct Disk {
+struct SimDisk {
     memory: MemoryStorage,
     faulty: FaultyStorage,
 }
 
-impl Disk {
+impl SimDisk {
     fn new(memory: MemoryStorage) -> Self {
         let faulty = FaultyStorage::new(Arc::new(memory.clone()));
-        Disk { memory, faulty }
+        SimDisk { memory, faulty }
     }
 }
 
@@ -129,7 +129,7 @@ impl DiskFault {
 
     fn effect(self) -> Effect {
         use rustix::io::Errno;
-        let errno = |errno: Errno| Effect::Fail(Failure::Errno(errno.raw_os_error()));
+        let errno = |errno: Errno| Effect::Fail(CallFailure::Errno(errno.raw_os_error()));
         match self {
             DiskFault::Io => errno(Errno::IO),
             DiskFault::Full => errno(Errno::NOSPC),
@@ -164,7 +164,7 @@ impl Sim {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Sim {
-            disk: Mutex::new(Disk::new(MemoryStorage::new())),
+            disk: Mutex::new(SimDisk::new(MemoryStorage::new())),
             clock: Arc::new(ManualClock::new(WallMillis(1_767_225_600_000))),
             seed,
             openings: AtomicU64::new(0),
@@ -295,7 +295,7 @@ impl Sim {
     fn crash(&self, after: impl FnOnce(&MemoryStorage) -> MemoryStorage) {
         let mut disk = self.disk.lock();
         disk.faulty.cut_power();
-        *disk = Disk::new(after(&disk.memory));
+        *disk = SimDisk::new(after(&disk.memory));
     }
 
     /// Lets time pass.
@@ -713,7 +713,7 @@ impl Sim {
             clock.reboot(0);
         }
         Sim {
-            disk: Mutex::new(Disk::new(memory)),
+            disk: Mutex::new(SimDisk::new(memory)),
             clock: Arc::new(clock),
             seed: self.seed,
             openings: AtomicU64::new(self.openings.load(Ordering::Relaxed)),
@@ -770,7 +770,7 @@ impl Sim {
     /// The next sync of a file waits until the gate opens.
     #[must_use]
     pub fn hold_sync(&self) -> SimGate {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(CallGate::default());
         self.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Wait(Arc::clone(&gate))));
         SimGate(gate)
     }
@@ -778,7 +778,7 @@ impl Sim {
     /// The next file that is created waits until the gate opens.
     #[must_use]
     pub fn hold_create(&self) -> SimGate {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(CallGate::default());
         self.inject(Fault::once(Calls::Of(Class::Create), 0, Effect::Wait(Arc::clone(&gate))));
         SimGate(gate)
     }
@@ -786,7 +786,7 @@ impl Sim {
     /// The next exchange of two names waits until the gate opens.
     #[must_use]
     pub fn hold_exchange(&self) -> SimGate {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(CallGate::default());
         self.inject(Fault::once(Calls::Of(Class::Exchange), 0, Effect::Wait(Arc::clone(&gate))));
         SimGate(gate)
     }
@@ -803,7 +803,7 @@ impl Sim {
     /// The read number `after` from now on waits until the gate opens; the next one is 0.
     #[must_use]
     pub fn hold_read(&self, after: u64) -> SimGate {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(CallGate::default());
         self.inject(Fault::once(Calls::Of(Class::Read), after, Effect::Wait(Arc::clone(&gate))));
         SimGate(gate)
     }
@@ -843,7 +843,7 @@ impl SimCrash {
 /// Holds a call of the disk back.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct SimGate(Arc<Gate>);
+pub struct SimGate(Arc<CallGate>);
 
 #[doc(hidden)]
 impl SimGate {

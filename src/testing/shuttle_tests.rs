@@ -1,7 +1,7 @@
 //! The whole engine under shuttle: threads at work, a disk that fails, a close, and the next opening beside threads of
 //! the closed one that come back late; in random schedules and by PCT, which delays a thread for long.
 //!
-//! What the threads were told is held against what all others were told: see [`Told`]. And nothing is ever corrupt.
+//! What the threads were told is held against what all others were told: see [`Testimony`]. And nothing is ever corrupt.
 //! No time passes, so a wake-up that is lost is a deadlock, which shuttle reports.
 //!
 //! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --release --lib shuttle_`;
@@ -17,7 +17,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedul
 use shuttle::thread::{self, JoinHandle};
 
 use super::Sim;
-use super::told::Told;
+use super::told::Testimony;
 use crate::log::Room;
 use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Hold};
 use crate::storage::fork;
@@ -53,7 +53,7 @@ fn count(counter: &AtomicU64, more: usize) {
 
 struct World {
     sim: Sim,
-    told: Told,
+    told: Testimony,
     seen: Arc<Seen>,
     /// Threads that are done with all their acts.
     done: AtomicU64,
@@ -202,7 +202,7 @@ impl World {
 fn world(seen: &Arc<Seen>) -> Arc<World> {
     Arc::new(World {
         sim: Sim::small(7),
-        told: Told::default(),
+        told: Testimony::default(),
         seen: Arc::clone(seen),
         done: AtomicU64::new(0),
     })

@@ -10,7 +10,7 @@ use crate::{Claim, ClaimGuard, Error, ErrorKind, Operation, State, Store};
 
 /// The record of it. Nothing of the store is called while its lock is held: under shuttle that is not shuttle's.
 #[derive(Default)]
-pub(super) struct Told(Mutex<Answers>);
+pub(super) struct Testimony(Mutex<Answers>);
 
 #[derive(Default)]
 struct Answers {
@@ -22,7 +22,7 @@ struct Answers {
 /// One of so many, by chance.
 pub(super) type Roll<'a> = &'a mut dyn FnMut(u64) -> u64;
 
-impl Told {
+impl Testimony {
     /// Claims `key` by `op`, and mostly completes it, with a result of `more` bytes than it needs.
     pub(super) fn claim(
         &self,

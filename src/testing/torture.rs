@@ -1,6 +1,6 @@
 //! Thousands of openings, each with threads at work when a disk fails, a sync takes its time, and the store is closed.
 //!
-//! What a thread was told is held against what all others were told: see [`Told`].
+//! What a thread was told is held against what all others were told: see [`Testimony`].
 //!
 //! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of openings; with
 //! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed: `ONLYONCE_SEED` begins with that one.
@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::told::Told;
+use super::told::Testimony;
 use crate::clock::SystemClock;
 use crate::entropy::SeededEntropy;
 use crate::log::Seams;
-use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, FaultyStorage, Gate};
+use crate::storage::faulty::{CallFailure, CallGate, Calls, Class, Effect, Fault, FaultyStorage};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{OsStorage, Storage};
 use crate::{Durability, Error, ErrorKind, Operation, Store};
@@ -26,7 +26,7 @@ const THREADS: u64 = 4;
 struct World {
     disk: FaultyStorage,
     dir: PathBuf,
-    told: Told,
+    told: Testimony,
     indeterminate: AtomicU64,
     /// Keys below it may have been claimed.
     keys: AtomicU64,
@@ -48,7 +48,7 @@ impl Dice {
 impl World {
     fn new(inner: Arc<dyn Storage>, dir: PathBuf) -> Self {
         let (keys, ops) = (AtomicU64::new(10), AtomicU64::new(0));
-        let (told, indeterminate) = (Told::default(), AtomicU64::new(0));
+        let (told, indeterminate) = (Testimony::default(), AtomicU64::new(0));
         World { disk: FaultyStorage::new(inner), dir, told, indeterminate, keys, ops }
     }
 
@@ -127,7 +127,7 @@ impl World {
 /// Threads of an opening that was closed, and the sync that some of them may be in.
 struct Past {
     workers: Vec<JoinHandle<()>>,
-    gate: Arc<Gate>,
+    gate: Arc<CallGate>,
 }
 
 impl Past {
@@ -170,7 +170,7 @@ fn torture(world: &Arc<World>, lives: u64) {
             // Syncs of openings that were closed since come back now.
             past.pop_front().into_iter().for_each(Past::end);
         }
-        let io = Effect::Fail(Failure::IO);
+        let io = Effect::Fail(CallFailure::IO);
         let slow = || Effect::Wait(Arc::clone(&now.gate));
         let (after, kind) = (dice.roll(20), dice.roll(8));
         match kind {

@@ -12,12 +12,12 @@ use crate::clock::SystemClock;
 use crate::entropy::OsEntropy;
 use crate::log::{Seams, Sizes};
 use crate::manifest::{self, Manifest};
-use crate::storage::{DirLock, Locked, OsStorage, Storage};
+use crate::storage::{DirLock, OsStorage, Storage, TakenDir};
 use crate::{Error, ErrorKind, Result};
 
 /// Locks the directory, which is made if it may be. With the seams to work in it by.
 pub(crate) fn lock(seams: Seams, dir: &Path, create: bool) -> Result<(Seams, Box<dyn DirLock>)> {
-    let Locked { lock, storage } = match seams.storage.lock_dir(dir) {
+    let TakenDir { lock, storage } = match seams.storage.lock_dir(dir) {
         Ok(locked) => locked,
         Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
             create_dirs(&*seams.storage, dir)?;

@@ -40,11 +40,11 @@ const INSIDE: u64 = 1;
 const SYNCING: u64 = 1 << 32;
 
 #[repr(align(128))]
-struct Slot(AtomicU64);
+struct Counter(AtomicU64);
 
 /// Why the gate lets nothing in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Refused {
+pub(crate) enum KeptOut {
     /// This process is a fork of the one that opened the store.
     Forked,
     Closed,
@@ -57,7 +57,7 @@ pub(in crate::log) struct Overtaken;
 /// See the module.
 pub(crate) struct Gate {
     state: AtomicU32,
-    slots: [Slot; SLOTS],
+    slots: [Counter; SLOTS],
     /// Changes when a thread leaves while the gate closes, and when the store is poisoned.
     left: WakeWord,
     /// The first failure.
@@ -76,7 +76,7 @@ impl Gate {
     pub(crate) fn new() -> Self {
         Gate {
             state: AtomicU32::new(0),
-            slots: std::array::from_fn(|_| Slot(AtomicU64::new(0))),
+            slots: std::array::from_fn(|_| Counter(AtomicU64::new(0))),
             left: WakeWord::new(),
             cause: Mutex::new(None),
             fork_generation: crate::storage::fork::generation(),
@@ -174,16 +174,16 @@ impl Gate {
     ///
     /// First it counts itself, then it looks at the state; a close changes the state first and looks at the counts
     /// afterwards. So one of the two sees the other.
-    pub(crate) fn enter(&self) -> Result<Inside<'_>, Refused> {
+    pub(crate) fn enter(&self) -> Result<Inside<'_>, KeptOut> {
         if self.is_foreign() {
-            return Err(Refused::Forked);
+            return Err(KeptOut::Forked);
         }
         let slot = sync::thread_number() % SLOTS;
         self.add(slot, INSIDE);
         sync::loom_fence();
         let inside = Inside { gate: self, slot };
         if self.is_closing() {
-            return Err(Refused::Closed);
+            return Err(KeptOut::Closed);
         }
         Ok(inside)
     }

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::gate::{Gate, disk::Disk};
+use super::gate::{Gate, disk::GatedStorage};
 use crate::clock::{StoreClock, TimeNote};
 use crate::limits;
 use crate::log::commit::{CommitQueue, Placed};
@@ -20,7 +20,7 @@ use crate::log::pool::Pool;
 use crate::log::reader::{Passed, Reader, Step, look_behind};
 use crate::log::room::{Keeper, Reserves};
 use crate::log::segment::{self, Segment, Spare};
-use crate::log::{Log, Seams, Sizes, Tail, Writer};
+use crate::log::{Log, LogWriter, Seams, Sizes, Tail};
 use crate::manifest::{self, Manifest, Switch};
 use crate::record::{Bad, Body, Kind, Record, TimeField};
 use crate::storage::{self, Access, Storage};
@@ -159,7 +159,7 @@ pub(crate) fn open(
     visit: &mut Visit<'_>,
 ) -> Result<(Log, Report)> {
     let gate = Arc::new(Gate::new());
-    seams.storage = Arc::new(Disk::new(seams.storage, Arc::clone(&gate)));
+    seams.storage = Arc::new(GatedStorage::new(seams.storage, Arc::clone(&gate)));
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
     // 1. What is listed is there, and is what the manifest says it is.
@@ -236,7 +236,7 @@ pub(crate) fn open(
             last_time_note: note,
             active: Arc::clone(&active),
         }),
-        writer: Mutex::new(Writer::of(active)),
+        writer: Mutex::new(LogWriter::of(active)),
         queue: CommitQueue::new(scan.end, gate),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),

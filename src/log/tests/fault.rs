@@ -1,7 +1,7 @@
 //! Calls that fail: each one in turn, once or from then on; and syncs that lie.
 
 use super::*;
-use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault};
+use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault};
 use crate::storage::memory::Crash;
 
 #[derive(Default, Debug)]
@@ -58,7 +58,7 @@ fn try_fault(world: World, fault: &Fault, ops: &[Op], tried: &mut Tried) -> bool
         assert!(is_fit(error), "{fault:?}: {error:?}");
     }
     player.end_process(Fate::Killed);
-    let is_full = matches!(&fault.effect, Effect::Fail(Failure::FULL));
+    let is_full = matches!(&fault.effect, Effect::Fail(CallFailure::FULL));
     for calls in &player.calls {
         falls_silent(calls, is_full).unwrap_or_else(|what| panic!("{fault:?}: {what}"));
     }
@@ -92,39 +92,39 @@ fn try_every_call_in(world: fn() -> World, name: &str, fault: impl Fn(u64) -> Fa
 
 #[test]
 fn any_call_may_fail_once() {
-    let fault = |n| Fault::once(Calls::Any, n, Effect::Fail(Failure::IO));
+    let fault = |n| Fault::once(Calls::Any, n, Effect::Fail(CallFailure::IO));
     try_every_call("any call fails once", fault);
 }
 
 #[test]
 fn any_call_may_fail_and_all_after_it() {
-    let fault = |n| Fault::from(Calls::Any, n, Effect::Fail(Failure::IO));
+    let fault = |n| Fault::from(Calls::Any, n, Effect::Fail(CallFailure::IO));
     try_every_call("any call fails, and all after it", fault);
 }
 
 #[test]
 fn any_call_may_be_done_and_fail_all_the_same() {
-    let fault = |n| Fault::once(Calls::Any, n, Effect::FailAfter(Failure::IO));
+    let fault = |n| Fault::once(Calls::Any, n, Effect::FailAfter(CallFailure::IO));
     try_every_call("any call is done and fails", fault);
 }
 
 #[test]
 fn any_call_may_find_too_many_files_open() {
-    let fault = |n| Fault::once(Calls::Any, n, Effect::Fail(Failure::TOO_MANY_OPEN));
+    let fault = |n| Fault::once(Calls::Any, n, Effect::Fail(CallFailure::TOO_MANY_OPEN));
     try_every_call("any call fails with EMFILE", fault);
 }
 
 #[test]
 fn any_call_may_find_the_disk_full() {
-    let fault = |n| Fault::once(Calls::Any, n, Effect::Fail(Failure::FULL));
+    let fault = |n| Fault::once(Calls::Any, n, Effect::Fail(CallFailure::FULL));
     try_every_call("any call fails with ENOSPC", fault);
-    let fault = |n| Fault::from(Calls::Any, n, Effect::Fail(Failure::FULL));
+    let fault = |n| Fault::from(Calls::Any, n, Effect::Fail(CallFailure::FULL));
     try_every_call("any call fails with ENOSPC, and all after it", fault);
 }
 
 #[test]
 fn without_an_exchange_of_names_any_call_may_fail_too() {
-    for effect in [Effect::Fail(Failure::IO), Effect::Fail(Failure::FULL)] {
+    for effect in [Effect::Fail(CallFailure::IO), Effect::Fail(CallFailure::FULL)] {
         for fault in [Fault::once, Fault::from] {
             let fault = |n| fault(Calls::Any, n, effect.clone());
             try_every_call_in(World::without_exchange, "without an exchange", fault);
@@ -134,7 +134,7 @@ fn without_an_exchange_of_names_any_call_may_fail_too() {
 
 #[test]
 fn short_and_interrupted_calls_are_seen_through() {
-    for effect in [Effect::Short(1), Effect::Short(100), Effect::Fail(Failure::INTERRUPTED)] {
+    for effect in [Effect::Short(1), Effect::Short(100), Effect::Fail(CallFailure::INTERRUPTED)] {
         for n in 0.. {
             let mut player = Player::new(World::new());
             for class in [Class::Write, Class::Read] {

@@ -10,7 +10,7 @@ use crate::log::segment;
 use crate::log::{Failed, Scrubbed};
 use crate::manifest::Manifest;
 use crate::record;
-use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Gate};
+use crate::storage::faulty::{CallFailure, CallGate, Calls, Class, Effect, Fault};
 use crate::storage::memory::Crash;
 
 /// The manifest as the next boot finds it.
@@ -112,7 +112,7 @@ fn rule_4_a_clean_store_goes_on_in_place_and_any_other_in_a_new_segment_above_th
 fn rule_6_a_sync_covers_only_what_was_written_before_it_began() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(CallGate::default());
     let wait = Effect::Wait(Arc::clone(&gate));
     player.world.faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, wait));
     let early = player.place(What::Forget, None, 0).unwrap();
@@ -313,11 +313,11 @@ fn rule_12_what_lies_behind_the_cut_never_comes_back() {
 #[test]
 fn rule_12_a_switch_that_failed_moves_no_watermark() {
     let cases = [
-        (Class::Write, "", Failure::NO_MEMORY, ErrorKind::Io),
-        (Class::Exchange, "", Failure::NO_MEMORY, ErrorKind::Io),
+        (Class::Write, "", CallFailure::NO_MEMORY, ErrorKind::Io),
+        (Class::Exchange, "", CallFailure::NO_MEMORY, ErrorKind::Io),
         // A file system that writes nothing in place needs room for the next manifest, though its file is there.
-        (Class::Write, "MANIFEST.next", Failure::FULL, ErrorKind::StorageFull),
-        (Class::Sync, "MANIFEST.next", Failure::FULL, ErrorKind::StorageFull),
+        (Class::Write, "MANIFEST.next", CallFailure::FULL, ErrorKind::StorageFull),
+        (Class::Sync, "MANIFEST.next", CallFailure::FULL, ErrorKind::StorageFull),
     ];
     for (class, file, failure, kind) in cases {
         let mut player = Player::new(World::new());
@@ -393,7 +393,7 @@ fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
     for class in [Class::Write, Class::Sync] {
         let mut player = Player::new(World::new());
         player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
-        let fail = Effect::Fail(Failure::IO);
+        let fail = Effect::Fail(CallFailure::IO);
         player.world.faulty.inject(Fault::once(Calls::Of(class), 0, fail));
         let Err(Wrong::World(error)) = player.op(Op::Claim(Sync)) else { panic!("no error") };
         assert_eq!(error.kind(), ErrorKind::Indeterminate);
@@ -424,7 +424,7 @@ fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
 fn rule_13_what_is_written_is_still_read_from_a_poisoned_log() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Claim(Flush)]).unwrap();
-    let fail = Effect::Fail(Failure::IO);
+    let fail = Effect::Fail(CallFailure::IO);
     player.world.faulty.inject(Fault::once(Calls::Of(Class::Sync), 0, fail));
     assert!(player.op(Op::Claim(Sync)).is_err());
     let log = &player.opened.as_ref().unwrap().log;
@@ -447,7 +447,7 @@ fn rule_20_spares_are_not_heaped_up_while_the_next_manifests_file_is_missing() {
         names.iter().filter(|entry| entry.name.starts_with("spare-")).count()
     };
     disk.set_bytes_max(disk.bytes_used() + (1 << 20));
-    let full = Effect::Fail(Failure::FULL);
+    let full = Effect::Fail(CallFailure::FULL);
     faulty.inject(Fault::from(Calls::Of(Class::Create), 0, full).at("MANIFEST.next"));
     let refused = (0..100).find_map(|_| player.op(Op::Claim(Sync)).err());
     let Some(Wrong::World(error)) = refused else { panic!("{refused:?}") };
@@ -468,7 +468,7 @@ fn rule_10_no_reserve_counts_on_a_spare_while_the_next_manifests_file_is_missing
     player.play(&[Op::End(Flush, 100)].repeat(burst)).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
     assert!(log.keeper.lock().spares.len() > 2);
-    let full = Effect::Fail(Failure::FULL);
+    let full = Effect::Fail(CallFailure::FULL);
     player.world.faulty.inject(Fault::from(Calls::Of(Class::Create), 0, full).at("MANIFEST.next"));
     // The next switch leaves the file missing.
     let manifest = log.keeper.lock().manifest.clone();
@@ -542,7 +542,7 @@ fn rule_7_a_sync_that_covers_notes_alone_calls_for_no_further_note() {
 fn rule_9_what_is_placed_is_synced_also_while_no_spare_can_be_made() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
-    let fail = Effect::Fail(Failure::TOO_MANY_OPEN);
+    let fail = Effect::Fail(CallFailure::TOO_MANY_OPEN);
     player.world.faulty.inject(Fault::from(Calls::Of(Class::Create), 0, fail));
     let placed = player.place(What::Forget, None, 0).unwrap();
     player.commit(placed, Lazy).unwrap();
@@ -622,7 +622,7 @@ fn what_writes_nothing_never_takes_the_writer() {
 fn rule_13_who_waited_for_the_writer_while_a_write_failed_writes_nothing() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
-    let gate = Arc::new(Gate::default());
+    let gate = Arc::new(CallGate::default());
     let writes = Calls::Of(Class::Write);
     player.world.faulty.inject(Fault::once(writes, 0, Effect::Wait(Arc::clone(&gate))));
     let first = player.place(What::Forget, None, 0).unwrap();
@@ -660,7 +660,7 @@ fn rule_13_behind_a_failed_write_nothing_passes_for_written() {
     for closes_round in [false, true] {
         let mut player = Player::new(World::new());
         player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
-        let fail = Effect::Fail(Failure::IO);
+        let fail = Effect::Fail(CallFailure::IO);
         player.world.faulty.inject(Fault::once(Calls::Of(Class::Write), 0, fail));
         let lost = player.place(What::Forget, None, 0).unwrap().1;
         let log = &player.opened.as_ref().unwrap().log;
@@ -724,7 +724,7 @@ fn a_segment_goes_only_after_the_files_of_those_before_it() {
         let oldest = log.oldest().unwrap().ordinal;
         log.drop_oldest(oldest, |_| (), |_, _| ()).map(|_| oldest)
     };
-    let busy = Effect::Fail(Failure::Kind(std::io::ErrorKind::ResourceBusy));
+    let busy = Effect::Fail(CallFailure::Kind(std::io::ErrorKind::ResourceBusy));
     player.world.faulty.inject(Fault::from(Calls::Of(Class::Remove), 0, busy).at(file(1)));
     // It has left the list, and its file stays.
     assert_eq!(drop_oldest().unwrap(), 1);

@@ -117,7 +117,7 @@ pub(super) fn sectors_of(offset: u64, end: u64) -> std::ops::Range<u64> {
 
 /// One unsynced change.
 #[derive(Clone, Debug)]
-pub(super) enum Change {
+pub(super) enum Unsynced {
     Write { offset: u64, bytes: Arc<[u8]> },
     Resize { len: u64 },
 }
@@ -126,7 +126,7 @@ pub(super) enum Change {
 pub(super) struct Pending {
     /// Its place among all changes of the disk.
     pub(super) seq: u64,
-    pub(super) change: Change,
+    pub(super) change: Unsynced,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -154,21 +154,21 @@ impl FileNode {
     pub(super) fn write(&mut self, seq: u64, offset: u64, data: &[u8]) {
         self.seen.write(offset, data);
         let (offset, bytes) = self.redirtied(offset, data);
-        self.pending.push(Pending { seq, change: Change::Write { offset, bytes } });
+        self.pending.push(Pending { seq, change: Unsynced::Write { offset, bytes } });
     }
 
     pub(super) fn resize(&mut self, seq: u64, len: u64) {
         self.seen.resize(len);
         self.lost.split_off(&len.div_ceil(SECTOR));
-        self.pending.push(Pending { seq, change: Change::Resize { len } });
+        self.pending.push(Pending { seq, change: Unsynced::Resize { len } });
     }
 
     /// Everything written so far reaches the device, but for what was lost before.
     pub(super) fn sync(&mut self) {
         for pending in self.pending.drain(..) {
             match pending.change {
-                Change::Write { offset, bytes } => self.device.write(offset, &bytes),
-                Change::Resize { len } => self.device.resize(len),
+                Unsynced::Write { offset, bytes } => self.device.write(offset, &bytes),
+                Unsynced::Resize { len } => self.device.resize(len),
             }
         }
     }
@@ -178,11 +178,11 @@ impl FileNode {
     pub(super) fn fail_writeback(&mut self) {
         let lost = &mut self.lost;
         self.pending.retain(|pending| match &pending.change {
-            Change::Write { offset, bytes } => {
+            Unsynced::Write { offset, bytes } => {
                 lost.extend(sectors_of(*offset, offset.saturating_add(bytes.len() as u64)));
                 false
             }
-            Change::Resize { len } => {
+            Unsynced::Resize { len } => {
                 lost.split_off(&len.div_ceil(SECTOR));
                 true
             }

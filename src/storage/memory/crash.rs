@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::MemoryStorage;
-use super::content::{Change, Content, FileNode, SECTOR, sectors_of};
-use super::disk::{Dir, Disk, NameChange, Node, ROOT, close_over};
+use super::content::{Content, FileNode, SECTOR, Unsynced, sectors_of};
+use super::disk::{Dir, MemoryDisk, NameChange, Node, ROOT, close_over};
 use crate::entropy::SplitMix64;
 
 /// One way to lose power.
@@ -88,7 +88,7 @@ impl MemoryStorage {
     pub(crate) fn kill_clone(&self) -> MemoryStorage {
         let disk = self.disk.lock();
         let mut next =
-            Disk { next_node: disk.next_node, next_seq: disk.next_seq, ..limits_of(&disk) };
+            MemoryDisk { next_node: disk.next_node, next_seq: disk.next_seq, ..limits_of(&disk) };
         next.nodes = disk.nodes.clone();
         next.names = disk.names.clone();
         for node in next.nodes.values_mut() {
@@ -171,7 +171,7 @@ impl MemoryStorage {
 }
 
 /// Each prefix of writes and names in their one order, and some cuts inside each write, names lost and kept.
-fn prefixes(disk: &Disk) -> Vec<Crash> {
+fn prefixes(disk: &MemoryDisk) -> Vec<Crash> {
     let writes = unsynced_writes(disk);
     let mut order: Vec<(u64, Option<usize>)> =
         writes.iter().map(|write| (write.seq, Some(write.len))).collect();
@@ -213,24 +213,24 @@ fn spread(count: usize) -> impl Iterator<Item = usize> {
     })
 }
 
-fn limits_of(disk: &Disk) -> Disk {
-    Disk {
+fn limits_of(disk: &MemoryDisk) -> MemoryDisk {
+    MemoryDisk {
         bytes_max: disk.bytes_max,
         nodes_max: disk.nodes_max,
         network_fs: disk.network_fs,
         no_exchange: disk.no_exchange,
-        ..Disk::new()
+        ..MemoryDisk::new()
     }
 }
 
-fn crashed(disk: &Disk, crash: Crash) -> Disk {
+fn crashed(disk: &MemoryDisk, crash: Crash) -> MemoryDisk {
     let kept = kept_names(&disk.names, crash.names);
     let mut names = disk.device_names();
     for (change, _) in disk.names.iter().zip(kept).filter(|(_, keep)| *keep) {
         change.apply(&mut names);
     }
     let data = DataPlan::new(disk, crash.data);
-    let mut next = Disk { next_node: disk.next_node, ..limits_of(disk) };
+    let mut next = MemoryDisk { next_node: disk.next_node, ..limits_of(disk) };
     next.nodes.clear();
     let mut queue = vec![ROOT];
     while let Some(id) = queue.pop() {
@@ -280,7 +280,7 @@ fn kept_names(changes: &[NameChange], fate: NameFate) -> Vec<bool> {
 }
 
 /// Files that a crash may leave a name of.
-fn files(disk: &Disk) -> impl Iterator<Item = (u64, &FileNode)> {
+fn files(disk: &MemoryDisk) -> impl Iterator<Item = (u64, &FileNode)> {
     let referenced = disk.referenced();
     disk.nodes.iter().filter_map(move |(id, node)| match node {
         Node::File(file) if referenced.contains(id) => Some((*id, file)),
@@ -288,21 +288,21 @@ fn files(disk: &Disk) -> impl Iterator<Item = (u64, &FileNode)> {
     })
 }
 
-fn unsynced_writes(disk: &Disk) -> Vec<UnsyncedWrite> {
+fn unsynced_writes(disk: &MemoryDisk) -> Vec<UnsyncedWrite> {
     let pending = files(disk).flat_map(|(_, file)| &file.pending);
     let mut writes: Vec<UnsyncedWrite> = pending
         .map(|pending| match &pending.change {
-            Change::Write { offset, bytes } => {
+            Unsynced::Write { offset, bytes } => {
                 UnsyncedWrite { offset: *offset, len: bytes.len(), seq: pending.seq }
             }
-            Change::Resize { len } => UnsyncedWrite { offset: *len, len: 0, seq: pending.seq },
+            Unsynced::Resize { len } => UnsyncedWrite { offset: *len, len: 0, seq: pending.seq },
         })
         .collect();
     writes.sort_unstable_by_key(|write| write.seq);
     writes
 }
 
-fn changed_sectors(disk: &Disk) -> Vec<(u64, u64)> {
+fn changed_sectors(disk: &MemoryDisk) -> Vec<(u64, u64)> {
     files(disk)
         .flat_map(|(id, file)| written_sectors(file).into_iter().map(move |sector| (id, sector)))
         .collect()
@@ -310,10 +310,10 @@ fn changed_sectors(disk: &Disk) -> Vec<(u64, u64)> {
 
 fn written_sectors(file: &FileNode) -> BTreeSet<u64> {
     let written = file.pending.iter().filter_map(|pending| match &pending.change {
-        Change::Write { offset, bytes } => {
+        Unsynced::Write { offset, bytes } => {
             Some(sectors_of(*offset, offset.saturating_add(bytes.len() as u64)))
         }
-        Change::Resize { .. } => None,
+        Unsynced::Resize { .. } => None,
     });
     written.flatten().collect()
 }
@@ -335,7 +335,7 @@ enum DataPlan {
 }
 
 impl DataPlan {
-    fn new(disk: &Disk, fate: DataFate) -> Self {
+    fn new(disk: &MemoryDisk, fate: DataFate) -> Self {
         match fate {
             DataFate::None => DataPlan::None,
             DataFate::All => DataPlan::All,
@@ -387,7 +387,7 @@ fn cut_at(file: &FileNode, seq: u64, bytes_kept: usize) -> Content {
     let whole = file.pending.iter().take_while(|pending| pending.seq < seq).count();
     let mut content = replay(file, whole, |_| whole);
     let cut = file.pending.get(whole).filter(|pending| pending.seq == seq);
-    if let Some(Change::Write { offset, bytes }) = cut.map(|pending| &pending.change) {
+    if let Some(Unsynced::Write { offset, bytes }) = cut.map(|pending| &pending.change) {
         content.write(*offset, bytes.get(..bytes_kept).unwrap_or(bytes));
     }
     content
@@ -400,7 +400,7 @@ fn by_lot(file: &FileNode, lot: &mut SplitMix64) -> Content {
     let is_resize = |index: &usize| {
         matches!(
             file.pending.get(*index).map(|pending| &pending.change),
-            Some(Change::Resize { .. })
+            Some(Unsynced::Resize { .. })
         )
     };
     let resizes: Vec<usize> = (0..all).filter(is_resize).collect();
@@ -431,8 +431,8 @@ fn replay(file: &FileNode, until: usize, version: impl Fn(u64) -> usize) -> Cont
     let mut content = file.device.clone();
     for (index, pending) in file.pending.iter().take(until).enumerate() {
         match &pending.change {
-            Change::Resize { len } => content.resize(*len),
-            Change::Write { offset, bytes } => {
+            Unsynced::Resize { len } => content.resize(*len),
+            Unsynced::Write { offset, bytes } => {
                 for sector in sectors_of(*offset, offset.saturating_add(bytes.len() as u64)) {
                     if index < version(sector) {
                         write_sector(&mut content, sector, *offset, bytes);
@@ -459,7 +459,7 @@ fn write_sector(content: &mut Content, sector: u64, offset: u64, bytes: &[u8]) {
 /// The length after the first `until` changes, all of them kept.
 fn full_len(file: &FileNode, until: usize) -> u64 {
     file.pending.iter().take(until).fold(file.device.len(), |len, pending| match &pending.change {
-        Change::Write { offset, bytes } => len.max(offset.saturating_add(bytes.len() as u64)),
-        Change::Resize { len } => *len,
+        Unsynced::Write { offset, bytes } => len.max(offset.saturating_add(bytes.len() as u64)),
+        Unsynced::Resize { len } => *len,
     })
 }

@@ -1,6 +1,6 @@
 //! The simulated disk's directories, room and locks.
 //!
-//! Promises: a name reaches the device only by [`Disk::sync_dir`] of its directory. A rename is one change, and
+//! Promises: a name reaches the device only by [`MemoryDisk::sync_dir`] of its directory. A rename is one change, and
 //! so is an exchange: both its ends reach the device together. Errors are those of Linux, by number.
 //! Never: shows the program anything but the seen plane.
 
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use siphasher::sip::SipHasher13;
 
 use super::content::{BLOCK, Content, FILE_BYTES_MAX, FileNode};
-use crate::storage::Entry;
+use crate::storage::DirEntry;
 
 pub(super) const ROOT: u64 = 0;
 
@@ -53,14 +53,14 @@ impl<'p> From<&'p Path> for At<'p> {
 }
 
 /// A place for a name: its directory and the name.
-type Place = (u64, String);
+type NamePlace = (u64, String);
 
 /// One unsynced change of names.
 #[derive(Clone, Debug)]
 pub(super) struct NameChange {
     pub(super) seq: u64,
-    from: Option<Place>,
-    to: Option<Place>,
+    from: Option<NamePlace>,
+    to: Option<NamePlace>,
     /// What comes to stand at `to`, or is gone from `from`.
     node: u64,
     /// What an exchange brings to `from`.
@@ -68,7 +68,7 @@ pub(super) struct NameChange {
 }
 
 impl NameChange {
-    fn places(&self) -> impl Iterator<Item = &Place> {
+    fn places(&self) -> impl Iterator<Item = &NamePlace> {
         self.from.iter().chain(&self.to)
     }
 
@@ -117,7 +117,7 @@ pub(super) fn close_over(changes: &[NameChange], kept: &mut [bool]) {
 }
 
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(super) struct MemoryDisk {
     pub(super) nodes: BTreeMap<u64, Node>,
     pub(super) names: Vec<NameChange>,
     pub(super) next_node: u64,
@@ -134,9 +134,9 @@ pub(super) struct Disk {
     pub(super) no_exchange: bool,
 }
 
-impl Disk {
+impl MemoryDisk {
     pub(super) fn new() -> Self {
-        Disk {
+        MemoryDisk {
             nodes: BTreeMap::from([(ROOT, Node::Dir(Dir::booted(Names::new())))]),
             names: Vec::new(),
             next_node: ROOT + 1,
@@ -269,10 +269,10 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn list<'p>(&self, dir: impl Into<At<'p>>) -> io::Result<Vec<Entry>> {
+    pub(super) fn list<'p>(&self, dir: impl Into<At<'p>>) -> io::Result<Vec<DirEntry>> {
         let names = self.dir(self.find(dir)?)?.seen.iter();
         Ok(names
-            .map(|(name, node)| Entry {
+            .map(|(name, node)| DirEntry {
                 name: name.clone(),
                 is_file: matches!(self.nodes.get(node), Some(Node::File(_))),
             })
@@ -384,7 +384,7 @@ impl Disk {
         Ok(node)
     }
 
-    fn place<'p>(&self, path: impl Into<At<'p>>) -> io::Result<Place> {
+    fn place<'p>(&self, path: impl Into<At<'p>>) -> io::Result<NamePlace> {
         let At { from: mut dir, path } = path.into();
         let mut names = names_of(path)?;
         let name = names.pop().ok_or(Errno::BUSY)?;
@@ -395,7 +395,7 @@ impl Disk {
         Ok((dir, name.to_owned()))
     }
 
-    fn vacant<'p>(&self, path: impl Into<At<'p>>) -> io::Result<Place> {
+    fn vacant<'p>(&self, path: impl Into<At<'p>>) -> io::Result<NamePlace> {
         let place = self.place(path)?;
         if self.at(&place).is_some() {
             return Err(Errno::EXIST.into());
@@ -409,7 +409,7 @@ impl Disk {
         if self.dir(dir)?.linked { Ok(()) } else { Err(Errno::NOENT.into()) }
     }
 
-    fn at(&self, place: &Place) -> Option<u64> {
+    fn at(&self, place: &NamePlace) -> Option<u64> {
         self.dir(place.0).ok()?.seen.get(&place.1).copied()
     }
 
@@ -438,7 +438,7 @@ impl Disk {
     }
 
     /// Moves a name, makes one or takes one away, as the program sees it, and leaves the change waiting.
-    fn rename_names(&mut self, from: Option<Place>, to: Option<Place>, node: u64) {
+    fn rename_names(&mut self, from: Option<NamePlace>, to: Option<NamePlace>, node: u64) {
         if let Some((dir, name)) = &from {
             self.seen_names(*dir).map(|names| names.remove(name));
         }

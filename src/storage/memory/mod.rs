@@ -34,19 +34,19 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{Access, DirLock, Entry, File, Locked, Map, Standing, Storage};
+use super::{Access, DirEntry, DirLock, File, Map, Standing, Storage, TakenDir};
 use crate::limits;
-use disk::{At, Disk, Node};
+use disk::{At, MemoryDisk, Node};
 
 /// A disk in memory. Clones are handles of the same disk; paths start at its root, which always exists.
 #[derive(Clone)]
 pub(crate) struct MemoryStorage {
-    disk: Arc<Mutex<Disk>>,
-    locked: Option<Arc<LockedDir>>,
+    disk: Arc<Mutex<MemoryDisk>>,
+    locked: Option<Arc<RootedDir>>,
 }
 
 /// The directory that a handle is rooted in, as `storage::os` holds it open.
-struct LockedDir {
+struct RootedDir {
     path: PathBuf,
     node: u64,
     /// Those directly below it that were used.
@@ -56,16 +56,16 @@ struct LockedDir {
 impl MemoryStorage {
     /// An empty disk without limits.
     pub(crate) fn new() -> Self {
-        MemoryStorage::of(Disk::new())
+        MemoryStorage::of(MemoryDisk::new())
     }
 
-    fn of(disk: Disk) -> Self {
+    fn of(disk: MemoryDisk) -> Self {
         MemoryStorage { disk: Arc::new(Mutex::new(disk)), locked: None }
     }
 
     /// Where a path leads from: below the locked directory, from what is held of it.
-    fn at<'p>(&self, disk: &Disk, path: &'p Path) -> io::Result<At<'p>> {
-        let below = |locked: &'_ Arc<LockedDir>| {
+    fn at<'p>(&self, disk: &MemoryDisk, path: &'p Path) -> io::Result<At<'p>> {
+        let below = |locked: &'_ Arc<RootedDir>| {
             Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
         };
         let Some((locked, path)) = self.locked.as_ref().and_then(below) else {
@@ -82,7 +82,7 @@ impl MemoryStorage {
     }
 
     /// The same for a directory itself.
-    fn dir_at<'p>(&self, disk: &Disk, dir: &'p Path) -> io::Result<At<'p>> {
+    fn dir_at<'p>(&self, disk: &MemoryDisk, dir: &'p Path) -> io::Result<At<'p>> {
         let at = self.at(disk, dir)?;
         match &self.locked {
             Some(locked) if at.from == locked.node && at.path != Path::new("") => {
@@ -165,7 +165,7 @@ impl MemoryStorage {
 
     fn open_node(
         &self,
-        disk: &mut Disk,
+        disk: &mut MemoryDisk,
         node: u64,
         path: &Path,
         writable: bool,
@@ -174,7 +174,7 @@ impl MemoryStorage {
         let known = file.errors_known();
         file.opens = file.opens.saturating_add(1);
         let handle = Handle { disk: Arc::clone(&self.disk), node };
-        Ok(Arc::new(MemoryFile {
+        Ok(Arc::new(OpenFile {
             handle,
             path: path.to_owned(),
             writable,
@@ -183,8 +183,8 @@ impl MemoryStorage {
     }
 }
 
-impl LockedDir {
-    fn held(&self, disk: &Disk, name: &Path) -> io::Result<u64> {
+impl RootedDir {
+    fn held(&self, disk: &MemoryDisk, name: &Path) -> io::Result<u64> {
         let mut below = self.below.lock();
         if let Some(node) = below.get(name) {
             return Ok(*node);
@@ -214,14 +214,14 @@ impl Storage for MemoryStorage {
         disk.count("create_dir", &[path], 0, &[]);
         let at = self.at(&disk, path)?;
         disk.create_dir(at)?;
-        let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
+        let is_in = |locked: &&Arc<RootedDir>| path.parent() == Some(&locked.path);
         if let Some(locked) = self.locked.as_ref().filter(is_in) {
             locked.below.lock().remove(at.path);
         }
         Ok(())
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Locked> {
+    fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
         let node = disk.find(dir)?;
@@ -231,8 +231,8 @@ impl Storage for MemoryStorage {
         if !disk.locks.insert(node) {
             return Err(Errno::WOULDBLOCK.into());
         }
-        let locked = LockedDir { path: dir.to_owned(), node, below: Mutex::default() };
-        Ok(Locked {
+        let locked = RootedDir { path: dir.to_owned(), node, below: Mutex::default() };
+        Ok(TakenDir {
             lock: Box::new(MemoryLock { disk: Arc::clone(&self.disk), node }),
             storage: Arc::new(MemoryStorage {
                 disk: Arc::clone(&self.disk),
@@ -303,7 +303,7 @@ impl Storage for MemoryStorage {
         disk.remove(at)
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
         disk.list(self.at(&disk, dir)?)
@@ -334,7 +334,7 @@ impl Storage for MemoryStorage {
 
 #[derive(Debug)]
 struct MemoryLock {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Mutex<MemoryDisk>>,
     node: u64,
 }
 
@@ -348,7 +348,7 @@ impl Drop for MemoryLock {
 
 /// Keeps a node alive, named or not.
 struct Handle {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Mutex<MemoryDisk>>,
     node: u64,
 }
 
@@ -363,20 +363,20 @@ impl Drop for Handle {
     }
 }
 
-struct MemoryFile {
+struct OpenFile {
     handle: Handle,
     path: PathBuf,
     writable: bool,
     errors_known: Mutex<u64>,
 }
 
-impl fmt::Debug for MemoryFile {
+impl fmt::Debug for OpenFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("MemoryFile").field(&self.path).finish()
     }
 }
 
-impl File for MemoryFile {
+impl File for OpenFile {
     fn len(&self) -> io::Result<u64> {
         let mut disk = self.handle.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
@@ -433,13 +433,13 @@ struct MemoryMap {
     handle: Handle,
     len: u64,
     snapshot: Arc<Vec<u8>>,
-    later: OnceLock<Box<Copied>>,
+    later: OnceLock<Box<LaterCopy>>,
 }
 
-struct Copied {
+struct LaterCopy {
     offset: u64,
     bytes: Vec<u8>,
-    next: OnceLock<Box<Copied>>,
+    next: OnceLock<Box<LaterCopy>>,
 }
 
 impl fmt::Debug for MemoryMap {
@@ -471,7 +471,7 @@ impl Map for MemoryMap {
         let mut place = &self.later;
         loop {
             let copied = place.get_or_init(|| {
-                Box::new(Copied { offset, bytes: now.to_vec(), next: OnceLock::new() })
+                Box::new(LaterCopy { offset, bytes: now.to_vec(), next: OnceLock::new() })
             });
             if copied.offset == offset && copied.bytes == now {
                 return Some(&copied.bytes);

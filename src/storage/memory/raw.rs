@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::content::Content;
-use super::disk::{Disk, Node, ROOT};
+use super::disk::{MemoryDisk, Node, ROOT};
 use super::{MemoryStorage, content};
 
 impl MemoryStorage {
@@ -123,7 +123,7 @@ impl MemoryStorage {
     }
 }
 
-fn without_limits<T>(disk: &mut Disk, change: impl FnOnce(&mut Disk) -> T) -> T {
+fn without_limits<T>(disk: &mut MemoryDisk, change: impl FnOnce(&mut MemoryDisk) -> T) -> T {
     let limits = (disk.bytes_max, disk.nodes_max);
     (disk.bytes_max, disk.nodes_max) = (u64::MAX, u64::MAX);
     let result = change(disk);
@@ -132,7 +132,7 @@ fn without_limits<T>(disk: &mut Disk, change: impl FnOnce(&mut Disk) -> T) -> T 
 }
 
 /// Everything seen is on the device. Names that were gone from the program's view are gone for good.
-fn settle(disk: &mut Disk) {
+fn settle(disk: &mut MemoryDisk) {
     disk.names.clear();
     for node in disk.nodes.values_mut() {
         match node {

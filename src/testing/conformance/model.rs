@@ -26,16 +26,16 @@ use crate::{Durability, Error, ErrorKind, Fingerprint, Key, OnInterrupted, Resul
 /// assert!(matches!(store.claim("k")?, Claim::Completed(_)));
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-pub struct Model(Arc<Mutex<Memory>>);
+pub struct Model(Arc<Mutex<Everything>>);
 
 impl Default for Model {
     fn default() -> Self {
-        Model(Arc::new(Mutex::new(Memory::default())))
+        Model(Arc::new(Mutex::new(Everything::default())))
     }
 }
 
 #[derive(Default)]
-struct Memory {
+struct Everything {
     keys: BTreeMap<(u8, Vec<u8>), Option<spec::Key>>,
     /// What was recorded under a number that stands for it in `keys`.
     outcomes: Vec<Stored>,
@@ -52,7 +52,7 @@ struct Memory {
 
 /// What one process has of a [`Model`].
 pub struct OpenModel {
-    memory: Arc<Mutex<Memory>>,
+    memory: Arc<Mutex<Everything>>,
     /// How many died before it.
     process: u64,
 }
@@ -85,7 +85,7 @@ impl Sent for Ready {
 }
 
 impl OpenModel {
-    fn may_call(&self, memory: &Memory) -> Result<()> {
+    fn may_call(&self, memory: &Everything) -> Result<()> {
         match memory.deaths == self.process {
             true => Ok(()),
             false => Err(Error::new(ErrorKind::Closed, "the process that had this open is gone")),
@@ -124,7 +124,7 @@ impl Backend for OpenModel {
     }
 }
 
-impl Memory {
+impl Everything {
     fn die(&mut self) {
         self.deaths += 1;
         self.is_draining = false;

@@ -8,17 +8,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Gate;
-use crate::storage::{Access, Entry, File, Locked, Map, Standing, Storage};
+use crate::storage::{Access, DirEntry, File, Map, Standing, Storage, TakenDir};
 
 /// A storage whose changes pass the gate.
-pub(crate) struct Disk {
+pub(crate) struct GatedStorage {
     inner: Arc<dyn Storage>,
     gate: Arc<Gate>,
 }
 
-impl Disk {
+impl GatedStorage {
     pub(crate) fn new(inner: Arc<dyn Storage>, gate: Arc<Gate>) -> Self {
-        Disk { inner, gate }
+        GatedStorage { inner, gate }
     }
 
     fn open(&self, file: io::Result<Arc<dyn File>>) -> io::Result<Arc<dyn File>> {
@@ -28,7 +28,7 @@ impl Disk {
     }
 }
 
-impl std::fmt::Debug for Disk {
+impl std::fmt::Debug for GatedStorage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.inner.fmt(f)
     }
@@ -58,13 +58,13 @@ fn pass(gate: &Gate) -> io::Result<()> {
     if gate.may_change() { Ok(()) } else { Err(io::Error::other(Shut)) }
 }
 
-impl Storage for Disk {
+impl Storage for GatedStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         pass(&self.gate)?;
         self.inner.create_dir(path)
     }
 
-    fn lock_dir(&self, dir: &Path) -> io::Result<Locked> {
+    fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir> {
         self.inner.lock_dir(dir)
     }
 
@@ -100,7 +100,7 @@ impl Storage for Disk {
         self.inner.remove(path)
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         self.inner.list(dir)
     }
 

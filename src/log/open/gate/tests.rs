@@ -13,7 +13,7 @@ fn a_closing_gate_lets_nothing_in_and_waits_for_what_is_inside() {
     let gate = Gate::new();
     let inside = gate.enter().unwrap();
     gate.begin_closing();
-    assert_eq!(gate.enter().err(), Some(Refused::Closed));
+    assert_eq!(gate.enter().err(), Some(KeptOut::Closed));
     assert!(!gate.is_quiet() && gate.must_leave() && gate.may_change());
     drop(inside);
     assert!(gate.is_quiet());
@@ -21,7 +21,7 @@ fn a_closing_gate_lets_nothing_in_and_waits_for_what_is_inside() {
     assert!(!gate.must_leave(), "the close itself goes on");
     gate.end();
     assert!(gate.must_leave() && !gate.may_change() && gate.is_quiet());
-    assert_eq!(gate.enter().err(), Some(Refused::Closed));
+    assert_eq!(gate.enter().err(), Some(KeptOut::Closed));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn after_a_failure_and_after_a_close_no_call_changes_the_disk() {
     for end in ends {
         let (faulty, gate) =
             (FaultyStorage::new(Arc::new(MemoryStorage::new())), Arc::new(Gate::new()));
-        let disk = disk::Disk::new(Arc::new(faulty.clone()), Arc::clone(&gate));
+        let disk = disk::GatedStorage::new(Arc::new(faulty.clone()), Arc::clone(&gate));
         let [dir, a, b] = ["/d", "/d/a", "/d/b"].map(Path::new);
         disk.create_dir(dir).unwrap();
         let file = disk.create(a).unwrap();
