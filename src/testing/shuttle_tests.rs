@@ -19,7 +19,7 @@ use shuttle::thread::{self, JoinHandle};
 use super::Sim;
 use super::told::Testimony;
 use crate::log::Room;
-use crate::storage::faulty::{Calls, Class, Effect, Failure, Fault, Hold};
+use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault, Hold};
 use crate::storage::fork;
 use crate::{Durability, Error, ErrorKind, Operation, Store};
 
@@ -161,7 +161,7 @@ impl World {
     }
 
     fn break_disk(&self, trouble: Trouble) {
-        let fault = Effect::Fail(Failure::IO);
+        let fault = Effect::Fail(CallFailure::IO);
         let slow = [None, Some(Class::Sync), Some(Class::Write), Some(Class::Read)];
         if let Some(class) = slow[roll(4) as usize] {
             let slow = Effect::Slow(roll(SLOW_TURNS));
@@ -241,7 +241,7 @@ fn a_write_fails(seen: &Arc<Seen>) {
     let world = world(seen);
     let store = world.open();
     world.act(&store, Act::Claim(Durability::Flush));
-    let fault = Effect::Fail(Failure::IO);
+    let fault = Effect::Fail(CallFailure::IO);
     world.sim.inject(Fault::once(Calls::Of(Class::Write), 0, fault));
     let acts: [&[Act]; 2] = [&[Act::New(Durability::Flush)], &[Act::Claim(Durability::Flush)]];
     let threads = acts.map(|acts| world.start(&store, acts));
@@ -275,7 +275,7 @@ fn held_beyond_a_close(seen: &Arc<Seen>) {
         world.start(&first, &[Act::Claim(Durability::Flush), Act::Claim(Durability::Sync)]);
     hold.wait_arrived();
     // Without any table it is a switch of manifests and nothing more.
-    let fault = Effect::Fail(Failure::IO);
+    let fault = Effect::Fail(CallFailure::IO);
     world.sim.inject(Fault::once(Calls::Of(Class::Exchange), 0, fault));
     first.rebuild_index().unwrap_err();
     assert!(!first.health().is_writable());
