@@ -10,20 +10,21 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::Engine;
+use super::background::Work;
 use super::call::Known;
-use super::checkpoint::Work;
 use super::compose::state_of;
+use super::sample::LiveEstimate;
 use crate::index::recent::{Entry, Place};
 use crate::limits;
 use crate::log::{Due, NoRoom, Oldest, Room, Span};
 use crate::operation::{Durability, Key};
-use crate::protocol::{self, KeyState, Phase};
+use crate::protocol::{self, KeyState};
 use crate::record::{Body, Draft, Record};
 use crate::remembered::{Memory, MemoryFile, Newest};
 use crate::sealed::listed::{ListedFile, ListedMemories};
 use crate::sealed::{Merge, Writer};
 use crate::sync::{Ordering, yield_now};
-use crate::types::{KeyHash, Lsn, StoreMillis, in_memory};
+use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
 /// A segment on its way out.
@@ -37,18 +38,6 @@ pub(super) struct Compacting {
     memories: Vec<Memory>,
     /// What its live records may use: at first what is free.
     room: Room,
-}
-
-/// What is known of how much of the log is alive.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LiveEstimate {
-    live: u64,
-    log_bytes: u64,
-    at_millis: u64,
-    /// The segment written to then; `None`: whichever is.
-    newest: Option<u32>,
-    /// Told by a few keys: enough to leave the log alone, not to move any of it.
-    is_rough: bool,
 }
 
 /// Compaction's way through all that stood in the log when it began, and what it had moved and given back by then.
@@ -92,77 +81,6 @@ impl Turns {
     /// They went first, until `now`.
     fn lent(&mut self, now: u64) {
         self.owed = now - std::mem::replace(&mut self.since, now);
-    }
-}
-
-/// What a sample of the index tells of all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Alive {
-    /// Bytes of the records that are their keys' newest, and not expired.
-    pub(crate) bytes: u64,
-    /// Their number, by what they leave their keys in: claimed, interrupted, held, aborted, completed, failed.
-    pub(crate) keys: [u64; 6],
-}
-
-impl Alive {
-    fn add(&mut self, phase: Phase, bytes: u64) {
-        self.bytes += bytes;
-        if let Some(keys) = self.keys.get_mut(phase as usize) {
-            *keys += 1;
-        }
-    }
-}
-
-/// Some keys of the index, and what is alive of them; or, scaled, of all.
-#[derive(Clone, Copy, Default, Debug)]
-struct KeySample {
-    alive: Alive,
-    /// Keys looked at, alive or not; the bytes of the live ones among them, and the sum of their squares.
-    seen: u64,
-    bytes: u64,
-    squares: u128,
-}
-
-impl KeySample {
-    /// A key was looked at, and was alive as its newest record says.
-    fn add(&mut self, alive: Option<(Phase, u64)>) {
-        self.seen += 1;
-        if let Some((phase, bytes)) = alive {
-            self.alive.add(phase, bytes);
-            self.bytes += bytes;
-            self.squares += u128::from(bytes) * u128::from(bytes);
-        }
-    }
-
-    /// Adds another sample, scaled to the `keys` that it was taken of.
-    fn add_scaled(&mut self, sample: KeySample, keys: u64) {
-        if sample.seen == 0 {
-            // An empty table says nothing, and so does one of few keys in whose buckets none stood that were looked at.
-            return;
-        }
-        // `value * keys / seen`, of which the product alone would not fit. Records are shorter than 2^26 bytes, and fewer
-        // than 2^35 keys are listed.
-        let scaled =
-            |value: u64| value / sample.seen * keys + value % sample.seen * keys / sample.seen;
-        self.alive.bytes += scaled(sample.alive.bytes);
-        for (keys, more) in self.alive.keys.iter_mut().zip(sample.alive.keys) {
-            *keys += scaled(more);
-        }
-        self.seen += sample.seen;
-        self.bytes += sample.bytes;
-        self.squares += sample.squares;
-    }
-
-    /// Whether the sum's standard error is at most a thirty-second of it: the keys' variance, of mean 1, by their number.
-    fn is_even(&self) -> bool {
-        if self.bytes == 0 {
-            return false;
-        }
-        let (seen, square) =
-            (u128::from(self.seen), u128::from(self.bytes) * u128::from(self.bytes));
-        // Numbers' squares, summed and times their number, are never less than their sum's square.
-        let excess = self.squares * seen - square;
-        excess * (32 * 32) <= square * seen
     }
 }
 
@@ -351,66 +269,6 @@ impl Engine {
         // just being given back.
         let most = (2 * live + 2 * slack).max(live + 5 * slack) + remembered;
         Ok((is_due(live), most))
-    }
-
-    /// What is alive, from a sample of the index: some thousand keys tell it to some percent, whatever the store's size,
-    /// expiry included; less well where few results are far larger than the rest.
-    pub(crate) fn estimate(&self) -> Result<Alive> {
-        self.sample_of(limits::ESTIMATE_SAMPLES).map(|sample| sample.alive)
-    }
-
-    /// About so many keys of the index, and what all of them come to by these.
-    fn sample_of(&self, samples: u64) -> Result<KeySample> {
-        let (tables, segments) = (self.tables(), self.log.segments());
-        let mut all = KeySample::default();
-        let keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
-        // Each table and memory by itself: the keys of one say nothing of another's.
-        for table in &tables.list {
-            let mut sample = KeySample::default();
-            let stride = keys.div_ceil(samples).max(1);
-            // Buckets at even distances, whole: hashes have no order that could favour any, but of one key's two slots
-            // the first is the newer.
-            for bucket in (0..table.listed.buckets).step_by(in_memory(stride)) {
-                for slot in table.slots_in(bucket)? {
-                    let is_listed = slot.spot.ordinal >= tables.head;
-                    let lsn = segments.lsn_of(slot.spot).filter(|_| is_listed);
-                    sample.add(lsn.map_or(Ok(None), |lsn| self.alive_if_newest(lsn))?);
-                }
-            }
-            all.add_scaled(sample, table.listed.slots);
-        }
-        let mut sample = KeySample::default();
-        for lsn in self.recent.sample(samples) {
-            // Memory has but the newest record of a key.
-            let alive = self.alive_at(lsn, |_| Some(()))?;
-            sample.add(alive.map(|((), phase, len)| (phase, len)));
-        }
-        all.add_scaled(sample, self.recent.len() as u64);
-        Ok(all)
-    }
-
-    /// State and length of the record at `lsn`, if it is its key's newest and has not expired.
-    fn alive_if_newest(&self, lsn: Lsn) -> Result<Option<(Phase, u64)>> {
-        let key = |body: &Body<'_>| Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
-        let Some((key, phase, len)) = self.alive_at(lsn, key)? else { return Ok(None) };
-        let is_newest = self.newest_of(&key)? == Some(lsn);
-        Ok(is_newest.then_some((phase, len)))
-    }
-
-    /// The same whether or not it is the newest, with what `key` takes of it. `None` also if it has gone meanwhile.
-    fn alive_at<K>(
-        &self,
-        lsn: Lsn,
-        key: impl Fn(&Body<'_>) -> Option<K>,
-    ) -> Result<Option<(K, Phase, u64)>> {
-        self.may_stay()?;
-        let now = self.log.now();
-        let read = self.log.read(lsn, |record| {
-            let body = self.body_of(&record)?;
-            let state = state_of(&record, &body).filter(|state| !protocol::is_expired(state, now));
-            Ok(key(&body).zip(state).map(|(key, state)| (key, state.phase, record.len())))
-        });
-        Ok(read.ok().flatten())
     }
 
     /// Judges about `bytes` of the oldest segment's records, and lets it go when all are. Gives the bytes moved;
@@ -979,28 +837,6 @@ mod tests {
 
     fn flush() -> Policy {
         Policy::new().claim_durability(Durability::Flush).durability(Durability::Flush)
-    }
-
-    #[test]
-    fn a_few_keys_tell_of_all_only_where_they_are_alike() {
-        let sample = |lens: &[Option<u64>]| {
-            let mut sample = KeySample::default();
-            for len in lens.iter().cycle().take(128) {
-                sample.add(len.map(|len| (Phase::Completed, len)));
-            }
-            let mut all = KeySample::default();
-            all.add_scaled(sample, 128_000);
-            all
-        };
-        let alike = sample(&[Some(400), Some(360), Some(440), Some(400)]);
-        assert!(alike.is_even());
-        assert_eq!((alike.alive.bytes, alike.alive.keys), (51_200_000, [0, 0, 0, 0, 128_000, 0]));
-        // A standard error of a sixteenth.
-        assert!(!sample(&[Some(400), Some(400), None]).is_even());
-        let mut large = [Some(100); 128];
-        large[5] = Some(100_000);
-        assert!(!sample(&large).is_even());
-        assert!(!sample(&[None]).is_even(), "they may have missed whatever is alive");
     }
 
     /// Four writers on two processors left compaction one slice in five each 16 KiB.

@@ -4,16 +4,22 @@
 //! index in one step under the key's shard lock; no answer shows what a crash could take back at the level of
 //! the record it is derived from, except `InProgress`. Never: I/O, or waiting for space, under a shard lock.
 //!
-//! `call` does one call on one key, `placing` is what it waits for, `close` ends the store, `compose` says what its record says, `view` looks without changing,
-//! `checkpoint` keeps the index small, `compact` the log, `rebuild` fills it at an opening, `verify` reads everything.
+//! `call` does one call on one key, `placing` is a call on its way, `compose` says what its record says, `view` looks without
+//! changing, `close` ends the store. `background` is the work that nobody asks for: `checkpoint` keeps memory small, `merge` the
+//! number of tables, `compact` the log, by what `sample` says is alive. `mend` makes tables again from the log, `rebuild` fills
+//! the index at an opening, `verify` reads everything.
 
+mod background;
 mod call;
 mod checkpoint;
 mod close;
 mod compact;
 mod compose;
+mod mend;
+mod merge;
 mod placing;
 mod rebuild;
+mod sample;
 mod verify;
 mod view;
 
@@ -22,9 +28,10 @@ pub use call::{Claimed, Stored};
 #[cfg(feature = "backend")]
 pub(crate) use call::{Done, Found};
 pub(crate) use close::{Threads, Unended};
-pub(crate) use compact::{Alive, Compacted};
+pub(crate) use compact::Compacted;
 #[cfg(feature = "backend")]
 pub(crate) use placing::{Asks, Placing, Progress};
+pub(crate) use sample::Alive;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk};
 
@@ -57,7 +64,7 @@ pub(crate) struct Engine {
     recent: Recent,
     /// As every shard of `recent` has them, or is about to. Changes under `work`.
     tables: Mutex<Arc<Tables>>,
-    work: Mutex<checkpoint::Work>,
+    work: Mutex<background::Work>,
     /// The thread that keeps the index sleeps on it.
     index_word: WakeWord,
     /// Keys in memory at which they are sealed.
@@ -138,14 +145,14 @@ impl Engine {
         memory_keys: usize,
         mut manifest: Manifest,
         lock: Box<dyn DirLock>,
-    ) -> Result<(Self, checkpoint::Lacking)> {
+    ) -> Result<(Self, mend::Lacking)> {
         let EngineOpening { seams, dir, sizes, .. } = opening;
         let hasher = Hasher::new(&manifest.secrets);
         #[cfg(any(test, feature = "testing"))]
         let hasher = hasher.masked(seams.entropy.hash_mask());
         let listed = manifest.tables.len();
         let (tables, damaged) =
-            checkpoint::open_tables(&*seams.storage, dir, sizes.map, memory_keys, &mut manifest)?;
+            mend::open_tables(&*seams.storage, dir, sizes.map, memory_keys, &mut manifest)?;
         let lost = listed - manifest.tables.len() + damaged.len();
         let recent = Recent::new(&tables);
         let covered = manifest.covered;
@@ -170,7 +177,7 @@ impl Engine {
             opened,
             recent,
             tables: Mutex::new(tables),
-            work: Mutex::new(checkpoint::Work::default()),
+            work: Mutex::new(background::Work::default()),
             index_word: WakeWord::new(),
             checkpoint_keys: opening.checkpoint_keys,
             moved: AtomicU64::new(0),
@@ -189,7 +196,7 @@ impl Engine {
             lock: Mutex::new(close::LockState::Open(lock)),
         };
         engine.count_bytes(&engine.tables());
-        Ok((engine, checkpoint::Lacking { damaged, uncovered }))
+        Ok((engine, mend::Lacking { damaged, uncovered }))
     }
 
     /// Why a claim of that time is over which has no ending. A guard that was dropped where its ending found no room

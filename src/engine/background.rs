@@ -1,0 +1,226 @@
+//! The work on the index that nobody asks for: which piece is due, who does it, and when it looks again.
+//!
+//! Promises: one party works at a time; what fails is told by `stats` and tried again, and keeps nothing else from being
+//! done. Whoever needs room while the files are larger than they may be does the same work.
+
+use std::collections::BTreeSet;
+
+use super::Engine;
+use super::checkpoint::{Change, as_listed};
+use super::compact::{Compacting, Pass, Turns};
+use super::merge::{Advanced, Merging};
+use super::sample::LiveEstimate;
+use crate::limits;
+use crate::log::Due;
+use crate::sealed::listed::ListedFile;
+use crate::types::Lsn;
+use crate::{ErrorKind, Result};
+
+/// What the background remembers of its work on the index. One party at a time.
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) merge: Option<Merging>,
+    pub(super) compacting: Option<Compacting>,
+    /// Where calls of `compact` that ran out of budget are to come to.
+    pub(super) compact_until: Option<Lsn>,
+    /// Calls of `compact` under way: the background leaves reclaim to them.
+    pub(super) compact_calls: u32,
+    pub(super) estimate: Option<LiveEstimate>,
+    /// What goes through all of the log, in the background.
+    pub(super) pass: Option<Pass>,
+    pub(super) turns: Turns,
+    /// Numbers of tables that can't be made again, for the log is damaged, too. Nobody tries that a second time: each
+    /// try reads the log of all its keys and writes as much.
+    pub(super) unmendable: BTreeSet<u32>,
+    has_swept: bool,
+}
+
+impl Engine {
+    /// The body of the thread that keeps the log.
+    pub(crate) fn run_log(&self, stop: &dyn Fn() -> bool) {
+        self.log.run_upkeep(stop, &|| {
+            if self.is_checkpoint_due() || self.log.is_look_due() {
+                self.index_word.wake_one();
+            }
+        });
+    }
+
+    /// The body of the thread that keeps the index: steps until `stop` says so.
+    pub(crate) fn run_index(&self, stop: &dyn Fn() -> bool) {
+        loop {
+            // Before `stop` is asked: who sets it changes the word afterwards.
+            let seen = self.index_word.read();
+            if stop() {
+                return;
+            }
+            let Ok(inside) = self.enter() else { return };
+            // A failed write has poisoned the log. A panic in the midst of a table does, too: without this thread
+            // memory would grow for ever.
+            let due = self.log.guarded(|| self.step_index());
+            drop(inside);
+            let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
+            if let Due::In(millis) = due {
+                self.index_word.wait(seen, Some(millis));
+            }
+        }
+    }
+
+    /// Wakes the threads to look at their `stop`.
+    pub(crate) fn wake_background(&self) {
+        self.log.stop_upkeep();
+        self.index_word.wake_all();
+    }
+
+    /// One piece of background work, the log's first.
+    pub(crate) fn step(&self) -> Result<Due> {
+        let _inside = self.enter()?;
+        self.step_inside().map_err(|e| self.log.explained(e))
+    }
+
+    fn step_inside(&self) -> Result<Due> {
+        match self.log.step()? {
+            Due::Now => Ok(Due::Now),
+            Due::In(log) => {
+                let was_held = self.log.is_held();
+                Ok(match self.step_index()? {
+                    Due::In(index) if !was_held || self.log.is_held() => Due::In(log.min(index)),
+                    _ => Due::Now,
+                })
+            }
+        }
+    }
+
+    /// Does one piece of work on the index, if one is due.
+    pub(crate) fn step_index(&self) -> Result<Due> {
+        match self.try_step_index() {
+            // Told to leave by a close: no trouble of the store.
+            Err(e) if self.log.may_go_on().is_err() => Err(e),
+            // A full disk, no file descriptor left, a record that can't be read: told by `stats`, and tried again. What
+            // is damaged doesn't mend itself, so not so soon.
+            Err(e) => {
+                let is_damage = e.kind() == ErrorKind::Corrupt;
+                *self.trouble.lock() = Some(e);
+                Ok(Due::In(match is_damage {
+                    true => limits::ESTIMATE_MILLIS,
+                    false => limits::UNSYNCED_MILLIS_MAX,
+                }))
+            }
+            done => {
+                self.trouble.lock().take();
+                done
+            }
+        }
+    }
+
+    fn try_step_index(&self) -> Result<Due> {
+        let idle = Due::In(limits::TIME_NOTE_MILLIS);
+        let mut work = self.work.lock();
+        if self.log.may_go_on().is_err() || !self.log.is_writing() {
+            return Ok(idle);
+        }
+        let is_called = work.compact_calls > 0;
+        self.step_work(&mut work, !is_called)
+    }
+
+    /// The background's work, done by whoever needs the next segment while the files are larger than they may be. So writers
+    /// are slowed by as much as reclaim, checkpoints and merges lag behind, however seldom the background gets a processor.
+    pub(super) fn help(&self) -> Result<()> {
+        while self.log.is_overgrown() {
+            let mut work = self.work.lock();
+            if self.log.may_go_on().is_err() || !self.log.is_writing() {
+                return Ok(());
+            }
+            // Others may have done it while this one waited for them.
+            if !self.log.is_overgrown() {
+                return Ok(());
+            }
+            match self.step_work(&mut work, true) {
+                Err(e) if self.log.is_poisoned() => return Err(e),
+                // A close waits for this call.
+                Err(_) if self.log.gate().must_leave() => return Ok(()),
+                // Told by `stats`, as if the background had met it. It doesn't keep the log from going on.
+                Err(e) => {
+                    *self.trouble.lock() = Some(e);
+                    return Ok(());
+                }
+                Ok(Due::In(_)) if self.waits_for_sync(&work) => {
+                    drop(work);
+                    // Nothing of this call was placed yet.
+                    self.log.sync().map_err(|_| self.log.poisoned())?;
+                }
+                Ok(Due::In(_)) if work.compacting.is_none() => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One piece of each kind of work on the index that is due; of reclaim only if `reclaims`.
+    fn step_work(&self, work: &mut Work, reclaims: bool) -> Result<Due> {
+        self.log.take_look();
+        if !std::mem::replace(&mut work.has_swept, true) {
+            self.sweep();
+        }
+        // What fails here is tried again, and keeps nothing else from being done: it may be what makes room.
+        let mut failed = None;
+        if self.is_checkpoint_due() {
+            match self.checkpoint(work) {
+                Ok(true) => return Ok(Due::Now),
+                Ok(false) => {}
+                Err(e) if self.log.may_go_on().is_err() => return Err(e),
+                Err(e) => failed = Some(e),
+            }
+        }
+        if work.merge.is_none() && failed.is_none() {
+            match self.begin_merge(work) {
+                Ok(merge) => work.merge = merge,
+                Err(e) => failed = Some(e),
+            }
+        }
+        let compacted = match if reclaims { self.step_compaction(work) } else { Ok(None) } {
+            Err(e) if self.names_table(&e) => self.mend(work, e).map(|()| Some(Due::Now)),
+            other => other,
+        };
+        let compacted = compacted.unwrap_or_else(|e| {
+            failed.get_or_insert(e);
+            None
+        });
+        let Some(merging) = work.merge.take() else {
+            return match (failed, compacted) {
+                (_, Some(Due::Now)) => Ok(Due::Now),
+                (Some(e), _) => Err(e),
+                (None, Some(due)) => Ok(due),
+                (None, None) => Ok(Due::In(limits::ESTIMATE_MILLIS)),
+            };
+        };
+        match self.advance_merge(merging) {
+            Ok(Advanced::Some(merging)) => work.merge = Some(merging),
+            Ok(Advanced::Done { table, of }) => {
+                self.switch_index(&Change { replaced: as_listed(&of), by: vec![table] })?;
+            }
+            Err(e) if self.names_table(&e) => self.mend(work, e)?,
+            Err(e) => return Err(e),
+        }
+        Ok(Due::Now)
+    }
+
+    /// Removes sealed files that no manifest lists: what openings left that ended before a switch.
+    fn sweep(&self) {
+        let tables = self.tables();
+        self.remove_unlisted(&as_listed(&tables.list));
+        let expired: Vec<_> = tables.expired.iter().map(|file| file.listed).collect();
+        self.remove_unlisted(&expired);
+    }
+
+    fn remove_unlisted<L: ListedFile>(&self, listed: &[L]) {
+        let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
+        let is_listed = |number| listed.iter().any(|listed| listed.number() == number);
+        // Where the directory can't be listed, the next opening tries again, as well.
+        for entry in storage.list(&dir).unwrap_or_default() {
+            if L::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
+                // If it stays, the next opening tries again.
+                let _ = storage.remove(&dir.join(&entry.name));
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Tables that are damaged, missing or to be made anew: from the log, which has all that they say.
+//!
+//! Promises: a table is replaced by one manifest switch; what can't be made again is tried once.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::background::Work;
+use super::checkpoint::{Change, as_listed};
+use super::{Engine, rebuild};
+use crate::index::recent::Recent;
+use crate::index::table::Table;
+use crate::index::tables::{Tables, merge_due};
+use crate::limits;
+use crate::log::open::recovery::Earlier;
+use crate::manifest::Manifest;
+use crate::record::Record;
+use crate::remembered::MemoryFile;
+use crate::sealed::listed::{ListedFile as _, ListedMemories, ListedTable};
+use crate::storage::Storage;
+use crate::sync::Ordering;
+use crate::types::Lsn;
+use crate::{Error, ErrorKind, Result};
+
+/// What an opening must make before anybody is answered.
+pub(super) struct Lacking {
+    /// Tables that are damaged or missing, and that memory can't stand in for.
+    pub(super) damaged: Vec<ListedTable>,
+    /// From there on no table covers the log, and it holds more keys than memory may.
+    pub(super) uncovered: Option<Lsn>,
+}
+
+/// The listed tables that are whole, the newest first, and those that are damaged or missing: they are to be made
+/// again before anybody is answered. If memory can hold the keys of all from the oldest of these on, `memory_keys`, they go
+/// and nothing is written: the opening reads that part of the log again, and memory stands in until it is sealed anew.
+pub(super) fn open_tables(
+    storage: &dyn Storage,
+    dir: &Path,
+    map: bool,
+    memory_keys: usize,
+    manifest: &mut Manifest,
+) -> Result<(Arc<Tables>, Vec<ListedTable>)> {
+    let index_dir = dir.join(ListedTable::DIR);
+    let mut list = Vec::with_capacity(manifest.tables.len());
+    let mut damaged = Vec::new();
+    for listed in &manifest.tables {
+        match Table::open(storage, &index_dir, *listed, manifest.store, map) {
+            Ok(table) => list.insert(0, Arc::new(table)),
+            Err(e) if is_damage(&e) => damaged.push(*listed),
+            Err(e) => return Err(e),
+        }
+    }
+    if let Some(from) = damaged.first().map(|oldest| oldest.from) {
+        let newer = manifest.tables.iter().filter(|listed| listed.from >= from);
+        if newer.map(|listed| listed.slots).sum::<u64>() <= memory_keys as u64 {
+            manifest.covered = from;
+            manifest.tables.retain(|listed| listed.from < from);
+            list.retain(|table| table.listed.from < from);
+            damaged.clear();
+        }
+    }
+    let head = manifest.segments.first().map_or(0, |listed| listed.ordinal);
+    let expired_dir = dir.join(ListedMemories::DIR);
+    let mut expired = Vec::with_capacity(manifest.expired.len());
+    for listed in manifest.expired.iter().rev() {
+        // No log makes them again, so a damaged one is a loss.
+        let file = MemoryFile::open(storage, &expired_dir, *listed, manifest.store, map)?;
+        expired.push(Arc::new(file));
+    }
+    Ok((Tables::new(list, manifest.covered, head, expired), damaged))
+}
+
+/// Whether a table is not what was written; nor can it be where the device gives none of it. The log has it all.
+pub(super) fn is_damage(error: &Error) -> bool {
+    error.kind() == ErrorKind::Corrupt || error.is_by_device()
+}
+
+impl Engine {
+    /// Whether an error is about a table in use.
+    pub(super) fn names_table(&self, error: &Error) -> bool {
+        self.tables().list.iter().any(|table| Some(table.path()) == error.path())
+    }
+
+    /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
+    pub(super) fn heal(&self, error: Error) -> Result<()> {
+        let mut work = self.work.lock();
+        if self.log.is_poisoned() {
+            return Err(error);
+        }
+        if !self.log.is_writing() {
+            self.begin_writing()?;
+        }
+        self.mend(&mut work, error)
+    }
+
+    pub(super) fn mend(&self, work: &mut Work, error: Error) -> Result<()> {
+        let tables = self.tables();
+        let is_bad = |table: &&Arc<Table>| Some(table.path()) == error.path();
+        let Some(bad) = tables.list.iter().find(is_bad) else {
+            // Somebody else has mended it.
+            return Ok(());
+        };
+        let number = bad.listed.number;
+        self.log.may_go_on()?;
+        if work.unmendable.contains(&number) {
+            return Err(error);
+        }
+        self.give_up_merge(work);
+        if let Err(e) = self.make_again(&[bad.listed]) {
+            if e.kind() == ErrorKind::Corrupt {
+                work.unmendable.insert(number);
+            }
+            return Err(e.because(error));
+        }
+        self.mended.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes tables that follow each other again from the log, as one, and lists that.
+    fn make_again(&self, tables: &[ListedTable]) -> Result<()> {
+        self.switch_index(&self.made_again(tables)?)
+    }
+
+    /// Makes tables that follow each other again from the log, as one. Durable on return, but not listed.
+    fn made_again(&self, tables: &[ListedTable]) -> Result<Change> {
+        let mut change = Change { replaced: tables.to_vec(), by: Vec::new() };
+        let (from, to) = (
+            tables.iter().map(|table| table.from).min(),
+            tables.iter().map(|table| table.to).max(),
+        );
+        let (Some(from), Some(to)) = (from, to) else { return Ok(change) };
+        let made = self.rebuild(from, to, &mut change.by);
+        if made.is_err() {
+            self.remove_files(&as_listed(&change.by));
+        }
+        made.map(|()| change)
+    }
+
+    /// Makes what an opening lacks: the tables that it could not use, each by itself, and one of the log that none covers,
+    /// where that is more than memory may hold.
+    pub(super) fn make_all(&self, lacking: &Lacking) -> Result<()> {
+        if lacking.damaged.is_empty() && lacking.uncovered.is_none() {
+            return Ok(());
+        }
+        // All of them before the log is written to: for want of room the opening is to be as if it had not been, for the
+        // next one needs what is kept for a fork.
+        let mut changes = Vec::with_capacity(lacking.damaged.len());
+        let mut made = Ok(());
+        for table in &lacking.damaged {
+            made =
+                made.and_then(|()| self.made_again(&[*table]).map(|change| changes.push(change)));
+        }
+        if let Some(from) = lacking.uncovered {
+            made = made.and_then(|()| {
+                changes.extend(self.sealed_as_read(from)?);
+                Ok(())
+            });
+        }
+        if made.is_ok() && !self.log.is_writing() {
+            made = self.begin_writing();
+        }
+        for change in &changes {
+            match made {
+                Ok(()) => made = self.switch_index(change),
+                // It takes the room that the log needs to go on.
+                Err(_) => self.remove_files(&as_listed(&change.by)),
+            }
+        }
+        made
+    }
+
+    /// Makes a table of the log from there on, of which memory could not hold all. It reaches no further than what is
+    /// durable where it stands; what lies behind that is little, and memory takes it. Durable on return, but not listed.
+    fn sealed_as_read(&self, from: Lsn) -> Result<Option<Change>> {
+        let to = self.log.settled_end();
+        let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
+            rebuild::take_in(&self.recent, &self.hasher, self.log.dir(), record, earlier).map(drop)
+        };
+        self.log.walk(to, self.log.end(), &mut visit)?;
+        if to <= from {
+            return Ok(None);
+        }
+        if self.tables().list.len() >= limits::TABLES_MAX {
+            // No opening would believe a longer list. Merges make it shorter.
+            let message = "the index has as many tables as it may";
+            return Err(Error::new(ErrorKind::StorageFull, message).at(&self.index_dir()));
+        }
+        let mut by = Vec::new();
+        let made = self.rebuild(from, to, &mut by);
+        if made.is_err() {
+            self.remove_files(&as_listed(&by));
+        }
+        made.map(|()| Some(Change { replaced: Vec::new(), by }))
+    }
+
+    /// Makes all tables again from the log, as one.
+    pub(crate) fn rebuild_index(&self) -> Result<()> {
+        let _inside = self.enter()?;
+        let rebuild = || {
+            self.begin_writing()?;
+            let mut work = self.work.lock();
+            self.log.may_go_on()?;
+            self.give_up_merge(&mut work);
+            self.make_again(&as_listed(&self.tables().list))
+        };
+        rebuild().map_err(|e| self.log.explained(e))
+    }
+
+    /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as
+    /// they come, so that they are few. What is left of them in `by` at an error is to be removed.
+    fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
+        let none = Tables::new(Vec::new(), Lsn::ZERO, 0, Vec::new());
+        let (mut piece, mut piece_from) = (Recent::new(&none), from);
+        let mut keys = 0;
+        let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
+            self.log.may_go_on()?;
+            if keys >= self.checkpoint_keys {
+                keys = 0;
+                let full = std::mem::replace(&mut piece, Recent::new(&none));
+                let slots = self.slots_of(full.between(Lsn::ZERO, record.lsn))?;
+                let change = self.write_table(piece_from, record.lsn, slots, Vec::new())?;
+                by.extend(change.by);
+                piece_from = record.lsn;
+                let mut newest_first = as_listed(by);
+                newest_first.reverse();
+                self.merge_pieces(by, merge_due(&newest_first))?;
+            }
+            keys += 1;
+            rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier).map(drop)
+        };
+        self.log.walk(from, to, &mut visit)?;
+        let slots = self.slots_of(piece.between(Lsn::ZERO, to))?;
+        let change = self.write_table(piece_from, to, slots, Vec::new())?;
+        by.extend(change.by);
+        self.merge_pieces(by, by.len())
+    }
+
+    /// Merges the last `count` of unlisted tables.
+    fn merge_pieces(&self, by: &mut Vec<Arc<Table>>, count: usize) -> Result<()> {
+        if count < 2 {
+            return Ok(());
+        }
+        let first = by.len() - count;
+        let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
+        let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
+        let merged = self.merge_to_end(merging)?;
+        self.remove_files(&as_listed(&of));
+        by.truncate(first);
+        by.push(merged);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::Sim;
+    use crate::{Operation, Store};
+
+    /// A lookup met a rotten table and waited for its turn to mend it, until the store was closed. The files may be the next
+    /// opening's: nothing of them is even read.
+    #[test]
+    fn a_mend_that_a_close_overtook_does_not_touch_the_directory() {
+        let sim = Sim::new(1);
+        let builder = || Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..300_u64 {
+            assert!(store.mark(Operation::new(n)).unwrap().is_first());
+        }
+        store.merge_index().unwrap();
+        let engine = store.engine();
+        store.clone().close(Duration::ZERO).unwrap();
+        let rotten = engine.tables().list[0].path().to_owned();
+        let met = || Error::corrupt(&rotten, 0, "a bad bucket");
+        assert!(engine.names_table(&met()));
+        let calls = sim.calls();
+        let told = [engine.heal(met()), engine.mend(&mut engine.work.lock(), met())];
+        assert_eq!(told.map(|told| told.map_err(|e| e.kind())), [Err(ErrorKind::Closed); 2]);
+        assert_eq!(sim.calls(), calls);
+        assert_eq!(engine.mended.load(Ordering::Relaxed), 0);
+        drop(store);
+        let store = sim.open_with(builder()).unwrap();
+        assert!((0..300_u64).all(|n| store.get(n).unwrap().is_some()));
+    }
+}

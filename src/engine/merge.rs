@@ -1,0 +1,193 @@
+//! Merges of tables, piece by piece.
+//!
+//! Promises: a table that is made is durable before it is listed; what a merge that isn't continued has written goes.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::background::Work;
+use super::checkpoint::{Change, as_listed};
+use crate::Result;
+use crate::index::table::Table;
+use crate::index::tables::{Survivors, merge_due};
+use crate::limits;
+use crate::sealed::listed::ListedTable;
+use crate::sealed::{Merge, Paged, SealedFile, Writer};
+use crate::types::Lsn;
+
+/// Tables on their way to be one.
+pub(super) struct Merging {
+    pub(super) stage: Stage,
+    /// The tables that go into it, the newest first.
+    pub(super) of: Vec<Arc<Table>>,
+}
+
+pub(super) enum Stage {
+    /// Some slots have died with their segments: those that are left are counted first.
+    Counting(Survivors),
+    Writing(Box<Merge<ListedTable>>),
+}
+
+/// How far a piece of a merge came.
+pub(super) enum Advanced {
+    Some(Merging),
+    /// Durable, but not listed.
+    Done {
+        table: Arc<Table>,
+        of: Vec<Arc<Table>>,
+    },
+}
+
+impl Merging {
+    /// No step continues it.
+    fn discard(self) {
+        if let Stage::Writing(merge) = self.stage {
+            merge.discard();
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn merge_to_end(&self, mut merging: Merging) -> Result<Arc<Table>> {
+        loop {
+            match self.advance_merge(merging)? {
+                Advanced::Done { table, .. } => return Ok(table),
+                Advanced::Some(more) => match self.log.may_go_on() {
+                    Ok(()) => merging = more,
+                    Err(e) => {
+                        more.discard();
+                        return Err(e);
+                    }
+                },
+            }
+        }
+    }
+
+    /// One piece of a merge. What was written of it goes with an error.
+    pub(super) fn advance_merge(&self, merging: Merging) -> Result<Advanced> {
+        let Merging { stage, of } = merging;
+        let stage = match stage {
+            Stage::Counting(mut survivors) => match survivors.advance(self.merge_slots())? {
+                Some(count) => self.begin_writing_merge(&of, count)?,
+                None => Stage::Counting(survivors),
+            },
+            Stage::Writing(mut merge) => match merge.advance(self.merge_slots()) {
+                Ok(true) => return Ok(Advanced::Done { table: self.finish_merge(*merge)?, of }),
+                Ok(false) => Stage::Writing(merge),
+                Err(failure) => return Err(self.log.failed(failure)),
+            },
+        };
+        Ok(Advanced::Some(Merging { stage, of }))
+    }
+
+    /// The writing of a table for `slots` of some tables, the newest of which is the first.
+    fn begin_writing_merge(&self, of: &[Arc<Table>], slots: u64) -> Result<Stage> {
+        let from = of.last().map_or(Lsn::ZERO, |oldest| oldest.listed.from);
+        let to = of.first().map_or(from, |newest| newest.listed.to);
+        let writer = self.create_table(from, to, slots)?;
+        let merge = Merge::new(Vec::new(), of, self.tables().head, writer);
+        Ok(Stage::Writing(Box::new(merge)))
+    }
+
+    /// Slots that one step of a merge moves: no more than memory holds.
+    pub(super) fn merge_slots(&self) -> u64 {
+        limits::MERGE_SLOTS.min(self.checkpoint_keys as u64)
+    }
+
+    pub(super) fn create_table(
+        &self,
+        from: Lsn,
+        to: Lsn,
+        slots: u64,
+    ) -> Result<Writer<ListedTable>> {
+        let (storage, dir) = (&self.log.seams().storage, self.index_dir());
+        self.log.check_budget(slots * limits::TABLE_BYTES_PER_KEY)?;
+        self.make_dir(&dir)?;
+        let empty = ListedTable::empty(self.log.take_table_number()?, from, to, slots);
+        Writer::create(storage, &dir, self.log.store(), empty, self.log.pace())
+            .map_err(|e| self.log.failed(e))
+    }
+
+    /// Ends a merge, and opens what it has made.
+    pub(super) fn finish_merge<L: Paged>(&self, merge: Merge<L>) -> Result<Arc<SealedFile<L>>> {
+        let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
+        let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
+        let file = SealedFile::open(storage, &dir, listed, self.log.store(), self.log.maps());
+        if file.is_err() {
+            self.remove_files(&[listed]);
+        }
+        file.map(Arc::new)
+    }
+
+    /// No step will continue the merge under way.
+    pub(super) fn give_up_merge(&self, work: &mut Work) {
+        if let Some(merging) = work.merge.take() {
+            merging.discard();
+        }
+    }
+
+    /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
+    pub(super) fn drop_stale_merge(&self, work: &mut Work) {
+        let tables = self.tables();
+        let is_there =
+            |table: &Arc<Table>| tables.list.iter().any(|other| Arc::ptr_eq(table, other));
+        let is_stale = |merging: &mut Merging| !merging.of.iter().all(is_there);
+        if let Some(merging) = work.merge.take_if(is_stale) {
+            merging.discard();
+        }
+    }
+
+    pub(super) fn begin_merge(&self, work: &Work) -> Result<Option<Merging>> {
+        let tables = self.tables();
+        let mut listed = as_listed(&tables.list);
+        // Those younger than one that can't be read are merged by themselves, or there would be more and more of them.
+        let whole = listed.iter().take_while(|table| !work.unmendable.contains(&table.number));
+        listed.truncate(whole.count());
+        let (due, _) = tables.list.split_at(merge_due(&listed));
+        self.begin_merge_of(due)
+    }
+
+    pub(super) fn begin_merge_of(&self, of: &[Arc<Table>]) -> Result<Option<Merging>> {
+        if of.is_empty() {
+            return Ok(None);
+        }
+        let head_base = self.log.head_base();
+        let stage = if of.iter().any(|table| table.listed.from < head_base) {
+            Stage::Counting(Survivors::new(of, self.tables().head))
+        } else {
+            self.begin_writing_merge(of, of.iter().map(|table| table.listed.slots).sum())?
+        };
+        Ok(Some(Merging { stage, of: of.to_vec() }))
+    }
+
+    /// See [`Store::merge_index`](crate::Store::merge_index).
+    pub(crate) fn merge_index(&self) -> Result<()> {
+        let _inside = self.enter()?;
+        let merge = || {
+            self.begin_writing()?;
+            self.merge_all()
+        };
+        merge().map_err(|e| self.log.explained(e))
+    }
+
+    /// Seals what memory holds and merges all tables into one.
+    pub(super) fn merge_all(&self) -> Result<()> {
+        let mut work = self.work.lock();
+        self.give_up_merge(&mut work);
+        self.checkpoint(&mut work)?;
+        loop {
+            let tables = self.tables();
+            if tables.list.len() < 2 {
+                return Ok(());
+            }
+            let Some(merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
+            match self.merge_to_end(merging) {
+                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                merged => {
+                    let change = Change { replaced: as_listed(&tables.list), by: vec![merged?] };
+                    return self.switch_index(&change);
+                }
+            }
+        }
+    }
+}
