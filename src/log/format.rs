@@ -74,7 +74,9 @@ impl Identity {
 
     /// Whether it lies where a manifest may list it. So no place in it overflows.
     fn is_sound(&self) -> bool {
-        self.base.get() % record::ALIGN as u64 == 0
+        // The next one's is greater.
+        self.ordinal < u32::MAX
+            && self.base.get() % record::ALIGN as u64 == 0
             && self.base.get() <= limits::LSN_MAX
             && self.capacity <= limits::SEGMENT_BYTES_MOST
     }

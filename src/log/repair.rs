@@ -20,7 +20,7 @@ use crate::record::{Draft, HEADER_BYTES, Record};
 use crate::sealed::listed::ListedMemories;
 use crate::storage::{self, Failure};
 use crate::types::Lsn;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 impl Survey<'_> {
     /// The manifest of a log that keeps its segments, or gets others.
@@ -46,12 +46,12 @@ impl Survey<'_> {
         );
         let ordinals = segments.iter().map(|listed| listed.ordinal);
         let own = self.parts.iter().map(|part| part.identity.ordinal);
-        let next = ordinals.chain(own).max().unwrap_or(0).saturating_add(1);
+        let next = ordinals.chain(own).max().map_or(1, |ordinal| ordinal + 1);
         let extent = segments.last().map_or(Lsn::ZERO, |listed| listed.base.plus(listed.capacity));
         Manifest {
             store: self.store,
             secrets: self.secrets,
-            generation: old.map_or(1, |manifest| manifest.generation).saturating_add(1),
+            generation: old.map_or(1, |manifest| manifest.generation) + 1,
             clean: None,
             durable,
             // Not clean: the log goes on in a segment that begins there at least.
@@ -114,14 +114,23 @@ impl Survey<'_> {
         next_table: u32,
         visit: &mut Visit<'_>,
     ) -> Result<u64> {
-        let next = self.ordinals.last().copied();
+        // New files take numbers past those of all names: they must not take the place of one that is read.
+        let next = match self.ordinals.last().map(|ordinal| ordinal.checked_add(1)) {
+            Some(Some(next)) => next,
+            Some(None) => {
+                let path = dir.join("log").join(segment::file_name(u32::MAX));
+                let what = "a file in whose place no segment can come, nor behind it: give it the next free number:";
+                return Err(Error::corrupt(&path, 0, what));
+            }
+            None => 1,
+        };
         let known = self.manifest.as_ref().map_or(0, |manifest| manifest.next_ordinal);
         let mut writer = Salvage {
             survey: self,
             seams,
             log_dir: dir.join("log"),
             bytes: sizes.first().max(sizes.segment_bytes_max),
-            ordinal: known.max(next.map_or(1, |ordinal| ordinal.saturating_add(1))),
+            ordinal: known.max(next),
             base: base_from(seams, self.extent().get())?,
             segments: Vec::new(),
             open: None,
@@ -189,14 +198,14 @@ struct Salvage<'s> {
 
 impl Salvage<'_> {
     fn at(&self) -> u64 {
-        (SEGMENT_HEADER_BYTES as u64).saturating_add(self.buffer.len() as u64)
+        (SEGMENT_HEADER_BYTES + self.buffer.len()) as u64
     }
 
     fn push(&mut self, record: &Record<'_>) -> Result<()> {
         let Ok(body) = record.body() else { return Ok(()) };
         // A recovery's copy: its original is listed until the switch.
         let draft = Draft::copy(record, &body);
-        let needed = self.at().saturating_add(draft.len()).saturating_add(HEADER_BYTES as u64);
+        let needed = self.at() + draft.len() + HEADER_BYTES as u64;
         if self.open.as_ref().is_some_and(|open| needed > open.identity.capacity) {
             self.end_segment(true)?;
         }
@@ -207,18 +216,22 @@ impl Salvage<'_> {
         if let Some(open) = &self.open {
             let lsn = open.base().plus(at);
             draft.seal(&mut self.buffer, lsn, open.base(), &open.seal);
-            self.records = self.records.saturating_add(1);
+            self.records += 1;
         }
         Ok(())
     }
 
     fn begin_segment(&mut self, least: u64) -> Result<()> {
         let storage = &*self.seams.storage;
+        let Some(next) = self.ordinal.checked_add(1) else {
+            let message = "the log has as many segments as it may: begin a new store";
+            return Err(Error::new(ErrorKind::StorageFull, message).at(&self.log_dir));
+        };
         let only = |failure| match failure {
             Failure::Before(e) | Failure::Poison(e) => e,
         };
         let page = limits::PAGE_BYTES as u64;
-        let bytes = self.bytes.max(least.saturating_add(2 * page).next_multiple_of(page));
+        let bytes = self.bytes.max((least + 2 * page).next_multiple_of(page));
         let number = u32::MAX - self.ordinal;
         let mut spare = Spare::prepare(storage, &self.log_dir, number, bytes).map_err(only)?;
         let identity = Identity {
@@ -232,7 +245,7 @@ impl Salvage<'_> {
         let segment = spare
             .activate(storage, &self.log_dir, identity, store, secrets, follows)
             .map_err(only)?;
-        self.ordinal = self.ordinal.saturating_add(1);
+        self.ordinal = next;
         self.base = identity.listed().end;
         self.segments.push(identity.listed());
         self.open = Some(segment);

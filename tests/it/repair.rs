@@ -484,6 +484,25 @@ fn without_a_manifest_a_segment_under_another_name_is_saved() {
     }
 }
 
+/// The new segment took the last number as well, and with it the place of the file that it was to be copied from.
+#[test]
+fn a_segment_under_the_last_name_of_all_is_overwritten_by_no_repair() {
+    let (sim, last) = (killed_with_200_keys(), log_path(u32::MAX));
+    let bytes = sim.read_file(log_path(2)).unwrap();
+    sim.remove("/store/MANIFEST").unwrap();
+    sim.remove(log_path(2)).unwrap();
+    sim.write_file(&last, &bytes).unwrap();
+    let error = sim.repair(builder(), AcceptLoss::Yes).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(last.as_path())), "{error}");
+    assert_eq!(sim.read_file(&last).unwrap(), bytes);
+    // Under a name that leaves numbers it is saved.
+    sim.write_file(log_path(90), &bytes).unwrap();
+    sim.remove(&last).unwrap();
+    assert!(sim.repair(builder(), AcceptLoss::No).unwrap().is_repaired);
+    let store = sim.open_with(builder()).unwrap();
+    assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()));
+}
+
 /// After other settings a segment that lay ahead is left out, and its number with it: that is no loss.
 #[test]
 fn without_a_manifest_a_number_that_was_never_used_is_missed_by_nobody() {
