@@ -10,7 +10,7 @@ use super::format::SEGMENT_HEADER_BYTES;
 use super::segment::Segment;
 use crate::record::{self, ALIGN, Bad, HEADER_BYTES, Kind, Record};
 use crate::storage::{self, File};
-use crate::types::Lsn;
+use crate::types::{Lsn, in_memory};
 use crate::{Error, Result};
 
 /// Bytes read at a time; longer records are read whole.
@@ -54,7 +54,7 @@ impl Passed<'_> {
             return None;
         }
         let start = self.segment.offset(lsn).checked_sub(self.at)?;
-        let bytes = self.bytes.get(usize::try_from(start).ok()?..)?;
+        let bytes = self.bytes.get(in_memory(start)..)?;
         Record::parse(bytes, lsn, &self.segment.seal).ok()
     }
 }
@@ -62,7 +62,9 @@ impl Passed<'_> {
 impl<'s> Reader<'s> {
     /// Reads from file offset `at` up to `limit`, by calls.
     pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Result<Self> {
-        let (file, budget) = (segment.file()?, limit.saturating_sub(at));
+        // A segment may be listed up to a place within its header: then nothing is in it.
+        let limit = limit.max(at);
+        let (file, budget) = (segment.file()?, limit - at);
         Ok(Reader { segment, file, limit, at, window: Vec::new(), window_at: at, budget })
     }
 
@@ -73,7 +75,7 @@ impl<'s> Reader<'s> {
 
     /// Goes on to the next place where a record could stand.
     pub(crate) fn skip(&mut self) {
-        self.at = self.at.saturating_add(ALIGN as u64);
+        self.at += ALIGN as u64;
     }
 
     pub(crate) fn next(&mut self) -> Result<Step<'_>> {
@@ -86,21 +88,20 @@ impl<'s> Reader<'s> {
             Err(bad) => return Ok(Step::Bad(bad)),
         };
         let len = head.len();
-        let claimed = (len as u64).min(self.limit.saturating_sub(self.at));
+        let claimed = (len as u64).min(self.limit - self.at);
         if claimed > self.budget {
             return Ok(Step::Bad(Bad::BodySum));
         }
         self.bytes(len)?;
-        let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
-        let bytes = self.window.get(start..).unwrap_or_default();
+        let (passed, bytes) = self.window.split_at(in_memory(self.at - self.window_at));
         Ok(match Record::behind(head, bytes, lsn, &seal) {
             Ok(record) => {
-                self.at = self.at.saturating_add(len as u64);
-                let bytes = self.window.get(..start).unwrap_or_default();
-                Step::Record(record, Passed { segment: self.segment, at: self.window_at, bytes })
+                self.at += len as u64;
+                let (segment, at) = (self.segment, self.window_at);
+                Step::Record(record, Passed { segment, at, bytes: passed })
             }
             Err(bad) => {
-                self.budget = self.budget.saturating_sub(claimed);
+                self.budget -= claimed;
                 Step::Bad(bad)
             }
         })
@@ -110,44 +111,45 @@ impl<'s> Reader<'s> {
     /// bytes, and in front of a segment's end. None: what stands there is told by `next`.
     fn run(&mut self, most: u64) -> Result<Vec<Record<'_>>> {
         let (segment, start, lsn) = (self.segment, self.at, self.lsn());
+        if start >= self.limit {
+            return Ok(Vec::new());
+        }
         if let Ok(head) = record::parse_head(self.bytes(HEADER_BYTES)?, lsn, &segment.seal) {
             self.bytes(head.len())?;
         }
-        let first = usize::try_from(start - self.window_at).unwrap_or(usize::MAX);
-        let window = self.window.get(first..).unwrap_or_default();
+        let (_, window) = self.window.split_at(in_memory(start - self.window_at));
         let (mut records, mut len) = (Vec::new(), 0_usize);
         while (len as u64) < most {
-            let lsn = segment.base().plus(start.saturating_add(len as u64));
-            let rest = window.get(len..).unwrap_or_default();
+            let lsn = segment.base().plus(start + len as u64);
+            let (_, rest) = window.split_at(len);
             match Record::parse(rest, lsn, &segment.seal) {
                 Ok(record) if record.kind != Kind::SegmentEnd => {
-                    len = len.saturating_add(usize::try_from(record.len()).unwrap_or(usize::MAX));
+                    len += in_memory(record.len());
                     records.push(record);
                 }
                 _ => break,
             }
         }
-        self.at = start.saturating_add(len as u64);
+        self.at = start + len as u64;
         Ok(records)
     }
 
-    /// At least `len` bytes from the reader's place, or as many as there are before the limit.
+    /// At least `len` bytes from the reader's place, which is before the limit, or as many as there are up to that.
     fn bytes(&mut self, len: usize) -> Result<&[u8]> {
-        let end = self.window_at.saturating_add(self.window.len() as u64);
-        let wanted = self.at.saturating_add(len as u64).min(self.limit);
+        let end = self.window_at + self.window.len() as u64;
+        let wanted = (self.at + len as u64).min(self.limit);
         if self.at < self.window_at || wanted > end {
-            let room = self.limit.saturating_sub(self.at);
+            let room = self.limit - self.at;
             let size = (len.max(WINDOW_BYTES) as u64).min(room);
             self.window.clear();
-            self.window.resize(usize::try_from(size).unwrap_or(0), 0);
+            self.window.resize(in_memory(size), 0);
             let read = storage::read_full_at(&*self.file, &mut self.window, self.at);
             let read =
                 read.map_err(|e| Error::io("reading", &self.segment.path, e).offset_at(self.at))?;
             self.window.truncate(read);
             self.window_at = self.at;
         }
-        let start = usize::try_from(self.at - self.window_at).unwrap_or(usize::MAX);
-        Ok(self.window.get(start..).unwrap_or_default())
+        Ok(self.window.split_at(in_memory(self.at - self.window_at)).1)
     }
 }
 
@@ -160,6 +162,7 @@ pub(crate) fn walk_some(
     visit: &mut dyn FnMut(Vec<Record<'_>>) -> Result<()>,
 ) -> Result<Option<Lsn>> {
     let start = segment.offset(at).max(SEGMENT_HEADER_BYTES as u64);
+    // All that there is may be asked for.
     let stop = start.saturating_add(bytes);
     let mut reader = Reader::new(segment, start, segment.offset(end))?;
     while reader.at < stop {
@@ -246,23 +249,23 @@ pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Be
     let mut behind = Behind { bytes_end: from, ..Behind::default() };
     // Records don't overlap, so looking at each of them once stays within this. Headers that claim the same
     // bytes again and again don't.
-    let mut budget = limit.saturating_sub(from);
+    // A segment may be listed up to a place within its header.
+    let mut budget = limit.max(from) - from;
     // A window's last header may reach past it, so a bit more is read than is looked at.
     let mut window = vec![0; WINDOW_BYTES + HEADER_BYTES];
     let file = segment.file()?;
     let mut at = from;
     while at < limit {
-        let size = usize::try_from(limit - at).unwrap_or(usize::MAX).min(window.len());
-        let Some(room) = window.get_mut(..size) else { break };
-        let have = storage::read_full_at(&*file, room, at)
+        let size = in_memory(limit - at).min(window.len());
+        let have = storage::read_full_at(&*file, window.split_at_mut(size).0, at)
             .map_err(|e| Error::io("reading", &segment.path, e).offset_at(at))?;
-        let bytes = window.get(..have).unwrap_or_default();
+        let (bytes, _) = window.split_at(have);
         let used = without_zeros(bytes);
         if used > 0 {
-            behind.bytes_end = behind.bytes_end.max(at.saturating_add(used as u64));
+            behind.bytes_end = behind.bytes_end.max(at + used as u64);
             look_in_window(segment, &*file, (at, bytes), &mut behind, &mut budget);
         }
-        at = at.saturating_add(WINDOW_BYTES as u64);
+        at += WINDOW_BYTES as u64;
     }
     Ok(behind)
 }
@@ -273,8 +276,8 @@ fn without_zeros(bytes: &[u8]) -> usize {
     let is_used = |block: &&[u8]| block.iter().fold(0, |any, byte| any | byte) != 0;
     let zeros: usize =
         bytes.rchunks(256).take_while(|block| !is_used(block)).map(<[u8]>::len).sum();
-    let rest = bytes.get(..bytes.len().saturating_sub(zeros)).unwrap_or_default();
-    rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last.saturating_add(1))
+    let (rest, _) = bytes.split_at(bytes.len() - zeros);
+    rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
 }
 
 fn look_in_window(
@@ -285,11 +288,11 @@ fn look_in_window(
     budget: &mut u64,
 ) {
     for start in (0..bytes.len().min(WINDOW_BYTES)).step_by(ALIGN) {
-        let rest = bytes.get(start..).unwrap_or_default();
+        let (_, rest) = bytes.split_at(start);
         if !rest.starts_with(b"O1") {
             continue;
         }
-        let lsn = segment.base().plus(at.saturating_add(start as u64));
+        let lsn = segment.base().plus(at + start as u64);
         let Ok(head) = record::parse_head(rest, lsn, &segment.seal) else { continue };
         behind.watermark = behind.watermark.max(head.watermark);
         let Some(left) = budget.checked_sub(head.len() as u64) else { continue };
@@ -300,8 +303,8 @@ fn look_in_window(
             Err(Bad::Short) => segment.read_by_calls(file, lsn, |record| Ok(is_copy(record))).ok(),
             whole => whole.ok().map(is_copy),
         };
-        behind.records = behind.records.saturating_add(u64::from(is_copy.is_some()));
-        behind.originals = behind.originals.saturating_add(u64::from(is_copy == Some(false)));
+        behind.records += u64::from(is_copy.is_some());
+        behind.originals += u64::from(is_copy == Some(false));
     }
 }
 

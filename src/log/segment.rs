@@ -278,6 +278,7 @@ impl Segment {
         };
         let offset = self.offset(lsn);
         let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
+        // Behind the map's end stands no record: it is cut short, wherever a damaged table says that it begins.
         let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
         let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
         let bytes = map.bytes(offset, head.len()).unwrap_or_default();
@@ -316,7 +317,7 @@ pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<SegmentHeader>
     let mut header = [0; SEGMENT_HEADER_BYTES];
     let have =
         storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
-    Identity::decode_all(header.get(..have).unwrap_or_default(), path)
+    Identity::decode_all(header.split_at(have).0, path)
 }
 
 /// What the file at `path` says it is.
@@ -324,5 +325,5 @@ pub(crate) fn read_identity(file: &dyn File, path: &Path) -> Result<(StoreId, Id
     let mut header = [0; SEGMENT_HEADER_BYTES];
     let have =
         storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
-    Identity::decode(header.get(..have).unwrap_or_default(), path)
+    Identity::decode(header.split_at(have).0, path)
 }

@@ -127,12 +127,13 @@ impl Watermarks {
         let before = self.bounds.partition_point(|(base, _)| *base < follows);
         let Some(before) = before.checked_sub(1).filter(|before| *before < index) else { return };
         let Some((base, end)) = self.bounds.get(before).copied() else { return };
+        let is_ended = ended.get(before) == Some(&true);
         if follows > end {
             self.missing.insert(before);
         } else if follows > base.plus(SEGMENT_HEADER_BYTES as u64) {
             // A recovery cut the log there, and all before it was durable.
             self.place(follows);
-        } else if has_records && !ended.get(before).copied().unwrap_or(false) {
+        } else if has_records && !is_ended {
             // The log went on in it, so the one before was ended, and synced whole.
             self.place(end);
         }
@@ -186,6 +187,7 @@ fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
                     read.newest = read.newest.max(body.time);
                     // What its opening issued beside it, too, of which no record may be left.
                     let end = match body.token {
+                        // Only a hostile program writes a greater one than is ever issued; the extent is limited to those.
                         Some(token) => token.get().saturating_add(1),
                         None => segment.identity.listed().end.token(body.ahead).get(),
                     };
@@ -205,9 +207,7 @@ fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
         let is_in_file = to <= file_end;
         let rest = match behind.bytes_end <= from {
             _ if to < limit => Rest::Records,
-            true if is_in_file || from.saturating_add(HEADER_BYTES as u64) <= file_end => {
-                Rest::Zeros
-            }
+            true if is_in_file || from + HEADER_BYTES as u64 <= file_end => Rest::Zeros,
             true => Rest::Cut,
             false if is_in_file => Rest::Bytes,
             false => Rest::CutWithin,
@@ -506,7 +506,7 @@ impl Survey<'_> {
             may_hold_records = !is_in_use;
         }
         for (index, gap, is_gone) in gaps {
-            self.judge(index, &gap, durable, is_gone);
+            self.judge(index, &gap, durable, is_gone)?;
         }
         self.lost.sort_by_key(|range| range.start);
         Ok(())
@@ -518,18 +518,16 @@ impl Survey<'_> {
         let mut watermarks = Watermarks::of(&self.parts);
         left_out.iter().for_each(|left_out| watermarks.place(left_out.watermark));
         let mut gaps = Vec::new();
-        let last = self.parts.len().saturating_sub(1);
         let (mut is_followed, mut is_short) = (false, false);
         // The one before, if it is ended: where it ends.
         let mut ended_before = None;
         let (mut ended, mut used) = (Vec::new(), Vec::new());
-        for index in 0..self.parts.len() {
+        for (index, (base, end)) in watermarks.bounds.clone().into_iter().enumerate() {
             let mut has_records = false;
             let read = self.read(index, &mut |watermark| {
                 has_records |= watermark > Lsn::ZERO;
                 watermarks.place(watermark);
             })?;
-            let (base, end) = watermarks.bounds.get(index).copied().unwrap_or_default();
             // It was synced whole before anything was written behind it.
             if has_records && ended_before == Some(base) {
                 watermarks.place(base);
@@ -545,29 +543,26 @@ impl Survey<'_> {
             gaps.extend(read.gaps.into_iter().map(|gap| (index, gap)));
         }
         let follows: Vec<_> = self.parts.iter().map(|part| part.follows).collect();
-        for (index, part) in self.parts.iter().enumerate() {
+        for (index, (part, has_records)) in self.parts.iter().zip(used).enumerate() {
             // One that a recovery has left out of the log, and whose file is there still, says nothing of it.
-            let rest = follows.get(index.saturating_add(1)..).unwrap_or_default();
-            if rest.iter().all(|next| *next == Lsn::ZERO || *next > part.base()) {
-                let has_records = used.get(index).copied().unwrap_or(false);
+            let mut rest = follows.iter().skip(index + 1);
+            if rest.all(|next| *next == Lsn::ZERO || *next > part.base()) {
                 watermarks.follow(index, part.follows, has_records, &ended);
             }
         }
         let Watermarks { durable, mut missing, .. } = watermarks;
-        if is_followed {
-            missing.insert(last);
-        }
+        missing.extend(self.parts.len().checked_sub(1).filter(|_| is_followed));
         // The last one is where the log goes on: it has all its room, or it can't be that.
         self.is_sound &= missing.is_empty() && !is_short;
         self.lacks_segment |= !missing.is_empty();
         for (index, gap) in gaps {
             // It does so to the last record, never within one.
             let is_gone = matches!(gap.rest, Rest::CutWithin);
-            let durable = durable.get(index).copied().unwrap_or(Lsn::ZERO);
-            self.judge(index, &gap, durable, is_gone);
+            let durable = durable.get(index).copied().ok_or_else(not_found)?;
+            self.judge(index, &gap, durable, is_gone)?;
         }
         for part in missing.iter().filter_map(|index| self.parts.get(*index)) {
-            let next = part.identity.ordinal.saturating_add(1);
+            let next = part.identity.ordinal + 1;
             let path = part.path.with_file_name(segment::file_name(next));
             self.damages.push(Error::corrupt(&path, 0, "a segment is missing:"));
         }
@@ -576,22 +571,22 @@ impl Survey<'_> {
 
     /// Reads a segment, and tells its watermarks.
     fn read(&mut self, index: usize, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
-        let Some(part) = self.parts.get(index) else { return Ok(Read::default()) };
-        let read = read(part, told)?;
+        let read = read(self.parts.get(index).ok_or_else(not_found)?, told)?;
         self.time = read.time.or(self.time);
         self.newest = self.newest.max(read.newest);
         self.tokens_end = self.tokens_end.max(read.tokens_end);
         Ok(read)
     }
 
-    fn judge(&mut self, index: usize, gap: &Gap, durable: Lsn, is_gone: bool) {
-        let Some(part) = self.parts.get(index) else { return };
+    fn judge(&mut self, index: usize, gap: &Gap, durable: Lsn, is_gone: bool) -> Result<()> {
+        let part = self.parts.get(index).ok_or_else(not_found)?;
         let (start, end) = (part.base().plus(gap.from), part.base().plus(gap.to));
         if start < durable || is_gone {
             self.damages.push(Error::corrupt(&part.path, gap.from, gap.why));
             self.lost.push(start..end);
             self.is_sound = false;
         }
+        Ok(())
     }
 
     /// After a clean close nothing stands behind its end, or no opening believes the manifest. Records there are read as
@@ -642,12 +637,19 @@ impl Survey<'_> {
 
     /// Past every known LSN and token, and past the tokens that their opens may have issued in addition.
     pub(super) fn extent(&self) -> Lsn {
-        let ends = self.parts.iter().map(|part| part.base().plus(part.identity.capacity));
-        let end = ends.max().unwrap_or(Lsn::ZERO);
+        let ends = self.parts.iter().map(|part| part.identity.listed().end);
+        let end = ends.fold(Lsn::ZERO, Lsn::max);
         let known = self.manifest.as_ref().map(|known| known.extent.token(known.ahead).get());
-        let tokens = self.tokens_end.max(known.unwrap_or(0)).min(limits::LSN_MAX);
+        let tokens = known.map_or(self.tokens_end, |known| known.max(self.tokens_end));
+        let tokens = tokens.min(limits::LSN_MAX);
         end.max(Lsn::new(tokens.next_multiple_of(record::ALIGN as u64)))
     }
+}
+
+/// What a survey knows of its segments it knows of each.
+#[cold]
+fn not_found() -> Error {
+    Error::bug(Path::new("log"), "a segment was to be judged that was not surveyed")
 }
 
 pub(super) enum Found<'a> {

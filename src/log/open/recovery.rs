@@ -25,7 +25,7 @@ use crate::manifest::{self, Manifest, Switch};
 use crate::record::{Bad, Body, Kind, Record, TimeField};
 use crate::storage::{self, Access, Storage};
 use crate::sync::{AtomicU64, Mutex};
-use crate::types::{Lsn, StoreMillis};
+use crate::types::{Lsn, StoreMillis, in_memory};
 use crate::{Error, Result};
 
 /// What an opening found. Kept for `stats`.
@@ -204,7 +204,7 @@ pub(crate) fn open(
     let next = match &plan {
         // One that is too small for the longest record, from an opening with other sizes, is not used.
         Plan::Continue => segments
-            .get(scan.last.saturating_add(1))
+            .get(scan.last + 1)
             .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
             .cloned(),
         Plan::Fork { .. } => None,
@@ -400,12 +400,11 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
             scan.end = reader.lsn();
             match reader.next()? {
                 Step::Record(record, passed) => {
-                    scan.records = scan.records.saturating_add(1);
+                    scan.records += 1;
                     if !scan.cover(record.watermark) {
                         return Err(split(segment, segment.offset(record.lsn)));
                     }
-                    let earlier =
-                        Earlier { segments: segments.get(..=index).unwrap_or_default(), passed };
+                    let earlier = Earlier { segments: segments.split_at(index + 1).0, passed };
                     match take_in(&mut scan, &record, segment, manifest, &earlier, visit) {
                         Ok(()) => {}
                         Err(Taken::Bad(bad)) => {
@@ -462,8 +461,7 @@ pub(in crate::log) fn walk(
             match reader.next()? {
                 Step::Record(record, _) if record.kind == Kind::SegmentEnd => break,
                 Step::Record(record, passed) if record.kind.is_about_key() => {
-                    let earlier =
-                        Earlier { segments: segments.get(..=index).unwrap_or_default(), passed };
+                    let earlier = Earlier { segments: segments.split_at(index + 1).0, passed };
                     visit(&record, &earlier)?;
                 }
                 Step::Record(..) => {}
@@ -562,20 +560,20 @@ pub(in crate::log) fn check_nothing_behind(
     let page = limits::PAGE_BYTES as u64;
     if segment.base() >= clean {
         let header = SEGMENT_HEADER_BYTES as u64;
-        return check_zeros(segment, header, page.saturating_sub(header));
+        return check_zeros(segment, header, page - header);
     }
     check_zeros(segment, segment.offset(clean), listed_end.since(clean).min(page))
 }
 
 fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {
-    let mut page = vec![0; usize::try_from(len).unwrap_or(0)];
+    let mut page = vec![0; in_memory(len)];
     storage::read_full_at(&*segment.file()?, &mut page, from)
         .map_err(|e| Error::io("reading", &segment.path, e))?;
     match page.iter().position(|&byte| byte != 0) {
         None => Ok(()),
         Some(at) => Err(Error::corrupt(
             &segment.path,
-            from.saturating_add(at as u64),
+            from + at as u64,
             "the manifest is older than the log: bytes behind its clean end",
         )),
     }
@@ -598,8 +596,8 @@ fn judge_tail(
         let from = if index == scan.last { offset } else { SEGMENT_HEADER_BYTES as u64 };
         let found = look_behind(segment, from, listed.end.since(listed.base))?;
         watermark = watermark.max(found.watermark);
-        cut.bytes = cut.bytes.saturating_add(found.bytes_end.saturating_sub(from));
-        cut.whole_records = cut.whole_records.saturating_add(found.records);
+        cut.bytes += found.bytes_end - from;
+        cut.whole_records += found.records;
     }
     if watermark > scan.end {
         let what = scan.bad.map_or_else(|| "a record missing".to_owned(), |bad| bad.to_string());
@@ -641,6 +639,7 @@ impl From<TimeField> for TimeNote {
 impl From<TimeNote> for TimeField {
     fn from(note: TimeNote) -> Self {
         TimeField {
+            // A system that has none says zeros.
             boot_id: note.boot_id.unwrap_or_default(),
             boot_millis: note.boot_millis.into(),
             store_millis: note.store.0.into(),
