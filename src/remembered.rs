@@ -34,19 +34,15 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(hash: KeyHash, completed_wall: u64, until: StoreMillis) -> Self {
-        Memory {
-            hash: hash_of(hash),
-            completed: minutes(completed_wall),
-            until: minutes(until.0.saturating_add(MINUTE - 1)),
-        }
+        Memory { hash: hash_of(hash), completed: minutes(completed_wall), until: minutes_up(until) }
     }
 
     pub(crate) fn completed_wall(&self) -> u64 {
-        u64::from(self.completed).saturating_mul(MINUTE)
+        u64::from(self.completed) * MINUTE
     }
 
     pub(crate) fn until(&self) -> StoreMillis {
-        StoreMillis(u64::from(self.until).saturating_mul(MINUTE))
+        StoreMillis(u64::from(self.until) * MINUTE)
     }
 
     fn is_passed(&self, now: StoreMillis) -> bool {
@@ -54,15 +50,20 @@ impl Memory {
     }
 }
 
+/// Limited to what the field holds, the year 10136: what is to be remembered for longer is so until then.
 fn minutes(millis: u64) -> u32 {
     u32::try_from(millis / MINUTE).unwrap_or(u32::MAX)
+}
+
+/// The same, rounded up.
+fn minutes_up(time: StoreMillis) -> u32 {
+    u32::try_from(time.0.div_ceil(MINUTE)).unwrap_or(u32::MAX)
 }
 
 /// When a memory passes that is to last until then: at the end of that minute, in the log as in a file. Were it to pass
 /// earlier in the log, a key could be forgotten there and be told by the file for the rest of the minute.
 pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
-    let until = minutes(until.0.saturating_add(MINUTE - 1));
-    StoreMillis(u64::from(until).saturating_mul(MINUTE))
+    StoreMillis(u64::from(minutes_up(until)) * MINUTE)
 }
 
 fn hash_of(hash: KeyHash) -> u128 {
@@ -93,8 +94,8 @@ impl RawMemory {
 
     fn of(memory: &Memory) -> Self {
         RawMemory {
-            high: u64::try_from(memory.hash >> 32).unwrap_or(u64::MAX).into(),
-            low: u32::try_from(memory.hash & u128::from(u32::MAX)).unwrap_or(0).into(),
+            high: ((memory.hash >> 32) as u64).into(),
+            low: (memory.hash as u32).into(),
             completed: memory.completed.into(),
             until: memory.until.into(),
         }
@@ -110,6 +111,7 @@ impl RawMemory {
 }
 
 impl Memories {
+    /// None, if it says that it has more than it holds: pages are looked at unchecked, too.
     fn used(&self) -> &[RawMemory] {
         self.entries.get(..usize::from(self.count.get())).unwrap_or_default()
     }
@@ -131,10 +133,11 @@ impl Paged for ListedMemories {
     }
 
     fn body_of(memories: &[Memory]) -> Memories {
+        debug_assert!(memories.len() <= ENTRIES);
         let mut page = Memories {
             entries: [RawMemory::NONE; ENTRIES],
             reserved: [0; 10],
-            count: u16::try_from(memories.len()).unwrap_or(0).into(),
+            count: (memories.len() as u16).into(),
         };
         for (raw, memory) in page.entries.iter_mut().zip(memories) {
             *raw = RawMemory::of(memory);
@@ -170,12 +173,16 @@ impl Paged for ListedMemories {
     }
 
     fn count(&mut self, memory: &Memory) {
-        self.entries = self.entries.saturating_add(1);
+        self.entries += 1;
         self.until_most = self.until_most.max(memory.until);
     }
 
     fn end(&mut self, pages: u64) {
         debug_assert_eq!(pages, self.pages());
+    }
+
+    fn is_possible(page: &Memories) -> bool {
+        usize::from(page.count.get()) <= ENTRIES
     }
 }
 
@@ -210,8 +217,9 @@ impl MemoryFile {
         store: StoreId,
     ) -> Result<Option<Self>> {
         MemoryFile::open_damaged(storage, dir, number, store, |len| {
+            // Of a file that is cut within its header none is left.
             let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
-            let entries = pages.saturating_mul(ENTRIES as u64);
+            let entries = pages * ENTRIES as u64;
             ListedMemories { number, entries, until_most: 0 }
         })
     }
@@ -235,7 +243,7 @@ impl MemoryFile {
             if hash < first {
                 high = guess;
             } else if hash > last {
-                low = guess.saturating_add(1);
+                low = guess + 1;
             } else {
                 return self.look_into(guess, |page| {
                     let memories = page.used();
@@ -244,20 +252,18 @@ impl MemoryFile {
                     found.filter(|memory| memory.hash == hash)
                 });
             }
-            probes = probes.saturating_add(1);
+            probes += 1;
             guess = if probes > limits::INTERPOLATION_PROBES_MAX {
                 low.midpoint(high)
             } else {
                 // How far the hash lies from what stands here, in pages.
-                let off = share_of(hash.abs_diff(first), self.listed.pages());
-                if hash < first {
-                    guess.saturating_sub(off.max(1))
-                } else {
-                    guess.saturating_add(off.max(1))
-                }
+                let off = share_of(hash.abs_diff(first), self.listed.pages()).max(1);
+                // In front of the first page, where hashes are not as even as that, the range begins.
+                if hash < first { guess.saturating_sub(off) } else { guess + off }
             };
         }
-        for page in low.saturating_sub(1)..low.saturating_add(1).min(self.listed.pages()) {
+        // None stands in front of the first page, and none behind the last.
+        for page in low.saturating_sub(1)..(low + 1).min(self.listed.pages()) {
             self.look_into(page, |_| ())?;
         }
         Ok(None)
@@ -302,9 +308,9 @@ impl MemoryFile {
         for number in 0..self.listed.pages() {
             may_go_on()?;
             match self.look_into(number, |page| page.used().len() as u64) {
-                Ok(count) => entries = entries.saturating_add(count),
+                Ok(count) => entries += count,
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    bad = bad.saturating_add(1);
+                    bad += 1;
                     if stretch.begins(e.offset(), PAGE) {
                         damaged(e);
                     }
@@ -318,8 +324,8 @@ impl MemoryFile {
 
 /// Which of `pages` a hash falls on, if they hold all hashes evenly.
 fn share_of(hash: u128, pages: u64) -> u64 {
-    let high = u128::from(u64::try_from(hash >> 32).unwrap_or(u64::MAX));
-    u64::try_from((high * u128::from(pages)) >> 64).unwrap_or(u64::MAX)
+    // A hash has 96 bits, so that it is less than `pages`.
+    (((hash >> 32) * u128::from(pages)) >> 64) as u64
 }
 
 #[cfg(test)]
@@ -447,6 +453,34 @@ mod tests {
         };
         let ended = file.verify(&*storage, STORE, &closes, &mut |e| panic!("{e}")).unwrap_err();
         assert_eq!((ended.kind(), asked.get()), (crate::ErrorKind::Closed, 3));
+    }
+
+    /// Only a hostile program writes such a page. It was taken for one that has none, and a merge left its keys out.
+    #[test]
+    fn a_page_that_says_it_has_more_than_it_holds_is_damaged_though_its_checksum_holds() {
+        let (memory, storage) = disk();
+        let mut dice = SplitMix64::new(3);
+        let keys: Vec<KeyHash> = (0..300).map(|_| hash(&mut dice)).collect();
+        let memories = keys.iter().map(|key| Memory::new(*key, 0, StoreMillis(MINUTE)));
+        let file = merged(&storage, 1, memories.collect(), &[], 0);
+        let path = dir().join(ListedMemories::file_name(1));
+        let mut bytes = memory.read(&path).unwrap();
+        let page = &mut bytes[PAGE..2 * PAGE];
+        page[PAGE - 6..PAGE - 4].copy_from_slice(&(ENTRIES as u16 + 1).to_le_bytes());
+        let seed = crc32fast::hash(&[&STORE.0[..], b"expired", &1_u32.to_le_bytes()].concat());
+        let mut sum = crc32fast::Hasher::new_with_initial(seed);
+        sum.update(&page[..PAGE - 4]);
+        sum.update(&0_u64.to_le_bytes());
+        page[PAGE - 4..].copy_from_slice(&sum.finalize().to_le_bytes());
+        memory.write_file(&path, &bytes).unwrap();
+        let mut noticed = Vec::new();
+        file.verify(&*storage, STORE, &|| Ok(()), &mut |e| noticed.push(e)).unwrap();
+        assert_eq!(noticed.len(), 1);
+        assert_eq!(noticed[0].offset(), Some(PAGE as u64));
+        let empty = ListedMemories::empty(3);
+        let writer = Writer::create(&storage, dir(), STORE, empty, Pace::alone()).ok().unwrap();
+        let mut merge = Merge::new(Vec::new(), &[file], Newest::at(StoreMillis(0)), writer);
+        assert!(merge.advance(1000).is_err());
     }
 
     #[test]

@@ -184,6 +184,7 @@ fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey<'_>) -> Result<
 fn after_all<L: ListedFile>(storage: &dyn Storage, dir: &Path) -> Result<u32> {
     let entries = list(storage, &dir.join(L::DIR))?;
     let numbers = entries.iter().filter_map(|entry| L::number_of(&entry.name));
+    // The last one is refused, as if it were taken.
     Ok(numbers.max().map_or(0, |number| number.saturating_add(1)))
 }
 

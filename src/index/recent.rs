@@ -13,7 +13,7 @@ use crate::limits::{self, SHARDS};
 use crate::operation::Durability;
 use crate::protocol::{KeyState, Presence};
 use crate::sync::{Mutex, MutexGuard};
-use crate::types::{KeyHash, Lsn, StoreMillis};
+use crate::types::{KeyHash, Lsn, StoreMillis, in_memory};
 
 /// Where a key's newest record stands, and the level its answers wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,14 +99,14 @@ impl Recent {
     /// Locks the shard of a hash.
     pub(crate) fn shard(&self, hash: KeyHash) -> Option<MutexGuard<'_, Shard>> {
         // The low word chooses the shard, the high one the bucket: they are independent.
-        let index = usize::try_from(hash.low % SHARDS as u64).unwrap_or(0);
+        let index = in_memory(hash.low % SHARDS as u64);
         self.shards.get(index).map(Mutex::lock)
     }
 
     /// All entries whose record stands in `from..to`: what a checkpoint seals.
     pub(crate) fn between(&self, from: Lsn, to: Lsn) -> Vec<(KeyHash, Lsn)> {
         // Room for all at once: a list that grows step by step stands in memory twice.
-        let mut found = Vec::with_capacity(self.len().saturating_add(self.len() / 8));
+        let mut found = Vec::with_capacity(self.len() + self.len() / 8);
         for shard in &self.shards {
             let shard = shard.lock();
             let places = shard.iter().map(|entry| (entry.hash, entry.place.lsn()));
@@ -124,7 +124,7 @@ impl Recent {
             let covered = tables.covered.max(head_base);
             shard.table.retain(|entry| entry.live.is_some() || entry.place.lsn() >= covered);
             // What a burst of keys took is given back, but for what the next one needs.
-            let room = shard.table.len().saturating_mul(2).max(limits::SHARD_KEYS_LEAST);
+            let room = (2 * shard.table.len()).max(limits::SHARD_KEYS_LEAST);
             shard.table.shrink_to(room, |entry| entry.hash.high);
         }
     }
@@ -138,7 +138,7 @@ impl Recent {
 
     /// The places of some entries, about `most`, from all shards alike.
     pub(crate) fn sample(&self, most: u64) -> Vec<Lsn> {
-        let share = usize::try_from(most).unwrap_or(usize::MAX) / SHARDS;
+        let share = in_memory(most) / SHARDS;
         let places = self.shards.iter().flat_map(|shard| {
             let shard = shard.lock();
             shard.iter().take(share.max(1)).map(|entry| entry.place.lsn()).collect::<Vec<_>>()

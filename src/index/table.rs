@@ -60,7 +60,8 @@ pub(crate) fn prefix_of(hash: KeyHash) -> u64 {
 /// The bucket that a prefix points to, of `homes`.
 fn home_of(prefix: u64, homes: u64) -> u64 {
     let product = u128::from(prefix) * u128::from(homes);
-    u64::try_from(product >> PREFIX_BITS).unwrap_or(u64::MAX)
+    // Less than `homes`.
+    (product >> PREFIX_BITS) as u64
 }
 
 /// All zeros: none. No record begins at offset 0.
@@ -77,13 +78,15 @@ impl RawSlot {
 
     fn of(slot: &Slot) -> Self {
         let offset = slot.spot.offset / crate::record::ALIGN as u64;
+        debug_assert!(offset * crate::record::ALIGN as u64 == slot.spot.offset, "{slot:?}");
+        debug_assert!(offset < 1 << OFFSET_BITS, "{slot:?}");
         let word = slot.prefix << OFFSET_BITS | offset & ((1 << OFFSET_BITS) - 1);
         RawSlot { word: word.into(), ordinal: slot.spot.ordinal.into() }
     }
 
     fn slot(self) -> Option<Slot> {
         let word = self.word.get();
-        let offset = (word & ((1 << OFFSET_BITS) - 1)).saturating_mul(crate::record::ALIGN as u64);
+        let offset = (word & ((1 << OFFSET_BITS) - 1)) * crate::record::ALIGN as u64;
         let spot = Spot { ordinal: self.ordinal.get(), offset };
         (offset != 0).then_some(Slot { prefix: word >> OFFSET_BITS, spot })
     }
@@ -139,7 +142,7 @@ impl Paged for ListedTable {
     }
 
     fn count(&mut self, _: &Slot) {
-        self.slots = self.slots.saturating_add(1);
+        self.slots += 1;
     }
 
     fn end(&mut self, buckets: u64) {
@@ -150,7 +153,7 @@ impl Paged for ListedTable {
 impl ListedTable {
     /// A table about to be written, for so many slots or fewer.
     pub(crate) fn empty(number: u32, from: Lsn, to: Lsn, slots: u64) -> Self {
-        let homes = (slots.saturating_mul(10) / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
+        let homes = (10 * slots / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
         ListedTable { number, from, to, slots: 0, homes, buckets: 0 }
     }
 }
@@ -180,7 +183,7 @@ impl Table {
             if !goes_on {
                 return Ok(());
             }
-            number = number.saturating_add(1);
+            number += 1;
         }
         Ok(())
     }

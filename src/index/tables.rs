@@ -79,9 +79,9 @@ pub(crate) fn merge_due(listed: &[ListedTable]) -> usize {
     let (mut newer, mut due) = (0_u64, 0);
     for (index, table) in listed.iter().enumerate() {
         if index > 0 && table.slots <= newer {
-            due = index.saturating_add(1);
+            due = index + 1;
         }
-        newer = newer.saturating_add(table.slots);
+        newer += table.slots;
     }
     due
 }
@@ -110,7 +110,7 @@ impl Survivors {
             };
             cursor.advance();
             let is_kept = ListedTable::keeps(&mut self.head, &slot);
-            self.count = self.count.saturating_add(u64::from(is_kept));
+            self.count += u64::from(is_kept);
         }
         Ok(None)
     }

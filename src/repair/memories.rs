@@ -134,7 +134,8 @@ impl Remembered {
         let (damaged, entries) = file.check_pages(&|| Ok(()), told)?;
         let is_whole = is_headed && damaged == 0;
         if !is_whole {
-            let full_pages = damaged.saturating_mul(ENTRIES as u64);
+            let full_pages = damaged * ENTRIES as u64;
+            // None, if it is longer than it is listed.
             let lost = listed.map(|listed| listed.entries.saturating_sub(entries));
             self.count_lost(lost.unwrap_or(full_pages.max(1)));
         }
@@ -145,7 +146,7 @@ impl Remembered {
     }
 
     fn count_lost(&mut self, memories: u64) {
-        self.lost = self.lost.saturating_add(memories);
+        self.lost += memories;
     }
 
     /// Writes what is left of damaged files into new ones, from `number` on. What is to be listed, the oldest first, and
@@ -163,7 +164,7 @@ impl Remembered {
         let whole = self.files.iter().take_while(|left| left.is_whole);
         let mut listed: Vec<_> = whole.map(|left| left.listed).collect();
         let dir = &dir.join(ListedMemories::DIR);
-        for some in self.files.get(listed.len()..).unwrap_or_default().chunks(OPEN_MOST) {
+        for some in self.files.split_at(listed.len()).1.chunks(OPEN_MOST) {
             listed.push(merge(storage, dir, store, number, some)?);
             number = number.checked_add(1).ok_or_else(|| {
                 Error::new(ErrorKind::StorageFull, "expired keys have used up their numbers")

@@ -44,7 +44,7 @@ impl<L: Paged> Cursor<L> {
             }
             // Behind a damaged page it goes on: who asks again must not meet it for ever.
             let number = self.next;
-            self.next = number.saturating_add(1);
+            self.next = number + 1;
             self.at = L::PAGE_ENTRIES;
             if number % Self::PIECE_PAGES == 0 {
                 self.file.read_ahead(number);
@@ -57,7 +57,7 @@ impl<L: Paged> Cursor<L> {
     }
 
     pub(crate) fn advance(&mut self) {
-        self.at = self.at.saturating_add(1);
+        self.at += 1;
     }
 }
 

@@ -20,7 +20,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use crate::limits;
 use crate::storage::{self, Access, File, Map, Storage};
-use crate::types::StoreId;
+use crate::types::{StoreId, in_memory};
 use crate::{Error, Result};
 use listed::ListedFile;
 
@@ -58,6 +58,11 @@ pub(crate) trait Paged: ListedFile {
     fn count(&mut self, entry: &Self::Entry);
     /// All entries stand in so many pages.
     fn end(&mut self, pages: u64);
+
+    /// Whether a writer could have made a page.
+    fn is_possible(_page: &Self::Body) -> bool {
+        true
+    }
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -95,7 +100,7 @@ fn seed_of<L: Paged>(store: StoreId, number: u32) -> u32 {
 /// Where a page stands in its file.
 fn place_of<L: Paged>(number: u64) -> u64 {
     let bytes = size_of::<Page<L::Body>>() as u64;
-    number.saturating_mul(bytes).saturating_add(L::HEADER_BYTES as u64)
+    number * bytes + L::HEADER_BYTES as u64
 }
 
 /// An open file.
@@ -186,7 +191,8 @@ impl<L: Paged> SealedFile<L> {
     /// Looks into one page, once it is checked.
     pub(crate) fn look_into<R>(&self, number: u64, look: impl FnOnce(&L::Body) -> R) -> Result<R> {
         let looked = self.read(number, |page| {
-            (page.sum.get() == page.expected_sum(number, self.seed)).then(|| look(&page.body))
+            let is_whole = page.sum.get() == page.expected_sum(number, self.seed);
+            (is_whole && L::is_possible(&page.body)).then(|| look(&page.body))
         })?;
         looked.flatten().ok_or_else(|| self.damaged(number))
     }
@@ -227,12 +233,9 @@ impl<L: Paged> SealedFile<L> {
     /// few instructions for each that a processor has many of these reads under way at once.
     pub(crate) fn touch_pages(&self, numbers: impl Iterator<Item = u64>) -> u8 {
         let Bytes::Map(map) = &self.bytes else { return 0 };
-        let len = usize::try_from(self.listed.bytes()).ok();
-        let all = len.and_then(|len| map.bytes(0, len)).unwrap_or_default();
-        numbers.fold(0, |sum, number| {
-            let at = usize::try_from(place_of::<L>(number)).unwrap_or(usize::MAX);
-            sum ^ all.get(at).copied().unwrap_or(0)
-        })
+        let Some(all) = map.bytes(0, in_memory(self.listed.bytes())) else { return 0 };
+        let touched = numbers.filter_map(|number| all.get(in_memory(place_of::<L>(number))));
+        touched.fold(0, |sum, byte| sum ^ byte)
     }
 
     /// What a walk comes to next: maps are read without looking ahead.
@@ -252,7 +255,7 @@ fn read_header<L: ListedFile>(file: &dyn File, path: &Path) -> Result<(StoreId, 
     let mut header = vec![0; L::HEADER_BYTES];
     let have =
         storage::read_full_at(file, &mut header, 0).map_err(|e| Error::io("reading", path, e))?;
-    L::decode(header.get(..have).unwrap_or_default(), path)
+    L::decode(header.split_at(have).0, path)
 }
 
 /// What the header of the file with that number in `dir` says that it is, where no manifest does.
@@ -285,7 +288,7 @@ pub(crate) struct Stretch {
 impl Stretch {
     /// A damaged piece of so many bytes. Whether the one before it isn't damaged.
     pub(crate) fn begins(&mut self, at: Option<u64>, bytes: usize) -> bool {
-        let end = at.map(|at| at.saturating_add(bytes as u64));
+        let end = at.map(|at| at + bytes as u64);
         let before = std::mem::replace(&mut self.end, end);
         at.is_none() || before != at
     }

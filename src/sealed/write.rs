@@ -48,6 +48,8 @@ impl<L: Paged> Writer<L> {
         while self.number < home || self.page.len() == L::PAGE_ENTRIES {
             self.end_page()?;
         }
+        // Where readers look for an entry rests on it.
+        debug_assert!(self.page.last().is_none_or(|last| L::rank(last) <= L::rank(&entry)));
         self.page.push(entry);
         self.listed.count(&entry);
         Ok(())
@@ -56,7 +58,7 @@ impl<L: Paged> Writer<L> {
     fn end_page(&mut self) -> Result<(), Failure> {
         let page = Page::of(L::body_of(&self.page), self.number, self.seed);
         self.page.clear();
-        self.number = self.number.saturating_add(1);
+        self.number += 1;
         self.output.append(page.as_bytes())
     }
 
@@ -66,6 +68,10 @@ impl<L: Paged> Writer<L> {
             self.end_page()?;
         }
         self.listed.end(self.number);
+        if !self.listed.is_sound() {
+            let what = format_args!("{} that no opening would believe was written", L::WHAT);
+            return Err(Failure::Poison(Error::bug(&self.output.path, what)));
+        }
         self.output.finish(&self.listed.encode(self.store))?;
         Ok(self.listed)
     }
@@ -97,7 +103,7 @@ impl Pace {
 
     /// So many bytes more were written. Whether to sync them now, along with those before.
     pub(crate) fn is_due(&mut self, bytes: u64) -> bool {
-        self.unsynced = self.unsynced.saturating_add(bytes);
+        self.unsynced += bytes;
         if self.unsynced < limits::PIECE_BESIDE_SYNCS {
             return false;
         }
@@ -157,7 +163,7 @@ impl Output {
         let written = storage::write_all_at(&*self.file, &self.buffer, self.written);
         written.map_err(|e| self.failed("writing", e))?;
         let len = self.buffer.len() as u64;
-        self.written = self.written.saturating_add(len);
+        self.written += len;
         self.buffer.clear();
         if self.pace.is_due(len) {
             let synced = self.file.sync_data();
