@@ -19,7 +19,7 @@ use crate::sealed::Cursor;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
-use crate::types::{KeyHash, Lsn, StoreId};
+use crate::types::{KeyHash, Lsn, StoreId, in_memory};
 use crate::{Claim, Key, Mark, Store, StoreBuilder};
 
 const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 0x0123_4567_89ab_cdef };
@@ -215,8 +215,8 @@ pub fn pack(files: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
         let held = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let held = held.min(usize::from(u16::MAX));
         out.push(name);
-        out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(0).to_le_bytes());
-        out.extend_from_slice(&u16::try_from(held).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(held as u16).to_le_bytes());
         out.extend_from_slice(&bytes[..held]);
     }
     out
@@ -226,9 +226,9 @@ fn unpack(mut data: &[u8]) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     while data.len() >= 7 && files.len() < 12 {
         let (name, len) = (data[0], number(data, 1, 4));
-        let held = usize::try_from(number(data, 5, 2)).unwrap_or(0).min(data.len() - 7);
+        let held = in_memory(number(data, 5, 2)).min(data.len() - 7);
         let mut bytes = data[7..7 + held].to_vec();
-        bytes.resize(usize::try_from(len.min(128 << 10)).unwrap_or(0), 0);
+        bytes.resize(in_memory(len.min(128 << 10)), 0);
         files.push((file_path(name), bytes));
         data = &data[7 + held..];
     }
@@ -270,8 +270,8 @@ fn seal_record(bytes: &mut [u8], lsn: u64, salt: u64, store: &[u8; 16]) -> Optio
     if bytes.len() < 24 || &bytes[..2] != b"O1" {
         return None;
     }
-    let body = usize::try_from(number(bytes, 4, 4)).unwrap_or(0).min(bytes.len() - 24);
-    bytes[4..8].copy_from_slice(&u32::try_from(body).unwrap_or(0).to_le_bytes());
+    let body = in_memory(number(bytes, 4, 4)).min(bytes.len() - 24);
+    bytes[4..8].copy_from_slice(&(body as u32).to_le_bytes());
     let mut place = lsn.to_le_bytes().to_vec();
     place.extend_from_slice(&salt.to_le_bytes());
     place.extend_from_slice(store);
@@ -321,10 +321,10 @@ fn seal_manifest(bytes: &mut [u8]) {
         return;
     }
     seal_file_header(bytes);
-    let count = |at| usize::try_from(number(bytes, at, 4)).unwrap_or(usize::MAX);
-    let items = [(188, 36), (192, 44), (196, 16)].map(|(at, len)| count(at).saturating_mul(len));
-    let end = items.into_iter().fold(208, usize::saturating_add);
-    if end.saturating_add(4) <= bytes.len() {
+    let items = [(188, 36), (192, 44), (196, 16)];
+    let end =
+        208 + items.map(|(at, len)| in_memory(number(bytes, at, 4)) * len).iter().sum::<usize>();
+    if end + 4 <= bytes.len() {
         put_sum(bytes, 0..end, &[]);
         bytes[end + 4..].fill(0);
     }

@@ -208,7 +208,7 @@ impl CallGate {
 
     fn pass(&self) {
         let mut state = self.state.lock();
-        state.arrived = state.arrived.saturating_add(1);
+        state.arrived += 1;
         self.changed.notify_all();
         self.changed.wait_while(&mut state, |state| !state.open);
     }
@@ -428,7 +428,7 @@ impl Script {
     fn effect_on(&self, call: &CallOf<'_>) -> Option<Effect> {
         let mut state = self.state.lock();
         let count = state.counts.entry(call.class).or_default();
-        *count = count.saturating_add(1);
+        *count += 1;
         let mut effect = None;
         state.faults.retain_mut(|fault| {
             let ends = |end: &PathBuf| {
@@ -448,7 +448,7 @@ impl Script {
             true
         });
         if effect.is_some() {
-            state.hits = state.hits.saturating_add(1);
+            state.hits += 1;
         }
         effect
     }
@@ -539,13 +539,12 @@ impl File for FaultyFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let call = CallOf { offset, len: buf.len(), ..CallOf::of(Class::Read, &self.path) };
-        self.script
-            .run(call, |len| self.inner.read_at(buf.get_mut(..len).unwrap_or_default(), offset))
+        self.script.run(call, |len| self.inner.read_at(buf.split_at_mut(len).0, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         let call = CallOf { offset, len: buf.len(), ..CallOf::of(Class::Write, &self.path) };
-        self.script.run(call, |len| self.inner.write_at(buf.get(..len).unwrap_or_default(), offset))
+        self.script.run(call, |len| self.inner.write_at(buf.split_at(len).0, offset))
     }
 
     fn sync_data(&self) -> io::Result<()> {
