@@ -549,7 +549,7 @@ impl Estimate {
     pub(crate) fn of(engine: &Engine) -> Result<Self> {
         let _inside = engine.enter()?;
         let log_bytes = engine.log.bytes_since(Lsn::ZERO);
-        Ok(Estimate::from_sample(engine.estimate()?, log_bytes))
+        Ok(Estimate::from_sample(engine.sampling().estimate()?, log_bytes))
     }
 
     fn from_sample(alive: Alive, log_bytes: u64) -> Self {

@@ -143,7 +143,7 @@ impl Engine {
                     *self.trouble.lock() = Some(e);
                     return Ok(());
                 }
-                Ok(Due::In(_)) if self.waits_for_sync(&work) => {
+                Ok(Due::In(_)) if self.compaction().waits_for_sync(&work) => {
                     drop(work);
                     // Nothing of this call was placed yet.
                     self.log.sync().map_err(|_| self.log.poisoned())?;
@@ -172,15 +172,18 @@ impl Engine {
             }
         }
         if work.merge.is_none() && failed.is_none() {
-            match self.begin_merge(work) {
+            match self.merges().begin_merge(work) {
                 Ok(merge) => work.merge = merge,
                 Err(e) => failed = Some(e),
             }
         }
-        let compacted = match if reclaims { self.step_compaction(work) } else { Ok(None) } {
-            Err(e) if self.names_table(&e) => self.mend(work, e).map(|()| Some(Due::Now)),
-            other => other,
-        };
+        let compacted =
+            match if reclaims { self.compaction().step_compaction(work) } else { Ok(None) } {
+                Err(e) if self.mending().names_table(&e) => {
+                    self.mending().mend(work, e).map(|()| Some(Due::Now))
+                }
+                other => other,
+            };
         let compacted = compacted.unwrap_or_else(|e| {
             failed.get_or_insert(e);
             None
@@ -193,12 +196,12 @@ impl Engine {
                 (None, None) => Ok(Due::In(limits::ESTIMATE_MILLIS)),
             };
         };
-        match self.advance_merge(merging) {
+        match self.merges().advance_merge(merging) {
             Ok(Advanced::Some(merging)) => work.merge = Some(merging),
             Ok(Advanced::Done { table, of }) => {
                 self.switch_index(&Change { replaced: as_listed(&of), by: vec![table] })?;
             }
-            Err(e) if self.names_table(&e) => self.mend(work, e)?,
+            Err(e) if self.mending().names_table(&e) => self.mending().mend(work, e)?,
             Err(e) => return Err(e),
         }
         Ok(Due::Now)

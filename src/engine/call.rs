@@ -371,7 +371,7 @@ impl Engine {
             return Ok(());
         }
         if known.tables.list.iter().any(|table| Some(table.path()) == error.path()) {
-            return self.heal(error);
+            return self.mending().heal(error);
         }
         self.settle_tail(error)
     }
@@ -476,7 +476,7 @@ impl Engine {
         candidates: &[Place],
     ) -> Result<Option<Box<Found>>> {
         for &place in candidates {
-            let found = self.log.read(self.to_read(place.lsn()), |record| {
+            let found = self.log.read(self.compaction().place_to_read(place.lsn()), |record| {
                 let body = self.body_of(&record)?;
                 if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
                     return Ok(None);

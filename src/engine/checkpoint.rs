@@ -102,7 +102,7 @@ impl Engine {
         let Some(change) = self.seal()? else { return Ok(false) };
         self.switch_index(&change)?;
         // It may have taken in a table that was being merged.
-        self.drop_stale_merge(work);
+        self.merges().drop_stale_merge(work);
         let (now, sample) = (self.log.now(), self.sample());
         *self.checkpointed.lock() =
             Some(Checkpointed { now, offset: self.wall_offset(now), sample });
@@ -118,7 +118,9 @@ impl Engine {
             at_millis - last.at_millis < limits::SAMPLE_MILLIS
                 && log_bytes.abs_diff(last.log_bytes) <= log_bytes / 8
         });
-        last.or_else(|| self.estimate().ok().map(|alive| Sample { at_millis, log_bytes, alive }))
+        last.or_else(|| {
+            self.sampling().estimate().ok().map(|alive| Sample { at_millis, log_bytes, alive })
+        })
     }
 
     /// The last checkpoint since the opening.
@@ -137,7 +139,7 @@ impl Engine {
         // After the entries were copied: a record that took the place of one of them before is covered, too, so that
         // no crash can bring the older one back.
         self.log.sync()?;
-        let small = absorbed(&tables, entries.len() as u64, self.merge_slots());
+        let small = absorbed(&tables, entries.len() as u64, self.merges().merge_slots());
         if tables.list.len() - small.len() >= limits::TABLES_MAX {
             // No opening would believe a longer list. Merges make it shorter.
             return Ok(None);
@@ -176,14 +178,14 @@ impl Engine {
         let mut survivors = Survivors::new(&absorbed, self.tables().head);
         let old = loop {
             // They are small.
-            if let Some(count) = survivors.advance(self.merge_slots())? {
+            if let Some(count) = survivors.advance(self.merges().merge_slots())? {
                 break count;
             }
         };
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
-        let writer = self.create_table(from, to, old + slots.len() as u64)?;
+        let writer = self.merges().create_table(from, to, old + slots.len() as u64)?;
         let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
-        let table = self.merge_to_end(Merging {
+        let table = self.merges().merge_to_end(Merging {
             stage: Stage::Writing(Box::new(merge)),
             of: absorbed.clone(),
         })?;
@@ -254,7 +256,7 @@ impl Engine {
         let mut dead = as_listed(&old.list);
         dead.retain(|table| table.to <= head_base);
         self.remove_files(&dead);
-        self.remove_expired(&old.expired, &new.expired);
+        self.compaction().remove_expired(&old.expired, &new.expired);
     }
 
     pub(super) fn count_bytes(&self, tables: &Tables) {

@@ -213,9 +213,9 @@ impl Engine {
             return self.log.close(|_| {});
         }
         let mut work = self.work.lock();
-        self.give_up_merge(&mut work);
+        self.merges().give_up_merge(&mut work);
         // Whatever comes of it, the close is clean.
-        let _ = self.reclaim_at_close(&mut work, reclaim_until);
+        let _ = self.compaction().reclaim_at_close(&mut work, reclaim_until);
         let sealed = self.seal();
         // Without room for a table the log closes all the same, and the next opening reads it.
         let change = sealed.ok().flatten();

@@ -147,7 +147,25 @@ enum RecordStanding {
     Unknown,
 }
 
+/// Reclaim, as a part of the engine: it has all of it, and steps of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Reclaim<'e>(&'e Engine);
+
+impl std::ops::Deref for Reclaim<'_> {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        self.0
+    }
+}
+
 impl Engine {
+    pub(crate) fn compaction(&self) -> Reclaim<'_> {
+        Reclaim(self)
+    }
+}
+
+impl Reclaim<'_> {
     /// One piece of compaction, if it is due; `None` if not.
     pub(super) fn step_compaction(&self, work: &mut Work) -> Result<Option<Due>> {
         if work.compacting.is_none() {
@@ -250,15 +268,16 @@ impl Engine {
                 // What was written since may all be alive; nothing was, if the log has shrunk. And a sample may tell of
                 // less than that.
                 let since = log_bytes.saturating_sub(seen.log_bytes);
-                let live = self.estimate()?.bytes.saturating_sub(since);
+                let live = self.sampling().estimate()?.bytes.saturating_sub(since);
                 work.estimate = Some(LiveEstimate { live, is_rough: false, ..seen });
                 live
             }
             Some(seen) => seen.live,
             None => {
-                let few = self.sample_of(limits::ESTIMATE_SAMPLES_FEW)?;
+                let few = self.sampling().sample_of(limits::ESTIMATE_SAMPLES_FEW)?;
                 let is_rough = few.is_even() && !is_due(few.alive.bytes);
-                let live = if is_rough { few.alive.bytes } else { self.estimate()?.bytes };
+                let live =
+                    if is_rough { few.alive.bytes } else { self.sampling().estimate()?.bytes };
                 let newest = Some(oldest.newest);
                 work.estimate =
                     Some(LiveEstimate { live, log_bytes, at_millis: now, newest, is_rough });
@@ -438,7 +457,9 @@ impl Engine {
             seen.log_bytes == log_bytes && now.abs_diff(seen.at_millis) < limits::SAMPLE_MILLIS
         });
         if !is_fresh {
-            let Ok(live) = self.estimate().map(|alive| alive.bytes) else { return false };
+            let Ok(live) = self.sampling().estimate().map(|alive| alive.bytes) else {
+                return false;
+            };
             let newest = self.log.oldest().map(|oldest| oldest.newest);
             let is_rough = false;
             work.estimate =
@@ -615,7 +636,7 @@ impl Engine {
 
     /// Where to read what stands at `lsn`. After a failure it may be a copy that never comes to the disk: its original
     /// is listed still, and durable.
-    pub(super) fn to_read(&self, lsn: Lsn) -> Lsn {
+    pub(super) fn place_to_read(&self, lsn: Lsn) -> Lsn {
         if !self.log.is_poisoned() || self.log.holds(lsn, Durability::Sync) {
             return lsn;
         }
@@ -679,7 +700,7 @@ impl Engine {
             }
         };
         self.reclaimed.fetch_add(bytes, Ordering::Relaxed);
-        self.drop_stale_merge(work);
+        self.merges().drop_stale_merge(work);
         Ok(())
     }
 
@@ -714,7 +735,7 @@ impl Engine {
                 return Err(e);
             }
         }
-        files.insert(0, self.finish_merge(merge)?);
+        files.insert(0, self.merges().finish_merge(merge)?);
         Ok(files)
     }
 
@@ -791,7 +812,7 @@ impl Engine {
                 None => Ok(None),
             };
             match advanced {
-                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                Err(e) if self.mending().names_table(&e) => self.mending().mend(&mut work, e)?,
                 Ok(None) => {
                     drop(work);
                     self.log.sync()?;
@@ -800,7 +821,7 @@ impl Engine {
             }
         }
         self.log.may_go_on()?;
-        match self.merge_all() {
+        match self.merges().merge_all() {
             // The background seals and merges once there is room.
             Err(e) if e.kind() == ErrorKind::StorageFull => {}
             merged => merged?,
@@ -870,7 +891,7 @@ mod tests {
             let oldest = engine.log.oldest().unwrap();
             let (live, newest) = (log_bytes / 8, Some(oldest.newest));
             work.estimate = Some(LiveEstimate { live, log_bytes, at_millis, newest, is_rough });
-            let (is_due, _) = engine.weigh(&mut work, oldest).unwrap();
+            let (is_due, _) = engine.compaction().weigh(&mut work, oldest).unwrap();
             assert_eq!(is_due, !is_rough);
         }
         let told = work.estimate.unwrap();
@@ -1049,7 +1070,7 @@ mod tests {
         engine.log.sync().unwrap();
         let reads = sim.reads();
         while engine.log.head_base() < until {
-            engine.advance(&mut engine.work.lock(), u64::MAX).unwrap();
+            engine.compaction().advance(&mut engine.work.lock(), u64::MAX).unwrap();
             engine.log.sync().unwrap();
         }
         let reads = sim.reads() - reads;

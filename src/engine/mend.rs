@@ -75,7 +75,25 @@ pub(super) fn is_damage(error: &Error) -> bool {
     error.kind() == ErrorKind::Corrupt || error.is_by_device()
 }
 
+/// The making of tables again, as a part of the engine.
+#[derive(Clone, Copy)]
+pub(crate) struct Mending<'e>(&'e Engine);
+
+impl std::ops::Deref for Mending<'_> {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        self.0
+    }
+}
+
 impl Engine {
+    pub(crate) fn mending(&self) -> Mending<'_> {
+        Mending(self)
+    }
+}
+
+impl Mending<'_> {
     /// Whether an error is about a table in use.
     pub(super) fn names_table(&self, error: &Error) -> bool {
         self.tables().list.iter().any(|table| Some(table.path()) == error.path())
@@ -105,7 +123,7 @@ impl Engine {
         if work.unmendable.contains(&number) {
             return Err(error);
         }
-        self.give_up_merge(work);
+        self.merges().give_up_merge(work);
         if let Err(e) = self.make_again(&[bad.listed]) {
             if e.kind() == ErrorKind::Corrupt {
                 work.unmendable.insert(number);
@@ -200,7 +218,7 @@ impl Engine {
             self.begin_writing()?;
             let mut work = self.work.lock();
             self.log.may_go_on()?;
-            self.give_up_merge(&mut work);
+            self.merges().give_up_merge(&mut work);
             self.make_again(&as_listed(&self.tables().list))
         };
         rebuild().map_err(|e| self.log.explained(e))
@@ -242,8 +260,8 @@ impl Engine {
         }
         let first = by.len() - count;
         let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
-        let Some(merging) = self.begin_merge_of(&of)? else { return Ok(()) };
-        let merged = self.merge_to_end(merging)?;
+        let Some(merging) = self.merges().begin_merge_of(&of)? else { return Ok(()) };
+        let merged = self.merges().merge_to_end(merging)?;
         self.remove_files(&as_listed(&of));
         by.truncate(first);
         by.push(merged);
@@ -274,9 +292,10 @@ mod tests {
         store.clone().close(Duration::ZERO).unwrap();
         let rotten = engine.tables().list[0].path().to_owned();
         let met = || Error::corrupt(&rotten, 0, "a bad bucket");
-        assert!(engine.names_table(&met()));
+        assert!(engine.mending().names_table(&met()));
         let calls = sim.calls();
-        let told = [engine.heal(met()), engine.mend(&mut engine.work.lock(), met())];
+        let told =
+            [engine.mending().heal(met()), engine.mending().mend(&mut engine.work.lock(), met())];
         assert_eq!(told.map(|told| told.map_err(|e| e.kind())), [Err(ErrorKind::Closed); 2]);
         assert_eq!(sim.calls(), calls);
         assert_eq!(engine.mended.load(Ordering::Relaxed), 0);

@@ -47,7 +47,25 @@ impl Merging {
     }
 }
 
+/// Merges of tables, as a part of the engine.
+#[derive(Clone, Copy)]
+pub(crate) struct Merges<'e>(&'e Engine);
+
+impl std::ops::Deref for Merges<'_> {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        self.0
+    }
+}
+
 impl Engine {
+    pub(crate) fn merges(&self) -> Merges<'_> {
+        Merges(self)
+    }
+}
+
+impl Merges<'_> {
     pub(super) fn merge_to_end(&self, mut merging: Merging) -> Result<Arc<Table>> {
         loop {
             match self.advance_merge(merging)? {
@@ -182,7 +200,7 @@ impl Engine {
             }
             let Some(merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
             match self.merge_to_end(merging) {
-                Err(e) if self.names_table(&e) => self.mend(&mut work, e)?,
+                Err(e) if self.mending().names_table(&e) => self.mending().mend(&mut work, e)?,
                 merged => {
                     let change = Change { replaced: as_listed(&tables.list), by: vec![merged?] };
                     return self.switch_index(&change);

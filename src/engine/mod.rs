@@ -113,7 +113,7 @@ impl Engine {
     ) -> Result<Self> {
         let (mut engine, lacking) =
             Engine::read_in(opening, opening.checkpoint_keys, manifest, lock)?;
-        match engine.make_all(&lacking) {
+        match engine.mending().make_all(&lacking) {
             // Without room memory stands in, whatever it takes: all is read anew.
             Err(e) if e.kind() == ErrorKind::StorageFull => {
                 let manifest = manifest::load(&*opening.seams.storage, opening.dir)?;
@@ -132,7 +132,7 @@ impl Engine {
                 Err(e) if e.kind() != ErrorKind::StorageFull || engine.log.is_poisoned() => {
                     return Err(e);
                 }
-                _ => engine.gather_scraps()?,
+                _ => engine.compaction().gather_scraps()?,
             }
         }
         Ok(engine)

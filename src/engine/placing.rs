@@ -168,8 +168,9 @@ impl<A: Asks> Placing<A> {
                 match engine.log.make_room(bytes, room) {
                     // Rather than refuse: what is dead goes first, and whoever needs the room helps.
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
-                        let pass = self.pass.get_or_insert_with(|| engine.begin_pass());
-                        if !engine.reclaim(pass, room) {
+                        let pass =
+                            self.pass.get_or_insert_with(|| engine.compaction().begin_pass());
+                        if !engine.compaction().reclaim(pass, room) {
                             return Err(e);
                         }
                     }

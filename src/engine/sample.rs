@@ -92,7 +92,25 @@ impl KeySample {
     }
 }
 
+/// Samples of what is alive, as a part of the engine.
+#[derive(Clone, Copy)]
+pub(crate) struct Sampling<'e>(&'e Engine);
+
+impl std::ops::Deref for Sampling<'_> {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        self.0
+    }
+}
+
 impl Engine {
+    pub(crate) fn sampling(&self) -> Sampling<'_> {
+        Sampling(self)
+    }
+}
+
+impl Sampling<'_> {
     /// What is alive, from a sample of the index: some thousand keys tell it to some percent, whatever the store's size,
     /// expiry included; less well where few results are far larger than the rest.
     pub(crate) fn estimate(&self) -> Result<Alive> {

@@ -128,7 +128,7 @@ impl Engine {
         let mut stretch = Stretch::default();
         let mut tell = |e: Error| {
             let goes_on = e.kind() == ErrorKind::Corrupt;
-            if stretch.begins(e.offset(), BUCKET_BYTES) && self.names_table(&e) {
+            if stretch.begins(e.offset(), BUCKET_BYTES) && self.mending().names_table(&e) {
                 sorting.tell(e)?;
             } else {
                 sorting.go_on()?;

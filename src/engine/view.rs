@@ -155,8 +155,8 @@ impl Engine {
         }
         self.next_of_tables(walk).map_err(|e| {
             // This walk misses what it holds, and says so; the next one finds it mended, if it can be.
-            match self.names_table(&e) {
-                true => self.heal(e.again()).err().unwrap_or(e),
+            match self.mending().names_table(&e) {
+                true => self.mending().heal(e.again()).err().unwrap_or(e),
                 false => e,
             }
         })
@@ -205,7 +205,7 @@ impl Engine {
 
     /// The key of the record at a place, in the segments of the walk's beginning, whose files stay open for it.
     fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
-        self.log.read_in(segments, self.to_read(place.lsn()), |record| {
+        self.log.read_in(segments, self.compaction().place_to_read(place.lsn()), |record| {
             let body = self.body_of(&record)?;
             Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
         })

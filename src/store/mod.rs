@@ -683,7 +683,7 @@ impl Store {
     /// # Cost
     /// Reads the log and writes its live records.
     pub fn compact(&self, budget: u64) -> Result<Compaction> {
-        self.shared.embedded()?.compact(budget).map(Compaction::new)
+        self.shared.embedded()?.compaction().compact(budget).map(Compaction::new)
     }
 
     /// Makes the index again from the log. Damage that a lookup or an open notices is mended at once without this call. Use
@@ -709,14 +709,14 @@ impl Store {
     /// # Cost
     /// Reads the log up to the last checkpoint, writes 16 bytes a key, some of them several times.
     pub fn rebuild_index(&self) -> Result<()> {
-        self.shared.embedded()?.rebuild_index()
+        self.shared.embedded()?.mending().rebuild_index()
     }
 
     /// Seals what memory holds and merges the index into one table, without moving the log. For this crate's own
     /// benches; may change at any time.
     #[doc(hidden)]
     pub fn merge_index(&self) -> Result<()> {
-        self.shared.embedded()?.merge_index()
+        self.shared.embedded()?.merges().merge_index()
     }
 
     /// Does one piece of background work, if one is due, and returns the time until the next may be due.
