@@ -204,6 +204,7 @@ impl Engine {
     }
 
     /// The answer of what was placed at `level`, once it can't be taken back.
+    #[inline]
     pub(crate) fn settled(
         &self,
         key: &Key<'_>,

@@ -27,6 +27,7 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Asks for Asked<'_> {
+    #[inline]
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
         with(self.key, self.call, self.writing)
     }
