@@ -201,6 +201,6 @@ impl Table {
 }
 
 /// The slots of a bucket: those in use stand first.
-fn slots_of(bucket: &[RawSlot; SLOTS]) -> impl Iterator<Item = Slot> {
+fn slots_of(bucket: &[RawSlot; SLOTS]) -> impl Iterator<Item = Slot> + '_ {
     bucket.iter().map_while(|raw| raw.slot())
 }
