@@ -15,7 +15,7 @@ use crate::clock::{Clock, StoreClock};
 use crate::entropy::Entropy;
 use crate::manifest;
 use crate::sealed::Pace;
-use crate::storage::{self, Storage};
+use crate::storage::{self, Failure, Storage};
 use crate::sync::{AtomicU64, Mutex};
 use crate::types::{Lsn, StoreId, StoreMillis, WallMillis};
 use crate::{Error, ErrorKind, Result};
@@ -227,6 +227,25 @@ impl Log {
         self.gate.poison(Some(cause));
         self.queue.poison();
         Failed
+    }
+
+    /// An invariant of ours doesn't hold: nothing is written any more.
+    #[cold]
+    pub(crate) fn bug(&self, what: impl std::fmt::Display) -> Error {
+        self.failed(Failure::Poison(Error::bug(&self.dir, what)))
+    }
+
+    /// The error of a change that failed, after the log was poisoned if it has to be.
+    pub(crate) fn failed(&self, failure: Failure) -> Error {
+        match failure {
+            Failure::Before(e) => e,
+            // The gate refused it: something else failed before.
+            Failure::Poison(_) if self.is_poisoned() => self.poisoned(),
+            Failure::Poison(e) => {
+                self.poison(e.again());
+                e
+            }
+        }
     }
 
     pub(crate) fn is_poisoned(&self) -> bool {

@@ -18,7 +18,6 @@ use super::{Log, Sizes, Tail};
 use crate::limits;
 use crate::manifest::{self, Listed, Manifest, Switch};
 use crate::record::HEADER_BYTES;
-use crate::storage::Failure;
 use crate::sync::Ordering;
 use crate::types::{Lsn, WallMillis};
 use crate::{Error, ErrorKind, Result};
@@ -928,24 +927,5 @@ impl Log {
             change(&mut manifest);
             self.switch_to(&mut keeper, manifest)
         })
-    }
-
-    /// An invariant of ours doesn't hold: nothing is written any more.
-    #[cold]
-    pub(crate) fn bug(&self, what: impl std::fmt::Display) -> Error {
-        self.failed(Failure::Poison(Error::bug(&self.dir, what)))
-    }
-
-    /// The error of a change that failed, after the log was poisoned if it has to be.
-    pub(crate) fn failed(&self, failure: Failure) -> Error {
-        match failure {
-            Failure::Before(e) => e,
-            // The gate refused it: something else failed before.
-            Failure::Poison(_) if self.is_poisoned() => self.poisoned(),
-            Failure::Poison(e) => {
-                self.poison(e.again());
-                e
-            }
-        }
     }
 }
