@@ -389,6 +389,9 @@ impl Log {
     }
 
     fn remove_leaving(&self, keeper: &mut Keeper) -> Result<()> {
+        if keeper.may_lack_leaving {
+            self.add_unlisted(keeper)?;
+        }
         // A leftover that couldn't be removed may have lent its number and name to a segment since.
         let Keeper { leaving, manifest, .. } = keeper;
         leaving.retain(|left| manifest.segments.iter().all(|item| item.ordinal != left.ordinal));

@@ -329,6 +329,8 @@ pub(super) struct Keeper {
     pub(super) spare_number: u32,
     /// Segments that left the list, and whose files may still be there, or come back after a power loss.
     pub(super) leaving: Vec<Leaving>,
+    /// The opening couldn't list the directory: it may hold others of an earlier one.
+    pub(super) may_lack_leaving: bool,
     /// The most that was reserved in the last stretch of time, and when the one began that lasts.
     pub(super) peak: u64,
     pub(super) peak_since: u64,

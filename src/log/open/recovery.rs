@@ -243,6 +243,7 @@ pub(crate) fn open(
             spare_number,
             spares,
             leaving: Vec::new(),
+            may_lack_leaving: false,
             peak: 0,
             peak_since: 0,
             plan,

@@ -262,7 +262,7 @@ impl Log {
         }
         // What an earlier try made of a spare, and one that was none any more, give their room to a new one of any size
         // that will do: a segment is never recycled.
-        keeper.leaving = self.unlisted(keeper);
+        self.add_unlisted(keeper)?;
         if keeper.leaving.is_empty() && keeper.spares.len() == had {
             return Err(error);
         }
@@ -338,6 +338,7 @@ impl Log {
     fn remove_leftovers(&self, keeper: &mut Keeper) {
         let storage = &*self.seams.storage;
         let log_dir = self.log_dir();
+        // Spares that can't be listed stay until the next opening.
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
             let is_unused_spare = Spare::number_of(&entry.name).is_some()
@@ -358,8 +359,8 @@ impl Log {
                 });
             }
         }
-        keeper.leaving = self.unlisted(keeper);
-        // A removal that failed is tried again by whoever drops the next segment.
+        // What fails of it is tried again by whoever drops the next segment.
+        keeper.may_lack_leaving = true;
         let _ = self.remove_leaving(keeper);
     }
 
@@ -375,14 +376,20 @@ impl Log {
         Ok(segments.iter().cloned().zip(listed.iter().copied()).collect())
     }
 
-    /// The segments that the standing manifest, all of whose names are durable, doesn't list.
-    fn unlisted(&self, keeper: &Keeper) -> Vec<Leaving> {
-        let listed = |ordinal| keeper.manifest.segments.iter().any(|item| item.ordinal == ordinal);
-        let entries = self.seams.storage.list(&self.log_dir()).unwrap_or_default();
-        let files = entries.iter().filter(|entry| entry.is_file);
-        let ordinals = files.filter_map(|entry| segment::ordinal_of(&entry.name));
-        let unlisted = ordinals.filter(|ordinal| !listed(*ordinal));
-        unlisted.map(|ordinal| Leaving { ordinal, segment: None }).collect()
+    /// Adds to those that leave the segments that the standing manifest, all of whose names are durable, doesn't list.
+    pub(in crate::log) fn add_unlisted(&self, keeper: &mut Keeper) -> Result<()> {
+        let dir = self.log_dir();
+        let entries = self.seams.storage.list(&dir).map_err(|e| Error::io("listing", &dir, e))?;
+        let Keeper { leaving, manifest, .. } = keeper;
+        for entry in entries.iter().filter(|entry| entry.is_file) {
+            let Some(ordinal) = segment::ordinal_of(&entry.name) else { continue };
+            let is_listed = manifest.segments.iter().any(|item| item.ordinal == ordinal);
+            if !is_listed && leaving.iter().all(|left| left.ordinal != ordinal) {
+                leaving.push(Leaving { ordinal, segment: None });
+            }
+        }
+        keeper.may_lack_leaving = false;
+        Ok(())
     }
 
     /// Places a note with the clocks, if there is room for one; there is at the next segment's start.

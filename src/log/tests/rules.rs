@@ -737,6 +737,30 @@ fn a_segment_goes_only_after_the_files_of_those_before_it() {
     assert!(!is_there(1) && !is_there(2));
 }
 
+/// An opening that couldn't list the directory took it for one without leftovers, and the next segment went before them.
+#[test]
+fn what_an_opening_could_not_list_goes_before_the_next_segment_does() {
+    let mut player = Player::new(World::new());
+    player.play(&[Op::Claim(Sync); 200]).unwrap();
+    let file = |ordinal| log_dir().join(segment::file_name(ordinal));
+    let busy = || Effect::Fail(CallFailure::Kind(std::io::ErrorKind::ResourceBusy));
+    let cannot_remove = Fault::from(Calls::Of(Class::Remove), 0, busy()).at(file(1));
+    player.world.faulty.inject(cannot_remove);
+    player.opened.as_ref().unwrap().log.drop_oldest(1, |_| (), |_, _| ()).unwrap();
+    let world = World::over(player.world.disk.kill_clone(), 60);
+    let manifest = manifest::load(&world.disk, dir()).unwrap().unwrap();
+    let opened = recovery::open(world.seams(), dir(), SIZES, manifest, &mut |_, _| Ok(()));
+    let (log, _) = opened.unwrap();
+    world.faulty.inject(Fault::from(Calls::Of(Class::List), 0, busy()));
+    log.begin_writing(&mut |_, _| Ok(())).unwrap();
+    let drop_oldest = || log.drop_oldest(2, |_| (), |_, _| ());
+    drop_oldest().unwrap_err();
+    assert_eq!(log.listed()[0].ordinal, 2);
+    world.faulty.heal();
+    drop_oldest().unwrap();
+    assert!([1, 2].iter().all(|ordinal| world.disk.read(&file(*ordinal)).is_err()));
+}
+
 /// It was "nothing given back", and "all of it judged": then a segment would have gone unread.
 #[test]
 fn a_segment_that_is_not_the_oldest_or_not_listed_is_a_bug_of_ours() {
