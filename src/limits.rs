@@ -142,6 +142,9 @@ pub(crate) const FUTILE_MILLIS: u64 = 3_600_000;
 /// Probes by interpolation before a search goes on by halves.
 pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;
 
+/// Memories of expired keys pass at multiples of this: their files count in minutes.
+pub(crate) const MEMORY_MILLIS: u64 = 60_000;
+
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
 /// Store time ends in the year 10889, and stands still there: records keep it in 48 bits.

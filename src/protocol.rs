@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::limits::MEMORY_MILLIS;
 use crate::operation::{Fingerprint, OnInterrupted};
-use crate::record::{Body, Ending, Kind};
 use crate::types::{StoreMillis, Token};
 
 /// What the newest record says of a key, except its result.
@@ -30,7 +30,8 @@ pub struct KeyState {
     pub time: StoreMillis,
     /// When an outcome or an abort is no longer kept; `None`: it is kept for ever.
     pub expires_at: Option<StoreMillis>,
-    /// When the key's memory passes, in store time.
+    /// When the key's memory passes, in store time: that of this outcome once it has expired, if it `remembers`; otherwise
+    /// that which an older outcome may have left, and which this state hides.
     pub memory_until: Option<StoreMillis>,
     /// An outcome that is no longer kept is answered `Expired` until the memory passes.
     pub remembers: bool,
@@ -288,6 +289,14 @@ pub(crate) fn is_remembered(state: &KeyState, now: StoreMillis) -> bool {
     is_outcome && state.remembers && is_kept && is_expired(state, now)
 }
 
+/// When a memory passes that is to last until then: at the end of that minute, wherever it is kept. Files of expired keys
+/// count in minutes: were it to pass earlier in the log, a key could be forgotten there and be told by the file for the
+/// rest of the minute.
+pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
+    let minutes = until.0.div_ceil(MEMORY_MILLIS).min(u64::from(u32::MAX));
+    StoreMillis(minutes * MEMORY_MILLIS)
+}
+
 /// A memory answers those who would do the work, and can be forgotten. To all others the key is absent.
 fn remembered(call: Call) -> Decision {
     match call {
@@ -494,48 +503,6 @@ impl KeyState {
             hold: false,
             owner: None,
             reason: None,
-        }
-    }
-
-    /// What a record about a key says; `None` for a forget. `token`: the attempt's.
-    pub(crate) fn read(
-        kind: Kind,
-        ending: Option<Ending>,
-        body: &Body<'_>,
-        token: Token,
-    ) -> Option<Self> {
-        let phase = match (kind, ending) {
-            (Kind::Claim | Kind::Update, _) => Phase::Claimed,
-            (_, Some(Ending::Completed)) => Phase::Completed,
-            (_, Some(Ending::Failed)) => Phase::Failed,
-            (_, Some(Ending::Aborted)) => Phase::Aborted,
-            (_, Some(Ending::Interrupted)) => Phase::Interrupted,
-            (_, Some(Ending::Held)) => Phase::Held,
-            (_, None) => return None,
-        };
-        Some(KeyState::of(phase, body, token))
-    }
-
-    /// What the body of a record says that leaves its key in `phase`.
-    pub(crate) fn of(phase: Phase, body: &Body<'_>, token: Token) -> Self {
-        let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
-        KeyState {
-            phase,
-            token,
-            life: body.life.unwrap_or(token),
-            open_fate: body.open_fate,
-            attempt: body.attempt,
-            forgiven: body.forgiven,
-            since: body.since.unwrap_or(body.time),
-            time: body.time,
-            expires_at: body.expires_at,
-            memory_until: body.memory_until,
-            remembers: body.remembers,
-            wall_offset: body.wall_offset,
-            fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
-            hold: body.hold,
-            owner: label(body.owner),
-            reason: label(body.reason),
         }
     }
 }

@@ -11,6 +11,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::limits;
+use crate::protocol::passes_at;
 use crate::sealed::listed::{ENTRIES, ListedMemories, MINUTE};
 use crate::sealed::{Paged, SealedFile, Stretch};
 use crate::storage::Storage;
@@ -34,7 +35,8 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(hash: KeyHash, completed_wall: u64, until: StoreMillis) -> Self {
-        Memory { hash: hash_of(hash), completed: minutes(completed_wall), until: minutes_up(until) }
+        let until = minutes(passes_at(until).0);
+        Memory { hash: hash_of(hash), completed: minutes(completed_wall), until }
     }
 
     pub(crate) fn completed_wall(&self) -> u64 {
@@ -53,17 +55,6 @@ impl Memory {
 /// Limited to what the field holds, the year 10136: what is to be remembered for longer is so until then.
 fn minutes(millis: u64) -> u32 {
     u32::try_from(millis / MINUTE).unwrap_or(u32::MAX)
-}
-
-/// The same, rounded up.
-fn minutes_up(time: StoreMillis) -> u32 {
-    u32::try_from(time.0.div_ceil(MINUTE)).unwrap_or(u32::MAX)
-}
-
-/// When a memory passes that is to last until then: at the end of that minute, in the log as in a file. Were it to pass
-/// earlier in the log, a key could be forgotten there and be told by the file for the rest of the minute.
-pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
-    StoreMillis(u64::from(minutes_up(until)) * MINUTE)
 }
 
 fn hash_of(hash: KeyHash) -> u128 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::compose::state_of;
+use super::compose::{state_in, state_of};
 use super::placing::{Asked, Placing, Progress};
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
@@ -12,7 +12,6 @@ use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
 use crate::record::{Body, Draft, Ending, Record};
-use crate::remembered::passes_at;
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
@@ -517,7 +516,7 @@ impl Engine {
             Error::corrupt(self.log.dir(), 0, format_args!("{bad} at lsn {}", record.lsn))
         })?;
         // Others may have written it to the millisecond.
-        body.memory_until = body.memory_until.map(passes_at);
+        body.memory_until = body.memory_until.map(protocol::passes_at);
         Ok(body)
     }
 
@@ -585,7 +584,7 @@ impl Engine {
             Box::new(Live {
                 key_kind: key.kind(),
                 key: key.bytes().into(),
-                state: KeyState::of(Phase::Claimed, &body, token),
+                state: state_in(Phase::Claimed, &body, token),
                 presence: Presence::Owner,
                 lease_until: writing.lease_ms.map(|lease| now.plus(lease)),
                 reserved: writing.reserve,

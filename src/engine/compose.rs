@@ -1,12 +1,13 @@
-//! What a record says of its key, from the state before and the decision; and the state it leaves.
+//! What a record says of its key, from the state before and the decision; and the state that a record tells.
+
+use std::sync::Arc;
 
 use super::{Engine, Writing};
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
-use crate::protocol::{KeyState, Next, Phase};
-use crate::record::{Body, Record};
-use crate::remembered::passes_at;
-use crate::types::StoreMillis;
+use crate::protocol::{KeyState, Next, Phase, passes_at};
+use crate::record::{Body, Ending, Kind, Record};
+use crate::types::{StoreMillis, Token};
 
 impl Engine {
     /// The body of the record that brings the key from `state` to `next`.
@@ -100,6 +101,39 @@ impl Engine {
     }
 }
 
+/// What a record says of its key; `None` for a forget.
 pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
-    KeyState::read(record.kind, record.ending(), body, body.token_at(record.lsn))
+    let phase = match (record.kind, record.ending()) {
+        (Kind::Claim | Kind::Update, _) => Phase::Claimed,
+        (_, Some(Ending::Completed)) => Phase::Completed,
+        (_, Some(Ending::Failed)) => Phase::Failed,
+        (_, Some(Ending::Aborted)) => Phase::Aborted,
+        (_, Some(Ending::Interrupted)) => Phase::Interrupted,
+        (_, Some(Ending::Held)) => Phase::Held,
+        (_, None) => return None,
+    };
+    Some(state_in(phase, body, body.token_at(record.lsn)))
+}
+
+/// What the body of a record says that leaves its key in `phase`. `token`: the attempt's.
+pub(super) fn state_in(phase: Phase, body: &Body<'_>, token: Token) -> KeyState {
+    let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
+    KeyState {
+        phase,
+        token,
+        life: body.life.unwrap_or(token),
+        open_fate: body.open_fate,
+        attempt: body.attempt,
+        forgiven: body.forgiven,
+        since: body.since.unwrap_or(body.time),
+        time: body.time,
+        expires_at: body.expires_at,
+        memory_until: body.memory_until,
+        remembers: body.remembers,
+        wall_offset: body.wall_offset,
+        fingerprint: body.fingerprint.map(Fingerprint::from_bytes),
+        hold: body.hold,
+        owner: label(body.owner),
+        reason: label(body.reason),
+    }
 }

@@ -21,7 +21,7 @@ pub(crate) const BUCKET_BYTES: usize = 64;
 /// Entries of a full page of expired keys.
 pub(crate) const ENTRIES: usize = 204;
 /// Memories pass at the end of one.
-pub(crate) const MINUTE: u64 = 60_000;
+pub(crate) const MINUTE: u64 = crate::limits::MEMORY_MILLIS;
 
 /// Bytes of a header, except for the zeros that may follow it.
 const HEAD_BYTES: usize = 128;
