@@ -1,7 +1,8 @@
-//! The rules of a key's life, pure: state × call → answer and next state.
+//! The rules of a key's life, pure: state × call → answer and the complete next state.
 //!
-//! Promises: no I/O, no clock, no memory; every backend calls it. The table it implements stands in
-//! `docs/protocol.md`, and a test walks every cell. Never: knows a log, a lock or a thread.
+//! Promises: no I/O, no clock, no memory. Every backend calls [`decide`] and stores what it says; it decides nothing of
+//! its own about a key. The tables it implements stand in `docs/protocol.md`, and a test walks every cell and compares
+//! every field. Never: knows a record, a log, a lock or a thread.
 
 use std::sync::Arc;
 
@@ -9,10 +10,13 @@ use crate::limits::MEMORY_MILLIS;
 use crate::operation::{Fingerprint, OnInterrupted};
 use crate::types::{StoreMillis, Token};
 
-/// What the newest record says of a key, except its result.
+/// Why an attempt is over whose lease has passed.
+pub(crate) const LEASE_PASSED: &str = "its lease passed";
+
+/// What is stored of a key, except its result.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyState {
-    /// What the record leaves the key in.
+    /// How far the attempt has come.
     pub phase: Phase,
     /// The attempt's fencing token.
     pub token: Token,
@@ -24,9 +28,9 @@ pub struct KeyState {
     pub attempt: u32,
     /// Attempts up to this one no longer count for `attempts_max`: the key was resolved for a retry.
     pub forgiven: u32,
-    /// When the attempt was claimed.
+    /// When the attempt was claimed; of an outcome, when that was recorded.
     pub since: StoreMillis,
-    /// When the record was made: of an ending, when the attempt ended.
+    /// When the state was stored: of an ending, when the attempt ended.
     pub time: StoreMillis,
     /// When an outcome or an abort is no longer kept; `None`: it is kept for ever.
     pub expires_at: Option<StoreMillis>,
@@ -47,7 +51,32 @@ pub struct KeyState {
     pub reason: Option<Arc<str>>,
 }
 
-/// What a record leaves its key in. A claim whose process is gone reads `Claimed` and is interrupted.
+/// A state that is about to be stored: a [`KeyState`] whose labels are borrowed, from the state before or from the call, and
+/// whose token may be the one that the storing itself issues.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct NextState<'a> {
+    /// As of a [`KeyState`], and so are all fields without a word of their own.
+    pub(crate) phase: Phase,
+    /// The attempt's fencing token; `None`: a new one, which the storing issues.
+    pub(crate) token: Option<Token>,
+    /// Token of the key's first claim since it was absent; `None`: the new one.
+    pub(crate) life: Option<Token>,
+    pub(crate) open_fate: Option<Token>,
+    pub(crate) attempt: u32,
+    pub(crate) forgiven: u32,
+    pub(crate) since: StoreMillis,
+    pub(crate) time: StoreMillis,
+    pub(crate) expires_at: Option<StoreMillis>,
+    pub(crate) memory_until: Option<StoreMillis>,
+    pub(crate) remembers: bool,
+    pub(crate) wall_offset: i64,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) hold: bool,
+    pub(crate) owner: Option<&'a str>,
+    pub(crate) reason: Option<&'a str>,
+}
+
+/// How far an attempt has come. A claim whose process is gone reads `Claimed` and is interrupted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     /// An attempt began and has no ending.
@@ -64,13 +93,13 @@ pub enum Phase {
     Failed,
 }
 
-/// What memory adds to a record: who is on the key right now.
+/// Who is on a key right now. It is kept in addition to the state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Presence {
-    /// Nobody.
+    /// No owner and no claimant: a claim without an ending is interrupted.
     #[default]
     Nobody,
-    /// An owner of this process holds the claim, and its lease has not lapsed unnoticed.
+    /// An owner holds the claim. Once its lease has passed, it counts as nobody for all but itself.
     Owner,
     /// A claimant was told of the interruption and has not decided.
     Asked,
@@ -141,12 +170,55 @@ pub struct Wants {
     pub reconciles: bool,
 }
 
-/// What a call answers, and what becomes of the key.
+/// All that is known of a key when a call comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Current<'a> {
+    /// What was stored last; `None`: nothing ever, or that the key was forgotten.
+    pub(crate) state: Option<&'a KeyState>,
+    /// When the memory passes that the key has, or may have from an older life.
+    pub(crate) memory_until: Option<StoreMillis>,
+    /// Who is on it.
+    pub(crate) presence: Presence,
+    /// When the owner's lease passes; `None`: it has none, and holds the claim as long as its guard lives.
+    pub(crate) lease_until: Option<StoreMillis>,
+}
+
+/// What a call brings for the state that it may lead to. Each state takes what it has a use for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Conditions<'a> {
+    /// What the request is; recorded with a grant.
+    pub(crate) fingerprint: Option<Fingerprint>,
+    /// An interruption of the attempt that it begins is to be held.
+    pub(crate) hold: bool,
+    /// The label of the claimant.
+    pub(crate) owner: Option<&'a str>,
+    /// Why the attempt ends.
+    pub(crate) reason: Option<&'a str>,
+    /// How long the owner holds the claim, in milliseconds; `None`: as long as its guard lives.
+    pub(crate) lease_ms: Option<u64>,
+    /// How long an outcome or an abort is kept; `None`: for ever.
+    pub(crate) retention_ms: Option<u64>,
+    /// How long an outcome is remembered once its retention has passed; `None`: not at all.
+    pub(crate) remember_ms: Option<u64>,
+}
+
+/// When a call is decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Decision {
-    pub(crate) answer: Answer,
-    /// `None`: nothing is written.
-    pub(crate) next: Option<Next>,
+pub(crate) struct Moment {
+    /// Store time: all rules go by it.
+    pub(crate) now: StoreMillis,
+    /// Wall time minus store time, in milliseconds, where they have parted; only noted, to show times.
+    pub(crate) wall_offset: i64,
+}
+
+/// What a call answers, and what becomes of the key. Both count only together, in one step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Decision<'a> {
+    /// What the caller is told. `None`: nothing yet. The call came upon a lease that had passed, which is the next state;
+    /// once that is stored, the call is decided anew.
+    pub(crate) answer: Option<Answer>,
+    /// `None`: nothing changes.
+    pub(crate) next: Option<Next<'a>>,
 }
 
 /// What a call is told.
@@ -180,84 +252,175 @@ pub enum Answer {
     Lost,
 }
 
-/// The record to be written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Next {
-    /// A claim with a token of its own.
+/// The complete next state of a key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Next<'a> {
+    /// What is to be stored; `None`: what is stored stays, only who is on the key changes.
+    pub(crate) becomes: Option<Becomes<'a>>,
+    /// Who is on the key from now on.
+    pub(crate) presence: Presence,
+    /// When the owner's lease passes, as of [`Current`].
+    pub(crate) lease_until: Option<StoreMillis>,
+}
+
+/// What is stored of a key from now on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Becomes<'a> {
+    /// This state.
+    State(NextState<'a>),
+    /// Nothing: the key is absent.
+    Absent {
+        /// Until then the absence has to be known, since it hides an older memory of the key.
+        memory_until: Option<StoreMillis>,
+    },
+}
+
+/// What the rules say of a call, before the fields of the next state are filled in.
+struct Ruling<'a> {
+    answer: Option<Answer>,
+    change: Option<Change<'a>>,
+}
+
+/// What becomes of a key, each with the state that it comes from.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    /// Its state stays; a claimant was asked.
+    Asked,
+    /// Its state stays; its owner's lease begins anew.
+    Renewed,
+    /// An attempt begins, with a token of its own.
     Claimed {
-        attempt: u32,
-        forgiven: u32,
-        life: Option<Token>,
+        from: Option<&'a KeyState>,
         open_fate: Option<Token>,
     },
-    /// A mark: completed by a record that is its own token.
+    /// An attempt begins and is done at once, with a token of its own.
     Marked {
-        attempt: u32,
-        life: Option<Token>,
+        from: Option<&'a KeyState>,
     },
-    /// The same attempt, in another phase; its token stays, unless `spent`.
-    Same {
-        phase: Phase,
-        open_fate: Option<Token>,
-        spent: bool,
-        /// No attempt so far counts for `attempts_max` any more.
-        forgives: bool,
-    },
+    /// The same attempt, in another phase.
+    Moved(&'a KeyState, Phase),
+    /// The same, and its token is spent.
+    Spent(&'a KeyState, Phase),
+    /// The same attempt is interrupted: its owner's lease had passed.
+    Lapsed(&'a KeyState),
+    /// It had no effect, nor had any before it.
+    Aborted(&'a KeyState),
+    /// It is to be tried again, however often it was tried.
+    Retried(&'a KeyState),
+    /// It has an outcome, which closes every fate that was open.
+    Ended(&'a KeyState, Phase),
     Absent,
 }
 
-/// Decides one call on one key. `state` is `None` for an absent key.
-pub(crate) fn decide(
-    state: Option<&KeyState>,
-    presence: Presence,
+/// Decides one call on one key.
+pub(crate) fn decide<'a>(
+    current: &Current<'a>,
+    call: Call,
+    conditions: &Conditions<'a>,
+    moment: Moment,
+) -> Decision<'a> {
+    let Ruling { answer, change } = rule(current, call, moment.now);
+    let next = change.map(|change| next(change, current, conditions, moment));
+    Decision { answer, next }
+}
+
+/// The answer, if the call changes nothing. What is decided on a state that was only read, and may be another one by now,
+/// can be answered by it; a change has to be decided anew where it is made.
+pub(crate) fn decide_unchanged(
+    current: &Current<'_>,
     call: Call,
     now: StoreMillis,
-) -> Decision {
+) -> Option<Answer> {
+    let Ruling { answer, change } = rule(current, call, now);
+    answer.filter(|_| change.is_none())
+}
+
+#[inline]
+fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
+    let Current { state, presence, .. } = *current;
+    if let Some(state) = state.filter(|state| is_noticed_lapse(state, current, call, now)) {
+        return Ruling { answer: None, change: Some(Change::Lapsed(state)) };
+    }
+    // A memory answers callers that would do the work, and can be forgotten. To all others the key is absent.
     if state.is_some_and(|state| is_remembered(state, now)) {
-        return remembered(call);
+        match call {
+            Call::Claim(_) | Call::Mark(_) => return told(Answer::Expired),
+            Call::Forget => return done(Change::Absent),
+            _ => {}
+        }
     }
     let state = state.filter(|state| !is_expired(state, now));
     match call {
         Call::Claim(wants) => claim(state, presence, wants),
         Call::Mark(fingerprint) => mark(state, presence, fingerprint),
-        Call::TakeOver(seen) => word(state, presence, seen, |state| Next::Claimed {
-            attempt: state.attempt.saturating_add(1),
-            forgiven: state.forgiven,
-            life: Some(state.life),
-            open_fate: Some(state.open_fate.unwrap_or(state.token)),
+        Call::TakeOver(seen) => word(state, presence, seen, |state| {
+            let open_fate = Some(state.open_fate.unwrap_or(state.token));
+            Change::Claimed { from: Some(state), open_fate }
         }),
-        Call::NotApplied(seen) => word(state, presence, seen, |state| Next::Claimed {
-            attempt: state.attempt.saturating_add(1),
-            forgiven: state.forgiven,
-            life: Some(state.life),
+        Call::NotApplied(seen) => word(state, presence, seen, |state| Change::Claimed {
+            from: Some(state),
             open_fate: None,
         }),
-        Call::Hold(seen) => word(state, presence, seen, |state| same(state, Phase::Held)),
-        Call::Complete(token) => ending(state, token, |_| completed(Phase::Completed)),
-        Call::Fail(token) => ending(state, token, |_| completed(Phase::Failed)),
+        Call::Hold(seen) => word(state, presence, seen, |state| Change::Moved(state, Phase::Held)),
+        Call::Complete(token) => {
+            ending(state, token, |state| Change::Ended(state, Phase::Completed))
+        }
+        Call::Fail(token) => ending(state, token, |state| Change::Ended(state, Phase::Failed)),
         Call::Abort(token) => ending(state, token, aborted),
-        Call::Park(token) => ending(state, token, |state| same(state, Phase::Held)),
+        Call::Park(token) => ending(state, token, |state| Change::Moved(state, Phase::Held)),
         Call::Interrupt(token) => interrupt(state, presence, token),
         Call::Renew(token) => renew(state, presence, token),
-        Call::ResolveComplete(seen) => resolve(state, presence, seen, completed(Phase::Completed)),
-        Call::ResolveFail(seen) => resolve(state, presence, seen, completed(Phase::Failed)),
-        Call::ResolveRetry(seen) => resolve(state, presence, seen, tried_again()),
-        Call::Forget => match (state, presence) {
-            (None, _) => told(Answer::Unchanged),
-            (Some(state), Presence::Owner) if state.phase == Phase::Claimed => {
+        Call::ResolveComplete(seen) => {
+            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Completed))
+        }
+        Call::ResolveFail(seen) => {
+            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Failed))
+        }
+        Call::ResolveRetry(seen) => resolve(state, presence, seen, Change::Retried),
+        Call::Forget => match state {
+            None => told(Answer::Unchanged),
+            Some(state) if phase_shown(state, presence) == Phase::Claimed => {
                 told(Answer::InProgress)
             }
-            (Some(_), _) => done(Next::Absent),
+            Some(_) => done(Change::Absent),
         },
         Call::ForgetClaimed(token) => match state {
             Some(state)
                 if state.token == token && phase_shown(state, presence) == Phase::Claimed =>
             {
-                done(Next::Absent)
+                done(Change::Absent)
             }
             _ => told(Answer::Lost),
         },
     }
+}
+
+/// Whether the owner's lease has passed.
+fn has_lapsed(presence: Presence, lease_until: Option<StoreMillis>, now: StoreMillis) -> bool {
+    presence == Presence::Owner && lease_until.is_some_and(|until| until <= now)
+}
+
+/// Whether a lease has passed that this call is the first to come upon. Its own owner doesn't: its word counts as long as
+/// nobody else has come.
+fn is_noticed_lapse(state: &KeyState, current: &Current<'_>, call: Call, now: StoreMillis) -> bool {
+    has_lapsed(current.presence, current.lease_until, now)
+        && state.phase == Phase::Claimed
+        && call.of_owner() != Some(state.token)
+}
+
+/// Who is on a key, and until when, as a look shows it that changes nothing: a lease that has passed is shown as the next call
+/// will find it.
+pub(crate) fn shown(
+    state: &mut KeyState,
+    presence: Presence,
+    lease_until: Option<StoreMillis>,
+    now: StoreMillis,
+) -> (Presence, Option<StoreMillis>) {
+    if !has_lapsed(presence, lease_until, now) {
+        return (presence, lease_until);
+    }
+    state.reason = Some(LEASE_PASSED.into());
+    (Presence::Nobody, None)
 }
 
 /// Whether a result's or an abort's retention has passed. Claims, interrupted and held keys never expire.
@@ -297,15 +460,6 @@ pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
     StoreMillis(minutes * MEMORY_MILLIS)
 }
 
-/// A memory answers those who would do the work, and can be forgotten. To all others the key is absent.
-fn remembered(call: Call) -> Decision {
-    match call {
-        Call::Claim(_) | Call::Mark(_) => told(Answer::Expired),
-        Call::Forget => done(Next::Absent),
-        _ => decide(None, Presence::Nobody, call, StoreMillis(0)),
-    }
-}
-
 /// The state in which the key is shown.
 pub(crate) fn phase_shown(state: &KeyState, presence: Presence) -> Phase {
     match (state.phase, presence) {
@@ -315,36 +469,38 @@ pub(crate) fn phase_shown(state: &KeyState, presence: Presence) -> Phase {
     }
 }
 
-fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Decision {
-    let Some(state) = state else {
-        return granted(Next::Claimed { attempt: 1, forgiven: 0, life: None, open_fate: None });
-    };
+fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Ruling<'_> {
+    let begins = Change::Claimed { from: state, open_fate: None };
+    let Some(state) = state else { return granted(begins) };
     let phase = phase_shown(state, presence);
     // A client may mend a request that had no effect.
     if phase != Phase::Aborted && differs(state.fingerprint, wants.fingerprint) {
         return told(Answer::Mismatch);
     }
-    let attempt = state.attempt.saturating_add(1);
     // What was forgiven is no more than there were: a record that says otherwise doesn't parse.
-    let too_many = wants.attempts_max.is_some_and(|max| attempt - state.forgiven > max);
+    let too_many = wants.attempts_max.is_some_and(|max| next_attempt(state) - state.forgiven > max);
     match phase {
         Phase::Claimed => told(Answer::InProgress),
         Phase::Completed => told(Answer::Completed),
         Phase::Failed => told(Answer::Failed),
         Phase::Held => told(Answer::Held),
         Phase::Aborted if too_many => told(Answer::TooManyAttempts),
-        Phase::Aborted => {
-            let (life, forgiven) = (Some(state.life), state.forgiven);
-            granted(Next::Claimed { attempt, forgiven, life, open_fate: None })
-        }
+        Phase::Aborted => granted(begins),
         // One is asked at a time; to all others the key is busy.
         Phase::Interrupted if presence == Presence::Asked => told(Answer::InProgress),
         Phase::Interrupted if too_many => told(Answer::TooManyAttempts),
         Phase::Interrupted => {
             let hold = state.hold || wants.on_interrupted == Some(OnInterrupted::Hold);
-            told(if hold && !wants.reconciles { Answer::Held } else { Answer::Asked })
+            match hold && !wants.reconciles {
+                true => told(Answer::Held),
+                false => Ruling { answer: Some(Answer::Asked), change: Some(Change::Asked) },
+            }
         }
     }
+}
+
+fn next_attempt(state: &KeyState) -> u32 {
+    state.attempt.saturating_add(1)
 }
 
 /// Two requests are known to differ only if both said what they are.
@@ -356,10 +512,9 @@ fn mark(
     state: Option<&KeyState>,
     presence: Presence,
     fingerprint: Option<Fingerprint>,
-) -> Decision {
-    let Some(state) = state else {
-        return granted(Next::Marked { attempt: 1, life: None });
-    };
+) -> Ruling<'_> {
+    let begins = Change::Marked { from: state };
+    let Some(state) = state else { return granted(begins) };
     let phase = phase_shown(state, presence);
     if phase != Phase::Aborted && differs(state.fingerprint, fingerprint) {
         return told(Answer::Mismatch);
@@ -368,38 +523,35 @@ fn mark(
         Phase::Claimed => told(Answer::InProgress),
         Phase::Completed | Phase::Failed => told(Answer::Completed),
         Phase::Interrupted | Phase::Held => told(Answer::Interrupted),
-        Phase::Aborted => granted(Next::Marked {
-            attempt: state.attempt.saturating_add(1),
-            life: Some(state.life),
-        }),
+        Phase::Aborted => granted(begins),
     }
 }
 
 /// A word about an interrupted attempt counts only while it is still the attempt that was seen.
-fn word(
-    state: Option<&KeyState>,
+fn word<'a>(
+    state: Option<&'a KeyState>,
     presence: Presence,
     seen: Token,
-    next: impl FnOnce(&KeyState) -> Next,
-) -> Decision {
+    change: impl FnOnce(&'a KeyState) -> Change<'a>,
+) -> Ruling<'a> {
     match state {
         Some(state)
             if state.token == seen && phase_shown(state, presence) == Phase::Interrupted =>
         {
-            Decision { answer: Answer::Granted, next: Some(next(state)) }
+            granted(change(state))
         }
         _ => told(Answer::Lost),
     }
 }
 
 /// The owner's ending counts while its token is the key's, lapsed or not: position orders, the token fences.
-fn ending(
-    state: Option<&KeyState>,
+fn ending<'a>(
+    state: Option<&'a KeyState>,
     token: Token,
-    next: impl FnOnce(&KeyState) -> Next,
-) -> Decision {
+    change: impl FnOnce(&'a KeyState) -> Change<'a>,
+) -> Ruling<'a> {
     match state {
-        Some(state) if state.token == token && is_open(state.phase) => done(next(state)),
+        Some(state) if state.token == token && is_open(state.phase) => done(change(state)),
         _ => told(Answer::Lost),
     }
 }
@@ -408,45 +560,30 @@ fn is_open(phase: Phase) -> bool {
     matches!(phase, Phase::Claimed | Phase::Interrupted | Phase::Held)
 }
 
-/// An outcome, or an operator's word, closes every fate that was open.
-fn completed(phase: Phase) -> Next {
-    Next::Same { phase, open_fate: None, spent: false, forgives: false }
-}
-
-/// An operator's word that the work is to be done again, however often it was tried.
-fn tried_again() -> Next {
-    Next::Same { phase: Phase::Aborted, open_fate: None, spent: false, forgives: true }
-}
-
 /// An abort speaks for its own attempt only: an older open fate leads back to interrupted, and a hold stays
-/// one until it is resolved. Either way the token is spent, so the record is a token of its own.
-fn aborted(state: &KeyState) -> Next {
+/// one until it is resolved. Either way the token is spent.
+fn aborted(state: &KeyState) -> Change<'_> {
     match (state.phase, state.open_fate) {
-        (Phase::Held, open_fate) => {
-            Next::Same { phase: Phase::Held, open_fate, spent: true, forgives: false }
-        }
-        (_, open_fate @ Some(_)) => {
-            Next::Same { phase: Phase::Interrupted, open_fate, spent: true, forgives: false }
-        }
-        (_, None) => completed(Phase::Aborted),
+        (Phase::Held, _) => Change::Spent(state, Phase::Held),
+        (_, Some(_)) => Change::Spent(state, Phase::Interrupted),
+        (_, None) => Change::Aborted(state),
     }
 }
 
-fn interrupt(state: Option<&KeyState>, presence: Presence, token: Token) -> Decision {
+fn interrupt(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
     match state {
         Some(state) if state.token == token && phase_shown(state, presence) == Phase::Claimed => {
-            done(same(state, Phase::Interrupted))
+            done(Change::Moved(state, Phase::Interrupted))
         }
         _ => told(Answer::Unchanged),
     }
 }
 
-fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Decision {
+fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
     match state {
         Some(state) if state.token == token => match phase_shown(state, presence) {
-            // The lease of a claim that was not detached lives in memory only.
-            Phase::Claimed => told(Answer::Done),
-            Phase::Interrupted => done(same(state, Phase::Claimed)),
+            Phase::Claimed => done(Change::Renewed),
+            Phase::Interrupted => done(Change::Moved(state, Phase::Claimed)),
             Phase::Held => told(Answer::Held),
             _ => told(Answer::Lost),
         },
@@ -454,11 +591,16 @@ fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Decision
     }
 }
 
-fn resolve(state: Option<&KeyState>, presence: Presence, seen: Token, next: Next) -> Decision {
+fn resolve<'a>(
+    state: Option<&'a KeyState>,
+    presence: Presence,
+    seen: Token,
+    change: impl FnOnce(&'a KeyState) -> Change<'a>,
+) -> Ruling<'a> {
     match state {
         Some(state) if state.token == seen => match phase_shown(state, presence) {
             // Aborted: beyond `attempts_max` nobody but an operator gets the key any further.
-            Phase::Interrupted | Phase::Held | Phase::Aborted => done(next),
+            Phase::Interrupted | Phase::Held | Phase::Aborted => done(change(state)),
             Phase::Claimed => told(Answer::InProgress),
             Phase::Completed | Phase::Failed => told(Answer::Unchanged),
         },
@@ -466,20 +608,216 @@ fn resolve(state: Option<&KeyState>, presence: Presence, seen: Token, next: Next
     }
 }
 
-fn same(state: &KeyState, phase: Phase) -> Next {
-    Next::Same { phase, open_fate: state.open_fate, spent: false, forgives: false }
+fn granted(change: Change<'_>) -> Ruling<'_> {
+    Ruling { answer: Some(Answer::Granted), change: Some(change) }
 }
 
-fn granted(next: Next) -> Decision {
-    Decision { answer: Answer::Granted, next: Some(next) }
+fn done(change: Change<'_>) -> Ruling<'_> {
+    Ruling { answer: Some(Answer::Done), change: Some(change) }
 }
 
-fn done(next: Next) -> Decision {
-    Decision { answer: Answer::Done, next: Some(next) }
+fn told<'a>(answer: Answer) -> Ruling<'a> {
+    Ruling { answer: Some(answer), change: None }
 }
 
-fn told(answer: Answer) -> Decision {
-    Decision { answer, next: None }
+/// Fills in the next state: what it takes from the one before, and what from the call.
+fn next<'a>(
+    change: Change<'a>,
+    current: &Current<'_>,
+    conditions: &Conditions<'a>,
+    moment: Moment,
+) -> Next<'a> {
+    // Whatever comes hides an older memory until that has passed.
+    let older = current.memory_until.filter(|until| *until > moment.now);
+    let lease_until = conditions.lease_ms.map(|ms| moment.now.plus(ms));
+    let nobody = |becomes| Next { becomes, presence: Presence::Nobody, lease_until: None };
+    let owner = |becomes| Next { becomes, presence: Presence::Owner, lease_until };
+    match change {
+        Change::Asked => Next { presence: Presence::Asked, ..nobody(None) },
+        Change::Renewed => owner(None),
+        Change::Absent => nobody(Some(Becomes::Absent { memory_until: older })),
+        Change::Claimed { from, open_fate } => {
+            // Only an aborted request may be mended: whoever takes over goes on with the one there is.
+            let gone_on_with =
+                from.filter(|from| from.phase != Phase::Aborted).and_then(|from| from.fingerprint);
+            let state = NextState {
+                open_fate,
+                forgiven: from.map_or(0, |from| from.forgiven),
+                fingerprint: conditions.fingerprint.or(gone_on_with),
+                hold: conditions.hold,
+                ..begun(Phase::Claimed, from, Lasting::hiding(older), conditions, moment)
+            };
+            owner(Some(Becomes::State(state)))
+        }
+        Change::Marked { from } => {
+            let lasting = Lasting::of_outcome(older, conditions, moment);
+            let state = begun(Phase::Completed, from, lasting, conditions, moment);
+            nobody(Some(Becomes::State(state)))
+        }
+        // Of an attempt with an outcome only that is of interest.
+        Change::Ended(state, phase) => {
+            let lasting = Lasting::of_outcome(older, conditions, moment);
+            let state = NextState {
+                open_fate: None,
+                forgiven: 0,
+                since: moment.now,
+                owner: None,
+                ..gone_on(state, phase, lasting, conditions.reason, moment)
+            };
+            nobody(Some(Becomes::State(state)))
+        }
+        Change::Moved(state, phase) => {
+            let hiding = Lasting::hiding(older);
+            let state = gone_on(state, phase, hiding, conditions.reason, moment);
+            let becomes = Some(Becomes::State(state));
+            if phase == Phase::Claimed { owner(becomes) } else { nobody(becomes) }
+        }
+        Change::Lapsed(state) => {
+            let (phase, reason) = (Phase::Interrupted, Some(LEASE_PASSED));
+            let state = gone_on(state, phase, Lasting::hiding(older), reason, moment);
+            nobody(Some(Becomes::State(state)))
+        }
+        Change::Spent(state, phase) => {
+            let hiding = Lasting::hiding(older);
+            let state = gone_on(state, phase, hiding, conditions.reason, moment);
+            nobody(Some(Becomes::State(NextState { token: None, ..state })))
+        }
+        Change::Aborted(state) => {
+            let state = aborted_with(state, state.forgiven, older, conditions, moment);
+            nobody(Some(Becomes::State(state)))
+        }
+        Change::Retried(state) => {
+            let state = aborted_with(state, state.attempt, older, conditions, moment);
+            nobody(Some(Becomes::State(state)))
+        }
+    }
+}
+
+/// What of a state passes by itself.
+struct Lasting {
+    expires_at: Option<StoreMillis>,
+    memory_until: Option<StoreMillis>,
+    remembers: bool,
+}
+
+impl Lasting {
+    fn hiding(older: Option<StoreMillis>) -> Self {
+        Lasting { expires_at: None, memory_until: older, remembers: false }
+    }
+
+    /// When an outcome expires, and how long it is remembered then: no shorter than what it hides.
+    fn of_outcome(older: Option<StoreMillis>, conditions: &Conditions<'_>, moment: Moment) -> Self {
+        let expires_at = conditions.retention_ms.map(|ms| moment.now.plus(ms));
+        let own = expires_at.zip(conditions.remember_ms).map(|(at, ms)| passes_at(at.plus(ms)));
+        Lasting { expires_at, memory_until: older.max(own), remembers: own.is_some() }
+    }
+}
+
+/// An attempt that begins.
+fn begun<'a>(
+    phase: Phase,
+    from: Option<&KeyState>,
+    lasting: Lasting,
+    conditions: &Conditions<'a>,
+    moment: Moment,
+) -> NextState<'a> {
+    NextState {
+        phase,
+        token: None,
+        life: from.map(|from| from.life),
+        open_fate: None,
+        attempt: from.map_or(1, next_attempt),
+        forgiven: 0,
+        since: moment.now,
+        time: moment.now,
+        expires_at: lasting.expires_at,
+        memory_until: lasting.memory_until,
+        remembers: lasting.remembers,
+        wall_offset: moment.wall_offset,
+        fingerprint: conditions.fingerprint,
+        hold: false,
+        owner: label(conditions.owner),
+        reason: None,
+    }
+}
+
+/// The same attempt, in another phase.
+fn gone_on<'a>(
+    state: &'a KeyState,
+    phase: Phase,
+    lasting: Lasting,
+    reason: Option<&'a str>,
+    moment: Moment,
+) -> NextState<'a> {
+    NextState {
+        phase,
+        token: Some(state.token),
+        life: Some(state.life),
+        open_fate: state.open_fate,
+        attempt: state.attempt,
+        forgiven: state.forgiven,
+        since: state.since,
+        time: moment.now,
+        expires_at: lasting.expires_at,
+        memory_until: lasting.memory_until,
+        remembers: lasting.remembers,
+        wall_offset: moment.wall_offset,
+        fingerprint: state.fingerprint,
+        hold: state.hold,
+        owner: state.owner.as_deref(),
+        reason: label(reason),
+    }
+}
+
+/// It leaves no fate open, and the key free until its retention passes.
+fn aborted_with<'a>(
+    state: &'a KeyState,
+    forgiven: u32,
+    older: Option<StoreMillis>,
+    conditions: &Conditions<'a>,
+    moment: Moment,
+) -> NextState<'a> {
+    NextState {
+        open_fate: None,
+        forgiven,
+        expires_at: conditions.retention_ms.map(|ms| moment.now.plus(ms)),
+        ..gone_on(state, Phase::Aborted, Lasting::hiding(older), conditions.reason, moment)
+    }
+}
+
+/// An empty label is none.
+fn label(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+impl NextState<'_> {
+    /// The state once it is stored. `own` is the token that the storing issued.
+    pub(crate) fn stored(&self, own: Token) -> KeyState {
+        let token = self.token.unwrap_or(own);
+        KeyState {
+            phase: self.phase,
+            token,
+            life: self.life.unwrap_or(token),
+            open_fate: self.open_fate,
+            attempt: self.attempt,
+            forgiven: self.forgiven,
+            since: self.since,
+            time: self.time,
+            expires_at: self.expires_at,
+            memory_until: self.memory_until,
+            remembers: self.remembers,
+            wall_offset: self.wall_offset,
+            fingerprint: self.fingerprint,
+            hold: self.hold,
+            owner: self.owner.map(Arc::from),
+            reason: self.reason.map(Arc::from),
+        }
+    }
+
+    /// Whether an attempt begins with it.
+    pub(crate) fn is_grant(&self) -> bool {
+        self.phase == Phase::Claimed && self.token.is_none()
+    }
 }
 
 impl KeyState {

@@ -253,20 +253,23 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn claim(body: &Body<'_>) -> Self {
-        Draft::about_key(Kind::Claim, 0, body)
+        Draft::about_key(Kind::Claim, None, body)
     }
 
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn update(body: &Body<'_>) -> Self {
-        Draft::about_key(Kind::Update, 0, body)
+        Draft::about_key(Kind::Update, None, body)
     }
 
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn end(ending: Ending, body: &Body<'_>) -> Self {
-        Draft::about_key(Kind::End, ending as u8, body)
+        Draft::about_key(Kind::End, Some(ending), body)
     }
 
     pub(crate) fn forget(body: &Body<'_>) -> Self {
-        Draft::about_key(Kind::Forget, 0, body)
+        Draft::about_key(Kind::Forget, None, body)
     }
 
     /// A note carries the watermark in its header, and the clocks where `time` is given.
@@ -287,7 +290,9 @@ impl Draft {
         let token = body.token_at(record.lsn);
         let life = Some(body.life.unwrap_or(token));
         let body = Body { token: Some(token), ahead: 0, life, ..body.clone() };
-        Draft::about_key(record.kind, record.detail | FLAG_COPY, &body)
+        let mut draft = Draft::about_key(record.kind, record.ending(), &body);
+        draft.flags |= FLAG_COPY;
+        draft
     }
 
     /// The same, moved by compaction: its original is about to go, so nothing may take it for a recovery's copy.
@@ -297,7 +302,10 @@ impl Draft {
         draft
     }
 
-    fn about_key(kind: Kind, detail: u8, body: &Body<'_>) -> Self {
+    /// A record of that kind. Inlined, so that a body that is made up for it is never put together in memory.
+    #[inline(always)]
+    pub(crate) fn about_key(kind: Kind, ending: Option<Ending>, body: &Body<'_>) -> Self {
+        let detail = ending.map_or(0, |ending| ending as u8);
         let mut bytes = Vec::with_capacity(HEADER_BYTES + 80 + body.key.len() + body.result.len());
         bytes.resize(HEADER_BYTES, 0);
         encode_body(body, &mut bytes);
@@ -540,6 +548,7 @@ fn two_bytes(len: usize) -> U16 {
     U16::new(len as u16)
 }
 
+#[inline(always)]
 fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     let labels = [body.owner.as_bytes(), body.reason.as_bytes(), body.progress, body.meta];
     let has_labels = labels.iter().any(|label| !label.is_empty());
@@ -548,21 +557,19 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     let has_format = (body.codec, version) != (0, 0);
     let attempt = body.attempt;
     let token = if body.says_ahead() { Some(Token(body.ahead)) } else { body.token };
-    let present = [
-        (token.is_some(), HAS_TOKEN),
-        (body.life.is_some(), HAS_LIFE),
-        (body.open_fate.is_some(), HAS_OPEN_FATE),
-        (attempt != 1, HAS_ATTEMPT),
-        (body.since.is_some(), HAS_SINCE),
-        (body.expires_at.is_some(), HAS_EXPIRY),
-        (body.wall_offset != 0, HAS_WALL),
-        (body.fingerprint.is_some(), HAS_FINGERPRINT),
-        (has_labels, HAS_LABELS),
-        (has_format, HAS_FORMAT),
-        (body.memory_until.is_some(), HAS_MEMORY),
-        (body.memory_until.is_some() && body.remembers, REMEMBERS),
-    ];
-    let fields = present.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
+    let bit = |is: bool, bit: u32| u32::from(is) * bit;
+    let fields = bit(token.is_some(), HAS_TOKEN)
+        | bit(body.life.is_some(), HAS_LIFE)
+        | bit(body.open_fate.is_some(), HAS_OPEN_FATE)
+        | bit(attempt != 1, HAS_ATTEMPT)
+        | bit(body.since.is_some(), HAS_SINCE)
+        | bit(body.expires_at.is_some(), HAS_EXPIRY)
+        | bit(body.wall_offset != 0, HAS_WALL)
+        | bit(body.fingerprint.is_some(), HAS_FINGERPRINT)
+        | bit(has_labels, HAS_LABELS)
+        | bit(has_format, HAS_FORMAT)
+        | bit(body.memory_until.is_some(), HAS_MEMORY)
+        | bit(body.memory_until.is_some() && body.remembers, REMEMBERS);
     let head = BodyHead {
         fields: (fields | u32::from(body.key_kind) << KEY_KIND_SHIFT).into(),
         key_bytes: two_bytes(body.key.len()),
@@ -596,8 +603,10 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(&until.0.to_le_bytes());
     }
     out.extend_from_slice(body.key);
-    for label in labels {
-        out.extend_from_slice(label);
+    if has_labels {
+        for label in labels {
+            out.extend_from_slice(label);
+        }
     }
     out.extend_from_slice(body.result);
 }

@@ -6,7 +6,7 @@ use super::InFlight;
 use crate::Result;
 use crate::engine::{Applied, Claimed, EncodedOutcome, Found, Seen, Stored, Writing};
 use crate::operation::{Durability, Fingerprint, Key};
-use crate::protocol::{Answer, Call, KeyState, Presence};
+use crate::protocol::{Answer, Call, Conditions, KeyState, Presence};
 use crate::types::StoreMillis;
 
 /// Whatever answers the calls on a store's keys.
@@ -127,16 +127,17 @@ impl Request {
 
 impl Terms {
     fn of(writing: &Writing<'_>) -> Self {
+        let conditions = &writing.conditions;
         Terms {
             durability: writing.level,
             reserve: writing.reserve,
-            lease_millis: writing.lease_ms,
-            retention_millis: writing.retention_ms,
-            remember_millis: writing.remember_ms,
-            fingerprint: writing.fingerprint,
-            hold: writing.hold,
-            owner: writing.owner.map(str::to_owned),
-            reason: writing.reason.map(str::to_owned),
+            lease_millis: conditions.lease_ms,
+            retention_millis: conditions.retention_ms,
+            remember_millis: conditions.remember_ms,
+            fingerprint: conditions.fingerprint,
+            hold: conditions.hold,
+            owner: conditions.owner.map(str::to_owned),
+            reason: conditions.reason.map(str::to_owned),
             outcome: writing.outcome.map(|outcome| Stored {
                 codec: outcome.codec,
                 version: outcome.version,
@@ -150,13 +151,15 @@ impl Terms {
         Writing {
             level: self.durability,
             reserve: self.reserve,
-            lease_ms: self.lease_millis,
-            retention_ms: self.retention_millis,
-            remember_ms: self.remember_millis,
-            fingerprint: self.fingerprint,
-            hold: self.hold,
-            owner: self.owner.as_deref(),
-            reason: self.reason.as_deref(),
+            conditions: Conditions {
+                lease_ms: self.lease_millis,
+                retention_ms: self.retention_millis,
+                remember_ms: self.remember_millis,
+                fingerprint: self.fingerprint,
+                hold: self.hold,
+                owner: self.owner.as_deref(),
+                reason: self.reason.as_deref(),
+            },
             outcome: self.outcome.as_ref().map(|stored| EncodedOutcome {
                 codec: stored.codec,
                 version: stored.version,

@@ -12,6 +12,8 @@ use crate::Error;
 use crate::Result;
 use crate::engine::{Applied, Seen, Writing};
 use crate::operation::Key;
+#[cfg(feature = "backend")]
+use crate::protocol::Conditions;
 use crate::protocol::{Call, KeyState};
 use crate::types::{KeyHash, StoreMillis, Token};
 
@@ -112,7 +114,8 @@ impl Shared {
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
-                let writing = Writing { reason: Some(reason), ..*writing };
+                let conditions = Conditions { reason: Some(reason), ..writing.conditions };
+                let writing = Writing { conditions, ..*writing };
                 drop(backend.send(Request::of(key, call, &writing)));
             }
         }

@@ -12,7 +12,7 @@ use super::{Attempt, reserve};
 use crate::backend::Shared;
 use crate::engine::{Claimed, EncodedOutcome, Writing};
 use crate::operation::{Settings, cut_label, encode_meta};
-use crate::protocol::{Answer, Call};
+use crate::protocol::{Answer, Call, Conditions};
 use crate::sync::{self, AtomicBool, Ordering};
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
@@ -169,9 +169,12 @@ impl ClaimGuard {
         let settings = &self.0.settings;
         let writing = Writing {
             level: Some(settings.durability),
-            retention_ms: parts.retention_ms.or(settings.retention_ms),
-            remember_ms: settings.remember_ms,
-            reason: parts.missing.as_deref(),
+            conditions: Conditions {
+                retention_ms: parts.retention_ms.or(settings.retention_ms),
+                remember_ms: settings.remember_ms,
+                reason: parts.missing.as_deref(),
+                ..Conditions::default()
+            },
             outcome: Some(EncodedOutcome { codec, version, meta: &meta, bytes: &parts.bytes }),
             ..Writing::default()
         };
@@ -202,8 +205,11 @@ impl ClaimGuard {
         let settings = &self.0.settings;
         let writing = Writing {
             level: Some(settings.durability),
-            retention_ms: settings.retention_ms,
-            reason: Some(why.reason()),
+            conditions: Conditions {
+                retention_ms: settings.retention_ms,
+                reason: Some(why.reason()),
+                ..Conditions::default()
+            },
             ..Writing::default()
         };
         let call = Call::Abort(self.0.token);
@@ -244,7 +250,8 @@ impl ClaimGuard {
             return self.record(if failure { outcome.into_failure() } else { outcome });
         }
         // Always at `Sync`: nobody may be granted what is held.
-        let writing = Writing { reason: Some(&reason), ..Writing::default() };
+        let conditions = Conditions { reason: Some(&reason), ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
         let call = Call::Park(self.0.token);
         let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
         self.ended(done)
@@ -328,7 +335,8 @@ impl ClaimInner {
     fn let_go(&self, abort: bool, reason: &str) {
         let level = if abort { self.settings.durability } else { self.settings.claim_durability };
         let retention_ms = self.settings.retention_ms;
-        let writing = Writing { level: Some(level), retention_ms, ..Writing::default() };
+        let conditions = Conditions { retention_ms, ..Conditions::default() };
+        let writing = Writing { level: Some(level), conditions, ..Writing::default() };
         self.shared.let_go(&self.key, self.hash, self.token, abort, reason, &writing);
     }
 }
@@ -452,7 +460,7 @@ impl ClaimHandle {
                 settings.reserve_bytes,
                 inner.key.bytes().len(),
             ),
-            lease_ms: Some(lease_ms),
+            conditions: Conditions { lease_ms: Some(lease_ms), ..Conditions::default() },
             ..Writing::default()
         };
         let applied =

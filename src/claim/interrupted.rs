@@ -7,7 +7,7 @@ use super::{Attempt, ClaimGuard, granting};
 use crate::backend::Shared;
 use crate::engine::Writing;
 use crate::operation::Settings;
-use crate::protocol::{Answer, Call};
+use crate::protocol::{Answer, Call, Conditions};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
@@ -133,7 +133,8 @@ impl Interrupted {
     }
 
     pub(crate) fn hold_because(&self, reason: &str) -> Result<()> {
-        let writing = Writing { reason: Some(reason), ..Writing::default() };
+        let conditions = Conditions { reason: Some(reason), ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
         let applied = self.shared.apply(
             self.attempt.key(),
             self.hash,

@@ -21,6 +21,7 @@ use std::fmt;
 
 use crate::engine::Writing;
 use crate::operation::Settings;
+use crate::protocol::Conditions;
 use crate::{Key, Outcome};
 
 /// The answer to a claim: do the work, replay the record, or keep out.
@@ -301,11 +302,14 @@ pub(crate) fn granting<'a>(
     Writing {
         level: Some(settings.claim_durability),
         reserve: reserve(result_bytes_max, settings.reserve_bytes, key.bytes().len()),
-        lease_ms: settings.lease_ms,
-        fingerprint,
-        hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
-        owner: settings.owner.as_deref(),
-        ..Writing::default()
+        conditions: Conditions {
+            lease_ms: settings.lease_ms,
+            fingerprint,
+            hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
+            owner: settings.owner.as_deref(),
+            ..Conditions::default()
+        },
+        outcome: None,
     }
 }
 

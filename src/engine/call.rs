@@ -3,34 +3,30 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::compose::{state_in, state_of};
+use super::compose::{compose, state_of};
 use super::placing::{Asked, Placing, Progress};
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::open::gate::Inside;
 use crate::log::{NoRoom, Placed, Room, Segments, Span};
-use crate::operation::{Durability, Fingerprint, Key};
-use crate::protocol::{self, Answer, Call, KeyState, Next, Phase, Presence};
-use crate::record::{Body, Draft, Ending, Record};
+use crate::operation::{Durability, Key};
+use crate::protocol::{
+    self, Answer, Becomes, Call, Conditions, Current, KeyState, Moment, Next, Phase, Presence,
+};
+use crate::record::{Body, Record};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 
-/// What goes into a record in addition to the decision.
+/// What a call brings in addition to what it asks.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Writing<'a> {
     /// Level of the record; `None`: `Sync`.
     pub(crate) level: Option<Durability>,
     /// Room to keep for the ending, of a grant.
     pub(crate) reserve: u64,
-    pub(crate) lease_ms: Option<u64>,
-    pub(crate) retention_ms: Option<u64>,
-    /// How long an outcome is remembered once its retention has passed.
-    pub(crate) remember_ms: Option<u64>,
-    pub(crate) fingerprint: Option<Fingerprint>,
-    pub(crate) hold: bool,
-    pub(crate) owner: Option<&'a str>,
-    pub(crate) reason: Option<&'a str>,
+    /// What the rules take from it.
+    pub(crate) conditions: Conditions<'a>,
     pub(crate) outcome: Option<EncodedOutcome<'a>>,
 }
 
@@ -100,6 +96,11 @@ impl Found {
         outcome: Option<Stored>,
     ) -> Self {
         Found { state: Some(state), presence, lease_until, outcome, ..Found::default() }
+    }
+
+    pub(super) fn current(&self) -> Current<'_> {
+        let Found { presence, lease_until, memory_until, .. } = *self;
+        Current { state: self.state.as_ref(), memory_until, presence, lease_until }
     }
 
     /// Its record, if only another record ends it.
@@ -318,24 +319,32 @@ impl Engine {
         now: StoreMillis,
     ) -> Result<Done, Again> {
         let known = found.as_deref().unwrap_or(&NOTHING);
-        let decision = protocol::decide(known.state.as_ref(), known.presence, call, now);
-        let Some(next) = decision.next else {
-            let mut question = 0;
-            if decision.answer == Answer::Asked {
-                question = self.ask(shard, key, hash, known);
-            } else if matches!(call, Call::Renew(_)) && decision.answer == Answer::Done {
-                renew_in_memory(shard, hash, known, now, writing);
+        let moment = self.moment(now);
+        let decision = protocol::decide(&known.current(), call, &writing.conditions, moment);
+        let (placed, claimed, question) = match &decision.next {
+            None => (None, None, 0),
+            Some(Next { becomes: None, presence: Presence::Asked, .. }) => {
+                (None, None, self.ask(shard, key, hash, known))
             }
-            let mut done = told(found, decision.answer, now);
-            done.applied.question = question;
-            return Ok(done);
+            Some(next @ Next { becomes: None, .. }) => {
+                note_in_memory(shard, hash, known, next);
+                (None, None, 0)
+            }
+            Some(next @ Next { becomes: Some(becomes), .. }) => {
+                // A lapse is as durable as its claim.
+                let level = known.place.map(Place::level);
+                let lapse = Writing { level, ..Writing::default() };
+                let writing = if decision.answer.is_some() { writing } else { &lapse };
+                let (placed, claimed) =
+                    self.write(shard, key, hash, known, becomes, next, moment, writing)?;
+                (Some(placed), claimed, 0)
+            }
         };
-        let (placed, token) = self.write(shard, key, hash, known, next, now, writing)?;
-        let mut done = told(found, decision.answer, now);
-        done.placed = Some(placed);
-        if let Next::Claimed { attempt, .. } = next {
-            done.applied.claimed = Some(Claimed { token, attempt });
-        }
+        let Some(answer) = decision.answer else { return Err(Again::Changed) };
+        let mut done = told(found, answer, now);
+        done.placed = placed;
+        done.applied.claimed = claimed;
+        done.applied.question = question;
         Ok(done)
     }
 
@@ -382,45 +391,28 @@ impl Engine {
         Ok(known.places.iter().all(is_there) && Arc::ptr_eq(shard.tables(), &known.tables))
     }
 
-    /// The key's entry, if somebody is on it. A lease that has passed is noticed here, by whoever comes but its
-    /// own owner, whose word counts as long as nobody else has come. With the time by which it is judged: what is said
-    /// next must go by the same, or a claim in progress is shown with nothing left of its lease.
-    #[inline]
+    /// The key's entry, if somebody is on it. With the time by which it is judged: what is said next must go by the
+    /// same, or a claim in progress is shown with nothing left of its lease.
     pub(super) fn look_in_memory(
         &self,
-        shard: &mut Shard,
+        shard: &Shard,
         key: &Key<'_>,
         hash: KeyHash,
-        call: Call,
-    ) -> Result<Option<(Box<Found>, StoreMillis)>, Again> {
-        let is_key = |entry: &&Entry| {
-            entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
-        };
-        let Some(entry) = shard.candidates(hash).find(is_key) else { return Ok(None) };
-        let Some(live) = &entry.live else { return Ok(None) };
-        let found = Box::new(Found {
-            state: Some(live.state.clone()),
-            presence: live.presence,
-            place: Some(entry.place),
-            lease_until: live.lease_until,
-            reserved: live.reserved,
-            outcome: None,
-            memory_until: live.state.memory_until,
-        });
-        let (now, token) = (self.log.now(), live.state.token);
-        if call.of_owner() == Some(token) || !live.has_lapsed(now) {
-            return Ok(Some((found, now)));
-        }
-        let decision =
-            protocol::decide(found.state.as_ref(), found.presence, Call::Interrupt(token), now);
-        let Some(next) = decision.next else { return Ok(Some((found, now))) };
-        let writing = Writing {
-            level: found.place.map(Place::level),
-            reason: Some(super::LEASE_PASSED),
-            ..Writing::default()
-        };
-        self.write(shard, key, hash, &found, next, now, &writing)?;
-        Err(Again::Changed)
+    ) -> Option<(Box<Found>, StoreMillis)> {
+        let is_key = |live: &&Live| live.is_key(key.kind(), key.bytes());
+        shard.candidates(hash).find_map(|entry| {
+            let live = entry.live.as_deref().filter(is_key)?;
+            let found = Box::new(Found {
+                state: Some(live.state.clone()),
+                presence: live.presence,
+                lease_until: live.lease_until,
+                place: Some(entry.place),
+                reserved: live.reserved,
+                outcome: None,
+                memory_until: live.state.memory_until,
+            });
+            Some((found, self.log.now()))
+        })
     }
 
     /// The key among the records that have its hash: memory's, then those of the tables from the newest on.
@@ -520,7 +512,7 @@ impl Engine {
         Ok(body)
     }
 
-    /// Gives the record its place in the log and the key its entry, in one step. With the token of the attempt it tells of.
+    /// Gives the record its place in the log and the key its entry, in one step. With the attempt that it grants.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     fn write(
         &self,
@@ -528,76 +520,65 @@ impl Engine {
         key: &Key<'_>,
         hash: KeyHash,
         found: &Found,
-        next: Next,
-        now: StoreMillis,
+        becomes: &Becomes<'_>,
+        next: &Next<'_>,
+        moment: Moment,
         writing: &Writing<'_>,
-    ) -> Result<(Placed, Token), Again> {
+    ) -> Result<(Placed, Option<Claimed>), Again> {
         // Before the body says it: the first write of an opening may change it.
         let Some(ahead) = self.log.ahead() else { return Err(Again::NotWriting) };
-        let state = found.state.as_ref();
-        let mut body = self.compose(key, state, found.memory_until, next, now, writing);
-        if body.token.is_none() {
-            body.ahead = ahead;
-        }
-        let was_live = found.presence == Presence::Owner;
-        let (draft, phase, room) = match next {
-            Next::Claimed { .. } => {
-                (Draft::claim(&body), Some(Phase::Claimed), Room::Reserve(writing.reserve))
+        let draft = compose(key, becomes, ahead, moment, writing.outcome.as_ref());
+        let (state, until) = match becomes {
+            Becomes::State(state) => {
+                let phase = Some(state.phase);
+                (Some(state), protocol::ends_at(phase, state.expires_at, state.memory_until))
             }
-            Next::Marked { .. } => {
-                (Draft::end(Ending::Completed, &body), Some(Phase::Completed), Room::Free)
-            }
-            Next::Absent => (Draft::forget(&body), None, Room::Clear(found.reserved)),
-            Next::Same { phase, .. } => {
-                let draft = match phase {
-                    Phase::Claimed => Draft::update(&body),
-                    Phase::Interrupted => Draft::end(Ending::Interrupted, &body),
-                    Phase::Held => Draft::end(Ending::Held, &body),
-                    Phase::Aborted => Draft::end(Ending::Aborted, &body),
-                    Phase::Completed => Draft::end(Ending::Completed, &body),
-                    Phase::Failed => Draft::end(Ending::Failed, &body),
-                };
-                let room = match phase {
-                    Phase::Claimed => Room::Reserve(writing.reserve),
-                    Phase::Aborted => Room::Clear(found.reserved),
-                    _ => Room::Spend(found.reserved),
-                };
-                (draft, Some(phase), room)
+            Becomes::Absent { memory_until } => {
+                (None, protocol::ends_at(None, None, *memory_until))
             }
         };
-        let span = Span {
-            until: protocol::ends_at(phase, body.expires_at, body.memory_until),
-            ends: found.endless(),
+        let room = match state.map(|state| state.phase) {
+            Some(Phase::Claimed) => Room::Reserve(writing.reserve),
+            // Nothing was kept for a mark.
+            Some(Phase::Completed) if state.is_some_and(|state| state.token.is_none()) => {
+                Room::Free
+            }
+            None | Some(Phase::Aborted) => Room::Clear(found.reserved),
+            Some(_) => Room::Spend(found.reserved),
         };
+        let span = Span { until, ends: found.endless() };
         let placed = self.log.place_for(draft, room, span).map_err(|no_room| match no_room {
             NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
             NoRoom::NotWriting => Again::NotWriting,
             NoRoom::Full => Again::NoMoreLsns,
         })?;
-        if phase.is_none() {
+        if state.is_none() {
             self.forgotten.fetch_max(placed.lsn.get(), Ordering::SeqCst);
         }
-        let token = body.token_at(placed.lsn);
+        // A new token is the record's own.
+        let own = placed.lsn.token(ahead);
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);
-        let live = (phase == Some(Phase::Claimed)).then(|| {
+        let live = state.filter(|_| next.presence == Presence::Owner).map(|state| {
             Box::new(Live {
                 key_kind: key.kind(),
                 key: key.bytes().into(),
-                state: state_in(Phase::Claimed, &body, token),
-                presence: Presence::Owner,
-                lease_until: writing.lease_ms.map(|lease| now.plus(lease)),
+                state: state.stored(own),
+                presence: next.presence,
+                lease_until: next.lease_until,
                 reserved: writing.reserve,
                 question: 0,
             })
         });
-        match (was_live, live.is_some()) {
+        match (found.presence == Presence::Owner, live.is_some()) {
             (false, true) => {
                 self.in_flight.fetch_add(1, Ordering::SeqCst);
             }
             (true, false) => self.ended_one(),
             _ => {}
         }
+        let granted = state.filter(|state| state.is_grant());
+        let claimed = granted.map(|state| Claimed { token: own, attempt: state.attempt });
         match found.place.and_then(|old| shard.entry_at(hash, old.lsn())) {
             // A forget, too, keeps its entry: a table may have an older record of the key.
             Some(entry) => {
@@ -606,7 +587,7 @@ impl Engine {
             }
             None => shard.insert(Entry { hash, place, live }),
         }
-        Ok((placed, token))
+        Ok((placed, claimed))
     }
 
     pub(super) fn ended_one(&self) {
@@ -630,7 +611,8 @@ impl Engine {
     ) {
         // A close interrupts what is in flight by itself.
         let Ok(_inside) = self.enter() else { return };
-        let writing = Writing { reason: Some(reason), ..*writing };
+        let conditions = Conditions { reason: Some(reason), ..writing.conditions };
+        let writing = Writing { conditions, ..*writing };
         let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
         let mut placing = Placing::new(Asked { key, call, writing: &writing }, hash);
         loop {
@@ -731,16 +713,10 @@ pub(super) fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) 
     Done { applied: Applied { answer, found, claimed: None, now, question: 0 }, placed: None }
 }
 
-/// The lease of a claim that was not detached lives in memory.
-fn renew_in_memory(
-    shard: &mut Shard,
-    hash: KeyHash,
-    found: &Found,
-    now: StoreMillis,
-    writing: &Writing<'_>,
-) {
+/// Notes in memory until when its owner is on the key: the lease of a claim that was not detached lives there.
+fn note_in_memory(shard: &mut Shard, hash: KeyHash, found: &Found, next: &Next<'_>) {
     let entry = found.place.and_then(|place| shard.entry_at(hash, place.lsn()));
     if let Some(live) = entry.and_then(|entry| entry.live.as_mut()) {
-        live.lease_until = writing.lease_ms.map(|lease| now.plus(lease));
+        (live.presence, live.lease_until) = (next.presence, next.lease_until);
     }
 }

@@ -9,18 +9,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::Engine;
+use super::compose::compose;
 use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
 use crate::log::Room;
 use crate::operation::Key;
-use crate::protocol::{KeyState, Next, Phase, Presence};
-use crate::record::{Draft, Ending};
+use crate::protocol::{self, Call, Conditions, Current, KeyState, Presence};
 use crate::storage::DirLock;
 use crate::sync::{Mutex, Ordering, WakeWord};
 use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Result};
-
-use super::Writing;
 
 /// Keys whose claims a close has interrupted.
 pub(crate) type Unended = Vec<(Key<'static>, KeyState)>;
@@ -254,13 +252,20 @@ impl Engine {
 
     /// Best effort: without the record, the claim's own says the same to the next opening.
     fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
-        let open_fate = live.state.open_fate;
-        let phase = Phase::Interrupted;
-        let next = Next::Same { phase, open_fate, spent: false, forgives: false };
-        let writing = Writing { reason: Some("the store was closed"), ..Writing::default() };
-        let older = live.state.memory_until;
-        let body = self.compose(key, Some(&live.state), older, next, now, &writing);
-        let draft = Draft::end(Ending::Interrupted, &body);
+        let current = Current {
+            state: Some(&live.state),
+            memory_until: live.state.memory_until,
+            presence: live.presence,
+            lease_until: live.lease_until,
+        };
+        let reason = Some("the store was closed");
+        let conditions = Conditions { reason, ..Conditions::default() };
+        let call = Call::Interrupt(live.state.token);
+        let moment = self.moment(now);
+        let next = protocol::decide(&current, call, &conditions, moment).next;
+        let Some(becomes) = next.and_then(|next| next.becomes) else { return };
+        // The token stays, so that none is issued.
+        let draft = compose(key, &becomes, 0, moment, None);
         if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
             entry.place = Place::new(placed.lsn, entry.place.level());
         }

@@ -1,95 +1,96 @@
-//! What a record says of its key, from the state before and the decision; and the state that a record tells.
+//! States of keys as records say them: the record that says what becomes of a key, and the state that a record says.
+//!
+//! Promises: a state that was decided is the one that is read back. Decides nothing: that is `protocol`.
 
 use std::sync::Arc;
 
-use super::{Engine, Writing};
+use super::Engine;
+use super::call::EncodedOutcome;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
-use crate::protocol::{KeyState, Next, Phase, passes_at};
-use crate::record::{Body, Ending, Kind, Record};
-use crate::types::{StoreMillis, Token};
+use crate::protocol::{Becomes, KeyState, Moment, Phase};
+use crate::record::{Body, Draft, Ending, Kind, Record};
+use crate::types::StoreMillis;
+
+/// The record that says what becomes of the key. `ahead`: how far tokens run ahead of LSNs where it is placed.
+pub(super) fn compose(
+    key: &Key<'_>,
+    becomes: &Becomes<'_>,
+    ahead: u64,
+    moment: Moment,
+    outcome: Option<&EncodedOutcome<'_>>,
+) -> Draft {
+    let state = match becomes {
+        Becomes::State(state) => state,
+        Becomes::Absent { memory_until } => {
+            return forget(key, *memory_until, ahead, moment);
+        }
+    };
+    let (kind, ending) = match state.phase {
+        Phase::Claimed if state.is_grant() => (Kind::Claim, None),
+        Phase::Claimed => (Kind::Update, None),
+        Phase::Interrupted => (Kind::End, Some(Ending::Interrupted)),
+        Phase::Held => (Kind::End, Some(Ending::Held)),
+        Phase::Aborted => (Kind::End, Some(Ending::Aborted)),
+        Phase::Completed => (Kind::End, Some(Ending::Completed)),
+        Phase::Failed => (Kind::End, Some(Ending::Failed)),
+    };
+    // A claim's first record says by its time when the attempt began, an outcome when it was recorded.
+    let says_since = !state.is_grant() && !is_outcome(state.phase);
+    let (codec, version, meta, result) = match outcome {
+        Some(outcome) => (outcome.codec, outcome.version, outcome.meta, outcome.bytes),
+        None => (0, 0, &[][..], &[][..]),
+    };
+    let body = Body {
+        key_kind: key.kind(),
+        key: key.bytes(),
+        time: state.time,
+        token: state.token,
+        ahead: if state.token.is_none() { ahead } else { 0 },
+        life: state.life.filter(|life| state.token != Some(*life)),
+        open_fate: state.open_fate,
+        attempt: state.attempt,
+        forgiven: state.forgiven,
+        since: Some(state.since).filter(|_| says_since),
+        expires_at: state.expires_at,
+        memory_until: state.memory_until,
+        remembers: state.remembers,
+        wall_offset: state.wall_offset,
+        fingerprint: state.fingerprint.map(Fingerprint::to_bytes),
+        hold: state.hold,
+        owner: state.owner.unwrap_or(""),
+        reason: state.reason.unwrap_or(""),
+        progress: &[],
+        meta,
+        codec,
+        version,
+        result,
+    };
+    Draft::about_key(kind, ending, &body)
+}
+
+#[cold]
+fn forget(key: &Key<'_>, memory_until: Option<StoreMillis>, ahead: u64, moment: Moment) -> Draft {
+    Draft::forget(&Body {
+        key_kind: key.kind(),
+        key: key.bytes(),
+        time: moment.now,
+        ahead,
+        attempt: 1,
+        memory_until,
+        wall_offset: moment.wall_offset,
+        ..Body::default()
+    })
+}
+
+fn is_outcome(phase: Phase) -> bool {
+    matches!(phase, Phase::Completed | Phase::Failed)
+}
 
 impl Engine {
-    /// The body of the record that brings the key from `state` to `next`.
-    pub(super) fn compose<'a>(
-        &self,
-        key: &'a Key<'_>,
-        state: Option<&'a KeyState>,
-        older_memory: Option<StoreMillis>,
-        next: Next,
-        now: StoreMillis,
-        writing: &Writing<'a>,
-    ) -> Body<'a> {
-        let expires_at = writing.retention_ms.map(|retention| now.plus(retention));
-        let mut body = Body {
-            key_kind: key.kind(),
-            key: key.bytes(),
-            time: now,
-            wall_offset: self.wall_offset(now),
-            attempt: 1,
-            ..Body::default()
-        };
-        match next {
-            Next::Claimed { attempt, forgiven, life, open_fate } => {
-                (body.attempt, body.forgiven) = (attempt, forgiven);
-                (body.life, body.open_fate) = (life, open_fate);
-                // Only an aborted request may be mended: whoever takes over goes on with the one there is.
-                let gone_on_with = state
-                    .filter(|state| matches!(state.phase, Phase::Claimed | Phase::Interrupted))
-                    .and_then(|state| state.fingerprint);
-                body.fingerprint = writing.fingerprint.or(gone_on_with).map(Fingerprint::to_bytes);
-                body.hold = writing.hold;
-                body.owner = writing.owner.unwrap_or("");
-            }
-            Next::Marked { attempt, life } => {
-                (body.attempt, body.life, body.expires_at) = (attempt, life, expires_at);
-                body.fingerprint = writing.fingerprint.map(Fingerprint::to_bytes);
-                body.owner = writing.owner.unwrap_or("");
-            }
-            Next::Same { phase, open_fate, spent, forgives } => {
-                let Some(state) = state else { return body };
-                body.token = Some(state.token).filter(|_| !spent);
-                body.life = Some(state.life).filter(|life| spent || *life != state.token);
-                body.open_fate = open_fate;
-                body.attempt = state.attempt;
-                body.forgiven = match phase {
-                    Phase::Completed | Phase::Failed => 0,
-                    _ if forgives => state.attempt,
-                    _ => state.forgiven,
-                };
-                body.since = Some(state.since)
-                    .filter(|_| !matches!(phase, Phase::Completed | Phase::Failed));
-                body.fingerprint = state.fingerprint.map(Fingerprint::to_bytes);
-                body.hold = state.hold;
-                body.owner = match phase {
-                    Phase::Completed | Phase::Failed => "",
-                    _ => state.owner.as_deref().unwrap_or(""),
-                };
-                body.reason = writing.reason.unwrap_or("");
-                if matches!(phase, Phase::Completed | Phase::Failed | Phase::Aborted) {
-                    body.expires_at = expires_at;
-                }
-            }
-            Next::Absent => {}
-        }
-        // Whatever comes hides an older memory until that has passed.
-        body.memory_until = older_memory.filter(|until| *until > now);
-        let is_outcome = matches!(
-            next,
-            Next::Marked { .. } | Next::Same { phase: Phase::Completed | Phase::Failed, .. }
-        );
-        let own = body.expires_at.zip(writing.remember_ms).filter(|_| is_outcome);
-        if let Some((expires_at, remember)) = own {
-            body.memory_until = body.memory_until.max(Some(passes_at(expires_at.plus(remember))));
-            body.remembers = true;
-        }
-        if let Some(outcome) = &writing.outcome {
-            body.codec = outcome.codec;
-            body.version = outcome.version;
-            body.meta = outcome.meta;
-            body.result = outcome.bytes;
-        }
-        body
+    /// The time as decisions go by it.
+    pub(super) fn moment(&self, now: StoreMillis) -> Moment {
+        Moment { now, wall_offset: self.wall_offset(now) }
     }
 
     /// Wall time minus store time, where they have parted by a second.
@@ -112,13 +113,9 @@ pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState>
         (_, Some(Ending::Held)) => Phase::Held,
         (_, None) => return None,
     };
-    Some(state_in(phase, body, body.token_at(record.lsn)))
-}
-
-/// What the body of a record says that leaves its key in `phase`. `token`: the attempt's.
-pub(super) fn state_in(phase: Phase, body: &Body<'_>, token: Token) -> KeyState {
+    let token = body.token_at(record.lsn);
     let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
-    KeyState {
+    Some(KeyState {
         phase,
         token,
         life: body.life.unwrap_or(token),
@@ -135,5 +132,170 @@ pub(super) fn state_in(phase: Phase, body: &Body<'_>, token: Token) -> KeyState 
         hold: body.hold,
         owner: label(body.owner),
         reason: label(body.reason),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Call, Conditions, Current, Presence, Wants, decide};
+    use crate::record::Seal;
+    use crate::types::{Lsn, StoreId, Token};
+
+    const AT: Lsn = Lsn::new(4096);
+    const AHEAD: u64 = 5;
+    const TOKEN: Token = Token(800);
+    const NOW: StoreMillis = StoreMillis(90_000);
+    const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 9 };
+
+    /// A state with everything in it, or with nothing that may be absent.
+    fn state(phase: Phase, is_full: bool) -> KeyState {
+        let older = KeyState::of_memory(StoreMillis(1), StoreMillis(600_000));
+        let bare = KeyState { phase, token: TOKEN, life: TOKEN, expires_at: None, ..older };
+        if !is_full {
+            return KeyState { memory_until: None, remembers: false, ..bare };
+        }
+        KeyState {
+            life: Token(80),
+            open_fate: Some(Token(160)),
+            attempt: 5,
+            forgiven: 2,
+            since: StoreMillis(50_000),
+            time: StoreMillis(60_000),
+            wall_offset: 3000,
+            fingerprint: Some(Fingerprint::of("this")),
+            hold: true,
+            owner: Some("its owner".into()),
+            reason: Some("its reason".into()),
+            ..bare
+        }
+    }
+
+    fn every_call() -> Vec<Call> {
+        let by_token = [
+            Call::TakeOver,
+            Call::NotApplied,
+            Call::Hold,
+            Call::Complete,
+            Call::Fail,
+            Call::Abort,
+            Call::Park,
+            Call::Interrupt,
+            Call::Renew,
+            Call::ResolveComplete,
+            Call::ResolveFail,
+            Call::ResolveRetry,
+            Call::ForgetClaimed,
+        ];
+        let mut calls = vec![Call::Claim(Wants::default()), Call::Mark(None), Call::Forget];
+        calls.extend(by_token.map(|call| call(TOKEN)));
+        calls
+    }
+
+    fn every_decision(mut look: impl FnMut(&Becomes<'_>, Moment)) {
+        let full = Conditions {
+            fingerprint: Some(Fingerprint::of("this")),
+            hold: true,
+            owner: Some("who comes"),
+            reason: Some("why"),
+            lease_ms: Some(10),
+            retention_ms: Some(1000),
+            remember_ms: Some(2000),
+        };
+        let phases = [
+            Phase::Claimed,
+            Phase::Interrupted,
+            Phase::Held,
+            Phase::Aborted,
+            Phase::Completed,
+            Phase::Failed,
+        ];
+        let known = phases.into_iter().flat_map(|phase| [false, true].map(|is| state(phase, is)));
+        let owner = Presence::Owner;
+        for state in known.map(Some).chain([None]) {
+            for presence in [Presence::Nobody, owner] {
+                for (conditions, wall_offset) in [(full, -7000), (Conditions::default(), 0)] {
+                    for call in every_call() {
+                        let state = state.as_ref();
+                        let memory_until = state.and_then(|state| state.memory_until);
+                        let moment = Moment { now: NOW, wall_offset };
+                        let current = Current { state, memory_until, presence, lease_until: None };
+                        let next = decide(&current, call, &conditions, moment).next;
+                        if let Some(becomes) = next.and_then(|next| next.becomes) {
+                            look(&becomes, moment);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn sealed(draft: Draft) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        draft.seal(&mut bytes, AT, Lsn::ZERO, &SEAL);
+        bytes
+    }
+
+    #[test]
+    fn what_was_decided_is_what_its_record_says() {
+        let (mut states, mut absences) = (0, 0);
+        let key = Key::from("order-17");
+        let result = EncodedOutcome { codec: 3, version: 4, meta: b"m", bytes: b"paid" };
+        every_decision(|becomes, moment| {
+            let is_outcome = matches!(becomes, Becomes::State(next) if is_outcome(next.phase));
+            let outcome = is_outcome.then_some(&result);
+            let bytes = sealed(compose(&key, becomes, AHEAD, moment, outcome));
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            let read = record.body().unwrap();
+            assert_eq!((read.key_kind, read.key, read.time), (key.kind(), key.bytes(), NOW));
+            let said = (read.codec, read.version, read.meta, read.result);
+            let given = outcome.map_or((0, 0, &[][..], &[][..]), |outcome| {
+                (outcome.codec, outcome.version, outcome.meta, outcome.bytes)
+            });
+            assert_eq!(said, given, "{becomes:?}");
+            let state = state_of(&record, &read);
+            match becomes {
+                Becomes::State(next) => {
+                    assert_eq!(state, Some(next.stored(AT.token(AHEAD))));
+                    let kind = match (next.phase, next.token) {
+                        (Phase::Claimed, None) => Kind::Claim,
+                        (Phase::Claimed, Some(_)) => Kind::Update,
+                        _ => Kind::End,
+                    };
+                    assert_eq!(record.kind, kind, "{becomes:?}");
+                    states += 1;
+                }
+                Becomes::Absent { memory_until } => {
+                    assert_eq!((state, record.kind), (None, Kind::Forget));
+                    let said = (read.memory_until, read.wall_offset, read.attempt);
+                    assert_eq!(said, (*memory_until, moment.wall_offset, 1));
+                    absences += 1;
+                }
+            }
+        });
+        assert!(states > 100 && absences > 10, "{states} states, {absences} absences");
+    }
+
+    /// Records of one kind have the same fields, so that an ending is no shorter for coming at once.
+    #[test]
+    fn an_interruption_says_when_its_attempt_began_even_if_that_is_now() {
+        let key = Key::from("k");
+        let state = KeyState { since: NOW, ..state(Phase::Claimed, false) };
+        let presence = Presence::Owner;
+        let current =
+            Current { state: Some(&state), memory_until: None, presence, lease_until: None };
+        let moment = Moment { now: NOW, wall_offset: 0 };
+        for (call, says) in [
+            (Call::Interrupt(TOKEN), Some(NOW)),
+            (Call::Park(TOKEN), Some(NOW)),
+            (Call::Abort(TOKEN), Some(NOW)),
+            (Call::Complete(TOKEN), None),
+        ] {
+            let next = decide(&current, call, &Conditions::default(), moment).next.unwrap();
+            let becomes = next.becomes.unwrap();
+            let bytes = sealed(compose(&key, &becomes, AHEAD, moment, None));
+            let body = Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap();
+            assert_eq!(body.since, says, "{call:?}");
+        }
     }
 }

@@ -55,9 +55,6 @@ use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// Why an attempt is over without an ending.
-pub(super) const LEASE_PASSED: &str = "its lease passed";
-
 /// An open store, as its handles share it.
 pub(crate) struct Engine {
     pub(crate) log: Log,

@@ -9,7 +9,7 @@ use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
 use super::compact::Pass;
 use crate::log::Room;
 use crate::operation::Key;
-use crate::protocol::{self, Answer, Call};
+use crate::protocol::{self, Call};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
@@ -130,11 +130,11 @@ impl<A: Asks> Placing<A> {
         };
         let hash = self.hash;
         self.asks.ask(|key, call, writing| {
-            if let Some(read) = &found {
-                let decision = protocol::decide(read.state.as_ref(), read.presence, call, seen.now);
-                if decision.next.is_none() && decision.answer != Answer::Asked {
-                    return Ok(told(found, decision.answer, seen.now));
-                }
+            let current = found.as_ref().map(|read| read.current());
+            let unchanged =
+                current.and_then(|current| protocol::decide_unchanged(&current, call, seen.now));
+            if let Some(answer) = unchanged {
+                return Ok(told(found, answer, seen.now));
             }
             let mut shard = engine.shard(hash)?;
             if !is_as_read(&shard, key, hash, &seen) {
@@ -189,16 +189,15 @@ impl Engine {
     fn try_in_memory<A: Asks>(&self, asks: &A, hash: KeyHash) -> Result<Done, Stop> {
         asks.ask(|key, call, writing| {
             let mut shard = self.shard(hash)?;
-            let (found, now) = match self.look_in_memory(&mut shard, key, hash, call) {
-                Ok(Some((found, now))) => (Some(found), now),
-                Ok(None) => {
+            let (found, now) = match self.look_in_memory(&shard, key, hash) {
+                Some((found, now)) => (Some(found), now),
+                None => {
                     let known = Known::of(&shard, hash, self.log.now());
                     if !known.is_nothing() {
                         return Err(Stop::WaitsFor(WaitsFor::Read(known)));
                     }
                     (None, known.now)
                 }
-                Err(again) => return Err(self.stopped(again)),
             };
             let tried = self.act(&mut shard, key, hash, found, call, writing, now);
             drop(shard);

@@ -229,14 +229,7 @@ pub(crate) struct Walk {
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
     let mut state = live.state.clone();
-    // A lease that has passed is none, as whoever notices it will be told.
-    let (presence, lease_until) = match live.has_lapsed(now) {
-        true => {
-            state.reason = Some(super::LEASE_PASSED.into());
-            (Presence::Nobody, None)
-        }
-        false => (live.presence, live.lease_until),
-    };
+    let (presence, lease_until) = protocol::shown(&mut state, live.presence, live.lease_until, now);
     Seen { state, presence, lease_until, outcome: None, now, place: entry.place }
 }
 

@@ -71,11 +71,6 @@ impl Live {
     pub(crate) fn is_key(&self, kind: u8, key: &[u8]) -> bool {
         self.key_kind == kind && *self.key == *key
     }
-
-    /// Whether the owner's lease has passed and nobody has noticed yet.
-    pub(crate) fn has_lapsed(&self, now: StoreMillis) -> bool {
-        self.presence == Presence::Owner && self.lease_until.is_some_and(|until| until <= now)
-    }
 }
 
 /// The table.

@@ -1,12 +1,13 @@
-//! The table of `docs/protocol.md`, read from the page, against every cell of the code.
+//! The tables of `docs/protocol.md`, read from the page, against every cell of the code and every field of the next state.
 
 use super::*;
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
 
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 10] = [
     "absent",
     "claimed",
+    "lapsed",
     "interrupted",
     "asked",
     "held",
@@ -16,31 +17,49 @@ const COLUMNS: [&str; 9] = [
     "expired",
 ];
 
+/// What the page says of a next state, after the calls that lead to it and what is written.
+const FIELDS: [&str; 13] = [
+    "token",
+    "life",
+    "open fate",
+    "attempt",
+    "forgiven",
+    "since",
+    "fingerprint",
+    "hold",
+    "owner",
+    "reason",
+    "expiry",
+    "memory",
+    "on it",
+];
+
 const NOW: StoreMillis = StoreMillis(1000);
 const TOKEN: Token = Token(800);
 const LIFE: Token = Token(80);
 const OLDEST: Token = Token(160);
 const OTHER: Token = Token(808);
 const ATTEMPT: u32 = 5;
+const WALL: i64 = -7000;
 
 type Row = (&'static str, Vec<&'static str>);
 
 /// A cell that leaves it to the next row of the same call.
 const SILENT: &str = "·";
 
-/// The rows under the header that begins with `| call | absent |`: name and cells.
-fn table() -> Vec<Row> {
+/// The rows under the header that begins so, which has these columns: name and cells.
+fn table(begins: &str, columns: &[&str]) -> Vec<Row> {
     let cells = |line: &'static str| -> Vec<&'static str> {
         line.trim_matches('|').split('|').map(str::trim).collect()
     };
-    let mut lines = PAGE.lines().skip_while(|line| !line.starts_with("| call | absent |"));
-    assert_eq!(cells(lines.next().unwrap())[1..], COLUMNS);
+    let mut lines = PAGE.lines().skip_while(|line| !line.starts_with(begins));
+    assert_eq!(cells(lines.next().unwrap())[1..], *columns);
     lines.next();
     lines
         .take_while(|line| line.starts_with('|'))
         .map(|line| {
             let cells = cells(line);
-            assert_eq!(cells.len(), 1 + COLUMNS.len(), "{line}");
+            assert_eq!(cells.len(), 1 + columns.len(), "{line}");
             (cells[0], cells[1..].to_vec())
         })
         .collect()
@@ -56,72 +75,191 @@ fn cell(rows: &[Row], names: &[&str], column: usize) -> (&'static str, &'static 
         .expect("some row says something")
 }
 
-/// A decision in the words of the page.
-fn words(decision: Decision, state: Option<&KeyState>) -> String {
-    let answer = match decision.answer {
-        Answer::Granted => "granted",
-        Answer::Asked => "asked",
-        Answer::InProgress => "in progress",
-        Answer::Held => "held",
-        Answer::TooManyAttempts => "too many",
-        Answer::Completed => "completed",
-        Answer::Failed => "failed",
-        Answer::Mismatch => "mismatch",
-        Answer::Expired => "expired",
-        Answer::Interrupted => "interrupted",
-        Answer::Done => "done",
-        Answer::Unchanged => "nothing",
-        Answer::Lost => "lost",
-    };
-    let Some(next) = decision.next else { return answer.to_owned() };
-    let attempt_words = |attempt: u32, life: Option<Token>| match state {
-        None => {
-            assert_eq!((attempt, life), (1, None));
-            "1"
-        }
-        Some(state) => {
-            assert_eq!((attempt, life), (state.attempt + 1, Some(LIFE)), "life goes on");
-            "n+1"
-        }
-    };
-    let next = match next {
-        Next::Claimed { attempt, forgiven, life, open_fate } => {
-            let known = state.map_or(0, |state| state.forgiven);
-            assert_eq!(forgiven, known, "only an operator forgives");
-            let number = attempt_words(attempt, life);
-            match open_fate {
-                None => format!("claimed {number}"),
-                Some(open) => {
-                    let state = state.unwrap();
-                    assert_eq!(open, state.open_fate.unwrap_or(TOKEN), "the oldest fate stays");
-                    format!("claimed {number}, open")
-                }
-            }
-        }
-        Next::Marked { attempt, life } => format!("completed {}", attempt_words(attempt, life)),
-        Next::Same { phase, open_fate, spent, forgives } => {
-            let (name, keeps_fate) = match phase {
-                Phase::Claimed => ("claimed n", true),
-                Phase::Interrupted => ("interrupted", true),
-                Phase::Held => ("held", true),
-                Phase::Aborted => ("aborted", false),
-                Phase::Completed => ("completed", false),
-                Phase::Failed => ("failed", false),
-            };
-            let fate = state.unwrap().open_fate.filter(|_| keeps_fate);
-            assert_eq!(open_fate, fate, "an open fate stays until an outcome or a word closes it");
-            let more = [(spent, ", token spent"), (forgives, ", counted anew")];
-            let more = more.iter().filter(|(is, _)| *is).map(|(_, words)| *words);
-            format!("{name}{}", more.collect::<String>())
-        }
-        Next::Absent => "absent".to_owned(),
-    };
-    format!("{answer} → {next}")
+/// What the page calls an answer; `None`: a lapse comes first.
+fn answer(word: &str) -> Option<Answer> {
+    Some(match word {
+        "lapse" => return None,
+        "granted" => Answer::Granted,
+        "asked" => Answer::Asked,
+        "in progress" => Answer::InProgress,
+        "held" => Answer::Held,
+        "too many" => Answer::TooManyAttempts,
+        "completed" => Answer::Completed,
+        "failed" => Answer::Failed,
+        "mismatch" => Answer::Mismatch,
+        "expired" => Answer::Expired,
+        "interrupted" => Answer::Interrupted,
+        "done" => Answer::Done,
+        "nothing" => Answer::Unchanged,
+        "lost" => Answer::Lost,
+        other => panic!("no answer: {other}"),
+    })
 }
 
-/// Everything a state may be, and the column it belongs to.
-fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
-    let presences = [Presence::Nobody, Presence::Owner, Presence::Asked];
+fn phase(word: &str) -> Phase {
+    match word {
+        "claimed" => Phase::Claimed,
+        "interrupted" => Phase::Interrupted,
+        "held" => Phase::Held,
+        "aborted" => Phase::Aborted,
+        "completed" => Phase::Completed,
+        "failed" => Phase::Failed,
+        other => panic!("no phase: {other}"),
+    }
+}
+
+/// The row of the second table for what a call writes, by the field.
+struct Fields<'a> {
+    cells: &'a [&'static str],
+}
+
+impl<'a> Fields<'a> {
+    fn of(rows: &'a [Row], call: &str, written: &str) -> (usize, Self) {
+        let is_it = |(calls, cells): &Row| {
+            calls.split("; ").any(|known| known == call) && cells[0] == written
+        };
+        let mut found = rows.iter().enumerate().filter(|(_, row)| is_it(row));
+        let (at, (_, cells)) = found.next().unwrap_or_else(|| panic!("{call} → {written}"));
+        assert!(found.next().is_none(), "{call} → {written} stands twice");
+        (at, Fields { cells: &cells[1..] })
+    }
+
+    fn get(&self, field: &str) -> &'static str {
+        self.cells[FIELDS.iter().position(|known| *known == field).unwrap()]
+    }
+
+    /// The next state as the page has it. `state`: the one before, if the key is not absent.
+    fn next<'s>(
+        &self,
+        current: &Current<'s>,
+        state: Option<&'s KeyState>,
+        written: &str,
+        conditions: &Conditions<'s>,
+    ) -> Next<'s> {
+        let (presence, lease_until) = match self.get("on it") {
+            "owner" => (Presence::Owner, conditions.lease_ms.map(|ms| NOW.plus(ms))),
+            "claimant" => (Presence::Asked, None),
+            "nobody" => (Presence::Nobody, None),
+            other => panic!("nobody is called {other}"),
+        };
+        let next = |becomes| Next { becomes, presence, lease_until };
+        if written == "in memory" {
+            assert!(self.cells[..12].iter().all(|says| *says == "stays"), "{:?}", self.cells);
+            return next(None);
+        }
+        let older = current.memory_until.filter(|until| *until > NOW);
+        if written == "absent" {
+            assert!(self.cells[..11].iter().all(|says| *says == "none"), "{:?}", self.cells);
+            assert_eq!(self.get("memory"), "older");
+            return next(Some(Becomes::Absent { memory_until: older }));
+        }
+        let kept = |field: &str| match (self.get(field), state) {
+            ("kept", Some(state)) => Some(state),
+            ("kept", None) => panic!("{field} of an absent key"),
+            _ => None,
+        };
+        let choose = |field: &str, words: &[&str]| {
+            let says = self.get(field);
+            let at = words.iter().position(|word| *word == says);
+            at.unwrap_or_else(|| panic!("{field} is {says}"))
+        };
+        let label = |text: Option<&'s str>| text.filter(|text| !text.is_empty());
+        let expires_at = match choose("expiry", &["none", "retention"]) {
+            0 => None,
+            _ => conditions.retention_ms.map(|ms| NOW.plus(ms)),
+        };
+        let own = match choose("memory", &["older", "own"]) {
+            0 => None,
+            _ => expires_at.zip(conditions.remember_ms),
+        };
+        let own = own.map(|(at, ms)| StoreMillis((at.0 + ms).next_multiple_of(60_000)));
+        next(Some(Becomes::State(NextState {
+            phase: phase(written.split([',', ' ']).next().unwrap()),
+            token: match choose("token", &["new", "kept"]) {
+                0 => None,
+                _ => kept("token").map(|state| state.token),
+            },
+            life: match choose("life", &["new", "kept"]) {
+                0 => None,
+                _ => kept("life").map(|state| state.life),
+            },
+            open_fate: match choose("open fate", &["none", "kept", "opened"]) {
+                0 => None,
+                1 => kept("open fate").unwrap().open_fate,
+                _ => state.unwrap().open_fate.or(Some(TOKEN)),
+            },
+            attempt: match choose("attempt", &["1", "n", "n+1"]) {
+                0 => 1,
+                1 => ATTEMPT,
+                _ => ATTEMPT + 1,
+            },
+            forgiven: match choose("forgiven", &["none", "kept", "all"]) {
+                0 => 0,
+                1 => kept("forgiven").unwrap().forgiven,
+                _ => ATTEMPT,
+            },
+            since: match choose("since", &["now", "kept"]) {
+                0 => NOW,
+                _ => kept("since").unwrap().since,
+            },
+            time: NOW,
+            expires_at,
+            memory_until: older.max(own),
+            remembers: own.is_some(),
+            wall_offset: WALL,
+            fingerprint: match choose("fingerprint", &["call's", "kept", "call's or kept"]) {
+                0 => conditions.fingerprint,
+                1 => kept("fingerprint").unwrap().fingerprint,
+                _ => conditions.fingerprint.or(state.unwrap().fingerprint),
+            },
+            hold: match choose("hold", &["no", "kept", "call's"]) {
+                0 => false,
+                1 => kept("hold").unwrap().hold,
+                _ => conditions.hold,
+            },
+            owner: match choose("owner", &["none", "kept", "call's"]) {
+                0 => None,
+                1 => kept("owner").unwrap().owner.as_deref(),
+                _ => label(conditions.owner),
+            },
+            reason: match choose("reason", &["none", "call's", "its lease passed"]) {
+                0 => None,
+                1 => label(conditions.reason),
+                _ => Some("its lease passed"),
+            },
+        })))
+    }
+
+    /// Both tables say the same of the attempt, of an open fate, of the token and of what is forgiven.
+    fn agree_with(&self, written: &str) {
+        let mut words = written.split(", ");
+        let first = words.next().unwrap();
+        if let Some((_, attempt)) = first.split_once(' ') {
+            assert_eq!(self.get("attempt"), attempt, "{written}");
+        }
+        let rest: Vec<_> = words.collect();
+        let begins = self.get("attempt") != "n";
+        let says = |word| rest.contains(&word);
+        assert_eq!(says("open"), self.get("open fate") == "opened", "{written}");
+        assert_eq!(says("token spent"), self.get("token") == "new" && !begins, "{written}");
+        assert_eq!(says("counted anew"), self.get("forgiven") == "all", "{written}");
+    }
+}
+
+/// Who is on a key, and until when.
+type OnIt = (Presence, Option<StoreMillis>);
+
+/// Everything that may be known of a key, and the column it belongs to.
+fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> {
+    let owner = |lease_until| (Presence::Owner, lease_until);
+    let presences = [
+        (Presence::Nobody, None),
+        (Presence::Asked, None),
+        owner(None),
+        owner(Some(StoreMillis(1001))),
+        owner(Some(NOW)),
+        owner(Some(StoreMillis(999))),
+    ];
     let all = [
         Phase::Claimed,
         Phase::Interrupted,
@@ -130,17 +268,22 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
         Phase::Completed,
         Phase::Failed,
     ];
-    let mut out: Vec<_> = presences.map(|presence| ("absent", None, presence)).into();
+    let mut out = Vec::new();
+    for memory_until in [None, Some(NOW), Some(OLDER)] {
+        out.extend(presences.map(|on_it| ("absent", None, memory_until, on_it)));
+    }
     for phase in all {
-        for presence in presences {
+        for (presence, lease_until) in presences {
             for (open, hold, printed, forgiven, expiry, memory) in every_side() {
                 let may_expire = matches!(phase, Phase::Aborted | Phase::Completed | Phase::Failed);
                 let is_outcome = matches!(phase, Phase::Completed | Phase::Failed);
                 let is_remembered =
                     is_outcome && memory.is_some_and(|(until, own)| own && until > NOW);
+                let has_lapsed = lease_until.is_some_and(|until| until <= NOW);
                 let column = match (phase, presence) {
                     _ if is_remembered && expiry.is_some_and(|at| at <= NOW) => "expired",
                     _ if may_expire && expiry.is_some_and(|at| at <= NOW) => "absent",
+                    (Phase::Claimed, Presence::Owner) if has_lapsed => "lapsed",
                     (Phase::Claimed, Presence::Owner) => "claimed",
                     (Phase::Claimed | Phase::Interrupted, Presence::Asked) => "asked",
                     (Phase::Claimed | Phase::Interrupted, _) => "interrupted",
@@ -149,6 +292,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
                     (Phase::Completed, _) => "completed",
                     (Phase::Failed, _) => "failed",
                 };
+                let memory_until = memory.map(|(until, _)| until);
                 let state = KeyState {
                     phase,
                     token: TOKEN,
@@ -159,20 +303,23 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Presence)> {
                     since: StoreMillis(500),
                     time: StoreMillis(600),
                     expires_at: expiry,
-                    memory_until: memory.map(|(until, _)| until),
+                    memory_until,
                     remembers: memory.is_some_and(|(_, own)| own),
-                    wall_offset: 0,
+                    wall_offset: 9000,
                     fingerprint: printed.then(|| Fingerprint::of("this")),
                     hold,
-                    owner: None,
-                    reason: None,
+                    owner: printed.then(|| "its owner".into()),
+                    reason: open.then(|| "its reason".into()),
                 };
-                out.push((column, Some(state), presence));
+                out.push((column, Some(state), memory_until, (presence, lease_until)));
             }
         }
     }
     out
 }
+
+/// A memory that outlasts some of those that are new.
+const OLDER: StoreMillis = StoreMillis(600_001);
 
 type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bool)>);
 
@@ -181,12 +328,7 @@ type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bo
 fn every_side() -> Vec<Side> {
     let both = [false, true];
     let expiries = [None, Some(StoreMillis(999)), Some(NOW), Some(StoreMillis(1001))];
-    let memories = [
-        None,
-        Some((NOW, true)),
-        Some((StoreMillis(1001), true)),
-        Some((StoreMillis(1001), false)),
-    ];
+    let memories = [None, Some((NOW, true)), Some((StoreMillis(1001), true)), Some((OLDER, false))];
     let mut out = Vec::new();
     for open in both {
         for hold in both {
@@ -203,34 +345,32 @@ fn every_side() -> Vec<Side> {
     out
 }
 
-/// Every claim: fingerprint none, the same, another; every policy; below, at and beyond `attempts_max`.
-fn every_claim() -> Vec<Wants> {
-    let mut out = Vec::new();
-    for fingerprint in [None, Some("this"), Some("that")] {
-        for on_interrupted in [None, Some(OnInterrupted::Retry), Some(OnInterrupted::Hold)] {
-            for attempts_max in [
-                None,
-                Some(1),
-                Some(3),
-                Some(4),
-                Some(5),
-                Some(6),
-                Some(ATTEMPT + 2),
-                Some(u32::MAX),
-            ] {
-                for reconciles in [false, true] {
-                    out.push(Wants {
-                        fingerprint: fingerprint.map(Fingerprint::of),
-                        on_interrupted,
-                        attempts_max,
-                        reconciles,
-                    });
-                }
-            }
-        }
-    }
-    out
+/// What a call may bring, except what a claim compares.
+fn all_conditions() -> [Conditions<'static>; 6] {
+    let none = Conditions::default();
+    let (owner, reason) = (Some("who comes"), Some("why"));
+    [
+        none,
+        Conditions { lease_ms: Some(50), retention_ms: Some(100), owner, ..none },
+        Conditions { retention_ms: Some(100), remember_ms: Some(200), owner, reason, ..none },
+        Conditions {
+            retention_ms: Some(0),
+            remember_ms: Some(900_000),
+            reason,
+            hold: true,
+            ..none
+        },
+        Conditions { lease_ms: Some(1), remember_ms: Some(200), owner: Some(""), ..none },
+        Conditions {
+            fingerprint: Some(Fingerprint::of("that")),
+            reason: Some(""),
+            hold: true,
+            ..none
+        },
+    ]
 }
+
+const FINGERPRINTS: [Option<&str>; 3] = [None, Some("this"), Some("that")];
 
 /// The rows that a claim falls under, the strongest first.
 fn claim_rows(state: Option<&KeyState>, wants: Wants) -> Vec<&'static str> {
@@ -247,6 +387,28 @@ fn claim_rows(state: Option<&KeyState>, wants: Wants) -> Vec<&'static str> {
     rows.extend((holds && !wants.reconciles).then_some("claim, Hold asked for"));
     rows.push("claim");
     rows
+}
+
+/// Every claim: fingerprint none, the same, another; every policy; below, at and beyond `attempts_max`.
+fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
+    let limits =
+        [None, Some(1), Some(3), Some(4), Some(5), Some(6), Some(ATTEMPT + 2), Some(u32::MAX)];
+    let mut out = Vec::new();
+    for fingerprint in FINGERPRINTS {
+        for on_interrupted in [None, Some(OnInterrupted::Retry), Some(OnInterrupted::Hold)] {
+            for attempts_max in limits {
+                for reconciles in [false, true] {
+                    let fingerprint = fingerprint.map(Fingerprint::of);
+                    let wants = Wants { fingerprint, on_interrupted, attempts_max, reconciles };
+                    // All that it may bring, in turn.
+                    let conditions = all_conditions()[out.len() % 6];
+                    let conditions = Conditions { fingerprint, ..conditions };
+                    out.push((Call::Claim(wants), conditions, claim_rows(state, wants)));
+                }
+            }
+        }
+    }
+    out
 }
 
 /// Calls that name a token, and what the page says of them when it is another one.
@@ -268,48 +430,74 @@ const BY_TOKEN: [ByToken; 13] = [
     ("resolve, retry", Call::ResolveRetry, false),
 ];
 
-fn every_call(state: Option<&KeyState>) -> Vec<(Call, Vec<&'static str>)> {
-    let mut out = vec![(Call::Forget, vec!["forget"])];
-    for fingerprint in [None, Some("this"), Some("that")] {
-        let differs =
-            fingerprint == Some("that") && state.is_some_and(|state| state.fingerprint.is_some());
-        let mut rows = Vec::new();
-        rows.extend(differs.then_some("mark, another fingerprint"));
-        rows.push("mark");
-        out.push((Call::Mark(fingerprint.map(Fingerprint::of)), rows));
-    }
-    out.extend(
-        every_claim().into_iter().map(|wants| (Call::Claim(wants), claim_rows(state, wants))),
-    );
-    for (row, call, is_owners) in BY_TOKEN {
-        let older = state.is_some_and(|state| state.open_fate.is_some());
-        let mut rows = Vec::new();
-        rows.extend((row == "abort" && older).then_some("abort, an older fate open"));
-        rows.push(row);
-        out.push((call(TOKEN), rows));
-        let stale = if is_owners {
-            "a word of an owner or a claimant, another token"
-        } else {
-            "a word of nobody's, another token"
-        };
-        out.push((call(OTHER), vec![stale]));
+/// A call, what it brings, and the rows it falls under, the strongest first.
+type Asked = (Call, Conditions<'static>, Vec<&'static str>);
+
+fn every_call(state: Option<&KeyState>) -> Vec<Asked> {
+    let mut out = every_claim(state);
+    for conditions in all_conditions() {
+        out.push((Call::Forget, conditions, vec!["forget"]));
+        for fingerprint in FINGERPRINTS {
+            let differs = fingerprint == Some("that")
+                && state.is_some_and(|state| state.fingerprint.is_some());
+            let mut rows = Vec::new();
+            rows.extend(differs.then_some("mark, another fingerprint"));
+            rows.push("mark");
+            let fingerprint = fingerprint.map(Fingerprint::of);
+            let conditions = Conditions { fingerprint, ..conditions };
+            out.push((Call::Mark(fingerprint), conditions, rows));
+        }
+        for (row, call, is_owners) in BY_TOKEN {
+            let older = state.is_some_and(|state| state.open_fate.is_some());
+            let mut rows = Vec::new();
+            rows.extend((row == "abort" && older).then_some("abort, an older fate open"));
+            rows.push(row);
+            out.push((call(TOKEN), conditions, rows));
+            let stale = if is_owners {
+                "a word of an owner or a claimant, another token"
+            } else {
+                "a word of nobody's, another token"
+            };
+            out.push((call(OTHER), conditions, vec![stale]));
+        }
     }
     out
 }
 
 #[test]
-fn every_cell_of_the_table_is_what_the_code_does() {
-    let rows = table();
+fn every_cell_of_the_tables_is_what_the_code_does() {
+    let rows = table("| call | absent |", &COLUMNS);
+    let columns: Vec<_> = ["written"].into_iter().chain(FIELDS).collect();
+    let nexts = table("| calls | written |", &columns);
     let mut walked = std::collections::HashSet::new();
+    let mut led_to = std::collections::HashSet::new();
     let mut decisions = 0;
-    for (column, state, presence) in states() {
+    let moment = Moment { now: NOW, wall_offset: WALL };
+    for (column, state, memory_until, (presence, lease_until)) in states() {
         let at = COLUMNS.iter().position(|known| *known == column).unwrap();
+        let current = Current { state: state.as_ref(), memory_until, presence, lease_until };
         // What has expired is as good as absent, its fingerprint, hold and attempts included.
         let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
-        for (call, names) in every_call(alive) {
-            let (row, expected) = cell(&rows, &names, at);
-            let got = words(decide(state.as_ref(), presence, call, NOW), alive);
-            assert_eq!(got, expected, "{row} in {column}: {call:?} on {state:?}, {presence:?}");
+        for (call, conditions, names) in every_call(alive) {
+            let (row, says) = cell(&rows, &names, at);
+            let (told, written) = match says.split_once(" → ") {
+                Some((told, written)) => (told, Some(written)),
+                None => (says, None),
+            };
+            let next = written.map(|written| {
+                let by = if told == "lapse" { "any, after a lapse" } else { row };
+                let (at, fields) = Fields::of(&nexts, by, written);
+                if led_to.insert((by, at)) && !matches!(written, "in memory" | "absent") {
+                    fields.agree_with(written);
+                }
+                fields.next(&current, alive, written, &conditions)
+            });
+            let expected = Decision { answer: answer(told), next };
+            let got = decide(&current, call, &conditions, moment);
+            let why = || format!("{row} in {column}: {call:?} by {conditions:?} on {current:?}");
+            assert_eq!(got, expected, "{}", why());
+            let unchanged = expected.answer.filter(|_| expected.next.is_none());
+            assert_eq!(decide_unchanged(&current, call, NOW), unchanged, "{}", why());
             walked.insert((row, column));
             decisions += 1;
         }
@@ -319,5 +507,68 @@ fn every_cell_of_the_table_is_what_the_code_does() {
     });
     let cells: std::collections::HashSet<_> = cells.collect();
     assert_eq!(walked, cells, "cells that nothing walked, or that the page lacks");
-    println!("protocol: {} cells, {decisions} decisions", cells.len());
+    let listed = nexts
+        .iter()
+        .enumerate()
+        .flat_map(|(at, (calls, _))| calls.split("; ").map(move |call| (call, at)));
+    assert_eq!(led_to, listed.collect(), "next states that no call led to");
+    println!("protocol: {} cells, {} next states, {decisions} decisions", cells.len(), nexts.len());
+}
+
+/// A look shows what the next call will come upon, and changes nothing.
+#[test]
+fn a_lease_that_has_passed_is_shown_as_it_will_be_noticed() {
+    for (column, state, memory_until, (presence, lease_until)) in states() {
+        let Some(state) = state.filter(|state| state.phase == Phase::Claimed) else { continue };
+        let current = Current { state: Some(&state), memory_until, presence, lease_until };
+        let moment = Moment { now: NOW, wall_offset: WALL };
+        let next = decide(&current, Call::Forget, &Conditions::default(), moment);
+        let mut seen = state.clone();
+        let (seen_on_it, seen_until) = shown(&mut seen, presence, lease_until, NOW);
+        let becomes = next.next.as_ref().and_then(|next| next.becomes.as_ref());
+        match (next.answer, becomes) {
+            (None, Some(Becomes::State(next))) => {
+                assert_eq!(column, "lapsed");
+                assert_eq!((seen_on_it, seen_until), (Presence::Nobody, None));
+                assert_eq!(seen.reason.as_deref(), next.reason);
+                assert_eq!(phase_shown(&seen, seen_on_it), next.phase);
+                assert_eq!(KeyState { reason: state.reason.clone(), ..seen }, state);
+            }
+            _ => {
+                assert_ne!(column, "lapsed");
+                assert_eq!((seen, seen_on_it, seen_until), (state, presence, lease_until));
+            }
+        }
+    }
+}
+
+/// The token that the storing issues stands where the next state has none, and nothing else changes.
+#[test]
+fn what_is_stored_is_what_was_decided() {
+    for (_, state, ..) in states() {
+        let Some(state) = state else { continue };
+        let next = NextState {
+            phase: state.phase,
+            token: Some(state.token),
+            life: Some(state.life),
+            open_fate: state.open_fate,
+            attempt: state.attempt,
+            forgiven: state.forgiven,
+            since: state.since,
+            time: state.time,
+            expires_at: state.expires_at,
+            memory_until: state.memory_until,
+            remembers: state.remembers,
+            wall_offset: state.wall_offset,
+            fingerprint: state.fingerprint,
+            hold: state.hold,
+            owner: state.owner.as_deref(),
+            reason: state.reason.as_deref(),
+        };
+        assert_eq!(next.stored(OTHER), state);
+        let spent = NextState { token: None, ..next.clone() };
+        assert_eq!(spent.stored(OTHER), KeyState { token: OTHER, ..state.clone() });
+        let begun = NextState { token: None, life: None, ..next };
+        assert_eq!(begun.stored(OTHER), KeyState { token: OTHER, life: OTHER, ..state });
+    }
 }

@@ -25,7 +25,7 @@ use crate::engine::{Applied, Batch, EncodedOutcome, Engine, Writing};
 use crate::limits;
 use crate::log::Due;
 use crate::operation::{Settings, encode_meta};
-use crate::protocol::{Answer, Call, Wants};
+use crate::protocol::{Answer, Call, Conditions, Wants};
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
@@ -346,11 +346,12 @@ impl Store {
         let retention = settings.retention_ms;
         let applied = match resolution {
             Resolution::Retry => {
-                let writing = Writing {
+                let conditions = Conditions {
                     retention_ms: retention,
                     reason: Some("resolved: to be tried again"),
-                    ..Writing::default()
+                    ..Conditions::default()
                 };
+                let writing = Writing { conditions, ..Writing::default() };
                 self.shared.apply(key, hash, Call::ResolveRetry(seen), &writing)?
             }
             Resolution::Record(outcome) => {
@@ -358,9 +359,12 @@ impl Store {
                 let (codec, version) = (parts.codec, parts.version);
                 let meta = encode_meta(&parts.meta);
                 let writing = Writing {
-                    retention_ms: parts.retention_ms.or(retention),
-                    remember_ms: settings.remember_ms,
-                    reason: Some(parts.missing.as_deref().unwrap_or("resolved")),
+                    conditions: Conditions {
+                        retention_ms: parts.retention_ms.or(retention),
+                        remember_ms: settings.remember_ms,
+                        reason: Some(parts.missing.as_deref().unwrap_or("resolved")),
+                        ..Conditions::default()
+                    },
                     outcome: Some(EncodedOutcome {
                         codec,
                         version,
@@ -765,10 +769,13 @@ impl Store {
 fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, Writing<'a>) {
     let writing = Writing {
         level: Some(settings.durability),
-        retention_ms: settings.retention_ms,
-        remember_ms: settings.remember_ms,
-        fingerprint: op.fingerprint_given(),
-        owner: settings.owner.as_deref(),
+        conditions: Conditions {
+            retention_ms: settings.retention_ms,
+            remember_ms: settings.remember_ms,
+            fingerprint: op.fingerprint_given(),
+            owner: settings.owner.as_deref(),
+            ..Conditions::default()
+        },
         ..Writing::default()
     };
     (Call::Mark(op.fingerprint_given()), writing)
