@@ -1,8 +1,8 @@
-//! What each segment still holds, counted as records are placed.
+//! Live records per segment, counted as records are placed.
 //!
-//! Promises: a segment is spent only when each record about a key in it is dead: it has ended by itself, or a later record,
-//! durable by now, took its place. So it may go unread. Counted are the segments that this opening began; of older ones
-//! nothing is known, and compaction reads them. Never: reads a record, or guesses.
+//! Promises: a segment is spent only when each record about a key in it is dead: it expired, or a later record,
+//! durable by now, replaced it. So the segment may be removed unread. Only segments begun since the open are counted;
+//! compaction reads older ones. Never: reads a record, or guesses.
 
 use std::collections::VecDeque;
 
@@ -11,37 +11,37 @@ use crate::types::{Lsn, StoreMillis};
 /// How long a record is needed.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Span {
-    /// From then on it is dead, whatever follows. `None`: only another record ends it.
+    /// It is dead from then on in any case. `None`: only another record ends it.
     pub(crate) until: Option<StoreMillis>,
-    /// The record whose place it takes, if only that ends it.
+    /// The record that it replaces, if only a replacement ends that one.
     pub(crate) ends: Option<Lsn>,
 }
 
-/// The segments that were begun since the opening, the oldest first.
+/// The segments begun since the open, the oldest first.
 #[derive(Default)]
 pub(super) struct Census(VecDeque<Count>);
 
 struct Count {
     base: Lsn,
-    /// Records that only another record ends, and none has.
+    /// Records that only another record ends and that none has ended yet.
     endless: u64,
-    /// When the last of the others ends by itself.
+    /// When the last of the other records expires.
     until: StoreMillis,
     /// The newest of the records that ended one here.
     ended_by: Lsn,
-    /// More were ended than there were: a bug of ours. Its records are read then.
+    /// More records were ended than there were: a bug of ours. Compaction then reads the segment.
     is_wrong: bool,
 }
 
 impl Census {
-    /// The log goes on in a new segment.
+    /// Begins a new segment.
     pub(super) fn begin(&mut self, base: Lsn) {
         let (until, ended_by) = (StoreMillis(0), Lsn::ZERO);
         self.0.push_back(Count { base, endless: 0, until, ended_by, is_wrong: false });
     }
 
-    /// A record about a key was placed. Whether the one whose place it takes, if any, was still counted: no record is ended
-    /// twice.
+    /// Counts a record about a key. Returns whether the record that it replaces, if any, was still counted: no record
+    /// is ended twice.
     #[must_use]
     pub(super) fn place(&mut self, lsn: Lsn, span: Span) -> bool {
         if let Some(count) = self.0.back_mut() {
@@ -60,7 +60,7 @@ impl Census {
         true
     }
 
-    /// The segment that a record stands in; `None` if this opening didn't begin it.
+    /// The count of a record's segment; `None` if the segment was begun before the open.
     fn of(&mut self, lsn: Lsn) -> Option<&mut Count> {
         let is_last = self.0.back().is_some_and(|last| last.base <= lsn);
         let after = match is_last {
@@ -70,20 +70,20 @@ impl Census {
         self.0.get_mut(after.checked_sub(1)?)
     }
 
-    /// Whether nothing in the segment that begins at `base` is needed any more. Nothing is placed in it any more.
+    /// Whether nothing in the segment that begins at `base`, which is not the active one, is needed any more.
     pub(super) fn is_spent(&self, base: Lsn, now: StoreMillis, durable: Lsn) -> bool {
         self.0.iter().find(|count| count.base == base).is_some_and(|count| {
             !count.is_wrong && count.endless == 0 && count.until <= now && count.ended_by < durable
         })
     }
 
-    /// When the segment that begins at `base` will be spent without any further record, if that comes by itself.
+    /// When the segment that begins at `base` will be spent without any further record, if it will.
     pub(super) fn spent_at(&self, base: Lsn) -> Option<StoreMillis> {
         let count = self.0.iter().find(|count| count.base == base)?;
         (!count.is_wrong && count.endless == 0).then_some(count.until)
     }
 
-    /// The segments before `head` are gone.
+    /// Drops the counts of segments before `head`.
     pub(super) fn drop_before(&mut self, head: Lsn) {
         while self.0.front().is_some_and(|count| count.base < head) {
             self.0.pop_front();
@@ -102,9 +102,9 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_spent_once_all_in_it_has_ended_and_what_ended_it_is_durable() {
+    fn a_segment_is_spent_once_all_its_records_have_ended_durably() {
         let mut census = Census::default();
-        // What stood before the first segment that is counted.
+        // Its record lies before the first counted segment.
         assert!(census.place(lsn(500), Span { until: None, ends: Some(lsn(400)) }));
         census.begin(lsn(1000));
         assert!(census.place(lsn(1128), ENDLESS));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_in_which_a_record_ended_twice_is_never_spent() {
+    fn a_segment_with_a_record_that_ended_twice_is_never_spent() {
         let mut census = Census::default();
         census.begin(lsn(1000));
         assert!(census.place(lsn(1128), ENDLESS));

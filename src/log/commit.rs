@@ -1,13 +1,13 @@
-//! Group commit: who writes, who syncs, who is woken.
+//! Group commit: which thread writes, which syncs, and which are woken.
 //!
-//! Promises: one sync in flight, ever; a waiter returns only when what it placed is durable (or written),
-//! or the log is poisoned; a leader that fails or panics wakes everyone; no wake-up is lost. One thread
-//! alone pays no hand-over: one write, one sync, no wait. Never: reorders or retries.
+//! Promises: at most one sync in flight; a waiter returns only when its record is durable (or written), or the log is
+//! poisoned; a leader that fails or panics wakes all waiters; no wake-up is lost. A single thread pays for no
+//! hand-over: one write, one sync, no wait. Never: reorders or retries.
 //!
-//! Leader and followers, as RocksDB's write group and others have it, with two additions measured to pay:
-//! the leader *gathers* (it yields up to half a sync's time for those just released to come back, so that
-//! two cohorts don't take turns), and each batch, called a round, sleeps on a word of its own, which one
-//! call wakes. Explored under loom; see the tests.
+//! Leader and followers, as in RocksDB's write group, with two additions that measurements justify: the leader
+//! *gathers* (it yields for up to half a sync's time, so that the threads just released can join the round and two
+//! cohorts don't take turns), and each batch, called a round, sleeps on its own word, which one call wakes. Explored
+//! under loom; see the tests.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::types::Lsn;
 
 /// What the queue drives: the log's buffer and its files.
 pub(crate) trait Sink {
-    /// Hands everything placed so far to the system and closes the round; says which, and where it ends.
+    /// Hands everything placed so far to the system and closes the round. Returns the round and its end.
     fn write_round(&self) -> Result<(u32, Lsn), Failed>;
 
-    /// Hands over what was placed, without closing the round, unless another thread does.
+    /// Hands everything placed so far to the system without closing the round, unless another thread is writing.
     fn try_write(&self) -> Result<Write, Failed>;
 
     /// Syncs what `write_round` handed over.
@@ -40,7 +40,7 @@ pub(crate) enum Write {
     Done,
     /// Another thread is writing.
     Busy,
-    /// The buffer crosses into another segment, which takes a sync of the old one.
+    /// The buffer crosses into another segment, which requires a sync of the old one.
     NeedsSync,
 }
 
@@ -56,12 +56,12 @@ const YIELDS: u32 = 3;
 const YIELD_WAITERS: u32 = 8;
 const YIELD_SYNC_NANOS: u64 = 200_000;
 /// Yields before a waiter for a write sleeps: a write is soon over, but the writer may be syncing a segment's end.
-/// Under loom and shuttle none: what they are to explore is the sleep.
+/// None under loom and shuttle: they are to explore the sleep.
 const WRITE_YIELDS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 64 };
-/// Gathering is given up for this many rounds after so many in vain.
+/// After so many rounds of gathering in vain, the next [`GATHER_SKIP`] don't gather.
 const GATHER_MISSES: u32 = 3;
 const GATHER_SKIP: u32 = 64;
-/// A clock that stands still over so many yields is driven by hand: it is not waited for.
+/// A clock that stands still over so many yields is driven by a test: gathering doesn't wait for it.
 const GATHER_STILL: u32 = 64;
 
 /// The state all waiters share. Rounds alternate between two slots.
@@ -74,10 +74,11 @@ pub(crate) struct CommitQueue {
     /// Knows whether the store is poisoned.
     gate: Arc<Gate>,
     rounds: [Round; 2],
-    /// Where threads sleep that found a writer at work.
+    /// Threads that found another thread writing sleep on it.
     writing: WakeWord,
     write_sleepers: AtomicU32,
-    /// How many to gather: those the last round released, and those who waited for the next one then.
+    /// How many waiters to gather: those that the last round released, and those that waited for the next round by
+    /// then.
     target: AtomicU32,
     /// Moving average of a sync's time.
     sync_nanos: AtomicU64,
@@ -133,19 +134,19 @@ impl CommitQueue {
         self.gate.is_poisoned()
     }
 
-    /// The sink has written up to `end`; called with the writer's lock held, so that it only grows.
+    /// Notes that the sink has written up to `end`. Called with the writer's lock held, so that it only grows.
     pub(crate) fn set_written(&self, end: Lsn) {
         debug_assert!(self.written() <= end, "{} to {end}", self.written());
         self.written.store(end.get(), Ordering::SeqCst);
     }
 
-    /// A log that went on elsewhere, all of it durable up to `end`.
+    /// Restarts at `end`, where a log continues in another segment; everything up to there is durable.
     pub(crate) fn restart_at(&self, end: Lsn) {
         self.written.store(end.get(), Ordering::SeqCst);
         self.durable.store(end.get(), Ordering::SeqCst);
     }
 
-    /// Nothing is written any more; everyone waiting learns it.
+    /// Poisons the queue: nothing is written any more, and all waiters return.
     pub(crate) fn poison(&self) {
         self.gate.poison(None);
         for round in &self.rounds {
@@ -159,7 +160,7 @@ impl CommitQueue {
         if number % 2 == 0 { even } else { odd }
     }
 
-    /// Waits until what was placed there is handed to the system (a process's end can't take it back).
+    /// Waits until the record placed there is handed to the system, where it outlives the process.
     pub(crate) fn wait_written(&self, placed: Placed, sink: &impl Sink) -> Result<(), Failed> {
         let mut yields = 0_u32;
         loop {
@@ -180,7 +181,7 @@ impl CommitQueue {
                     yields += 1;
                     yield_now();
                 }
-                // It may be of a round that has ended.
+                // The record may belong to a round that has ended.
                 Write::NeedsSync => return self.wait_durable_earlier(placed, sink),
             }
         }
@@ -198,8 +199,8 @@ impl CommitQueue {
 
     /// Writes, or sleeps until the writing thread has released the writer.
     ///
-    /// The order is that of [`wait_for_lead`](Self::wait_for_lead): "I sleep", the word, then another try. Who held the writer at
-    /// that try looks for sleepers after its release, and changes the word.
+    /// The order is that of [`wait_for_lead`](Self::wait_for_lead): announce the sleep, read the word, try again. The
+    /// thread that held the writer at that try looks for sleepers after its release, and changes the word.
     fn try_write_or_wait(&self, placed: Placed, sink: &impl Sink) -> Result<Write, Failed> {
         self.write_sleepers.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -212,7 +213,7 @@ impl CommitQueue {
         write
     }
 
-    /// Called by the thread that had the writer, once the writer is free again.
+    /// Wakes threads that wait for the writer. Called by the thread that released it.
     fn let_others_write(&self) {
         fence(Ordering::SeqCst);
         if self.write_sleepers.load(Ordering::SeqCst) > 0 {
@@ -220,7 +221,7 @@ impl CommitQueue {
         }
     }
 
-    /// Waits until what was placed there is durable.
+    /// Waits until the record placed there is durable.
     pub(crate) fn wait_durable(&self, placed: Placed, sink: &impl Sink) -> Result<(), Failed> {
         if self.durable() > placed.lsn {
             return Ok(());
@@ -255,8 +256,8 @@ impl CommitQueue {
 
     /// As [`wait_durable`](Self::wait_durable), for a record of an earlier round than `placed` says, the open one.
     ///
-    /// It sleeps among the open round's waiters, and may be the one that is woken to lead them. Its own record
-    /// is durable then, so it passes the wake-up on.
+    /// It sleeps among the open round's waiters, and may be woken to lead them. Its own record is durable then, so it
+    /// passes the wake-up on.
     pub(crate) fn wait_durable_earlier(
         &self,
         placed: Placed,
@@ -275,9 +276,9 @@ impl CommitQueue {
 
     /// Sleeps until the round's word changes, unless there is nothing to wait for.
     ///
-    /// The order makes it safe: first "I sleep" is announced, then the word is read, then the state is
-    /// looked at. Who ends a round changes the state first and looks for sleepers afterwards. A fence stands
-    /// between on both sides, so that one of the two sees the other.
+    /// The order makes it safe: the thread announces its sleep, then reads the word, then the state. The thread that
+    /// ends a round changes the state first and looks for sleepers afterwards. Both have a fence in between, so that
+    /// one of the two sees the other.
     fn wait_for_lead(&self, placed: Placed, round: &Round) {
         round.sleepers.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -297,7 +298,7 @@ impl CommitQueue {
         if many && short { YIELDS } else { 0 }
     }
 
-    /// Writes and syncs one round, and wakes whom it covered. The caller has the lead.
+    /// Writes and syncs one round, and wakes the waiters it covered. The caller has the lead.
     fn lead(&self, open_round: u32, sink: &impl Sink) -> Result<(), Failed> {
         let lead = Lead { queue: self };
         self.gather(open_round, sink);
@@ -305,22 +306,22 @@ impl CommitQueue {
         self.let_others_write();
         let began = sink.nanos();
         sink.sync()?;
-        // It had the writer for a moment, to learn which file to sync.
+        // The sync took the writer's lock for a moment, to learn which file to sync.
         self.let_others_write();
-        // Something else failed meanwhile. What is durable stays as it was then, for everyone.
+        // Another operation failed meanwhile. The durable end stays as it was then, for all waiters.
         if self.is_poisoned() {
             return Err(Failed);
         }
         self.took(sink.nanos() - began);
         debug_assert!(self.durable() <= end && end <= self.written(), "{end}");
-        // Only now: `end` was handed over before the sync began, all of it.
+        // Stored only after the sync: everything up to `end` was handed over before the sync began.
         self.durable.store(end.get(), Ordering::SeqCst);
         std::mem::forget(lead);
         self.stop_leading(round);
         Ok(())
     }
 
-    /// Gives up the lead after `round`: wakes those it covered, and one of the next round to lead it.
+    /// Releases the lead after `round`: wakes the waiters it covered, and one of the next round to lead it.
     fn stop_leading(&self, round: u32) {
         let (ended, next) = (self.round(round), self.round(round.wrapping_add(1)));
         let released = ended.arrived.swap(0, Ordering::SeqCst);
@@ -336,7 +337,7 @@ impl CommitQueue {
         }
     }
 
-    /// Gives up the lead unused: a thread that went to sleep because of it may lead instead.
+    /// Releases the lead unused: a thread that sleeps because the lead was taken may lead instead.
     fn pass_lead_on(&self) {
         self.leading.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -388,7 +389,8 @@ impl CommitQueue {
     }
 }
 
-/// Held while writing without the lead: a panic takes what was on its way with it.
+/// Held while writing without the lead: a panic would lose the bytes on their way to the file, so it poisons the
+/// queue.
 struct PoisonOnDrop<'a> {
     queue: &'a CommitQueue,
 }

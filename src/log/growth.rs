@@ -1,26 +1,25 @@
-//! Growth: how large the files may become before reclaim has to be looked at.
+//! Growth: how large the files may become before reclaim has to be considered.
 //!
-//! Promises: past what the engine allowed last, no segment is prepared before the files have shrunk by two of its size, so
-//! that a call that needs the next one comes here first and helps to reclaim. Files that are larger than they may be shrink by
-//! at least as much as is written, and no call gives back all of it at once. Whether writers are slowed never depends on
-//! when the background gets a processor.
-//! Costs nothing while records have their place: it is asked only where a segment is to be prepared. Never: refuses room;
-//! that is `room`'s.
+//! Promises: past the size that the engine allowed last, no segment is prepared before the files have shrunk by twice
+//! its size, so that a call that needs the next one helps to reclaim first. Files that are too large shrink by at
+//! least as much as is written, and no single call reclaims all of the excess. Whether writers are slowed never
+//! depends on when the background gets a processor. Costs nothing while records fit: it is asked only where a segment
+//! is to be prepared. Never: refuses space; `room` does that.
 
 use super::Log;
 use super::room::Keeper;
 use crate::limits;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
-/// What the engine allowed, and what happened since.
+/// The size that the engine allowed, and what happened since.
 pub(super) struct Growth {
-    /// Bytes that all files may take.
+    /// Bytes that all files may use.
     most: AtomicU64,
-    /// Bytes that they took when a segment was prepared last.
+    /// Bytes that they used when a segment was prepared last.
     prepared_at: AtomicU64,
-    /// A segment was listed, or asked for in vain, since reclaim was looked at last.
+    /// A segment was listed, or asked for in vain, since reclaim was considered last.
     is_look_due: AtomicBool,
-    /// The background was to prepare a segment and was not allowed to.
+    /// The background was not allowed to prepare a segment that was due.
     is_held: AtomicBool,
 }
 
@@ -34,32 +33,32 @@ impl Growth {
         }
     }
 
-    /// A segment was listed.
+    /// Notes that a segment was listed.
     pub(super) fn note(&self) {
         self.is_look_due.store(true, Ordering::Relaxed);
     }
 }
 
 impl Log {
-    /// Whether one more spare would take the files past what they may take, and not enough was given back for it.
+    /// Whether one more spare would make the files too large, and not enough was reclaimed for it.
     fn would_outgrow(&self, keeper: &Keeper) -> bool {
         let (used, more) = (self.bytes_used(keeper), self.next_spare_bytes(keeper));
         let is_paid = used + 2 * more <= self.growth.prepared_at.load(Ordering::Relaxed);
         used + more > self.growth.most.load(Ordering::Relaxed) && !is_paid
     }
 
-    /// A spare was prepared.
+    /// Notes that a spare was prepared.
     pub(super) fn note_prepared(&self, keeper: &Keeper) {
         self.growth.prepared_at.store(self.bytes_used(keeper), Ordering::Relaxed);
     }
 
-    /// Whether the next segment is to wait until reclaim has been looked at.
+    /// Whether the next segment must wait until reclaim was considered.
     pub(crate) fn is_overgrown(&self) -> bool {
         let keeper = self.keeper.lock();
         keeper.spares.len() < 2 && self.would_outgrow(&keeper)
     }
 
-    /// Whether the background may prepare one more spare. If not, it is told once that has changed.
+    /// Whether the background may prepare one more spare. If not, it is woken once that changes.
     pub(super) fn may_grow(&self, keeper: &Keeper) -> bool {
         let may_grow = !self.would_outgrow(keeper);
         if !may_grow {
@@ -69,7 +68,7 @@ impl Log {
         may_grow
     }
 
-    /// Before anything is known of what is alive: a few segments.
+    /// Allows a few segments, before the live bytes are known.
     pub(super) fn allow_first(&self, keeper: &Keeper) {
         let more = limits::SEGMENTS_UNSEEN * self.next_spare_bytes(keeper);
         let most = self.bytes_used(keeper) + more;
@@ -77,7 +76,7 @@ impl Log {
         self.note_prepared(keeper);
     }
 
-    /// Whether the log has more segments than its size asks for, and the oldest is a scrap.
+    /// Whether the log has more segments than its size requires, and the oldest is a scrap.
     pub(crate) fn begins_with_scraps(&self) -> bool {
         let listed = self.listed();
         let is_scrap =
@@ -85,7 +84,7 @@ impl Log {
         listed.len() as u64 > 2 * limits::SEGMENTS_OF_A_LOG && listed.first().is_some_and(is_scrap)
     }
 
-    /// The files may take so many bytes from now on; and at least one segment more, if nothing can be reclaimed.
+    /// Allows the files so many bytes, and at least one segment more if nothing can be reclaimed.
     pub(crate) fn allow(&self, bytes: u64, is_all_needed: bool) {
         let keeper = self.keeper.lock();
         let next = self.bytes_used(&keeper) + self.next_spare_bytes(&keeper);
@@ -94,7 +93,7 @@ impl Log {
         self.release_held(&keeper);
     }
 
-    /// Tells the background that it may prepare what it was not allowed to, if it may.
+    /// Wakes the background if it was not allowed to prepare a segment and now is.
     pub(super) fn release_held(&self, keeper: &Keeper) {
         if self.is_held() && !self.would_outgrow(keeper) {
             self.growth.is_held.store(false, Ordering::Relaxed);
@@ -102,17 +101,17 @@ impl Log {
         }
     }
 
-    /// Whether the background waits for that.
+    /// Whether the background waits to be allowed a segment.
     pub(crate) fn is_held(&self) -> bool {
         self.growth.is_held.load(Ordering::Relaxed)
     }
 
-    /// Whether the files have grown since reclaim was looked at last.
+    /// Whether the files have grown since reclaim was considered last.
     pub(crate) fn is_look_due(&self) -> bool {
         self.growth.is_look_due.load(Ordering::Relaxed)
     }
 
-    /// The same, and it is looked at now.
+    /// The same, and clears that.
     pub(crate) fn take_look(&self) -> bool {
         self.growth.is_look_due.swap(false, Ordering::Relaxed)
     }

@@ -1,10 +1,10 @@
 //! Segments that are no longer written: opened when they are read, and only so many at a time.
 //!
-//! Promises: descriptors and maps are bounded whatever the number of segments; a holder of a segment can read it,
-//! its file removed or not. Never: writes, or knows what stands in a segment.
+//! Promises: descriptors and maps are bounded whatever the number of segments; a holder of a segment can read it even
+//! after its file is removed. Never: writes, or interprets the bytes of a segment.
 //!
-//! A clock with one hand (second chance) decides which one is closed for another: a segment that was read since the hand
-//! last passed it stays open.
+//! A clock with one hand (second chance) chooses the segment to close: one that was read since the hand last passed
+//! it stays open.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ pub(crate) struct Pool {
     storage: Arc<dyn Storage>,
     /// Whether they are read through maps.
     maps: bool,
-    /// How many may be open at once, by map or by descriptor.
+    /// The most segments that may be open at once, by map or by descriptor.
     most: usize,
     open: Mutex<Open>,
-    /// Segments whose file is removed, and which stay open for their readers.
+    /// Segments whose files are removed, and which stay open for their readers.
     pinned: AtomicU64,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Pooled {
 #[derive(Debug)]
 struct Member {
     path: PathBuf,
-    /// Whether it was read since the hand last came by.
+    /// Whether it was read since the hand last passed it.
     is_used: AtomicBool,
     /// Set under the lock of `state`.
     is_pinned: AtomicBool,
@@ -53,7 +53,7 @@ struct Member {
 
 #[derive(Debug)]
 struct PoolState {
-    /// SegmentBytes of the file that may be read: nothing is written there any more.
+    /// Length of the part of the file that may be read: nothing is written there any more.
     len: u64,
     bytes: Option<SegmentBytes>,
 }
@@ -69,7 +69,7 @@ impl Pool {
     pub(crate) fn new(storage: Arc<dyn Storage>, maps: bool) -> Arc<Self> {
         let most = match maps {
             true => limits::OPEN_SEGMENTS_MAX,
-            // Of the descriptors that the process may have most are left to others.
+            // Most of the process's descriptors are left to other uses.
             false => storage.files_max().map_or(limits::OPEN_SEGMENTS_MAX, |files| {
                 in_memory(files / limits::SHARE_OF_FILES)
                     .clamp(limits::OPEN_SEGMENTS_LEAST, limits::OPEN_SEGMENTS_MAX)
@@ -78,13 +78,13 @@ impl Pool {
         Pool::of_size(storage, maps, most)
     }
 
-    /// The same with room for `most`.
+    /// The same for at most `most` open segments.
     fn of_size(storage: Arc<dyn Storage>, maps: bool, most: usize) -> Arc<Self> {
         let (open, pinned) = (Mutex::new(Open::default()), AtomicU64::new(0));
         Arc::new(Pool { storage, maps, most, open, pinned })
     }
 
-    /// Takes in the segment at `path`, of which the first `len` bytes are never written again. `file`: it is open.
+    /// Adds the segment at `path`, whose first `len` bytes are never written again. `file` is its open file.
     pub(crate) fn take(self: &Arc<Self>, path: &Path, len: u64, file: Arc<dyn File>) -> Pooled {
         let state = PoolState { len, bytes: None };
         let member = Arc::new(Member {
@@ -111,7 +111,7 @@ impl Pool {
         self.make_room();
         match self.storage.open(path, Access::Read) {
             Err(e) if crate::error::is_scarce(&e) => {
-                // Some of what is open here may be of less use.
+                // Frees descriptors that the pool holds and may not need.
                 self.close_most();
                 self.storage.open(path, Access::Read)
             }
@@ -119,10 +119,10 @@ impl Pool {
         }
     }
 
-    /// Closes those that were not read of late, until there is room for one more.
+    /// Closes segments that were not read lately, until one more may be opened.
     fn make_room(&self) {
         let mut open = self.open.lock();
-        // Twice around: the first time finds all of them used.
+        // Two rounds suffice: the first one clears all marks.
         for _ in 0..2 * open.members.len() {
             if open.members.len() < self.most {
                 return;
@@ -141,7 +141,8 @@ impl Pool {
 }
 
 impl Open {
-    /// The hand comes to the next member, and closes it if it `may`. One that is just being looked at stays.
+    /// Moves the hand to the next member, and closes it if it `may`. A member that is locked at that moment stays
+    /// open.
     fn advance(&mut self, may: impl FnOnce(&Member) -> bool) {
         if self.hand >= self.members.len() {
             self.hand = 0;
@@ -168,7 +169,7 @@ impl Open {
 }
 
 impl Pooled {
-    /// The segment, opened if it wasn't.
+    /// Returns the segment's bytes, and opens it if it is closed.
     pub(crate) fn bytes(&self) -> io::Result<SegmentBytes> {
         let member = &self.member;
         if !member.is_used.load(Ordering::Relaxed) {
@@ -189,7 +190,7 @@ impl Pooled {
         Ok(bytes)
     }
 
-    /// The segment's file, to be read by calls: where the device can't give something they fail, while a map would end
+    /// Returns the segment's file, for reads by calls: these fail where the device can't read, while a map would end
     /// the process.
     pub(crate) fn file(&self) -> io::Result<Arc<dyn File>> {
         self.pool.open(&self.member.path)
@@ -213,8 +214,8 @@ impl Pooled {
         Ok(())
     }
 
-    /// The bytes behind `len` are about to be cut off. `false` if a reader has a map that reaches further: then they must
-    /// not be cut, because a read there would end the process.
+    /// Prepares for cutting off the bytes after `len`. Returns `false` if a reader has a map that reaches further:
+    /// then they must not be cut, because a read there would end the process.
     pub(crate) fn cut_to(&self, len: u64) -> bool {
         let mut state = self.member.state.lock();
         if len >= state.len {
@@ -234,7 +235,7 @@ impl Pooled {
 }
 
 impl Drop for Pooled {
-    /// Takes no lock: in a forked child it may never be released.
+    /// Takes no lock: in a forked child a lock may never be released.
     fn drop(&mut self) {
         if self.member.is_pinned.load(Ordering::SeqCst) {
             self.pool.pinned.fetch_sub(1, Ordering::SeqCst);
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_open_and_all_can_be_read() {
+    fn the_number_of_open_segments_is_bounded_and_all_can_be_read() {
         for maps in [true, false] {
             let storage = storage();
             let pool = Pool::of_size(Arc::new(storage.clone()), maps, 4);
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_again_and_again_stays_open() {
+    fn a_segment_that_is_read_often_stays_open() {
         let storage = storage();
         let pool = Pool::of_size(Arc::new(storage.clone()), true, 4);
         let segments = segments(&storage, &pool, 50);
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_whose_file_is_removed_is_read_on() {
+    fn a_segment_stays_readable_after_its_file_is_removed() {
         let storage = storage();
         let pool = Pool::of_size(Arc::new(storage.clone()), true, 2);
         let mut segments = segments(&storage, &pool, 6);
@@ -327,14 +328,14 @@ mod tests {
             read(segment);
         }
         assert_eq!((read(&segments[0]), read(&segments[1])), (Some(0), Some(1)));
-        // They are bounded, too: until somebody ends, no more may be removed.
+        // They are bounded, too: no more may be removed until a reader ends.
         assert_eq!(segments[2].pin().unwrap_err().kind(), io::ErrorKind::Other);
         drop(segments.remove(0));
         segments[1].pin().unwrap();
     }
 
     #[test]
-    fn where_nothing_can_be_mapped_plain_reads_serve() {
+    fn plain_reads_are_used_where_mapping_fails() {
         let storage = storage();
         let pool = Pool::of_size(Arc::new(storage.clone()), true, 2);
         let no_memory = Effect::Fail(CallFailure::NO_MEMORY);
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_descriptor_others_are_closed_and_it_is_tried_once_more() {
+    fn opening_without_a_free_descriptor_closes_others_and_is_retried_once() {
         let storage = storage();
         let pool = Pool::of_size(Arc::new(storage.clone()), false, 4);
         let segments = segments(&storage, &pool, 8);
@@ -371,7 +372,7 @@ mod tests {
         assert!(!segments[0].cut_to(32));
         drop(held);
         assert!(segments[0].cut_to(32));
-        // The map of all of it is gone, too.
+        // The map of the whole segment is closed, too.
         assert_eq!(open_now(&segments), 0);
         storage.open(&path(0), Access::ReadWrite).unwrap().truncate(32).unwrap();
         let SegmentBytes::Map(map) = segments[0].bytes().unwrap() else { panic!() };

@@ -1,10 +1,10 @@
-//! Room: what may still be placed, which segments lie ahead, and what a full disk leaves possible.
+//! Space in the log: which records may still be placed, which segments are prepared, and what a full disk allows.
 //!
-//! Promises: a claim is granted only while its result's reserve, and those of all claims in flight, fit into
-//! segments that are prepared already; so the owner of a key can record an outcome even on a full disk.
-//! One spare is kept that claims never take: for recovery, and for compaction of the oldest segment. Some bytes are kept
-//! for forgets. So a full store can be emptied. Space is sought by the size of the record to be placed, never more than it
-//! needs, and released once no record needs it. Space that becomes free is used without a reopen.
+//! Promises: a claim is granted only while its result's reserve and the reserves of all claims in flight fit into
+//! prepared segments; so the owner of a key can record an outcome even on a full disk. One spare is kept that claims
+//! never use: recovery and compaction of the oldest segment need it. Some bytes are kept for forgets. So a full store
+//! can be emptied. Space is prepared by the size of the record to be placed, never more than it needs, and released
+//! once no record needs it. Space that becomes free is used without a reopen.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -22,35 +22,35 @@ use crate::sync::Ordering;
 use crate::types::{Lsn, WallMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// Always kept free at a segment's end: an end-of-segment record, and room for notes.
+/// Bytes always kept free at a segment's end: for an end-of-segment record and for notes.
 pub(super) const KEPT_FREE: u64 = HEADER_BYTES as u64 + NOTE_SHARE;
 const NOTE_SHARE: u64 = 128;
 
-/// What a record may use.
+/// The space that a record may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Room {
-    /// Free room, and from now on keep so many bytes for the ending.
+    /// Free space; from then on so many bytes are kept for the ending.
     Reserve(u64),
     /// What was reserved; more only if it is free.
     Spend(u64),
-    /// The same, of what makes room in the end: more also from what is kept for that.
+    /// The same, for a record that frees space in the end: more also from the space kept for such records.
     Clear(u64),
-    /// Free room only.
+    /// Free space only.
     Free,
-    /// Free room, and the spare that is kept: for compaction that has seen that all it has to move has room there.
+    /// Free space and the kept spare: for compaction, after it checked that everything it has to move fits there.
     Move,
-    /// A note's share of what is always kept.
+    /// A note's share of the space that is always kept.
     Note,
 }
 
 impl Room {
-    /// Whether it finds no room while none is kept for compaction.
+    /// Whether it gets no space until the spare for compaction is kept.
     fn waits_for_kept(self) -> bool {
         matches!(self, Room::Reserve(_) | Room::Free)
     }
 }
 
-/// Where a record has its place.
+/// Where a record fits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fit {
     Here,
@@ -58,7 +58,7 @@ enum Fit {
     Next,
     /// In no segment that is listed.
     Nowhere,
-    /// There is one, but then something that is reserved would have none.
+    /// It fits, but then some reserve would not.
     Reserved,
 }
 
@@ -69,27 +69,27 @@ pub(crate) enum NoRoom {
     Wanted { bytes: u64, room: Room },
     /// The log has not begun to write, or is poisoned or closed.
     NotWriting,
-    /// LSNs have run out.
+    /// All LSNs are used up.
     Full,
 }
 
-/// Bytes kept for the endings of claims in flight, and for what makes room.
+/// Bytes kept for the endings of claims in flight, and for records that free space.
 #[derive(Debug, Default)]
 pub(crate) struct Reserves {
     total: u64,
-    /// The largest since none was in flight: what one segment's rest may be too small for.
+    /// The largest reserve since none was in flight: the rest of one segment may be too small for it.
     largest: u64,
-    /// The greatest total since the background last looked.
+    /// The greatest total since the background last read it.
     peak: u64,
-    /// What compaction, on its way through the spare that is kept, has yet to move.
+    /// Bytes that compaction, when it uses the kept spare, has yet to move.
     moving: u64,
-    /// Whether the last attempt to prepare room found none: then `clearing` is kept for forgets and aborts.
+    /// Whether the last attempt to prepare space failed: then `clearing` is kept for forgets and aborts.
     is_full: bool,
-    /// Told by the keeper, as what follows is.
+    /// Set by the keeper, as are the fields that follow.
     clearing: u64,
-    /// Rooms of the spares set aside, all but the one that is kept.
+    /// Space in each spare that is set aside, except the kept one.
     set_aside: Vec<u64>,
-    /// Room of the one that is kept.
+    /// Space in the kept spare.
     kept: u64,
 }
 
@@ -100,7 +100,7 @@ impl Reserves {
         self.peak = self.peak.max(self.total);
     }
 
-    /// Gives back what was taken. Whether it was: see [`covers`](Self::covers).
+    /// Releases a reserve. Returns whether so much was reserved: see [`covers`](Self::covers).
     #[must_use]
     pub(super) fn release(&mut self, bytes: u64) -> bool {
         let Some(left) = self.total.checked_sub(bytes) else { return false };
@@ -111,18 +111,18 @@ impl Reserves {
         true
     }
 
-    /// Whether what a record of `bytes` uses by `room` was kept for it. If not, something was released twice, and what others
-    /// rely on is no longer kept: a bug of ours.
+    /// Whether the bytes that a record of `bytes` uses by `room` were kept for it. If not, a reserve was released
+    /// twice, and the space that others rely on is no longer kept: a bug of ours.
     pub(super) fn covers(&self, bytes: u64, room: Room) -> bool {
         match room {
             Room::Spend(own) | Room::Clear(own) => own <= self.total,
-            // Of what was counted some may have died since, but nothing has come to life.
+            // Some counted records may have died since, but none was added.
             Room::Move => bytes <= self.moving,
             Room::Reserve(_) | Room::Free | Room::Note => true,
         }
     }
 
-    /// What must have its room once a record is placed that uses `room`, and the largest reserve then.
+    /// Returns the bytes that must fit after a record that uses `room` is placed, and the largest reserve then.
     fn after(&self, room: Room) -> (u64, u64) {
         let (total, moving) = (self.total, self.moving);
         let clearing = if self.is_full { self.clearing } else { 0 };
@@ -140,7 +140,7 @@ impl Reserves {
         (bytes, largest)
     }
 
-    /// Room for reserves of at most `largest` in the spares that `room` may use.
+    /// Space for reserves of at most `largest` in the spares that `room` may use.
     fn aside(&self, room: Room, largest: u64) -> u64 {
         let aside: u64 = self.set_aside.iter().map(|&spare| sure(spare, largest)).sum();
         if room == Room::Move { aside + sure(self.kept, largest) } else { aside }
@@ -148,8 +148,8 @@ impl Reserves {
 }
 
 impl Tail {
-    /// Lets a record of `bytes` in, rolling to the next segment if it must, or says what is missing. What it uses is
-    /// [covered](Reserves::covers).
+    /// Admits a record of `bytes`, rolling to the next segment if it must, or returns what is missing. The caller has
+    /// checked that its reserve is [covered](Reserves::covers).
     pub(super) fn admit(&mut self, bytes: u64, room: Room, durable: Lsn) -> Result<(), NoRoom> {
         match self.fit(bytes, room) {
             Fit::Here => {}
@@ -162,7 +162,7 @@ impl Tail {
             Room::Reserve(more) => self.room.take(more),
             Room::Spend(own) | Room::Clear(own) => {
                 let is_own = self.room.release(own);
-                debug_assert!(is_own, "looked at before");
+                debug_assert!(is_own, "`covers` was checked before");
             }
             Room::Move => self.room.moving -= bytes,
             Room::Free | Room::Note => {}
@@ -170,11 +170,12 @@ impl Tail {
         Ok(())
     }
 
-    /// Whether a record of `bytes` has its place, and all that is reserved, by then, its own.
+    /// Where a record of `bytes` fits, if all reserves still fit afterwards.
     fn fit(&self, bytes: u64, room: Room) -> Fit {
         let here = free(self.active.identity.capacity, self.at);
         if room == Room::Note {
-            // All but the end-of-segment record's room: a segment that records filled exactly has a share left, too.
+            // A note may use everything except the end-of-segment record's bytes: a segment that records filled
+            // exactly still has a note's share.
             let rest = self.active.identity.capacity - self.at;
             let fits = bytes + HEADER_BYTES as u64 <= rest;
             return if fits { Fit::Here } else { Fit::Nowhere };
@@ -192,7 +193,7 @@ impl Tail {
         if is_own || has_room { fit } else { Fit::Reserved }
     }
 
-    /// Whether all that is reserved has its room behind the active segment.
+    /// Whether all reserves fit after the active segment.
     pub(super) fn may_roll(&self, room: Room) -> bool {
         let largest = self.room.largest;
         let next = self.next_room().map(|next| sure(next, largest));
@@ -211,7 +212,7 @@ impl Tail {
     }
 }
 
-/// Rooms for what compaction has to move, in the order in which it comes to them.
+/// Space for the records that compaction has to move, in the order in which it is used.
 #[derive(Debug)]
 pub(crate) struct MovingRoom {
     rooms: VecDeque<u64>,
@@ -235,21 +236,21 @@ impl MovingRoom {
         self.is_enough = false;
     }
 
-    /// Bytes of all placed records, if they had space in addition to what is reserved.
+    /// Returns the bytes of all placed records, if they fit in addition to the reserves.
     pub(crate) fn enough_for(&self) -> Option<u64> {
         let left = self.rooms.iter().map(|&room| sure(room, self.largest));
         (self.is_enough && left.sum::<u64>() >= self.reserved).then_some(self.bytes)
     }
 }
 
-/// Bytes that records may take in a segment of `capacity` from file offset `at` on. None, once notes have used some of what
-/// is kept free.
+/// Returns the bytes that records may take in a segment of `capacity` from file offset `at` on. 0 once notes have
+/// used some of the bytes that are kept free.
 fn free(capacity: u64, at: u64) -> u64 {
     (capacity - at).saturating_sub(KEPT_FREE)
 }
 
-/// What a segment with space for so many bytes is sure to hold of reserves, the `largest` of which may just not fit into its
-/// rest. Nothing, if it is no larger than that one.
+/// Returns the bytes of reserves that a segment with space for `bytes` holds in any case: the `largest` may just not
+/// fit into its rest. 0 if the segment is no larger than that reserve.
 fn sure(bytes: u64, largest: u64) -> u64 {
     bytes.saturating_sub(largest)
 }
@@ -259,7 +260,7 @@ fn room_of(spare: &Spare) -> u64 {
     free(spare.bytes, SEGMENT_HEADER_BYTES as u64)
 }
 
-/// The least segment that has room for `bytes` of records.
+/// The size of the smallest segment that holds `bytes` of records.
 fn segment_bytes_for(bytes: u64) -> u64 {
     (SEGMENT_HEADER_BYTES as u64 + bytes + KEPT_FREE).next_multiple_of(limits::PAGE_BYTES as u64)
 }
@@ -267,20 +268,21 @@ fn segment_bytes_for(bytes: u64) -> u64 {
 /// Sizes that spares should have.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
-    /// Of a segment to come.
+    /// Size of the next segment to prepare.
     next: u64,
-    /// Of the one that is kept, at least.
+    /// Least size of the kept spare.
     kept: u64,
 }
 
 impl Wanted {
-    /// A spare of other settings, or of a log that was far larger, is too large to be kept, or to come next.
+    /// Whether a spare, made with other settings or for a far larger log, is too large to be kept or to be the next
+    /// segment.
     fn is_too_large(self, bytes: u64) -> bool {
         bytes > 4 * self.next.max(self.kept)
     }
 
-    /// The spare that is kept: the smallest that is large enough, or else the largest. The newest of equal ones, so that
-    /// each has its turn.
+    /// Returns the spare that is kept: the smallest that is large enough, or the largest if none is. The newest of
+    /// equal ones, so that each has its turn.
     fn kept_of(self, spares: &[Spare]) -> Option<usize> {
         let all = || spares.iter().enumerate();
         let enough = all().rev().filter(|(_, spare)| spare.bytes >= self.kept);
@@ -293,8 +295,8 @@ impl Wanted {
         spares.iter().any(|spare| spare.bytes >= self.kept)
     }
 
-    /// A spare that helps nobody: it is not kept, won't be the next segment, and the others have room for `reserved`
-    /// bytes without it. The largest of them.
+    /// Returns the largest spare that is not needed: it is not kept, won't be the next segment, and the others hold
+    /// `reserved` bytes without it.
     fn excess(
         self,
         spares: &[Spare],
@@ -320,21 +322,21 @@ impl Wanted {
     }
 }
 
-/// What changes seldom, and by I/O: the manifest and the spares. Never taken under a shard lock.
+/// State that changes seldom, and by I/O: the manifest and the spares. Its lock is never taken under a shard lock.
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) manifest: Manifest,
     pub(super) switch: Switch,
     pub(super) spares: Vec<Spare>,
     pub(super) spare_number: u32,
-    /// Segments that left the list, and whose files may still be there, or come back after a power loss.
+    /// Unlisted segments whose files may still exist, or come back after a power loss.
     pub(super) leaving: Vec<Leaving>,
     /// The opening couldn't list the directory: it may hold others of an earlier one.
     pub(super) may_lack_leaving: bool,
     /// The most that was reserved in the last stretch of time, and when the one began that lasts.
     pub(super) peak: u64,
     pub(super) peak_since: u64,
-    /// What `begin_writing` does, or has done.
+    /// What `begin_writing` does, or did.
     pub(super) plan: Plan,
 }
 
@@ -347,13 +349,13 @@ pub(super) struct Leaving {
 }
 
 impl Sizes {
-    /// The least size: two of the longest record. With room for one alone, a record that just doesn't fit
-    /// into a segment's rest could waste all of a segment, and no number of them would hold the reserves.
+    /// The least size: two of the longest record. With space for one alone, a record that just doesn't fit into a
+    /// segment's rest could waste a whole segment, and no number of segments would hold the reserves.
     pub(super) fn segment_bytes_least(&self) -> u64 {
         segment_bytes_for(2 * self.record_bytes_max)
     }
 
-    /// Whether a spare of that size, found by an opening, can become a segment.
+    /// Whether a spare of that size, found by an open, can become a segment.
     pub(super) fn suits(&self, spare_bytes: u64) -> bool {
         (self.segment_bytes_least()..=limits::SEGMENT_BYTES_MOST).contains(&spare_bytes)
             && spare_bytes % limits::PAGE_BYTES as u64 == 0
@@ -363,13 +365,13 @@ impl Sizes {
         self.segment_bytes_first.max(self.segment_bytes_least())
     }
 
-    /// What records that are copied may take of one segment, whatever they are for: of a larger one no manifest tells.
+    /// The most bytes that copied records may take in one segment: no manifest lists a larger one.
     pub(super) fn copies_bytes_most(&self) -> u64 {
         free(self.segment_bytes_max.max(self.segment_bytes_least()), SEGMENT_HEADER_BYTES as u64)
     }
 
-    /// The size of a segment to be prepared for a log of so many bytes: a part of it, so that sizes grow as the log
-    /// does, and the segments ahead stay small in comparison.
+    /// The size of a segment to be prepared for a log of so many bytes: a fraction of it, so that segments grow with
+    /// the log, and the prepared ones stay small in comparison.
     fn for_log_of(&self, bytes: u64) -> u64 {
         let page = limits::PAGE_BYTES as u64;
         (bytes / limits::SEGMENTS_OF_A_LOG / page * page)
@@ -383,8 +385,8 @@ impl Log {
         self.dir.join("log")
     }
 
-    /// Prepares segments until a record of `bytes` has its place in addition to what is reserved. `StorageFull` if the
-    /// disk has none; nothing is lost then, and a later call tries again.
+    /// Prepares segments until a record of `bytes` fits in addition to the reserves. `StorageFull` if the disk has no
+    /// space; nothing is lost then, and a later call tries again.
     pub(crate) fn make_room(&self, bytes: u64, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_switch()?;
@@ -395,7 +397,7 @@ impl Log {
         made
     }
 
-    /// Takes note of whether there is room for claims, by what came of preparing some.
+    /// Notes whether there is space for claims, by the result of preparing some.
     fn note_room(&self, failed: Option<&Error>) {
         let mut full = self.full.lock();
         match failed.filter(|e| e.kind() == ErrorKind::StorageFull) {
@@ -410,7 +412,8 @@ impl Log {
         self.tail.lock().room.is_full = full.is_some();
     }
 
-    /// Since when there is no room for a claim's record of `bytes` that reserves so much, and why; `None` if there is.
+    /// Returns since when there is no space for a claim's record of `bytes` that reserves so much, and why; `None` if
+    /// there is space.
     pub(crate) fn is_full_for(&self, bytes: u64, reserve: u64) -> Option<(WallMillis, Error)> {
         let full = self.full.lock();
         let (since, cause) = full.as_ref()?;
@@ -421,8 +424,8 @@ impl Log {
 
     fn make_room_in(&self, keeper: &mut Keeper, bytes: u64, room: Room) -> Result<()> {
         loop {
-            // Asked anew each time: while this one waited for the keeper, others may have ended and given back
-            // what they had reserved.
+            // Read again each time: while this thread waited for the keeper, other claims may have ended and released
+            // their reserves.
             let (fit, lacks_next, largest) = {
                 let tail = self.tail.lock();
                 (tail.fit(bytes, room), tail.lacks_next(), tail.room.after(room).1)
@@ -430,7 +433,7 @@ impl Log {
             let wanted = match fit {
                 Fit::Here | Fit::Next => return Ok(()),
                 Fit::Nowhere => bytes,
-                // Each one that is prepared holds at least half of its room.
+                // Each prepared segment holds reserves in at least half of its space.
                 Fit::Reserved => 2 * largest,
             };
             let listable = self.listable(keeper, bytes, room);
@@ -450,14 +453,14 @@ impl Log {
         }
     }
 
-    /// A spare that may be the next segment and has room for `bytes`: the smallest.
+    /// Returns the smallest spare that may be the next segment and holds `bytes`.
     fn listable(&self, keeper: &Keeper, bytes: u64, room: Room) -> Option<usize> {
         let wanted = self.wanted(keeper);
         if room.waits_for_kept() && !wanted.has_kept(&keeper.spares) {
             return None;
         }
         let kept = wanted.kept_of(&keeper.spares);
-        // What was reserved comes first: which spare is kept changes with the oldest segment.
+        // Reserves come first: which spare is kept changes with the oldest segment.
         let may_use_kept = match room {
             Room::Spend(own) | Room::Clear(own) => bytes <= own,
             Room::Move => true,
@@ -474,16 +477,15 @@ impl Log {
         found.map(|(index, _)| index)
     }
 
-    /// Takes the next segment back before anything stands in it: it is too small for what comes. `None` if what is
-    /// reserved has no room without it.
+    /// Withdraws the next segment before anything is placed in it: it is too small for the record to come. `None` if
+    /// the reserves don't fit without it.
     fn withdraw_next(&self, room: Room) -> Option<Arc<Segment>> {
         let mut tail = self.tail.lock();
         let aside = tail.room.aside(room, tail.room.largest);
         if aside >= tail.room.total { tail.next.take() } else { None }
     }
 
-    /// Prepares and lists the segment that the log goes on in next, unless there is one, and as many spares as what is
-    /// reserved needs.
+    /// Prepares and lists the next segment, unless there is one, and as many spares as the reserves need.
     pub(super) fn make_room_to_roll(&self, room: Room) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_switch()?;
@@ -508,7 +510,8 @@ impl Log {
         })
     }
 
-    /// One piece of work ahead of need: a spare, the next segment, or a spare that goes. When to come again.
+    /// Does one piece of work ahead of need: prepares a spare, lists the next segment, or removes a spare. Returns
+    /// when to call again.
     pub(super) fn prepare_ahead(&self) -> Result<Due> {
         let done = self.try_prepare_ahead();
         self.note_room(done.as_ref().err());
@@ -539,7 +542,8 @@ impl Log {
             }
             self.guarded(|| self.prepare_spare(&mut keeper, kept_sizes))?;
         } else if self.tail.lock().lacks_next() {
-            // What an opening found is looked at before it is needed; at a roll, so that short lives read none of it.
+            // A spare that an open found is checked before it is needed; at a roll, so that a short-lived process
+            // reads none of it.
             let found = kept.filter(|(_, spare)| spare.is_found).map(|(index, _)| index);
             match (found, self.listable(&keeper, 0, Room::Free)) {
                 (Some(index), _) => {
@@ -556,11 +560,11 @@ impl Log {
             }
         } else if is_too_large {
             match self.guarded(|| self.prepare_spare(&mut keeper, kept_sizes)) {
-                // It stays, and serves.
+                // The large one stays in use.
                 Err(e) if e.kind() == ErrorKind::StorageFull => {
                     return Ok(self.give_back(&mut keeper));
                 }
-                // It goes next.
+                // The large one is removed next.
                 prepared => prepared?,
             }
         } else {
@@ -569,20 +573,20 @@ impl Log {
         Ok(Due::Now)
     }
 
-    /// Whether names in the store's directory may be changed.
+    /// Returns an error if names in the store's directory may not be changed.
     pub(super) fn may_switch(&self) -> Result<()> {
         self.may_go_on()?;
         self.check_standing()
     }
 
-    /// Poisons if the store's directory is no more what stands at its path.
+    /// Poisons the store if its path no longer names the store's directory.
     pub(crate) fn check_standing(&self) -> Result<()> {
         let standing = manifest::check_standing(&*self.seams.storage, &self.dir);
         standing.map_err(|e| self.failed(e))
     }
 
-    /// Removes a spare that helped with a burst and has helped nobody for a while. Not sooner: what comes and goes would
-    /// be prepared and removed in turn.
+    /// Removes a spare that was needed in a burst and not since for a while. Not sooner: spares for load that comes
+    /// and goes would be prepared and removed in turn.
     fn give_back(&self, keeper: &mut Keeper) -> Due {
         let idle = Due::In(limits::TIME_NOTE_MILLIS);
         if keeper.spares.len() < 2 {
@@ -607,15 +611,16 @@ impl Log {
             return if is_to_go { Due::In(limits::SPARES_MILLIS - waited) } else { idle };
         };
         let spare = keeper.spares.remove(index);
-        // Before anybody can rely on it again.
+        // Under the tail's lock, before any record relies on the spare again.
         self.tell_aside(&mut tail, keeper);
         drop(tail);
-        // If it stays, the next opening finds it again.
+        // If it stays, the next open finds it again.
         let _ = self.seams.storage.remove(&spare.path);
         Due::Now
     }
 
-    /// The spares that nobody needs while nothing is in flight leave the keeper; their files are to be removed.
+    /// Takes the spares that are not needed while nothing is in flight out of the keeper; the caller removes their
+    /// files.
     pub(super) fn take_excess(&self, keeper: &mut Keeper) -> Vec<Spare> {
         let (wanted, next) = (self.wanted(keeper), self.tail.lock().next_room());
         let mut taken = Vec::new();
@@ -629,12 +634,12 @@ impl Log {
         let listed = &keeper.manifest.segments;
         let bytes = |item: &Listed| item.end.since(item.base);
         let oldest = listed.first().map_or(0, bytes);
-        // All that is alive in the oldest segment has its room there, however much that is.
+        // The kept spare holds everything alive in the oldest segment, however much that is.
         let kept = oldest.next_multiple_of(limits::PAGE_BYTES as u64).max(self.sizes.first());
         Wanted { next: self.next_spare_bytes(keeper), kept }
     }
 
-    /// Prepares a spare with room for `bytes`; first the one to be kept, where `room` waits for that.
+    /// Prepares a spare that holds `bytes`; first the one to be kept, where `room` waits for that.
     fn prepare_for(&self, keeper: &mut Keeper, bytes: u64, room: Room) -> Result<()> {
         let wanted = self.wanted(keeper);
         if room.waits_for_kept() && !wanted.has_kept(&keeper.spares) {
@@ -644,7 +649,7 @@ impl Log {
         self.prepare_spare(keeper, [wanted.next.max(least), least])
     }
 
-    /// Prepares a spare of the first of two sizes, or, where the budget has no room for that, of the second.
+    /// Prepares a spare of the first of two sizes, or of the second if the first exceeds the budget.
     fn prepare_spare(&self, keeper: &mut Keeper, [large, small]: [u64; 2]) -> Result<()> {
         let bytes = if self.check_budget_of(keeper, large).is_ok() { large } else { small };
         self.check_budget_of(keeper, bytes)?;
@@ -676,13 +681,13 @@ impl Log {
         self.sizes.for_log_of(listed.iter().map(|item| item.end.since(item.base)).sum())
     }
 
-    /// Compaction has given a segment back. If it went through the spare that was kept, that segment's room makes
-    /// another one, before anybody else takes it.
+    /// Prepares a new kept spare after compaction removed a segment of `gone` bytes, if compaction used the one
+    /// before. The removed segment's space serves for it before anything can take that.
     pub(super) fn restore_kept(&self, keeper: &mut Keeper, gone: u64) {
         if keeper.spares.is_empty() {
             let kept = self.wanted(keeper).kept;
             let gone = gone.max(self.sizes.first()).next_multiple_of(limits::PAGE_BYTES as u64);
-            // Without room for either the background tries again.
+            // If there is space for neither, the background tries again.
             let _ = match self.prepare_spare(keeper, [kept, gone]) {
                 Err(e) if e.kind() == ErrorKind::StorageFull => {
                     self.prepare_spare(keeper, [gone, gone])
@@ -692,8 +697,8 @@ impl Log {
         }
     }
 
-    /// Removes the spare that is kept, to make room for what compaction has to write beside the log. Whether there was
-    /// one; not where others are set aside, one of which would have to take its place.
+    /// Removes the kept spare, to free space for the files that compaction has to write outside the log. Returns
+    /// whether it did: it does not where others are set aside, one of which would have to replace it.
     pub(crate) fn lend_kept(&self) -> Result<bool> {
         let mut keeper = self.keeper.lock();
         self.may_go_on()?;
@@ -724,8 +729,8 @@ impl Log {
         Err(Error::new(ErrorKind::StorageFull, message).at(&self.dir))
     }
 
-    /// The rooms for what compaction has to move out of the oldest segment, the kept spare's included; or, if that is
-    /// the active one, out of that.
+    /// Returns the space for the records that compaction has to move out of the oldest segment, including the kept
+    /// spare's. `of_active`: the oldest segment is the active one.
     pub(crate) fn moving_room(&self, of_active: bool) -> MovingRoom {
         let tail = self.tail.lock();
         let here = free(tail.active.identity.capacity, tail.at);
@@ -742,7 +747,7 @@ impl Log {
         }
     }
 
-    /// The error of a compaction that the full disk keeps from its first step.
+    /// Returns the error of a compaction whose first step fails because the disk is full.
     pub(crate) fn has_no_room_to_move(&self) -> Error {
         let message = format!(
             "no space left in {} beyond what is kept for compaction, which has no room for all that is alive in the oldest segment: free some and call again",
@@ -751,18 +756,17 @@ impl Log {
         Error::new(ErrorKind::StorageFull, message).at(&self.dir)
     }
 
-    /// From now on so many bytes are kept for what compaction moves. 0: it has moved all, or given up.
+    /// Keeps so many bytes for the records that compaction moves. 0: it has moved them all, or given up.
     pub(crate) fn keep_for_moving(&self, bytes: u64) {
         self.tail.lock().room.moving = bytes;
     }
 
-    /// Whether a spare is what it was prepared as. One that isn't goes: what stood in it would stand behind
-    /// the log's end.
+    /// Whether a spare is still as it was prepared. If not, it is removed: its bytes would follow the log's end.
     pub(super) fn is_usable(&self, keeper: &mut Keeper, index: usize) -> Result<bool> {
         let storage = &*self.seams.storage;
         let Some(spare) = keeper.spares.get_mut(index) else { return Ok(false) };
         if spare.is_found && !spare.is_zeros(storage)? {
-            // If it stays, the next opening finds it again.
+            // If it stays, the next open finds it again.
             let _ = storage.remove(&keeper.spares.remove(index).path);
             self.set_aside(keeper);
             return Ok(false);
@@ -771,8 +775,9 @@ impl Log {
         Ok(true)
     }
 
-    /// Makes a spare the next segment and lists it, durably, before any LSN in it is taken. `instead`: of one that was
-    /// withdrawn. If that fails before anything is changed, it is the next one again.
+    /// Makes a spare the next segment and lists it, durably, before any LSN in it is taken. It replaces `instead`, a
+    /// segment that was withdrawn. If that fails before anything is changed, the withdrawn one is the next segment
+    /// again.
     fn list_next(
         &self,
         keeper: &mut Keeper,
@@ -784,7 +789,7 @@ impl Log {
             (Err(_), Some(withdrawn)) => self.tail.lock().next = Some(withdrawn),
             (Ok(()), Some(withdrawn)) => {
                 keeper.leaving.push(Leaving { ordinal: withdrawn.identity.ordinal, segment: None });
-                // If its file stays, the next drop tries again, or an opening.
+                // If its file stays, the next drop or an open tries again.
                 let _ = self.remove_leaving(keeper);
             }
             (_, None) => {}
@@ -827,8 +832,8 @@ impl Log {
         Ok(())
     }
 
-    /// Makes a spare the next segment of `manifest`, which is not written yet. It begins at `base`, and `follows` what the log
-    /// is by then. Its header and name are durable on return.
+    /// Makes a spare the next segment of `manifest`, which is not written yet. The segment begins at `base` and
+    /// follows the log up to `follows`. Its header and name are durable on return.
     pub(super) fn add_segment(
         &self,
         spare: &mut Spare,
@@ -836,7 +841,7 @@ impl Log {
         base: Lsn,
         follows: Lsn,
     ) -> Result<Segment> {
-        // An ordinal that two segments had would give both one name.
+        // Two segments with the same ordinal would have the same name.
         let next_ordinal = manifest.next_ordinal.checked_add(1);
         let next_ordinal = next_ordinal
             .ok_or_else(|| self.bug("a segment was to be made, and no ordinal is left for it"))?;
@@ -854,8 +859,8 @@ impl Log {
         Ok(segment)
     }
 
-    /// Hands full segments to the pool: what follows them is durable, so they are, whole. Those before were handed over
-    /// when they were.
+    /// Hands full segments to the pool: records after them are durable, so they are durable as a whole. Earlier
+    /// segments were handed over when they became so.
     fn pool_full(&self, segments: &mut [Arc<Segment>], listed: &[Listed]) {
         let durable = self.durable();
         let count = segments.iter().take_while(|segment| segment.base() < durable).count();
@@ -869,8 +874,8 @@ impl Log {
         }
     }
 
-    /// Tells the tail how much room the spares hold.
-    /// They hold none while the next manifest's file is missing: without it no spare can be listed.
+    /// Updates how much space the tail counts in the spares. They count as none while the next manifest's file is
+    /// missing: without it no spare can be listed.
     pub(super) fn set_aside(&self, keeper: &Keeper) {
         self.tell_aside(&mut self.tail.lock(), keeper);
     }
@@ -891,25 +896,25 @@ impl Log {
         }
     }
 
-    /// Swaps a manifest in, with the clocks and the watermark as they stand.
+    /// Switches to a manifest, with the current clocks and watermark.
     pub(super) fn switch_to(&self, keeper: &mut Keeper, mut manifest: Manifest) -> Result<()> {
         manifest.generation += 1;
         manifest.durable = manifest.durable.max(self.durable());
         manifest.time = self.store_clock.note(&*self.seams.clock).into();
         keeper.switch.to(&manifest).map_err(|e| self.failed(e))?;
         keeper.manifest = manifest;
-        // Made now, while there may be room; if there is none, the background tries again.
+        // Made now, while there may be space; if there is none, the background tries again.
         let _ = self.prepare_switch(keeper);
         self.set_aside(keeper);
         Ok(())
     }
 
-    /// Makes the file of the manifest to come.
+    /// Makes the file of the next manifest.
     pub(super) fn prepare_switch(&self, keeper: &mut Keeper) -> Result<()> {
         keeper.switch.prepare(keeper.manifest.next_file_bytes()).map_err(|e| self.failed(e))
     }
 
-    /// A number for a table, which no other has or had.
+    /// Returns a number for a table that no other table has or had.
     pub(crate) fn take_table_number(&self) -> Result<u32> {
         let mut keeper = self.keeper.lock();
         let number = keeper.manifest.next_table;
@@ -919,7 +924,7 @@ impl Log {
         Ok(number)
     }
 
-    /// Swaps in a manifest whose list of tables `change` has brought up to date. Durable on return.
+    /// Switches to a manifest whose list of tables `change` has updated. Durable on return.
     pub(crate) fn list_tables(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_switch()?;

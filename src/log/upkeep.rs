@@ -1,8 +1,8 @@
 //! Background work of the log, one piece at a time: a thread, a test or a host without threads calls `step`.
 //!
-//! Promises: what was handed to the system is synced after a second or 4 MiB, at every level; a watermark
-//! covers every durable record soon after the last one; an idle store falls silent, all of it marked.
-//! Segments lie ahead before they are needed. Nothing is done once the log is poisoned.
+//! Promises: bytes handed to the system are synced after a second or 4 MiB, at every level; a watermark covers every
+//! durable record soon after the last one; an idle store does no more I/O once a watermark covers all of it. Segments
+//! are prepared before they are needed. Nothing is done once the log is poisoned.
 
 use super::{Log, Room};
 use crate::clock::TimeNote;
@@ -33,10 +33,10 @@ impl Due {
 /// What the background remembers between steps.
 pub(super) struct Upkeep {
     state: Mutex<UpkeepState>,
-    /// The thread that calls `step`, if any, sleeps on it.
+    /// The thread that calls `step`, if there is one, sleeps on it.
     word: WakeWord,
     is_asleep: AtomicBool,
-    /// What keeps it from preparing room.
+    /// The error that keeps it from preparing space.
     trouble: Mutex<Option<Error>>,
 }
 
@@ -58,7 +58,7 @@ impl Upkeep {
     }
 }
 
-/// What there is to do, as one look at the tail tells.
+/// State of the tail, read at once, from which the due work follows.
 struct TailView {
     end: Lsn,
     keyed_end: Lsn,
@@ -80,8 +80,8 @@ impl Log {
             Ok(Due::Now) => return Ok(Due::Now),
             Ok(due) => due,
             Err(e) if self.is_poisoned() => return Err(e),
-            // A full disk, no file descriptor left: claims say so as they come, and what is placed already is
-            // synced all the same. That it is over is noticed here as well.
+            // A full disk, or no file descriptor left: claims report it, and records already placed are synced
+            // nevertheless. A later step notices when it is over.
             Err(_) => Due::In(limits::UNSYNCED_MILLIS_MAX),
         };
         let view = self.view();
@@ -92,14 +92,14 @@ impl Log {
         })
     }
 
-    /// What keeps the background from preparing room, if it failed the last time.
+    /// Returns the error that keeps the background from preparing space, if it failed the last time.
     pub(crate) fn trouble(&self) -> Option<Error> {
         self.upkeep.trouble.lock().as_ref().map(Error::again)
     }
 
     fn step_at(&self, view: &TailView) -> Result<Due> {
         let mut state = self.upkeep.state.lock();
-        // Behind the lock, so that no time in `state` is a later one.
+        // Read under the lock, so that no time in `state` is later.
         let now = self.seams.clock.monotonic_nanos() / 1_000_000;
         if view.end != state.seen_end {
             state.seen_end = view.end;
@@ -121,7 +121,7 @@ impl Log {
             state.unsynced_since = None;
         }
         let rested = now - state.changed_at;
-        // There is a record that a sync made durable and no watermark covers yet.
+        // A sync made a record durable that no watermark covers yet.
         let unmarked = durable.min(view.keyed_end) > view.marked;
         if rested < limits::IDLE_NOTE_MILLIS {
             return Ok(Due::In(limits::IDLE_NOTE_MILLIS - rested));
@@ -133,7 +133,7 @@ impl Log {
                 Some(draft) => self.place(draft, Room::Note).is_ok(),
             };
             if placed {
-                // Noticed as no change: a note calls for no other.
+                // Not a change that calls for another note.
                 state.seen_end = self.view().end;
                 drop(state);
                 self.write_out().map_err(|_| self.poisoned())?;
@@ -146,7 +146,7 @@ impl Log {
             return Ok(Due::Now);
         }
         let sync_in = state.unsynced_since.map(|since| {
-            // No sync was due when it was looked at above.
+            // No sync was due above, so this can't underflow.
             limits::UNSYNCED_MILLIS_MAX - (now - since)
         });
         Ok(Due::In(sync_in.unwrap_or(limits::TIME_NOTE_MILLIS)))
@@ -163,19 +163,19 @@ impl Log {
         }
     }
 
-    /// One an hour while open, and one whenever wall and store time have parted by a second.
+    /// A note is due once an hour, and whenever wall time and store time have drifted apart by a second.
     fn is_time_note_due(&self, view: &TailView) -> bool {
         let age = self.now().since(view.last_time_note.store);
         age >= limits::TIME_NOTE_MILLIS
             || self.store_clock.drifted(&*self.seams.clock, &view.last_time_note)
     }
 
-    /// The body of the background thread: steps until `stop` says so.
-    /// `after` each, other work of the thread may run.
+    /// The body of the background thread: steps until `stop` returns true. `after` runs other work of the thread
+    /// after each step.
     pub(crate) fn run_upkeep(&self, stop: &dyn Fn() -> bool, after: &dyn Fn()) {
         while !stop() {
-            // A failure has poisoned the log, or is told to the next claim; here there is nobody to tell.
-            // A panic ends this thread, and without it what is Lazy would never be written: so it poisons.
+            // A failure has poisoned the log, or is reported to the next claim, so it is dropped here. A panic ends
+            // this thread, without which Lazy records would never be written: so it poisons.
             let Ok(inside) = self.enter() else { return };
             let due = self.guarded(|| self.step());
             after();
@@ -184,9 +184,9 @@ impl Log {
             let Due::In(millis) = due else { continue };
             let seen = self.upkeep.word.read();
             let end = self.view().end;
-            // A short sleep ends by itself: nobody busy should pay for a wake-up.
+            // A short sleep ends by itself: busy threads should not pay for a wake-up.
             self.upkeep.is_asleep.store(millis > limits::IDLE_NOTE_MILLIS, Ordering::SeqCst);
-            // After the announcement: whoever places from now on sees it.
+            // Read after the announcement: a thread that places from then on sees it.
             if self.view().end == end && !stop() {
                 self.upkeep.word.wait(seen, Some(millis));
             }
@@ -200,12 +200,12 @@ impl Log {
         self.upkeep.is_asleep.load(Ordering::SeqCst) && self.view().keyed_end <= self.durable()
     }
 
-    /// Wakes the background thread to look at its `stop`.
+    /// Wakes the background thread so that it checks its `stop`.
     pub(crate) fn stop_upkeep(&self) {
         self.upkeep.word.wake_all();
     }
 
-    /// Wakes the background thread, if it sleeps: there is something new.
+    /// Wakes the background thread, if it sleeps, because there is new work.
     pub(crate) fn wake_upkeep(&self) {
         if self.upkeep.is_asleep.load(Ordering::Relaxed)
             && self.upkeep.is_asleep.swap(false, Ordering::SeqCst)

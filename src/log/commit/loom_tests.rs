@@ -1,7 +1,7 @@
 //! The commit queue under loom: every schedule of a few threads, up to a bound of preemptions.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`; `LOOM_MAX_PREEMPTIONS` sets another bound. A lost
-//! wake-up shows as a deadlock, which loom reports by itself. At a bound of three the tests pass too, in two minutes.
+//! wake-up shows as a deadlock, which loom reports. At a bound of three the tests pass too, in two minutes.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use loom::thread;
 use super::*;
 use crate::sync::Mutex;
 
-/// A log of bare LSNs, one per record: what is placed, what the system has, what the device has.
+/// A log of bare LSNs, one per record: the ends of the placed, the written and the durable part.
 struct Model {
     queue: CommitQueue,
     tail: Mutex<Tail>,
-    /// How far the system has it. The thread that holds the lock writes.
+    /// The end of the written part. The thread that holds the lock writes.
     writer: Mutex<u64>,
     device: AtomicU64,
     is_syncing: AtomicBool,
@@ -26,14 +26,14 @@ struct Tail {
     end: u64,
     taken: u64,
     round: u32,
-    /// A record behind this one lies in the next segment.
+    /// Records after this one lie in the next segment.
     segment_end: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// The sync of this number fails, and each after it.
+    /// The sync with this number fails, and so does each later one.
     Sync(u32),
     Write,
     PanickingSync,
@@ -97,7 +97,7 @@ impl Model {
         Ok(())
     }
 
-    /// Durable when it says so, and only then; whether it was.
+    /// Commits a record and checks that it is durable exactly if the queue says so. Returns whether it is.
     fn commit(&self) -> bool {
         let placed = self.place();
         let done = self.queue.wait_durable(placed, self);
@@ -173,7 +173,7 @@ impl Sink for Model {
     }
 }
 
-/// Explores `body`; two preemptions find what a missing wake-up or a wrong order breaks, at bearable cost.
+/// Explores `body`. Two preemptions find a missing wake-up or a wrong order, at a bearable cost.
 fn explore(body: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound.get_or_insert(2);
@@ -207,7 +207,7 @@ fn loom_three_threads_at_sync_are_all_durable() {
 }
 
 #[test]
-fn loom_one_thread_twice_beside_another_never_hangs() {
+fn loom_a_thread_that_commits_twice_next_to_another_never_hangs() {
     explore(|| {
         let model = Model::new(Fault::None);
         let other = spawn(&model, |model| model.commit() && model.commit());
@@ -237,13 +237,13 @@ fn loom_sync_and_flush_mix() {
 }
 
 #[test]
-fn loom_a_roll_takes_a_sync_at_flush_too() {
+fn loom_a_roll_syncs_at_flush_too() {
     explore(|| {
         let model = Model::rolling(Fault::None, Some(1));
         let other = spawn(&model, Model::flush);
         assert!(model.flush());
         assert!(other.join().unwrap());
-        // Whichever came second crossed into the next segment.
+        // The second of the two crossed into the next segment.
         assert!(model.device.load(Ordering::SeqCst) >= 1);
     });
 }
@@ -259,7 +259,7 @@ fn loom_a_roll_under_sync_and_flush() {
 }
 
 #[test]
-fn loom_everyone_learns_of_a_failed_sync() {
+fn loom_a_failed_sync_is_reported_to_all_waiters() {
     explore(|| {
         let model = Model::new(Fault::Sync(0));
         let others = [spawn(&model, Model::commit), spawn(&model, Model::commit)];
@@ -270,7 +270,7 @@ fn loom_everyone_learns_of_a_failed_sync() {
 }
 
 #[test]
-fn loom_what_was_durable_before_a_failed_sync_stays_acknowledged() {
+fn loom_records_durable_before_a_failed_sync_stay_acknowledged() {
     explore(|| {
         let model = Model::new(Fault::Sync(1));
         let other = spawn(&model, Model::commit);
@@ -281,7 +281,7 @@ fn loom_what_was_durable_before_a_failed_sync_stays_acknowledged() {
 }
 
 #[test]
-fn loom_everyone_learns_of_a_failed_write() {
+fn loom_a_failed_write_is_reported_to_all_waiters() {
     explore(|| {
         let model = Model::new(Fault::Write);
         let others = [spawn(&model, Model::commit), spawn(&model, Model::flush)];
@@ -291,7 +291,7 @@ fn loom_everyone_learns_of_a_failed_write() {
 }
 
 #[test]
-fn loom_everyone_learns_of_a_leader_that_panics() {
+fn loom_a_panic_of_the_leader_is_reported_to_all_waiters() {
     explore(|| {
         let model = Model::new(Fault::PanickingSync);
         let commit = |model: &Model| {
@@ -306,7 +306,7 @@ fn loom_everyone_learns_of_a_leader_that_panics() {
 }
 
 #[test]
-fn loom_everyone_learns_of_a_write_that_panics() {
+fn loom_a_panic_in_a_write_is_reported_to_all_waiters() {
     explore(|| {
         let model = Model::new(Fault::PanickingWrite);
         let flush = |model: &Model| {
@@ -320,10 +320,10 @@ fn loom_everyone_learns_of_a_write_that_panics() {
     });
 }
 
-/// A wait for a record of an earlier round sleeps among those of the open one. Woken to lead their round, it
-/// found its own record durable and left; they slept on. Now it passes the wake-up on.
+/// A wait for a record of an earlier round sleeps among the open round's waiters. Woken to lead their round, it found
+/// its own record durable and left, while they slept on. Now it passes the wake-up on.
 #[test]
-fn loom_a_wait_for_an_earlier_record_takes_nobodys_wake_up() {
+fn loom_a_wait_for_an_earlier_record_passes_the_wake_up_on() {
     explore(|| {
         let model = Model::new(Fault::None);
         let first = model.place();

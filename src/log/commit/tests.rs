@@ -1,11 +1,11 @@
-//! What loom can't see of the commit queue: how long a thread waits awake.
+//! Tests of the commit queue that loom can't do: how long a thread waits awake.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
 
-/// A writer is at work, until told otherwise.
+/// A sink whose writer is busy until a test ends that.
 struct Writing {
     queue: CommitQueue,
     is_over: AtomicBool,
@@ -35,10 +35,10 @@ impl Sink for Writing {
     }
 }
 
-/// Waiters at `Flush` used to yield for as long as a roll synced the old segment: a processor each, for what may
-/// take a second.
+/// Waiters at `Flush` used to yield for as long as a roll synced the old segment: each used up a processor, for up to
+/// a second.
 #[test]
-fn a_wait_for_a_long_write_is_slept_through() {
+fn a_thread_sleeps_while_it_waits_for_a_long_write() {
     let writing = Writing {
         queue: CommitQueue::new(Lsn::ZERO, Arc::new(Gate::new())),
         is_over: AtomicBool::new(false),
@@ -52,7 +52,7 @@ fn a_wait_for_a_long_write_is_slept_through() {
         while tries() <= WRITE_YIELDS && begun.elapsed() < Duration::from_secs(10) {
             thread::yield_now();
         }
-        // Whoever spun would try again at each of these turns.
+        // A thread that spins would try again at each of these turns.
         (0..10_000).for_each(|_| thread::yield_now());
         let before = tries();
         writing.is_over.store(true, Ordering::SeqCst);
@@ -79,7 +79,7 @@ impl Sink for Rolling {
         Ok((round, end))
     }
 
-    /// The leader let go of the writer just before, and what was placed since crosses into the next segment.
+    /// The leader released the writer just before, and the records placed since cross into the next segment.
     fn try_write(&self) -> Result<Write, Failed> {
         self.queue.set_written(Lsn::new(1));
         Ok(Write::NeedsSync)
@@ -97,9 +97,9 @@ impl Sink for Rolling {
     }
 }
 
-/// It slept among those who wait for the open round's sync, was woken to lead them, and left.
+/// Such a wait slept among the waiters for the open round's sync, was woken to lead them, and left.
 #[test]
-fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
+fn a_wait_at_flush_for_an_earlier_record_passes_the_wake_up_on() {
     let sink = Rolling {
         queue: CommitQueue::new(Lsn::ZERO, Arc::new(Gate::new())),
         rounds: AtomicU32::new(0),
@@ -138,7 +138,7 @@ fn a_wait_at_flush_for_an_earlier_record_takes_nobodys_wake_up() {
     assert_eq!(woken, Ok(Ok(())), "nobody woke it");
 }
 
-/// A leader whose sync has the writer for a moment, in which a thread at `Flush` goes to sleep.
+/// A leader whose sync takes the writer's lock for a moment, in which a thread at `Flush` goes to sleep.
 struct SyncTakesWriter {
     queue: CommitQueue,
     is_taken: AtomicBool,
@@ -158,7 +158,7 @@ impl Sink for SyncTakesWriter {
         Ok(Write::Done)
     }
 
-    /// As a log does: it learns which file to sync.
+    /// Takes the writer's lock, as a log does to learn which file to sync.
     fn sync(&self) -> Result<(), Failed> {
         self.is_taken.store(true, Ordering::SeqCst);
         while self.queue.write_sleepers.load(Ordering::SeqCst) == 0 {
@@ -176,7 +176,7 @@ impl Sink for SyncTakesWriter {
 
 /// No other thread writes afterwards, so only the leader can wake it.
 #[test]
-fn a_leader_wakes_those_who_met_the_writer_taken_during_its_sync() {
+fn a_leader_wakes_threads_that_found_the_writer_taken_during_its_sync() {
     let sink = SyncTakesWriter {
         queue: CommitQueue::new(Lsn::ZERO, Arc::new(Gate::new())),
         is_taken: AtomicBool::new(false),

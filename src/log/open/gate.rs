@@ -1,11 +1,11 @@
-//! The gate: the lifecycle of an open log, and what is at work in it.
+//! The gate: the lifecycle of an open log, and the threads inside it.
 //!
-//! Promises: every call, background step and walk is inside the gate while it works. A close lets nothing in any more,
-//! waits until nothing is inside, and only then may the directory's lock be released; so no file is cut or removed by the
-//! next opening while this one reads or writes it. After a failure or a close nothing reaches the disk:
-//! [`disk`] refuses every change. Never: does I/O, or knows what it guards.
+//! Promises: every call, background step and walk is inside the gate while it works. A close lets nothing in any more
+//! and waits until nothing is inside; only then may the directory's lock be released. So the next open cuts or
+//! removes no file that this one reads or writes. After a failure or a close nothing reaches the disk: [`disk`]
+//! refuses every change. Never: does I/O, or knows what it guards.
 //!
-//! States and passages: `docs/architecture.md`, "Lifecycle". Explored under loom by itself, and under shuttle with the
+//! States and transitions: `docs/architecture.md`, "Lifecycle". Explored under loom alone, and under shuttle with the
 //! whole engine.
 
 pub(in crate::log) mod disk;
@@ -17,22 +17,22 @@ mod tests;
 use crate::Error;
 use crate::sync::{self, AtomicU32, AtomicU64, Mutex, Ordering, WakeWord};
 
-/// LSNs may be taken: what must come before the first one is durable.
+/// LSNs may be taken: everything that must precede the first one is durable.
 const BEGUN: u32 = 1 << 0;
-/// A tail that no watermark covers waits to be made durable; what stands in it can't be read yet.
+/// A tail that no watermark covers is not yet durable; its records can't be read yet.
 const UNSETTLED: u32 = 1 << 1;
-/// New claims are refused. Everything else goes on.
+/// New claims are refused. All other calls go on.
 const DRAINING: u32 = 1 << 2;
-/// Nothing comes in any more; what is inside ends.
+/// Nothing may enter any more; calls inside end.
 const CLOSING: u32 = 1 << 3;
-/// Nothing is inside any more but the close itself, which does the rest.
+/// Only the close is inside, and does the rest.
 const FINISHING: u32 = 1 << 6;
-/// Nothing is inside, and nothing will be. The directory may be another opening's.
+/// Nothing is inside, and nothing will be. Another open may own the directory.
 const CLOSED: u32 = 1 << 4;
-/// A write or a sync failed, or a bug of ours was met: nothing is written any more.
+/// A write or a sync failed, or a bug of ours was detected: nothing is written any more.
 const POISONED: u32 = 1 << 5;
 
-/// Threads count themselves in slots of their own, as far as there are enough, so that they share no cache line.
+/// Threads count themselves in separate slots, as far as there are enough, so that they share no cache line.
 const SLOTS: usize = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
 
 /// One thread inside, and one that is outside for the length of a sync.
@@ -42,7 +42,7 @@ const SYNCING: u64 = 1 << 32;
 #[repr(align(128))]
 struct Counter(AtomicU64);
 
-/// Why the gate lets nothing in.
+/// Why the gate refuses a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum KeptOut {
     /// This process is a fork of the one that opened the store.
@@ -50,7 +50,7 @@ pub(crate) enum KeptOut {
     Closed,
 }
 
-/// A sync outlasted the close of a poisoned store: nothing may be done with what it came to.
+/// A sync outlasted the close of a poisoned store: its result must not be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::log) struct Overtaken;
 
@@ -65,7 +65,7 @@ pub(crate) struct Gate {
     fork_generation: u32,
 }
 
-/// Held by whatever is inside. A proof for those functions that must be called from inside.
+/// Held by a thread inside. Proves to functions that must be called from inside that they are.
 #[must_use]
 pub(crate) struct Inside<'g> {
     gate: &'g Gate,
@@ -87,7 +87,7 @@ impl Gate {
         self.state.load(Ordering::SeqCst) & bits != 0
     }
 
-    /// Whether this process is a fork of the one that opened the store: then nothing is touched.
+    /// Whether this process is a fork of the one that opened the store: then nothing may be touched.
     pub(crate) fn is_foreign(&self) -> bool {
         crate::storage::fork::generation() != self.fork_generation
     }
@@ -96,7 +96,7 @@ impl Gate {
         self.is(BEGUN)
     }
 
-    /// Whether LSNs may be taken, and what gets one may still be written.
+    /// Whether LSNs may be taken and their records still be written.
     pub(crate) fn takes_lsns(&self) -> bool {
         self.state.load(Ordering::SeqCst) & (BEGUN | POISONED | CLOSED) == BEGUN
     }
@@ -109,12 +109,13 @@ impl Gate {
         self.is(DRAINING)
     }
 
-    /// Whether the gate closes, or has closed.
+    /// Whether the gate is closing or closed.
     pub(crate) fn is_closing(&self) -> bool {
         self.is(CLOSING | CLOSED)
     }
 
-    /// Whether a close waits for what is inside. Long loops ask it, so that it waits 50 ms for them at most.
+    /// Whether a close waits for the threads inside. Long loops check it, so that a close waits for them 50 ms at
+    /// most.
     pub(crate) fn must_leave(&self) -> bool {
         let state = self.state.load(Ordering::SeqCst);
         state & CLOSED != 0 || state & (CLOSING | FINISHING) == CLOSING
@@ -134,35 +135,35 @@ impl Gate {
         self.cause.lock().as_ref().map(Error::again)
     }
 
-    /// The opening found a tail that must be made durable before it is read.
+    /// Notes that the open found a tail that must be made durable before it is read.
     pub(crate) fn leave_unsettled(&self) {
         self.state.fetch_or(UNSETTLED, Ordering::SeqCst);
     }
 
-    /// The tail is durable: it may be read.
+    /// Notes that the tail is durable and may be read.
     pub(crate) fn settle(&self) {
         self.state.fetch_and(!UNSETTLED, Ordering::SeqCst);
     }
 
-    /// LSNs may be taken from now on.
+    /// Allows LSNs to be taken.
     pub(crate) fn begin(&self) {
         debug_assert!(!self.is(UNSETTLED | CLOSED));
         self.state.fetch_or(BEGUN, Ordering::SeqCst);
     }
 
-    /// New claims are refused from now on.
+    /// Refuses new claims from now on.
     pub(crate) fn drain(&self) {
         self.state.fetch_or(DRAINING, Ordering::SeqCst);
     }
 
-    /// Nothing is written from now on. The first cause is kept.
+    /// Refuses all writes from now on. The first cause is kept.
     pub(crate) fn poison(&self, cause: Option<Error>) {
         if let Some(cause) = cause {
-            // Before the state: what finds the store poisoned finds out why.
+            // Set before the state, so that a thread that finds the store poisoned also finds the cause.
             self.cause.lock().get_or_insert(cause);
         }
         self.state.fetch_or(POISONED, Ordering::SeqCst);
-        // A close waits for no sync from now on.
+        // Wakes a close, which waits for no sync from now on.
         self.left.wake_all();
     }
 
@@ -172,7 +173,7 @@ impl Gate {
 
     /// Lets the calling thread in.
     ///
-    /// First it counts itself, then it looks at the state; a close changes the state first and looks at the counts
+    /// The thread first counts itself, then reads the state; a close changes the state first and reads the counts
     /// afterwards. So one of the two sees the other.
     pub(crate) fn enter(&self) -> Result<Inside<'_>, KeptOut> {
         if self.is_foreign() {
@@ -205,10 +206,10 @@ impl Gate {
         }
     }
 
-    /// Does `sync`, and nothing else, outside the gate: a device may take for ever over it. When that is over and a close
-    /// of the poisoned store has not waited, nothing may be done with its outcome.
+    /// Runs `sync`, and nothing else, outside the gate: a device may never return from it. Returns `Overtaken` if a
+    /// close of the poisoned store did not wait for it: then its result must not be used.
     ///
-    /// Only a sync may be done so: it changes nothing that a later opening could miss or meet.
+    /// Only a sync may run so: it changes nothing that a later open could miss or find.
     pub(in crate::log) fn outside<T>(&self, sync: impl FnOnce() -> T) -> Result<T, Overtaken> {
         let slot = sync::thread_number() % SLOTS;
         self.add(slot, SYNCING);
@@ -235,12 +236,13 @@ impl Gate {
         self.left.wake_all();
     }
 
-    /// What a close sleeps on until [`is_quiet`](Self::is_quiet).
+    /// The word that a close sleeps on until [`is_quiet`](Self::is_quiet).
     pub(crate) fn left(&self) -> &WakeWord {
         &self.left
     }
 
-    /// Whether nothing is inside. While the store is sound a close also waits for syncs: they are acknowledged afterwards.
+    /// Whether nothing is inside. Unless the store is poisoned, a close also waits for syncs: they are acknowledged
+    /// afterwards.
     pub(crate) fn is_quiet(&self) -> bool {
         let (inside, syncing) = self.counts();
         inside == 0 && (syncing == 0 || self.is_poisoned())
@@ -251,15 +253,16 @@ impl Gate {
         self.counts().1 > 0
     }
 
-    /// The close is alone, and does what must come last. It was quiet; counted again there may be whoever is just turned
-    /// away, and a sync of the poisoned store that has come back.
+    /// Begins the last part of a close, once the gate was quiet. The counts may be above zero again: a thread that is
+    /// being refused is counted for a moment, and a sync of the poisoned store may return.
     pub(crate) fn finish(&self) {
         debug_assert!(self.is(CLOSING));
         self.state.fetch_or(FINISHING, Ordering::SeqCst);
     }
 
-    /// Closes for good: from now on a sync that comes back is overtaken. One of a poisoned store may have come back before,
-    /// and its thread be inside; so the directory's lock must stay until it [is quiet](Self::is_quiet) once more.
+    /// Closes the gate for good: a sync that returns from now on is overtaken. One of a poisoned store may have
+    /// returned before, and its thread be inside; so the directory's lock must be kept until the gate [is
+    /// quiet](Self::is_quiet) once more.
     pub(crate) fn end(&self) {
         debug_assert!(self.is(FINISHING));
         self.state.fetch_or(CLOSED, Ordering::SeqCst);
@@ -272,7 +275,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// Brings the thread back in, also when the sync panicked.
+/// Brings the thread back inside, also when the sync panicked.
 struct Back<'g> {
     gate: &'g Gate,
     slot: usize,

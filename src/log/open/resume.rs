@@ -1,8 +1,8 @@
-//! From a log that can be read to one that can be written, and back to closed files.
+//! Turns a log that can be read into one that can be written, and closes it.
 //!
-//! Promises: nothing is written before the first write, except an uncovered tail; one manifest switch
-//! decides, and a crash before or after it loses nothing. Each step may be cut short and is then done again
-//! by the next opening. In words: `docs/durability.md`, "Before the first write" and "Closing".
+//! Promises: nothing is written before the first write, except an uncovered tail; one manifest switch decides, and a
+//! crash before or after it loses nothing. The next open repeats a step that was cut short. Explained in
+//! `docs/durability.md`, "Before the first write" and "Closing".
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::sync::Ordering;
 use crate::types::{Lsn, in_memory};
 use crate::{Error, ErrorKind, Result};
 
-/// Told of a record that a recovery moved: its old place, and the record at its new one.
+/// Called for each record that a recovery moved, with its old place and the record at its new one.
 pub(crate) type Remap<'a> = dyn FnMut(Lsn, &Record<'_>) -> Result<()> + 'a;
 
 impl Log {
@@ -29,17 +29,17 @@ impl Log {
         self.gate.has_begun()
     }
 
-    /// How far tokens run ahead of LSNs, once LSNs may be taken; the same as long as they may.
+    /// How far tokens run ahead of LSNs, once LSNs may be taken. It doesn't change while they may.
     pub(crate) fn ahead(&self) -> Option<u64> {
         self.is_writing().then(|| self.ahead.load(Ordering::Relaxed))
     }
 
-    /// Whether an uncovered tail waits for room to be made durable.
+    /// Whether an uncovered tail waits for space to be made durable.
     pub(crate) fn has_unsettled_tail(&self) -> bool {
         self.gate.is_unsettled()
     }
 
-    /// Before the first write: up to where what was read is durable where it stands. What lies behind it is moved.
+    /// Before the first write: the end up to which records are durable in place. Records after it are moved.
     pub(crate) fn settled_end(&self) -> Lsn {
         match &self.keeper.lock().plan {
             Plan::Fork { covered, .. } => *covered,
@@ -47,8 +47,8 @@ impl Log {
         }
     }
 
-    /// What must have happened before the first LSN of an opening is taken. Durable on return; a crash
-    /// anywhere in it leaves what a crash before it would.
+    /// Does what must precede the first LSN taken after an open. Durable on return; a crash during it leaves the same
+    /// log as a crash before it.
     pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_go_on()?;
@@ -66,10 +66,10 @@ impl Log {
         }
         self.gate.settle();
         if self.is_poisoned() {
-            // The switch is done; what was prepared after it failed.
+            // The switch succeeded, but a preparation after it failed.
             return Err(self.poisoned());
         }
-        // Their files are leftovers now.
+        // Their files are now leftovers.
         let _ = self.take_excess(&mut keeper);
         self.set_aside(&keeper);
         self.guarded(|| self.remove_leftovers(&mut keeper));
@@ -83,8 +83,8 @@ impl Log {
         Ok(())
     }
 
-    /// Clears the clean flag, durably, before the first LSN, and lets tokens begin anew: a copy of this store may have gone
-    /// on at the same LSNs. An empty segment that is not to be used leaves the list: none of its LSNs was ever taken.
+    /// Clears the clean flag, durably, before the first LSN, and starts a new range of tokens: a copy of this store
+    /// may have continued at the same LSNs. Removes empty segments from the list: none of their LSNs was ever taken.
     fn go_on(&self, keeper: &mut Keeper) -> Result<()> {
         let (last, at) = {
             let tail = self.tail.lock();
@@ -106,7 +106,7 @@ impl Log {
         Ok(())
     }
 
-    /// Copies the suffix that no watermark covers into new segments, one as a rule, and switches.
+    /// Copies the suffix that no watermark covers into new segments, usually one, and switches.
     fn fork(
         &self,
         keeper: &mut Keeper,
@@ -117,7 +117,7 @@ impl Log {
         let parts = split(suffix, self.sizes.copies_bytes_most());
         keeper.manifest.check_room(parts.len()).map_err(|e| e.at(&self.dir))?;
         self.prepare_switch(keeper)?;
-        // Past all tokens, so that LSNs are tokens again.
+        // After all tokens, so that LSNs are tokens again.
         let base = base_from(&self.seams, keeper.manifest.check_tokens()?);
         let mut base = base.map_err(|e| e.at(&self.dir))?;
         let spares = self.spares_for_fork(keeper, &parts)?;
@@ -139,7 +139,7 @@ impl Log {
                     copied.push(made);
                 }
                 Err(e) => {
-                    // One that has become a segment is none any more.
+                    // A spare that became a segment is no spare any more.
                     keeper.spares.extend(Some(spare).filter(Spare::is_spare));
                     keeper.spares.extend(spares);
                     return Err(e);
@@ -153,11 +153,11 @@ impl Log {
         let end = last.segment.base().plus(at);
         manifest.durable = end;
         self.switch_to(keeper, manifest)?;
-        // Only now: until the switch is done the log ends where the crash left it, and a later try goes elsewhere.
+        // Only after the switch: before it the log ends where the crash left it, and a later try uses another place.
         self.queue.restart_at(end);
         let segments = copied.iter().map(|copied| Arc::clone(&copied.segment)).collect();
         self.move_tail(&keeper.manifest, segments, at);
-        // From memory: after the switch nothing may fail that a later call would have to make up for.
+        // From memory: after the switch nothing may fail that a later call would have to repeat.
         for Copied { segment, bytes, moved } in copied {
             for (from, to) in moved {
                 let copy = bytes.get(in_memory(to.since(segment.identity.start()))..);
@@ -165,15 +165,15 @@ impl Log {
                 else {
                     return Err(self.bug(format_args!("no copy stands at lsn {to}")));
                 };
-                // Its key would be found where it stands no more.
+                // The index would still point to the key's old place.
                 remap(from, &record).map_err(|e| self.failed(storage::Failure::Poison(e)))?;
             }
         }
         Ok(())
     }
 
-    /// Makes a spare the segment of `manifest` at `base`, with copies of a part of the suffix in it. Durable on return, but
-    /// that manifest is not written.
+    /// Makes a spare the segment of `manifest` at `base` and copies a part of the suffix into it. Durable on return,
+    /// but the manifest is not written.
     fn copy_to(
         &self,
         spare: &mut Spare,
@@ -196,7 +196,7 @@ impl Log {
             let end = segment.base().plus(start).plus(bytes.len() as u64);
             Draft::segment_end().seal(&mut bytes, end, covered, &segment.seal);
         }
-        // It is listed by nobody yet, and what is copied stands where it stood.
+        // The segment is not listed yet, and the originals of the copies are unchanged.
         let file = segment.file()?;
         storage::write_all_at(&*file, &bytes, start).and_then(|()| file.sync_data()).map_err(
             |e| {
@@ -204,14 +204,14 @@ impl Log {
                 self.failed(storage::Failure::scarce_or_poison(e, copying))
             },
         )?;
-        // Only the last one is written to again.
+        // Only the last segment is written to again.
         let pooled =
             if goes_on { segment.pooled(&self.pool, segment.identity.listed().end) } else { None };
         let segment = pooled.unwrap_or(segment);
         Ok(Copied { segment: Arc::new(segment), bytes, moved })
     }
 
-    /// A spare for each part of the suffix. All of them or none: what is left must do for a later try.
+    /// Takes a spare for each part of the suffix. All of them or none: a later try needs the ones that are left.
     fn spares_for_fork(&self, keeper: &mut Keeper, parts: &[&[Uncovered]]) -> Result<Vec<Spare>> {
         let mut taken = Vec::with_capacity(parts.len());
         for part in parts {
@@ -234,8 +234,8 @@ impl Log {
         Ok(taken)
     }
 
-    /// A spare of `needed` bytes and room to go on in, and not much more: a thousand kills should cost little. On a full
-    /// disk any that holds what is needed will do; the last one is kept for this.
+    /// Finds or prepares a spare for `needed` bytes and some more to continue in, but not much: a thousand kills
+    /// should cost little. On a full disk any spare that holds `needed` will do; the kept one is there for this.
     fn spare_for_fork(&self, keeper: &mut Keeper, needed: u64) -> Result<usize> {
         let had = keeper.spares.len();
         let paged = |bytes: u64| {
@@ -287,7 +287,7 @@ impl Log {
         Ok(index)
     }
 
-    /// Records of the suffix as they stand in a new segment, and where each came from and went.
+    /// Returns the bytes of the suffix's records in a new segment, and the old and new place of each.
     #[expect(clippy::type_complexity, reason = "bytes, and pairs of places")]
     fn copies(
         &self,
@@ -312,7 +312,7 @@ impl Log {
         Ok((bytes, moved))
     }
 
-    /// The log goes on in the last of `new`, and lists what `manifest` does.
+    /// Continues the log in the last of `new`, with the segments that `manifest` lists.
     fn move_tail(&self, manifest: &Manifest, new: Vec<Arc<Segment>>, at: u64) {
         let Some(segment) = new.last().cloned() else { return };
         let mut list = self.segments.lock();
@@ -332,9 +332,8 @@ impl Log {
         tail.next = None;
     }
 
-    /// Files that no list names go, and what lies behind a listed `end` is given back. All of it may be lost
-    /// to a crash, and is then done by the next opening; so a failure changes nothing, that of a sync apart: that ends all
-    /// writing.
+    /// Removes unlisted files and cuts off the bytes after a listed `end`. The next open repeats what a crash undoes,
+    /// so failures are ignored, except that of a sync, which poisons the log.
     fn remove_leftovers(&self, keeper: &mut Keeper) {
         let storage = &*self.seams.storage;
         let log_dir = self.log_dir();
@@ -347,7 +346,7 @@ impl Log {
                 let _ = storage.remove(&path);
             }
         }
-        // Cut off at another one's end, a segment would lose records.
+        // A segment that is cut off at the end of another one would lose records.
         let Ok(listed) = self.listed_segments(keeper) else { return };
         for (segment, item) in listed {
             let end = item.end.since(item.base);
@@ -364,7 +363,8 @@ impl Log {
         let _ = self.remove_leaving(keeper);
     }
 
-    /// The segments for readers with what the manifest says of each: both are changed together, behind the keeper.
+    /// Returns the segments for readers with their items in the manifest: both change together, under the keeper's
+    /// lock.
     fn listed_segments(&self, keeper: &Keeper) -> Result<Vec<(Arc<Segment>, Listed)>> {
         let segments = Arc::clone(&self.segments.lock());
         let listed = &keeper.manifest.segments;
@@ -392,7 +392,7 @@ impl Log {
         Ok(())
     }
 
-    /// Places a note with the clocks, if there is room for one; there is at the next segment's start.
+    /// Places a note with the clocks, if it fits; at the start of the next segment it does.
     pub(in crate::log) fn note_time(&self) -> bool {
         let time = self.store_clock.note(&*self.seams.clock);
         let placed = self.place(Draft::note(Some(&time.into())), Room::Note).is_ok();
@@ -402,12 +402,12 @@ impl Log {
         placed
     }
 
-    /// Ends the log: nothing is placed any more, everything placed becomes durable, and the manifest says
-    /// where it ended. An opening that wrote nothing leaves everything as it was.
+    /// Ends the log: everything placed becomes durable, and the manifest says where the log ended. If nothing was
+    /// written since the open, everything stays as it was.
     ///
-    /// The caller is the close: nothing else is inside the gate, so nothing is placed any more.
+    /// Called by the close alone: nothing else is inside the gate, so nothing is placed any more.
     ///
-    /// `change` brings the list of tables up to date along with it.
+    /// `change` updates the list of tables in the same manifest.
     pub(crate) fn close(&self, change: impl FnOnce(&mut Manifest)) -> Result<()> {
         let mut keeper = self.keeper.lock();
         if self.is_poisoned() {
@@ -419,8 +419,8 @@ impl Log {
         let last = self.tail.lock().last;
         self.commit(last, crate::operation::Durability::Sync)?;
         let end = self.tail.lock().end();
-        // Bytes that rot has left in the room behind would say that the manifest is older than the log. So the next
-        // opening isn't told of a clean close, and cuts them off like a torn tail.
+        // Bytes that rot left in the space after the end would look as if the manifest were older than the log. So
+        // the close isn't marked as clean, and the next open cuts them off like a torn tail.
         let is_clean = self.listed_segments(&keeper)?.iter().all(|(segment, listed)| {
             listed.end <= end || check_nothing_behind(segment, listed.end, end).is_ok()
         });
@@ -429,26 +429,27 @@ impl Log {
         change(&mut manifest);
         self.guarded(|| self.switch_to(&mut keeper, manifest))?;
         for spare in self.take_excess(&mut keeper) {
-            // If it stays, the next opening that writes removes it.
+            // If it stays, the next open that writes removes it.
             let _ = self.seams.storage.remove(&spare.path);
         }
         Ok(())
     }
 }
 
-/// A new segment with a part of the suffix: its bytes, and where each record came from and went.
+/// A new segment with a part of the suffix: its bytes, and the old and new place of each record.
 struct Copied {
     segment: Arc<Segment>,
     bytes: Vec<u8>,
     moved: Vec<(Lsn, Lsn)>,
 }
 
-/// A copy spells out token and life: sixteen bytes more.
+/// A copy contains token and life explicitly: sixteen bytes more.
 fn copy_len(record: &Uncovered) -> u64 {
     record.len + 16
 }
 
-/// The suffix in parts whose copies take `most` bytes each, or one record, if that is longer. At least one part.
+/// Splits the suffix into parts whose copies take at most `most` bytes each, or hold a single longer record. At least
+/// one part.
 fn split(suffix: &[Uncovered], most: u64) -> Vec<&[Uncovered]> {
     let (mut parts, mut rest) = (Vec::new(), suffix);
     loop {
@@ -471,7 +472,7 @@ fn split(suffix: &[Uncovered], most: u64) -> Vec<&[Uncovered]> {
     }
 }
 
-/// Ends an item of the list at `covered`; whether a record is left in it.
+/// Ends an item of the list at `covered`. Returns whether a record is left in it.
 fn cut_at(listed: &mut Listed, covered: Lsn) -> bool {
     listed.end = listed.end.min(covered);
     listed.end > listed.base.plus(SEGMENT_HEADER_BYTES as u64)

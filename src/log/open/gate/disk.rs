@@ -1,7 +1,7 @@
-//! The disk as an open store sees it: behind the gate.
+//! The disk as an open store uses it: through the gate.
 //!
-//! Promises: after a failure, and after a close, no call changes anything on the disk, whichever part of the store makes
-//! it. Reads go on. Never: decides or retries.
+//! Promises: after a failure or a close, no call of any part of the store changes the disk. Reads go on. Never:
+//! decides or retries.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Gate;
 use crate::storage::{Access, DirEntry, File, Map, Standing, Storage, TakenDir};
 
-/// A storage whose changes pass the gate.
+/// A storage whose changes must pass the gate.
 pub(crate) struct GatedStorage {
     inner: Arc<dyn Storage>,
     gate: Arc<Gate>,
@@ -34,14 +34,14 @@ impl std::fmt::Debug for GatedStorage {
     }
 }
 
-/// Why the gate refuses a change. What meets it tells the caller of the failure or the close instead: see
+/// The error of a change that the gate refuses. Callers get the failure or the close as the reason instead: see
 /// [`Log::explained`](crate::log::Log::explained).
 #[derive(thiserror::Error, Debug)]
 #[error("the store takes no writes any more")]
 pub(crate) struct Shut;
 
 impl Shut {
-    /// Whether an error comes of it.
+    /// Whether this error caused another one.
     pub(crate) fn is_cause_of(error: &crate::Error) -> bool {
         let mut source = std::error::Error::source(error);
         while let Some(error) = source {

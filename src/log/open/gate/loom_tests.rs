@@ -9,10 +9,10 @@ use loom::thread;
 
 use super::*;
 
-/// A store of one word: who has the directory, and what is done to it.
+/// A store of one word: which open owns the directory, and what changes it.
 struct Model {
     gate: Gate,
-    /// Another opening may have the directory.
+    /// Another open may own the directory.
     is_released: Flag,
     acknowledged: Count,
 }
@@ -77,7 +77,7 @@ impl Model {
         self.wait();
         if was_sound {
             let after = self.acknowledged.load(Ordering::SeqCst);
-            assert_eq!(before, after, "acknowledged behind the last sync");
+            assert_eq!(before, after, "acknowledged after the last sync");
         }
         self.is_released.store(true, Ordering::SeqCst);
         true
@@ -89,7 +89,7 @@ fn spawn(model: &Arc<Model>, body: fn(&Model) -> bool) -> thread::JoinHandle<boo
     thread::spawn(move || body(&model))
 }
 
-/// Explores a close beside some of what goes on in a store; a lost wake-up shows as a deadlock.
+/// Explores a close together with `others`. A lost wake-up shows as a deadlock.
 fn explore(preemptions: usize, others: &'static [fn(&Model) -> bool]) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound.get_or_insert(preemptions);
@@ -116,11 +116,11 @@ fn loom_a_close_waits_for_two_calls() {
 }
 
 #[test]
-fn loom_a_close_waits_for_what_reads_after_a_failure() {
+fn loom_a_close_waits_for_reads_after_a_failure() {
     explore(2, &[Model::fails, Model::reads]);
 }
 
 #[test]
-fn loom_a_sync_that_outlasts_a_poisoned_store_comes_to_nothing() {
+fn loom_a_sync_that_outlasts_a_poisoned_store_is_not_acknowledged() {
     explore(2, &[Model::call, Model::fails]);
 }

@@ -1,4 +1,4 @@
-//! The gate by itself.
+//! Tests of the gate alone.
 
 use std::sync::mpsc::channel;
 
@@ -9,7 +9,7 @@ fn error() -> Error {
 }
 
 #[test]
-fn a_closing_gate_lets_nothing_in_and_waits_for_what_is_inside() {
+fn a_closing_gate_lets_nothing_in_and_waits_for_threads_inside() {
     let gate = Gate::new();
     let inside = gate.enter().unwrap();
     gate.begin_closing();
@@ -40,7 +40,10 @@ fn a_close_waits_for_a_sync_unless_the_store_is_poisoned() {
         });
         is_out.recv().unwrap();
         gate.begin_closing();
-        assert!(!gate.is_quiet(), "what the sync makes durable is acknowledged afterwards");
+        assert!(
+            !gate.is_quiet(),
+            "records that the sync makes durable are acknowledged afterwards"
+        );
         gate.poison(Some(error()));
         assert!(gate.is_quiet());
         gate.finish();
@@ -52,10 +55,10 @@ fn a_close_waits_for_a_sync_unless_the_store_is_poisoned() {
     assert_eq!(gate.counts(), (0, 0));
 }
 
-/// Whoever is turned away is counted for a moment, and a sync of a poisoned store may come back at any. A close that
-/// met one of them just as it began to finish panicked, where assertions are on.
+/// A refused thread is counted for a moment, and a sync of a poisoned store may return at any time. A close panicked,
+/// with assertions on, if one of them was counted just as it began to finish.
 #[test]
-fn a_close_finishes_beside_whoever_comes_meanwhile_and_ends_when_they_have_left() {
+fn a_close_finishes_while_threads_are_refused_and_ends_when_they_have_left() {
     let gate = Gate::new();
     gate.begin_closing();
     assert!(gate.is_quiet());
