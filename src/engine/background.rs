@@ -1,7 +1,7 @@
-//! The work on the index that nobody asks for: which piece is due, who does it, and when it looks again.
+//! Background work on the index: which piece is due, which thread does it, and when it checks again.
 //!
-//! Promises: one party works at a time; what fails is told by `stats` and tried again, and keeps nothing else from being
-//! done. Whoever needs room while the files are larger than they may be does the same work.
+//! Promises: one thread works at a time; a failure is reported by `stats` and retried, and does not stop other work.
+//! A call that needs space while the files are too large does the same work.
 
 use std::collections::BTreeSet;
 
@@ -16,21 +16,21 @@ use crate::sealed::listed::ListedFile;
 use crate::types::Lsn;
 use crate::{ErrorKind, Result};
 
-/// What the background remembers of its work on the index. One party at a time.
+/// State of the background's work on the index. One thread at a time works on it.
 #[derive(Default)]
 pub(super) struct Work {
     pub(super) merge: Option<Merging>,
     pub(super) compacting: Option<Compacting>,
-    /// Where calls of `compact` that ran out of budget are to come to.
+    /// The target of calls of `compact` that ran out of budget.
     pub(super) compact_until: Option<Lsn>,
     /// Calls of `compact` under way: the background leaves reclaim to them.
     pub(super) compact_calls: u32,
     pub(super) estimate: Option<LiveEstimate>,
-    /// What goes through all of the log, in the background.
+    /// The background's pass over the whole log.
     pub(super) pass: Option<Pass>,
     pub(super) turns: Turns,
-    /// Numbers of tables that can't be made again, for the log is damaged, too. Nobody tries that a second time: each
-    /// try reads the log of all its keys and writes as much.
+    /// Numbers of tables that can't be made again, because the log is damaged, too. That is not tried a second time:
+    /// each try reads the log of all its keys and writes as much.
     pub(super) unmendable: BTreeSet<u32>,
     has_swept: bool,
 }
@@ -48,14 +48,14 @@ impl Engine {
     /// The body of the thread that keeps the index: steps until `stop` says so.
     pub(crate) fn run_index(&self, stop: &dyn Fn() -> bool) {
         loop {
-            // Before `stop` is asked: who sets it changes the word afterwards.
+            // Read before `stop` is called: the thread that sets `stop` changes the word afterwards.
             let seen = self.index_word.read();
             if stop() {
                 return;
             }
             let Ok(inside) = self.enter() else { return };
-            // A failed write has poisoned the log. A panic in the midst of a table does, too: without this thread
-            // memory would grow for ever.
+            // A failed write has poisoned the log. A panic in the middle of a table does, too: without this thread
+            // memory would grow without bound.
             let due = self.log.guarded(|| self.step_index());
             drop(inside);
             let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
@@ -65,13 +65,13 @@ impl Engine {
         }
     }
 
-    /// Wakes the threads to look at their `stop`.
+    /// Wakes the threads so that they check their `stop`.
     pub(crate) fn wake_background(&self) {
         self.log.stop_upkeep();
         self.index_word.wake_all();
     }
 
-    /// One piece of background work, the log's first.
+    /// Does one piece of background work, the log's first.
     pub(crate) fn step(&self) -> Result<Due> {
         let _inside = self.enter()?;
         self.step_inside().map_err(|e| self.log.explained(e))
@@ -93,10 +93,10 @@ impl Engine {
     /// Does one piece of work on the index, if one is due.
     pub(crate) fn step_index(&self) -> Result<Due> {
         match self.try_step_index() {
-            // Told to leave by a close: no trouble of the store.
+            // A close made it leave: not an error of the store.
             Err(e) if self.log.may_go_on().is_err() => Err(e),
-            // A full disk, no file descriptor left, a record that can't be read: told by `stats`, and tried again. What
-            // is damaged doesn't mend itself, so not so soon.
+            // A full disk, no file descriptor left, a record that can't be read: reported by `stats`, and retried.
+            // Damage doesn't mend itself, so its retry comes later.
             Err(e) => {
                 let is_damage = e.kind() == ErrorKind::Corrupt;
                 *self.trouble.lock() = Some(e);
@@ -122,15 +122,15 @@ impl Engine {
         self.step_work(&mut work, !is_called)
     }
 
-    /// The background's work, done by whoever needs the next segment while the files are larger than they may be. So writers
-    /// are slowed by as much as reclaim, checkpoints and merges lag behind, however seldom the background gets a processor.
+    /// Does the background's work in a call that needs the next segment while the files are too large. So writers are
+    /// slowed by as much as reclaim, checkpoints and merges lag, however seldom the background gets a processor.
     pub(super) fn help(&self) -> Result<()> {
         while self.log.is_overgrown() {
             let mut work = self.work.lock();
             if self.log.may_go_on().is_err() || !self.log.is_writing() {
                 return Ok(());
             }
-            // Others may have done it while this one waited for them.
+            // Another thread may have done it while this one waited.
             if !self.log.is_overgrown() {
                 return Ok(());
             }
@@ -138,14 +138,14 @@ impl Engine {
                 Err(e) if self.log.is_poisoned() => return Err(e),
                 // A close waits for this call.
                 Err(_) if self.log.gate().must_leave() => return Ok(()),
-                // Told by `stats`, as if the background had met it. It doesn't keep the log from going on.
+                // Reported by `stats`, like an error of the background. The log can continue.
                 Err(e) => {
                     *self.trouble.lock() = Some(e);
                     return Ok(());
                 }
                 Ok(Due::In(_)) if self.compaction().waits_for_sync(&work) => {
                     drop(work);
-                    // Nothing of this call was placed yet.
+                    // No record of this call is placed yet.
                     self.log.sync().map_err(|_| self.log.poisoned())?;
                 }
                 Ok(Due::In(_)) if work.compacting.is_none() => return Ok(()),
@@ -155,13 +155,13 @@ impl Engine {
         Ok(())
     }
 
-    /// One piece of each kind of work on the index that is due; of reclaim only if `reclaims`.
+    /// Does one piece of each kind of work on the index that is due; of reclaim only if `reclaims`.
     fn step_work(&self, work: &mut Work, reclaims: bool) -> Result<Due> {
         self.log.take_look();
         if !std::mem::replace(&mut work.has_swept, true) {
             self.sweep();
         }
-        // What fails here is tried again, and keeps nothing else from being done: it may be what makes room.
+        // A failure here is retried, and does not stop the other work, which may free space.
         let mut failed = None;
         if self.is_checkpoint_due() {
             match self.checkpoint(work) {
@@ -207,7 +207,7 @@ impl Engine {
         Ok(Due::Now)
     }
 
-    /// Removes sealed files that no manifest lists: what openings left that ended before a switch.
+    /// Removes sealed files that no manifest lists: a process that ended before a switch left them.
     fn sweep(&self) {
         let tables = self.tables();
         self.remove_unlisted(&as_listed(&tables.list));
@@ -218,10 +218,10 @@ impl Engine {
     fn remove_unlisted<L: ListedFile>(&self, listed: &[L]) {
         let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
         let is_listed = |number| listed.iter().any(|listed| listed.number() == number);
-        // Where the directory can't be listed, the next opening tries again, as well.
+        // If the directory can't be listed, the next open tries again, too.
         for entry in storage.list(&dir).unwrap_or_default() {
             if L::number_of(&entry.name).is_some_and(|number| !is_listed(number)) {
-                // If it stays, the next opening tries again.
+                // If it stays, the next open tries again.
                 let _ = storage.remove(&dir.join(&entry.name));
             }
         }

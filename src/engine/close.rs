@@ -1,8 +1,8 @@
 //! Closing: waits for claims in flight, then for all calls inside; the last writes may take longer than the close waits.
 //!
-//! Promises: the directory's lock is released only when nothing is inside the gate and nothing is written any more. A close
-//! with a deadline answers whatever the disk does: what it writes itself is written by another thread, and a later close
-//! learns the result. Never: acknowledges anything.
+//! Promises: the directory's lock is released only when nothing is inside the gate and nothing is written any more. A
+//! close with a deadline returns whatever the disk does: another thread does its writes, and a later close gets the
+//! result. Never: acknowledges anything.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -23,10 +23,10 @@ use crate::{Error, ErrorKind, Result};
 /// Keys whose claims a close has interrupted.
 pub(crate) type Unended = Vec<(Key<'static>, KeyState)>;
 
-/// What became of the directory's lock.
+/// State of the directory's lock.
 pub(super) enum LockState {
     Open(Box<dyn DirLock>),
-    /// A close does what comes last, or gave up waiting for that.
+    /// A close does its last part, or gave up waiting for it.
     Finishing(Arc<Finish>),
     Released,
 }
@@ -42,7 +42,7 @@ pub(super) struct Finish {
     lock: Mutex<Option<Box<dyn DirLock>>>,
     state: Mutex<FinishState>,
     ended: WakeWord,
-    /// Until when it may reclaim, by the monotonic clock.
+    /// When reclaim must stop, by the monotonic clock.
     reclaim_until: Option<u64>,
 }
 
@@ -60,11 +60,11 @@ impl Finish {
     }
 }
 
-/// The threads of a store, for a close.
+/// A store's threads, as a close uses them.
 pub(crate) trait Threads {
-    /// Waits for those that have nothing more to do.
+    /// Waits for the threads that have nothing more to do.
     fn join(&self);
-    /// Has another one do `work`. Whether there was one to be had.
+    /// Runs `work` on another thread. Returns whether one could be started.
     fn start(&self, work: Box<dyn FnOnce() + Send>) -> bool;
 }
 
@@ -77,9 +77,9 @@ impl Engine {
     /// nothing is inside, the claims still in flight are interrupted, everything is made durable, the log is closed, and
     /// the directory's lock is released. Says which claims were interrupted.
     ///
-    /// If something is inside still at the deadline, or [`CLOSE_MILLIS_LEAST`](limits::CLOSE_MILLIS_LEAST) after the gate
-    /// began to close, the lock stays, and a later close goes on. The same if the disk hasn't taken what the close itself
-    /// writes by the deadline, or [`CLOSE_WRITES_MILLIS_LEAST`](limits::CLOSE_WRITES_MILLIS_LEAST) after that began.
+    /// If something is still inside at the deadline, or [`CLOSE_MILLIS_LEAST`](limits::CLOSE_MILLIS_LEAST) after the
+    /// gate began to close, the lock is kept, and a later close continues. The same if the close's own writes haven't
+    /// ended by the deadline, or [`CLOSE_WRITES_MILLIS_LEAST`](limits::CLOSE_WRITES_MILLIS_LEAST) after they began.
     /// `None`: waits for as long as it takes.
     pub(crate) fn close(
         self: &Arc<Self>,
@@ -93,17 +93,17 @@ impl Engine {
         let began = nanos();
         let left = |least: u64| {
             let waited = (nanos() - began) / 1_000_000;
-            // Nothing is left once the deadline has passed.
+            // 0 once the deadline has passed.
             deadline.map(|millis| millis.saturating_sub(waited).max(least))
         };
         let gate = self.log.gate();
         self.drain();
-        // Another close may have less patience.
+        // Another close may have an earlier deadline.
         let may_end = || self.in_flight.load(Ordering::SeqCst) == 0 || gate.is_closing();
         if deadline.is_some() {
             self.ended.wait_until(deadline, &nanos, &may_end);
         }
-        // Another one is at it, and may fail.
+        // Another close is at work, and may fail.
         let Some(mut locked) = self.lock.try_lock() else { return Err(self.log.closed()) };
         let finish = match locked.take() {
             LockState::Released => return Err(self.log.closed()),
@@ -118,7 +118,7 @@ impl Engine {
                     *locked = LockState::Open(lock);
                     return Err(self.not_closed());
                 }
-                // Of a poisoned store one may be in a sync, which is not waited for; it ends by itself.
+                // In a poisoned store a thread may be in a sync, which is not waited for; it ends by itself.
                 if !self.log.is_poisoned() {
                     threads.join();
                 }
@@ -127,7 +127,7 @@ impl Engine {
                     lock: Mutex::new(Some(lock)),
                     state: Mutex::new(FinishState::Due),
                     ended: WakeWord::new(),
-                    // A deadline that the clock doesn't reach is none.
+                    // A deadline beyond the clock's range is none.
                     reclaim_until: millis
                         .and_then(|millis| nanos().checked_add(millis.checked_mul(1_000_000)?)),
                 })
@@ -147,7 +147,7 @@ impl Engine {
         if !finish.ended.wait_until(most, &nanos, &|| !is_running()) {
             return Err(self.not_closed());
         }
-        // Of a poisoned store one of them may be in a sync still.
+        // In a poisoned store one of them may still be in a sync.
         if !gate.is_syncing() {
             threads.join();
         }
@@ -165,7 +165,7 @@ impl Engine {
         }
     }
 
-    /// What a close says that would have to wait on.
+    /// Returns the error of a close that would have to wait longer.
     fn not_closed(&self) -> Error {
         let message = "calls on the store, its background, or the close itself still wait for the disk: it takes no new calls, \
              and its directory stays locked until close is called again and they have returned, or the process ends";
@@ -181,7 +181,7 @@ impl Engine {
         threads.start(Box::new(move || engine.run_finish(&finish)))
     }
 
-    /// A panic is the one of whoever waits for it.
+    /// Runs the last part. A panic is passed on to the thread that waits for it.
     fn run_finish(&self, finish: &Finish) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.finish(finish)));
         finish.set(match ended {
@@ -190,32 +190,32 @@ impl Engine {
         });
     }
 
-    /// What a close does once nothing is inside.
+    /// Does the last part of a close, once nothing is inside.
     fn finish(&self, finish: &Finish) -> Result<Unended> {
         let gate = self.log.gate();
         gate.finish();
         let left = self.interrupt_all();
         let closed = self.log.guarded(|| self.close_log(finish.reclaim_until));
         gate.end();
-        // A sync of the poisoned store may have come back just before. It finds that out, and leaves.
+        // A sync of the poisoned store may have returned just before. Its thread notices the poison, and leaves.
         let nanos = || self.log.seams().clock.monotonic_nanos();
         gate.left().wait_until(None, &nanos, &|| gate.is_quiet());
         drop(finish.lock.lock().take());
         closed.map(|()| left)
     }
 
-    /// Seals what memory holds, so that the next opening has nothing to read, and closes the log.
+    /// Seals the index in memory, so that the next open has nothing to read, and closes the log.
     fn close_log(&self, reclaim_until: Option<u64>) -> Result<()> {
         if !self.writes_at_close() {
-            // Without `work`: of a poisoned store a sync may hang in a thread that holds it.
+            // Without locking `work`: in a poisoned store a thread that holds it may hang in a sync.
             return self.log.close(|_| {});
         }
         let mut work = self.work.lock();
         self.merges().give_up_merge(&mut work);
-        // Whatever comes of it, the close is clean.
+        // The close is clean even if reclaim fails.
         let _ = self.compaction().reclaim_at_close(&mut work, reclaim_until);
         let sealed = self.seal();
-        // Without room for a table the log closes all the same, and the next opening reads it.
+        // Without space for a table the log closes nevertheless, and the next open reads it.
         let change = sealed.ok().flatten();
         let done = self.log.close(|manifest| {
             if let Some(change) = &change {
@@ -250,7 +250,7 @@ impl Engine {
         left
     }
 
-    /// Best effort: without the record, the claim's own says the same to the next opening.
+    /// Best effort: without this record, the next open concludes the same from the claim's record.
     fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
         let current = Current {
             state: Some(&live.state),

@@ -1,9 +1,10 @@
 //! Reclaim: the oldest segment's live records move to the tail, then the segment is removed.
 //!
-//! Promises: the log is first in, first out, so what hides a record is always younger than it and nothing comes back. A
-//! segment goes only when everything placed until its last record was judged is durable: the copies, and whatever made
-//! the others dead. A bad record keeps its segment, and is reported. Moving is checked and placed in one step under the
-//! shard lock, as any other change of a key. Never: moves what is in the newest segment, or decides by an estimate.
+//! Promises: the log is first in, first out, so a record that hides another is always younger, and no hidden record
+//! returns. A segment is removed only when everything placed until its last record was judged is durable: the copies,
+//! and the records that made the others dead. A bad record keeps its segment, and is reported. A move is checked and
+//! placed in one step under the shard lock, as any other change of a key. Never: moves records of the newest segment,
+//! or decides about a record by an estimate.
 
 use std::sync::Arc;
 
@@ -27,20 +28,21 @@ use crate::sync::{Ordering, yield_now};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// A segment on its way out.
+/// A segment that is being reclaimed.
 pub(super) struct Compacting {
     ordinal: u32,
     /// The next record to be judged; `None`: all are.
     at: Option<Lsn>,
-    /// What must be durable before it goes.
+    /// The end that must be durable before the segment is removed.
     judged: Lsn,
-    /// Keys that expired in it and are to be remembered.
+    /// Its expired keys that are to be remembered.
     memories: Vec<Memory>,
-    /// What its live records may use: at first what is free.
+    /// The space that its live records may use: at first only free space.
     room: Room,
 }
 
-/// Compaction's way through all that stood in the log when it began, and what it had moved and given back by then.
+/// One pass of compaction over everything that was in the log when it began, and the bytes moved and reclaimed by
+/// then.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pass {
     until: Lsn,
@@ -48,18 +50,18 @@ pub(super) struct Pass {
     reclaimed: u64,
 }
 
-/// When compaction last let others have the processor.
+/// When compaction last yielded the processor to other threads.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Turns {
-    /// Bytes judged since it was asked last, and when that was.
+    /// Bytes judged since the last check, and when that was.
     judged: u64,
     since: u64,
-    /// Nanoseconds that it is to work before the next turn: as long as others took for the last one.
+    /// Nanoseconds that it has to work before it yields again: as long as the last yield took.
     owed: u64,
 }
 
 impl Turns {
-    /// So many bytes more were judged. Whether it is time to look whether others are to go first.
+    /// Counts judged bytes. Returns whether it is time to check if it should yield.
     fn judged(&mut self, bytes: u64) -> bool {
         self.judged += bytes;
         let is_time = self.judged >= limits::COMPACTION_YIELD_BYTES;
@@ -69,16 +71,16 @@ impl Turns {
         is_time
     }
 
-    /// Whether others may go first: not before it has worked for as long as they took the last time. Where all processors
-    /// are busy they take many slices at once, and it would never come to its end.
+    /// Whether it may yield: not before it has worked for as long as the last yield took. Where all processors are
+    /// busy, other threads take many slices at once, and compaction would never end.
     fn may_lend(&mut self, now: u64) -> bool {
         let worked = now - std::mem::replace(&mut self.since, now);
-        // Nothing, once it has worked for longer than that.
+        // 0 once it has worked for longer than that.
         self.owed = self.owed.saturating_sub(worked);
         self.owed == 0
     }
 
-    /// They went first, until `now`.
+    /// Notes that a yield ended at `now`.
     fn lent(&mut self, now: u64) {
         self.owed = now - std::mem::replace(&mut self.since, now);
     }
@@ -92,12 +94,12 @@ pub(crate) struct Compacted {
     pub(crate) is_complete: bool,
 }
 
-/// What becomes of a record whose segment goes, if it is its key's newest.
+/// What becomes of a record whose segment is reclaimed, if it is its key's newest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// It moves as it is.
     Alive,
-    /// It has expired, and its key is remembered until then.
+    /// It has expired, and its key is remembered until the given time.
     Remembered(StoreMillis),
     /// It is dead, but hides an older memory of its key until that has passed.
     Hides(StoreMillis),
@@ -116,7 +118,7 @@ impl Fate {
         }
     }
 
-    /// What stands for the record at the log's end.
+    /// Returns the draft that replaces the record at the log's end, if it moves.
     fn moves(self, record: &Record<'_>, body: &Body<'_>) -> Option<Draft> {
         match self {
             Fate::Alive => Some(Draft::moved(record, body)),
@@ -133,21 +135,21 @@ impl Fate {
     }
 }
 
-/// A record on its way to be judged.
+/// A record that is to be judged.
 struct Keyed<'a> {
     record: &'a Record<'a>,
     /// `None`: a later record is its key's newest.
     key: Option<(Key<'a>, KeyHash)>,
 }
 
-/// Where a record stands in its key's life, by the index.
+/// Where a record stands in its key's life, according to the index.
 enum RecordStanding {
     Newest,
     Superseded,
     Unknown,
 }
 
-/// Reclaim, as a part of the engine: it has all of it, and steps of its own.
+/// Reclaim, a part of the engine: it uses the whole engine, and adds its own steps.
 #[derive(Clone, Copy)]
 pub(crate) struct Reclaim<'e>(&'e Engine);
 
@@ -166,7 +168,7 @@ impl Engine {
 }
 
 impl Reclaim<'_> {
-    /// One piece of compaction, if it is due; `None` if not.
+    /// Does one piece of compaction, if one is due; `None` if not.
     pub(super) fn step_compaction(&self, work: &mut Work) -> Result<Option<Due>> {
         if work.compacting.is_none() {
             self.end_pass(work);
@@ -174,7 +176,7 @@ impl Reclaim<'_> {
             let is_spent = oldest.is_some_and(|oldest| self.log.is_spent(oldest));
             if !is_spent && !self.is_compaction_due(work)? {
                 work.pass = None;
-                // What has expired in an idle store goes then, and not when a minute has passed.
+                // In an idle store a segment is removed when its records expire, not up to a minute later.
                 let spent_in = oldest.and_then(|oldest| self.log.spent_in(oldest));
                 return Ok(spent_in.map(|millis| {
                     Due::In(millis.clamp(limits::UNSYNCED_MILLIS_MAX, limits::ESTIMATE_MILLIS))
@@ -183,10 +185,10 @@ impl Reclaim<'_> {
         }
         work.pass.get_or_insert_with(|| self.begin_pass());
         let Some(moved) = self.advance(work, limits::COMPACTION_PIECE_BYTES)? else {
-            // Its copies wait for a sync, which comes within a second.
+            // The copies wait for a sync, which happens within a second.
             return Ok(Some(Due::In(limits::IDLE_NOTE_MILLIS)));
         };
-        // A bounded rate: those who claim and complete meanwhile share the log with it.
+        // A bounded rate: claims and completions share the log with compaction.
         let pause = moved / limits::COMPACTION_BYTES_PER_MILLI;
         Ok(Some(if pause == 0 { Due::Now } else { Due::In(pause) }))
     }
@@ -196,15 +198,16 @@ impl Reclaim<'_> {
         Pass { until: self.log.end(), moved: count(&self.moved), reclaimed: count(&self.reclaimed) }
     }
 
-    /// Whether what was given back since a pass began was worth what was moved for it.
+    /// Whether the bytes reclaimed since a pass began were worth the bytes moved.
     fn has_gained(&self, pass: &Pass) -> bool {
         let now = self.begin_pass();
         let (reclaimed, moved) = (now.reclaimed - pass.reclaimed, now.moved - pass.moved);
         reclaimed > moved + reclaimed / 8
     }
 
-    /// A sample can miss the few results in which nearly all bytes are. If all of the log was gone through for next to
-    /// nothing, all of it was alive, whatever the sample says; so it is left alone until it has grown, or for an hour.
+    /// Ends a pass that has covered all of the log. A sample can miss the few results that hold nearly all bytes. If
+    /// a pass reclaimed next to nothing, everything was alive, whatever the sample says; so the log is left alone
+    /// until it has grown, or for an hour.
     fn end_pass(&self, work: &mut Work) {
         let is_through = |pass: &mut Pass| self.log.head_base() >= pass.until;
         let Some(pass) = work.pass.take_if(is_through) else { return };
@@ -222,7 +225,8 @@ impl Reclaim<'_> {
         }
     }
 
-    /// Whether the store has outgrown what is alive in it. Tells the log how large it may become before that is asked again.
+    /// Whether the store is too large for its live bytes. Sets how large the log may become before that is checked
+    /// again.
     fn is_compaction_due(&self, work: &mut Work) -> Result<bool> {
         let (is_due, most) = match self.log.oldest() {
             Some(oldest) => self.weigh(work, oldest)?,
@@ -232,41 +236,41 @@ impl Reclaim<'_> {
         Ok(is_due)
     }
 
-    /// The same, and what all files may take at most.
+    /// The same, and the most bytes that all files may use.
     fn weigh(&self, work: &mut Work, oldest: Oldest) -> Result<(bool, u64)> {
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
         let (used, most) = self.log.budget();
-        // What is remembered is alive, too.
+        // Remembered keys are alive, too.
         let remembered: u64 = self.tables().expired.iter().map(|file| file.listed.bytes()).sum();
         let outside = used - remembered;
-        // Of the two segments that the store may take beside twice what is alive one is left for what moves.
+        // The store may use two segments in addition to twice the live bytes; one of them is left for records that
+        // move.
         let slack = oldest.newest_capacity;
         if outside <= slack {
             return Ok((false, 0));
         }
         let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
         let is_fresh = work.estimate.is_some_and(|seen| {
-            // 0 while it is left alone: see `end_pass`.
+            // 0 while the log is left alone: see `end_pass`.
             let age = now.saturating_sub(seen.at_millis);
             let is_same = seen.newest.is_none_or(|newest| newest == oldest.newest);
             log_bytes.abs_diff(seen.log_bytes) <= log_bytes / 8
                 && age < limits::ESTIMATE_MILLIS
-                // A log that stays as long as it is may be another one altogether.
+                // A log of the same length may hold entirely different records.
                 && (is_same || age < limits::SAMPLE_MILLIS)
         });
         let is_due = |live: u64| {
-            // Near its budget the store doesn't wait for its log to be half dead.
+            // Near its budget the store doesn't wait until half of its log is dead.
             let is_tight = used > most / 4 * 3 && log_bytes > live + live / 8;
-            // What lies ahead counts: it is on the disk. In a store so small that it is much beside what is alive, moving
-            // nearly all of the log again and again would gain little.
+            // Prepared segments count: they are on the disk. In a store so small that they are much larger than the
+            // live bytes, moving nearly all of the log again and again would gain little.
             let is_large = outside > 2 * live + slack && log_bytes > live + live / 4;
             is_tight || is_large
         };
         let live = match work.estimate.filter(|_| is_fresh) {
-            // Nothing is moved on the word of a few keys: they may have missed the few results in which most bytes are.
+            // A sample of a few keys never starts a move: it may have missed the few results that hold most bytes.
             Some(seen) if seen.is_rough && is_due(seen.live) => {
-                // What was written since may all be alive; nothing was, if the log has shrunk. And a sample may tell of
-                // less than that.
+                // Everything written since may be alive; 0 if the log has shrunk. A sample may find less than that.
                 let since = log_bytes.saturating_sub(seen.log_bytes);
                 let live = self.sampling().estimate()?.bytes.saturating_sub(since);
                 work.estimate = Some(LiveEstimate { live, is_rough: false, ..seen });
@@ -284,14 +288,14 @@ impl Reclaim<'_> {
                 live
             }
         };
-        // A small store has more ahead than twice what is alive: what is written, the next, a spare, and one that is
-        // just being given back.
+        // A small store's segments are more than twice its live bytes: the active one, the next one, a spare, and one
+        // that is being reclaimed.
         let most = (2 * live + 2 * slack).max(live + 5 * slack) + remembered;
         Ok((is_due(live), most))
     }
 
-    /// Judges about `bytes` of the oldest segment's records, and lets it go when all are. Gives the bytes moved;
-    /// `None` if it waits for a sync.
+    /// Judges about `bytes` of the oldest segment's records, and removes the segment once all are judged. Returns the
+    /// bytes moved; `None` if it waits for a sync.
     fn advance(&self, work: &mut Work, bytes: u64) -> Result<Option<u64>> {
         let Some(oldest) = self.log.oldest() else {
             work.compacting = None;
@@ -308,7 +312,7 @@ impl Reclaim<'_> {
             },
         };
         if compacting.at.is_some() && self.log.is_spent(oldest.base) {
-            // It goes unread: what made its records dead is durable, and what they left to be remembered has passed.
+            // It is removed unread: the records that made its own dead are durable, and its memories have passed.
             (compacting.at, compacting.judged) = (None, Lsn::ZERO);
             compacting.memories.clear();
         }
@@ -340,26 +344,26 @@ impl Reclaim<'_> {
         });
         self.moved.fetch_add(moved, Ordering::Relaxed);
         if moved > 0 {
-            // In an idle store it sleeps, and the segment waits for its sync of the copies.
+            // In an idle store the log's thread sleeps, and the segment waits until that thread syncs the copies.
             self.log.wake_upkeep();
         }
         compacting.at = walked.inspect_err(|_| self.log.keep_for_moving(0))?;
         if compacting.at.is_none() {
-            // Not behind notes: nobody calls for their sync.
+            // Notes after it don't count: nothing requests their sync.
             compacting.judged = self.log.keyed_end();
         }
         work.compacting = Some(compacting);
         Ok(Some(moved))
     }
 
-    /// What the background of a short opening doesn't come to: if a segment was begun since reclaim was looked at last, as
-    /// many as two leave for it, as far as that goes `until` then.
+    /// Reclaims at a close, for stores that are open too briefly for the background. If a segment was begun since
+    /// reclaim was considered last, up to two segments are removed, as far as there is time `until` then.
     pub(super) fn reclaim_at_close(&self, work: &mut Work, until: Option<u64>) -> Result<()> {
         if !self.log.take_look() {
             return Ok(());
         }
         for _ in 0..2 {
-            // Until all of it is judged, it waits to leave, and it has left.
+            // Until the segment is judged, synced and removed.
             while self.step_compaction(work)?.is_some() && work.compacting.is_some() {
                 if until.is_some_and(|until| self.log.seams().clock.monotonic_nanos() >= until) {
                     return Ok(());
@@ -376,8 +380,8 @@ impl Reclaim<'_> {
         Ok(())
     }
 
-    /// After each kill an opening begins a segment without asking for room, and the one before is cut to a scrap. Where that
-    /// has happened many times the two oldest leave, and what is alive in them moves, whatever there is of it.
+    /// Reclaims the two oldest segments if kills have left many scraps, however much is alive in them. After each
+    /// kill an open begins a segment without checking for space, and the one before is cut to a scrap.
     pub(super) fn gather_scraps(&self) -> Result<()> {
         let mut work = self.work.lock();
         let mut gather = || -> Result<()> {
@@ -393,12 +397,12 @@ impl Reclaim<'_> {
             }
             Ok(())
         };
-        // Whatever else keeps it from that is no reason not to open: it is met, and told, where it matters.
+        // Other errors are no reason to refuse the open: they are reported where they matter.
         gather().or_else(|e| if self.log.is_poisoned() { Err(e) } else { Ok(()) })
     }
 
-    /// Whoever comes back from a sync on this processor would wait for the end of its slice, several syncs long. Without a
-    /// sync nobody comes back.
+    /// Yields during a sync: a thread that returns from it on this processor would otherwise wait for the end of the
+    /// time slice, as long as several syncs.
     fn let_others_go_first(&self, turns: &mut Turns) {
         let nanos = || self.log.seams().clock.monotonic_nanos();
         if turns.may_lend(nanos()) && self.log.is_syncing() {
@@ -407,16 +411,16 @@ impl Reclaim<'_> {
         }
     }
 
-    /// Whether the oldest segment is judged, and goes as soon as the log is synced.
+    /// Whether the oldest segment is judged and can be removed once the log is synced.
     pub(super) fn waits_for_sync(&self, work: &Work) -> bool {
         work.compacting.as_ref().is_some_and(|compacting| {
             compacting.at.is_none() && self.log.durable() < compacting.judged
         })
     }
 
-    /// Gives back the oldest segments that stood in the log when `pass` began, for want of room. Whether there may be some
-    /// now. What makes room itself doesn't ask whether that is worth it: a forget may wait for all of the log to be gone
-    /// through, once.
+    /// Reclaims the oldest segments that were in the log when `pass` began, because space is missing. Returns whether
+    /// any was reclaimed. For a record that frees space it doesn't matter whether that is worth it: a forget may wait
+    /// for one pass over the whole log.
     pub(super) fn reclaim(&self, pass: &Pass, room: Room) -> bool {
         let mut work = self.work.lock();
         let clears = matches!(room, Room::Clear(_));
@@ -429,7 +433,7 @@ impl Reclaim<'_> {
             let went_on = match self.log.oldest() {
                 Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
                 None if clears => match self.roll_into_kept() {
-                    // Nothing stands in the log.
+                    // The log is empty.
                     Ok(base) if base == self.log.head_base() => return false,
                     rolled => rolled.and_then(|_| self.log.sync()).map(|()| Some(0)),
                 },
@@ -448,8 +452,8 @@ impl Reclaim<'_> {
         gone() > before
     }
 
-    /// Whether enough of the log is dead, by a sample. One is taken at most once a second: whoever is refused asks again,
-    /// and what is alive changes only as the log does, and as results expire.
+    /// Whether enough of the log is dead, by a sample. One is taken at most once a second: refused callers ask again,
+    /// and the live bytes change only as the log does, and as results expire.
     fn is_worth_reclaiming(&self, work: &mut Work) -> bool {
         let now = self.log.seams().clock.monotonic_nanos() / 1_000_000;
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
@@ -468,7 +472,7 @@ impl Reclaim<'_> {
         work.estimate.is_some_and(|seen| seen.live + seen.live / 8 < log_bytes)
     }
 
-    /// Ends the active segment on a full disk, if all that is alive in it has room in the spare that is kept.
+    /// Ends the active segment on a full disk, if everything alive in it fits into the kept spare.
     fn roll_into_kept(&self) -> Result<Lsn> {
         let bytes = self.moving_bytes(None)?.ok_or_else(|| self.log.has_no_room_to_move())?;
         self.log.keep_for_moving(bytes);
@@ -476,8 +480,8 @@ impl Reclaim<'_> {
         rolled.inspect_err(|_| self.log.keep_for_moving(0))
     }
 
-    /// Bytes that moving the live records of a segment takes, if they have room in all that is prepared, the spare that
-    /// is kept included. Of the active one: behind it.
+    /// Returns the bytes of a segment's live records, if they fit into all that is prepared, including the kept
+    /// spare. `None` for the ordinal: the active segment, whose records must fit after it.
     fn moving_bytes(&self, ordinal: Option<u32>) -> Result<Option<u64>> {
         let mut moving = self.log.moving_room(ordinal.is_none());
         let from = match ordinal {
@@ -486,7 +490,7 @@ impl Reclaim<'_> {
         };
         let Some(from) = from else { return Ok(None) };
         let to = self.log.end();
-        // The active one is read as far as it is written.
+        // The active segment can be read as far as it is written.
         self.log.sync()?;
         self.log.walk(from.base, from.end.min(to), &mut |record, _| {
             self.log.may_go_on()?;
@@ -503,8 +507,8 @@ impl Reclaim<'_> {
         Ok(moving.enough_for())
     }
 
-    /// The keys of records that follow each other, without those that a later one among them supersedes: they are dead, and
-    /// nothing has to be looked up or read to know it. Most claims are such records, followed by their completion.
+    /// Pairs consecutive records with their keys, except records that a later one among them supersedes: these are
+    /// dead without a lookup or a read. Most claims are such records, followed by their completion.
     fn with_keys<'a>(&self, run: &'a [Record<'_>]) -> Result<Vec<Keyed<'a>>> {
         let mut newest = HashTable::<(Key<'a>, KeyHash)>::with_capacity(run.len());
         let mut keyed = Vec::with_capacity(run.len());
@@ -525,8 +529,8 @@ impl Reclaim<'_> {
         Ok(keyed)
     }
 
-    /// Moves one record to the tail, if it is alive, or notes that its key is to be remembered. Gives the bytes that
-    /// moving took.
+    /// Moves one record to the tail, if it is alive, or notes that its key is to be remembered. Returns the bytes
+    /// moved.
     fn judge(
         &self,
         record: &Record<'_>,
@@ -571,7 +575,7 @@ impl Reclaim<'_> {
                 known = Some(seen);
             }
             if let Fate::Remembered(until) = fate {
-                // Only shown: of a wall clock that was set to before the epoch, the epoch.
+                // Only displayed: a wall clock before the epoch shows as the epoch.
                 let wall = body.time.0.saturating_add_signed(body.wall_offset);
                 memories.push(Memory::new(hash, wall, until));
             }
@@ -589,11 +593,8 @@ impl Reclaim<'_> {
             };
             match self.log.place_for(draft, *room, span) {
                 Ok(placed) => {
-                    debug_assert!(
-                        record.lsn < placed.lsn,
-                        "what hides a record is younger than it"
-                    );
-                    // It counts as durable: its original stays listed until it is.
+                    debug_assert!(record.lsn < placed.lsn, "a copy is younger than its original");
+                    // The copy counts as durable: its original stays listed until it is.
                     let place = Place::new(placed.lsn, Durability::Lazy);
                     match shard.entry_at(hash, record.lsn) {
                         Some(entry) => entry.place = place,
@@ -608,8 +609,8 @@ impl Reclaim<'_> {
                 Err(NoRoom::Wanted { bytes, .. }) => {
                     drop(shard);
                     match self.log.make_room(bytes, *room) {
-                        // All that is left of the segment goes into what is kept for it, or nothing does: with half of
-                        // it moved there would be less room than before.
+                        // Either all the rest of the segment moves into the kept spare or none of it: with half of it
+                        // moved there would be less space than before.
                         Err(e) if e.kind() == ErrorKind::StorageFull && *room == Room::Free => {
                             let oldest = self.log.oldest().map(|oldest| oldest.ordinal);
                             let moving = oldest.map_or(Ok(None), |it| self.moving_bytes(Some(it)));
@@ -634,8 +635,8 @@ impl Reclaim<'_> {
         }
     }
 
-    /// Where to read what stands at `lsn`. After a failure it may be a copy that never comes to the disk: its original
-    /// is listed still, and durable.
+    /// Returns where to read the record at `lsn`. After a failure it may be a copy that never reached the disk: its
+    /// original is still listed, and durable.
     pub(super) fn place_to_read(&self, lsn: Lsn) -> Lsn {
         if !self.log.is_poisoned() || self.log.holds(lsn, Durability::Sync) {
             return lsn;
@@ -645,7 +646,7 @@ impl Reclaim<'_> {
         found.ok().and_then(|index| copies.get(index)).map_or(lsn, |(_, original)| *original)
     }
 
-    /// Whether the record at `lsn` is its key's newest, by what was known of the hash.
+    /// Whether the record at `lsn` is its key's newest, given what was known of the hash.
     fn standing(
         &self,
         key: &Key<'_>,
@@ -676,10 +677,10 @@ impl Reclaim<'_> {
         Ok(RecordStanding::Unknown)
     }
 
-    /// Takes the oldest segment off the list, and its file away. Lookups learn of it first.
+    /// Removes the oldest segment from the list, and its file. Lookups are updated first.
     fn drop_oldest(&self, work: &mut Work, compacting: Compacting) -> Result<()> {
         let remembered = match self.remember(compacting.memories.clone()) {
-            // The segment's room will make another spare.
+            // The removed segment's space will serve for another spare.
             Err(e) if e.kind() == ErrorKind::StorageFull && self.log.lend_kept()? => {
                 self.remember(compacting.memories)?
             }
@@ -704,8 +705,8 @@ impl Reclaim<'_> {
         Ok(())
     }
 
-    /// The files of remembered keys as they are to be listed once `new` have joined them, the newest first: durable,
-    /// those whose memories have all passed left out, and small ones merged.
+    /// Makes the files of remembered keys durable with `new` added, and returns them as they are to be listed, the
+    /// newest first. Files whose memories have all passed are left out, and small ones are merged.
     fn remember(&self, new: Vec<Memory>) -> Result<Vec<Arc<MemoryFile>>> {
         let now = self.log.now();
         let tables = self.tables();
@@ -714,7 +715,7 @@ impl Reclaim<'_> {
         if new.is_empty() {
             return Ok(files);
         }
-        // As with tables: a file takes those before it in that are no larger.
+        // As with tables: a file absorbs the preceding ones that are no larger.
         let (mut sum, mut count) = (new.len() as u64, 0);
         while let Some(file) = files.get(count).filter(|file| file.listed.entries <= sum) {
             sum += file.listed.entries;
@@ -743,16 +744,17 @@ impl Reclaim<'_> {
     pub(super) fn remove_expired(&self, gone: &[Arc<MemoryFile>], kept: &[Arc<MemoryFile>]) {
         let is_kept = |file: &&Arc<MemoryFile>| kept.iter().any(|other| Arc::ptr_eq(file, other));
         for file in gone.iter().filter(|file| !is_kept(file)) {
-            // If it stays, the next opening removes it: no manifest lists it.
+            // If it stays, the next open removes it: no manifest lists it.
             let _ = self.log.seams().storage.remove(file.path());
         }
     }
 
-    /// Moves all live records of what is in the log now, as far as `budget` bytes go, gives everything else back, and
-    /// leaves the index in one table.
+    /// Moves all records that are now alive in the log, up to `budget` bytes, reclaims the rest, and leaves the index
+    /// in one table.
     pub(crate) fn compact(&self, budget: u64) -> Result<Compacted> {
         let _inside = self.enter()?;
-        // Two that go through the log in turn are no faster than one, and take two processors from those who write.
+        // The background leaves reclaim to this call: two threads that take turns in the log are no faster than one,
+        // and take two processors from writers.
         self.work.lock().compact_calls += 1;
         let done = self.compact_inside(budget);
         self.work.lock().compact_calls -= 1;
@@ -771,8 +773,8 @@ impl Reclaim<'_> {
             reclaimed: self.reclaimed.load(Ordering::Relaxed) - reclaimed,
             is_complete,
         };
-        // What a call has moved lies behind where it aims; so the next one must not aim behind that.
-        // Unless the background has come there meanwhile: nothing is left to go on with.
+        // The records that a call has moved lie after its target, so the next call keeps that target. It takes a new
+        // one if the background has reached the old one meanwhile.
         let head = self.log.head_base();
         let gone_on_with = self.work.lock().compact_until;
         let gone_on_with = gone_on_with.filter(|until| budget < u64::MAX && *until > head);
@@ -791,7 +793,8 @@ impl Reclaim<'_> {
             }
             if until.is_none() && work.compacting.is_none() {
                 let rolled = match self.log.roll_over(Room::Free) {
-                    // On a full disk what was full before goes first, and makes room to go on in.
+                    // On a full disk the segments that were full before are reclaimed first, which frees space to
+                    // continue.
                     Err(e) if e.kind() == ErrorKind::StorageFull => match self.log.oldest() {
                         Some(_) if head < end && done(false).moved < budget => None,
                         Some(_) if head < end => return Ok(done(false)),
@@ -806,7 +809,7 @@ impl Reclaim<'_> {
                     continue;
                 }
             }
-            // None: others have just rolled again, and its end is on its way.
+            // `None`: another thread has just rolled again, and the end of that segment is not yet durable.
             let advanced = match self.log.oldest() {
                 Some(_) => self.advance(&mut work, limits::COMPACTION_PIECE_BYTES),
                 None => Ok(None),
@@ -822,7 +825,7 @@ impl Reclaim<'_> {
         }
         self.log.may_go_on()?;
         match self.merges().merge_all() {
-            // The background seals and merges once there is room.
+            // The background seals and merges once there is space.
             Err(e) if e.kind() == ErrorKind::StorageFull => {}
             merged => merged?,
         }
@@ -860,9 +863,9 @@ mod tests {
         Policy::new().claim_durability(Durability::Flush).durability(Durability::Flush)
     }
 
-    /// Four writers on two processors left compaction one slice in five each 16 KiB.
+    /// With four writers on two processors, compaction got only one time slice in five per 16 KiB.
     #[test]
-    fn compaction_lends_no_more_time_than_it_works() {
+    fn compaction_yields_no_longer_than_it_works() {
         let (mut turns, mut now, mut worked, mut lent) = (Turns::default(), 0, 0, 0);
         for n in 0..10_000 {
             let work = 60_000;
@@ -876,12 +879,12 @@ mod tests {
         assert!(lent > worked / 2 && lent <= worked + 16_000_000, "{worked} worked, {lent} lent");
     }
 
-    /// A few keys may have missed the few results in which most bytes are: a whole sample has the last word.
+    /// A sample of a few keys may miss the few results that hold most bytes: a whole sample decides.
     #[test]
-    fn nothing_is_moved_on_the_word_of_a_few_keys() {
+    fn a_sample_of_few_keys_alone_moves_nothing() {
         let sim = Sim::new(1);
         let store = sim.open_with(builder().policy(flush())).unwrap();
-        // All of it is alive.
+        // Everything is alive.
         (0..600).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
         let engine = store.engine();
         let mut work = engine.work.lock();
@@ -898,7 +901,7 @@ mod tests {
         assert!(!told.is_rough && told.live > log_bytes / 2, "{told:?}");
     }
 
-    /// The background went through the log in turn with a call of `compact`: no faster, and on two processors.
+    /// The background used to take turns with a call of `compact`: no faster, and on two processors.
     #[test]
     fn the_background_leaves_reclaim_to_a_call_of_compact() {
         let sim = Sim::new(1);
@@ -921,14 +924,14 @@ mod tests {
         assert_eq!(engine.work.lock().compact_calls, 0);
     }
 
-    /// The background looked once a minute, and a store that had become idle kept all of it until then.
+    /// The background used to check once a minute, and an idle store kept expired records until then.
     #[test]
-    fn what_expires_in_an_idle_store_goes_when_it_has() {
+    fn an_idle_store_removes_records_when_they_expire() {
         let sim = Sim::new(1);
         let store = sim.open_with(builder().policy(flush())).unwrap();
         let kept = Duration::from_secs(5);
         let engine = store.engine();
-        // As the thread does that keeps the index, alone.
+        // Does what the index thread does, alone.
         let sleep_for = |most: Duration| {
             let mut slept = Duration::ZERO;
             while slept < most {
@@ -949,19 +952,19 @@ mod tests {
             engine.log.sync().unwrap();
             store.stats().segments
         };
-        // What stood in the first segment when it was opened nobody knows: it goes when a minute has passed.
+        // The first segment isn't counted since the open: it is removed after a minute.
         burst(0);
         assert!(sleep_for(10 * KEPT) <= 3);
         let (before, after) = (burst(1000), sleep_for(2 * kept));
         assert!(before > 5 && after <= 3, "{after} of {before}");
     }
 
-    /// All that is in them has expired or has ended, and what ended it is durable. They were read, all the same.
+    /// All records in them have expired or durably ended. Such segments used to be read nevertheless.
     #[test]
-    fn segments_in_which_all_has_ended_go_unread() {
+    fn segments_whose_records_have_all_ended_are_removed_unread() {
         let sim = Sim::new(1);
         let store = sim.open_with(builder().policy(flush())).unwrap();
-        // Some in flight for long, as many as fill some segments.
+        // Long claims in flight, as many as fill some segments.
         let mut in_flight = std::collections::VecDeque::new();
         for n in 0..2000 {
             in_flight.push_back(claim(&store, n));
@@ -973,7 +976,7 @@ mod tests {
         store.engine().log.sync().unwrap();
         sim.advance(2 * KEPT);
         let all = store.stats().segments;
-        // What stood in the first one when it was opened nobody knows.
+        // The first segment isn't counted since the open.
         while store.stats().segments == all {
             store.engine().step_index().unwrap();
         }
@@ -990,9 +993,9 @@ mod tests {
         assert!(store.verify().unwrap().is_whole());
     }
 
-    /// What ended its records may be lost yet: then they stand again.
+    /// Endings that are not durable may be lost, and then the claims are alive again.
     #[test]
-    fn a_segment_whose_claims_ended_stays_until_the_endings_are_durable() {
+    fn a_segment_of_ended_claims_stays_until_the_endings_are_durable() {
         let sim = Sim::new(1);
         let store = sim.open_with(builder()).unwrap();
         let engine = store.engine();
@@ -1013,7 +1016,7 @@ mod tests {
         }
         claims.into_iter().for_each(|claim| claim.complete(&[7; 1]).unwrap());
         sim.advance(2 * KEPT);
-        // The first one is read: nobody knows what stood in it when it was opened.
+        // The first segment is read: it isn't counted since the open.
         let first = engine.log.head_base();
         while engine.log.head_base() == first {
             engine.step_index().unwrap();
@@ -1030,9 +1033,10 @@ mod tests {
         assert_eq!(lost.collect::<Vec<_>>(), Vec::<u64>::new(), "of claims up to {n}");
     }
 
-    /// The thread of the log prepared segments, that of the index got no processor: files grew for as long as that lasted.
+    /// The log thread used to prepare segments while the index thread got no processor: files grew for as long as
+    /// that lasted.
     #[test]
-    fn the_log_alone_prepares_no_segment_that_reclaim_has_not_allowed() {
+    fn the_log_thread_prepares_no_segment_that_reclaim_has_not_allowed() {
         let sim = Sim::new(1);
         let store = sim.open_with(builder().policy(flush())).unwrap();
         let (mut most, mut bytes, segment) = (0, 0, 16 << 10);
@@ -1048,11 +1052,11 @@ mod tests {
             most = most.max(sim.disk_bytes());
         }
         let alive = 1000 * bytes;
-        // What is alive is known from a sample of a thousand keys.
+        // The live bytes are known from a sample of a thousand keys.
         assert!(most <= 2 * alive / 100 * 105 + 2 * segment, "{most} bytes for {alive}");
     }
 
-    /// Each claim was looked up, and the record of its completion read, to find that it is dead.
+    /// Each claim used to be looked up, and its completion read, to find that it is dead.
     #[test]
     fn dead_claims_cost_no_read_of_their_completions() {
         let sim = Sim::new(1);
@@ -1062,7 +1066,7 @@ mod tests {
         (0..pairs).for_each(|n| claim(&store, n).complete(&[7; 100]).unwrap());
         store.close(Duration::ZERO).unwrap();
         drop(store);
-        // Of what an earlier opening wrote nothing is known.
+        // Records written before the open aren't counted.
         let store = sim.open_with(builder()).unwrap();
         assert!(store.mark("begins").unwrap().is_first());
         let engine = store.engine();
@@ -1074,7 +1078,7 @@ mod tests {
             engine.log.sync().unwrap();
         }
         let reads = sim.reads() - reads;
-        // One of the index for each completion, or two, to see that it is its key's newest record.
+        // One or two reads of the index per completion, to check that it is its key's newest record.
         assert!(reads < pairs * 2, "{reads} reads for {pairs} pairs");
     }
 }

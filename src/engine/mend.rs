@@ -1,6 +1,7 @@
-//! Tables that are damaged, missing or to be made anew: from the log, which has all that they say.
+//! Makes tables again from the log, which holds everything that they say: damaged and missing ones, or all on
+//! request.
 //!
-//! Promises: a table is replaced by one manifest switch; what can't be made again is tried once.
+//! Promises: a table is replaced by one manifest switch; a table that can't be made again is tried once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,17 +23,18 @@ use crate::sync::Ordering;
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
-/// What an opening must make before anybody is answered.
+/// Tables that an open must make before it answers any call.
 pub(super) struct Lacking {
-    /// Tables that are damaged or missing, and that memory can't stand in for.
+    /// Damaged or missing tables that memory can't replace.
     pub(super) damaged: Vec<ListedTable>,
-    /// From there on no table covers the log, and it holds more keys than memory may.
+    /// Start of the part of the log that no table covers, if it holds more keys than memory may.
     pub(super) uncovered: Option<Lsn>,
 }
 
-/// The listed tables that are whole, the newest first, and those that are damaged or missing: they are to be made
-/// again before anybody is answered. If memory can hold the keys of all from the oldest of these on, `memory_keys`, they go
-/// and nothing is written: the opening reads that part of the log again, and memory stands in until it is sealed anew.
+/// Opens the listed tables. Returns the whole ones, the newest first, and those that are damaged or missing: they
+/// must be made again before any call is answered. If memory can hold, by `memory_keys`, the keys of all tables from
+/// the oldest of these on, those are dropped and nothing is written: the open reads that part of the log again, and
+/// memory replaces them until it is sealed.
 pub(super) fn open_tables(
     storage: &dyn Storage,
     dir: &Path,
@@ -63,19 +65,19 @@ pub(super) fn open_tables(
     let expired_dir = dir.join(ListedMemories::DIR);
     let mut expired = Vec::with_capacity(manifest.expired.len());
     for listed in manifest.expired.iter().rev() {
-        // No log makes them again, so a damaged one is a loss.
+        // The log can't make them again, so a damaged one is a loss.
         let file = MemoryFile::open(storage, &expired_dir, *listed, manifest.store, map)?;
         expired.push(Arc::new(file));
     }
     Ok((Tables::new(list, manifest.covered, head, expired), damaged))
 }
 
-/// Whether a table is not what was written; nor can it be where the device gives none of it. The log has it all.
+/// Whether an error means that a table is damaged or can't be read at all. The log holds everything in it.
 pub(super) fn is_damage(error: &Error) -> bool {
     error.kind() == ErrorKind::Corrupt || error.is_by_device()
 }
 
-/// The making of tables again, as a part of the engine.
+/// Mending of tables, a part of the engine.
 #[derive(Clone, Copy)]
 pub(crate) struct Mending<'e>(&'e Engine);
 
@@ -99,7 +101,7 @@ impl Mending<'_> {
         self.tables().list.iter().any(|table| Some(table.path()) == error.path())
     }
 
-    /// A lookup met a damaged table: makes it again from the log. The error stands if it can't be.
+    /// Makes a damaged table that a lookup found again from the log. Returns the error if that fails.
     pub(super) fn heal(&self, error: Error) -> Result<()> {
         let mut work = self.work.lock();
         if self.log.is_poisoned() {
@@ -115,7 +117,7 @@ impl Mending<'_> {
         let tables = self.tables();
         let is_bad = |table: &&Arc<Table>| Some(table.path()) == error.path();
         let Some(bad) = tables.list.iter().find(is_bad) else {
-            // Somebody else has mended it.
+            // Another thread has mended it.
             return Ok(());
         };
         let number = bad.listed.number;
@@ -134,12 +136,12 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// Makes tables that follow each other again from the log, as one, and lists that.
+    /// Makes consecutive tables again from the log, as one table, and lists it.
     fn make_again(&self, tables: &[ListedTable]) -> Result<()> {
         self.switch_index(&self.made_again(tables)?)
     }
 
-    /// Makes tables that follow each other again from the log, as one. Durable on return, but not listed.
+    /// Makes consecutive tables again from the log, as one table. Durable on return, but not listed.
     fn made_again(&self, tables: &[ListedTable]) -> Result<Change> {
         let mut change = Change { replaced: tables.to_vec(), by: Vec::new() };
         let (from, to) = (
@@ -154,14 +156,14 @@ impl Mending<'_> {
         made.map(|()| change)
     }
 
-    /// Makes what an opening lacks: the tables that it could not use, each by itself, and one of the log that none covers,
-    /// where that is more than memory may hold.
+    /// Makes the tables that an open lacks: each one that it could not use, and one for the part of the log that none
+    /// covers, if that is more than memory may hold.
     pub(super) fn make_all(&self, lacking: &Lacking) -> Result<()> {
         if lacking.damaged.is_empty() && lacking.uncovered.is_none() {
             return Ok(());
         }
-        // All of them before the log is written to: for want of room the opening is to be as if it had not been, for the
-        // next one needs what is kept for a fork.
+        // All are made before the log is written: an open that finds too little space must change nothing, because
+        // the next one needs the space that is kept for a fork.
         let mut changes = Vec::with_capacity(lacking.damaged.len());
         let mut made = Ok(());
         for table in &lacking.damaged {
@@ -180,15 +182,15 @@ impl Mending<'_> {
         for change in &changes {
             match made {
                 Ok(()) => made = self.switch_index(change),
-                // It takes the room that the log needs to go on.
+                // They take space that the log needs to continue.
                 Err(_) => self.remove_files(&as_listed(&change.by)),
             }
         }
         made
     }
 
-    /// Makes a table of the log from there on, of which memory could not hold all. It reaches no further than what is
-    /// durable where it stands; what lies behind that is little, and memory takes it. Durable on return, but not listed.
+    /// Makes a table of the log from `from` on, which is too much for memory. It covers only records that are durable
+    /// in place; the few after them go into memory. Durable on return, but not listed.
     fn sealed_as_read(&self, from: Lsn) -> Result<Option<Change>> {
         let to = self.log.settled_end();
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
@@ -199,7 +201,7 @@ impl Mending<'_> {
             return Ok(None);
         }
         if self.tables().list.len() >= limits::TABLES_MAX {
-            // No opening would believe a longer list. Merges make it shorter.
+            // No open would accept a longer list. Merges make it shorter.
             let message = "the index has as many tables as it may";
             return Err(Error::new(ErrorKind::StorageFull, message).at(&self.index_dir()));
         }
@@ -211,7 +213,7 @@ impl Mending<'_> {
         made.map(|()| Some(Change { replaced: Vec::new(), by }))
     }
 
-    /// Makes all tables again from the log, as one.
+    /// Makes all tables again from the log, as one table.
     pub(crate) fn rebuild_index(&self) -> Result<()> {
         let _inside = self.enter()?;
         let rebuild = || {
@@ -224,8 +226,8 @@ impl Mending<'_> {
         rebuild().map_err(|e| self.log.explained(e))
     }
 
-    /// Makes a table for what the log holds in `from..to`: in pieces, so that memory is bounded, which are merged as
-    /// they come, so that they are few. What is left of them in `by` at an error is to be removed.
+    /// Makes a table for the records in `from..to`: in pieces, so that memory is bounded, which are merged as they
+    /// are made, so that they stay few. On an error the caller removes the pieces in `by`.
     fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
         let none = Tables::new(Vec::new(), Lsn::ZERO, 0, Vec::new());
         let (mut piece, mut piece_from) = (Recent::new(&none), from);
@@ -277,10 +279,10 @@ mod tests {
     use crate::testing::Sim;
     use crate::{Operation, Store};
 
-    /// A lookup met a rotten table and waited for its turn to mend it, until the store was closed. The files may be the next
-    /// opening's: nothing of them is even read.
+    /// A lookup found a rotten table and waited for its turn to mend it, until the store was closed. The files may
+    /// belong to the next open: they must not even be read.
     #[test]
-    fn a_mend_that_a_close_overtook_does_not_touch_the_directory() {
+    fn mending_after_a_close_does_not_touch_the_directory() {
         let sim = Sim::new(1);
         let builder = || Store::builder().segment_bytes(16 << 10).result_bytes_max(256);
         let store = sim.open_with(builder()).unwrap();

@@ -1,6 +1,6 @@
 //! Merges of tables, piece by piece.
 //!
-//! Promises: a table that is made is durable before it is listed; what a merge that isn't continued has written goes.
+//! Promises: a merged table is durable before it is listed; the file of a merge that isn't continued is removed.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use crate::sealed::listed::ListedTable;
 use crate::sealed::{Merge, Paged, SealedFile, Writer};
 use crate::types::Lsn;
 
-/// Tables on their way to be one.
+/// A merge of tables under way.
 pub(super) struct Merging {
     pub(super) stage: Stage,
-    /// The tables that go into it, the newest first.
+    /// The merged tables, the newest first.
     pub(super) of: Vec<Arc<Table>>,
 }
 
 pub(super) enum Stage {
-    /// Some slots have died with their segments: those that are left are counted first.
+    /// Some slots have died with their segments: the remaining ones are counted first.
     Counting(Survivors),
     Writing(Box<Merge<ListedTable>>),
 }
@@ -39,7 +39,7 @@ pub(super) enum Advanced {
 }
 
 impl Merging {
-    /// No step continues it.
+    /// Drops a merge that no step continues, and removes its file.
     fn discard(self) {
         if let Stage::Writing(merge) = self.stage {
             merge.discard();
@@ -47,7 +47,7 @@ impl Merging {
     }
 }
 
-/// Merges of tables, as a part of the engine.
+/// Merges of tables, a part of the engine.
 #[derive(Clone, Copy)]
 pub(crate) struct Merges<'e>(&'e Engine);
 
@@ -81,7 +81,7 @@ impl Merges<'_> {
         }
     }
 
-    /// One piece of a merge. What was written of it goes with an error.
+    /// Does one piece of a merge. On an error the merge's file is removed.
     pub(super) fn advance_merge(&self, merging: Merging) -> Result<Advanced> {
         let Merging { stage, of } = merging;
         let stage = match stage {
@@ -98,7 +98,7 @@ impl Merges<'_> {
         Ok(Advanced::Some(Merging { stage, of }))
     }
 
-    /// The writing of a table for `slots` of some tables, the newest of which is the first.
+    /// Begins to write a table for `slots` slots of `of`, whose first table is the newest.
     fn begin_writing_merge(&self, of: &[Arc<Table>], slots: u64) -> Result<Stage> {
         let from = of.last().map_or(Lsn::ZERO, |oldest| oldest.listed.from);
         let to = of.first().map_or(from, |newest| newest.listed.to);
@@ -107,7 +107,7 @@ impl Merges<'_> {
         Ok(Stage::Writing(Box::new(merge)))
     }
 
-    /// Slots that one step of a merge moves: no more than memory holds.
+    /// Returns the slots that one step of a merge moves: no more than memory holds.
     pub(super) fn merge_slots(&self) -> u64 {
         limits::MERGE_SLOTS.min(self.checkpoint_keys as u64)
     }
@@ -126,7 +126,7 @@ impl Merges<'_> {
             .map_err(|e| self.log.failed(e))
     }
 
-    /// Ends a merge, and opens what it has made.
+    /// Finishes a merge, and opens the file it has written.
     pub(super) fn finish_merge<L: Paged>(&self, merge: Merge<L>) -> Result<Arc<SealedFile<L>>> {
         let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
         let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
@@ -137,14 +137,15 @@ impl Merges<'_> {
         file.map(Arc::new)
     }
 
-    /// No step will continue the merge under way.
+    /// Discards the merge under way.
     pub(super) fn give_up_merge(&self, work: &mut Work) {
         if let Some(merging) = work.merge.take() {
             merging.discard();
         }
     }
 
-    /// A merge of tables that have gone, with their segments or into another, has nothing to stand in for.
+    /// Discards the merge under way if its tables are no longer listed, because they died with their segments or were
+    /// merged.
     pub(super) fn drop_stale_merge(&self, work: &mut Work) {
         let tables = self.tables();
         let is_there =
@@ -158,7 +159,8 @@ impl Merges<'_> {
     pub(super) fn begin_merge(&self, work: &Work) -> Result<Option<Merging>> {
         let tables = self.tables();
         let mut listed = as_listed(&tables.list);
-        // Those younger than one that can't be read are merged by themselves, or there would be more and more of them.
+        // Tables younger than an unreadable one are merged among themselves, or their number would grow without
+        // bound.
         let whole = listed.iter().take_while(|table| !work.unmendable.contains(&table.number));
         listed.truncate(whole.count());
         let (due, _) = tables.list.split_at(merge_due(&listed));

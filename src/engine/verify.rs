@@ -1,8 +1,9 @@
-//! Reading everything: each record, each bucket, and whether the index knows every key.
+//! Reads everything: each record, each bucket, and whether the index knows every key.
 //!
-//! Promises: nothing is changed and nothing is mended; each stretch of damage is reported once, with file and offset, and
-//! the reading continues behind it. Changes made meanwhile are not damage, and neither are bytes that can't be read: in a file
-//! that the system refuses, or in a record that a failed write left in memory. Records not yet durable are left out.
+//! Promises: nothing is changed and nothing is mended; each stretch of damage is reported once, with file and offset,
+//! and reading continues after it. Changes made meanwhile are not damage. Neither are bytes that can't be read: in a
+//! file that the system refuses to read, or in a record that a failed write left in memory. Records not yet durable
+//! are skipped.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -20,22 +21,22 @@ use crate::sealed::{Cursor, Stretch};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
-/// Told of what is found, and of so many bytes read; may end it.
+/// Receives what is found and the number of bytes read; may end the reading.
 pub(crate) trait Inspector {
     fn damage(&mut self, error: Error);
-    /// Whether something is whole can't be said.
+    /// Something could not be read, so whether it is whole is unknown.
     fn unread(&mut self, error: Error);
     fn record(&mut self);
     fn read(&mut self, bytes: u64) -> ControlFlow<()>;
 }
 
-/// Sorts what a reading meets: damage, what can't be read, and what ends it.
+/// Sorts the errors of a reading: damage, unreadable bytes, and errors that end it.
 struct Sorting<'v> {
     engine: &'v Engine,
     inspector: &'v mut dyn Inspector,
-    /// The stay inside the gate, left for as long as the caller's own code runs: it may take its time, or close the store.
+    /// The stay inside the gate. Left while the caller's own code runs: that may take long, or close the store.
     inside: Option<Inside<'v>>,
-    /// A close waits for this call, or has come while the caller's own code ran.
+    /// Set when a close waits for this call, or came while the caller's own code ran.
     ended: Option<Error>,
 }
 
@@ -75,7 +76,7 @@ impl Sorting<'_> {
 }
 
 impl Engine {
-    /// Reads all files of the store and tells `inspector` what it finds.
+    /// Reads all files of the store and reports to `inspector` what it finds.
     pub(crate) fn verify(&self, inspector: &mut dyn Inspector) -> Result<()> {
         let inside = Some(self.enter()?);
         let mut sorting = Sorting { engine: self, inspector, inside, ended: None };
@@ -87,7 +88,7 @@ impl Engine {
         if let Err(e) = self.log.check_manifest() {
             sorting.tell(e)?;
         }
-        // Tables first: those of one moment. What others have merged or mended meanwhile is no damage.
+        // Tables first, from one snapshot. Tables that other threads merged or mended meanwhile are not damage.
         let tables = self.tables();
         for table in &tables.list {
             self.verify_table(table, sorting)?;
@@ -105,8 +106,8 @@ impl Engine {
                 Scrubbed::Bytes(bytes) => sorting.read(bytes),
                 Scrubbed::Record(record) => {
                     sorting.inspector.record();
-                    // What is damaged in a table was told above, and in the log it is by the scrub: a lookup may come to
-                    // a damaged record from each older one of its key.
+                    // Damage in tables was reported above, and the scrub reports that in the log: a lookup may find a
+                    // damaged record once for each older record of its key.
                     let is_told = |e: &Error| {
                         let is_of = |table: &Arc<Table>| e.path() == Some(table.path());
                         e.kind() == ErrorKind::Corrupt
@@ -124,7 +125,7 @@ impl Engine {
     }
 
     fn verify_table(&self, table: &Arc<Table>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
-        // The cursor goes on behind a damaged bucket; a device that fails would do so for each of them.
+        // The cursor continues after a damaged bucket; a failing device would fail for each of them.
         let mut stretch = Stretch::default();
         let mut tell = |e: Error| {
             let goes_on = e.kind() == ErrorKind::Corrupt;
@@ -162,14 +163,14 @@ impl Engine {
         if let Err(e) = file.verify(storage, store, &may_go_on, &mut |e| found.push(e)) {
             found.push(e);
         }
-        // One that others have merged or let go of meanwhile is not missing.
+        // A file that was merged or removed meanwhile is not missing.
         if !self.tables().expired.iter().any(|now| Arc::ptr_eq(now, file)) {
             return sorting.go_on();
         }
         found.into_iter().try_for_each(|e| sorting.tell(e))
     }
 
-    /// The index leads from the record's key to it, or to a newer one.
+    /// Checks that the index leads from the record's key to it, or to a newer one.
     fn verify_record(&self, record: &Record<'_>) -> Result<()> {
         let body = self.body_of(record)?;
         let Some(key) = Key::from_stored(body.key_kind, body.key) else {
@@ -178,7 +179,7 @@ impl Engine {
         };
         match self.newest_of(&key)? {
             Some(lsn) if lsn >= record.lsn => Ok(()),
-            // Its segment has gone meanwhile.
+            // Its segment was removed meanwhile.
             _ if record.lsn < self.log.head_base() => Ok(()),
             _ => {
                 let what = format_args!("the index doesn't know the record at lsn {}", record.lsn);
@@ -191,7 +192,7 @@ impl Engine {
         Path::join(self.log.dir(), ListedTable::DIR)
     }
 
-    /// Where the newest record of a key stands, by the index as it is.
+    /// Returns the place of the newest record of a key, by the current index.
     pub(super) fn newest_of(&self, key: &Key<'_>) -> Result<Option<Lsn>> {
         let hash = self.hash(key);
         loop {
