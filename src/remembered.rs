@@ -1,9 +1,9 @@
-//! Keys that are remembered after they expired: files of hashes, sorted, found by interpolation.
+//! Keys remembered after they expired: files of sorted hashes, searched by interpolation.
 //!
-//! Promises: part of the truth, so every page is checked before it is believed, and damage is an error and never a
-//! forgotten key. No memory a key. A file is written once, merged with its neighbours by size, and goes as a whole when
-//! all its memories have passed. Never: knows a key; "expired" is the one answer given on a hash alone. Format:
-//! `docs/format.md`, "Expired keys".
+//! Promises: these files can't be rebuilt, so every page is checked before it is used, and damage is an error and
+//! never a forgotten key. They take no memory per key. A file is written once, merged with its neighbours by size,
+//! and removed as a whole when all its memories have passed. Never: knows a key; "expired" is the only answer given
+//! by a hash alone. Format: `docs/format.md`, "Expired keys".
 
 use std::path::Path;
 
@@ -22,12 +22,12 @@ const PAGE: usize = limits::PAGE_BYTES;
 
 const _: () = assert!(size_of::<Memories>() + 4 == PAGE);
 
-/// One key that was done, and is not kept any more.
+/// A key that was done, and is no longer kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Memory {
     /// The first 96 bits of the key's hash.
     hash: u128,
-    /// Store time it completed at, plus the wall offset: to be shown. In minutes.
+    /// When it completed: store time plus the wall offset, in minutes. Only displayed.
     completed: u32,
     /// Store time at which the memory passes, in minutes, rounded up.
     until: u32,
@@ -52,7 +52,7 @@ impl Memory {
     }
 }
 
-/// Limited to what the field holds, the year 10136: what is to be remembered for longer is so until then.
+/// Limited to the field's maximum, the year 10136: a longer memory ends then.
 fn minutes(millis: u64) -> u32 {
     u32::try_from(millis / MINUTE).unwrap_or(u32::MAX)
 }
@@ -61,7 +61,7 @@ fn hash_of(hash: KeyHash) -> u128 {
     u128::from(hash.high) << 32 | u128::from(hash.low >> 32)
 }
 
-/// A page, except for its checksum.
+/// A page without its checksum.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Memories {
@@ -102,7 +102,7 @@ impl RawMemory {
 }
 
 impl Memories {
-    /// None, if it says that it has more than it holds: pages are looked at unchecked, too.
+    /// Returns none if the count exceeds the page's capacity: unchecked pages are read, too.
     fn used(&self) -> &[RawMemory] {
         self.entries.get(..usize::from(self.count.get())).unwrap_or_default()
     }
@@ -145,7 +145,7 @@ impl Paged for ListedMemories {
     }
 
     fn sort(memories: &mut [Memory]) {
-        // Stable.
+        // The sort below is stable.
         memories.reverse();
         memories.sort_by_key(|memory| memory.hash);
     }
@@ -178,13 +178,13 @@ impl Paged for ListedMemories {
 }
 
 impl ListedMemories {
-    /// A file about to be written.
+    /// Returns a file that is about to be written.
     pub(crate) fn empty(number: u32) -> Self {
         ListedMemories { number, entries: 0, until_most: 0 }
     }
 }
 
-/// What a merge keeps: of each hash the newest memory, which comes first, and that only if it has not passed.
+/// The rule of a merge: it keeps the newest memory of each hash, which comes first, if that has not passed.
 pub(crate) struct Newest {
     now: StoreMillis,
     last: Option<u128>,
@@ -200,7 +200,7 @@ impl Newest {
 pub(crate) type MemoryFile = SealedFile<ListedMemories>;
 
 impl MemoryFile {
-    /// Opens a file whose header may be damaged, or its length: it is taken to hold as much as its length has room for.
+    /// Opens a file whose header or length may be damaged: it is assumed to hold as many pages as fit its length.
     pub(crate) fn open_whatever(
         storage: &dyn Storage,
         dir: &Path,
@@ -208,19 +208,19 @@ impl MemoryFile {
         store: StoreId,
     ) -> Result<Option<Self>> {
         MemoryFile::open_damaged(storage, dir, number, store, |len| {
-            // Of a file that is cut within its header none is left.
+            // A file that is cut within its header has no pages.
             let pages = len.div_ceil(PAGE as u64).saturating_sub(1);
             let entries = pages * ENTRIES as u64;
             ListedMemories { number, entries, until_most: 0 }
         })
     }
 
-    /// The memory of a hash, passed or not.
+    /// Returns the memory of a hash, passed or not.
     ///
     /// Interpolation search (Peterson, 1957): hashes are uniform, so the page is guessed from the hash, and each page
-    /// looked at narrows the range. In the worst case, of no writer's making, it halves it. On the way only the ends of a
-    /// page are looked at, unchecked; what the answer rests on is: the page whose range has the hash, or the two between
-    /// which it would stand, which are those that narrowed the range last.
+    /// read narrows the range. In the worst case, which no writer produces, it halves the range. On the way only the
+    /// ends of a page are read, unchecked. The pages that the answer depends on are checked: the page whose range
+    /// contains the hash, or the two between which the hash would lie, which are those that narrowed the range last.
     pub(crate) fn find(&self, hash: KeyHash) -> Result<Option<Memory>> {
         let hash = hash_of(hash);
         let (mut low, mut high) = (0, self.listed.pages());
@@ -247,20 +247,20 @@ impl MemoryFile {
             guess = if probes > limits::INTERPOLATION_PROBES_MAX {
                 low.midpoint(high)
             } else {
-                // How far the hash lies from what stands here, in pages.
+                // The distance of the hash from this page's first one, in pages.
                 let off = share_of(hash.abs_diff(first), self.listed.pages()).max(1);
-                // In front of the first page, where hashes are not as even as that, the range begins.
+                // Hashes are not perfectly even: a guess before the first page becomes 0.
                 if hash < first { guess.saturating_sub(off) } else { guess + off }
             };
         }
-        // None stands in front of the first page, and none behind the last.
+        // There is no page before the first and none after the last.
         for page in low.saturating_sub(1)..(low + 1).min(self.listed.pages()) {
             self.look_into(page, |_| ())?;
         }
         Ok(None)
     }
 
-    /// The first and the last hash of a page, unchecked; `None` if it says that it has none.
+    /// Returns the first and the last hash of a page, unchecked; `None` if its count is 0.
     fn ends_of(&self, number: u64) -> Result<Option<(u128, u128)>> {
         let ends = self.look_unchecked(number, |page| {
             let memories = page.used();
@@ -269,7 +269,7 @@ impl MemoryFile {
         Ok(ends.flatten())
     }
 
-    /// Reads everything, and tells what is damaged. Asks at each page whether it `may_go_on`.
+    /// Reads everything, and reports damage. Calls `may_go_on` at each page.
     pub(crate) fn verify(
         &self,
         storage: &dyn Storage,
@@ -288,8 +288,8 @@ impl MemoryFile {
         file.map_or(Ok(()), |file| file.check_pages(may_go_on, damaged).map(drop))
     }
 
-    /// Reads all pages, and tells of each stretch that is damaged. How many pages are, and how many memories
-    /// the others hold.
+    /// Reads all pages, and reports each damaged stretch. Returns the number of damaged pages, and of memories in the
+    /// others.
     pub(crate) fn check_pages(
         &self,
         may_go_on: &dyn Fn() -> Result<()>,
@@ -313,9 +313,9 @@ impl MemoryFile {
     }
 }
 
-/// Which of `pages` a hash falls on, if they hold all hashes evenly.
+/// Returns the one of `pages` that a hash falls on, if hashes are distributed evenly.
 fn share_of(hash: u128, pages: u64) -> u64 {
-    // A hash has 96 bits, so that it is less than `pages`.
+    // A hash has 96 bits, so the result is less than `pages`.
     (((hash >> 32) * u128::from(pages)) >> 64) as u64
 }
 
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_found_in_few_probes_and_nothing_else() {
+    fn exactly_the_remembered_keys_are_found_in_few_probes() {
         for count in [0_u64, 1, 203, 204, 205, 5000, 50_000] {
             let (memory, storage) = disk();
             let mut dice = SplitMix64::new(count);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_keeps_the_newest_of_a_hash_and_leaves_out_what_has_passed() {
+    fn a_merge_keeps_the_newest_memory_of_a_hash_unless_it_has_passed() {
         let (_, storage) = disk();
         let mut dice = SplitMix64::new(1);
         let [a, b, c, d] = [(); 4].map(|()| hash(&mut dice));
@@ -422,15 +422,15 @@ mod tests {
              00000000000000000000000000000000000000000000000000000000000000000000000000000000\
              00000000defb6761"
         );
-        // A checksum of what ends with its own says nothing of it, so it is another hash.
+        // Not the same checksum: over bytes that end with their own checksum, its result is constant.
         let mut hasher = siphasher::sip::SipHasher13::new();
         hasher.write(&bytes);
         assert_eq!((bytes.len(), hasher.finish()), (16_384, 18_283_560_100_562_661_503));
     }
 
-    /// A close waited for all of it to be read.
+    /// A close used to wait until all of it was read.
     #[test]
-    fn a_verification_asks_at_each_page_whether_it_may_go_on() {
+    fn a_verification_checks_at_each_page_whether_it_may_go_on() {
         let (_, storage) = disk();
         let mut dice = SplitMix64::new(3);
         let memories = (0..1000).map(|_| Memory::new(hash(&mut dice), 0, StoreMillis(MINUTE)));
@@ -446,9 +446,9 @@ mod tests {
         assert_eq!((ended.kind(), asked.get()), (crate::ErrorKind::Closed, 3));
     }
 
-    /// Only a hostile program writes such a page. It was taken for one that has none, and a merge left its keys out.
+    /// Only a hostile program writes such a page. It used to be read as an empty one, and a merge lost its keys.
     #[test]
-    fn a_page_that_says_it_has_more_than_it_holds_is_damaged_though_its_checksum_holds() {
+    fn a_page_whose_count_exceeds_its_capacity_is_damaged_though_its_checksum_holds() {
         let (memory, storage) = disk();
         let mut dice = SplitMix64::new(3);
         let keys: Vec<KeyHash> = (0..300).map(|_| hash(&mut dice)).collect();
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_byte_is_noticed_and_every_cut_is() {
+    fn every_flipped_byte_and_every_cut_is_noticed() {
         let (memory, storage) = disk();
         let mut dice = SplitMix64::new(2);
         let keys: Vec<KeyHash> = (0..300).map(|_| hash(&mut dice)).collect();
@@ -509,7 +509,8 @@ mod tests {
         }
     }
 
-    /// What a search passes is not checked; so a page whose ends are damaged must not hide what stands in it, or beside.
+    /// A search doesn't check the pages it passes; so a page whose ends are damaged must not hide keys in it or in
+    /// its neighbours.
     #[test]
     fn no_damage_makes_a_remembered_key_look_absent() {
         let (memory, storage) = disk();
@@ -546,7 +547,7 @@ mod tests {
         assert!(refused > 100 * flips, "{refused} of {flips} flips");
     }
 
-    /// No writer makes such a file, but whoever forges one must not keep a lookup busy.
+    /// No writer makes such a file, but a forged one must not keep a lookup busy.
     #[test]
     fn a_search_ends_however_the_hashes_lie() {
         let (_, storage) = disk();

@@ -1,9 +1,8 @@
 //! Repairs a damaged store, at the loss that the caller accepts.
 //!
-//! Promises: nothing is changed before everything was read, and nothing that was acknowledged is given up without the
-//! explicit word [`AcceptLoss::Yes`]. What is lost is told, key by key where anything is left that names it. A store is
-//! called whole or repaired once an opening of it was tried. Never:
-//! touches a store that a process has open.
+//! Promises: nothing is changed before everything was read, and nothing acknowledged is given up without an explicit
+//! [`AcceptLoss::Yes`]. Losses are reported, key by key where a remaining record names the key. A store is reported
+//! as whole or repaired only after it was opened to prove that. Never: touches a store that a process has open.
 
 mod memories;
 
@@ -124,8 +123,8 @@ fn run_locked(
     if !found.is_whole() && may {
         let next = next_number(storage, dir, &found)?;
         let (memories, next) = remembered.save(&seams.storage, dir, found.store, next)?;
-        // A list of what is there may contradict itself, or lead to a record that no opening takes: then all is written
-        // anew.
+        // A list of the existing files may contradict itself, or lead to a record that no open accepts: then
+        // everything is written anew.
         let is_relisted = found.can_be_relisted()
             && found.relist(seams, dir, memories.clone(), next)?
             && opens(seams, dir, sizes)?.is_none();
@@ -134,7 +133,7 @@ fn run_locked(
                 found.salvage(seams, dir, sizes, memories, next, &mut check_key)?;
         }
     }
-    // That it is whole, or repaired, is said of a store that opens.
+    // Only a store that opens is reported as whole or repaired.
     if found.is_whole() || may {
         let refused = opens(seams, dir, sizes)?;
         report.is_repaired = refused.is_none();
@@ -144,7 +143,7 @@ fn run_locked(
     Ok(report)
 }
 
-/// Why the store in `dir` would not open, if so, damage apart that an opening mends.
+/// Returns why the store in `dir` would not open, if so, except for damage that an open mends.
 fn opens(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<Option<Error>> {
     let opened = manifest::load(&*seams.storage, dir).and_then(|manifest| {
         let missing = || Error::corrupt(&manifest::path(dir), 0, "the manifest is missing:");
@@ -156,7 +155,7 @@ fn opens(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<Option<Error>> {
     }
 }
 
-/// An opening takes no record whose key none could have.
+/// An open rejects records with an impossible key.
 fn check_key(record: &Record<'_>, _: &Earlier<'_>) -> Result<()> {
     let is_key =
         record.body().is_ok_and(|body| Key::from_stored(body.key_kind, body.key).is_some());
@@ -169,7 +168,7 @@ fn check_key(record: &Record<'_>, _: &Earlier<'_>) -> Result<()> {
     }
 }
 
-/// A number that no file of the index or of expired keys has or had.
+/// Returns a number that no file of the index or of expired keys has or had.
 fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey<'_>) -> Result<u32> {
     let mut next = found.manifest.as_ref().map_or(1, |manifest| manifest.next_table);
     next = next.max(after_all::<ListedTable>(storage, dir)?);
@@ -180,15 +179,15 @@ fn next_number(storage: &dyn Storage, dir: &Path, found: &Survey<'_>) -> Result<
     Ok(next)
 }
 
-/// Past the numbers of all sealed files of a kind.
+/// Returns the number after those of all sealed files of a kind.
 fn after_all<L: ListedFile>(storage: &dyn Storage, dir: &Path) -> Result<u32> {
     let entries = list(storage, &dir.join(L::DIR))?;
     let numbers = entries.iter().filter_map(|entry| L::number_of(&entry.name));
-    // The last one is refused, as if it were taken.
+    // The caller refuses the last number, as if it were taken.
     Ok(numbers.max().map_or(0, |number| number.saturating_add(1)))
 }
 
-/// What a directory holds that may be missing. That it can't be read is no damage: what is in it may be whole.
+/// Lists a directory that may be missing. A directory that can't be read is not damage: its files may be whole.
 fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<DirEntry>> {
     match storage.list(dir) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -198,7 +197,8 @@ fn list(storage: &dyn Storage, dir: &Path) -> Result<Vec<DirEntry>> {
     }
 }
 
-/// The keys whose newest record is lost, as far as the index knows that there was one and an older record names it.
+/// Finds the keys whose newest record is lost, as far as the index lists that record and an older record names the
+/// key.
 fn name_the_lost(
     storage: &dyn Storage,
     dir: &Path,
@@ -213,7 +213,7 @@ fn name_the_lost(
         Some(listed.base)
     };
     let is_lost = |lsn: Lsn| found.lost.iter().any(|range| range.contains(&lsn));
-    // By prefix of the hash: the newest lost record.
+    // The newest lost record, by prefix of the hash.
     let mut lost: BTreeMap<u64, Lsn> = BTreeMap::new();
     let is_covered = found.lost.iter().all(|range| range.end <= manifest.covered);
     let mut is_known = is_covered;
@@ -244,7 +244,7 @@ fn name_the_lost(
         }
         Ok(())
     })?;
-    // A younger whole record says all there is to say of its key.
+    // A younger whole record supersedes the lost one.
     let is_newest_lost = |prefix: &u64| {
         let whole = named.get(prefix).map_or(Lsn::ZERO, |(lsn, _)| *lsn);
         lost.get(prefix).is_some_and(|lost| *lost > whole)

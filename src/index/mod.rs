@@ -1,7 +1,7 @@
-//! Key → place in the log. Knows places, never the log's files.
+//! Maps a key to its place in the log. Knows places, never the log's files.
 //!
-//! Promises: identity is the key, not its hash: all places under one hash are candidates, and the caller compares
-//! the key in the record. Derived: it can be rebuilt from the log at any time.
+//! Promises: a key is identified by itself, not by its hash: all places under one hash are candidates, and the caller
+//! compares the key in the record. The index is derived: it can be rebuilt from the log at any time.
 
 pub(crate) mod recent;
 pub(crate) mod table;
@@ -17,7 +17,7 @@ use crate::types::KeyHash;
 #[derive(Clone)]
 pub(crate) struct Hasher {
     key: [u8; 16],
-    /// What counts of a hash.
+    /// The part of a hash that is used.
     #[cfg(any(test, feature = "testing"))]
     mask: KeyHash,
 }
@@ -31,13 +31,13 @@ impl Hasher {
         }
     }
 
-    /// A poor one, under which keys meet.
+    /// A poor hash, under which keys collide.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn masked(self, mask: KeyHash) -> Self {
         Hasher { mask, ..self }
     }
 
-    /// Keys of different kinds never share bytes: the kind is hashed along.
+    /// The kind is hashed, too, so that keys of different kinds never hash the same bytes.
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
         use std::hash::Hasher as _;
         let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.key);

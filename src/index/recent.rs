@@ -1,8 +1,8 @@
-//! The sharded in-memory table of everything since the last checkpoint, and of the claims in flight.
+//! The sharded in-memory table of all keys since the last checkpoint, and of the claims in flight.
 //!
-//! Promises: one lock per shard, held for no I/O. An entry changes only under its shard's lock, in the same
-//! step in which its record takes its place in the log; so the order of a key's records is the order of its
-//! states. An entry leaves only when a sealed table has it, and never while its key is claimed.
+//! Promises: one lock per shard, never held during I/O. An entry changes only under its shard's lock, in the same
+//! step in which its record is placed in the log; so the order of a key's records is the order of its states. An
+//! entry is removed only when a sealed table has it, and never while its key is claimed.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::protocol::{KeyState, Presence};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::{KeyHash, Lsn, StoreMillis, in_memory};
 
-/// Where a key's newest record stands, and the level its answers wait for.
+/// The place of a key's newest record, and the durability level that its answers wait for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Place(u64);
 
@@ -48,22 +48,22 @@ impl Place {
 pub(crate) struct Entry {
     pub(crate) hash: KeyHash,
     pub(crate) place: Place,
-    /// What memory adds: somebody is on the key.
+    /// State that is only in memory: a claim in flight or a question.
     pub(crate) live: Option<Box<Live>>,
 }
 
-/// A claim in flight, or a question that waits for a word.
+/// A claim in flight, or a question that waits for an answer.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) key_kind: u8,
     pub(crate) key: Box<[u8]>,
     pub(crate) state: KeyState,
     pub(crate) presence: Presence,
-    /// Store time at which the lease lapses; `None`: with the guard.
+    /// Store time at which the lease lapses; `None`: it lapses with the guard.
     pub(crate) lease_until: Option<StoreMillis>,
     /// Bytes kept in the log for the ending.
     pub(crate) reserved: u64,
-    /// Tells one question from the next.
+    /// Distinguishes one question from the next.
     pub(crate) question: u64,
 }
 
@@ -81,7 +81,8 @@ pub(crate) struct Recent {
 /// The keys whose hashes share some bits.
 pub(crate) struct Shard {
     table: HashTable<Entry>,
-    /// Where keys are looked for that aren't here. Replaced in the same step in which what they hold leaves memory.
+    /// Tables to look up keys that aren't in memory. Replaced in the same step in which the keys they hold leave
+    /// memory.
     tables: Arc<Tables>,
 }
 
@@ -98,9 +99,9 @@ impl Recent {
         self.shards.get(index).map(Mutex::lock)
     }
 
-    /// All entries whose record stands in `from..to`: what a checkpoint seals.
+    /// Returns all entries whose record lies in `from..to`, for a checkpoint to seal.
     pub(crate) fn between(&self, from: Lsn, to: Lsn) -> Vec<(KeyHash, Lsn)> {
-        // Room for all at once: a list that grows step by step stands in memory twice.
+        // Capacity for all of them: a list that grows would be in memory twice while it is copied.
         let mut found = Vec::with_capacity(self.len() + self.len() / 8);
         for shard in &self.shards {
             let shard = shard.lock();
@@ -110,28 +111,28 @@ impl Recent {
         found
     }
 
-    /// From now on keys are looked for in `tables`, too; what they hold leaves memory.
-    /// What stood below `head_base` leaves it, too: its segment is about to go.
+    /// Has lookups use `tables`, and removes the entries that they hold from memory. Removes entries below
+    /// `head_base`, too: their segment is about to be removed.
     pub(crate) fn install(&self, tables: &Arc<Tables>, head_base: Lsn) {
         for shard in &self.shards {
             let mut shard = shard.lock();
             shard.tables = Arc::clone(tables);
             let covered = tables.covered.max(head_base);
             shard.table.retain(|entry| entry.live.is_some() || entry.place.lsn() >= covered);
-            // What a burst of keys took is given back, but for what the next one needs.
+            // Releases the memory of a burst of keys, except for what the next checkpoint's keys need.
             let room = (2 * shard.table.len()).max(limits::SHARD_KEYS_LEAST);
             shard.table.shrink_to(room, |entry| entry.hash.high);
         }
     }
 
-    /// Lets all entries go, and their memory.
+    /// Removes all entries, and releases their memory.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             shard.lock().table = HashTable::new();
         }
     }
 
-    /// The places of some entries, about `most`, from all shards alike.
+    /// Returns the places of about `most` entries, evenly from all shards.
     pub(crate) fn sample(&self, most: u64) -> Vec<Lsn> {
         let share = in_memory(most) / SHARDS;
         let places = self.shards.iter().flat_map(|shard| {
@@ -141,7 +142,7 @@ impl Recent {
         places.collect()
     }
 
-    /// Entries in memory.
+    /// Returns the number of entries in memory.
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
@@ -153,12 +154,12 @@ impl Recent {
 }
 
 impl Shard {
-    /// All entries under a hash: candidates, of which at most one is the key.
+    /// Returns all entries under a hash: candidates, at most one of which is the key's.
     pub(crate) fn candidates(&self, hash: KeyHash) -> impl Iterator<Item = &Entry> {
         self.table.iter_hash(hash.high).filter(move |entry| entry.hash == hash)
     }
 
-    /// The entry of a hash at a place.
+    /// Returns the entry of a hash at a place.
     pub(crate) fn entry_at(&mut self, hash: KeyHash, lsn: Lsn) -> Option<&mut Entry> {
         self.table.find_mut(hash.high, |entry| entry.hash == hash && entry.place.lsn() == lsn)
     }
@@ -167,7 +168,7 @@ impl Shard {
         self.table.insert_unique(entry.hash.high, entry, |entry| entry.hash.high);
     }
 
-    /// Nobody is on the key any more. If a sealed table has it, it leaves memory.
+    /// Removes the claim or question from a key's entry. If a sealed table has the key, the entry leaves memory.
     pub(crate) fn let_go(&mut self, hash: KeyHash, lsn: Lsn) -> Option<Box<Live>> {
         let is_it = |entry: &Entry| entry.hash == hash && entry.place.lsn() == lsn;
         let mut found = self.table.find_entry(hash.high, is_it).ok()?;

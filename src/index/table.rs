@@ -1,12 +1,13 @@
 //! A sealed hash table: immutable, written once in hash order, read through a map or by plain reads.
 //!
-//! Promises: every bucket is checked before it is believed, so damage is an error and never a missing key. A miss
-//! costs one cache line, seldom two. All slots under a hash's prefix are candidates: the caller compares the key in
-//! the record. Never: knows a log file, or which of two records is still of use. Format: `docs/format.md`, "Table".
+//! Promises: every bucket's checksum is checked before the bucket is used, so damage is an error and never a missing
+//! key. A miss costs one cache line, seldom two. All slots under a hash's prefix are candidates: the caller compares
+//! the key in the record. Never: knows a log file, or which of two records is still needed. Format: `docs/format.md`,
+//! "Table".
 //!
-//! Slots stand sorted by prefix, each in the bucket its prefix points to or, where that is full, in the next: linear
-//! probing (Knuth, TAOCP 3, 6.4) in the order of hashes, so that a search ends at the first greater prefix, and a merge
-//! is one pass over both.
+//! Slots are sorted by prefix, each in the bucket that its prefix points to or, if that is full, in the next: linear
+//! probing (Knuth, TAOCP 3, 6.4) in the order of hashes, so that a search ends at the first greater prefix, and a
+//! merge is one pass over both tables.
 
 use std::cmp::Reverse;
 
@@ -19,8 +20,8 @@ use crate::sealed::listed::{BUCKET_BYTES, ListedTable, SLOTS};
 use crate::sealed::{Paged, SealedFile};
 use crate::types::{KeyHash, Lsn, Spot};
 
-/// How much of a hash a slot keeps. What the bucket's number doesn't say of it tells keys in a bucket apart: with
-/// 100 million keys twelve bits, so that one miss in a thousand reads a record for nothing.
+/// Bits of a hash that a slot keeps. Those that don't follow from the bucket's number distinguish keys in a bucket:
+/// twelve bits with 100 million keys, so that one miss in a thousand reads a record in vain.
 const PREFIX_BITS: u32 = 37;
 
 /// Bits of a slot's offset, in units of `record::ALIGN`: a segment has 2^30 bytes at most.
@@ -30,7 +31,7 @@ const _: () = assert!(PREFIX_BITS + OFFSET_BITS == u64::BITS);
 const _: () = assert!(limits::SEGMENT_BYTES_MOST >> OFFSET_BITS <= crate::record::ALIGN as u64);
 const _: () = assert!(size_of::<[RawSlot; SLOTS]>() + 4 == BUCKET_BYTES);
 
-/// One key's record. Order: by prefix; of one prefix the newest first.
+/// One key's record. Order: by prefix; for the same prefix, the newest first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Slot {
     prefix: u64,
@@ -46,25 +47,25 @@ impl Slot {
         self.prefix
     }
 
-    /// What slots are sorted by. Ordinals grow with positions in the log.
+    /// Returns the key by which slots are sorted. Ordinals grow with positions in the log.
     pub(crate) fn rank(&self) -> (u64, Reverse<Spot>) {
         (self.prefix, Reverse(self.spot))
     }
 }
 
-/// What a slot keeps of a hash.
+/// Returns the bits of a hash that a slot keeps.
 pub(crate) fn prefix_of(hash: KeyHash) -> u64 {
     hash.high >> OFFSET_BITS
 }
 
-/// The bucket that a prefix points to, of `homes`.
+/// Returns the bucket, out of `homes`, that a prefix points to.
 fn home_of(prefix: u64, homes: u64) -> u64 {
     let product = u128::from(prefix) * u128::from(homes);
     // Less than `homes`.
     (product >> PREFIX_BITS) as u64
 }
 
-/// All zeros: none. No record begins at offset 0.
+/// All zeros: no slot. No record begins at offset 0.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct RawSlot {
@@ -97,8 +98,8 @@ impl Paged for ListedTable {
     /// A bucket.
     type Body = [RawSlot; SLOTS];
     type Rank = (u64, Reverse<Spot>);
-    /// Slots of segments before that ordinal are left out: a slot dies with its segment, so nothing that a younger slot
-    /// hides can come back.
+    /// Slots of segments before that ordinal are left out: a slot dies with its segment, so no slot that a younger
+    /// one hides can return.
     type Rule = u32;
 
     const PAGE_ENTRIES: usize = SLOTS;
@@ -151,7 +152,7 @@ impl Paged for ListedTable {
 }
 
 impl ListedTable {
-    /// A table about to be written, for so many slots or fewer.
+    /// Returns a table that is about to be written, for at most so many slots.
     pub(crate) fn empty(number: u32, from: Lsn, to: Lsn, slots: u64) -> Self {
         let homes = (10 * slots / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
         ListedTable { number, from, to, slots: 0, homes, buckets: 0 }
@@ -188,19 +189,20 @@ impl Table {
         Ok(())
     }
 
-    /// Reads a byte of the bucket that each hash points to, so that it is at hand when it is looked into. No use else.
+    /// Reads a byte of the bucket that each hash points to, which brings it into the cache for a later lookup. The
+    /// result means nothing.
     pub(crate) fn touch(&self, hashes: &[KeyHash]) -> u8 {
         let homes = self.listed.homes;
         self.touch_pages(hashes.iter().map(|hash| home_of(prefix_of(*hash), homes)))
     }
 
-    /// The slots of one bucket.
+    /// Returns the slots of one bucket.
     pub(crate) fn slots_in(&self, bucket: u64) -> Result<Vec<Slot>> {
         self.look_into(bucket, |bucket| slots_of(bucket).collect())
     }
 }
 
-/// The slots of a bucket: those in use stand first.
+/// Returns the slots of a bucket: those in use come first.
 fn slots_of(bucket: &[RawSlot; SLOTS]) -> impl Iterator<Item = Slot> + '_ {
     bucket.iter().map_while(|raw| raw.slot())
 }

@@ -1,8 +1,9 @@
-//! The sealed tables of one manifest, as lookups share them.
+//! The sealed tables of one manifest, shared by lookups.
 //!
-//! Promises: they cover the log from its head to `covered` without a gap, and a lookup gives the places of a hash from
-//! the newest to the oldest. Replaced as a whole; a holder of the old ones reads on in them. Few at any time: neighbours are
-//! merged as soon as the older is no larger than all that is newer, as the digits of a binary counter carry.
+//! Promises: they cover the log from its head to `covered` without a gap, and a lookup returns the places of a hash
+//! from the newest to the oldest. They are replaced as a whole; a holder of the old ones can continue to read them.
+//! There are few at any time: neighbours are merged as soon as the older one is no larger than all newer ones
+//! together, as the digits of a binary counter carry.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ pub(crate) struct Tables {
     pub(crate) covered: Lsn,
     /// The oldest segment: slots that name an older one are dead.
     pub(crate) head: u32,
-    /// Keys that expired and left the log, the newest first.
+    /// Files of keys that expired and left the log, the newest first.
     pub(crate) expired: Vec<Arc<MemoryFile>>,
 }
 
@@ -39,7 +40,7 @@ impl Tables {
         self.list.is_empty() && self.expired.is_empty()
     }
 
-    /// What is remembered of a hash that the log knows no more; the newest memory that has not passed.
+    /// Returns the newest memory of a hash that has not passed, for a key that is no longer in the log.
     pub(crate) fn memory_of(&self, hash: KeyHash, now: StoreMillis) -> Result<Option<Memory>> {
         for file in &self.expired {
             let memory = file.find(hash)?.filter(|memory| memory.until() > now);
@@ -50,19 +51,19 @@ impl Tables {
         Ok(None)
     }
 
-    /// Walks through all slots, the newest table's last.
+    /// Returns cursors over all slots, the newest table's last.
     pub(crate) fn cursors(&self) -> Vec<Cursor<ListedTable>> {
         self.list.iter().rev().map(|table| Cursor::new(Arc::clone(table))).collect()
     }
 
-    /// Reads a byte of each bucket that the hashes point to. Most keys are in none: what each table costs is a wait for
-    /// memory, and of reads that don't need each other the waits overlap.
+    /// Reads a byte of each bucket that the hashes point to. Most keys are in no table: each table costs a wait for
+    /// memory, and the waits of independent reads overlap.
     pub(crate) fn touch(&self, hashes: &[KeyHash]) {
         let touched = self.list.iter().fold(0, |sum, table| sum ^ table.touch(hashes));
         std::hint::black_box(touched);
     }
 
-    /// Places of all slots under a hash, the newest first, but for those of segments that are gone.
+    /// Returns the places of all slots under a hash, the newest first, except those of removed segments.
     pub(crate) fn find(&self, hash: KeyHash) -> Result<Vec<Spot>> {
         self.touch(&[hash]);
         let mut found = Vec::new();
@@ -74,7 +75,7 @@ impl Tables {
     }
 }
 
-/// How many of the newest tables are to be merged into one; 0: none. `listed` has the newest first.
+/// Returns how many of the newest tables are to be merged into one, or 0. `listed` has the newest first.
 pub(crate) fn merge_due(listed: &[ListedTable]) -> usize {
     let (mut newer, mut due) = (0_u64, 0);
     for (index, table) in listed.iter().enumerate() {
@@ -86,8 +87,9 @@ pub(crate) fn merge_due(listed: &[ListedTable]) -> usize {
     due
 }
 
-/// Counts the slots of some tables whose segments are not before `head`: those that a merge keeps. A table's size is fixed
-/// before its first slot is written, so one that was made for all would be too large by what dies in the merge.
+/// Counts the slots of some tables that a merge keeps: those whose segments are not before `head`. A table's size is
+/// fixed before its first slot is written, so a table sized for all slots would be too large by those that the merge
+/// drops.
 pub(crate) struct Survivors {
     tables: Vec<Cursor<ListedTable>>,
     head: u32,
@@ -100,7 +102,7 @@ impl Survivors {
         Survivors { tables, head, count: 0 }
     }
 
-    /// Looks at `slots` more of them at most. Gives their number once it has seen all.
+    /// Checks at most `slots` more slots. Returns the count once all are checked.
     pub(crate) fn advance(&mut self, slots: u64) -> Result<Option<u64>> {
         for _ in 0..slots {
             let Some(cursor) = self.tables.last_mut() else { return Ok(Some(self.count)) };

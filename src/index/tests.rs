@@ -1,4 +1,4 @@
-//! Tables by themselves: what goes in is found, what is damaged is noticed, what is merged is all there.
+//! Tests of tables alone: every key is found, damage is noticed, and merges lose nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,7 +50,7 @@ fn hash(high: u64) -> KeyHash {
     KeyHash { high, low: 0 }
 }
 
-/// As many hashes of their own, each with a place of its own.
+/// So many distinct hashes, each with a distinct place.
 fn random(count: u64, seed: u64) -> Vec<(KeyHash, Spot)> {
     let mut dice = SplitMix64::new(seed);
     let spot =
@@ -69,7 +69,7 @@ fn find(table: &Table, hash: KeyHash) -> Vec<Spot> {
 }
 
 #[test]
-fn what_goes_in_is_found_and_nothing_else() {
+fn a_table_finds_exactly_its_keys() {
     for count in [0, 1, 4, 5, 6, 41, 1000, 20_000] {
         let (_, storage) = disk();
         let keys = random(count, count);
@@ -82,8 +82,8 @@ fn what_goes_in_is_found_and_nothing_else() {
             }
             let strangers = random(2000, count + 1);
             let met = strangers.iter().filter(|(hash, _)| !find(&table, *hash).is_empty()).count();
-            // 25 bits of the hash tell keys of the smallest tables apart, and more in none.
-            assert!(met <= 2, "{met} strangers met");
+            // 25 bits of the hash distinguish keys in the smallest tables, and no more in any.
+            assert!(met <= 2, "{met} false candidates");
         }
     }
 }
@@ -96,7 +96,7 @@ fn a_key_takes_no_more_than_sixteen_bytes() {
 }
 
 #[test]
-fn thousands_under_one_hash_are_all_found_newest_first() {
+fn thousands_of_slots_under_one_hash_are_all_found_newest_first() {
     let (_, storage) = disk();
     let mut keys: Vec<_> = random(500, 9);
     keys.extend((0..3000).map(|n| {
@@ -115,12 +115,12 @@ fn thousands_under_one_hash_are_all_found_newest_first() {
 }
 
 #[test]
-fn a_merge_has_what_both_have_but_for_segments_that_are_gone() {
+fn a_merge_has_the_slots_of_both_tables_except_those_of_removed_segments() {
     let (_, storage) = disk();
     let (old, new) = (random(1500, 1), random(700, 2));
     let shift = |spot: Spot| Spot { ordinal: spot.ordinal + 100, ..spot };
     let new: Vec<_> = new.iter().map(|(hash, spot)| (*hash, shift(*spot))).collect();
-    // Some keys stand in both.
+    // Some keys are in both.
     let both: Vec<_> =
         old.iter().take(50).map(|(hash, spot)| (*hash, shift(shift(*spot)))).collect();
     let new = [new, both].concat();
@@ -150,7 +150,7 @@ fn a_merge_has_what_both_have_but_for_segments_that_are_gone() {
 }
 
 #[test]
-fn every_flipped_bit_is_noticed_and_every_cut_is() {
+fn every_flipped_bit_and_every_cut_is_noticed() {
     let (memory, storage) = disk();
     let keys = random(60, 4);
     let listed = write(&storage, 1, &mut slots(&keys));
@@ -176,7 +176,7 @@ fn every_flipped_bit_is_noticed_and_every_cut_is() {
                 }
             }
         }
-        // A bucket without keys is only met by keys that aren't there; a walk meets it all the same.
+        // Only lookups of absent keys read a bucket without keys, but a walk reads it, too.
         let mut cursor = Cursor::new(Arc::new(table));
         let walked = loop {
             match cursor.peek() {
@@ -197,7 +197,7 @@ fn every_flipped_bit_is_noticed_and_every_cut_is() {
 }
 
 #[test]
-fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
+fn a_bucket_that_moved_or_belongs_to_another_table_is_damage() {
     let (memory, storage) = disk();
     let keys = random(60, 4);
     let listed = [1, 2].map(|number| write(&storage, number, &mut slots(&keys)));
@@ -218,7 +218,7 @@ fn a_bucket_moved_elsewhere_or_of_another_table_is_damage() {
                 Err(_) => damaged += 1,
             }
         }
-        assert_eq!(damaged, 1, "told once, and gone on behind it");
+        assert_eq!(damaged, 1, "reported once, and the walk continues after it");
     }
     // A whole table in another's place.
     memory.write_file(&paths[0], &two).unwrap();
@@ -239,7 +239,7 @@ fn the_bytes_of_a_table_never_change() {
              07000000000000000000000000000000000000000000000000000000000000000000000000000000\
              00000000c651b947"
     );
-    // A checksum of what ends with its own says nothing of it, so it is another hash.
+    // Not the same checksum: over bytes that end with their own checksum, its result is constant.
     let mut hasher = siphasher::sip::SipHasher13::new();
     hasher.write(&bytes);
     assert_eq!((bytes.len(), hasher.finish()), (15_680, 11_134_525_241_742_580_223));
@@ -263,7 +263,7 @@ fn tables_are_merged_as_the_digits_of_a_counter_carry() {
     assert_eq!(due(&[10, 40, 50]), 3);
     assert_eq!(due(&[10, 40, 51]), 0);
     assert_eq!(due(&[10, 5, 100]), 2);
-    // A store that seals a thousand keys at a time never has many.
+    // A store that seals a thousand keys at a time never has many tables.
     let mut tables: Vec<u64> = Vec::new();
     let (mut most, mut rewritten) = (0, 0);
     for _ in 0..1000 {
@@ -288,7 +288,7 @@ proptest! {
     #[test]
     fn any_slots_come_back_in_order(highs in proptest::collection::vec(any::<u8>(), 0..200)) {
         let (_, storage) = disk();
-        // Few values, so that many share a bucket, and many a prefix.
+        // Few values, so that many share a bucket, and many share a prefix.
         let spot = |n: usize| Spot { ordinal: 1, offset: 128 + 8 * n as u64 };
         let high = |byte: u8| u64::from(byte).pow(2) << 48;
         let keys: Vec<_> =

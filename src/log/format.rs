@@ -14,7 +14,7 @@ use crate::{Error, Result, limits};
 /// Records begin here.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
 
-/// What a segment begins with. It repeats the store's secrets, so that a lost manifest can be rebuilt.
+/// The beginning of a segment. It repeats the store's secrets, so that a lost manifest can be rebuilt.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
 struct HeaderBytes {
@@ -24,7 +24,7 @@ struct HeaderBytes {
     salt: U64,
     secrets: Secrets,
     ordinal: U32,
-    /// A place in what comes before it in the log; 0: nothing, or unknown.
+    /// A place in the log before it; 0: there is none, or it is unknown.
     follows: U64,
     /// Over all bytes before it.
     sum: U32,
@@ -32,18 +32,18 @@ struct HeaderBytes {
 
 const _: () = assert!(size_of::<HeaderBytes>() == SEGMENT_HEADER_BYTES);
 
-/// What a segment's header says.
+/// The contents of a segment's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SegmentHeader {
     pub(crate) store: StoreId,
     pub(crate) secrets: Secrets,
     pub(crate) identity: Identity,
-    /// What the log was when it was listed, so that without a manifest a segment between the two is missed: the end of
-    /// what came before it, if that was cut there; else the place of the first record of the segment before.
+    /// The log before it when it was listed, so that a missing segment in between is noticed without a manifest: the
+    /// end of the segment before, if that was cut there; otherwise the place of its first record.
     pub(crate) follows: Lsn,
 }
 
-/// What identifies a segment within its store.
+/// Identifies a segment within its store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {
     pub(crate) ordinal: u32,
@@ -72,9 +72,9 @@ impl Identity {
         }
     }
 
-    /// Whether it lies where a manifest may list it. So no place in it overflows.
+    /// Whether a manifest may list it, by its place. Then no place in it overflows.
     fn is_sound(&self) -> bool {
-        // The next one's is greater.
+        // The next segment's ordinal is greater.
         self.ordinal < u32::MAX
             && self.base.get() % record::ALIGN as u64 == 0
             && self.base.get() <= limits::LSN_MAX
@@ -85,7 +85,7 @@ impl Identity {
         Seal { store, salt: self.salt }
     }
 
-    /// Where its first record stands.
+    /// Returns the place of its first record.
     pub(crate) fn start(&self) -> Lsn {
         self.base.plus(SEGMENT_HEADER_BYTES as u64)
     }
@@ -111,7 +111,7 @@ impl Identity {
         zerocopy::transmute!(header)
     }
 
-    /// As `decode_all`: what identifies it.
+    /// As `decode_all`, but returns only the identity.
     pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<(StoreId, Self)> {
         Identity::decode_all(bytes, path).map(|header| (header.store, header.identity))
     }
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(Identity::decode_all(&bytes, Path::new("s")).unwrap(), header);
     }
 
-    /// Its checksum holds; its places would overflow, or a manifest that listed it would be refused.
+    /// The checksum holds, but places would overflow, or a manifest that listed the segment would be refused.
     #[test]
     fn a_segment_that_no_manifest_may_list_is_corrupt() {
         let sound = Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };

@@ -1,11 +1,11 @@
 //! The log: segments, appending, group commit, recovery, reading one record by LSN.
 //!
-//! Promises: records stand in the order they were placed; `written` and `durable` are prefixes of that order;
-//! what was durable is found again by any later opening, or its loss is reported. After a failed write or
-//! sync nothing is written any more. Never: looks into what a record says of its key.
+//! Promises: records lie in the order in which they were placed; `written` and `durable` are prefixes of that order;
+//! any later open finds durable records again, or reports their loss. After a failed write or sync nothing is written
+//! any more. Never: interprets what a record says about its key.
 //!
-//! The rules it keeps are numbered in `docs/durability.md`. `commit` decides who syncs, `room` what a full
-//! disk may still take, `recovery` what an opening finds, `survey` what a damaged log still holds.
+//! Its rules are numbered in `docs/durability.md`. `commit` decides which thread syncs, `room` what a full disk may
+//! still take, `recovery` what an open finds, `survey` what a damaged log still holds.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ use segment::Segment;
 pub(crate) use upkeep::Due;
 use write::{LogWriter, Tail};
 
-/// The outside world, as one store sees it.
+/// The outside world, as one store uses it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seams {
     pub(crate) storage: Arc<dyn Storage>,
@@ -70,34 +70,34 @@ pub(crate) struct Sizes {
     pub(crate) segment_bytes_max: u64,
     /// The longest record: a segment holds at least one.
     pub(crate) record_bytes_max: u64,
-    /// What all files of the store may take; `u64::MAX`: whatever the disk has.
+    /// The most bytes that all files of the store may use; `u64::MAX`: as many as the disk has.
     pub(crate) disk_bytes_max: u64,
     pub(crate) map: bool,
 }
 
 /// An open log.
 pub(crate) struct Log {
-    /// Its storage is behind the gate.
+    /// Its storage passes the gate.
     seams: Seams,
     dir: PathBuf,
     store: StoreId,
     gate: Arc<Gate>,
     sizes: Sizes,
     tail: Mutex<Tail>,
-    /// For those alone who go through the queue: who has had it wakes who waits for it.
+    /// Locked only through the queue: the thread that releases it wakes threads that wait for it.
     writer: Mutex<LogWriter>,
     queue: CommitQueue,
     keeper: Mutex<Keeper>,
-    /// What is listed, for readers; replaced as a whole.
+    /// The listed segments, for readers; replaced as a whole.
     segments: Mutex<Arc<Vec<Arc<Segment>>>>,
-    /// Opens those that are full.
+    /// Opens full segments.
     pool: Arc<pool::Pool>,
-    /// While the gate is unsettled records at or past it can't be read: they wait for room to be made durable.
+    /// While the gate is unsettled, records at or after it can't be read: they wait for space to be made durable.
     unsettled_from: Lsn,
-    /// How far tokens run ahead of LSNs; it stands while LSNs may be taken.
+    /// How far tokens run ahead of LSNs. It doesn't change while LSNs may be taken.
     ahead: AtomicU64,
     store_clock: StoreClock,
-    /// Since when room is missing, and why; until some could be prepared.
+    /// Since when space is missing, and why; `None` once some could be prepared.
     full: Mutex<Option<(WallMillis, Error)>>,
     upkeep: upkeep::Upkeep,
     growth: growth::Growth,
@@ -110,49 +110,51 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Records about keys placed since the opening.
+    /// Returns the number of records about keys placed since the open.
     pub(crate) fn records(&self) -> u64 {
         self.tail.lock().records
     }
 
-    /// Where the next record would go.
+    /// Returns the place of the next record.
     pub(crate) fn end(&self) -> Lsn {
         self.tail.lock().end()
     }
 
-    /// End of the last record that is about a key, of those placed since the log went on where it is now.
+    /// Returns the end of the last record about a key, among those placed since the log last moved its tail.
     pub(crate) fn keyed_end(&self) -> Lsn {
         self.tail.lock().keyed_end
     }
 
-    /// Where the oldest segment begins.
+    /// Returns the start of the oldest segment.
     pub(crate) fn head_base(&self) -> Lsn {
         self.keeper.lock().manifest.segments.first().map_or(Lsn::ZERO, |oldest| oldest.base)
     }
 
-    /// Bytes that the listed segments have room for from `lsn` on, and those taken of the last one.
+    /// Returns the bytes of the listed segments from `lsn` on: the whole of full ones, and the used part of the last
+    /// one.
     pub(crate) fn bytes_since(&self, lsn: Lsn) -> u64 {
         let end = self.end();
         let segments = Arc::clone(&self.segments.lock());
         let bytes = segments.iter().map(|segment| {
             let from = segment.base().max(lsn);
-            // The next one begins behind the log's end.
+            // The next one begins after the log's end.
             segment.identity.listed().end.min(end).max(from).since(from)
         });
         bytes.sum()
     }
 
-    /// Why nothing is written any more, if so.
+    /// Returns why nothing is written any more, if so.
     pub(crate) fn poison_cause(&self) -> Option<Error> {
         self.gate.cause()
     }
 
-    /// The gate, which every call passes.
+    /// Returns the gate, which every call passes.
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    /// Lets the calling thread in: `Closed` once a close has begun, `Forked` in a fork of the process that opened the store.
+    /// Lets the calling thread in. `Closed` once a close has begun, `Forked` in a fork of the process that opened the
+    /// store.
     pub(crate) fn enter(&self) -> Result<Inside<'_>> {
         self.gate.enter().map_err(|refused| match refused {
             KeptOut::Closed => self.closed(),
@@ -168,7 +170,7 @@ impl Log {
         Error::new(ErrorKind::Closed, "the store was closed: open it again").at(&self.dir)
     }
 
-    /// Asked by everything that takes long: a close waits for it, and after a failure it leads nowhere.
+    /// Checked by all long work: a close waits for it, and after a failure it is useless.
     pub(crate) fn may_go_on(&self) -> Result<()> {
         if self.gate.must_leave() {
             return Err(self.closed());
@@ -179,7 +181,7 @@ impl Log {
         Ok(())
     }
 
-    /// What the caller is told of `error`: where the gate refused a change, that the store was poisoned or closed
+    /// Returns the error to report for `error`: if the gate refused a change, that the store was poisoned or closed
     /// before.
     #[cold]
     pub(crate) fn explained(&self, error: Error) -> Error {
@@ -190,7 +192,7 @@ impl Log {
         }
     }
 
-    /// The error of every call that would write after a failure.
+    /// Returns the error of every call that would write after a failure.
     pub(crate) fn poisoned(&self) -> Error {
         let cause = self.poison_cause();
         let what = cause.as_ref().map_or_else(|| "a failure".to_owned(), Error::in_full);
@@ -205,7 +207,7 @@ impl Log {
         }
     }
 
-    /// The error of those whose bytes were on their way when a write or sync failed.
+    /// Returns the error of calls whose bytes were in flight when a write or sync failed.
     fn indeterminate(&self) -> Error {
         let error = self.poisoned();
         let message = format!(
@@ -214,7 +216,7 @@ impl Log {
         Error::new(ErrorKind::Indeterminate, message).at(&self.dir).because(error)
     }
 
-    /// Does `work`, which changes files; a panic in it poisons, because it is unknown how far it came.
+    /// Runs `work`, which changes files; a panic in it poisons, because it is unknown how far it came.
     pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> T) -> T {
         let unwinding = PoisonOnUnwind(self);
         let done = work();
@@ -222,24 +224,24 @@ impl Log {
         done
     }
 
-    /// Remembers the first failure; from now on nothing is written.
+    /// Records the first failure; from now on nothing is written.
     fn poison(&self, cause: Error) -> Failed {
         self.gate.poison(Some(cause));
         self.queue.poison();
         Failed
     }
 
-    /// An invariant of ours doesn't hold: nothing is written any more.
+    /// Poisons the store because an invariant of ours doesn't hold, and returns the error.
     #[cold]
     pub(crate) fn bug(&self, what: impl std::fmt::Display) -> Error {
         self.failed(Failure::Poison(Error::bug(&self.dir, what)))
     }
 
-    /// The error of a change that failed, after the log was poisoned if it has to be.
+    /// Returns the error of a change that failed, and poisons the log if the failure requires it.
     pub(crate) fn failed(&self, failure: Failure) -> Error {
         match failure {
             Failure::Before(e) => e,
-            // The gate refused it: something else failed before.
+            // The gate refused the change: an earlier failure poisoned the store.
             Failure::Poison(_) if self.is_poisoned() => self.poisoned(),
             Failure::Poison(e) => {
                 self.poison(e.again());
@@ -256,7 +258,7 @@ impl Log {
         self.store_clock.now(&*self.seams.clock)
     }
 
-    /// Whether the log is just being synced. Only a hint.
+    /// Whether the log is being synced. Only a hint.
     pub(crate) fn is_syncing(&self) -> bool {
         self.queue.is_led()
     }
@@ -282,12 +284,12 @@ impl Log {
         &self.seams
     }
 
-    /// How tables and expired keys are to be written while this log is in use.
+    /// Returns the pace at which tables and expired keys are written while this log is in use.
     pub(crate) fn pace(&self) -> Pace {
         Pace::beside(&self.syncs)
     }
 
-    /// The oldest segment, if nothing is written to it any more.
+    /// Returns the oldest segment, if nothing is written to it any more.
     pub(crate) fn oldest(&self) -> Option<Oldest> {
         let active = Arc::clone(&self.tail.lock().active);
         let segments = Arc::clone(&self.segments.lock());
@@ -303,21 +305,22 @@ impl Log {
         })
     }
 
-    /// Whether all that stands in the segment that begins at `base`, to which nothing is written any more, is dead, and
-    /// stays so whatever a crash takes back. `false` if nothing is known of it.
+    /// Whether all records in the segment that begins at `base`, to which nothing is written any more, are dead, and
+    /// stay so whatever a crash undoes. `false` if the segment isn't counted.
     pub(crate) fn is_spent(&self, base: Lsn) -> bool {
         let (now, durable) = (self.now(), self.durable());
         self.tail.lock().census.is_spent(base, now, durable)
     }
 
-    /// Milliseconds until the segment that begins at `base` is spent, if that takes no further record.
+    /// Returns the milliseconds until the segment that begins at `base` is spent, if that takes no further record.
     pub(crate) fn spent_in(&self, base: Lsn) -> Option<u64> {
         let at = self.tail.lock().census.spent_at(base)?;
         Some(at.since(self.now()))
     }
 
-    /// Ends the active segment, unless it is empty, and goes on in the next, for which `room` says what may be used. Gives
-    /// the base of the one gone on in. `StorageFull` if what is reserved would not have its room there.
+    /// Ends the active segment, unless it is empty, and continues in the next, which may use the space that `room`
+    /// allows. Returns the base of the segment in which the log continues. `StorageFull` if the reserves would not
+    /// fit there.
     pub(crate) fn roll_over(&self, room: Room) -> Result<Lsn> {
         loop {
             {
@@ -332,10 +335,11 @@ impl Log {
         }
     }
 
-    /// Takes the oldest segment off the list, durably, and its file away. Its tables go with it. `told` comes in
-    /// between: from then on no lookup may read in it. Returns the bytes that it took.
+    /// Removes the oldest segment from the list, durably, and then its file. Tables that cover nothing after it are
+    /// unlisted, too. `told` is called in between: from then on no lookup may read the segment. Returns the bytes
+    /// that it used.
     ///
-    /// `change` brings the rest of the manifest up to date along with it.
+    /// `change` updates the rest of the manifest in the same switch.
     pub(crate) fn drop_oldest(
         &self,
         ordinal: u32,
@@ -344,18 +348,19 @@ impl Log {
     ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
         self.may_switch()?;
-        // One after the other: were a forget's file gone and that of what it forgets back, a log without a manifest would
-        // say that it is there.
+        // One after the other: if a forget's file were removed while the file of the forgotten key came back, a log
+        // without a manifest would still hold the key.
         self.remove_leaving(&mut keeper)?;
         let mut manifest = keeper.manifest.clone();
         let [gone, head, ..] = manifest.segments[..] else {
-            return Err(
-                self.bug(format_args!("segment {ordinal} was to go, and no other is listed"))
-            );
+            return Err(self
+                .bug(format_args!("segment {ordinal} was to be removed, and no other is listed")));
         };
         if gone.ordinal != ordinal {
             let oldest = gone.ordinal;
-            return Err(self.bug(format_args!("segment {ordinal} was to go before {oldest}")));
+            return Err(
+                self.bug(format_args!("segment {ordinal} was to be removed before {oldest}"))
+            );
         }
         manifest.segments.remove(0);
         manifest.tables.retain(|table| table.to > head.base);
@@ -363,7 +368,7 @@ impl Log {
         let left = self.guarded(|| {
             self.prepare_switch(&mut keeper)?;
             self.switch_to(&mut keeper, manifest)?;
-            // A panic here would leave a segment to be found that the manifest lists no more.
+            // A panic here would leave lookups a segment that is no longer listed.
             told(head.base, head.ordinal);
             let mut list = self.segments.lock();
             let (left, kept): (Vec<_>, Vec<_>) =
@@ -374,14 +379,14 @@ impl Log {
         self.tail.lock().census.drop_before(head.base);
         self.release_held(&keeper);
         keeper.leaving.push(Leaving { ordinal, segment: left.into_iter().next() });
-        // The segment is given back, whatever comes of its file: if that stays, the next drop tries again, or an opening.
+        // The segment is unlisted even if its file can't be removed: then the next drop or an open tries again.
         let _ = self.remove_leaving(&mut keeper);
         let bytes = gone.end.since(gone.base);
         self.guarded(|| self.restore_kept(&mut keeper, bytes));
         Ok(bytes)
     }
 
-    /// Has the files of all segments that left the list gone, durably.
+    /// Removes the files of unlisted segments and syncs the directory.
     pub(crate) fn remove_dropped(&self) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_switch()?;
@@ -400,7 +405,7 @@ impl Log {
         }
         let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
         for Leaving { ordinal, segment } in &keeper.leaving {
-            // Who began to read in it before it left the list reads on.
+            // Readers that began before it was unlisted can continue.
             if let Some(segment) = segment.as_ref().filter(|left| Arc::strong_count(left) > 1) {
                 segment.pin()?;
             }
@@ -418,23 +423,23 @@ impl Log {
         Ok(())
     }
 
-    /// Refuses where `bytes` more would go past the store's budget.
+    /// Returns an error if `bytes` more would exceed the store's budget.
     pub(crate) fn check_budget(&self, bytes: u64) -> Result<()> {
         self.check_budget_of(&self.keeper.lock(), bytes)
     }
 
-    /// Bytes that the store's files take, and what they may take.
+    /// Returns the bytes that the store's files use, and the most they may use.
     pub(crate) fn budget(&self) -> (u64, u64) {
         (self.bytes_used(&self.keeper.lock()), self.sizes.disk_bytes_max)
     }
 }
 
-/// The oldest segment, as compaction sees it.
+/// The oldest segment, as compaction needs it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Oldest {
     pub(crate) ordinal: u32,
     pub(crate) base: Lsn,
-    /// Of the segment being written to.
+    /// Ordinal of the segment being written to.
     pub(crate) newest: u32,
     pub(crate) newest_capacity: u64,
 }

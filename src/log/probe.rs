@@ -1,4 +1,4 @@
-//! One segment's bytes through everything that reads segments, for the fuzz target.
+//! Passes one segment's bytes through all code that reads segments, for the fuzz target.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use super::segment::{self, Segment};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{self, Access, Storage};
 
-/// Opens `bytes` as the segment that they say they are, reads its records, and looks behind the last.
+/// Opens `bytes` as the segment that their header claims, reads its records, and checks the bytes after the last.
 pub(crate) fn probe_segment(bytes: &[u8]) {
     let storage = MemoryStorage::new();
     let dir = Path::new("/");
-    // A segment is named by its ordinal, which stands behind its secrets.
+    // A segment is named by its ordinal, which follows its secrets.
     let ordinal = bytes.get(112..116).and_then(|bytes| bytes.try_into().ok());
     let path = dir.join(segment::file_name(ordinal.map_or(0, u32::from_le_bytes)));
     let Ok(file) = storage.create(&path) else { return };

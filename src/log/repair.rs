@@ -1,8 +1,8 @@
-//! A log written anew of what a survey found.
+//! Writes a log anew from what a survey found.
 //!
-//! Promises: `relist` writes a manifest for a log that has lost nothing else; `salvage` writes all whole records into new
-//! segments, in their order, and then the manifest that lists those alone. A crash before that leaves everything as it
-//! was; so does a log that would not open. Never: decides that a loss is accepted.
+//! Promises: `relist` writes a manifest for a log that has lost nothing else; `salvage` writes all whole records into
+//! new segments, in order, and then a manifest that lists only those. A crash before that changes nothing; neither
+//! does a log that would not open. Never: decides that a loss is accepted.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
 impl Survey<'_> {
-    /// The manifest of a log that keeps its segments, or gets others.
+    /// Returns the manifest of a log that keeps its segments, or gets others.
     fn manifest_of(
         &self,
         seams: &Seams,
@@ -54,7 +54,7 @@ impl Survey<'_> {
             generation: old.map_or(1, |manifest| manifest.generation) + 1,
             clean: None,
             durable,
-            // Not clean: the log goes on in a segment that begins there at least.
+            // Not clean: the log continues in a segment that begins at or after it.
             extent: extent.max(self.extent()),
             ahead: 0,
             next_ordinal: old.map_or(next, |manifest| manifest.next_ordinal.max(next)),
@@ -68,8 +68,8 @@ impl Survey<'_> {
         }
     }
 
-    /// Lists the log anew: nothing of it is lost but its manifest. Where a header is damaged, see `salvage`. Whether that
-    /// makes a list that an opening believes; else nothing was changed.
+    /// Lists the log anew, if only its manifest is lost. Where a header is damaged, see `salvage`. Returns whether an
+    /// open accepts the list; if not, nothing was changed.
     pub(crate) fn relist(
         &self,
         seams: &Seams,
@@ -89,7 +89,7 @@ impl Survey<'_> {
                 }
                 Ok(())
             })?;
-            // Only the last one may end in a torn tail; a recovery has cut the others there.
+            // Only the last one may end in a torn tail; a recovery cut the others there.
             if let (Some(stop), true) = (stop, rest.peek().is_some()) {
                 listed.end = stop.max(listed.base.plus(SEGMENT_HEADER_BYTES as u64));
             }
@@ -103,8 +103,8 @@ impl Survey<'_> {
         Ok(true)
     }
 
-    /// Writes all whole records into new segments, and a manifest that lists only those, once `prove` has shown that it
-    /// opens.
+    /// Writes all whole records into new segments, and a manifest that lists only those, after `prove` has shown that
+    /// it opens.
     pub(crate) fn salvage(
         &self,
         seams: &Seams,
@@ -114,7 +114,7 @@ impl Survey<'_> {
         next_table: u32,
         visit: &mut Visit<'_>,
     ) -> Result<u64> {
-        // New files take numbers past those of all names: they must not take the place of one that is read.
+        // New files take ordinals after those of all names: they must not replace a file that is being read.
         let next = match self.ordinals.last().map(|ordinal| ordinal.checked_add(1)) {
             Some(Some(next)) => next,
             Some(None) => {
@@ -146,7 +146,7 @@ impl Survey<'_> {
     }
 }
 
-/// Opens the log that a manifest lists as any opening would, shows `visit` its records, and changes nothing.
+/// Opens the log that a manifest lists as any open would, passes its records to `visit`, and changes nothing.
 pub(crate) fn prove(
     seams: &Seams,
     dir: &Path,
@@ -159,12 +159,12 @@ pub(crate) fn prove(
 
 fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {
     let (storage, log_dir) = (&*seams.storage, dir.join("log"));
-    // A rename, over whatever stands there.
+    // A rename, which replaces any existing manifest.
     let switched = Switch::new(Arc::clone(&seams.storage), dir).first(manifest);
     switched.map_err(|failure| match failure {
         Failure::Before(e) | Failure::Poison(e) => e,
     })?;
-    // What the list doesn't name goes: an opening would take a damaged file for part of a newer log.
+    // Unlisted files are removed: an open would take a damaged file for part of a newer log.
     let is_listed = |ordinal| manifest.segments.iter().any(|listed| listed.ordinal == ordinal);
     for entry in storage.list(&log_dir).map_err(|e| Error::io("listing", &log_dir, e))? {
         if segment::ordinal_of(&entry.name).is_none_or(is_listed) {
@@ -174,7 +174,7 @@ fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {
         if entry.is_file {
             storage.remove(&path).map_err(|e| Error::io("removing", &path, e))?;
         } else {
-            // Not ours, whatever is in it.
+            // Not a segment file of ours: it is kept under another name.
             let aside = log_dir.join(format!("{}.damaged", entry.name));
             storage.rename(&path, &aside).map_err(|e| Error::io("renaming", &path, e))?;
         }
@@ -182,7 +182,7 @@ fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {
     storage.sync_dir(&log_dir).map_err(|e| Error::io("syncing", &log_dir, e))
 }
 
-/// New segments, one behind the other.
+/// Writes new segments, one after the other.
 struct Salvage<'s> {
     survey: &'s Survey<'s>,
     seams: &'s Seams,
@@ -203,7 +203,7 @@ impl Salvage<'_> {
 
     fn push(&mut self, record: &Record<'_>) -> Result<()> {
         let Ok(body) = record.body() else { return Ok(()) };
-        // A recovery's copy: its original is listed until the switch.
+        // Like a recovery's copy: its original is listed until the switch.
         let draft = Draft::copy(record, &body);
         let needed = self.at() + draft.len() + HEADER_BYTES as u64;
         if self.open.as_ref().is_some_and(|open| needed > open.identity.capacity) {

@@ -1,8 +1,8 @@
 //! One file of the log: spare, active or sealed.
 //!
-//! A spare is zeros without identity, written page by page and synced ahead of need: writing into
-//! allocated but unwritten blocks would make every later sync commit file system metadata too.
-//! Activation gives it a header and a name; only then may a manifest list it. Never recycled.
+//! A spare is a file of zeros without identity, written page by page and synced ahead of need: writing into allocated
+//! but unwritten blocks would make every later sync commit file system metadata, too. Activation gives it a header
+//! and a name; only then may a manifest list it. A segment is never recycled.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,10 +27,10 @@ pub(crate) struct Segment {
     source: Source,
 }
 
-/// Where its bytes come from.
+/// The source of its bytes.
 #[derive(Debug)]
 enum Source {
-    /// It is written to, or will be; or it was opened to be read through once.
+    /// It is or will be written to; or it was opened to be read once.
     File(Arc<dyn File>),
     /// Nothing is written to it any more.
     Pooled(Pooled),
@@ -41,37 +41,39 @@ enum Source {
 pub(crate) struct Spare {
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
-    /// An opening found it: whether it is zeros still is to be seen before it is used.
+    /// An open found it: before use it must be checked that it is still zeros.
     pub(crate) is_found: bool,
-    /// So that it becomes a segment though no descriptor is left.
+    /// Kept open, so that it can become a segment when no descriptor is left.
     pub(crate) file: Option<Arc<dyn File>>,
 }
 
 const SPARE_PREFIX: &str = "spare-";
 
-/// The name of the segment with that ordinal.
+/// Returns the name of the segment with that ordinal.
 pub(crate) fn file_name(ordinal: u32) -> String {
     format!("{ordinal:010}.log")
 }
 
-/// The ordinal that a file name stands for; `None` if it names no segment.
+/// Returns the ordinal in a file name; `None` if it names no segment.
 pub(crate) fn ordinal_of(name: &str) -> Option<u32> {
     let ordinal = name.strip_suffix(".log")?.parse().ok()?;
     (file_name(ordinal) == name).then_some(ordinal)
 }
 
 impl Spare {
-    /// The number of a prepared spare; `None` for any other name. It has the name only once its zeros are durable.
+    /// Returns the number of a prepared spare; `None` for any other name. A spare has its name only once its zeros
+    /// are durable.
     pub(crate) fn number_of(name: &str) -> Option<u32> {
         name.strip_prefix(SPARE_PREFIX)?.parse().ok()
     }
 
-    /// The file a spare is made in before it has its name.
+    /// Returns the path of a spare that is being made.
     pub(crate) fn draft_path(log_dir: &Path) -> PathBuf {
         log_dir.join("spare.new")
     }
 
-    /// Writes `bytes` zeros into a file of `log_dir`, durable but for its name, and calls it `spare-{number}`.
+    /// Writes `bytes` zeros into a file of `log_dir`, and names it `spare-{number}`. Durable on return, except for
+    /// the name.
     pub(crate) fn prepare(
         storage: &dyn Storage,
         log_dir: &Path,
@@ -91,14 +93,14 @@ impl Spare {
         let path = log_dir.join(format!("{SPARE_PREFIX}{number}"));
         if let Err(e) = fill_with_zeros(&*file, bytes).and_then(|()| storage.rename(&draft, &path))
         {
-            // What was allocated goes back at once: others may need the room. A failure changes nothing.
+            // Releases the allocated space at once: other files may need it. A failure changes nothing.
             let _ = storage.remove(&draft);
             return Err(Failure::full_or_poison(e, |e| Error::io("preparing", &path, e)));
         }
         Ok(Spare { path, bytes, is_found: false, file: Some(file) })
     }
 
-    /// Whether it has the name of one still.
+    /// Whether it still has the name of a spare.
     pub(crate) fn is_spare(&self) -> bool {
         let name = self.path.file_name().and_then(|name| name.to_str());
         name.and_then(Spare::number_of).is_some()
@@ -114,7 +116,7 @@ impl Spare {
         Ok(Arc::clone(self.file.insert(file)))
     }
 
-    /// Whether it is zeros, as it was prepared.
+    /// Whether it is still all zeros.
     pub(crate) fn is_zeros(&mut self, storage: &dyn Storage) -> Result<bool> {
         let file = self.file(storage)?;
         let mut window = vec![0; 1 << 16];
@@ -131,8 +133,8 @@ impl Spare {
         Ok(true)
     }
 
-    /// Gives the spare a header and its name as a segment, which `follows` what the log is by now: see `SegmentHeader`. Durable on
-    /// return, but not listed.
+    /// Gives the spare a header and its name as a segment. `follows` is the log before it: see `SegmentHeader`.
+    /// Durable on return, but not listed.
     pub(crate) fn activate(
         &mut self,
         storage: &dyn Storage,
@@ -145,7 +147,7 @@ impl Spare {
         let path = log_dir.join(file_name(identity.ordinal));
         let file = self.file(storage).map_err(Failure::Before)?;
         let activating = |e| Error::io("activating", &path, e);
-        // Until a manifest lists it, nothing hangs on it: the next try writes the header anew.
+        // Until a manifest lists it, nothing depends on it: the next try writes the header anew.
         storage::write_all_at(&*file, &identity.encode(store, secrets, follows), 0)
             .and_then(|()| file.sync_data())
             .and_then(|()| storage.rename(&self.path, &path))
@@ -172,7 +174,7 @@ impl Segment {
         Segment { identity, seal: identity.seal(store), path, source: Source::File(file) }
     }
 
-    /// A segment whose header has not been checked.
+    /// Returns a segment whose header has not been checked.
     pub(crate) fn unchecked(
         identity: Identity,
         store: StoreId,
@@ -217,15 +219,15 @@ impl Segment {
         Ok(Segment::new(found.1, store, path, file))
     }
 
-    /// The same, handed to the pool: nothing is written below its listed `end` any more, and all of it is durable.
-    /// `None` if it was.
+    /// Returns the segment handed to the pool: nothing is written before its listed `end` any more, and all of it is
+    /// durable. `None` if it was pooled before.
     pub(crate) fn pooled(&self, pool: &Arc<Pool>, end: Lsn) -> Option<Segment> {
         let Source::File(file) = &self.source else { return None };
         let source = Source::Pooled(pool.take(&self.path, self.offset(end), Arc::clone(file)));
         Some(Segment { identity: self.identity, seal: self.seal, path: self.path.clone(), source })
     }
 
-    /// Its file, to be written to or read by calls.
+    /// Returns its file, for writes, and for reads by calls.
     pub(crate) fn file(&self) -> Result<Arc<dyn File>> {
         match &self.source {
             Source::File(file) => Ok(Arc::clone(file)),
@@ -235,7 +237,7 @@ impl Segment {
         }
     }
 
-    /// Keeps it readable for walks that hold it: its file is about to be removed.
+    /// Keeps it readable for walks that hold it, before its file is removed.
     pub(crate) fn pin(&self) -> Result<()> {
         match &self.source {
             Source::File(_) => Ok(()),
@@ -245,7 +247,7 @@ impl Segment {
         }
     }
 
-    /// Whether what lies behind file offset `end` may be cut off: not under a map that reaches further.
+    /// Whether the bytes after file offset `end` may be cut off: not if a map reaches further.
     pub(crate) fn cut_to(&self, end: u64) -> bool {
         match &self.source {
             Source::File(_) => true,
@@ -257,12 +259,12 @@ impl Segment {
         self.identity.base
     }
 
-    /// The file offset of `lsn`, which lies in this segment.
+    /// Returns the file offset of `lsn`, which lies in this segment.
     pub(crate) fn offset(&self, lsn: Lsn) -> u64 {
         lsn.since(self.base())
     }
 
-    /// Reads the record at `lsn`, which lies wholly in what was written.
+    /// Reads the record at `lsn`, which is completely written.
     pub(crate) fn read<T>(
         &self,
         lsn: Lsn,
@@ -278,14 +280,14 @@ impl Segment {
         };
         let offset = self.offset(lsn);
         let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
-        // Behind the map's end stands no record: it is cut short, wherever a damaged table says that it begins.
+        // A record after the map's end, as a damaged table may claim, counts as cut short.
         let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
         let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
         let bytes = map.bytes(offset, head.len()).unwrap_or_default();
         use_of(Record::behind(head, bytes, lsn, &self.seal).map_err(corrupt)?)
     }
 
-    /// The same, of its file: where the device can't give something, that fails.
+    /// The same, from its file: this fails where the device can't read.
     pub(crate) fn read_by_calls<T>(
         &self,
         file: &dyn File,
@@ -312,7 +314,7 @@ impl Segment {
     }
 }
 
-/// What the file at `path` says of itself and of its store.
+/// Reads the header of the segment file at `path`.
 pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<SegmentHeader> {
     let mut header = [0; SEGMENT_HEADER_BYTES];
     let have =
@@ -320,7 +322,7 @@ pub(crate) fn read_header(file: &dyn File, path: &Path) -> Result<SegmentHeader>
     Identity::decode_all(header.split_at(have).0, path)
 }
 
-/// What the file at `path` says it is.
+/// Reads the identity of the segment file at `path`.
 pub(crate) fn read_identity(file: &dyn File, path: &Path) -> Result<(StoreId, Identity)> {
     let mut header = [0; SEGMENT_HEADER_BYTES];
     let have =

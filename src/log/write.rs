@@ -1,7 +1,7 @@
-//! From a draft to the device: records get their places, and what is placed is written and synced.
+//! From a draft to the device: records are placed, written and synced.
 //!
-//! Promises: no I/O under the tail's lock; what stands before a segment's end is durable before anything is written behind
-//! it. `commit` decides which thread writes.
+//! Promises: no I/O under the tail's lock; a full segment is durable before anything is written after it. `commit`
+//! decides which thread writes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,24 +19,24 @@ use crate::sync::Ordering;
 use crate::types::Lsn;
 use crate::{Error, Result, limits, storage};
 
-/// Where the next record goes. Behind the log lock.
+/// The place of the next record. Under the log's lock.
 pub(super) struct Tail {
     pub(super) active: Arc<Segment>,
     /// File offset in `active`.
     pub(super) at: u64,
-    /// Listed, empty: where the log goes when `active` is full.
+    /// A listed, empty segment, in which the log continues when `active` is full.
     pub(super) next: Option<Arc<Segment>>,
-    /// Placed, not yet taken by a writer; in order.
+    /// Placed bytes that no writer has taken yet, in order.
     pub(super) pieces: VecDeque<Piece>,
     pub(super) buffered: u64,
-    /// An emptied buffer, to be filled again.
+    /// An empty buffer for reuse.
     pub(super) free: Vec<u8>,
     pub(super) round: u32,
     pub(super) room: room::Reserves,
     pub(super) census: Census,
     /// The greatest watermark that a placed record carries.
     pub(super) marked: Lsn,
-    /// End of the last record that is about a key.
+    /// End of the last record about a key.
     pub(super) keyed_end: Lsn,
     pub(super) last: Placed,
     /// Records placed since the open, except the log's own.
@@ -49,17 +49,17 @@ pub(super) struct Piece {
     pub(super) segment: Arc<Segment>,
     pub(super) at: u64,
     pub(super) bytes: Vec<u8>,
-    /// An end-of-segment record is its last: the segment is synced whole before anything follows.
+    /// Its last record is an end-of-segment record: the whole segment is synced before anything follows.
     pub(super) ends_segment: bool,
 }
 
-/// Behind the writer's lock: who holds it hands bytes to the system.
+/// Under the writer's lock: the thread that holds it hands bytes to the system.
 pub(super) struct LogWriter {
-    /// The segment written to last: what a sync is for.
+    /// The segment written to last, which a sync syncs.
     pub(super) current: Arc<Segment>,
-    /// What it took from the tail. This and the tail's change places, so that no write allocates.
+    /// Pieces taken from the tail. Swapped with the tail's, so that no write allocates.
     pub(super) pieces: VecDeque<Piece>,
-    /// A buffer that it emptied, for the tail.
+    /// An empty buffer for the tail.
     pub(super) free: Vec<u8>,
 }
 
@@ -74,7 +74,7 @@ impl Tail {
         self.active.base().plus(self.at)
     }
 
-    /// Appends a record to the active segment, which has room for it.
+    /// Appends a record to the active segment, which has space for it.
     pub(super) fn append(&mut self, draft: Draft, durable: Lsn) -> Placed {
         let (lsn, kind, len) = (self.end(), draft.kind(), draft.len());
         let seal = self.active.seal;
@@ -89,7 +89,7 @@ impl Tail {
             piece.ends_segment = kind == Kind::SegmentEnd;
         }
         self.at += len;
-        debug_assert!(self.at <= self.active.identity.capacity, "{kind:?} behind a segment's end");
+        debug_assert!(self.at <= self.active.identity.capacity, "{kind:?} after a segment's end");
         self.buffered += len;
         self.marked = self.marked.max(durable);
         if kind.is_about_key() {
@@ -100,9 +100,9 @@ impl Tail {
         self.last
     }
 
-    /// Hands what was placed to the writer. Gives the log's end, up to which it is all.
+    /// Hands all placed bytes to the writer. Returns the log's end, up to which they reach.
     pub(super) fn hand_over(&mut self, writer: &mut LogWriter) -> Lsn {
-        // A write that failed left some: the store is poisoned, and they are never written.
+        // Pieces left by a failed write: the store is poisoned, and they are never written.
         writer.pieces.clear();
         std::mem::swap(&mut self.pieces, &mut writer.pieces);
         if self.free.capacity() == 0 {
@@ -112,7 +112,7 @@ impl Tail {
         self.end()
     }
 
-    /// Ends the active segment and goes on in the next, if there is one.
+    /// Ends the active segment and continues in the next, if there is one.
     pub(super) fn roll(&mut self, durable: Lsn) -> bool {
         let Some(next) = self.next.take() else { return false };
         self.append(Draft::segment_end(), durable);
@@ -125,13 +125,13 @@ impl Tail {
 }
 
 impl Log {
-    /// As [`place_for`](Self::place_for), for what only another record ends, or that is about no key.
+    /// As [`place_for`](Self::place_for), for a record that only another record ends, or that is about no key.
     pub(crate) fn place(&self, draft: Draft, room: Room) -> Result<Placed, NoRoom> {
         self.place_for(draft, room, Span::default())
     }
 
-    /// Places a record: gives it its LSN and its watermark. Nothing is written yet. Called under the key's
-    /// shard lock, so that the order of a key's records is the order of its states; does no I/O.
+    /// Places a record: assigns its LSN and its watermark. Nothing is written yet. Called under the key's shard lock,
+    /// so that the order of a key's records is the order of its states; does no I/O.
     pub(crate) fn place_for(&self, draft: Draft, room: Room, span: Span) -> Result<Placed, NoRoom> {
         let mut tail = self.tail.lock();
         if !self.gate.takes_lsns() {
@@ -153,23 +153,22 @@ impl Log {
         let is_counted = !is_about_key || tail.census.place(placed.lsn, span);
         drop(tail);
         if !is_counted {
-            // The log is poisoned by it: whoever waits for the record is told.
+            // This poisons the log, which is reported to waiters for the record.
             let _ = self.bug(format_args!("the record at {} ends one that had ended", placed.lsn));
         }
         Ok(placed)
     }
 
-    /// Gives back what a claim had reserved, when it ends without a record.
+    /// Releases the reserve of a claim that ends without a record.
     pub(crate) fn release(&self, reserved: u64) {
         let mut tail = self.tail.lock();
         if !tail.room.release(reserved) {
             drop(tail);
-            let _ =
-                self.bug(format_args!("{reserved} bytes were given back that nobody had reserved"));
+            let _ = self.bug(format_args!("{reserved} bytes were released that were not reserved"));
         }
     }
 
-    /// Waits until what was placed there holds at `level`.
+    /// Waits until the record placed there holds at `level`.
     pub(crate) fn commit(&self, placed: Placed, level: Durability) -> Result<()> {
         let done = match level {
             Durability::Sync => self.queue.wait_durable(placed, self),
@@ -188,12 +187,12 @@ impl Log {
         }
     }
 
-    /// Waits until the record at `lsn`, placed earlier by anyone, holds at `level`.
+    /// Waits until the record at `lsn`, placed earlier by any thread, holds at `level`.
     pub(crate) fn commit_earlier(&self, lsn: Lsn, level: Durability) -> Result<()> {
         if self.holds(lsn, level) {
             return Ok(());
         }
-        // Its round may have ended, or is the open one: the open one covers it in either case.
+        // Its round has ended or is the open one: the open one covers it in either case.
         let round = self.tail.lock().round;
         let placed = Placed { lsn, round };
         if level == Durability::Sync {
@@ -206,14 +205,14 @@ impl Log {
     /// Makes everything placed so far durable.
     pub(crate) fn sync(&self) -> Result<()> {
         if !self.gate.has_begun() {
-            // Nothing was placed.
+            // Nothing was placed since the open.
             return Ok(());
         }
         let last = self.tail.lock().last;
         self.commit(last, Durability::Sync)
     }
 
-    /// Lazy leaves the write to the background, but for a bound on what is buffered.
+    /// Writes if much is buffered: `Lazy` leaves the write to the background, but the buffer is bounded.
     fn write_if_much_is_buffered(&self) -> Result<(), Failed> {
         if self.tail.lock().buffered < limits::BUFFERED_BYTES_MAX {
             return Ok(());
@@ -265,18 +264,18 @@ impl Sink for Log {
 }
 
 impl Log {
-    /// Writes what the tail handed over, up to `end`. At a segment's end the old one is synced whole
-    /// before anything is written into the next, at every level.
+    /// Writes the bytes that the tail handed over, up to `end`. At a segment's end the whole segment is synced before
+    /// anything is written into the next, at every level.
     fn write_pieces(&self, writer: &mut LogWriter, end: Lsn) -> Result<(), Failed> {
-        // Whoever had the writer before may have failed, and what it took from the tail is lost: then there may be nothing
-        // left to write, and not all is written.
+        // The thread that had the writer before may have failed, and the pieces it took from the tail are lost: then
+        // nothing may be left to write although not everything is written.
         if self.is_poisoned() {
             return Err(Failed);
         }
-        // Where the next piece begins; unknown behind a segment's end.
+        // Where the next piece must begin; unknown after a segment's end.
         let mut reached = Some(self.queue.written());
         while let Some(piece) = writer.pieces.pop_front() {
-            // Something else may have failed while this one synced a segment's end.
+            // Another operation may have failed while this thread synced a segment's end.
             if self.is_poisoned() {
                 return Err(Failed);
             }
@@ -306,19 +305,16 @@ impl Log {
         Ok(())
     }
 
-    /// What is written is acknowledged up to its end: so nothing before that may have been left out.
+    /// Poisons the log: everything before the end of a write is acknowledged, so nothing may be left out.
     #[cold]
     fn misses(&self, lsn: Lsn) -> Failed {
-        self.poison(Error::bug(
-            &self.dir,
-            format_args!("what stands before lsn {lsn} was not written"),
-        ))
+        self.poison(Error::bug(&self.dir, format_args!("bytes before lsn {lsn} were not written")))
     }
 
     fn sync_segment(&self, segment: &Segment) -> Result<(), Failed> {
         let file = segment.file().map_err(|e| self.poison(e))?;
         let began = self.nanos();
-        // A device may take for ever over it, and a close of a poisoned store must not wait for that.
+        // A device may never return from it, and a close of a poisoned store must not wait for that.
         let done = self.guarded(|| self.gate.outside(|| file.sync_data()));
         let done = done.map_err(|gate::Overtaken| Failed)?;
         self.syncs.fetch_add(1, Ordering::Relaxed);

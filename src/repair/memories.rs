@@ -1,7 +1,7 @@
-//! What is left of the files of remembered keys.
+//! Saves the files of remembered keys.
 //!
-//! Promises: every whole page is kept, those of damaged files in new ones that are durable before anything lists them.
-//! Memory is bounded, and so is the number of open files. Never: changes a file that is there.
+//! Promises: every whole page is kept; those of damaged files are copied into new files that are durable before they
+//! are listed. Memory is bounded, and so is the number of open files. Never: changes an existing file.
 
 use std::io;
 use std::path::Path;
@@ -17,20 +17,20 @@ use crate::storage::{Failure, Storage};
 use crate::types::{StoreId, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// So many files are merged at a time: each is open, and takes a page of memory.
+/// Files merged at a time: each is open, and takes a page of memory.
 const OPEN_MOST: usize = 8;
 
-/// The files in which anything is left, the oldest first.
+/// The files with any whole page, the oldest first.
 pub(super) struct Remembered {
     files: Vec<Left>,
-    /// How many memories the damaged pages and the missing files held.
+    /// The number of memories in damaged pages and missing files.
     pub(super) lost: u64,
 }
 
-/// A file that was looked through, and closed.
+/// A file that was read through, and closed.
 struct Left {
     listed: ListedMemories,
-    /// Whether its header can be believed.
+    /// Whether its header is valid.
     is_headed: bool,
     is_whole: bool,
 }
@@ -66,8 +66,8 @@ impl Remembered {
         Ok(remembered)
     }
 
-    /// Which of the files were listed, nobody knows any more. Those that weren't say nothing wrong: the log goes before
-    /// them.
+    /// Reads all files, where it is unknown which of them were listed. Unlisted ones do no harm: the log takes
+    /// precedence over them.
     fn look_at_all(
         &mut self,
         storage: &dyn Storage,
@@ -97,7 +97,7 @@ impl Remembered {
         Ok(())
     }
 
-    /// Looks at one file. Where nobody knows what was listed, that was told.
+    /// Reads one file. `listed` is `None` if it isn't known what was listed, which was reported before.
     fn look_at(
         &mut self,
         storage: &dyn Storage,
@@ -115,7 +115,7 @@ impl Remembered {
             Err(e) => return Err(e),
         }
         match MemoryFile::open_whatever(storage, dir, number, store)? {
-            // Its pages aren't told one by one: all of them may be another file's.
+            // Its pages aren't reported one by one: all of them may belong to another file.
             Some(file) => self.take(file, false, listed, &mut drop),
             None => {
                 self.count_lost(listed.map_or(1, |listed| listed.entries));
@@ -135,7 +135,7 @@ impl Remembered {
         let is_whole = is_headed && damaged == 0;
         if !is_whole {
             let full_pages = damaged * ENTRIES as u64;
-            // None, if it is longer than it is listed.
+            // 0 if it is longer than listed.
             let lost = listed.map(|listed| listed.entries.saturating_sub(entries));
             self.count_lost(lost.unwrap_or(full_pages.max(1)));
         }
@@ -149,11 +149,11 @@ impl Remembered {
         self.lost += memories;
     }
 
-    /// Writes what is left of damaged files into new ones, from `number` on. What is to be listed, the oldest first, and
-    /// the number after theirs.
+    /// Writes the whole pages of damaged files into new files, numbered from `number` on. Returns the files to be
+    /// listed, the oldest first, and the next free number.
     ///
-    /// The files behind a damaged one are taken in: of two, that of the greater number must be the younger. They are
-    /// smaller than it, for so they are merged.
+    /// The files after a damaged one are merged, too, because a greater number must mean a younger file. Merges make
+    /// them smaller than it.
     pub(super) fn save(
         &self,
         storage: &Arc<dyn Storage>,
@@ -175,7 +175,7 @@ impl Remembered {
     }
 }
 
-/// Writes what is left of some files into one. They are open meanwhile.
+/// Writes the whole pages of some files into one. The files are open meanwhile.
 fn merge(
     storage: &Arc<dyn Storage>,
     dir: &Path,
@@ -208,10 +208,10 @@ mod tests {
     const STORE: StoreId = StoreId([5; 16]);
     const MINUTE: u64 = 60_000;
 
-    /// All of them were open at once. Files are few, merged as they are, but those that no manifest lists are counted by
-    /// nobody.
+    /// All of them used to be open at once. Listed files are few, because they are merged, but the number of unlisted
+    /// ones is not bounded.
     #[test]
-    fn however_many_files_are_damaged_few_are_open_and_the_newest_memory_of_a_key_counts() {
+    fn a_save_of_many_damaged_files_opens_few_and_keeps_the_newest_memory_of_a_key() {
         let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
         let (store_dir, dir) = (Path::new("/"), Path::new("/expired"));
         storage.create_dir(dir).unwrap();
@@ -219,7 +219,7 @@ mod tests {
         let count = 5 * OPEN_MOST as u32 + 3;
         let mut files = Vec::new();
         for number in 1..=count {
-            // One that all of them remember, and one of its own.
+            // A key that all files remember, and one that only this file does.
             let until = StoreMillis(1000 * MINUTE);
             let memory = |key| Memory::new(hash(key), u64::from(number) * MINUTE, until);
             let empty = ListedMemories::empty(number);
@@ -228,7 +228,7 @@ mod tests {
             let mut merge = Merge::new(new, &[], Newest::at(StoreMillis(0)), writer);
             assert!(merge.advance(10).ok().unwrap());
             let listed = merge.finish().ok().unwrap();
-            // The first two are whole; from the third on all is written anew.
+            // The first two are whole; the rest is written anew from the third on.
             files.push(Left { listed, is_headed: number % 2 == 0, is_whole: number != 3 });
         }
         let remembered = Remembered { files, lost: 0 };
@@ -239,7 +239,7 @@ mod tests {
         let open =
             |listed: &ListedMemories| MemoryFile::open(&*storage, dir, *listed, STORE, false);
         let saved: Vec<_> = listed.iter().map(|listed| open(listed).unwrap()).collect();
-        // As a store asks: the newest file first.
+        // Searched as a store does: the newest file first.
         let completed = |key: u32| {
             let found = saved.iter().rev().find_map(|file| file.find(hash(key)).unwrap());
             found.map(|memory| memory.completed_wall() / MINUTE)

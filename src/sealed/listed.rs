@@ -1,7 +1,7 @@
-//! What the manifest lists of a sealed file, and the header in which the file says the same of itself.
+//! The manifest's list item of a sealed file, and the file's header, which contains the same item.
 //!
-//! Promises: each fact stands once, in the item that both contain; a header that decodes passed its checksum and is
-//! possible. Never: opens a file. Formats: `docs/format.md`, "Table" and "Expired keys".
+//! Promises: each fact is stored once, in the item that both contain; a header that decodes passed its checksum and
+//! is possible. Never: opens a file. Formats: `docs/format.md`, "Table" and "Expired keys".
 
 use std::fmt;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(crate) const MINUTE: u64 = crate::limits::MEMORY_MILLIS;
 const HEAD_BYTES: usize = 128;
 const ITEM_BYTES_MAX: usize = HEAD_BYTES - FILE_HEADER_BYTES - 4;
 
-/// What such a file begins with. Zeros follow up to its first page.
+/// The beginning of a sealed file. Zeros follow up to its first page.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
 struct SealedHeader {
@@ -52,24 +52,24 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
     type Item: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned;
 
     const KIND: FileKind;
-    /// Where such files stand, in the store's directory.
+    /// The directory of such files, within the store's directory.
     const DIR: &'static str;
-    /// Their names end so.
+    /// The end of their names.
     const SUFFIX: &'static str;
-    /// Where the first page begins.
+    /// The offset of the first page.
     const HEADER_BYTES: usize;
-    /// What they are, in words.
+    /// Name of such a file, for messages.
     const WHAT: &'static str;
-    /// What others of them are, in words.
+    /// Name of another such file, for messages.
     const ANOTHER: &'static str;
-    /// What their header is, in words.
+    /// Name of its header, for messages.
     const HEADER: &'static str;
 
     fn item(&self) -> Self::Item;
     fn of_item(item: &Self::Item) -> Self;
-    /// Names the file; never used again.
+    /// The number that names the file; never used again.
     fn number(&self) -> u32;
-    /// How long the file is.
+    /// The file's length.
     fn bytes(&self) -> u64;
     /// Whether a writer could have made it.
     fn is_sound(&self) -> bool;
@@ -79,7 +79,7 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
         format!("{number:010}.{}", Self::SUFFIX)
     }
 
-    /// The number that a file name stands for; `None` if it names none of these files.
+    /// Returns the number in a file name; `None` if it names no file of this kind.
     fn number_of(name: &str) -> Option<u32> {
         let number = name.strip_suffix(Self::SUFFIX)?.strip_suffix('.')?.parse().ok()?;
         (Self::file_name(number) == name).then_some(number)
@@ -126,17 +126,17 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
     }
 }
 
-/// What a table is, except its slots.
+/// A table without its slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ListedTable {
     pub(crate) number: u32,
-    /// It holds the keys whose newest record before `to` stands at or past `from`.
+    /// It holds the keys whose newest record before `to` lies at or after `from`.
     pub(crate) from: Lsn,
     pub(crate) to: Lsn,
     pub(crate) slots: u64,
     /// Buckets that prefixes point to.
     pub(crate) homes: u64,
-    /// All buckets: behind the last home there may be some more.
+    /// All buckets: some may follow the last home.
     pub(crate) buckets: u64,
 }
 
@@ -203,7 +203,7 @@ impl ListedFile for ListedTable {
     }
 }
 
-/// What a file of memories is, except the memories.
+/// A file of memories without the memories.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ListedMemories {
     pub(crate) number: u32,

@@ -1,7 +1,7 @@
-//! New entries and sealed files on their way to be one file.
+//! Merges new entries and sealed files into one file.
 //!
-//! Promises: one pass over all of them in the order of their ranks. Reads no record, and leaves out nothing but what the
-//! kind's own rule says; a damaged page is an error, and what was written goes.
+//! Promises: one pass over all of them in the order of their ranks. Reads no record, and leaves out only the entries
+//! that the kind's own rule excludes; a damaged page is an error, and the new file is removed.
 
 use std::iter::Peekable;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use crate::{ErrorKind, Result, limits};
 /// A walk through a file's entries, in order.
 pub(crate) struct Cursor<L: Paged> {
     file: Arc<SealedFile<L>>,
-    /// Damaged pages are left out, and are no errors.
+    /// Damaged pages are skipped, and are no errors.
     is_salvage: bool,
-    /// The page behind the one it stands in.
+    /// The page after the current one.
     next: u64,
     page: L::Body,
     at: usize,
 }
 
 impl<L: Paged> Cursor<L> {
-    /// Pages that a walk has read ahead.
+    /// Pages that a walk reads ahead.
     const PIECE_PAGES: u64 = (limits::TABLE_PIECE_BYTES / size_of::<Page<L::Body>>()) as u64;
 
     pub(crate) fn new(file: Arc<SealedFile<L>>) -> Self {
@@ -33,7 +33,7 @@ impl<L: Paged> Cursor<L> {
         Cursor { file, is_salvage: false, next: 0, page, at: L::PAGE_ENTRIES }
     }
 
-    /// The entry it stands at; `None` past the last one. An error stands for one page.
+    /// Returns the current entry; `None` after the last one. An error stands for one page.
     pub(crate) fn peek(&mut self) -> Result<Option<L::Entry>> {
         loop {
             if let Some(entry) = L::entry(&self.page, self.at) {
@@ -42,7 +42,7 @@ impl<L: Paged> Cursor<L> {
             if self.next >= self.file.listed.pages() {
                 return Ok(None);
             }
-            // Behind a damaged page it goes on: who asks again must not meet it for ever.
+            // It continues after a damaged page: another call must not return the same error for ever.
             let number = self.next;
             self.next = number + 1;
             self.at = L::PAGE_ENTRIES;
@@ -65,14 +65,15 @@ impl<L: Paged> Cursor<L> {
 pub(crate) struct Merge<L: Paged> {
     /// In order.
     fresh: Peekable<vec::IntoIter<L::Entry>>,
-    /// The newest first: of entries of one rank, that of the newest comes first.
+    /// The newest first: among entries of the same rank, that of the newest file comes first.
     files: Vec<Cursor<L>>,
     rule: L::Rule,
     writer: Writer<L>,
 }
 
 impl<L: Paged> Merge<L> {
-    /// Entries that are newer than those of all files, the later behind the earlier, and files, the newest first.
+    /// Merges entries that are newer than those of all files, in the order in which they came, and files, the newest
+    /// first.
     pub(crate) fn new(
         mut fresh: Vec<L::Entry>,
         files: &[Arc<SealedFile<L>>],
@@ -84,15 +85,15 @@ impl<L: Paged> Merge<L> {
         Merge { fresh: fresh.into_iter().peekable(), files, rule, writer }
     }
 
-    /// All that is left of files that may be damaged, the newest first.
+    /// Merges the whole pages of files that may be damaged, the newest first.
     pub(crate) fn salvage(files: &[Arc<SealedFile<L>>], rule: L::Rule, writer: Writer<L>) -> Self {
         let mut merge = Merge::new(Vec::new(), files, rule, writer);
         merge.files.iter_mut().for_each(|cursor| cursor.is_salvage = true);
         merge
     }
 
-    /// Merges at most `count` entries more. Whether all are. With a failure, what was written goes; a file that can't be
-    /// read stays as it is.
+    /// Merges at most `count` more entries. Returns whether all are merged. On a failure the new file is removed; a
+    /// file that can't be read stays as it is.
     pub(crate) fn advance(&mut self, count: u64) -> Result<bool, Failure> {
         for _ in 0..count {
             let least = self.least().inspect_err(|_| self.writer.discard());
@@ -108,7 +109,7 @@ impl<L: Paged> Merge<L> {
         Ok(false)
     }
 
-    /// The next entry, and in which file it stands; past all of them if it is a new one.
+    /// Returns the next entry and the index of its file, which is after all files for a new entry.
     fn least(&mut self) -> Result<Option<(usize, L::Entry)>> {
         let mut least = self.fresh.peek().map(|entry| (usize::MAX, *entry));
         for (index, cursor) in self.files.iter_mut().enumerate() {
@@ -125,7 +126,7 @@ impl<L: Paged> Merge<L> {
         self.writer.finish()
     }
 
-    /// Gives up: what was written goes.
+    /// Gives up, and removes the new file.
     pub(crate) fn discard(self) {
         self.writer.discard();
     }

@@ -1,8 +1,8 @@
-//! Files that are written once, in one pass, and never changed: tables, and files of expired keys.
+//! Files written once, in one pass, and never changed: tables, and files of expired keys.
 //!
-//! Promises: entries stand in order in pages, and each page is checked before it is believed, so that damage is an error
-//! and never a missing entry. Read through a map or by plain reads. Never: knows a key, or which of two entries counts;
-//! what is different in each kind is said by [`ListedFile`] and [`Paged`].
+//! Promises: entries are sorted in pages, and each page's checksum is checked before the page is used, so that damage
+//! is an error and never a missing entry. Read through a map or by plain reads. Never: knows a key, or which of two
+//! entries counts; [`ListedFile`] and [`Paged`] define what differs between the kinds.
 
 pub(crate) mod listed;
 mod merge;
@@ -24,39 +24,39 @@ use crate::types::{StoreId, in_memory};
 use crate::{Error, Result};
 use listed::ListedFile;
 
-/// What the pages of one kind of file hold.
+/// The pages of one kind of file.
 pub(crate) trait Paged: ListedFile {
     type Entry: Copy;
-    /// A page, except for its checksum. All zeros: one without an entry.
+    /// A page without its checksum. All zeros: a page without an entry.
     type Body: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy;
-    /// What entries are in the order of.
+    /// Entries are sorted by it.
     type Rank: Ord;
-    /// What a merge leaves out.
+    /// Decides which entries a merge leaves out.
     type Rule;
 
     /// Entries of a full page.
     const PAGE_ENTRIES: usize;
     /// Distinguishes the checksums of its pages from those of another kind.
     const SEED: &'static [u8];
-    /// A damaged page, in words.
+    /// Name of a damaged page, for messages.
     const DAMAGED: &'static str;
 
     fn pages(&self) -> u64;
     fn body_of(entries: &[Self::Entry]) -> Self::Body;
     fn entry(body: &Self::Body, at: usize) -> Option<Self::Entry>;
     fn rank(entry: &Self::Entry) -> Self::Rank;
-    /// Puts entries in order. Of one rank, the one that was given last comes first.
+    /// Sorts entries. Among equal ranks, the one that was given last comes first.
     fn sort(entries: &mut [Self::Entry]);
-    /// Whether a merge keeps the entry. Asked once for each, in order.
+    /// Whether a merge keeps the entry. Called once for each, in order.
     fn keeps(rule: &mut Self::Rule, entry: &Self::Entry) -> bool;
 
-    /// The first page that an entry may stand in.
+    /// The first page that may hold an entry.
     fn home_of(&self, entry: &Self::Entry) -> u64;
-    /// Pages that there are at least, be they empty.
+    /// The least number of pages, even if they are empty.
     fn homes(&self) -> u64;
-    /// One entry more stands in the file.
+    /// Counts an entry of the file.
     fn count(&mut self, entry: &Self::Entry);
-    /// All entries stand in so many pages.
+    /// Notes the number of pages, once all entries are written.
     fn end(&mut self, pages: u64);
 
     /// Whether a writer could have made a page.
@@ -69,7 +69,7 @@ pub(crate) trait Paged: ListedFile {
 #[repr(C)]
 struct Page<B> {
     body: B,
-    /// Over the body, then the page's number, from the file's seed on.
+    /// Over the body, then the page's number, starting from the file's seed.
     sum: U32,
 }
 
@@ -88,7 +88,7 @@ impl<B: IntoBytes + Immutable> Page<B> {
     }
 }
 
-/// A page is valid only in its own file: the checksums of its pages go on from here.
+/// The start value of page checksums. It makes a page valid only in its own file.
 fn seed_of<L: Paged>(store: StoreId, number: u32) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&store.0);
@@ -97,7 +97,7 @@ fn seed_of<L: Paged>(store: StoreId, number: u32) -> u32 {
     hasher.finalize()
 }
 
-/// Where a page stands in its file.
+/// The offset of a page in its file.
 fn place_of<L: Paged>(number: u64) -> u64 {
     let bytes = size_of::<Page<L::Body>>() as u64;
     number * bytes + L::HEADER_BYTES as u64
@@ -113,7 +113,7 @@ pub(crate) struct SealedFile<L> {
     bytes: Bytes,
 }
 
-/// Where its bytes come from. A map needs no open file.
+/// The source of its bytes. A map needs no open file.
 #[derive(Debug)]
 enum Bytes {
     Map(Arc<dyn Map>),
@@ -151,7 +151,7 @@ impl<L: Paged> SealedFile<L> {
         if len != listed.bytes() {
             return Err(Error::corrupt(&path, len, format_args!("another length of {what}")));
         }
-        // Where mapping fails, plain reads serve: the format is the same.
+        // If mapping fails, plain reads are used: the format is the same.
         let bytes = match if map { file.map(len).ok() } else { None } {
             Some(map) => Bytes::Map(map),
             None => Bytes::File(file),
@@ -160,8 +160,8 @@ impl<L: Paged> SealedFile<L> {
         Ok(SealedFile { listed, store, seed, path, bytes })
     }
 
-    /// Opens the file with that number whatever it holds: nothing of it is believed but each page that is whole. `listed`
-    /// says what it is taken for by its length. `None`: there is no file.
+    /// Opens the file with that number whatever it holds: only whole pages of it are used. `listed` returns the item
+    /// that its length implies. `None`: there is no file.
     pub(crate) fn open_damaged(
         storage: &dyn Storage,
         dir: &Path,
@@ -182,13 +182,13 @@ impl<L: Paged> SealedFile<L> {
         Ok(Some(SealedFile { listed, store, seed, path, bytes: Bytes::File(file) }))
     }
 
-    /// The same file, opened anew by its name, to be read by calls. Checks that its header still says what it is.
+    /// Opens the file again by its name, for reads by calls. Checks that its header still matches.
     pub(crate) fn reopened(&self, storage: &dyn Storage) -> Result<Self> {
         let dir = self.path.parent().unwrap_or(Path::new(""));
         SealedFile::open(storage, dir, self.listed, self.store, false)
     }
 
-    /// Looks into one page, once it is checked.
+    /// Checks one page, and passes it to `look`.
     pub(crate) fn look_into<R>(&self, number: u64, look: impl FnOnce(&L::Body) -> R) -> Result<R> {
         let looked = self.read(number, |page| {
             let is_whole = page.sum.get() == page.expected_sum(number, self.seed);
@@ -197,7 +197,7 @@ impl<L: Paged> SealedFile<L> {
         looked.flatten().ok_or_else(|| self.damaged(number))
     }
 
-    /// Looks into one page that isn't checked; `None` behind the end.
+    /// Passes one unchecked page to `look`; `None` after the end.
     pub(crate) fn look_unchecked<R>(
         &self,
         number: u64,
@@ -206,8 +206,8 @@ impl<L: Paged> SealedFile<L> {
         self.read(number, |page| look(&page.body))
     }
 
-    /// Of a map nothing is copied: a copy in pieces can't be summed before it has reached the cache, which costs more than
-    /// the sum.
+    /// A mapped page isn't copied: a copy in pieces can't be summed before it has reached the cache, which costs more
+    /// than the sum.
     fn read<R>(&self, number: u64, look: impl FnOnce(&Page<L::Body>) -> R) -> Result<Option<R>> {
         let at = place_of::<L>(number);
         match &self.bytes {
@@ -224,13 +224,13 @@ impl<L: Paged> SealedFile<L> {
         }
     }
 
-    /// The error for a page that fails its checksum, or isn't there.
+    /// Returns the error for a page that fails its checksum, or is missing.
     pub(crate) fn damaged(&self, number: u64) -> Error {
         Error::corrupt(&self.path, place_of::<L>(number), L::DAMAGED)
     }
 
-    /// Reads a byte of each page, of a map, so that their cache lines are at hand later; nothing where there is no map. So
-    /// few instructions for each that a processor has many of these reads under way at once.
+    /// Reads a byte of each mapped page, so that its cache line is loaded for later; does nothing without a map. It
+    /// takes so few instructions per page that a processor has many of these reads under way at once.
     pub(crate) fn touch_pages(&self, numbers: impl Iterator<Item = u64>) -> u8 {
         let Bytes::Map(map) = &self.bytes else { return 0 };
         let Some(all) = map.bytes(0, in_memory(self.listed.bytes())) else { return 0 };
@@ -238,7 +238,7 @@ impl<L: Paged> SealedFile<L> {
         touched.fold(0, |sum, byte| sum ^ byte)
     }
 
-    /// What a walk comes to next: maps are read without looking ahead.
+    /// Reads ahead for a walk: maps don't do so themselves.
     fn read_ahead(&self, number: u64) {
         if let Bytes::Map(map) = &self.bytes {
             map.read_ahead(place_of::<L>(number), limits::TABLE_PIECE_BYTES);
@@ -250,7 +250,7 @@ impl<L: Paged> SealedFile<L> {
     }
 }
 
-/// What the header of the file at `path` says.
+/// Reads the header of the file at `path`.
 fn read_header<L: ListedFile>(file: &dyn File, path: &Path) -> Result<(StoreId, L)> {
     let mut header = vec![0; L::HEADER_BYTES];
     let have =
@@ -258,7 +258,7 @@ fn read_header<L: ListedFile>(file: &dyn File, path: &Path) -> Result<(StoreId, 
     L::decode(header.split_at(have).0, path)
 }
 
-/// What the header of the file with that number in `dir` says that it is, where no manifest does.
+/// Reads the list item of the file with that number in `dir` from its header, for when there is no manifest.
 pub(crate) fn listed_by_itself<L: ListedFile>(
     storage: &dyn Storage,
     dir: &Path,
@@ -279,14 +279,14 @@ pub(crate) fn listed_by_itself<L: ListedFile>(
     Ok(listed)
 }
 
-/// Damaged pieces that follow each other, of which the first is reported: a file that was zeroed has millions.
+/// Consecutive damaged pieces, of which only the first is reported: a zeroed file has millions.
 #[derive(Default, Debug)]
 pub(crate) struct Stretch {
     end: Option<u64>,
 }
 
 impl Stretch {
-    /// A damaged piece of so many bytes. Whether the one before it isn't damaged.
+    /// Adds a damaged piece of so many bytes. Returns whether the piece before it isn't damaged.
     pub(crate) fn begins(&mut self, at: Option<u64>, bytes: usize) -> bool {
         let end = at.map(|at| at + bytes as u64);
         let before = std::mem::replace(&mut self.end, end);

@@ -1,7 +1,7 @@
-//! Writing a sealed file, in one pass.
+//! Writes a sealed file, in one pass.
 //!
-//! Promises: sequential writes, and on return of `finish` a durable file that no manifest lists yet; a crash before leaves a
-//! file without consequence, since its header is written last.
+//! Promises: writes are sequential, and when `finish` returns the file is durable but not listed; a crash before that
+//! leaves a file without effect, since its header is written last.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub(crate) struct Writer<L: Paged> {
 }
 
 impl<L: Paged> Writer<L> {
-    /// Begins a file, `empty` as it is listed while nothing stands in it.
+    /// Begins a file. `empty` is its list item while it holds no entry.
     pub(crate) fn create(
         storage: &Arc<dyn Storage>,
         dir: &Path,
@@ -42,13 +42,13 @@ impl<L: Paged> Writer<L> {
         Ok(Writer { output, store, seed, listed: empty, page, number: 0 })
     }
 
-    /// Adds an entry, whose rank is not below those of all before.
+    /// Adds an entry, whose rank is not less than those before it.
     pub(crate) fn push(&mut self, entry: L::Entry) -> Result<(), Failure> {
         let home = self.listed.home_of(&entry);
         while self.number < home || self.page.len() == L::PAGE_ENTRIES {
             self.end_page()?;
         }
-        // Where readers look for an entry rests on it.
+        // Readers rely on that order.
         debug_assert!(self.page.last().is_none_or(|last| L::rank(last) <= L::rank(&entry)));
         self.page.push(entry);
         self.listed.count(&entry);
@@ -62,31 +62,32 @@ impl<L: Paged> Writer<L> {
         self.output.append(page.as_bytes())
     }
 
-    /// Ends the file. Durable on return, its name included.
+    /// Ends the file. It is durable on return, including its name.
     pub(crate) fn finish(mut self) -> Result<L, Failure> {
         while !self.page.is_empty() || self.number < self.listed.homes() {
             self.end_page()?;
         }
         self.listed.end(self.number);
         if !self.listed.is_sound() {
-            let what = format_args!("{} that no opening would believe was written", L::WHAT);
+            let what = format_args!("{} that no open would accept was written", L::WHAT);
             return Err(Failure::Poison(Error::bug(&self.output.path, what)));
         }
         self.output.finish(&self.listed.encode(self.store))?;
         Ok(self.listed)
     }
 
-    /// Gives up: what was written goes.
+    /// Gives up, and removes the file.
     pub(super) fn discard(&self) {
         self.output.discard();
     }
 }
 
-/// When a file that is being written is synced: in small pieces while others sync the log, for each of them shares the
-/// device with one; in larger ones else, for each sync of a growing file makes the file system commit its metadata, too.
+/// Decides when a file that is being written is synced: in small pieces while other threads sync the log, because
+/// each of their syncs shares the device with one of these; otherwise in larger ones, because each sync of a growing
+/// file makes the file system commit its metadata, too.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Counts those of the log.
+    /// Counts the log's syncs.
     syncs: Arc<AtomicU64>,
     seen: u64,
     unsynced: u64,
@@ -101,7 +102,7 @@ impl Pace {
         Pace::beside(&Arc::new(AtomicU64::new(0)))
     }
 
-    /// So many bytes more were written. Whether to sync them now, along with those before.
+    /// Counts written bytes. Returns whether they are to be synced now, with those before.
     pub(crate) fn is_due(&mut self, bytes: u64) -> bool {
         self.unsynced += bytes;
         if self.unsynced < limits::PIECE_BESIDE_SYNCS {
@@ -137,7 +138,7 @@ impl Output {
         let before = |doing: &str, e| Failure::Before(Error::io(doing, &path, e));
         let file = match storage.create(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                // Written by an opening that ended before its manifest listed it.
+                // Written by a process that ended before its manifest listed it.
                 storage.remove(&path).map_err(|e| before("removing", e))?;
                 storage.create(&path)
             }
@@ -182,11 +183,11 @@ impl Output {
     }
 
     fn discard(&self) {
-        // If it stays, the next opening removes it: no manifest lists it.
+        // If it stays, the next open removes it: no manifest lists it.
         let _ = self.storage.remove(&self.path);
     }
 
-    /// What was written goes at once: on a full disk others need the room.
+    /// Removes the file at once: on a full disk other files need the space.
     fn failed(&self, doing: &str, e: io::Error) -> Failure {
         self.discard();
         Failure::full_or_poison(e, |e| Error::io(doing, &self.path, e))
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_small_while_others_sync_and_large_else() {
+    fn pieces_are_small_during_syncs_of_the_log_and_large_otherwise() {
         let syncs = Arc::new(AtomicU64::new(7));
         let mut pace = Pace::beside(&syncs);
         let piece = limits::PIECE_BESIDE_SYNCS;

@@ -1,4 +1,4 @@
-//! The birth of a store: an id, secrets, one segment, and the manifest whose rename makes it one.
+//! The birth of a store: an id, secrets, one segment, and the manifest, whose rename makes it a store.
 
 use std::io;
 use std::path::Path;
@@ -35,7 +35,7 @@ impl Seams {
 
 /// Makes an empty store in `dir`, which exists, is locked, and holds nothing of value.
 ///
-/// The order is the rule of birth: `log/` and the first segment, then the manifest, whose rename is the birth.
+/// The order matters: `log/` and the first segment, then the manifest, whose rename is the birth.
 pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
@@ -80,17 +80,17 @@ pub(crate) fn create(seams: &Seams, dir: &Path, sizes: &Sizes) -> Result<()> {
     Switch::new(Arc::clone(&seams.storage), dir).first(&manifest).map_err(only)
 }
 
-/// Where the tokens of an opening begin, past all below `floor`: at the wall clock's, so that they outrun those issued
-/// since by whatever this store is a copy of, and a random step further. Where the clock stands still, or lies in the past,
-/// only that step keeps two copies that go on from the same place apart.
+/// Returns the first token after an open, at or after `floor`. It follows the wall clock, so that it exceeds tokens
+/// that the original of a copied store has issued since, plus a random step. If the clock stands still or lies in the
+/// past, only that step separates two copies that continue from the same place.
 pub(in crate::log) fn tokens_from(seams: &Seams, floor: u64) -> Result<u64> {
     let millis = seams.clock.wall().0.min(limits::TOKENS_BY_CLOCK_MAX / limits::TOKENS_A_MILLI);
     let by_clock = millis * limits::TOKENS_A_MILLI;
-    // A clock that is wrong by so much says nothing, so the step may be larger than what the clock gains meanwhile.
+    // A clock that is wrong by so much is of no use, so the step may be larger than the clock's advance meanwhile.
     let is_clock_off = floor >= by_clock + limits::TOKENS_CLOCK_OFF;
     let step_most = if is_clock_off { limits::TOKEN_STEP_OFF } else { limits::TOKENS_A_MILLI };
     let start = floor.max(by_clock) + seams.draw_u64()? % step_most;
-    // So near to the last one that little could be placed.
+    // So close to the last LSN that little could be placed.
     if start > limits::LSN_MAX - 8 * limits::SEGMENT_BYTES_MOST {
         let message = "the store has used up its positions or tokens: begin a new one";
         return Err(Error::new(ErrorKind::StorageFull, message));

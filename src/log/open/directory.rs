@@ -1,7 +1,7 @@
 //! A store's directory: finds, makes and locks it, and says whether it holds a store.
 //!
-//! Promises: the directory is locked before anything in it is read or created, and what is done afterwards is done in
-//! the one that is locked; a refusal says what stands in the way.
+//! Promises: the directory is locked before anything in it is read or created, and all later work is done in the
+//! locked directory; a refusal names its cause.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use crate::manifest::{self, Manifest};
 use crate::storage::{DirLock, OsStorage, Storage, TakenDir};
 use crate::{Error, ErrorKind, Result};
 
-/// Locks the directory, which is made if it may be. With the seams to work in it by.
+/// Locks the directory, and makes it first if `create` is set. Returns the lock with the seams to use in the
+/// directory.
 pub(crate) fn lock(seams: Seams, dir: &Path, create: bool) -> Result<(Seams, Box<dyn DirLock>)> {
     let TakenDir { lock, storage } = match seams.storage.lock_dir(dir) {
         Ok(locked) => locked,
@@ -37,7 +38,7 @@ pub(crate) fn system(dir: &Path) -> Result<Seams> {
     })
 }
 
-/// Creates what is missing of the path. `make_path_durable` comes later, at the birth of the store.
+/// Creates the missing directories of the path. `make_path_durable` comes later, at the birth of the store.
 fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     match storage.create_dir(dir) {
         Ok(()) => Ok(()),
@@ -55,14 +56,14 @@ fn create_dirs(storage: &dyn Storage, dir: &Path) -> Result<()> {
     }
 }
 
-/// The same path wherever the process goes meanwhile: a store must not follow it into another directory.
+/// Returns the path independent of the process's working directory: a store must not change when that does.
 pub(crate) fn absolute(dir: &Path) -> Result<PathBuf> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     std::path::absolute(dir).map_err(|e| Error::io("finding", dir, e))
 }
 
-/// Syncs every directory that leads to `dir`. Not only those created just now: an opener that was killed
-/// here may have left a name that only the page cache knows, and the whole store would go with it.
+/// Syncs every directory that leads to `dir`. Not only those just created: a process that was killed here may have
+/// left a name that is only in the page cache, and the whole store would be lost with it.
 fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
     let mut below = dir.to_path_buf();
     loop {
@@ -72,7 +73,7 @@ fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
         }
         match storage.sync_dir(&parent) {
             Ok(()) => below = parent,
-            // Whose names we may not list are not ours to sync, nor are those above.
+            // Directories that we may not list are not ours to sync, nor are those above.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
             Err(e) => return Err(Error::io("syncing", &parent, e)),
         }
@@ -87,7 +88,7 @@ fn parent_of(dir: &Path) -> PathBuf {
     }
 }
 
-/// Why a directory could not be locked, in words that help.
+/// Returns the error of a directory that could not be locked, with its cause and the next step.
 fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
     let storage = &*seams.storage;
     match error.kind() {
@@ -115,7 +116,7 @@ fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
             let since = opener.filter(|opener| Some(opener.pid) == pid).map_or_else(
                 String::new,
                 |opener| {
-                    // Only shown: of a clock that was set back since, 0.
+                    // Only displayed: 0 if the clock was set back since.
                     format!(
                         ", for {} s",
                         seams.clock.wall().0.saturating_sub(opener.since.0) / 1000
@@ -172,7 +173,7 @@ pub(crate) fn load_or_create(
         .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
 }
 
-/// What a birth that was cut short may leave, and what file systems put into a fresh volume.
+/// Whether an interrupted birth may have left the name, or a file system puts it into a fresh volume.
 fn is_ours(name: &str) -> bool {
     matches!(name, "log" | "MANIFEST.next" | "lost+found")
 }

@@ -1,7 +1,8 @@
 //! Opening a log and closing it.
 //!
-//! `directory` finds, makes and locks the directory; `birth` makes a log; `recovery` opens one for reading, and judges what a
-//! crash left; `resume` makes it ready for writing, and closes it; `gate` is the lifecycle of what is open.
+//! `directory` finds, makes and locks the directory; `birth` makes a log; `recovery` opens one for reading, and
+//! judges what a crash left; `resume` makes it ready for writing, and closes it; `gate` is the lifecycle of an open
+//! log.
 
 pub(crate) mod birth;
 pub(crate) mod directory;
