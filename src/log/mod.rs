@@ -397,7 +397,7 @@ impl Log {
         if keeper.may_lack_leaving {
             self.add_unlisted(keeper)?;
         }
-        // A leftover that couldn't be removed may have lent its number and name to a segment since.
+        // A leftover that couldn't be removed may have the ordinal and name of a segment listed since.
         let Keeper { leaving, manifest, .. } = keeper;
         leaving.retain(|left| manifest.segments.iter().all(|item| item.ordinal != left.ordinal));
         if keeper.leaving.is_empty() {

@@ -331,9 +331,9 @@ pub(super) struct Keeper {
     pub(super) spare_number: u32,
     /// Unlisted segments whose files may still exist, or come back after a power loss.
     pub(super) leaving: Vec<Leaving>,
-    /// The opening couldn't list the directory: it may hold others of an earlier one.
+    /// The open couldn't list the directory: it may hold more such segments.
     pub(super) may_lack_leaving: bool,
-    /// The most that was reserved in the last stretch of time, and when the one began that lasts.
+    /// The greatest total of reserves in the last period, and when the current period began.
     pub(super) peak: u64,
     pub(super) peak_since: u64,
     /// What `begin_writing` does, or did.

@@ -260,8 +260,8 @@ impl Log {
                 return Ok(index);
             }
         }
-        // What an earlier try made of a spare, and one that was none any more, give their room to a new one of any size
-        // that will do: a segment is never recycled.
+        // Segments that an earlier try made of spares are removed, because a segment is never recycled. Their space
+        // and that of unusable spares serves for a new spare of any sufficient size.
         self.add_unlisted(keeper)?;
         if keeper.leaving.is_empty() && keeper.spares.len() == had {
             return Err(error);
@@ -358,7 +358,7 @@ impl Log {
                 });
             }
         }
-        // What fails of it is tried again by whoever drops the next segment.
+        // A removal that failed is tried again when the next segment is dropped.
         keeper.may_lack_leaving = true;
         let _ = self.remove_leaving(keeper);
     }
@@ -376,7 +376,7 @@ impl Log {
         Ok(segments.iter().cloned().zip(listed.iter().copied()).collect())
     }
 
-    /// Adds to those that leave the segments that the standing manifest, all of whose names are durable, doesn't list.
+    /// Adds to `leaving` the segments that the current manifest, whose names are all durable, doesn't list.
     pub(in crate::log) fn add_unlisted(&self, keeper: &mut Keeper) -> Result<()> {
         let dir = self.log_dir();
         let entries = self.seams.storage.list(&dir).map_err(|e| Error::io("listing", &dir, e))?;
