@@ -1,10 +1,10 @@
-//! Sealing what memory holds into tables, and the switch from the tables listed to others.
+//! Seals the keys in memory into tables, and switches from the listed tables to others.
 //!
-//! Promises: a table reaches no further than what is durable; it is listed by one manifest switch, and only then do the
-//! entries it holds leave memory, in the same step in which lookups learn of it; a crash anywhere leaves the tables of
-//! one manifest, and unlisted files. Claims and completions continue meanwhile: no lock of theirs is held longer
+//! Promises: a table covers only durable records; it is listed by one manifest switch, and only then do the entries
+//! it holds leave memory, in the same step in which lookups begin to use it; a crash at any point leaves the tables
+//! of one manifest, and unlisted files. Claims and completions continue meanwhile: none of their locks is held longer
 //! than it takes to copy or drop a shard's entries. Never: decides which record of a key is the newest; the order of
-//! positions says that.
+//! positions does.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, Result};
 
-/// Tables that are durable and not listed yet, and those they stand in for.
+/// Durable tables that are not listed yet, and the tables they replace.
 pub(super) struct Change {
     pub(super) replaced: Vec<ListedTable>,
     /// The oldest first.
@@ -39,10 +39,10 @@ impl Change {
         self.replaced.iter().any(|replaced| replaced.number == listed.number)
     }
 
-    /// Brings the manifest's list up to date.
+    /// Updates the manifest's list.
     pub(super) fn apply(&self, manifest: &mut Manifest) {
         let tables = &mut manifest.tables;
-        // Where the first one stood that goes, or behind all.
+        // The position of the first replaced table, or the end.
         let at = tables.iter().take_while(|listed| !self.replaces(listed)).count();
         tables.retain(|listed| !self.replaces(listed));
         tables.splice(at..at, self.by.iter().map(|table| table.listed));
@@ -59,7 +59,7 @@ impl Change {
     }
 }
 
-/// When a checkpoint was made, and what was alive then.
+/// When a checkpoint was made, and the live bytes then.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Checkpointed {
     pub(crate) now: StoreMillis,
@@ -67,7 +67,7 @@ pub(crate) struct Checkpointed {
     pub(crate) sample: Option<Sample>,
 }
 
-/// What a sample said was alive, of a log of so many bytes.
+/// The live bytes by a sample, and the length of the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     at_millis: u64,
@@ -88,7 +88,7 @@ impl Engine {
         self.log.dir().join(ListedTable::DIR)
     }
 
-    /// Whether the background has work on the index that can't wait for it to look by itself.
+    /// Whether the background has work on the index that can't wait until it checks by itself.
     pub(crate) fn is_checkpoint_due(&self) -> bool {
         let since = self.log.bytes_since(self.tables.lock().covered);
         // Claims in flight stay in memory: they alone are no reason for another checkpoint.
@@ -97,11 +97,12 @@ impl Engine {
             || (new >= self.checkpoint_keys as u64 && self.recent.len() >= self.checkpoint_keys)
     }
 
-    /// Seals what memory holds, lists the table, and lets the entries go. Durable on return. Whether there were any.
+    /// Seals the keys in memory, lists the table, and drops the entries. Durable on return. Returns whether there
+    /// were any.
     pub(super) fn checkpoint(&self, work: &mut Work) -> Result<bool> {
         let Some(change) = self.seal()? else { return Ok(false) };
         self.switch_index(&change)?;
-        // It may have taken in a table that was being merged.
+        // The new table may have absorbed one that was being merged.
         self.merges().drop_stale_merge(work);
         let (now, sample) = (self.log.now(), self.sample());
         *self.checkpointed.lock() =
@@ -109,8 +110,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// What is alive at a checkpoint: by the last one's sample, if that is young. Where checkpoints follow each other fast,
-    /// a sample's reads all over the log cost claims more than the tables do.
+    /// Returns a sample for a checkpoint: the last one's, if that is recent. Where checkpoints follow each other
+    /// fast, a sample's reads all over the log cost claims more than the tables do.
     fn sample(&self) -> Option<Sample> {
         let at_millis = self.log.seams().clock.monotonic_nanos() / 1_000_000;
         let log_bytes = self.log.bytes_since(Lsn::ZERO);
@@ -123,12 +124,12 @@ impl Engine {
         })
     }
 
-    /// The last checkpoint since the opening.
+    /// Returns the last checkpoint since the open.
     pub(crate) fn last_checkpoint(&self) -> Option<Checkpointed> {
         *self.checkpointed.lock()
     }
 
-    /// Writes a table of all keys in memory that none covers yet. Durable on return, but not listed.
+    /// Writes a table of all keys in memory that no table covers yet. Durable on return, but not listed.
     pub(super) fn seal(&self) -> Result<Option<Change>> {
         let tables = self.tables();
         let (from, to) = (tables.covered, self.log.end());
@@ -136,12 +137,12 @@ impl Engine {
         if entries.is_empty() {
             return Ok(None);
         }
-        // After the entries were copied: a record that took the place of one of them before is covered, too, so that
-        // no crash can bring the older one back.
+        // Synced after the entries were copied: a record that replaced one of them is covered, too, so that no crash
+        // can bring the older one back.
         self.log.sync()?;
         let small = absorbed(&tables, entries.len() as u64, self.merges().merge_slots());
         if tables.list.len() - small.len() >= limits::TABLES_MAX {
-            // No opening would believe a longer list. Merges make it shorter.
+            // No open would accept a longer list. Merges make it shorter.
             return Ok(None);
         }
         let slots = self.slots_of(entries)?;
@@ -149,13 +150,13 @@ impl Engine {
             return self.write_table(from, to, slots, small).map(Some);
         }
         match self.write_table(from, to, slots.clone(), small) {
-            // One of the small ones can't be read: it stays for whoever mends it.
+            // One of the small ones can't be read: it stays until it is mended.
             Err(e) if is_damage(&e) => self.write_table(from, to, slots, Vec::new()).map(Some),
             other => other.map(Some),
         }
     }
 
-    /// What stands for entries in a table. As large as they, so they are made in their place.
+    /// Converts entries to a table's slots. Both have the same size, so this allocates nothing.
     pub(super) fn slots_of(&self, entries: Vec<(KeyHash, Lsn)>) -> Result<Vec<Slot>> {
         let segments = self.log.segments();
         let slot = |(hash, lsn)| {
@@ -167,7 +168,7 @@ impl Engine {
         entries.into_iter().map(slot).collect()
     }
 
-    /// Writes a table of `slots`, whose records stand in `from..to`, with those of `absorbed`, the tables before.
+    /// Writes a table of `slots`, whose records lie in `from..to`, and of the slots of `absorbed`, the tables before.
     pub(super) fn write_table(
         &self,
         from: Lsn,
@@ -177,7 +178,7 @@ impl Engine {
     ) -> Result<Change> {
         let mut survivors = Survivors::new(&absorbed, self.tables().head);
         let old = loop {
-            // They are small.
+            // The absorbed tables are small.
             if let Some(count) = survivors.advance(self.merges().merge_slots())? {
                 break count;
             }
@@ -204,19 +205,19 @@ impl Engine {
             made => made,
         };
         made.map_err(|e| Error::io("creating", dir, e))?;
-        // If it was there, too: whoever made it may have ended before it was durable.
+        // Also if it existed: the process that made it may have ended before it was durable.
         let synced = storage.sync_dir(self.log.dir());
         let failed = |e| Failure::Poison(Error::io("syncing", self.log.dir(), e));
         synced.map_err(|e| self.log.failed(failed(e)))
     }
 
-    /// Whether something else has taken a directory's place.
+    /// Whether a file is in a directory's place.
     fn is_file(&self, dir: &Path) -> bool {
         let listed = self.log.seams().storage.list(dir);
         listed.is_err_and(|e| e.kind() == io::ErrorKind::NotADirectory)
     }
 
-    /// Lists the change, and has lookups use it.
+    /// Lists the change, and makes lookups use it.
     pub(super) fn switch_index(&self, change: &Change) -> Result<()> {
         let listed = self.log.list_tables(|manifest| change.apply(manifest));
         if let Err(e) = listed {
@@ -229,7 +230,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Has lookups use a change that is listed. The files it stands in for go; who reads in them reads on.
+    /// Makes lookups use a listed change, and removes the files it replaces; readers of these can continue.
     pub(super) fn install(&self, change: &Change) {
         let new = {
             let mut tables = self.tables.lock();
@@ -241,8 +242,8 @@ impl Engine {
         self.remove_files(&change.replaced);
     }
 
-    /// The segments below `head` are about to leave the log, as the manifest says already.
-    /// `expired` takes their remembered keys over.
+    /// Makes lookups ignore the segments before `head`, which the manifest no longer lists and which are about to be
+    /// removed. `expired` holds their remembered keys.
     pub(super) fn install_head(&self, head_base: Lsn, head: u32, expired: Vec<Arc<MemoryFile>>) {
         let (new, old) = {
             let mut tables = self.tables.lock();
@@ -268,15 +269,15 @@ impl Engine {
 
     pub(super) fn remove_files<L: ListedFile>(&self, files: &[L]) {
         for file in files {
-            // If it stays, the next opening removes it: no manifest lists it.
+            // If it stays, the next open removes it: no manifest lists it.
             let path = self.log.dir().join(L::DIR).join(L::file_name(file.number()));
             let _ = self.log.seams().storage.remove(&path);
         }
     }
 }
 
-/// The newest tables that are so small, `most` slots each, that a new one of `slots` takes them in at once: a store
-/// that is opened and closed again and again would have one for each time.
+/// Returns the newest tables that are so small, at most `most` slots each, that a new one of `slots` absorbs them at
+/// once: otherwise a store that is opened and closed repeatedly would have one for each time.
 fn absorbed(tables: &Tables, slots: u64, most: u64) -> Vec<Arc<Table>> {
     let (mut sum, mut count) = (slots, 0);
     for (index, table) in tables.list.iter().enumerate() {

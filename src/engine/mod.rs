@@ -1,13 +1,13 @@
 //! The protocol over log and index: the only place where a key's state changes.
 //!
-//! Promises: at most one live claim per key; a record takes its place in the log and its key's entry in the
-//! index in one step under the key's shard lock; no answer shows what a crash could take back at the level of
-//! the record it is derived from, except `InProgress`. Never: I/O, or waiting for space, under a shard lock.
+//! Promises: at most one live claim per key; a record is placed in the log and its key's entry in the index changed
+//! in one step under the key's shard lock; no answer, except `InProgress`, shows a state that a crash could undo at
+//! the level of the record it is derived from. Never: I/O, or waiting for space, under a shard lock.
 //!
-//! `call` does one call on one key, `placing` is a call on its way, `compose` says what its record says, `view` looks without
-//! changing, `close` ends the store. `background` is the work that nobody asks for: `checkpoint` keeps memory small, `merge` the
-//! number of tables, `compact` the log, by what `sample` says is alive. `mend` makes tables again from the log, `rebuild` fills
-//! the index at an opening, `verify` reads everything.
+//! `call` does one call on one key, `placing` is a call in progress, `compose` makes its record, `view` reads without
+//! changing, `close` ends the store. `background` does the background work: `checkpoint` keeps memory small, `merge`
+//! the number of tables, `compact` the log, by the live bytes that `sample` estimates. `mend` makes tables again from
+//! the log, `rebuild` fills the index at an open, `verify` reads everything.
 
 mod background;
 mod call;
@@ -59,14 +59,14 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) struct Engine {
     pub(crate) log: Log,
     recent: Recent,
-    /// As every shard of `recent` has them, or is about to. Changes under `work`.
+    /// The same as in every shard of `recent`, or soon to be. Changes under the lock of `work`.
     tables: Mutex<Arc<Tables>>,
     work: Mutex<background::Work>,
     /// The thread that keeps the index sleeps on it.
     index_word: WakeWord,
-    /// Keys in memory at which they are sealed.
+    /// The number of keys in memory at which they are sealed.
     checkpoint_keys: usize,
-    /// Bytes moved by compaction, and given back by it.
+    /// Bytes moved by compaction, and reclaimed by it.
     pub(crate) moved: AtomicU64,
     pub(crate) reclaimed: AtomicU64,
     /// Copies that are not durable yet, in order, each with the place of its original.
@@ -74,21 +74,21 @@ pub(crate) struct Engine {
     /// Tables made again from the log.
     pub(crate) mended: AtomicU64,
     checkpointed: Mutex<Option<checkpoint::Checkpointed>>,
-    /// What keeps the index or compaction from going on.
+    /// The error that keeps work on the index or compaction from continuing.
     trouble: Mutex<Option<Error>>,
     hasher: Hasher,
     pub(crate) report: Report,
-    /// When it was opened: no record of an earlier opening is younger.
+    /// When it was opened: no record written before the open is younger.
     opened: StoreMillis,
     pub(crate) result_bytes_max: u32,
     questions: AtomicU64,
-    /// LSN of the newest forget: until it is durable, absence is what a crash could take back.
+    /// LSN of the newest forget: until it is durable, a crash could undo an absence.
     forgotten: AtomicU64,
     /// Claims in flight.
     in_flight: AtomicU64,
-    /// Changes when a claim ends that a thread waits for.
+    /// Changes when a claim that a thread waits for ends.
     ended: WakeWord,
-    /// The directory's; held by whatever closes the store, so that one does at a time.
+    /// The directory's lock. Locked by a close, so that only one runs at a time.
     lock: Mutex<close::LockState>,
 }
 
@@ -111,7 +111,7 @@ impl Engine {
         let (mut engine, lacking) =
             Engine::read_in(opening, opening.checkpoint_keys, manifest, lock)?;
         match engine.mending().make_all(&lacking) {
-            // Without room memory stands in, whatever it takes: all is read anew.
+            // Without space for tables everything is read into memory again, however much that takes.
             Err(e) if e.kind() == ErrorKind::StorageFull => {
                 let manifest = manifest::load(&*opening.seams.storage, opening.dir)?;
                 let lock = engine.lock.lock().take();
@@ -124,7 +124,7 @@ impl Engine {
             made => made?,
         }
         if engine.log.has_unsettled_tail() {
-            // Without room it is served up to the tail, and finished when there is some.
+            // Without space the store opens up to the tail; the rest follows once there is space.
             match engine.begin_writing() {
                 Err(e) if e.kind() != ErrorKind::StorageFull || engine.log.is_poisoned() => {
                     return Err(e);
@@ -135,8 +135,8 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Reads tables and log, and says which tables are to be made before anybody is answered: none if memory may
-    /// stand in for them, with `memory_keys`. Memory takes no more than these.
+    /// Reads tables and log, and returns which tables must be made before any call is answered: none if memory may
+    /// replace them. Memory takes at most `memory_keys`.
     fn read_in(
         opening: &EngineOpening<'_>,
         memory_keys: usize,
@@ -161,7 +161,7 @@ impl Engine {
             let is_new = rebuild::take_in(&recent, &hasher, dir, record, earlier)?;
             keys += usize::from(is_new);
             if keys > memory_keys {
-                // How far the log is durable is known at its end: then all of it is read again, into a table.
+                // How far the log is durable is known only at its end: then all of it is read again, into a table.
                 uncovered = Some(covered);
                 recent.clear();
             }
@@ -196,8 +196,8 @@ impl Engine {
         Ok((engine, mend::Lacking { damaged, uncovered }))
     }
 
-    /// Why a claim of that time is over which has no ending. A guard that was dropped where its ending found no room
-    /// left none either.
+    /// Returns the reason why a claim of that time is over without an ending. A dropped guard leaves no ending
+    /// either, if there was no space for it.
     pub(super) fn why_gone(&self, since: StoreMillis) -> &'static str {
         if since > self.opened { "dropped without a word" } else { "its process is gone" }
     }
@@ -206,24 +206,24 @@ impl Engine {
         self.hasher.hash(key)
     }
 
-    /// Whether this process is a fork of the one that opened the store: then nothing is touched.
+    /// Whether this process is a fork of the one that opened the store: then nothing may be touched.
     pub(crate) fn is_foreign(&self) -> bool {
         self.log.gate().is_foreign()
     }
 
-    /// Lets the calling thread in, or says why not. Every call of the public API, every background step and each step of a
-    /// walk is inside while it works, and none enters twice.
+    /// Lets the calling thread in, or returns why not. Every call of the public API, every background step and each
+    /// step of a walk is inside while it works, and none enters twice.
     pub(crate) fn enter(&self) -> Result<Inside<'_>> {
         self.log.enter()
     }
 
-    /// Asked by what reads for long: a close waits for it.
+    /// Checked by long reads: a close waits for them.
     pub(super) fn may_stay(&self) -> Result<()> {
         if self.log.gate().must_leave() { Err(self.log.closed()) } else { Ok(()) }
     }
 
-    /// A read failed. If it was for want of room in which to make the last opening's tail durable, and there is
-    /// some now, that is mended, and the read may be tried again; else the error stands.
+    /// Handles a failed read. If there was no space to make the tail that the open found durable, and now there is,
+    /// does that, and the read may be tried again; otherwise returns the error.
     pub(super) fn settle_tail(&self, error: Error) -> Result<()> {
         if error.kind() != ErrorKind::StorageFull || !self.log.has_unsettled_tail() {
             return Err(error);
@@ -234,7 +234,7 @@ impl Engine {
         }
     }
 
-    /// What must come before the first record of an opening.
+    /// Does what must precede the first record after an open.
     pub(super) fn begin_writing(&self) -> Result<()> {
         if self.log.is_writing() {
             return self.log.may_go_on();
@@ -247,25 +247,25 @@ impl Engine {
             };
             let hash = self.hasher.hash(&key);
             let mut shard = self.shard(hash)?;
-            // None: a later record is its key's newest.
+            // If there is none, a later record is its key's newest.
             if let Some(entry) = shard.entry_at(hash, from) {
                 entry.place = Place::new(record.lsn, Durability::Sync);
             }
             Ok(())
         })?;
-        // Its thread has slept since the opening: what was found expired, say, is to be seen to now.
+        // The index thread has slept since the open: expired records, for example, are due now.
         self.index_word.wake_one();
         Ok(())
     }
 
-    /// Keys known, and claims in flight.
+    /// Returns the number of known keys, and of claims in flight.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let sealed: u64 = self.tables().list.iter().map(|table| table.listed.slots).sum();
         let keys = sealed + self.recent.len() as u64;
         (keys, self.in_flight.load(Ordering::SeqCst))
     }
 
-    /// What keeps checkpoints, merges, compaction or the preparing of room from going on, in words.
+    /// Returns a message about what keeps checkpoints, merges, compaction or the preparing of space from continuing.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().as_ref().map(Error::again);
         trouble.or_else(|| self.log.trouble()).map(|e| e.to_string())
@@ -275,7 +275,7 @@ impl Engine {
         self.recent.len() as u64
     }
 
-    /// Since when the oldest claim in flight is: store time, and what was shown of it.
+    /// Returns since when the oldest claim is in flight: store time, and the displayed time.
     pub(crate) fn oldest_claim(&self) -> Option<(StoreMillis, i64)> {
         let shards = (0..limits::SHARDS).filter_map(|index| self.recent.nth_shard(index));
         let oldest = shards.filter_map(|shard| {

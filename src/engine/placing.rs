@@ -1,8 +1,8 @@
-//! A call on its way to its record, as one state that its caller owns: what it asks, and what it waits for.
+//! A call until its record is placed, as one state that its caller owns: its request, and what it waits for.
 //!
-//! Promises: [`Placing::go_on`] goes as far as that takes neither I/O nor waiting; [`Placing::wait`] does what is waited
-//! for, on whatever thread calls it. Nothing borrows the engine in between, and a call that is dropped before it
-//! was placed has done nothing. Calls that block do the two in turn. Never: decides; that is `protocol`'s.
+//! Promises: [`Placing::go_on`] continues as far as that takes neither I/O nor waiting; [`Placing::wait`] does the
+//! awaited work, on any thread that calls it. Nothing borrows the engine in between, and a call that is dropped
+//! before it was placed has no effect. Blocking calls alternate between the two. Never: decides; `protocol` does.
 
 use super::Engine;
 use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
@@ -13,9 +13,9 @@ use crate::protocol::{self, Call};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
-/// What a call asks: borrowed of a caller that blocks, or owned by the call.
+/// A call's request: borrowed from a caller that blocks, or owned by the call.
 pub(crate) trait Asks {
-    /// Gives the key, the call, and what its record will say, to `with`.
+    /// Passes the key, the call, and the contents of its record to `with`.
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R;
 }
 
@@ -38,25 +38,25 @@ pub(crate) struct Placing<A> {
     asks: A,
     hash: KeyHash,
     waits_for: WaitsFor,
-    /// Where it began to reclaim, if it was refused room.
+    /// Where it began to reclaim, if it was refused space.
     pass: Option<Pass>,
 }
 
-/// What a call waits for before it goes on.
+/// What a call waits for before it continues.
 enum WaitsFor {
-    /// Nothing: it is to be tried.
+    /// Nothing: it is to be tried next.
     Nothing,
-    /// What the records say that may be the key's newest.
+    /// The contents of the records that may be the key's newest.
     Read(Known),
-    /// Nothing: that was read, and is the key's state if the key still is as it was seen.
+    /// Nothing: that was read, and is the key's state if the key has not changed since.
     Look { seen: Known, found: Option<Box<Found>> },
-    /// What must come before the first record of an opening.
+    /// The work that must precede the first record after an open.
     Beginning,
-    /// A segment that has room for it.
+    /// A segment with space for it.
     Room { bytes: u64, room: Room },
 }
 
-/// Why a try came to no end.
+/// Why a try did not finish.
 enum Stop {
     WaitsFor(WaitsFor),
     Failed(Error),
@@ -70,7 +70,7 @@ impl From<Error> for Stop {
 
 /// How far a call has come.
 pub(crate) enum Progress {
-    /// It is decided and, where something was to be written, placed: it is to be settled.
+    /// It is decided and its record, if any, placed: it is to be settled next.
     Placed(Done),
     /// See [`Placing::wait`].
     Waits,
@@ -91,21 +91,21 @@ impl<A: Asks> Placing<A> {
         self.asks
     }
 
-    /// The room that it waits for, if it does, once: it is tried anew then.
+    /// Takes the space that it waits for, if it does: it is tried again then.
     pub(super) fn take_room(&mut self) -> Option<(u64, Room)> {
         let WaitsFor::Room { bytes, room } = self.waits_for else { return None };
         self.waits_for = WaitsFor::Nothing;
         Some((bytes, room))
     }
 
-    /// Whether it waits for no more than a read.
+    /// Whether it waits only for a read.
     pub(super) fn is_read(&self) -> bool {
         matches!(self.waits_for, WaitsFor::Read(_))
     }
 }
 
 impl<A: Asks> Placing<A> {
-    /// Goes on with a call as far as that takes neither I/O nor waiting.
+    /// Continues a call as far as that takes neither I/O nor waiting.
     #[inline]
     pub(crate) fn go_on(&mut self, engine: &Engine) -> Result<Progress> {
         loop {
@@ -122,7 +122,7 @@ impl<A: Asks> Placing<A> {
         }
     }
 
-    /// One try by what was read, if the key still is as it was seen.
+    /// Tries once with what was read, if the key has not changed since.
     fn try_as_read(&mut self, engine: &Engine) -> Result<Done, Stop> {
         let waits_for = std::mem::replace(&mut self.waits_for, WaitsFor::Nothing);
         let WaitsFor::Look { seen, found } = waits_for else {
@@ -147,7 +147,7 @@ impl<A: Asks> Placing<A> {
         })
     }
 
-    /// Does what the call waits for, and waits for it.
+    /// Does the work that the call waits for, or waits for it.
     pub(crate) fn wait(&mut self, engine: &Engine) -> Result<()> {
         match std::mem::replace(&mut self.waits_for, WaitsFor::Nothing) {
             nothing @ (WaitsFor::Nothing | WaitsFor::Look { .. }) => self.waits_for = nothing,
@@ -167,7 +167,7 @@ impl<A: Asks> Placing<A> {
             WaitsFor::Room { bytes, room } => {
                 engine.help()?;
                 match engine.log.make_room(bytes, room) {
-                    // Rather than refuse: what is dead goes first, and whoever needs the room helps.
+                    // Before it is refused, dead records are reclaimed, with the help of this call.
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
                         let pass =
                             self.pass.get_or_insert_with(|| engine.compaction().begin_pass());
@@ -184,7 +184,7 @@ impl<A: Asks> Placing<A> {
 }
 
 impl Engine {
-    /// One try. Memory answers under one lock; what only the log knows is to be read without it.
+    /// Tries once. Memory answers under one lock; records that are only in the log are read without it.
     #[inline]
     fn try_in_memory<A: Asks>(&self, asks: &A, hash: KeyHash) -> Result<Done, Stop> {
         asks.ask(|key, call, writing| {

@@ -1,4 +1,4 @@
-//! Filling the index from the log, record by record, as an opening reads it.
+//! Fills the index from the log, record by record, as an open reads it.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::operation::{Durability, Key};
 use crate::record::Record;
 use crate::{Error, Result};
 
-/// Puts one record of the log into the index, as an opening reads it. Whether its key is new there.
+/// Puts one record of the log into the index, as an open reads it. Returns whether its key is new there.
 pub(super) fn take_in(
     recent: &Recent,
     hasher: &Hasher,

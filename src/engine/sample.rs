@@ -1,4 +1,4 @@
-//! What is alive of the log, from a sample of the index.
+//! Estimates the live part of the log from a sample of the index.
 
 use super::Engine;
 use super::compose::state_of;
@@ -9,32 +9,32 @@ use crate::protocol::{self, Phase};
 use crate::record::Body;
 use crate::types::{Lsn, in_memory};
 
-/// What is known of how much of the log is alive.
+/// An estimate of the log's live bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LiveEstimate {
     pub(super) live: u64,
     pub(super) log_bytes: u64,
     pub(super) at_millis: u64,
-    /// The segment written to then; `None`: whichever is.
+    /// The segment written to then; `None`: any.
     pub(super) newest: Option<u32>,
-    /// Told by a few keys: enough to leave the log alone, not to move any of it.
+    /// From a few keys: enough to leave the log alone, not to move any of it.
     pub(super) is_rough: bool,
 }
 
-/// What a sample of the index tells of all of it.
+/// The live records of the whole index, by a sample.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Alive {
-    /// Bytes of the records that are their keys' newest, and not expired.
+    /// Bytes of records that are their keys' newest and have not expired.
     pub(crate) bytes: u64,
-    /// Their number, by what they leave their keys in: claimed, interrupted, held, aborted, completed, failed.
+    /// Their number by the state of their keys: claimed, interrupted, held, aborted, completed, failed.
     pub(crate) keys: [u64; 6],
 }
 
-/// Some keys of the index, and what is alive of them; or, scaled, of all.
+/// Some keys of the index, and their live records; or, scaled, those of all keys.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct KeySample {
     pub(super) alive: Alive,
-    /// Keys looked at, alive or not; the bytes of the live ones among them, and the sum of their squares.
+    /// Sampled keys, alive or not; the bytes of the live ones among them, and the sum of their squares.
     seen: u64,
     bytes: u64,
     squares: u128,
@@ -50,7 +50,7 @@ impl Alive {
 }
 
 impl KeySample {
-    /// A key was looked at, and was alive as its newest record says.
+    /// Adds a sampled key with its newest record, if that is alive.
     fn add(&mut self, alive: Option<(Phase, u64)>) {
         self.seen += 1;
         if let Some((phase, bytes)) = alive {
@@ -60,13 +60,13 @@ impl KeySample {
         }
     }
 
-    /// Adds another sample, scaled to the `keys` that it was taken of.
+    /// Adds another sample, scaled to the `keys` from which it was taken.
     fn add_scaled(&mut self, sample: KeySample, keys: u64) {
         if sample.seen == 0 {
-            // An empty table says nothing, and so does one of few keys in whose buckets none stood that were looked at.
+            // An empty sample says nothing: the table is empty, or has few keys and none in the sampled buckets.
             return;
         }
-        // `value * keys / seen`, of which the product alone would not fit. Records are shorter than 2^26 bytes, and fewer
+        // `value * keys / seen`, whose product alone would not fit. Records are shorter than 2^26 bytes, and fewer
         // than 2^35 keys are listed.
         let scaled =
             |value: u64| value / sample.seen * keys + value % sample.seen * keys / sample.seen;
@@ -79,20 +79,21 @@ impl KeySample {
         self.squares += sample.squares;
     }
 
-    /// Whether the sum's standard error is at most a thirty-second of it: the keys' variance, of mean 1, by their number.
+    /// Whether the sum's standard error is at most a thirty-second of it: the variance of the keys, scaled to mean 1,
+    /// divided by their number.
     pub(super) fn is_even(&self) -> bool {
         if self.bytes == 0 {
             return false;
         }
         let (seen, square) =
             (u128::from(self.seen), u128::from(self.bytes) * u128::from(self.bytes));
-        // Numbers' squares, summed and times their number, are never less than their sum's square.
+        // The sum of squares times their number is never less than the square of the sum.
         let excess = self.squares * seen - square;
         excess * (32 * 32) <= square * seen
     }
 }
 
-/// Samples of what is alive, as a part of the engine.
+/// Samples of live records, a part of the engine.
 #[derive(Clone, Copy)]
 pub(crate) struct Sampling<'e>(&'e Engine);
 
@@ -111,22 +112,23 @@ impl Engine {
 }
 
 impl Sampling<'_> {
-    /// What is alive, from a sample of the index: some thousand keys tell it to some percent, whatever the store's size,
-    /// expiry included; less well where few results are far larger than the rest.
+    /// Estimates the live records from a sample of the index: about a thousand keys suffice for an error of a few
+    /// percent, whatever the store's size, expiry included. The error is larger where few results are far larger than
+    /// the rest.
     pub(crate) fn estimate(&self) -> Result<Alive> {
         self.sample_of(limits::ESTIMATE_SAMPLES).map(|sample| sample.alive)
     }
 
-    /// About so many keys of the index, and what all of them come to by these.
+    /// Samples about so many keys of the index, and scales the result to all of them.
     pub(super) fn sample_of(&self, samples: u64) -> Result<KeySample> {
         let (tables, segments) = (self.tables(), self.log.segments());
         let mut all = KeySample::default();
         let keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
-        // Each table and memory by itself: the keys of one say nothing of another's.
+        // Each table and memory separately: the keys of one say nothing about another's.
         for table in &tables.list {
             let mut sample = KeySample::default();
             let stride = keys.div_ceil(samples).max(1);
-            // Buckets at even distances, whole: hashes have no order that could favour any, but of one key's two slots
+            // Whole buckets at even distances: hashes have no order that could bias this, but of one key's two slots
             // the first is the newer.
             for bucket in (0..table.listed.buckets).step_by(in_memory(stride)) {
                 for slot in table.slots_in(bucket)? {
@@ -139,7 +141,7 @@ impl Sampling<'_> {
         }
         let mut sample = KeySample::default();
         for lsn in self.recent.sample(samples) {
-            // Memory has but the newest record of a key.
+            // Memory has only the newest record of a key.
             let alive = self.alive_at(lsn, |_| Some(()))?;
             sample.add(alive.map(|((), phase, len)| (phase, len)));
         }
@@ -147,7 +149,7 @@ impl Sampling<'_> {
         Ok(all)
     }
 
-    /// State and length of the record at `lsn`, if it is its key's newest and has not expired.
+    /// Returns state and length of the record at `lsn`, if it is its key's newest and has not expired.
     fn alive_if_newest(&self, lsn: Lsn) -> Result<Option<(Phase, u64)>> {
         let key = |body: &Body<'_>| Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
         let Some((key, phase, len)) = self.alive_at(lsn, key)? else { return Ok(None) };
@@ -155,7 +157,8 @@ impl Sampling<'_> {
         Ok(is_newest.then_some((phase, len)))
     }
 
-    /// The same whether or not it is the newest, with what `key` takes of it. `None` also if it has gone meanwhile.
+    /// The same whether or not it is the newest, and what `key` returns for it. `None` also if it was removed
+    /// meanwhile.
     fn alive_at<K>(
         &self,
         lsn: Lsn,
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_few_keys_tell_of_all_only_where_they_are_alike() {
+    fn a_few_keys_are_a_sample_of_all_only_if_they_are_alike() {
         let sample = |lens: &[Option<u64>]| {
             let mut sample = KeySample::default();
             for len in lens.iter().cycle().take(128) {
@@ -195,6 +198,6 @@ mod tests {
         let mut large = [Some(100); 128];
         large[5] = Some(100_000);
         assert!(!sample(&large).is_even());
-        assert!(!sample(&[None]).is_even(), "they may have missed whatever is alive");
+        assert!(!sample(&[None]).is_even(), "they may have missed all live records");
     }
 }
