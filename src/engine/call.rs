@@ -1,4 +1,4 @@
-//! One call on one key: look it up, decide, write what is to be written, wait until it holds.
+//! One call on one key: looks it up, decides, writes the record, and waits until it holds.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 
-/// What a call brings in addition to what it asks.
+/// What a call writes and requires, in addition to its kind.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Writing<'a> {
     /// Level of the record; `None`: `Sync`.
     pub(crate) level: Option<Durability>,
-    /// Room to keep for the ending, of a grant.
+    /// Bytes to reserve for the ending, if the claim is granted.
     pub(crate) reserve: u64,
-    /// What the rules take from it.
+    /// The conditions that the rules check.
     pub(crate) conditions: Conditions<'a>,
     pub(crate) outcome: Option<EncodedOutcome<'a>>,
 }
@@ -52,15 +52,15 @@ pub struct Stored {
     pub bytes: Vec<u8>,
 }
 
-/// How a call went.
+/// The result of a call.
 pub(crate) struct Applied {
     pub(crate) answer: Answer,
-    /// What was found of the key; `None`: nothing. Boxed, since it is handed on and on, and a new key has none.
+    /// What was found of the key; `None`: nothing. Boxed, because it is passed on many times, and a new key has none.
     pub(crate) found: Option<Box<Found>>,
     /// The attempt that was claimed.
     pub(crate) claimed: Option<Claimed>,
     pub(crate) now: StoreMillis,
-    /// Names the question, of `Asked`.
+    /// Identifies the question of `Asked`.
     pub(crate) question: u64,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Found {
     pub(crate) lease_until: Option<StoreMillis>,
     pub(super) reserved: u64,
     pub(crate) outcome: Option<Stored>,
-    /// When the memory passes that the key has, or may have from an older life.
+    /// When the memory passes that the key has or may have from an older life.
     pub(super) memory_until: Option<StoreMillis>,
 }
 
@@ -103,7 +103,7 @@ impl Found {
         Current { state: self.state.as_ref(), memory_until, presence, lease_until }
     }
 
-    /// Its record, if only another record ends it.
+    /// Returns its record, if only another record ends it.
     fn endless(&self) -> Option<Lsn> {
         let state = self.state.as_ref()?;
         let ends = protocol::ends_at(Some(state.phase), state.expires_at, self.memory_until);
@@ -111,7 +111,7 @@ impl Found {
     }
 }
 
-/// For a key of which nothing is known.
+/// For an unknown key.
 static NOTHING: Found = Found {
     state: None,
     presence: Presence::Nobody,
@@ -122,7 +122,7 @@ static NOTHING: Found = Found {
     memory_until: None,
 };
 
-/// A call that was decided and, where something was to be written, placed.
+/// A call that is decided and its record, if any, placed.
 pub(crate) struct Done {
     pub(crate) applied: Applied,
     placed: Option<Placed>,
@@ -144,7 +144,7 @@ impl Done {
     }
 }
 
-/// Calls that were placed one after the other, to be waited for together.
+/// Calls that were placed one after the other and are waited for together.
 #[derive(Default)]
 pub(crate) struct Batch {
     /// The last record placed at each level: it covers all before it.
@@ -180,7 +180,7 @@ impl Batch {
     }
 }
 
-/// What a call can't be placed without, and what isn't done under a shard lock.
+/// Work that a call needs before it can be placed, and that isn't done under a shard lock.
 pub(super) enum Again {
     Room { bytes: u64, room: Room },
     NotWriting,
@@ -189,8 +189,8 @@ pub(super) enum Again {
 }
 
 impl Engine {
-    /// Does one call on one key: looks it up, decides, writes what is to be written, and waits until the
-    /// answer can't be taken back at its level.
+    /// Does one call on one key: looks it up, decides, writes the record, and waits until a crash can't undo the
+    /// answer at its level.
     pub(crate) fn apply(
         &self,
         key: &Key<'_>,
@@ -203,7 +203,7 @@ impl Engine {
         self.settled(key, hash, done, writing.level)
     }
 
-    /// The answer of what was placed at `level`, once it can't be taken back.
+    /// Returns the answer of a call placed at `level`, once a crash can't undo it.
     #[inline]
     pub(crate) fn settled(
         &self,
@@ -219,8 +219,8 @@ impl Engine {
         settled.map(|()| done.applied)
     }
 
-    /// The caller is told of an error, so it holds nothing: neither a claim that was granted nor a question. Whatever
-    /// became of the record, nobody is on the key.
+    /// Drops the claim or question of a call that returns an error: its caller holds neither, whatever became of the
+    /// record.
     #[cold]
     fn take_back(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
         if applied.answer == Answer::Asked {
@@ -231,8 +231,8 @@ impl Engine {
         }
     }
 
-    /// Waits for the record that was placed, and for the one that the answer is derived from. `InProgress`
-    /// alone may be taken back by a crash.
+    /// Waits for the placed record, and for the one that the answer is derived from. A crash may undo only
+    /// `InProgress`.
     fn settle(&self, done: &Done, level: Durability) -> Result<()> {
         if let Some(placed) = done.placed {
             self.log.wake_upkeep();
@@ -245,7 +245,7 @@ impl Engine {
         }
     }
 
-    /// Waits for all of a batch: what was placed shares its writes and syncs.
+    /// Waits for a whole batch, whose records share writes and syncs.
     pub(crate) fn settle_batch(&self, _inside: &Inside<'_>, batch: &Batch) -> Result<()> {
         self.log.wake_upkeep();
         for (level, placed) in LEVELS.into_iter().zip(batch.placed).rev() {
@@ -261,7 +261,7 @@ impl Engine {
         if batch.sees_absence { self.settle_absence() } else { Ok(()) }
     }
 
-    /// Waits until no key that was found absent is so by a forget that a crash could take back.
+    /// Waits until no absence that was found depends on a forget that a crash could undo.
     pub(crate) fn settle_absence(&self) -> Result<()> {
         match self.forgotten.load(Ordering::SeqCst) {
             0 => Ok(()),
@@ -269,12 +269,12 @@ impl Engine {
         }
     }
 
-    /// Has what the tables hold of some keys at hand when they are looked up.
+    /// Loads the table buckets of some keys into the cache before they are looked up.
     pub(crate) fn look_ahead(&self, hashes: &[KeyHash]) {
         self.tables().touch(hashes);
     }
 
-    /// As `apply`, but waits for nothing that was placed: the answer is not to be shown before its batch is settled.
+    /// As `apply`, but doesn't wait for the record: the answer must not be shown before its batch is settled.
     pub(crate) fn place(
         &self,
         _inside: &Inside<'_>,
@@ -296,7 +296,7 @@ impl Engine {
         }
     }
 
-    /// Whether a call of that kind may begin.
+    /// Returns an error if a call of that kind may not begin.
     pub(crate) fn begins(&self, call: Call) -> Result<()> {
         if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.log.gate().is_draining() {
             let message = "the store is draining: it takes no new claims";
@@ -305,8 +305,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Decides on what was found and does it, under the shard lock. `now` was told under it, too: whoever comes later
-    /// must not judge by an earlier time.
+    /// Decides by what was found and writes the record, under the shard lock. `now` was read under it, too: a later
+    /// call must not be judged by an earlier time.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     pub(super) fn act(
         &self,
@@ -348,7 +348,7 @@ impl Engine {
         Ok(done)
     }
 
-    /// Notes in memory that a claimant was told of the interruption. Gives the question's number.
+    /// Notes in memory that the interruption was reported to a claimant. Returns the question's number.
     fn ask(&self, shard: &mut Shard, key: &Key<'_>, hash: KeyHash, found: &Found) -> u64 {
         let question = self.questions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let (Some(place), Some(state)) = (found.place, &found.state) else { return question };
@@ -373,8 +373,8 @@ impl Engine {
         self.recent.shard(hash).ok_or_else(|| self.log.bug("the index has no shard for a key"))
     }
 
-    /// What was read may have moved meanwhile; then it is no damage, and is looked up again. So it is where the
-    /// index could be mended, or an unsettled tail settled. Else the error stands.
+    /// Handles a failed read. The record may have moved meanwhile; then it isn't damage, and the key is looked up
+    /// again. The same if the index could be mended, or an unsettled tail settled. Otherwise returns the error.
     pub(super) fn look_failed(&self, hash: KeyHash, known: &Known, error: Error) -> Result<()> {
         if !self.is_unchanged(hash, known)? {
             return Ok(());
@@ -391,8 +391,8 @@ impl Engine {
         Ok(known.places.iter().all(is_there) && Arc::ptr_eq(shard.tables(), &known.tables))
     }
 
-    /// The key's entry, if somebody is on it. With the time by which it is judged: what is said next must go by the
-    /// same, or a claim in progress is shown with nothing left of its lease.
+    /// Returns the key's state if its entry has a claim or question, and the time by which that was judged: the
+    /// answer must use the same time, or a claim in progress is shown with nothing left of its lease.
     pub(super) fn look_in_memory(
         &self,
         shard: &Shard,
@@ -415,7 +415,7 @@ impl Engine {
         })
     }
 
-    /// The key among the records that have its hash: memory's, then those of the tables from the newest on.
+    /// Finds the key among the records with its hash: those of memory, then those of the tables from the newest on.
     pub(super) fn look_recorded(
         &self,
         key: &Key<'_>,
@@ -451,7 +451,7 @@ impl Engine {
         }))
     }
 
-    /// The place that a table's slot stands for. What tables cover was durable before they were listed.
+    /// Returns the place of a table's slot. Records that tables cover were durable before the tables were listed.
     pub(super) fn place_of(&self, segments: &Segments, spot: Spot) -> Result<Place> {
         let Some(lsn) = segments.lsn_of(spot) else {
             let what =
@@ -461,7 +461,7 @@ impl Engine {
         Ok(Place::new(lsn, Durability::Sync))
     }
 
-    /// The key among the records at some places.
+    /// Finds the key among the records at some places.
     pub(super) fn look_in_log(
         &self,
         key: &Key<'_>,
@@ -475,7 +475,7 @@ impl Engine {
                 }
                 let mut state = state_of(&record, &body);
                 if let Some(state) = state.as_mut().filter(|state| state.phase == Phase::Claimed) {
-                    // No ending, and nobody in memory who is on it.
+                    // A claim without an ending, and without an owner in memory.
                     state.reason = Some(self.why_gone(state.since).into());
                 }
                 let has_outcome = state
@@ -507,12 +507,12 @@ impl Engine {
         let mut body = record.body().map_err(|bad| {
             Error::corrupt(self.log.dir(), 0, format_args!("{bad} at lsn {}", record.lsn))
         })?;
-        // Others may have written it to the millisecond.
+        // Other writers may have stored it to the millisecond.
         body.memory_until = body.memory_until.map(protocol::passes_at);
         Ok(body)
     }
 
-    /// Gives the record its place in the log and the key its entry, in one step. With the attempt that it grants.
+    /// Places the record in the log and changes the key's entry, in one step. Returns the attempt that it grants.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     fn write(
         &self,
@@ -525,7 +525,7 @@ impl Engine {
         moment: Moment,
         writing: &Writing<'_>,
     ) -> Result<(Placed, Option<Claimed>), Again> {
-        // Before the body says it: the first write of an opening may change it.
+        // Read before the body is composed: the first write after an open may change it.
         let Some(ahead) = self.log.ahead() else { return Err(Again::NotWriting) };
         let draft = compose(key, becomes, ahead, moment, writing.outcome.as_ref());
         let (state, until) = match becomes {
@@ -539,7 +539,7 @@ impl Engine {
         };
         let room = match state.map(|state| state.phase) {
             Some(Phase::Claimed) => Room::Reserve(writing.reserve),
-            // Nothing was kept for a mark.
+            // A mark has no reserve.
             Some(Phase::Completed) if state.is_some_and(|state| state.token.is_none()) => {
                 Room::Free
             }
@@ -555,7 +555,7 @@ impl Engine {
         if state.is_none() {
             self.forgotten.fetch_max(placed.lsn.get(), Ordering::SeqCst);
         }
-        // A new token is the record's own.
+        // A new token is the record's LSN.
         let own = placed.lsn.token(ahead);
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);
@@ -580,7 +580,7 @@ impl Engine {
         let granted = state.filter(|state| state.is_grant());
         let claimed = granted.map(|state| Claimed { token: own, attempt: state.attempt });
         match found.place.and_then(|old| shard.entry_at(hash, old.lsn())) {
-            // A forget, too, keeps its entry: a table may have an older record of the key.
+            // A forget keeps its entry, too: a table may have an older record of the key.
             Some(entry) => {
                 entry.place = place;
                 entry.live = live;
@@ -597,9 +597,9 @@ impl Engine {
         }
     }
 
-    /// The owner of `token` dropped its guard without an ending. Waits for nothing; a
-    /// crash before the record gives the same state. An abort, which `OnDrop` spoke beforehand, does say
-    /// something: it waits where the log has to go on in another segment.
+    /// Ends the claim of `token`, whose guard was dropped without an ending. Doesn't wait; a crash before the record
+    /// gives the same state. Only an abort, which `OnDrop` requests, waits if the log has to continue in another
+    /// segment.
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
@@ -609,7 +609,7 @@ impl Engine {
         reason: &str,
         writing: &Writing<'_>,
     ) {
-        // A close interrupts what is in flight by itself.
+        // A close interrupts claims in flight itself.
         let Ok(_inside) = self.enter() else { return };
         let conditions = Conditions { reason: Some(reason), ..writing.conditions };
         let writing = Writing { conditions, ..*writing };
@@ -626,7 +626,7 @@ impl Engine {
                 None => placing.is_read() && placing.wait(self).is_ok(),
             };
             if !goes_on {
-                // No room, or nothing may be written: the claim's own record says "interrupted" to whoever comes.
+                // No space, or nothing may be written: by the claim's own record the next call finds it interrupted.
                 return self.forget_owner(key, hash, token);
             }
         }
@@ -648,7 +648,7 @@ impl Engine {
         }
     }
 
-    /// A question was dropped without a decision: the next claimant is asked.
+    /// Removes a question that was dropped without a decision: the next claimant is asked.
     pub(crate) fn unask(&self, hash: KeyHash, question: u64) {
         if let Ok(_inside) = self.enter() {
             self.drop_question(hash, question);
@@ -668,12 +668,13 @@ impl Engine {
     }
 }
 
-/// Where a hash's records may stand, as it was seen under the shard lock: to be read without it.
+/// The places of a hash's records, as read under the shard lock, to be read without it.
 pub(super) struct Known {
-    /// In memory, and nobody is on them.
+    /// In memory, without a claim or question.
     places: Vec<Place>,
     tables: Arc<Tables>,
-    /// What is read by it is judged by this time: by a later one it may have expired, and somebody may be on the key.
+    /// Records read from it are judged by this time: by a later one a record may have expired, and the key may be
+    /// claimed again.
     pub(super) now: StoreMillis,
 }
 
@@ -697,8 +698,8 @@ impl Known {
     }
 }
 
-/// Whether what was read outside the lock still is all there is of the key. A miss in the tables holds for those
-/// tables only: what a checkpoint took out of memory meanwhile is in others.
+/// Whether what was read outside the lock is still complete for the key. A miss in the tables holds only for those
+/// tables: entries that a checkpoint took out of memory meanwhile are in others.
 pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Known) -> bool {
     let is_live = |entry: &Entry| {
         entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
@@ -713,7 +714,7 @@ pub(super) fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) 
     Done { applied: Applied { answer, found, claimed: None, now, question: 0 }, placed: None }
 }
 
-/// Notes in memory until when its owner is on the key: the lease of a claim that was not detached lives there.
+/// Notes in memory until when the owner holds the key: the lease of a claim that was not detached is only there.
 fn note_in_memory(shard: &mut Shard, hash: KeyHash, found: &Found, next: &Next<'_>) {
     let entry = found.place.and_then(|place| shard.entry_at(hash, place.lsn()));
     if let Some(live) = entry.and_then(|entry| entry.live.as_mut()) {

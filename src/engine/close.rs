@@ -20,7 +20,7 @@ use crate::sync::{Mutex, Ordering, WakeWord};
 use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Result};
 
-/// Keys whose claims a close has interrupted.
+/// Keys whose claims a close interrupted.
 pub(crate) type Unended = Vec<(Key<'static>, KeyState)>;
 
 /// State of the directory's lock.

@@ -1,6 +1,6 @@
-//! States of keys as records say them: the record that says what becomes of a key, and the state that a record says.
+//! Converts states of keys to records and back.
 //!
-//! Promises: a state that was decided is the one that is read back. Decides nothing: that is `protocol`.
+//! Promises: a decided state is the one that is read back. Never: decides; `protocol` does.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::protocol::{Becomes, KeyState, Moment, Phase};
 use crate::record::{Body, Draft, Ending, Kind, Record};
 use crate::types::StoreMillis;
 
-/// The record that says what becomes of the key. `ahead`: how far tokens run ahead of LSNs where it is placed.
+/// Returns the record of a key's next state. `ahead`: how far tokens run ahead of LSNs where it is placed.
 pub(super) fn compose(
     key: &Key<'_>,
     becomes: &Becomes<'_>,
@@ -35,7 +35,7 @@ pub(super) fn compose(
         Phase::Completed => (Kind::End, Some(Ending::Completed)),
         Phase::Failed => (Kind::End, Some(Ending::Failed)),
     };
-    // A claim's first record says by its time when the attempt began, an outcome when it was recorded.
+    // The time of a claim's first record is when the attempt began, that of an outcome when it was recorded.
     let says_since = !state.is_grant() && !is_outcome(state.phase);
     let (codec, version, meta, result) = match outcome {
         Some(outcome) => (outcome.codec, outcome.version, outcome.meta, outcome.bytes),
@@ -88,21 +88,21 @@ fn is_outcome(phase: Phase) -> bool {
 }
 
 impl Engine {
-    /// The time as decisions go by it.
+    /// Returns the time by which calls are decided.
     pub(super) fn moment(&self, now: StoreMillis) -> Moment {
         Moment { now, wall_offset: self.wall_offset(now) }
     }
 
-    /// Wall time minus store time, where they have parted by a second.
+    /// Returns wall time minus store time, if they differ by a second.
     pub(super) fn wall_offset(&self, now: StoreMillis) -> i64 {
         let wall = self.log.seams().clock.wall().0;
-        // Only shown: of a wall clock too far ahead of store time for the field, as much as that holds.
+        // Only displayed: limited to the field's maximum if the wall clock is too far ahead of store time.
         let offset = i64::try_from(i128::from(wall) - i128::from(now.0)).unwrap_or(i64::MAX);
         if offset.unsigned_abs() >= limits::TIME_DRIFT_MILLIS { offset } else { 0 }
     }
 }
 
-/// What a record says of its key; `None` for a forget.
+/// Returns the state of a key by its record; `None` for a forget.
 pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
     let phase = match (record.kind, record.ending()) {
         (Kind::Claim | Kind::Update, _) => Phase::Claimed,
@@ -148,7 +148,7 @@ mod tests {
     const NOW: StoreMillis = StoreMillis(90_000);
     const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 9 };
 
-    /// A state with everything in it, or with nothing that may be absent.
+    /// A state with all optional fields, or with none.
     fn state(phase: Phase, is_full: bool) -> KeyState {
         let older = KeyState::of_memory(StoreMillis(1), StoreMillis(600_000));
         let bare = KeyState { phase, token: TOKEN, life: TOKEN, expires_at: None, ..older };
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_decided_is_what_its_record_says() {
+    fn a_decided_state_is_read_back_from_its_record() {
         let (mut states, mut absences) = (0, 0);
         let key = Key::from("order-17");
         let result = EncodedOutcome { codec: 3, version: 4, meta: b"m", bytes: b"paid" };
@@ -276,9 +276,9 @@ mod tests {
         assert!(states > 100 && absences > 10, "{states} states, {absences} absences");
     }
 
-    /// Records of one kind have the same fields, so that an ending is no shorter for coming at once.
+    /// Records of one kind have the same fields, so that an immediate ending is no shorter.
     #[test]
-    fn an_interruption_says_when_its_attempt_began_even_if_that_is_now() {
+    fn an_interruption_records_when_its_attempt_began_even_if_that_is_now() {
         let key = Key::from("k");
         let state = KeyState { since: NOW, ..state(Phase::Claimed, false) };
         let presence = Presence::Owner;

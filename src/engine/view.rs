@@ -1,4 +1,4 @@
-//! Looking at keys without changing them.
+//! Reads keys without changing them.
 
 use std::sync::Arc;
 
@@ -37,20 +37,20 @@ impl Seen {
         outcome: Option<Stored>,
         now: StoreMillis,
     ) -> Self {
-        // What is shown there is durable there.
+        // What the other backend shows is durable there.
         let place = Place::new(Lsn::ZERO, Durability::Lazy);
         Seen { state, presence, lease_until, outcome, now, place }
     }
 }
 
 impl Engine {
-    /// What is known of a key, without changing anything.
+    /// Returns what is known about a key, without changing anything.
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         let inside = self.enter()?;
         self.look_from(&inside, key, hash)
     }
 
-    /// The same, for a caller that is inside.
+    /// The same, for a caller that is inside the gate.
     pub(crate) fn look_from(
         &self,
         _inside: &Inside<'_>,
@@ -82,7 +82,7 @@ impl Engine {
             else {
                 return self.settle_absence().map(|()| None);
             };
-            // A memory alone has no place: it was durable before it was one.
+            // A memory alone has no place: it was durable before it became one.
             let place = found.place.unwrap_or(Place::new(Lsn::ZERO, Durability::Lazy));
             if protocol::is_expired(&state, now) && !protocol::is_remembered(&state, now) {
                 return self.log.commit_earlier(place.lsn(), place.level()).map(|()| None);
@@ -99,7 +99,7 @@ impl Engine {
         }
     }
 
-    /// Waits until what is to be shown can't be taken back, except for a claim in progress.
+    /// Waits until a crash can't undo what is to be shown, except for a claim in progress.
     fn shown(&self, seen: Seen) -> Result<Seen> {
         if protocol::phase_shown(&seen.state, seen.presence) != Phase::Claimed {
             self.log.commit_earlier(seen.place.lsn(), seen.place.level())?;
@@ -107,10 +107,10 @@ impl Engine {
         Ok(seen)
     }
 
-    /// All places of keys as they are now, for a walk.
+    /// Returns all current places of keys, for a walk.
     pub(crate) fn begin_walk(&self, _inside: &Inside<'_>) -> Result<Walk> {
         if self.log.has_unsettled_tail() {
-            // It moves keys; so before the walk rather than under it. If there is no room yet, the reads say so.
+            // This moves keys, so it is done before the walk. If there is no space yet, the reads report it.
             let _ = self.begin_writing();
         }
         loop {
@@ -122,22 +122,22 @@ impl Engine {
                 is_one_moment &= Arc::ptr_eq(shard.tables(), &tables);
                 recent.extend(shard.iter().map(|entry| (entry.hash, entry.place)));
             }
-            // After the entries: a segment that is listed anew may hold one of them. One that goes does so after the
-            // tables have changed.
+            // Taken after the entries: a newly listed segment may hold one of them. A segment is removed only after
+            // the tables have changed.
             let segments = self.log.segments();
             if is_one_moment && Arc::ptr_eq(&self.tables(), &tables) {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
                 let cursors = tables.cursors();
                 return Ok(Walk { recent, at: 0, cursors, tables, segments });
             }
-            // Tables are being exchanged; whoever is at it may wait for this processor.
+            // Tables are being exchanged; the thread that does so may wait for this processor.
             self.may_stay()?;
             yield_now();
         }
     }
 
-    /// The next key of a walk, and its hash; `None` at the end. A key that changes meanwhile may come twice or not
-    /// at all. An error stands for what it is about; the walk goes on behind it.
+    /// Returns the next key of a walk, and its hash; `None` at the end. A key that changes meanwhile may come twice
+    /// or not at all. An error replaces the key or piece that it is about; the walk continues after it.
     pub(crate) fn next_of_walk(
         &self,
         _inside: &Inside<'_>,
@@ -154,7 +154,7 @@ impl Engine {
             }
         }
         self.next_of_tables(walk).map_err(|e| {
-            // This walk misses what it holds, and says so; the next one finds it mended, if it can be.
+            // This walk misses the table's keys, and reports that; the next one finds it mended, if it can be.
             match self.mending().names_table(&e) {
                 true => self.mending().heal(e.again()).err().unwrap_or(e),
                 false => e,
@@ -177,7 +177,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// The key that a slot stands for; `None` if the walk meets it elsewhere, at a newer place.
+    /// Returns the key of a slot; `None` if the walk finds the key at a newer place.
     fn key_of_slot(&self, walk: &Walk, spot: Spot) -> Result<Option<(Key<'static>, KeyHash)>> {
         let segments = &walk.segments;
         if spot.ordinal < walk.tables.head {
@@ -203,7 +203,8 @@ impl Engine {
         Ok(Some((key, hash)))
     }
 
-    /// The key of the record at a place, in the segments of the walk's beginning, whose files stay open for it.
+    /// Returns the key of the record at a place, in the segments listed when the walk began, whose files stay open
+    /// for it.
     fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
         self.log.read_in(segments, self.compaction().place_to_read(place.lsn()), |record| {
             let body = self.body_of(&record)?;
@@ -241,9 +242,10 @@ mod tests {
     use crate::index::tables::Tables;
     use crate::testing::Sim;
 
-    /// Tables were being exchanged each time that a walk looked, and it never asked whether a close waits for it.
+    /// If tables were being exchanged each time that a walk tried to begin, it never checked whether a close waits
+    /// for it.
     #[test]
-    fn a_walk_that_finds_no_moment_to_begin_leaves_for_a_close() {
+    fn a_walk_that_can_not_begin_leaves_for_a_close() {
         let sim = Sim::new(1);
         let store = sim.open().unwrap();
         assert!(store.mark("k").unwrap().is_first());
@@ -252,7 +254,7 @@ mod tests {
         std::thread::spawn(move || {
             let engine = walking.engine();
             let inside = engine.enter().unwrap();
-            // As between the two steps of an exchange: the shards don't know of it yet.
+            // As between the two steps of an exchange: the shards still have the old tables.
             let old = engine.tables();
             let new = Tables::new(old.list.clone(), old.covered, old.head, old.expired.clone());
             *engine.tables.lock() = new;

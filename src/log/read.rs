@@ -1,4 +1,4 @@
-//! Reading: one record, all of them in order, and everything that is listed, for `verify`.
+//! Reads one record, all records in order, or everything that is listed, for `verify`.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -24,7 +24,7 @@ impl Log {
         self.read_listed(lsn, use_of)
     }
 
-    /// The same, in segments that were listed at an earlier moment.
+    /// The same, in segments that were listed earlier.
     pub(crate) fn read_in<T>(
         &self,
         segments: &Segments,
@@ -35,7 +35,7 @@ impl Log {
         self.read_of(&segments.0, lsn, use_of)
     }
 
-    /// Makes sure that the record at `lsn` is in its file.
+    /// Ensures that the record at `lsn` is in its file.
     fn prepare_read(&self, lsn: Lsn) -> Result<()> {
         if self.gate.is_unsettled() && lsn >= self.unsettled_from {
             return Err(Error::new(
@@ -50,7 +50,7 @@ impl Log {
         Ok(())
     }
 
-    /// Reads a record that was handed to the system, in whatever is listed.
+    /// Reads a record that was handed to the system, in the listed segments.
     pub(super) fn read_listed<T>(
         &self,
         lsn: Lsn,
@@ -74,7 +74,7 @@ impl Log {
         segment.read(lsn, use_of)
     }
 
-    /// Shows every record about a key from `from` to `to`, in order, all of which is durable.
+    /// Passes every record about a key from `from` to `to` to `visit`, in order. All of that range is durable.
     pub(crate) fn walk(&self, from: Lsn, to: Lsn, visit: &mut recovery::Visit<'_>) -> Result<()> {
         let segments = Arc::clone(&self.segments.lock());
         let ends = self.listed();
@@ -82,14 +82,14 @@ impl Log {
         recovery::walk(&segments, &ends, from, to, &reopen, visit)
     }
 
-    /// The segments as they are listed now, to find records in by position or by segment.
+    /// Returns the segments that are listed now, to find records by position or by segment.
     pub(crate) fn segments(&self) -> Segments {
         Segments(Arc::clone(&self.segments.lock()))
     }
 
-    /// Shows the records about keys of a segment, in order, from `at` on and about `bytes` of them, as many at once as are
-    /// read at once. Gives the place behind them; `None` if that is the segment's end. A bad record is `Corrupt`: all of it
-    /// was durable. That the segment isn't listed is no end of it.
+    /// Passes the records about keys of a segment to `visit`, in order, about `bytes` of them from `at` on, as many
+    /// at once as are read at once. Returns the place after them; `None` if that is the segment's end. A bad record
+    /// is `Corrupt`: the whole segment was durable. A segment that isn't listed is an error, not an end.
     pub(crate) fn walk_some(
         &self,
         ordinal: u32,
@@ -104,21 +104,21 @@ impl Log {
         reader::walk_some(&self.reopened(item)?, at, item.end, bytes, visit)
     }
 
-    /// A listed segment, to be read by calls: where the device can't give something, they fail, while a map would end
-    /// the process.
+    /// Opens a listed segment for reads by calls: these fail where the device can't read, while a map would end the
+    /// process.
     fn reopened(&self, item: &manifest::Listed) -> Result<Segment> {
         let (storage, store) = (&*self.seams.storage, self.store());
         Segment::open(storage, &self.log_dir(), item, store, storage::Access::Read)
     }
 
-    /// Whether the manifest on disk is the one that stands, or says the same.
+    /// Checks that the manifest on disk is the current one, or has the same contents.
     pub(crate) fn check_manifest(&self) -> Result<()> {
         let path = manifest::path(&self.dir);
         let standing = || self.keeper.lock().manifest.generation;
         loop {
             let before = standing();
             let found = manifest::load(&*self.seams.storage, &self.dir);
-            // A switch changes the file under whoever reads it.
+            // A switch may have changed the file during the read.
             if standing() != before {
                 continue;
             }
@@ -130,9 +130,10 @@ impl Log {
         }
     }
 
-    /// A listed segment, and where what is durable of it ends; `None` if it isn't listed, or nothing of it is.
+    /// Returns a listed segment and the end of its durable part; `None` if it isn't listed, or nothing of it is
+    /// durable.
     fn durable_part(&self, ordinal: u32) -> Option<(manifest::Listed, Lsn)> {
-        // Of one moment: the first write after a crash cuts segments and moves on how far the log is durable.
+        // Both under one lock: the first write after a crash cuts segments and moves the durable end.
         let keeper = self.keeper.lock();
         let item = keeper.manifest.segments.iter().find(|item| item.ordinal == ordinal)?;
         let mut durable = self.durable();
@@ -143,7 +144,7 @@ impl Log {
         (end > item.base).then_some((*item, end))
     }
 
-    /// Reads all segments as far as they are durable, and goes on behind damage.
+    /// Reads all segments as far as they are durable, and continues after damage.
     pub(crate) fn scrub(&self, told: &mut reader::Told<'_>) {
         for item in self.listed() {
             if self.scrub_segment(item.ordinal, told).is_break() {
@@ -162,14 +163,14 @@ impl Log {
                 Err(error) => error,
             };
             match self.durable_part(ordinal) {
-                // Compaction has taken it away meanwhile.
+                // Compaction has removed it meanwhile.
                 None => return ControlFlow::Continue(()),
-                // The first write of this opening has cut it meanwhile: it is read as it is listed now.
+                // The first write since the open has cut it meanwhile: it is read as it is listed now.
                 Some(now) if now.0 != item => (item, end) = now,
                 Some(_) => {
                     let is_damaged = error.kind() == ErrorKind::Corrupt;
                     told(Scrubbed::Failed(error))?;
-                    // What there is of it is read all the same.
+                    // The part of it that exists is read nevertheless.
                     let path = self.log_dir().join(segment::file_name(ordinal));
                     match self.seams.storage.open(&path, storage::Access::Read) {
                         Ok(file) if is_damaged => {
@@ -189,7 +190,7 @@ impl Log {
         })
     }
 
-    /// Whether a scrub that begins now, and met `listed`, comes to the place in a segment that an error names.
+    /// Whether a scrub that began with `listed` reads the place in a segment that an error names.
     pub(crate) fn scrubs(&self, listed: &[manifest::Listed], error: &Error) -> bool {
         let name = error.path().and_then(Path::file_name).and_then(|name| name.to_str());
         let ordinal = name.and_then(segment::ordinal_of);
@@ -199,32 +200,32 @@ impl Log {
         })
     }
 
-    /// Whether the place that an error names in a segment is a part of the log still: what compaction takes away, and
-    /// what the first write after a crash cuts off, is none.
+    /// Whether the place that an error names in a segment is still part of the log: not if compaction removed the
+    /// segment, or the first write after a crash cut the place off.
     fn is_in_log(&self, ordinal: u32, error: &Error) -> bool {
         self.durable_part(ordinal).is_some_and(|(item, end)| {
             error.offset().is_none_or(|offset| item.base.plus(offset) < end)
         })
     }
 
-    /// The segments listed, oldest first.
+    /// Returns the listed segments, the oldest first.
     pub(crate) fn listed(&self) -> Vec<manifest::Listed> {
         self.keeper.lock().manifest.segments.clone()
     }
 }
 
-/// The listed segments of one moment.
+/// A snapshot of the listed segments.
 pub(crate) struct Segments(Arc<Vec<Arc<Segment>>>);
 
 impl Segments {
-    /// Where the record at `lsn` stands; `None` if no segment holds it.
+    /// Returns the segment and offset of the record at `lsn`; `None` if no segment holds it.
     pub(crate) fn spot_of(&self, lsn: Lsn) -> Option<Spot> {
         let after = self.0.partition_point(|segment| segment.base() <= lsn);
         let segment = after.checked_sub(1).and_then(|index| self.0.get(index))?;
         Some(Spot { ordinal: segment.identity.ordinal, offset: segment.offset(lsn) })
     }
 
-    /// The position of what stands at `spot`; `None` if no segment has that ordinal.
+    /// Returns the position of the record at `spot`; `None` if no segment has that ordinal.
     pub(crate) fn lsn_of(&self, spot: Spot) -> Option<Lsn> {
         let index = self.0.partition_point(|segment| segment.identity.ordinal < spot.ordinal);
         let segment = self.0.get(index).filter(|found| found.identity.ordinal == spot.ordinal)?;

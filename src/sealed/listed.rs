@@ -20,7 +20,7 @@ pub(crate) const BUCKET_BYTES: usize = 64;
 
 /// Entries of a full page of expired keys.
 pub(crate) const ENTRIES: usize = 204;
-/// Memories pass at the end of one.
+/// Milliseconds in a minute; memories pass at the end of one.
 pub(crate) const MINUTE: u64 = crate::limits::MEMORY_MILLIS;
 
 /// Bytes of a header, except for the zeros that may follow it.
