@@ -555,7 +555,7 @@ impl Engine {
         if state.is_none() {
             self.forgotten.fetch_max(placed.lsn.get(), Ordering::SeqCst);
         }
-        // A new token is the record's LSN.
+        // A new token is derived from the record's LSN.
         let own = placed.lsn.token(ahead);
         let level = writing.level.unwrap_or(Durability::Sync);
         let place = Place::new(placed.lsn, level);

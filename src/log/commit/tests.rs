@@ -135,7 +135,7 @@ fn a_wait_at_flush_for_an_earlier_record_passes_the_wake_up_on() {
         queue.poison();
         woken
     });
-    assert_eq!(woken, Ok(Ok(())), "nobody woke it");
+    assert_eq!(woken, Ok(Ok(())), "no thread woke it");
 }
 
 /// A leader whose sync takes the writer's lock for a moment, in which a thread at `Flush` goes to sleep.
@@ -197,5 +197,5 @@ fn a_leader_wakes_threads_that_found_the_writer_taken_during_its_sync() {
         queue.poison();
         woken
     });
-    assert_eq!(woken, Ok(Ok(())), "nobody woke it");
+    assert_eq!(woken, Ok(Ok(())), "no thread woke it");
 }
