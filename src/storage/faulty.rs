@@ -1,9 +1,10 @@
 //! Wraps another storage and makes chosen calls fail, fall short, wait, or be the last before a power cut.
 //!
-//! Promises: counts every call by class, so a test can fail the first, the second, and so on until a run
-//! ends clean. A call that fails by [`Effect::Fail`] or a power cut has no effect; one that fails by
-//! [`Effect::FailAfter`] has all of it. Without faults it changes nothing.
-//! Never: decides by lot, and never undoes: what the device keeps after a cut is the inner storage's matter.
+//! Promises: counts every call by class, so a test can fail the first, the second, and so on until a run ends without a
+//! fault. A call that fails by [`Effect::Fail`] or a power cut has no effect; one that fails by [`Effect::FailAfter`]
+//! has its full effect. Without faults it changes nothing.
+//! Never: chooses at random, and never undoes a call: what the device keeps after a cut is decided by the inner
+//! storage.
 
 #![expect(clippy::disallowed_types, reason = "part of the storage seam")]
 #![cfg_attr(not(test), allow(dead_code, reason = "the public simulator needs only part of it"))]
@@ -106,21 +107,21 @@ impl Calls {
 pub(crate) enum Effect {
     /// It fails and does nothing.
     Fail(CallFailure),
-    /// It is done, and fails all the same.
+    /// It has its full effect, and fails nevertheless.
     FailAfter(CallFailure),
-    /// A read or write is cut to so many bytes; other calls are left alone.
+    /// A read or write is cut to so many bytes; other calls are unaffected.
     Short(usize),
-    /// It fails, and so does every later call, doing nothing. If it is a write, its first `bytes_kept` are written.
+    /// It fails without effect, and so does every later call. If it is a write, its first `bytes_kept` are written.
     PowerCut { bytes_kept: usize },
     /// It waits until the gate opens.
     Wait(Arc<CallGate>),
-    /// It is slow: other threads run so often before it does.
+    /// It is slow: other threads are scheduled so often before it runs.
     #[cfg(shuttle)]
     Slow(u64),
-    /// It waits until it is let go of, in a schedule of shuttle's.
+    /// It waits until it is released, in a schedule of shuttle's.
     #[cfg(shuttle)]
     Held(Arc<Hold>),
-    /// It panics and does nothing: for a bug of ours, or a seam's.
+    /// It panics without effect, as a bug of ours or of a seam would.
     Panic,
 }
 
@@ -154,9 +155,9 @@ impl CallFailure {
 #[derive(Clone, Debug)]
 pub(crate) struct Fault {
     pub(crate) calls: Calls,
-    /// Only calls whose path ends so count.
+    /// Counts only calls whose path ends in this.
     pub(crate) path_end: Option<PathBuf>,
-    /// How many such calls go well first, counted from when the fault is set.
+    /// How many such calls succeed first, counted from when the fault is set.
     pub(crate) after: u64,
     /// Whether all later ones are hit as well.
     pub(crate) lasting: bool,
@@ -174,13 +175,13 @@ impl Fault {
         Fault { lasting: true, ..Fault::once(calls, after, effect) }
     }
 
-    /// Only for paths that end in these components.
+    /// Counts only paths that end in these components.
     pub(crate) fn at(self, path_end: impl Into<PathBuf>) -> Self {
         Fault { path_end: Some(path_end.into()), ..self }
     }
 }
 
-/// Holds calls back until a test lets them go.
+/// Blocks calls until a test releases them.
 #[derive(Default, Debug)]
 pub(crate) struct CallGate {
     state: Mutex<GateState>,
@@ -200,7 +201,7 @@ impl CallGate {
         self.changed.notify_all();
     }
 
-    /// Waits until `count` calls have come to the gate, ever; `false` if that takes longer than `most`.
+    /// Waits until `count` calls in total have reached the gate; `false` if that takes longer than `most`.
     pub(crate) fn wait_arrived(&self, count: u64, most: Duration) -> bool {
         let mut state = self.state.lock();
         !self.changed.wait_while_for(&mut state, |state| state.arrived < count, most).timed_out()
@@ -239,7 +240,7 @@ impl Hold {
         }
     }
 
-    /// Waits until the call has come.
+    /// Waits until the call has arrived.
     pub(crate) fn wait_arrived(&self) {
         self.wait_until(&self.has_come);
     }
@@ -311,7 +312,7 @@ impl FaultyStorage {
         self.script.state.lock().faults.push(fault);
     }
 
-    /// Takes all faults away. A power cut stays, and so does a call that waits at a gate.
+    /// Removes all faults. A power cut stays, and so does a call that waits at a gate.
     pub(crate) fn heal(&self) {
         self.script.state.lock().faults.clear();
     }
@@ -325,7 +326,7 @@ impl FaultyStorage {
         self.script.dark.load(Ordering::SeqCst)
     }
 
-    /// How many such calls there were so far, those that failed included, those after a power cut not.
+    /// How many such calls there were, including those that failed, excluding those after a power cut.
     pub(crate) fn count(&self, calls: Calls) -> u64 {
         let state = self.script.state.lock();
         state
@@ -336,7 +337,7 @@ impl FaultyStorage {
             .sum()
     }
 
-    /// How often a fault took effect. A run with none at `after` has seen them all.
+    /// How often a fault took effect. A run without a hit has tried them all.
     pub(crate) fn hits(&self) -> u64 {
         self.script.state.lock().hits
     }
@@ -346,7 +347,7 @@ impl FaultyStorage {
         self.script.logging.store(on, Ordering::SeqCst);
     }
 
-    /// The calls logged since the last time, in the order in which they ended.
+    /// Returns the calls logged since the last time, in the order in which they ended.
     pub(crate) fn take_log(&self) -> Vec<Op> {
         std::mem::take(&mut self.script.state.lock().log)
     }
@@ -379,7 +380,7 @@ impl<'a> CallOf<'a> {
 }
 
 impl Script {
-    /// Makes the call `run(len)`, where `len` is how many bytes of a read or write it may take; or doesn't.
+    /// Runs `run(len)`, where `len` is how many bytes a read or write may transfer, unless a fault prevents it.
     fn run<T>(&self, call: CallOf<'_>, run: impl FnOnce(usize) -> io::Result<T>) -> io::Result<T> {
         if self.dark.load(Ordering::SeqCst) {
             return Err(dark());
@@ -393,7 +394,7 @@ impl Script {
             Some(Effect::PowerCut { bytes_kept }) => {
                 self.dark.store(true, Ordering::SeqCst);
                 if call.class == Class::Write && bytes_kept > 0 {
-                    // The caller learns nothing of what came of it.
+                    // The caller doesn't learn the result.
                     drop(run(call.len.min(bytes_kept)));
                 }
                 Err(dark())
@@ -402,7 +403,7 @@ impl Script {
             Some(Effect::Panic) => std::panic::panic_any("the simulated disk panics"),
             Some(Effect::Wait(gate)) => {
                 gate.pass();
-                // The power may have gone meanwhile.
+                // The power may have been cut meanwhile.
                 if self.dark.load(Ordering::SeqCst) { Err(dark()) } else { run(call.len) }
             }
             #[cfg(shuttle)]
@@ -424,7 +425,7 @@ impl Script {
         result
     }
 
-    /// Counts the call; the first fault whose turn it is has its effect, and the others go on counting.
+    /// Counts the call. The first fault that is due takes effect; the others only count.
     fn effect_on(&self, call: &CallOf<'_>) -> Option<Effect> {
         let mut state = self.state.lock();
         let count = state.counts.entry(call.class).or_default();
@@ -601,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn without_faults_it_is_the_inner_storage() {
+    fn without_faults_calls_reach_the_inner_storage_unchanged() {
         let (memory, faulty) = storage();
         everything(&faulty).unwrap();
         let alone = MemoryStorage::new();
@@ -616,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn every_call_can_fail_and_then_does_nothing() {
+    fn every_class_of_call_can_fail_without_effect() {
         for class in Class::ALL {
             let (memory, faulty) = storage();
             faulty.inject(Fault::once(Calls::Of(class), 0, Effect::Fail(CallFailure::IO)));
@@ -654,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn once_and_from_then_on() {
+    fn a_fault_hits_one_call_or_all_from_it() {
         let (_, faulty) = storage();
         let file = faulty.create(path()).unwrap();
         faulty.inject(Fault::once(Calls::Of(Class::Write), 1, Effect::Fail(CallFailure::FULL)));
@@ -669,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_may_wait_for_a_path() {
+    fn a_fault_can_be_limited_to_a_path() {
         let (_, faulty) = storage();
         faulty.inject(Fault::from(Calls::Any, 0, Effect::Fail(CallFailure::IO)).at("b"));
         faulty.create(Path::new("/a")).unwrap();
@@ -682,7 +683,7 @@ mod tests {
     }
 
     #[test]
-    fn failing_after_the_deed() {
+    fn a_call_that_fails_after_has_its_effect() {
         let (memory, faulty) = storage();
         faulty.create(path()).unwrap();
         faulty.inject(Fault::once(Calls::Of(Class::Rename), 0, Effect::FailAfter(CallFailure::IO)));
@@ -691,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn short_and_interrupted_calls_are_seen_through() {
+    fn short_and_interrupted_calls_are_continued() {
         let (memory, faulty) = storage();
         let file = faulty.create(path()).unwrap();
         faulty.inject(Fault::from(Calls::Of(Class::Write), 0, Effect::Short(3)));
@@ -719,7 +720,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_power_cut_nothing_works_and_nothing_happens() {
+    fn after_a_power_cut_every_call_fails_without_effect() {
         let (memory, faulty) = storage();
         let file = faulty.create(path()).unwrap();
         faulty.inject(Fault::once(Calls::Changing, 1, Effect::PowerCut { bytes_kept: 4 }));
@@ -746,7 +747,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_tells_calls_in_order() {
+    fn the_log_lists_calls_in_order() {
         let (_, faulty) = storage();
         let file = faulty.create(path()).unwrap();
         faulty.log_calls(true);
@@ -766,7 +767,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_holds_calls_until_it_opens() {
+    fn a_gate_blocks_calls_until_it_opens() {
         let (memory, faulty) = storage();
         let file = faulty.create(path()).unwrap();
         let gate = Arc::new(CallGate::default());

@@ -1,13 +1,13 @@
-//! Takes the store's descriptors from a forked child, and tells it that it is one.
+//! Closes the store's descriptors in a forked child, and lets the child notice that it is one.
 //!
-//! Promises: in a child made by `fork`, [`generation`] differs from what the parent saw, at the price of one relaxed
+//! Promises: in a child made by `fork`, [`generation`] differs from what the parent saw, at the cost of one relaxed
 //! load, and the child's copies of all descriptors that a [`Descriptor`] holds are closed before `fork` returns there.
-//! So the parent's end frees a directory though the child lives, and the child may open the store anew. A store
-//! remembers the generation it was opened in and does nothing in another; a `Descriptor` of another generation gives
-//! no access to whatever has its number by now, and closes nothing when it is dropped.
-//! Never: notices a child made past the C library, by `clone` or `vfork` directly; those that exec are
-//! served by close-on-exec. One descriptor that another thread is just opening may stay open in the child: no lock,
-//! see [`Descriptor::alone`].
+//! So the directory is free when the parent ends, even if the child lives on, and the child may open the store anew. A
+//! store remembers the generation it was opened in and does nothing in another; a `Descriptor` of another generation
+//! gives no access to the file that has its number by then, and closes nothing when it is dropped.
+//! Never: notices a child made without the C library's `fork`, by `clone` or `vfork` directly; for those that exec,
+//! close-on-exec does the same. A descriptor that another thread is opening during the fork may stay open in the child:
+//! no lock, see [`Descriptor::alone`].
 
 #![expect(clippy::disallowed_types, reason = "a fork handler may touch nothing but plain atomics")]
 
@@ -24,11 +24,11 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 static BEGUN: AtomicU32 = AtomicU32::new(0);
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
-/// The numbers of the descriptors that a child is not to keep, a bit each. As many as a process may have on Linux,
-/// unless its administrator asked for more.
+/// The numbers of the descriptors that a child must close, a bit each. As many as a process may have on Linux, unless
+/// its administrator raised the limit.
 static KEPT: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
 const WORDS: usize = (1 << 20) / 64;
-/// How many words have ever had a bit: a child need not look at all.
+/// How many words have ever had a bit: a child need not read the rest.
 static WORDS_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// How many forks lie between this process and the first one that called [`register`].
@@ -48,7 +48,7 @@ pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed).wrapping_add(FORKS.with(std::cell::Cell::get))
 }
 
-/// From now on the calling thread is a forked child, as far as the store can tell.
+/// Makes the calling thread a forked child, as far as the store can tell.
 #[cfg(all(test, shuttle))]
 pub(crate) fn become_child() {
     FORKS.with(|forks| forks.set(forks.get().wrapping_add(1)));
@@ -70,8 +70,8 @@ impl Descriptor {
         Ok(Descriptor { file: Some(fs::File::from(fd)), generation: generation() })
     }
 
-    /// One of which no child has a copy, ever: what is locked through it is free when it is closed. Opened again if a
-    /// fork came in between, since the child would not know of it.
+    /// Opens a descriptor that no child has a copy of: a lock taken through it is released when it is closed. Opens it
+    /// again if a fork happened in between, since the child would not know of the copy.
     pub(crate) fn alone(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Self> {
         loop {
             let begun = BEGUN.load(Ordering::SeqCst);
@@ -86,7 +86,7 @@ impl Descriptor {
         }
     }
 
-    /// The open file. In a forked child there is none.
+    /// Returns the open file. A forked child has none.
     pub(crate) fn file(&self) -> io::Result<&fs::File> {
         match &self.file {
             Some(file) if self.generation == generation() => Ok(file),
@@ -107,21 +107,21 @@ impl Drop for Descriptor {
             std::mem::forget(file);
             return;
         }
-        // First: once it is closed, its number may be anybody's.
+        // First: once it is closed, its number may be reused.
         if let Some((_, word, bit)) = place(&file) {
             word.fetch_and(!bit, Ordering::SeqCst);
         }
     }
 }
 
-/// The word of a descriptor's bit, with its index, and the bit. `None`: a number too large for what is kept.
+/// The word that has a descriptor's bit, with its index, and the bit. `None` if the number exceeds what is tracked.
 fn place(fd: &impl AsRawFd) -> Option<(usize, &'static AtomicU64, u64)> {
     let number = usize::try_from(fd.as_raw_fd()).ok()?;
     let index = number / 64;
     Some((index, KEPT.get(index)?, 1 << (number % 64)))
 }
 
-/// Installs the handlers; further calls cost nothing. Fails only for want of memory, and may be tried again.
+/// Installs the handlers; further calls cost nothing. Fails only if memory is short, and may be tried again.
 pub(crate) fn register() -> io::Result<()> {
     static REGISTERING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
     static IS_REGISTERED: AtomicBool = AtomicBool::new(false);
@@ -155,7 +155,7 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    // First: from here on nobody uses a descriptor of the parent's.
+    // First: from here on no code uses a descriptor of the parent's.
     GENERATION.fetch_add(1, Ordering::SeqCst);
     for (index, word) in KEPT.iter().enumerate().take(WORDS_USED.load(Ordering::SeqCst)) {
         let mut bits = word.swap(0, Ordering::SeqCst);
@@ -164,7 +164,7 @@ extern "C" fn in_child() {
             bits &= bits - 1;
         }
     }
-    // Threads that were forking as well are not here.
+    // Threads that were forking too don't exist in the child.
     ENDED.store(BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
 }
 
@@ -181,7 +181,7 @@ fn close(number: usize) {
 mod tests {
     use super::*;
 
-    /// What a child that runs `work` ends with.
+    /// The result of `work` in a forked child.
     #[expect(unsafe_code, reason = "a real fork is what this is about")]
     fn in_a_child(work: impl FnOnce() -> bool) -> bool {
         // SAFETY: the child makes system calls, and allocates, which glibc allows after a fork.
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_knows_that_it_is_one() {
+    fn a_child_sees_another_generation() {
         register().unwrap();
         register().unwrap();
         let before = generation();
@@ -213,18 +213,18 @@ mod tests {
     }
 
     #[test]
-    fn a_child_has_none_of_the_descriptors_and_closes_nobodys() {
+    fn a_child_has_none_of_the_descriptors_and_closes_no_other_file() {
         register().unwrap();
         let kept = Descriptor::alone(null).unwrap();
         let other = fs::File::open("/dev/null").unwrap();
         let number = kept.file().unwrap().as_raw_fd();
         let is_open = |number: i32| fs::metadata(format!("/proc/self/fd/{number}")).is_ok();
-        // Dropped by each of the two.
+        // Dropped in both processes.
         let kept = std::cell::Cell::new(Some(kept));
         let is_so = in_a_child(|| {
             let kept = kept.take().unwrap();
             let is_closed = kept.file().is_err() && !is_open(number);
-            // Its own, under the same number, outlives the parent's.
+            // The child's own descriptor, under the same number, outlives the parent's.
             let own = fs::File::open("/dev/null").unwrap();
             let is_reused = own.as_raw_fd() == number;
             drop(kept);
@@ -239,9 +239,9 @@ mod tests {
         drop(kept);
     }
 
-    /// Else a child would close whatever has that number by then.
+    /// Otherwise a child would close the file that has that number by then.
     #[test]
-    fn one_that_was_dropped_is_closed_in_no_child() {
+    fn a_dropped_descriptor_is_not_closed_in_a_child() {
         register().unwrap();
         // In a child, where no other thread takes numbers.
         let is_so = in_a_child(|| {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_opened_beside_a_fork_is_opened_again() {
+    fn a_descriptor_opened_during_a_fork_is_opened_again() {
         register().unwrap();
         let opened = std::cell::Cell::new(0);
         let descriptor = Descriptor::alone(|| {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_opened_while_a_fork_is_under_way() {
+    fn no_descriptor_is_opened_while_a_fork_is_under_way() {
         let is_opened = AtomicBool::new(false);
         let (tell, told) = std::sync::mpsc::channel();
         before();
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_opened_beside_a_fork_is_in_no_child() {
+    fn a_descriptor_opened_during_a_fork_is_in_no_child() {
         register().unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {

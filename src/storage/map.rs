@@ -3,10 +3,9 @@
 //! Promises: never reads outside the map, and forms a reference only to the bytes asked for, so other
 //! parts of the file may be written meanwhile. Never: writes, grows or follows a file that grows.
 //!
-//! What is outside its power: another process, or an administrator, that cuts a mapped file short makes
-//! the next access a SIGBUS, and one that changes bytes makes them change under a borrow. The store's
-//! directory is locked and its files are its owner's alone; whoever writes there nevertheless can
-//! do both. Where that is to be feared, plain reads are the alternative.
+//! Outside its power: if another process, or an administrator, cuts a mapped file short, the next access is a SIGBUS;
+//! if one changes bytes, they change under a borrow. The store's directory is locked and its files are private to their
+//! owner; a process that writes there nevertheless can do both. Where that is a risk, plain reads are the alternative.
 
 use std::fs;
 use std::io;
@@ -20,15 +19,15 @@ pub(super) fn map_file(file: &fs::File, len: u64) -> io::Result<Arc<dyn Map>> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    // A system refuses to map nothing.
+    // A system refuses to map zero bytes.
     let raw = if len == 0 {
         None
     } else {
         Some(memmap2::MmapOptions::new().len(len).map_raw_read_only(file)?)
     };
     if let Some(raw) = &raw {
-        // Records and buckets are looked up in no order: what the system would read ahead, megabytes on some
-        // machines, is read for nothing and drives out what is needed. Mere advice: without it, it is only slower.
+        // Records and buckets are looked up in random order: read-ahead, megabytes on some machines, would be wasted
+        // and would evict useful pages. Without this advice lookups are only slower.
         let _ = raw.advise(memmap2::Advice::Random);
     }
     Ok(Arc::new(FileMap { raw, len }))
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn gives_what_is_inside_and_nothing_else() {
+    fn a_map_gives_only_bytes_inside_it() {
         let map = map_file(&file(b"0123456789"), 8).unwrap();
         assert_eq!(map.bytes(0, 8).unwrap(), b"01234567");
         assert_eq!(map.bytes(3, 2).unwrap(), b"34");
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_more_than_the_file_has() {
+    fn a_map_longer_than_its_file_is_refused() {
         assert_eq!(map_file(&file(b"0123"), 5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(
             map_file(&file(b"0123"), u64::MAX).unwrap_err().kind(),
@@ -114,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_ahead_asks_for_nothing_outside() {
+    fn read_ahead_stays_inside_the_map() {
         let map = map_file(&file(b"0123456789"), 8).unwrap();
         for (offset, len) in [(0, 8), (7, 1 << 20), (8, 1), (u64::MAX, usize::MAX)] {
             map.read_ahead(offset, len);
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn outlives_its_file_and_shows_later_writes_elsewhere() {
+    fn a_map_outlives_its_file_and_shows_later_writes_elsewhere() {
         let file = file(b"0123456789");
         let map = map_file(&file, 10).unwrap();
         let early = map.bytes(0, 4).unwrap();

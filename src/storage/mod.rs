@@ -32,11 +32,11 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// Takes the exclusive lock of the directory itself, or fails with `WouldBlock` at once.
     fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir>;
 
-    /// Whether a directory is still the one that stands at its path: the locked one, or one directly below it that
-    /// this storage has used. `Here` where nothing is locked.
+    /// Whether a directory is still the one at its path: the locked one, or one directly below it that this storage has
+    /// used. `Here` where nothing is locked.
     fn standing(&self, dir: &Path) -> io::Result<Standing>;
 
-    /// Who holds the lock of `dir`, as far as the system tells: a process id.
+    /// The process that holds the lock of `dir`, as far as the system tells.
     fn lock_holder(&self, dir: &Path) -> Option<u32>;
 
     /// Creates a file for reading and writing (mode 0600). `AlreadyExists` if something has the name.
@@ -46,12 +46,12 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// error is reported to each party that syncs. A directory is `IsADirectory`.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>>;
 
-    /// Renames, replacing what stands at `to`. Atomic for every observer, durable after `sync_dir`.
+    /// Renames, replacing what is at `to`. Atomic for every observer, durable after `sync_dir`.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Exchanges what stands at two names: for every observer, and after a power loss too, both have changed
-    /// or neither. Durable after `sync_dir`. Not every file system can; one that can't answers as
-    /// [`cannot_exchange`] knows, and does nothing.
+    /// Exchanges two names: for every observer, and after a power loss too, both have changed or neither. Durable after
+    /// `sync_dir`. A file system that doesn't support it answers with an error that [`cannot_exchange`] recognises, and
+    /// does nothing.
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()>;
 
     /// Removes a file's name. Open files of it live on.
@@ -76,19 +76,19 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
 pub(crate) struct TakenDir {
     /// The lock is released when this is dropped, and by the end of the process.
     pub(crate) lock: Box<dyn DirLock>,
-    /// Takes the same paths. Those below the directory lead into the one that is locked, whatever stands at its path
-    /// by then, so nothing of another store is ever created, renamed or removed.
+    /// Accepts the same paths. Those below the directory lead into the locked directory, whatever is at its path by
+    /// then, so nothing of another store is ever created, renamed or removed.
     pub(crate) storage: Arc<dyn Storage>,
 }
 
-/// What became of a directory that is held open.
+/// Whether a directory that is held open is still at its path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Standing {
-    /// It stands at its path.
+    /// It is at its path.
     Here,
-    /// Nothing stands there: it was moved or removed.
+    /// Nothing is at its path: it was moved or removed.
     Gone,
-    /// Another directory, or a file, stands there.
+    /// Another directory, or a file, is at its path.
     Another,
 }
 
@@ -143,15 +143,15 @@ pub(crate) trait Map: Send + Sync + fmt::Debug {
 /// How a change of several steps failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Before anything was touched that counts: a later try may do.
+    /// Before anything was changed that counts: a later try may succeed.
     Before(crate::Error),
-    /// A write, a sync or a switch of names failed: what stands is unknown, nothing may be written any more.
+    /// A write, a sync or a switch of names failed: the state on disk is unknown, and nothing may be written any more.
     Poison(crate::Error),
 }
 
 impl Failure {
-    /// How preparing something failed that nothing hangs on yet: a full disk is harmless, and so is a want of memory. A
-    /// device that fails here will fail elsewhere.
+    /// Classifies a failure to prepare something that nothing refers to yet: a full disk is harmless, and so is a
+    /// shortage of memory. A device that fails here will fail elsewhere.
     pub(crate) fn full_or_poison(
         e: io::Error,
         error: impl FnOnce(io::Error) -> crate::Error,
@@ -160,8 +160,8 @@ impl Failure {
         if is_full { Failure::Before(error(e)) } else { Failure::scarce_or_poison(e, error) }
     }
 
-    /// How a step failed before which nothing counts, and whose room was taken beforehand: a want of memory is harmless,
-    /// and so is a directory that may not be changed. Neither has done anything.
+    /// Classifies a failure of a step whose space was reserved beforehand, and before which nothing counts: a shortage
+    /// of memory is harmless, and so is a directory that may not be changed. Neither has changed anything.
     pub(crate) fn scarce_or_poison(
         e: io::Error,
         error: impl FnOnce(io::Error) -> crate::Error,
@@ -172,7 +172,7 @@ impl Failure {
     }
 }
 
-/// Whether an exchange was refused because the file system, or a sandbox around the process, has none. Then
+/// Whether an exchange was refused because the file system, or a sandbox around the process, doesn't support it. Then
 /// nothing was done.
 pub(crate) fn cannot_exchange(e: &io::Error) -> bool {
     // File systems say EINVAL, old kernels ENOSYS, macOS ENOTSUP, and filters of system calls EPERM.
@@ -197,7 +197,7 @@ pub(crate) fn write_all_at(file: &dyn File, mut buf: &[u8], mut offset: u64) -> 
     Ok(())
 }
 
-/// Fills as much of `buf` as the file has from `offset`; returns how many bytes that were.
+/// Fills as much of `buf` as the file has from `offset`; returns the number of bytes.
 pub(crate) fn read_full_at(file: &dyn File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {

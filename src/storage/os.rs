@@ -1,11 +1,11 @@
 //! Real files.
 //!
-//! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an
-//! open file of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the
-//! directory's own `flock`, so no file is added to the data, and it ends with its process. Once a directory is
-//! locked, paths below it are looked up from its descriptor, and its names are synced through descriptors that are
-//! open already. What root makes there belongs to the directory's owner.
-//! Never: retries (but for an interrupted open), falls back, or follows anything into a device, a pipe or a directory.
+//! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an open file
+//! of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the directory's own `flock`, so
+//! no file is added to the data, and it ends with its process. Once a directory is locked, paths below it are looked up
+//! from its descriptor, and its names are synced through descriptors that are open already. Files that root makes there
+//! belong to the directory's owner.
+//! Never: retries (except an interrupted open), falls back, or opens a device or a pipe.
 
 #![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
 
@@ -33,14 +33,15 @@ pub(crate) struct OsStorage {
     locked: Option<Arc<LockedDir>>,
 }
 
-/// The locked directory, and those directly below it that were used: held open, so that neither a rename of one of
-/// them nor a want of descriptors keeps the store from its files.
+/// The locked directory, and those directly below it that were used: held open, so that neither a rename of one of them
+/// nor a shortage of descriptors keeps the store from its files.
 #[derive(Debug)]
 struct LockedDir {
     path: PathBuf,
     dir: Arc<Descriptor>,
     below: Mutex<BTreeMap<OsString, Arc<Descriptor>>>,
-    /// To whom root gives what it makes: the directory's owner must be able to open the store again.
+    /// The owner of the directory, to whom root gives the files it makes: the owner must be able to open the store
+    /// again.
     heir: Option<(Uid, Gid)>,
 }
 
@@ -74,7 +75,7 @@ impl From {
 }
 
 impl OsStorage {
-    /// Where to look `path` up from, and what is left of it.
+    /// Where to look `path` up from, and the rest of the path.
     fn at<'p>(&self, path: &'p Path) -> io::Result<(From, &'p Path)> {
         let below = |locked: &'_ Arc<LockedDir>| {
             Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
@@ -119,7 +120,7 @@ impl Storage for OsStorage {
         }
         let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
         if let Some(locked) = self.locked.as_ref().filter(is_in) {
-            // One of that name that was held is not the one that stands there now.
+            // The held one of that name is not the directory at that path now.
             locked.below.lock().remove(name.as_os_str());
         }
         Ok(())
@@ -173,7 +174,7 @@ impl Storage for OsStorage {
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn File>> {
         let access = if access == Access::Read { OFlags::RDONLY } else { OFlags::RDWR };
-        // A pipe in a segment's place must be an error, not a wait for its other end.
+        // A pipe in place of a segment must be an error, not a wait for its other end.
         let file = Descriptor::new(self.open_at(path, access | OFlags::NONBLOCK)?)?;
         let kind = file.file()?.metadata()?.file_type();
         if kind.is_dir() {
@@ -251,7 +252,7 @@ fn heir_of(dir: BorrowedFd<'_>) -> io::Result<Option<(Uid, Gid)>> {
     Ok(is_visit.then_some((owner, group)))
 }
 
-/// Durable on return: a file of root's that comes back after a power loss would keep its owner out for good.
+/// Durable on return: a file that root owns after a power loss would lock its owner out for good.
 fn give(fd: BorrowedFd<'_>, (owner, group): (Uid, Gid)) -> io::Result<()> {
     rustix::fs::fchown(fd, Some(owner), Some(group))?;
     Ok(rustix::io::retry_on_intr(|| rustix::fs::fsync(fd))?)
@@ -275,7 +276,7 @@ fn exchange(_: BorrowedFd<'_>, _: &Path, _: BorrowedFd<'_>, _: &Path) -> io::Res
     Err(Errno::NOSYS.into())
 }
 
-/// A name that isn't UTF-8 is none of ours; it is listed so that it can be reported.
+/// A name that isn't UTF-8 is not one of the store's; it is listed so that it can be reported.
 fn list(dir: OwnedFd) -> io::Result<Vec<DirEntry>> {
     let (mut dir, mut entries) = (rustix::fs::Dir::new(dir)?, Vec::new());
     while let Some(entry) = dir.read() {
@@ -294,7 +295,7 @@ fn list(dir: OwnedFd) -> io::Result<Vec<DirEntry>> {
     Ok(entries)
 }
 
-/// What a name stands for in the end; `None` for a link that leads nowhere.
+/// What a name resolves to; `None` for a link that leads nowhere.
 fn kind_of(dir: BorrowedFd<'_>, name: &Path) -> io::Result<Option<FileType>> {
     let of = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode);
     match rustix::fs::statat(dir, name, AtFlags::empty()) {
@@ -314,11 +315,11 @@ struct OsDirLock {
 impl DirLock for OsDirLock {}
 
 impl Drop for OsDirLock {
-    /// The lock belongs to the open file, which the storage goes on to use: so it is released explicitly. Not by a forked
+    /// The lock belongs to the open file, which the storage still uses, so it is released explicitly. Not by a forked
     /// child, which has no such file.
     fn drop(&mut self) {
         if let Ok(dir) = self.dir.fd() {
-            // Closing the last descriptor is the fallback, and there is nobody to tell.
+            // Closing the last descriptor releases it as well, and a drop can't report an error.
             let _ = rustix::fs::flock(dir, FlockOperation::Unlock);
         }
     }
@@ -431,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn files_and_directories_are_their_owners_alone() {
+    fn files_and_directories_are_private_to_their_owner() {
         let dir = tempfile::tempdir().unwrap();
         let (sub, file) = (dir.path().join("sub"), dir.path().join("sub/file"));
         OS.create_dir(&sub).unwrap();
@@ -469,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_open_and_nothing_hangs() {
+    fn only_regular_files_open_and_no_open_hangs() {
         let dir = tempfile::tempdir().unwrap();
         let (pipe, link, device) =
             (dir.path().join("pipe"), dir.path().join("link"), Path::new("/dev/null"));
@@ -490,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_locked_once_and_leaves_no_trace() {
+    fn a_directory_is_locked_once_and_without_a_file() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(OS.lock_holder(dir.path()), None);
         let lock = OS.lock_dir(dir.path()).unwrap();
@@ -507,13 +508,13 @@ mod tests {
 
     #[test]
     #[expect(unsafe_code, reason = "a real fork is what this is about")]
-    fn a_childs_drop_leaves_the_lock_and_the_owners_drop_ends_it_while_the_child_lives() {
+    fn a_drop_in_a_child_keeps_the_lock_and_the_owners_drop_releases_it() {
         let dir = tempfile::tempdir().unwrap();
         let lock = OS.lock_dir(dir.path()).unwrap();
         let (dropped, tell_dropped) = std::os::unix::net::UnixStream::pair().unwrap();
         let (end, tell_end) = std::os::unix::net::UnixStream::pair().unwrap();
-        // SAFETY: the child makes system calls and frees one box; no lock of the allocator is at stake that glibc
-        // does not renew in a child.
+        // SAFETY: the child makes system calls and frees one box; glibc renews in a child each lock of the allocator
+        // that this takes.
         let child = unsafe { libc::fork() };
         if child == 0 {
             drop(lock);
@@ -535,7 +536,7 @@ mod tests {
 
     #[test]
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn a_holder_is_found_by_its_place_alone() {
+    fn a_lock_holder_is_found_by_its_inode_alone() {
         let locks = "\
 1: FLOCK  ADVISORY  WRITE 11 fe:00:1053 0 EOF
 2: POSIX  ADVISORY  WRITE 12 fe:00:1054 0 EOF

@@ -1,5 +1,5 @@
-//! The same random calls on real files and on the simulated disk must show the same: answers, errors by number,
-//! bytes, names, and what maps and unlinked open files see.
+//! Runs the same random calls on real files and on the simulated disk, and compares answers, error numbers, bytes,
+//! names, and what maps and unlinked open files show.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ impl Side {
         }
     }
 
-    /// Of directories only: that is what is asked for.
+    /// Asked for directories only.
     fn standing(&self, path: &Path) -> String {
         match self.storage.list(path) {
             Ok(_) => seen(self.storage.standing(path)),
@@ -154,7 +154,7 @@ fn a_program_sees_the_same_on_real_files() {
         let mut locks = Vec::new();
         let is_locked = seed % 2 == 1;
         if is_locked {
-            // The same below a directory that is locked, and moves away in the midst.
+            // The same below a directory that is locked, and is moved halfway.
             (root, real_root) = (root.join("s"), real_root.join("s"));
             for (storage, root) in [(&mut real, &real_root), (&mut memory, &root)] {
                 storage.create_dir(root).unwrap();
@@ -179,7 +179,7 @@ fn a_program_sees_the_same_on_real_files() {
             assert_eq!(memory.step(&mut lot), answer, "seed {seed} step {step}");
             answers.insert(answer.chars().take(24).collect::<String>());
         }
-        // By names alone, whatever the locked sides hold open.
+        // By path alone, whatever the locked storages hold open.
         let (root, real_root) = match is_locked {
             true => (PathBuf::from("/t"), dir.path().join("t")),
             false => (memory.root.clone(), real.root.clone()),
@@ -190,7 +190,7 @@ fn a_program_sees_the_same_on_real_files() {
             assert_eq!(ours.len().unwrap(), theirs.len().unwrap(), "seed {seed}");
         }
     }
-    // The test is blind to errors that it never provokes.
+    // Without provoking these errors the test would not compare them.
     for errno in [2, 9, 17, 20, 21, 22, 39] {
         let text = format!("Some({errno})");
         assert!(

@@ -14,10 +14,10 @@ use rustix::io::Errno;
 pub(super) const SECTOR: u64 = 512;
 /// What a file system allocates.
 pub(super) const BLOCK: u64 = 4096;
-/// No test needs more; a wild offset must not take the machine's memory.
+/// More than any test needs; a wild offset must not exhaust the machine's memory.
 pub(super) const FILE_BYTES_MAX: u64 = 1 << 32;
 
-/// Bytes, and which blocks of them have room on the device. The rest is holes, read as zeros.
+/// Bytes, and which blocks of them are allocated on the device. The rest is holes, read as zeros.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Content {
     bytes: Arc<Vec<u8>>,
@@ -34,7 +34,7 @@ impl Content {
         Arc::clone(&self.bytes)
     }
 
-    /// Whether nothing changed since that snapshot, told without a comparison: a change copies what a snapshot holds.
+    /// Whether nothing changed since that snapshot. Needs no comparison: a change copies what a snapshot holds.
     pub(super) fn is_still(&self, snapshot: &Arc<Vec<u8>>) -> bool {
         Arc::ptr_eq(&self.bytes, snapshot)
     }
@@ -136,12 +136,12 @@ pub(super) struct FileNode {
     pub(super) pending: Vec<Pending>,
     /// Sectors whose write-back failed: clean in the cache, never on the device, until rewritten.
     lost: BTreeSet<u64>,
-    /// How many write-back errors there were, and whether anybody was told of the last one.
+    /// How many write-back errors there were, and whether the last one was reported.
     errors: u64,
     error_told: bool,
     /// Whether a name leads here, as the program sees it.
     pub(super) linked: bool,
-    /// Open files and maps.
+    /// Number of open files and maps.
     pub(super) opens: u64,
 }
 
@@ -163,7 +163,7 @@ impl FileNode {
         self.pending.push(Pending { seq, change: Unsynced::Resize { len } });
     }
 
-    /// Everything written so far reaches the device, but for what was lost before.
+    /// Everything written so far reaches the device, except what was lost before.
     pub(super) fn sync(&mut self) {
         for pending in self.pending.drain(..) {
             match pending.change {
@@ -173,8 +173,8 @@ impl FileNode {
         }
     }
 
-    /// Write-back fails: the cache keeps the bytes and calls them clean. Lengths set by `resize` are in the
-    /// file system's journal and go on waiting.
+    /// Write-back fails: the cache keeps the bytes and marks them clean. Lengths set by `resize` are in the file
+    /// system's journal and stay unsynced.
     pub(super) fn fail_writeback(&mut self) {
         let lost = &mut self.lost;
         self.pending.retain(|pending| match &pending.change {
@@ -191,7 +191,7 @@ impl FileNode {
         self.error_told = false;
     }
 
-    /// The cache drops what it calls clean: reads show the device's bytes again. The length stays.
+    /// The cache drops the bytes it marked clean: reads show the device's bytes again. The length stays.
     pub(super) fn evict(&mut self) {
         for sector in std::mem::take(&mut self.lost) {
             let offset = sector.saturating_mul(SECTOR);
@@ -202,12 +202,12 @@ impl FileNode {
         }
     }
 
-    /// The errors that a new open file counts as known: all reported ones.
+    /// The count of errors that a new open file counts as known: all reported ones.
     pub(super) fn errors_known(&self) -> u64 {
         if self.error_told { self.errors } else { self.errors.saturating_sub(1) }
     }
 
-    /// Tells an open file of a write-back error that it has not heard of, once.
+    /// Reports a write-back error to an open file, once.
     pub(super) fn tell_error(&mut self, known: &mut u64) -> io::Result<()> {
         if *known == self.errors {
             return Ok(());

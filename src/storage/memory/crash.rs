@@ -1,10 +1,10 @@
 //! What is left of the simulated disk after a kill or a power loss.
 //!
-//! Promises: everything synced is kept, whatever the [`Crash`]. Of the rest, only states that a device
-//! and a journaling file system could leave: a sector holds one of the versions it had since the last sync;
-//! a change of a file's length by `truncate` is kept only with those before it; a change of a name likewise,
-//! among changes of the same names, and a rename or an exchange whole or not at all.
-//! Never: draws by lot but from the seed it is given, so every state can be made again.
+//! Promises: everything synced is kept, whatever the [`Crash`]. The rest takes only states that a device and a
+//! journaling file system could leave: a sector holds one of the versions it had since the last sync; a change of a
+//! file's length by `truncate` is kept only with those before it; a change of a name likewise, among changes of the
+//! same names, and a rename or an exchange whole or not at all.
+//! Never: draws random values except from the given seed, so every state can be made again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,13 +26,13 @@ impl Crash {
     /// Everything is kept.
     pub(crate) const ALL: Crash = Crash { data: DataFate::All, names: NameFate::All };
 
-    /// Any lawful part of everything, by lot.
+    /// Any lawful part of everything, chosen by the seed.
     pub(crate) const fn seeded(seed: u64) -> Crash {
         Crash { data: DataFate::Seeded(seed), names: NameFate::Seeded(seed) }
     }
 }
 
-/// What becomes of unsynced bytes and lengths. Sectors are numbered by file and place, writes in their order.
+/// What happens to unsynced bytes and lengths. Sectors are numbered by file and position, writes in their order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum DataFate {
     None,
@@ -52,7 +52,7 @@ pub(crate) enum DataFate {
     Seeded(u64),
 }
 
-/// What becomes of unsynced names: created, renamed, exchanged and removed ones, numbered in their order.
+/// What happens to unsynced names: created, renamed, exchanged and removed ones, numbered in their order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NameFate {
     None,
@@ -74,7 +74,7 @@ pub(crate) struct UnsyncedWrite {
     seq: u64,
 }
 
-/// At most so many crashes of each kind are listed; of more, an even choice.
+/// Lists at most so many crashes of each kind, evenly spaced if there are more.
 const CRASHES_PER_KIND: usize = 64;
 
 impl MemoryStorage {
@@ -115,9 +115,9 @@ impl MemoryStorage {
         self.disk.lock().names.len()
     }
 
-    /// The crashes worth trying now: none and all kept, zeros, each sector and each name lost or kept
-    /// alone, each prefix of everything, and `seeds` random parts. On a small disk that is all of them but for
-    /// combinations; on a large one an even choice. The same state gives the same list.
+    /// The crashes worth trying now: none and all kept, zeros, each sector and each name lost or kept alone, each
+    /// prefix of everything, and `seeds` random parts. On a small disk that is all of them except combinations; on a
+    /// large one they are evenly spaced. The same state gives the same list.
     pub(crate) fn crashes(&self, seeds: u64) -> Vec<Crash> {
         let disk = self.disk.lock();
         let mut crashes = Vec::new();
@@ -140,7 +140,7 @@ impl MemoryStorage {
         crashes.extend(prefixes(&disk));
         crashes.extend((0..seeds).map(Crash::seeded));
         if disk.names.is_empty() {
-            // Without names at stake their fate makes no difference.
+            // Without unsynced names, their fate makes no difference.
             for crash in &mut crashes {
                 crash.names = NameFate::All;
             }
@@ -200,7 +200,7 @@ fn prefixes(disk: &MemoryDisk) -> Vec<Crash> {
     crashes
 }
 
-/// All of `0..count`, or an even choice with both ends.
+/// All of `0..count`, or evenly spaced ones that include both ends.
 fn spread(count: usize) -> impl Iterator<Item = usize> {
     let chosen = count.min(CRASHES_PER_KIND);
     let last = count.saturating_sub(1);
@@ -263,7 +263,7 @@ fn kept_names(changes: &[NameChange], fate: NameFate) -> Vec<bool> {
         })
         .collect();
     if let NameFate::OneLost(one) = fate {
-        // What must come after the lost one goes with it.
+        // What depends on the lost one is lost too.
         for index in one..changes.len() {
             let alone: Vec<bool> = (0..changes.len()).map(|other| other == index).collect();
             let mut needs = alone;
@@ -279,7 +279,7 @@ fn kept_names(changes: &[NameChange], fate: NameFate) -> Vec<bool> {
     kept
 }
 
-/// Files that a crash may leave a name of.
+/// Files that may have a name after a crash.
 fn files(disk: &MemoryDisk) -> impl Iterator<Item = (u64, &FileNode)> {
     let referenced = disk.referenced();
     disk.nodes.iter().filter_map(move |(id, node)| match node {
@@ -354,7 +354,7 @@ impl DataPlan {
         }
     }
 
-    /// What the device holds of `file` in the end.
+    /// What the device holds of `file` after the crash.
     fn content(self, id: u64, file: &FileNode) -> Content {
         let all = file.pending.len();
         match self {
@@ -393,8 +393,8 @@ fn cut_at(file: &FileNode, seq: u64, bytes_kept: usize) -> Content {
     content
 }
 
-/// Truncations are kept up to one chosen by lot; then each sector has a version, and the length a state, of those
-/// there were until the next truncation.
+/// Keeps truncations up to a random one; then gives each sector a version, and the length a state, of those until the
+/// next truncation.
 fn by_lot(file: &FileNode, lot: &mut SplitMix64) -> Content {
     let all = file.pending.len();
     let is_resize = |index: &usize| {
@@ -425,8 +425,8 @@ fn choose(lot: &mut SplitMix64, most: usize) -> usize {
     }
 }
 
-/// The first `until` changes upon what was synced, but of the writes only those parts whose sector keeps more
-/// changes than lie before them: `version(sector)` says how many.
+/// Applies the first `until` changes to what was synced, but of a write only those parts whose sector keeps more
+/// changes than precede them: `version(sector)` says how many.
 fn replay(file: &FileNode, until: usize, version: impl Fn(u64) -> usize) -> Content {
     let mut content = file.device.clone();
     for (index, pending) in file.pending.iter().take(until).enumerate() {

@@ -1,8 +1,8 @@
-//! The simulated disk's directories, room and locks.
+//! The simulated disk's directories, space and locks.
 //!
 //! Promises: a name reaches the device only by [`MemoryDisk::sync_dir`] of its directory. A rename is one change, and
 //! so is an exchange: both its ends reach the device together. Errors are those of Linux, by number.
-//! Never: shows the program anything but the seen plane.
+//! Never: shows the program anything except the seen plane.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
@@ -61,9 +61,9 @@ pub(super) struct NameChange {
     pub(super) seq: u64,
     from: Option<NamePlace>,
     to: Option<NamePlace>,
-    /// What comes to stand at `to`, or is gone from `from`.
+    /// What `to` names afterwards, or what is removed from `from`.
     node: u64,
-    /// What an exchange brings to `from`.
+    /// What an exchange moves to `from`.
     back: Option<u64>,
 }
 
@@ -84,7 +84,7 @@ impl NameChange {
         self.places().any(|place| other.places().any(|theirs| theirs == place))
     }
 
-    /// Does it to the device's names, which `names` finds by directory.
+    /// Applies it to the device's names, which `names` finds by directory.
     pub(super) fn apply(&self, dirs: &mut BTreeMap<u64, Names>) {
         if let Some((dir, name)) = &self.from {
             if let Some(names) =
@@ -104,7 +104,7 @@ impl NameChange {
     }
 }
 
-/// Keeping a change keeps the earlier ones of the same names: a journal keeps their order.
+/// Keeping a change keeps the earlier ones of the same names, as a journal keeps their order.
 pub(super) fn close_over(changes: &[NameChange], kept: &mut [bool]) {
     for late in (0..changes.len()).rev() {
         let (Some(change), Some(true)) = (changes.get(late), kept.get(late).copied()) else {
@@ -128,7 +128,7 @@ pub(super) struct MemoryDisk {
     pub(super) bytes_max: u64,
     pub(super) nodes_max: u64,
     pub(super) locks: BTreeSet<u64>,
-    /// How many syncs of files still go well before one lies.
+    /// How many syncs of files succeed before one lies.
     pub(super) lie_after: Option<u64>,
     pub(super) network_fs: Option<&'static str>,
     pub(super) no_exchange: bool,
@@ -153,7 +153,7 @@ impl MemoryDisk {
         }
     }
 
-    /// Counts a call that changes something, or would, and takes it into the trace.
+    /// Counts a call that changes something, or tries to, and adds it to the trace.
     pub(super) fn count(&mut self, call: &str, paths: &[&Path], offset: u64, bytes: &[u8]) {
         self.changes = self.changes.saturating_add(1);
         let mut hasher = SipHasher13::new_with_keys(self.trace, self.changes);
@@ -250,7 +250,7 @@ impl MemoryDisk {
         Ok(())
     }
 
-    /// Takes away whatever stands at `path`, with all below it: no call of a program.
+    /// Removes what is at `path`, with everything below it: not a program's call.
     pub(super) fn unlink<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let place = self.place(path)?;
         let top = self.at(&place).ok_or(Errno::NOENT)?;
@@ -279,7 +279,7 @@ impl MemoryDisk {
             .collect())
     }
 
-    /// Every change that touches the directory reaches the device, and what must come before it.
+    /// Every change that touches the directory reaches the device, with the changes it depends on.
     pub(super) fn sync_dir<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let dir = self.find(path)?;
         self.dir(dir)?;
@@ -313,7 +313,7 @@ impl MemoryDisk {
         dirs.collect()
     }
 
-    /// Writes as much as there is room for: short, or `StorageFull` if that is nothing. Allocated blocks need none.
+    /// Writes as much as fits: short, or `StorageFull` if that is nothing. Allocated blocks need no new space.
     pub(super) fn write(&mut self, node: u64, offset: u64, data: &[u8]) -> io::Result<usize> {
         let end = offset.saturating_add(data.len() as u64);
         if end > FILE_BYTES_MAX {
@@ -346,7 +346,7 @@ impl MemoryDisk {
         Ok(())
     }
 
-    /// `known` is the open file's memory of write-back errors.
+    /// `known` is the number of write-back errors that the open file knows of.
     pub(super) fn sync(&mut self, node: u64, known: &mut u64) -> io::Result<()> {
         let lies = self.lie_after == Some(0);
         self.lie_after = self.lie_after.and_then(|left| left.checked_sub(1));
@@ -404,7 +404,7 @@ impl MemoryDisk {
         Ok(place)
     }
 
-    /// A removed directory takes no names any more, even while it is open.
+    /// A removed directory accepts no names, even while it is open.
     fn check_linked(&self, dir: u64) -> io::Result<()> {
         if self.dir(dir)?.linked { Ok(()) } else { Err(Errno::NOENT.into()) }
     }
@@ -437,7 +437,7 @@ impl MemoryDisk {
         Ok(id)
     }
 
-    /// Moves a name, makes one or takes one away, as the program sees it, and leaves the change waiting.
+    /// Moves, makes or removes a name, as the program sees it, and keeps the change as unsynced.
     fn rename_names(&mut self, from: Option<NamePlace>, to: Option<NamePlace>, node: u64) {
         if let Some((dir, name)) = &from {
             self.seen_names(*dir).map(|names| names.remove(name));
@@ -468,7 +468,7 @@ impl MemoryDisk {
         seq
     }
 
-    /// Room is taken by what has a name or is open; directories take a block each.
+    /// Files that have a name or are open take space; directories take a block each.
     pub(super) fn blocks_used(&self) -> u64 {
         let used = self.nodes.iter().filter(|(id, _)| **id != ROOT).map(|(_, node)| match node {
             Node::File(file) if file.linked || file.opens > 0 => file.seen.block_count(),
@@ -506,7 +506,7 @@ impl MemoryDisk {
             .collect()
     }
 
-    /// Forgets nodes that nothing leads to.
+    /// Drops nodes that nothing refers to.
     pub(super) fn collect(&mut self) {
         let referenced = self.referenced();
         self.nodes.retain(|id, node| {

@@ -1,10 +1,10 @@
 //! The simulated disk, with two planes: what the program sees and what the device holds.
 //!
-//! Promises: a name is durable only after the sync of its directory, bytes and length only after the sync of
-//! their file, and nothing else makes them so. A crash keeps of the rest whatever a device and a
-//! journaling file system could keep (`crash`). The same calls give the same trace, always.
-//! Never: touches a real file, reads a clock, or draws by lot but from a given seed.
-//! That it shows a program the same as real files do is tested against them in `against_os`.
+//! Promises: a name is durable only after the sync of its directory, bytes and length only after the sync of their
+//! file, and nothing else makes them so. A crash keeps of the rest whatever a device and a journaling file system could
+//! keep (`crash`). The same calls always give the same trace.
+//! Never: touches a real file, reads a clock, or draws random values except from a given seed.
+//! `against_os` tests that it shows a program the same as real files do.
 
 #![expect(clippy::disallowed_types, reason = "part of the storage seam")]
 #![cfg_attr(
@@ -49,7 +49,7 @@ pub(crate) struct MemoryStorage {
 struct RootedDir {
     path: PathBuf,
     node: u64,
-    /// Those directly below it that were used.
+    /// The used directories directly below it.
     below: Mutex<BTreeMap<PathBuf, u64>>,
 }
 
@@ -63,7 +63,7 @@ impl MemoryStorage {
         MemoryStorage { disk: Arc::new(Mutex::new(disk)), locked: None }
     }
 
-    /// Where a path leads from: below the locked directory, from what is held of it.
+    /// Where a path leads from: below the locked directory, from the nodes held of it.
     fn at<'p>(&self, disk: &MemoryDisk, path: &'p Path) -> io::Result<At<'p>> {
         let below = |locked: &'_ Arc<RootedDir>| {
             Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
@@ -93,7 +93,7 @@ impl MemoryStorage {
         }
     }
 
-    /// Calls so far that changed something or tried to: the clock of a crash test.
+    /// Calls so far that changed something or tried to: the time axis of a crash test.
     pub(crate) fn changes(&self) -> u64 {
         self.disk.lock().changes
     }
@@ -108,29 +108,29 @@ impl MemoryStorage {
         self.disk.lock().trace
     }
 
-    /// Room for data, counted in blocks of 4 KiB. What is taken already stays.
+    /// Limits the space for data, counted in blocks of 4 KiB. Space already taken stays.
     pub(crate) fn set_bytes_max(&self, bytes: u64) {
         self.disk.lock().bytes_max = bytes;
     }
 
-    /// Room for files and directories, the root not counted.
+    /// Limits the number of files and directories, not counting the root.
     pub(crate) fn set_nodes_max(&self, nodes: u64) {
         self.disk.lock().nodes_max = nodes;
     }
 
-    /// Room taken, in bytes.
+    /// Space taken, in bytes.
     pub(crate) fn bytes_used(&self) -> u64 {
         self.disk.lock().blocks_used().saturating_mul(content::BLOCK)
     }
 
-    /// Files and directories that take room.
+    /// Files and directories that count against the limit.
     pub(crate) fn nodes_used(&self) -> u64 {
         self.disk.lock().nodes_used()
     }
 
-    /// The page cache lies: after `after` more syncs of files, one fails with `EIO`, once per open file. What
-    /// it should have written stays visible and counts as clean: later syncs succeed without writing it, unless
-    /// it is written anew (by whole sectors). A kill keeps it, a power loss does not.
+    /// The page cache lies: after `after` more syncs of files, one fails with `EIO`, once per open file. What it should
+    /// have written stays visible and counts as clean: later syncs succeed without writing it, unless it is written
+    /// anew (by whole sectors). A kill keeps it, a power loss does not.
     pub(crate) fn lie_at_sync(&self, after: u64) {
         self.disk.lock().lie_after = Some(after);
     }
@@ -144,8 +144,8 @@ impl MemoryStorage {
         }
     }
 
-    /// The system writes back unasked, and fails: as [`lie_at_sync`](Self::lie_at_sync), told to the next sync
-    /// of each open file of `path`.
+    /// Write-back in the background fails: as [`lie_at_sync`](Self::lie_at_sync), reported to the next sync of each
+    /// open file of `path`.
     pub(crate) fn fail_writeback(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         let node = disk.find(path)?;
@@ -158,7 +158,7 @@ impl MemoryStorage {
         self.disk.lock().network_fs = name;
     }
 
-    /// From now on [`exchange`](Storage::exchange) is refused, as on a file system that has none.
+    /// Makes [`exchange`](Storage::exchange) fail, as on a file system that lacks it.
     pub(crate) fn set_no_exchange(&self) {
         self.disk.lock().no_exchange = true;
     }
@@ -346,7 +346,7 @@ impl Drop for MemoryLock {
     }
 }
 
-/// Keeps a node alive, named or not.
+/// Keeps a node alive, with or without a name.
 struct Handle {
     disk: Arc<Mutex<MemoryDisk>>,
     node: u64,
@@ -427,8 +427,8 @@ impl File for OpenFile {
     }
 }
 
-/// Shows the file as it is now, as a real map does: where it has changed since the map was made, from
-/// copies, which live as long as the map because they may be borrowed.
+/// Shows the file as it is now, as a real map does. Bytes that changed since the map was made come from copies, which
+/// live as long as the map because they may be borrowed.
 struct MemoryMap {
     handle: Handle,
     len: u64,
@@ -456,7 +456,7 @@ impl Map for MemoryMap {
         }
         let mut disk = self.handle.disk.lock();
         let seen = &disk.file(self.handle.node).ok()?.seen;
-        // The last page of a file is there as a whole.
+        // The last page of a file can be read whole.
         let whole = seen.len().next_multiple_of(limits::PAGE_BYTES as u64);
         if offset.saturating_add(len as u64) > whole {
             std::panic::panic_any("a file was cut short under its map: a SIGBUS");

@@ -1,5 +1,5 @@
-//! Crashes after random work on the simulated disk, judged by oracles that know nothing of how it works;
-//! and that all of it can be repeated.
+//! Crashes after random work on the simulated disk, judged by oracles that don't know its implementation; and that
+//! every run can be repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -115,9 +115,9 @@ fn the_list_of_crashes_is_distinct_and_bounded() {
     );
 }
 
-/// For any work and any crash: a second crash changes nothing, and after everything has settled no crash does.
+/// For any work and any crash: a second crash changes nothing, and after everything is durable no crash does.
 #[test]
-fn after_a_crash_nothing_waits() {
+fn after_a_crash_nothing_is_unsynced() {
     for seed in 0..60 {
         let disk = MemoryStorage::new();
         random_work(&disk, seed, 40);
@@ -138,8 +138,8 @@ fn after_a_crash_nothing_waits() {
     }
 }
 
-/// An oracle that knows nothing of the simulation: every state that a file had since its sync. After a crash each
-/// sector must be that sector of one of them, and the length between the first and the last.
+/// An oracle independent of the simulation: every state that a file had since its sync. After a crash each sector must
+/// be that sector of one of them, and the length between the first and the last.
 #[test]
 fn every_sector_after_a_crash_is_one_that_was_seen_since_the_sync() {
     for seed in 0..10 {
@@ -187,8 +187,8 @@ fn every_sector_after_a_crash_is_one_that_was_seen_since_the_sync() {
     }
 }
 
-/// The same for names: a file is nowhere but where it once stood since the last sync, and one that always had a
-/// name has exactly one.
+/// The same for names: a file has only names that it had since the last sync, and one that always had a name has
+/// exactly one.
 #[test]
 fn every_name_after_a_crash_is_one_the_file_had_since_the_sync() {
     let paths = ["/a", "/b", "/c", "/d"];
@@ -196,7 +196,7 @@ fn every_name_after_a_crash_is_one_the_file_had_since_the_sync() {
         let mut lot = SplitMix64::new(seed);
         let disk = MemoryStorage::new();
         let mut standing = BTreeMap::<&str, u8>::new();
-        // Where each file stood since the sync; and those that had a name all the time.
+        // Where each file was since the sync; and those that had a name all the time.
         let mut stood = BTreeSet::<(u8, &str)>::new();
         let mut always = BTreeSet::<u8>::new();
         for step in 0..14_u8 {

@@ -1,7 +1,7 @@
-//! A hand inside the simulated disk, for tests of damage.
+//! Changes the simulated disk from inside, for tests of damage.
 //!
-//! Promises: changes both planes at once, as damage found later would be. Before a change everything pending
-//! is made durable, so that no crash undoes the damage. Never: counts as a call, needs room, or asks for locks.
+//! Promises: changes both planes at once, as damage found later would be. Before a change everything pending is made
+//! durable, so that no crash undoes the damage. Never: counts as a call, needs space, or takes locks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,12 +45,12 @@ impl MemoryStorage {
         Ok(disk.file(node)?.device.snapshot().to_vec())
     }
 
-    /// Makes everything durable: a machine that idled for a minute.
+    /// Makes everything durable, as idling for a minute would.
     pub(crate) fn settle(&self) {
         settle(&mut self.disk.lock());
     }
 
-    /// Writes over what stands at `offset`, growing the file if need be.
+    /// Overwrites the bytes at `offset`, growing the file if need be.
     pub(crate) fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if offset.saturating_add(bytes.len() as u64) > content::FILE_BYTES_MAX {
             return Err(Errno::FBIG.into());
@@ -76,7 +76,7 @@ impl MemoryStorage {
         self.damage(path, |content| content.resize(len))
     }
 
-    /// Gives the file other bytes, or makes one with them.
+    /// Replaces the file's bytes, or makes a file with them.
     pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         without_limits(&mut self.disk.lock(), |disk| match disk.find(path) {
             Ok(_) => Ok(()),
@@ -95,7 +95,7 @@ impl MemoryStorage {
         self.write_file(b, &bytes_a)
     }
 
-    /// Takes a file or a whole directory away.
+    /// Removes a file or a whole directory.
     pub(crate) fn delete(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.unlink(path)?;
@@ -103,7 +103,7 @@ impl MemoryStorage {
         Ok(())
     }
 
-    /// Puts an empty directory in the place of a file.
+    /// Replaces a file by an empty directory.
     pub(crate) fn replace_by_dir(&self, path: &Path) -> io::Result<()> {
         self.delete(path)?;
         let mut disk = self.disk.lock();
@@ -131,7 +131,7 @@ fn without_limits<T>(disk: &mut MemoryDisk, change: impl FnOnce(&mut MemoryDisk)
     result
 }
 
-/// Everything seen is on the device. Names that were gone from the program's view are gone for good.
+/// Everything seen is on the device. Names removed from the program's view are removed for good.
 fn settle(disk: &mut MemoryDisk) {
     disk.names.clear();
     for node in disk.nodes.values_mut() {

@@ -90,7 +90,7 @@ fn a_rename_is_whole_or_not_at_all() {
 }
 
 #[test]
-fn an_exchange_is_whole_or_not_at_all_and_takes_no_room() {
+fn an_exchange_is_whole_or_not_at_all_and_takes_no_space() {
     let disk = MemoryStorage::new();
     drop(synced(&disk, "/MANIFEST", b"old"));
     drop(synced(&disk, "/new", b"new"));
@@ -125,7 +125,7 @@ fn an_exchange_keeps_its_order_among_changes_of_either_name() {
             after.read(p(path)).map_or(String::new(), |bytes| String::from_utf8(bytes).unwrap())
         })
     };
-    // The rename alone would lose what the exchange had moved to /x.
+    // The rename alone would lose what the exchange moved to /x.
     assert_eq!(read(named(NameFate::OneKept(1))), ["/y", "/z", ""]);
     assert_eq!(read(named(NameFate::OneLost(0))), ["/x", "/y", "/z"]);
     let states: BTreeSet<_> = disk.crashes(100).into_iter().map(read).collect();
@@ -152,7 +152,7 @@ fn an_exchange_between_directories_is_synced_by_either() {
 }
 
 #[test]
-fn a_disk_may_have_no_exchange() {
+fn a_disk_can_lack_exchange() {
     let disk = MemoryStorage::new();
     drop((synced(&disk, "/a", b"a"), synced(&disk, "/b", b"b")));
     disk.set_no_exchange();
@@ -164,7 +164,7 @@ fn a_disk_may_have_no_exchange() {
 }
 
 #[test]
-fn a_durable_rename_of_unsynced_bytes_names_an_empty_file() {
+fn a_durable_rename_of_unsynced_bytes_gives_an_empty_file() {
     let disk = MemoryStorage::new();
     drop(synced(&disk, "/MANIFEST", b"old"));
     let file = disk.create(p("/new")).unwrap();
@@ -198,7 +198,7 @@ fn changes_of_one_name_keep_their_order() {
     }
     disk.rename(p("/x"), p("/y")).unwrap();
     disk.rename(p("/z"), p("/x")).unwrap();
-    // The second alone would lose what stood at /x, which the first had moved.
+    // The second alone would lose what was at /x, which the first had moved.
     for crash in disk.crashes(100) {
         let after = disk.crash_clone(crash);
         let bytes: BTreeSet<_> =
@@ -239,7 +239,7 @@ fn syncing_one_directory_leaves_the_others_names_waiting() {
     disk.sync_dir(p("/d")).unwrap();
     assert_eq!(names(&disk.crash_clone(Crash::NONE)), ["/d/a"]);
     assert_eq!(disk.unsynced_names(), 1);
-    // A rename between directories is one change: the sync of either keeps it whole, and what led to it.
+    // A rename between directories is one change: the sync of either keeps it whole, and the changes it depends on.
     disk.rename(p("/e/a"), p("/d/b")).unwrap();
     disk.sync_dir(p("/d")).unwrap();
     assert_eq!(names(&disk.crash_clone(Crash::NONE)), ["/d/a", "/d/b"]);
@@ -354,7 +354,7 @@ fn a_prefix_of_everything_takes_names_and_writes_in_their_one_order() {
 }
 
 #[test]
-fn by_lot_each_sector_is_one_of_its_versions_and_all_combinations_come() {
+fn seeded_crashes_give_each_sector_a_version_and_reach_all_combinations() {
     let disk = MemoryStorage::new();
     let file = synced(&disk, "/a", &[0; 1024]);
     for version in 1..=2 {
@@ -398,7 +398,7 @@ fn a_truncation_is_lost_without_sync_and_kept_before_what_follows_it() {
         .map(|crash| disk.crash_clone(crash).read(p("/a")).unwrap().len())
         .collect();
     assert_eq!(lens, BTreeSet::from([600, 2048]));
-    // Written behind the cut: what stood there before must not come back between.
+    // Written after the cut: the old bytes there must not come back in between.
     file.write_at(b"n", 2000).unwrap();
     for crash in disk.crashes(200).into_iter().chain(disk.byte_cuts()) {
         let bytes = disk.crash_clone(crash).read(p("/a")).unwrap();
@@ -438,7 +438,7 @@ fn after_a_lying_sync_the_bytes_are_seen_but_never_durable() {
     file.write_at(b"two", 0).unwrap();
     assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(5));
     file.sync_data().unwrap();
-    assert_eq!(other.sync_data().unwrap_err().raw_os_error(), Some(5), "told once per open file");
+    assert_eq!(other.sync_data().unwrap_err().raw_os_error(), Some(5), "once per open file");
     other.sync_data().unwrap();
     disk.open(p("/a"), Access::Read).unwrap().sync_data().unwrap();
     assert_eq!(disk.read(p("/a")).unwrap(), b"two");
@@ -480,13 +480,13 @@ fn appending_after_a_lie_leaves_a_hole_on_the_device() {
 }
 
 #[test]
-fn a_failed_write_back_is_told_to_each_open_file_and_to_the_first_new_one() {
+fn a_failed_write_back_is_reported_to_each_open_file_and_to_the_first_new_one() {
     let disk = MemoryStorage::new();
     let (a, b) = (synced(&disk, "/a", b"old"), disk.open(p("/a"), Access::Read).unwrap());
     a.write_at(b"new", 0).unwrap();
     disk.fail_writeback(p("/a")).unwrap();
     let c = disk.open(p("/a"), Access::Read).unwrap();
-    assert!(c.sync_data().is_err(), "nobody was told yet");
+    assert!(c.sync_data().is_err(), "not reported yet");
     assert!(a.sync_data().is_err() && b.sync_data().is_err());
     assert!(a.sync_data().is_ok() && b.sync_data().is_ok() && c.sync_data().is_ok());
     assert!(disk.open(p("/a"), Access::Read).unwrap().sync_data().is_ok());
@@ -520,7 +520,7 @@ fn a_crash_ends_unnamed_files_locks_and_unsynced_state() {
     let _lock = disk.lock_dir(p("/")).unwrap();
     disk.remove(p("/a")).unwrap();
     disk.sync_dir(p("/")).unwrap();
-    assert_eq!(disk.bytes_used(), 8192, "open files keep their room");
+    assert_eq!(disk.bytes_used(), 8192, "open files keep their space");
     let after = disk.crash_clone(Crash::NONE);
     assert_eq!((after.bytes_used(), after.nodes_used(), after.unsynced_names()), (0, 0, 0));
     after.lock_dir(p("/")).unwrap();
@@ -529,10 +529,10 @@ fn a_crash_ends_unnamed_files_locks_and_unsynced_state() {
     assert_eq!(disk.bytes_used(), 0);
 }
 
-// Room.
+// Space.
 
 #[test]
-fn a_full_disk_refuses_new_blocks_and_takes_writes_in_place() {
+fn a_full_disk_refuses_new_blocks_and_accepts_writes_in_place() {
     let disk = MemoryStorage::new();
     let file = synced(&disk, "/a", &[0; 4096]);
     disk.set_bytes_max(8192);
@@ -546,18 +546,18 @@ fn a_full_disk_refuses_new_blocks_and_takes_writes_in_place() {
     assert_eq!(again.write_at(&[3; 8192], 0).unwrap(), 8192, "still allocated after a crash");
     assert!(again.write_at(b"x", 8192).is_err());
     file.truncate(100).unwrap();
-    assert_eq!(file.write_at(b"x", 9000).unwrap(), 1, "cutting gives room back");
+    assert_eq!(file.write_at(b"x", 9000).unwrap(), 1, "truncation frees space");
     assert_eq!(
         file.write_at(b"x", 5000).unwrap_err().kind(),
         ErrorKind::StorageFull,
-        "a hole needs room"
+        "a hole needs space"
     );
     disk.set_bytes_max(u64::MAX);
     file.write_at(b"x", 5000).unwrap();
 }
 
 #[test]
-fn removing_gives_room_back_once_nobody_has_the_file_open() {
+fn removing_a_file_frees_its_space_once_no_handle_is_open() {
     let disk = MemoryStorage::new();
     let file = synced(&disk, "/a", &[0; 4096]);
     disk.set_bytes_max(4096);
@@ -566,7 +566,7 @@ fn removing_gives_room_back_once_nobody_has_the_file_open() {
     assert_eq!(other.write_at(b"x", 0).unwrap_err().kind(), ErrorKind::StorageFull);
     let map = file.map(4096).unwrap();
     drop(file);
-    assert!(other.write_at(b"x", 0).is_err(), "a map holds it, too");
+    assert!(other.write_at(b"x", 0).is_err(), "a map holds it too");
     drop(map);
     other.write_at(b"x", 0).unwrap();
     assert_eq!(disk.create_dir(p("/d")).unwrap_err().kind(), ErrorKind::StorageFull);
@@ -589,7 +589,7 @@ fn without_free_nodes_no_name_can_be_made() {
 // Locks, maps, limits of the simulation.
 
 #[test]
-fn a_directory_is_locked_once() {
+fn a_directory_can_be_locked_once() {
     let disk = MemoryStorage::new();
     disk.create_dir(p("/d")).unwrap();
     let lock = disk.lock_dir(p("/d")).unwrap();
@@ -636,7 +636,7 @@ fn a_wild_offset_is_an_error_and_takes_no_memory() {
     assert!(disk.open(p("/../a"), Access::Read).is_err());
 }
 
-// The hand inside.
+// Changes from inside.
 
 #[test]
 fn damage_is_in_both_planes_and_survives_crashes() {
@@ -665,7 +665,7 @@ fn damage_is_in_both_planes_and_survives_crashes() {
 }
 
 #[test]
-fn deleting_a_directory_takes_all_below_it() {
+fn deleting_a_directory_removes_everything_below_it() {
     let disk = MemoryStorage::new();
     disk.create_dir(p("/d")).unwrap();
     drop(synced(&disk, "/d/a", &[1; 100]));
