@@ -1,9 +1,9 @@
 //! The clock seam: wall time, the boot clock, and store time made of both.
 //!
-//! Promises: store time never runs backwards, not across restarts either. Inside one boot it follows the
-//! clock that counts through suspend; across boots it follows the wall clock's difference, never below 0
-//! and never more than a bound. So a wrong wall clock can't make anything expire early, but for that
-//! bound at a reboot. Never: reasons with wall time otherwise. The rule is proved clause by clause below.
+//! Promises: store time never runs backwards, across restarts either. Within one boot it follows the clock that counts
+//! through suspend; across boots it follows the wall clock's difference, never below 0 and never more than a bound. So
+//! a wrong wall clock can't make anything expire early, except by that bound at a reboot. Never: uses wall time
+//! otherwise. The tests below prove the rule clause by clause.
 
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the clock seam")]
 
@@ -22,25 +22,25 @@ pub(crate) trait Clock: Send + Sync + fmt::Debug {
     /// Milliseconds on a clock that can't be set, counts through suspend and starts anew at a boot.
     fn boot_millis(&self) -> u64;
 
-    /// Names the boot that `boot_millis` belongs to, and the time namespace it is read in. `None` where the system has no
+    /// Names the boot that `boot_millis` belongs to, and the time namespace it is read in. `None` if the system has no
     /// such name.
     fn boot_id(&self) -> Option<[u8; 16]>;
 
-    /// Nanoseconds for measuring durations within the process; cheap. Never runs backwards: of two readings, the second of
-    /// which was made after the first was known, the difference is plain.
+    /// Nanoseconds for measuring durations within the process; cheap. Never runs backwards: if the first of two
+    /// readings was known before the second was made, their difference is not negative.
     fn monotonic_nanos(&self) -> u64;
 }
 
-/// The machine's own clocks. What names their boot is read once: a child that is forked into another time namespace
-/// makes one of its own when it opens the store anew.
+/// The machine's own clocks. The name of the boot is read once: a child that is forked into another time namespace
+/// makes its own clock when it opens the store anew.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SystemClock {
     boot_id: Option<[u8; 16]>,
 }
 
 impl SystemClock {
-    /// Fails only where the name can't be read for want of descriptors or memory: without it the opening would take the
-    /// boot for another one.
+    /// Fails only if the name can't be read for lack of descriptors or memory: without it the open would take the boot
+    /// for another one.
     pub(crate) fn new() -> io::Result<Self> {
         let text = unless_scarce(std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
         let boot_id = match text.and_then(|text| parse_uuid(text.trim())) {
@@ -76,7 +76,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// 0 before the epoch: such a wall clock is wrong, and a wrong one is only shown.
+/// 0 before the epoch: such a wall clock is wrong, and it is only shown.
 fn millis(time: rustix::time::Timespec) -> u64 {
     if time.tv_sec < 0 {
         return 0;
@@ -84,20 +84,21 @@ fn millis(time: rustix::time::Timespec) -> u64 {
     time.tv_sec.unsigned_abs() * 1000 + time.tv_nsec.unsigned_abs() / 1_000_000
 }
 
-/// Which time namespace this process reads its clocks in. Its boot clock is off by an amount that was set when the
-/// namespace was made, and never changes.
+/// The time namespace in which this process reads its clocks. Its boot clock is offset by an amount that was set when
+/// the namespace was made and never changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum TimeNamespace {
-    /// The boot clock is the machine's, or this system has no such namespaces.
+    /// The boot clock is the machine's, or this system has no time namespaces.
     Machine,
-    /// It is off by so much. Two namespaces that are off by the same have the same clock.
+    /// The boot clock is offset by this. Two namespaces with the same offset have the same clock.
     Off { seconds: i64, nanos: u32 },
     /// The offset is unknown; the namespace has this number.
     Unknown { inode: u32 },
 }
 
 impl TimeNamespace {
-    /// Names a boot as it is seen from here: the machine's name for it, changed by another pattern for each namespace.
+    /// Names a boot as seen from this namespace: the machine's name for it, changed by another pattern for each
+    /// namespace.
     fn name(self, boot_id: [u8; 16]) -> [u8; 16] {
         let (seconds, nanos, inode) = match self {
             TimeNamespace::Machine => (0, 0, 0),
@@ -124,7 +125,7 @@ fn read_time_namespace() -> io::Result<TimeNamespace> {
     let Some(own) = inode("time")?.filter(|inode| *inode != MACHINE_TIME_INODE) else {
         return Ok(TimeNamespace::Machine);
     };
-    // What it says is of the namespace that children come into.
+    // It describes the namespace of children.
     let is_of_own = inode("time_for_children")? == Some(own);
     let offsets = unless_scarce(std::fs::read_to_string("/proc/self/timens_offsets"))?;
     let offset = offsets.filter(|_| is_of_own).and_then(|offsets| parse_offset(&offsets));
@@ -135,7 +136,7 @@ fn read_time_namespace() -> io::Result<TimeNamespace> {
     })
 }
 
-/// `None` for what isn't there or may not be read: that stays so.
+/// `None` for a file that is missing or may not be read: a later try changes nothing.
 fn unless_scarce<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Err(e) if crate::error::is_scarce(&e) => Err(e),
@@ -148,7 +149,7 @@ fn parse_inode(link: &str) -> Option<u32> {
     link.strip_prefix("time:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Of lines like `boottime  1000  0`: seconds and nanoseconds.
+/// Seconds and nanoseconds from lines like `boottime  1000  0`.
 fn parse_offset(offsets: &str) -> Option<(i64, u32)> {
     offsets.lines().find_map(|line| {
         let mut words = line.split_ascii_whitespace();
@@ -189,13 +190,13 @@ pub(crate) struct TimeNote {
 pub(crate) struct StoreClock {
     boot_at_open: u64,
     store_at_open: StoreMillis,
-    /// The greatest store time told so far.
+    /// The greatest store time returned so far.
     newest: AtomicU64,
 }
 
 impl StoreClock {
-    /// Goes on from `newest_note`, the newest one recovered, and from the largest store time in any
-    /// record. `off_millis_max` bounds how far time may advance across a reboot.
+    /// Continues from `newest_note`, the newest one recovered, and from the largest store time in any record.
+    /// `off_millis_max` bounds how far time may advance across a reboot.
     pub(crate) fn open(
         newest_note: Option<&TimeNote>,
         largest_recorded: StoreMillis,
@@ -208,7 +209,7 @@ impl StoreClock {
             Some(note) if within_boot(note, clock.boot_id(), boot_at_open) => {
                 note.store.plus(boot_at_open - note.boot_millis)
             }
-            // A wall clock that was set back meanwhile says that nothing passed.
+            // A wall clock that was set back meanwhile counts as no time passed.
             Some(note) => {
                 note.store.plus(clock.wall().0.saturating_sub(note.wall.0).min(off_millis_max))
             }
@@ -217,12 +218,12 @@ impl StoreClock {
         StoreClock { boot_at_open, store_at_open, newest: AtomicU64::new(store_at_open.0) }
     }
 
-    /// Store time now. Never less than any time told before, by whichever thread.
+    /// Store time now. Never less than any time returned before, to any thread.
     pub(crate) fn now(&self, clock: &dyn Clock) -> StoreMillis {
         self.at(clock.boot_millis())
     }
 
-    /// What to write down so that a later opening goes on from here.
+    /// What to record so that a later open continues from here.
     pub(crate) fn note(&self, clock: &dyn Clock) -> TimeNote {
         let boot_millis = clock.boot_millis();
         TimeNote {
@@ -233,7 +234,7 @@ impl StoreClock {
         }
     }
 
-    /// Whether wall time and store time have parted since `last` by so much that a new note is due.
+    /// Whether wall time and store time have diverged since `last` by so much that a new note is due.
     pub(crate) fn drifted(&self, clock: &dyn Clock, last: &TimeNote) -> bool {
         let (store, wall) = (self.now(clock), clock.wall());
         // The advances are wall - last.wall and store - last.store; crosswise, no difference goes below 0.
@@ -243,7 +244,7 @@ impl StoreClock {
     }
 
     fn at(&self, boot_millis: u64) -> StoreMillis {
-        // A restored image of the machine may have set the boot clock back; then nothing has passed.
+        // A restored machine image may have set the boot clock back; then no time has passed.
         let time = self.store_at_open.plus(boot_millis.saturating_sub(self.boot_at_open)).0;
         let time = time.min(STORE_MILLIS_MAX);
         let before = self.newest.fetch_max(time, Ordering::Relaxed);
@@ -251,7 +252,7 @@ impl StoreClock {
     }
 }
 
-/// Whether the boot clock has run on since `note`. A system that can't name its boots never says so.
+/// Whether the boot clock continued from `note`. Always false on a system that can't name its boots.
 fn within_boot(note: &TimeNote, boot_id: Option<[u8; 16]>, boot_millis: u64) -> bool {
     boot_id.is_some() && boot_id == note.boot_id && boot_millis >= note.boot_millis
 }
@@ -264,11 +265,11 @@ pub(crate) use manual::ManualClock;
 mod manual {
     use super::{Clock, WallMillis};
 
-    /// Clocks driven by hand.
+    /// Clocks moved by hand.
     #[derive(Debug)]
     pub(crate) struct ManualClock(parking_lot::Mutex<Hands>);
 
-    /// What each clock shows. They stop at the last moment that they can show: a test may let any duration pass.
+    /// What each clock shows. A clock stops at the last moment it can show, since a test may let any duration pass.
     #[derive(Clone, Copy, Debug)]
     struct Hands {
         wall: u64,
@@ -276,12 +277,12 @@ mod manual {
         boot_count: u128,
         boot_named: bool,
         monotonic_millis: u64,
-        /// What passes between one reading of the boot clock and the next.
+        /// How much time passes between one reading of the boot clock and the next.
         between_readings: u64,
     }
 
     impl ManualClock {
-        /// Stands at `wall`, one minute after a boot.
+        /// Starts at `wall`, one minute after a boot.
         pub(crate) fn new(wall: WallMillis) -> Self {
             ManualClock(parking_lot::Mutex::new(Hands {
                 wall: wall.0,
@@ -293,12 +294,12 @@ mod manual {
             }))
         }
 
-        /// Clocks that stand where these do, and go on by themselves.
+        /// Returns clocks that start with the same times and advance independently.
         pub(crate) fn copy(&self) -> Self {
             ManualClock(parking_lot::Mutex::new(*self.0.lock()))
         }
 
-        /// Time passes: every clock moves.
+        /// Time passes: every clock advances.
         pub(crate) fn advance(&self, millis: u64) {
             let mut hands = self.0.lock();
             hands.wall = hands.wall.saturating_add(millis);
@@ -306,14 +307,14 @@ mod manual {
             hands.monotonic_millis = hands.monotonic_millis.saturating_add(millis);
         }
 
-        /// The machine sleeps: the monotonic clock stands still meanwhile.
+        /// The machine sleeps: the monotonic clock doesn't advance.
         pub(crate) fn suspend(&self, millis: u64) {
             let mut hands = self.0.lock();
             hands.wall = hands.wall.saturating_add(millis);
             hands.boot_millis = hands.boot_millis.saturating_add(millis);
         }
 
-        /// Somebody sets the wall clock; no time passes.
+        /// The wall clock is set; no time passes.
         pub(crate) fn jump_wall(&self, millis: i64) {
             let mut hands = self.0.lock();
             hands.wall = hands.wall.saturating_add_signed(millis);
@@ -324,16 +325,16 @@ mod manual {
             let mut hands = self.0.lock();
             hands.wall = hands.wall.saturating_add(off_millis);
             hands.boot_millis = 1000;
-            // The monotonic one goes on: handles of the life before are still asked, which a real boot leaves none of.
+            // The monotonic one continues, because tests still use handles from before the boot.
             hands.boot_count = hands.boot_count.wrapping_add(1);
         }
 
-        /// The boot clock alone falls back, its boot keeping its name: a restored machine image.
+        /// Only the boot clock falls back, while its boot keeps its name: a restored machine image.
         pub(crate) fn set_boot_millis(&self, millis: u64) {
             self.0.lock().boot_millis = millis;
         }
 
-        /// Time passes from one reading of the boot clock to the next.
+        /// Lets time pass from one reading of the boot clock to the next.
         pub(crate) fn run_on(&self, millis: u64) {
             self.0.lock().between_readings = millis;
         }
@@ -397,7 +398,7 @@ mod tests {
 
     /// Records have no bytes for a later time.
     #[test]
-    fn at_its_end_store_time_stands_still() {
+    fn store_time_stops_at_its_end() {
         let clock = ManualClock::new(WallMillis(STORE_MILLIS_MAX - 5));
         let store = first(&clock);
         clock.advance(4);
@@ -433,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_clock_falling_back_does_not_turn_store_time_back() {
+    fn a_boot_clock_that_falls_back_does_not_turn_store_time_back() {
         let clock = manual();
         let store = first(&clock);
         clock.advance(100);
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn across_a_reboot_the_wall_clocks_difference_counts() {
+    fn across_a_reboot_the_difference_of_the_wall_clock_counts() {
         let clock = manual();
         let note = first(&clock).note(&clock);
         clock.reboot(HOUR);
@@ -489,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn across_a_reboot_a_wall_clock_set_back_stands_still() {
+    fn across_a_reboot_a_wall_clock_set_back_counts_as_no_time() {
         let clock = manual();
         let note = first(&clock).note(&clock);
         clock.reboot(HOUR);
@@ -501,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_clock_below_the_notes_is_another_boot() {
+    fn a_boot_clock_below_that_of_the_note_is_another_boot() {
         let clock = manual();
         clock.advance(HOUR);
         let note = first(&clock).note(&clock);
@@ -534,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn no_record_is_younger_than_store_time() {
+    fn no_record_is_later_than_store_time() {
         let clock = manual();
         let note = first(&clock).note(&clock);
         let recorded = StoreMillis(START + 5000);
@@ -566,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_reboots_adds_up_and_never_turns_back() {
+    fn store_time_adds_up_over_reboots_and_never_turns_back() {
         let clock = manual();
         let mut note = first(&clock).note(&clock);
         for turn in 0..100_i64 {
@@ -597,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_never_see_store_time_fall() {
+    fn no_thread_sees_store_time_fall() {
         let clock = Arc::new(manual());
         let store = first(&*clock);
         std::thread::scope(|scope| {
@@ -616,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_clocks_run() {
+    fn the_system_clocks_advance() {
         let clock = SystemClock::new().unwrap();
         assert!(clock.wall().0 > START);
         assert!(clock.boot_millis() > 0);
@@ -649,7 +650,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_says_of_a_time_namespace_is_read_whole_or_not_at_all() {
+    fn a_time_namespace_is_parsed_whole_or_not_at_all() {
         assert_eq!(parse_inode("time:[4026531834]"), Some(MACHINE_TIME_INODE));
         for bad in ["", "time:[]", "time:[1", "mnt:[4026531834]", "time:[99999999999]"] {
             assert_eq!(parse_inode(bad), None, "{bad}");
@@ -664,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_id_is_read_only_from_a_whole_uuid() {
+    fn only_a_whole_uuid_is_a_boot_id() {
         let id = parse_uuid("00ff1020-3040-5060-7080-90a0b0c0d0e0").unwrap();
         assert_eq!(id[..4], [0, 0xff, 0x10, 0x20]);
         assert_eq!(id[15], 0xe0);

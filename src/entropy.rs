@@ -1,8 +1,8 @@
 //! The entropy seam: where ids, salts and hash keys come from.
 //!
-//! Promises: [`OsEntropy`] asks the operating system every time and keeps no state, so a forked child
-//! repeats nothing. `SeededEntropy` gives the same bytes for the same seed, on every machine.
-//! Never: feeds anything but names and keys; no decision of the store is drawn by lot.
+//! Promises: [`OsEntropy`] asks the operating system every time and keeps no state, so a forked child repeats nothing.
+//! `SeededEntropy` gives the same bytes for the same seed, on every machine.
+//! Never: serves anything except names and keys; no decision of the store is random.
 
 #![expect(clippy::disallowed_methods, reason = "this is the entropy seam")]
 
@@ -17,7 +17,7 @@ pub(crate) trait Entropy: Send + Sync + fmt::Debug {
     /// Fills all of `bytes`.
     fn fill(&self, bytes: &mut [u8]) -> io::Result<()>;
 
-    /// The bits of a key's hash that count. For tests: without some, keys meet under one hash.
+    /// The bits of a key's hash that count. For tests: a mask makes different keys share a hash.
     #[cfg(any(test, feature = "testing"))]
     fn hash_mask(&self) -> KeyHash {
         KeyHash { high: u64::MAX, low: u64::MAX }
@@ -82,7 +82,7 @@ mod seeded {
         }
     }
 
-    /// Steele, Lea and Flood's generator: one addition and three mixes, good enough to choose cases by.
+    /// Steele, Lea and Flood's generator: one addition and three mixes, good enough to choose test cases.
     #[derive(Clone, Debug)]
     pub(crate) struct SplitMix64(u64);
 
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_system_fills_every_length_and_repeats_nothing() {
+    fn the_system_generator_fills_every_length_and_repeats_nothing() {
         let (mut a, mut b) = ([0u8; 33], [0u8; 33]);
         OsEntropy.fill(&mut a).unwrap();
         OsEntropy.fill(&mut b).unwrap();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_decides_every_byte() {
+    fn the_seed_determines_every_byte() {
         let draw = |seed| {
             let entropy = SeededEntropy::new(seed);
             let mut bytes = [0u8; 21];
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generator_is_the_published_one() {
+    fn split_mix_matches_the_published_generator() {
         let mut generator = SplitMix64::new(1_234_567);
         assert_eq!(generator.next(), 6_457_827_717_110_365_317);
         assert_eq!(generator.next(), 3_203_168_211_198_807_973);

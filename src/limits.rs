@@ -1,6 +1,6 @@
 //! Every limit and default: name, unit, reason, and the relations between them.
 
-/// Longest key. A key names an operation; what is longer is content, and belongs in the fingerprint.
+/// Longest key. A key names an operation; anything longer is content, and belongs in the fingerprint.
 pub(crate) const KEY_BYTES_MAX: usize = 4096;
 
 /// Longest owner label and longest reason: enough for a host, a process and a sentence.
@@ -19,14 +19,14 @@ pub(crate) const RESULT_BYTES_MAX_DEFAULT: u32 = 512 * 1024;
 /// Longest result that can be asked for: a record must fit a segment of the largest size.
 pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
 
-/// Room a claim keeps for its result by default.
+/// Space a claim reserves for its result by default.
 pub(crate) const RESERVE_BYTES_DEFAULT: u32 = 4096;
 
-/// Claims leave to forgets and aborts this part of a segment, of what is prepared: on a full disk thousands of them find
-/// their room before one must wait for compaction.
+/// Claims leave this part of a segment, of the prepared space, to forgets and aborts: on a full disk thousands of them
+/// find space before one must wait for compaction.
 pub(crate) const CLEARING_OF_A_SEGMENT: u64 = 4;
 
-/// A claim's record and its key, by which `health` says whether there is room for one.
+/// A claim's record and its key, by which `health` says whether there is space for one.
 pub(crate) const ORDINARY_CLAIM_BYTES: u64 = 512;
 pub(crate) const ORDINARY_KEY_BYTES: usize = 64;
 
@@ -35,8 +35,8 @@ pub(crate) const SPARES_MILLIS: u64 = 10_000;
 
 /// The first segment; later ones are as large as a part of the log, up to `SEGMENT_BYTES_MAX_DEFAULT`.
 pub(crate) const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
-/// Up to three segments lie on the disk with nothing in them yet: the active one's rest, the next, a spare. With a
-/// half of the log each they alone would be more than what is alive; larger numbers would mean more files and switches.
+/// Up to three segments on disk are still empty: the active one's rest, the next, a spare. If each had half of the
+/// log's size, they alone would exceed the live bytes; larger numbers would mean more files and switches.
 pub(crate) const SEGMENTS_OF_A_LOG: u64 = 8;
 pub(crate) const SEGMENT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 
@@ -47,52 +47,52 @@ pub(crate) const SEGMENT_BYTES_MOST: u64 = 1 << 30;
 /// Zeros are written page by page: larger writes leave large folios in the page cache, which are slower to sync.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
-/// A sync is due after this much, or this long (milliseconds), unsynced.
+/// A sync is due after this many unsynced bytes, or this long (milliseconds).
 pub(crate) const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 pub(crate) const UNSYNCED_MILLIS_MAX: u64 = 1000;
 
-/// A watermark is noted when nothing was placed for this long.
+/// A watermark is noted after this long without a new record.
 pub(crate) const IDLE_NOTE_MILLIS: u64 = 10;
 
-/// A time note is due this often, and whenever wall and store time have parted by `TIME_DRIFT_MILLIS`.
+/// A time note is due this often, and whenever wall and store time have diverged by `TIME_DRIFT_MILLIS`.
 pub(crate) const TIME_NOTE_MILLIS: u64 = 3_600_000;
 pub(crate) const TIME_DRIFT_MILLIS: u64 = 1000;
 
-/// How far store time may advance across a reboot, where only the wall clock can tell: one day.
+/// How far store time may advance across a reboot, where only the wall clock measures it: one day.
 pub(crate) const TIME_OFF_MILLIS_MAX: u64 = 86_400_000;
 
-/// A close waits so long at least for calls that are on their way, whatever its deadline: those that take long look every
-/// 50 ms, and this is four times that. It may spend as much on reclaim.
+/// A close waits at least this long for calls in flight, whatever its deadline: long calls check every 50 ms, and this
+/// is four times that. It may spend as much on reclaim.
 pub(crate) const CLOSE_MILLIS_LEAST: u64 = 200;
-/// And so long at least for the disk to take what it writes itself: some syncs, which a slow disk takes 100 ms over each.
+/// And at least this long for its own writes: some syncs, each of which takes 100 ms on a slow disk.
 pub(crate) const CLOSE_WRITES_MILLIS_LEAST: u64 = 2000;
 const _: () = assert!(CLOSE_MILLIS_LEAST <= CLOSE_WRITES_MILLIS_LEAST);
 
-/// Buffered bytes at which a writer at `Lazy` hands them to the system itself.
+/// Buffered bytes at which a writer at `Lazy` writes them itself.
 pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
 
 /// Full segments that are open at once, by a map or a descriptor each. A system gives 65,530 maps to a process by
 /// default, and the allocator needs some.
 pub(crate) const OPEN_SEGMENTS_MAX: usize = 1024;
-/// Without maps: this part of the descriptors that the process may have, and a few at least.
+/// Without maps: this part of the process's descriptors, and a few at least.
 pub(crate) const SHARE_OF_FILES: u64 = 8;
 pub(crate) const OPEN_SEGMENTS_LEAST: usize = 8;
 
-/// Spares whose files are kept open, so that they become segments without a descriptor: more lie ahead only while many
-/// large results are reserved.
+/// Spares whose files are kept open, so that they become segments without a new descriptor. There are more spares only
+/// while many large results are reserved.
 pub(crate) const OPEN_SPARES: usize = 4;
 
 /// Segments one manifest may list. At 64 MiB each that is a log of 4 TiB.
 pub(crate) const SEGMENTS_MAX: usize = 1 << 16;
 
-/// How full a table is: 41 keys in ten buckets of five slots. More keys a bucket would send more misses on to a second
-/// one; fewer would take more than 16 bytes a key.
+/// How full a table is: 41 keys in ten buckets of five slots. With more keys a bucket, more misses would read a second
+/// one; with fewer, a key would take more than 16 bytes.
 pub(crate) const TABLE_KEYS_PER_TEN_BUCKETS: u64 = 41;
 
-/// Tables one manifest may list. As many as a counter of 2^60 keys has digits, and some.
+/// Tables one manifest may list: as many as 2^60 keys have digits when counted, and some.
 pub(crate) const TABLES_MAX: usize = 64;
 
-/// What a key takes of a table at most, for estimates.
+/// What a key takes in a table at most, for estimates.
 pub(crate) const TABLE_BYTES_PER_KEY: u64 = 16;
 
 /// Buckets that a table may claim to have: 256 GiB of them.
@@ -101,16 +101,16 @@ pub(crate) const TABLE_BUCKETS_MAX: u64 = 1 << 32;
 /// Keys that a file may claim to remember: 1 TiB of them.
 pub(crate) const MEMORIES_MAX: u64 = 1 << 36;
 
-/// What is synced at once of a table while others wait for syncs of the log.
+/// Bytes of a table that are synced at once while other threads wait for syncs of the log.
 pub(crate) const PIECE_BESIDE_SYNCS: u64 = 64 << 10;
 
 /// Tables are written in pieces of this size.
 pub(crate) const TABLE_PIECE_BYTES: usize = 64 << 10;
 
-/// A checkpoint is due after so many bytes of log: what an opening after a kill has to read, and some.
+/// A checkpoint is due after so many bytes of log: roughly what an open after a kill has to read.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
 
-/// What the index may take of memory by default, and what one key takes of it while it is in memory.
+/// What the index may take of memory by default, and what one key takes while it is in memory.
 pub(crate) const INDEX_MEMORY_DEFAULT: u64 = 64 << 20;
 pub(crate) const INDEX_BYTES_PER_KEY: u64 = 64;
 
@@ -120,26 +120,26 @@ pub(crate) const RECORD_BYTES_LEAST: u64 = 40;
 /// Slots that one step of a merge moves.
 pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
 
-/// What a step of compaction reads of the oldest segment, and how fast it may move what is alive.
-/// A page less than a reader reads at once, so that a piece's last record seldom asks for another such read.
+/// What a step of compaction reads of the oldest segment, and how fast it may move live records. A page less than a
+/// reader reads at once, so that a piece's last record seldom needs another such read.
 pub(crate) const COMPACTION_PIECE_BYTES: u64 = (256 << 10) - PAGE_BYTES as u64;
 pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
-/// What it judges before it lets others have the processor.
+/// What compaction judges before it yields the processor.
 pub(crate) const COMPACTION_YIELD_BYTES: u64 = 16 << 10;
 
-/// How much of the log is alive is estimated from so many keys, and anew after so long.
+/// The live share of the log is estimated from so many keys, and again after so long.
 pub(crate) const ESTIMATE_SAMPLES: u64 = 1024;
-/// From how many first, where their records are alike.
+/// The first sample, which suffices if the records are alike.
 pub(crate) const ESTIMATE_SAMPLES_FEW: u64 = 128;
 pub(crate) const ESTIMATE_MILLIS: u64 = 60_000;
-/// Checkpoints that follow each other sooner share a sample of what is alive, unless the log has grown by an eighth.
+/// Checkpoints that follow each other sooner share a sample of the live share, unless the log has grown by an eighth.
 pub(crate) const SAMPLE_MILLIS: u64 = 1000;
-/// Segments that an opening prepares before it knows how much is alive.
+/// Segments that an open prepares before it knows how much is live.
 pub(crate) const SEGMENTS_UNSEEN: u64 = 4;
-/// How long compaction rests after it has gone through all of the log for nothing.
+/// How long compaction rests after a pass over the whole log that reclaimed nothing.
 pub(crate) const FUTILE_MILLIS: u64 = 3_600_000;
 
-/// Probes by interpolation before a search goes on by halves.
+/// Probes by interpolation before a search continues by halving.
 pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;
 
 /// Memories of expired keys pass at multiples of this: their files count in minutes.
@@ -150,25 +150,25 @@ pub(crate) const LSN_MAX: u64 = 1 << 63;
 /// Store time ends in the year 10889, and stands still there: records keep it in 48 bits.
 pub(crate) const STORE_MILLIS_MAX: u64 = (1 << 48) - 1;
 
-/// Tokens begin, at each opening, at the wall clock's milliseconds times this. No log grows as fast: so none runs ahead of
-/// the clock while it is open.
+/// At each open, tokens start at the wall clock's milliseconds times this. No log grows as fast, so tokens never run
+/// ahead of the clock while it is open.
 pub(crate) const TOKENS_A_MILLI: u64 = 1 << 20;
-/// The clock's part is bounded, so that a wrong clock can't use the tokens up.
+/// The clock's part is bounded, so that a wrong clock can't use up the tokens.
 pub(crate) const TOKENS_BY_CLOCK_MAX: u64 = 1 << 62;
-/// A clock that lies an hour behind the tokens was set back, or theirs ran ahead.
+/// A clock an hour behind the tokens was set back, or the tokens ran ahead.
 pub(crate) const TOKENS_CLOCK_OFF: u64 = 3_600_000 * TOKENS_A_MILLI;
-/// The random step of an opening whose clock is off: up to a minute. More than a copy is likely to have issued, and less than
-/// usually passes between two boots of a machine that has no clock of its own, so that a clock set right catches up.
+/// The random step of an open whose clock is off: up to a minute. More than a copy is likely to have issued, and less
+/// than usually passes between two boots of a machine without a clock of its own, so that a clock set right catches up.
 pub(crate) const TOKEN_STEP_OFF: u64 = 1 << 36;
 
-/// Entries that a shard of the in-memory table keeps room for.
+/// Entries that a shard of the in-memory table keeps space for.
 pub(crate) const SHARD_KEYS_LEAST: usize = 64;
 
 /// Keys of a batch whose buckets are fetched at once, ahead of their lookups: with some tables as many reads as a
-/// processor has under way, and what they bring is in its nearest cache still when it is used.
+/// processor has in flight, and the lines are still in its nearest cache when they are used.
 pub(crate) const LOOK_AHEAD_KEYS: usize = 16;
 
-/// Shards of the in-memory table: enough that 64 threads on a few cores seldom meet.
+/// Shards of the in-memory table: enough that 64 threads on a few cores seldom contend.
 pub(crate) const SHARDS: usize = 64;
 
 const _: () = assert!(SHARDS.is_power_of_two());

@@ -1,8 +1,8 @@
 //! The sync seam: every lock, atomic, thread and park of the crate.
 //!
-//! A normal build takes `parking_lot`, `std` and the futex; under `cfg(loom)` the same names are loom's,
-//! so that the commit queue and the gate can be explored schedule by schedule, and under `cfg(shuttle)` they are
-//! shuttle's, which explores the whole engine. Lints forbid going around this file.
+//! A normal build uses `parking_lot`, `std` and the futex. Under `cfg(loom)` the same names are loom's, which explores
+//! the commit queue and the gate schedule by schedule; under `cfg(shuttle)` they are shuttle's, which explores the
+//! whole engine. Lints forbid bypassing this file.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the seam")]
 
 #[cfg(loom)]
@@ -22,14 +22,14 @@ pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
-/// Stands between two sequentially consistent operations on different words. They need no fence by themselves, but loom
-/// knows the total order of fences only.
+/// Goes between two sequentially consistent operations on different words. They need no fence by themselves, but loom
+/// models the total order of fences only.
 pub(crate) fn loom_fence() {
     #[cfg(loom)]
     fence(Ordering::SeqCst);
 }
 
-/// A small number of the calling thread, to spread what threads count over several cache lines.
+/// A small number of the calling thread, to spread per-thread counts over several cache lines.
 pub(crate) fn thread_number() -> usize {
     #[cfg(loom)]
     return 0;
@@ -41,7 +41,7 @@ pub(crate) fn thread_number() -> usize {
         thread_local! {
             static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
         }
-        // A thread that ends has none any more; sharing one is no error.
+        // A thread that is ending no longer has one; sharing a number is harmless.
         NUMBER.try_with(|number| *number).unwrap_or(0)
     }
 }
@@ -96,11 +96,11 @@ use loom::sync as explored;
 #[cfg(shuttle)]
 use shuttle::sync as explored;
 
-/// One word on which many wait and which one call wakes.
+/// A word that many threads wait on and one call wakes.
 ///
-/// A waiter reads the word, checks that it has to wait, and sleeps only while the word is still what it
-/// read; a waker changes the word first. So no wake-up is lost between the check and the sleep. One may come late, to a
-/// waiter that sleeps on a later word already.
+/// A waiter reads the word, checks that it has to wait, and sleeps only while the word is unchanged; a waker changes
+/// the word first. So no wake-up is lost between the check and the sleep. A wake-up may arrive late, at a waiter that
+/// already sleeps on a later value.
 pub(crate) struct WakeWord {
     #[cfg(not(any(loom, shuttle)))]
     word: AtomicU32,
@@ -127,10 +127,10 @@ impl WakeWord {
 
 #[cfg(all(not(any(loom, shuttle)), target_os = "linux"))]
 impl WakeWord {
-    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason. Whether the time was up.
+    /// Sleeps while the word is `seen`, at most `millis`. May wake spuriously. Returns whether the time was up.
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
         let timeout = millis.map(|millis| rustix::thread::futex::Timespec {
-            // Neither number is so large that a sign could become of it.
+            // Neither number is large enough to become negative.
             tv_sec: (millis / 1000) as i64,
             tv_nsec: ((millis % 1000) * 1_000_000) as i64,
         });
@@ -140,7 +140,7 @@ impl WakeWord {
             seen,
             timeout.as_ref(),
         );
-        // Every other error (changed, interrupted) means: look again.
+        // Every other error (changed, interrupted) means: check again.
         woken == Err(rustix::io::Errno::TIMEDOUT)
     }
 
@@ -161,7 +161,7 @@ impl WakeWord {
 
 #[cfg(all(not(any(loom, shuttle)), not(target_os = "linux")))]
 impl WakeWord {
-    /// Sleeps while the word is `seen`, at most `millis`. May wake for no reason. Whether the time was up.
+    /// Sleeps while the word is `seen`, at most `millis`. May wake spuriously. Returns whether the time was up.
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
         let (lock, condvar) = &self.parked;
         let guard = lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -205,7 +205,7 @@ impl WakeWord {
         *self.word()
     }
 
-    /// No time passes: a wait that only its deadline would end is a deadlock, and shows as one.
+    /// No time passes: a wait that only its deadline would end is a deadlock, and is reported as one.
     pub(crate) fn wait(&self, seen: u32, _millis: Option<u64>) -> bool {
         let word = self.word();
         if *word == seen {
@@ -226,7 +226,8 @@ impl WakeWord {
 }
 
 impl WakeWord {
-    /// Waits until `is_done`, which the word tells of, at most `millis` by the clock `nanos`. Whether it is.
+    /// Waits until `is_done`, whose changes wake the word, at most `millis` by the clock `nanos`. Returns the final
+    /// `is_done`.
     pub(crate) fn wait_until(
         &self,
         millis: Option<u64>,
@@ -240,12 +241,12 @@ impl WakeWord {
                 return true;
             }
             let waited = (nanos() - began) / 1_000_000;
-            // Nothing, once the time is up.
+            // 0 once the time is up.
             let left = millis.map(|millis| millis.saturating_sub(waited));
             if left == Some(0) {
                 return false;
             }
-            // A clock driven by hand stands still meanwhile: then the wait itself is the deadline.
+            // A manual clock stands still meanwhile: then the wait itself is the deadline.
             if self.wait(seen, left) {
                 return is_done();
             }
@@ -253,12 +254,12 @@ impl WakeWord {
     }
 }
 
-/// Whether this thread unwinds.
+/// Whether this thread is unwinding.
 pub(crate) fn is_panicking() -> bool {
     std::thread::panicking()
 }
 
-/// Starts a thread of a store. Under loom and shuttle there is none to be had: they explore their own.
+/// Starts a thread of a store. Fails under loom and shuttle, which explore their own threads.
 pub(crate) fn spawn(
     name: &str,
     body: impl FnOnce() + Send + 'static,
@@ -269,7 +270,7 @@ pub(crate) fn spawn(
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
-/// Whether the calling thread is the one behind `handle`.
+/// Whether the calling thread is that of `handle`.
 pub(crate) fn is_current(handle: &std::thread::JoinHandle<()>) -> bool {
     handle.thread().id() == std::thread::current().id()
 }
@@ -278,16 +279,16 @@ pub(crate) fn is_current(handle: &std::thread::JoinHandle<()>) -> bool {
 mod tests {
     use super::*;
 
-    /// A wake-up whose word was read before it came.
+    /// A wake-up for a value that was read earlier.
     fn wake_late(word: &WakeWord) {
         let private = rustix::thread::futex::Flags::PRIVATE;
         let _ = rustix::thread::futex::wake(&word.word, private, 1);
     }
 
-    /// Beside a clock driven by hand, which stands still, it was taken for the deadline: a close answered `InProgress` at
-    /// once.
+    /// With a manual clock, which stands still, a late wake-up was taken for the deadline: a close answered
+    /// `InProgress` at once.
     #[test]
-    fn a_late_wake_up_is_no_deadline() {
+    fn a_late_wake_up_is_not_the_deadline() {
         let (word, asked, is_over) = (WakeWord::new(), AtomicU32::new(0), AtomicBool::new(false));
         let hour = Some(3_600_000);
         std::thread::scope(|scope| {
@@ -297,7 +298,7 @@ mod tests {
                     yield_now();
                 }
             });
-            // Three times woken for nothing.
+            // Woken spuriously three times.
             let is_done = || asked.fetch_add(1, Ordering::SeqCst) == 3;
             let waited = word.wait_until(hour, &|| 7, &is_done);
             is_over.store(true, Ordering::SeqCst);

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A place in the log: its segment's base plus the offset in the segment, in bytes.
 ///
-/// Strictly growing over the store's whole life; gaps are lawful. Records start at multiples of 8.
+/// Strictly increasing over the store's whole life; gaps are allowed. Records start at multiples of 8.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct Lsn(u64);
 
@@ -19,19 +19,19 @@ impl Lsn {
         self.0
     }
 
-    /// The place so many bytes of a file further. It doesn't overflow: a segment lies below `LSN_MAX`, which is checked
-    /// where one is listed and where its header is read, and files are shorter than what is left above that.
+    /// The place so many bytes further. It doesn't overflow: a segment lies below `LSN_MAX`, which is checked where one
+    /// is listed and where its header is read, and files are shorter than the rest of the range.
     pub(crate) const fn plus(self, bytes: u64) -> Self {
         Lsn(self.0 + bytes)
     }
 
-    /// The token of a record that stands here, where tokens run `ahead` of LSNs by so much. It doesn't overflow: manifests and
-    /// records in which the sum exceeds `LSN_MAX` are neither written nor read.
+    /// The token of a record at this place, where tokens run `ahead` of LSNs by so much. It doesn't overflow: manifests
+    /// and records in which the sum exceeds `LSN_MAX` are neither written nor read.
     pub(crate) const fn token(self, ahead: u64) -> Token {
         Token(self.0 + ahead)
     }
 
-    /// Bytes from `earlier` to `self`, which must not lie before it.
+    /// Bytes from `earlier`, which must not be greater, to `self`.
     pub(crate) const fn since(self, earlier: Lsn) -> u64 {
         self.0 - earlier.0
     }
@@ -49,20 +49,20 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// A length or an offset in a file, as that of bytes in memory. Only targets of 64 bits have enough addresses for the maps of
-/// a large index, so the library is built for no others.
+/// Converts a length or an offset in a file to one in memory. Only targets of 64 bits have enough addresses for the
+/// maps of a large index, so the library is built for no others.
 pub(crate) const fn in_memory(bytes: u64) -> usize {
     bytes as usize
 }
 
 const _: () = assert!(usize::BITS == u64::BITS, "onlyonce is built for targets of 64 bits only");
 
-/// Where a record stands, by its segment: as short as sealed tables need it.
+/// The place of a record relative to its segment, as short as sealed tables need it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Spot {
-    /// Of the segment: never used again, so it can't mean another one.
+    /// The segment's ordinal: never used again, so it identifies one segment.
     pub(crate) ordinal: u32,
-    /// In the segment's file, in bytes.
+    /// Offset in the segment's file, in bytes.
     pub(crate) offset: u64,
 }
 
