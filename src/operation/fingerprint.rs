@@ -1,13 +1,13 @@
 //! The contents of a request in 128 bits: [`Fingerprint`].
 //!
 //! Promises: the same bytes give the same fingerprint on every machine and in every version, for ever.
-//! Never: keeps what it was made of. Proof: the golden values in the tests, which must not change.
+//! Never: keeps the input. Proof: the golden values in the tests, which must not change.
 
 use std::fmt;
 
 use blake2b_simd::{Params, State};
 
-/// Keeps `of_parts` apart from `of`, whatever bytes the parts hold.
+/// Separates `of_parts` from `of`, whatever bytes the parts hold.
 const PARTS: &[u8; 14] = b"onlyonce-parts";
 
 /// The contents of a request in 128 bits, so that one key used for two different requests is noticed.
@@ -83,7 +83,7 @@ impl Fingerprint {
 
     fn finish(hash: &State) -> Self {
         let mut fingerprint = [0; 16];
-        // As long as the parameters say.
+        // The parameters set this length.
         fingerprint.copy_from_slice(hash.finalize().as_bytes());
         Fingerprint(fingerprint)
     }

@@ -14,7 +14,7 @@ use super::key_text;
 use crate::limits::KEY_BYTES_MAX;
 use crate::{Error, ErrorKind, Result};
 
-/// Kinds of keys, as stored in four bits. 0 is none, so that zeros are never a key.
+/// Kinds of keys, as stored in four bits. 0 is no kind, so that zeros are never a key.
 const KIND_RAW: u8 = 1;
 const KIND_NUMBER: u8 = 2;
 const KIND_PARTS: u8 = 3;
@@ -75,7 +75,7 @@ pub struct Key<'k>(Form<'k>);
 enum Form<'k> {
     Raw(Cow<'k, [u8]>),
     Number(Number),
-    /// Encoded as the module says.
+    /// Encoded as described at the top of the module.
     Parts(Cow<'k, [u8]>),
 }
 
@@ -132,7 +132,7 @@ impl<'k> Key<'k> {
         Key(Form::Number(number))
     }
 
-    /// What kind of key it is, in four bits and never 0.
+    /// The kind of the key, in four bits and never 0.
     pub(crate) fn kind(&self) -> u8 {
         match self.0 {
             Form::Raw(_) => KIND_RAW,
@@ -143,7 +143,7 @@ impl<'k> Key<'k> {
         }
     }
 
-    /// The key's bytes; with the kind they are the key.
+    /// The key's bytes, which together with the kind identify the key.
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.0 {
             Form::Raw(bytes) | Form::Parts(bytes) => bytes,
@@ -151,7 +151,7 @@ impl<'k> Key<'k> {
         }
     }
 
-    /// The key with that kind and those bytes; `None` if there can't be one, so that a key has one form.
+    /// The key with that kind and those bytes; `None` if they are not the one form of a key.
     pub(crate) fn from_stored(kind: u8, bytes: &'k [u8]) -> Option<Key<'k>> {
         if bytes.is_empty() || bytes.len() > KEY_BYTES_MAX {
             return None;
@@ -168,7 +168,7 @@ impl<'k> Key<'k> {
         }
     }
 
-    /// Whether it can be stored. Every call asks before it does anything else.
+    /// Whether the key can be stored. Every call checks this first.
     pub(crate) fn check(&self) -> Result<()> {
         let len = self.bytes().len();
         if len == 0 {
@@ -192,13 +192,13 @@ impl<'k> Key<'k> {
     fn check_parts(&self, encoded: &[u8]) -> Result<()> {
         if Parts(encoded).flatten().any(|part| part.is_empty()) {
             return Err(Error::invalid(format!(
-                "a part of the key {self} is empty: all without that name would share their operations"
+                "a part of the key {self} is empty: callers without that name would share their operations"
             )));
         }
         Ok(())
     }
 
-    /// Whether the key begins as `prefix` does: bytes by bytes, parts by whole parts; a number only as itself.
+    /// Whether the key begins as `prefix` does: bytes by bytes, parts by whole parts; a number only equals itself.
     pub(crate) fn starts_with(&self, prefix: &Key<'_>) -> bool {
         match (&self.0, &prefix.0) {
             (Form::Number(own), Form::Number(other)) => own == other,
@@ -311,9 +311,9 @@ fn fmt_parts(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_str(if count == 1 { ",)" } else { ")" })
 }
 
-/// Escaped as in a string literal, but for quotes, which need none here.
+/// Escaped as in a string literal, except quotes, which need none here.
 fn fmt_unquoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    // Nearly every key: a call for each of its characters would cost as much as reading its record.
+    // Fast path for nearly every key: writing each character by a call would cost as much as reading its record.
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'\\') {
         return f.write_str(text);
     }
@@ -335,7 +335,7 @@ mod tests {
 
     use super::*;
 
-    /// What a key means, told apart by plain comparison.
+    /// What a key means, compared plainly.
     #[derive(Clone, PartialEq, Debug)]
     enum Meaning {
         Raw(Vec<u8>),
@@ -343,7 +343,7 @@ mod tests {
         Parts(Vec<Meaning>),
     }
 
-    /// In one of the types that hold it.
+    /// In one of the types that hold the number.
     macro_rules! in_some_type {
         ($number:expr) => {{
             let number = $number;
@@ -408,7 +408,7 @@ mod tests {
         prop_oneof![part(), vec(part(), 0..5).prop_map(Meaning::Parts)]
     }
 
-    /// Another meaning that is likely to be confused with the first: its own bytes as something else.
+    /// Other meanings that are likely to be confused with the first: its own bytes as another kind.
     fn lookalike(of: &Meaning) -> Vec<Meaning> {
         let bytes = of.key().bytes().to_vec();
         let mut others =
@@ -447,9 +447,9 @@ mod tests {
             }
         }
 
-        /// What is shown reads back, and different keys are shown differently.
+        /// A displayed key reads back, and different keys are displayed differently.
         #[test]
-        fn a_key_that_is_shown_reads_back(a in meaning(), b in meaning()) {
+        fn a_displayed_key_reads_back(a in meaning(), b in meaning()) {
             for meaning in lookalike(&a).into_iter().chain([b, a.clone()]) {
                 let key = meaning.key();
                 let text = key.to_string();
@@ -459,7 +459,7 @@ mod tests {
             }
         }
 
-        /// Whatever is written, it is refused or is a key that is shown, and reads back.
+        /// Any text is either refused or is a key that displays and reads back.
         #[test]
         fn hostile_text_is_refused_or_is_a_key(text in "\\PC{0,20}|[-0-9xabu{}\"'(), \\\\\n]{0,20}|\\((\"[a\\\\\"]{0,4}\"|-?[0-9]{1,40}|0x[0-9a-fA-F]{0,4}|,? ?){0,6}\\)?") {
             match text.parse::<Key<'static>>() {
@@ -468,7 +468,7 @@ mod tests {
             }
         }
 
-        /// Whatever is stored, it is refused or is the one form of some key; showing it ends.
+        /// Any stored bytes are either refused or are the one form of some key, which can be displayed.
         #[test]
         fn hostile_bytes_are_refused_or_are_a_key(kind in 0u8..16, bytes in bytes()) {
             if let Some(key) = Key::from_stored(kind, &bytes) {
@@ -483,7 +483,7 @@ mod tests {
         }
 
         #[test]
-        fn a_prefix_is_whole_parts(parts in vec(part(), 0..5), other in vec(part(), 0..3), cut in 0usize..5) {
+        fn a_prefix_matches_whole_parts(parts in vec(part(), 0..5), other in vec(part(), 0..3), cut in 0usize..5) {
             let key = Meaning::Parts(parts.clone()).key();
             for prefix in [other, parts.iter().take(cut).cloned().collect()] {
                 let expected = parts.starts_with(&prefix);
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_key_is_refused() {
+    fn stored_bytes_that_are_not_a_key_are_refused() {
         let cases: [(u8, &[u8]); 19] = [
             (0, b"a"),
             (4, b"a"),
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_key_is_refused_and_says_where() {
+    fn text_that_is_not_a_key_is_refused_with_the_position() {
         let long = "k".repeat(KEY_BYTES_MAX + 1);
         let cases = [
             "",
@@ -609,7 +609,7 @@ mod tests {
             assert!(matches!(e.kind(), ErrorKind::Invalid | ErrorKind::TooLarge), "{text}: {e}");
             assert!(!e.to_string().contains(|c: char| c.is_control()), "{text}: {e}");
         }
-        // What no number is shown as is text, and so is shown as it is.
+        // Text that no number is displayed as is text, and so is displayed as it is.
         for text in ["-", "007", "-0", "340282366920938463463374607431768211456", "1_000", "+1"] {
             let key = text.parse::<Key<'static>>().unwrap();
             assert_eq!((&key, key.to_string().as_str()), (&Key::from(text), text));
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_too_long_or_empty_is_refused_with_the_way_out() {
+    fn a_key_too_long_or_empty_is_refused_with_advice() {
         let longest = Key::from(vec![b'k'; KEY_BYTES_MAX]);
         assert!(longest.check().is_ok());
 
@@ -661,7 +661,7 @@ mod tests {
         for empty in [Key::from(""), Key::from_parts::<[u64; 0]>([]), Key::from(&[0; 0])] {
             assert_eq!(empty.check().unwrap_err().kind(), ErrorKind::Invalid);
         }
-        // A tenant without a name would share its keys with all others without one.
+        // A tenant without a name would share its keys with all other such tenants.
         for empty in [Key::from(("", "")), Key::from(("", "b")), Key::from(("a", 1, ""))] {
             let e = empty.check().unwrap_err();
             assert_eq!(e.kind(), ErrorKind::Invalid);

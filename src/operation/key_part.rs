@@ -1,8 +1,8 @@
 //! One part of a key, and how parts become bytes and are read back.
 //!
 //! Promises: a list of parts has one encoding, and an encoding that is read back was made of one list: only the
-//! shortest form of a length is read, and only one form of a number. A list's encoding begins with that of each shorter
-//! list it begins with. Never: allocates to read.
+//! shortest form of a length is read, and only one form of a number. The encoding of a list begins with that of each of
+//! its prefixes. Never: allocates to read.
 //!
 //! Parts are encoded one after the other: a tag, then for bytes their length in LEB128 (the shortest form
 //! only) and the bytes, for a number its little-endian bytes: `02` and eight for one from 0 to 2^64 - 1, `03` and eight
@@ -40,10 +40,10 @@ enum PartForm<'k> {
     Number(Number),
 }
 
-/// Digits of `u128::MAX`: longer text is no number, however it begins.
+/// Digits of `u128::MAX`: longer text is not a number.
 const LONGEST_NUMBER: usize = u128::MAX.ilog10() as usize + 1;
 
-/// A whole number, in the one form that its value has.
+/// A whole number, in the one form of its value.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Number {
     Natural([u8; 8]),
@@ -61,7 +61,7 @@ impl Number {
         }
     }
 
-    /// With those bytes, if that is the form of some number.
+    /// The number with those bytes, if they are the form of some number.
     pub(super) fn natural(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Number::Natural)
     }
@@ -76,7 +76,7 @@ impl Number {
         (u128::from_le_bytes(bytes) > u128::from(u64::MAX)).then_some(Number::Large(bytes))
     }
 
-    /// As it is displayed: no sign but a minus, no leading zeros.
+    /// Parses the displayed form: no sign except a minus, no leading zeros.
     pub(super) fn parse(text: &str) -> Option<Self> {
         if text.len() > LONGEST_NUMBER {
             return None;
@@ -161,7 +161,7 @@ impl<'k> KeyPart<'k> {
         }
     }
 
-    /// The first part and what follows it.
+    /// The first part and the bytes after it.
     fn decode(encoded: &'k [u8]) -> Option<(Self, &'k [u8])> {
         let (tag, rest) = encoded.split_first()?;
         let number = |bytes: usize, read: fn(&[u8]) -> Option<Number>| {
@@ -182,7 +182,7 @@ impl<'k> KeyPart<'k> {
     }
 }
 
-/// A length in LEB128 and what follows it. Only the shortest form: one key must not have two encodings.
+/// A length in LEB128 and the bytes after it. Only the shortest form: one key must not have two encodings.
 fn decode_length(encoded: &[u8]) -> Option<(usize, &[u8])> {
     let mut len = 0usize;
     let mut shift = 0u32;
@@ -202,7 +202,7 @@ fn decode_length(encoded: &[u8]) -> Option<(usize, &[u8])> {
     }
 }
 
-/// The parts of an encoded key, in order; `None` once, at the end, if the rest is no part.
+/// The parts of an encoded key, in order; `None` once, at the end, if the rest is not a part.
 pub(super) struct Parts<'k>(pub(super) &'k [u8]);
 
 impl<'k> Iterator for Parts<'k> {

@@ -1,18 +1,18 @@
 //! A key as text: what `Display` writes is read back.
 //!
-//! Promises: text that is shown without quotes reads as that text alone; whatever else is read is one key, or an error
-//! that says where it stops. Never: trims, guesses, or nests.
+//! Promises: text displayed without quotes reads as that text alone; any other text read is one key, or an error that
+//! says where it stops. Never: trims, guesses, or nests.
 
 use super::key_part::{KeyPart, Number};
 use crate::{Error, Key, Result};
 
-/// Whether text of a key can stand as it is: it begins like nothing else, and is no number.
+/// Whether a key's text can be displayed as it is: it doesn't begin like another form, and is not a number.
 pub(super) fn is_plain(text: &str) -> bool {
     let begins_otherwise = ["\"", "(", "0x"].iter().any(|begin| text.starts_with(begin));
     !begins_otherwise && Number::parse(text).is_none()
 }
 
-/// The key that is shown so, without asking whether it can be used.
+/// The key that is displayed so, without checking whether it can be used.
 pub(super) fn read(text: &str) -> Result<Key<'static>> {
     let mut input = Input { all: text, rest: text };
     if is_plain(text) {
@@ -33,7 +33,7 @@ enum TextPart {
     Number(Number),
 }
 
-/// What is left to read.
+/// The rest of the input.
 struct Input<'t> {
     all: &'t str,
     rest: &'t str,
@@ -73,7 +73,7 @@ impl<'t> Input<'t> {
     }
 }
 
-/// What follows the parenthesis: `"a", 17)`, or `"a",)` for one part.
+/// Reads what follows the parenthesis: `"a", 17)`, or `"a",)` for one part.
 fn parts(input: &mut Input<'_>) -> Result<Key<'static>> {
     let mut parts: Vec<KeyPart<'static>> = Vec::new();
     loop {

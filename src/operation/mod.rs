@@ -131,13 +131,13 @@ impl<'k> From<&'k Operation<'_>> for Operation<'k> {
 mod tests {
     use super::*;
 
-    /// As every call of the store takes it.
+    /// The key as every call of the store takes it.
     fn key_of<'k>(operation: impl Into<Operation<'k>>) -> Key<'static> {
         operation.into().key().clone().into_owned()
     }
 
     #[test]
-    fn whatever_becomes_a_key_becomes_an_operation() {
+    fn everything_that_converts_to_a_key_converts_to_an_operation() {
         struct OrderId(u64);
         impl From<&OrderId> for Key<'_> {
             fn from(order: &OrderId) -> Self {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn all_types_go_to_other_threads() {
+    fn all_types_are_send_and_sync() {
         fn check<T: Send + Sync + std::fmt::Debug>() {}
         check::<Key<'_>>();
         check::<KeyPart<'_>>();

@@ -172,7 +172,7 @@ impl Outcome {
         Outcome { failure: true, ..self }
     }
 
-    /// Why it can't be recorded, if it can't.
+    /// The reason why it can't be recorded, if there is one.
     pub(crate) fn refusal(&self, result_bytes_max: u32) -> Option<Error> {
         let kept = match &self.value {
             OutcomeValue::Encoded(Ok((_, bytes))) => check_size(bytes.len(), result_bytes_max),
@@ -183,7 +183,7 @@ impl Outcome {
         checked.and_then(|()| check_retention(self.retention.map(millis_up))).err()
     }
 
-    /// All that is to be recorded, or the reason why it can't be.
+    /// Returns everything to record, or the reason why it can't be recorded.
     pub(crate) fn into_parts(self, result_bytes_max: u32) -> Result<OutcomeParts> {
         if let Some(e) = self.refusal(result_bytes_max) {
             return Err(e);
@@ -289,16 +289,16 @@ impl Abort {
     }
 }
 
-/// A label is for people: what is too long is cut, and never refused.
+/// Cuts a label that is too long: labels are for people, so none is refused.
 pub(crate) fn cut_label(mut label: String) -> String {
     label.truncate(floor_char_boundary(&label, LABEL_BYTES_MAX));
     label
 }
 
-/// The greatest place up to `bytes` that splits no character.
+/// The greatest index up to `bytes` that is a character boundary.
 fn floor_char_boundary(text: &str, bytes: usize) -> usize {
     let mut place = bytes.min(text.len());
-    // Its beginning splits none.
+    // Index 0 is one.
     while !text.is_char_boundary(place) {
         place -= 1;
     }
@@ -321,7 +321,7 @@ impl From<String> for Abort {
 pub(crate) fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
     let mut out = Vec::new();
     for text in meta.iter().flat_map(|(name, value)| [name, value]) {
-        // Checked, all of them together, against a limit which two bytes hold.
+        // Checked together against a limit that fits two bytes.
         debug_assert!(text.len() <= META_BYTES_MAX);
         out.extend_from_slice(&(text.len() as u16).to_le_bytes());
         out.extend_from_slice(text.as_bytes());
@@ -329,7 +329,7 @@ pub(crate) fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
     out
 }
 
-/// Reads it back; `None` if the bytes are no such list.
+/// Reads it back; `None` if the bytes are not such a list.
 pub(crate) fn decode_meta(mut bytes: &[u8]) -> Option<Vec<(String, String)>> {
     let mut meta = Vec::new();
     while !bytes.is_empty() {
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_refused_when_recorded() {
+    fn an_outcome_over_a_limit_is_refused_when_recorded() {
         use ErrorKind::{Invalid, TooLarge};
         let many = |count: usize| {
             (0..count)

@@ -1,7 +1,8 @@
 //! How an operation is treated: [`Policy`], and [`Settings`], which it resolves to with the defaults.
 //!
-//! Promises: the operation's own setting counts first, then that of the handle, then the builder's, then the default in
-//! [`Policy::resolve`]; a combination that can't keep its promise is refused there, before anything is written. Never: reads a clock or a record.
+//! Promises: the operation's own setting comes first, then the handle's, then the builder's, then the default in
+//! [`Policy::resolve`], which refuses a combination that can't keep its promise before anything is written. Never:
+//! reads a clock or a record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,7 +163,7 @@ pub struct Policy {
     claim_durability: Option<Durability>,
 }
 
-/// A policy with nothing left unset but what may be absent for good. Times are rounded up to milliseconds.
+/// A policy with every setting resolved, except those that may stay unset. Times are rounded up to milliseconds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Settings {
     pub(crate) owner: Option<Arc<str>>,
@@ -195,7 +196,7 @@ impl Policy {
         Policy::default()
     }
 
-    /// This policy, and where it says nothing, `fallback`.
+    /// This policy, with `fallback` for each unset setting.
     pub(crate) fn or(&self, fallback: &Policy) -> Policy {
         Policy {
             owner: self.owner.clone().or_else(|| fallback.owner.clone()),
@@ -212,12 +213,12 @@ impl Policy {
         }
     }
 
-    /// Room kept for the result of a claim that says nothing else.
+    /// Space reserved for the result of a claim that sets nothing else.
     pub(crate) fn reserved(&self) -> u32 {
         self.reserve_bytes.unwrap_or(RESERVE_BYTES_DEFAULT)
     }
 
-    /// The defaults where nothing was said, and the refusal of what can't keep its promise.
+    /// Fills in the defaults, and refuses what can't keep its promise.
     pub(crate) fn resolve(&self) -> Result<Settings> {
         let settings = Settings {
             owner: self.owner.clone(),
@@ -277,7 +278,7 @@ impl Settings {
     }
 }
 
-/// A result kept for no time is none: each retry would do the work again.
+/// A result kept for zero time is not kept: each retry would do the work again.
 pub(super) fn check_retention(retention_ms: Option<u64>) -> Result<()> {
     if retention_ms == Some(0) {
         return Err(Error::invalid(
@@ -287,14 +288,14 @@ pub(super) fn check_retention(retention_ms: Option<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Whole milliseconds, rounded up: never shorter than asked, and never zero unless it was.
+/// Whole milliseconds, rounded up: never shorter than requested, and zero only if zero was requested.
 pub(super) fn millis_up(duration: Duration) -> u64 {
-    // Limited to what a `u64` holds, which store time never comes to.
+    // Limited to a `u64`, which store time never reaches.
     let part = u128::from(duration.subsec_nanos() % 1_000_000 != 0);
     u64::try_from(duration.as_millis() + part).unwrap_or(u64::MAX)
 }
 
-/// One list for [`Policy`] and [`Operation`]: an operation hands each setting to its own policy.
+/// One list for [`Policy`] and [`Operation`]: an operation passes each setting to its own policy.
 macro_rules! policy_setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
         impl Policy {
@@ -516,7 +517,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// All that can be set, each with a value of its own for `mark`.
+    /// Every setting, each with a value derived from `mark`.
     fn full(mark: u32) -> Policy {
         Policy::new()
             .owner(&format!("host-{mark}"))
@@ -551,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearer_word_counts_for_each_setting_alone() {
+    fn the_nearest_policy_counts_for_each_setting_separately() {
         let (operation, builder) = (full(1), full(2));
         assert_eq!(operation.or(&builder), operation);
         assert_eq!(Policy::new().or(&builder), builder);
@@ -595,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_keep_its_promise_is_refused() {
+    fn a_policy_that_cannot_keep_its_promise_is_refused() {
         use ErrorKind::{Invalid, TooLarge};
         let hold = || Policy::new().on_interrupted(OnInterrupted::Hold);
         let cases = [
@@ -612,7 +613,7 @@ mod tests {
             (hold().durability(Durability::Lazy), None),
             (hold().claim_durability(Durability::Flush), Some(Invalid)),
             (hold().claim_durability(Durability::Lazy), Some(Invalid)),
-            // A weaker default of the builder is mended by a nearer word.
+            // A nearer setting replaces a weaker default of the builder.
             (
                 hold()
                     .claim_durability(Durability::Sync)
@@ -627,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_never_shorter_than_asked() {
+    fn times_are_never_shorter_than_requested() {
         let cases = [
             (Duration::ZERO, 0),
             (Duration::from_nanos(1), 1),

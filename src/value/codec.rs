@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::{Error, Result};
 
-/// The stored number that stands where no result was kept: no codec, and no bytes follow.
+/// The number stored if no result was kept: no codec, and no bytes follow.
 pub(crate) const NOT_KEPT: u16 = 3;
 
 /// The stored number of a custom codec has this bit.
@@ -80,7 +80,7 @@ impl Format {
     /// Strings and bytes as they are.
     pub(crate) const BYTES: Format = Format { codec: Codec::Bytes, version: 0 };
 
-    /// Codec and version as stored. `Invalid` for a custom number that has no room.
+    /// Codec and version as stored. `Invalid` for a custom number that is too large.
     pub(crate) fn to_stored(self) -> Result<(u16, u32)> {
         let codec = match self.codec {
             Codec::Bytes => 0,
@@ -122,7 +122,7 @@ mod tests {
     use crate::ErrorKind;
 
     #[test]
-    fn stored_numbers_are_fixed_and_lead_back() {
+    fn stored_numbers_are_fixed_and_decode_again() {
         let numbers = [
             (Codec::Bytes, 0),
             (Codec::Bincode, 1),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_custom_number_without_room_is_refused() {
+    fn a_custom_number_too_large_is_refused() {
         let error = Format { codec: Codec::Custom(0x8000), version: 0 }.to_stored().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }

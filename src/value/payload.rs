@@ -32,7 +32,7 @@ use crate::{Error, ErrorKind, Result};
 pub struct Payload {
     bytes: Arc<Vec<u8>>,
     pub(super) format: Format,
-    /// Why nothing was kept; then there are no bytes.
+    /// The reason why nothing was kept; then there are no bytes.
     missing: Option<Arc<str>>,
 }
 
@@ -135,7 +135,7 @@ pub trait Decode: Sized {
     fn decode(payload: &Payload, format: Format) -> Result<Self>;
 }
 
-/// The bytes of a value and what they are; a format that can't be stored is refused here.
+/// The bytes of a value and their format; a format that can't be stored is refused here.
 pub(crate) fn encode<V: Encode + ?Sized>(value: &V) -> Result<(Format, Vec<u8>)> {
     let mut bytes = Vec::new();
     let format = value.encode(&mut bytes)?;
@@ -153,7 +153,7 @@ impl Payload {
         Payload { bytes: Arc::new(bytes), format, missing: None }
     }
 
-    /// What stands where no result was kept, for that reason.
+    /// The payload if no result was kept, for that reason.
     pub(crate) fn not_kept(reason: Arc<str>) -> Self {
         Payload { missing: Some(reason), ..Payload::empty() }
     }
@@ -215,8 +215,8 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Values that are their own bytes. References stand in the list one by one, because an impl for every
-/// `&T` would overlap with that for every `Typed`.
+/// Values that are their own bytes. References are listed one by one, because an impl for every `&T` would overlap with
+/// that for every `Typed`.
 macro_rules! encode_as_bytes {
     ($($type:ty),*) => {$(
         impl Encode for $type {
@@ -265,7 +265,7 @@ impl Decode for String {
         match std::str::from_utf8(payload) {
             Ok(text) => Ok(text.to_owned()),
             Err(error) => Err(Error::undecodable(
-                "recorded as bytes that are no UTF-8: decode them as Vec<u8>",
+                "recorded as bytes that are not UTF-8: decode them as Vec<u8>",
             )
             .because(error)),
         }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_and_bytes_come_back_as_they_were() {
+    fn strings_and_bytes_decode_to_what_was_recorded() {
         let text = String::from("grün");
         for payload in [recorded("grün"), recorded(&"grün"), recorded(&text), recorded(&&text)] {
             assert_eq!(payload.decode::<String>().unwrap(), text);
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_recorded_as_something_else_is_undecodable() {
+    fn a_value_recorded_as_another_type_is_undecodable() {
         assert_eq!(kind::<String>(&recorded(b"\xff")), ErrorKind::Undecodable);
         assert_eq!(kind::<()>(&recorded("x")), ErrorKind::Undecodable);
         for (codec, version) in
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_goes_anywhere() {
+    fn a_payload_is_send_and_sync() {
         fn check<T: Send + Sync + Clone + AsRef<[u8]> + 'static>() {}
         check::<Payload>();
     }

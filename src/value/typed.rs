@@ -142,9 +142,9 @@ fn decode_serde<T: DeserializeOwned>(payload: &Payload, found: Format, version: 
     }
 }
 
-/// bincode counts what it reads by the sizes in memory, at most 16 for one byte (a small `u128`, in
-/// short form), and refuses a length beyond its limit before it allocates. The limit is a constant, so
-/// there are two: the usual results can't ask for more than 16 MiB.
+/// bincode counts what it reads by the sizes in memory, at most 16 for one byte (a small `u128`, in short form), and
+/// refuses a length beyond its limit before it allocates. The limit is a constant, so there are two: the usual results
+/// can't request more than 16 MiB.
 fn decode_bincode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     const SMALL: usize = 1 << 20;
     if bytes.len() <= SMALL {
@@ -223,7 +223,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_typed_value_comes_back(answer in answer()) {
+        fn a_typed_value_decodes_to_what_was_recorded(answer in answer()) {
             prop_assert_eq!(&recorded(&answer).decode::<Answer>().unwrap(), &answer);
             prop_assert_eq!(&recorded(&Bincode(answer.clone())).decode::<Bincode<Answer>>().unwrap().0, &answer);
         }
@@ -272,7 +272,7 @@ mod tests {
         );
     }
 
-    /// The limit counts sizes in memory; what was encoded within the limits on results must come back all the same.
+    /// The limit counts sizes in memory; a value encoded within the limits on results must still decode.
     #[test]
     fn the_densest_values_stay_within_the_limit() {
         for count in [1000, (1 << 20) - 5, 1 << 20] {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_or_codec_is_undecodable_and_says_so() {
+    fn another_version_or_codec_is_undecodable_and_named() {
         let old = bincode(recorded(&Answer::Nothing).to_vec(), 1).decode::<Answer>().unwrap_err();
         assert_eq!(old.kind(), ErrorKind::Undecodable);
         assert!(
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_codec_that_is_not_serdes_is_refused() {
+    fn a_codec_without_serde_is_refused() {
         #[derive(Serialize, Deserialize)]
         struct AsJson;
         impl Typed for AsJson {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_fails_to_encode_leaves_nothing_behind() {
+    fn a_value_that_fails_to_encode_leaves_no_bytes() {
         struct Broken;
         impl Serialize for Broken {
             fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
