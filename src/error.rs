@@ -31,8 +31,8 @@ pub struct Error {
     detail: Box<Detail>,
 }
 
-/// What `source()` shows is the error itself: an `Arc` is an error of its own, and a caller that looks for an `io::Error`
-/// would not find it in there.
+/// `source()` returns the error inside, not the `Arc`: an `Arc` is an error type of its own, in which a caller that
+/// looks for an `io::Error` would not find it.
 #[derive(Clone)]
 struct Cause(Arc<dyn std::error::Error + Send + Sync>);
 
@@ -49,9 +49,9 @@ struct Detail {
     kind: Option<ErrorKind>,
     path: Option<PathBuf>,
     offset: Option<u64>,
-    /// What the caller gets back with it; named by who gave it.
+    /// What is returned to the caller with the error, whose type the call that set it knows.
     back: Option<Box<dyn Any + Send + Sync>>,
-    /// One of a list of damages: the caller that asked for the list has taken the next step.
+    /// One entry of a list of damage: the caller that asked for the list has already taken the next step.
     is_listed: bool,
 }
 
@@ -136,7 +136,8 @@ impl Error {
         source.and_then(rustix::io::Errno::from_io_error) == Some(rustix::io::Errno::IO)
     }
 
-    /// An operating system error at `path`: a full disk is `StorageFull`, all else `Io`. Says what helps.
+    /// An operating system error at `path`: a full disk is `StorageFull`, everything else `Io`. Adds a hint about what
+    /// helps.
     pub(crate) fn io(doing: &str, path: &Path, source: io::Error) -> Self {
         let full = is_full(&source);
         let kind = if full { ErrorKind::StorageFull } else { ErrorKind::Io };
@@ -150,7 +151,7 @@ impl Error {
                 ": no permission: the store's directory and files must be writable for the user of this process"
             }
             io::ErrorKind::IsADirectory => {
-                ": a directory stands where the store keeps a file: take it away"
+                ": a directory has the name of one of the store's files: remove it"
             }
             _ if errno == Some(rustix::io::Errno::MFILE) => {
                 ": too many open files: close some or raise the limit (ulimit -n), and call again"
@@ -256,18 +257,18 @@ impl Error {
         self
     }
 
-    /// Gives something back to the caller: see [`into_back`](Self::into_back).
+    /// Returns something to the caller: see [`into_back`](Self::into_back).
     pub(crate) fn giving_back<T: Any + Send + Sync>(mut self, back: T) -> Self {
         self.detail.back = Some(Box::new(back));
         self
     }
 
-    /// What was given back, if it is of that type.
+    /// What was returned with the error, if it has that type.
     pub(crate) fn into_back<T: Any>(self) -> Option<T> {
         self.detail.back.and_then(|back| back.downcast().ok()).map(|back| *back)
     }
 
-    /// The same error once more, for another party it concerns; without the claim.
+    /// The same error for another caller that it concerns; without the claim.
     pub(crate) fn again(&self) -> Self {
         let detail = Detail {
             kind: self.detail.kind,
@@ -283,7 +284,7 @@ impl Error {
         }
     }
 
-    /// One of a list of damages, which repeats no advice.
+    /// Marks one entry of a list of damage, which repeats no advice.
     pub(crate) fn listed(mut self) -> Self {
         self.detail.is_listed = true;
         self
@@ -297,7 +298,7 @@ impl Error {
         }
     }
 
-    /// The message, and of what it came from whatever that doesn't say.
+    /// The message, followed by the messages of its causes that it doesn't include.
     pub(crate) fn in_full(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
@@ -361,18 +362,18 @@ impl Error {
     }
 }
 
-/// Whether a message names the system's error by its number already.
+/// Whether a message includes the number of the system's error already.
 fn has_errno(text: &str, cause: &(dyn std::error::Error + 'static)) -> bool {
     let errno = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     errno.is_some_and(|errno| text.contains(&format!("(os error {errno})")))
 }
 
-/// Whether the system said that there is no room: blocks, quota, or nothing left to name a file with.
+/// Whether the system reported a lack of space: blocks, quota, or inodes.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Whether the system had no descriptor, memory or process to give: nothing was done, and a later try may do.
+/// Whether the system was short of descriptors, memory or processes: nothing was done, and a later try may succeed.
 pub(crate) fn is_scarce(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let scarce = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
@@ -380,7 +381,7 @@ pub(crate) fn is_scarce(error: &io::Error) -> bool {
 }
 
 impl fmt::Debug for Error {
-    /// As readable as `Display`, for it is what `unwrap` shows.
+    /// As readable as `Display`, since `unwrap` shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.kind(), self.in_full())?;
         if self.detail.back.is_some() { f.write_str(" (the claim is given back)") } else { Ok(()) }

@@ -1,7 +1,7 @@
 //! What every file of a store begins with: magic, format version, feature bits, store id.
 //!
-//! Promises: a header with a checksum of its own, whose layout no later version changes, so that a file of
-//! another version is told from a damaged one. Format: `docs/format.md`, "File header".
+//! Promises: a header with its own checksum, whose layout no later version changes, so that a file of another version
+//! is distinguished from a damaged one. Format: `docs/format.md`, "File header".
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::types::StoreId;
 use crate::{Error, ErrorKind, Result};
 
-/// Begins every file. Not text, and not the same after a transfer that mends line ends.
+/// First bytes of every file. Not text, and changed by a transfer that converts line ends.
 pub(crate) const MAGIC: [u8; 8] = *b"\x891once\r\n";
 
 /// The version this code writes, and the only one it reads.
@@ -38,7 +38,7 @@ pub(crate) struct FileHeader {
     kind: U16,
     /// Bits that a reader may ignore.
     compatible: U32,
-    /// Bits that a reader must know, all of them.
+    /// Bits that a reader must know.
     incompatible: U32,
     store: [u8; 16],
     /// Over all bytes before it.
@@ -47,7 +47,7 @@ pub(crate) struct FileHeader {
 
 const _: () = assert!(size_of::<FileHeader>() == FILE_HEADER_BYTES);
 
-/// The checksum over all bytes of a header but its last four, where it stands.
+/// The checksum over all bytes of a header except the last four, which hold it.
 pub(crate) fn sum_before_last<T: IntoBytes + Immutable>(header: &T) -> u32 {
     const { assert!(size_of::<T>() > 4) };
     let (summed, _) = header.as_bytes().split_at(size_of::<T>() - 4);
@@ -55,7 +55,7 @@ pub(crate) fn sum_before_last<T: IntoBytes + Immutable>(header: &T) -> u32 {
 }
 
 impl FileHeader {
-    /// What a file of that kind begins with.
+    /// The header of a file of that kind.
     pub(crate) fn bytes(kind: FileKind, store: StoreId) -> [u8; FILE_HEADER_BYTES] {
         zerocopy::transmute!(FileHeader::new(kind, store))
     }

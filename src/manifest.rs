@@ -1,7 +1,7 @@
 //! What is listed: which segments make up the log, and what is known of them. Replaced atomically.
 //!
-//! Promises: one generation, written whole to a file prepared beforehand and swapped in by [`Switch`], so that at
-//! every moment one stands; a damaged one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
+//! Promises: one generation, written whole to a file prepared beforehand and swapped in by [`Switch`], so that a valid
+//! one exists at every moment; a damaged one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
 
 mod switch;
 
@@ -35,16 +35,16 @@ pub(crate) struct Manifest {
     pub(crate) clean: Option<Lsn>,
     /// Counts as a watermark.
     pub(crate) durable: Lsn,
-    /// At least the end of every segment ever listed; never falls.
+    /// At least the end of every segment ever listed; never decreases.
     pub(crate) extent: Lsn,
-    /// What is added to a record's LSN to make its token, in segments listed so far. LSN and it together never fall:
-    /// so no token is issued twice, and each is below the extent and it.
+    /// What is added to a record's LSN to make its token, in segments listed so far. The sum never decreases, so no
+    /// token is issued twice, and each is below the extent plus this.
     pub(crate) ahead: u64,
     pub(crate) next_ordinal: u32,
     pub(crate) time: TimeField,
     pub(crate) opener: Opener,
     pub(crate) segments: Vec<Listed>,
-    /// The index covers the log up to here; an opening reads it from here on.
+    /// The index covers the log up to here; an open reads the log from here on.
     pub(crate) covered: Lsn,
     pub(crate) next_table: u32,
     /// The oldest first, without a gap.
@@ -53,13 +53,13 @@ pub(crate) struct Manifest {
     pub(crate) expired: Vec<ListedMemories>,
 }
 
-/// What is drawn once, at birth; repeated in every segment's header.
+/// Random values drawn once, when the store is made; repeated in every segment's header.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Secrets {
     /// Key of the keyed hash.
     pub(crate) hash_key: [u8; 16],
-    /// Key of what is derived for downstream and for tickets.
+    /// Key for values derived for downstream systems and tickets.
     pub(crate) derivation: [u8; 32],
 }
 
@@ -69,7 +69,7 @@ impl std::fmt::Debug for Secrets {
     }
 }
 
-/// Who opened the store for writing.
+/// The process that opened the store for writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Opener {
     pub(crate) pid: u32,
@@ -81,7 +81,7 @@ pub(crate) struct Opener {
 pub(crate) struct Listed {
     pub(crate) ordinal: u32,
     pub(crate) base: Lsn,
-    /// Bytes at or past it are no part of the log, for ever.
+    /// Bytes at or past it are never part of the log.
     pub(crate) end: Lsn,
     pub(crate) capacity: u64,
     pub(crate) salt: u64,
@@ -92,7 +92,7 @@ pub(crate) struct Listed {
 struct ManifestHead {
     file: [u8; FILE_HEADER_BYTES],
     generation: U64,
-    /// 0, or where a clean close left the log.
+    /// 0, or the end of the log at a clean close.
     clean_end: U64,
     durable: U64,
     extent: U64,
@@ -125,8 +125,8 @@ const TABLE_ITEM_BYTES: usize = size_of::<TableItem>();
 const EXPIRED_ITEM_BYTES: usize = size_of::<MemoriesItem>();
 const _: () = assert!(HEAD_BYTES == 208 && ITEM_BYTES == 36);
 
-/// A count as a manifest keeps it. One that doesn't fit exceeds what any may list, as does what it says then: `Switch`
-/// refuses to write that.
+/// A count as a manifest keeps it. One that doesn't fit exceeds the limit, and so does the value written then, which
+/// `Switch` refuses to write.
 fn count(files: usize) -> U32 {
     U32::new(u32::try_from(files).unwrap_or(u32::MAX))
 }
@@ -238,7 +238,7 @@ impl Manifest {
         }
     }
 
-    /// The list is in order, without overlaps, and within the extent. No opening believes any other.
+    /// The list is in order, without overlaps, and within the extent. An open refuses any other.
     pub(crate) fn is_sound(&self) -> bool {
         let mut before = Lsn::ZERO;
         self.segments.iter().all(|listed| {
@@ -255,13 +255,13 @@ impl Manifest {
             // New segments begin at the extent.
             && self.extent.get() % 8 == 0
             && self.tokens_end().is_some()
-            // There is a next one.
+            // A next one exists.
             && self.generation < u64::MAX
             && !self.segments.is_empty()
             && self.index_is_sound()
     }
 
-    /// Tables cover the log one behind the other, and no further than it is durable.
+    /// Tables cover the log without a gap, and only its durable part.
     fn index_is_sound(&self) -> bool {
         let mut before = None;
         self.tables.iter().all(|table| {
@@ -283,12 +283,12 @@ impl Manifest {
         bytes_for(self.segments.len(), self.tables.len(), self.expired.len())
     }
 
-    /// The same for the one after it, which may list one file more of each kind.
+    /// The same for the next one, which may list one file more of each kind.
     pub(crate) fn next_file_bytes(&self) -> usize {
         bytes_for(self.segments.len() + 1, self.tables.len() + 1, self.expired.len() + 1)
     }
 
-    /// Past every token ever issued, and every one that may be until the next switch. Refuses where there is none.
+    /// A number past every token issued so far or before the next switch. Refuses if there is none.
     pub(crate) fn check_tokens(&self) -> Result<u64> {
         self.tokens_end().ok_or_else(|| {
             let message = "the store has used up its tokens: begin a new one";
@@ -300,11 +300,11 @@ impl Manifest {
         self.extent.get().checked_add(self.ahead).filter(|end| *end <= limits::LSN_MAX)
     }
 
-    /// Refuses where not so many further segments may be listed.
+    /// Refuses if not so many more segments may be listed.
     pub(crate) fn check_room(&self, more: usize) -> Result<()> {
         let has_places = self.segments.len() + more <= limits::SEGMENTS_MAX;
         let has_numbers = more <= (u32::MAX - self.next_ordinal) as usize;
-        // Asked last: as many as have places take up no more LSNs than there are.
+        // Checked last: segments that fit the list take no more LSNs than there are.
         let has_lsns = || {
             let lsns = more as u64 * limits::SEGMENT_BYTES_MOST;
             self.tokens_end().is_some_and(|end| end + lsns <= limits::LSN_MAX)
@@ -317,7 +317,7 @@ impl Manifest {
     }
 }
 
-/// Sealed files of one kind, as they stand in a manifest one behind the other.
+/// Sealed files of one kind, as a manifest lists them.
 fn listed_in<L: ListedFile>(items: &[u8], path: &Path) -> Result<Vec<L>> {
     let items = items.chunks_exact(size_of::<L::Item>());
     let read = |item| match L::Item::read_from_bytes(item) {
@@ -404,7 +404,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn it_comes_back_as_it_went_in() {
+    fn a_manifest_decodes_to_what_was_encoded() {
         let path = Path::new("m");
         let open = sample();
         assert_eq!(Manifest::decode(&open.encode(), path).unwrap(), open);
@@ -413,7 +413,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_corrupt_and_every_cut_is() {
+    fn every_flipped_bit_and_every_cut_is_corrupt() {
         let mut bytes = sample().encode();
         bytes.resize(512, 0);
         for at in 0..bytes.len() * 8 {
@@ -458,10 +458,10 @@ pub(crate) mod tests {
         vec![
             Manifest { segments: Vec::new(), ..sample() },
             Manifest { extent: Lsn::new(1 << 20), ..sample() },
-            // The next segment would begin there: past all LSNs, and at none.
+            // The next segment would begin there: past all LSNs, with none left.
             Manifest { extent: Lsn::new(u64::MAX), ..sample() },
             Manifest { extent: Lsn::new((1 << 22) + 1), ..sample() },
-            // Its tokens would lie past all numbers.
+            // Its tokens would exceed the range of numbers.
             Manifest { ahead: u64::MAX, ..sample() },
             Manifest { ahead: limits::LSN_MAX, ..sample() },
             Manifest { next_ordinal: 7, ..sample() },
@@ -477,17 +477,17 @@ pub(crate) mod tests {
             edited(|listed| listed.capacity = 8),
             edited(|listed| listed.capacity = limits::SEGMENT_BYTES_MOST + 4096),
             edited(|listed| listed.capacity = u64::MAX),
-            // What it takes would be more than there are numbers for.
+            // Its size would exceed the range of numbers.
             Manifest {
                 expired: vec![ListedMemories { entries: u64::MAX, ..sample().expired[0] }],
                 ..sample()
             },
-            // None could follow it.
+            // No other could follow it.
             Manifest { generation: u64::MAX, ..sample() },
         ]
     }
 
-    /// The checksum of each holds: only a program that writes manifests of its own makes them.
+    /// The checksum of each is valid: only a program that writes its own manifests makes them.
     #[test]
     fn a_manifest_that_contradicts_itself_is_corrupt() {
         for manifest in contradictions() {

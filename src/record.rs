@@ -1,10 +1,10 @@
 //! The bytes of one record: encode, decode, checksum. Pure, no I/O.
 //!
-//! Promises: a record that decodes was sealed for this store, this segment and this very LSN, and passed
-//! both checksums; a header's lengths are used only after its own checksum holds. Hostile bytes are an
-//! error, never a panic. Never: guesses or repairs. Format: `docs/format.md`, "Record".
+//! Promises: a record that decodes was sealed for this store, this segment and this very LSN, and passed both
+//! checksums; a header's lengths are used only after its own checksum holds. Hostile bytes are an error, never a panic.
+//! Never: guesses or repairs. Format: `docs/format.md`, "Record".
 //!
-//! One record tells the whole state of its key: the newest by position is the state, and a copy stands alone.
+//! One record tells the whole state of its key: the newest by position is the state, and a copy needs no other record.
 
 use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -18,7 +18,7 @@ pub(crate) const ALIGN: usize = 8;
 /// First two bytes of every record: "O1".
 const MAGIC: u16 = u16::from_le_bytes(*b"O1");
 
-/// Longest body that is not damage: the longest result, key, labels and metadata, and the fixed fields.
+/// Longest valid body: the longest result, key, labels and metadata, and the fixed fields.
 pub(crate) const BODY_BYTES_MAX: usize = limits::RESULT_BYTES_MAX as usize
     + limits::KEY_BYTES_MAX
     + 2 * limits::LABEL_BYTES_MAX
@@ -26,7 +26,7 @@ pub(crate) const BODY_BYTES_MAX: usize = limits::RESULT_BYTES_MAX as usize
     + limits::META_BYTES_MAX
     + 256;
 
-/// What every record begins with.
+/// First bytes of every record.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
 struct RecordHeader {
@@ -42,7 +42,7 @@ struct RecordHeader {
 /// Length of a record's header.
 pub(crate) const HEADER_BYTES: usize = 24;
 const _: () = assert!(size_of::<RecordHeader>() == HEADER_BYTES && HEADER_BYTES % ALIGN == 0);
-/// Bytes of the header that its own checksum covers: all but the checksum.
+/// Bytes of the header that its own checksum covers: all except the checksum.
 const HEADER_SUMMED: usize = HEADER_BYTES - 4;
 
 /// Bits of `RecordHeader::flags` above the detail.
@@ -62,7 +62,7 @@ struct BodyHead {
     time: [u8; TIME_BYTES],
 }
 
-/// Of a record's store time, which ends at `limits::STORE_MILLIS_MAX`.
+/// For a record's store time, which ends at `limits::STORE_MILLIS_MAX`.
 const TIME_BYTES: usize = 6;
 const _: () = assert!(limits::STORE_MILLIS_MAX >> (8 * TIME_BYTES) == 0);
 
@@ -81,9 +81,10 @@ const HAS_FINGERPRINT: u32 = 1 << 7;
 const HAS_LABELS: u32 = 1 << 8;
 const HAS_FORMAT: u32 = 1 << 9;
 const HAS_MEMORY: u32 = 1 << 10;
-/// No field of its own: the memory is this record's, not only an older one's.
+/// No field of its own: the memory is that of this record, not only of an older one.
 const REMEMBERS: u32 = 1 << 11;
-/// The fields that this version knows. The rest are for later ones, `docs/format.md`, "Fields to come": zero until then.
+/// The fields that this version knows. The rest are for later versions, `docs/format.md`, "Fields to come": zero until
+/// then.
 const KNOWN: u32 = (1 << 12) - 1;
 
 /// Lengths of the labels, which follow it in this order.
@@ -96,7 +97,7 @@ struct Labels {
     meta: U16,
 }
 
-/// How a result's bytes are to be read.
+/// How a result's bytes are read.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
 #[repr(C)]
 struct FormatField {
@@ -104,7 +105,7 @@ struct FormatField {
     version: U32,
 }
 
-/// Clocks as they stood when a note was written; see `clock`.
+/// The clocks at the time a note was written; see `clock`.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub(crate) struct TimeField {
@@ -115,7 +116,7 @@ pub(crate) struct TimeField {
     pub(crate) wall_millis: U64,
 }
 
-/// What a record says that it is. 0 is invalid, so zeros are never a record.
+/// The kind that a record names. 0 is invalid, so zeros are never a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -145,7 +146,7 @@ impl Kind {
     }
 }
 
-/// How an attempt ended, or what was said of it: the detail of a [`Kind::End`].
+/// How an attempt ended, or what was decided about it: the detail of a [`Kind::End`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Ending {
@@ -193,7 +194,7 @@ impl Seal {
 pub(crate) struct Body<'a> {
     pub(crate) key_kind: u8,
     pub(crate) key: &'a [u8],
-    /// Store time at which the record was made; of an ending, when the attempt ended.
+    /// Store time at which the record was made; for an ending, when the attempt ended.
     pub(crate) time: StoreMillis,
     /// The attempt's fencing token. `None`: the record's own LSN and `ahead`, as a claim's first record has it.
     pub(crate) token: Option<Token>,
@@ -204,22 +205,22 @@ pub(crate) struct Body<'a> {
     /// Token of the oldest attempt whose fate is open.
     pub(crate) open_fate: Option<Token>,
     pub(crate) attempt: u32,
-    /// Attempts up to this one no longer count for `attempts_max`. An outcome has none: it stands where others have the
-    /// version of the result.
+    /// Attempts up to this one no longer count for `attempts_max`. An outcome has none: its bytes hold the version of
+    /// the result there.
     pub(crate) forgiven: u32,
     /// When the attempt was claimed. `None`: `time`.
     pub(crate) since: Option<StoreMillis>,
     pub(crate) expires_at: Option<StoreMillis>,
-    /// When the key's memory passes: that of this outcome once it has expired, if it `remembers`; else that which an
-    /// older outcome may have left, and which this record hides.
+    /// When the key's memory ends: that of this outcome once it has expired, if it `remembers`; otherwise that of an
+    /// older outcome, which this record hides.
     pub(crate) memory_until: Option<StoreMillis>,
     pub(crate) remembers: bool,
-    /// Wall time minus store time, where they have parted by a second or more. Only shown.
+    /// Wall time minus store time, where they have diverged by a second or more. Only shown.
     pub(crate) wall_offset: i64,
     pub(crate) fingerprint: Option<[u8; 16]>,
     /// Whether the attempt asked that its interruption be held.
     pub(crate) hold: bool,
-    /// Empty where none was given, as what follows is.
+    /// Empty if none was given, as the fields below.
     pub(crate) owner: &'a str,
     pub(crate) reason: &'a str,
     pub(crate) progress: &'a [u8],
@@ -231,7 +232,7 @@ pub(crate) struct Body<'a> {
 }
 
 impl Body<'_> {
-    /// The attempt's fencing token, in a record that stands at `lsn`.
+    /// The attempt's fencing token, for a record at `lsn`.
     pub(crate) fn token_at(&self, lsn: Lsn) -> Token {
         self.token.unwrap_or(lsn.token(self.ahead))
     }
@@ -241,12 +242,12 @@ impl Body<'_> {
     }
 }
 
-/// A record ready to be placed: its body is encoded and summed, so that little is left to do under the
-/// log's lock. Where it lands is added last.
+/// A record ready to be placed: its body is encoded and summed, so that little is left to do under the log's lock. Its
+/// place is added last.
 pub(crate) struct Draft {
     kind: Kind,
     flags: u8,
-    /// The header's room, body, padding.
+    /// Space for the header, the body, padding.
     bytes: Vec<u8>,
     body_bytes: u32,
     body_sum: crc32fast::Hasher,
@@ -272,7 +273,7 @@ impl Draft {
         Draft::about_key(Kind::Forget, None, body)
     }
 
-    /// A note carries the watermark in its header, and the clocks where `time` is given.
+    /// A note carries the watermark in its header, and the clocks if `time` is given.
     pub(crate) fn note(time: Option<&TimeField>) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         if let Some(time) = time {
@@ -295,7 +296,8 @@ impl Draft {
         draft
     }
 
-    /// The same, moved by compaction: its original is about to go, so nothing may take it for a recovery's copy.
+    /// The same, moved by compaction. The original is about to be removed, so this must not be taken for a recovery's
+    /// copy.
     pub(crate) fn moved(record: &Record<'_>, body: &Body<'_>) -> Self {
         let mut draft = Draft::copy(record, body);
         draft.flags &= !FLAG_COPY;
@@ -316,7 +318,7 @@ impl Draft {
 
     fn finish(kind: Kind, flags: u8, mut bytes: Vec<u8>) -> Self {
         let (_, body) = bytes.split_at(HEADER_BYTES);
-        // No reader believes in a longer one.
+        // Readers refuse a longer one.
         debug_assert!(body.len() <= BODY_BYTES_MAX, "{} bytes", body.len());
         let body_bytes = body.len() as u32;
         let mut body_sum = crc32fast::Hasher::new();
@@ -325,7 +327,7 @@ impl Draft {
         Draft { kind, flags, bytes, body_bytes, body_sum }
     }
 
-    /// A hash of what it says, wherever it is to stand.
+    /// A hash of its content, independent of its place.
     pub(crate) fn content(&self) -> u128 {
         use std::hash::Hasher;
         let mut hasher = siphasher::sip128::SipHasher13::new();
@@ -335,7 +337,7 @@ impl Draft {
         siphasher::sip128::Hasher128::finish128(&hasher).as_u128()
     }
 
-    /// Its body with padding: all but the header, for which there is space before.
+    /// Its body with padding: everything except the header, for which there is space before.
     fn body(&self) -> &[u8] {
         self.bytes.split_at(HEADER_BYTES).1
     }
@@ -364,7 +366,7 @@ impl Draft {
             body_sum: body_sum.finalize().into(),
             header_sum: 0.into(),
         };
-        // Not a new one: that asks what the processor can do.
+        // Cloned instead of made anew, which would query the processor's features.
         let mut sum = self.body_sum;
         sum.reset();
         header.header_sum = header_sum(sum, &header, &suffix).into();
@@ -382,7 +384,7 @@ fn header_sum(mut sum: crc32fast::Hasher, header: &RecordHeader, suffix: &[u8; 3
     sum.finalize()
 }
 
-/// A record as it stands in the log, checked.
+/// A record as read from the log, checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Record<'a> {
     pub(crate) lsn: Lsn,
@@ -390,21 +392,21 @@ pub(crate) struct Record<'a> {
     detail: u8,
     hold: bool,
     is_ahead: bool,
-    /// Made by a recovery from an original that its own manifest switch took off the list.
+    /// Made by a recovery from an original that its own manifest switch removed from the list.
     pub(crate) is_copy: bool,
     pub(crate) watermark: Lsn,
     body: &'a [u8],
 }
 
-/// Why bytes are no record.
+/// Why bytes are not a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Bad {
     /// Fewer bytes than a header, or than its header says.
     Short,
-    /// Not the bytes a header begins with.
+    /// Doesn't begin with the magic bytes.
     NoHeader,
     HeaderSum,
-    /// The header's checksum holds, but not what it says.
+    /// The header's checksum holds, but a field is impossible.
     HeaderFields,
     BodySum,
     /// The checksums hold, but the body does not parse.
@@ -473,7 +475,7 @@ impl<'a> Record<'a> {
         Record::behind(parse_head(bytes, lsn, seal)?, bytes, lsn, seal)
     }
 
-    /// The same, of bytes at whose start `head` was read.
+    /// The same, for bytes whose header is `head`.
     pub(crate) fn behind(head: Head, bytes: &'a [u8], lsn: Lsn, seal: &Seal) -> Result<Self, Bad> {
         let padded = bytes.get(HEADER_BYTES..head.len()).ok_or(Bad::Short)?;
         let (body, padding) = padded.split_at_checked(head.body_bytes).ok_or(Bad::Short)?;
@@ -500,12 +502,12 @@ impl<'a> Record<'a> {
         (HEADER_BYTES + self.body.len().next_multiple_of(ALIGN)) as u64
     }
 
-    /// How the attempt ended, of a [`Kind::End`].
+    /// How the attempt ended, for a [`Kind::End`].
     pub(crate) fn ending(&self) -> Option<Ending> {
         if self.kind == Kind::End { Ending::from_byte(self.detail) } else { None }
     }
 
-    /// What the record says of its key; an error for a record that is about none.
+    /// What the record says of its key; an error for a record without a key.
     pub(crate) fn body(&self) -> Result<Body<'a>, Bad> {
         if !self.kind.is_about_key() {
             return Err(Bad::BodyFields);
@@ -514,7 +516,7 @@ impl<'a> Record<'a> {
         body.hold = self.hold;
         if !matches!(self.ending(), Some(Ending::Completed | Ending::Failed)) {
             body.forgiven = std::mem::take(&mut body.version);
-            // No more than there were, and a result's codec where there is one only.
+            // No more than there were attempts, and a codec only with a result.
             if body.forgiven > body.attempt || body.codec != 0 {
                 return Err(Bad::BodyFields);
             }
@@ -542,7 +544,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The length of a key or a label: each has a limit, which its two bytes hold.
+/// The length of a key or a label: the limit of each fits two bytes.
 fn two_bytes(len: usize) -> U16 {
     debug_assert!(len <= usize::from(u16::MAX), "{len} bytes");
     U16::new(len as u16)
@@ -611,9 +613,9 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(body.result);
 }
 
-/// The clock never tells a later time than these bytes hold.
+/// The clock never returns a later time than these bytes hold.
 fn time_bytes(time: StoreMillis) -> [u8; TIME_BYTES] {
-    debug_assert!(time.0 <= limits::STORE_MILLIS_MAX, "a time that no clock tells");
+    debug_assert!(time.0 <= limits::STORE_MILLIS_MAX, "a time past the end of store time");
     let [a, b, c, d, e, f, ..] = time.0.to_le_bytes();
     [a, b, c, d, e, f]
 }
@@ -747,7 +749,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_comes_back_as_it_went_in() {
+    fn a_body_decodes_to_what_was_encoded() {
         let bytes = sealed(Draft::end(Ending::Failed, &full_body()));
         let record = Record::parse(&bytes, AT, &SEAL).unwrap();
         assert_eq!(record.ending(), Some(Ending::Failed));
@@ -766,7 +768,7 @@ mod tests {
 
     /// More attempts forgiven than there were, or a result's codec where there is no result.
     #[test]
-    fn what_no_attempt_can_leave_is_damage() {
+    fn a_body_that_no_attempt_can_leave_is_damage() {
         let held = Body { codec: 0, version: 0, ..full_body() };
         let cases = [
             Body { forgiven: 5, ..held.clone() },
@@ -780,7 +782,7 @@ mod tests {
         }
     }
 
-    /// A reader that took one for a field of its own, or skipped it, would read all behind it wrongly.
+    /// A reader that took it for a field of its own, or skipped it, would misread everything after it.
     #[test]
     fn a_bit_of_a_later_version_is_damage() {
         let sealed = sealed(Draft::end(Ending::Completed, &full_body()));
@@ -864,7 +866,7 @@ mod tests {
         }
     }
 
-    /// What one pair costs on disk, for keys of 36, fingerprints of 16 and results of 256 bytes.
+    /// What one pair takes on disk, for keys of 36, fingerprints of 16 and results of 256 bytes.
     #[test]
     fn a_pair_of_the_reference_work_takes_440_bytes() {
         let key = [b'k'; 36];
@@ -878,7 +880,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_says_how_far_its_token_is_ahead_says_the_token_where_it_goes() {
+    fn a_copy_of_a_record_with_a_token_distance_spells_out_the_token() {
         let body = Body { key: b"k", attempt: 1, ahead: 1000, ..Body::default() };
         let bytes = sealed(Draft::claim(&body));
         let record = Record::parse(&bytes, AT, &SEAL).unwrap();
@@ -888,7 +890,7 @@ mod tests {
         let copy = sealed(Draft::copy(&record, &body));
         let copy = Record::parse(&copy, AT, &SEAL).unwrap();
         assert_eq!(copy.body().unwrap().token_at(AT.plus(8)), token);
-        // Only a hostile program writes these: a distance of nothing, one past all tokens, a flag without a field.
+        // Only a hostile program writes these: a distance of zero, one past all tokens, a flag without a field.
         for body in [
             Body { token: Some(Token(0)), ..body.clone() },
             Body { token: Some(Token(limits::LSN_MAX)), ..body.clone() },
@@ -906,7 +908,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_spells_out_its_token_and_says_that_it_is_one() {
+    fn a_copy_spells_out_its_token_and_is_marked_as_a_copy() {
         let body = Body { key: b"k", attempt: 1, ..Body::default() };
         let bytes = sealed(Draft::claim(&body));
         let record = Record::parse(&bytes, AT, &SEAL).unwrap();
@@ -915,7 +917,7 @@ mod tests {
         assert!(copy.is_copy && !record.is_copy);
         assert_eq!(copy.body().unwrap().token, Some(Token(AT.get())));
         assert_eq!(copy.kind, Kind::Claim);
-        // Compaction's is no recovery's, and says the same.
+        // A copy by compaction is not marked as one of a recovery, and says the same.
         let bytes = sealed(Draft::moved(&copy, &copy.body().unwrap()));
         let moved = Record::parse(&bytes, AT, &SEAL).unwrap();
         assert!(!moved.is_copy);
@@ -923,7 +925,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_cut_is_seen() {
+    fn every_flipped_bit_and_every_cut_is_detected() {
         let bytes = sealed(Draft::end(Ending::Completed, &full_body()));
         for at in 0..bytes.len() {
             for bit in 0..8 {
@@ -936,7 +938,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_anywhere_else_is_none() {
+    fn a_record_at_another_place_is_invalid() {
         let bytes = sealed(Draft::claim(&full_body()));
         assert!(Record::parse(&bytes, AT, &SEAL).is_ok());
         assert_eq!(Record::parse(&bytes, AT.plus(8), &SEAL).unwrap_err(), Bad::HeaderSum);

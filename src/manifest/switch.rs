@@ -1,9 +1,9 @@
 //! From one manifest to the next.
 //!
-//! Promises: the next one is written whole to a file prepared beforehand, whose name is then exchanged with that of
-//! the one that stands. So a switch needs no room, and at no moment is there no manifest, or half of one.
-//! Never: touches the file of a manifest that a power loss could bring back, or a directory that took the place of the
-//! one that is locked.
+//! Promises: the next one is written whole to a file prepared beforehand, whose name is then exchanged with that of the
+//! current one. So a switch needs no space, and at every moment a whole manifest exists.
+//! Never: touches the file of a manifest that a power loss could bring back, or a directory that replaced the locked
+//! one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::limits;
 use crate::storage::{self, Access, Failure, File, Standing, Storage};
 use crate::{Error, ErrorKind};
 
-/// The next manifest's file, there and synced beforehand so that a full disk can't stop a switch. What it holds
-/// says nothing: an older manifest, a part of one that was never switched to, or zeros.
+/// The next manifest's file, made and synced beforehand so that a full disk can't stop a switch. Its content has no
+/// meaning: an older manifest, a part of one that was never switched to, or zeros.
 fn next_path(dir: &Path) -> PathBuf {
     dir.join("MANIFEST.next")
 }
@@ -27,11 +27,11 @@ pub(crate) struct Switch {
     /// Whether the device has the names that this process sees.
     is_settled: bool,
     next: Option<Prepared>,
-    /// The file of the manifest that stands, where this process prepared it: the one after the next.
+    /// The file of the current manifest, if this process prepared it: the one after the next.
     standing: Option<Prepared>,
 }
 
-/// A file of written bytes, so that overwriting them needs no room.
+/// A file of written bytes, so that overwriting them needs no space.
 #[derive(Debug)]
 struct Prepared {
     file: Arc<dyn File>,
@@ -44,12 +44,12 @@ impl Switch {
         Switch { storage, dir, is_settled: false, next: None, standing: None }
     }
 
-    /// Whether the next manifest's file is there.
+    /// Whether the next manifest's file exists.
     pub(crate) fn is_prepared(&self) -> bool {
         self.next.is_some()
     }
 
-    /// Makes the next manifest's file, or makes it long enough, so that the switch itself needs no room.
+    /// Makes the next manifest's file, or lengthens it, so that the switch itself needs no space.
     pub(crate) fn prepare(&mut self, bytes: usize) -> Result<(), Failure> {
         if self.next.as_ref().is_some_and(|next| next.bytes >= bytes) {
             return Ok(());
@@ -72,8 +72,8 @@ impl Switch {
         Ok(())
     }
 
-    /// Before the next manifest's file is touched: an earlier process may have exchanged the names and ended
-    /// before it had synced them. On the device that file is the manifest then.
+    /// Called before the next manifest's file is touched: an earlier process may have exchanged the names and ended
+    /// before it synced them. On the device that file is then the manifest.
     fn settle(&mut self) -> Result<(), Failure> {
         if !self.is_settled {
             self.sync_dir()?;
@@ -82,7 +82,7 @@ impl Switch {
         Ok(())
     }
 
-    /// Makes `manifest` the first one, where none stands. Durable on return.
+    /// Makes `manifest` the first one, where there is none. Durable on return.
     pub(crate) fn first(&mut self, manifest: &Manifest) -> Result<(), Failure> {
         self.write_next(manifest)?;
         self.rename()?;
@@ -91,8 +91,8 @@ impl Switch {
         Ok(())
     }
 
-    /// Makes `manifest` the one that stands, and the file of the one that stood the next one's. Durable on return.
-    /// Where names can't be exchanged, the next one's file must be prepared anew.
+    /// Makes `manifest` the current one, and the former one's file the next one's. Durable on return. Where names can't
+    /// be exchanged, the next one's file must be prepared anew.
     pub(crate) fn to(&mut self, manifest: &Manifest) -> Result<(), Failure> {
         self.write_next(manifest)?;
         let (next, path) = (next_path(&self.dir), path(&self.dir));
@@ -110,13 +110,13 @@ impl Switch {
         Ok(())
     }
 
-    /// Writes all of the next manifest's file: of an older and longer one nothing must stay behind the end. Refuses one
-    /// that no opening would believe, before anything is touched.
+    /// Writes all of the next manifest's file, so that nothing of an older and longer one stays after the end. Refuses
+    /// one that no open would accept, before anything is touched.
     fn write_next(&mut self, manifest: &Manifest) -> Result<(), Failure> {
         let mut content = manifest.encode();
         let is_readable = Manifest::decode(&content, &path(&self.dir));
         if !is_readable.is_ok_and(|read| read == *manifest) {
-            let what = "a manifest that no opening would believe was to be written";
+            let what = "a manifest that no open would accept was to be written";
             return Err(Failure::Poison(Error::bug(&path(&self.dir), what)));
         }
         self.prepare(manifest.file_bytes())?;
@@ -128,8 +128,8 @@ impl Switch {
         debug_assert!(content.len() <= *bytes);
         content.resize(content.len().max(*bytes), 0);
         let next = next_path(&self.dir);
-        // It is the next one's file still: whatever stands in it counts for nothing, and the next try writes all of it.
-        // Its room was taken beforehand; but not every file system writes in place.
+        // It is still the next one's file: its content doesn't count, and the next try writes all of it.
+        // Its space was taken beforehand; but not every file system writes in place.
         let failed = |doing| {
             let next = &next;
             move |e| Failure::full_or_poison(e, |e| Error::io(doing, next, e))
@@ -150,8 +150,8 @@ impl Switch {
     }
 }
 
-/// Whether the directory that is locked, and its log, are what stands at their paths. If not, the log that grows here
-/// is one that no opening will find, and what an opening finds there is not ours.
+/// Whether the locked directory, and its log, are those at their paths. If not, no open will find the log that grows
+/// here, and the files that an open finds there belong to another store.
 pub(crate) fn check_standing(storage: &dyn Storage, dir: &Path) -> Result<(), Failure> {
     for dir in [dir.to_path_buf(), dir.join("log")] {
         let standing = storage.standing(&dir);
@@ -262,7 +262,7 @@ mod tests {
         found.generation
     }
 
-    /// What is known of the manifest from outside: the last one that was acknowledged, and the last one tried.
+    /// What is known of the manifest from outside: the last acknowledged one, and the last one tried.
     #[derive(Clone, Copy, Debug)]
     struct Known {
         acknowledged: u64,
@@ -295,7 +295,7 @@ mod tests {
         Ok(())
     }
 
-    /// Runs with a power cut at the changing call `point`. Whether it came to that.
+    /// Runs with a power cut at the changing call `point`. Returns whether that call was reached.
     fn run_until(
         disk: &MemoryStorage,
         point: u64,
@@ -311,7 +311,8 @@ mod tests {
         end.is_err()
     }
 
-    /// A process is killed at any call, or loses power there; the next one goes on, and loses power at any of its own.
+    /// Kills a process at each call, or cuts its power there; the next one continues, and loses power at each of its
+    /// own calls.
     fn crash_everywhere(new: fn() -> MemoryStorage) {
         let (mut points, mut crashes) = (0, 0);
         for (first, kept) in (0..).flat_map(|point| [(point, 0), (point, 700)]) {
@@ -327,7 +328,7 @@ mod tests {
             known.check(&killed, &(first, kept, "killed"));
             for second in 0.. {
                 let disk = killed.kill_clone();
-                // The next process goes on from what it sees, which the device need not hold.
+                // The next process continues from what it sees, which the device need not hold.
                 let mut known = Known { tried: standing(&disk), ..known };
                 let was_cut = run_until(&disk, second, kept, 2, &mut known);
                 points += 1;
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn at_every_moment_and_after_every_crash_one_manifest_stands() {
+    fn a_whole_manifest_exists_at_every_moment_and_after_every_crash() {
         crash_everywhere(disk);
     }
 
@@ -355,9 +356,9 @@ mod tests {
         crash_everywhere(without_exchange);
     }
 
-    /// Others take whatever room there is, at once.
+    /// Other programs take all free space at once.
     #[test]
-    fn on_a_full_disk_one_switch_follows_another() {
+    fn a_full_disk_allows_any_number_of_switches() {
         let disk = disk();
         let mut switch = switch_on(disk.clone());
         switch.first(&manifest(COUNTS.len() as u64)).unwrap();
@@ -371,7 +372,7 @@ mod tests {
             disk.set_nodes_max(disk.nodes_used());
             switch.prepare(bytes_for(2, 0, 0)).unwrap();
         }
-        // The next process as well.
+        // The same for the next process.
         let mut switch = switch_on(disk.kill_clone());
         switch.prepare(bytes_for(2, 0, 0)).unwrap();
         switch.to(&manifest(COUNTS.len() as u64)).unwrap();
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn where_names_cannot_be_exchanged_the_next_file_may_find_no_room() {
+    fn where_names_cannot_be_exchanged_the_next_file_may_lack_space() {
         let disk = without_exchange();
         let mut switch = switch_on(disk.clone());
         switch.first(&manifest(1)).unwrap();
@@ -433,9 +434,9 @@ mod tests {
         }
     }
 
-    /// Whatever it is that comes to such a manifest: the store that stands is left as it is.
+    /// Whatever led to such a manifest: the current one is left as it is.
     #[test]
-    fn a_manifest_that_no_opening_would_believe_is_not_written() {
+    fn a_manifest_that_no_open_would_accept_is_not_written() {
         for unsound in contradictions() {
             let disk = disk();
             let mut switch = switch_on(disk.clone());
@@ -458,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_stands_in_the_next_file_is_of_no_consequence() {
+    fn the_content_of_the_next_file_does_not_matter() {
         for left in [vec![], vec![0xff; 10], vec![0xff; 3 * 4096 + 1], manifest(5).encode()] {
             let disk = disk();
             switch_on(disk.clone()).first(&manifest(1)).unwrap();

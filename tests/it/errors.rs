@@ -79,7 +79,7 @@ fn a_directory_in_the_place_of_a_file_is_said_at_the_opening() {
         let _ = std::fs::remove_file(&path);
         std::fs::create_dir(&path).unwrap();
         let error = Store::open(dir.path()).unwrap_err();
-        check(&error, ErrorKind::Io, &path, &["a directory stands", "take it away"]);
+        check(&error, ErrorKind::Io, &path, &["a directory has the name of", "remove it"]);
         std::fs::remove_dir(&path).unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert!(!store.mark("k").unwrap().is_first());
