@@ -178,7 +178,7 @@ impl Iter {
             return Ok(None);
         }
         let Some(seen) = engine.look_from(inside, &key, hash)? else { return Ok(None) };
-        // What is only remembered has no key any more once its record is gone; so it is never shown.
+        // A remembered key has no name any more once its record is removed, so it is never shown.
         if is_expired(&seen.state, seen.now) {
             return Ok(None);
         }
@@ -203,7 +203,7 @@ impl Iterator for Iter {
         let (engine, inside) = match entered {
             Ok(entered) => entered,
             Err(e) => {
-                // The files that the walk reads may be another opening's now.
+                // The files that the walk reads may belong to another open by now.
                 (self.is_over, self.walk) = (true, None);
                 return Some(Err(e));
             }
@@ -312,9 +312,9 @@ pub enum Health {
 }
 
 impl Health {
-    /// By a claim that reserves so many bytes.
+    /// Judges a claim that reserves so many bytes.
     pub(crate) fn of(engine: &Engine, reserve_bytes: u32) -> Self {
-        // First: a lock that another thread of the parent held at the fork is never let go of here.
+        // First: in a fork, a lock that another thread of the parent held is never released.
         if engine.is_foreign() {
             return Health::Forked;
         }
@@ -333,7 +333,7 @@ impl Health {
         }
     }
 
-    /// By what another backend says of a claim now.
+    /// Judges by what another backend says of a claim now.
     #[cfg(feature = "backend")]
     pub(crate) fn of_backend(refused: Option<&Error>) -> Self {
         let Some(error) = refused else { return Health::Writable };
@@ -345,7 +345,7 @@ impl Health {
         }
     }
 
-    /// What a claim would be told now.
+    /// The answer that a claim would get now.
     #[cfg(feature = "backend")]
     pub(crate) fn as_result(&self, engine: &Engine) -> Result<()> {
         let full =
@@ -356,13 +356,13 @@ impl Health {
             Health::Closed => Err(engine.log.closed()),
             Health::Forked => engine.enter().map(|_inside| ()),
             Health::WaitsForRoom => {
-                full("what the last opening found unsynced waits for room: free some")
+                full("the unsynced records that the last open found wait for space: free some")
             }
             Health::Full { cause, .. } | Health::Refused { cause } => full(cause),
         }
     }
 
-    /// Since when an ordinary claim has no room, and why, if so.
+    /// Since when an ordinary claim has no space, and why, if so.
     fn room(engine: &Engine, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
         let reserve = reserve(engine.result_bytes_max, reserve_bytes, limits::ORDINARY_KEY_BYTES);
         engine.log.is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
@@ -456,7 +456,7 @@ pub struct Stats {
 
 impl Stats {
     pub(crate) fn of(engine: &Engine) -> Self {
-        // In a fork a lock may be held for ever; counts are the parent's anyway.
+        // In a fork a lock may be held for ever; the counts are the parent's anyway.
         let (keys, in_flight) = if engine.is_foreign() { (0, 0) } else { engine.counts() };
         let listed = if engine.is_foreign() { Vec::new() } else { engine.log.listed() };
         let is_ours = !engine.is_foreign();
@@ -556,7 +556,7 @@ impl Estimate {
         let [claimed, interrupted, held, aborted, completed, failed] = alive.keys;
         Estimate {
             live_bytes: alive.bytes,
-            // A sample may tell of more than the log holds.
+            // A sample may count more than the log holds.
             dead_bytes: log_bytes.saturating_sub(alive.bytes),
             open: claimed + interrupted,
             held,
@@ -663,7 +663,7 @@ impl Verification {
     }
 }
 
-/// Gathers what a verification finds, and says how far it is.
+/// Collects what a verification finds, and reports its progress.
 pub(crate) struct Gathering<'p> {
     pub(crate) found: Verification,
     pub(crate) progress: &'p mut dyn FnMut(&Verification) -> ControlFlow<()>,
@@ -675,7 +675,7 @@ impl Inspector for Gathering<'_> {
     }
 
     fn unread(&mut self, error: Error) {
-        // A device that fails would be told for each record.
+        // A failing device would otherwise be reported for each record.
         let is_it = |known: &Error| (known.kind(), known.path()) == (error.kind(), error.path());
         if !self.found.unread.iter().any(is_it) {
             self.found.unread.push(error);

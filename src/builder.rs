@@ -1,6 +1,6 @@
 //! How a store is opened: [`StoreBuilder`], its settings.
 //!
-//! Never: opens anything; that is `store::open`'s.
+//! Never: opens anything, which `store::open` does.
 
 use crate::limits;
 use crate::log::Sizes;

@@ -1,4 +1,4 @@
-//! What a backend is: one call on one key, and what is said to it, as plain owned data; and the trait of what answers.
+//! What a backend is: one call on one key and its reply as plain owned data, and the trait that backends implement.
 
 use std::time::Duration;
 

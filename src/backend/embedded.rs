@@ -1,4 +1,4 @@
-//! The engine in this process, and the threads that work for it.
+//! The engine in this process, and its threads.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -7,7 +7,7 @@ use crate::engine::{Engine, Threads, Unended};
 use crate::sync::{self, Mutex};
 use crate::{Error, Result};
 
-/// An engine, and the threads that work for it. Dropping it closes the store.
+/// An engine and its threads. Dropping it closes the store.
 pub(crate) struct Embedded {
     engine: Arc<Engine>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -18,7 +18,7 @@ impl Embedded {
         Embedded { engine: Arc::new(engine), threads: Mutex::new(Vec::new()) }
     }
 
-    /// Starts the background threads: one for the log, whose work is short and can't wait, and one for the index.
+    /// Starts the background threads: one for the log, whose work is short and never waits, and one for the index.
     pub(crate) fn start_upkeep(&self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         self.start("onlyonce-log", move || engine.run_log(&|| engine.is_closing()))?;
@@ -44,7 +44,7 @@ impl Threads for Embedded {
     fn join(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads.into_iter().filter(|thread| !sync::is_current(thread)) {
-            // It can only have panicked, and then there is nobody to tell.
+            // A join fails only if the thread panicked, and there is no caller to report that to.
             let _ = thread.join();
         }
     }
@@ -65,11 +65,11 @@ impl std::ops::Deref for Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         if self.engine.is_foreign() {
-            // The threads are the parent's. Descriptors know by themselves that they are, too.
+            // The threads are the parent's. Descriptors detect the fork themselves.
             std::mem::forget(std::mem::take(&mut *self.threads.lock()));
             return;
         }
-        // Nobody is left to tell; what was acknowledged is on disk, and the next opening recovers.
+        // A drop can't report an error; what was acknowledged is on disk, and the next open recovers.
         let _ = self.close(None);
     }
 }

@@ -1,4 +1,4 @@
-//! A call on the embedded engine that is sent, and waited for apart.
+//! A call on the embedded engine that is sent first and waited for later.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::protocol::{Answer, Call};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
-/// Why an attempt is over whose grant was never waited for.
+/// The reason recorded for an attempt whose grant was never waited for.
 const UNDELIVERED: &str = "granted, and not waited for";
 
 /// What a request asks, once it is a call.
@@ -25,7 +25,7 @@ impl Asks for Owned {
     }
 }
 
-/// A call, and how far it is. It counts as a handle of its store.
+/// A call, and its progress. It counts as a handle of its store.
 struct SentCall {
     shared: Arc<Shared>,
     hash: KeyHash,
@@ -40,7 +40,7 @@ enum Way {
     Over,
 }
 
-/// Begins a call on the embedded engine of `shared`. Takes neither I/O nor waiting.
+/// Begins a call on the embedded engine of `shared`. Does no I/O and doesn't wait.
 pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
     let (hash, way) = match shared.embedded() {
         Ok(embedded) => begin(embedded, request),
@@ -82,7 +82,7 @@ fn begin(engine: &Embedded, request: Request) -> (KeyHash, Way) {
     (hash, way)
 }
 
-/// Goes on until the call is placed.
+/// Advances the call until it is placed.
 fn place(engine: &Embedded, mut placing: Placing<Owned>) -> Result<(Owned, Done)> {
     loop {
         match placing.go_on(engine).map_err(|e| engine.log.explained(e))? {
@@ -125,7 +125,7 @@ impl Drop for SentCall {
     fn drop(&mut self) {
         let Ok(engine) = self.shared.embedded() else { return };
         match std::mem::replace(&mut self.way, Way::Over) {
-            // An ending goes on; nobody is left to be told how it went.
+            // An ending continues, although no caller learns the result.
             Way::Placing(placing) if placing.asks().call.of_owner().is_some() => {
                 if let Ok(_inside) = engine.enter() {
                     let _ = place(engine, placing);

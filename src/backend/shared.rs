@@ -1,6 +1,6 @@
 //! What the handles of one store share: the engine in this process, or another backend.
 //!
-//! Promises: an embedded store pays nothing for what others pay, neither a copy nor an indirect call.
+//! Promises: an embedded store pays nothing for other backends, neither a copy nor an indirect call.
 
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ pub struct InFlight {
 
 /// What the handles of one store share. Dropped with the last handle or guard: that closes the store.
 pub(crate) enum Shared {
-    /// Inline, so that a call on it costs no more than one on the engine.
+    /// Inline, so that a call costs no more than one on the engine.
     Embedded(Embedded),
     #[cfg(feature = "backend")]
     Other(Box<dyn Backend>),
 }
 
 impl Shared {
-    /// The engine of this process, for what is about no key.
+    /// The engine of this process, for calls that concern no key.
     pub(crate) fn embedded(&self) -> Result<&Embedded> {
         match self {
             Shared::Embedded(embedded) => Ok(embedded),
@@ -58,7 +58,7 @@ impl Shared {
         }
     }
 
-    /// The hash by which the engine finds a key; nothing to others.
+    /// The hash by which the engine finds a key; other backends have none.
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
         match self {
             Shared::Embedded(embedded) => embedded.hash(key),
@@ -67,7 +67,7 @@ impl Shared {
         }
     }
 
-    /// Does one call on one key, and waits until its answer holds.
+    /// Does one call on one key, and waits until its answer is durable.
     pub(crate) fn apply(
         &self,
         key: &Key<'_>,
@@ -85,7 +85,7 @@ impl Shared {
         }
     }
 
-    /// What is known of a key.
+    /// Returns the state found of a key.
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         match self {
             Shared::Embedded(embedded) => embedded.look(key, hash),
@@ -97,7 +97,7 @@ impl Shared {
         }
     }
 
-    /// The owner of `token` goes without an ending. Waits for nothing.
+    /// Ends the owner of `token` without an ending. Doesn't wait.
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
@@ -121,7 +121,7 @@ impl Shared {
         }
     }
 
-    /// A question goes without an answer. Waits for nothing.
+    /// Ends a question without an answer. Doesn't wait.
     #[cfg_attr(not(feature = "backend"), expect(unused_variables))]
     pub(crate) fn unask(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
         match self {

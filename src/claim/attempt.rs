@@ -25,7 +25,7 @@ use crate::types::{StoreMillis, Token};
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Attempt {
-    // Boxed: most answers have none, and each of a batch would take its room all the same.
+    // Boxed: most answers have none, and each answer of a batch would take its space.
     seen: Box<SeenAttempt>,
 }
 

@@ -10,7 +10,7 @@ pub(super) struct Date(pub(super) SystemTime);
 
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never before it: times are stored as milliseconds since then.
+        // Never before the epoch: times are stored as milliseconds since then.
         let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let (days, second) = (since / 86_400, since % 86_400);
         let (year, month, day) = date_of(days);
@@ -19,7 +19,7 @@ impl fmt::Display for Date {
     }
 }
 
-/// Year, month and day of the Gregorian calendar, so many days after 1970-01-01. Years are counted from March on, so that
+/// Year, month and day of the Gregorian calendar, so many days after 1970-01-01. Years are counted from March, so that
 /// the leap day is the last.
 fn date_of(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468; // since 0000-03-01

@@ -237,19 +237,19 @@ impl ClaimGuard {
         &self.handle
     }
 
-    /// As a drop, for another reason than that nothing was said.
+    /// As a drop, with another reason.
     pub(crate) fn leave(self, reason: &str) {
         self.0.leave(reason);
     }
 
-    /// Ends it without the outcome that could not be recorded, for that reason: as the policy says.
+    /// Ends it without the outcome that could not be recorded, for that reason, as the policy says.
     pub(crate) fn end_unkept(self, reason: &Error, failure: bool) -> Result<()> {
         let reason = cut_label(reason.to_string());
         if self.0.settings.on_unkept == OnUnkept::Complete {
             let outcome = Outcome::without_result(reason);
             return self.record(if failure { outcome.into_failure() } else { outcome });
         }
-        // Always at `Sync`: nobody may be granted what is held.
+        // Always at `Sync`: a held key must not be granted after a crash.
         let conditions = Conditions { reason: Some(&reason), ..Conditions::default() };
         let writing = Writing { conditions, ..Writing::default() };
         let call = Call::Park(self.0.token);
@@ -257,8 +257,8 @@ impl ClaimGuard {
         self.ended(done)
     }
 
-    /// There is an outcome, or is about to be, so the effect may have happened: from here on a drop can't mean
-    /// "nothing did".
+    /// An outcome exists, or is about to, so the effect may have happened: from here on a drop can't mean that nothing
+    /// happened.
     fn is_past_its_effect(&self) {
         self.on_drop(OnDrop::Interrupt);
     }
@@ -269,12 +269,12 @@ impl ClaimGuard {
                 self.0.has_ended.store(true, Ordering::SeqCst);
                 if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
             }
-            // Room was wanted and could not be made: nothing was written.
+            // Space was needed and could not be made: nothing was written.
             Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {
                 Err(e.giving_back(self))
             }
             Err(e) => {
-                // Placed, and nobody knows whether it stands: nothing more may be said for this claim.
+                // Placed, and it is unknown whether it is durable: this claim can't be ended another way.
                 let is_unknown = e.kind() == ErrorKind::Indeterminate;
                 self.0.has_ended.fetch_or(is_unknown, Ordering::SeqCst);
                 Err(e)
@@ -313,7 +313,7 @@ impl std::ops::Deref for ClaimGuard {
     }
 }
 
-/// Why an attempt is over whose guard went, and nothing was said.
+/// The reason recorded for an attempt whose guard was dropped without an ending.
 const DROPPED: &str = "dropped without a word";
 
 impl Drop for ClaimGuard {
@@ -323,7 +323,7 @@ impl Drop for ClaimGuard {
 }
 
 impl ClaimInner {
-    /// The owner goes without an ending: an interruption, or the abort that `OnDrop::Abort` asked for beforehand.
+    /// The owner leaves without an ending: an interruption, or the abort that `OnDrop::Abort` requested beforehand.
     fn leave(&self, reason: &str) {
         if self.has_ended.swap(true, Ordering::SeqCst) {
             return;
@@ -466,7 +466,7 @@ impl ClaimHandle {
         let applied =
             inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
         match applied.answer {
-            // The guard went meanwhile, and there is nobody left to end what was taken up again.
+            // The guard was dropped meanwhile, so no guard is left to end the renewed claim.
             Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
                 inner.let_go(false, DROPPED);
                 Err(self.lost())

@@ -292,7 +292,7 @@ pub enum Resolution {
     Retry,
 }
 
-/// What a grant's record says, and the room it keeps for its ending.
+/// What a grant's record says, and the space it reserves for its ending.
 pub(crate) fn granting<'a>(
     result_bytes_max: u32,
     settings: &'a Settings,
@@ -313,7 +313,7 @@ pub(crate) fn granting<'a>(
     }
 }
 
-/// The ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
+/// Space for the ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
 pub(crate) fn reserve(result_bytes_max: u32, reserve_bytes: u32, key_bytes: usize) -> u64 {
     let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
     let content = u64::from(reserve_bytes.min(result_bytes_max)).max(labels);

@@ -203,7 +203,7 @@ impl Recorded {
 }
 
 impl fmt::Debug for Recorded {
-    /// Names of the metadata, and nothing of what was recorded.
+    /// Shows the names of the metadata, and none of the recorded values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Recorded(attempt {}, {:?}", self.attempt, self.payload)?;
         for (at, (name, _)) in self.meta.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What was found of a key, in the words of the public API.
+//! Converts the state found of a key into the types of the public API.
 
 use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
@@ -38,7 +38,7 @@ pub enum State {
     Expired(Expired),
 }
 
-/// An answer that the rules don't give to that call.
+/// The error for an answer that the rules never give to that call.
 pub(crate) fn broken() -> Error {
     let message = "the rules gave an answer that this call has no words for: this is a bug of onlyonce, please report it";
     Error::new(ErrorKind::Bug, message)
@@ -70,7 +70,7 @@ pub(crate) fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
     state_in(key, state, found.presence, found.lease_until, found.outcome, applied.now)
 }
 
-/// A key as it was found, in the words of the public API.
+/// Converts the state found of a key into the public one.
 pub(crate) fn state_of(key: &Key<'_>, seen: Seen) -> Result<State> {
     state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now)
 }

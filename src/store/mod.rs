@@ -1,7 +1,7 @@
 //! The public face: [`Store`], and what is called on it.
 //!
-//! Promises: a handle is cheap to clone and may go to any thread; the last one to go (guards included) closes
-//! the store. Never: decides; what a call does to a key is `protocol`'s, and the order of writes is `engine`'s.
+//! Promises: a handle is cheap to clone and may go to any thread; dropping the last one (guards included) closes the
+//! store. Never: decides; `protocol` decides what a call does to a key, and `engine` the order of writes.
 
 mod open;
 #[cfg(feature = "backend")]
@@ -253,7 +253,7 @@ impl Store {
             engine.look_ahead(&hashes);
             marks.extend(next.into_iter().map(|(op, hash)| place(&op, hash?)));
         }
-        // Closed or poisoned half-way: what was placed before is on its way, or nobody knows.
+        // Closed or poisoned halfway: the records placed before are in flight, or their fate is unknown.
         let is_of_all = |e: &Error| {
             matches!(e.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::Forked)
         };
@@ -265,7 +265,7 @@ impl Store {
         Ok(marks)
     }
 
-    /// All are sent before the first is waited for.
+    /// Sends all before it waits for the first.
     #[cfg(feature = "backend")]
     fn mark_elsewhere<'k, O: Into<Operation<'k>>>(
         &self,
@@ -809,9 +809,9 @@ mod tests {
     use crate::engine::Engine;
     use crate::testing::Sim;
 
-    /// The thread that keeps the index slept for an hour, and a close waited for it.
+    /// Without this, the thread that keeps the index slept for an hour, and a close waited for it.
     #[test]
-    fn a_thread_that_is_told_to_stop_right_after_it_looked_stops() {
+    fn a_thread_stops_if_asked_right_after_its_check() {
         let store = Sim::small(1).open().unwrap();
         for body in [Engine::run_log as fn(&Engine, &dyn Fn() -> bool), Engine::run_index] {
             let is_stopping = AtomicBool::new(false);
@@ -836,7 +836,7 @@ mod tests {
         }
     }
 
-    /// The thread of the log slept for an hour, and what compaction had moved was not synced.
+    /// Without this, the thread of the log slept for an hour, and the records moved by compaction were not synced.
     #[test]
     fn compaction_of_an_idle_store_wakes_the_thread_that_syncs() {
         let sim = Sim::small(1);
@@ -867,7 +867,7 @@ mod tests {
                 });
             is_stopping.store(true, Ordering::SeqCst);
             engine.wake_background();
-            assert!(rests && goes_on, "rests: {rests}, goes on: {goes_on}");
+            assert!(rests && goes_on, "rests: {rests}, continues: {goes_on}");
         });
     }
 }

@@ -122,7 +122,7 @@ impl StoreBuilder {
         self.open_on(directory::system(&dir)?, &dir, true)
     }
 
-    /// Opens on any disk, clock and dice.
+    /// Opens on any storage, clock and entropy.
     pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
         let sizes = self.sizes()?;
         self.policy.resolve()?;
@@ -130,7 +130,7 @@ impl StoreBuilder {
         let network_fs = seams
             .storage
             .network_fs(dir)
-            .map_err(|e| Error::io("asking for the file system of", dir, e))?;
+            .map_err(|e| Error::io("determining the file system of", dir, e))?;
         if let Some(name) = network_fs {
             if !self.allow_network_fs {
                 let message = format!(

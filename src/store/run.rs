@@ -125,7 +125,7 @@ pub enum Verdict {
     Unknown,
 }
 
-/// Why an attempt is over whose closure failed without a verdict, or with an unknown one.
+/// The reason recorded for an attempt whose closure failed without a verdict, or with an unknown one.
 const RETURNED_AN_ERROR: &str = "its closure returned an error";
 
 impl Store {
@@ -401,8 +401,8 @@ where
         Ok(Resumed::Over(self.done_or_unrecorded(recorded, value, Run::Replayed)?))
     }
 
-    /// The work was done, so the value is the caller's whatever became of the record. Unless another attempt took the key over:
-    /// then another value counts.
+    /// The work was done, so the caller gets the value whatever happened to the record, unless another attempt took the
+    /// key over: then that attempt's value counts.
     fn done_or_unrecorded(
         &mut self,
         recorded: Result<()>,
@@ -419,10 +419,10 @@ where
         }
     }
 
-    /// The error is the caller's, whatever becomes of the verdict: what could not be recorded leaves the key
+    /// The caller gets the error, whatever happens to the verdict: a verdict that could not be recorded leaves the key
     /// interrupted.
     fn judge(&mut self, guard: ClaimGuard, error: &E) {
-        // Unjudged it is what a `?` in the caller's own code would be; the guard knows what a drop means.
+        // An error without a verdict counts as a `?` in the caller's own code would; the guard knows what a drop means.
         let Some(judge) = self.on_error.take() else { return guard.leave(RETURNED_AN_ERROR) };
         let recorded = match judge(error) {
             Verdict::Abort(why) => guard.abort(why),
@@ -440,12 +440,12 @@ where
         }
     }
 
-    /// The work is done, and what came of it was refused before anything was written: the claim that came back is
-    /// ended without it. The error stands if none did, or that can't be written either.
+    /// The work is done, and its outcome was refused before anything was written: the returned claim is ended without
+    /// it. The error remains if none was returned, or that can't be written either.
     fn end_unkept(&mut self, refused: Error, failure: bool) -> Result<(), Error> {
         let why = refused.again();
         let Some(guard) = refused.into_claim() else { return Err(why) };
-        // Without the guard that may be in it: nobody is left to end that.
+        // Without the guard that may be in it: no caller is left to end that.
         guard.end_unkept(&why, failure).map_err(|e| e.again())?;
         self.tell(&why);
         Ok(())

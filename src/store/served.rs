@@ -24,7 +24,7 @@ impl Store {
     }
 }
 
-/// What answers a store's calls, for others to call: from another thread, say, or for another process.
+/// Lets other callers use a store as a backend: from another thread, say, or for another process.
 impl Backend for Store {
     fn send(&self, request: Request) -> Box<dyn Sent> {
         match &*self.shared {
