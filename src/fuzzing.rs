@@ -1,8 +1,8 @@
 //! What the fuzz targets call, and the tests that replay their corpora: bytes in, a panic out if a promise breaks.
 //!
-//! Checksums keep a fuzzer out, so each target looks at its input twice: as it is, and with every checksum made to
-//! hold, which only a hostile program would write. Offsets are those of `docs/format.md`, written out once more.
-//! Not part of the API.
+//! Checksums reject most random bytes, so each target tests its input twice: as it is, and with every checksum made
+//! valid, which only a hostile program would write. The offsets repeat those of `docs/format.md` on purpose. Not part
+//! of the API.
 
 #![expect(clippy::indexing_slicing, reason = "a harness; all lengths are checked before")]
 
@@ -25,7 +25,7 @@ use crate::{Claim, Key, Mark, Store, StoreBuilder};
 const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 0x0123_4567_89ab_cdef };
 const AT: Lsn = Lsn::new(1 << 40);
 
-/// The sizes that the stores of the directory target are opened with.
+/// The sizes with which the directory target opens its stores.
 pub fn builder() -> StoreBuilder {
     Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10).index_memory_max(512)
 }
@@ -44,7 +44,7 @@ fn one_record(data: &[u8]) {
     assert!(record.watermark <= AT);
     let _ = record.time();
     let Ok(body) = record.body() else { return };
-    // What was understood is written as another record that says the same.
+    // What was decoded is encoded as another record that says the same.
     let draft = match (record.kind, record.ending()) {
         (Kind::Claim, _) => Draft::claim(&body),
         (Kind::Update, _) => Draft::update(&body),
@@ -109,7 +109,7 @@ fn one_table(data: &[u8]) {
         let table = Arc::new(table);
         let mut cursor = Cursor::new(Arc::clone(&table));
         let mut found = Vec::new();
-        // A damaged bucket is an error each, and there are no more of them than the file has.
+        // Each damaged bucket is an error, and there are no more of them than the file has.
         for _ in 0..data.len() {
             match cursor.peek() {
                 Ok(None) => break,
@@ -121,7 +121,7 @@ fn one_table(data: &[u8]) {
                 Err(_) => {}
             }
         }
-        assert!(matches!(cursor.peek(), Ok(None)), "a walk without an end");
+        assert!(matches!(cursor.peek(), Ok(None)), "an endless walk");
     }
 }
 
@@ -148,8 +148,8 @@ fn one_expired(data: &[u8]) {
     }
 }
 
-/// A whole store: one byte that says whether checksums are made to hold, then files, each as its name in one
-/// byte, its length in four, the length of what it holds in two, and that; zeros follow up to its length.
+/// A whole store: one byte that says whether checksums are made valid, then files: for each, its name in one byte, its
+/// length in four, the length of its content in two, and the content; zeros follow up to its length.
 pub fn directory(data: &[u8]) {
     let Some((&sealed, files)) = data.split_first() else { return };
     let sim = Sim::small(1);
@@ -176,7 +176,7 @@ pub fn directory(data: &[u8]) {
         return;
     }
     drop(store);
-    // What opened and was closed opens, and knows what it was told.
+    // A store that opened and was closed opens again, and has what was recorded.
     let again = sim.open_with(builder());
     assert!(again.is_ok(), "{:?}", again.err());
     if let (true, Ok(store)) = (marked, again) {
@@ -184,7 +184,7 @@ pub fn directory(data: &[u8]) {
     }
 }
 
-/// Asks for every key, claims some, marks one: whether that was marked.
+/// Looks up every key, claims some, marks one: returns whether that was marked.
 fn use_all(store: &Store) -> bool {
     let mut keys = Vec::new();
     for entry in store.iter().take(1000) {
@@ -207,7 +207,7 @@ fn use_all(store: &Store) -> bool {
     matches!(store.mark("fuzz"), Ok(Mark::First | Mark::Again))
 }
 
-/// The files of a store, as the directory target takes them.
+/// Packs the files of a store in the form that the directory target reads.
 pub fn pack(files: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
     let mut out = vec![0];
     for (path, bytes) in files {
@@ -247,7 +247,7 @@ fn file_path(name: u8) -> PathBuf {
     }
 }
 
-/// Makes all checksums of a segment hold, of as many records as follow each other.
+/// Makes all checksums of a segment valid, for as many records as follow each other.
 fn seal_segment(bytes: &mut [u8]) {
     if bytes.len() < 128 {
         return;
@@ -265,7 +265,7 @@ fn seal_segment(bytes: &mut [u8]) {
     }
 }
 
-/// Makes both checksums of the record at the start of `bytes` hold; its length with padding, if it has one.
+/// Makes both checksums of the record at the start of `bytes` valid; returns its length with padding, if it has one.
 fn seal_record(bytes: &mut [u8], lsn: u64, salt: u64, store: &[u8; 16]) -> Option<usize> {
     if bytes.len() < 24 || &bytes[..2] != b"O1" {
         return None;
@@ -284,7 +284,7 @@ fn seal_record(bytes: &mut [u8], lsn: u64, salt: u64, store: &[u8; 16]) -> Optio
     Some(end)
 }
 
-/// Makes the checksums of a table hold: its header's, and each bucket's.
+/// Makes the checksums of a table valid: its header's, and each bucket's.
 fn seal_table(bytes: &mut [u8]) {
     if bytes.len() < 128 {
         return;
@@ -334,7 +334,7 @@ fn seal_file_header(bytes: &mut [u8]) {
     put_sum(bytes, 0..36, &[]);
 }
 
-/// Puts the checksum of a range and of what goes with it behind the range.
+/// Writes the checksum of a range and of its place after the range.
 fn put_sum(bytes: &mut [u8], range: std::ops::Range<usize>, place: &[u8]) {
     let sum = crc32fast::hash(&[&bytes[range.clone()], place].concat());
     bytes[range.end..range.end + 4].copy_from_slice(&sum.to_le_bytes());

@@ -1,5 +1,5 @@
-//! The targets without cargo-fuzz: each file of the corpus once, then mutations of them, without a look at what the
-//! code does with them. A finding is a panic; the input that made it is written beside.
+//! The targets without cargo-fuzz: each file of the corpus once, then mutations of them, without coverage feedback. A
+//! finding is a panic; the input that caused it is written to a file.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

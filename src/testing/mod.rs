@@ -61,10 +61,10 @@ pub struct Sim {
     clock: Arc<ManualClock>,
     seed: u64,
     openings: AtomicU64,
-    /// Stores are small, as this crate's own tests want them.
+    /// Stores are small, for this crate's own tests.
     is_small: bool,
     copies: AtomicU64,
-    /// Of keys' hashes, the bits that count.
+    /// The bits of keys' hashes that count.
     hash_mask: Mutex<KeyHash>,
 }
 
@@ -144,7 +144,7 @@ impl DiskFault {
     }
 }
 
-/// Where the store lies on a simulated disk.
+/// The path of the store on a simulated disk.
 const DIR: &str = "/store";
 
 impl Sim {
@@ -658,7 +658,7 @@ impl Sim {
         Sim { is_small: true, ..Sim::new(seed) }
     }
 
-    /// The directories of a store, with nothing in them.
+    /// Makes the directories of a store, empty.
     pub fn make_dirs(&self) -> io::Result<()> {
         let memory = self.disk.lock().memory.clone();
         memory.create_dir(Path::new(DIR))?;
@@ -669,7 +669,7 @@ impl Sim {
         Ok(())
     }
 
-    /// Renames a file or a directory behind the store's back, durably.
+    /// Renames a file or a directory without the store's knowledge, durably.
     pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
         let memory = self.disk.lock().memory.clone();
         memory.rename(from.as_ref(), to.as_ref())?;
@@ -687,7 +687,8 @@ impl Sim {
             .collect()
     }
 
-    /// Another machine with the same disk, as the next process finds it, and the same clock; its dice are its own.
+    /// Another machine with the same disk, as the next process finds it, and the same clock; its random values are its
+    /// own.
     #[must_use]
     pub fn copy(&self) -> Sim {
         let copies = self.copies.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
@@ -695,13 +696,13 @@ impl Sim {
         Sim { seed, ..self.with(self.disk.lock().memory.kill_clone(), false) }
     }
 
-    /// How many ways there are to lose power now: see `after`.
+    /// The number of ways to lose power now: see `after`.
     #[must_use]
     pub fn crashes(&self, seeds: u64) -> Vec<SimCrash> {
         self.disk.lock().memory.crashes(seeds).into_iter().map(SimCrash).collect()
     }
 
-    /// The machine after it lost power in that way.
+    /// The machine after a loss of power in that way.
     #[must_use]
     pub fn after(&self, crash: SimCrash) -> Sim {
         self.with(self.disk.lock().memory.crash_clone(crash.0), true)
@@ -723,7 +724,7 @@ impl Sim {
         }
     }
 
-    /// From the next opening on only these bits of a key's hash count: keys meet under one hash, or in one bucket.
+    /// From the next open on only these bits of a key's hash count: keys share a hash, or a bucket.
     pub fn mask_hashes(&self, high: u64, low: u64) {
         *self.hash_mask.lock() = KeyHash { high, low };
     }
@@ -744,7 +745,7 @@ impl Sim {
         self.disk.lock().memory.evict_lost();
     }
 
-    /// Puts an empty directory in a file's place.
+    /// Replaces a file by an empty directory.
     pub fn replace_by_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
         self.disk.lock().memory.replace_by_dir(path.as_ref())
     }
@@ -762,7 +763,7 @@ impl Sim {
         self.inject(Fault::once(Calls::Of(Class::Read), after, fault.effect()));
     }
 
-    /// Nothing can be mapped any more.
+    /// Makes every map fail from now on.
     pub fn fail_maps(&self) {
         self.inject(Fault::from(Calls::Of(Class::Map), 0, DiskFault::NoMemory.effect()));
     }
@@ -808,7 +809,7 @@ impl Sim {
         SimGate(gate)
     }
 
-    /// Opens what is there, or fails; with a background thread if asked.
+    /// Opens an existing store, or fails; with a background thread if requested.
     pub fn open_existing(&self, builder: StoreBuilder, thread: bool) -> Result<Store> {
         builder.manual_maintenance(!thread).open_on(self.seams(), Path::new(DIR), false)
     }
@@ -818,7 +819,7 @@ impl Sim {
         repair::run(self.seams(), Path::new(DIR), &builder.sizes()?, accept)
     }
 
-    /// What the network file system of the disk is called, if it is one.
+    /// Sets the name of the network file system that the disk reports, if it is one.
     pub fn set_network_fs(&self, name: Option<&'static str>) {
         self.disk.lock().memory.set_network_fs(name);
     }
@@ -840,14 +841,14 @@ impl SimCrash {
     }
 }
 
-/// Holds a call of the disk back.
+/// Blocks a call of the disk.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct SimGate(Arc<CallGate>);
 
 #[doc(hidden)]
 impl SimGate {
-    /// Whether a call has come to the gate within `most`.
+    /// Whether a call reached the gate within `most`.
     #[must_use]
     pub fn wait_arrived(&self, most: Duration) -> bool {
         self.0.wait_arrived(1, most)

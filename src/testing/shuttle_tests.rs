@@ -1,8 +1,8 @@
-//! The whole engine under shuttle: threads at work, a disk that fails, a close, and the next opening beside threads of
-//! the closed one that come back late; in random schedules and by PCT, which delays a thread for long.
+//! The whole engine under shuttle: threads at work, a disk that fails, a close, and the next open while threads of the
+//! closed store return late; in random schedules and by PCT, which delays a thread for long.
 //!
-//! What the threads were told is held against what all others were told: see [`Testimony`]. And nothing is ever corrupt.
-//! No time passes, so a wake-up that is lost is a deadlock, which shuttle reports.
+//! The answers to each thread are compared with those to all others: see [`Testimony`]. And nothing is ever corrupt. No
+//! time passes, so a lost wake-up is a deadlock, which shuttle reports.
 //!
 //! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --release --lib shuttle_`;
 //! `ONLYONCE_SCHEDULES` sets the number of schedules of each test. A failure prints its schedule, which
@@ -23,18 +23,18 @@ use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault, Hold};
 use crate::storage::fork;
 use crate::{Durability, Error, ErrorKind, Operation, Store};
 
-/// Few, so that threads and openings meet at them.
+/// Few, so that threads and opens contend for them.
 const KEYS: u64 = 3;
 
-/// A close, an opening and some claims take about so many steps: a slow call may outlast them.
+/// A close, an open and some claims take about so many steps: a slow call may outlast them.
 const SLOW_TURNS: u64 = 2000;
 
-/// Whatever a schedule may come to by chance is drawn from the schedule, so that it runs again alike.
+/// Every random choice is drawn from the schedule, so that it repeats with it.
 fn roll(sides: u64) -> u64 {
     shuttle::rand::thread_rng().gen_range(0..sides)
 }
 
-/// How the schedules of a test went, so that one sees what they reached.
+/// Counts how the schedules of a test ended, to show what they reached.
 #[derive(Default)]
 struct Seen {
     schedules: AtomicU64,
@@ -55,7 +55,7 @@ struct World {
     sim: Sim,
     told: Testimony,
     seen: Arc<Seen>,
-    /// Threads that are done with all their acts.
+    /// Threads that have finished all their acts.
     done: AtomicU64,
 }
 
@@ -63,13 +63,13 @@ struct World {
 #[derive(Clone, Copy)]
 enum Act {
     Claim(Durability),
-    /// Of a key that no other act asks for.
+    /// On a key that no other act uses.
     New(Durability),
     Background,
     Fork,
 }
 
-/// What the disk does to the first opening.
+/// What the disk does to the first open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trouble {
     /// Perhaps one call is slow.
@@ -105,7 +105,7 @@ impl World {
             0 => store.iter().find_map(Result::err).map_or(Ok(()), Err),
             1 => {
                 let found = store.verify()?;
-                // After a failure what was not made durable may be missing.
+                // After a failure, records that were not made durable may be missing.
                 assert!(found.is_whole() || !store.health().is_writable(), "{:?}", found.damages);
                 Ok(())
             }
@@ -117,12 +117,12 @@ impl World {
         }
     }
 
-    /// A child has the store's memory as it was at some moment, and none of its threads: whatever lock one of them held
-    /// stays locked. So it is told so by every call, and none takes a lock, changes the disk or looks at it.
+    /// A child has the store's memory of one moment, and none of its threads: a lock that one of them held stays
+    /// locked. So every call answers `Forked`, and none takes a lock, changes the disk or reads it.
     fn fork(&self, store: &Store) {
         let handle = store.clone();
         fork::become_child();
-        // Each access to a lock or an atomic is one.
+        // Each access to a lock or an atomic is a switch.
         let switches = shuttle::current::context_switches();
         let told = [
             store.claim(0_u64).map(drop),
@@ -186,7 +186,7 @@ impl World {
         self.sim.heal();
     }
 
-    /// One more opening finds all that anybody was told.
+    /// One more open finds everything that was acknowledged.
     fn end_of_it(&self) -> Store {
         let third = self.open();
         self.told.check(&third, usize::MAX);
@@ -208,7 +208,7 @@ fn world(seen: &Arc<Seen>) -> Arc<World> {
     })
 }
 
-/// Two openings with the same keys; threads of the first may come back when the second is at work. A third one checks.
+/// Two opens with the same keys; threads of the first may return while the second is at work. A third one checks.
 fn lives(seen: &Arc<Seen>, threads: &[&'static [Act]], trouble: Trouble) {
     let world = world(seen);
     let first = world.open();
@@ -216,7 +216,7 @@ fn lives(seen: &Arc<Seen>, threads: &[&'static [Act]], trouble: Trouble) {
     world.act(&first, Act::Claim(Durability::Flush));
     world.break_disk(trouble);
     let workers: Vec<_> = threads.iter().map(|acts| world.start(&first, acts)).collect();
-    // No time passes, so it is never over.
+    // No time passes, so it never ends.
     world.close(first, Duration::from_secs(3600));
     count(&seen.late, usize::from(world.done.load(Ordering::Relaxed) < workers.len() as u64));
 
@@ -235,8 +235,9 @@ fn lives(seen: &Arc<Seen>, threads: &[&'static [Act]], trouble: Trouble) {
     drop(world.end_of_it());
 }
 
-/// What the thread that failed had taken along is lost. One that asked whether the store is poisoned just before, and gets
-/// the writer just after, finds nothing left to write: that is not all written, and its claim is no grant.
+/// The records that the failing thread had taken are lost. A thread that checks for the poison just before, and gets
+/// the writer just after, finds nothing left to write: that doesn't mean that all is written, and its claim is not
+/// granted.
 fn a_write_fails(seen: &Arc<Seen>) {
     let world = world(seen);
     let store = world.open();
@@ -249,17 +250,17 @@ fn a_write_fails(seen: &Arc<Seen>) {
     world.close(store, Duration::ZERO);
     let next = world.end_of_it();
     for key in 0..=KEYS {
-        // None that was granted is granted afresh.
+        // No key that was granted is granted afresh.
         world.claim(&next, key, Durability::Flush).unwrap();
     }
 }
 
-/// A device takes for ever over the sync of a segment's end, with more to be written into the next one. Meanwhile another
-/// call fails, and the poisoned store is closed, which waits for no sync. The sync comes back at some moment of the next
-/// opening, or before it: nothing may be done with it, least of all may the rest be written.
+/// A device takes for ever over the sync of a segment's end, with more to be written into the next one. Meanwhile
+/// another call fails, and the poisoned store is closed, which waits for no sync. The sync returns during the next
+/// open, or before it: nothing may be done with it, above all may the rest not be written.
 ///
-/// Three things stand between the leader and that write, and each would be enough: it is told that it was overtaken, it asks
-/// for the poison before each segment, and the gate refuses the write. Without all three of them this fails.
+/// Three checks are between the leader and that write, and each would suffice: the queue reports that it was overtaken,
+/// it checks for the poison before each segment, and the gate refuses the write. Without all three this fails.
 fn held_beyond_a_close(seen: &Arc<Seen>) {
     let world = world(seen);
     let first = world.open();
@@ -274,7 +275,7 @@ fn held_beyond_a_close(seen: &Arc<Seen>) {
     let beside =
         world.start(&first, &[Act::Claim(Durability::Flush), Act::Claim(Durability::Sync)]);
     hold.wait_arrived();
-    // Without any table it is a switch of manifests and nothing more.
+    // Without any table it is only a switch of manifests.
     let fault = Effect::Fail(CallFailure::IO);
     world.sim.inject(Fault::once(Calls::Of(Class::Exchange), 0, fault));
     first.rebuild_index().unwrap_err();
@@ -284,7 +285,7 @@ fn held_beyond_a_close(seen: &Arc<Seen>) {
     count(&seen.late, 1);
     let mut threads = vec![leader, beside];
     if roll(4) == 0 {
-        // Nobody else changes anything.
+        // No other thread changes anything.
         let before = world.sim.changes();
         hold.open();
         threads.drain(..).for_each(|thread| thread.join().unwrap());

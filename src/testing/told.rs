@@ -1,6 +1,6 @@
-//! What threads were told of keys that they claimed, held against what all others were told, whichever opening of the store
-//! they spoke to: a key is granted afresh once, a token is given out once, and a result that was acknowledged is there in
-//! every later opening.
+//! Compares the answers to threads about the keys they claimed with those to all others, whichever open of the store
+//! gave them: a key is granted afresh once, a token is given once, and a result that was acknowledged is in every later
+//! open.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::{Claim, ClaimGuard, Error, ErrorKind, Operation, State, Store};
 
-/// The record of it. Nothing of the store is called while its lock is held: under shuttle that is not shuttle's.
+/// The record of the answers. No call of the store is made while its lock is held, since that lock is not shuttle's.
 #[derive(Default)]
 pub(super) struct Testimony(Mutex<Answers>);
 
@@ -19,7 +19,7 @@ struct Answers {
     completed: BTreeMap<u64, Vec<u8>>,
 }
 
-/// One of so many, by chance.
+/// Draws one of so many.
 pub(super) type Roll<'a> = &'a mut dyn FnMut(u64) -> u64;
 
 impl Testimony {
@@ -50,7 +50,7 @@ impl Testimony {
             }
             Claim::Completed(done) => {
                 let mut told = self.0.lock();
-                // Its owner may not have been told yet, or not for sure.
+                // Its owner may not have got the answer yet, or not a certain one.
                 let known = told.completed.entry(key).or_insert_with(|| done.result().to_vec());
                 assert_eq!(done.result()[..], known[..], "{key}");
                 Ok(())
@@ -79,7 +79,7 @@ impl Testimony {
         }
     }
 
-    /// All that was acknowledged is there, of the `most` newest keys.
+    /// Checks that everything acknowledged is there, for the `most` newest keys.
     pub(super) fn check(&self, store: &Store, most: usize) {
         let newest: Vec<_> = {
             let told = self.0.lock();
@@ -93,7 +93,7 @@ impl Testimony {
         }
     }
 
-    /// Keys granted, tokens given out, and keys completed.
+    /// Numbers of keys granted, tokens given, and keys completed.
     pub(super) fn counts(&self) -> [usize; 3] {
         let told = self.0.lock();
         [told.granted.len(), told.tokens.len(), told.completed.len()]

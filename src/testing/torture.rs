@@ -1,6 +1,6 @@
-//! Thousands of openings, each with threads at work when a disk fails, a sync takes its time, and the store is closed.
+//! Thousands of opens, each with threads at work when a disk fails, a sync is slow, and the store is closed.
 //!
-//! What a thread was told is held against what all others were told: see [`Testimony`].
+//! The answers to each thread are compared with those to all others: see [`Testimony`].
 //!
 //! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of openings; with
 //! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed: `ONLYONCE_SEED` begins with that one.
@@ -62,7 +62,7 @@ impl World {
         builder.index_memory_max(64 * 64).open_on(seams, &self.dir, true).unwrap()
     }
 
-    /// One thread's life with one opening: until that answers that it is over.
+    /// One thread's work on one open store, until that store is closed.
     fn work(&self, store: &Store, mut dice: Dice) {
         let mut is_over = false;
         while !is_over {
@@ -79,7 +79,7 @@ impl World {
             };
             if let Err(e) = done {
                 let expected = [ErrorKind::Closed, ErrorKind::Poisoned, ErrorKind::Indeterminate];
-                // `Io`: of work that was the first to meet the fault.
+                // `Io`: from the call that met the fault first.
                 assert!(
                     expected.contains(&e.kind()) || e.kind() == ErrorKind::Io,
                     "{call}: {e}: {e:?}"
@@ -95,7 +95,7 @@ impl World {
 
     fn verify(&self, store: &Store) -> Result<(), Error> {
         let found = store.verify()?;
-        // After a failure what was not made durable may be missing; so may a file that was being made.
+        // After a failure, records that were not durable may be missing; so may a file that was being made.
         assert!(found.is_whole() || !store.health().is_writable(), "{:?}", found.damages);
         Ok(())
     }
@@ -107,12 +107,12 @@ impl World {
         };
         let key = newest - dice.roll(10);
         let level = [Durability::Sync, Durability::Flush][dice.roll(2) as usize];
-        // Grants at `Flush` are kept by a close and by a kill, and there is no other end here.
+        // A close and a kill keep grants at `Flush`, and there is no other end here.
         let op = Operation::new(key).claim_durability(level);
         self.told.claim(store, key, op, 100, &mut |sides| dice.roll(sides))
     }
 
-    /// Lets the threads begin some more calls. All of them may wait for a sync that is held, so not for long.
+    /// Lets the threads begin some more calls. All of them may wait for a blocked sync, so not for long.
     fn let_go_on(&self, more: u64) {
         let until = self.ops.load(Ordering::Relaxed) + more;
         for _ in 0..2000 {
@@ -124,7 +124,7 @@ impl World {
     }
 }
 
-/// Threads of an opening that was closed, and the sync that some of them may be in.
+/// Threads of an open that was closed, and the sync that some of them may be in.
 struct Past {
     workers: Vec<JoinHandle<()>>,
     gate: Arc<CallGate>,
@@ -145,7 +145,7 @@ fn lives(few: u64) -> u64 {
     asked.unwrap_or(if is_long { 10 * few } else { few })
 }
 
-/// One life after the other, over a disk that fails now and then.
+/// Runs one life after the other, over a disk that fails now and then.
 fn torture(world: &Arc<World>, lives: u64) {
     let asked = std::env::var("ONLYONCE_SEED").ok().and_then(|seed| seed.parse().ok());
     let first: u64 = asked.unwrap_or(1);
@@ -167,7 +167,7 @@ fn torture(world: &Arc<World>, lives: u64) {
         let now = Past { workers: workers.collect(), gate: Arc::default() };
         world.let_go_on(dice.roll(30));
         if past.len() > 2 {
-            // Syncs of openings that were closed since come back now.
+            // Syncs of opens that were closed since return now.
             past.pop_front().into_iter().for_each(Past::end);
         }
         let io = Effect::Fail(CallFailure::IO);
@@ -177,7 +177,7 @@ fn torture(world: &Arc<World>, lives: u64) {
             0 | 1 => world.disk.inject(Fault::once(Calls::Changing, after, io)),
             2 => world.disk.inject(Fault::once(Calls::Of(Class::Sync), after / 4, io)),
             3 | 4 => {
-                // One sync is held, and something else fails meanwhile.
+                // One sync is blocked, and another call fails meanwhile.
                 world.disk.inject(Fault::once(Calls::Of(Class::Sync), after / 8, slow()));
                 world.disk.inject(Fault::once(Calls::Of(Class::Write), after, io));
             }
@@ -186,7 +186,7 @@ fn torture(world: &Arc<World>, lives: u64) {
         }
         world.let_go_on(dice.roll(8));
         let mut closed = std::thread::scope(|scope| {
-            // The sync that is held may be the close's own.
+            // The blocked sync may be the close's own.
             let (tell, told) = std::sync::mpsc::channel();
             let gate = &now.gate;
             scope.spawn(move || {
@@ -195,7 +195,7 @@ fn torture(world: &Arc<World>, lives: u64) {
                 }
             });
             let closed = store.close(Duration::from_millis(dice.roll(3)));
-            // It may have gone already.
+            // It may have ended already.
             let _ = tell.send(());
             closed
         });
@@ -246,7 +246,7 @@ fn seams_of(world: &World) -> Seams {
     }
 }
 
-/// Says which life a panic came in.
+/// Reports the life in which a panic happened.
 #[derive(Debug)]
 struct Case(u64);
 
@@ -265,7 +265,7 @@ fn torture_of_a_simulated_disk_grants_nothing_twice_and_loses_nothing() {
 #[test]
 fn torture_of_a_real_disk_grants_nothing_twice_and_loses_nothing() {
     let mut dir = tempfile::tempdir().unwrap();
-    // After a panic it stays: threads are at work in it still, and would find its files missing.
+    // After a panic the directory stays: threads still work in it, and would find its files missing.
     dir.disable_cleanup(true);
     torture(
         &Arc::new(World::new(Arc::new(OsStorage::default()), dir.path().join("store"))),

@@ -1,4 +1,4 @@
-//! The cases: what is said to a store, and what it has to answer.
+//! The cases: the calls on a store, and the answers it has to give.
 
 /// Each with its name.
 pub(super) const CASES: &[(&str, &str)] = &[
@@ -15,7 +15,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k => success v by 1",
     ),
     (
-        "a recorded failure is replayed, and is none of a result",
+        "a recorded failure is replayed, and never as a result",
         "
         claim k as g => granted 1
         fail g declined => yes
@@ -34,7 +34,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => granted 3",
     ),
     (
-        "keys do not meet",
+        "keys are independent",
         "
         claim a as g => granted 1
         claim b => granted 1
@@ -90,7 +90,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 3",
     ),
     (
-        "what was not applied is closed, older attempts too",
+        "not_applied closes the fate, and those of older attempts",
         "
         claim k as g => granted 1
         drop g => yes
@@ -119,14 +119,14 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => granted 2",
     ),
     (
-        "dropped while on_drop aborts, it is aborted",
+        "a drop under OnDrop::Abort aborts",
         "
         claim k +drop_aborts as g => granted 1
         drop g => yes
         claim k => granted 2",
     ),
     (
-        "dropped while on_drop aborts, an older fate stays open",
+        "a drop under OnDrop::Abort leaves an older fate open",
         "
         claim k as g => granted 1
         drop g => yes
@@ -153,7 +153,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 1",
     ),
     (
-        "a late owner that nobody replaced may still complete",
+        "a late owner that was not replaced may still complete",
         "
         claim k +lease=100 as g => granted 1
         wait 100
@@ -163,7 +163,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => success v by 1",
     ),
     (
-        "a late owner that nobody replaced may still abort",
+        "a late owner that was not replaced may still abort",
         "
         claim k +lease=100 as g => granted 1
         wait 100
@@ -206,7 +206,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => in progress 2",
     ),
     (
-        "renewing holds on to the claim",
+        "renewing keeps the claim",
         "
         claim k +lease=100 as g => granted 1
         wait 60
@@ -225,7 +225,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 1",
     ),
     (
-        "a renewal takes a lapsed claim up again, from under the one who was asked",
+        "a renewal resumes a lapsed claim, even while a claimant is asked",
         "
         claim k +lease=100 as g => granted 1
         wait 100
@@ -237,7 +237,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => success v by 1",
     ),
     (
-        "a lapse that nobody noticed is undone by renewing",
+        "renewing undoes a lapse that no claimant noticed",
         "
         claim k +lease=100 as g => granted 1
         wait 500
@@ -253,7 +253,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 1",
     ),
     (
-        "Hold of the attempt keeps everybody away",
+        "Hold of the attempt refuses every claimant",
         "
         claim k +hold as g => granted 1
         drop g => yes
@@ -264,7 +264,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k => interrupted 1",
     ),
     (
-        "Hold of the claimant keeps itself away only",
+        "Hold of the claimant refuses that claimant only",
         "
         claim k as g => granted 1
         drop g => yes
@@ -272,7 +272,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 1",
     ),
     (
-        "Hold does not stand in the way of an abort",
+        "Hold does not prevent an abort",
         "
         claim k +hold as g => granted 1
         abort g => yes
@@ -293,7 +293,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +retry => asked 1",
     ),
     (
-        "a key held by word is granted to nobody until it is resolved",
+        "a key held by a call is not granted until it is resolved",
         "
         claim k as g => granted 1
         drop g => yes
@@ -353,7 +353,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => failure never by 1",
     ),
     (
-        "resolved to be tried again, every fate is closed",
+        "a resolution for a retry closes every fate",
         "
         claim k as g => granted 1
         drop g => yes
@@ -368,7 +368,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => granted 4",
     ),
     (
-        "an operator can't resolve what somebody is on",
+        "an operator can't resolve a claim in flight",
         "
         claim k as g => granted 1
         get k as a => running 1
@@ -389,7 +389,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k => interrupted 2",
     ),
     (
-        "an operator's word beats the one who was asked, and the owner",
+        "a resolution goes before an open question, and before the owner",
         "
         claim k +lease=100 as g => granted 1
         wait 100
@@ -401,7 +401,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => success paid by 1",
     ),
     (
-        "a resolution of an absent key is none",
+        "a resolution of an absent key changes nothing",
         "
         claim k as g => granted 1
         drop g => yes
@@ -411,7 +411,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k => absent",
     ),
     (
-        "a key held for its attempts is granted as many again, once an operator says so",
+        "a key held for its attempts is granted as many again after a resolution for a retry",
         "
         claim k +max=1 as g => granted 1
         abort g => yes
@@ -457,7 +457,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +max=3 => too many 4",
     ),
     (
-        "a mark of another request is told so",
+        "a mark of another request is a mismatch",
         "
         mark k +print=1 => first
         mark k +print=1 => again
@@ -514,7 +514,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +print=2 => mismatch held 1",
     ),
     (
-        "a client may mend an aborted request",
+        "a client may correct an aborted request",
         "
         claim k +print=1 as g => granted 1
         abort g => yes
@@ -594,7 +594,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => success v by 1",
     ),
     (
-        "a late retry is told that the work was done",
+        "a late retry is answered Expired",
         "
         claim k +keep=100 +remember=600000 as g => granted 1
         complete g v => yes
@@ -624,7 +624,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim a => granted 1",
     ),
     (
-        "a memory can be forgotten, and stays so",
+        "a forgotten memory does not return",
         "
         claim k +keep=100 +remember=600000 as g => granted 1
         complete g v => yes
@@ -637,7 +637,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => success w by 1",
     ),
     (
-        "what the completion said counts, not what a later claim asks",
+        "the setting of the completion counts, not that of a later claim",
         "
         claim k +keep=100 as g => granted 1
         complete g v => yes
@@ -661,7 +661,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => success  by 1",
     ),
     (
-        "a mark meets claims",
+        "a mark reports a claim in flight",
         "
         claim k as g => granted 1
         mark k => in progress 1
@@ -737,7 +737,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k => absent",
     ),
     (
-        "what is interrupted is not claimed, however it came to be",
+        "an interrupted key is not claimed, whatever interrupted it",
         "
         claim a as g => granted 1
         drop g => yes

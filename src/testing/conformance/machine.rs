@@ -1,4 +1,4 @@
-//! The store as something that is called with the words of `spec`: guards and questions go by token and number.
+//! Runs the calls of `spec` on a store: guards and questions are found by token and number.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::{
 
 use super::spec::{Ask, Call, End, Shown, Told, View, Word};
 
-/// A store, and all that its callers have in their hands.
+/// A store, and everything that its callers hold.
 pub struct Machine {
     pub store: Store,
     pub guards: BTreeMap<u64, ClaimGuard>,
     /// They outlive their guards.
     pub handles: BTreeMap<u64, ClaimHandle>,
     pub questions: BTreeMap<u64, Interrupted>,
-    /// Every attempt that anybody was shown, by token.
+    /// Every attempt that was shown to a caller, by token.
     pub seen: BTreeMap<u64, Attempt>,
 }
 
@@ -39,7 +39,7 @@ impl Machine {
         let told = match call {
             Call::Claim { ask, question } => return self.claim(key, ask, *question),
             Call::Mark { ask } => {
-                // The kind of a mark's token shows in `get` only.
+                // Only `get` shows the kind of a mark's token.
                 match self.store.mark(operation(key, ask))? {
                     Mark::First => Told::First,
                     Mark::Again => Told::Again,

@@ -75,7 +75,7 @@ pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
     CASES.len()
 }
 
-/// What a script has names for.
+/// The values that a script has names for.
 enum Held {
     Guard { key: String, token: u64, ask: Ask },
     Question { key: String, id: u64, seen: Option<u64>, ask: Ask },
@@ -194,7 +194,7 @@ fn call_of(
     }
 }
 
-/// An answer as scripts have it: no tokens, which no two backends share.
+/// An answer as scripts write it: without tokens, which differ between backends.
 fn words_of(told: &Told) -> String {
     let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
     match told {

@@ -1,4 +1,4 @@
-//! A backend in memory, which answers by the rules of `spec`: none of the engine's code decides for it.
+//! A backend in memory that answers by the rules of `spec`: no code of the engine decides for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Default for Model {
 #[derive(Default)]
 struct Everything {
     keys: BTreeMap<(u8, Vec<u8>), Option<spec::Key>>,
-    /// What was recorded under a number that stands for it in `keys`.
+    /// What was recorded under a number that represents it in `keys`.
     outcomes: Vec<Stored>,
     /// The same for fingerprints.
     prints: Vec<Fingerprint>,
@@ -46,14 +46,14 @@ struct Everything {
     questions: u64,
     /// Processes that died.
     deaths: u64,
-    /// The present one takes no new claims.
+    /// The current process takes no new claims.
     is_draining: bool,
 }
 
-/// What one process has of a [`Model`].
+/// One process's view of a [`Model`].
 pub struct OpenModel {
     memory: Arc<Mutex<Everything>>,
-    /// How many died before it.
+    /// The number of processes that died before it.
     process: u64,
 }
 
@@ -75,7 +75,7 @@ impl Model {
     }
 }
 
-/// An answer that is there at once.
+/// A reply that is ready at once.
 struct Ready(Result<Reply>);
 
 impl Sent for Ready {
@@ -173,7 +173,7 @@ impl Everything {
         let told = spec::call(slot, now, &call, Some(fresh));
         let until = slot.as_ref().and_then(|key| key.memory).map(|(_, until)| until);
         if let Some(key) = slot {
-            // One that was spent.
+            // One whose token was spent.
             key.token.get_or_insert(fresh + 1);
         }
         let question = if matches!(told, Told::Asked(_)) { self.questions } else { 0 };
@@ -183,7 +183,7 @@ impl Everything {
         Ok(reply)
     }
 
-    /// The call in the words of `spec`.
+    /// Converts the call into one of `spec`.
     fn call(&mut self, call: backend::Call, terms: &Terms) -> Result<Call> {
         use backend::Call as Asked;
         let ask = self.ask(terms);
@@ -253,13 +253,13 @@ impl Everything {
         }
     }
 
-    /// Keeps an outcome. What stands for it in the words of `spec`.
+    /// Keeps an outcome. Returns the bytes that represent it in `spec`.
     fn keep(&mut self, terms: &Terms) -> Vec<u8> {
         self.outcomes.extend(terms.outcome.clone());
         self.outcomes.len().to_string().into_bytes()
     }
 
-    /// What `spec` told, as a reply.
+    /// Converts an answer of `spec` into a reply.
     fn put(&self, reply: &mut Reply, call: &Call, told: Told, fresh: u64, until: Option<u64>) {
         let mut found = |phase, presence, view: &View| {
             reply.found = Some(self.view(phase, presence, view, None));
@@ -270,7 +270,7 @@ impl Everything {
                 Answer::Granted
             }
             Told::First => Answer::Granted,
-            // The word that an interruption is to be held is a grant of what was asked.
+            // An answer that an interruption is to be held is a grant of the request.
             Told::Yes if matches!(call, Call::Word { .. }) => Answer::Granted,
             Told::Yes => Answer::Done,
             Told::No => Answer::Unchanged,

@@ -1,15 +1,15 @@
-//! The rules of a key's life once more, from the words of the design alone: plain, in memory, one key at a
-//! time. The judge of the engine and of threads.
+//! The rules of a key's life a second time, written from the design alone: plain, in memory, one key at a time. The
+//! engine and its threads are compared with it.
 //!
-//! It differs from the library on purpose. It has no log: an interrupted attempt is a claim with nobody on
-//! it. And it can't foresee tokens: the store names them, the spec remembers them.
+//! It differs from the library on purpose. It has no log: an interrupted attempt is a claim without an owner. And it
+//! can't predict tokens: the store gives them, the spec remembers them.
 
 use crate::Durability;
 
-/// What is said to the store about one key.
+/// A call on the store for one key.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Call {
-    /// `question` names the question, should there be one.
+    /// `question` names the question, if the claim is answered with one.
     Claim {
         ask: Ask,
         question: u64,
@@ -31,11 +31,11 @@ pub enum Call {
         how: End,
         ask: Ask,
     },
-    /// The work is done, and its result can't be kept: it is held.
+    /// The work is done, and its result can't be kept: the key is held.
     Park {
         token: u64,
     },
-    /// The guard goes; whether that aborts was said before.
+    /// The guard is dropped; whether that aborts was set before.
     Drop {
         token: u64,
         aborts: bool,
@@ -90,7 +90,7 @@ pub enum Word {
     Hold,
 }
 
-/// An ending, or what an operator found out. `keep`: a retention of the outcome's own.
+/// An ending, or what an operator found out. `keep`: the outcome's own retention.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum End {
     Success {
@@ -101,7 +101,7 @@ pub enum End {
         value: Vec<u8>,
         keep: Option<u64>,
     },
-    /// Of an owner: abort. Of an operator: retry.
+    /// From an owner: abort. From an operator: retry.
     Nothing,
 }
 
@@ -117,7 +117,7 @@ pub enum Told {
     TooMany(View),
     Mismatch(Shown),
     Expired,
-    /// Of a claim or a mark: the recorded outcome. Of a mark it has no value.
+    /// Answer to a claim or a mark: the recorded outcome. A mark's has no value.
     Recorded(Shown),
     First,
     Again,
@@ -128,7 +128,7 @@ pub enum Told {
     Busy,
     IsHeld,
     Lost,
-    /// Refused for what it asks.
+    /// Refused because the request is invalid.
     Invalid,
 }
 
@@ -144,7 +144,7 @@ pub enum Shown {
     Expired,
 }
 
-/// An attempt as it is shown; `token`: `None` where the spec can't know it.
+/// An attempt as it is shown; `token`: `None` if the spec can't know it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct View {
     pub attempt: u32,
@@ -182,7 +182,7 @@ impl Told {
         }
     }
 
-    /// Whether this, of the spec, is what the store said.
+    /// Whether this answer of the spec agrees with that of the store.
     pub fn agrees(&self, mut said: Told) -> bool {
         let mut own = self.clone();
         if let (Some(own @ None), Some(said)) = (own.token(), said.token()) {
@@ -199,32 +199,32 @@ pub struct Key {
     /// `None`: the attempt's token was spent, and the store has another one that it has not shown.
     pub token: Option<u64>,
     pub attempt: u32,
-    /// Attempts before the last time that somebody said to try again.
+    /// Attempts before the last resolution for a retry.
     pub forgiven: u32,
     /// An earlier attempt's fate is open.
     pub doubt: bool,
     pub hold: bool,
     pub print: Option<u8>,
-    /// Store time at which it is gone: not before the first, and not after the second.
+    /// Bounds of the store time at which it is gone: not before the first, and not after the second.
     pub gone_at: Option<(u64, u64)>,
     /// The same for its memory.
     pub memory: Option<(u64, u64)>,
     /// The level of its newest record.
     pub level: Durability,
     pub on_it: OnIt,
-    /// The guard is gone: whatever else is left of the owner can't end the attempt, nor take it up again.
+    /// The guard is dropped: other handles of the owner can't end the attempt, nor renew it.
     pub left: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Is {
-    /// Claimed, or interrupted if nobody is on it.
+    /// Claimed, or interrupted if it has no owner.
     Begun,
     Held,
     Aborted,
     Success(Vec<u8>),
     Failure(Vec<u8>),
-    /// It was one of the two; whoever watches the clocks says so.
+    /// It was one of the two; the model of the clocks decides.
     Expired,
 }
 
@@ -236,7 +236,7 @@ pub enum OnIt {
     Asked(u64),
 }
 
-/// `tick` counts milliseconds without ever being set; `store` bounds what the store takes for now.
+/// `tick` counts milliseconds and is never set; `store` bounds the store's own time.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub tick: u64,
@@ -278,7 +278,7 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             None => Told::Lost,
         },
         Call::Drop { token, aborts: true, ask } => {
-            // Nobody is left to be told if it was lost.
+            // No caller is left to be notified if it was lost.
             end(slot, now, *token, &End::Nothing, ask);
             Told::Yes
         }
@@ -319,7 +319,7 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
     }
 }
 
-/// A lease that has passed leaves nobody on the key, for everybody but the owner.
+/// A lease that has passed leaves the key without an owner, for every caller except the owner.
 fn notice_lapse(slot: &mut Option<Key>, now: Now) {
     if let Some(key) = slot {
         if matches!(key.on_it, OnIt::Owner(Some(until)) if until <= now.tick) {
@@ -480,7 +480,7 @@ fn resolve(slot: &mut Option<Key>, now: Now, seen: Option<u64>, how: &End) -> To
     }
 }
 
-/// Every fate is closed.
+/// Closes every fate.
 fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>, remember: Option<u64>) {
     let (is, own) = match how {
         End::Success { value, keep } => (Is::Success(value.clone()), *keep),
@@ -494,7 +494,7 @@ fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>, remember: Option
     key.memory = memory(now, own.or(keep), remember).filter(|_| key.is != Is::Aborted);
 }
 
-/// When the memory of an outcome passes: to the minute, rounded up.
+/// When the memory of an outcome ends: to the minute, rounded up.
 fn memory(now: Now, keep: Option<u64>, remember: Option<u64>) -> Option<(u64, u64)> {
     let (earliest, latest) = now.after(keep?.checked_add(remember?)?);
     Some((earliest, latest + 60_000))
@@ -508,7 +508,7 @@ fn view(key: &Key, now: Now) -> View {
     View { attempt: key.attempt, token: key.token, hold: key.hold, left }
 }
 
-/// A key as whoever looks at it sees it.
+/// A key as other callers see it.
 pub fn shown(key: &Key, now: Now) -> Shown {
     let (attempt, token) = (key.attempt, key.token);
     match &key.is {
