@@ -1,5 +1,5 @@
-//! What does one call cost, at each level? Criterion benches of claim, complete, replay and mark, with the
-//! floor (the same bytes written, and synced at `Sync`) beside them. `cargo bench --bench calls`.
+//! What does one call cost, at each level? Criterion benches of claim, complete, replay and mark, next to the floor
+//! (the same bytes written, and synced at `Sync`). `cargo bench --bench calls`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -44,7 +44,7 @@ fn claims(c: &mut Criterion) {
             n.set(n.get() + 1);
             key(n.get())
         };
-        // What the measured closure returns is dropped outside the measured time.
+        // The measured closure's result is dropped outside the measured time.
         group.bench_function(BenchmarkId::from_parameter(format!("{level:?}")), |b| {
             b.iter_batched(
                 next,
@@ -123,7 +123,7 @@ fn replays(c: &mut Criterion) {
     group.finish();
 }
 
-/// The same bytes into a file of written zeros, and synced at `Sync`. At `Lazy` nothing is written at once.
+/// Writes the same bytes into a file of written zeros, and syncs it at `Sync`. At `Lazy` nothing is written at once.
 fn floor(b: &mut criterion::Bencher<'_>, bytes: usize, level: Durability) {
     let dir = tempfile::tempdir_in(".").unwrap();
     let path = dir.path().join("zeros");

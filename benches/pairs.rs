@@ -1,4 +1,4 @@
-//! How many claim-and-complete pairs a second, beside the floor? One question, one table of ratios.
+//! How many claim-and-complete pairs a second, compared with the floor? One question, one table of ratios.
 //!
 //! `cargo bench --bench pairs` runs every contender in turn, several rounds, and prints medians.
 //! `-- --case sync-1 --pairs 1000` runs one case of the store alone, for `strace -c -f` and `callgrind`.
@@ -109,7 +109,7 @@ fn table_row(case: Case, rounds: usize, time: Duration) {
     );
 }
 
-/// What one run came to; times in microseconds, of single operations.
+/// The result of one run; times in microseconds, of single operations.
 #[derive(Clone, Copy, Debug, Default)]
 struct Figures {
     rate: f64,
@@ -118,7 +118,7 @@ struct Figures {
     p99: f64,
 }
 
-/// Runs `operation` (one pair) on each thread until the time or the count is up.
+/// Runs `operation` (one pair) on each thread until the time or the count is used up.
 fn run(
     threads: usize,
     pairs: u64,
@@ -155,7 +155,7 @@ fn run(
 fn store_pairs(dir: &Path, case: Case, pairs: u64, time: Option<Duration>) -> Figures {
     let policy = Policy::new().claim_durability(case.claim).durability(case.outcome);
     let store = Store::builder().policy(policy).open_or_create(dir).unwrap();
-    // The first write of an opening clears the clean flag, which is no part of a pair.
+    // The first write of an open clears the clean flag, which is not part of a pair.
     store.mark("warm").map(drop).unwrap();
     let before = store.stats().syncs;
     let result = [7_u8; 256];
@@ -207,12 +207,12 @@ fn bare_pairs(case: Case, time: Duration) -> Figures {
     })
 }
 
-/// Plain group commit: whoever finds nobody leading writes and syncs what is there; whoever waits when that
-/// ends goes with the next one.
+/// Plain group commit: a thread that finds no leader writes and syncs everything placed; the threads that wait when
+/// that ends go with the next batch.
 struct Floor {
     file: File,
     state: Mutex<FloorState>,
-    /// One for each of two batches, taken in turn: who is not covered sleeps on.
+    /// One for each of two batches, taken in turn: a thread that is not covered sleeps again.
     done: [Condvar; 2],
 }
 

@@ -1,4 +1,4 @@
-//! What those who claim feel of the work that goes on beside them: p99 of a pair idle and meanwhile.
+//! How background work slows down claims: p99 of a pair, idle and during that work.
 
 use std::path::Path;
 use std::thread;
@@ -72,7 +72,7 @@ pub fn run(args: &Args) {
     }
 }
 
-/// What goes on beside the pairs.
+/// The work during the pairs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Meanwhile {
     /// A call of `compact`, in another thread, while nine keys in ten have expired.
@@ -94,7 +94,7 @@ impl Meanwhile {
     }
 }
 
-/// Stores of as many keys: one where nothing expires, and one that is copied for each round.
+/// Stores of as many keys: one where no key expires, and one that is copied for each round.
 struct Stage<'p> {
     idle: Duration,
     alive: &'p Path,
@@ -124,7 +124,7 @@ impl Stage<'_> {
             Meanwhile::Checkpoints => open_with(dir, level, |builder| {
                 builder.index_memory_max(if level == Durability::Sync { 64 << 8 } else { 64 << 12 })
             }),
-            // What the pairs write expires, too: the background lets a log be of which half is alive.
+            // Pairs expire too: the background leaves a log of which half is live.
             Meanwhile::Background => open_with(dir, level, |builder| {
                 let policy = Policy::new().claim_durability(level).durability(level);
                 builder.policy(policy.retention(Duration::from_secs(1)))
@@ -160,7 +160,7 @@ impl Stage<'_> {
 
     fn idle(&self, level: Durability) -> f64 {
         let store = open(self.alive, level);
-        // What the last round left to be merged isn't idle.
+        // Merges left over from the last round would not be idle.
         store.merge_index().unwrap();
         let mut times = beside(&store, || thread::sleep(self.idle));
         close(store);
@@ -168,12 +168,12 @@ impl Stage<'_> {
     }
 }
 
-/// Pairs while `work` goes on in another thread.
+/// Runs pairs while `work` runs in another thread.
 fn beside(store: &Store, work: impl FnOnce() + Send) -> Times {
     let kind = fresh_kind();
     let mut times = Times::default();
     thread::scope(|scope| {
-        // Over, too, where it panics: the pairs would go on until the disk is full.
+        // Ends on a panic too: otherwise the pairs would continue until the disk is full.
         let work = scope.spawn(work);
         while !work.is_finished() {
             let key = key(kind, times.len() as u64);
@@ -183,13 +183,13 @@ fn beside(store: &Store, work: impl FnOnce() + Send) -> Times {
     times
 }
 
-/// Until half of the log has been given back: the rest is still under way then.
+/// Waits until half of the log has been reclaimed: the rest is still in progress then.
 fn watch_background(store: &Store) {
     let half = store.stats().log_bytes / 2;
     let (mut reclaimed, mut since) = (0, Instant::now());
     while reclaimed < half {
         assert!(since.elapsed() < Duration::from_secs(60), "nothing more is given back");
-        // Not more often: `stats` looks at all keys in memory, and the pairs would feel that.
+        // Not more often: `stats` looks at all keys in memory, which would slow down the pairs.
         thread::sleep(Duration::from_millis(100));
         let now = store.stats().bytes_reclaimed;
         if std::mem::replace(&mut reclaimed, now) != now {

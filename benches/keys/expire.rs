@@ -1,7 +1,7 @@
-//! What it takes to give back the room of expired keys.
+//! What it takes to reclaim the space of expired keys.
 //!
-//! Results of 256 bytes expire for real before the measurement begins; no clock is turned. So a fill has to be over
-//! before its first key expires: `--fill-rate` pairs a second are counted on.
+//! Results of 256 bytes really expire before the measurement begins; no clock is set. So a fill has to end before its
+//! first key expires: `--fill-rate` pairs a second are assumed.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -24,12 +24,12 @@ pub fn run(args: &Args) {
     }
 }
 
-/// What has no retention.
+/// Which keys have no retention.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kept {
-    /// Every tenth key, so that some of each segment is alive.
+    /// Every tenth key, so that some of each segment is live.
     OneInTen,
-    /// Segments die whole.
+    /// Whole segments die.
     None,
     All,
 }
@@ -75,7 +75,7 @@ fn reclaim(args: &Args, keys: u64, kept: Kept) {
     let scratch = scratch();
     let expiring = Expiring::fill(args, scratch.path(), keys, kept);
     expiring.wait();
-    // By hand: so that nobody else begins with it.
+    // By hand, so that the background doesn't start first.
     let store = Store::builder().manual_maintenance(true).open(&expiring.dir).unwrap();
     if !args.has("--warm") {
         machine::forget_cached(&expiring.dir);

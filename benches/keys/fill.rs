@@ -1,4 +1,4 @@
-//! Marks N keys, in batches, and says what that cost.
+//! Marks N keys, in batches, and prints what that cost.
 
 use std::path::Path;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use crate::machine::{self, Io, Watch};
 use crate::progress::Progress;
 use crate::work::{Args, FILLED, close, key, mib, open, seconds};
 
-/// At each level in turn; the last store stays.
+/// Fills a store at each level in turn; the last store stays.
 pub fn run(args: &Args, dir: &Path, keys: u64) {
     let memory_before = machine::own_memory();
     for (nth, level) in crate::levels(args).into_iter().enumerate() {
@@ -54,7 +54,7 @@ fn run_at(args: &Args, dir: &Path, keys: u64, level: Durability, memory_before: 
     println!("| closing | {took:.2} s |");
 }
 
-/// Marks the keys of a range. `told` how many are done, now and then.
+/// Marks the keys of a range. `told` gets the number done, now and then.
 pub fn mark(store: &Store, keys: std::ops::Range<u64>, batch: u64, told: &mut dyn FnMut(u64)) {
     let mut next = keys.start;
     while next < keys.end {
@@ -78,7 +78,7 @@ pub fn make(dir: &Path, keys: u64, level: Durability) {
 
 struct Tenth {
     rate: f64,
-    /// The most memory of its own that the process had more than before.
+    /// The most private memory that the process gained.
     memory: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the system says of this process and of the machine. Linux; elsewhere all figures are 0.
+//! What the system reports about this process and the machine. Linux; on other systems all figures are 0.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// Bytes of memory that are this process's own: what a map shows of a file is not, it can be read again.
+/// Bytes of private memory: pages mapped from a file are not counted, since they can be read again.
 pub fn own_memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     (field(&status, "RssAnon:") + field(&status, "RssShmem:")) << 10
@@ -21,7 +21,7 @@ pub fn page_tables() -> u64 {
 /// Bytes read from devices, and written or to be written to them.
 #[derive(Clone, Copy)]
 pub struct Io {
-    /// Asked for by calls, wherever it was read from.
+    /// Requested by calls, from the cache or the device.
     pub asked: u64,
     pub read: u64,
     pub written: u64,
@@ -64,7 +64,7 @@ fn field(text: &str, name: &str) -> u64 {
     value.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Looks at this process's memory every 5 ms.
+/// Samples this process's memory every 5 ms.
 pub struct Watch {
     peak: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -84,7 +84,7 @@ impl Watch {
         Watch { peak, stop, thread: Some(thread) }
     }
 
-    /// The most it has seen since it was asked last.
+    /// The greatest sample since the last call.
     pub fn take_peak(&self) -> u64 {
         self.peak.swap(0, Ordering::Relaxed).max(own_memory())
     }
@@ -97,7 +97,7 @@ impl Drop for Watch {
     }
 }
 
-/// Has the system forget what it keeps of the files below `dir` in memory. All of them must be synced.
+/// Drops the cached pages of the files below `dir`. All of them must be synced.
 pub fn forget_cached(dir: &Path) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -119,9 +119,9 @@ pub struct Sizes {
     pub segments: u64,
     pub spares: u64,
     pub index: u64,
-    /// Of remembered keys.
+    /// Files of remembered keys.
     pub expired: u64,
-    /// The largest segment, or spare: what the next one will be.
+    /// The largest segment, or spare: the size of the next one.
     pub segment: u64,
 }
 
@@ -140,7 +140,7 @@ impl Sizes {
                 sizes.expired += if path.ends_with("expired") { part.all } else { part.expired };
                 continue;
             }
-            // It may have gone since it was listed.
+            // It may have been removed since it was listed.
             let len = fs::metadata(&path).map_or(0, |meta| meta.len());
             sizes.all += len;
             if path.parent().is_some_and(|dir| dir.ends_with("log")) {
@@ -153,7 +153,7 @@ impl Sizes {
     }
 }
 
-/// Copies a store that is closed. Durable on return, so that nobody writes it out later.
+/// Copies a store that is closed. Durable on return, so that no later write-back disturbs a measurement.
 pub fn copy_synced(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -172,7 +172,7 @@ pub fn copy_synced(from: &Path, to: &Path) {
 pub struct MemoryGroup(PathBuf);
 
 impl MemoryGroup {
-    /// Version 1 of control groups where it has memory, else 2. `Err`: the system has none, or doesn't let us.
+    /// Version 1 of control groups if it has memory, else 2. `Err`: the system has none, or refuses it.
     pub fn create(bytes: u64) -> std::io::Result<Self> {
         let name = format!("onlyonce-keys-{}", std::process::id());
         let first = Path::new("/sys/fs/cgroup/memory");
@@ -186,7 +186,7 @@ impl MemoryGroup {
         Ok(group)
     }
 
-    /// The file that a process writes 0 into, to go there itself.
+    /// The file to which a process writes 0 to join the group.
     pub fn door(&self) -> PathBuf {
         self.0.join("cgroup.procs")
     }

@@ -23,7 +23,7 @@ pub fn run(args: &Args) {
         let mut sample = before;
         for hour in 1..=24 {
             sample = traffic.hour(pairs_a_minute);
-            // With less alive than that, the three segments that lie ahead are more.
+            // With less live than that, the three segments prepared ahead take more.
             if sample.live > first_segment {
                 most = most.max(sample.share_of_bound());
             }

@@ -14,7 +14,7 @@ use crate::work::{
     Args, FILLED, NEW, Random, Times, close, fresh_kind, key, median, mib, open, pair,
 };
 
-/// Looked up once to have files mapped and caches warm, then as many others are measured.
+/// Looked up once to map files and warm caches; then as many others are measured.
 const LOOKUPS: u64 = 200_000;
 const SMALL_KEYS: u64 = 1_000_000;
 
@@ -32,10 +32,10 @@ pub fn findings(dir: &Path, keys: u64) {
     lookups(dir, keys, &small, SMALL_KEYS.min(keys));
 }
 
-/// What one opening took, in a process of its own.
+/// What one open took, in a process of its own.
 struct Opened {
     millis: f64,
-    /// Memory of its own that the process had more afterwards.
+    /// Private memory that the process gained.
     memory: u64,
     records_read: u64,
     written: u64,
@@ -56,7 +56,7 @@ impl Opened {
     }
 }
 
-/// Opens the store, says what that took, and closes it, sealing what was read.
+/// Opens the store, prints what that took, and closes it, sealing what was read.
 pub fn open_in_child(args: &Args) {
     let dir = PathBuf::from(args.value("--dir").unwrap());
     let (had, before) = (machine::own_memory(), Io::now());
@@ -122,14 +122,14 @@ fn in_child(what: &str, dir: &Path, pairs: u64) -> Child {
         .unwrap()
 }
 
-/// The one line that the child has to say.
+/// Returns the one line that the child prints.
 fn line_of(child: &mut Child) -> String {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     line.trim().to_owned()
 }
 
-/// Writes pairs at Flush, says how many bytes that were, and waits to be killed.
+/// Writes pairs at Flush, prints how many bytes that were, and waits to be killed.
 pub fn pairs_in_child(args: &Args) {
     let dir = PathBuf::from(args.value("--dir").unwrap());
     let store = open(&dir, Durability::Flush);
@@ -173,7 +173,7 @@ fn look_up(store: &Store, kind: u32, keys: u64) -> Times {
     for n in 0..2 * LOOKUPS {
         let key = key(kind, random.below(keys));
         if n == LOOKUPS {
-            // What came before has mapped the files and warmed the caches.
+            // The calls before have mapped the files and warmed the caches.
             times = Times::default();
         }
         let state = times.time(|| store.get(&key).unwrap());

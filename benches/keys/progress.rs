@@ -1,9 +1,9 @@
-//! How far a long part is.
+//! Shows the progress of a long part.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// How far it is, on standard error: one line that is written anew, or where nobody watches one every 5 s.
+/// Progress on standard error: one line that is rewritten, or a line every 5 s if it isn't a terminal.
 pub struct Progress {
     of: u64,
     what: &'static str,
@@ -34,7 +34,7 @@ impl Progress {
         let _ = std::io::stderr().flush();
     }
 
-    /// Before something else is printed.
+    /// Clears the line before other output.
     pub fn clear(&self) {
         if self.is_watched {
             eprint!("\r\x1b[K");

@@ -1,4 +1,4 @@
-//! Batches of marks beside a floor of the same bytes, and pairs on a filled store beside those on an empty one.
+//! Batches of marks next to a floor of the same bytes, and pairs on a filled store next to those on an empty one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -38,7 +38,7 @@ pub fn run(args: &Args) {
 fn marks(level: Durability, batch: u64, rounds: usize, time: Duration) {
     let (mut floor, mut ours) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        // The other way round every other time, so that drift of the machine favours nobody.
+        // Reversed every other round, so that drift of the machine favours neither.
         let mut runs: [&mut dyn FnMut(); 2] =
             [&mut || floor.push(floor_marks(level, batch, time)), &mut || {
                 ours.push(store_marks(level, batch, time))
@@ -84,13 +84,13 @@ fn store_marks(level: Durability, batch: u64, time: Duration) -> f64 {
     let store = open(&dir.path().join("keys"), level);
     repeat(time, batch, |n| {
         let names = (n * batch..(n + 1) * batch).map(|n| key(FILLED, n));
-        // Keys are borrowed by the operations made of them, so they stand somewhere first.
+        // Operations borrow their keys, so the keys are collected first.
         let names: Vec<_> = names.collect();
         assert_eq!(store.mark_many(&names).unwrap().len() as u64, batch);
     })
 }
 
-/// Keys a second, of as many batches as there is time for.
+/// Keys a second, over as many batches as the time allows.
 fn repeat(time: Duration, batch: u64, mut work: impl FnMut(u64)) -> f64 {
     let began = Instant::now();
     let mut batches = 0;
@@ -130,7 +130,7 @@ fn pairs(filled: &Path, level: Durability, rounds: usize, time: Duration) {
     );
 }
 
-/// Pairs a second, and the microseconds that one in a hundred passes.
+/// Pairs a second, and the time in microseconds that one in a hundred exceeds.
 fn some_pairs(store: &Store, time: Duration) -> (f64, f64) {
     let (kind, mut times) = (fresh_kind(), Times::default());
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! What remembering expired keys costs: disk and memory a key, a late retry, a key that was never seen.
+//! What remembering expired keys costs: disk and memory a key, a late retry, a new key.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -60,7 +60,7 @@ fn make(dir: &Path, keys: u64) {
     close(store);
 }
 
-/// Memory when opened and after lookups, then p50 and p99 of late retries and of new keys.
+/// Memory after the open and after lookups, then p50 and p99 of late retries and of new keys.
 fn in_child(dir: &Path, keys: u64) -> Vec<f64> {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--child", "remember", "--keys", &keys.to_string(), "--dir"]).arg(dir);
@@ -78,7 +78,7 @@ pub fn look_up_in_child(args: &Args) {
     let (mut late, mut new) = (Times::default(), Times::default());
     let mut random = Random(1);
     for n in 0..LOOKUPS {
-        // Where none is remembered another new key, so that both do as much.
+        // If none is remembered, another new key, so that both do as much.
         let retried =
             if keys > 0 { key(FILLED, random.below(keys)) } else { key(NEW, LOOKUPS + n) };
         match late.time(|| store.claim(&retried)).unwrap() {

@@ -1,4 +1,4 @@
-//! Does reclaim keep up when writers leave no processor idle? Files beside what may be on the disk, second by second.
+//! Does reclaim keep up when writers leave no processor idle? Compares files with their bound, second by second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -17,7 +17,7 @@ pub fn run(args: &Args) {
     let writers = args.number("--writers", (2 * cores() as u64).max(4));
     let kept = Duration::from_millis(args.number("--kept-millis", 2000));
     let seconds = args.number("--seconds", 24);
-    // Pairs a second of all writers; 0: as many as there may be.
+    // Pairs a second of all writers; 0: no limit.
     let rate = args.number("--rate", 0);
     for level in levels(args) {
         let (scratch, kind) = (scratch(), fresh_kind());
@@ -55,7 +55,7 @@ pub fn run(args: &Args) {
                     })
                 })
                 .collect();
-            // What was done so many tenths ago.
+            // The state so many tenths ago.
             let mut done = vec![0_u64];
             let began = Instant::now();
             for tenth in 1..=seconds * 10 {

@@ -36,7 +36,7 @@ pub fn run(args: &Args, dir: &Path, keys: u64) {
     assert!(status.success());
 }
 
-/// Goes into the group, then looks keys up. The first half of the lookups fills its memory and isn't counted.
+/// Joins the group, then looks keys up. The first half of the lookups fills its memory and isn't counted.
 pub fn look_up_in_child(args: &Args) {
     std::fs::write(args.value("--door").unwrap(), "0").unwrap();
     let dir = PathBuf::from(args.value("--dir").unwrap());
@@ -51,7 +51,7 @@ pub fn look_up_in_child(args: &Args) {
             assert_eq!(store.get(&key).unwrap().is_some(), kind == FILLED);
             if n >= lookups {
                 let read = Io::now().since(io).read;
-                // What isn't mapped is read by a call, which is no fault.
+                // Without maps, reads are calls, which cause no faults.
                 let faults = machine::major_faults() - faults;
                 reads.push(faults.max(u64::from(read > 0)));
                 bytes.push(read >> 10);
@@ -65,7 +65,7 @@ pub fn look_up_in_child(args: &Args) {
     }
 }
 
-/// Mean, median, and what one in a hundred passes.
+/// Mean, median, and the value that one in a hundred exceeds.
 fn spread(mut values: Vec<u64>) -> (f64, u64, u64) {
     values.sort_unstable();
     let mean = values.iter().sum::<u64>() as f64 / values.len() as f64;

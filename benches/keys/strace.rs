@@ -29,7 +29,7 @@ pub fn run(args: &Args) {
     }
 }
 
-/// Claims and completes in a thread of its own and says which that is, while few keys in memory call for checkpoints.
+/// Claims and completes in a thread of its own and prints its id, while checkpoints run because few keys fit memory.
 pub fn claims_in_child(args: &Args) {
     let (level, pairs) = (crate::levels(args)[0], args.number("--pairs", 1));
     let dir = PathBuf::from(args.value("--dir").unwrap());
@@ -53,11 +53,11 @@ fn print_calls(level: Durability, pairs: u64, claiming: &str, trace: &str) {
     for line in trace.lines() {
         let Some((thread, call)) = line.split_once(' ') else { continue };
         let Some((name, rest)) = call.trim_start().split_once('(') else { continue };
-        // The other half of a call that was interrupted by another thread's, and ends of threads.
+        // The second half of a call that another thread's interrupted, and ends of threads.
         if name.starts_with(['<', '+', '-']) {
             continue;
         }
-        // From what names the thread on.
+        // Starts at the thread's id.
         has_begun |= thread == claiming && rest.contains("thread-self");
         if has_begun && name == "openat" && rest.contains("O_CREAT") && rest.contains("/index/") {
             under_way = Some(thread);
@@ -83,9 +83,9 @@ fn print_calls(level: Durability, pairs: u64, claiming: &str, trace: &str) {
     println!("\ncalls of claims on anything but a segment: {foreign}");
 }
 
-/// What a call is about, by the first path that it names.
+/// The file that a call concerns, by the first path that it names.
 fn file_of(rest: &str) -> &'static str {
-    // Where relative paths would begin is no part of the path.
+    // The directory that relative paths start from is not part of the path.
     let rest = rest
         .strip_prefix("AT_FDCWD<")
         .map_or(rest, |rest| rest.split_once('>').map_or(rest, |(_, rest)| rest));

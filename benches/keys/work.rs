@@ -1,4 +1,4 @@
-//! What all parts share: the arguments, keys, pairs, times.
+//! What all parts share: arguments, keys, pairs, times.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -31,11 +31,11 @@ impl Args {
     }
 }
 
-/// Keys that are filled in, and others that no store has: what stands in a key's first eight digits.
+/// Keys that are filled in, and keys that no store has: the kind is a key's first eight digits.
 pub const FILLED: u32 = 0;
 pub const NEW: u32 = 1;
 
-/// A kind that no run had before this one.
+/// A kind that no earlier run used.
 pub fn fresh_kind() -> u32 {
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     (nanos / 1000) as u32 | 1 << 31
@@ -55,7 +55,7 @@ pub fn key(kind: u32, n: u64) -> [u8; 36] {
     key
 }
 
-/// Numbers without an order: splitmix64 (Steele, Lea and Flood, 2014).
+/// Pseudo-random numbers: splitmix64 (Steele, Lea and Flood, 2014).
 pub struct Random(pub u64);
 
 impl Random {
@@ -75,7 +75,7 @@ pub fn pair(store: &Store, key: &[u8; 36]) {
     claim.complete(&[7_u8; 256]).unwrap();
 }
 
-/// A store all of whose calls are at one level. The first write of an opening is behind it.
+/// Opens a store whose calls are all at one level. Makes the first write of the open too.
 pub fn open(dir: &Path, level: Durability) -> Store {
     open_with(dir, level, |builder| builder)
 }
@@ -115,7 +115,7 @@ impl Times {
         self.0.len()
     }
 
-    /// Nanoseconds that `part` of them took at most.
+    /// The time in nanoseconds within which `part` of them ended.
     pub fn at(&mut self, part: f64) -> f64 {
         self.0.sort_unstable();
         self.0[((self.0.len() - 1) as f64 * part) as usize] as f64
