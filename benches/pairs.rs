@@ -80,7 +80,7 @@ const CASES: &[Case] = &[
 fn table_row(case: Case, rounds: usize, time: Duration) {
     let (mut bare, mut floor, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
-        // Reversed every other round, so that drift of the machine favours nobody.
+        // Reversed every other round, so that drift of the machine favours none.
         let mut runs: [&mut dyn FnMut(); 3] = [
             &mut || bare.push(bare_pairs(case, time)),
             &mut || floor.push(floor_pairs(case, time)),

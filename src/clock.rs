@@ -185,7 +185,7 @@ pub(crate) struct TimeNote {
     pub(crate) wall: WallMillis,
 }
 
-/// Store time since one opening.
+/// Store time since one open.
 #[derive(Debug)]
 pub(crate) struct StoreClock {
     boot_at_open: u64,
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_opening_takes_the_wall_clock() {
+    fn the_first_open_starts_at_the_wall_clock() {
         let clock = manual();
         assert_eq!(first(&clock).now(&clock), StoreMillis(START));
     }
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_boot_id_every_opening_is_another_boot() {
+    fn without_a_boot_id_every_open_is_another_boot() {
         let clock = manual();
         clock.name_boot(false);
         let note = first(&clock).note(&clock);

@@ -147,7 +147,7 @@ pub(crate) const MEMORY_MILLIS: u64 = 60_000;
 
 /// LSNs end here; then claims are refused.
 pub(crate) const LSN_MAX: u64 = 1 << 63;
-/// Store time ends in the year 10889, and stands still there: records keep it in 48 bits.
+/// Store time ends in the year 10889, and stops there: records keep it in 48 bits.
 pub(crate) const STORE_MILLIS_MAX: u64 = (1 << 48) - 1;
 
 /// At each open, tokens start at the wall clock's milliseconds times this. No log grows as fast, so tokens never run

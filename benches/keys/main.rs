@@ -1,27 +1,27 @@
 //! What does a store of N keys cost? Filling it, its bytes and memory, opening, finding, expiring.
 //!
-//! `cargo bench --bench keys -- --keys 100000000 --level flush,sync` marks so many 36-byte keys in batches, at one level
-//! after the other, each in a store of its own of which the last stays, and prints what that took. Each further part is
-//! asked for, works on the store just filled or on an older one (`--dir DIR --no-fill`), and prints a table of its own:
+//! `cargo bench --bench keys -- --keys 100000000 --level flush,sync` marks so many 36-byte keys in batches, at one
+//! level after the other, each in its own store, and prints what that took. The last store stays. Each further part has
+//! to be named, works on the store just filled or on an older one (`--dir DIR --no-fill`), and prints its own table:
 //!
-//! - `--then`: opening after a clean close and after kill -9, finding known and new keys beside a store of 1 M keys;
-//!   `--find`: the latter alone;
+//! - `--then`: opening after a clean close and after kill -9, finding known and new keys, compared with a store of
+//!   1 M keys; `--find`: the latter alone;
 //! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root), in so many
-//!   `--lookups` of each kind; `--door`, the way into that memory's control group, it hands to its own child process;
-//! - `--expire`: what it takes to give back the room of expired keys (`--expire-keys M`, `--warm`: from memory;
-//!   `--fill-rate 50000`: pairs a second that the fill is sure to make, for it must end before the first key expires);
-//! - `--beside`: what pairs feel of that, of checkpoints and of merges (`--round-keys M`, `--millis 2000` idle,
+//!   `--lookups` of each kind; `--door`, the file that joins that memory's control group, goes to its child;
+//! - `--expire`: what it takes to reclaim the space of expired keys (`--expire-keys M`, `--warm`: from memory;
+//!   `--fill-rate 50000`: pairs a second that the fill must reach, since it must end before the first key expires);
+//! - `--beside`: how that, checkpoints and merges slow down pairs (`--round-keys M`, `--millis 2000` idle,
 //!   `--only compact,background,checkpoints,merges`, `--level`);
 //! - `--saturate`: whether reclaim keeps up with as many writers as processors, or more, whose results are kept for a
 //!   short time (`--writers 4`, `--kept-millis 2000`, `--seconds 24`, `--rate 4000` pairs a second, `--level flush,sync`);
-//! - `--month`: the disk beside what is alive, a month of mixed retention in simulated time (`--days`, `--pairs`);
+//! - `--month`: the disk compared with live bytes, a month of mixed retention in simulated time (`--days`, `--pairs`);
 //! - `--remember`: bytes, memory and answers of keys that are remembered (`--remember-keys M`);
 //! - `--strace`: which system calls claims make during checkpoints (needs `strace`);
-//! - `--rates`: batches of marks beside a floor of the same bytes, pairs on a store of `--store-keys M` beside those on
-//!   an empty one (`--millis 500` a round).
+//! - `--rates`: batches of marks compared with a floor of the same bytes, pairs on a store of `--store-keys M` compared
+//!   with those on an empty one (`--millis 500` a round).
 //!
-//! `--batch 1000` keys a batch, `--unmerged` leaves a fill's index in its tables, `--rounds 5` where
-//! rounds are taken in turn. The parts stand in files of their own; `machine` asks the system.
+//! `--batch 1000` keys a batch, `--unmerged` leaves a fill's index in its tables, `--rounds 5` where rounds are taken
+//! in turn. Each part has its own file; `machine` queries the system.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

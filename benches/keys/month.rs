@@ -1,4 +1,4 @@
-//! A month of mixed retention in simulated time: the disk beside what is alive, and bytes written beside new ones.
+//! A month of mixed retention in simulated time: the disk compared with live bytes, and bytes written with new ones.
 
 use onlyonce::Store;
 

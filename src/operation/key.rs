@@ -609,7 +609,7 @@ mod tests {
             assert!(matches!(e.kind(), ErrorKind::Invalid | ErrorKind::TooLarge), "{text}: {e}");
             assert!(!e.to_string().contains(|c: char| c.is_control()), "{text}: {e}");
         }
-        // Text that no number is displayed as is text, and so is displayed as it is.
+        // Text that is not the displayed form of a number is text, and is displayed as it is.
         for text in ["-", "007", "-0", "340282366920938463463374607431768211456", "1_000", "+1"] {
             let key = text.parse::<Key<'static>>().unwrap();
             assert_eq!((&key, key.to_string().as_str()), (&Key::from(text), text));

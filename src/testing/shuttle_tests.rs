@@ -377,35 +377,35 @@ const SEED: u64 = 1;
 const DEPTH: usize = 3;
 
 #[test]
-fn shuttle_claims_beside_a_close() {
+fn shuttle_claims_during_a_close() {
     let few = schedules(200);
     run("random", RandomScheduler::new_from_seed(SEED, few), CLAIMS, Trouble::Slow);
     run("PCT", PctScheduler::new_from_seed(SEED, DEPTH, few), CLAIMS, Trouble::Slow);
 }
 
 #[test]
-fn shuttle_claims_on_a_failing_disk_beside_a_close() {
+fn shuttle_claims_on_a_failing_disk_during_a_close() {
     let few = schedules(200);
     run("random", RandomScheduler::new_from_seed(SEED, few), CLAIMS, Trouble::Fails);
     run("PCT", PctScheduler::new_from_seed(SEED, DEPTH, few), CLAIMS, Trouble::Fails);
 }
 
 #[test]
-fn shuttle_everything_beside_a_close() {
+fn shuttle_everything_during_a_close() {
     let few = schedules(200);
     run("random", RandomScheduler::new_from_seed(SEED, few), MIXED, Trouble::Slow);
     run("PCT", PctScheduler::new_from_seed(SEED, DEPTH, few), MIXED, Trouble::Slow);
 }
 
 #[test]
-fn shuttle_everything_on_a_failing_disk_beside_a_close() {
+fn shuttle_everything_on_a_failing_disk_during_a_close() {
     let few = schedules(200);
     run("random", RandomScheduler::new_from_seed(SEED, few), MIXED, Trouble::Fails);
     run("PCT", PctScheduler::new_from_seed(SEED, DEPTH, few), MIXED, Trouble::Fails);
 }
 
 #[test]
-fn shuttle_flushed_claims_beside_a_write_that_fails() {
+fn shuttle_flushed_claims_during_a_write_that_fails() {
     let few = schedules(2000);
     for seen in [
         explore("random", RandomScheduler::new_from_seed(SEED, few), a_write_fails),
@@ -428,7 +428,7 @@ fn shuttle_a_sync_held_beyond_the_close_of_a_poisoned_store() {
 }
 
 #[test]
-fn shuttle_forks_beside_everything_and_a_close() {
+fn shuttle_forks_during_everything_and_a_close() {
     let few = schedules(200);
     let seen = run("random", RandomScheduler::new_from_seed(SEED, few), FORKS, Trouble::Fails);
     assert!(seen.forked.load(Ordering::Relaxed) > 0);

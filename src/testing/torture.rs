@@ -2,7 +2,7 @@
 //!
 //! The answers to each thread are compared with those to all others: see [`Testimony`].
 //!
-//! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of openings; with
+//! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of opens; with
 //! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed: `ONLYONCE_SEED` begins with that one.
 
 use std::collections::VecDeque;
