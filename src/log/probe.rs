@@ -1,11 +1,12 @@
 //! Passes one segment's bytes through all code that reads segments, for the fuzz target.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::format::SEGMENT_HEADER_BYTES;
 use super::pool::Pool;
-use super::reader::{Reader, Step, look_behind};
+use super::reader::{GO_ON, Met, Reader, look_behind};
 use super::segment::{self, Segment};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{self, Access, Storage};
@@ -28,10 +29,13 @@ pub(crate) fn probe_segment(bytes: &[u8]) {
     let reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
     let Ok(mut reader) = reader else { return };
     let mut places = Vec::new();
-    while let Ok(Step::Record(record, _)) = reader.next() {
+    let walked = reader.walk(|met| {
+        let Met::Record(record, _) = met else { return Ok(ControlFlow::Break(())) };
         let _ = (record.body(), record.time());
         places.push(record.lsn);
-    }
+        GO_ON
+    });
+    assert!(walked.is_ok());
     let end = segment.offset(reader.lsn());
     assert!(look_behind(&segment, end, limit).is_ok());
     let storage: Arc<dyn Storage> = Arc::new(storage);

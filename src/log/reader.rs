@@ -1,7 +1,8 @@
 //! Reads records from one segment, in LSN order; tells where they stop.
 //!
-//! Promises: every record it yields passed its checksums. It never goes past a bad one, except to look for
-//! watermarks behind it. Never: writes, repairs or decides; cutting a torn tail is `recovery`'s.
+//! Promises: every record that a walk meets passed its checksums. All walks through a log are [`Reader::walk`]: an opening
+//! ends at damage, a verification and a repair go on behind it, where whole records follow. Never: writes, repairs or decides;
+//! cutting a torn tail is `recovery`'s.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::{Error, Result};
 /// Bytes read at a time; longer records are read whole.
 const WINDOW_BYTES: usize = 1 << 18;
 
-/// A walk through the records of one segment.
+/// The cursor of a walk through the records of one segment.
 pub(crate) struct Reader<'s> {
     segment: &'s Segment,
     file: Arc<dyn File>,
@@ -30,8 +31,30 @@ pub(crate) struct Reader<'s> {
     budget: u64,
 }
 
+/// What a walk meets.
+pub(crate) enum Met<'a> {
+    Record(Record<'a>, Passed<'a>),
+    /// No record stands at file offset `at`: damage, or a tail that was never finished. A walk that goes on looks for the
+    /// next whole record.
+    Damage {
+        at: u64,
+        why: Bad,
+    },
+    /// What began with damage at `from` ends at `to`: a whole record follows, or the limit is reached.
+    Gap {
+        from: u64,
+        to: u64,
+        why: Bad,
+    },
+}
+
+/// Whether a walk goes on.
+pub(crate) type Flow = Result<ControlFlow<()>>;
+
+pub(crate) const GO_ON: Flow = Ok(ControlFlow::Continue(()));
+
 /// What stands at the reader's place.
-pub(crate) enum Step<'a> {
+enum Step<'a> {
     Record(Record<'a>, Passed<'a>),
     /// The limit is reached: all of it was records.
     End,
@@ -73,12 +96,38 @@ impl<'s> Reader<'s> {
         self.segment.base().plus(self.at)
     }
 
-    /// Goes on to the next place where a record could stand.
-    pub(crate) fn skip(&mut self) {
-        self.at += ALIGN as u64;
+    /// Shows what stands from the reader's place on, until `told` ends the walk: at the limit at the furthest, or behind the
+    /// segment's end record. Damage leaves the reader where it begins, if `told` ends the walk there.
+    pub(crate) fn walk(&mut self, mut told: impl FnMut(Met<'_>) -> Flow) -> Result<()> {
+        let mut damage = None;
+        loop {
+            let at = self.at;
+            let step = self.next()?;
+            if let Step::Bad(why) = step {
+                if damage.is_none() {
+                    damage = Some((at, why));
+                    if told(Met::Damage { at, why })?.is_break() {
+                        return Ok(());
+                    }
+                }
+                // The next place where a record could stand.
+                self.at = at + ALIGN as u64;
+                continue;
+            }
+            if let Some((from, why)) = damage.take() {
+                if told(Met::Gap { from, to: at, why })?.is_break() {
+                    return Ok(());
+                }
+            }
+            let Step::Record(record, passed) = step else { return Ok(()) };
+            let is_end = record.kind == Kind::SegmentEnd;
+            if told(Met::Record(record, passed))?.is_break() || is_end {
+                return Ok(());
+            }
+        }
     }
 
-    pub(crate) fn next(&mut self) -> Result<Step<'_>> {
+    fn next(&mut self) -> Result<Step<'_>> {
         if self.at >= self.limit {
             return Ok(Step::End);
         }
@@ -108,7 +157,7 @@ impl<'s> Reader<'s> {
     }
 
     /// The record at the reader's place and those that follow, as far as they are whole and at hand: within about `most`
-    /// bytes, and in front of a segment's end. None: what stands there is told by `next`.
+    /// bytes, and in front of a segment's end. None: what stands there is told by a walk.
     fn run(&mut self, most: u64) -> Result<Vec<Record<'_>>> {
         let (segment, start, lsn) = (self.segment, self.at, self.lsn());
         if start >= self.limit {
@@ -167,19 +216,19 @@ pub(crate) fn walk_some(
     let mut reader = Reader::new(segment, start, segment.offset(end))?;
     while reader.at < stop {
         let mut run = reader.run(stop - reader.at)?;
-        if !run.is_empty() {
-            run.retain(|record| record.kind.is_about_key());
-            visit(run)?;
-            continue;
+        if run.is_empty() {
+            reader.walk(|met| match met {
+                Met::Damage { at, why } => Err(Error::corrupt(&segment.path, at, why)),
+                Met::Record(record, _) if record.kind != Kind::SegmentEnd => {
+                    let what = format_args!("the record at lsn {} is in no run", record.lsn);
+                    Err(Error::bug(&segment.path, what))
+                }
+                _ => GO_ON,
+            })?;
+            return Ok(None);
         }
-        let offset = reader.at;
-        match reader.next()? {
-            Step::Record(record, _) if record.kind == Kind::SegmentEnd => return Ok(None),
-            // A run takes in all others.
-            Step::Record(..) => {}
-            Step::End => return Ok(None),
-            Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),
-        }
+        run.retain(|record| record.kind.is_about_key());
+        visit(run)?;
     }
     Ok(Some(reader.lsn()))
 }
@@ -204,29 +253,22 @@ pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> Contr
         Ok(reader) => reader,
         Err(e) => return told(Scrubbed::Failed(e)),
     };
-    let mut is_damaged = false;
-    loop {
-        let at = reader.at;
-        match reader.next() {
-            Err(e) => return told(Scrubbed::Failed(e)),
-            Ok(Step::End) => return told(Scrubbed::Bytes(limit)),
-            Ok(Step::Record(record, _)) => {
-                is_damaged = false;
-                match record.kind {
-                    Kind::SegmentEnd => return told(Scrubbed::Bytes(limit)),
-                    kind if kind.is_about_key() => told(Scrubbed::Record(record))?,
-                    _ => {}
-                }
+    let mut flow = ControlFlow::Continue(());
+    let walked = reader.walk(|met| {
+        flow = match met {
+            Met::Record(record, _) if record.kind.is_about_key() => told(Scrubbed::Record(record)),
+            Met::Damage { at, why } => {
+                told(Scrubbed::Failed(Error::corrupt(&segment.path, at, why)))
             }
-            Ok(Step::Bad(bad)) => {
-                reader.skip();
-                // Said once for each stretch of it.
-                if !std::mem::replace(&mut is_damaged, true) {
-                    told(Scrubbed::Failed(Error::corrupt(&segment.path, at, bad)))?;
-                }
-            }
-        }
-    }
+            _ => ControlFlow::Continue(()),
+        };
+        Ok(flow)
+    });
+    flow?;
+    told(match walked {
+        Ok(()) => Scrubbed::Bytes(limit),
+        Err(e) => Scrubbed::Failed(e),
+    })
 }
 
 /// What lies behind a bad record.
@@ -333,18 +375,67 @@ mod tests {
         }
     }
 
+    fn segment_on(storage: &MemoryStorage) -> Segment {
+        let dir = Path::new("/log");
+        storage.create_dir(dir).unwrap();
+        let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
+        let mut spare = Spare::prepare(storage, dir, 1, 1 << 20).unwrap();
+        let identity = Identity { ordinal: 1, base: Lsn::new(1 << 30), capacity: 1 << 20, salt: 3 };
+        let activated =
+            spare.activate(storage, dir, identity, StoreId([4; 16]), &secrets, Lsn::ZERO);
+        activated.unwrap()
+    }
+
+    #[test]
+    fn a_walk_tells_damage_once_and_goes_on_behind_it_up_to_the_end_record() {
+        let storage = MemoryStorage::new();
+        let segment = segment_on(&storage);
+        let start = SEGMENT_HEADER_BYTES as u64;
+        let (mut bytes, mut places) = (Vec::new(), Vec::new());
+        let claim = || Draft::claim(&Body { key: b"k", result: &[7; 100], ..Body::default() });
+        for draft in [claim(), claim(), claim(), claim(), Draft::segment_end(), claim()] {
+            let at = start + bytes.len() as u64;
+            places.push(at);
+            let lsn = segment.base().plus(at);
+            draft.seal(&mut bytes, lsn, segment.base(), &segment.seal);
+        }
+        // The second and the third are damaged.
+        for at in &places[1..3] {
+            bytes[usize::try_from(at - start).unwrap() + HEADER_BYTES + 40] ^= 1;
+        }
+        storage::write_all_at(&*segment.file().unwrap(), &bytes, start).unwrap();
+        let walk = |stops_at_damage: bool| {
+            let mut met = Vec::new();
+            let mut reader = Reader::new(&segment, start, 1 << 20).unwrap();
+            let walked = reader.walk(|what| {
+                let is_damage = matches!(what, Met::Damage { .. });
+                met.push(match what {
+                    Met::Record(record, _) => ("record", segment.offset(record.lsn), 0),
+                    Met::Damage { at, .. } => ("damage", at, 0),
+                    Met::Gap { from, to, .. } => ("gap", from, to),
+                });
+                if is_damage && stops_at_damage { Ok(ControlFlow::Break(())) } else { GO_ON }
+            });
+            walked.unwrap();
+            (met, segment.offset(reader.lsn()))
+        };
+        let [first, bad, _, next, end, behind] = places[..] else { panic!("{places:?}") };
+        let all = [
+            ("record", first, 0),
+            ("damage", bad, 0),
+            ("gap", bad, next),
+            ("record", next, 0),
+            ("record", end, 0),
+        ];
+        assert_eq!(walk(false), (all.to_vec(), behind));
+        assert_eq!(walk(true), (all[..2].to_vec(), bad));
+    }
+
     /// Each header was read to its body's end: a file of 64 MiB could keep an opening busy for days.
     #[test]
     fn headers_that_all_claim_the_same_bytes_are_looked_at_in_bounded_time() {
         let storage = MemoryStorage::new();
-        let dir = Path::new("/log");
-        storage.create_dir(dir).unwrap();
-        let secrets = Secrets { hash_key: [1; 16], derivation: [2; 32] };
-        let mut spare = Spare::prepare(&storage, dir, 1, 1 << 20).unwrap();
-        let identity = Identity { ordinal: 1, base: Lsn::new(1 << 30), capacity: 1 << 20, salt: 3 };
-        let activated =
-            spare.activate(&storage, dir, identity, StoreId([4; 16]), &secrets, Lsn::ZERO);
-        let segment = activated.unwrap();
+        let segment = segment_on(&storage);
         let (start, headers) = (128, 200);
         let mut bytes = Vec::new();
         let body = Body { key: b"k", result: &[0; 400 << 10], ..Body::default() };

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::open::birth::base_from;
 use super::open::recovery::{self, Visit};
+use super::reader::{GO_ON, Met};
 use super::segment::{self, Segment, Spare};
-use super::survey::{Found, Survey, walk};
+use super::survey::Survey;
 use super::{Seams, Sizes};
 use crate::clock::StoreClock;
 use crate::limits;
@@ -83,11 +84,11 @@ impl Survey<'_> {
             let mut listed = part.identity.listed();
             listed.end = part.end.min(listed.end);
             let mut stop = None;
-            walk(&part.open()?, part.limit(), &mut |found| {
-                if let Found::Gap { from, .. } = found {
+            part.walk(|met| {
+                if let Met::Gap { from, .. } = met {
                     stop = stop.or(Some(part.base().plus(from)));
                 }
-                Ok(())
+                GO_ON
             })?;
             // Only the last one may end in a torn tail; a recovery cut the others there.
             if let (Some(stop), true) = (stop, rest.peek().is_some()) {

@@ -12,7 +12,7 @@ use super::open::recovery::{
     OLDER_BY_TOKENS, Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted,
     records_in,
 };
-use super::reader::{Reader, Step, look_behind};
+use super::reader::{Flow, GO_ON, Met, Reader, look_behind};
 use super::segment::{self, Segment};
 use crate::limits;
 use crate::manifest::{self, Listed, Manifest, Secrets};
@@ -69,8 +69,14 @@ impl Part<'_> {
         self.identity.base
     }
 
+    /// Walks through all of it, see [`Reader::walk`].
+    pub(super) fn walk(&self, told: impl FnMut(Met<'_>) -> Flow) -> Result<()> {
+        let segment = self.open()?;
+        Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, self.limit())?.walk(told)
+    }
+
     /// The file offset at which it ends.
-    pub(super) fn limit(&self) -> u64 {
+    fn limit(&self) -> u64 {
         self.end.since(self.base())
     }
 }
@@ -171,9 +177,10 @@ fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
     let (segment, limit) = (&part.open()?, part.limit());
     let mut read = Read::default();
     let mut bad = Vec::new();
-    walk(segment, limit, &mut |found| {
-        match found {
-            Found::Record(record) => {
+    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit)?;
+    reader.walk(|met| {
+        match met {
+            Met::Record(record, _) => {
                 told(record.watermark);
                 read.is_ended |= record.kind == Kind::SegmentEnd;
                 match record.time() {
@@ -194,9 +201,10 @@ fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
                     read.tokens_end = read.tokens_end.max(end);
                 }
             }
-            Found::Gap { from, to, why } => bad.push((from, to, why)),
+            Met::Damage { .. } => {}
+            Met::Gap { from, to, why } => bad.push((from, to, why)),
         }
-        Ok(())
+        GO_ON
     })?;
     let file_end = segment.file()?.len().map_err(|e| Error::io("reading", &segment.path, e))?;
     read.is_short = file_end < segment.identity.capacity;
@@ -463,12 +471,12 @@ fn leave_out_copies(parts: &mut Vec<Part<'_>>) -> Result<Option<LeftOut>> {
 /// What the records about keys say, hashed, wherever they stand, and their watermarks.
 fn for_each_content(parts: &[Part<'_>], told: &mut dyn FnMut(u128, Lsn)) -> Result<()> {
     for part in parts {
-        walk(&part.open()?, part.limit(), &mut |found| {
-            let Found::Record(record) = found else { return Ok(()) };
+        part.walk(|met| {
+            let Met::Record(record, _) = met else { return GO_ON };
             if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
                 told(Draft::copy(&record, &body).content(), record.watermark);
             }
-            Ok(())
+            GO_ON
         })?;
     }
     Ok(())
@@ -617,14 +625,18 @@ impl Survey<'_> {
     pub(crate) fn records(&self, visit: &mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<()> {
         for part in &self.parts {
             let mut is_over = false;
-            walk(&part.open()?, part.limit(), &mut |found| match found {
-                Found::Record(record) if record.kind.is_about_key() && !is_over => visit(&record),
-                Found::Gap { from, .. } => {
-                    let start = part.base().plus(from);
-                    is_over |= !self.lost.iter().any(|lost| lost.contains(&start));
-                    Ok(())
+            part.walk(|met| {
+                match met {
+                    Met::Record(record, _) if record.kind.is_about_key() && !is_over => {
+                        visit(&record)?;
+                    }
+                    Met::Gap { from, .. } => {
+                        let start = part.base().plus(from);
+                        is_over |= !self.lost.iter().any(|lost| lost.contains(&start));
+                    }
+                    _ => {}
                 }
-                Found::Record(_) => Ok(()),
+                GO_ON
             })?;
         }
         Ok(())
@@ -650,48 +662,4 @@ impl Survey<'_> {
 #[cold]
 fn not_found() -> Error {
     Error::bug(Path::new("log"), "a segment was to be judged that was not surveyed")
-}
-
-pub(super) enum Found<'a> {
-    Record(Record<'a>),
-    /// No whole record stands from file offset `from` to `to`.
-    Gap {
-        from: u64,
-        to: u64,
-        why: Bad,
-    },
-}
-
-/// Walks through a segment, and goes on behind damage.
-pub(super) fn walk(
-    segment: &Segment,
-    limit: u64,
-    told: &mut dyn FnMut(Found<'_>) -> Result<()>,
-) -> Result<()> {
-    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit)?;
-    let mut gap: Option<(u64, Bad)> = None;
-    loop {
-        let at = segment.offset(reader.lsn());
-        let (record, is_end) = match reader.next()? {
-            Step::End => (None, true),
-            Step::Record(record, _) => {
-                let is_end = record.kind == Kind::SegmentEnd;
-                (Some(record), is_end)
-            }
-            Step::Bad(why) => {
-                gap.get_or_insert((at, why));
-                reader.skip();
-                continue;
-            }
-        };
-        if let Some((from, why)) = gap.take() {
-            told(Found::Gap { from, to: at, why })?;
-        }
-        if let Some(record) = record {
-            told(Found::Record(record))?;
-        }
-        if is_end {
-            return Ok(());
-        }
-    }
 }

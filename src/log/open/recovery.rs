@@ -7,7 +7,9 @@
 //! The steps are numbered as in `docs/durability.md`, "Opening".
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ use crate::limits;
 use crate::log::commit::{CommitQueue, Placed};
 use crate::log::format::SEGMENT_HEADER_BYTES;
 use crate::log::pool::Pool;
-use crate::log::reader::{Passed, Reader, Step, look_behind};
+use crate::log::reader::{GO_ON, Met, Passed, Reader, look_behind};
 use crate::log::room::{Keeper, Reserves};
 use crate::log::segment::{self, Segment, Spare};
 use crate::log::{Log, LogWriter, Seams, Sizes, Tail};
@@ -395,42 +397,31 @@ fn scan(segments: &[Arc<Segment>], manifest: &Manifest, visit: &mut Visit<'_>) -
         let limit = end.unwrap_or(listed.end).since(listed.base);
         let start = segment.offset(manifest.covered.max(segment.identity.start()));
         let mut reader = Reader::new(segment, start, limit)?;
-        let mut segment_ended = false;
-        loop {
-            scan.last = index;
-            scan.end = reader.lsn();
-            match reader.next()? {
-                Step::Record(record, passed) => {
-                    scan.records += 1;
-                    if !scan.cover(record.watermark) {
-                        return Err(split(segment, segment.offset(record.lsn)));
-                    }
-                    let earlier = Earlier { segments: segments.split_at(index + 1).0, passed };
-                    match take_in(&mut scan, &record, segment, manifest, &earlier, visit) {
-                        Ok(()) => {}
-                        Err(Taken::Bad(bad)) => {
-                            return Err(Error::corrupt(
-                                &segment.path,
-                                segment.offset(record.lsn),
-                                bad,
-                            ));
-                        }
-                        Err(Taken::Refused(e)) => return Err(e),
-                    }
-                    if record.kind == Kind::SegmentEnd {
-                        segment_ended = true;
-                        break;
-                    }
+        reader.walk(|met| {
+            let (record, passed) = match met {
+                Met::Record(record, passed) => (record, passed),
+                // The log ends there, whatever follows.
+                Met::Damage { why, .. } | Met::Gap { why, .. } => {
+                    scan.bad = Some(why);
+                    return Ok(ControlFlow::Break(()));
                 }
-                Step::End => break,
-                Step::Bad(bad) => {
-                    scan.bad = Some(bad);
-                    break;
-                }
+            };
+            scan.records += 1;
+            let bad_at = |what: &dyn Display| {
+                Error::corrupt(&segment.path, segment.offset(record.lsn), what)
+            };
+            if !scan.cover(record.watermark) {
+                return Err(bad_at(&SPLIT));
             }
-        }
-        scan.end = reader.lsn();
-        if end.is_some() || (scan.bad.is_some() && !segment_ended) {
+            let earlier = Earlier { segments: segments.split_at(index + 1).0, passed };
+            match take_in(&mut scan, &record, segment, manifest, &earlier, visit) {
+                Ok(()) => GO_ON,
+                Err(Taken::Bad(bad)) => Err(bad_at(&bad)),
+                Err(Taken::Refused(e)) => Err(e),
+            }
+        })?;
+        (scan.last, scan.end) = (index, reader.lsn());
+        if end.is_some() || scan.bad.is_some() {
             break;
         }
     }
@@ -457,26 +448,22 @@ pub(in crate::log) fn walk(
         let segment = reopen(item)?;
         let start = segment.offset(from.max(segment.identity.start()));
         let mut reader = Reader::new(&segment, start, end.since(base))?;
-        loop {
-            let offset = segment.offset(reader.lsn());
-            match reader.next()? {
-                Step::Record(record, _) if record.kind == Kind::SegmentEnd => break,
-                Step::Record(record, passed) if record.kind.is_about_key() => {
+        reader.walk(|met| {
+            match met {
+                Met::Record(record, passed) if record.kind.is_about_key() => {
                     let earlier = Earlier { segments: segments.split_at(index + 1).0, passed };
                     visit(&record, &earlier)?;
                 }
-                Step::Record(..) => {}
-                Step::End => break,
-                Step::Bad(bad) => return Err(Error::corrupt(&segment.path, offset, bad)),
+                Met::Damage { at, why } => return Err(Error::corrupt(&segment.path, at, why)),
+                _ => {}
             }
-        }
+            GO_ON
+        })?;
     }
     Ok(())
 }
 
-fn split(segment: &Segment, offset: u64) -> Error {
-    Error::corrupt(&segment.path, offset, "a watermark that splits a record")
-}
+const SPLIT: &str = "a watermark that splits a record";
 
 enum Taken {
     Bad(Bad),
@@ -606,7 +593,7 @@ fn judge_tail(
         return Err(Error::corrupt(&segment.path, offset, message));
     }
     if !scan.cover(watermark) {
-        return Err(split(segment, offset));
+        return Err(Error::corrupt(&segment.path, offset, SPLIT));
     }
     let suffix: Vec<_> =
         scan.uncovered.iter().filter(|record| record.is_about_key).copied().collect();

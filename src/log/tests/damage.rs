@@ -4,12 +4,13 @@
 //! everything below its last watermark; above it, it shows a prefix and reports the cut.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 
 use super::*;
 use crate::limits;
 use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::log::open::recovery::Plan;
-use crate::log::reader::{Reader, Step};
+use crate::log::reader::{GO_ON, Met, Reader};
 use crate::log::segment::{self, Segment};
 use crate::log::survey;
 use crate::manifest::Listed;
@@ -88,7 +89,11 @@ impl Still {
         let segment = self.segment(listed);
         let limit = listed.end.since(listed.base);
         let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit).unwrap();
-        while let Step::Record(..) = reader.next().unwrap() {}
+        let walked = reader.walk(|met| match met {
+            Met::Record(..) => GO_ON,
+            _ => Ok(ControlFlow::Break(())),
+        });
+        walked.unwrap();
         segment.offset(reader.lsn())
     }
 
