@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::open::recovery::{
+use super::open::scan::{
     OLDER_BY_TOKENS, Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted,
     records_in,
 };

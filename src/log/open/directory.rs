@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{birth, recovery};
+use super::{birth, scan};
 use crate::clock::SystemClock;
 use crate::entropy::OsEntropy;
 use crate::log::{Seams, Sizes};
@@ -148,7 +148,7 @@ pub(crate) fn load_or_create(
         return Ok(manifest);
     }
     let path = manifest::path(dir);
-    if recovery::holds_records(storage, dir)? {
+    if scan::holds_records(storage, dir)? {
         return Err(Error::corrupt(&path, 0, "the manifest is missing beside a log:"));
     }
     if !create {

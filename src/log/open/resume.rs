@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::birth::{base_from, tokens_from};
-use super::recovery::{Plan, Uncovered, check_nothing_behind};
+use super::judge::{Plan, Uncovered};
+use super::scan::check_nothing_behind;
 use crate::limits;
 use crate::log::Log;
 use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::limits;
 use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
-use crate::log::open::recovery::Plan;
+use crate::log::open::judge::Plan;
 use crate::log::reader::{GO_ON, Met, Reader};
 use crate::log::segment::{self, Segment};
 use crate::log::survey;
@@ -35,7 +35,7 @@ struct Still {
 fn peek(disk: &MemoryStorage, history: &History) -> Result<(Log, Report, Seen)> {
     let seams = World::over(disk.clone(), 5000).seams();
     let Some(manifest) = manifest::load(&*seams.storage, dir())? else {
-        let holds = recovery::holds_records(&*seams.storage, dir())?;
+        let holds = scan::holds_records(&*seams.storage, dir())?;
         assert!(holds, "an unborn store");
         return Err(Error::corrupt(&manifest::path(dir()), 0, "a manifest is missing"));
     };

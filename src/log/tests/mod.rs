@@ -16,7 +16,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::recovery::{self, Earlier, Report};
+use super::open::judge::Report;
+use super::open::recovery::{self, Earlier};
+use super::open::scan;
 use super::upkeep::Due;
 use super::{Log, NoRoom, Placed, Room, Seams, Sizes};
 use crate::clock::ManualClock;
@@ -275,7 +277,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
     let storage = &*seams.storage;
     let manifest = match manifest::load(storage, dir())? {
         Some(manifest) => manifest,
-        None if recovery::holds_records(storage, dir())? => {
+        None if scan::holds_records(storage, dir())? => {
             return Err(Wrong::Claim("a store with records and without a manifest".into()));
         }
         None => {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::log::commit::Sink;
 use crate::log::format::SEGMENT_HEADER_BYTES;
-use crate::log::open::recovery::Plan;
+use crate::log::open::judge::Plan;
 use crate::log::segment;
 use crate::log::{Failed, Scrubbed};
 use crate::manifest::Manifest;
@@ -498,7 +498,7 @@ fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
             let disk = world.disk.crash_clone(crash);
             let is_born = manifest::load(&disk, dir()).unwrap().is_some();
             assert!(is_born || made.is_err(), "{crash:?}: lost after birth");
-            assert!(is_born || !recovery::holds_records(&disk, dir()).unwrap(), "{crash:?}");
+            assert!(is_born || !scan::holds_records(&disk, dir()).unwrap(), "{crash:?}");
             *(if is_born { &mut born } else { &mut unborn }) += 1;
             check(&disk, &History::default(), Fate::PowerLost)
                 .unwrap_or_else(|what| panic!("call {point}, {crash:?}: {what}"));
@@ -519,7 +519,7 @@ fn rule_21_records_without_a_manifest_are_no_unborn_store() {
     player.play(&[Op::Claim(Sync)]).unwrap();
     let disk = player.world.disk.kill_clone();
     disk.delete(&manifest::path(dir())).unwrap();
-    assert!(recovery::holds_records(&disk, dir()).unwrap());
+    assert!(scan::holds_records(&disk, dir()).unwrap());
 }
 
 /// A sync that finds nothing but a note to sync makes no record durable, so there is nothing for another note to say. A
