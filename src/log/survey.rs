@@ -8,9 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
+use super::open::judge::OLDER_BY_TOKENS;
 use super::open::scan::{
-    OLDER_BY_TOKENS, Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted,
-    records_in,
+    Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted, records_in,
 };
 use super::reader::{Flow, GO_ON, Met, Reader, look_behind};
 use super::segment::{self, Segment};

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::gate::{Gate, disk::GatedStorage};
-use super::judge::{Plan, Report, check_clean, judge_tail, newest_note};
-use super::scan::{check_all_prepared, check_secrets, check_unlisted, scan};
+use super::judge::{Plan, Report, judge, newest_note, unlisted_originals};
+use super::scan::{Leftovers, check_all_prepared, check_secrets, look_for_leftovers, scan};
 use crate::clock::{StoreClock, TimeNote};
 use crate::limits;
 use crate::log::commit::{CommitQueue, Placed};
@@ -79,40 +79,37 @@ pub(crate) fn open(
         segments.push(Arc::new(segment.pooled(&pool, listed.end).unwrap_or(segment)));
     }
     // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
-    let (spares, spare_number) = check_unlisted(storage, &log_dir, &manifest, &sizes)?;
+    let Leftovers { spares, spare_number, originals } =
+        look_for_leftovers(storage, &log_dir, &manifest, &sizes)?;
+    if let Some(path) = originals {
+        return Err(unlisted_originals(&path));
+    }
     check_all_prepared(storage, dir)?;
     // 3. Records are read up to the first bad one.
-    let mut scan = scan(&segments, &manifest, visit)?;
+    let mut found = scan(dir, &segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
-    let (plan, mut report) = match manifest.clean {
-        Some(end) => (
-            check_clean(&segments, &manifest, &scan, end)?,
-            Report { was_clean: true, ..Report::default() },
-        ),
-        None => judge_tail(&segments, &manifest, &mut scan)?,
-    };
-    report.records = scan.records;
+    let (plan, report) = judge(dir, &manifest, &mut found)?;
     // 5. Store time goes on from the newest note.
-    let note = newest_note(manifest.time, scan.time);
+    let note = newest_note(manifest.time, found.time);
     let store_clock =
-        StoreClock::open(Some(&note), scan.newest, limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
+        StoreClock::open(Some(&note), found.newest, limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
     // 6. A log that can be read; to write it, `begin_writing`.
     if let Plan::Continue = plan {
         // In these it will be written.
-        let ahead = segments.iter_mut().zip(&manifest.segments).skip(scan.last).take(2);
+        let ahead = segments.iter_mut().zip(&manifest.segments).skip(found.last).take(2);
         for (segment, listed) in ahead {
             let open = Segment::open(storage, &log_dir, listed, manifest.store, Access::ReadWrite);
             *segment = Arc::new(open?);
         }
     }
-    let active = segments.get(scan.last).map_or_else(
+    let active = segments.get(found.last).map_or_else(
         || Err(Error::corrupt(&manifest::path(dir), 0, "a manifest without segments")),
         |segment| Ok(Arc::clone(segment)),
     )?;
     let next = match &plan {
         // One that is too small for the longest record, from an opening with other sizes, is not used.
         Plan::Continue => segments
-            .get(scan.last + 1)
+            .get(found.last + 1)
             .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
             .cloned(),
         Plan::Fork { .. } => None,
@@ -129,7 +126,7 @@ pub(crate) fn open(
         gate: Arc::clone(&gate),
         store: manifest.store,
         tail: Mutex::new(Tail {
-            at: active.offset(scan.end),
+            at: active.offset(found.end),
             next,
             pieces: VecDeque::new(),
             buffered: 0,
@@ -137,7 +134,7 @@ pub(crate) fn open(
             round: 0,
             room: Reserves::default(),
             census: crate::log::Census::default(),
-            marked: scan.end,
+            marked: found.end,
             keyed_end: Lsn::ZERO,
             last: Placed { lsn: Lsn::ZERO, round: 0 },
             records: 0,
@@ -145,7 +142,7 @@ pub(crate) fn open(
             active: Arc::clone(&active),
         }),
         writer: Mutex::new(LogWriter::of(active)),
-        queue: CommitQueue::new(scan.end, gate),
+        queue: CommitQueue::new(found.end, gate),
         keeper: Mutex::new(Keeper {
             switch: Switch::new(Arc::clone(&seams.storage), dir),
             spare_number,

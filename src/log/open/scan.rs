@@ -1,15 +1,14 @@
 //! What an opening reads: the listed segments' records, and what else stands in the log's directory.
 //!
-//! Promises: reads records up to the first bad one, and tells what it found. Never: writes.
+//! Promises: reads records up to the first bad one and looks at what stands behind, and says what it found. Never: writes, or
+//! decides what that means: that is `judge`'s.
 
-use std::collections::VecDeque;
-use std::fmt::Display;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::judge::Uncovered;
+use super::judge::{self, Coverage, Found, Remainder, Uncovered};
 use super::recovery::{Earlier, Visit};
 use crate::limits;
 use crate::log::Sizes;
@@ -17,7 +16,7 @@ use crate::log::format::SEGMENT_HEADER_BYTES;
 use crate::log::reader::{GO_ON, Met, Reader, look_behind};
 use crate::log::segment::{self, Segment, Spare};
 use crate::manifest::{self, Manifest};
-use crate::record::{Bad, Body, Kind, Record, TimeField};
+use crate::record::{Bad, Kind, Record};
 use crate::storage::{self, Access, Storage};
 use crate::types::{Lsn, StoreMillis, in_memory};
 use crate::{Error, Result};
@@ -43,37 +42,6 @@ pub(crate) fn holds_records(storage: &dyn Storage, dir: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// What the scan of the listed segments came to.
-pub(super) struct Scan {
-    /// End of the good records.
-    pub(super) end: Lsn,
-    /// Index of the segment that `end` lies in.
-    pub(super) last: usize,
-    pub(super) bad: Option<Bad>,
-    /// The greatest watermark met in good records.
-    pub(super) watermark: Lsn,
-    pub(super) records: u64,
-    /// Good records that no watermark seen so far covers.
-    pub(super) uncovered: VecDeque<Uncovered>,
-    pub(super) time: Option<TimeField>,
-    pub(super) newest: StoreMillis,
-}
-
-impl Scan {
-    /// Takes note of a greater watermark. `false` if it splits a record: no writer made it, and a log that
-    /// ended there would end in half a record.
-    pub(super) fn cover(&mut self, watermark: Lsn) -> bool {
-        self.watermark = self.watermark.max(watermark);
-        while let Some(first) = self.uncovered.front().filter(|first| first.lsn < self.watermark) {
-            if first.lsn.plus(first.len) > self.watermark {
-                return false;
-            }
-            self.uncovered.pop_front();
-        }
-        true
-    }
-}
-
 pub(super) fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()> {
     let found = segment::read_header(&*segment.file()?, &segment.path)?;
     let said = (found.store, found.secrets, found.identity);
@@ -83,24 +51,32 @@ pub(super) fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()
     Ok(())
 }
 
-/// The spares that can be used, oldest first, and the greatest number of any. A file that no list names and
-/// that holds originals is Corrupt.
-pub(super) fn check_unlisted(
+/// What no manifest lists.
+pub(super) struct Leftovers {
+    /// The spares that can be used, oldest first.
+    pub(super) spares: Vec<Spare>,
+    /// The greatest number of any spare.
+    pub(super) spare_number: u32,
+    /// A segment behind the listed ones that holds originals. Nothing was looked at behind it.
+    pub(super) originals: Option<PathBuf>,
+}
+
+pub(super) fn look_for_leftovers(
     storage: &dyn Storage,
     log_dir: &Path,
     manifest: &Manifest,
     sizes: &Sizes,
-) -> Result<(Vec<Spare>, u32)> {
+) -> Result<Leftovers> {
     let entries = storage.list(log_dir).map_err(|e| Error::io("listing", log_dir, e))?;
     let last_base = manifest.segments.last().map_or(Lsn::ZERO, |listed| listed.base);
-    let (mut spares, mut greatest) = (Vec::new(), 0);
+    let (mut spares, mut spare_number, mut originals) = (Vec::new(), 0, None);
     for entry in entries {
         let path = log_dir.join(&entry.name);
         if let Some(number) = Spare::number_of(&entry.name) {
             let file =
                 storage.open(&path, Access::Read).map_err(|e| Error::io("opening", &path, e))?;
             let bytes = file.len().map_err(|e| Error::io("reading", &path, e))?;
-            greatest = number.max(greatest);
+            spare_number = number.max(spare_number);
             if sizes.suits(bytes) {
                 spares.push((number, Spare { path, bytes, is_found: true, file: None }));
             }
@@ -116,15 +92,13 @@ pub(super) fn check_unlisted(
         }
         if let Unlisted::Originals = look_at_unlisted(storage, log_dir, &path, manifest, last_base)?
         {
-            return Err(Error::corrupt(
-                &path,
-                SEGMENT_HEADER_BYTES as u64,
-                "the manifest is older than the log: records in an unlisted segment",
-            ));
+            originals = Some(path);
+            break;
         }
     }
     spares.sort_by_key(|(number, _)| *number);
-    Ok((spares.into_iter().map(|(_, spare)| spare).collect(), greatest))
+    let spares = spares.into_iter().map(|(_, spare)| spare).collect();
+    Ok(Leftovers { spares, spare_number, originals })
 }
 
 /// A directory in the place of a file that is prepared ahead is no loss, but each later write would fail on it, and
@@ -183,20 +157,23 @@ pub(in crate::log) fn records_in(segment: &Segment) -> Result<Unlisted> {
     })
 }
 
+/// Reads the listed segments' records, from where the index no longer covers them up to the first place without one, shows
+/// `visit` those about keys, and looks at what stands behind.
 pub(super) fn scan(
+    dir: &Path,
     segments: &[Arc<Segment>],
     manifest: &Manifest,
     visit: &mut Visit<'_>,
-) -> Result<Scan> {
-    let mut scan = Scan {
+) -> Result<Found> {
+    let mut found = Found {
         end: Lsn::ZERO,
         last: 0,
         bad: None,
-        watermark: manifest.durable,
+        coverage: Coverage::new(manifest.durable),
         records: 0,
-        uncovered: VecDeque::new(),
         time: None,
         newest: StoreMillis(0),
+        rest: Remainder::Clean(None),
     };
     for (index, (segment, listed)) in segments.iter().zip(&manifest.segments).enumerate() {
         if listed.end <= manifest.covered {
@@ -211,33 +188,27 @@ pub(super) fn scan(
                 Met::Record(record, passed) => (record, passed),
                 // The log ends there, whatever follows.
                 Met::Damage { why, .. } | Met::Gap { why, .. } => {
-                    scan.bad = Some(why);
+                    found.bad = Some(why);
                     return Ok(ControlFlow::Break(()));
                 }
             };
-            scan.records += 1;
-            let bad_at = |what: &dyn Display| {
-                Error::corrupt(&segment.path, segment.offset(record.lsn), what)
-            };
-            if !scan.cover(record.watermark) {
-                return Err(bad_at(&SPLIT));
-            }
             let earlier = Earlier { segments: segments.split_at(index + 1).0, passed };
-            match take_in(&mut scan, &record, segment, manifest, &earlier, visit) {
+            match take_in(&mut found, &record, segment, (dir, manifest), &earlier, visit) {
                 Ok(()) => GO_ON,
-                Err(Taken::Bad(bad)) => Err(bad_at(&bad)),
+                Err(Taken::Bad(bad)) => {
+                    Err(Error::corrupt(&segment.path, segment.offset(record.lsn), bad))
+                }
                 Err(Taken::Refused(e)) => Err(e),
             }
         })?;
-        (scan.last, scan.end) = (index, reader.lsn());
-        if end.is_some() || scan.bad.is_some() {
+        (found.last, found.end) = (index, reader.lsn());
+        if end.is_some() || found.bad.is_some() {
             break;
         }
     }
-    Ok(scan)
+    found.rest = look_at_rest(segments, manifest, &found)?;
+    Ok(found)
 }
-
-pub(super) const SPLIT: &str = "a watermark that splits a record";
 
 enum Taken {
     Bad(Bad),
@@ -245,43 +216,61 @@ enum Taken {
 }
 
 fn take_in(
-    scan: &mut Scan,
+    found: &mut Found,
     record: &Record<'_>,
     segment: &Segment,
-    manifest: &Manifest,
+    (dir, manifest): (&Path, &Manifest),
     earlier: &Earlier<'_>,
     visit: &mut Visit<'_>,
 ) -> Result<(), Taken> {
+    found.records += 1;
+    if !found.coverage.cover(record.watermark) {
+        return Err(Taken::Refused(judge::split(&segment.path, segment.offset(record.lsn))));
+    }
     if record.kind == Kind::Note {
         if let Some(time) = record.time().map_err(Taken::Bad)? {
-            scan.newest = scan.newest.max(time.store());
-            scan.time = Some(time);
+            found.newest = found.newest.max(time.store());
+            found.time = Some(time);
         }
     }
     let is_about_key = record.kind.is_about_key();
-    scan.uncovered.push_back(Uncovered { lsn: record.lsn, len: record.len(), is_about_key });
+    found.coverage.add(Uncovered { lsn: record.lsn, len: record.len(), is_about_key });
     if !is_about_key {
         return Ok(());
     }
     let body = record.body().map_err(Taken::Bad)?;
-    check_token(&body, segment, manifest).map_err(Taken::Refused)?;
-    scan.newest = scan.newest.max(body.time);
+    let segment_end = segment.identity.listed().end;
+    judge::check_token(dir, manifest, segment_end, body.ahead).map_err(Taken::Refused)?;
+    found.newest = found.newest.max(body.time);
     visit(record, earlier).map_err(Taken::Refused)
 }
 
-/// Whoever placed the record might have issued tokens up to the end of its segment, and no later manifest lets them fall.
-fn check_token(body: &Body<'_>, segment: &Segment, manifest: &Manifest) -> Result<()> {
-    let end = segment.identity.listed().end.token(body.ahead).get();
-    if body.ahead == 0 || end <= manifest.check_tokens()? {
-        return Ok(());
+/// After a clean close the one ahead is empty, too; any other would have been listed by a later manifest than this one.
+fn look_at_rest(
+    segments: &[Arc<Segment>],
+    manifest: &Manifest,
+    found: &Found,
+) -> Result<Remainder> {
+    let behind = segments.iter().zip(&manifest.segments).enumerate().skip(found.last);
+    let Some(clean) = manifest.clean else {
+        let mut rest = Vec::new();
+        for (index, (segment, listed)) in behind {
+            let is_last = index == found.last;
+            let from = if is_last { found.end } else { segment.identity.start() };
+            let from = segment.offset(from);
+            rest.push((from, look_behind(segment, from, listed.end.since(listed.base))?));
+        }
+        return Ok(Remainder::Unclean(rest));
+    };
+    if found.bad.is_none() && found.end == clean {
+        for (index, (segment, listed)) in behind {
+            if let Some(at) = first_behind(segment, listed.end, clean)? {
+                return Ok(Remainder::Clean(Some((index, at))));
+            }
+        }
     }
-    let log_dir = segment.path.parent().unwrap_or(Path::new(""));
-    let dir = log_dir.parent().unwrap_or(log_dir);
-    Err(Error::corrupt(&manifest::path(dir), 0, OLDER_BY_TOKENS))
+    Ok(Remainder::Clean(None))
 }
-
-pub(in crate::log) const OLDER_BY_TOKENS: &str =
-    "the manifest is older than the log: records with tokens past those that it knows of";
 
 /// Of a segment in which a clean close ended, or one ahead of it: nothing stands behind the `clean` end.
 pub(in crate::log) fn check_nothing_behind(
@@ -289,24 +278,22 @@ pub(in crate::log) fn check_nothing_behind(
     listed_end: Lsn,
     clean: Lsn,
 ) -> Result<()> {
-    let page = limits::PAGE_BYTES as u64;
-    if segment.base() >= clean {
-        let header = SEGMENT_HEADER_BYTES as u64;
-        return check_zeros(segment, header, page - header);
+    match first_behind(segment, listed_end, clean)? {
+        None => Ok(()),
+        Some(at) => Err(judge::behind_clean_end(&segment.path, at)),
     }
-    check_zeros(segment, segment.offset(clean), listed_end.since(clean).min(page))
 }
 
-fn check_zeros(segment: &Segment, from: u64, len: u64) -> Result<()> {
-    let mut page = vec![0; in_memory(len)];
-    storage::read_full_at(&*segment.file()?, &mut page, from)
+/// The file offset of the first byte behind a `clean` end that isn't zero, as far as a close leaves zeros.
+fn first_behind(segment: &Segment, listed_end: Lsn, clean: Lsn) -> Result<Option<u64>> {
+    let (page, header) = (limits::PAGE_BYTES as u64, SEGMENT_HEADER_BYTES as u64);
+    let (from, len) = match segment.base() >= clean {
+        true => (header, page - header),
+        false => (segment.offset(clean), listed_end.since(clean).min(page)),
+    };
+    let mut bytes = vec![0; in_memory(len)];
+    storage::read_full_at(&*segment.file()?, &mut bytes, from)
         .map_err(|e| Error::io("reading", &segment.path, e))?;
-    match page.iter().position(|&byte| byte != 0) {
-        None => Ok(()),
-        Some(at) => Err(Error::corrupt(
-            &segment.path,
-            from + at as u64,
-            "the manifest is older than the log: bytes behind its clean end",
-        )),
-    }
+    let used = bytes.iter().position(|&byte| byte != 0);
+    Ok(used.map(|at| from + at as u64))
 }
