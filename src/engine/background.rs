@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::Engine;
-use super::checkpoint::{Change, as_listed};
+use super::checkpoint::{TableChange, as_listed};
 use super::compact::{Compacting, Pass, Turns};
 use super::merge::{Advanced, Merging};
 use super::sample::LiveEstimate;
@@ -199,7 +199,7 @@ impl Engine {
         match self.merges().advance_merge(merging) {
             Ok(Advanced::Some(merging)) => work.merge = Some(merging),
             Ok(Advanced::Done { table, of }) => {
-                self.switch_index(&Change { replaced: as_listed(&of), by: vec![table] })?;
+                self.switch_index(&TableChange { replaced: as_listed(&of), by: vec![table] })?;
             }
             Err(e) if self.mending().names_table(&e) => self.mending().mend(work, e)?,
             Err(e) => return Err(e),

@@ -28,13 +28,13 @@ use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, Result};
 
 /// Durable tables that are not listed yet, and the tables they replace.
-pub(super) struct Change {
+pub(super) struct TableChange {
     pub(super) replaced: Vec<ListedTable>,
     /// The oldest first.
     pub(super) by: Vec<Arc<Table>>,
 }
 
-impl Change {
+impl TableChange {
     fn replaces(&self, listed: &ListedTable) -> bool {
         self.replaced.iter().any(|replaced| replaced.number == listed.number)
     }
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// Writes a table of all keys in memory that no table covers yet. Durable on return, but not listed.
-    pub(super) fn seal(&self) -> Result<Option<Change>> {
+    pub(super) fn seal(&self) -> Result<Option<TableChange>> {
         let tables = self.tables();
         let (from, to) = (tables.covered, self.log.end());
         let entries = self.recent.between(from, to);
@@ -175,7 +175,7 @@ impl Engine {
         to: Lsn,
         slots: Vec<Slot>,
         absorbed: Vec<Arc<Table>>,
-    ) -> Result<Change> {
+    ) -> Result<TableChange> {
         let mut survivors = Survivors::new(&absorbed, self.tables().head);
         let old = loop {
             // The absorbed tables are small.
@@ -190,7 +190,7 @@ impl Engine {
             stage: Stage::Writing(Box::new(merge)),
             of: absorbed.clone(),
         })?;
-        Ok(Change { replaced: as_listed(&absorbed), by: vec![table] })
+        Ok(TableChange { replaced: as_listed(&absorbed), by: vec![table] })
     }
 
     /// Makes a directory of the store, if there is none. Durable on return.
@@ -218,7 +218,7 @@ impl Engine {
     }
 
     /// Lists the change, and makes lookups use it.
-    pub(super) fn switch_index(&self, change: &Change) -> Result<()> {
+    pub(super) fn switch_index(&self, change: &TableChange) -> Result<()> {
         let listed = self.log.list_tables(|manifest| change.apply(manifest));
         if let Err(e) = listed {
             if !self.log.is_poisoned() {
@@ -231,7 +231,7 @@ impl Engine {
     }
 
     /// Makes lookups use a listed change, and removes the files it replaces; readers of these can continue.
-    pub(super) fn install(&self, change: &Change) {
+    pub(super) fn install(&self, change: &TableChange) {
         let new = {
             let mut tables = self.tables.lock();
             *tables = change.tables(&tables);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::background::Work;
-use super::checkpoint::{Change, as_listed};
+use super::checkpoint::{TableChange, as_listed};
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
 use crate::index::table::Table;
@@ -142,8 +142,8 @@ impl Mending<'_> {
     }
 
     /// Makes consecutive tables again from the log, as one table. Durable on return, but not listed.
-    fn made_again(&self, tables: &[ListedTable]) -> Result<Change> {
-        let mut change = Change { replaced: tables.to_vec(), by: Vec::new() };
+    fn made_again(&self, tables: &[ListedTable]) -> Result<TableChange> {
+        let mut change = TableChange { replaced: tables.to_vec(), by: Vec::new() };
         let (from, to) = (
             tables.iter().map(|table| table.from).min(),
             tables.iter().map(|table| table.to).max(),
@@ -191,7 +191,7 @@ impl Mending<'_> {
 
     /// Makes a table of the log from `from` on, which is too much for memory. It covers only records that are durable
     /// in place; the few after them go into memory. Durable on return, but not listed.
-    fn sealed_as_read(&self, from: Lsn) -> Result<Option<Change>> {
+    fn sealed_as_read(&self, from: Lsn) -> Result<Option<TableChange>> {
         let to = self.log.settled_end();
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             rebuild::take_in(&self.recent, &self.hasher, self.log.dir(), record, earlier).map(drop)
@@ -210,7 +210,7 @@ impl Mending<'_> {
         if made.is_err() {
             self.remove_files(&as_listed(&by));
         }
-        made.map(|()| Some(Change { replaced: Vec::new(), by }))
+        made.map(|()| Some(TableChange { replaced: Vec::new(), by }))
     }
 
     /// Makes all tables again from the log, as one table.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::background::Work;
-use super::checkpoint::{Change, as_listed};
+use super::checkpoint::{TableChange, as_listed};
 use crate::Result;
 use crate::index::table::Table;
 use crate::index::tables::{Survivors, merge_due};
@@ -204,7 +204,8 @@ impl Merges<'_> {
             match self.merge_to_end(merging) {
                 Err(e) if self.mending().names_table(&e) => self.mending().mend(&mut work, e)?,
                 merged => {
-                    let change = Change { replaced: as_listed(&tables.list), by: vec![merged?] };
+                    let change =
+                        TableChange { replaced: as_listed(&tables.list), by: vec![merged?] };
                     return self.switch_index(&change);
                 }
             }

@@ -124,3 +124,32 @@ fn nothing_uses_what_stands_above_it() {
     assert!(missing.is_empty(), "the page lists what isn't there: {missing:?}");
     assert!(upward.is_empty(), "upward: {upward:#?}");
 }
+
+/// A name that means two things makes a reader look up which. Not the spec's, which has words of its own for the same
+/// things, nor those of an implementation for each seam (`sync`).
+#[test]
+fn a_type_s_name_means_one_thing() {
+    let src = root().join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in files {
+        let inside = file.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        if inside == "sync.rs" || inside == "testing/conformance/spec.rs" {
+            continue;
+        }
+        for line in code(&file).lines() {
+            let line = line.trim_start_matches("pub ");
+            let line =
+                line.strip_prefix("pub(").map_or(line, |rest| rest.split_once(") ").unwrap().1);
+            let kinds = ["struct ", "enum ", "trait ", "type ", "union "];
+            if let Some(rest) = kinds.iter().find_map(|kind| line.strip_prefix(kind)) {
+                let name = rest.split(|c| !is_name(c)).next().unwrap();
+                named.entry(name.to_owned()).or_default().push(inside.clone());
+            }
+        }
+    }
+    assert!(named.len() > 300, "the sources aren't read: {}", named.len());
+    let twice: Vec<_> = named.iter().filter(|(_, files)| files.len() > 1).collect();
+    assert!(twice.is_empty(), "{twice:#?}");
+}

@@ -56,7 +56,7 @@ pub(in crate::log) struct Uncovered {
 }
 
 /// What a scan of the listed segments found.
-pub(super) struct Found {
+pub(super) struct Scanned {
     /// End of the good records.
     pub(super) end: Lsn,
     /// Index of the listed segment that `end` lies in.
@@ -115,7 +115,11 @@ impl Coverage {
 }
 
 /// Whether that is the end of the log in `dir`, or a loss. How it goes on, and what is reported of it.
-pub(super) fn judge(dir: &Path, manifest: &Manifest, found: &mut Found) -> Result<(Plan, Report)> {
+pub(super) fn judge(
+    dir: &Path,
+    manifest: &Manifest,
+    found: &mut Scanned,
+) -> Result<(Plan, Report)> {
     let path_of = |index| {
         let listed = manifest.segments.get(index);
         let path =
@@ -231,14 +235,14 @@ mod tests {
 
     /// A scan that came to its end in the second segment, at file offset `at`, behind records of 64 bytes each, of which
     /// none is covered.
-    fn found(at: u64, records: u64, rest: Remainder) -> Found {
+    fn found(at: u64, records: u64, rest: Remainder) -> Scanned {
         let mut coverage = Coverage::new(Lsn::new(SECOND + at - 64 * records));
         for n in 0..records {
             let lsn = Lsn::new(SECOND + at - 64 * (records - n));
             // The last one is a note.
             coverage.add(Uncovered { lsn, len: 64, is_about_key: n + 1 < records });
         }
-        Found {
+        Scanned {
             end: Lsn::new(SECOND + at),
             last: 1,
             bad: Some(Bad::BodySum),
@@ -256,7 +260,7 @@ mod tests {
         Remainder::Unclean(vec![(1024, behind)])
     }
 
-    fn judged(clean: Option<u64>, mut found: Found) -> Result<(Plan, Report)> {
+    fn judged(clean: Option<u64>, mut found: Scanned) -> Result<(Plan, Report)> {
         judge(Path::new("/store"), &manifest(clean), &mut found)
     }
 
@@ -321,13 +325,13 @@ mod tests {
     #[test]
     fn after_a_clean_close_all_is_there_and_nothing_behind_it() {
         let end = Some(SECOND + 1024);
-        let whole = |stray| Found { bad: None, ..found(1024, 2, Remainder::Clean(stray)) };
+        let whole = |stray| Scanned { bad: None, ..found(1024, 2, Remainder::Clean(stray)) };
         let (plan, report) = judged(end, whole(None)).unwrap();
         assert!(matches!(plan, Plan::Continue));
         assert_eq!((report.was_clean, report.records, report.cut), (true, 2, None));
         let torn = found(1024, 2, Remainder::Clean(None));
         assert_eq!(place(judged(end, torn)), named(7, 1024), "no record where one was");
-        let short = Found { bad: None, ..found(960, 2, Remainder::Clean(None)) };
+        let short = Scanned { bad: None, ..found(960, 2, Remainder::Clean(None)) };
         assert_eq!(place(judged(end, short)), named(7, 960), "it ends too early");
         let stray = whole(Some((1, 2000)));
         assert_eq!(place(judged(end, stray)), named(7, 2000), "something behind it");

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::judge::{self, Coverage, Found, Remainder, Uncovered};
+use super::judge::{self, Coverage, Remainder, Scanned, Uncovered};
 use super::recovery::{Earlier, Visit};
 use crate::limits;
 use crate::log::Sizes;
@@ -164,8 +164,8 @@ pub(super) fn scan(
     segments: &[Arc<Segment>],
     manifest: &Manifest,
     visit: &mut Visit<'_>,
-) -> Result<Found> {
-    let mut found = Found {
+) -> Result<Scanned> {
+    let mut found = Scanned {
         end: Lsn::ZERO,
         last: 0,
         bad: None,
@@ -216,7 +216,7 @@ enum Taken {
 }
 
 fn take_in(
-    found: &mut Found,
+    found: &mut Scanned,
     record: &Record<'_>,
     segment: &Segment,
     (dir, manifest): (&Path, &Manifest),
@@ -249,7 +249,7 @@ fn take_in(
 fn look_at_rest(
     segments: &[Arc<Segment>],
     manifest: &Manifest,
-    found: &Found,
+    found: &Scanned,
 ) -> Result<Remainder> {
     let behind = segments.iter().zip(&manifest.segments).enumerate().skip(found.last);
     let Some(clean) = manifest.clean else {
