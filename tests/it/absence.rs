@@ -54,7 +54,7 @@ fn absence_by_a_forget_that_failed_is_not_shown() {
 /// A close looked at whether the log was writing before it waited for whoever was about to begin that; the
 /// claim was then granted by a store that had let go of its directory.
 #[test]
-fn a_close_beside_the_first_write_grants_nothing_afterwards() {
+fn a_close_during_the_first_write_grants_nothing_afterwards() {
     let sim = Sim::small(1);
     drop(sim.open().unwrap());
     let store = sim.open().unwrap();

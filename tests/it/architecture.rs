@@ -94,7 +94,7 @@ fn shown_at_the_root() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn nothing_uses_what_stands_above_it() {
+fn no_module_uses_one_of_a_layer_above_it() {
     let (src, order, shown) = (root().join("src"), order(), shown_at_the_root());
     let rank = |module: &str| order.iter().position(|listed| listed == module);
     let mut files = Vec::new();

@@ -22,7 +22,7 @@ fn granted(store: &Store, key: &'static str) -> Token {
 }
 
 #[test]
-fn calls_that_are_sent_share_a_sync() {
+fn sent_calls_share_a_sync() {
     let store = Sim::new(1).open().unwrap();
     let _ = granted(&store, "first");
     let before = store.stats().syncs;
@@ -39,7 +39,7 @@ fn calls_that_are_sent_share_a_sync() {
 }
 
 #[test]
-fn a_grant_that_nobody_waits_for_is_given_back() {
+fn a_grant_without_a_waiter_is_released() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
     // Dropped before it was placed, since it waits for the opening's first write.
@@ -57,7 +57,7 @@ fn a_grant_that_nobody_waits_for_is_given_back() {
 }
 
 #[test]
-fn an_ending_that_nobody_waits_for_goes_on() {
+fn an_ending_without_a_waiter_still_completes() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
     let token = granted(&store, "k");
@@ -75,7 +75,7 @@ fn an_ending_that_nobody_waits_for_goes_on() {
 }
 
 #[test]
-fn what_was_read_is_decided_on_only_if_the_key_is_still_as_it_was() {
+fn a_decision_on_a_read_key_requires_that_it_is_unchanged() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
     let token = granted(&store, "k");
@@ -103,7 +103,7 @@ fn a_call_that_outlives_the_store_is_indeterminate() {
 }
 
 #[test]
-fn a_sync_that_fails_under_a_sent_claim_leaves_it_nobody_s() {
+fn a_sent_claim_whose_sync_fails_is_granted_to_no_caller() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
     let _ = granted(&store, "first");
@@ -115,7 +115,7 @@ fn a_sync_that_fails_under_a_sent_claim_leaves_it_nobody_s() {
 }
 
 #[test]
-fn a_store_on_another_backend_says_what_it_can_t_do() {
+fn a_store_on_another_backend_reports_unsupported_calls() {
     let sim = Sim::new(1);
     let embedded = sim.open().unwrap();
     let store = Store::with_backend(embedded.clone(), Policy::new());

@@ -8,7 +8,7 @@ fn is_first(mark: &onlyonce::Result<Mark>) -> bool {
 }
 
 #[test]
-fn each_item_has_its_answer_in_order() {
+fn answers_come_in_the_order_of_the_items() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let Claim::Acquired(owner) = store.claim("claimed").unwrap() else { panic!() };
@@ -35,7 +35,7 @@ fn each_item_has_its_answer_in_order() {
 }
 
 #[test]
-fn a_batch_at_sync_is_one_sync_and_durable() {
+fn a_batch_at_sync_takes_one_sync_and_is_durable() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     assert!(store.mark("first").unwrap().is_first());
@@ -51,7 +51,7 @@ fn a_batch_at_sync_is_one_sync_and_durable() {
 }
 
 #[test]
-fn each_item_holds_at_its_own_level() {
+fn each_item_is_durable_at_its_own_level() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let levels = [Durability::Flush, Durability::Sync, Durability::Lazy, Durability::Flush];
@@ -74,7 +74,7 @@ fn each_item_holds_at_its_own_level() {
 }
 
 #[test]
-fn a_batch_longer_than_a_segment_goes_on_in_the_next() {
+fn a_batch_longer_than_a_segment_continues_in_the_next() {
     let sim = Sim::small(1);
     let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
     let store = sim.open_with(builder.clone()).unwrap();
@@ -88,7 +88,7 @@ fn a_batch_longer_than_a_segment_goes_on_in_the_next() {
 }
 
 #[test]
-fn a_failed_sync_leaves_all_of_it_open() {
+fn a_failed_sync_leaves_the_whole_batch_undecided() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     assert!(store.mark("first").unwrap().is_first());
@@ -98,7 +98,7 @@ fn a_failed_sync_leaves_all_of_it_open() {
 }
 
 #[test]
-fn the_store_s_defaults_and_the_operation_s_own_count() {
+fn the_defaults_of_store_and_operation_apply() {
     let sim = Sim::small(1);
     let hour = std::time::Duration::from_secs(3600);
     let store = sim.open().unwrap().with_policy(Policy::new().retention(hour));

@@ -102,7 +102,7 @@ impl Search {
 }
 
 #[test]
-fn the_checker_knows_right_histories_from_wrong_ones() {
+fn the_checker_accepts_right_histories_and_rejects_wrong_ones() {
     let event = |begun, ended, call: &Call, told, token| {
         let act = Act::Call { call: call.clone(), told, token };
         Event { act, begun, ended }
@@ -364,7 +364,7 @@ fn rounds(few: u64, many: u64) -> u64 {
 }
 
 #[test]
-fn of_64_threads_one_is_granted_each_key_on_a_real_disk() {
+fn one_of_64_threads_is_granted_each_key_on_a_real_disk() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open_or_create(dir.path().join("keys")).unwrap();
     race(&store);
@@ -373,7 +373,7 @@ fn of_64_threads_one_is_granted_each_key_on_a_real_disk() {
 }
 
 #[test]
-fn of_64_threads_one_is_granted_each_key_on_the_simulated_disk() {
+fn one_of_64_threads_is_granted_each_key_on_the_simulated_disk() {
     let sim = Sim::small(1);
     race(&sim.open().unwrap());
     sim.power_loss();
@@ -383,7 +383,7 @@ fn of_64_threads_one_is_granted_each_key_on_the_simulated_disk() {
 }
 
 #[test]
-fn histories_of_64_threads_on_1000_keys_fit_one_order() {
+fn histories_of_64_threads_on_1000_keys_are_linearizable() {
     let sim = Sim::small(2);
     let store = sim.open().unwrap();
     let calls = play(&store, Some(&sim), 64, 1000, rounds(300, 1500), 1);
@@ -395,7 +395,7 @@ fn histories_of_64_threads_on_1000_keys_fit_one_order() {
 }
 
 #[test]
-fn histories_of_8_threads_on_2_keys_fit_one_order() {
+fn histories_of_8_threads_on_2_keys_are_linearizable() {
     let rounds = rounds(100, 2000);
     let mut calls = 0;
     for seed in 0..rounds {
@@ -452,7 +452,7 @@ fn waiters_do_not_wait_for_a_clock_that_stands_still() {
 }
 
 #[test]
-fn what_was_granted_while_the_store_closed_is_known_to_the_next_opening() {
+fn a_grant_made_while_the_store_closed_is_known_to_the_next_open() {
     for round in 0..rounds(50, 500) {
         let sim = Sim::small(round);
         let store = sim.open().unwrap();
@@ -512,7 +512,7 @@ impl Drop for EndsAll<'_> {
 }
 
 #[test]
-fn histories_beside_checkpoints_merges_and_compaction_fit_one_order() {
+fn histories_during_checkpoints_merges_and_compaction_are_linearizable() {
     let (rounds, mut calls, mut reclaimed) = (rounds(6, 120), 0, 0);
     for seed in 0..rounds {
         let sim = Sim::small(seed);

@@ -16,7 +16,7 @@ fn claim(store: &Store, key: &str) -> Claim {
 }
 
 #[test]
-fn a_completed_key_is_replayed_also_after_power_loss() {
+fn a_completed_key_is_replayed_even_after_power_loss() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     acquired(claim(&store, "k")).complete("result").unwrap();

@@ -215,7 +215,7 @@ fn used(bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn every_flipped_byte_is_seen_or_harmless() {
+fn every_flipped_byte_is_noticed_or_harmless() {
     let (mut flips, mut seen) = (0_u64, 0_u64);
     for case in Case::all() {
         let is_larger = case.name.contains(' ');
@@ -389,7 +389,7 @@ fn a_file_cut_emptied_deleted_or_exchanged_is_noticed_or_without_effect() {
 
 /// The scrub told of it, and so did a lookup of the key's older record, which the index led there.
 #[test]
-fn a_damaged_newest_record_is_told_once() {
+fn a_damaged_newest_record_is_reported_once() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let Claim::Acquired(claim) = store.claim("pay-17").unwrap() else { panic!() };

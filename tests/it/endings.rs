@@ -30,7 +30,7 @@ fn table() -> Vec<[&'static str; 4]> {
 }
 
 #[test]
-fn each_ending_leaves_what_the_page_says() {
+fn each_ending_leaves_the_state_that_the_docs_promise() {
     let rows = table();
     for [ending, owner, key, claimant] in &rows {
         let left =
@@ -509,7 +509,7 @@ fn child_of(ending: &str) -> Option<&'static str> {
 fn end_a_child(ending: &str) -> [&'static str; 3] {
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "endings::in_a_child_the_claim_comes_to_its_end", "--nocapture"])
+        .args(["--exact", "endings::a_claim_ends_in_a_child_process", "--nocapture"])
         .env(ENDING, ending)
         .env(STORE, dir.path())
         .stdin(Stdio::piped())
@@ -535,7 +535,7 @@ fn end_a_child(ending: &str) -> [&'static str; 3] {
 
 /// What a child does; nothing in any other process.
 #[test]
-fn in_a_child_the_claim_comes_to_its_end() {
+fn a_claim_ends_in_a_child_process() {
     static KEPT: OnceLock<ClaimGuard> = OnceLock::new();
     let (Ok(ending), Ok(dir)) = (std::env::var(ENDING), std::env::var(STORE)) else { return };
     let dir = Path::new(&dir);
@@ -558,7 +558,7 @@ fn in_a_child_the_claim_comes_to_its_end() {
 
 /// The closure charged, and then timed out: it was taken for "nothing happened", and the next run charged again.
 #[test]
-fn a_run_that_failed_runs_again_only_by_an_explicit_word() {
+fn a_failed_run_runs_again_only_on_explicit_request() {
     let store = Sim::small(1).open().unwrap();
     let charges = std::cell::Cell::new(0);
     let charge = |op: Operation<'_>| {
@@ -603,7 +603,7 @@ fn a_panic_while_a_value_is_encoded_frees_no_key() {
 /// A late owner's own call used to take note of the lapse first, in a record of its own: two records for
 /// one ending, and the first spent the room that was kept for it, so that others could take it in between.
 #[test]
-fn a_late_ending_that_nobody_noticed_costs_what_any_ending_does() {
+fn a_late_ending_without_a_takeover_costs_no_more_than_any_ending() {
     let cost = |late: Duration| {
         let sim = Sim::small(1);
         let store = sim.open().unwrap();
@@ -620,7 +620,7 @@ fn a_late_ending_that_nobody_noticed_costs_what_any_ending_does() {
 /// A clone of a handle outlives its guard. Renewing took the dropped claim up again, and nobody was left to
 /// end it.
 #[test]
-fn a_handle_renews_nothing_once_its_guard_is_gone() {
+fn a_handle_renews_nothing_after_its_guard_is_dropped() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let guard = acquired(store.claim("k").unwrap());
@@ -633,7 +633,7 @@ fn a_handle_renews_nothing_once_its_guard_is_gone() {
 /// A drop that found the segment full, and the next one not yet listed, used to let go without a record: what
 /// `OnDrop::Abort` had said was lost, and the attempt interrupted.
 #[test]
-fn drops_that_abort_do_so_over_several_segments() {
+fn aborting_drops_work_across_several_segments() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let claim = |n: u64| acquired(store.claim(Operation::new(n).on_drop(OnDrop::Abort)).unwrap());

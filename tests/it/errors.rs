@@ -19,7 +19,7 @@ fn check(error: &Error, kind: ErrorKind, path: &Path, words: &[&str]) {
 }
 
 #[test]
-fn a_missing_directory_is_named_and_so_is_what_makes_one() {
+fn the_error_of_a_missing_directory_names_it_and_the_call_that_creates_one() {
     let dir = tempfile::tempdir().unwrap();
     for missing in [dir.path().join("keys"), dir.path().join("no/such/place/keys")] {
         let error = Store::open(&missing).unwrap_err();
@@ -34,7 +34,7 @@ fn a_missing_directory_is_named_and_so_is_what_makes_one() {
 
 /// A mount point whose volume isn't there: every key would be new.
 #[test]
-fn an_empty_directory_is_no_store_to_open() {
+fn an_empty_directory_is_not_a_store() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("lost+found")).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
@@ -55,7 +55,7 @@ fn a_directory_that_holds_something_else_is_left_alone() {
 }
 
 #[test]
-fn a_file_in_the_place_of_a_directory_is_said_to_be_one() {
+fn a_file_in_place_of_a_directory_is_reported_as_such() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("keys");
     std::fs::write(&file, "no store").unwrap();
@@ -71,7 +71,7 @@ fn a_file_in_the_place_of_a_directory_is_said_to_be_one() {
 
 /// Such a directory let the store open, and then failed every claim for good, with no word on how to mend it.
 #[test]
-fn a_directory_in_the_place_of_a_file_is_said_at_the_opening() {
+fn a_directory_in_place_of_a_file_is_reported_by_the_open() {
     for name in ["MANIFEST.next", "log/spare.new", "log/spare-99"] {
         let dir = tempfile::tempdir().unwrap();
         let _ = Store::open_or_create(dir.path()).unwrap().mark("k").unwrap();
@@ -88,7 +88,7 @@ fn a_directory_in_the_place_of_a_file_is_said_at_the_opening() {
 }
 
 #[test]
-fn a_full_disk_says_how_to_go_on() {
+fn the_error_of_a_full_disk_names_the_next_step() {
     let sim = Sim::small(7);
     sim.set_disk_bytes_max(8192);
     let error = sim.open().unwrap_err();
@@ -110,7 +110,7 @@ fn a_full_disk_says_how_to_go_on() {
 /// Somebody took the permission to change the directory away: nothing was half-written, and the store goes on once it is
 /// given back. It was poisoned.
 #[test]
-fn a_directory_that_may_not_be_changed_is_no_failure_of_the_store() {
+fn a_read_only_directory_is_not_a_failure_of_the_store() {
     let sim = Sim::small(7);
     drop(sim.open_with(tiny()).unwrap());
     let mut met = false;
@@ -133,7 +133,7 @@ fn a_directory_that_may_not_be_changed_is_no_failure_of_the_store() {
 
 /// A read-only file system, permissions, and too many open files, at every call of an opening, a claim and a checkpoint.
 #[test]
-fn what_the_system_refuses_is_said_with_its_remedy() {
+fn an_error_of_the_system_is_reported_with_its_remedy() {
     for (fault, word) in [
         (DiskFault::ReadOnly, "read-only: "),
         (DiskFault::Denied, "no permission: "),
@@ -173,7 +173,7 @@ fn what_the_system_refuses_is_said_with_its_remedy() {
 
 /// A file system mounted read-only under a store, if this user may mount one.
 #[test]
-fn a_read_only_file_system_is_said_to_be_one() {
+fn a_read_only_file_system_is_reported_as_such() {
     let dir = tempfile::tempdir().unwrap();
     let (keys, view) = (dir.path().join("keys"), dir.path().join("view"));
     drop(small().open_or_create(&keys).unwrap());
@@ -198,7 +198,7 @@ fn a_read_only_file_system_is_said_to_be_one() {
 
 /// A manifest of another version, with a checksum that holds.
 #[test]
-fn another_format_is_told_from_damage() {
+fn another_format_is_distinguished_from_damage() {
     let manifest = PathBuf::from("/store/MANIFEST");
     for (version, bits, word) in
         [(2_u16, 0_u32, "a newer format"), (0, 0, "an older format"), (1, 1, "a newer format")]
@@ -219,7 +219,7 @@ fn another_format_is_told_from_damage() {
 }
 
 #[test]
-fn a_damaged_store_says_where_and_that_nothing_was_guessed() {
+fn the_error_of_a_damaged_store_says_where_and_that_nothing_was_guessed() {
     let sim = Sim::small(7);
     drop(sim.open().unwrap());
     sim.flip_byte("/store/MANIFEST", 100, 1).unwrap();
@@ -271,7 +271,7 @@ impl Drop for Mounted {
 
 /// A link to a volume that isn't mounted: said, and not followed for ever.
 #[test]
-fn a_link_that_leads_nowhere_is_told() {
+fn a_dangling_link_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join("volume");
     std::os::unix::fs::symlink(dir.path().join("not-mounted"), &link).unwrap();
@@ -286,7 +286,7 @@ fn a_link_that_leads_nowhere_is_told() {
 
 /// A store that was opened by a relative path stays where it is when the process goes elsewhere.
 #[test]
-fn a_store_stays_where_it_is_when_the_process_goes_elsewhere() {
+fn a_store_keeps_its_path_when_the_process_changes_directory() {
     let dir = tempfile::tempdir().unwrap();
     let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
     for place in [&here, &there] {
@@ -334,7 +334,7 @@ pub(crate) fn goes(dir: &Path) {
 
 /// An `Arc` stood around it, so nobody found it there.
 #[test]
-fn what_the_system_said_is_the_source() {
+fn the_error_of_the_system_is_the_source() {
     let sim = Sim::small(1);
     sim.fail_call(0, DiskFault::Denied);
     let error = sim.open().unwrap_err();
@@ -345,7 +345,7 @@ fn what_the_system_said_is_the_source() {
 
 /// What the system said, and where, stood in the source alone: `{e}` and `unwrap` showed neither.
 #[test]
-fn the_words_name_the_file_and_what_the_system_said() {
+fn the_message_names_the_file_and_the_error_of_the_system() {
     let sim = Sim::small(1);
     sim.fail_calls_from(0, DiskFault::Io);
     let error = sim.open().unwrap_err();
@@ -397,7 +397,7 @@ fn damage_names_the_next_step_once() {
 
 /// Its cause was Debug of everything within.
 #[test]
-fn an_error_that_gives_a_claim_back_says_so() {
+fn an_error_that_returns_a_claim_says_so() {
     let store = Sim::small(1).open().unwrap();
     let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
     let error = claim.complete(&vec![0; 1 << 20]).unwrap_err();

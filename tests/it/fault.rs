@@ -186,7 +186,7 @@ fn any_call_that_fails_once_is_a_typed_error_and_loses_nothing() {
 }
 
 #[test]
-fn calls_that_fail_from_some_moment_on_are_typed_errors_and_lose_nothing() {
+fn calls_that_keep_failing_are_typed_errors_and_lose_nothing() {
     let faults = [DiskFault::Io, DiskFault::TooManyOpen, DiskFault::NoMemory, DiskFault::ReadOnly];
     let points: u64 = faults.map(|fault| sweep(fault, true)).into_iter().sum();
     println!("calls failing for good: {points} fault points, {} reopenings", points * 2);
@@ -257,7 +257,7 @@ fn go_on(world: &mut World<'_>, ops: &[Op], context: &str) -> u64 {
 /// The disk is full from some operation on: claims are refused before any effect, claims in flight end, replays
 /// go on, closing and opening work; and when there is room again everything works, without reopening.
 #[test]
-fn a_disk_full_from_any_operation_on_refuses_claims_and_nothing_else() {
+fn a_disk_full_from_any_operation_on_refuses_only_claims() {
     let key = |name: &str| name.to_owned();
     let mut ops = vec![
         Op::Claim(key("a"), Sync, Sync),
@@ -328,7 +328,7 @@ fn full_from(ops: &[Op], at: usize, points: &mut u64) -> u64 {
 
 /// From a disk too small for a store to one that holds the whole workload, page by page.
 #[test]
-fn a_disk_of_any_size_is_enough_or_says_that_it_is_full() {
+fn a_disk_of_any_size_suffices_or_is_reported_full() {
     let mut enough = false;
     let mut points = 0;
     for pages in 0..60 {
@@ -391,7 +391,7 @@ fn fill(sim: &Sim, store: &Store) {
 }
 
 #[test]
-fn a_result_beyond_a_limit_gives_the_guard_back_and_a_smaller_one_is_recorded() {
+fn a_result_beyond_a_limit_returns_the_guard_and_a_smaller_one_is_recorded() {
     let sim = Sim::small(7);
     let store = sim.open_with(tiny().result_bytes_max(5000)).unwrap();
     let claim = acquired(store.claim("large").unwrap());
@@ -423,7 +423,7 @@ fn a_result_beyond_a_limit_gives_the_guard_back_and_a_smaller_one_is_recorded() 
 
 /// An ending that needs room beyond its reserve, while the process has too many open files.
 #[test]
-fn an_ending_that_fails_before_its_write_gives_the_guard_back() {
+fn an_ending_that_fails_before_its_write_returns_the_guard() {
     let mut failed = 0;
     for records in 0..24 {
         let sim = Sim::small(7);
@@ -447,7 +447,7 @@ fn an_ending_that_fails_before_its_write_gives_the_guard_back() {
 
 /// Claims of all sizes in flight when the disk fills up: each one can record exactly what it reserved, in any order.
 #[test]
-fn whatever_was_reserved_can_be_recorded_on_a_full_disk() {
+fn a_reserved_result_can_be_recorded_on_a_full_disk() {
     let (mut ended, mut refused) = (0, 0);
     for seed in 0..if is_long() { 3000 } else { 100 } {
         let mut lot = Lot(seed);
@@ -525,7 +525,7 @@ fn within<T: Send + 'static>(
 }
 
 #[test]
-fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
+fn a_panic_in_the_users_closure_interrupts_only_its_key() {
     let sim = Sim::small(7);
     let store = sim.open().unwrap();
     let panics = |op: Operation<'_>| {
@@ -555,7 +555,7 @@ fn a_panic_in_the_users_closure_interrupts_its_key_alone() {
 /// A result that finds the disk full, and then each call in turn fails while the key is ended without it: the
 /// caller has the value, and the key is ended, or the caller is told that nobody knows; never is the key free.
 #[test]
-fn a_result_that_finds_no_room_frees_no_key_whatever_fails() {
+fn a_result_without_space_frees_no_key_whatever_fails() {
     let value = || vec![7_u8; 12 << 10];
     let key = |n: u64| format!("{n:0>4000}");
     let (mut kept, mut unknown, mut refused) = (0, 0, 0);
@@ -617,7 +617,7 @@ fn a_result_that_finds_no_room_frees_no_key_whatever_fails() {
 /// Every disk call in turn panics, as a bug of ours or a driver's would: whoever comes next is served or gets a
 /// typed error, and nothing acknowledged is lost, whatever was acknowledged after the panic included.
 #[test]
-fn a_panic_at_any_call_hangs_nobody_and_loses_nothing() {
+fn a_panic_at_any_call_hangs_no_thread_and_loses_nothing() {
     let points = within(120, "a panic at a call", || {
         let mut points = 0;
         for (name, ops) in workloads() {
@@ -737,7 +737,7 @@ fn followers_of_a_leader_that_panics_get_a_typed_error() {
 
 /// Without its background thread a store would never write what was claimed at Lazy, and never say so.
 #[test]
-fn a_panic_in_the_background_thread_is_told() {
+fn a_panic_in_the_background_thread_is_reported() {
     let sim = Sim::small(7);
     drop(sim.open().unwrap());
     let store = sim.open_existing(tiny(), true).unwrap();
@@ -756,7 +756,7 @@ fn a_panic_in_the_background_thread_is_told() {
 
 /// While a sync takes its time, replays and Flush go on, and others learn at once that the key is taken.
 #[test]
-fn a_slow_sync_stalls_nobody_else() {
+fn a_slow_sync_stalls_no_other_call() {
     within(60, "a call beside a slow sync", || {
         let sim = Sim::small(7);
         let store = sim.open().unwrap();
@@ -782,7 +782,7 @@ fn a_slow_sync_stalls_nobody_else() {
 /// Real file systems of a few hundred KiB, where this user may mount one: the simulated disk could be wrong about
 /// what a full one does, and no simulation raises SIGBUS.
 #[test]
-fn real_file_systems_that_are_full_refuse_claims_and_nothing_else() {
+fn full_real_file_systems_refuse_only_claims() {
     let dir = tempfile::tempdir().unwrap();
     let (at, image) = (dir.path().join("mnt"), dir.path().join("image"));
     std::fs::create_dir(&at).unwrap();

@@ -58,7 +58,7 @@ impl World {
 }
 
 #[test]
-fn a_key_that_was_forgotten_is_absent_from_then_on() {
+fn a_forgotten_key_stays_absent() {
     let kept = Duration::from_millis(7_001);
     let remembered = MINUTE + Duration::from_millis(1_234);
     // In the midst of its retention, once it expired, in the last minute of its memory, and when that is over.
@@ -100,7 +100,7 @@ fn a_key_that_was_forgotten_is_absent_from_then_on() {
 /// that was judged to be remembered and then forgotten, before its segment went, was told by the file as expired for
 /// what was left of that minute.
 #[test]
-fn forgets_in_the_midst_of_a_compaction_hide_the_memories_that_this_makes() {
+fn forgets_during_a_compaction_hide_the_memories_it_makes() {
     let name = |n: u64| format!("{n:0>400}");
     let mut midway = 0;
     for moment in (500..121_000).step_by(4_000) {

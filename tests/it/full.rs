@@ -82,7 +82,7 @@ fn filled(full: Full, what: What) -> (Sim, Store, u64) {
 
 /// Refused sixty times of sixty, and `compact` as well, while the message said "forget keys".
 #[test]
-fn half_of_a_full_store_is_forgotten_and_its_room_is_there_again() {
+fn forgetting_half_of_a_full_store_frees_its_space() {
     for full in BOTH {
         let (context, what) = (format!("{full:?}"), What::Results);
         let (sim, store, count) = filled(full, what);
@@ -108,7 +108,7 @@ fn half_of_a_full_store_is_forgotten_and_its_room_is_there_again() {
 
 /// Nothing calls `compact`: the forget that finds no room left waits for what was forgotten to be given back.
 #[test]
-fn forgets_one_after_the_other_lead_to_room_by_themselves() {
+fn single_forgets_free_space_without_a_compaction_call() {
     for full in BOTH {
         let (context, what) = (format!("{full:?}"), What::Results);
         let (_, store, count) = filled(full, what);
@@ -124,7 +124,7 @@ fn forgets_one_after_the_other_lead_to_room_by_themselves() {
 
 /// All of it is alive: a compaction goes through what is kept for it, gains nothing, and leaves the store as it was.
 #[test]
-fn compaction_of_a_full_store_in_which_all_is_alive_changes_nothing_that_counts() {
+fn compaction_of_a_full_store_of_live_records_changes_no_answer() {
     for full in BOTH {
         let (sim, store, count) = filled(full, What::Results);
         for _ in 0..3 {
@@ -148,7 +148,7 @@ fn compaction_of_a_full_store_in_which_all_is_alive_changes_nothing_that_counts(
 /// A mark takes no more than its forget does, so forgets make no room of it before they leave themselves. They have what
 /// is kept for them; a compaction goes as far as it can, and what it says is so.
 #[test]
-fn a_store_full_of_marks_forgets_some_and_stays_whole() {
+fn a_store_full_of_marks_can_forget_some_and_stays_whole() {
     for full in BOTH {
         let (sim, store, count) = filled(full, What::Marks);
         let forgotten = (0..count).find(|n| store.forget(key(What::Marks, 7 * n % count)).is_err());
@@ -198,7 +198,7 @@ fn a_disk_of_two_segments_can_be_emptied() {
 
 /// What is kept for compaction serves for the file of the keys that are to be remembered, too.
 #[test]
-fn on_a_full_disk_keys_that_expire_can_be_remembered() {
+fn expired_keys_can_be_remembered_on_a_full_disk() {
     for full in BOTH {
         let sim = Sim::new(1);
         if full == Full::Disk {
@@ -244,7 +244,7 @@ fn a_refusal_reads_nothing_of_the_log() {
 
 /// On a full disk `health` said `Writable`, and the background had no trouble.
 #[test]
-fn an_operator_sees_that_room_is_missing_and_that_it_is_back() {
+fn the_status_shows_that_space_is_missing_and_that_it_is_back() {
     for full in BOTH {
         let sim = Sim::new(1);
         let most = if full == Full::Disk { MOST } else { u64::MAX };
@@ -299,7 +299,7 @@ fn an_operator_sees_that_room_is_missing_and_that_it_is_back() {
 
 /// The record that says how far the log is durable is the first one that need not be: nobody is told of it before it is.
 #[test]
-fn the_first_record_of_an_unsynced_tail_is_not_answered_from_without_room() {
+fn an_unsynced_tail_gives_no_answer_without_space_for_its_copy() {
     let sim = Sim::new(1);
     let store = sim.open_with(builder(Full::Disk)).unwrap();
     assert!(store.mark("synced").unwrap().is_first());

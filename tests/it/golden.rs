@@ -206,7 +206,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn stores_of_version_1_open_and_say_what_they_said() {
+fn stores_of_version_1_open_with_the_same_answers() {
     if std::env::var_os("ONLYONCE_WRITE_GOLDEN").is_some() {
         make();
     }

@@ -66,7 +66,7 @@ pub(crate) fn files(sim: &Sim, end: &str) -> Vec<PathBuf> {
 /// A checkpoint is held where it makes its table's file, and where it exchanges manifests. Claims meanwhile write to
 /// the segment, sync it at `Sync`, and do nothing else.
 #[test]
-fn claims_during_a_checkpoint_make_none_of_its_calls() {
+fn claims_during_a_checkpoint_make_no_calls_for_it() {
     for hold in [Sim::hold_create, Sim::hold_exchange] {
         let sim = Sim::small(1);
         let store = sim.open().unwrap();
@@ -102,7 +102,7 @@ fn claims_during_a_checkpoint_make_none_of_its_calls() {
 /// A large table was mended in pieces as large as memory: more of them than a manifest may list, and no opening
 /// believed it.
 #[test]
-fn a_large_table_mended_with_little_memory_stays_one() {
+fn a_large_table_mended_with_little_memory_stays_one_table() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..1000).for_each(|n| mark(&store, "k", n));
@@ -122,7 +122,7 @@ fn a_large_table_mended_with_little_memory_stays_one() {
 
 /// Memory took all that a damaged table had held, whatever it may take, and what newer ones hold with it.
 #[test]
-fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_answered() {
+fn a_damaged_table_larger_than_memory_is_sealed_again_before_any_answer() {
     for (newer, map) in [(0, true), (40, true), (40, false)] {
         let sim = Sim::small(7);
         let store = open(&sim, 1000);
@@ -163,7 +163,7 @@ fn what_memory_can_t_hold_of_a_damaged_table_is_sealed_again_before_anybody_is_a
 
 /// Room for a table is nowhere, or not within the budget: what is known is answered all the same.
 #[test]
-fn without_room_memory_stands_in_for_a_damaged_table_of_any_size() {
+fn memory_replaces_a_damaged_table_of_any_size_without_space() {
     for (killed, budget) in [(false, false), (true, false), (false, true), (true, true)] {
         let context = format!("killed: {killed}, budget: {budget}");
         let sim = Sim::small(7);
@@ -224,7 +224,7 @@ fn killed_with_a_table() -> Sim {
 
 /// An opening that found no room for a table had used up what is kept for the fork of a killed log.
 #[test]
-fn a_killed_store_with_a_damaged_table_goes_on_where_one_without_does() {
+fn a_killed_store_with_a_damaged_table_continues_where_a_whole_one_does() {
     let marked = |is_damaged: bool| {
         let sim = killed_with_a_table();
         if is_damaged {
@@ -248,7 +248,7 @@ fn a_killed_store_with_a_damaged_table_goes_on_where_one_without_does() {
 /// Such an opening made the table, had no room left for the fork, and left the table there: nothing could be written any
 /// more, where a store whose table is whole goes on.
 #[test]
-fn a_table_made_in_vain_takes_no_room_from_the_log() {
+fn a_discarded_table_takes_no_space_from_the_log() {
     let sim = killed_with_a_table();
     let is_spare = |path: &PathBuf| path.to_string_lossy().contains("spare");
     let spares = sim.files().into_iter().map(|(path, _)| path).filter(is_spare);
@@ -273,7 +273,7 @@ fn a_table_made_in_vain_takes_no_room_from_the_log() {
 /// Every merge took in the table that can't be read, failed, and left the younger ones as they were, until there were as
 /// many as a manifest may list and memory grew; and each lookup in it read the log of all its keys again, in vain.
 #[test]
-fn a_table_that_can_t_be_made_again_keeps_no_others_from_being_merged() {
+fn a_table_that_can_t_be_rebuilt_does_not_stop_merges_of_others() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     for n in 0..400 {
@@ -393,7 +393,7 @@ fn a_damaged_table_that_compaction_meets_is_mended() {
 
 /// A segment that was judged, its last dead record behind a note, waited for a sync that nobody called for.
 #[test]
-fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
+fn an_idle_store_reclaims_dead_records_and_falls_silent() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let day = Duration::from_secs(86_400);
@@ -421,7 +421,7 @@ fn an_idle_store_gives_back_what_is_dead_and_falls_silent() {
 
 /// A roll gave up the rest of a segment in which the results of claims in flight had their room.
 #[test]
-fn compaction_leaves_claims_their_reserves() {
+fn compaction_leaves_the_reserves_of_claims_untouched() {
     for (count, pages) in (2..18).flat_map(|count| [0, 5, 9, 17].map(|pages| (count, pages))) {
         let context = format!("{count} claims, {pages} pages");
         let sim = Sim::small(7);
@@ -444,7 +444,7 @@ fn compaction_leaves_claims_their_reserves() {
 
 /// A record was moved, and then a write failed: its key could not be read any more, though its original was durable.
 #[test]
-fn what_compaction_was_moving_when_a_write_failed_is_still_answered() {
+fn records_being_moved_when_a_write_fails_are_still_answered() {
     let mut poisoned = 0;
     for fail in 0..40 {
         let sim = Sim::small(7);
@@ -494,7 +494,7 @@ fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
 
 /// Where there is no room for a table, what is dead is given back all the same: that makes the room.
 #[test]
-fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
+fn compaction_without_space_for_a_table_continues_and_makes_space() {
     let sim = Sim::small(7);
     let store = open(&sim, 300);
     (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
@@ -516,7 +516,7 @@ fn without_room_for_a_table_compaction_goes_on_and_makes_some() {
 
 /// A close that finds no room for a table is clean all the same, and so is one whose merge has none.
 #[test]
-fn tables_wait_for_room_and_no_close_needs_any() {
+fn tables_wait_for_space_and_a_close_needs_none() {
     for files_max in [false, true] {
         let sim = Sim::small(7);
         let store = open(&sim, 4);
@@ -548,7 +548,7 @@ fn tables_wait_for_room_and_no_close_needs_any() {
 
 /// A close that leaves its places in memory is clean, too, and the next opening reads all of the log.
 #[test]
-fn after_a_clean_close_an_opening_reads_no_record() {
+fn an_open_after_a_clean_close_reads_no_record() {
     let sim = Sim::small(7);
     for round in 0..4 {
         let store = open(&sim, 1000);
@@ -568,7 +568,7 @@ fn after_a_clean_close_an_opening_reads_no_record() {
 
 /// The whole index, in one way or another, gone while nobody had the store open.
 #[test]
-fn an_index_that_is_gone_is_made_again() {
+fn a_missing_index_is_rebuilt() {
     for how in 0..4 {
         for (map, killed) in [(true, false), (false, false), (true, true), (false, true)] {
             let context = format!("way {how}, map: {map}, killed: {killed}");
@@ -619,7 +619,7 @@ fn an_index_that_is_gone_is_made_again() {
 
 /// Hundreds of keys under one hash of 128 bits, or under one prefix of it: identity is the key.
 #[test]
-fn keys_that_share_a_hash_are_told_apart() {
+fn keys_that_share_a_hash_are_distinguished() {
     let masks =
         [(0, 0), (0, u64::MAX), (u64::MAX, 0), (3 << 62, 1), ((1 << 27) - 1, u64::MAX), (7, 3)];
     for (high, low) in masks {
@@ -718,7 +718,7 @@ fn claims_and_questions_outlive_the_segment_of_their_record() {
 /// What made the records of the oldest segment dead is in no file that was synced yet: if the segment went, and then the
 /// power, nothing would be left of its keys, and they would be granted as new.
 #[test]
-fn a_segment_stays_until_what_made_its_records_dead_is_durable() {
+fn a_segment_stays_until_the_records_that_replace_its_own_are_durable() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let key = |n: u64| format!("{n:0>1000}");
@@ -746,7 +746,7 @@ fn a_segment_stays_until_what_made_its_records_dead_is_durable() {
 
 /// A forget is dead once its segment is judged, and hides an older record of the same segment until that goes.
 #[test]
-fn a_forget_hides_until_its_segment_is_gone() {
+fn a_forget_hides_its_key_until_the_segment_is_removed() {
     let sim = Sim::small(7);
     let store = open(&sim, 1);
     mark(&store, "k", 0);
@@ -770,7 +770,7 @@ fn a_forget_hides_until_its_segment_is_gone() {
 /// A full segment is mapped as long as its file is. Where that could not be told, it was mapped empty, and every record
 /// in it was damage from then on.
 #[test]
-fn a_call_that_fails_once_makes_no_record_damaged() {
+fn a_call_that_fails_once_reports_no_record_as_damaged() {
     for after in 0..8 {
         let sim = Sim::small(7);
         let store = open(&sim, 1000);
@@ -788,7 +788,7 @@ fn a_call_that_fails_once_makes_no_record_damaged() {
 
 /// A sector under a table's header that the device can't read any more kept the whole store from opening.
 #[test]
-fn a_table_that_the_device_cannot_read_is_made_again() {
+fn a_table_that_the_device_cannot_read_is_rebuilt() {
     let (mut mended, mut refused) = (0, 0);
     for call in 0..60 {
         let sim = Sim::small(31);
@@ -814,7 +814,7 @@ fn a_table_that_the_device_cannot_read_is_made_again() {
 
 /// A slot of a segment that went takes room, and a read in vain, until it is merged away.
 #[test]
-fn a_merge_leaves_out_what_went_with_its_segment() {
+fn a_merge_omits_entries_of_removed_segments() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
@@ -834,7 +834,7 @@ fn a_merge_leaves_out_what_went_with_its_segment() {
 /// What the index doesn't know may be anybody's newest record: not to be given back. (Here the index has all keys under
 /// other hashes than they have now, which is what a bug of it would look like.)
 #[test]
-fn a_record_that_the_index_does_not_know_stops_compaction() {
+fn a_record_missing_from_the_index_stops_compaction() {
     let sim = Sim::small(7);
     let store = open(&sim, 4);
     (0..30).for_each(|n| mark(&store, "k", n));
@@ -857,7 +857,7 @@ fn a_record_that_the_index_does_not_know_stops_compaction() {
 
 /// Of each file the first damage was told, and a damaged bucket once more for each key that was looked up in it.
 #[test]
-fn every_damage_is_told_and_once() {
+fn every_damage_is_reported_exactly_once() {
     let sim = Sim::small(7);
     let store = sim.open_with(Store::builder()).unwrap();
     let (hour, year) = (Duration::from_secs(3600), Duration::from_secs(365 * 86_400));
@@ -890,7 +890,7 @@ fn every_damage_is_told_and_once() {
 
 /// A key that expired, was forgotten, marked again and expired again stands in two files of remembered keys.
 #[test]
-fn of_a_key_that_expired_twice_the_newer_life_is_told() {
+fn a_key_that_expired_twice_reports_its_newer_life() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let hour = Duration::from_secs(3600);
@@ -921,7 +921,7 @@ fn of_a_key_that_expired_twice_the_newer_life_is_told() {
 
 /// The power fails at each call of a compaction, which writes a table and a file of remembered keys before it lists them.
 #[test]
-fn files_of_the_index_that_no_manifest_lists_go_with_the_first_write_after_an_opening() {
+fn the_first_write_after_an_open_removes_unlisted_index_files() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     let hour = Duration::from_secs(3600);
@@ -992,7 +992,7 @@ fn compaction_in_the_background_moves_at_a_bounded_rate() {
 /// A close seals what its life wrote, and takes in tables as small. Each of these is a little smaller than the one before, so
 /// that none is taken in; and nobody merges.
 #[test]
-fn no_more_tables_are_listed_than_an_opening_believes() {
+fn the_list_of_tables_never_exceeds_what_an_open_accepts() {
     let sim = Sim::new(7);
     let (mut marked, mut most) = (0, 0);
     for count in (1..=70).rev() {
@@ -1016,7 +1016,7 @@ fn no_more_tables_are_listed_than_an_opening_believes() {
 /// The originals of what compaction moved are gone, or about to go: a file that holds nothing else is part of the log, and a
 /// manifest that doesn't list it is older. What holds nothing but a recovery's copies is a leftover.
 #[test]
-fn a_segment_of_moved_records_is_no_leftover() {
+fn a_segment_of_moved_records_is_not_a_leftover() {
     let sim = Sim::new(7);
     let store = open(&sim, 1000);
     (0..6).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));

@@ -127,7 +127,7 @@ fn a_sync_that_outlasts_a_poisoned_store_acknowledges_nothing() {
 /// A poisoned store's close waits for no sync, whichever thread is in it and whatever that thread holds: it waited for the
 /// index's lock, which a merge of tables held, and for the store's own thread.
 #[test]
-fn a_poisoned_store_s_close_waits_for_no_sync_of_a_merge_or_of_the_background() {
+fn the_close_of_a_poisoned_store_waits_for_no_sync_of_a_merge_or_the_background() {
     let flushed = |n: u32| Operation::new(n).durability(Durability::Flush);
     for merges in [true, false] {
         let sim = Sim::new(1);
@@ -245,7 +245,7 @@ fn hang_in_close(hold: fn(&Sim) -> SimGate) {
 
 /// The close was in its last sync, and the device failed: the one that comes later says so, and the lock is free.
 #[test]
-fn a_close_whose_own_sync_hangs_and_fails_says_so_to_the_next_one() {
+fn a_close_whose_sync_hangs_and_fails_reports_it_to_the_next_close() {
     let sim = Sim::new(1);
     let store = sim.open_with(small()).unwrap();
     let _ = store.mark("first").unwrap();
@@ -306,7 +306,7 @@ fn a_close_reclaims_no_longer_than_its_deadline() {
 /// A lookup was in the midst of a read when the store was poisoned, closed and opened twice more: the file that it read
 /// was cut short by then.
 #[test]
-fn a_close_of_a_poisoned_store_waits_for_what_reads() {
+fn a_close_of_a_poisoned_store_waits_for_readers() {
     let sim = Sim::new(1);
     let store = sim.open_with(small().map(false)).unwrap();
     let _ = store.mark("k").unwrap();
@@ -358,7 +358,7 @@ fn a_walk_held_over_a_close_ends_with_closed() {
 /// What takes long leaves when a close waits for it, and leaves nothing behind that the next opening could miss. It used
 /// to go on without the lock, or to keep the close waiting until it was done.
 #[test]
-fn work_that_takes_long_leaves_for_a_close() {
+fn long_work_stops_for_a_close() {
     let builder = || small().index_memory_max(64 * 8).map(false);
     let works: [Named; 5] = [
         ("rebuild", Store::rebuild_index),
@@ -422,7 +422,7 @@ fn work_that_takes_long_leaves_for_a_close() {
 
 /// The caller's own code runs outside: it may close the store.
 #[test]
-fn a_verify_whose_caller_closes_the_store_says_closed() {
+fn a_verify_returns_closed_when_its_caller_closes_the_store() {
     let sim = Sim::new(7);
     let store = open(&sim, 8);
     (0..20).for_each(|n| mark(&store, "k", n));
@@ -439,7 +439,7 @@ fn a_verify_whose_caller_closes_the_store_says_closed() {
 /// A claim whose sync failed was said to be in progress until the store was closed, though its caller was told of the
 /// failure and holds nothing.
 #[test]
-fn a_claim_that_was_answered_with_an_error_is_nobodys() {
+fn a_claim_answered_with_an_error_has_no_owner() {
     let claims: [Named; 3] = [
         ("claim", |store| store.claim("new").map(drop)),
         ("take over", |store| match store.claim("old")? {
@@ -479,7 +479,7 @@ fn a_claim_that_was_answered_with_an_error_is_nobodys() {
 
 /// A question whose answer failed is asked anew.
 #[test]
-fn a_hold_or_mark_that_failed_keeps_no_key_in_memory() {
+fn a_failed_hold_or_mark_keeps_no_key_in_memory() {
     let sim = Sim::new(1);
     let store = sim.open_with(small()).unwrap();
     drop(acquire(&store, "old"));

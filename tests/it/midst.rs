@@ -58,7 +58,7 @@ fn a_miss_in_older_tables_grants_nothing() {
 /// A checkpoint took in a small table while that was being merged with larger ones. The merge then listed its table
 /// beside the one that already stood for the same part of the log, and no opening believed that manifest.
 #[test]
-fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
+fn a_checkpoint_includes_a_table_that_is_being_merged() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     let mut marked = 0;
@@ -91,7 +91,7 @@ fn a_checkpoint_takes_in_a_table_that_is_being_merged() {
 /// A merge was going on of tables that went with their segment. Listed all the same, its table stood behind younger ones,
 /// and no opening would believe how far they reach.
 #[test]
-fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
+fn a_merge_of_tables_removed_with_their_segment_is_abandoned() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     let hour = Duration::from_secs(3600);
@@ -151,7 +151,7 @@ fn a_merge_of_tables_that_go_with_their_segment_is_given_up() {
 /// A checkpoint has copied what memory holds, and waits for its sync. What is written meanwhile is not in its table, and
 /// does not leave memory with what is.
 #[test]
-fn what_is_written_while_memory_is_sealed_stays_there() {
+fn records_written_while_memory_is_sealed_stay_in_memory() {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
     (0..4).for_each(|n| mark(&store, "k", n));
@@ -171,7 +171,7 @@ fn what_is_written_while_memory_is_sealed_stays_there() {
 /// An aborted key was read, taken over by somebody else, and judged by the time of then, at which the abort had expired:
 /// forgetting it found nothing there, with a claim in flight.
 #[test]
-fn what_was_read_is_judged_by_the_time_at_which_it_stood() {
+fn a_record_is_judged_by_the_time_at_which_it_was_read() {
     let mut held = 0;
     for after in 0..4 {
         let sim = Sim::small(7);
@@ -229,7 +229,7 @@ fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
 
 /// Reading everything takes its time, and others merge, compact and mend meanwhile: what they take away is not missing.
 #[test]
-fn what_goes_while_everything_is_read_is_no_damage() {
+fn segments_removed_during_a_verify_are_no_damage() {
     for after in 0..12 {
         let sim = Sim::small(7);
         let store = open(&sim, 8);
@@ -292,7 +292,7 @@ fn check_work(store: &Store, context: &str) {
 
 /// A close waits for what is under way, or ends it; either way the store is closed clean, and whole.
 #[test]
-fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
+fn a_close_during_long_work_is_clean_and_loses_nothing() {
     let mut held = 0;
     for (name, long_work) in LONG {
         for after in 0..40_u64 {
@@ -341,7 +341,7 @@ fn a_close_in_the_midst_of_long_work_is_clean_and_loses_nothing() {
 /// Compaction reads a record, and before it has judged it, or before it has moved it, hours pass or somebody sets the
 /// clock. Nothing expires by the wall clock, and what expires meanwhile is remembered all the same.
 #[test]
-fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
+fn a_clock_jump_during_compaction_loses_no_key_and_no_memory() {
     let hour = Duration::from_secs(3600);
     let day = 86_400_000_i64;
     let mut held = 0;
@@ -408,7 +408,7 @@ fn a_clock_that_jumps_while_compaction_judges_loses_no_key_and_no_memory() {
 
 /// While everything is read, a file of remembered keys is merged into another: it is gone, and nothing is missing.
 #[test]
-fn remembered_keys_merged_while_everything_is_read_are_no_damage() {
+fn remembered_keys_merged_during_a_verify_are_no_damage() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     let hour = Duration::from_secs(3600);
@@ -439,7 +439,7 @@ fn remembered_keys_merged_while_everything_is_read_are_no_damage() {
 
 /// A merge that nobody will go on with left its file until some later opening wrote.
 #[test]
-fn a_close_in_the_midst_of_a_merge_leaves_no_file_of_it() {
+fn a_close_during_a_merge_leaves_no_file_of_it() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     for n in 0..200 {
@@ -483,7 +483,7 @@ fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
 
 /// It went on without the lock, and removed a table that the next opener had made under the same number.
 #[test]
-fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
+fn a_rebuild_overtaken_by_a_close_changes_nothing() {
     let sim = Sim::small(7);
     let store = open(&sim, 8);
     (0..30).for_each(|n| mark(&store, "k", n));
@@ -516,7 +516,7 @@ fn a_rebuild_that_a_close_overtook_touches_nothing_any_more() {
 
 /// One said that all is durable while the other one, who was to see to that, failed.
 #[test]
-fn of_two_closes_none_is_ok_if_the_sync_fails() {
+fn neither_of_two_closes_succeeds_if_the_sync_fails() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let Claim::Acquired(guard) = store.claim("in flight").unwrap() else { panic!() };
@@ -576,7 +576,7 @@ fn verify_held_at(
 /// The first write after a kill cuts the segment in use while everything is read: what was read by the list of before was
 /// too short, and a healthy store was called damaged.
 #[test]
-fn what_the_first_write_after_a_kill_cuts_off_is_no_damage() {
+fn the_tail_cut_by_the_first_write_after_a_kill_is_no_damage() {
     for after in 0.. {
         let sim = Sim::small(7);
         killed_with_a_note(&sim);
@@ -595,7 +595,7 @@ fn what_the_first_write_after_a_kill_cuts_off_is_no_damage() {
 
 /// The same where what the last opening left unsynced had no space: the first write that finds some moves it.
 #[test]
-fn what_an_unsynced_tail_that_moves_leaves_behind_is_no_damage() {
+fn the_leftovers_of_a_moved_unsynced_tail_are_no_damage() {
     for after in 0.. {
         let sim = Sim::small(7);
         let store = open_unmapped(&sim, 8);
@@ -630,7 +630,7 @@ fn what_an_unsynced_tail_that_moves_leaves_behind_is_no_damage() {
 
 /// A `verify` that a close overtakes may find what the next opening made of the files.
 #[test]
-fn a_verify_that_a_close_overtakes_says_so_and_finds_no_damage() {
+fn a_verify_overtaken_by_a_close_says_so_and_finds_no_damage() {
     let mut reopened = 0;
     for after in 0.. {
         let sim = Sim::small(7);
@@ -664,7 +664,7 @@ fn a_verify_that_a_close_overtakes_says_so_and_finds_no_damage() {
 
 /// What the system refuses says nothing of the bytes: it was listed as damage.
 #[test]
-fn what_cannot_be_read_is_told_by_itself_and_is_no_damage() {
+fn an_unreadable_file_is_reported_separately_and_is_no_damage() {
     let mut refused = 0;
     for fault in [DiskFault::Io, DiskFault::TooManyOpen, DiskFault::Denied] {
         for lasting in [false, true] {
@@ -700,7 +700,7 @@ fn what_cannot_be_read_is_told_by_itself_and_is_no_damage() {
 
 /// A record that a failed write left in memory can't be read, and was called damaged.
 #[test]
-fn a_record_that_a_failed_write_left_in_memory_is_no_damage() {
+fn a_record_left_in_memory_by_a_failed_write_is_no_damage() {
     let sim = Sim::small(7);
     let store = open_unmapped(&sim, 8);
     (0..6).for_each(|n| mark(&store, "k", n));
@@ -720,7 +720,7 @@ fn a_record_that_a_failed_write_left_in_memory_is_no_damage() {
 /// A claim looks its key up while a close interrupts all that are in flight: whoever is granted a key from then on would be
 /// in nobody's list.
 #[test]
-fn a_claim_that_a_close_overtakes_is_refused_or_told_by_the_close() {
+fn a_claim_overtaken_by_a_close_is_refused_or_reported_by_the_close() {
     let mut overtaken = 0;
     for after in 0..3 {
         let sim = Sim::new(7);

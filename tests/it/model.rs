@@ -786,7 +786,7 @@ fn newest(sim: &Sim, extension: &str) -> u64 {
 }
 
 #[test]
-fn a_store_and_the_spec_live_the_same_life() {
+fn a_store_behaves_as_its_specification() {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     let cases = asked.unwrap_or(if is_long { 2000 } else { 300 });

@@ -89,7 +89,7 @@ const GONE: &str = "was moved or removed";
 const REPLACED: &str = "was replaced by another one";
 
 #[test]
-fn a_directory_that_was_moved_or_removed_is_noticed_and_nothing_is_made_in_its_place() {
+fn a_moved_or_removed_directory_is_noticed_and_not_created_again() {
     for is_moved in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (store, keys, _) = life(dir.path());
@@ -109,7 +109,7 @@ fn a_directory_that_was_moved_or_removed_is_noticed_and_nothing_is_made_in_its_p
 /// Both wrote one manifest: the old process exchanged the one that it had prepared with that of the new store, and
 /// each then called the other's Corrupt.
 #[test]
-fn two_stores_where_one_took_the_others_path_do_not_harm_each_other() {
+fn a_store_moved_to_the_path_of_an_open_one_leaves_both_unharmed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, keys, _) = life(dir.path());
     let moved = dir.path().join("moved");
@@ -131,7 +131,7 @@ fn two_stores_where_one_took_the_others_path_do_not_harm_each_other() {
 
 /// The directory anew, or its contents alone.
 #[test]
-fn a_backup_restored_under_an_open_store_is_left_as_it_is() {
+fn a_backup_restored_under_an_open_store_is_not_changed() {
     for is_whole in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (store, keys, backup) = life(dir.path());
@@ -155,7 +155,7 @@ fn a_backup_restored_under_an_open_store_is_left_as_it_is() {
 
 /// Its log alone is moved: what is written would be found by nobody.
 #[test]
-fn a_log_that_was_moved_is_noticed() {
+fn a_moved_log_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, keys, _) = life(dir.path());
     let (log, moved) = (keys.join("log"), dir.path().join("log"));
@@ -168,7 +168,7 @@ fn a_log_that_was_moved_is_noticed() {
 
 /// The first switch of an opening is the one that clears the clean flag.
 #[test]
-fn an_opening_that_has_not_written_yet_notices_it_at_its_first_write() {
+fn an_open_store_that_has_not_written_yet_notices_a_move_at_its_first_write() {
     for is_replaced in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let (store, keys, _) = life(dir.path());
@@ -192,7 +192,7 @@ fn an_opening_that_has_not_written_yet_notices_it_at_its_first_write() {
 }
 
 #[test]
-fn the_simulated_disk_shows_the_same() {
+fn a_move_on_the_simulated_disk_is_noticed_too() {
     for fate in 0..4 {
         let sim = Sim::new(7);
         let open = || sim.open_with(small());

@@ -30,7 +30,7 @@ fn every_page_is_a_module_and_defined_for_links() {
 }
 
 #[test]
-fn every_link_of_a_page_leads_to_a_file() {
+fn every_link_of_a_page_points_to_a_file() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let docs = root().join("docs");
     let mut checked = 0;

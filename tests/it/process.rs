@@ -278,7 +278,7 @@ fn check_locked(message: &str, pid: u32) {
 }
 
 #[test]
-fn a_second_opener_in_another_process_is_told_who_and_since_when_and_leaves_no_trace() {
+fn a_second_opener_in_another_process_learns_the_owner_and_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     let (mut owner, mut lines) = start("hold", &keys);
@@ -326,7 +326,7 @@ fn a_second_opener_is_refused_while_this_process_has_the_store_open() {
 }
 
 #[test]
-fn a_forked_child_writes_nothing_and_is_told_and_the_parent_goes_on() {
+fn a_forked_child_gets_an_error_and_writes_nothing_and_the_parent_continues() {
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     let (mut parent, mut lines) = start("fork", &keys);
@@ -340,7 +340,7 @@ fn a_forked_child_writes_nothing_and_is_told_and_the_parent_goes_on() {
 }
 
 #[test]
-fn a_child_forked_in_the_midst_of_a_compaction_is_told_and_the_compaction_goes_on() {
+fn a_child_forked_during_a_compaction_gets_an_error_and_the_compaction_continues() {
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     let (mut parent, mut lines) = start("fork-busy", &keys);
@@ -355,7 +355,7 @@ fn a_child_forked_in_the_midst_of_a_compaction_is_told_and_the_compaction_goes_o
 
 /// One visit of root left files that the owner could not open, and with them a store that was lost to him.
 #[test]
-fn what_root_makes_in_a_directory_belongs_to_its_owner() {
+fn files_that_root_creates_belong_to_the_owner_of_the_directory() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     // SAFETY: asks for a number.
     #[expect(unsafe_code, reason = "std doesn't tell who it runs as")]

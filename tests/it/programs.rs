@@ -345,7 +345,7 @@ fn program_10_a_users_test() {
 
 /// A guard and a handle go wherever the program wants them.
 #[test]
-fn handles_and_guards_go_anywhere() {
+fn handles_and_guards_may_be_sent_to_other_threads() {
     fn free<T: Send + std::marker::Sync + 'static>() {}
     free::<Store>();
     free::<ClaimGuard>();

@@ -92,7 +92,7 @@ impl Writers {
 /// Four writers on two processors without syncs left the background so little time that files grew for as long as they
 /// wrote: five times what the documents promise after 24 seconds. Here it gets none at all.
 #[test]
-fn writers_are_slowed_before_the_files_outgrow_their_bound_without_any_background() {
+fn without_any_background_writers_are_slowed_before_the_files_exceed_their_bound() {
     for level in [Durability::Lazy, Durability::Flush, Durability::Sync] {
         let mut writers = Writers::new(level);
         let mut most = 0.0_f64;
@@ -111,7 +111,7 @@ fn writers_are_slowed_before_the_files_outgrow_their_bound_without_any_backgroun
 
 /// Every tenth result is kept: all segments have to be read, and what is alive in them moves.
 #[test]
-fn without_any_background_writers_move_what_is_alive_too() {
+fn without_any_background_writers_also_move_live_records() {
     let mut writers = Writers::new(Durability::Flush);
     let mut most = 0.0_f64;
     for n in 0..15_000 {
@@ -129,7 +129,7 @@ fn without_any_background_writers_move_what_is_alive_too() {
 /// All of a log expires at once. The first writer that needed a segment then gave back all of it in one call: with four
 /// million results that took two seconds.
 #[test]
-fn a_writer_gives_back_what_it_needs_and_not_all_that_has_expired() {
+fn a_writer_reclaims_what_it_needs_and_not_everything_expired() {
     let mut writers = Writers::new(Durability::Flush);
     for _ in 0..8_000 {
         writers.pair(600_000);
@@ -153,7 +153,7 @@ fn a_writer_gives_back_what_it_needs_and_not_all_that_has_expired() {
 /// Opened, three marks, closed, and again. No opening lasted long enough for the background to look: nothing was ever given
 /// back.
 #[test]
-fn very_short_openings_reclaim_what_has_expired() {
+fn very_short_opens_reclaim_expired_records() {
     let sim = Sim::new(1);
     let open = || {
         let small = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
@@ -177,7 +177,7 @@ fn very_short_openings_reclaim_what_has_expired() {
 
 /// The same, but each process is killed. Each opening makes a segment of its own then, without asking for room.
 #[test]
-fn very_short_lives_that_are_killed_reclaim_what_has_expired() {
+fn very_short_killed_processes_reclaim_expired_records() {
     let sim = Sim::new(1);
     let (mut most, mut segments) = (0, 0);
     for n in 0..500 {
@@ -197,7 +197,7 @@ fn very_short_lives_that_are_killed_reclaim_what_has_expired() {
 
 /// Tables were made for all the slots that went into their merge. Where nine in ten died in it, a key took 22 bytes and more.
 #[test]
-fn after_a_compaction_a_key_takes_no_more_of_the_index_than_promised() {
+fn a_key_takes_no_more_index_space_than_promised_after_a_compaction() {
     let sim = Sim::new(1);
     let store = sim.open_with(builder(Durability::Flush)).unwrap();
     for n in 0..20_000_u64 {

@@ -181,7 +181,7 @@ fn repair_and_compare(sim: &Sim, known: &Keys, damaged: &Path, context: &str) ->
 }
 
 #[test]
-fn a_lost_manifest_is_made_again_from_the_segments() {
+fn a_lost_manifest_is_rebuilt_from_the_segments() {
     for closed in [true, false] {
         let (sim, known) = work(closed);
         let path = Path::new("/store/MANIFEST");
@@ -202,7 +202,7 @@ fn a_lost_manifest_is_made_again_from_the_segments() {
 
 /// It was taken for whole, and the store could not be opened: its segments hold more than it lists.
 #[test]
-fn a_manifest_older_than_the_log_is_made_again_from_the_segments() {
+fn a_manifest_older_than_the_log_is_rebuilt_from_the_segments() {
     let sim = Sim::small(5);
     let store = sim.open_with(builder()).unwrap();
     let mark = |n| assert!(store.mark(key(n)).unwrap().is_first());
@@ -235,7 +235,7 @@ fn used(bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn every_file_deleted_emptied_cut_or_exchanged_is_repaired_and_the_loss_is_told() {
+fn every_file_deleted_emptied_cut_or_exchanged_is_repaired_and_the_loss_reported() {
     let (mut points, mut losses) = (0_u64, 0);
     for closed in [true, false] {
         let (sim, known) = work(closed);
@@ -287,7 +287,7 @@ fn every_file_deleted_emptied_cut_or_exchanged_is_repaired_and_the_loss_is_told(
 }
 
 #[test]
-fn bytes_flipped_anywhere_are_repaired_and_the_loss_is_told() {
+fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     let (mut points, mut losses) = (0_u64, 0);
     for closed in [true, false] {
@@ -312,7 +312,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_is_told() {
 /// What was durable last is told by no watermark yet. In a segment that was cut, or is another's, it was taken for a torn
 /// tail: repaired without a word, with results lost and what was forgotten back.
 #[test]
-fn a_damaged_last_segment_of_a_killed_store_is_given_up_by_an_explicit_word_alone() {
+fn a_damaged_last_segment_of_a_killed_store_is_given_up_only_on_explicit_consent() {
     for damage in ["emptied", "cut to a header", "cut in the midst", "cut in its room", "zeroed"] {
         let sim = Sim::small(7);
         let store = sim.open_with(builder()).unwrap();
@@ -346,7 +346,7 @@ fn a_damaged_last_segment_of_a_killed_store_is_given_up_by_an_explicit_word_alon
 
 /// Without a manifest the segments say themselves that one is missing behind them, or that they were cut.
 #[test]
-fn without_a_manifest_a_segment_that_is_gone_or_cut_is_a_loss() {
+fn without_a_manifest_a_missing_or_cut_segment_is_a_loss() {
     for closed in [true, false] {
         let sim = Sim::small(7);
         let store = sim.open_with(builder()).unwrap();
@@ -405,7 +405,7 @@ fn killed_lives() -> (Sim, Vec<PathBuf>) {
 
 /// A segment that a recovery has cut doesn't say that another one follows; what stands in that one does.
 #[test]
-fn without_a_manifest_a_segment_behind_a_recovery_s_cut_is_missed() {
+fn without_a_manifest_a_missing_segment_after_a_recovery_s_cut_is_reported() {
     let (sim, segments) = killed_lives();
     assert_eq!(segments.len(), 4, "{segments:?}");
     let repair = |machine: &Sim| machine.repair(builder(), AcceptLoss::No).unwrap();
@@ -456,7 +456,7 @@ fn log_path(ordinal: u32) -> PathBuf {
 
 /// Files were believed by their headers, and removed by their names.
 #[test]
-fn without_a_manifest_a_segment_under_another_name_is_saved() {
+fn without_a_manifest_a_renamed_segment_is_saved() {
     let (sim, log) = (killed_with_200_keys(), log_path);
     let bytes = |ordinal| sim.read_file(log(ordinal)).unwrap();
     for damage in ["moved", "exchanged", "copied"] {
@@ -486,7 +486,7 @@ fn without_a_manifest_a_segment_under_another_name_is_saved() {
 
 /// The new segment took the last number as well, and with it the place of the file that it was to be copied from.
 #[test]
-fn a_segment_under_the_last_name_of_all_is_overwritten_by_no_repair() {
+fn no_repair_overwrites_a_segment_with_the_last_possible_name() {
     let (sim, last) = (killed_with_200_keys(), log_path(u32::MAX));
     let bytes = sim.read_file(log_path(2)).unwrap();
     sim.remove("/store/MANIFEST").unwrap();
@@ -505,7 +505,7 @@ fn a_segment_under_the_last_name_of_all_is_overwritten_by_no_repair() {
 
 /// After other settings a segment that lay ahead is left out, and its number with it: that is no loss.
 #[test]
-fn without_a_manifest_a_number_that_was_never_used_is_missed_by_nobody() {
+fn without_a_manifest_an_unused_number_is_not_reported_missing() {
     let sim = Sim::small(7);
     for larger in [256, 4096] {
         let store = sim.open_with(builder().result_bytes_max(larger)).unwrap();
@@ -543,7 +543,7 @@ fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
 
 /// A flipped byte in one page gave up all keys of its file.
 #[test]
-fn of_damaged_expired_keys_all_whole_pages_are_saved() {
+fn whole_pages_of_a_damaged_file_of_expired_keys_are_saved() {
     let sim = Sim::small(7);
     // All that expires at once is in one segment, and so in one file.
     let builder = || builder().segment_bytes(1 << 20);
@@ -587,7 +587,7 @@ fn of_damaged_expired_keys_all_whole_pages_are_saved() {
 }
 
 #[test]
-fn a_store_that_is_open_or_missing_is_not_touched() {
+fn a_repair_does_not_touch_an_open_or_missing_store() {
     let sim = Sim::small(1);
     assert_eq!(sim.repair(builder(), AcceptLoss::Yes).unwrap_err().kind(), ErrorKind::NotFound);
     let store = sim.open_with(builder()).unwrap();
@@ -716,7 +716,7 @@ fn assert_same(found: &Keys, keys: &Keys, context: &str) {
 /// A repair loses power, or its process, at every change of the disk. It can be opened as it is only if it says what
 /// the finished repair would.
 #[test]
-fn a_repair_that_crashes_anywhere_is_done_by_the_next() {
+fn a_repair_that_crashes_anywhere_is_finished_by_the_next() {
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     let (mut points, mut reopenings) = (0_u64, 0_u64);
     for (context, damaged, keys) in damaged() {
@@ -749,7 +749,7 @@ fn a_repair_that_crashes_anywhere_is_done_by_the_next() {
 
 /// A call that fails is no damage: a repair that took it for some would give up what is whole.
 #[test]
-fn a_repair_in_which_any_call_fails_gives_nothing_up_for_it() {
+fn a_failed_call_makes_a_repair_give_nothing_up() {
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     use DiskFault::{Full, Interrupted, Io, ReadOnly, Short, TooManyOpen};
     let once = [Io, Full, TooManyOpen, Short].map(|fault| (fault, false));
@@ -814,7 +814,7 @@ fn marked_in_batches_of(size: u64) -> Sim {
 /// The sync with which a segment ends moved no watermark that speaks of it: what was written since the one before was
 /// taken for a torn tail, in the middle of the log, and its keys were first again.
 #[test]
-fn without_a_manifest_damage_anywhere_in_a_full_segment_is_told() {
+fn without_a_manifest_damage_anywhere_in_a_full_segment_is_reported() {
     let (mut tried, mut places) = (0, Vec::new());
     for size in [5, 900] {
         let sim = marked_in_batches_of(size);
@@ -842,7 +842,7 @@ fn without_a_manifest_damage_anywhere_in_a_full_segment_is_told() {
 }
 
 #[test]
-fn an_empty_segment_that_is_gone_after_a_clean_close_is_no_loss() {
+fn a_missing_empty_segment_after_a_clean_close_is_no_loss() {
     let sim = marked_in_batches_of(5);
     let (_, ahead) = segments_of(&sim);
     for path in &ahead {
@@ -857,7 +857,7 @@ fn an_empty_segment_that_is_gone_after_a_clean_close_is_no_loss() {
 
 /// Copies of a repair speak of themselves as durable, which was taken for a segment that is missing.
 #[test]
-fn a_repair_without_loss_that_crashed_is_without_loss_the_second_time() {
+fn a_crashed_repair_without_loss_reports_no_loss_the_second_time() {
     let (sim, log) = (killed_with_200_keys(), log_path);
     let (one, two) = (sim.read_file(log(1)).unwrap(), sim.read_file(log(2)).unwrap());
     sim.remove("/store/MANIFEST").unwrap();
@@ -885,7 +885,7 @@ fn a_repair_without_loss_that_crashed_is_without_loss_the_second_time() {
 
 /// It was called whole, or repaired, and no opening took it.
 #[test]
-fn a_directory_in_the_place_of_a_spare_is_told_before_anything_is_repaired() {
+fn a_directory_in_place_of_a_spare_is_reported_before_any_repair() {
     for has_manifest in [true, false] {
         let sim = killed_with_200_keys();
         sim.kill();
@@ -912,7 +912,7 @@ fn a_directory_in_the_place_of_a_spare_is_told_before_anything_is_repaired() {
 
 /// An opening behind a repair of the manifest has no table to begin from, and took all keys into memory.
 #[test]
-fn an_opening_takes_no_more_keys_into_memory_than_it_may() {
+fn an_open_loads_no_more_keys_than_memory_allows() {
     // 64 keys; as many records at Flush behind the last watermark, some of them of keys from before.
     let most = 4096 / 64;
     for (closed, late) in [(true, 0), (false, 0), (false, 40), (false, 100)] {
@@ -965,7 +965,7 @@ fn an_opening_takes_no_more_keys_into_memory_than_it_may() {
 
 /// That opening loses power at every change of the disk.
 #[test]
-fn an_opening_that_seals_as_it_reads_may_crash_anywhere() {
+fn an_open_that_seals_while_reading_may_crash_anywhere() {
     let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     (0..150).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
@@ -1040,7 +1040,7 @@ fn place_of_long_key(sim: &Sim, n: u64) -> (PathBuf, usize) {
 
 /// Nothing in the log referred to what came before, and a whole life was gone without a word.
 #[test]
-fn without_a_manifest_a_killed_process_s_only_segment_is_missed() {
+fn without_a_manifest_the_missing_only_segment_of_a_killed_process_is_reported() {
     let (sim, second) = lives_covered_by_notes();
     let whole = sim.copy();
     whole.remove("/store/MANIFEST").unwrap();
@@ -1060,7 +1060,7 @@ fn without_a_manifest_a_killed_process_s_only_segment_is_missed() {
 
 /// That the next life begins where this one was cut says that all before the cut was durable; no record says so.
 #[test]
-fn without_a_manifest_the_end_of_a_segment_that_a_recovery_cut_is_missed() {
+fn without_a_manifest_the_missing_end_of_a_segment_cut_by_a_recovery_is_reported() {
     let (sim, second) = lives_covered_by_notes();
     let (path, record) = place_of_long_key(&sim, second.end - 1);
     sim.remove("/store/MANIFEST").unwrap();
@@ -1075,7 +1075,7 @@ fn without_a_manifest_the_end_of_a_segment_that_a_recovery_cut_is_missed() {
 /// A recovery copies what stands in several segments, cuts the first of them and leaves the others out; and its process
 /// dies before their files are gone. What is left of them says nothing of what is missing.
 #[test]
-fn without_a_manifest_what_a_recovery_left_behind_is_no_loss() {
+fn without_a_manifest_the_leftovers_of_a_recovery_are_no_loss() {
     // At `Lazy` several segments are placed before the first is synced, so no watermark covers any of them.
     for level in [onlyonce::Durability::Flush, onlyonce::Durability::Lazy] {
         let sim = Sim::new(7);
@@ -1118,7 +1118,7 @@ fn without_a_manifest_what_a_recovery_left_behind_is_no_loss() {
 /// Its end was gone with its last records, and then it looked like one that a recovery had cut. One that is gone as a whole
 /// within what one sync covered was missed by no watermark.
 #[test]
-fn without_a_manifest_a_full_segment_that_lost_its_end_or_is_gone_is_told() {
+fn without_a_manifest_a_full_segment_cut_or_missing_is_reported() {
     for size in [5, 900] {
         let sim = marked_in_batches_of(size);
         let (mut full, _) = segments_of(&sim);
@@ -1149,7 +1149,7 @@ fn without_a_manifest_a_full_segment_that_lost_its_end_or_is_gone_is_told() {
 
 /// A clean close at the place of its first record says that a segment held nothing.
 #[test]
-fn a_missing_segment_in_which_nothing_stood_is_no_loss() {
+fn a_missing_segment_without_records_is_no_loss() {
     let sim = Sim::new(7);
     sim.open_with(builder()).unwrap().close(Duration::ZERO).unwrap();
     sim.remove(log_path(1)).unwrap();
@@ -1162,7 +1162,7 @@ fn a_missing_segment_in_which_nothing_stood_is_no_loss() {
 
 /// What a recovery copied is all there is of it once it has cut the originals off.
 #[test]
-fn without_a_manifest_copies_whose_originals_are_gone_are_kept() {
+fn without_a_manifest_copies_without_originals_are_kept() {
     let sim = Sim::new(7);
     let store = sim.open_with(builder()).unwrap();
     (0..20).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
@@ -1185,7 +1185,7 @@ fn without_a_manifest_copies_whose_originals_are_gone_are_kept() {
 /// Whole records behind a torn one were never acknowledged at `Sync`. An opening cuts them off, and so does a repair that
 /// writes everything anew for another reason: a completion must not be there where its claim isn't.
 #[test]
-fn what_stands_behind_a_torn_tail_is_not_written_anew() {
+fn bytes_after_a_torn_tail_are_not_rewritten() {
     let sim = killed_with_200_keys();
     let store = sim.open_with(builder()).unwrap();
     assert!(store.mark("go on").unwrap().is_first());
@@ -1209,7 +1209,7 @@ fn what_stands_behind_a_torn_tail_is_not_written_anew() {
 
 /// Numbers that no manifest has given out may stand in the directory all the same.
 #[test]
-fn a_repair_takes_no_number_that_any_file_has() {
+fn a_repair_takes_no_number_in_use_by_any_file() {
     let sim = killed_with_200_keys();
     sim.kill();
     let logs = listed(&sim).into_iter().filter(|path| path.extension().is_some_and(|e| e == "log"));
@@ -1227,7 +1227,7 @@ fn a_repair_takes_no_number_that_any_file_has() {
 
 /// Of a key that expired twice the younger file says until when it is remembered.
 #[test]
-fn of_two_memories_that_a_repair_takes_together_the_younger_counts() {
+fn the_younger_of_two_memories_joined_by_a_repair_counts() {
     let sim = Sim::new(7);
     let day = Duration::from_secs(86_400);
     let builder = || builder().segment_bytes(1 << 20);

@@ -25,7 +25,7 @@ fn bytes_on_disk(sim: &Sim) -> u64 {
 
 /// A year of marks, each kept for a minute, in a store that may take no more than a few hundred of them.
 #[test]
-fn a_budget_is_kept_for_ever_while_what_expires_makes_room() {
+fn expired_records_free_enough_space_to_keep_the_budget() {
     let sim = Sim::small(1);
     let most = 400 << 10;
     let store = sim.open_with(builder().disk_bytes_max(most)).unwrap();
@@ -42,8 +42,7 @@ fn a_budget_is_kept_for_ever_while_what_expires_makes_room() {
 }
 
 #[test]
-fn a_store_full_of_what_is_kept_refuses_claims_and_nothing_else_and_goes_on_when_some_has_expired()
-{
+fn a_store_full_of_live_records_refuses_only_claims_until_some_expire() {
     let sim = Sim::small(1);
     let store = sim.open_with(builder().disk_bytes_max(300 << 10)).unwrap();
     let Claim::Acquired(owner) = store.claim("in flight").unwrap() else { panic!() };
@@ -71,7 +70,7 @@ fn a_store_full_of_what_is_kept_refuses_claims_and_nothing_else_and_goes_on_when
 
 /// The disk itself is full, and has the room of a few segments only.
 #[test]
-fn on_a_full_disk_what_has_expired_makes_room() {
+fn expired_records_free_space_on_a_full_disk() {
     let sim = Sim::small(1);
     sim.set_disk_bytes_max(300 << 10);
     let store = sim.open_with(builder()).unwrap();
@@ -87,7 +86,7 @@ fn on_a_full_disk_what_has_expired_makes_room() {
 }
 
 #[test]
-fn after_an_erasing_compaction_the_bytes_of_what_was_forgotten_stand_in_no_file() {
+fn an_erasing_compaction_leaves_no_bytes_of_forgotten_keys_in_any_file() {
     let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     let secret = b"4242 4242 4242 4242";
@@ -133,7 +132,7 @@ fn forgotten(secret: &[u8]) -> (Sim, Store, impl Fn(&Sim) -> bool) {
 
 /// The names of removed segments were left to the file system: a power loss brought their bytes back.
 #[test]
-fn what_is_erased_stays_erased_when_power_is_lost() {
+fn erased_bytes_stay_erased_after_power_loss() {
     for seed in 0..60 {
         let (sim, store, holds) = forgotten(b"4242 4242 4242 4242");
         assert!(holds(&sim));
@@ -144,7 +143,7 @@ fn what_is_erased_stays_erased_when_power_is_lost() {
 }
 
 #[test]
-fn an_erasure_in_which_a_call_failed_is_not_called_complete_before_the_bytes_are_gone() {
+fn an_erasure_with_a_failed_call_is_not_reported_complete_early() {
     let mut failed = 0;
     for call in 0.. {
         let (sim, store, holds) = forgotten(b"4242 4242 4242 4242");
@@ -165,7 +164,7 @@ fn an_erasure_in_which_a_call_failed_is_not_called_complete_before_the_bytes_are
 
 /// Ninety of a hundred results expire: what is left takes little more than they do.
 #[test]
-fn a_compaction_leaves_little_more_than_what_is_alive() {
+fn a_compaction_leaves_little_more_than_the_live_bytes() {
     let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..2000 {
@@ -185,7 +184,7 @@ fn a_compaction_leaves_little_more_than_what_is_alive() {
 
 /// What is remembered takes 24 bytes of disk at most, and no memory.
 #[test]
-fn a_remembered_key_takes_few_bytes_and_is_told_late_retries() {
+fn a_remembered_key_takes_few_bytes_and_answers_late_retries() {
     let sim = Sim::small(1);
     let year = Duration::from_secs(365 * 86_400);
     let store = sim.open_with(builder()).unwrap();
@@ -262,7 +261,7 @@ fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
 /// Each call took aim at where the log ended then, behind what the one before had moved: with more alive than the
 /// budget no number of calls was enough.
 #[test]
-fn compaction_in_pieces_comes_to_an_end_and_has_erased_what_was_forgotten_before() {
+fn compaction_in_steps_ends_and_erases_what_was_forgotten_before() {
     let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..200 {
@@ -319,7 +318,7 @@ fn uneven(sim: &Sim, every: u64, bytes: usize) -> (Store, u64) {
 
 /// Three bytes of four are in one key of four hundred, which a sample of some hundred keys missed.
 #[test]
-fn an_estimate_knows_of_large_results_among_many_small_ones() {
+fn an_estimate_includes_large_results_among_many_small_ones() {
     let (store, alive) = uneven(&Sim::small(3), 400, 60 << 10);
     let found = store.estimate().unwrap();
     assert!(found.live_bytes > alive / 2 && found.live_bytes < 2 * alive, "{found:?}, {alive}");
@@ -327,7 +326,7 @@ fn an_estimate_knows_of_large_results_among_many_small_ones() {
 
 /// Where a sample misses them all the same, everything looks dead, and was moved again and again.
 #[test]
-fn what_is_alive_is_not_moved_again_and_again_whatever_a_sample_says() {
+fn live_records_are_not_moved_repeatedly_whatever_a_sample_says() {
     let sim = Sim::small(3);
     let (store, alive) = uneven(&sim, 8000, 500 << 10);
     for _ in 0..60 {
@@ -341,7 +340,7 @@ fn what_is_alive_is_not_moved_again_and_again_whatever_a_sample_says() {
 /// The bound that an operator plans by, at the default settings. Once what was prepared ahead did not count, and
 /// segments were half of the log each: the files together took 1.65 times as much.
 #[test]
-fn days_of_mixed_retention_take_twice_what_is_alive_and_two_segments_at_most() {
+fn days_of_mixed_retention_take_at_most_twice_the_live_bytes_and_two_segments() {
     let mut traffic = Traffic::new(Store::builder());
     let mut sample = traffic.sample();
     let first_segment = sample.segment;
@@ -356,7 +355,7 @@ fn days_of_mixed_retention_take_twice_what_is_alive_and_two_segments_at_most() {
 }
 
 #[test]
-fn an_estimate_knows_what_is_alive_and_in_which_state() {
+fn an_estimate_counts_live_keys_by_state() {
     let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     for n in 0..3000 {
@@ -388,7 +387,7 @@ fn an_estimate_knows_what_is_alive_and_in_which_state() {
 
 /// The reads of a sample at each of fifty checkpoints a second tripled the p99 of pairs.
 #[test]
-fn checkpoints_that_follow_each_other_fast_share_a_sample() {
+fn checkpoints_in_fast_succession_share_a_sample() {
     let sim = Sim::small(1);
     let store = sim.open_with(builder()).unwrap();
     let completed_at_checkpoint = |keys: std::ops::Range<u64>| {
@@ -494,7 +493,7 @@ fn a_log_of_many_segments_keeps_few_files_open() {
 /// A disk is full of what was claimed, and the process dies: what no watermark covers takes a segment of its own to be
 /// made durable. Its room was kept, so the store opens as whole as ever, and goes on as soon as there is more.
 #[test]
-fn a_disk_that_claims_have_filled_has_room_for_its_recovery() {
+fn a_disk_filled_by_claims_has_space_for_its_recovery() {
     let mut resynced = 0;
     for disk_kib in [160, 200, 256, 300] {
         let sim = Sim::small(1);
@@ -516,7 +515,7 @@ fn a_disk_that_claims_have_filled_has_room_for_its_recovery() {
 
 /// A log of short keys has filled the budget; the table of all of them would take a quarter as much again.
 #[test]
-fn a_checkpoint_for_which_the_budget_has_no_room_is_refused() {
+fn a_checkpoint_beyond_the_budget_is_refused() {
     let sim = Sim::small(1);
     let most = 400 << 10;
     let builder = builder().index_memory_max(1 << 20).disk_bytes_max(most);

@@ -141,7 +141,7 @@ fn check_role(role: &str, dir: &Path, prepare: impl FnOnce(&mut std::process::Co
 }
 
 #[test]
-fn with_few_descriptors_free_each_call_fails_before_any_effect_or_goes_well() {
+fn with_few_free_descriptors_each_call_fails_before_any_effect_or_succeeds() {
     for free in 0..=20 {
         let dir = tempfile::tempdir().unwrap();
         check_role(&format!("few-files:{free}"), dir.path(), |_| {});
@@ -257,7 +257,7 @@ fn a_repair_has_few_files_open_whatever_the_number_of_segments() {
 
 /// Whoever walks reads on in what compaction took away meanwhile, mapped or not, however little may be open.
 #[test]
-fn a_walk_reads_on_in_segments_that_left_the_log() {
+fn a_walk_continues_in_segments_that_left_the_log() {
     for map in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let store = small().map(map).open_or_create(dir.path()).unwrap();
@@ -309,7 +309,7 @@ fn an_opening_that_gets_no_thread_is_undone() {
 }
 
 #[test]
-fn where_nothing_can_be_mapped_the_store_works_without() {
+fn a_store_works_without_memory_maps() {
     let sim = Sim::small(7);
     sim.fail_maps();
     let store = sim.open().unwrap();

@@ -18,7 +18,7 @@ fn reason(store: &Store, key: &str) -> String {
 
 /// "Its process is gone, or its lease passed" was said of both.
 #[test]
-fn why_an_attempt_is_over_is_told_apart() {
+fn the_reasons_for_the_end_of_an_attempt_are_distinguished() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let claim = |key| store.claim(Operation::new(key).lease(LEASE)).unwrap();
@@ -52,7 +52,7 @@ fn why_an_attempt_is_over_is_told_apart() {
 }
 
 #[test]
-fn debug_reads_as_display_does() {
+fn debug_output_equals_display_output() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let op = Operation::new("mail-1").owner("host-3").lease(LEASE);

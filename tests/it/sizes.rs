@@ -8,7 +8,7 @@ use std::time::Duration;
 /// `result_bytes_max`. A result longer than that segment found no place in it, and spares were prepared one
 /// after the other until the disk was full. Now the log passes over what is too small.
 #[test]
-fn a_result_longer_than_the_segments_of_an_earlier_opening_finds_room() {
+fn a_result_longer_than_the_segments_of_an_earlier_open_fits() {
     let sim = Sim::small(1);
     let small = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
     let store = sim.open_with(small).unwrap();
@@ -57,7 +57,7 @@ fn largest_segment(sim: &Sim) -> u64 {
 /// A result longer than later settings allow for is the oldest segment's. Spares that could not hold it were prepared
 /// one after the other until the disk was full, and the segment stayed for ever.
 #[test]
-fn a_record_longer_than_the_settings_of_today_moves_into_a_segment_of_its_size() {
+fn a_record_longer_than_the_current_settings_moves_into_a_segment_of_its_size() {
     let sim = Sim::new(1);
     let store = sim.open_with(Store::builder().result_bytes_max(900 << 10)).unwrap();
     claimed(&store, "large").complete(&vec![7_u8; 800 << 10]).unwrap();
@@ -81,7 +81,7 @@ fn a_record_longer_than_the_settings_of_today_moves_into_a_segment_of_its_size()
 /// Segments of each size are followed by those of each other, twice, with a result of the longest length in each
 /// opening; then the oldest goes, and it all comes to rest.
 #[test]
-fn sizes_may_shrink_and_grow_between_openings_in_any_order() {
+fn sizes_may_shrink_and_grow_between_opens_in_any_order() {
     let sizes: [(u64, u32); 3] = [(16 << 10, 1 << 10), (64 << 10, 20 << 10), (256 << 10, 90 << 10)];
     let mut most = 0.0_f64;
     for number in 0..sizes.len().pow(3) {
@@ -137,7 +137,7 @@ fn sizes_may_shrink_and_grow_between_openings_in_any_order() {
 
 /// The next segment is listed, empty and too small for what comes. On a disk without room for both it goes first.
 #[test]
-fn a_next_segment_that_is_too_small_makes_way() {
+fn a_next_segment_that_is_too_small_is_replaced() {
     let sim = Sim::new(1);
     let store = sim.open_with(Store::builder().result_bytes_max(900 << 10)).unwrap();
     for n in 0..4 {

@@ -59,7 +59,7 @@ fn logs(sim: &Sim) -> Vec<PathBuf> {
 /// A segment that was prepared and never listed lies beside a clean manifest, and its removal fails once. Its number is
 /// the next segment's, which was removed in its place, with all that stood in it.
 #[test]
-fn a_leftover_whose_removal_failed_does_not_take_the_next_segment_of_its_number_along() {
+fn the_retried_removal_of_a_leftover_spares_the_next_segment_of_its_number() {
     let sim = Sim::small(7);
     let store = sim.open_with(builder()).unwrap();
     (0..200).for_each(|n| assert!(store.mark(key(n)).unwrap().is_first()));
@@ -135,7 +135,7 @@ fn pass(sim: &Sim, store: &Store, millis: u64) {
 
 /// What was prepared for the endings of claims in flight stayed on the disk for ever once they had ended.
 #[test]
-fn spares_of_a_burst_go_back_to_the_system() {
+fn spares_of_a_burst_are_removed() {
     let sim = Sim::new(1);
     let store = sim.open_with(Store::builder()).unwrap();
     burst(&store, 0, 10);
@@ -165,7 +165,7 @@ fn spares_of_a_burst_go_back_to_the_system() {
 
 /// A load that goes up and down keeps what it needs: nothing is prepared and removed in turn.
 #[test]
-fn spares_of_a_load_that_comes_and_goes_are_prepared_once() {
+fn spares_of_a_recurring_load_are_prepared_once() {
     let sim = Sim::new(1);
     let store =
         sim.open_with(Store::builder().segment_bytes(64 << 10).result_bytes_max(4096)).unwrap();
@@ -223,7 +223,7 @@ fn check_recovered(store: &Store, context: &str) {
 /// Something failed for want of room on a full disk, once, when the spare had become a segment that no manifest lists.
 /// No later try, in that opening or in another, had room for a recovery.
 #[test]
-fn a_recovery_that_failed_leaves_its_spare_to_the_next_try() {
+fn a_failed_recovery_leaves_its_spare_to_the_next_attempt() {
     let sim = killed();
     let bytes = sim.disk_bytes();
     let next = |sim: &Sim, context: &str| {
@@ -287,7 +287,7 @@ fn a_recovery_that_failed_leaves_its_spare_to_the_next_try() {
 /// A suffix of several segments, where there is room for some of them: what was prepared or found for these is there
 /// for the next try, whatever the first one failed at.
 #[test]
-fn a_recovery_into_several_segments_that_failed_leaves_all_its_spares_to_the_next_try() {
+fn a_failed_recovery_into_several_segments_leaves_all_its_spares_to_the_next_attempt() {
     let sim = Sim::new(7);
     let key = |n: u64| format!("{n:0>200}");
     let store = sim.open_with(Store::builder()).unwrap();

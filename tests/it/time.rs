@@ -38,7 +38,7 @@ fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
 
 /// Against the clocks of the first write the machine would have been off for longer than a reboot may count.
 #[test]
-fn a_store_that_was_open_for_a_day_counts_only_from_its_last_hour_how_long_it_was_off() {
+fn the_time_off_counts_from_the_last_hour_of_a_store_open_for_a_day() {
     let sim = Sim::small(7);
     let store = sim.open().unwrap();
     mark_for(&store, "k", 36 * HOUR);

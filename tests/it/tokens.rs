@@ -63,7 +63,7 @@ fn live(sim: &Sim, from: u64, count: u64, end: End) -> Vec<u64> {
 /// A backup is a closed store, copied. Its clean end made it go on at the LSNs at which the original had gone on, and tokens
 /// were LSNs: a key was granted under a token that somebody held already.
 #[test]
-fn a_restored_copy_outruns_what_its_original_issued() {
+fn a_restored_copy_issues_tokens_above_those_of_its_original() {
     for backed_up in [End::Close, End::Kill, End::PowerLoss] {
         for lost in [End::Close, End::Kill, End::PowerLoss] {
             let original = Sim::new(1);
@@ -114,7 +114,7 @@ fn a_milli_passes() {
 
 /// The same with the files and clocks of the machine: in the original's place, and beside it.
 #[test]
-fn a_directory_that_was_copied_back_outruns_what_stood_there() {
+fn a_directory_copied_back_issues_tokens_above_those_of_the_replaced_one() {
     let dir = tempfile::tempdir().unwrap();
     let [path, backup, beside] = ["keys", "backup", "beside"].map(|name| dir.path().join(name));
     let open = |path: &Path| builder().open_or_create(path).unwrap();
@@ -141,7 +141,7 @@ fn a_directory_that_was_copied_back_outruns_what_stood_there() {
 /// Without a clock nothing tells a copy what its original has issued. Each opening takes a random step, so that what two
 /// of them issue is most probably not the same.
 #[test]
-fn where_the_clock_lies_in_the_past_copies_go_on_at_different_tokens() {
+fn copies_with_a_clock_in_the_past_continue_at_different_tokens() {
     for end in [End::Close, End::Kill] {
         let original = Sim::new(2);
         let before = live(&original, 0, 3, end)[2];
@@ -164,7 +164,7 @@ fn where_the_clock_lies_in_the_past_copies_go_on_at_different_tokens() {
 
 /// Two copies that are opened in the same millisecond.
 #[test]
-fn where_the_clock_stands_still_copies_go_on_at_different_tokens() {
+fn copies_with_a_stopped_clock_continue_at_different_tokens() {
     for end in [End::Close, End::Kill] {
         let original = Sim::new(3);
         live(&original, 0, 1, end);
@@ -179,7 +179,7 @@ fn where_the_clock_stands_still_copies_go_on_at_different_tokens() {
 /// Openings that follow each other faster than the clock ticks push tokens past it: by a millisecond each, at most. When it
 /// goes on they wait for it.
 #[test]
-fn many_short_lives_stay_near_the_clock() {
+fn tokens_of_many_short_lives_stay_near_the_clock() {
     let lives = if std::env::var_os("ONLYONCE_LONG").is_some() { 10_000 } else { 1000 };
     let sim = Sim::new(4);
     let mut newest = 0;
@@ -202,7 +202,7 @@ fn many_short_lives_stay_near_the_clock() {
 
 /// Past the hour by which a clock is taken for wrong, too: the step is larger then, and still bounded.
 #[test]
-fn a_clock_that_is_set_right_again_is_caught_up_with() {
+fn tokens_follow_a_corrected_clock() {
     let sim = Sim::new(5);
     live(&sim, 0, 1, End::Close);
     sim.jump_wall_clock(-YEARS_MILLIS);
@@ -227,7 +227,7 @@ fn token_of(store: &Store, key: u64) -> u64 {
 
 /// What a record says of its token it says wherever it is moved to.
 #[test]
-fn a_token_stays_what_it_was_in_copies_and_after_repairs() {
+fn a_token_is_unchanged_in_copies_and_after_repairs() {
     let sim = Sim::new(6);
     live(&sim, 0, 1, End::Close);
     sim.advance(DAY);
@@ -266,7 +266,7 @@ fn a_token_stays_what_it_was_in_copies_and_after_repairs() {
 
 /// No manifest tells then how far tokens ran ahead of positions; the records do.
 #[test]
-fn a_repair_goes_on_past_all_tokens_whatever_the_clock_says() {
+fn a_repair_continues_above_all_tokens_whatever_the_clock_says() {
     for (end, damage) in [(End::Close, false), (End::Kill, false), (End::Close, true)] {
         for keeps_manifest in [false, true] {
             let sim = Sim::new(7);

@@ -259,7 +259,7 @@ fn any_workload(seed: u64, ops: u64) -> Vec<Op> {
 }
 
 #[test]
-fn workloads_by_lot_survive_crashes_by_lot() {
+fn random_workloads_survive_random_crashes() {
     let mut trial = Trial::default();
     let workloads = if is_long() { 2000 } else { 60 };
     let first = std::env::var("ONLYONCE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);

@@ -343,7 +343,7 @@ fn a_file_cut_emptied_deleted_or_replaced_is_noticed() {
 }
 
 #[test]
-fn a_file_exchanged_with_another_stores_is_noticed() {
+fn a_file_exchanged_with_one_of_another_store_is_noticed() {
     for is_clean in [true, false] {
         let still = Still::after(&small(), is_clean);
         let mut other = World::new();
@@ -587,7 +587,7 @@ fn after_a_clean_close_every_missing_tail_is_a_loss() {
 
 /// Headers that contradict each other were listed as they are: repaired, by its own word, and no opening believed the list.
 #[test]
-fn headers_that_make_no_list_are_repaired_by_new_segments() {
+fn headers_that_form_no_list_are_repaired_by_new_segments() {
     let still = Still::after(&small(), true);
     let disk = still.disk.kill_clone();
     let manifest = manifest::load(&disk, dir()).unwrap().unwrap();
@@ -643,7 +643,7 @@ fn survey_unlisted(disk: &MemoryStorage) -> survey::Survey<'_> {
 
 /// Nothing is lost of a last segment that was cut in the room behind its records; but no opening takes it as it is.
 #[test]
-fn a_last_segment_cut_in_its_room_is_no_loss_and_not_listed_as_it_is() {
+fn a_last_segment_cut_in_its_unused_space_is_no_loss_and_not_listed_as_it_is() {
     let still = Still::after(&small(), false);
     let used = still.listed.iter().find(|listed| listed.ordinal == still.active).unwrap();
     let path = log_dir().join(segment::file_name(used.ordinal));
@@ -658,7 +658,7 @@ fn a_last_segment_cut_in_its_room_is_no_loss_and_not_listed_as_it_is() {
 /// A recovery that ended before its switch has left copies, whose originals are all there. They are no part of the log, but
 /// what they say of it counts: up to where it was durable.
 #[test]
-fn copies_that_are_left_out_say_how_far_the_log_was_durable() {
+fn omitted_copies_show_how_far_the_log_was_durable() {
     let still = Still::after(&small(), false);
     let manifest = manifest::load(&still.disk, dir()).unwrap().unwrap();
     let used = still.listed.iter().find(|listed| listed.ordinal == still.active).unwrap();
@@ -692,7 +692,7 @@ fn copies_that_are_left_out_say_how_far_the_log_was_durable() {
 
 /// Where the clock was set back, new segments would stand at positions that were given out.
 #[test]
-fn new_segments_of_a_repair_begin_past_all_that_was_ever_listed() {
+fn new_segments_of_a_repair_begin_after_every_number_ever_listed() {
     let still = Still::after(&small(), false);
     let disk = still.disk.kill_clone();
     let found = survey::survey(&disk, dir()).unwrap();

@@ -103,7 +103,7 @@ fn any_call_may_fail_and_all_after_it() {
 }
 
 #[test]
-fn any_call_may_be_done_and_fail_all_the_same() {
+fn any_call_may_take_effect_and_still_fail() {
     let fault = |n| Fault::once(Calls::Any, n, Effect::FailAfter(CallFailure::IO));
     try_every_call("any call is done and fails", fault);
 }
@@ -123,7 +123,7 @@ fn any_call_may_find_the_disk_full() {
 }
 
 #[test]
-fn without_an_exchange_of_names_any_call_may_fail_too() {
+fn any_call_may_fail_without_an_exchange_of_names() {
     for effect in [Effect::Fail(CallFailure::IO), Effect::Fail(CallFailure::FULL)] {
         for fault in [Fault::once, Fault::from] {
             let fault = |n| fault(Calls::Any, n, effect.clone());
@@ -133,7 +133,7 @@ fn without_an_exchange_of_names_any_call_may_fail_too() {
 }
 
 #[test]
-fn short_and_interrupted_calls_are_seen_through() {
+fn short_and_interrupted_calls_are_completed() {
     for effect in [Effect::Short(1), Effect::Short(100), Effect::Fail(CallFailure::INTERRUPTED)] {
         for n in 0.. {
             let mut player = Player::new(World::new());

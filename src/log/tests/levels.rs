@@ -79,7 +79,7 @@ fn lazy_answers_at_once_and_loses_at_most_the_tail_of_the_last_second() {
 }
 
 #[test]
-fn lazy_hands_over_itself_what_grows_too_large_to_buffer() {
+fn lazy_writes_what_grows_too_large_to_buffer() {
     let mut world = World::new();
     world.seed = 3;
     let seams = world.seams();
@@ -98,7 +98,7 @@ fn lazy_hands_over_itself_what_grows_too_large_to_buffer() {
 }
 
 #[test]
-fn four_mebibytes_unsynced_are_synced_before_a_second_is_over() {
+fn four_unsynced_mebibytes_are_synced_within_a_second() {
     let world = World::new();
     let seams = world.seams();
     let sizes = Sizes { segment_bytes_first: 16 << 20, segment_bytes_max: 16 << 20, ..SIZES };

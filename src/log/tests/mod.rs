@@ -694,7 +694,7 @@ fn fingerprint(disk: &MemoryStorage, history: &History) -> u64 {
 }
 
 #[test]
-fn a_workload_without_faults_is_found_whole_after_every_end() {
+fn a_workload_without_faults_is_whole_after_every_end() {
     let mut player = Player::new(World::new());
     player.play(&workload()).unwrap();
     let history = player.history.clone();

@@ -71,7 +71,7 @@ fn rule_4_the_clean_flag_is_cleared_durably_before_the_first_lsn() {
 }
 
 #[test]
-fn rule_4_bytes_behind_the_clean_end_mean_that_the_manifest_is_older() {
+fn rule_4_bytes_after_the_clean_end_mean_that_the_manifest_is_older() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Reopen]).unwrap();
     let old = player.world.disk.read(&manifest::path(dir())).unwrap();
@@ -89,7 +89,7 @@ fn rule_4_bytes_behind_the_clean_end_mean_that_the_manifest_is_older() {
 }
 
 #[test]
-fn rule_4_a_clean_store_goes_on_in_place_and_any_other_in_a_new_segment_above_the_clock() {
+fn rule_4_a_clean_store_continues_in_place_and_any_other_in_a_new_segment_above_the_clock() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Reopen, Op::Claim(Sync)]).unwrap();
     let in_use = |player: &Player| player.opened.as_ref().unwrap().log.tail.lock().active.identity;
@@ -139,7 +139,7 @@ fn rule_6_a_sync_covers_only_what_was_written_before_it_began() {
 /// At every level: the old segment is durable before a byte is written into the next. Without it a power loss
 /// could keep the next and lose the old one's tail.
 #[test]
-fn rule_7_a_roll_syncs_the_old_segment_whole_before_the_next_is_written() {
+fn rule_7_a_roll_syncs_the_whole_old_segment_before_the_next_is_written() {
     for level in [Lazy, Flush, Sync] {
         let mut player = Player::new(World::new());
         let mut rolls = 0;
@@ -165,7 +165,7 @@ fn rule_7_a_roll_syncs_the_old_segment_whole_before_the_next_is_written() {
 
 /// An answer at a level comes when the record holds at that level, not before.
 #[test]
-fn rule_8_sync_answers_at_durable_and_flush_at_written() {
+fn rule_8_sync_returns_at_durable_and_flush_at_written() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
     let record = player.place(What::Forget, None, 0).unwrap();
@@ -185,7 +185,7 @@ fn rule_8_sync_answers_at_durable_and_flush_at_written() {
 
 /// What a switch of manifests says was durable counts like a record's watermark.
 #[test]
-fn rule_10_a_record_below_the_manifests_watermark_alone_is_no_torn_tail() {
+fn rule_10_a_record_below_only_the_manifests_watermark_is_no_torn_tail() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Forget(Sync)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -207,7 +207,7 @@ fn rule_10_a_record_below_the_manifests_watermark_alone_is_no_torn_tail() {
 
 /// Below the largest watermark anywhere, behind the damage too, a bad record is a loss and no torn tail.
 #[test]
-fn rule_11_a_bad_record_below_a_watermark_behind_it_is_corrupt() {
+fn rule_11_a_bad_record_below_a_later_watermark_is_corrupt() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
     player.play(&[Op::Forget(Sync), Op::Forget(Sync), Op::Forget(Sync)]).unwrap();
@@ -267,7 +267,7 @@ fn rule_12_an_uncovered_tail_is_copied_and_durable_before_it_is_shown() {
 /// One that is covered up to its first record holds none that stays. Were it listed still, the segment behind it would say
 /// that it was full, and a repair without a manifest would miss what never was.
 #[test]
-fn rule_12_a_segment_of_which_nothing_is_covered_leaves_the_list() {
+fn rule_12_a_segment_without_covered_bytes_leaves_the_list() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Claim(Sync)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -288,7 +288,7 @@ fn rule_12_a_segment_of_which_nothing_is_covered_leaves_the_list() {
 
 /// The old list ends at G: what lies behind it, torn or whole, is no part of the log for ever.
 #[test]
-fn rule_12_what_lies_behind_the_cut_never_comes_back() {
+fn rule_12_records_after_the_cut_never_come_back() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(20), Op::Claim(Flush), Op::Claim(Flush)]).unwrap();
     let disk = player.world.disk.kill_clone();
@@ -311,7 +311,7 @@ fn rule_12_what_lies_behind_the_cut_never_comes_back() {
 /// The switch of a fork failed before anything was touched, for want of memory. How far the log is durable had been moved
 /// into the new segment by then, and `verify` read the torn tail as damage.
 #[test]
-fn rule_12_a_switch_that_failed_moves_no_watermark() {
+fn rule_12_a_failed_switch_moves_no_watermark() {
     let cases = [
         (Class::Write, "", CallFailure::NO_MEMORY, ErrorKind::Io),
         (Class::Exchange, "", CallFailure::NO_MEMORY, ErrorKind::Io),
@@ -370,7 +370,7 @@ fn rule_12_a_switch_that_failed_moves_no_watermark() {
 }
 
 #[test]
-fn rule_12_a_thousand_kills_cost_little_room() {
+fn rule_12_a_thousand_kills_cost_little_space() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Claim(Flush)]).unwrap();
     let mut most = 0;
@@ -421,7 +421,7 @@ fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
 
 /// What was durable is still read after a failure.
 #[test]
-fn rule_13_what_is_written_is_still_read_from_a_poisoned_log() {
+fn rule_13_written_records_are_still_read_from_a_poisoned_log() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Claim(Flush)]).unwrap();
     let fail = Effect::Fail(CallFailure::IO);
@@ -438,7 +438,7 @@ fn rule_13_what_is_written_is_still_read_from_a_poisoned_log() {
 /// No reserve counts on a spare while the next manifest's file is missing. So who wants room makes that file first:
 /// spares alone would never be enough, and would take the whole disk.
 #[test]
-fn rule_20_spares_are_not_heaped_up_while_the_next_manifests_file_is_missing() {
+fn rule_20_spares_do_not_accumulate_while_the_next_manifests_file_is_missing() {
     let mut player = Player::new(World::without_exchange());
     player.play(&[Op::Claim(Sync)]).unwrap();
     let (disk, faulty) = (player.world.disk.clone(), player.world.faulty.clone());
@@ -487,7 +487,7 @@ fn rule_10_no_reserve_counts_on_a_spare_while_the_next_manifests_file_is_missing
 
 /// Until the manifest's name is durable there is no store; from then on all of it is there.
 #[test]
-fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
+fn rule_21_a_crash_during_creation_leaves_a_store_or_none() {
     let (mut points, mut born, mut unborn) = (0, 0, 0);
     for point in 0.. {
         let world = World::new();
@@ -514,7 +514,7 @@ fn rule_21_a_crash_during_birth_leaves_a_store_or_none() {
 
 /// No manifest beside records is a loss, not an unborn store.
 #[test]
-fn rule_21_records_without_a_manifest_are_no_unborn_store() {
+fn rule_21_records_without_a_manifest_are_no_unfinished_store() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
     let disk = player.world.disk.kill_clone();
@@ -525,7 +525,7 @@ fn rule_21_records_without_a_manifest_are_no_unborn_store() {
 /// A sync that finds nothing but a note to sync makes no record durable, so there is nothing for another note to say. A
 /// store that is synced now and then would grow for ever.
 #[test]
-fn rule_7_a_sync_that_covers_notes_alone_calls_for_no_further_note() {
+fn rule_7_a_sync_that_covers_only_notes_writes_no_further_note() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1), Op::Pass(20)]).unwrap();
     let end = player.opened.as_ref().unwrap().log.end();
@@ -539,7 +539,7 @@ fn rule_7_a_sync_that_covers_notes_alone_calls_for_no_further_note() {
 /// A spare that could not be made for want of a file descriptor ended each step before its sync: what was
 /// `Lazy` was never written as long as that lasted.
 #[test]
-fn rule_9_what_is_placed_is_synced_also_while_no_spare_can_be_made() {
+fn rule_9_placed_records_are_synced_even_while_no_spare_can_be_made() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
     let fail = Effect::Fail(CallFailure::TOO_MANY_OPEN);
@@ -557,7 +557,7 @@ fn rule_9_what_is_placed_is_synced_also_while_no_spare_can_be_made() {
 /// A segment filled to the last byte that records may take has a note's share left all the same, so an idle log
 /// covers its last record there too. Without it, damage of that record would pass for a torn tail.
 #[test]
-fn rule_9_an_idle_note_has_its_room_in_a_full_segment() {
+fn rule_9_a_full_segment_has_space_for_an_idle_note() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -586,7 +586,7 @@ fn rule_9_an_idle_note_has_its_room_in_a_full_segment() {
 /// Who looks a key up takes the tables first and the segments then: a place in a segment that the tables still count must
 /// be there.
 #[test]
-fn lookups_learn_that_a_segment_goes_before_it_is_gone() {
+fn lookups_learn_of_a_segments_removal_before_it_happens() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync); 100]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -602,7 +602,7 @@ fn lookups_learn_that_a_segment_goes_before_it_is_gone() {
 /// Who waits for a write sleeps until the writer's holder wakes him. A checkpoint took the writer to learn the store's
 /// identity, and woke nobody: with all others asleep every claim hung for ever.
 #[test]
-fn what_writes_nothing_never_takes_the_writer() {
+fn a_call_that_writes_nothing_never_takes_the_writer() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync); 2]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -619,7 +619,7 @@ fn what_writes_nothing_never_takes_the_writer() {
 /// A leader waits for the writer while another thread's write is held, which then fails. What the leader was about to write
 /// would stand behind a hole.
 #[test]
-fn rule_13_who_waited_for_the_writer_while_a_write_failed_writes_nothing() {
+fn rule_13_a_thread_that_waited_for_the_writer_during_a_failed_write_writes_nothing() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
     let gate = Arc::new(CallGate::default());
@@ -656,7 +656,7 @@ fn rule_13_who_waited_for_the_writer_while_a_write_failed_writes_nothing() {
 /// A thread that looked for a failure before there was one comes to the writer after it. What the failed write took from
 /// the tail is lost, so nothing is left to be written; that must not pass for all being written.
 #[test]
-fn rule_13_behind_a_failed_write_nothing_passes_for_written() {
+fn rule_13_nothing_after_a_failed_write_counts_as_written() {
     for closes_round in [false, true] {
         let mut player = Player::new(World::new());
         player.play(&[Op::Claim(Sync), Op::Pass(20)]).unwrap();
@@ -691,7 +691,7 @@ fn rule_13_nothing_is_placed_in_a_poisoned_log() {
 
 /// A record of before settings made segments smaller: it must not stand over the end of one.
 #[test]
-fn a_record_that_fits_no_segment_ahead_has_no_place() {
+fn a_record_that_fits_no_next_segment_is_refused() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -714,7 +714,7 @@ fn a_record_that_fits_no_segment_ahead_has_no_place() {
 /// Were the file of a forget gone, and that of what it forgets still there, a log without a manifest would say that the key
 /// is there.
 #[test]
-fn a_segment_goes_only_after_the_files_of_those_before_it() {
+fn a_segment_is_removed_only_after_the_files_of_earlier_ones() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync); 200]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
@@ -763,7 +763,7 @@ fn what_an_opening_could_not_list_goes_before_the_next_segment_does() {
 
 /// It was "nothing given back", and "all of it judged": then a segment would have gone unread.
 #[test]
-fn a_segment_that_is_not_the_oldest_or_not_listed_is_a_bug_of_ours() {
+fn removing_a_segment_not_the_oldest_or_unlisted_is_a_bug() {
     let of_another: [fn(&Log) -> Error; 3] = [
         |log| log.drop_oldest(2, |_| (), |_, _| panic!("told")).unwrap_err(),
         |log| {
@@ -796,7 +796,7 @@ fn a_segment_that_is_not_the_oldest_or_not_listed_is_a_bug_of_ours() {
 /// The sum of all reserves was clamped at 0 then: what the other claims relied on was no longer kept, and a full disk refused
 /// their results.
 #[test]
-fn a_reserve_that_is_given_back_twice_is_a_bug_of_ours() {
+fn releasing_a_reserve_twice_is_a_bug() {
     let body = Body { key: b"k", ..Body::default() };
     let of_more: [&dyn Fn(&Log); 4] = [
         &|log| log.release(2 * RESERVE + 1),
@@ -828,7 +828,7 @@ fn a_reserve_that_is_given_back_twice_is_a_bug_of_ours() {
 
 /// A record that recovery moved, and that the index could not follow: its key would have read as damaged, or free.
 #[test]
-fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons() {
+fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons_the_store() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Claim(Flush), Op::Claim(Flush)]).unwrap();
     let disk = player.world.disk.kill_clone();
@@ -846,7 +846,7 @@ fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons() {
 
 /// Such bytes would say that the manifest is older than the log. Without a clean end they are cut like a torn tail.
 #[test]
-fn a_close_over_bytes_that_rotted_behind_the_end_is_not_clean() {
+fn a_close_with_rotten_bytes_after_the_end_is_not_clean() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
     let at = player.opened.as_ref().unwrap().log.tail.lock().at + 100;
@@ -860,7 +860,7 @@ fn a_close_over_bytes_that_rotted_behind_the_end_is_not_clean() {
 
 /// What stood in it would stand behind the log's end.
 #[test]
-fn a_spare_that_is_not_zeros_becomes_no_segment() {
+fn a_spare_with_nonzero_bytes_becomes_no_segment() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
     while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() == Due::Now {}

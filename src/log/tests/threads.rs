@@ -74,7 +74,7 @@ fn run_beside_upkeep(log: &Log, each: impl Fn(u32) + Send + std::marker::Sync) {
 }
 
 #[test]
-fn sixty_four_threads_at_sync_find_everything_again() {
+fn sixty_four_threads_at_sync_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let each = if is_long() { 500 } else { 20 };
     let log = open_real(dir.path(), &mut BTreeSet::new());
@@ -102,7 +102,7 @@ fn sixty_four_threads_at_sync_find_everything_again() {
 }
 
 #[test]
-fn threads_at_all_levels_and_readers_of_what_others_wrote() {
+fn threads_at_all_levels_read_what_others_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_real(dir.path(), &mut BTreeSet::new());
     log.begin_writing(&mut |_, _| Ok(())).unwrap();

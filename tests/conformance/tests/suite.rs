@@ -70,6 +70,6 @@ fn the_model_in_memory_conforms() {
 }
 
 #[test]
-fn a_backend_of_one_s_own_conforms() {
+fn a_custom_backend_conforms() {
     println!("{} cases", check(|| Remote(Sim::small(1))));
 }
