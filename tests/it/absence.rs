@@ -7,8 +7,8 @@ use onlyonce::admin::Health;
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{Claim, Durability, ErrorKind, Operation};
 
-/// A forget took the key out of the index when it was placed. While its sync was still under way, others were
-/// told that the key was absent, and a claim at `Flush` was granted; a power loss then brought the key back.
+/// A forget removed the key from the index when it was placed. While its sync was still in flight, other calls saw the
+/// key as absent, and a claim at `Flush` was granted; a power loss then brought the key back.
 #[test]
 fn absence_by_a_forget_is_shown_only_once_the_forget_is_durable() {
     let sim = Sim::small(1);
@@ -51,8 +51,8 @@ fn absence_by_a_forget_that_failed_is_not_shown() {
     assert!(sim.after(SimCrash::NONE).open().unwrap().get("k").unwrap().is_some());
 }
 
-/// A close looked at whether the log was writing before it waited for whoever was about to begin that; the
-/// claim was then granted by a store that had let go of its directory.
+/// A close checked whether the log was writing before it waited for calls about to begin that. The claim was then granted
+/// by a store that had released its directory.
 #[test]
 fn a_close_during_the_first_write_grants_nothing_afterwards() {
     let sim = Sim::small(1);

@@ -1,4 +1,4 @@
-//! Many marks at once: an answer each, one write and one sync for all.
+//! Batches of marks: an answer each, one write and one sync for all.
 
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, ErrorKind, Mark, Operation, Policy, Store};

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 const ROLE: &str = "ONLYONCE_TEST_ROLE";
 
-/// This binary in a role; what it prints comes through a pipe.
+/// Starts this binary in a role; its output comes through a pipe.
 pub(crate) fn child(role: &str, dir: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -47,8 +47,8 @@ pub(crate) fn small() -> StoreBuilder {
     Store::builder().segment_bytes(64 << 10).result_bytes_max(1 << 10)
 }
 
-/// Claims and completes at Flush and Sync until it is killed, saying before each call what it is about to do,
-/// and after it what it was told.
+/// Claims and completes at Flush and Sync until it is killed. Prints before each call what it is about to do, and after
+/// it the answer.
 fn pairs(dir: &Path, round: &str) {
     println!("opening");
     let store = small().open_or_create(dir).unwrap();
@@ -67,7 +67,7 @@ fn pairs(dir: &Path, round: &str) {
                     };
                     println!("claimed {key} {}", claim.token());
                     if n % 7 == 3 {
-                        // Left to the kill, or to whoever looks.
+                        // Kept for the kill, or for inspection.
                         std::mem::forget(claim);
                         continue;
                     }

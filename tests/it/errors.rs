@@ -1,4 +1,4 @@
-//! What can be wrong with a path, a disk or a format: each an error that says what happened and what to do.
+//! Problems of a path, a disk or a format: each is an error that says what happened and what to do.
 
 use crate::child::{self, small};
 use crate::script::tiny;
@@ -26,13 +26,13 @@ fn the_error_of_a_missing_directory_names_it_and_the_call_that_creates_one() {
         check(&error, ErrorKind::NotFound, &missing, &["there is no store", "open_or_create"]);
         assert!(!missing.exists(), "open creates nothing");
     }
-    // The parents are made as well.
+    // The parents are created as well.
     let deep = dir.path().join("no/such/place/keys");
     drop(Store::open_or_create(&deep).unwrap());
     drop(Store::open(&deep).unwrap());
 }
 
-/// A mount point whose volume isn't there: every key would be new.
+/// A mount point whose volume isn't mounted: every key would be new.
 #[test]
 fn an_empty_directory_is_not_a_store() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,7 +69,7 @@ fn a_file_in_place_of_a_directory_is_reported_as_such() {
     assert_eq!(std::fs::read(&file).unwrap(), b"no store");
 }
 
-/// Such a directory let the store open, and then failed every claim for good, with no word on how to mend it.
+/// Such a directory let the store open, and then failed every claim for good, without naming a remedy.
 #[test]
 fn a_directory_in_place_of_a_file_is_reported_by_the_open() {
     for name in ["MANIFEST.next", "log/spare.new", "log/spare-99"] {
@@ -107,8 +107,8 @@ fn the_error_of_a_full_disk_names_the_next_step() {
     claim.complete("it has its room").unwrap();
 }
 
-/// Somebody took the permission to change the directory away: nothing was half-written, and the store goes on once it is
-/// given back. It was poisoned.
+/// The permission to change the directory is withdrawn: nothing is half-written, and the store continues once it is
+/// granted again. It was poisoned.
 #[test]
 fn a_read_only_directory_is_not_a_failure_of_the_store() {
     let sim = Sim::small(7);
@@ -159,7 +159,7 @@ fn an_error_of_the_system_is_reported_with_its_remedy() {
                 break;
             }
             let Err(error) = done else { continue };
-            // What fails in the midst of a change is more than a permission.
+            // A failure in the middle of a change is more than a permission.
             if error.kind() == ErrorKind::Io {
                 let path = error.path().unwrap().to_path_buf();
                 check(&error, ErrorKind::Io, &path, &[word]);
@@ -192,7 +192,7 @@ fn a_read_only_file_system_is_reported_as_such() {
     let new = view.join("new");
     check(&small().open_or_create(&new).unwrap_err(), ErrorKind::Io, &new, &["read-only: "]);
     assert!(crate::process::files(&keys) == before);
-    // Whoever may write goes on.
+    // A process with the permission continues.
     drop(small().open(&keys).unwrap());
 }
 
@@ -244,7 +244,7 @@ fn a_network_file_system_is_refused_unless_allowed() {
 pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    /// `None` if this user or this machine can't.
+    /// Returns `None` if this user or this machine can't.
     pub(crate) fn new(
         options: &[&str],
         what: &Path,
@@ -269,7 +269,7 @@ impl Drop for Mounted {
     }
 }
 
-/// A link to a volume that isn't mounted: said, and not followed for ever.
+/// A link to an unmounted volume is reported, and not followed for ever.
 #[test]
 fn a_dangling_link_is_reported() {
     let dir = tempfile::tempdir().unwrap();
@@ -284,7 +284,7 @@ fn a_dangling_link_is_reported() {
     assert!(!dir.path().join("not-mounted").exists());
 }
 
-/// A store that was opened by a relative path stays where it is when the process goes elsewhere.
+/// A store opened by a relative path keeps its place when the process changes directory.
 #[test]
 fn a_store_keeps_its_path_when_the_process_changes_directory() {
     let dir = tempfile::tempdir().unwrap();
@@ -332,7 +332,7 @@ pub(crate) fn goes(dir: &Path) {
     println!("closed");
 }
 
-/// An `Arc` stood around it, so nobody found it there.
+/// An `Arc` wrapped it, so downcasts failed.
 #[test]
 fn the_error_of_the_system_is_the_source() {
     let sim = Sim::small(1);
@@ -343,7 +343,7 @@ fn the_error_of_the_system_is_the_source() {
     assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
 }
 
-/// What the system said, and where, stood in the source alone: `{e}` and `unwrap` showed neither.
+/// The error of the system and its place were in the source alone: `{e}` and `unwrap` showed neither.
 #[test]
 fn the_message_names_the_file_and_the_error_of_the_system() {
     let sim = Sim::small(1);
@@ -375,7 +375,7 @@ fn the_message_names_the_file_and_the_error_of_the_system() {
     }
 }
 
-/// Whoever met damage was told where, and not what to do.
+/// An error for damage said where, and not what to do.
 #[test]
 fn damage_names_the_next_step_once() {
     let sim = Sim::small(1);
@@ -389,7 +389,7 @@ fn damage_names_the_next_step_once() {
     let error = store.get("k").unwrap_err();
     check(&error, ErrorKind::Corrupt, Path::new(log), &["verify", "backup", "admin::repair"]);
     assert!(format!("{error:?}").starts_with("Corrupt: "), "{error:?}");
-    // A list of damages is what verify was asked for.
+    // A list of damages is what verify was called for.
     let found = store.verify().unwrap();
     assert!(!found.damages.is_empty());
     assert!(found.damages.iter().all(|damage| !damage.to_string().contains("backup")));

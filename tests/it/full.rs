@@ -1,4 +1,4 @@
-//! A store that is full, and the way back: forgets and compaction have their room.
+//! A full store, and the way back: forgets and compaction have their space.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use onlyonce::admin::Health;
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Store, StoreBuilder};
 
-/// What is used up.
+/// The limit that is used up.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Full {
     Disk,
@@ -23,7 +23,7 @@ fn builder(full: Full) -> StoreBuilder {
     if full == Full::Budget { builder.disk_bytes_max(MOST) } else { builder }
 }
 
-/// What fills it: marks, whose copies are longer than they, or results.
+/// What fills it: marks, whose copies are longer than the originals, or results.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum What {
     Marks,
@@ -51,7 +51,7 @@ fn key(what: What, n: u64) -> String {
 fn fill(store: &Store, what: What, from: u64) -> u64 {
     for n in from.. {
         if n % 50 == 0 {
-            // As a background does, which finds out early that there is no room.
+            // Like a background, which finds out early that there is no space.
             let _ = store.step();
         }
         if let Err(e) = put(store, what, n) {
@@ -69,7 +69,7 @@ fn filled(full: Full, what: What) -> (Sim, Store, u64) {
     }
     let store = sim.open_with(builder(full)).unwrap();
     let count = fill(&store, what, 0);
-    // What else there is room for, and once more after the background had its turn.
+    // Other records that still fit, and once more after the background had its turn.
     for _ in 0..20 {
         let _ = store.step();
         sim.advance(Duration::from_secs(1));
@@ -80,7 +80,7 @@ fn filled(full: Full, what: What) -> (Sim, Store, u64) {
     (sim, store, count)
 }
 
-/// Refused sixty times of sixty, and `compact` as well, while the message said "forget keys".
+/// It was refused sixty times of sixty, and `compact` as well, while the message said "forget keys".
 #[test]
 fn forgetting_half_of_a_full_store_frees_its_space() {
     for full in BOTH {
@@ -106,13 +106,13 @@ fn forgetting_half_of_a_full_store_frees_its_space() {
     }
 }
 
-/// Nothing calls `compact`: the forget that finds no room left waits for what was forgotten to be given back.
+/// Nothing calls `compact`: the forget that finds no space waits for the reclaim of forgotten keys.
 #[test]
 fn single_forgets_free_space_without_a_compaction_call() {
     for full in BOTH {
         let (context, what) = (format!("{full:?}"), What::Results);
         let (_, store, count) = filled(full, what);
-        // The youngest first: the oldest segments are alive as a whole.
+        // The youngest first: the oldest segments are live as a whole.
         for n in (0..count).rev() {
             let forgotten = store.forget(key(what, n));
             assert!(forgotten.unwrap_or_else(|e| panic!("{context}: forget {n} of {count}: {e}")));
@@ -122,7 +122,7 @@ fn single_forgets_free_space_without_a_compaction_call() {
     }
 }
 
-/// All of it is alive: a compaction goes through what is kept for it, gains nothing, and leaves the store as it was.
+/// All of it is live: a compaction uses its reserve, gains nothing, and leaves the store as it was.
 #[test]
 fn compaction_of_a_full_store_of_live_records_changes_no_answer() {
     for full in BOTH {
@@ -145,8 +145,8 @@ fn compaction_of_a_full_store_of_live_records_changes_no_answer() {
     }
 }
 
-/// A mark takes no more than its forget does, so forgets make no room of it before they leave themselves. They have what
-/// is kept for them; a compaction goes as far as it can, and what it says is so.
+/// A mark takes no more than its forget does, so forgets free no space until they are reclaimed themselves. They have a
+/// reserve; a compaction goes as far as it can, and reports so.
 #[test]
 fn a_store_full_of_marks_can_forget_some_and_stays_whole() {
     for full in BOTH {
@@ -176,7 +176,7 @@ fn a_store_full_of_marks_can_forget_some_and_stays_whole() {
     }
 }
 
-/// The log is one segment, and there is one spare: what is alive goes into that.
+/// The log is one segment, and there is one spare: live records move into that.
 #[test]
 fn a_disk_of_two_segments_can_be_emptied() {
     let sim = Sim::new(1);
@@ -184,7 +184,7 @@ fn a_disk_of_two_segments_can_be_emptied() {
     let store = sim.open_with(small()).unwrap();
     assert!(store.mark("first").unwrap().is_first());
     while store.step().unwrap() == Duration::ZERO {}
-    // The index takes a bit.
+    // The index takes a little.
     sim.set_disk_bytes_max(sim.disk_bytes() + (16 << 10));
     let count = fill(&store, What::Results, 0);
     for n in 0..count {
@@ -196,7 +196,7 @@ fn a_disk_of_two_segments_can_be_emptied() {
     assert!(!store.mark("first").unwrap().is_first());
 }
 
-/// What is kept for compaction serves for the file of the keys that are to be remembered, too.
+/// The reserve of compaction serves for the file of remembered keys, too.
 #[test]
 fn expired_keys_can_be_remembered_on_a_full_disk() {
     for full in BOTH {
@@ -221,7 +221,7 @@ fn expired_keys_can_be_remembered_on_a_full_disk() {
     }
 }
 
-/// Each refusal of a mark took a sample of the log, some thousand reads.
+/// Each refused mark took a sample of the log, some thousand reads.
 #[test]
 fn a_refusal_reads_nothing_of_the_log() {
     for full in BOTH {
@@ -242,7 +242,7 @@ fn a_refusal_reads_nothing_of_the_log() {
     }
 }
 
-/// On a full disk `health` said `Writable`, and the background had no trouble.
+/// On a full disk `health` said `Writable`, and the background reported no trouble.
 #[test]
 fn the_status_shows_that_space_is_missing_and_that_it_is_back() {
     for full in BOTH {
@@ -256,7 +256,7 @@ fn the_status_shows_that_space_is_missing_and_that_it_is_back() {
         let mut count = 0;
         while let Ok(()) = put(&store, What::Results, count) {
             work();
-            // Before anybody is refused, and before the last few that need less than others.
+            // Before any call is refused, and before the last few that need less than others.
             warned |= store.stats().background_error.is_some();
             told_early += u64::from(!store.health().is_writable());
             count += 1;
@@ -275,7 +275,7 @@ fn the_status_shows_that_space_is_missing_and_that_it_is_back() {
         work();
         assert!(matches!(store.health(), Health::Full { since: still, .. } if still == since));
         assert!(!store.health().is_writable());
-        // Whoever needs less room has some.
+        // A call that needs less space gets it.
         for n in 0..count / 2 {
             assert!(store.forget(key(What::Results, n)).unwrap());
         }
@@ -297,7 +297,8 @@ fn the_status_shows_that_space_is_missing_and_that_it_is_back() {
     }
 }
 
-/// The record that says how far the log is durable is the first one that need not be: nobody is told of it before it is.
+/// The note that says how far the log is durable is the first record that may be missing: no call is answered from it
+/// before it is durable.
 #[test]
 fn an_unsynced_tail_gives_no_answer_without_space_for_its_copy() {
     let sim = Sim::new(1);

@@ -1,6 +1,6 @@
-//! The small corpora of the fuzz targets, replayed: what was found once stays found.
+//! The small corpora of the fuzz targets, replayed, so that fixed findings stay fixed.
 //!
-//! Made anew, mostly from the stores in `tests/data/v1`, by
+//! Written again, mostly from the stores in `tests/data/v1`, by
 //!
 //! ```sh
 //! ONLYONCE_WRITE_CORPUS=1 cargo test --test it fuzz_corpus::
@@ -50,7 +50,7 @@ fn records(segment: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Small ones: closed, killed, killed and recovered.
+/// Small stores: closed, killed, killed and recovered.
 fn stores() -> Vec<(&'static str, Sim)> {
     let names = ["closed", "killed", "recovered"];
     let made = names.map(|name| {
@@ -94,7 +94,7 @@ fn make() {
                 kinds.push(kind);
             }
         }
-        // The header and the first records; a segment says its own capacity.
+        // The header and the first records; a segment states its own capacity.
         let mut short = segment[..2048].to_vec();
         short[48..56].copy_from_slice(&2048_u64.to_le_bytes());
         write("segment", store, &short);

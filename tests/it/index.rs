@@ -1,6 +1,6 @@
 //! Tables, merges, mending and compaction, one rule or one bug at a time.
 //!
-//! What random lives and crashes at every call show by and by is shown here at once, and by name.
+//! Shows by name, one at a time, what random lives and crashes at every call find in the long run.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use onlyonce::{Claim, ClaimGuard, Durability, ErrorKind, Operation, Policy, Resu
 
 use crate::script::rot_tables;
 
-/// Tiny segments; so many keys in memory make a checkpoint due.
+/// Tiny segments; this many keys in memory make a checkpoint due.
 pub(crate) fn open(sim: &Sim, keys: u64) -> Store {
     let builder =
         Store::builder().segment_bytes(16 << 10).result_bytes_max(2048).index_memory_max(64 * keys);
@@ -38,7 +38,7 @@ pub(crate) fn long(n: u64) -> String {
     format!("{n:0>3900}")
 }
 
-/// All that is due now.
+/// Does all work that is due now.
 pub(crate) fn work(store: &Store) -> Result<Duration> {
     for _ in 0..2000 {
         let due = store.step()?;
@@ -49,7 +49,7 @@ pub(crate) fn work(store: &Store) -> Result<Duration> {
     panic!("background work without an end");
 }
 
-/// All that is due in some seconds.
+/// Does all work that is due within some seconds.
 pub(crate) fn rest(sim: &Sim, store: &Store) {
     for _ in 0..4 {
         work(store).unwrap();
@@ -63,8 +63,8 @@ pub(crate) fn files(sim: &Sim, end: &str) -> Vec<PathBuf> {
     sim.files().into_iter().map(|(path, _)| path).filter(is_one).collect()
 }
 
-/// A checkpoint is held where it makes its table's file, and where it exchanges manifests. Claims meanwhile write to
-/// the segment, sync it at `Sync`, and do nothing else.
+/// A checkpoint is held where it creates the file of its table, and where it exchanges manifests. Claims meanwhile write
+/// to the segment, sync it at `Sync`, and make no other call.
 #[test]
 fn claims_during_a_checkpoint_make_no_calls_for_it() {
     for hold in [Sim::hold_create, Sim::hold_exchange] {
@@ -99,8 +99,7 @@ fn claims_during_a_checkpoint_make_no_calls_for_it() {
     }
 }
 
-/// A large table was mended in pieces as large as memory: more of them than a manifest may list, and no opening
-/// believed it.
+/// A large table was mended in pieces as large as memory: more of them than a manifest may list, so no open accepted it.
 #[test]
 fn a_large_table_mended_with_little_memory_stays_one_table() {
     let sim = Sim::small(7);
@@ -120,7 +119,7 @@ fn a_large_table_mended_with_little_memory_stays_one_table() {
     assert!(store.verify().unwrap().is_whole());
 }
 
-/// Memory took all that a damaged table had held, whatever it may take, and what newer ones hold with it.
+/// Memory took every key of a damaged table and of the newer ones, beyond its limit.
 #[test]
 fn a_damaged_table_larger_than_memory_is_sealed_again_before_any_answer() {
     for (newer, map) in [(0, true), (40, true), (40, false)] {
@@ -161,7 +160,7 @@ fn a_damaged_table_larger_than_memory_is_sealed_again_before_any_answer() {
     }
 }
 
-/// Room for a table is nowhere, or not within the budget: what is known is answered all the same.
+/// A table finds no space on the disk or in the budget: lookups are answered all the same.
 #[test]
 fn memory_replaces_a_damaged_table_of_any_size_without_space() {
     for (killed, budget) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -185,7 +184,7 @@ fn memory_replaces_a_damaged_table_of_any_size_without_space() {
         }
         let look = |store: &Store, has_room: bool| {
             assert!((0..200).all(|n| is_marked(store, "k", n)), "{context}");
-            // What a killed opening left unsynced waits for room.
+            // The unsynced tail of a killed open waits for space.
             if has_room || !killed {
                 assert!((0..10).all(|n| is_marked(store, "late", n)), "{context}");
                 assert!(!is_marked(store, "k", 200), "{context}");
@@ -209,7 +208,7 @@ fn memory_replaces_a_damaged_table_of_any_size_without_space() {
     }
 }
 
-/// A killed store of a thousand keys in a table and one that came later.
+/// A killed store with a thousand keys in a table and one newer key.
 fn killed_with_a_table() -> Sim {
     let sim = Sim::small(7);
     let store = open(&sim, 1000);
@@ -222,7 +221,7 @@ fn killed_with_a_table() -> Sim {
     sim
 }
 
-/// An opening that found no room for a table had used up what is kept for the fork of a killed log.
+/// An open that found no space for a table had used up the reserve for the fork of a killed log.
 #[test]
 fn a_killed_store_with_a_damaged_table_continues_where_a_whole_one_does() {
     let marked = |is_damaged: bool| {
@@ -235,7 +234,7 @@ fn a_killed_store_with_a_damaged_table_continues_where_a_whole_one_does() {
         let mut marked = 0;
         for n in 0..400_u64 {
             marked += u64::from(store.mark(("new", n)).is_ok());
-            // It may well fail.
+            // It may fail.
             let _ = store.step();
         }
         assert!(is_marked(&store, "late", 0) && is_marked(&store, "k", 7));
@@ -245,8 +244,8 @@ fn a_killed_store_with_a_damaged_table_continues_where_a_whole_one_does() {
     assert!(whole > 300 && marked(true) > whole / 2, "{whole}");
 }
 
-/// Such an opening made the table, had no room left for the fork, and left the table there: nothing could be written any
-/// more, where a store whose table is whole goes on.
+/// Such an open made the table, had no space left for the fork, and kept the table. No write was possible any more, where
+/// a store whose table is whole continues.
 #[test]
 fn a_discarded_table_takes_no_space_from_the_log() {
     let sim = killed_with_a_table();
@@ -270,8 +269,8 @@ fn a_discarded_table_takes_no_space_from_the_log() {
     }
 }
 
-/// Every merge took in the table that can't be read, failed, and left the younger ones as they were, until there were as
-/// many as a manifest may list and memory grew; and each lookup in it read the log of all its keys again, in vain.
+/// Every merge included the unreadable table, failed, and left the younger ones unmerged until the manifest was full and
+/// memory grew. Each lookup in it read the log of all its keys again, in vain.
 #[test]
 fn a_table_that_can_t_be_rebuilt_does_not_stop_merges_of_others() {
     let sim = Sim::small(7);
@@ -300,7 +299,7 @@ fn a_table_that_can_t_be_rebuilt_does_not_stop_merges_of_others() {
     assert!(store.stats().background_error.is_some());
 }
 
-/// A walk that met a damaged bucket met it again and again, without an end.
+/// A walk that met a damaged bucket met it again and again, without end.
 #[test]
 fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
     for map in [true, false] {
@@ -321,7 +320,7 @@ fn a_walk_over_a_damaged_table_ends_and_the_next_is_whole() {
     }
 }
 
-/// Bytes of the log that the record of a key stands in, changed; of the oldest segment that has it.
+/// Changes bytes of the record of a key, in the oldest segment that has one.
 fn rot_key(sim: &Sim, key: &str) -> PathBuf {
     for path in files(sim, "log") {
         let bytes = sim.read_file(&path).unwrap();
@@ -334,8 +333,8 @@ fn rot_key(sim: &Sim, key: &str) -> PathBuf {
     panic!("no such key in the log");
 }
 
-/// A bad record keeps its segment. Compaction then failed again and again, and nothing else of the background's work
-/// was done any more: tables were sealed and never merged.
+/// A bad record keeps its segment. Compaction then failed again and again and stopped all other background work: tables
+/// were sealed and never merged.
 #[test]
 fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
     let sim = Sim::small(7);
@@ -369,11 +368,11 @@ fn a_bad_record_in_the_oldest_segment_stays_and_stops_nothing_else() {
     };
     check(&store);
     sim.kill();
-    // What lies behind the tables is read; the bad record lies before them.
+    // The part after the tables is read; the bad record lies before them.
     check(&open(&sim, 4));
 }
 
-/// Compaction asked a damaged table and gave up, until by chance a lookup had it mended.
+/// Compaction asked a damaged table and failed until a lookup happened to mend it.
 #[test]
 fn a_damaged_table_that_compaction_meets_is_mended() {
     let sim = Sim::small(7);
@@ -391,7 +390,7 @@ fn a_damaged_table_that_compaction_meets_is_mended() {
     assert!((0..60).all(|n| store.get(long(n)).unwrap().is_some() == (n >= 55)));
 }
 
-/// A segment that was judged, its last dead record behind a note, waited for a sync that nobody called for.
+/// A judged segment, its last dead record before a note, waited for a sync that no call made.
 #[test]
 fn an_idle_store_reclaims_dead_records_and_falls_silent() {
     let sim = Sim::small(7);
@@ -404,7 +403,7 @@ fn an_idle_store_reclaims_dead_records_and_falls_silent() {
     rest(&sim, &store);
     let before = store.stats().segments;
     sim.advance(2 * day);
-    // As a thread would: it sleeps as long as it is told.
+    // Like the background thread, it sleeps as long as the step says.
     let mut slept = Duration::ZERO;
     let mut steps = 0;
     while slept < Duration::from_secs(7200) {
@@ -419,7 +418,7 @@ fn an_idle_store_reclaims_dead_records_and_falls_silent() {
     assert_eq!(store.iter().count(), 0);
 }
 
-/// A roll gave up the rest of a segment in which the results of claims in flight had their room.
+/// A roll released the rest of a segment in which the results of claims in flight had their reserve.
 #[test]
 fn compaction_leaves_the_reserves_of_claims_untouched() {
     for (count, pages) in (2..18).flat_map(|count| [0, 5, 9, 17].map(|pages| (count, pages))) {
@@ -465,8 +464,8 @@ fn records_being_moved_when_a_write_fails_are_still_answered() {
     assert!(poisoned > 5, "{poisoned}");
 }
 
-/// The keys in memory counted for as much as those of all tables, however few they were: a store whose tables held
-/// nothing but expired keys was taken to be alive.
+/// The keys in memory counted for as much as those of all tables, however few they were. A store whose tables held only
+/// expired keys was taken for live.
 #[test]
 fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
     let sim = Sim::small(7);
@@ -492,7 +491,7 @@ fn a_few_live_keys_in_memory_do_not_keep_dead_tables() {
     assert!((0..500).all(|n| is_marked(&store, "new", n)));
 }
 
-/// Where there is no room for a table, what is dead is given back all the same: that makes the room.
+/// Dead records are reclaimed even without space for a table: that makes the space.
 #[test]
 fn compaction_without_space_for_a_table_continues_and_makes_space() {
     let sim = Sim::small(7);
@@ -500,7 +499,7 @@ fn compaction_without_space_for_a_table_continues_and_makes_space() {
     (0..40).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
     rest(&sim, &store);
     (0..40).for_each(|n| assert!(store.forget(long(n)).unwrap()));
-    // Room in segments, none for a table.
+    // Space in segments, none for a table.
     (0..300).for_each(|n| mark(&store, "k", n));
     sim.set_disk_bytes_max(sim.disk_bytes());
     for _ in 0..100 {
@@ -514,7 +513,7 @@ fn compaction_without_space_for_a_table_continues_and_makes_space() {
     assert!((1000..1010).all(|n| store.mark(("k", n)).unwrap().is_first()));
 }
 
-/// A close that finds no room for a table is clean all the same, and so is one whose merge has none.
+/// A close without space for a table or for a merge is still clean.
 #[test]
 fn tables_wait_for_space_and_a_close_needs_none() {
     for files_max in [false, true] {
@@ -536,7 +535,7 @@ fn tables_wait_for_space_and_a_close_needs_none() {
         let store = open(&sim, 4);
         assert!(store.stats().opening.was_clean);
         assert!((0..40).all(|n| is_marked(&store, "k", n)));
-        // No reopening when there is room again.
+        // Space returns without a reopen.
         sim.set_disk_bytes_max(u64::MAX);
         sim.set_disk_files_max(u64::MAX);
         mark(&store, "k", 40);
@@ -546,7 +545,7 @@ fn tables_wait_for_space_and_a_close_needs_none() {
     }
 }
 
-/// A close that leaves its places in memory is clean, too, and the next opening reads all of the log.
+/// A close that leaves its entries in memory is clean, too, and the next open reads all of the log.
 #[test]
 fn an_open_after_a_clean_close_reads_no_record() {
     let sim = Sim::small(7);
@@ -566,7 +565,7 @@ fn an_open_after_a_clean_close_reads_no_record() {
     assert!((0..80).all(|n| is_marked(&store, "k", n)));
 }
 
-/// The whole index, in one way or another, gone while nobody had the store open.
+/// Ways in which the whole index goes missing while the store is closed.
 #[test]
 fn a_missing_index_is_rebuilt() {
     for how in 0..4 {
@@ -665,8 +664,8 @@ fn keys_that_share_a_hash_are_distinguished() {
     }
 }
 
-/// A claim whose record is moved under it: its guard, its lease and its token are as before, and so is the
-/// question of an interrupted attempt.
+/// The record of a claim moves: its guard, its lease and its token stay as before, and so does the question of an
+/// interrupted attempt.
 #[test]
 fn claims_and_questions_outlive_the_segment_of_their_record() {
     for keys in [2, 1000] {
@@ -715,8 +714,8 @@ fn claims_and_questions_outlive_the_segment_of_their_record() {
     }
 }
 
-/// What made the records of the oldest segment dead is in no file that was synced yet: if the segment went, and then the
-/// power, nothing would be left of its keys, and they would be granted as new.
+/// The records that replace those of the oldest segment are in no synced file yet. If the segment were removed and power
+/// lost then, its keys would be granted as new.
 #[test]
 fn a_segment_stays_until_the_records_that_replace_its_own_are_durable() {
     let sim = Sim::small(7);
@@ -744,7 +743,7 @@ fn a_segment_stays_until_the_records_that_replace_its_own_are_durable() {
     assert!((0..8).all(|n| store.get(key(n)).unwrap().is_some()));
 }
 
-/// A forget is dead once its segment is judged, and hides an older record of the same segment until that goes.
+/// A forget is dead once its segment is judged. It hides an older record of the same segment until that is removed.
 #[test]
 fn a_forget_hides_its_key_until_the_segment_is_removed() {
     let sim = Sim::small(7);
@@ -767,8 +766,8 @@ fn a_forget_hides_its_key_until_the_segment_is_removed() {
     assert!(!files(&sim, "log").contains(&oldest), "it never goes");
 }
 
-/// A full segment is mapped as long as its file is. Where that could not be told, it was mapped empty, and every record
-/// in it was damage from then on.
+/// A full segment is mapped as long as its file is. Where that length could not be read, an empty map was made, and every
+/// record counted as damaged.
 #[test]
 fn a_call_that_fails_once_reports_no_record_as_damaged() {
     for after in 0..8 {
@@ -786,7 +785,7 @@ fn a_call_that_fails_once_reports_no_record_as_damaged() {
     }
 }
 
-/// A sector under a table's header that the device can't read any more kept the whole store from opening.
+/// One unreadable sector under the header of a table kept the whole store from opening.
 #[test]
 fn a_table_that_the_device_cannot_read_is_rebuilt() {
     let (mut mended, mut refused) = (0, 0);
@@ -812,7 +811,7 @@ fn a_table_that_the_device_cannot_read_is_rebuilt() {
     assert!(mended > 0);
 }
 
-/// A slot of a segment that went takes room, and a read in vain, until it is merged away.
+/// A slot of a removed segment takes space, and a read in vain, until it is merged away.
 #[test]
 fn a_merge_omits_entries_of_removed_segments() {
     let sim = Sim::small(7);
@@ -826,13 +825,13 @@ fn a_merge_omits_entries_of_removed_segments() {
     assert!(store.stats().keys > 40, "those that moved count twice");
     store.merge_index().unwrap();
     let stats = store.stats();
-    // What has moved out of a segment that is there still has two.
+    // A record that moved out of a segment that still exists has two slots.
     assert!(stats.keys < stats.records, "{stats:?}");
     assert!((0..40).all(|n| store.get(long(n)).unwrap().is_some()));
 }
 
-/// What the index doesn't know may be anybody's newest record: not to be given back. (Here the index has all keys under
-/// other hashes than they have now, which is what a bug of it would look like.)
+/// A record that the index doesn't know may be the newest of its key, so it is not reclaimed. (The index of this test has
+/// all keys under other hashes, as a bug might.)
 #[test]
 fn a_record_missing_from_the_index_stops_compaction() {
     let sim = Sim::small(7);
@@ -855,7 +854,7 @@ fn a_record_missing_from_the_index_stops_compaction() {
     assert!((0..30).all(|n| is_marked(&store, "k", n)));
 }
 
-/// Of each file the first damage was told, and a damaged bucket once more for each key that was looked up in it.
+/// The first damage of each file was reported, and a damaged bucket once more for each key looked up in it.
 #[test]
 fn every_damage_is_reported_exactly_once() {
     let sim = Sim::small(7);
@@ -875,7 +874,7 @@ fn every_damage_is_reported_exactly_once() {
     let buckets = [0_u64, 5, 6, 200].map(|bucket| (table.clone(), 128 + bucket * 64));
     let mut damaged: Vec<_> = pages.into_iter().chain(buckets).collect();
     damaged.iter().for_each(|(path, at)| sim.flip_byte(path, at + 9, 1).unwrap());
-    // Neighbours are one.
+    // Adjacent damages count as one.
     damaged.retain(|damage| {
         *damage != (table.clone(), 128 + 6 * 64) && *damage != (expired.clone(), 2 * 4096)
     });
@@ -904,7 +903,7 @@ fn a_key_that_expired_twice_reports_its_newer_life() {
         sim.advance(2 * hour);
         assert!(store.compact(u64::MAX).unwrap().is_complete());
     };
-    // So many that the second file, of one key, doesn't take them in.
+    // So many that the second file, of one key, doesn't include them.
     for n in 0..8 {
         live(("k", n), 50 * hour);
     }
@@ -919,7 +918,7 @@ fn a_key_that_expired_twice_reports_its_newer_life() {
     assert!(told.remembered_until() >= completed + 90 * hour, "{told:?}, completed {completed:?}");
 }
 
-/// The power fails at each call of a compaction, which writes a table and a file of remembered keys before it lists them.
+/// Power is lost at each call of a compaction, which writes a table and a file of remembered keys before it lists them.
 #[test]
 fn the_first_write_after_an_open_removes_unlisted_index_files() {
     let sim = Sim::small(7);
@@ -959,8 +958,8 @@ fn the_first_write_after_an_open_removes_unlisted_index_files() {
     assert!(tables > 0 && remembered > 0, "{tables} tables, {remembered} files were left");
 }
 
-/// Those who claim meanwhile share the log with it: it waits a millisecond for each 64 KiB of a piece, in simulated time.
-/// Pieces that end with their segment are smaller, and what is left of a division adds up.
+/// Claims meanwhile share the log with compaction: it waits a millisecond of simulated time for each 64 KiB of a piece.
+/// Pieces that end with their segment are smaller, and remainders of the division add up.
 #[test]
 fn compaction_in_the_background_moves_at_a_bounded_rate() {
     let sim = Sim::small(7);
@@ -989,8 +988,8 @@ fn compaction_in_the_background_moves_at_a_bounded_rate() {
     assert!(waited.as_millis() as u64 >= moved / (256 << 10), "{moved} bytes in {waited:?}");
 }
 
-/// A close seals what its life wrote, and takes in tables as small. Each of these is a little smaller than the one before, so
-/// that none is taken in; and nobody merges.
+/// A close seals the keys of its life and includes tables that are as small. Each of these is a little smaller than the
+/// one before, so none is included; and nothing merges.
 #[test]
 fn the_list_of_tables_never_exceeds_what_an_open_accepts() {
     let sim = Sim::new(7);
@@ -1013,8 +1012,8 @@ fn the_list_of_tables_never_exceeds_what_an_open_accepts() {
     assert!(store.verify().unwrap().is_whole());
 }
 
-/// The originals of what compaction moved are gone, or about to go: a file that holds nothing else is part of the log, and a
-/// manifest that doesn't list it is older. What holds nothing but a recovery's copies is a leftover.
+/// The originals of records that compaction moved are removed, or about to be: a file that holds nothing else is part of
+/// the log, and a manifest that doesn't list it is older. A file that holds only copies of a recovery is a leftover.
 #[test]
 fn a_segment_of_moved_records_is_not_a_leftover() {
     let sim = Sim::new(7);
@@ -1038,7 +1037,7 @@ fn a_segment_of_moved_records_is_not_a_leftover() {
     assert!(error.to_string().contains("the manifest is older than the log"), "{error}");
 }
 
-/// The first copy stands exactly where the log is durable up to, so it isn't. It stays so over several pieces of work.
+/// The first copy stands exactly at the durable end, so it isn't durable. It stays so over several pieces of work.
 #[test]
 fn a_copy_at_the_durable_end_is_answered_from_its_original() {
     for pieces in 1..6 {

@@ -1,8 +1,8 @@
-//! Random lives of a store beside the spec: every call, every level, crashes, clocks.
+//! Random lives of a store and the spec: every call, every level, crashes, clocks.
 //!
-//! After a crash the spec allows exactly what the levels allow. The log is a sequence, so what survives is a
-//! prefix of what was written, and it holds at least everything acknowledged, or shown, at a level that the
-//! crash can't take back. Which prefix it is, the keys tell.
+//! After a crash the spec allows exactly what the levels allow. The log is a sequence, so a prefix of the written records
+//! survives. It holds at least everything acknowledged, or shown, at a level that survives the crash. The keys show which
+//! prefix it is.
 //!
 //! `PROPTEST_CASES=100000 cargo test --release --test it model` runs more of them. A failure prints its
 //! shrunk case, and its seed goes to `tests/it/model-regressions.txt`, which every later run tries first.
@@ -26,7 +26,7 @@ const DAY: u64 = 86_400_000;
 enum Op {
     Claim(usize, Ask),
     Mark(usize, Ask),
-    /// The number chooses among the questions, guards, … that there are.
+    /// The number selects one of the existing questions, guards, ….
     Word(usize, Word),
     DropQuestion(usize),
     End(usize, End),
@@ -40,11 +40,11 @@ enum Op {
     ForgetClaimed(usize, usize),
     Get(usize),
     Iter,
-    /// Everything is read, and whole.
+    /// Reads everything, and finds it whole.
     Verify,
-    /// The index is made again from the log.
+    /// Rebuilds the index from the log.
     Rebuild,
-    /// Moves what is alive, as far as so many bytes go.
+    /// Moves live records, up to this many bytes.
     Compact(u64),
     Sync,
     Step,
@@ -58,7 +58,7 @@ enum Op {
 #[derive(Clone, Copy, Debug)]
 enum Restart {
     Close,
-    /// Every handle goes; the last one closes the store.
+    /// Drops every handle; the last one closes the store.
     DropAll,
     Kill,
     PowerLoss,
@@ -155,7 +155,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// How far a key is on its way out.
+/// The stage of a key on its way to absence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
 enum Stage {
     Kept,
@@ -196,36 +196,36 @@ struct Question {
     ask: Ask,
 }
 
-/// The store under test, and everything the spec knows.
+/// The store under test, and the state of the spec.
 struct World {
     sim: Sim,
     machine: Option<Machine>,
     keys: [Option<Key>; KEYS.len()],
     guards: Vec<Guard>,
     questions: Vec<Question>,
-    /// Attempts that were shown, of any time: key and token.
+    /// Attempts that were shown at any time: key and token.
     attempts: Vec<(usize, u64)>,
     next_question: u64,
 
-    /// What was written, in order: the key, and what it was in from then on.
+    /// The written records in order: the key, and its state from then on.
     log: Vec<(usize, Option<Key>)>,
-    /// How much of it a kill leaves at least, and a power loss.
+    /// The least number of them that survives a kill, and a power loss.
     written: usize,
     durable: usize,
     /// The newest entry of each key.
     newest: [usize; KEYS.len()],
-    /// How far each key was seen to be, in this opening: kept, remembered, gone.
+    /// The latest stage seen of each key in this open: kept, remembered, absent.
     stage: [Stage; KEYS.len()],
-    /// Until when an older outcome of the key may be remembered: a later one's memory lasts no shorter.
+    /// The time until which an older outcome of the key may be remembered: the memory of a later one lasts no shorter.
     older_memory: [u64; KEYS.len()],
 
     boot: u64,
     tick: u64,
     wall: u64,
     store_time: (u64, u64),
-    /// When notes may have been made that an opening goes on from.
+    /// The times of notes from which an open may continue.
     moments: Vec<Moment>,
-    /// Where in `moments` this opening begins, and its entries in `log`.
+    /// The position in `moments` at which this open begins, and its entries in `log`.
     opening_moment: usize,
     opening_log: usize,
 
@@ -263,7 +263,7 @@ impl World {
             restarts: 0,
             is_one_hash: seed % 8 == 0,
         };
-        // Now and then all keys meet under one hash, or in one bucket.
+        // Sometimes all keys share one hash, or one bucket.
         match seed % 8 {
             0 => world.sim.mask_hashes(0, 0),
             1 => world.sim.mask_hashes(1 << 63, u64::MAX),
@@ -276,7 +276,7 @@ impl World {
     }
 
     fn open(&self) -> Store {
-        // The smallest segments there are, so that a life rolls through several.
+        // The smallest segments possible, so that a life rolls through several.
         let builder =
             Store::builder().segment_bytes(16 << 10).result_bytes_max(2048).index_memory_max(128);
         self.sim.open_with(builder).unwrap()
@@ -301,7 +301,7 @@ impl World {
         Moment { boot: self.boot, tick: self.tick, wall: self.wall, store: self.store_time }
     }
 
-    /// That a key expired is remembered by its hash alone, so it can't be where all have the same.
+    /// An expired key is remembered only by its hash, so not where all have the same one.
     fn asked(&self, ask: &Ask) -> Ask {
         Ask { remember: ask.remember.filter(|_| !self.is_one_hash), ..*ask }
     }
@@ -349,7 +349,7 @@ impl World {
                 let error = guard.record(Outcome::success(&vec![0; 4096])).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::TooLarge);
                 guards.insert(token, error.into_claim().expect("the guard comes back"));
-                // Something may have happened, whatever was said before.
+                // The call may have taken effect, whatever was known before.
                 self.guards[at].aborts = false;
             }
             Op::Drop(at) => {
@@ -377,7 +377,7 @@ impl World {
                 self.call(key, &Call::Renew { token, lease: *lease });
             }
             Op::Resolve(at, how) => {
-                // The newest are the likeliest to be what the key is in.
+                // The newest are most likely to be the current state.
                 let Some(at) = pick(*at, self.attempts.len().min(8)) else { return };
                 let (key, token) = self.attempts[self.attempts.len() - 1 - at];
                 self.call(key, &Call::Resolve { seen: Some(token), how: how.clone() });
@@ -414,7 +414,7 @@ impl World {
         self.segments_most = self.segments_most.max(segments);
     }
 
-    /// One call on the store and on the spec.
+    /// Makes one call on the store and on the spec.
     fn call(&mut self, key: usize, call: &Call) -> (Told, Option<u64>) {
         self.expire(key);
         let answer = self.machine().call(KEYS[key], call);
@@ -438,7 +438,7 @@ impl World {
         (said, token)
     }
 
-    /// The token that the spec could not foresee.
+    /// The token, which the spec can't predict.
     fn learn(&mut self, key: usize, mut said: Told) {
         let Some(Some(token)) = said.token().map(|token| *token) else { return };
         if let Some(known) = self.keys[key].as_mut().filter(|known| known.token.is_none()) {
@@ -457,9 +457,9 @@ impl World {
         }
     }
 
-    /// What was written, and what the answer promises.
+    /// Adds the written records, and the promise of the answer.
     fn account(&mut self, key: usize, before: Option<Key>, call: &Call, told: &Told) {
-        // That a guard is gone, its handles know by themselves.
+        // Handles know by themselves that their guard is dropped.
         let is_by_handle = matches!(call, Call::Renew { token, .. }
             if !self.guards.iter().any(|guard| guard.token == *token));
         let is_shown = !is_by_handle
@@ -507,7 +507,7 @@ impl World {
         self.forget_older_notes();
     }
 
-    /// The opening's note comes before its first record: once that is durable, older notes don't count.
+    /// The note of an open comes before its first record: once that is durable, older notes don't count.
     fn forget_older_notes(&mut self) {
         if self.durable > self.opening_log {
             self.moments.drain(..self.opening_moment);
@@ -521,7 +521,7 @@ impl World {
         self.forget_older_notes();
     }
 
-    /// What a key may be, by its times and the clocks.
+    /// The possible stages of a key, by its times and the clocks.
     fn stages(&self, at: usize, key: &Key) -> Vec<Stage> {
         let (now_least, now_most) = self.store_time;
         let Some((earliest, latest)) = key.gone_at else { return vec![Stage::Kept] };
@@ -539,8 +539,7 @@ impl World {
         stages
     }
 
-    /// Removes the key if its retention has passed, or leaves its memory. Where the clocks leave that open, the store
-    /// says.
+    /// Removes the key if its retention, or its memory, has expired. Where the clocks leave that open, the store decides.
     fn expire(&mut self, key: usize) {
         let Some(state) = self.keys[key].clone() else { return };
         let stages = self.stages(key, &state);
@@ -555,7 +554,7 @@ impl World {
         assert!(stages.contains(&stage), "{} is {stage:?}, and may be {stages:?}", KEYS[key]);
         assert!(stage >= self.stage[key], "a key was {:?} and is back", self.stage[key]);
         self.stage[key] = stage;
-        // Nothing is written: the log still says what it was.
+        // Nothing is written: the log still has the earlier state.
         match stage {
             Stage::Kept => {}
             Stage::Remembered => self.keys[key] = Some(Key { is: Is::Expired, ..state }),
@@ -582,7 +581,7 @@ impl World {
         for key in 0..KEYS.len() {
             let said = Told::State(found.remove(&key));
             let now = self.now();
-            // A memory alone has no key, so no walk shows it.
+            // A memory has no key of its own, so no walk shows it.
             let mut slot = self.keys[key].clone().filter(|key| key.is != Is::Expired);
             if slot.is_none() {
                 assert_eq!(said, Told::State(None), "iter, {key}");
@@ -602,7 +601,7 @@ impl World {
         self.all_durable();
     }
 
-    /// All background work that is due.
+    /// Does all background work that is due.
     fn work(&mut self) {
         let store = &self.machine().store;
         let rests = (0..500).any(|_| store.step().unwrap() > Duration::ZERO);
@@ -678,7 +677,7 @@ impl World {
         self.guards.clear();
         self.questions.clear();
         let store = self.open();
-        // The old process's handles know nothing of the crash; they disturb nobody.
+        // The handles of the old process know nothing of the crash; they disturb nothing.
         drop(late);
         self.machine = Some(Machine::new(store, seen));
         self.store_time = self.time_after_opening();
@@ -688,8 +687,8 @@ impl World {
         self.moments.push(self.moment());
     }
 
-    /// Store time goes on from some note: inside a boot with its clock, across boots by the wall clock's
-    /// difference, not below 0 and at most a day.
+    /// Store time continues from some note: within a boot by its clock, across boots by the difference of the wall clock,
+    /// at least 0 and at most a day.
     fn time_after_opening(&self) -> (u64, u64) {
         let times = self.moments.iter().map(|note| {
             let since = if note.boot == self.boot && note.tick <= self.tick {
@@ -702,7 +701,7 @@ impl World {
         times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap()
     }
 
-    /// Finds the longest prefix of the log that explains what the store shows, and goes on from there.
+    /// Finds the longest prefix of the log that explains what the store shows, and continues from there.
     fn find_survivors(&mut self) {
         self.stage = [Stage::Kept; KEYS.len()];
         let mut said = Vec::new();
@@ -724,7 +723,7 @@ impl World {
             self.newest[*key] = at;
         }
         self.keys = keys;
-        // What an opening shows was made durable by it.
+        // An open makes durable what it shows.
         self.durable = len;
         self.written = len;
         for (key, said) in said.into_iter().enumerate() {
@@ -754,7 +753,7 @@ impl World {
             }
             let mut fresh = said.clone();
             if let (Some(Some(token)), Some(Key { token: None, .. })) = (fresh.token(), &slot) {
-                // A token that was never shown can't be one that was issued to somebody.
+                // A token that was never shown can't be one that was issued to a caller.
                 if self.tokens.contains(token) {
                     return None;
                 }
@@ -777,7 +776,7 @@ fn pick(at: usize, len: usize) -> Option<usize> {
     at.checked_rem(len)
 }
 
-/// The greatest number of any file that ends so: how many there have been.
+/// The greatest number of any file with this suffix: how many there have been.
 fn newest(sim: &Sim, extension: &str) -> u64 {
     let files = sim.files().into_iter().map(|(path, _)| path);
     let numbered = files.filter(|path| path.extension().is_some_and(|end| end == extension));
@@ -803,7 +802,7 @@ fn a_store_behaves_as_its_specification() {
     let result = TestRunner::new(config).run(&lives, |(seed, ops)| {
         let mut world = World::new(seed);
         ops.iter().for_each(|op| world.run(op));
-        // However it goes on, every life is crashed and looked at once more.
+        // In the end every life is crashed and checked once more.
         world.run(&Op::Restart(Restart::PowerLoss));
         let of_life = [
             ops.len() as u64,

@@ -1,4 +1,4 @@
-//! One process opens a store at a time: a second opener, here and in another process, and a forked child.
+//! One process opens a store at a time: a second opener, in this process and in another, and a forked child.
 
 use crate::child::{child, small};
 use onlyonce::Durability::{Flush, Lazy};
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The role of an owner that stays until its standard input ends.
+/// The role of an owner that runs until its standard input ends.
 pub(crate) fn hold(dir: &Path) {
-    // By hand, so that the files stand still.
+    // Without background, so that the files stay unchanged.
     let store = small().manual_maintenance(true).open_or_create(dir).unwrap();
     assert!(store.mark("marked").unwrap().is_first());
     println!("open");
@@ -24,10 +24,10 @@ pub(crate) fn open(dir: &Path) {
     println!("error {:?} {error}", error.kind());
 }
 
-/// A user who owns nothing else.
+/// A user that owns nothing else.
 const OWNER: u32 = 65534;
 
-/// The role of the directory's owner, after root was there.
+/// The role of the directory's owner, after root used it.
 #[expect(unsafe_code, reason = "std can't change the user of a process that runs")]
 pub(crate) fn as_owner(dir: &Path) {
     // SAFETY: changes ids of this process, nothing in memory.
@@ -47,7 +47,7 @@ pub(crate) fn as_owner(dir: &Path) {
 /// The role of a program that forks. The child may use nothing of the store, and drops everything.
 #[expect(unsafe_code, reason = "a real fork is what this is about")]
 pub(crate) fn fork(dir: &Path) {
-    // By hand, so that the files stand still but for what the child does.
+    // Without background, so that only the child could change the files.
     let store = small().manual_maintenance(true).open_or_create(dir).unwrap();
     assert!(store.mark("before").unwrap().is_first());
     let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
@@ -81,7 +81,7 @@ pub(crate) fn fork(dir: &Path) {
         refused("close", store.close(std::time::Duration::ZERO).unwrap_err().kind());
         let _ = store.iter().count();
         let _ = (store.health(), store.stats());
-        // An opening of its own is refused as anybody's is.
+        // An open of its own is refused like any other.
         refused_as(ErrorKind::Locked, "open", small().open(dir).unwrap_err().kind());
         drop((handle, store));
         // SAFETY: as above.
@@ -92,7 +92,7 @@ pub(crate) fn fork(dir: &Path) {
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
     assert_eq!(status, 0, "the child");
     assert!(files(dir) == before, "the child wrote something");
-    // The child's end took no lock away, and the parent goes on.
+    // The end of the child released no lock, and the parent continues.
     assert_eq!(small().open(dir).unwrap_err().kind(), ErrorKind::Locked);
     claim.complete("by the parent").unwrap();
     lost.take_over().unwrap().complete("again").unwrap();
@@ -100,8 +100,8 @@ pub(crate) fn fork(dir: &Path) {
     println!("fine");
 }
 
-/// The role of a program that forks while a thread of it compacts and merges: in the child nobody will ever let go of
-/// the locks that this thread held.
+/// The role of a program that forks while one of its threads compacts and merges: in the child no thread will ever
+/// release the locks that this thread held.
 #[expect(unsafe_code, reason = "a real fork is what this is about")]
 pub(crate) fn fork_busy(dir: &Path) {
     let store = small().segment_bytes(32 << 10).index_memory_max(4096).open_or_create(dir).unwrap();
@@ -146,7 +146,7 @@ pub(crate) fn fork_busy(dir: &Path) {
             // SAFETY: as above.
             let pid = unsafe { libc::fork() };
             if pid == 0 {
-                // A child that waits for a lock for ever is none that is told.
+                // A child that waits for a lock for ever gets no error.
                 // SAFETY: as above.
                 unsafe { libc::alarm(20) };
                 let told = [
@@ -189,7 +189,7 @@ pub(crate) fn fork_busy(dir: &Path) {
     println!("fine");
 }
 
-/// The role of a program whose forked child outlives it. Each line of its input lets the child go on.
+/// The role of a program whose forked child outlives it. Each line of its input lets the child continue.
 #[expect(unsafe_code, reason = "a real fork is what this is about")]
 pub(crate) fn fork_outlives(dir: &Path) {
     let store = small().open_or_create(dir).unwrap();
@@ -205,10 +205,10 @@ pub(crate) fn fork_outlives(dir: &Path) {
     // SAFETY: as above.
     let pid = unsafe { libc::fork() };
     if pid != 0 {
-        // SAFETY: the end of this process alone, as a kill would be.
+        // SAFETY: ends only this process, as a kill would.
         unsafe { libc::_exit(0) };
     }
-    // The parent's copies go at the beginning of the child, which may not have come yet when the parent ends.
+    // The child releases the parent's copies at its start, which may come after the end of the parent.
     println!("forked");
     let wait = || assert!(std::io::stdin().read_line(&mut String::new()).unwrap() > 0);
     wait();
@@ -216,7 +216,7 @@ pub(crate) fn fork_outlives(dir: &Path) {
     println!("while open: {:?}", small().open(dir).unwrap_err().kind());
     wait();
     let own = small().open(dir).unwrap();
-    // What it has of its parent's goes, under numbers that are its own store's by now.
+    // The child releases what it has of its parent's, under numbers that belong to its own store by now.
     drop(lost);
     drop(walk);
     drop(claim);
@@ -234,14 +234,14 @@ pub(crate) fn fork_outlives(dir: &Path) {
     unsafe { libc::_exit(0) };
 }
 
-/// Starts a role and gives its lines.
+/// Starts a role and returns its lines.
 fn start(role: &str, dir: &Path) -> (Child, std::io::Lines<BufReader<ChildStdout>>) {
     let mut child = child(role, dir).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (child, lines)
 }
 
-/// The first line that begins so; the test harness has some of its own.
+/// The first line that begins so; the test harness prints lines of its own.
 fn expect(lines: &mut impl Iterator<Item = std::io::Result<String>>, begin: &str) -> String {
     let mut seen = Vec::new();
     for line in lines {
@@ -300,7 +300,7 @@ fn a_second_opener_is_refused_while_this_process_has_the_store_open() {
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     let store = small().open_or_create(&keys).unwrap();
-    // Nothing was written yet: the system's list of locks names the owner, and nobody knows since when.
+    // Nothing was written yet: the system's list of locks names the owner, and the time is unknown.
     let own = format!("process {}", std::process::id());
     let error = Store::open(&keys).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked);
@@ -353,7 +353,7 @@ fn a_child_forked_during_a_compaction_gets_an_error_and_the_compaction_continues
     assert_eq!(store.iter().filter_map(Result::ok).count(), 500);
 }
 
-/// One visit of root left files that the owner could not open, and with them a store that was lost to him.
+/// One use by root left files that the owner could not open, so the owner lost the store.
 #[test]
 fn files_that_root_creates_belong_to_the_owner_of_the_directory() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -387,7 +387,7 @@ fn files_that_root_creates_belong_to_the_owner_of_the_directory() {
             let op = Operation::new(("short", n)).durability(Flush).retention(brief);
             op.remember_expired(std::time::Duration::from_secs(3600))
         };
-        // Until some have expired, and left the log for the files of those.
+        // Until some have expired, and left the log for the files of remembered keys.
         for n in 0.. {
             let _ = store.mark(op(n)).unwrap();
             store.compact(u64::MAX).unwrap();
@@ -407,7 +407,7 @@ fn files_that_root_creates_belong_to_the_owner_of_the_directory() {
     check("repaired by root");
 }
 
-/// The child kept the directory locked, through a descriptor that it had inherited and could do nothing with.
+/// The child kept the directory locked, through an inherited descriptor that it could not use.
 #[test]
 fn a_directory_is_free_when_its_owner_ends_though_a_forked_child_lives() {
     use std::io::Write;

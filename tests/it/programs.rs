@@ -1,6 +1,6 @@
 //! The programs that the API was designed by: as easy to write as this, or the API has got worse.
 //!
-//! Each is what a user would write, run for its effect. What they call stands at the end.
+//! Each is what a user would write, run for its effect. The functions they call are at the end.
 
 use onlyonce::admin::StateKind;
 use onlyonce::testing::Sim;
@@ -66,7 +66,7 @@ fn program_2_run() {
     WORK.set(Some("refused"));
     assert!(hello_run(&store).is_err());
     WORK.set(None);
-    // It may have worked before it failed: nobody runs it again without a word.
+    // The work may have succeeded before the failure, so nothing runs it again unasked.
     let refused = hello_run(&store).unwrap_err().to_string();
     assert!(refused.starts_with("interrupted: attempt 1"), "{refused}");
     assert_eq!(WORKED.get(), 1);
@@ -104,7 +104,7 @@ fn charge(store: &Store, req: &Req) -> Result<Resp, Error> {
         }
         Claim::Mismatch(_) => Ok(reply(422, b"key already used")),
         Claim::Expired(_) => Ok(reply(410, b"too late to retry")),
-        other => Ok(reply(503, other.to_string().as_bytes())), // Held, Delayed, and what may come
+        other => Ok(reply(503, other.to_string().as_bytes())), // Held, Delayed, and later variants
     }
 }
 
@@ -117,7 +117,7 @@ fn program_3_http_handler() {
     assert_eq!(status(&Req { body: b"seventeen", ..req }), 400);
     assert_eq!((status(&req), status(&req), CHARGED.get()), (201, 201, 17));
     assert_eq!(status(&Req { body: b"18", ..req }), 422);
-    // A client's key that spells another's parts is not that other's.
+    // A client's key that spells another's parts is not that one's.
     assert_eq!(status(&Req { tenant: "acm", key: "ek-1", ..req }), 201);
 
     let slow = Req { key: "k-2", body: b"0", ..req };
@@ -282,7 +282,7 @@ fn program_9_typed_results_and_recorded_failures() {
     PSP.set(Psp::Pays);
     assert_eq!(typed(&store).unwrap(), "declined: card expired");
 
-    // Whoever can find out is asked about an attempt that nobody knows of.
+    // Callers that can find out are asked about an attempt of unknown fate.
     drop(store.claim("order-2").unwrap());
     let found = store
         .runner("order-2")
@@ -343,7 +343,7 @@ fn program_10_a_users_test() {
     tests().unwrap();
 }
 
-/// A guard and a handle go wherever the program wants them.
+/// Guards and handles may be sent to other threads.
 #[test]
 fn handles_and_guards_may_be_sent_to_other_threads() {
     fn free<T: Send + std::marker::Sync + 'static>() {}
@@ -354,7 +354,7 @@ fn handles_and_guards_may_be_sent_to_other_threads() {
     free::<Error>();
 }
 
-// What the programs call.
+// The functions that the programs call.
 
 thread_local! {
     static WORK: Cell<Option<&'static str>> = const { Cell::new(None) };
@@ -406,7 +406,7 @@ static BEGUN: AtomicU32 = AtomicU32::new(0);
 
 fn ask(sku: u64) -> Vec<u8> {
     ASKED.fetch_add(1, Ordering::SeqCst);
-    // Everybody else comes while the answer is on its way.
+    // The others come while the answer is on its way.
     while BEGUN.load(Ordering::SeqCst) < 64 {
         std::thread::yield_now();
     }

@@ -40,12 +40,12 @@ fn bytes_of_pair(level: Durability) -> (u64, u64) {
     (claimed - before, written() - claimed)
 }
 
-/// What is alive is known from a sample of a thousand keys.
+/// An estimate of the live bytes comes from a sample of a thousand keys.
 const MOST: f64 = 1.03;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Writers, a thousand pairs a second, and what of them is alive.
+/// Writers of a thousand pairs a second, and the live bytes among them.
 struct Writers {
     sim: Sim,
     store: Store,
@@ -80,7 +80,7 @@ impl Writers {
         }
     }
 
-    /// What all files take, in parts of what docs/sizing.md says: twice what is alive, and two segments.
+    /// The size of all files, as a fraction of the bound in docs/sizing.md: twice the live bytes, and two segments.
     fn share_of_bound(&self) -> f64 {
         // A record that was moved spells out token and life.
         let moved = self.kept_long * (self.end_bytes + 16);
@@ -90,7 +90,7 @@ impl Writers {
 }
 
 /// Four writers on two processors without syncs left the background so little time that files grew for as long as they
-/// wrote: five times what the documents promise after 24 seconds. Here it gets none at all.
+/// wrote: to five times the documented bound after 24 seconds. Here the background gets no time at all.
 #[test]
 fn without_any_background_writers_are_slowed_before_the_files_exceed_their_bound() {
     for level in [Durability::Lazy, Durability::Flush, Durability::Sync] {
@@ -109,7 +109,7 @@ fn without_any_background_writers_are_slowed_before_the_files_exceed_their_bound
     }
 }
 
-/// Every tenth result is kept: all segments have to be read, and what is alive in them moves.
+/// Every tenth result is kept, so every segment has live records that have to move.
 #[test]
 fn without_any_background_writers_also_move_live_records() {
     let mut writers = Writers::new(Durability::Flush);
@@ -126,8 +126,8 @@ fn without_any_background_writers_also_move_live_records() {
     assert!(writers.store.stats().bytes_moved > 0);
 }
 
-/// All of a log expires at once. The first writer that needed a segment then gave back all of it in one call: with four
-/// million results that took two seconds.
+/// A whole log expires at once. The first writer that needed a segment then reclaimed all of it in one call, which took
+/// two seconds for four million results.
 #[test]
 fn a_writer_reclaims_what_it_needs_and_not_everything_expired() {
     let mut writers = Writers::new(Durability::Flush);
@@ -150,8 +150,8 @@ fn a_writer_reclaims_what_it_needs_and_not_everything_expired() {
     assert!(most <= 4 * SEGMENT && calls > 10, "{most} bytes in one call, {calls} calls");
 }
 
-/// Opened, three marks, closed, and again. No opening lasted long enough for the background to look: nothing was ever given
-/// back.
+/// Opened, three marks, closed, and again. No open lasted long enough for the background to look, so nothing was ever
+/// reclaimed.
 #[test]
 fn very_short_opens_reclaim_expired_records() {
     let sim = Sim::new(1);
@@ -175,7 +175,7 @@ fn very_short_opens_reclaim_expired_records() {
     assert!(open().verify().unwrap().is_whole());
 }
 
-/// The same, but each process is killed. Each opening makes a segment of its own then, without asking for room.
+/// The same, but each process is killed. Each open then makes a segment of its own without asking for space.
 #[test]
 fn very_short_killed_processes_reclaim_expired_records() {
     let sim = Sim::new(1);
@@ -195,7 +195,8 @@ fn very_short_killed_processes_reclaim_expired_records() {
     assert!(segments <= 24 && most <= 10 * (16 << 10), "{segments} segments, {most} bytes");
 }
 
-/// Tables were made for all the slots that went into their merge. Where nine in ten died in it, a key took 22 bytes and more.
+/// Tables were sized for all the slots that entered their merge. Where nine in ten died in it, a key took 22 bytes and
+/// more.
 #[test]
 fn a_key_takes_no_more_index_space_than_promised_after_a_compaction() {
     let sim = Sim::new(1);
@@ -209,7 +210,7 @@ fn a_key_takes_no_more_index_space_than_promised_after_a_compaction() {
         }
     }
     sim.advance(2 * DAY);
-    // A table that is made meanwhile holds keys that have moved, and slots of segments that are still to go.
+    // A table made meanwhile holds keys that have moved, and slots of segments still to be removed.
     while !store.compact(16 << 10).unwrap().is_complete() {
         store.merge_index().unwrap();
     }

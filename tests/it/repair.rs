@@ -1,4 +1,4 @@
-//! What `repair` saves of a store that lost a file or a few bytes, and what it says.
+//! What `repair` saves of a store that lost a file or a few bytes, and what it reports.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn key(n: u64) -> String {
     format!("{n:0>200}")
 }
 
-/// Each key in one word.
+/// Describes each key in one word.
 type Keys = BTreeMap<String, String>;
 
 fn word(state: &State) -> String {
@@ -57,7 +57,7 @@ fn all_keys() -> Vec<String> {
     (0..200).map(key).collect()
 }
 
-/// A store over several segments and tables, with moved records and remembered keys, and what is known of its keys.
+/// A store over several segments and tables, with moved records and remembered keys, and the expected state of its keys.
 fn work(closed: bool) -> (Sim, Keys) {
     let sim = Sim::small(5);
     let store = sim.open_with(builder()).unwrap();
@@ -95,7 +95,7 @@ fn work(closed: bool) -> (Sim, Keys) {
     (sim.copy(), known)
 }
 
-/// Keys that have expired, and are remembered, in a file of their own or with those of smaller files before.
+/// Keys that have expired and are remembered, in a file of their own or merged with those of smaller files.
 fn remember(sim: &Sim, store: &Store, keys: std::ops::Range<u64>) {
     for n in keys {
         let op = Operation::new(n).retention(KEPT).remember_expired(YEAR);
@@ -123,7 +123,7 @@ fn listed(sim: &Sim) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What a key may be after its newest record was lost.
+/// The states that a key may have after its newest record was lost.
 fn is_older(was: Option<&String>, is: &str) -> bool {
     let Some(was) = was else { return true };
     match is {
@@ -132,7 +132,7 @@ fn is_older(was: Option<&String>, is: &str) -> bool {
     }
 }
 
-/// Repairs, opens and compares. What was lost, as the report has it.
+/// Repairs, opens and compares. Returns the losses as reported.
 fn repair_and_compare(sim: &Sim, known: &Keys, damaged: &Path, context: &str) -> u64 {
     let before = sim.contents().unwrap();
     let report = sim.repair(builder(), AcceptLoss::No).unwrap();
@@ -163,16 +163,16 @@ fn repair_and_compare(sim: &Sim, known: &Keys, damaged: &Path, context: &str) ->
         );
     }
     if let (Some(lost), true) = (report.keys_lost, report.memories_lost == 0) {
-        // What is lost of a dead record changes nothing.
+        // The loss of a dead record changes nothing.
         assert!(changed <= 2 * lost, "{context}: {changed} changed, {lost} told");
     }
     for key in &report.keys {
-        // One was forgotten, and that may be what is lost of it.
+        // One was forgotten, and that forget may be what is lost.
         let name = key.to_string();
         assert!(known.contains_key(&name) || name == self::key(61), "{context}: {key}");
     }
     assert!(store.verify().unwrap().is_whole(), "{context}");
-    // And it goes on.
+    // The store continues.
     assert!(store.mark("one more").unwrap().is_first());
     drop(store);
     let store = sim.open_existing(builder(), false).unwrap();
@@ -294,7 +294,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
         let (sim, known) = work(closed);
         for path in listed(&sim) {
             let bytes = sim.read_file(&path).unwrap();
-            // What stands behind the end counts, too.
+            // Bytes after the end count, too.
             let used = (used(&bytes) + 8192).min(bytes.len());
             for at in (0..used).step_by(if is_long { 11 } else { 397 }) {
                 let machine = sim.copy();
@@ -309,8 +309,8 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
     assert!(points > 200 && losses > 50, "{points} {losses}");
 }
 
-/// What was durable last is told by no watermark yet. In a segment that was cut, or is another's, it was taken for a torn
-/// tail: repaired without a word, with results lost and what was forgotten back.
+/// No watermark reports yet what became durable last. In a segment that was cut or exchanged, it was taken for a torn
+/// tail: the repair reported nothing, results were lost, and forgotten keys were back.
 #[test]
 fn a_damaged_last_segment_of_a_killed_store_is_given_up_only_on_explicit_consent() {
     for damage in ["emptied", "cut to a header", "cut in the midst", "cut in its room", "zeroed"] {
@@ -344,7 +344,7 @@ fn a_damaged_last_segment_of_a_killed_store_is_given_up_only_on_explicit_consent
     }
 }
 
-/// Without a manifest the segments say themselves that one is missing behind them, or that they were cut.
+/// Without a manifest the segments themselves show that a later one is missing, or that they were cut.
 #[test]
 fn without_a_manifest_a_missing_or_cut_segment_is_a_loss() {
     for closed in [true, false] {
@@ -363,7 +363,7 @@ fn without_a_manifest_a_missing_or_cut_segment_is_a_loss() {
         assert!(segments.len() > 2, "{segments:?}");
         for damage in ["gone", "cut"] {
             for path in &segments {
-                // What compaction gave back isn't there either: the first one is missed by nobody.
+                // Reclaimed segments aren't there either, so the first one is not missing.
                 if damage == "gone" && *path == segments[0] {
                     continue;
                 }
@@ -389,7 +389,7 @@ fn without_a_manifest_a_missing_or_cut_segment_is_a_loss() {
     }
 }
 
-/// Four lives, each of which ends by a kill and gets a segment of its own.
+/// Four lives, each ended by a kill, each with a segment of its own.
 fn killed_lives() -> (Sim, Vec<PathBuf>) {
     let sim = Sim::small(7);
     for life in 0..4 {
@@ -403,7 +403,7 @@ fn killed_lives() -> (Sim, Vec<PathBuf>) {
     (sim, segments)
 }
 
-/// A segment that a recovery has cut doesn't say that another one follows; what stands in that one does.
+/// A segment cut by a recovery doesn't say that another one follows; the records of that one do.
 #[test]
 fn without_a_manifest_a_missing_segment_after_a_recovery_s_cut_is_reported() {
     let (sim, segments) = killed_lives();
@@ -424,7 +424,7 @@ fn without_a_manifest_a_missing_segment_after_a_recovery_s_cut_is_reported() {
                     machine.write_file(path, &zeroed).unwrap();
                 }
             }
-            // What compaction gives back is in front of all others, and nothing follows the last one.
+            // Reclaimed segments are before all others, and nothing follows the last one.
             let is_told = match damage {
                 "gone" => *path != segments[0],
                 "none" => false,
@@ -484,7 +484,7 @@ fn without_a_manifest_a_renamed_segment_is_saved() {
     }
 }
 
-/// The new segment took the last number as well, and with it the place of the file that it was to be copied from.
+/// The new segment took the last number as well, and with it the place of the file to be copied.
 #[test]
 fn no_repair_overwrites_a_segment_with_the_last_possible_name() {
     let (sim, last) = (killed_with_200_keys(), log_path(u32::MAX));
@@ -495,7 +495,7 @@ fn no_repair_overwrites_a_segment_with_the_last_possible_name() {
     let error = sim.repair(builder(), AcceptLoss::Yes).unwrap_err();
     assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(last.as_path())), "{error}");
     assert_eq!(sim.read_file(&last).unwrap(), bytes);
-    // Under a name that leaves numbers it is saved.
+    // A name that leaves numbers free lets it be saved.
     sim.write_file(log_path(90), &bytes).unwrap();
     sim.remove(&last).unwrap();
     assert!(sim.repair(builder(), AcceptLoss::No).unwrap().is_repaired);
@@ -503,7 +503,7 @@ fn no_repair_overwrites_a_segment_with_the_last_possible_name() {
     assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()));
 }
 
-/// After other settings a segment that lay ahead is left out, and its number with it: that is no loss.
+/// With other settings a segment ahead is omitted, and its number with it: that is no loss.
 #[test]
 fn without_a_manifest_an_unused_number_is_not_reported_missing() {
     let sim = Sim::small(7);
@@ -520,7 +520,7 @@ fn without_a_manifest_an_unused_number_is_not_reported_missing() {
     drop(sim.open_with(builder()).unwrap());
 }
 
-/// It was told as damaged, and not as a loss.
+/// It was reported as damaged, and not as a loss.
 #[test]
 fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
     let sim = Sim::small(7);
@@ -541,11 +541,11 @@ fn without_a_manifest_expired_keys_overwritten_by_others_are_a_loss() {
     assert_eq!(count_remembered(&store, 0..400), 100);
 }
 
-/// A flipped byte in one page gave up all keys of its file.
+/// A flipped byte in one page lost all keys of its file.
 #[test]
 fn whole_pages_of_a_damaged_file_of_expired_keys_are_saved() {
     let sim = Sim::small(7);
-    // All that expires at once is in one segment, and so in one file.
+    // Keys that expire together are in one segment, and so in one file.
     let builder = || builder().segment_bytes(1 << 20);
     let store = sim.open_with(builder()).unwrap();
     remember(&sim, &store, 0..3000);
@@ -553,7 +553,7 @@ fn whole_pages_of_a_damaged_file_of_expired_keys_are_saved() {
     drop(store);
     let files = expired_files(&sim);
     assert_eq!(files.len(), 2);
-    // Where, and how many keys are lost by that: with the manifest, and without.
+    // The place, and how many keys it loses: with the manifest, and without.
     let page = 4096 + 5 * 4096;
     let damages: [(&str, &[u64], u64, u64); 5] = [
         ("a page", &[page], 204, 204),
@@ -595,7 +595,8 @@ fn a_repair_does_not_touch_an_open_or_missing_store() {
     drop(store);
 }
 
-/// Ways in which a store is lost in part: one for each kind of file, and those where no manifest says what there was.
+/// Ways in which a part of a store is lost: one for each kind of file, and those without a manifest to show what there
+/// was.
 const LOSSES: [&str; 12] = [
     "manifest gone",
     "segment gone",
@@ -651,7 +652,7 @@ fn lose(sim: &Sim, loss: &str) {
     }
 }
 
-/// What the store on a machine answers; `None` if it says that it is damaged.
+/// The answers of the store on a machine; `None` if it reports damage.
 fn opened(sim: &Sim, context: &str) -> Option<Keys> {
     let opened = sim.open_existing(builder(), false);
     match opened.and_then(|store| try_look(&store, &all_keys())) {
@@ -663,7 +664,7 @@ fn opened(sim: &Sim, context: &str) -> Option<Keys> {
     }
 }
 
-/// A store damaged in each way, and what a repair that nothing disturbs leaves of it.
+/// A store damaged in each way, and its state after an undisturbed repair.
 fn damaged() -> Vec<(String, Sim, Keys)> {
     let mut stores = Vec::new();
     for closed in [true, false] {
@@ -695,7 +696,7 @@ fn damaged() -> Vec<(String, Sim, Keys)> {
     stores
 }
 
-/// Repaired once more, the store opens, and is what a repair leaves that nothing disturbs.
+/// Repaired once more, the store opens in the state that an undisturbed repair leaves.
 fn repair_again(machine: &Sim, keys: &Keys, context: &str) {
     let again = machine.repair(builder(), AcceptLoss::Yes);
     let again = again.unwrap_or_else(|e| panic!("{context}: {e:?}"));
@@ -713,8 +714,8 @@ fn assert_same(found: &Keys, keys: &Keys, context: &str) {
     }
 }
 
-/// A repair loses power, or its process, at every change of the disk. It can be opened as it is only if it says what
-/// the finished repair would.
+/// A repair loses power, or its process, at every change of the disk. The store may open without another repair only in
+/// the state that the finished repair leaves.
 #[test]
 fn a_repair_that_crashes_anywhere_is_finished_by_the_next() {
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
@@ -747,7 +748,7 @@ fn a_repair_that_crashes_anywhere_is_finished_by_the_next() {
     assert!(points > 200, "{points}");
 }
 
-/// A call that fails is no damage: a repair that took it for some would give up what is whole.
+/// A failed call is no damage: a repair that took it for damage would give up whole bytes.
 #[test]
 fn a_failed_call_makes_a_repair_give_nothing_up() {
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
@@ -790,7 +791,7 @@ fn a_failed_call_makes_a_repair_give_nothing_up() {
     assert!(points > 500, "{points}");
 }
 
-/// Segments in which anything stands, and one ahead.
+/// Segments with records, and one ahead.
 fn segments_of(sim: &Sim) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let paths = sim.files().into_iter().map(|(path, _)| path);
     let logs = paths.filter(|path| path.extension().is_some_and(|end| end == "log"));
@@ -811,8 +812,8 @@ fn marked_in_batches_of(size: u64) -> Sim {
     sim
 }
 
-/// The sync with which a segment ends moved no watermark that speaks of it: what was written since the one before was
-/// taken for a torn tail, in the middle of the log, and its keys were first again.
+/// The sync that ends a segment moved no watermark that covers it. Records written since the one before were taken for a
+/// torn tail, in the middle of the log, and their keys were first again.
 #[test]
 fn without_a_manifest_damage_anywhere_in_a_full_segment_is_reported() {
     let (mut tried, mut places) = (0, Vec::new());
@@ -855,7 +856,7 @@ fn a_missing_empty_segment_after_a_clean_close_is_no_loss() {
     (0..1500).for_each(|n| assert!(!store.mark(key(n)).unwrap().is_first()));
 }
 
-/// Copies of a repair speak of themselves as durable, which was taken for a segment that is missing.
+/// Copies of a repair say that they are durable, which was taken for a missing segment.
 #[test]
 fn a_crashed_repair_without_loss_reports_no_loss_the_second_time() {
     let (sim, log) = (killed_with_200_keys(), log_path);
@@ -883,7 +884,7 @@ fn a_crashed_repair_without_loss_reports_no_loss_the_second_time() {
     assert!(told.is_empty(), "of {points} crashes {} tell a loss: {:?}", told.len(), told[0]);
 }
 
-/// It was called whole, or repaired, and no opening took it.
+/// It was called whole, or repaired, and no open accepted it.
 #[test]
 fn a_directory_in_place_of_a_spare_is_reported_before_any_repair() {
     for has_manifest in [true, false] {
@@ -910,10 +911,10 @@ fn a_directory_in_place_of_a_spare_is_reported_before_any_repair() {
     }
 }
 
-/// An opening behind a repair of the manifest has no table to begin from, and took all keys into memory.
+/// An open after a repair of the manifest has no table to begin from, and took all keys into memory.
 #[test]
 fn an_open_loads_no_more_keys_than_memory_allows() {
-    // 64 keys; as many records at Flush behind the last watermark, some of them of keys from before.
+    // 64 keys; as many records at Flush after the last watermark, some of them of earlier keys.
     let most = 4096 / 64;
     for (closed, late) in [(true, 0), (false, 0), (false, 40), (false, 100)] {
         let sim = Sim::small(7);
@@ -951,7 +952,7 @@ fn an_open_loads_no_more_keys_than_memory_allows() {
         assert!(store.stats().opening.records_read <= late + 10, "{context}");
         check(&store);
         drop(store);
-        // Without space for a table memory stands in.
+        // Without space for a table the keys stay in memory.
         let sim = before;
         sim.set_disk_bytes_max(sim.disk_bytes());
         let store = sim.open_existing(builder(), false).unwrap();
@@ -963,7 +964,7 @@ fn an_open_loads_no_more_keys_than_memory_allows() {
     }
 }
 
-/// That opening loses power at every change of the disk.
+/// That open loses power at every change of the disk.
 #[test]
 fn an_open_that_seals_while_reading_may_crash_anywhere() {
     let sim = Sim::small(7);
@@ -1006,7 +1007,7 @@ fn an_open_that_seals_while_reading_may_crash_anywhere() {
 }
 
 /// Three lives, each in segments of its own. A note covers all of a life before its process is killed, so the next one
-/// copies nothing of it. Gives the keys of the second one, too.
+/// copies nothing of it. Returns the keys of the second one, too.
 fn lives_covered_by_notes() -> (Sim, std::ops::Range<u64>) {
     let sim = Sim::new(7);
     for keys in [0..100, 100..104, 104..106] {
@@ -1021,12 +1022,12 @@ fn lives_covered_by_notes() -> (Sim, std::ops::Range<u64>) {
     (sim, 100..104)
 }
 
-/// So long that seven fill a segment: most of what there is is alive, and nothing is compacted.
+/// So long that seven fill a segment: most records are live, and nothing is compacted.
 fn long_key(n: u64) -> String {
     format!("{n:0>3900}")
 }
 
-/// The segment in which the record of a long key stands, and where it begins.
+/// The segment of the record of a long key, and the offset of that record.
 fn place_of_long_key(sim: &Sim, n: u64) -> (PathBuf, usize) {
     let end = format!("{n:0>20}").into_bytes();
     let place = |path: PathBuf| {
@@ -1038,7 +1039,7 @@ fn place_of_long_key(sim: &Sim, n: u64) -> (PathBuf, usize) {
     segments_of(sim).0.into_iter().find_map(place).unwrap()
 }
 
-/// Nothing in the log referred to what came before, and a whole life was gone without a word.
+/// No record referred to earlier segments, and a whole life was lost unreported.
 #[test]
 fn without_a_manifest_the_missing_only_segment_of_a_killed_process_is_reported() {
     let (sim, second) = lives_covered_by_notes();
@@ -1058,7 +1059,8 @@ fn without_a_manifest_the_missing_only_segment_of_a_killed_process_is_reported()
     assert!((0..106).all(|n| store.get(long_key(n)).unwrap().is_some() != second.contains(&n)));
 }
 
-/// That the next life begins where this one was cut says that all before the cut was durable; no record says so.
+/// Only the base of the next life, at the cut of this one, shows that everything before the cut was durable; no record
+/// says so.
 #[test]
 fn without_a_manifest_the_missing_end_of_a_segment_cut_by_a_recovery_is_reported() {
     let (sim, second) = lives_covered_by_notes();
@@ -1072,8 +1074,8 @@ fn without_a_manifest_the_missing_end_of_a_segment_cut_by_a_recovery_is_reported
     assert!(report.damages.iter().any(|e| e.path() == Some(&*path)), "{report:?}");
 }
 
-/// A recovery copies what stands in several segments, cuts the first of them and leaves the others out; and its process
-/// dies before their files are gone. What is left of them says nothing of what is missing.
+/// A recovery copies records of several segments, cuts the first of them and unlists the others; and its process dies
+/// before their files are removed. What is left of them doesn't show that anything is missing.
 #[test]
 fn without_a_manifest_the_leftovers_of_a_recovery_are_no_loss() {
     // At `Lazy` several segments are placed before the first is synced, so no watermark covers any of them.
@@ -1081,7 +1083,7 @@ fn without_a_manifest_the_leftovers_of_a_recovery_are_no_loss() {
         let sim = Sim::new(7);
         let store = sim.open_with(builder()).unwrap();
         for n in 0..300 {
-            // What is covered stays where it is.
+            // Covered records stay in place.
             let level = if n < 10 { onlyonce::Durability::Sync } else { level };
             let op = Operation::new(key(n)).durability(level);
             assert!(store.mark(op).unwrap().is_first());
@@ -1115,8 +1117,8 @@ fn without_a_manifest_the_leftovers_of_a_recovery_are_no_loss() {
     }
 }
 
-/// Its end was gone with its last records, and then it looked like one that a recovery had cut. One that is gone as a whole
-/// within what one sync covered was missed by no watermark.
+/// A segment that lost its end and its last records looked like one cut by a recovery. A segment lost as a whole within
+/// the range of one sync was missed by no watermark.
 #[test]
 fn without_a_manifest_a_full_segment_cut_or_missing_is_reported() {
     for size in [5, 900] {
@@ -1141,13 +1143,13 @@ fn without_a_manifest_a_full_segment_cut_or_missing_is_reported() {
             let machine = sim.copy();
             machine.remove(path).unwrap();
             let report = machine.repair(builder(), AcceptLoss::No).unwrap();
-            // In front of the first one compaction may have given back.
+            // Segments before the first one may have been reclaimed.
             assert_eq!(report.is_loss, index > 0, "{size}, {}: {report:?}", path.display());
         }
     }
 }
 
-/// A clean close at the place of its first record says that a segment held nothing.
+/// A clean close at the position of its first record shows that a segment held nothing.
 #[test]
 fn a_missing_segment_without_records_is_no_loss() {
     let sim = Sim::new(7);
@@ -1160,7 +1162,7 @@ fn a_missing_segment_without_records_is_no_loss() {
     assert!(sim.open_existing(builder(), false).unwrap().mark("k").unwrap().is_first());
 }
 
-/// What a recovery copied is all there is of it once it has cut the originals off.
+/// Copies of a recovery are the only ones once it has cut off the originals.
 #[test]
 fn without_a_manifest_copies_without_originals_are_kept() {
     let sim = Sim::new(7);
@@ -1182,8 +1184,8 @@ fn without_a_manifest_copies_without_originals_are_kept() {
     assert!((0..30).all(|n| store.get(key(n)).unwrap().is_some()));
 }
 
-/// Whole records behind a torn one were never acknowledged at `Sync`. An opening cuts them off, and so does a repair that
-/// writes everything anew for another reason: a completion must not be there where its claim isn't.
+/// Whole records after a torn one were never acknowledged at `Sync`. An open cuts them off, and so does a repair that
+/// rewrites everything for another reason: a completion must not be there without its claim.
 #[test]
 fn bytes_after_a_torn_tail_are_not_rewritten() {
     let sim = killed_with_200_keys();
@@ -1207,7 +1209,7 @@ fn bytes_after_a_torn_tail_are_not_rewritten() {
     assert!((0..204).all(|n| store.get(key(n)).unwrap().is_some() == (n < 201)));
 }
 
-/// Numbers that no manifest has given out may stand in the directory all the same.
+/// The directory may contain numbers that no manifest has given out.
 #[test]
 fn a_repair_takes_no_number_in_use_by_any_file() {
     let sim = killed_with_200_keys();
@@ -1225,7 +1227,7 @@ fn a_repair_takes_no_number_in_use_by_any_file() {
     assert!((0..200).all(|n| store.get(key(n)).unwrap().is_some()));
 }
 
-/// Of a key that expired twice the younger file says until when it is remembered.
+/// The younger file says until when a key that expired twice is remembered.
 #[test]
 fn the_younger_of_two_memories_joined_by_a_repair_counts() {
     let sim = Sim::new(7);

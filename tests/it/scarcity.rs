@@ -1,7 +1,7 @@
-//! No descriptor left, no thread to be had, no memory for a map: at every call of a store's life.
+//! No free descriptor, thread or memory for a map, at every call in the life of a store.
 //!
-//! What must hold: a typed error before any effect; the store stays writable, and the same call goes well as soon as there
-//! are some again; claims in flight end; descriptors and maps are bounded whatever the number of segments.
+//! Invariants: a typed error before any effect; the store stays writable, and the same call succeeds once the resource is
+//! back; claims in flight end; descriptors and maps are bounded whatever the number of segments.
 
 use crate::child::{child, small};
 use onlyonce::admin::{AcceptLoss, Health, repair};
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-/// Sets how much of a resource this process may use from now on.
+/// Limits how much of a resource this process may use from now on.
 fn limit(resource: Resource, most: Option<u64>) {
     let maximum = getrlimit(resource).maximum;
     let current = most.map(|most| most.min(maximum.unwrap_or(u64::MAX))).or(maximum);
@@ -21,7 +21,7 @@ fn limit(resource: Resource, most: Option<u64>) {
 
 const FILES: u64 = 128;
 
-/// Takes all descriptors but so many.
+/// Takes all descriptors but this many.
 fn leave(free: usize) -> Vec<File> {
     let first = File::open("/dev/null").unwrap();
     let mut taken = Vec::new();
@@ -33,7 +33,7 @@ fn leave(free: usize) -> Vec<File> {
     taken
 }
 
-/// Makes a call with so many descriptors free, and, if it fails for want of them, again with all.
+/// Makes a call with this many free descriptors, and, if it fails for want of them, again with all.
 fn call<T>(free: usize, what: &str, store: Option<&Store>, call: impl Fn() -> Result<T>) -> T {
     let taken = leave(free);
     let done = call();
@@ -60,7 +60,7 @@ fn claim(store: &Store, key: &str) -> Result<ClaimGuard> {
     })
 }
 
-/// The role of a process whose descriptors run out: a life of a store, each of its calls with so many free.
+/// The role of a process that runs out of descriptors: the life of a store, each of its calls with few free ones.
 pub(crate) fn few_files(dir: &Path, free: &str) {
     let free: usize = free.parse().unwrap();
     limit(Resource::Nofile, Some(FILES));
@@ -72,7 +72,7 @@ pub(crate) fn few_files(dir: &Path, free: &str) {
     for round in 0..3 {
         let first = call(free, "claim", Some(&store), || claim(&store, &format!("first {round}")));
         let mut waiting = vec![first];
-        // Through several segments, some claims being in flight all the while.
+        // Through several segments, with some claims in flight throughout.
         for n in 0..160 {
             let key = format!("{round} {n:0>900}");
             let op = Operation::new(&key).durability(Durability::Flush);
@@ -110,7 +110,7 @@ pub(crate) fn few_files(dir: &Path, free: &str) {
         call(free, "verify", Some(&store), verify);
         let _ = store.mark(Operation::new(("tail", round)).durability(Durability::Flush)).unwrap();
         if is_manual {
-            // As a kill would leave it: nobody changes the files while they are copied.
+            // The state that a kill would leave: nothing changes the files while they are copied.
             let killed = dir.join(format!("killed-{round}"));
             crate::moved::copy(&keys, &killed);
             let recovered = call(free, "recovery", None, || builder().open(&killed));
@@ -176,7 +176,7 @@ pub(crate) fn many_segments(dir: &Path) {
             drop(store);
             store = builder().open(&keys).unwrap();
         }
-        // A sixth of what the process may have, and what a small store has open.
+        // A sixth of the limit of the process, and the files of a small store.
         assert!(most < 40, "{most} open, map: {map}");
         println!("most: {most} (map: {map})");
     }
@@ -189,7 +189,7 @@ fn descriptors_are_bounded_whatever_the_number_of_segments() {
     check_role("many-segments", dir.path(), |_| {});
 }
 
-/// The role of a process that repairs a store of more segments than it may have files.
+/// The role of a process that repairs a store of more segments than it may open files.
 pub(crate) fn repair_many_segments(dir: &Path) {
     limit(Resource::Nofile, Some(FILES));
     let builder = || small().segment_bytes(32 << 10).manual_maintenance(true);
@@ -203,7 +203,7 @@ pub(crate) fn repair_many_segments(dir: &Path) {
     }
     assert!(store.stats().segments > FILES, "{}", store.stats().segments);
     store.close(Duration::ZERO).unwrap();
-    // The manifest gone, or damaged; a record damaged in the middle of the log.
+    // The manifest missing, or damaged; a record damaged in the middle of the log.
     for (manifest, record) in
         [("whole", true), ("gone", false), ("gone", true), ("damaged", false), ("damaged", true)]
     {
@@ -248,14 +248,14 @@ fn flip(path: &Path, at: usize) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// A repair had each segment open until it ended, so a store that was in use with few files could not be repaired.
+/// A repair had each segment open until it ended, so a store that ran with few files could not be repaired.
 #[test]
 fn a_repair_has_few_files_open_whatever_the_number_of_segments() {
     let dir = tempfile::tempdir().unwrap();
     check_role("repair-many-segments", dir.path(), |_| {});
 }
 
-/// Whoever walks reads on in what compaction took away meanwhile, mapped or not, however little may be open.
+/// A walk continues in segments that compaction removed meanwhile, mapped or not, however few files may be open.
 #[test]
 fn a_walk_continues_in_segments_that_left_the_log() {
     for map in [true, false] {
@@ -278,7 +278,7 @@ fn a_walk_continues_in_segments_that_left_the_log() {
     }
 }
 
-/// The role of a process that can start no thread, or one alone.
+/// The role of a process that can start no thread, or only one.
 pub(crate) fn no_thread(dir: &Path, more: &str) {
     drop(small().open_or_create(dir).unwrap());
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -290,7 +290,7 @@ pub(crate) fn no_thread(dir: &Path, more: &str) {
     for words in ["starting a background thread", "no thread or memory left"] {
         assert!(error.to_string().contains(words), "{error}");
     }
-    // Nothing is left of that opening.
+    // That open left nothing.
     let store = small().open(dir).unwrap();
     assert!(store.stats().opening.was_clean && store.mark("k").unwrap().is_first());
     println!("fine");

@@ -1,5 +1,5 @@
-//! Traffic of days on a simulated disk and clock: claims that are completed, kept for an hour, a day, a week, a month
-//! or a year. It knows to the byte what is alive. A test and a bench look at how large the store is beside that.
+//! Traffic of days on a simulated disk and clock: claims that are completed and kept for an hour, a day, a week, a month
+//! or a year. It knows the live bytes exactly. A test and a bench compare the size of the store with them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,26 +11,26 @@ const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// How long results are kept, and how many of a hundred for so long.
+/// Retentions of results, and how many of a hundred have each.
 const RETENTIONS: [(u64, u64); 5] =
     [(HOUR, 40), (DAY, 25), (7 * DAY, 15), (30 * DAY, 10), (365 * DAY, 10)];
 
 pub struct Traffic {
     sim: Sim,
     store: Store,
-    /// Milliseconds since the beginning.
+    /// Milliseconds since the start.
     now: u64,
     pairs: u64,
     /// Bytes of results by the time at which they expire.
     expiring: BTreeMap<u64, u64>,
     live: u64,
-    /// Bytes of all records that calls have written, those of compaction apart.
+    /// Bytes of all records written by calls, without those of compaction.
     new: u64,
     claim_bytes: u64,
     end_bytes: u64,
 }
 
-/// How large things are at one moment.
+/// Sizes at one moment.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Sample {
     pub live: u64,
@@ -38,14 +38,14 @@ pub struct Sample {
     pub disk: u64,
     /// The largest segment.
     pub segment: u64,
-    /// Of records, since the beginning: written by calls, moved by compaction, and given back.
+    /// Bytes of records since the start: written by calls, moved by compaction, and reclaimed.
     pub new: u64,
     pub moved: u64,
     pub reclaimed: u64,
 }
 
 impl Sample {
-    /// What the store takes, in parts of what it may: twice what is alive, and two segments.
+    /// The size of the store as a fraction of its bound: twice the live bytes, and two segments.
     pub fn share_of_bound(&self) -> f64 {
         self.disk as f64 / (2 * self.live + 2 * self.segment) as f64
     }
@@ -71,7 +71,7 @@ impl Traffic {
         traffic
     }
 
-    /// One pair, to see what its records take: all are equally long.
+    /// One pair, to measure its records: all are equally long.
     fn measure_records(&mut self) {
         let (operation, written) = (self.operation(), || self.store.stats().bytes_written);
         let before = written();
@@ -82,7 +82,7 @@ impl Traffic {
         self.count();
     }
 
-    /// An hour of so many pairs a minute, with the store's background work done when it is due.
+    /// An hour with this many pairs a minute, with the background work of the store done when it is due.
     pub fn hour(&mut self, pairs_a_minute: u64) -> Sample {
         for _ in 0..60 {
             for _ in 0..pairs_a_minute {
@@ -102,7 +102,8 @@ impl Traffic {
         Operation::new(key).fingerprint(Fingerprint::from_bytes([9; 16])).retention(retention)
     }
 
-    /// The next result's. 61 and 100 have no divisor in common, so each hundred pairs has all of them, well mixed.
+    /// The retention of the next result. 61 and 100 have no common divisor, so each hundred pairs has all of them, well
+    /// mixed.
     fn retention(&self) -> u64 {
         let mut lot = self.pairs * 61 % 100;
         for (retention, weight) in RETENTIONS {
