@@ -1,4 +1,4 @@
-//! The order of modules: docs/architecture.md states it, and the sources keep to it.
+//! The order of modules: docs/architecture.md states it, and the sources follow it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ fn is_name(byte: char) -> bool {
     byte.is_alphanumeric() || byte == '_'
 }
 
-/// What is named behind each `crate::`: one name, or the first names of a list in braces.
+/// The names after each `crate::`: one name, or the first names of a list in braces.
 fn names(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
@@ -79,7 +79,7 @@ fn names(code: &str) -> BTreeSet<String> {
     found
 }
 
-/// Which module each name stands in that the crate's root shows.
+/// The module of each name that the crate's root exports.
 fn shown_at_the_root() -> BTreeMap<String, String> {
     let code = code(&root().join("src/lib.rs"));
     let mut shown = BTreeMap::new();
@@ -111,7 +111,7 @@ fn no_module_uses_one_of_a_layer_above_it() {
         seen.insert(module.to_owned());
         for name in names(&code(&file)) {
             let name = shown.get(&name).unwrap_or(&name);
-            // `crate::Result` and the root's own macros stand nowhere.
+            // `crate::Result` and the root's own macros belong to no module.
             let Some(to) = rank(name) else { continue };
             edges += 1;
             if to < from {

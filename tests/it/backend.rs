@@ -1,4 +1,4 @@
-//! Calls as owned data: sent, waited for apart, dropped in between; and a store that another backend answers.
+//! Calls as owned data: sent, waited for later, dropped in between; and a store on another backend.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn sent_calls_share_a_sync() {
 fn a_grant_without_a_waiter_is_released() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
-    // Dropped before it was placed, since it waits for the opening's first write.
+    // Dropped before it was placed, since it waits for the first write of the open.
     drop(store.send(claim("k")));
     assert!(store.get("k").unwrap().is_none());
     let _ = granted(&store, "first");
@@ -51,7 +51,7 @@ fn a_grant_without_a_waiter_is_released() {
         panic!("still claimed")
     };
     assert_eq!(attempt.reason(), Some("granted, and not waited for"));
-    // So is a question.
+    // A question is released, too.
     drop(store.send(claim("k")));
     assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
 }
@@ -63,7 +63,7 @@ fn an_ending_without_a_waiter_still_completes() {
     let token = granted(&store, "k");
     drop(store.send(request("k", Call::Complete(token))));
     assert!(matches!(store.get("k").unwrap(), Some(State::Completed(_))));
-    // Also where it has to read, or to wait for room, first.
+    // Even where it has to read, or to wait for space, first.
     let small = Sim::small(2);
     let store = small.open().unwrap();
     for n in 0..200_u32 {
@@ -81,7 +81,7 @@ fn a_decision_on_a_read_key_requires_that_it_is_unchanged() {
     let token = granted(&store, "k");
     let _ = store.send(request("k", Call::Abort(token))).wait().unwrap();
     store.merge_index().unwrap();
-    // It has to be read by a table, so nothing is placed yet.
+    // A table has to be read for it, so nothing is placed yet.
     let sent = store.send(claim("k"));
     let Claim::Acquired(guard) = store.claim("k").unwrap() else { panic!("not free") };
     assert_eq!(sent.wait().unwrap().answer, Answer::InProgress);

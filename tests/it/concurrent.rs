@@ -1,9 +1,9 @@
-//! Many threads on the same keys: each key is granted once, and what all of them were told fits one order.
+//! Many threads on the same keys: each key is granted once, and all answers fit one order.
 //!
-//! Each call is recorded with the moments of its beginning and its end. A history is linearisable if every call
-//! can be given one moment in between at which the spec, called in that order, answers what the store did.
-//! The search is Wing and Gong's, with Lowe's memory of what was tried. Keys are independent, so each has a
-//! history of its own; the passing of time is in all of them.
+//! Each call is recorded with the moments of its start and its end. A history is linearizable if every call can be given
+//! one moment in between at which the spec, called in that order, answers as the store did. The search is Wing and
+//! Gong's, with Lowe's memory of visited states. Keys are independent, so each has a history of its own; the passing of
+//! time is in all of them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Barrier;
@@ -16,7 +16,7 @@ use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Operation, Store};
 use crate::machine::Machine;
 use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Told, Word};
 
-/// What one call did, and when.
+/// One call, its answer, and its times.
 #[derive(Clone, Debug)]
 struct Event {
     act: Act,
@@ -37,7 +37,7 @@ enum Act {
 
 type State = (Option<Key>, u64);
 
-/// What the spec comes to if it does that now; `None` if it would have answered otherwise.
+/// The state of the spec after that call; `None` if it would have answered otherwise.
 fn after(state: &State, act: &Act) -> Option<State> {
     let (mut slot, tick) = state.clone();
     let (call, said, token) = match act {
@@ -57,10 +57,10 @@ fn after(state: &State, act: &Act) -> Option<State> {
     Some((slot, tick))
 }
 
-/// Whether the calls can be put into one order.
+/// Returns whether the calls can be put into one order.
 fn is_linearisable(events: &[Event]) -> bool {
     let mut events = events.to_vec();
-    // Whoever ended first likely came first: the search seldom turns back.
+    // The call that ended first likely came first, so the search seldom turns back.
     events.sort_by_key(|event| event.ended);
     let mut search =
         Search { is_done: vec![0; events.len().div_ceil(64)], events, seen: HashSet::new() };
@@ -69,7 +69,7 @@ fn is_linearisable(events: &[Event]) -> bool {
 
 struct Search {
     events: Vec<Event>,
-    /// One bit an event.
+    /// One bit per event.
     is_done: Vec<u64>,
     seen: HashSet<(Vec<u64>, State)>,
 }
@@ -83,7 +83,7 @@ impl Search {
             return false;
         }
         let open = |is_done: &[u64], at: usize| is_done[at / 64] & (1 << (at % 64)) == 0;
-        // Sorted by end: the first open one ends first, and what begins after that can't come next.
+        // Sorted by end: the first open one ends first, and a call that begins after that can't come next.
         let first = (0..self.events.len()).find(|at| open(&self.is_done, *at)).unwrap();
         let first_end = self.events[first].ended;
         for at in first..self.events.len() {
@@ -141,7 +141,7 @@ fn the_checker_accepts_right_histories_and_rejects_wrong_ones() {
     }
 }
 
-/// Steele, Lea and Flood's generator, so that a run can be told by its seed.
+/// Steele, Lea and Flood's generator, so that a run can be repeated by its seed.
 struct Dice(u64);
 
 impl Dice {
@@ -158,7 +158,7 @@ impl Dice {
     }
 }
 
-/// One thread with what it has in its hands, recording.
+/// One recording thread with the guards and questions it holds.
 struct Player<'a> {
     machine: Machine,
     dice: Dice,
@@ -202,7 +202,7 @@ impl Player<'_> {
         }
     }
 
-    /// Anything, on a key or with what is at hand.
+    /// Makes any call, on a key or with a guard or question it holds.
     fn play(&mut self) {
         let key = self.dice.index(self.keys.len()).unwrap();
         let levels = [Durability::Sync, Durability::Flush, Durability::Lazy];
@@ -210,7 +210,7 @@ impl Player<'_> {
         match self.dice.below(100) {
             0..40 => {
                 let ask = Ask {
-                    // On a real disk time passes by itself, and no history tells when.
+                    // On a real disk time passes by itself, and no history records when.
                     lease: (self.sim.is_some() && self.dice.below(2) == 0).then_some(100),
                     keep: (self.sim.is_some() && self.dice.below(3) == 0).then_some(300),
                     remember: None,
@@ -263,7 +263,7 @@ impl Player<'_> {
             83..87 => drop(self.call(key, Call::Forget)),
             87..90 => drop(self.call(key, Call::Mark { ask: PLAIN })),
             90..97 => drop(self.call(key, Call::Get)),
-            // It is in the history of every key: where there are many, seldom.
+            // It is in the history of every key: rare where there are many.
             _ if self.dice.below(self.keys.len().div_ceil(10) as u64) > 0 => {}
             _ => {
                 let Some(sim) = self.sim else { return };
@@ -277,7 +277,7 @@ impl Player<'_> {
     }
 }
 
-/// Lets threads play, and checks what they were told. Says how many calls there were.
+/// Runs threads, and checks their answers. Returns the number of calls.
 fn play(store: &Store, sim: Option<&Sim>, threads: u64, keys: u64, calls: u64, seed: u64) -> usize {
     let keys: Vec<String> = (0..keys).map(|key| format!("key-{key}")).collect();
     let moments = AtomicU64::new(0);
@@ -303,7 +303,7 @@ fn play(store: &Store, sim: Option<&Sim>, threads: u64, keys: u64, calls: u64, s
                     barrier.wait();
                     (0..calls).for_each(|_| player.play());
                     barrier.wait();
-                    // What is still at hand goes silently, after every history has ended.
+                    // The rest is dropped without a record, after every history has ended.
                     for guard in player.machine.guards.values() {
                         guard.on_drop(OnDrop::Interrupt);
                     }
@@ -339,7 +339,7 @@ fn race(store: &Store) {
             let (keys, grants, barrier) = (&keys, &grants, &barrier);
             scope.spawn(move || {
                 let mut dice = Dice(thread);
-                // Half of them in step, half from anywhere.
+                // Half of them in step, half from random keys.
                 let begin = if thread % 2 == 0 { 0 } else { dice.index(KEYS).unwrap() };
                 barrier.wait();
                 for at in (0..KEYS).map(|step| (begin + step) % KEYS) {
@@ -406,8 +406,8 @@ fn histories_of_8_threads_on_2_keys_are_linearizable() {
     println!("histories: {rounds} of 8 threads on 2 keys, {calls} calls");
 }
 
-/// Whether a lease has passed and how much of it is left go by one time. They did not, and where time passed in between,
-/// claimants were told of a claim in progress that had nothing left.
+/// Whether a lease has passed and how much of it is left are decided by one reading of the time. There were two, and when
+/// time passed in between, claimants saw a claim in progress with no time left.
 #[test]
 fn a_claim_in_progress_has_some_of_its_lease_left() {
     let sim = Sim::small(1);
@@ -424,8 +424,8 @@ fn a_claim_in_progress_has_some_of_its_lease_left() {
     }
 }
 
-/// Whoever leads a sync gathers others for half a sync's time. On a clock driven by hand that time never passed:
-/// when it had been moved on during a sync, all threads of a test hung.
+/// The leader of a sync gathers others for half a sync's time. On a clock driven by hand that time never passed: when the
+/// clock was moved during a sync, all threads of a test hung.
 #[test]
 fn waiters_do_not_wait_for_a_clock_that_stands_still() {
     let sim = Sim::small(1);
@@ -502,7 +502,7 @@ fn open_busy(sim: &Sim) -> Store {
     sim.open_existing(builder(), true).unwrap()
 }
 
-/// Ends the others, too, when one of them panics.
+/// Ends the other threads, too, when one of them panics.
 struct EndsAll<'a>(&'a AtomicU32);
 
 impl Drop for EndsAll<'_> {
@@ -520,7 +520,7 @@ fn histories_during_checkpoints_merges_and_compaction_are_linearizable() {
             sim.mask_hashes(0, 0);
         }
         let store = open_busy(&sim);
-        // Keys that nobody touches: whatever is moved around them, they are there.
+        // Keys that no thread touches: they are there, whatever moves around them.
         let long = |n: u64| format!("still-{n:0>1500}");
         (0..20).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
         let is_over = AtomicU32::new(0);
@@ -535,7 +535,7 @@ fn histories_during_checkpoints_merges_and_compaction_are_linearizable() {
                     assert!(store.mark(op).unwrap().is_first());
                     assert!(store.forget(&key).unwrap());
                     n += 1;
-                    // On a clock that stands still nothing that waits would come about.
+                    // On a clock that stands still no wait would end.
                     sim.advance(Duration::from_millis(20));
                 }
             });
@@ -550,7 +550,7 @@ fn histories_during_checkpoints_merges_and_compaction_are_linearizable() {
             let looks = scope.spawn(|| {
                 let _ends = EndsAll(&is_over);
                 let mut walks = 0_u64;
-                // At least once, however late this thread comes.
+                // At least once, however late this thread starts.
                 while walks == 0 || is_over.load(Ordering::SeqCst) == 0 {
                     let mut still = [0; 20];
                     for entry in store.iter() {

@@ -1,8 +1,7 @@
-//! Bit rot, and files that were cut, emptied, taken away or exchanged: in log, manifest, tables and files of expired
-//! keys, after a clean close and after a kill.
+//! Bit rot, and files that were cut, emptied, removed or exchanged: in log, manifest, tables and files of expired keys,
+//! after a clean close and after a kill.
 //!
-//! Never a wrong answer, never a completed key that looks absent, never a panic. What is refused says which file
-//! and which byte.
+//! Never a wrong answer, never a completed key that looks absent, never a panic. A refusal names the file and the byte.
 
 use crate::script::{Flush, Found, Keys, Lazy, Ledger, Op, Sync, World, look, tiny};
 use onlyonce::testing::Sim;
@@ -53,7 +52,7 @@ fn memories() -> Vec<Op> {
     ops
 }
 
-/// What is behind the last watermark of a killed store.
+/// Records after the last watermark of a killed store.
 fn tail() -> Vec<Op> {
     let key = |name: &str| name.to_owned();
     vec![
@@ -64,12 +63,12 @@ fn tail() -> Vec<Op> {
     ]
 }
 
-/// A machine with a store on it, and what it must answer.
+/// A machine with a store on it, and the answers it must give.
 struct Case {
     name: &'static str,
     sim: Sim,
     ledger: Ledger,
-    /// So many changes are covered by a watermark.
+    /// This many changes are covered by a watermark.
     covered: usize,
     /// The same files earlier in the store's life.
     older: Vec<(PathBuf, Vec<u8>)>,
@@ -134,7 +133,7 @@ fn files(sim: &Sim) -> Vec<(PathBuf, Vec<u8>)> {
     sim.files().into_iter().map(|(path, _)| read(path)).collect()
 }
 
-/// How an opening and a look at everything came out.
+/// The result of an open and of reading everything.
 enum Outcome {
     Refused(Error),
     /// `said`: damage was mended from the log, or found by reading everything.
@@ -168,11 +167,11 @@ fn open(sim: &Sim) -> Outcome {
     }
 }
 
-/// Whether damage was noticed; that it was told rightly, and that nothing was answered wrongly.
+/// Returns whether damage was noticed. Checks that it was reported rightly, and that no answer was wrong.
 fn check(case: &Case, sim: &Sim, damaged: &Path, least: usize, context: &str) -> bool {
     let is_manifest = |path: &Path| path.ends_with("MANIFEST");
     match open(sim) {
-        // A directory in the place of a file that holds nothing yet: no loss, and said.
+        // A directory in place of a file that holds nothing yet: reported, and no loss.
         Outcome::Refused(e) if e.kind() == ErrorKind::Io && is_ahead(damaged) => {
             assert_eq!(e.path(), Some(damaged), "{context}: {e:?}");
             true
@@ -182,7 +181,7 @@ fn check(case: &Case, sim: &Sim, damaged: &Path, least: usize, context: &str) ->
             assert!(e.path().is_some() && e.offset().is_some(), "{context}: {e:?}");
             assert!(e.to_string().contains(e.path().unwrap().to_str().unwrap()), "{context}: {e}");
             let named = e.path().unwrap();
-            // A damaged list and a damaged file of it may each be told by the other.
+            // A damaged list and a damaged file of it may each be reported as the other.
             assert!(
                 named == damaged || is_manifest(damaged) || is_manifest(named),
                 "{context}: {e:?}"
@@ -204,7 +203,7 @@ fn check(case: &Case, sim: &Sim, damaged: &Path, least: usize, context: &str) ->
     }
 }
 
-/// Whether a file is prepared ahead of need: nothing is in it.
+/// Returns whether a file is an empty spare.
 fn is_ahead(path: &Path) -> bool {
     path.ends_with("MANIFEST.next") || path.to_str().unwrap().contains("spare")
 }
@@ -223,7 +222,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             let used = used(&bytes);
             for at in 0..bytes.len() {
                 // By default every byte in use of the smallest store, and a choice of the others. All of a file of
-                // expired keys is in use; what stands in it is at the beginning of a page.
+                // expired keys is in use; its entries are at the beginning of a page.
                 let is_dense = path.starts_with("/store/expired") && at % 4096 < 128;
                 let stride = match (at < used, is_larger && !is_dense) {
                     (true, false) => 1,
@@ -239,7 +238,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
                 let is_index = path.starts_with("/store/index");
                 // Damage to the index is mended, which changes it.
                 let noticed = if case.is_closed() && !is_index {
-                    // Opening and reading a closed store changes nothing, so it can be mended and used again.
+                    // Opening and reading a closed store changes nothing, so it can be restored and used again.
                     case.sim.flip_byte(&path, at as u64, mask).unwrap();
                     let noticed = check(&case, &case.sim, &path, case.covered, &context);
                     case.sim.flip_byte(&path, at as u64, mask).unwrap();
@@ -273,7 +272,7 @@ enum Damage {
     Older,
     /// The contents of another file of this store, of the same kind.
     Neighbour,
-    /// One page of zeros where there was something.
+    /// One page of zeros over other bytes.
     PageLost(usize),
 }
 
@@ -319,7 +318,7 @@ fn damage(machine: &Sim, case: &Case, other: &Case, path: &Path, how: Damage) ->
     true
 }
 
-/// Uses up what was prepared ahead, rolls, closes, and finds everything again.
+/// Uses up the segments prepared ahead, rolls, closes, and finds everything again.
 fn use_it(machine: &Sim, keys: &Keys, context: &str) {
     let store = machine.open_existing(tiny(), false).unwrap_or_else(|e| panic!("{context}: {e:?}"));
     for n in 0..14_u64 {
@@ -369,7 +368,7 @@ fn a_file_cut_emptied_deleted_or_exchanged_is_noticed_or_without_effect() {
                     continue;
                 }
                 points += 1;
-                // Exempt: an older version of the segment in use, of a store that was killed.
+                // Exempt: an older version of the segment in use, of a killed store.
                 let is_segment = path.extension().is_some_and(|end| end == "log");
                 let is_exempt = matches!(how, Damage::Older) && is_segment && !case.is_closed();
                 let least = if is_exempt { 0 } else { case.covered };
@@ -387,7 +386,7 @@ fn a_file_cut_emptied_deleted_or_exchanged_is_noticed_or_without_effect() {
     assert!(seen > 100, "{seen}");
 }
 
-/// The scrub told of it, and so did a lookup of the key's older record, which the index led there.
+/// The scrub reported it, and so did a lookup of the key's older record, to which the index pointed.
 #[test]
 fn a_damaged_newest_record_is_reported_once() {
     let sim = Sim::small(1);

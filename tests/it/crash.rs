@@ -1,7 +1,7 @@
 //! Power lost, and the process killed, at every change of the disk: of work, and of the recovery after it.
 //!
-//! "Checked" means: reopened, every acknowledged operation is there and right at its level, nothing is that was
-//! never begun, no token comes twice, and a second reopening sees the same.
+//! "Checked" means: reopened, every acknowledged operation is there and right at its level, no operation that was never
+//! begun is there, no token comes twice, and a second reopen sees the same.
 
 use crate::script::{
     Flush, Keys, Lazy, Ledger, Loss, Op, Sync, World, check_answers, greatest_token, is_of_index,
@@ -55,7 +55,7 @@ fn endings() -> Vec<Op> {
     ops
 }
 
-/// Attempts that end without a word, and all words about them.
+/// Attempts that end without a record, and all ways to resolve them.
 fn fates() -> Vec<Op> {
     let key = |name: &str| name.to_owned();
     vec![
@@ -131,7 +131,7 @@ fn openings() -> Vec<Op> {
     ]
 }
 
-/// Checkpoints of a few keys each, merges, a forget that hides what a table has, rotten tables, and closes.
+/// Checkpoints of a few keys each, merges, a forget that hides an entry of a table, rotten tables, and closes.
 pub(crate) fn tables() -> Vec<Op> {
     let key = |name: &str| name.to_owned();
     let marks = |from: u32, to: u32| {
@@ -161,7 +161,7 @@ pub(crate) fn tables() -> Vec<Op> {
     ops
 }
 
-/// Segments that go: what is alive moves on, claims in flight among it, and what is dead stays dead.
+/// Segments that are removed: live records move, claims in flight among them, and dead ones stay dead.
 pub(crate) fn compactions() -> Vec<Op> {
     let key = |name: &str| name.to_owned();
     let marks = |from: u32, to: u32| {
@@ -190,15 +190,15 @@ pub(crate) fn compactions() -> Vec<Op> {
     ops
 }
 
-/// Keys that are remembered once they left the log: their files are written, merged, and go when all in them has passed.
-/// Some are forgotten and marked anew meanwhile. Between them the index is merged, and made again.
+/// Keys that are remembered after they left the log: their files are written, merged, and removed when all their memories
+/// have passed. Some keys are forgotten and marked again meanwhile. Between them the index is merged and rebuilt.
 pub(crate) fn memories() -> Vec<Op> {
     let key = |name: &str| name.to_owned();
     let remember = |n: u32| Op::Remember(format!("r{n}"), [Sync, Flush, Lazy][n as usize % 3]);
     let mut ops = vec![Op::Claim(key("c"), Sync, Sync), Op::Mark(key("m"), Flush)];
     ops.extend((0..4).map(remember));
     ops.extend([Op::Hours(2), Op::Compact(u64::MAX), Op::Look]);
-    // Beside the file of four, and then two of one.
+    // In addition to the file of four, and then two of one.
     ops.extend([remember(4), Op::Forget(key("r0")), Op::Hours(2), Op::Compact(u64::MAX), Op::Look]);
     ops.extend([remember(5), remember(6), Op::Mark(key("r0"), Flush), Op::Rest, Op::Hours(2)]);
     ops.extend([
@@ -211,7 +211,7 @@ pub(crate) fn memories() -> Vec<Op> {
     ops.extend([remember(7), remember(8), Op::Hours(2), Op::Compact(0)]);
     ops.extend([Op::Complete(key("c"), key("late")), Op::Kill]);
     ops.extend([Op::Compact(u64::MAX), Op::Look]);
-    // The first four have passed, but for what was recorded of them since.
+    // The first four have passed, except for later records of them.
     ops.extend([Op::Close, Op::Hours(2), remember(9), Op::Forget(key("m")), Op::Hours(2)]);
     ops.extend([Op::Compact(u64::MAX), remember(1), Op::MergeIndex, Op::Look, Op::Rebuild]);
     ops.extend([Op::Mark(key("n"), Lazy), Op::MergeIndex, Op::Hours(2), Op::Compact(u64::MAX)]);
@@ -232,20 +232,20 @@ fn workloads() -> [(&'static str, Vec<Op>); 7] {
     ]
 }
 
-/// Runs `ops` from an empty disk until the power goes at its change number `cut`. `None`: it never did.
+/// Runs `ops` from an empty disk until power is lost at change number `cut`. `None`: it never was.
 fn run_until(ops: &[Op], cut: u64) -> Option<(Sim, Ledger)> {
     let sim = Sim::small(7);
     let mut world = World::new(&sim);
     world.cut_power_at(cut);
     let run = world.run(ops);
     let was_cut = sim.power_is_cut();
-    // Under a cut, whether a call failed or went on in ignorance is no matter: the ledger knows.
+    // Under a cut, it doesn't matter whether a call failed or continued without noticing: the ledger knows.
     assert!(was_cut || run.is_ok(), "{run:?}");
     let ledger = world.forget();
     was_cut.then_some((sim, ledger))
 }
 
-/// Opens, looks, and does something new; the first two must go well unless the power goes again.
+/// Opens, checks, and does something new; the first two must succeed unless power is lost again.
 fn recover(sim: &Sim, ledger: &mut Ledger, context: &str) -> Result<(Store, Keys)> {
     let store = sim.open_with(tiny())?;
     let mut keys = look(&store)?;
@@ -272,7 +272,7 @@ fn check(sim: &Sim, ledger: &Ledger, loss: Loss, context: &str, tried: &mut Trie
     );
     let opening = store.stats().opening;
     assert!(opening.cut.is_none_or(|cut| cut.bytes() > 0), "{context}");
-    // A listed table that isn't whole would be made again, and nobody would learn that the crash had taken it.
+    // A listed table that isn't whole would be rebuilt, hiding that the crash had taken it.
     let mended = store.stats().tables_mended;
     assert!(mended == 0 || ledger.has_rotted, "{context}: {mended} tables were not whole");
     sim.power_loss();
@@ -287,7 +287,7 @@ fn check(sim: &Sim, ledger: &Ledger, loss: Loss, context: &str, tried: &mut Trie
     tried.reopenings += 2;
 }
 
-/// The machine after each of those crashes; where several leave the same files, they are looked at once.
+/// The machine after each of those crashes; equal files are checked once.
 fn outcomes(
     sim: &Sim,
     crashes: impl IntoIterator<Item = SimCrash>,
@@ -297,7 +297,7 @@ fn outcomes(
     machines.filter(move |(_, machine)| seen.insert(machine.contents().unwrap()))
 }
 
-/// The files of expired keys that were there at some crash point, with the hours in which each was there first and last.
+/// The files of expired keys that existed at some crash point, with the hours in which each was there first and last.
 #[derive(Default)]
 struct ExpiredFiles {
     seen: BTreeMap<PathBuf, (u64, u64)>,
@@ -314,7 +314,7 @@ impl ExpiredFiles {
         }
     }
 
-    /// Those that went while what they held was remembered still, and those that went as a whole.
+    /// Those removed while their memories still counted, and those removed as a whole.
     fn counts(&self) -> (usize, usize) {
         let gone = self.seen.len() - self.left;
         let whole = self.seen.values().filter(|(first, last)| last - first >= 8).count();
@@ -373,8 +373,8 @@ fn a_kill_at_any_change_loses_nothing_flushed() {
     assert!(tried.points > 300);
 }
 
-/// The recovery from a crash at change `k` loses power at its change `j`, for all `(k, j)`; what it had shown
-/// before, it must show again.
+/// The recovery from a crash at change `k` loses power at its change `j`, for all `(k, j)`; it must show again what it
+/// showed before.
 #[test]
 fn power_lost_at_any_change_of_a_recovery_loses_nothing_more() {
     lose_power_in_recoveries(
@@ -441,9 +441,9 @@ fn check_shown(sim: &Sim, ledger: &Ledger, shown: &Result<Keys>, context: &str, 
     check(sim, ledger, Loss::Power, context, tried);
 }
 
-/// The page cache lies: a sync fails once, what it should have written counts as clean, later syncs succeed.
-/// The batch learns Indeterminate, and nothing acknowledged is lost to a reopening in the same boot, with the
-/// cache still warm or evicted, nor to a power cut after it.
+/// The page cache lies: a sync fails once, the bytes it should have written count as clean, later syncs succeed. The
+/// batch gets Indeterminate, and nothing acknowledged is lost to a reopen in the same boot, with the cache still warm or
+/// evicted, nor to a power cut after it.
 #[test]
 fn a_sync_that_fails_once_poisons_and_loses_nothing() {
     let mut tried = Tried::default();
@@ -464,7 +464,7 @@ fn a_sync_that_fails_once_poisons_and_loses_nothing() {
             );
             assert!(failed.path.is_some(), "{context}");
             if let Some(store) = &world.store {
-                // What is durable is still answered; nothing is granted.
+                // Durable records are still answered; nothing is granted.
                 check_answers(store, &world.ledger, &context);
                 let refused = store.claim("another").unwrap_err();
                 let rotten = is_of_index(refused.path());
@@ -484,7 +484,7 @@ fn a_sync_that_fails_once_poisons_and_loses_nothing() {
     assert!(tried.points > 60);
 }
 
-/// What a killed process had said: nobody else knows.
+/// The output of a killed process: nothing else records it.
 #[derive(Default)]
 struct Record {
     keys: BTreeMap<String, Said>,
@@ -576,7 +576,7 @@ fn killed_processes_lose_nothing_they_acknowledged() {
         });
         while !told.recv_timeout(Duration::from_secs(60)).expect("it never opens") {}
         if round % 2 == 0 {
-            // So many lines on: in the midst of its work.
+            // After this many lines: in the middle of its work.
             let lines = told.iter().take(1 + below(600) as usize).count();
             assert!(lines > 0, "it ends by itself");
         } else {
@@ -604,8 +604,8 @@ fn killed_processes_lose_nothing_they_acknowledged() {
     assert!(done > 20);
 }
 
-/// What was unsynced of a large segment was copied into one as large as it took: past the largest that a manifest may
-/// list, no opening believed it any more. Today's settings bound these segments as they bound all others.
+/// The unsynced part of a large segment was copied into one as large as it took: beyond the largest that a manifest may
+/// list, so no open accepted it any more. The current settings bound these segments like all others.
 #[test]
 fn an_unsynced_suffix_longer_than_a_segment_is_copied_into_several() {
     let sim = Sim::new(7);
@@ -635,7 +635,7 @@ fn an_unsynced_suffix_longer_than_a_segment_is_copied_into_several() {
             break;
         }
         points += 1;
-        // The process died with the machine's cache: what it had written stays.
+        // The process died, and the machine's cache kept what it had written.
         for way in [SimCrash::ALL, SimCrash::NONE, SimCrash::seeded(cut)] {
             let crashed = machine.after(way);
             if way == SimCrash::ALL {

@@ -1,11 +1,11 @@
-//! The same seed gives the same run, byte for byte: without that, no failure of a simulated disk can be told again.
+//! The same seed gives the same run, byte for byte: without that, no failure of a simulated disk can be repeated.
 
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, Durability, Operation, Store};
 
-/// One of two writers: what it has claimed, and how far it has got.
+/// One of two writers: its claim, and its progress.
 #[derive(Default)]
 struct Writer {
     claims: Vec<onlyonce::ClaimGuard>,
@@ -30,7 +30,7 @@ impl Writer {
     }
 }
 
-/// Two writers interleaved by a seed, over several segments, to a close. What the disk saw, and every token.
+/// Two writers interleaved by a seed, over several segments, to a close. Returns what the disk saw, and every token.
 fn trace(disk_seed: u64, order_seed: u64) -> (u64, Vec<u64>) {
     let sim = Sim::small(disk_seed);
     let builder =

@@ -1,4 +1,4 @@
-//! What each ending leaves: every row of that table in `docs/protocol.md`, made to happen.
+//! The result of each ending: every row of that table in `docs/protocol.md`, made to happen.
 
 use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ use onlyonce::{
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
 
-/// Ending; what the owner is told; what the key is; what the next claimant is told.
+/// Ending; what the owner gets; the state of the key; what the next claimant gets.
 fn table() -> Vec<[&'static str; 4]> {
     PAGE.lines()
         .skip_while(|line| !line.starts_with("| ending |"))
@@ -67,7 +67,7 @@ fn parking() -> Operation<'static> {
     op().on_unkept(OnUnkept::Hold)
 }
 
-/// What the key is, and what the next claimant is told.
+/// The state of the key, and what the next claimant gets.
 fn left(store: &Store) -> [&'static str; 2] {
     let key = match store.get("k").unwrap().unwrap() {
         State::InProgress(_) => "in progress",
@@ -134,7 +134,7 @@ impl Decode for Unencodable {
     }
 }
 
-/// Runs a closure whose result can't be kept, and says what the caller was told.
+/// Runs a closure whose result can't be kept, and returns the caller's answer.
 fn unkept(op: Operation<'_>, store: &Store, before: impl FnOnce()) -> &'static str {
     let full = std::cell::Cell::new(false);
     let mut why = None;
@@ -148,7 +148,7 @@ fn unkept(op: Operation<'_>, store: &Store, before: impl FnOnce()) -> &'static s
     assert!(matches!(ran.unwrap(), Run::Done(value) if value[0] == 7));
     let expected = if full.get() { ErrorKind::StorageFull } else { ErrorKind::TooLarge };
     assert_eq!(why, Some(expected), "the reason is at hand");
-    // Whoever comes again is told so and why, and nothing runs.
+    // Later callers get the reason, and nothing runs.
     match store.runner(&op).run(|_| -> Result<Vec<u8>, Fault> { panic!("again") }).unwrap() {
         Run::NotKept(done) => assert!(done.missing().is_some_and(|why| !why.is_empty())),
         Run::Refused(refused) => assert_eq!(refused.kind(), RefusedKind::Held),
@@ -157,7 +157,7 @@ fn unkept(op: Operation<'_>, store: &Store, before: impl FnOnce()) -> &'static s
     "the value"
 }
 
-/// Somebody found out what became of the attempt, and that can't be kept.
+/// The fate of the attempt was found out, and can't be recorded.
 fn applied(op: Operation<'_>, store: &Store) -> &'static str {
     let mut why = None;
     let runner = store.runner(op).on_unrecorded(|e| why = Some(e.kind()));
@@ -167,7 +167,7 @@ fn applied(op: Operation<'_>, store: &Store) -> &'static str {
     "the value"
 }
 
-/// The work is done, and what comes of it can't be recorded: the caller has the value, and learns why.
+/// The work is done, and its result can't be recorded: the caller has the value, and the reason.
 fn unrecorded(op: Operation<'_>, store: &Store, before: impl FnOnce()) -> &'static str {
     let mut why = None;
     let runner = store.runner(op).on_unrecorded(|e| why = Some(e.kind()));
@@ -195,7 +195,7 @@ fn told_unrecorded(run: Run<String>, why: Option<ErrorKind>) -> &'static str {
     }
 }
 
-/// Runs a closure that fails, and says what the caller was told.
+/// Runs a closure that fails, and returns the caller's answer.
 fn run(op: Operation<'_>, store: &Store) -> &'static str {
     told_of_run(store.run(op, |_| Err::<(), _>(Fault::Mine)))
 }
@@ -205,7 +205,7 @@ fn judged(op: Operation<'_>, store: &Store, verdict: Verdict) -> &'static str {
     told_of_run(runner.run(|_| Err::<(), _>(Fault::Mine)))
 }
 
-/// The verdict's sync fails, and the power with it.
+/// The verdict's sync fails, and power is lost with it.
 fn judged_in_vain(sim: &Sim, store: &Store, verdict: Verdict) -> &'static str {
     let mut why = None;
     let runner = store.runner(op()).on_error(|_| verdict).on_unrecorded(|e| why = Some(e.kind()));
@@ -237,7 +237,7 @@ fn doubt(store: &Store) {
     drop(acquired(store.claim("k").unwrap()));
 }
 
-/// Fills the disk up to what is reserved: not even a mark finds room.
+/// Fills the disk up to its reserves: not even a mark finds space.
 fn fill(sim: &Sim, store: &Store) {
     sim.set_disk_bytes_max(sim.disk_bytes());
     let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
@@ -423,7 +423,7 @@ fn end(ending: &str) -> [&'static str; 3] {
             fill(&sim, &store);
             let mut error = guard.complete(&vec![0; 16 << 10]).unwrap_err();
             let told = kind(&error);
-            // The same guard, as good as before.
+            // The same guard, still valid.
             let guard = error.into_claim().unwrap();
             error = guard.complete(&vec![0; 16 << 10]).unwrap_err();
             at_hand.push(error.into_claim().unwrap());
@@ -486,7 +486,7 @@ fn end(ending: &str) -> [&'static str; 3] {
     [owner, key, claimant]
 }
 
-/// The endings that take a process with them, and what the child is told to do.
+/// The endings that take a process with them, and the role of the child.
 const CHILDREN: [(&str, &str); 7] = [
     ("`process::exit`", "exit"),
     ("`process::exit`, `OnDrop::Abort`", "exit-aborting"),
@@ -505,7 +505,7 @@ fn child_of(ending: &str) -> Option<&'static str> {
     CHILDREN.iter().find(|(name, _)| *name == ending).map(|(_, child)| *child)
 }
 
-/// Lets a child process claim the key and come to its end; then looks at what is left.
+/// A child process claims the key and ends; then the state is checked.
 fn end_a_child(ending: &str) -> [&'static str; 3] {
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -549,7 +549,7 @@ fn a_claim_ends_in_a_child_process() {
         "abort" => std::process::abort(),
         _ => {
             println!("{READY}");
-            // Until the signal comes, or nobody is left to send one.
+            // Until the signal comes, or its sender has ended.
             let _ = std::io::stdin().read_line(&mut String::new());
             panic!("no signal came");
         }
@@ -600,8 +600,8 @@ fn a_panic_while_a_value_is_encoded_frees_no_key() {
     }
 }
 
-/// A late owner's own call used to take note of the lapse first, in a record of its own: two records for
-/// one ending, and the first spent the room that was kept for it, so that others could take it in between.
+/// A late owner's own call used to record the lapse first, separately: two records for one ending, and the first spent
+/// the space that was kept for it, so that others could take it in between.
 #[test]
 fn a_late_ending_without_a_takeover_costs_no_more_than_any_ending() {
     let cost = |late: Duration| {
@@ -617,8 +617,7 @@ fn a_late_ending_without_a_takeover_costs_no_more_than_any_ending() {
     assert_eq!(cost(LEASE), cost(Duration::ZERO));
 }
 
-/// A clone of a handle outlives its guard. Renewing took the dropped claim up again, and nobody was left to
-/// end it.
+/// A handle may outlive its guard. Renewing took the dropped claim up again, and no guard was left to end it.
 #[test]
 fn a_handle_renews_nothing_after_its_guard_is_dropped() {
     let sim = Sim::small(1);
@@ -630,8 +629,8 @@ fn a_handle_renews_nothing_after_its_guard_is_dropped() {
     assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
 }
 
-/// A drop that found the segment full, and the next one not yet listed, used to let go without a record: what
-/// `OnDrop::Abort` had said was lost, and the attempt interrupted.
+/// A drop that found the segment full, and the next one not yet listed, used to leave no record: the abort promised by
+/// `OnDrop::Abort` was lost, and the attempt interrupted.
 #[test]
 fn aborting_drops_work_across_several_segments() {
     let sim = Sim::small(1);
@@ -646,8 +645,8 @@ fn aborting_drops_work_across_several_segments() {
     }
 }
 
-/// The deadline was measured by the simulator's clock alone, which stands still while `close` waits: it never
-/// passed, and the test hung.
+/// The deadline was measured only by the simulator's clock, which stands still while `close` waits: it never passed, and
+/// the test hung.
 #[test]
 fn close_keeps_its_deadline_on_a_clock_that_stands_still() {
     let sim = Sim::small(1);

@@ -1,6 +1,6 @@
 //! Disk calls that fail, fall short or panic, one after the other; disks that are full; and user code that panics.
 //!
-//! What must hold: a typed error that names the file, nothing acknowledged lost, nobody waits for ever.
+//! Invariants: a typed error that names the file, nothing acknowledged lost, no thread waits for ever.
 
 use crate::errors::Mounted;
 use crate::script::{
@@ -21,7 +21,7 @@ fn is_long() -> bool {
     std::env::var_os("ONLYONCE_LONG").is_some()
 }
 
-/// Every kind of record, a roll, a clean close and an opening, in few calls.
+/// Every kind of record, a roll, a clean close and an open, in few calls.
 fn workload() -> Vec<Op> {
     let key = |name: &str| name.to_owned();
     vec![
@@ -65,7 +65,7 @@ fn check_reopened(sim: &Sim, ledger: &Ledger, context: &str) {
     check_reopened_as(sim, &[ledger], context);
 }
 
-/// As `check_reopened`, where one of several stories may be the true one.
+/// Like `check_reopened`, where one of several ledgers may be the true one.
 fn check_reopened_as(sim: &Sim, ledgers: &[&Ledger], context: &str) {
     for (machine, loss) in [(sim.copy(), Loss::Kill), (sim.after(SimCrash::NONE), Loss::Power)] {
         let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
@@ -83,18 +83,18 @@ fn check_typed(failed: &Failed, fault: DiskFault, context: &str) {
     let rotten = is_of_index(failed.path.as_deref()) && failed.kind == ErrorKind::Corrupt;
     let fits = full || rotten || matches!(failed.kind, Io | Indeterminate | Poisoned);
     assert!(fits && failed.path.is_some(), "{context}: {failed:?}");
-    // At birth it may be a directory above the store.
+    // At creation it may be a directory above the store.
     assert!(failed.message.contains('/'), "{context}: {failed:?}");
 }
 
-/// What the system had no descriptor or memory for has changed nothing, and is no reason to write no more.
+/// A call that failed for want of a descriptor or memory has changed nothing, and doesn't stop writes.
 fn check_harmless(store: Option<&Store>, fault: DiskFault, context: &str) {
     if matches!(fault, DiskFault::TooManyOpen | DiskFault::NoMemory) {
         assert!(store.is_none_or(|store| store.health() == Health::Writable), "{context}");
     }
 }
 
-/// Runs a workload with the call number `n` failing; `false`: it never came to that.
+/// Runs a workload with call number `n` failing; `false`: it was never reached.
 fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> bool {
     let context = format!("{name}, {fault:?} at call {n}, lasting: {lasting}");
     let sim = Sim::small(7);
@@ -115,8 +115,8 @@ fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> b
         failures += 1;
         check_harmless(world.store.as_ref(), fault, &context);
         check_typed(&failed, fault, &format!("{context}, {next:?}"));
-        // Nothing was written of it: the very next try goes well, without reopening. But an ending that failed
-        // on a call before its write gives its guard back; a store that did not open is opened again.
+        // Nothing was written: the very next attempt succeeds, without a reopen. But an ending that failed on a call
+        // before its write returns its guard; a store that did not open is opened again.
         let harmless = matches!(failed.kind, ErrorKind::Io | ErrorKind::StorageFull);
         let is_ending = matches!(next, Op::Complete(..) | Op::Fail(..) | Op::Abort(..));
         let health = world.store.as_ref().map(Store::health);
@@ -134,14 +134,14 @@ fn fail_at(name: &str, ops: &[Op], n: u64, fault: DiskFault, lasting: bool) -> b
         if sim.faults_met() == 0 {
             return false;
         }
-        // It was of no consequence: what is done ahead of need. But if it lasts, the next one is.
+        // The call prepared something ahead of need, so its failure has no effect yet. But if it lasts, the next one has.
         check_harmless(world.store.as_ref(), fault, &context);
         if lasting && !matches!(fault, DiskFault::TooManyOpen | DiskFault::NoMemory) {
             assert!(world.run_one(&Op::Mark("last".to_owned(), Sync)).is_err(), "{context}");
         }
     }
     if let Some(store) = &world.store {
-        // A full disk is told until it was asked for room once more.
+        // A full disk is reported until a call has asked for space once more.
         if !matches!(store.health(), Health::Writable | Health::Full { .. }) {
             sim.heal();
             check_answers(store, &world.ledger, &context);
@@ -193,7 +193,7 @@ fn calls_that_keep_failing_are_typed_errors_and_lose_nothing() {
     assert!(points > 200);
 }
 
-/// Reads and writes that do a part only, and those that a signal interrupts, are invisible.
+/// Partial reads and writes, and those that a signal interrupts, are invisible.
 #[test]
 fn short_calls_and_signals_are_invisible() {
     let mut points = 0;
@@ -233,8 +233,8 @@ fn key_of(op: &Op) -> Option<&String> {
     }
 }
 
-/// Goes on with `ops` on a disk that may be full: only endings must go well. What follows from a refused
-/// operation is left out. How many were refused.
+/// Continues with `ops` on a disk that may be full: only endings must succeed. The consequences of a refused operation
+/// are skipped. Returns how many were refused.
 fn go_on(world: &mut World<'_>, ops: &[Op], context: &str) -> u64 {
     let mut refused: Vec<String> = Vec::new();
     for op in ops {
@@ -254,8 +254,8 @@ fn go_on(world: &mut World<'_>, ops: &[Op], context: &str) -> u64 {
     refused.len() as u64
 }
 
-/// The disk is full from some operation on: claims are refused before any effect, claims in flight end, replays
-/// go on, closing and opening work; and when there is room again everything works, without reopening.
+/// The disk is full from some operation on: claims are refused before any effect, claims in flight end, replays continue,
+/// closing and opening work. When space is back everything works, without a reopen.
 #[test]
 fn a_disk_full_from_any_operation_on_refuses_only_claims() {
     let key = |name: &str| name.to_owned();
@@ -286,7 +286,7 @@ fn a_disk_full_from_any_operation_on_refuses_only_claims() {
     for at in 0..ops.len() {
         refused += full_from(&ops, at, &mut points);
     }
-    // A table that rots on a full disk can't be mended; and what was refused is not there to be forgotten.
+    // A table that rots on a full disk can't be mended; and a refused key is not there to be forgotten.
     let index = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Rot)).collect();
     let index: [Vec<Op>; 3] =
         [crate::crash::tables(), crate::crash::compactions(), crate::crash::memories()].map(index);
@@ -356,7 +356,7 @@ fn a_disk_of_any_size_suffices_or_is_reported_full() {
     println!("small disks: {points} fault points");
 }
 
-/// As `check_reopened`, on a disk that may be too full for anything new.
+/// Like `check_reopened`, on a disk that may be too full for anything new.
 fn check_reopened_on(sim: &Sim, ledger: &Ledger, context: &str) {
     for (machine, loss) in [(sim.copy(), Loss::Kill), (sim.after(SimCrash::NONE), Loss::Power)] {
         let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
@@ -376,7 +376,7 @@ fn acquired(claim: Claim) -> ClaimGuard {
     }
 }
 
-/// Takes what room there is.
+/// Takes the remaining space.
 fn fill(sim: &Sim, store: &Store) {
     sim.set_disk_bytes_max(sim.disk_bytes());
     for n in 1000 * store.stats().keys.. {
@@ -413,7 +413,7 @@ fn a_result_beyond_a_limit_returns_the_guard_and_a_smaller_one_is_recorded() {
     let Claim::Completed(done) = store.claim("reserved").unwrap() else { panic!() };
     assert_eq!(done.result()[..], [7; 100]);
 
-    // The error dropped with the guard in it: interrupted, for the effect may have happened.
+    // The error was dropped with the guard in it: interrupted, for the effect may have happened.
     sim.set_disk_bytes_max(u64::MAX);
     let claim = acquired(store.claim(Operation::new("lost").reserve_bytes(100)).unwrap());
     fill(&sim, &store);
@@ -421,7 +421,7 @@ fn a_result_beyond_a_limit_returns_the_guard_and_a_smaller_one_is_recorded() {
     assert!(matches!(store.get("lost").unwrap(), Some(State::Interrupted(_))));
 }
 
-/// An ending that needs room beyond its reserve, while the process has too many open files.
+/// An ending that needs space beyond its reserve, while the process has too many open files.
 #[test]
 fn an_ending_that_fails_before_its_write_returns_the_guard() {
     let mut failed = 0;
@@ -552,8 +552,8 @@ fn a_panic_in_the_users_closure_interrupts_only_its_key() {
     assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
 }
 
-/// A result that finds the disk full, and then each call in turn fails while the key is ended without it: the
-/// caller has the value, and the key is ended, or the caller is told that nobody knows; never is the key free.
+/// A result finds the disk full, and then each call in turn fails while the key is ended without it. The caller has the
+/// value, and the key is ended, or the caller gets Indeterminate; the key is never free.
 #[test]
 fn a_result_without_space_frees_no_key_whatever_fails() {
     let value = || vec![7_u8; 12 << 10];
@@ -585,7 +585,7 @@ fn a_result_without_space_frees_no_key_whatever_fails() {
                         assert_eq!(*kept, value(), "the caller has the value: {context}");
                         match why.kind() {
                             ErrorKind::Indeterminate => unknown += 1,
-                            // The device failed on the way, or not even that much could be placed.
+                            // The device failed on the way, or not even that record could be placed.
                             ErrorKind::Poisoned | ErrorKind::StorageFull | ErrorKind::Io => {
                                 refused += 1;
                             }
@@ -614,8 +614,8 @@ fn a_result_without_space_frees_no_key_whatever_fails() {
     assert!(kept > 0 && unknown > 0);
 }
 
-/// Every disk call in turn panics, as a bug of ours or a driver's would: whoever comes next is served or gets a
-/// typed error, and nothing acknowledged is lost, whatever was acknowledged after the panic included.
+/// Every disk call in turn panics, as by a bug of ours or of a driver. Later calls succeed or get a typed error, and
+/// nothing acknowledged is lost, even if it was acknowledged after the panic.
 #[test]
 fn a_panic_at_any_call_hangs_no_thread_and_loses_nothing() {
     let points = within(120, "a panic at a call", || {
@@ -639,7 +639,7 @@ fn a_panic_at_any_call_hangs_no_thread_and_loses_nothing() {
     assert!(points > 100);
 }
 
-/// `false`: it never came to that call.
+/// `false`: that call was never reached.
 fn panic_at(name: &str, ops: &[Op], n: u64) -> bool {
     let context = format!("{name}, a panic at call {n}");
     let sim = Sim::small(7);
@@ -735,7 +735,7 @@ fn followers_of_a_leader_that_panics_get_a_typed_error() {
     }
 }
 
-/// Without its background thread a store would never write what was claimed at Lazy, and never say so.
+/// Without its background thread a store would never write what was claimed at Lazy, and never report it.
 #[test]
 fn a_panic_in_the_background_thread_is_reported() {
     let sim = Sim::small(7);
@@ -754,7 +754,7 @@ fn a_panic_in_the_background_thread_is_reported() {
     within(30, "closing after it", move || store.close(Duration::from_secs(1)).unwrap_err());
 }
 
-/// While a sync takes its time, replays and Flush go on, and others learn at once that the key is taken.
+/// During a slow sync, replays and Flush continue, and other claims learn at once that the key is taken.
 #[test]
 fn a_slow_sync_stalls_no_other_call() {
     within(60, "a call beside a slow sync", || {
@@ -779,8 +779,8 @@ fn a_slow_sync_stalls_no_other_call() {
     });
 }
 
-/// Real file systems of a few hundred KiB, where this user may mount one: the simulated disk could be wrong about
-/// what a full one does, and no simulation raises SIGBUS.
+/// Real file systems of a few hundred KiB, where this user may mount one: the simulated disk could be wrong about a full
+/// one, and no simulation raises SIGBUS.
 #[test]
 fn full_real_file_systems_refuse_only_claims() {
     let dir = tempfile::tempdir().unwrap();
@@ -862,7 +862,7 @@ fn fill_a_real_disk(name: &str, at: &Path) {
     replay(&store);
     drop(store);
     let store = open().unwrap_or_else(|e| panic!("{name}: {e:?}"));
-    // What a close writes has its room, whatever others have taken.
+    // The writes of a close have their reserve, whatever others have taken.
     assert!(store.stats().opening.was_clean, "{name}");
     replay(&store);
     assert_eq!(refuse(&store, marked), ErrorKind::StorageFull, "{name}");
@@ -874,7 +874,7 @@ fn fill_a_real_disk(name: &str, at: &Path) {
     replay(&store);
 }
 
-/// Marks until there is no room.
+/// Marks until there is no space.
 fn refuse(store: &Store, from: u64) -> ErrorKind {
     (from..from + 100_000).find_map(|n| store.mark(n).err()).expect("never full").kind()
 }

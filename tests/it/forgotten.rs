@@ -1,4 +1,4 @@
-//! A forget, and the memory of its key: from then on the key is absent, wherever its records go meanwhile.
+//! A forget, and the memory of its key: from then on the key is absent, wherever its records move.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn builder() -> StoreBuilder {
     Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10).index_memory_max(4096)
 }
 
-/// What carries records from place to place between a forget and the look at its key.
+/// Work that moves records between a forget and the lookup of its key.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Stay,
@@ -61,7 +61,7 @@ impl World {
 fn a_forgotten_key_stays_absent() {
     let kept = Duration::from_millis(7_001);
     let remembered = MINUTE + Duration::from_millis(1_234);
-    // In the midst of its retention, once it expired, in the last minute of its memory, and when that is over.
+    // During its retention, once it expired, in the last minute of its memory, and after that.
     let moments = [1_000, 7_500, 66_000, 68_234, 68_236, 69_000, 90_000, 119_000, 121_000];
     let mut seen = 0;
     for before in WAYS {
@@ -96,9 +96,8 @@ fn a_forgotten_key_stays_absent() {
     println!("{seen} lives of a forgotten key");
 }
 
-/// A memory passed to the millisecond as long as the log told it, and at the end of its minute once a file did. A key
-/// that was judged to be remembered and then forgotten, before its segment went, was told by the file as expired for
-/// what was left of that minute.
+/// In the log a memory passed to the millisecond; in a file, at the end of its minute. A key judged to be remembered and
+/// then forgotten, before its segment was removed, was reported by the file as expired for the rest of that minute.
 #[test]
 fn forgets_during_a_compaction_hide_the_memories_it_makes() {
     let name = |n: u64| format!("{n:0>400}");
@@ -118,7 +117,7 @@ fn forgets_during_a_compaction_hide_the_memories_it_makes() {
                 assert!(state.is_none(), "{moment} ms, {n}, {when}: {state:?}");
             }
         };
-        // A key of each segment after each step: some are judged to be remembered, and their segment hasn't gone.
+        // A key of each segment after each step: some are judged to be remembered, and their segment is still there.
         for step in 0..60 {
             let before = store.stats().segments;
             store.step().unwrap();

@@ -1,4 +1,4 @@
-//! Stores written by released versions of the format open, and say what they said then.
+//! Stores written by released versions of the format open, and give the same answers as then.
 //!
 //! `tests/data/v1` holds one store that was closed and one whose process was killed, each with what is known of its
 //! keys in a text file beside it. They are never edited. Where they are missing, this makes them, from a seed:
@@ -7,8 +7,8 @@
 //! ONLYONCE_WRITE_GOLDEN=1 cargo test --test it golden::
 //! ```
 //!
-//! That today's code writes the same bytes for the same things is tested where they are encoded
-//! (`cargo test --lib the_bytes_of`).
+//! The tests of the encoders check that the current code writes the same bytes for the same records (`cargo test --lib
+//! the_bytes_of`).
 
 use std::fmt::Write;
 use std::fs;
@@ -88,9 +88,9 @@ fn work(sim: &Sim, store: &Store) -> Vec<ClaimGuard> {
     assert!(store.forget("forgotten").unwrap());
     for n in 100..160_u64 {
         if n == 130 {
-            // A checkpoint: some keys are in a table, some behind it, some in both.
+            // A checkpoint: some keys are in a table, some after it, some in both.
             while store.step().unwrap() == Duration::ZERO {}
-            // What is alive moves, what has expired is remembered; forgotten, its record hides the memory.
+            // Live records move, expired keys are remembered; the record of a forget hides its memory.
             assert!(store.compact(u64::MAX).unwrap().is_complete());
             assert!(store.forget("hidden").unwrap());
             assert!(store.forget("aborted").unwrap());
@@ -103,7 +103,7 @@ fn work(sim: &Sim, store: &Store) -> Vec<ClaimGuard> {
     vec![third, late]
 }
 
-/// What is known of each key, a line each.
+/// The state of each key, one per line.
 fn describe(store: &Store) -> String {
     let mut lines: Vec<String> = store
         .iter()
@@ -221,7 +221,7 @@ fn stores_of_version_1_open_with_the_same_answers() {
         };
         assert_eq!(millis(expired.completed_at()), 1_767_225_600_000);
         assert!(store.get("hidden").unwrap().is_none(), "{name}: a memory that was forgotten");
-        // Written to, killed or closed, and opened again, it says the same and one key more.
+        // Written to, killed or closed, and opened again, it gives the same answers and one key more.
         assert!(store.mark("one more").unwrap().is_first());
         drop(store);
         let store = builder().open(dir.path()).unwrap();

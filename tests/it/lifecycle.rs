@@ -1,4 +1,4 @@
-//! A close beside everything else: what is inside is waited for, and only then is the directory anybody else's.
+//! A close during everything else: it waits for the calls inside, and only then releases the directory.
 //!
 //! A sync, a read or a new file is held back, so that the moment is the same in each run.
 
@@ -13,7 +13,7 @@ use onlyonce::{
 
 use crate::index::{is_marked, mark, open, rest};
 
-/// Something done with a store, and what it is called.
+/// A call on a store, and its name.
 type Named = (&'static str, fn(&Store) -> Result<()>);
 
 const SOON: Duration = Duration::from_millis(10);
@@ -68,15 +68,15 @@ fn held(gate: &SimGate) {
     assert!(gate.wait_arrived(Duration::from_secs(30)), "nothing came to the gate");
 }
 
-/// A claim led, and was in the sync of a full segment, when something else failed. The close released the directory, the
-/// next opening granted the key, and then the leader came back, wrote behind its recovery, and was granted it as well.
+/// A claim led the sync of a full segment when another call failed. The close released the directory, the next open
+/// granted the key, and then the leader came back, wrote after its recovery, and was granted the key as well.
 #[test]
 fn a_sync_that_outlasts_a_poisoned_store_grants_nothing() {
     let sim = Sim::new(1);
     let store = about_to_roll(&sim);
     let key = format!("{:0>200}", "pay-17");
     std::thread::scope(|scope| {
-        // In here, so that a panic opens it.
+        // In here, so that a panic opens the gate.
         let gate = sim.hold_sync();
         let first = scope.spawn(|| store.claim(key.as_str()));
         held(&gate);
@@ -95,7 +95,7 @@ fn a_sync_that_outlasts_a_poisoned_store_grants_nothing() {
     });
 }
 
-/// The same for an outcome: it was acknowledged, and gone.
+/// The same for an outcome: it was acknowledged, and lost.
 #[test]
 fn a_sync_that_outlasts_a_poisoned_store_acknowledges_nothing() {
     let sim = Sim::new(1);
@@ -104,14 +104,14 @@ fn a_sync_that_outlasts_a_poisoned_store_acknowledges_nothing() {
     let op = Operation::new(key.as_str()).claim_durability(Durability::Flush);
     let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!() };
     std::thread::scope(|scope| {
-        // In here, so that a panic opens it.
+        // In here, so that a panic opens the gate.
         let gate = sim.hold_sync();
         let completes = scope.spawn(move || claim.complete(&[7_u8; 150][..]));
         held(&gate);
         poison(&sim, &store);
         assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Poisoned);
         let second = sim.open_with(small()).unwrap();
-        // Whether the outcome was written by then or not: what is shown once stays.
+        // Whether the outcome was written by then or not: an answer once shown stays.
         let shown = || match second.get(key.as_str()).unwrap() {
             Some(State::Interrupted(_)) => "interrupted",
             Some(State::Completed(_)) => "completed",
@@ -124,8 +124,8 @@ fn a_sync_that_outlasts_a_poisoned_store_acknowledges_nothing() {
     });
 }
 
-/// A poisoned store's close waits for no sync, whichever thread is in it and whatever that thread holds: it waited for the
-/// index's lock, which a merge of tables held, and for the store's own thread.
+/// The close of a poisoned store waits for no sync, whichever thread is in it and whatever that thread holds. It waited
+/// for the index's lock, which a merge of tables held, and for the store's own thread.
 #[test]
 fn the_close_of_a_poisoned_store_waits_for_no_sync_of_a_merge_or_the_background() {
     let flushed = |n: u32| Operation::new(n).durability(Durability::Flush);
@@ -141,14 +141,14 @@ fn the_close_of_a_poisoned_store_waits_for_no_sync_of_a_merge_or_the_background(
         (0..20).for_each(|n| assert!(store.mark(flushed(n)).unwrap().is_first()));
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            // In here, so that a panic opens it.
+            // In here, so that a panic opens the gate.
             let gate = sim.hold_sync();
             let merging = store.clone();
             if merges {
                 scope.spawn(move || merging.merge_index());
             } else {
                 drop(merging);
-                // The background syncs within a second what is at `Flush`.
+                // The background syncs within a second what was written at `Flush`.
                 for n in 20.. {
                     sim.advance(Duration::from_secs(2));
                     let _ = store.mark(flushed(n));
@@ -166,7 +166,7 @@ fn the_close_of_a_poisoned_store_waits_for_no_sync_of_a_merge_or_the_background(
             let closed = told.recv_timeout(Duration::from_secs(30)).expect("it hangs");
             let closed = closed.unwrap_err();
             assert_eq!(closed.kind(), ErrorKind::Poisoned, "merges: {merges}, {closed}");
-            // Nor does the last handle wait for it.
+            // The last handle doesn't wait for it either.
             drop(store);
             drop(sim.open_with(large()).unwrap());
             gate.open();
@@ -174,15 +174,15 @@ fn the_close_of_a_poisoned_store_waits_for_no_sync_of_a_merge_or_the_background(
     }
 }
 
-/// While the store is sound, what a sync makes durable is acknowledged. So the close says that it waits, and the directory
-/// stays locked.
+/// While the store is sound, everything that a sync makes durable is acknowledged. So the close reports that it waits,
+/// and the directory stays locked.
 #[test]
 fn a_close_whose_deadline_passes_during_a_sync_says_so_and_keeps_the_lock() {
     let sim = Sim::new(1);
     let store = sim.open_with(small()).unwrap();
     let _ = store.mark("first").unwrap();
     std::thread::scope(|scope| {
-        // In here, so that a panic opens it.
+        // In here, so that a panic opens the gate.
         let gate = sim.hold_sync();
         let marks = scope.spawn(|| store.mark("k"));
         held(&gate);
@@ -190,7 +190,7 @@ fn a_close_whose_deadline_passes_during_a_sync_says_so_and_keeps_the_lock() {
         assert_eq!(told.kind(), ErrorKind::InProgress, "{told}");
         assert!(told.to_string().contains("stays locked"), "{told}");
         assert_eq!(sim.open_with(small()).unwrap_err().kind(), ErrorKind::Locked);
-        // It lets nothing in any more.
+        // It admits no further call.
         assert_eq!(store.get("first").unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(store.mark("l").unwrap_err().kind(), ErrorKind::Closed);
         gate.open();
@@ -221,7 +221,7 @@ fn hang_in_close(hold: fn(&Sim) -> SimGate) {
     let claim = acquire(&store, "k");
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        // In here, so that a panic opens it.
+        // In here, so that a panic opens the gate.
         let gate = hold(&sim);
         let closing = store.clone();
         scope.spawn(move || tell.send(closing.close(SOON)));
@@ -233,7 +233,7 @@ fn hang_in_close(hold: fn(&Sim) -> SimGate) {
         assert_eq!(store.get("first").unwrap_err().kind(), ErrorKind::Closed);
         gate.open();
     });
-    // It learns what became of it, and what the first one would have said.
+    // It gets the result of that sync, and of the first close.
     let left = store.close(LONG).unwrap();
     assert_eq!(left.iter().map(|left| left.token()).collect::<Vec<_>>(), [claim.token()]);
     assert_eq!(store.close(SOON).unwrap_err().kind(), ErrorKind::Closed);
@@ -243,7 +243,7 @@ fn hang_in_close(hold: fn(&Sim) -> SimGate) {
     assert!(matches!(next.claim("k").unwrap(), Claim::Interrupted(_)));
 }
 
-/// The close was in its last sync, and the device failed: the one that comes later says so, and the lock is free.
+/// The close was in its last sync, and the device failed: the later close reports it, and the lock is free.
 #[test]
 fn a_close_whose_sync_hangs_and_fails_reports_it_to_the_next_close() {
     let sim = Sim::new(1);
@@ -267,7 +267,7 @@ fn a_close_whose_sync_hangs_and_fails_reports_it_to_the_next_close() {
     assert!(!next.mark("first").unwrap().is_first());
 }
 
-/// It went through two segments whatever the deadline.
+/// It reclaimed two segments whatever the deadline.
 #[test]
 fn a_close_reclaims_no_longer_than_its_deadline() {
     let reclaimed = |passes: bool| {
@@ -282,7 +282,7 @@ fn a_close_reclaims_no_longer_than_its_deadline() {
         }
         let before = store.stats().bytes_reclaimed;
         std::thread::scope(|scope| {
-            // In here, so that a panic opens it.
+            // In here, so that a panic opens the gate.
             let gate = sim.hold_sync();
             let closing = scope.spawn(|| store.close(LONG));
             held(&gate);
@@ -290,7 +290,7 @@ fn a_close_reclaims_no_longer_than_its_deadline() {
                 sim.advance(2 * LONG);
             }
             gate.open();
-            // The writes that it comes to take no time, whatever the clock says.
+            // The remaining writes take no time, whatever the clock shows.
             closing.join().unwrap().or_else(|_| store.close(LONG)).unwrap();
         });
         let reclaimed = store.stats().bytes_reclaimed - before;
@@ -298,13 +298,13 @@ fn a_close_reclaims_no_longer_than_its_deadline() {
         assert!(sim.open_with(small()).unwrap().stats().opening.was_clean);
         reclaimed
     };
-    // It was in the midst of one when the time was up.
+    // The deadline passed in the middle of one.
     let (all, less) = (reclaimed(false), reclaimed(true));
     assert!(less < all, "{less} bytes of {all}");
 }
 
-/// A lookup was in the midst of a read when the store was poisoned, closed and opened twice more: the file that it read
-/// was cut short by then.
+/// A lookup was in the middle of a read when the store was poisoned, closed and opened twice more: by then the file it
+/// read was cut short.
 #[test]
 fn a_close_of_a_poisoned_store_waits_for_readers() {
     let sim = Sim::new(1);
@@ -312,7 +312,7 @@ fn a_close_of_a_poisoned_store_waits_for_readers() {
     let _ = store.mark("k").unwrap();
     poison_by_mark(&sim, &store);
     std::thread::scope(|scope| {
-        // In here, so that a panic opens it.
+        // In here, so that a panic opens the gate.
         let gate = sim.hold_read(0);
         let reads = scope.spawn(|| store.get("k"));
         held(&gate);
@@ -330,7 +330,7 @@ fn poison_by_mark(sim: &Sim, store: &Store) {
     assert_eq!(store.mark("fails").unwrap_err().kind(), ErrorKind::Indeterminate);
 }
 
-/// A walk that somebody holds reads nothing once the store was closed: its files are the next opening's.
+/// A walk held over a close reads nothing afterwards: its files belong to the next open.
 #[test]
 fn a_walk_held_over_a_close_ends_with_closed() {
     for poisoned in [false, true] {
@@ -355,8 +355,8 @@ fn a_walk_held_over_a_close_ends_with_closed() {
     }
 }
 
-/// What takes long leaves when a close waits for it, and leaves nothing behind that the next opening could miss. It used
-/// to go on without the lock, or to keep the close waiting until it was done.
+/// Long work stops when a close waits for it, and leaves nothing that the next open could miss. It used to continue
+/// without the lock, or to keep the close waiting until it was done.
 #[test]
 fn long_work_stops_for_a_close() {
     let builder = || small().index_memory_max(64 * 8).map(false);
@@ -384,7 +384,7 @@ fn long_work_stops_for_a_close() {
         let keys = store.stats().keys;
         let calls = sim.calls_of(|| work(&store).unwrap());
         let reads = calls.iter().filter(|(class, _)| class == "Read").count() as u64;
-        // A merge reads by maps; what can be held is the file that it makes.
+        // A merge reads by maps; the test can hold the creation of its file.
         let (held_calls, hold): (u64, fn(&Sim, u64) -> SimGate) = match reads {
             0 => (1, |sim, _| sim.hold_create()),
             reads => (reads, Sim::hold_read),
@@ -420,7 +420,7 @@ fn long_work_stops_for_a_close() {
     }
 }
 
-/// The caller's own code runs outside: it may close the store.
+/// The caller's own code runs outside the gate: it may close the store.
 #[test]
 fn a_verify_returns_closed_when_its_caller_closes_the_store() {
     let sim = Sim::new(7);
@@ -436,8 +436,8 @@ fn a_verify_returns_closed_when_its_caller_closes_the_store() {
     assert_eq!((verified.unwrap_err().kind(), told), (ErrorKind::Closed, 1));
 }
 
-/// A claim whose sync failed was said to be in progress until the store was closed, though its caller was told of the
-/// failure and holds nothing.
+/// A claim whose sync failed was reported as in progress until the store was closed, though its caller got the error and
+/// holds nothing.
 #[test]
 fn a_claim_answered_with_an_error_has_no_owner() {
     let claims: [Named; 3] = [
@@ -465,7 +465,7 @@ fn a_claim_answered_with_an_error_has_no_owner() {
             let stats = store.stats();
             assert_eq!((stats.in_flight, stats.oldest_claim), (0, None), "{name}");
             let key = if name == "claim" { "new" } else { "old" };
-            // Nobody knows what is on the disk, and nobody is on it.
+            // The state on the disk is unknown, and the key has no owner.
             assert_eq!(store.get(key).unwrap_err().kind(), ErrorKind::Indeterminate, "{name}");
             let told = store.claim(key).map(drop).unwrap_err();
             assert!(
@@ -477,7 +477,7 @@ fn a_claim_answered_with_an_error_has_no_owner() {
     }
 }
 
-/// A question whose answer failed is asked anew.
+/// A question whose answer failed is asked again.
 #[test]
 fn a_failed_hold_or_mark_keeps_no_key_in_memory() {
     let sim = Sim::new(1);

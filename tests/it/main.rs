@@ -9,17 +9,17 @@ use onlyonce::testing::conformance::{machine, spec};
 /// What is shown while a forget, or a close, is still on its way.
 mod architecture;
 mod absence;
-/// Calls that are sent, and stores that another backend answers.
+/// Sent calls, and stores on another backend.
 mod backend;
-/// Many marks at once.
+/// Batches of marks.
 mod batches;
 /// Roles that this binary plays in a process of its own.
 mod child;
-/// Many threads on the same keys, and whether what they were told fits one order.
+/// Many threads on the same keys, and whether their answers fit one order.
 mod concurrent;
 /// The promises of the API, call by call.
 mod contract;
-/// Flipped bytes, and files cut, emptied, taken away or exchanged.
+/// Flipped bytes, and files cut, emptied, removed or exchanged.
 mod corrupt;
 /// Power lost and the process killed at every change of the disk, of work and of recovery.
 mod crash;
@@ -27,7 +27,7 @@ mod crash;
 mod determinism;
 /// What each ending leaves, child processes included.
 mod endings;
-/// What can be wrong with a path, a disk or a format, in words that help.
+/// Problems of a path, a disk or a format, with helpful messages.
 mod errors;
 /// Disk calls that fail, one after the other; full disks; panics.
 mod fault;
@@ -41,39 +41,39 @@ mod fuzz_corpus;
 mod golden;
 /// Tables, merges and compaction, rule by rule.
 mod index;
-/// What happens while long work on the index is under way.
+/// Calls during long work on the index.
 mod midst;
-/// A close beside everything else, and what a failure leaves in memory.
+/// A close during everything else, and what a failure leaves in memory.
 mod lifecycle;
-/// Random lives beside a plain model.
+/// Random lives of a store and a plain model.
 mod model;
-/// The pages under docs/, and where their links lead.
+/// The pages under docs/, and their links.
 mod pages;
 /// A second opener, and a forked child.
 mod process;
 /// Reclaim when the background gets no processor, and what it reads.
 mod reclaim;
-/// What `repair` saves, what it says is lost, and its own crashes.
+/// What `repair` saves, what it reports as lost, and its own crashes.
 mod repair;
-/// A budget, or a disk, that is used up; what is given back.
+/// A budget, or a disk, that is used up; what is reclaimed.
 mod room;
 /// The store's directory moved, removed or replaced while it is open.
 mod moved;
 /// The programs that the API was designed by.
 mod programs;
-/// No descriptor left, no thread to be had, no memory for a map.
+/// No free descriptor, thread or memory for a map.
 mod scarcity;
 /// Tiny workloads as data, and what a crash may leave of them.
 mod script;
 /// What is shown of a key, in words and in walks.
 mod shown;
-/// Sizes that change between two openings.
+/// Sizes that change between two opens.
 mod sizes;
-/// Spares that an earlier opening left.
+/// Spares that an earlier open left.
 mod spares;
-/// The public surface, beside the page that lists it.
+/// The public surface, and the page that lists it.
 mod surface;
-/// Store time over reopenings.
+/// Store time over reopens.
 mod time;
 /// Fencing tokens over restored copies, wrong clocks and repairs.
 mod tokens;

@@ -1,5 +1,4 @@
-//! Work on the index that takes long, and what happens in the midst of it: others write, close the store or set the
-//! clock.
+//! Long work on the index, and calls during it: they write, close the store or set the clock.
 //!
 //! A read or a sync is held back, so that the moment is the same in each run.
 
@@ -28,8 +27,8 @@ fn sealed(sim: &Sim) -> Store {
     store
 }
 
-/// A key is missing in the tables as they were. Meanwhile it is marked, sealed, and gone from memory: that it is in
-/// neither says nothing.
+/// A key is missing in the tables. Meanwhile it is marked, sealed, and removed from memory: its absence from both proves
+/// nothing.
 #[test]
 fn a_miss_in_older_tables_grants_nothing() {
     let mut held = 0;
@@ -55,8 +54,8 @@ fn a_miss_in_older_tables_grants_nothing() {
     assert!(held > 1, "{held}");
 }
 
-/// A checkpoint took in a small table while that was being merged with larger ones. The merge then listed its table
-/// beside the one that already stood for the same part of the log, and no opening believed that manifest.
+/// A checkpoint included a small table while that was being merged with larger ones. The merge then listed its table next
+/// to the one that already covered the same part of the log, and no open accepted that manifest.
 #[test]
 fn a_checkpoint_includes_a_table_that_is_being_merged() {
     let sim = Sim::small(7);
@@ -88,8 +87,8 @@ fn a_checkpoint_includes_a_table_that_is_being_merged() {
     assert!(store.verify().unwrap().is_whole());
 }
 
-/// A merge was going on of tables that went with their segment. Listed all the same, its table stood behind younger ones,
-/// and no opening would believe how far they reach.
+/// Tables in a merge were removed with their segment. Had the merge listed its table, it would have come after younger
+/// ones, and no open would have accepted their ranges.
 #[test]
 fn a_merge_of_tables_removed_with_their_segment_is_abandoned() {
     let sim = Sim::small(7);
@@ -118,7 +117,7 @@ fn a_merge_of_tables_removed_with_their_segment_is_abandoned() {
         assert!(store.mark(Operation::new(&key).retention(hour)).unwrap().is_first());
     }
     (0..3).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
-    // A younger table, of which something will be left.
+    // A younger table, some of which will be left.
     while store.stats().keys_in_memory > 0 {
         store.step().unwrap();
     }
@@ -148,8 +147,8 @@ fn a_merge_of_tables_removed_with_their_segment_is_abandoned() {
     check(&store);
 }
 
-/// A checkpoint has copied what memory holds, and waits for its sync. What is written meanwhile is not in its table, and
-/// does not leave memory with what is.
+/// A checkpoint has copied the keys in memory, and waits for its sync. Keys written meanwhile are not in its table, and
+/// don't leave memory with the others.
 #[test]
 fn records_written_while_memory_is_sealed_stay_in_memory() {
     let sim = Sim::small(7);
@@ -168,8 +167,8 @@ fn records_written_while_memory_is_sealed_stay_in_memory() {
     assert!((0..4).all(|n| is_marked(&store, "k", n)));
 }
 
-/// An aborted key was read, taken over by somebody else, and judged by the time of then, at which the abort had expired:
-/// forgetting it found nothing there, with a claim in flight.
+/// An aborted key was read, taken over by another caller, and judged at the time of the read, by which the abort had
+/// expired: a forget found nothing, with a claim in flight.
 #[test]
 fn a_record_is_judged_by_the_time_at_which_it_was_read() {
     let mut held = 0;
@@ -199,8 +198,8 @@ fn a_record_is_judged_by_the_time_at_which_it_was_read() {
     assert!(held > 0, "{held}");
 }
 
-/// Compaction has looked a key up in a table, and it is forgotten before the copy has its place: a copy behind the
-/// forget would bring it back.
+/// Compaction has looked a key up in a table, and the key is forgotten before the copy is placed: a copy after the forget
+/// would bring it back.
 #[test]
 fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
     let mut held = 0;
@@ -227,7 +226,7 @@ fn a_key_forgotten_while_it_is_moved_stays_forgotten() {
     assert!(held > 1, "{held}");
 }
 
-/// Reading everything takes its time, and others merge, compact and mend meanwhile: what they take away is not missing.
+/// Reading everything takes time, and other threads merge, compact and mend meanwhile: files they remove are not missing.
 #[test]
 fn segments_removed_during_a_verify_are_no_damage() {
     for after in 0..12 {
@@ -258,7 +257,7 @@ fn segments_removed_during_a_verify_are_no_damage() {
     }
 }
 
-/// What takes long on the index, by name.
+/// Long work on the index, by name.
 type Long = (&'static str, fn(&Store) -> Result<()>);
 
 const LONG: [Long; 5] = [
@@ -269,7 +268,7 @@ const LONG: [Long; 5] = [
     ("verify", |store| store.verify().map(drop)),
 ];
 
-/// A store with tables, with segments to be given back, and with a remembered key.
+/// A store with tables, with segments to be reclaimed, and with a remembered key.
 fn with_work(sim: &Sim) -> Store {
     let store = open_unmapped(sim, 8);
     let hour = Duration::from_secs(3600);
@@ -338,8 +337,8 @@ fn a_close_during_long_work_is_clean_and_loses_nothing() {
     assert!(held > 40, "{held}");
 }
 
-/// Compaction reads a record, and before it has judged it, or before it has moved it, hours pass or somebody sets the
-/// clock. Nothing expires by the wall clock, and what expires meanwhile is remembered all the same.
+/// Compaction reads a record, and before it has judged it, or before it has moved it, hours pass or the clock is set.
+/// Nothing expires by the wall clock, and keys that expire meanwhile are still remembered.
 #[test]
 fn a_clock_jump_during_compaction_loses_no_key_and_no_memory() {
     let hour = Duration::from_secs(3600);
@@ -406,7 +405,8 @@ fn a_clock_jump_during_compaction_loses_no_key_and_no_memory() {
     assert!(held > 20, "{held}");
 }
 
-/// While everything is read, a file of remembered keys is merged into another: it is gone, and nothing is missing.
+/// While everything is read, a file of remembered keys is merged into another: the file is removed, and nothing is
+/// missing.
 #[test]
 fn remembered_keys_merged_during_a_verify_are_no_damage() {
     let sim = Sim::small(7);
@@ -437,7 +437,7 @@ fn remembered_keys_merged_during_a_verify_are_no_damage() {
     assert!(damages.is_empty(), "{damages:?}");
 }
 
-/// A merge that nobody will go on with left its file until some later opening wrote.
+/// An abandoned merge left its file until some later open wrote.
 #[test]
 fn a_close_during_a_merge_leaves_no_file_of_it() {
     let sim = Sim::small(7);
@@ -456,8 +456,8 @@ fn a_close_during_a_merge_leaves_no_file_of_it() {
     assert_eq!(files(&sim, "tab").len() as u64, store.stats().tables);
 }
 
-/// Memory is copied shard by shard: what came to a shard behind the copy is no part of the table, and must stand behind
-/// its end, or it would leave memory all the same. Nothing can be held back amid the copy, so there is much to be copied.
+/// Memory is copied shard by shard. A key that came to a shard after its copy is not in the table, and must stand after
+/// its end, or it would still leave memory. Nothing can be held back during the copy, so there is much to copy.
 #[test]
 fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
     let sim = Sim::small(7);
@@ -481,7 +481,7 @@ fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
     }
 }
 
-/// It went on without the lock, and removed a table that the next opener had made under the same number.
+/// It continued without the lock, and removed a table that the next opener had made under the same number.
 #[test]
 fn a_rebuild_overtaken_by_a_close_changes_nothing() {
     let sim = Sim::small(7);
@@ -514,7 +514,7 @@ fn a_rebuild_overtaken_by_a_close_changes_nothing() {
     });
 }
 
-/// One said that all is durable while the other one, who was to see to that, failed.
+/// One reported that all is durable while the other, which was to sync it, failed.
 #[test]
 fn neither_of_two_closes_succeeds_if_the_sync_fails() {
     let sim = Sim::small(1);
@@ -533,8 +533,8 @@ fn neither_of_two_closes_succeeds_if_the_sync_fails() {
     drop(guard);
 }
 
-/// A store of several segments whose process was killed: its end is a note that nothing covers, and so the first write
-/// goes on in another segment and cuts this one.
+/// A store of several segments whose process was killed: its end is a note that nothing covers, so the first write
+/// continues in another segment and cuts this one.
 fn killed_with_a_note(sim: &Sim) {
     let store = open_unmapped(sim, 8);
     (0..10).for_each(|n| assert!(store.mark(long(n)).unwrap().is_first()));
@@ -544,7 +544,7 @@ fn killed_with_a_note(sim: &Sim) {
     sim.kill();
 }
 
-/// Does `meanwhile` while a `verify` is held at a read, and gives what it found, if there are so many reads.
+/// Runs `meanwhile` while a `verify` is held at a read. Returns its findings, if there are that many reads.
 fn verify_held_at(
     sim: &Sim,
     store: &Store,
@@ -573,8 +573,8 @@ fn verify_held_at(
     found
 }
 
-/// The first write after a kill cuts the segment in use while everything is read: what was read by the list of before was
-/// too short, and a healthy store was called damaged.
+/// The first write after a kill cuts the segment in use while everything is read. By the earlier list the segment was too
+/// short, and a healthy store was reported damaged.
 #[test]
 fn the_tail_cut_by_the_first_write_after_a_kill_is_no_damage() {
     for after in 0.. {
@@ -593,7 +593,7 @@ fn the_tail_cut_by_the_first_write_after_a_kill_is_no_damage() {
     }
 }
 
-/// The same where what the last opening left unsynced had no space: the first write that finds some moves it.
+/// The same where the unsynced tail of the last open had no space: the first write that finds some moves it.
 #[test]
 fn the_leftovers_of_a_moved_unsynced_tail_are_no_damage() {
     for after in 0.. {
@@ -628,7 +628,7 @@ fn the_leftovers_of_a_moved_unsynced_tail_are_no_damage() {
     }
 }
 
-/// A `verify` that a close overtakes may find what the next opening made of the files.
+/// A `verify` overtaken by a close may find files that the next open changed.
 #[test]
 fn a_verify_overtaken_by_a_close_says_so_and_finds_no_damage() {
     let mut reopened = 0;
@@ -642,7 +642,7 @@ fn a_verify_overtaken_by_a_close_says_so_and_finds_no_damage() {
                 while store.health() != Health::Closed {
                     std::thread::yield_now();
                 }
-                // It may wait for the reading to end.
+                // It may wait for the end of the read.
                 let opened = sim.open_existing(Store::builder().segment_bytes(16 << 10), false);
                 let Ok(next) = opened else { return };
                 reopened += 1;
@@ -662,7 +662,7 @@ fn a_verify_overtaken_by_a_close_says_so_and_finds_no_damage() {
     println!("{reopened} openings meanwhile");
 }
 
-/// What the system refuses says nothing of the bytes: it was listed as damage.
+/// A refusal of the system says nothing about the bytes: it was listed as damage.
 #[test]
 fn an_unreadable_file_is_reported_separately_and_is_no_damage() {
     let mut refused = 0;
@@ -698,7 +698,7 @@ fn an_unreadable_file_is_reported_separately_and_is_no_damage() {
     assert!(refused > 100, "{refused}");
 }
 
-/// A record that a failed write left in memory can't be read, and was called damaged.
+/// A record that a failed write left in memory can't be read, and was reported as damaged.
 #[test]
 fn a_record_left_in_memory_by_a_failed_write_is_no_damage() {
     let sim = Sim::small(7);
@@ -717,8 +717,8 @@ fn a_record_left_in_memory_by_a_failed_write_is_no_damage() {
     assert_eq!(found.unread[0].kind(), ErrorKind::Indeterminate);
 }
 
-/// A claim looks its key up while a close interrupts all that are in flight: whoever is granted a key from then on would be
-/// in nobody's list.
+/// A claim looks its key up while a close interrupts all claims in flight: a key granted from then on would be in no
+/// list.
 #[test]
 fn a_claim_overtaken_by_a_close_is_refused_or_reported_by_the_close() {
     let mut overtaken = 0;
@@ -740,7 +740,7 @@ fn a_claim_overtaken_by_a_close_is_refused_or_reported_by_the_close() {
             assert!(read.wait_arrived(Duration::from_secs(10)), "read {after}");
             let sync = sim.hold_sync();
             let close = scope.spawn(|| store.close(Duration::from_secs(60)));
-            // It syncs when it has interrupted all; it may as well wait for the claim first.
+            // It syncs after it has interrupted all; it may as well wait for the claim first.
             overtaken += u32::from(sync.wait_arrived(Duration::from_secs(1)));
             read.open();
             let claimed = claim.join().unwrap();

@@ -1,8 +1,8 @@
 //! The directory is moved, removed, replaced or restored while a store has it open.
 //!
-//! What must hold: it is noticed before the next manifest is switched to, in words that say what happened; from then on
-//! nothing is written; what is known is answered; nothing at the path is created, renamed or removed; and whatever
-//! store stands there now is unharmed.
+//! Invariants: it is noticed before the next manifest is switched to, in words that say what happened; from then on
+//! nothing is written; known keys are answered; nothing at the path is created, renamed or removed; and any store that is
+//! there now is unharmed.
 
 use crate::child::small;
 use crate::process::files;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Marks until that fails. How many went well, and how it failed.
+/// Marks until that fails. Returns how many succeeded, and the error.
 fn mark_on(store: &Store) -> (u32, Error) {
     let mut marked = 0;
     loop {
@@ -25,7 +25,7 @@ fn mark_on(store: &Store) -> (u32, Error) {
     }
 }
 
-/// Goes on with a store whose directory is no more where it was. How many marks it acknowledged.
+/// Uses a store whose directory is no longer at its path. Returns how many marks it acknowledged.
 fn check_noticed(store: Store, dir: &Path, words: &str) -> u32 {
     let Claim::Acquired(claim) = store.claim("in flight").unwrap() else { panic!() };
     let (marked, error) = mark_on(&store);
@@ -52,7 +52,7 @@ fn check_noticed(store: Store, dir: &Path, words: &str) -> u32 {
     marked
 }
 
-/// Everything that was acknowledged is in the store that was moved.
+/// Everything acknowledged is in the store that was moved.
 fn check_kept(dir: &Path, marked: u32) {
     let store = small().open(dir).unwrap();
     assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
@@ -73,7 +73,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A store with some keys, open, in `keys`, and a backup of it as it was before, in `backup`.
+/// An open store with some keys in `keys`, and an earlier backup of it in `backup`.
 fn life(dir: &Path) -> (Store, PathBuf, PathBuf) {
     let (keys, backup) = (dir.join("keys"), dir.join("backup"));
     let store = small().open_or_create(&keys).unwrap();
@@ -106,8 +106,8 @@ fn a_moved_or_removed_directory_is_noticed_and_not_created_again() {
     }
 }
 
-/// Both wrote one manifest: the old process exchanged the one that it had prepared with that of the new store, and
-/// each then called the other's Corrupt.
+/// Both wrote one manifest: the old process exchanged the one it had prepared with that of the new store, and each then
+/// reported the other's as Corrupt.
 #[test]
 fn a_store_moved_to_the_path_of_an_open_one_leaves_both_unharmed() {
     let dir = tempfile::tempdir().unwrap();
@@ -129,7 +129,7 @@ fn a_store_moved_to_the_path_of_an_open_one_leaves_both_unharmed() {
     check_kept(&moved, marked);
 }
 
-/// The directory anew, or its contents alone.
+/// The directory again, or only its contents.
 #[test]
 fn a_backup_restored_under_an_open_store_is_not_changed() {
     for is_whole in [true, false] {
@@ -153,7 +153,7 @@ fn a_backup_restored_under_an_open_store_is_not_changed() {
     }
 }
 
-/// Its log alone is moved: what is written would be found by nobody.
+/// Only its log is moved: no open would find what is written.
 #[test]
 fn a_moved_log_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
@@ -166,7 +166,7 @@ fn a_moved_log_is_noticed() {
     check_kept(&keys, marked);
 }
 
-/// The first switch of an opening is the one that clears the clean flag.
+/// The first switch of an open clears the clean flag.
 #[test]
 fn an_open_store_that_has_not_written_yet_notices_a_move_at_its_first_write() {
     for is_replaced in [false, true] {

@@ -1,4 +1,4 @@
-//! The pages under docs/: each is a module of the documentation, and each link leads to a file.
+//! The pages under docs/: each is a module of the documentation, and each link points to a file.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

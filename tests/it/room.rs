@@ -1,4 +1,4 @@
-//! What a store does when its room runs out: its budget, or the disk.
+//! A store whose space runs out: its budget, or the disk.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn a_store_full_of_live_records_refuses_only_claims_until_some_expire() {
     assert!(bytes_on_disk(&sim) <= 300 << 10);
 }
 
-/// The disk itself is full, and has the room of a few segments only.
+/// The disk itself is full, and has space for only a few segments.
 #[test]
 fn expired_records_free_space_on_a_full_disk() {
     let sim = Sim::small(1);
@@ -113,7 +113,7 @@ fn an_erasing_compaction_leaves_no_bytes_of_forgotten_keys_in_any_file() {
     }
 }
 
-/// A store of which one result was forgotten, and whether its bytes are in a file.
+/// A store with one forgotten result, and whether its bytes are in a file.
 fn forgotten(secret: &[u8]) -> (Sim, Store, impl Fn(&Sim) -> bool) {
     let sim = Sim::small(3);
     let store = sim.open_with(builder()).unwrap();
@@ -130,7 +130,7 @@ fn forgotten(secret: &[u8]) -> (Sim, Store, impl Fn(&Sim) -> bool) {
     (sim, store, holds)
 }
 
-/// The names of removed segments were left to the file system: a power loss brought their bytes back.
+/// Names of removed segments were not synced: a power loss brought their bytes back.
 #[test]
 fn erased_bytes_stay_erased_after_power_loss() {
     for seed in 0..60 {
@@ -162,7 +162,7 @@ fn an_erasure_with_a_failed_call_is_not_reported_complete_early() {
     assert!(failed > 10, "{failed}");
 }
 
-/// Ninety of a hundred results expire: what is left takes little more than they do.
+/// Ninety of a hundred results expire: the files take little more than the rest.
 #[test]
 fn a_compaction_leaves_little_more_than_the_live_bytes() {
     let sim = Sim::small(1);
@@ -182,7 +182,7 @@ fn a_compaction_leaves_little_more_than_the_live_bytes() {
     }
 }
 
-/// What is remembered takes 24 bytes of disk at most, and no memory.
+/// A remembered key takes 24 bytes of disk at most, and no memory.
 #[test]
 fn a_remembered_key_takes_few_bytes_and_answers_late_retries() {
     let sim = Sim::small(1);
@@ -207,7 +207,7 @@ fn a_remembered_key_takes_few_bytes_and_answers_late_retries() {
         assert!(matches!(store.claim(n).unwrap(), Claim::Expired(_)), "{n}");
     }
     assert!(matches!(store.claim(count).unwrap(), Claim::Acquired(_)));
-    // When its time has passed, too, a file goes as a whole.
+    // A file is removed as a whole when all its memories have passed.
     sim.advance(year);
     assert!(store.mark("one more").unwrap().is_first());
     assert!(store.compact(u64::MAX).unwrap().is_complete());
@@ -215,7 +215,7 @@ fn a_remembered_key_takes_few_bytes_and_answers_late_retries() {
     assert!(matches!(store.claim(0_u64).unwrap(), Claim::Acquired(_)));
 }
 
-/// A file of expired keys that could be written and not opened stayed, and each further try left one more.
+/// A file of expired keys that could be written and not opened stayed, and each further attempt left one more.
 #[test]
 fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
     // Several segments, each of which is opened, as is the file of its expired keys.
@@ -247,7 +247,7 @@ fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
         }
         tries += 1;
         sim.heal();
-        // Else nothing is written any more.
+        // Otherwise nothing is written any more.
         if store.compact(u64::MAX).is_ok() {
             let files = files(&sim);
             assert_eq!(files.len(), undisturbed, "call {call}: {files:?}");
@@ -258,7 +258,7 @@ fn a_compaction_that_fails_leaves_no_file_of_expired_keys() {
     assert!(tries > 9, "{tries}");
 }
 
-/// Each call took aim at where the log ended then, behind what the one before had moved: with more alive than the
+/// Each call aimed at the end of the log at that time, after what the one before had moved: with more live bytes than the
 /// budget no number of calls was enough.
 #[test]
 fn compaction_in_steps_ends_and_erases_what_was_forgotten_before() {
@@ -280,13 +280,13 @@ fn compaction_in_steps_ends_and_erases_what_was_forgotten_before() {
         sim.files().into_iter().any(holds)
     };
     assert!(!stands(7) && stands(9));
-    // What is left off does not count where everything is asked for.
+    // Omissions don't count where everything is asked for.
     assert!(!store.compact(10 << 10).unwrap().is_complete());
     assert!(store.forget(key(10)).unwrap());
     assert!(store.compact(u64::MAX).unwrap().is_complete());
     assert!(!stands(10));
     assert!(calls > 2, "{calls}");
-    // Nor where the background has come to the end meanwhile: the next call takes aim anew.
+    // Nor where the background has come to the end meanwhile: the next call aims anew.
     assert!(!store.compact(1).unwrap().is_complete());
     assert!((11..200).all(|n| store.forget(key(n)).unwrap()));
     for _ in 0..20 {
@@ -299,7 +299,7 @@ fn compaction_in_steps_ends_and_erases_what_was_forgotten_before() {
     assert!(!stands(500));
 }
 
-/// A store of many marks, and after each `every` of them a result of `bytes`. Gives the bytes of all.
+/// A store of many marks, and after each `every` of them a result of `bytes`. Returns the bytes of all.
 fn uneven(sim: &Sim, every: u64, bytes: usize) -> (Store, u64) {
     let store = sim.open_with(Store::builder().index_memory_max(64 * 4096)).unwrap();
     for n in 0..40_000_u64 {
@@ -316,7 +316,7 @@ fn uneven(sim: &Sim, every: u64, bytes: usize) -> (Store, u64) {
     (store, stats.bytes_written - stats.bytes_moved)
 }
 
-/// Three bytes of four are in one key of four hundred, which a sample of some hundred keys missed.
+/// Three bytes of four are in one key of four hundred, which a sample of a few hundred keys missed.
 #[test]
 fn an_estimate_includes_large_results_among_many_small_ones() {
     let (store, alive) = uneven(&Sim::small(3), 400, 60 << 10);
@@ -324,7 +324,7 @@ fn an_estimate_includes_large_results_among_many_small_ones() {
     assert!(found.live_bytes > alive / 2 && found.live_bytes < 2 * alive, "{found:?}, {alive}");
 }
 
-/// Where a sample misses them all the same, everything looks dead, and was moved again and again.
+/// Where a sample misses them anyway, everything looks dead, and was moved again and again.
 #[test]
 fn live_records_are_not_moved_repeatedly_whatever_a_sample_says() {
     let sim = Sim::small(3);
@@ -337,8 +337,8 @@ fn live_records_are_not_moved_repeatedly_whatever_a_sample_says() {
     assert!(moved > 0 && moved <= 3 * alive, "{moved} bytes were moved of {alive}");
 }
 
-/// The bound that an operator plans by, at the default settings. Once what was prepared ahead did not count, and
-/// segments were half of the log each: the files together took 1.65 times as much.
+/// The bound that an operator plans by, at the default settings. When spares did not count, and segments were half of the
+/// log each, the files together took 1.65 times as much.
 #[test]
 fn days_of_mixed_retention_take_at_most_twice_the_live_bytes_and_two_segments() {
     let mut traffic = Traffic::new(Store::builder());
@@ -346,7 +346,7 @@ fn days_of_mixed_retention_take_at_most_twice_the_live_bytes_and_two_segments() 
     let first_segment = sample.segment;
     for hour in 1..=3 * 24 {
         sample = traffic.hour(10);
-        // With less alive than that, the three segments that lie ahead are more.
+        // With fewer live bytes than that, the three segments ahead are more.
         let is_warm = sample.live > first_segment;
         assert!(!is_warm || sample.share_of_bound() <= 1.0, "after {hour} hours {sample:?}");
     }
@@ -404,7 +404,7 @@ fn checkpoints_in_fast_succession_share_a_sample() {
     assert_eq!(completed_at_checkpoint(125..126), 126);
 }
 
-/// Ten stores in one process cost little, as long as little is in them.
+/// Ten stores in one process cost little while they hold little.
 #[test]
 fn ten_empty_stores_take_four_mebibytes_and_few_threads_and_files_each() {
     let dir = tempfile::tempdir().unwrap();
@@ -427,7 +427,7 @@ fn ten_empty_stores_take_four_mebibytes_and_few_threads_and_files_each() {
     assert!(threads <= 2 && files <= 16, "{threads} threads, {files} files");
 }
 
-/// The process of that test: prints what each of ten stores takes.
+/// The process of that test: prints the cost of each of ten stores.
 pub(crate) fn ten(dir: &std::path::Path) {
     let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
     let before = (count("task"), count("fd"));
@@ -438,7 +438,7 @@ pub(crate) fn ten(dir: &std::path::Path) {
             store
         })
         .collect();
-    // What lies ahead of need is prepared by then.
+    // Spares are prepared by then.
     let has_spare = |n: usize| {
         let entries = std::fs::read_dir(dir.join(n.to_string()).join("log")).unwrap();
         entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("spare-"))
@@ -450,7 +450,7 @@ pub(crate) fn ten(dir: &std::path::Path) {
     println!("each: {} {}", each(count("task"), before.0), each(count("fd"), before.1));
 }
 
-/// What is full and sealed is read through maps: a log of any length needs few open files, opening it too.
+/// Full and sealed segments are read through maps: a log of any length needs few open files, to open it too.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_log_of_many_segments_keeps_few_files_open() {
@@ -490,8 +490,8 @@ fn a_log_of_many_segments_keeps_few_files_open() {
     assert!(most.max(opened).max(files()) <= 24, "{most}, {opened}, {} files", files());
 }
 
-/// A disk is full of what was claimed, and the process dies: what no watermark covers takes a segment of its own to be
-/// made durable. Its room was kept, so the store opens as whole as ever, and goes on as soon as there is more.
+/// A disk is full of claims, and the process dies: records that no watermark covers need a segment of their own to become
+/// durable. Its space was reserved, so the store opens whole, and continues as soon as there is more.
 #[test]
 fn a_disk_filled_by_claims_has_space_for_its_recovery() {
     let mut resynced = 0;

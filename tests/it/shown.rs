@@ -1,4 +1,4 @@
-//! What is shown of a key: why an attempt is over, in `Debug` as in words, and what a walk leaves out.
+//! The state shown of a key: why an attempt is over, in `Debug` as in words, and what a walk omits.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn reason(store: &Store, key: &str) -> String {
     }
 }
 
-/// "Its process is gone, or its lease passed" was said of both.
+/// "Its process is gone, or its lease passed" was reported for both.
 #[test]
 fn the_reasons_for_the_end_of_an_attempt_are_distinguished() {
     let sim = Sim::small(1);
@@ -47,7 +47,7 @@ fn the_reasons_for_the_end_of_an_attempt_are_distinguished() {
     let Claim::Interrupted(lost) = store.claim("lives").unwrap() else { panic!() };
     assert_eq!(lost.attempt().reason(), Some("its process is gone"));
     assert!(lost.attempt().to_string().ends_with("its process is gone"));
-    // Whoever asked holds it meanwhile, and looks at the same.
+    // The thread that asked holds it meanwhile, and sees the same.
     assert_eq!(reason(&store, "lives"), "its process is gone");
 }
 
@@ -76,7 +76,7 @@ fn debug_output_equals_display_output() {
     );
 }
 
-/// Nobody can name it: its hash is all that is left, at the latest when its segment goes.
+/// Only its hash is left, at the latest when its segment is removed, so no walk can name it.
 #[test]
 fn a_walk_shows_no_expired_key_and_get_does() {
     let sim = Sim::small(1);

@@ -1,12 +1,12 @@
-//! Sizes that change between two openings.
+//! Sizes that change between two opens.
 
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, ClaimGuard, Store};
 use std::time::Duration;
 
 /// A store written with small segments was closed with one of them listed ahead, and opened with a larger
-/// `result_bytes_max`. A result longer than that segment found no place in it, and spares were prepared one
-/// after the other until the disk was full. Now the log passes over what is too small.
+/// `result_bytes_max`. A result longer than that segment did not fit, and spares were prepared one after the other until
+/// the disk was full. Now the log skips a segment that is too small.
 #[test]
 fn a_result_longer_than_the_segments_of_an_earlier_open_fits() {
     let sim = Sim::small(1);
@@ -54,8 +54,8 @@ fn largest_segment(sim: &Sim) -> u64 {
     segments.map(|(_, len)| len).max().unwrap()
 }
 
-/// A result longer than later settings allow for is the oldest segment's. Spares that could not hold it were prepared
-/// one after the other until the disk was full, and the segment stayed for ever.
+/// The oldest segment has a result longer than later settings allow. Spares too small for it were prepared one after the
+/// other until the disk was full, and the segment stayed for ever.
 #[test]
 fn a_record_longer_than_the_current_settings_moves_into_a_segment_of_its_size() {
     let sim = Sim::new(1);
@@ -78,8 +78,8 @@ fn a_record_longer_than_the_current_settings_moves_into_a_segment_of_its_size() 
     assert!(done.result().len() == 800 << 10 && store.verify().unwrap().is_whole());
 }
 
-/// Segments of each size are followed by those of each other, twice, with a result of the longest length in each
-/// opening; then the oldest goes, and it all comes to rest.
+/// Segments of each size are followed by those of each other, twice, with a result of maximal length in each open; then
+/// the oldest is removed, and the store falls silent.
 #[test]
 fn sizes_may_shrink_and_grow_between_opens_in_any_order() {
     let sizes: [(u64, u32); 3] = [(16 << 10, 1 << 10), (64 << 10, 20 << 10), (256 << 10, 90 << 10)];
@@ -135,7 +135,8 @@ fn sizes_may_shrink_and_grow_between_opens_in_any_order() {
     println!("at most {most:.2} of the bound");
 }
 
-/// The next segment is listed, empty and too small for what comes. On a disk without room for both it goes first.
+/// The next segment is listed, empty and too small for the next record. On a disk without space for both it is removed
+/// first.
 #[test]
 fn a_next_segment_that_is_too_small_is_replaced() {
     let sim = Sim::new(1);
@@ -147,7 +148,7 @@ fn a_next_segment_that_is_too_small_is_replaced() {
     drop(store);
     let small = || Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
     let store = sim.open_with(small()).unwrap();
-    // Work in the background lists one ahead, of the size that today's settings ask for, after each record that moved.
+    // Background work lists one ahead, of the size in the current settings, after each record that moved.
     for _ in 0..4 {
         rest(&sim, &store);
         let segments = store.stats().segments;

@@ -1,4 +1,4 @@
-//! Spares that an earlier opening left.
+//! Spares that an earlier open left.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, ErrorKind, Mark, Operation, Store, StoreBuilder};
 
-/// A flipped bit in a spare became a byte behind the log's clean end once the spare was a segment; the store
-/// then refused to open, although nothing was lost. Now a spare is looked at before it is used.
+/// A flipped bit in a spare became a byte after the clean end of the log once the spare was a segment. The store then
+/// refused to open, although nothing was lost. Now a spare is checked before it is used.
 #[test]
 fn a_damaged_spare_is_not_used() {
     let builder = || Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
@@ -28,7 +28,7 @@ fn a_damaged_spare_is_not_used() {
     let store = sim.open_with(builder()).unwrap();
     let is_there = |sim: &Sim| sim.files().iter().any(|(path, _)| *path == damaged);
     let mut marked = 0_u64;
-    // Until its turn has come, and a bit on.
+    // Until it is used, and some more.
     for _ in 0..2 {
         let wanted = store.stats().segments + 1;
         while store.stats().segments < wanted {
@@ -56,8 +56,8 @@ fn logs(sim: &Sim) -> Vec<PathBuf> {
     paths.filter(|path| path.extension().is_some_and(|end| end == "log")).collect()
 }
 
-/// A segment that was prepared and never listed lies beside a clean manifest, and its removal fails once. Its number is
-/// the next segment's, which was removed in its place, with all that stood in it.
+/// A segment that was prepared and never listed exists next to a clean manifest, and its removal fails once. Its number
+/// is the next segment's, which was removed in its place, with all its records.
 #[test]
 fn the_retried_removal_of_a_leftover_spares_the_next_segment_of_its_number() {
     let sim = Sim::small(7);
@@ -66,7 +66,7 @@ fn the_retried_removal_of_a_leftover_spares_the_next_segment_of_its_number() {
     store.close(Duration::ZERO).unwrap();
     drop(store);
     let listed = logs(&sim);
-    // What the next segment would look like, had the process ended before its manifest.
+    // The file of the next segment, if the process had ended before its manifest.
     let other = sim.copy();
     let store = other.open_with(builder()).unwrap();
     for n in 1000.. {
@@ -133,7 +133,7 @@ fn pass(sim: &Sim, store: &Store, millis: u64) {
     }
 }
 
-/// What was prepared for the endings of claims in flight stayed on the disk for ever once they had ended.
+/// Spares prepared for the endings of claims in flight stayed on the disk for ever after these had ended.
 #[test]
 fn spares_of_a_burst_are_removed() {
     let sim = Sim::new(1);
@@ -149,7 +149,7 @@ fn spares_of_a_burst_are_removed() {
     pass(&sim, &store, 20_000);
     assert!(sim.disk_bytes() < before + (3 << 20), "{} bytes, {before} before", sim.disk_bytes());
     assert_eq!(spares(&sim).len(), 1, "{:?}", spares(&sim));
-    // As a close does, and an opening of what a killed process left, with its first write.
+    // A close removes them, and so does an open after a kill, with its first write.
     burst(&store, 2, 3000);
     store.close(Duration::ZERO).unwrap();
     drop(store);
@@ -187,7 +187,7 @@ fn spares_of_a_recurring_load_are_prepared_once() {
     assert!(newest() <= first + filled + 5, "{first}, {} after {filled} segments", newest());
 }
 
-/// What a killed process left: records that a sync covers, and a suffix that none does.
+/// A killed process left records that a sync covers, and a suffix that none does.
 fn killed() -> Sim {
     let sim = Sim::new(1);
     let store = sim.open_with(large()).unwrap();
@@ -220,8 +220,8 @@ fn check_recovered(store: &Store, context: &str) {
     assert!(store.verify().unwrap().is_whole(), "{context}");
 }
 
-/// Something failed for want of room on a full disk, once, when the spare had become a segment that no manifest lists.
-/// No later try, in that opening or in another, had room for a recovery.
+/// A call failed once for want of space on a full disk, when the spare had become an unlisted segment. No later attempt,
+/// in that open or in another, had space for a recovery.
 #[test]
 fn a_failed_recovery_leaves_its_spare_to_the_next_attempt() {
     let sim = killed();
@@ -253,7 +253,7 @@ fn a_failed_recovery_leaves_its_spare_to_the_next_attempt() {
                     served += 1;
                     check_recovered(&store, &context);
                 }
-                // A write whose room was there failed.
+                // A write within reserved space failed.
                 Err(e) => {
                     refused += 1;
                     assert_eq!(e.kind(), ErrorKind::StorageFull, "{context}: {e}");
@@ -284,8 +284,8 @@ fn a_failed_recovery_leaves_its_spare_to_the_next_attempt() {
     }
 }
 
-/// A suffix of several segments, where there is room for some of them: what was prepared or found for these is there
-/// for the next try, whatever the first one failed at.
+/// A suffix of several segments, with space for some of them: the spares prepared or found for these remain for the next
+/// attempt, whatever failed the first.
 #[test]
 fn a_failed_recovery_into_several_segments_leaves_all_its_spares_to_the_next_attempt() {
     let sim = Sim::new(7);

@@ -1,7 +1,7 @@
 //! The public surface: docs/surface.txt lists it, and the sources agree.
 //!
-//! Read from the sources, so that it needs neither a nightly compiler nor a build of each set of features. What a macro
-//! makes is listed as the macro says it. Names of types are unique in the crate, so a name finds its definition.
+//! Read from the sources, so that it needs neither a nightly compiler nor a build of each set of features. Items made by
+//! a macro are listed as the macro writes them. Names of types are unique in the crate, so a name finds its definition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ more::MOST (feature = "extra"): pub const MOST: u64 = 1
     assert_eq!(listed, expected);
 }
 
-/// Where in the tree of modules something stands.
+/// A place in the tree of modules.
 #[derive(Clone, Default, Debug)]
 struct Place {
     /// Names of modules, from the root.
@@ -114,7 +114,7 @@ struct Place {
     feature: Option<String>,
 }
 
-/// A name that callers can use, and the definition it leads to.
+/// A name that callers can use, and its definition.
 #[derive(Clone, Debug)]
 struct Name {
     shown: String,
@@ -139,13 +139,13 @@ struct Implementation {
 #[derive(Default)]
 struct Crate {
     names: Vec<Name>,
-    /// What each defined name is: its own lines.
+    /// The lines of each defined name.
     items: BTreeMap<String, Vec<String>>,
-    /// Lines about a type or a trait: methods, and impls with what they are of.
+    /// Lines about a type or a trait: methods, and impls with their trait or type.
     methods: Vec<Method>,
     impls: Vec<Implementation>,
     traits: BTreeSet<String>,
-    /// What macros make: the heads of the impls in them, and how they are called.
+    /// Items made by macros: the heads of the impls in them, and how they are called.
     macros: BTreeSet<String>,
 }
 
@@ -173,7 +173,7 @@ impl Crate {
         found
     }
 
-    /// Takes in a file. `dir` is where its modules' files are.
+    /// Reads a file. `dir` is the directory of its modules' files.
     fn take(&mut self, text: &str, place: &Place, dir: &Path) {
         let file = syn::parse_file(text).unwrap();
         for item in &file.items {
@@ -266,7 +266,7 @@ impl Crate {
         }
     }
 
-    /// A definition, and its name where it stands in a public module.
+    /// A definition, and its name if its module is public.
     fn define(
         &mut self,
         name: &str,
@@ -444,7 +444,7 @@ fn feature(attrs: &[Attribute]) -> Option<String> {
     .next()
 }
 
-/// The attributes that a caller notices.
+/// The attributes that concern a caller.
 fn marks(attrs: &[Attribute], text: &str) -> String {
     let mut marks = String::new();
     for attr in attrs {
@@ -481,7 +481,7 @@ fn cut(text: &str, span: Span) -> String {
     tidy(text.get(span.byte_range()).unwrap_or(""))
 }
 
-/// From one token up to another, without it.
+/// From one token up to another, excluding it.
 fn slice(text: &str, from: Span, to: Span) -> String {
     tidy(&text[from.byte_range().start..to.byte_range().start])
 }

@@ -1,4 +1,4 @@
-//! Store time over reopenings: where it goes on from when the machine was off, and what expires by it.
+//! Store time over reopens: where it continues after the machine was off, and what expires by it.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,7 +17,7 @@ fn mark_for(store: &Store, key: &str, kept: Duration) {
     assert!(store.mark(Operation::new(key).retention(kept)).unwrap().is_first());
 }
 
-/// Against the clocks of before the jump the machine would have been off for a month.
+/// By the clocks before the jump the machine would have been off for a month.
 #[test]
 fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
     let sim = Sim::small(7);
@@ -26,7 +26,7 @@ fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
     rest(&sim, &store);
     sim.jump_wall_clock(30 * DAY_MILLIS);
     rest(&sim, &store);
-    // What is synced with it is there after the power loss: the note of the clocks, too.
+    // Records synced together with it survive the power loss, and so does the note of the clocks.
     assert!(store.mark("other").unwrap().is_first());
     sim.power_loss();
     drop(store);
@@ -36,7 +36,7 @@ fn a_wall_clock_set_forward_before_a_power_loss_expires_nothing_early() {
     assert!(store.get("k").unwrap().is_none());
 }
 
-/// Against the clocks of the first write the machine would have been off for longer than a reboot may count.
+/// By the clocks of the first write the machine would have been off for longer than a reboot may count.
 #[test]
 fn the_time_off_counts_from_the_last_hour_of_a_store_open_for_a_day() {
     let sim = Sim::small(7);
@@ -81,8 +81,8 @@ pub(crate) fn later(dir: &Path) {
     let _ = store.mark(Operation::new("later").retention(HOUR)).unwrap();
 }
 
-/// A container may see the boot clock of its machine off by any amount, under the same name of the boot: what was kept
-/// for an hour was gone at once.
+/// A container may see its machine's boot clock off by any amount, under the same boot id: keys kept for an hour expired
+/// at once.
 #[test]
 fn another_time_namespace_expires_nothing_early() {
     let dir = tempfile::tempdir().unwrap();
@@ -102,7 +102,7 @@ fn another_time_namespace_expires_nothing_early() {
         return;
     }
     assert!(told.contains("known true"), "{told}");
-    // And back again: its clock is another one, too.
+    // And back again: its clock is different, too.
     let store = small().open(&keys).unwrap();
     assert!(store.get("k").unwrap().is_some() && store.get("later").unwrap().is_some());
 }

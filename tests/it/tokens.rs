@@ -1,5 +1,5 @@
-//! Fencing tokens: each opening goes on past all that the store issued before, and past the clock's, so that a restored
-//! copy outruns what its original issued meanwhile.
+//! Fencing tokens: each open continues above all that the store issued before, and above the clock, so that a restored
+//! copy issues tokens above those that its original issued meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use onlyonce::admin::AcceptLoss;
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, ClaimGuard, Durability, ErrorKind, Policy, State, Store, StoreBuilder};
 
-/// What the simulated clock shows at first, and the tokens of a millisecond.
+/// The first reading of the simulated clock, and the tokens of a millisecond.
 const START_MILLIS: u64 = 1_767_225_600_000;
 const A_MILLI: u64 = 1 << 20;
 const DAY: Duration = Duration::from_secs(86_400);
@@ -27,7 +27,7 @@ fn acquired(store: &Store, key: u64) -> ClaimGuard {
     }
 }
 
-/// Claims and completes `count` new keys; the tokens, which grow.
+/// Claims and completes `count` new keys; returns the tokens, which grow.
 fn pairs(store: &Store, from: u64, count: u64) -> Vec<u64> {
     let mut tokens = Vec::new();
     for key in from..from + count {
@@ -60,8 +60,8 @@ fn live(sim: &Sim, from: u64, count: u64, end: End) -> Vec<u64> {
     tokens
 }
 
-/// A backup is a closed store, copied. Its clean end made it go on at the LSNs at which the original had gone on, and tokens
-/// were LSNs: a key was granted under a token that somebody held already.
+/// A backup is a closed store, copied. Its clean end made it continue at the LSNs at which the original had continued,
+/// and tokens were LSNs: a key was granted under a token that another claim held already.
 #[test]
 fn a_restored_copy_issues_tokens_above_those_of_its_original() {
     for backed_up in [End::Close, End::Kill, End::PowerLoss] {
@@ -70,12 +70,12 @@ fn a_restored_copy_issues_tokens_above_those_of_its_original() {
             live(&original, 0, 3, backed_up);
             let backup = original.copy();
             let mut newest = 0;
-            // It goes on, over rolls and openings, and is lost.
+            // It continues, over rolls and opens, and is lost.
             for life in 1..4 {
                 original.advance(Duration::from_millis(1));
                 newest = *live(&original, 1000 * life, 40, lost).last().unwrap();
             }
-            // Restored twice, in place and elsewhere, and the restored one is backed up and restored, too.
+            // Restored twice, in place and at another path; the restored one is backed up and restored, too.
             for again in 1..3 {
                 let restored = backup.copy();
                 restored.advance(Duration::from_millis(3 + again));
@@ -112,7 +112,7 @@ fn a_milli_passes() {
     }
 }
 
-/// The same with the files and clocks of the machine: in the original's place, and beside it.
+/// The same with the files and clocks of the machine: in the original's place, and at another path.
 #[test]
 fn a_directory_copied_back_issues_tokens_above_those_of_the_replaced_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,8 +138,8 @@ fn a_directory_copied_back_issues_tokens_above_those_of_the_replaced_one() {
     }
 }
 
-/// Without a clock nothing tells a copy what its original has issued. Each opening takes a random step, so that what two
-/// of them issue is most probably not the same.
+/// Without a clock a copy can't know what its original has issued. Each open takes a random step, so that the tokens of
+/// two of them most probably differ.
 #[test]
 fn copies_with_a_clock_in_the_past_continue_at_different_tokens() {
     for end in [End::Close, End::Kill] {
@@ -153,7 +153,7 @@ fn copies_with_a_clock_in_the_past_continue_at_different_tokens() {
             for life in 0..3 {
                 let tokens = live(&copy, 100 + 100 * life, 2, end);
                 assert!(tokens[0] > newest, "{tokens:?} {newest}");
-                // About a minute by the clock that once was.
+                // About a minute by the earlier clock.
                 assert!(tokens[0] < newest + (1 << 36) + A_MILLI, "{tokens:?} {newest}");
                 newest = tokens[1];
                 assert!(tokens.into_iter().all(|token| seen.insert(token)), "{end:?}");
@@ -176,8 +176,8 @@ fn copies_with_a_stopped_clock_continue_at_different_tokens() {
     }
 }
 
-/// Openings that follow each other faster than the clock ticks push tokens past it: by a millisecond each, at most. When it
-/// goes on they wait for it.
+/// Opens in faster succession than the ticks of the clock push tokens past it: by a millisecond each, at most. When the
+/// clock ticks again, they wait for it.
 #[test]
 fn tokens_of_many_short_lives_stay_near_the_clock() {
     let lives = if std::env::var_os("ONLYONCE_LONG").is_some() { 10_000 } else { 1000 };
@@ -200,7 +200,7 @@ fn tokens_of_many_short_lives_stay_near_the_clock() {
     assert!(going <= 2 * lives + 2, "{going} ms after as many with 2 ms each");
 }
 
-/// Past the hour by which a clock is taken for wrong, too: the step is larger then, and still bounded.
+/// Past the hour at which a clock is taken for wrong, too: the step is larger then, and still bounded.
 #[test]
 fn tokens_follow_a_corrected_clock() {
     let sim = Sim::new(5);
@@ -225,7 +225,7 @@ fn token_of(store: &Store, key: u64) -> u64 {
     }
 }
 
-/// What a record says of its token it says wherever it is moved to.
+/// A record keeps its token wherever it is moved.
 #[test]
 fn a_token_is_unchanged_in_copies_and_after_repairs() {
     let sim = Sim::new(6);
@@ -258,13 +258,13 @@ fn a_token_is_unchanged_in_copies_and_after_repairs() {
     sim.remove("/store/MANIFEST").unwrap();
     assert!(sim.repair(builder(), AcceptLoss::No).unwrap().is_repaired);
     let store = check("repaired");
-    // The owner that was thought lost is told apart from the next by it.
+    // The token distinguishes the owner presumed lost from the next.
     let Claim::Interrupted(lost) = store.claim(1).unwrap() else { panic!() };
     assert_eq!(lost.attempt().token().get(), first);
     assert!(lost.take_over().unwrap().token().get() > marked);
 }
 
-/// No manifest tells then how far tokens ran ahead of positions; the records do.
+/// No manifest shows then how far tokens ran ahead of positions; the records do.
 #[test]
 fn a_repair_continues_above_all_tokens_whatever_the_clock_says() {
     for (end, damage) in [(End::Close, false), (End::Kill, false), (End::Close, true)] {
@@ -293,8 +293,8 @@ fn a_repair_continues_above_all_tokens_whatever_the_clock_says() {
     }
 }
 
-/// A manifest that was put back, of an opening whose tokens were less far ahead: it lists the same segments, and only the
-/// records' tokens tell.
+/// A manifest was put back, of an open whose tokens were less far ahead. It lists the same segments, so only the records'
+/// tokens show it.
 #[test]
 fn a_manifest_older_than_the_tokens_is_noticed_and_repaired() {
     let sim = Sim::new(8);
