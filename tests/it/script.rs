@@ -1,8 +1,8 @@
 //! Tiny workloads as data, and the ledger that says what may be left of them.
 //!
-//! Each operation that changes a key is one record of one log, so a crash leaves the state after some prefix of
-//! them: at least as long as the last acknowledgement at the level that the crash respects, at most all that was
-//! begun. The ledger stands outside the store and knows nothing of its files.
+//! Each operation that changes a key is one record of one log, so a crash leaves the state after some prefix of them: at
+//! least as long as the last acknowledgement at the level that the crash respects, at most everything that was begun. The
+//! ledger is outside the store and knows nothing of its files.
 
 use onlyonce::admin::Health;
 use onlyonce::testing::Sim;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub(crate) use Durability::{Flush, Lazy, Sync};
 
-/// One call, or a move of the world around the store.
+/// One call, or an event around the store.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     /// With the levels of the claim and of its outcome.
@@ -31,9 +31,9 @@ pub(crate) enum Op {
     NotApplied(String, Durability),
     Hold(String),
     Renew(String),
-    /// A lease passes; its owner keeps the guard and learns of nothing.
+    /// A lease passes; its owner keeps the guard and is not notified.
     Lapse(String),
-    /// The owner whose lease passed comes back after a take-over.
+    /// The owner whose lease passed ends its claim after a take-over.
     Stale(String),
     ResolveRetry(String),
     Resolve(String, String),
@@ -41,21 +41,21 @@ pub(crate) enum Op {
     Mark(String, Durability),
     /// A mark that is kept for an hour, and its key remembered for ten more. One of `remembered`.
     Remember(String, Durability),
-    /// So many hours pass.
+    /// This many hours pass.
     Hours(u64),
     Sync,
     Step,
-    /// The background does all it has to, twice with a pause in between.
+    /// The background does all its work, twice with a pause in between.
     Rest,
-    /// Moves what is alive, as far as so many bytes go.
+    /// Moves live records, up to this many bytes.
     Compact(u64),
     Rebuild,
     MergeIndex,
-    /// Everything is read, and whole.
+    /// Reads everything, and finds it whole.
     Verify,
-    /// One byte of each table rots; whoever meets it has it mended.
+    /// One byte of each table rots; the call that meets it has it mended.
     Rot,
-    /// Asks for every key there may be.
+    /// Asks for every possible key.
     Look,
     Close,
     /// Drops the store, guards first, and opens it again.
@@ -64,7 +64,7 @@ pub(crate) enum Op {
     PowerLoss,
 }
 
-/// What a later process finds a key in.
+/// The state in which a later process finds a key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
     Interrupted(u32),
@@ -72,7 +72,7 @@ pub(crate) enum Found {
     Aborted(u32),
     Completed(u32, Vec<u8>),
     Failed(u32, Vec<u8>),
-    /// It is remembered, and no more than that.
+    /// It is only remembered.
     Expired,
 }
 
@@ -99,36 +99,36 @@ impl Model {
 
 type Models = BTreeMap<String, Model>;
 
-/// The names that `Op::Remember` takes. No walk shows a remembered key, so they are asked for.
+/// The names that `Op::Remember` takes. No walk shows a remembered key, so each is looked up.
 pub(crate) fn remembered() -> impl Iterator<Item = String> {
     (0..10).map(|n| format!("r{n}"))
 }
 
-/// What was begun, what was acknowledged, and at which level.
+/// The operations begun and acknowledged, and their levels.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     model: Models,
     /// `states[n]`: after the first `n` changes.
     states: Vec<Models>,
-    /// Hours that have passed. Whatever is recorded in one of an even number expires in one of an odd number, and
-    /// nothing is looked at then: minutes don't matter.
+    /// Hours that have passed. Records of even hours expire in odd ones, and nothing is checked in those: minutes don't
+    /// matter.
     pub(crate) hour: u64,
     /// Tables were damaged on purpose.
     pub(crate) has_rotted: bool,
-    /// So many changes were acknowledged at `Sync`, and at `Flush` or better.
+    /// This many changes were acknowledged at `Sync`, and at `Flush` or better.
     synced: usize,
     flushed: usize,
-    /// The greatest token that anybody was shown.
+    /// The greatest token that any call has shown.
     pub(crate) token: u64,
 }
 
-/// A call that failed, and what became of its guard.
+/// A failed call, and the fate of its guard.
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) kind: ErrorKind,
     pub(crate) message: String,
     pub(crate) path: Option<PathBuf>,
-    /// The guard came back, and the world holds it again.
+    /// The guard was returned, and the world holds it again.
     pub(crate) gave_back: bool,
 }
 
@@ -151,10 +151,10 @@ impl Failed {
 
 type Result<T, E = Failed> = std::result::Result<T, E>;
 
-/// What a crash respects.
+/// The bytes that survive a crash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Loss {
-    /// The process alone: what the system was given stays.
+    /// Only the process ends: bytes written to the system stay.
     Kill,
     Power,
 }
@@ -181,7 +181,7 @@ impl Ledger {
         }
     }
 
-    /// Takes the operation into the model; whether it changes anything.
+    /// Applies the operation to the model; returns whether it changes anything.
     fn change(&mut self, op: &Op) -> bool {
         let attempt =
             |model: &Models, key: &String| model.get(key).map_or(0, |model| model.found.attempt());
@@ -232,7 +232,7 @@ impl Ledger {
         self.model.retain(|_, model| model.at(self.hour).is_some());
     }
 
-    /// What is to be found of the keys after the first `n` changes.
+    /// The expected keys after the first `n` changes.
     fn keys(&self, n: usize) -> Keys {
         let found = self.states[n].iter();
         found.filter_map(|(key, model)| Some((key.clone(), model.at(self.hour)?))).collect()
@@ -269,7 +269,7 @@ impl Ledger {
         }
     }
 
-    /// Whatever is there is what later crashes may leave.
+    /// The present keys are what later crashes may leave.
     fn settle(&mut self, keys: &Keys) {
         let n = self.position(keys, Loss::Power).unwrap();
         self.states = vec![self.states[n].clone()];
@@ -289,12 +289,12 @@ impl Ledger {
         self.position_from(keys, least)
     }
 
-    /// As `position`, for a store that must hold at least so many changes.
+    /// Like `position`, for a store that must hold at least this many changes.
     pub(crate) fn position_from(&self, keys: &Keys, least: usize) -> Option<usize> {
         (least..self.states.len()).find(|n| self.keys(*n) == *keys)
     }
 
-    /// How many changes were begun.
+    /// The number of changes begun.
     pub(crate) fn len(&self) -> usize {
         self.states.len() - 1
     }
@@ -326,12 +326,12 @@ impl Ledger {
         keys
     }
 
-    /// What all that was begun comes to.
+    /// The state after everything that was begun.
     pub(crate) fn last(&self) -> Keys {
         self.keys(self.states.len() - 1)
     }
 
-    /// Every key there ever was.
+    /// Every key ever used.
     fn ever(&self) -> BTreeSet<&String> {
         self.states.iter().flat_map(BTreeMap::keys).collect()
     }
@@ -346,7 +346,7 @@ impl Found {
         }
     }
 
-    /// As `get` says it; a claim in progress is what the next process finds interrupted.
+    /// As `get` reports it; the next process finds a claim in progress interrupted.
     pub(crate) fn of(state: &State) -> Self {
         match state {
             State::InProgress(a) | State::Interrupted(a) => Found::Interrupted(a.number()),
@@ -371,8 +371,8 @@ pub(crate) fn rot_tables(sim: &Sim) {
     }
 }
 
-/// All keys of a store, by `iter`, each one by `get` too, and those that are remembered alone. A damaged table is told by the walk that meets it, and
-/// mended for the next.
+/// All keys of a store, by `iter`, each one by `get` too, and those that are only remembered. The walk that meets a
+/// damaged table reports it, and has it mended for the next.
 pub(crate) fn look(store: &Store) -> Result<Keys, Error> {
     for _ in 0..20 {
         match look_once(store) {
@@ -408,12 +408,12 @@ pub(crate) fn is_of_index(path: Option<&Path>) -> bool {
     path.is_some_and(|path| path.extension().is_some_and(|end| end == "tab"))
 }
 
-/// A store in trouble still answers for what is durable, and says of the rest that nobody knows.
+/// A failing store still answers for what is durable, and returns Indeterminate for the rest.
 pub(crate) fn check_answers(store: &Store, ledger: &Ledger, context: &str) {
     for (key, found) in ledger.settled() {
         let state = match store.get(full(&key)) {
             Err(e) if is_of_index(e.path()) => continue,
-            // That an owner went without a word is a record of its own, and may be on its way.
+            // The interruption of a claim without a living owner is a record of its own, and may be in flight.
             Err(e)
                 if e.kind() == ErrorKind::Indeterminate
                     && matches!(found, Found::Interrupted(_)) =>
@@ -447,7 +447,7 @@ pub(crate) fn greatest_token(store: &Store) -> u64 {
     store.iter().map(token).max().unwrap_or(0)
 }
 
-/// The smallest store there is: four pages a segment.
+/// The smallest store possible: four pages a segment.
 pub(crate) fn tiny() -> StoreBuilder {
     Store::builder().segment_bytes(16 << 10).result_bytes_max(256).index_memory_max(256)
 }
@@ -462,14 +462,14 @@ fn name(key: &Key<'_>) -> String {
     if full.len() > 1000 { format!("#{}", full.trim_start_matches('0')) } else { full }
 }
 
-/// A store at work.
+/// A store in use.
 pub(crate) struct World<'s> {
     pub(crate) sim: &'s Sim,
     pub(crate) store: Option<Store>,
     /// With the level of the outcome.
     guards: BTreeMap<String, (ClaimGuard, Durability)>,
     stale: BTreeMap<String, ClaimGuard>,
-    /// The power goes at this change of the disk, counted from its last crash on.
+    /// Power is lost at this change of the disk, counted from its last crash on.
     cut: Option<u64>,
     pub(crate) ledger: Ledger,
 }
@@ -486,13 +486,13 @@ impl<'s> World<'s> {
         }
     }
 
-    /// The power goes at the change number `cut`, whatever crashes come before it.
+    /// Power is lost at change number `cut`, whatever crashes come before it.
     pub(crate) fn cut_power_at(&mut self, cut: u64) {
         self.cut = Some(cut);
         self.sim.cut_power_at(cut);
     }
 
-    /// The machine boots with another disk, which knows of no cut.
+    /// The machine boots with another disk, which has no cut.
     fn crash(&mut self, loss: Loss) {
         let changes = self.sim.changes();
         match loss {
@@ -504,7 +504,7 @@ impl<'s> World<'s> {
         }
     }
 
-    /// Opens the store and does `ops` until one fails, or the power goes.
+    /// Opens the store and does `ops` until one fails, or power is lost.
     pub(crate) fn run(&mut self, ops: &[Op]) -> Result<()> {
         if self.store.is_none() {
             self.store = Some(self.sim.open_with(tiny())?);
@@ -530,7 +530,7 @@ impl<'s> World<'s> {
                 Ok(())
             }
             Err(e) => {
-                // Of anything but Indeterminate nothing was written.
+                // Only Indeterminate may have written anything.
                 if e.kind != ErrorKind::Indeterminate {
                     let token = self.ledger.token;
                     self.ledger.refused(op, before.states.len(), &before);
@@ -545,7 +545,7 @@ impl<'s> World<'s> {
         self.store.as_ref().unwrap()
     }
 
-    /// Lets go of everything as a crash does: on a disk that no call reaches any more.
+    /// Drops everything as a crash does: on a disk that no call reaches any more.
     pub(crate) fn forget(mut self) -> Ledger {
         self.guards.clear();
         self.stale.clear();
@@ -553,7 +553,7 @@ impl<'s> World<'s> {
         self.ledger
     }
 
-    /// Does the call; says at which level it is acknowledged, `None` if there is nothing to acknowledge.
+    /// Makes the call; returns the level at which it is acknowledged, `None` if there is nothing to acknowledge.
     fn apply(&mut self, op: &Op) -> Result<Option<Durability>> {
         let level = match op {
             Op::Claim(key, claim, outcome) => {
@@ -714,7 +714,7 @@ impl<'s> World<'s> {
                 self.store = None;
                 self.store = Some(self.sim.open_with(tiny())?);
                 let keys = match look(self.store()) {
-                    // A full disk: what no watermark covers is served when there is room to sync it.
+                    // A full disk: records that no watermark covers are served when there is space to sync them.
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
                         assert_eq!(self.store().health(), Health::WaitsForRoom);
                         self.sim.set_disk_bytes_max(u64::MAX);
@@ -742,7 +742,7 @@ impl<'s> World<'s> {
         self.guards.insert(key.to_owned(), (guard, level));
     }
 
-    /// Ends a claim; a guard that an error gives back is kept.
+    /// Ends a claim; keeps a guard that an error returns.
     fn end(
         &mut self,
         key: &str,

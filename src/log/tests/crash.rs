@@ -11,15 +11,15 @@ use crate::entropy::SplitMix64;
 use crate::storage::faulty::{Calls, Effect, Fault};
 use crate::storage::memory::{Crash, DataFate, NameFate};
 
-/// Seeded parts of what is unsynced, at each point.
+/// Number of random parts of the unsynced bytes, at each point.
 const SEEDS: u64 = 64;
 
-/// How much was tried.
+/// The number of tries.
 #[derive(Default, Debug)]
 struct Tried {
     points: u64,
     crashes: u64,
-    /// States that differ: the only ones worth an opening.
+    /// Distinct states: the only ones worth an open.
     states: u64,
     openings: u64,
 }
@@ -32,7 +32,7 @@ struct Trial {
 }
 
 impl Trial {
-    /// Whether that state is new.
+    /// Returns whether that state is new.
     fn is_new(&mut self, disk: &MemoryStorage, history: &History) -> bool {
         self.tried.crashes += 1;
         let is_new = self.known.insert(fingerprint(disk, history));
@@ -61,8 +61,8 @@ impl Trial {
     }
 }
 
-/// Runs `ops` on `world` until the power is cut at changing call `point`, of which `kept` bytes are written.
-/// `None`: it ran to its end before.
+/// Runs `ops` on `world` until power is lost at changing call `point`, of which `kept` bytes are written. `None`: it ran
+/// to its end before.
 fn run_until(player: Player, point: u64, kept: usize, ops: &[Op]) -> Option<Player> {
     let mut player = player;
     let cut = Effect::PowerCut { bytes_kept: kept };
@@ -108,7 +108,7 @@ fn power_lost_at_every_call_loses_nothing_synced() {
 #[test]
 fn a_kill_at_every_call_loses_nothing_written() {
     let mut trial = Trial::default();
-    // Of the write it ends in, a kill may leave any part.
+    // A kill may leave any part of the write it interrupts.
     for kept in [0, 1, 8, 24, 100, 511, 512, 700] {
         trial.tried.points += for_each_point(World::new, kept, &workload(), |point, player| {
             let disk = player.world.disk.kill_clone();
@@ -123,7 +123,7 @@ fn a_kill_at_every_call_loses_nothing_written() {
 fn a_power_loss_after_a_kill_loses_nothing_synced() {
     let mut trial = Trial::default();
     trial.tried.points = for_each_point(World::new, 0, &workload(), |point, player| {
-        // The next process opens, settles what it finds, and goes on; then the power fails.
+        // The next process opens, settles what it finds, and continues; then power is lost.
         let disk = player.world.disk.kill_clone();
         let next = World::over(disk, 500);
         let mut next = Player::after(next, player.history.clone(), Fate::Killed);
@@ -154,7 +154,7 @@ fn power_lost_and_kills_at_every_call_lose_nothing_without_an_exchange() {
     assert!(trial.tried.points > 150 && trial.tried.openings > 1000);
 }
 
-/// The crashes tried where their number is squared: the ends, and some by lot.
+/// The crashes tried where their number is squared: the ends, and some at random.
 fn few_crashes(disk: &MemoryStorage, seeds: u64) -> Vec<Crash> {
     if is_long() {
         return disk.crashes(8);
@@ -169,7 +169,7 @@ fn few_crashes(disk: &MemoryStorage, seeds: u64) -> Vec<Crash> {
     crashes
 }
 
-/// What a recovery does, and the first writes after it.
+/// The calls of a recovery, and the first writes after it.
 const RECOVERY: [Op; 3] = [Op::Claim(Sync), Op::Pass(20), Op::End(Flush, 200)];
 
 #[test]
@@ -229,7 +229,7 @@ fn crash_a_third_time(
     }
 }
 
-/// A workload by lot.
+/// A random workload.
 fn any_workload(seed: u64, ops: u64) -> Vec<Op> {
     let mut lot = SplitMix64::new(seed);
     let mut in_flight = 0_u64;

@@ -1,7 +1,7 @@
 //! Damage: flipped, zeroed, swapped and stale bytes; files cut, emptied, deleted and exchanged.
 //!
-//! A cleanly closed store shows everything or refuses with the file and the place. A killed one does so for
-//! everything below its last watermark; above it, it shows a prefix and reports the cut.
+//! A cleanly closed store shows everything or refuses with the file and the place. A killed one does so for everything
+//! below its last watermark; above it, it shows a prefix and reports the cut.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -16,12 +16,12 @@ use crate::log::survey;
 use crate::manifest::Listed;
 use crate::storage::Access;
 
-/// A store at rest: its disk, what it holds, and where.
+/// A store at rest: its disk, its records, and their places.
 struct Still {
     disk: MemoryStorage,
     history: History,
     is_clean: bool,
-    /// What an undamaged opening shows, with the places before anything is moved.
+    /// What an undamaged open shows, with the places before anything is moved.
     seen: Seen,
     /// Everything below it was once durable, and marked so.
     covered: Lsn,
@@ -97,7 +97,7 @@ impl Still {
         segment.offset(reader.lsn())
     }
 
-    /// What damage did: refused with a file and, for Corrupt, a place in it; or opened.
+    /// The effect of damage: refused with a file and, for Corrupt, a place in it; or opened.
     fn open_damaged(&self, disk: &MemoryStorage) -> Result<(Vec<u32>, Report), Error> {
         let (log, report, seen) = match peek(disk, &self.history) {
             Ok(opened) => opened,
@@ -117,12 +117,12 @@ impl Still {
         Ok((ids, report))
     }
 
-    /// What must hold whatever was damaged. Whether it was noticed.
+    /// The invariants under any damage. Returns whether it was noticed.
     fn hold(&self, disk: &MemoryStorage, case: &str) -> bool {
         self.hold_below(disk, self.covered, case)
     }
 
-    /// As `hold`, where the damage may have taken the last watermarks along with what they cover.
+    /// Like `hold`, where the damage may have removed the last watermarks along with the records they cover.
     fn hold_below(&self, disk: &MemoryStorage, covered: Lsn, case: &str) -> bool {
         let Ok((ids, report)) = self.open_damaged(disk) else { return true };
         if self.is_clean {
@@ -135,7 +135,7 @@ impl Still {
         if ids.len() == self.seen.len() {
             // Without effect now, and without any later one.
             let fate = if report.was_clean { Fate::Closed } else { Fate::Killed };
-            // Refused later is as good, if it names a file that was damaged; the case quotes them.
+            // A later refusal is as good, if it names a damaged file; the case quotes them.
             let refused = |what: &str| {
                 (what.contains("kind: Corrupt") || what.contains("kind: Io"))
                     && case.split('"').skip(1).step_by(2).any(|path| what.contains(path))
@@ -407,8 +407,8 @@ fn a_file_exchanged_with_an_older_one_is_noticed_or_without_effect() {
     }
 }
 
-/// Old bodies lie where spares are made of what a file system hands out again; here they are laid there on
-/// purpose, in spares and behind the end, at the offsets they had. Salt and LSN say that they are no records.
+/// Old bodies lie in reused blocks of a file system; here they are written on purpose, in spares and after the end, at
+/// the offsets they had. Salt and LSN show that they are no records.
 #[test]
 fn stale_bytes_are_never_records() {
     let mut player = Player::new(World::new());
@@ -416,7 +416,7 @@ fn stale_bytes_are_never_records() {
     let ops: Vec<Op> = small().into_iter().chain(workload()).collect();
     let (mut laid, mut checked) = (0, 0);
     for op in ops {
-        // A clean end would see such bytes at its next opening and refuse; only kills are of interest here.
+        // A clean end would find such bytes at its next open and refuse; this test is about kills.
         if matches!(op, Op::Reopen | Op::Look) {
             continue;
         }
@@ -446,8 +446,7 @@ fn stale_bytes_are_never_records() {
     assert!(laid > 10 && checked > 8);
 }
 
-/// Two lives from one crash give segments with the same store, ordinal, base and LSNs. Only the salt tells them
-/// apart.
+/// Two lives after one crash give segments with the same store, ordinal, base and LSNs. Only the salt distinguishes them.
 #[test]
 fn records_of_the_same_lsn_from_another_life_are_never_valid() {
     let mut player = Player::new(World::new());
@@ -476,7 +475,7 @@ fn records_of_the_same_lsn_from_another_life_are_never_valid() {
     assert_eq!((cut.offset, cut.whole_records), (end, 0));
 }
 
-/// A whole record at another place of its own segment: only its LSN tells.
+/// A whole record at another place of its own segment: only its LSN shows it.
 #[test]
 fn a_record_moved_within_its_segment_is_never_valid() {
     use Op::*;
@@ -504,7 +503,7 @@ fn a_record_moved_within_its_segment_is_never_valid() {
     }
 }
 
-/// A store that idled is all marked: what vanishes then is said to be gone.
+/// All records of an idle store are covered: any that vanish are reported lost.
 #[test]
 fn after_idling_every_lost_record_is_a_loss() {
     use Op::*;
@@ -517,7 +516,7 @@ fn after_idling_every_lost_record_is_a_loss() {
     for cut_at in [segment.offset(last), segment.offset(last) + 24, segment.offset(still.seen[0].1)]
     {
         let disk = still.disk.kill_clone();
-        // Gone with all that follows, but for the note that marks it.
+        // Lost with all that follow, except for the note that covers it.
         disk.overwrite(&segment.path, cut_at, &[0; 16]).unwrap();
         let error = still.open_damaged(&disk).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -530,7 +529,7 @@ fn after_idling_every_lost_record_is_a_loss() {
     check(&disk, &still.history, Fate::Killed).unwrap();
 }
 
-/// A torn tail is no damage: what was never synced may vanish from any byte on, and the cut is reported.
+/// A torn tail is no damage: unsynced bytes may vanish from any byte on, and the cut is reported.
 #[test]
 fn a_torn_tail_is_cut_and_reported_wherever_it_is_torn() {
     use Op::*;
@@ -549,7 +548,7 @@ fn a_torn_tail_is_cut_and_reported_wherever_it_is_torn() {
             let len = still.history.items[id].draft().len();
             segment.offset(*lsn) + len <= at
         });
-        // Zeros at the end of a record may be what stood there.
+        // Zeros at the end of a record may have been there before.
         assert!(ids.len() >= whole.count(), "torn at {at}: {ids:?}");
         match report.cut {
             Some(cut) => assert!(cut.offset <= at && cut.offset + cut.bytes <= end),
@@ -585,7 +584,7 @@ fn after_a_clean_close_every_missing_tail_is_a_loss() {
     }
 }
 
-/// Headers that contradict each other were listed as they are: repaired, by its own word, and no opening believed the list.
+/// Headers that contradict each other were listed as they are: reported as repaired, and no open accepted the list.
 #[test]
 fn headers_that_form_no_list_are_repaired_by_new_segments() {
     let still = Still::after(&small(), true);
@@ -641,7 +640,7 @@ fn survey_unlisted(disk: &MemoryStorage) -> survey::Survey<'_> {
     survey::survey(disk, dir()).unwrap()
 }
 
-/// Nothing is lost of a last segment that was cut in the room behind its records; but no opening takes it as it is.
+/// A last segment cut in the unused space after its records has lost nothing; but no open accepts it as it is.
 #[test]
 fn a_last_segment_cut_in_its_unused_space_is_no_loss_and_not_listed_as_it_is() {
     let still = Still::after(&small(), false);
@@ -655,8 +654,8 @@ fn a_last_segment_cut_in_its_unused_space_is_no_loss_and_not_listed_as_it_is() {
     assert!(!cut.can_be_relisted() && !cut.has_lost_records());
 }
 
-/// A recovery that ended before its switch has left copies, whose originals are all there. They are no part of the log, but
-/// what they say of it counts: up to where it was durable.
+/// A recovery that ended before its switch has left copies, whose originals are all there. They are no part of the log,
+/// but their watermarks count: they show how far it was durable.
 #[test]
 fn omitted_copies_show_how_far_the_log_was_durable() {
     let still = Still::after(&small(), false);
@@ -690,7 +689,7 @@ fn omitted_copies_show_how_far_the_log_was_durable() {
     }
 }
 
-/// Where the clock was set back, new segments would stand at positions that were given out.
+/// With a clock set back, new segments would get positions already given out.
 #[test]
 fn new_segments_of_a_repair_begin_after_every_number_ever_listed() {
     let still = Still::after(&small(), false);

@@ -22,8 +22,8 @@ fn is_fit(error: &Error) -> bool {
     kind_fits && names
 }
 
-/// After a failed write or sync the process writes, syncs and switches nothing. A full disk apart, where
-/// something is prepared that nothing hangs on yet.
+/// After a failed write or sync the process writes, syncs and switches nothing. The exception is a full disk, where a
+/// call prepares something that nothing depends on yet.
 fn falls_silent(calls: &[faulty::Op], is_full: bool) -> Result<(), String> {
     use Class::{Create, Exchange, Rename, Sync, SyncDir, Truncate, Write};
     let is_prepared = |path: &Path| path.ends_with("spare.new") || path.ends_with("MANIFEST.next");
@@ -41,8 +41,8 @@ fn falls_silent(calls: &[faulty::Op], is_full: bool) -> Result<(), String> {
     }
 }
 
-/// Runs the workload with `fault`, to its end; then what is left is checked, for a kill and a power loss.
-/// Whether the fault was met.
+/// Runs the workload with `fault`, to its end; then checks what is left, for a kill and a power loss. Returns whether the
+/// fault was met.
 fn try_fault(world: World, fault: &Fault, ops: &[Op], tried: &mut Tried) -> bool {
     let mut player = Player::new(world);
     player.world.faulty.log_calls(true);
@@ -150,8 +150,8 @@ fn short_and_interrupted_calls_are_completed() {
     }
 }
 
-/// The page cache lies: a sync fails once, what it should have written stays visible and counts as clean, and
-/// later syncs succeed without it. Reopened in the same boot the records are seen, and must be made durable anew.
+/// The page cache lies: a sync fails once, the bytes it should have written stay visible and count as clean, and later
+/// syncs succeed without them. Reopened in the same boot, the records are seen, and must be made durable again.
 #[test]
 fn a_sync_that_fails_once_and_then_succeeds_loses_nothing_acknowledged() {
     let mut tried = Tried::default();
@@ -163,7 +163,7 @@ fn a_sync_that_fails_once_and_then_succeeds_loses_nothing_acknowledged() {
         let mut player = Player::new(World::new());
         player.world.disk.lie_at_sync(n);
         player.play_on(&ops).unwrap_or_else(|what| panic!("sync {n}: {what}"));
-        // Some are told to nobody: what is prepared for a later switch, when the process has no more to write.
+        // Some are not reported: preparations for a later switch, when the process has no more to write.
         tried.faults += u64::from(!player.errors.is_empty());
         tried.errors += player.errors.len() as u64;
         assert!(player.errors.iter().all(is_fit), "sync {n}: {:?}", player.errors);

@@ -1,4 +1,4 @@
-//! What each level promises, each in a test that fails when the level is weakened.
+//! The promise of each level, each in a test that fails when the level is weakened.
 
 use super::*;
 use crate::storage::memory::Crash;
@@ -10,10 +10,10 @@ fn ready() -> Player {
     player
 }
 
-/// Whether the item stands in what an opening of `disk` shows.
+/// Returns whether an open of `disk` shows the item.
 fn stands(disk: &MemoryStorage, history: &History, id: u32) -> bool {
     let mut history = history.clone();
-    // Nothing is demanded here; it is looked for.
+    // Nothing is required here; it is looked for.
     history.items.values_mut().for_each(|item| item.held = None);
     let opened = open(&World::over(disk.clone(), 900), &mut history, Fate::PowerLost).unwrap();
     opened.seen.iter().any(|(seen, _)| *seen == id)
@@ -49,7 +49,7 @@ fn flush_survives_a_kill_from_its_answer_on_and_costs_no_sync() {
         player.commit(placed, Flush).unwrap();
         assert_eq!(player.world.faulty.count(faulty::Calls::Of(faulty::Class::Sync)), syncs);
         assert!(stands(&player.world.disk.kill_clone(), &player.history, placed.0));
-        // A power loss may take it: that is what `Sync` is for.
+        // A power loss may take it: `Sync` exists for that.
         assert!(!stands(&player.world.disk.crash_clone(Crash::NONE), &player.history, placed.0));
     }
 }
@@ -66,7 +66,7 @@ fn lazy_answers_at_once_and_loses_at_most_the_tail_of_the_last_second() {
         old.push(placed.0);
     }
     assert_eq!(player.world.faulty.count(faulty::Calls::Any), calls, "a call to the system");
-    // The background notices them, and a second later has them synced; after some ms they are written.
+    // The background notices them, and has them synced a second later; they are written after a few milliseconds.
     player.play(&[Op::Pass(1), Op::Pass(11)]).unwrap();
     let killed = player.world.disk.kill_clone();
     assert!(old.iter().all(|id| stands(&killed, &player.history, *id)));

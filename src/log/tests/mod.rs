@@ -1,8 +1,8 @@
-//! The log alone, on the simulated disk: what every crash, fault and damage leaves of it.
+//! The log alone, on the simulated disk: its state after every crash, fault and damage.
 //!
-//! [`Player`] runs a scripted workload and keeps an outside record of it, [`History`]: what was placed, and
-//! what was acknowledged at which level. [`check`] reopens what is left and holds it against that record.
-//! Everything is deterministic; each failing case prints what replays it.
+//! [`Player`] runs a scripted workload and keeps an outside record of it, [`History`]: the records placed, and those
+//! acknowledged at each level. [`check`] reopens the disk and compares it with that record. Everything is deterministic;
+//! each failing case prints how to replay it.
 
 mod crash;
 mod damage;
@@ -32,7 +32,7 @@ use crate::storage::memory::MemoryStorage;
 use crate::types::{Lsn, Token, WallMillis};
 use crate::{Error, ErrorKind, Result};
 
-/// Where every store of these tests lives.
+/// The path of every store of these tests.
 fn dir() -> &'static Path {
     Path::new("/store")
 }
@@ -50,7 +50,7 @@ const SIZES: Sizes = Sizes {
     map: true,
 };
 
-/// What a claim keeps for its ending.
+/// The reserve of a claim for its ending.
 const RESERVE: u64 = 900;
 
 /// Whether to try the whole product of cases: `ONLYONCE_LONG=1`.
@@ -65,7 +65,7 @@ struct World {
     faulty: FaultyStorage,
     clock: Arc<ManualClock>,
     seed: u64,
-    /// Whether openings take random steps, or else LSNs go on where they would without.
+    /// Whether opens take random steps; otherwise LSNs continue where they would without.
     steps: bool,
 }
 
@@ -98,8 +98,8 @@ impl World {
         world
     }
 
-    /// The wall clock stands near the epoch, so that LSNs go on from the extent and not from the clock:
-    /// whatever could be issued twice is.
+    /// The wall clock stands near the epoch, so that LSNs continue from the extent and not from the clock: any LSN that
+    /// could be issued twice is.
     fn over(disk: MemoryStorage, seed: u64) -> Self {
         let faulty = FaultyStorage::new(Arc::new(disk.clone()));
         World { disk, faulty, clock: Arc::new(ManualClock::new(WallMillis(0))), seed, steps: true }
@@ -122,7 +122,7 @@ impl World {
     }
 }
 
-/// What came between two openings.
+/// The event between two opens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Closed,
@@ -130,7 +130,7 @@ enum Fate {
     PowerLost,
 }
 
-/// What a record is about.
+/// The subject of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum What {
     Claim,
@@ -147,11 +147,11 @@ struct Item {
     /// The item that claimed the key.
     claim: u32,
     token: Token,
-    /// How far tokens are ahead where it is placed.
+    /// How far tokens are ahead of positions there.
     ahead: u64,
     bytes: usize,
     lsn: Lsn,
-    /// The strongest level it is known to hold at.
+    /// The strongest level known for it.
     held: Option<Durability>,
 }
 
@@ -184,7 +184,7 @@ impl Item {
         }
     }
 
-    /// Whether a record found says what was placed; copies spell the token out.
+    /// Returns whether a record found is the one placed; copies spell the token out.
     fn is_told_by(&self, record: &Record<'_>) -> bool {
         let kind = match self.what {
             What::Claim => Kind::Claim,
@@ -206,8 +206,7 @@ impl Item {
 #[derive(Clone, Default, Debug)]
 struct History {
     items: BTreeMap<u32, Item>,
-    /// What stands in the log in this order, if nothing is lost: what the last opening settled, and what was
-    /// placed since.
+    /// The records of the log in order, if nothing is lost: those the last open settled, and those placed since.
     standing: Vec<u32>,
     /// Every LSN given so far is below or at it.
     highest: Lsn,
@@ -215,12 +214,11 @@ struct History {
     highest_token: Option<Token>,
 }
 
-/// What an opening showed: ids with their places, in order.
+/// The records shown by an open: ids with their places, in order.
 type Seen = Vec<(u32, Lsn)>;
 
 impl History {
-    /// Holds what an opening showed against what was acknowledged: it is a prefix of what was placed, and
-    /// long enough.
+    /// Compares the records shown by an open with those acknowledged: they are a prefix of those placed, and long enough.
     fn verify(&self, seen: &Seen, fate: Fate) -> Result<(), String> {
         let ids: Vec<u32> = seen.iter().map(|(id, _)| *id).collect();
         if !self.standing.starts_with(&ids) {
@@ -242,7 +240,7 @@ impl History {
         Ok(())
     }
 
-    /// What was seen is durable from now on, the rest is gone for ever.
+    /// Records that were seen are durable from now on, the others are lost for good.
     fn settle(&mut self, seen: &Seen) {
         self.standing = seen.iter().map(|(id, _)| *id).collect();
         for (id, lsn) in seen {
@@ -271,7 +269,7 @@ struct Opened {
     seen: Seen,
 }
 
-/// Opens the store, born first if need be, shows what it holds, and settles an uncovered tail.
+/// Opens the store, creates it first if need be, shows its records, and settles an uncovered tail.
 fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wrong> {
     let seams = world.seams();
     let storage = &*seams.storage;
@@ -320,7 +318,7 @@ fn begin(log: &Log, seen: &mut Seen, history: &mut History) -> Result<()> {
     })
 }
 
-/// Why a run stopped: the world failed it, or the log broke a promise.
+/// Why a run stopped: a failing call, or a broken promise of the log.
 #[derive(Debug)]
 enum Wrong {
     World(Error),
@@ -337,20 +335,20 @@ impl From<Error> for Wrong {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Op {
     Claim(Durability),
-    /// Ends the oldest claim in flight, with so many bytes.
+    /// Ends the oldest claim in flight, with this many bytes.
     End(Durability, usize),
     Update(Durability),
     Forget(Durability),
     /// Places three records, then waits for the last at `Sync` and the others at their levels.
     Batch(usize),
-    /// So many milliseconds pass, and the background does what is due.
+    /// This many milliseconds pass, and the background does its due work.
     Pass(u64),
     SyncAll,
     /// Closes cleanly and opens again.
     Reopen,
     /// Opens, reads, closes: nothing is written.
     Look,
-    /// The process ends without a word, and the next one opens.
+    /// The process ends without a close, and the next one opens.
     Kill,
 }
 
@@ -419,9 +417,9 @@ struct Player {
     fate: Fate,
     in_flight: VecDeque<u32>,
     next_id: u32,
-    /// Errors met on the way, where the run goes on after them.
+    /// Errors met on the way, where the run continues after them.
     errors: Vec<Error>,
-    /// How often a record went into another segment than the one before it, recoveries apart.
+    /// How often a record went into another segment than the one before it, recoveries excluded.
     rolls: u64,
     /// The calls of each process that ended, if the wrapper logs them.
     calls: Vec<Vec<faulty::Op>>,
@@ -452,7 +450,7 @@ impl Player {
         ops.iter().try_for_each(|op| self.op(*op))
     }
 
-    /// Runs to the end, whatever the world does.
+    /// Runs to the end, whatever fails.
     fn play_on(&mut self, ops: &[Op]) -> Result<(), String> {
         for op in ops {
             match self.op(*op) {
@@ -541,7 +539,7 @@ impl Player {
         self.calls.push(self.world.faulty.take_log());
     }
 
-    /// As an engine places: it begins to write, and makes room, when it is told to.
+    /// Places like an engine: it begins to write, and makes space, when the log asks for it.
     fn place(
         &mut self,
         what: What,
@@ -625,7 +623,7 @@ impl Player {
     }
 }
 
-/// What a check came to.
+/// The result of a check.
 struct Checked {
     report: Report,
     openings: u64,
@@ -666,7 +664,7 @@ fn check(disk: &MemoryStorage, history: &History, fate: Fate) -> Result<Checked,
     Ok(Checked { report, openings: 3 })
 }
 
-/// Every record seen is read at its place, and is what was placed.
+/// Every record seen is read at its place, and is the one placed.
 fn read_all(log: &Log, seen: &Seen, history: &History) -> Result<(), String> {
     for (id, lsn) in seen {
         let is_right = log
@@ -679,7 +677,7 @@ fn read_all(log: &Log, seen: &Seen, history: &History) -> Result<(), String> {
     Ok(())
 }
 
-/// A number that stands for everything on the disk and all that must hold, so that no state is checked twice.
+/// A number that stands for everything on the disk and every expectation, so that no state is checked twice.
 fn fingerprint(disk: &MemoryStorage, history: &History) -> u64 {
     let mut hasher = DefaultHasher::new();
     for id in &history.standing {

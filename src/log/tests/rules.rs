@@ -18,8 +18,8 @@ fn durable_manifest(disk: &MemoryStorage) -> Manifest {
     manifest::load(&disk.crash_clone(Crash::NONE), dir()).unwrap().unwrap()
 }
 
-/// What is placed lies in a segment that a durable manifest lists; its extent never falls; at most one segment
-/// lies ahead. So no LSN is issued twice, whatever a crash takes back.
+/// Every placed record is in a segment that a durable manifest lists; its extent never falls; at most one segment is
+/// ahead. So no LSN is issued twice, whatever a crash takes back.
 #[test]
 fn rule_3_a_segment_is_listed_durably_before_an_lsn_in_it_is_taken() {
     let mut player = Player::new(World::new());
@@ -61,7 +61,7 @@ fn rule_4_the_clean_flag_is_cleared_durably_before_the_first_lsn() {
     assert!(clean.clean.is_some());
     player.place(What::Claim, None, 0).unwrap();
     assert_eq!(durable_manifest(&player.world.disk).clean, None);
-    // An opening that reads only leaves it.
+    // A read-only open keeps it.
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Reopen, Op::Look, Op::Look]).unwrap();
     let changes = player.world.disk.changes();
@@ -101,13 +101,13 @@ fn rule_4_a_clean_store_continues_in_place_and_any_other_in_a_new_segment_above_
     player.play(&[Op::Kill, Op::Claim(Sync)]).unwrap();
     assert!(in_use(&player).base.get() >= 1_700_000_000_000 << 20);
     assert_eq!(in_use(&player).base.get() % record::ALIGN as u64, 0);
-    // The clock's part is bounded, so that a wrong clock can't use the LSNs up.
+    // The part of the clock is bounded, so that a wrong clock can't use the LSNs up.
     player.world.clock.jump_wall(i64::MAX);
     player.play(&[Op::Kill, Op::Claim(Sync)]).unwrap();
     assert!(in_use(&player).base.get() < (1 << 62) + (1 << 20));
 }
 
-/// What is handed over while a sync runs is not covered by it: `durable` is what was written before it began.
+/// A sync doesn't cover records written while it runs: `durable` is what was written before it began.
 #[test]
 fn rule_6_a_sync_covers_only_what_was_written_before_it_began() {
     let mut player = Player::new(World::new());
@@ -124,7 +124,7 @@ fn rule_6_a_sync_covers_only_what_was_written_before_it_began() {
         let late = log.place(Draft::forget(&body), Room::Free).unwrap();
         let flushed = log.commit(late, Flush);
         let meanwhile = (log.holds(late.lsn, Flush), log.holds(early.1.lsn, Sync));
-        // Opened before anything is asserted: nobody should hang on a failure.
+        // Opened before anything is asserted, so that no thread hangs on a failure.
         gate.open();
         first.join().unwrap().unwrap();
         flushed.unwrap();
@@ -183,7 +183,7 @@ fn rule_8_sync_returns_at_durable_and_flush_at_written() {
     check(&player.world.disk.crash_clone(Crash::NONE), &player.history, Fate::PowerLost).unwrap();
 }
 
-/// What a switch of manifests says was durable counts like a record's watermark.
+/// The durable end in a switch of manifests counts like a record's watermark.
 #[test]
 fn rule_10_a_record_below_only_the_manifests_watermark_is_no_torn_tail() {
     let mut player = Player::new(World::new());
@@ -205,7 +205,7 @@ fn rule_10_a_record_below_only_the_manifests_watermark_is_no_torn_tail() {
     }
 }
 
-/// Below the largest watermark anywhere, behind the damage too, a bad record is a loss and no torn tail.
+/// Below the largest watermark anywhere, even one after the damage, a bad record is a loss and no torn tail.
 #[test]
 fn rule_11_a_bad_record_below_a_later_watermark_is_corrupt() {
     let mut player = Player::new(World::new());
@@ -241,13 +241,13 @@ fn rule_11_a_bad_record_below_a_later_watermark_is_corrupt() {
     }
 }
 
-/// A tail that no watermark covers may lie in the page cache only. It is made durable before it is shown.
+/// A tail that no watermark covers may be in the page cache only. It is made durable before it is shown.
 #[test]
 fn rule_12_an_uncovered_tail_is_copied_and_durable_before_it_is_shown() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Claim(Flush), Op::Claim(Flush), Op::Kill]).unwrap();
     let opened = player.opened.as_ref().unwrap();
-    // The second record's watermark covers the first, which stays where it is.
+    // The second record's watermark covers the first, which stays in place.
     assert_eq!((opened.seen.len(), opened.report.copied), (3, 2));
     for crash in player.world.disk.crashes(16) {
         let disk = player.world.disk.crash_clone(crash);
@@ -264,8 +264,8 @@ fn rule_12_an_uncovered_tail_is_copied_and_durable_before_it_is_shown() {
     }
 }
 
-/// One that is covered up to its first record holds none that stays. Were it listed still, the segment behind it would say
-/// that it was full, and a repair without a manifest would miss what never was.
+/// A segment covered only up to its first record keeps none. Were it still listed, the next segment would imply that it
+/// was full, and a repair without a manifest would miss records that never existed.
 #[test]
 fn rule_12_a_segment_without_covered_bytes_leaves_the_list() {
     let mut player = Player::new(World::new());
@@ -286,7 +286,7 @@ fn rule_12_a_segment_without_covered_bytes_leaves_the_list() {
     assert!(!found.has_lost_records() && found.can_be_relisted(), "{:?}", found.damages);
 }
 
-/// The old list ends at G: what lies behind it, torn or whole, is no part of the log for ever.
+/// The old list ends at G: bytes after it, torn or whole, are never part of the log again.
 #[test]
 fn rule_12_records_after_the_cut_never_come_back() {
     let mut player = Player::new(World::new());
@@ -308,14 +308,14 @@ fn rule_12_records_after_the_cut_never_come_back() {
     check(&disk, &next.history, Fate::Killed).unwrap();
 }
 
-/// The switch of a fork failed before anything was touched, for want of memory. How far the log is durable had been moved
-/// into the new segment by then, and `verify` read the torn tail as damage.
+/// The switch of a fork failed before any effect, for want of memory. The durable end of the log had been moved into the
+/// new segment by then, and `verify` read the torn tail as damage.
 #[test]
 fn rule_12_a_failed_switch_moves_no_watermark() {
     let cases = [
         (Class::Write, "", CallFailure::NO_MEMORY, ErrorKind::Io),
         (Class::Exchange, "", CallFailure::NO_MEMORY, ErrorKind::Io),
-        // A file system that writes nothing in place needs room for the next manifest, though its file is there.
+        // A file system that writes nothing in place needs space for the next manifest, though its file exists.
         (Class::Write, "MANIFEST.next", CallFailure::FULL, ErrorKind::StorageFull),
         (Class::Sync, "MANIFEST.next", CallFailure::FULL, ErrorKind::StorageFull),
     ];
@@ -339,7 +339,7 @@ fn rule_12_a_failed_switch_moves_no_watermark() {
         assert!(is_fork(&opened.log) && !opened.log.has_unsettled_tail());
         let before = (opened.log.queue.written(), opened.log.durable());
         let mut failed = 0;
-        // Whichever of them it is: one of these writes is that of the manifest.
+        // One of these writes is that of the manifest, whichever it is.
         for place in 0.. {
             let fault = Fault::once(Calls::Of(class), place, Effect::Fail(failure));
             next.world.faulty.inject(if file.is_empty() { fault } else { fault.at(file) });
@@ -401,7 +401,7 @@ fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
         assert!(error.to_string().contains(segment.to_str().unwrap()), "{error}");
         assert!(std::error::Error::source(&error).is_some());
         let changes = player.world.disk.changes();
-        // The cause is gone; the poison stays.
+        // The cause is removed; the poison stays.
         for op in [Op::Claim(Sync), Op::Claim(Lazy), Op::SyncAll, Op::Pass(5000), Op::Reopen] {
             match player.op(op) {
                 Err(Wrong::World(error)) => assert!(
@@ -414,12 +414,12 @@ fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
             assert_eq!(player.world.disk.changes(), changes, "{op:?} wrote");
         }
         assert_eq!(durable_manifest(&player.world.disk).clean, None);
-        // Reopened it goes on.
+        // Reopened, it continues.
         player.play(&[Op::Claim(Sync)]).unwrap();
     }
 }
 
-/// What was durable is still read after a failure.
+/// Durable records are still read after a failure.
 #[test]
 fn rule_13_written_records_are_still_read_from_a_poisoned_log() {
     let mut player = Player::new(World::new());
@@ -435,8 +435,8 @@ fn rule_13_written_records_are_still_read_from_a_poisoned_log() {
     }
 }
 
-/// No reserve counts on a spare while the next manifest's file is missing. So who wants room makes that file first:
-/// spares alone would never be enough, and would take the whole disk.
+/// No reserve counts on a spare while the next manifest's file is missing. So a call that needs space makes that file
+/// first: spares alone would never be enough, and would take the whole disk.
 #[test]
 fn rule_20_spares_do_not_accumulate_while_the_next_manifests_file_is_missing() {
     let mut player = Player::new(World::without_exchange());
@@ -458,11 +458,11 @@ fn rule_20_spares_do_not_accumulate_while_the_next_manifests_file_is_missing() {
     assert!(spares() <= 4, "{} spares", spares());
 }
 
-/// Nor is a claim let in by them: they could not be listed for its ending.
+/// Spares admit no claim then, either: they could not be listed for its ending.
 #[test]
 fn rule_10_no_reserve_counts_on_a_spare_while_the_next_manifests_file_is_missing() {
     let mut player = Player::new(World::without_exchange());
-    // Room for a burst of claims, all of which end: what is set aside stays for ten seconds.
+    // Space for a burst of claims, all of which end: the reserve stays for ten seconds.
     let burst = 40;
     player.play(&[Op::Claim(Flush)].repeat(burst)).unwrap();
     player.play(&[Op::End(Flush, 100)].repeat(burst)).unwrap();
@@ -485,7 +485,7 @@ fn rule_10_no_reserve_counts_on_a_spare_while_the_next_manifests_file_is_missing
     }
 }
 
-/// Until the manifest's name is durable there is no store; from then on all of it is there.
+/// Until the manifest's name is durable there is no store; from then on it is complete.
 #[test]
 fn rule_21_a_crash_during_creation_leaves_a_store_or_none() {
     let (mut points, mut born, mut unborn) = (0, 0, 0);
@@ -512,7 +512,7 @@ fn rule_21_a_crash_during_creation_leaves_a_store_or_none() {
     assert!(points > 8 && born > 10 && unborn > 50);
 }
 
-/// No manifest beside records is a loss, not an unborn store.
+/// Records without a manifest are a loss, not an unfinished store.
 #[test]
 fn rule_21_records_without_a_manifest_are_no_unfinished_store() {
     let mut player = Player::new(World::new());
@@ -522,7 +522,7 @@ fn rule_21_records_without_a_manifest_are_no_unfinished_store() {
     assert!(scan::holds_records(&disk, dir()).unwrap());
 }
 
-/// A sync that finds nothing but a note to sync makes no record durable, so there is nothing for another note to say. A
+/// A sync that finds only a note to sync makes no record durable, so another note has nothing to report. Otherwise a
 /// store that is synced now and then would grow for ever.
 #[test]
 fn rule_7_a_sync_that_covers_only_notes_writes_no_further_note() {
@@ -536,8 +536,8 @@ fn rule_7_a_sync_that_covers_only_notes_writes_no_further_note() {
     }
 }
 
-/// A spare that could not be made for want of a file descriptor ended each step before its sync: what was
-/// `Lazy` was never written as long as that lasted.
+/// A spare that could not be made for want of a file descriptor ended each step before its sync: `Lazy` records were
+/// never written as long as that lasted.
 #[test]
 fn rule_9_placed_records_are_synced_even_while_no_spare_can_be_made() {
     let mut player = Player::new(World::new());
@@ -554,8 +554,8 @@ fn rule_9_placed_records_are_synced_even_while_no_spare_can_be_made() {
     assert!(log.holds(placed.1.lsn, Sync));
 }
 
-/// A segment filled to the last byte that records may take has a note's share left all the same, so an idle log
-/// covers its last record there too. Without it, damage of that record would pass for a torn tail.
+/// A segment filled to the last byte that records may take still has space for a note, so an idle log covers its last
+/// record there too. Without it, damage of that record would pass for a torn tail.
 #[test]
 fn rule_9_a_full_segment_has_space_for_an_idle_note() {
     let mut player = Player::new(World::new());
@@ -583,8 +583,7 @@ fn rule_9_a_full_segment_has_space_for_an_idle_note() {
     assert_eq!(log.queue.written(), tail.end());
 }
 
-/// Who looks a key up takes the tables first and the segments then: a place in a segment that the tables still count must
-/// be there.
+/// A lookup takes the tables first and the segments then: a place in a segment that the tables still count must exist.
 #[test]
 fn lookups_learn_of_a_segments_removal_before_it_happens() {
     let mut player = Player::new(World::new());
@@ -599,8 +598,8 @@ fn lookups_learn_of_a_segments_removal_before_it_happens() {
     assert!(head > oldest);
 }
 
-/// Who waits for a write sleeps until the writer's holder wakes him. A checkpoint took the writer to learn the store's
-/// identity, and woke nobody: with all others asleep every claim hung for ever.
+/// A waiter for a write sleeps until the holder of the writer wakes it. A checkpoint took the writer to learn the store's
+/// identity, and woke no thread: with all others asleep every claim hung for ever.
 #[test]
 fn a_call_that_writes_nothing_never_takes_the_writer() {
     let mut player = Player::new(World::new());
@@ -616,8 +615,8 @@ fn a_call_that_writes_nothing_never_takes_the_writer() {
     });
 }
 
-/// A leader waits for the writer while another thread's write is held, which then fails. What the leader was about to write
-/// would stand behind a hole.
+/// A leader waits for the writer while another thread's write is held, which then fails. The leader's bytes would come
+/// after a hole.
 #[test]
 fn rule_13_a_thread_that_waited_for_the_writer_during_a_failed_write_writes_nothing() {
     let mut player = Player::new(World::new());
@@ -653,8 +652,8 @@ fn rule_13_a_thread_that_waited_for_the_writer_during_a_failed_write_writes_noth
     });
 }
 
-/// A thread that looked for a failure before there was one comes to the writer after it. What the failed write took from
-/// the tail is lost, so nothing is left to be written; that must not pass for all being written.
+/// A thread that checked for a failure before there was one gets the writer after it. The bytes that the failed write
+/// took from the tail are lost, so nothing is left to write; that must not count as everything written.
 #[test]
 fn rule_13_nothing_after_a_failed_write_counts_as_written() {
     for closes_round in [false, true] {
@@ -689,7 +688,7 @@ fn rule_13_nothing_is_placed_in_a_poisoned_log() {
     assert_eq!(log.end(), end);
 }
 
-/// A record of before settings made segments smaller: it must not stand over the end of one.
+/// A record from before settings made segments smaller: it must not cross the end of one.
 #[test]
 fn a_record_that_fits_no_next_segment_is_refused() {
     let mut player = Player::new(World::new());
@@ -711,8 +710,7 @@ fn a_record_that_fits_no_next_segment_is_refused() {
     }
 }
 
-/// Were the file of a forget gone, and that of what it forgets still there, a log without a manifest would say that the key
-/// is there.
+/// If the file of a forget were removed before that of the forgotten record, a log without a manifest would show the key.
 #[test]
 fn a_segment_is_removed_only_after_the_files_of_earlier_ones() {
     let mut player = Player::new(World::new());
@@ -737,9 +735,10 @@ fn a_segment_is_removed_only_after_the_files_of_earlier_ones() {
     assert!(!is_there(1) && !is_there(2));
 }
 
-/// An opening that couldn't list the directory took it for one without leftovers, and the next segment went before them.
+/// An open that couldn't list the directory took it for one without leftovers, and the next segment was removed before
+/// them.
 #[test]
-fn what_an_opening_could_not_list_goes_before_the_next_segment_does() {
+fn leftovers_an_open_could_not_list_are_removed_before_the_next_segment() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync); 200]).unwrap();
     let file = |ordinal| log_dir().join(segment::file_name(ordinal));
@@ -761,7 +760,7 @@ fn what_an_opening_could_not_list_goes_before_the_next_segment_does() {
     assert!([1, 2].iter().all(|ordinal| world.disk.read(&file(*ordinal)).is_err()));
 }
 
-/// It was "nothing given back", and "all of it judged": then a segment would have gone unread.
+/// The answer was "nothing reclaimed", and "all of it judged": then a segment would have gone unread.
 #[test]
 fn removing_a_segment_not_the_oldest_or_unlisted_is_a_bug() {
     let of_another: [fn(&Log) -> Error; 3] = [
@@ -769,7 +768,7 @@ fn removing_a_segment_not_the_oldest_or_unlisted_is_a_bug() {
         |log| {
             (log.walk_some(u32::MAX, Lsn::ZERO, 1, &mut |_| panic!("shown")).map(drop)).unwrap_err()
         },
-        // The one that is written to is left.
+        // The segment being written to is left.
         |log| {
             while let Some(oldest) = log.oldest() {
                 log.drop_oldest(oldest.ordinal, |_| (), |_, _| ()).unwrap();
@@ -793,7 +792,7 @@ fn removing_a_segment_not_the_oldest_or_unlisted_is_a_bug() {
     }
 }
 
-/// The sum of all reserves was clamped at 0 then: what the other claims relied on was no longer kept, and a full disk refused
+/// The sum of all reserves was clamped at 0 then: the reserves of the other claims were lost, and a full disk refused
 /// their results.
 #[test]
 fn releasing_a_reserve_twice_is_a_bug() {
@@ -808,7 +807,7 @@ fn releasing_a_reserve_twice_is_a_bug() {
             let draft = Draft::forget(&body);
             assert_eq!(log.place(draft, Room::Clear(2 * RESERVE + 1)), Err(NoRoom::NotWriting));
         },
-        // More comes to life than compaction had counted.
+        // More records become live than compaction had counted.
         &|log| assert_eq!(log.place(Draft::forget(&body), Room::Move), Err(NoRoom::NotWriting)),
     ];
     for gives_back in of_more {
@@ -826,7 +825,7 @@ fn releasing_a_reserve_twice_is_a_bug() {
     }
 }
 
-/// A record that recovery moved, and that the index could not follow: its key would have read as damaged, or free.
+/// Recovery moved a record, and the index could not follow: its key would have read as damaged, or free.
 #[test]
 fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons_the_store() {
     let mut player = Player::new(World::new());
@@ -844,7 +843,7 @@ fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons_the_store() {
     assert!(log.is_poisoned() && !log.is_writing() && shown.len() == 3);
 }
 
-/// Such bytes would say that the manifest is older than the log. Without a clean end they are cut like a torn tail.
+/// Such bytes would imply that the manifest is older than the log. Without a clean end they are cut like a torn tail.
 #[test]
 fn a_close_with_rotten_bytes_after_the_end_is_not_clean() {
     let mut player = Player::new(World::new());
@@ -858,7 +857,7 @@ fn a_close_with_rotten_bytes_after_the_end_is_not_clean() {
     assert_eq!(report.cut.as_ref().unwrap().path, segment);
 }
 
-/// What stood in it would stand behind the log's end.
+/// Its bytes would be after the end of the log.
 #[test]
 fn a_spare_with_nonzero_bytes_becomes_no_segment() {
     let mut player = Player::new(World::new());
@@ -869,7 +868,7 @@ fn a_spare_with_nonzero_bytes_becomes_no_segment() {
     let files =
         || disk.list(&log_dir()).unwrap().into_iter().map(|entry| log_dir().join(entry.name));
     let spares: Vec<_> = files().filter(|path| path.to_string_lossy().contains("spare-")).collect();
-    // Where no record ever comes.
+    // At an offset that no record reaches.
     let last = |path: &Path| disk.read(path).unwrap().len() as u64 - 1;
     spares.iter().for_each(|spare| disk.overwrite(spare, last(spare), b"x").unwrap());
     assert!(!spares.is_empty());

@@ -18,7 +18,7 @@ fn seams() -> Seams {
     }
 }
 
-/// Segments of 16 KiB: they roll all the time, the background preparing them.
+/// Segments of 16 KiB: they roll all the time, and the background prepares them.
 fn open_real(dir: &Path, found: &mut BTreeSet<u32>) -> Log {
     let sizes = Sizes {
         segment_bytes_first: 16 << 10,
@@ -59,7 +59,7 @@ fn commit_one(log: &Log, id: u32, level: Durability) -> Lsn {
     }
 }
 
-/// Runs `each` on 64 threads beside the background's.
+/// Runs `each` on 64 threads in addition to the background's.
 fn run_beside_upkeep(log: &Log, each: impl Fn(u32) + Send + std::marker::Sync) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -116,7 +116,7 @@ fn threads_at_all_levels_read_what_others_wrote() {
                 Ok(())
             })
             .unwrap();
-            // As a replay waits: for whatever somebody placed.
+            // Like a replay, it waits for the latest placed record.
             if n % 5 == 0 {
                 log.commit_earlier(lsn, Sync).unwrap();
                 assert!(log.holds(lsn, Sync));
