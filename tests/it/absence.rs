@@ -71,7 +71,7 @@ fn a_close_during_the_first_write_grants_nothing_afterwards() {
     });
     match claimed {
         Err(e) => assert_eq!((e.kind(), closed.len()), (ErrorKind::Closed, 0)),
-        Ok(Claim::Acquired(_)) => assert_eq!(closed.len(), 1, "granted, and in nobody's list"),
+        Ok(Claim::Acquired(_)) => assert_eq!(closed.len(), 1, "granted, and not listed"),
         Ok(other) => panic!("{other}"),
     }
     assert!(sim.copy().open().unwrap().stats().opening.was_clean);

@@ -565,7 +565,7 @@ fn histories_during_checkpoints_merges_and_compaction_are_linearizable() {
                         "seed {seed}: a walk met them otherwise than once: {still:?}"
                     );
                     for n in 0..20 {
-                        assert!(store.get(long(n)).unwrap().is_some(), "{n} is gone");
+                        assert!(store.get(long(n)).unwrap().is_some(), "{n} is missing");
                         assert!(!store.mark(long(n)).unwrap().is_first(), "{n} is new");
                     }
                     let damages = store.verify().unwrap().damages;

@@ -197,7 +197,7 @@ fn check(case: &Case, sim: &Sim, damaged: &Path, least: usize, context: &str) ->
             let found = case.ledger.position_from(&keys, least);
             assert!(found.is_some(), "{context}: {keys:?}");
             let is_all = keys == case.ledger.last();
-            assert!(is_all || was_cut || least == 0, "{context}: a cut that nobody reported");
+            assert!(is_all || was_cut || least == 0, "{context}: an unreported cut");
             was_cut && !is_all || !said.is_empty()
         }
     }

@@ -282,7 +282,7 @@ fn check(sim: &Sim, ledger: &Ledger, loss: Loss, context: &str, tried: &mut Trie
     let probed =
         matches!(store.get("probe"), Ok(Some(State::Completed(_) | State::Interrupted(_))));
     assert!(probed, "{context}: the probe was synced");
-    assert_eq!(again, keys, "{context}: a second reopening sees something else");
+    assert_eq!(again, keys, "{context}: a second reopen sees other keys");
     drop(store);
     tried.reopenings += 2;
 }
@@ -331,7 +331,7 @@ impl std::fmt::Debug for ExpiredFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (merged, whole) = self.counts();
         let written = self.seen.len();
-        write!(f, "{written} files of expired keys, {merged} merged, {whole} gone as a whole")
+        write!(f, "{written} files of expired keys, {merged} merged, {whole} removed as a whole")
     }
 }
 
@@ -435,7 +435,7 @@ fn check_shown(sim: &Sim, ledger: &Ledger, shown: &Result<Keys>, context: &str, 
         let store = machine.open_with(tiny()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
         let mut found = look(&store).unwrap();
         found.remove("probe");
-        assert_eq!(found, *shown, "{context}: the interrupted recovery had shown something else");
+        assert_eq!(found, *shown, "{context}: the interrupted recovery had shown other keys");
         tried.reopenings += 1;
     }
     check(sim, ledger, Loss::Power, context, tried);

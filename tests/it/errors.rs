@@ -131,7 +131,7 @@ fn a_read_only_directory_is_not_a_failure_of_the_store() {
     assert!(met);
 }
 
-/// A read-only file system, permissions, and too many open files, at every call of an opening, a claim and a checkpoint.
+/// A read-only file system, permissions, and too many open files, at every call of an open, a claim and a checkpoint.
 #[test]
 fn an_error_of_the_system_is_reported_with_its_remedy() {
     for (fault, word) in [

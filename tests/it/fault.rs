@@ -318,7 +318,7 @@ fn full_from(ops: &[Op], at: usize, points: &mut u64) -> u64 {
         sim.set_disk_bytes_max(u64::MAX);
         sim.set_disk_files_max(u64::MAX);
         let room = [Op::Claim(key("z"), Sync, Sync), Op::Complete(key("z"), key("room again"))];
-        world.run(&room).unwrap_or_else(|e| panic!("{context}, room again: {e:?}"));
+        world.run(&room).unwrap_or_else(|e| panic!("{context}, with space again: {e:?}"));
         let ledger = world.forget();
         check_reopened(&sim.copy(), &ledger, &context);
         *points += 1;
@@ -661,7 +661,7 @@ fn panic_at(name: &str, ops: &[Op], n: u64) -> bool {
         sim.heal();
         return false;
     }
-    let mut undone = undone.unwrap_or_else(|| panic!("{context}: nobody noticed"));
+    let mut undone = undone.unwrap_or_else(|| panic!("{context}: not noticed"));
     for (key, level) in [("z1", Flush), ("z2", Lazy), ("z3", Sync)] {
         if world.store.is_none() {
             break;
@@ -748,7 +748,7 @@ fn a_panic_in_the_background_thread_is_reported() {
     while store.health() == Health::Writable {
         sim.advance(Duration::from_millis(200));
         std::thread::yield_now();
-        assert!(began.elapsed() < Duration::from_secs(30), "nobody tells");
+        assert!(began.elapsed() < Duration::from_secs(30), "the panic is not reported");
     }
     assert_eq!(claim.complete("late").unwrap_err().kind(), ErrorKind::Poisoned);
     within(30, "closing after it", move || store.close(Duration::from_secs(1)).unwrap_err());

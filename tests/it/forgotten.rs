@@ -135,6 +135,6 @@ fn forgets_during_a_compaction_hide_the_memories_it_makes() {
             sim.advance(Duration::from_secs(13));
         }
     }
-    println!("{midway} segments went between forgets");
+    println!("{midway} segments were removed between forgets");
     assert!(midway > 50, "{midway}");
 }

@@ -736,7 +736,7 @@ fn a_segment_stays_until_the_records_that_replace_its_own_are_durable() {
         }
         sim.advance(due.min(Duration::from_millis(100)));
     }
-    assert!(!files(&sim, "log").contains(&oldest), "it never goes");
+    assert!(!files(&sim, "log").contains(&oldest), "it is never removed");
     sim.power_loss();
     drop(claims);
     let store = open(&sim, 1000);
@@ -763,7 +763,7 @@ fn a_forget_hides_its_key_until_the_segment_is_removed() {
         assert!((0..30).all(|n| store.get(long(n)).unwrap().is_none()));
         sim.advance(due.min(Duration::from_millis(300)));
     }
-    assert!(!files(&sim, "log").contains(&oldest), "it never goes");
+    assert!(!files(&sim, "log").contains(&oldest), "it is never removed");
 }
 
 /// A full segment is mapped as long as its file is. Where that length could not be read, an empty map was made, and every
@@ -807,7 +807,7 @@ fn a_table_that_the_device_cannot_read_is_rebuilt() {
         assert!((0..200).all(|n| is_marked(&store, "k", n)), "call {call}");
         assert!(store.verify().unwrap().damages.is_empty());
     }
-    println!("the device fails once: {mended} tables made again, {refused} openings refused");
+    println!("the device fails once: {mended} tables rebuilt, {refused} opens refused");
     assert!(mended > 0);
 }
 
@@ -887,7 +887,7 @@ fn every_damage_is_reported_exactly_once() {
     assert_eq!(told, damaged, "{found:?}");
 }
 
-/// A key that expired, was forgotten, marked again and expired again stands in two files of remembered keys.
+/// A key that expired, was forgotten, marked again and expired again is in two files of remembered keys.
 #[test]
 fn a_key_that_expired_twice_reports_its_newer_life() {
     let sim = Sim::small(7);

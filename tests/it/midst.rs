@@ -333,7 +333,7 @@ fn a_close_during_long_work_is_clean_and_loses_nothing() {
             }
         }
     }
-    println!("closes: {held} in the midst of long work");
+    println!("closes: {held} during long work");
     assert!(held > 40, "{held}");
 }
 
@@ -401,7 +401,7 @@ fn a_clock_jump_during_compaction_loses_no_key_and_no_memory() {
             held += 1;
         }
     }
-    println!("clocks: {held} jumps in the midst of a compaction");
+    println!("clocks: {held} jumps during a compaction");
     assert!(held > 20, "{held}");
 }
 
@@ -476,7 +476,7 @@ fn a_key_marked_while_memory_is_copied_for_a_table_is_found() {
             }
         });
         for n in 0..marked {
-            assert!(store.get(n).unwrap().is_some(), "round {round}: {n} of {marked} is gone");
+            assert!(store.get(n).unwrap().is_some(), "round {round}: {n} of {marked} is missing");
         }
     }
 }

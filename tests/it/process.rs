@@ -358,7 +358,7 @@ fn a_child_forked_during_a_compaction_gets_an_error_and_the_compaction_continues
 fn files_that_root_creates_belong_to_the_owner_of_the_directory() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     // SAFETY: asks for a number.
-    #[expect(unsafe_code, reason = "std doesn't tell who it runs as")]
+    #[expect(unsafe_code, reason = "std doesn't report the user it runs as")]
     let is_root = unsafe { libc::geteuid() } == 0;
     if !is_root {
         println!("only root can visit");

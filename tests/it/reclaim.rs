@@ -171,7 +171,7 @@ fn very_short_opens_reclaim_expired_records() {
         sim.advance(DAY);
         most = most.max(sim.disk_bytes());
     }
-    assert!(most <= 7 * (16 << 10), "{most} bytes, and none of what is alive");
+    assert!(most <= 7 * (16 << 10), "{most} bytes, and no live records");
     assert!(open().verify().unwrap().is_whole());
 }
 

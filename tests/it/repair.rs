@@ -164,7 +164,7 @@ fn repair_and_compare(sim: &Sim, known: &Keys, damaged: &Path, context: &str) ->
     }
     if let (Some(lost), true) = (report.keys_lost, report.memories_lost == 0) {
         // The loss of a dead record changes nothing.
-        assert!(changed <= 2 * lost, "{context}: {changed} changed, {lost} told");
+        assert!(changed <= 2 * lost, "{context}: {changed} changed, {lost} reported");
     }
     for key in &report.keys {
         // One was forgotten, and that forget may be what is lost.
@@ -282,7 +282,7 @@ fn every_file_deleted_emptied_cut_or_exchanged_is_repaired_and_the_loss_reported
             }
         }
     }
-    println!("repair: {points} files damaged, {losses} losses told");
+    println!("repair: {points} files damaged, {losses} losses reported");
     assert!(points > 40 && losses > 10, "{points} {losses}");
 }
 
@@ -305,7 +305,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
             }
         }
     }
-    println!("repair: {points} bytes flipped, {losses} losses told");
+    println!("repair: {points} bytes flipped, {losses} losses reported");
     assert!(points > 200 && losses > 50, "{points} {losses}");
 }
 
@@ -881,7 +881,7 @@ fn a_crashed_repair_without_loss_reports_no_loss_the_second_time() {
         }
     }
     println!("{points} crashes");
-    assert!(told.is_empty(), "of {points} crashes {} tell a loss: {:?}", told.len(), told[0]);
+    assert!(told.is_empty(), "of {points} crashes {} report a loss: {:?}", told.len(), told[0]);
 }
 
 /// It was called whole, or repaired, and no open accepted it.
@@ -1113,7 +1113,7 @@ fn without_a_manifest_the_leftovers_of_a_recovery_are_no_loss() {
                 break;
             }
         }
-        assert!(told.is_empty(), "{level:?}: {} losses told: {:?}", told.len(), told[0]);
+        assert!(told.is_empty(), "{level:?}: {} losses reported: {:?}", told.len(), told[0]);
     }
 }
 

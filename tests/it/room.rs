@@ -58,7 +58,7 @@ fn a_store_full_of_live_records_refuses_only_claims_until_some_expire() {
     assert!(refused.to_string().contains("disk_bytes_max"), "{refused}");
     assert!(n > 200, "{n} fitted");
     assert!(bytes_on_disk(&sim) <= 300 << 10);
-    assert!(!store.mark(key(0)).unwrap().is_first(), "replay goes on");
+    assert!(!store.mark(key(0)).unwrap().is_first(), "replays continue");
     owner.complete(&[1; 1000][..]).unwrap();
     sim.advance(2 * KEPT);
     for n in 0..n / 2 {
@@ -271,7 +271,7 @@ fn compaction_in_steps_ends_and_erases_what_was_forgotten_before() {
     let mut calls = 0;
     while !store.compact(10 << 10).unwrap().is_complete() {
         calls += 1;
-        assert!(calls < 100, "it goes on for ever");
+        assert!(calls < 100, "it never ends");
     }
     let stands = |n: u64| {
         let name = key(n).into_bytes();

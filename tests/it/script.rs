@@ -387,7 +387,7 @@ fn look_once(store: &Store) -> Result<Keys, Error> {
     let mut keys = Keys::new();
     for entry in store.iter() {
         let (key, state) = entry?;
-        let got = store.get(&key)?.unwrap_or_else(|| panic!("{key} is gone from get"));
+        let got = store.get(&key)?.unwrap_or_else(|| panic!("get does not find {key}"));
         assert_eq!(Found::of(&got), Found::of(&state));
         assert!(keys.insert(name(&key), Found::of(&state)).is_none(), "{key} twice");
     }

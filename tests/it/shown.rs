@@ -24,7 +24,7 @@ fn the_reasons_for_the_end_of_an_attempt_are_distinguished() {
     let claim = |key| store.claim(Operation::new(key).lease(LEASE)).unwrap();
     let held = [claim("seen"), claim("noticed"), claim("lives")];
     sim.advance(LEASE);
-    assert_eq!(reason(&store, "seen"), "its lease passed", "nobody has noticed it yet");
+    assert_eq!(reason(&store, "seen"), "its lease passed", "no call has noticed it yet");
     let Claim::Interrupted(lost) = store.claim("noticed").unwrap() else { panic!() };
     assert_eq!(lost.attempt().reason(), Some("its lease passed"));
     drop(lost);

@@ -237,7 +237,7 @@ fn a_failed_recovery_leaves_its_spare_to_the_next_attempt() {
     {
         let (mut count, mut served, mut refused) = (0, 0, 0);
         loop {
-            let context = format!("{of} {count}, at the opening");
+            let context = format!("{of} {count}, at the open");
             let sim = sim.copy();
             sim.set_disk_bytes_max(bytes);
             fail(&sim, count, DiskFault::Full);
@@ -276,7 +276,7 @@ fn a_failed_recovery_leaves_its_spare_to_the_next_attempt() {
             );
             assert_eq!(sim.faults_met(), 2, "{context}");
             sim.heal();
-            next(&sim, &format!("{context}, the next opening"));
+            next(&sim, &format!("{context}, the next open"));
             if store.health().is_writable() {
                 check_recovered(&store, &context);
             }

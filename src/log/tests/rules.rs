@@ -101,7 +101,7 @@ fn rule_4_a_clean_store_continues_in_place_and_any_other_in_a_new_segment_above_
     player.play(&[Op::Kill, Op::Claim(Sync)]).unwrap();
     assert!(in_use(&player).base.get() >= 1_700_000_000_000 << 20);
     assert_eq!(in_use(&player).base.get() % record::ALIGN as u64, 0);
-    // The part of the clock is bounded, so that a wrong clock can't use the LSNs up.
+    // The clock's part is bounded, so that a wrong clock can't use the LSNs up.
     player.world.clock.jump_wall(i64::MAX);
     player.play(&[Op::Kill, Op::Claim(Sync)]).unwrap();
     assert!(in_use(&player).base.get() < (1 << 62) + (1 << 20));
@@ -275,7 +275,7 @@ fn rule_12_a_segment_without_covered_bytes_leaves_the_list() {
     log.sync().unwrap();
     let start = base.plus(SEGMENT_HEADER_BYTES as u64);
     assert_eq!(log.durable(), start);
-    // Its watermark is where it stands itself.
+    // Its watermark is its own position.
     player.play(&[Op::Claim(Flush), Op::Kill, Op::Claim(Sync)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
     let listed = log.listed();
@@ -401,7 +401,7 @@ fn rule_13_after_a_failed_write_or_sync_nothing_is_written() {
         assert!(error.to_string().contains(segment.to_str().unwrap()), "{error}");
         assert!(std::error::Error::source(&error).is_some());
         let changes = player.world.disk.changes();
-        // The cause is removed; the poison stays.
+        // The fault is healed; the poison stays.
         for op in [Op::Claim(Sync), Op::Claim(Lazy), Op::SyncAll, Op::Pass(5000), Op::Reopen] {
             match player.op(op) {
                 Err(Wrong::World(error)) => assert!(
@@ -648,7 +648,7 @@ fn rule_13_a_thread_that_waited_for_the_writer_during_a_failed_write_writes_noth
         assert_eq!(leader.join().unwrap().unwrap_err().kind(), ErrorKind::Indeterminate);
         let at = (late.lsn.get() - log.tail.lock().active.base().get()) as usize;
         let after = player.world.disk.read(&segment).unwrap();
-        assert_eq!(before[at..], after[at..], "written behind a failure");
+        assert_eq!(before[at..], after[at..], "written after a failure");
     });
 }
 
@@ -762,7 +762,7 @@ fn leftovers_an_open_could_not_list_are_removed_before_the_next_segment() {
 
 /// The answer was "nothing reclaimed", and "all of it judged": then a segment would have gone unread.
 #[test]
-fn removing_a_segment_not_the_oldest_or_unlisted_is_a_bug() {
+fn dropping_an_unlisted_segment_or_one_not_the_oldest_is_a_bug() {
     let of_another: [fn(&Log) -> Error; 3] = [
         |log| log.drop_oldest(2, |_| (), |_, _| panic!("told")).unwrap_err(),
         |log| {
