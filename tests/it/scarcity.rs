@@ -297,7 +297,7 @@ pub(crate) fn no_thread(dir: &Path, more: &str) {
 }
 
 #[test]
-fn an_opening_that_gets_no_thread_is_undone() {
+fn an_open_that_gets_no_thread_is_undone() {
     for more in [64, 192] {
         let dir = tempfile::tempdir().unwrap();
         let stack = (128_u64 << 20).to_string();

@@ -196,7 +196,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => in progress 2",
     ),
     (
-        "a stale drop does not disturb its successor",
+        "a stale drop does not affect the next owner",
         "
         claim k +lease=100 +drop_aborts as old => granted 1
         wait 100
@@ -377,7 +377,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         resolve a retry => yes",
     ),
     (
-        "an operator's stale view changes nothing",
+        "an operator's stale attempt changes nothing",
         "
         claim k as g => granted 1
         drop g => yes
@@ -429,7 +429,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +max=1 => success paid by 3",
     ),
     (
-        "an aborted key held for its attempts can be closed for good",
+        "an aborted key held for its attempts can be given an outcome",
         "
         claim k +max=1 as g => granted 1
         abort g => yes
@@ -438,7 +438,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +max=1 => failure never by 1",
     ),
     (
-        "attempts are counted from the last resolution on, through take-overs too",
+        "attempts count from the last resolution, across take-overs too",
         "
         claim k as g => granted 1
         drop g => yes
@@ -493,7 +493,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 1",
     ),
     (
-        "another fingerprint is a mismatch while it runs, and after",
+        "another fingerprint is a mismatch during an attempt and after it",
         "
         claim k +print=1 as g => granted 1
         claim k +print=2 => mismatch running 1
@@ -530,7 +530,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +print=2 => success v by 1",
     ),
     (
-        "a take-over without a fingerprint keeps the one there is",
+        "a take-over without a fingerprint keeps the recorded one",
         "
         claim k +print=1 as g => granted 1
         drop g => yes
@@ -541,7 +541,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +print=2 => mismatch success v by 2",
     ),
     (
-        "a result is kept for its retention, from its end",
+        "a result is kept for its retention, counted from its completion",
         "
         claim k +keep=100 as g => granted 1
         wait 500
@@ -553,7 +553,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => granted 1",
     ),
     (
-        "an outcome's own retention goes before",
+        "an outcome's own retention takes precedence",
         "
         claim k +keep=100 as g => granted 1
         complete g v +keep=1000 => yes
@@ -563,7 +563,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => granted 1",
     ),
     (
-        "an abort is forgotten with its retention, its attempts too",
+        "an abort expires with its retention, and so do its attempts",
         "
         claim k +keep=100 as g => granted 1
         abort g => yes
@@ -645,14 +645,14 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +keep=100 +remember=600000 => granted 1",
     ),
     (
-        "without a retention there is nothing to remember",
+        "without a retention no key is remembered",
         "
         mark k +remember=600000 => first
         wait 100000000
         mark k => again",
     ),
     (
-        "a mark is the first once",
+        "a mark is first only once",
         "
         mark k => first
         mark k => again
@@ -704,7 +704,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => granted 1",
     ),
     (
-        "every state but claimed can be forgotten",
+        "every state except claimed can be forgotten",
         "
         claim a as a => granted 1
         abort a => yes
@@ -725,7 +725,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim d => granted 1",
     ),
     (
-        "a claim is forgotten under its token only, and its owner fenced off",
+        "a claim is forgotten only under its token, and its owner is fenced off",
         "
         claim k as old => granted 1
         drop old => yes
@@ -747,7 +747,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         forget_claimed b g => lost",
     ),
     (
-        "an owner whose key was forgotten and claimed anew changes nothing",
+        "an owner whose key was forgotten and claimed again changes nothing",
         "
         claim k +lease=100 as old => granted 1
         wait 100

@@ -1,5 +1,5 @@
-//! A backend of one's own: the store of another thread, which is sent requests and sends replies, as one in another process
-//! would be. The tests hold it to the suite, and with it the two backends of the library.
+//! A custom backend: the store of another thread, which receives requests and sends replies, like one in another process.
+//! The tests run the suite on it and on the two backends of the library.
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -13,7 +13,7 @@ use std::time::Duration;
 use onlyonce::backend::{Backend, InFlight, Reply, Request, Sent};
 use onlyonce::{Error, ErrorKind, Result, Store};
 
-/// What the other thread is told.
+/// A request to the other thread.
 type Letter = (Request, Sender<Result<Reply>>);
 
 /// A store that another thread answers for. Dropped, it ends that thread.
@@ -23,14 +23,14 @@ pub struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// Has `store` answer in a thread of its own.
+    /// Serves `store` from a thread of its own.
     #[must_use]
     pub fn new(store: Store) -> Self {
         let (letters, letterbox) = channel::<Letter>();
         let answering = store.clone();
         thread::spawn(move || {
             for (request, answer) in letterbox {
-                // Nobody may wait for it.
+                // The caller may have stopped waiting.
                 let _ = answer.send(answering.send(request).wait());
             }
         });
@@ -50,7 +50,7 @@ impl Sent for Answer {
 impl Backend for Elsewhere {
     fn send(&self, request: Request) -> Box<dyn Sent> {
         let (answer, answered) = channel();
-        // If it is gone, `wait` says so.
+        // If the thread has ended, `wait` reports it.
         let _ = self.letters.send((request, answer));
         Box::new(Answer(answered))
     }
