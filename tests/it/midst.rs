@@ -492,10 +492,10 @@ fn a_rebuild_overtaken_by_a_close_changes_nothing() {
     let most = Duration::from_secs(10);
     let switch = sim.hold_exchange();
     std::thread::scope(|scope| {
-        // It begins to write, and holds the manifest.
+        // The rebuild begins to write, and holds the manifest.
         let rebuilds = scope.spawn(|| store.rebuild_index());
         assert!(switch.wait_arrived(most));
-        // That has the index, and waits for the manifest.
+        // The close holds the index, and waits for the manifest.
         let closes = scope.spawn(|| store.close(Duration::from_secs(60)));
         while store.get("k").is_ok() {
             std::thread::yield_now();

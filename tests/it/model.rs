@@ -728,7 +728,7 @@ impl World {
         self.written = len;
         for (key, said) in said.into_iter().enumerate() {
             if self.keys[key].is_some() {
-                // As far as the clocks tell.
+                // As far as the clocks show.
                 self.stage[key] = Stage::of(&said);
             }
             if Stage::of(&said) == Stage::Kept {

@@ -750,7 +750,7 @@ fn a_repair_that_crashes_anywhere_is_finished_by_the_next() {
 
 /// A failed call is no damage: a repair that took it for damage would give up whole bytes.
 #[test]
-fn a_failed_call_makes_a_repair_give_nothing_up() {
+fn a_repair_with_a_failed_call_gives_nothing_up() {
     let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     use DiskFault::{Full, Interrupted, Io, ReadOnly, Short, TooManyOpen};
     let once = [Io, Full, TooManyOpen, Short].map(|fault| (fault, false));

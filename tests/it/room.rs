@@ -286,7 +286,7 @@ fn compaction_in_steps_ends_and_erases_what_was_forgotten_before() {
     assert!(store.compact(u64::MAX).unwrap().is_complete());
     assert!(!stands(10));
     assert!(calls > 2, "{calls}");
-    // Nor where the background has come to the end meanwhile: the next call aims anew.
+    // Omissions also stop counting once the background reaches the end: the next call aims anew.
     assert!(!store.compact(1).unwrap().is_complete());
     assert!((11..200).all(|n| store.forget(key(n)).unwrap()));
     for _ in 0..20 {

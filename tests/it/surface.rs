@@ -128,7 +128,7 @@ struct Method {
     feature: Option<String>,
 }
 
-/// Of a trait for a type.
+/// The impl of a trait for a type.
 struct Implementation {
     of: String,
     of_trait: String,

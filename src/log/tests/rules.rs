@@ -675,7 +675,7 @@ fn rule_13_nothing_after_a_failed_write_counts_as_written() {
     }
 }
 
-/// Nor is anything placed.
+/// Nothing is placed either.
 #[test]
 fn rule_13_nothing_is_placed_in_a_poisoned_log() {
     let mut player = Player::new(World::new());
