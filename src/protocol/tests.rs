@@ -17,7 +17,7 @@ const COLUMNS: [&str; 10] = [
     "expired",
 ];
 
-/// What the page says of a next state, after the calls that lead to it and what is written.
+/// The columns of a next state on the page, after the calls that lead to it and the written state.
 const FIELDS: [&str; 13] = [
     "token",
     "life",
@@ -44,10 +44,10 @@ const WALL: i64 = -7000;
 
 type Row = (&'static str, Vec<&'static str>);
 
-/// A cell that leaves it to the next row of the same call.
+/// A cell that defers to the next row of the same call.
 const SILENT: &str = "·";
 
-/// The rows under the header that begins so, which has these columns: name and cells.
+/// The rows under the header with this beginning and these columns: name and cells.
 fn table(begins: &str, columns: &[&str]) -> Vec<Row> {
     let cells = |line: &'static str| -> Vec<&'static str> {
         line.trim_matches('|').split('|').map(str::trim).collect()
@@ -65,7 +65,7 @@ fn table(begins: &str, columns: &[&str]) -> Vec<Row> {
         .collect()
 }
 
-/// The first row of a call that applies and says something in that column: its name, and what it says.
+/// The first row of a call that applies and says something in that column: its name, and its words.
 fn cell(rows: &[Row], names: &[&str], column: usize) -> (&'static str, &'static str) {
     names
         .iter()
@@ -75,7 +75,7 @@ fn cell(rows: &[Row], names: &[&str], column: usize) -> (&'static str, &'static 
         .expect("some row says something")
 }
 
-/// What the page calls an answer; `None`: a lapse comes first.
+/// The answer that the page names; `None`: a lapse comes first.
 fn answer(word: &str) -> Option<Answer> {
     Some(match word {
         "lapse" => return None,
@@ -108,7 +108,7 @@ fn phase(word: &str) -> Phase {
     }
 }
 
-/// The row of the second table for what a call writes, by the field.
+/// The row of the second table for a call and the state it writes, by field.
 struct Fields<'a> {
     cells: &'a [&'static str],
 }
@@ -120,7 +120,7 @@ impl<'a> Fields<'a> {
         };
         let mut found = rows.iter().enumerate().filter(|(_, row)| is_it(row));
         let (at, (_, cells)) = found.next().unwrap_or_else(|| panic!("{call} → {written}"));
-        assert!(found.next().is_none(), "{call} → {written} stands twice");
+        assert!(found.next().is_none(), "{call} → {written} is there twice");
         (at, Fields { cells: &cells[1..] })
     }
 
@@ -128,7 +128,7 @@ impl<'a> Fields<'a> {
         self.cells[FIELDS.iter().position(|known| *known == field).unwrap()]
     }
 
-    /// The next state as the page has it. `state`: the one before, if the key is not absent.
+    /// The next state according to the page. `state`: the one before, if the key is not absent.
     fn next<'s>(
         &self,
         current: &Current<'s>,
@@ -230,7 +230,7 @@ impl<'a> Fields<'a> {
         })))
     }
 
-    /// Both tables say the same of the attempt, of an open fate, of the token and of what is forgiven.
+    /// Both tables agree on the attempt, an open fate, the token and the forgiven attempts.
     fn agree_with(&self, written: &str) {
         let mut words = written.split(", ");
         let first = words.next().unwrap();
@@ -246,10 +246,10 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Who is on a key, and until when.
+/// The presence on a key, and its end.
 type OnIt = (Presence, Option<StoreMillis>);
 
-/// Everything that may be known of a key, and the column it belongs to.
+/// Every variant of what is known of a key, and the column it belongs to.
 fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> {
     let owner = |lease_until| (Presence::Owner, lease_until);
     let presences = [
@@ -318,7 +318,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
     out
 }
 
-/// A memory that outlasts some of those that are new.
+/// A memory that outlasts some of the new ones.
 const OLDER: StoreMillis = StoreMillis(600_001);
 
 type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bool)>);
@@ -345,7 +345,7 @@ fn every_side() -> Vec<Side> {
     out
 }
 
-/// What a call may bring, except what a claim compares.
+/// Variants of a call's conditions, except those that a claim compares.
 fn all_conditions() -> [Conditions<'static>; 6] {
     let none = Conditions::default();
     let (owner, reason) = (Some("who comes"), Some("why"));
@@ -400,7 +400,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
                 for reconciles in [false, true] {
                     let fingerprint = fingerprint.map(Fingerprint::of);
                     let wants = Wants { fingerprint, on_interrupted, attempts_max, reconciles };
-                    // All that it may bring, in turn.
+                    // All its conditions, in turn.
                     let conditions = all_conditions()[out.len() % 6];
                     let conditions = Conditions { fingerprint, ..conditions };
                     out.push((Call::Claim(wants), conditions, claim_rows(state, wants)));
@@ -411,7 +411,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
     out
 }
 
-/// Calls that name a token, and what the page says of them when it is another one.
+/// Calls that name a token, and the page's answer when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
 const BY_TOKEN: [ByToken; 13] = [
@@ -430,7 +430,7 @@ const BY_TOKEN: [ByToken; 13] = [
     ("resolve, retry", Call::ResolveRetry, false),
 ];
 
-/// A call, what it brings, and the rows it falls under, the strongest first.
+/// A call, its conditions, and the rows it falls under, the strongest first.
 type Asked = (Call, Conditions<'static>, Vec<&'static str>);
 
 fn every_call(state: Option<&KeyState>) -> Vec<Asked> {
@@ -476,7 +476,7 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
     for (column, state, memory_until, (presence, lease_until)) in states() {
         let at = COLUMNS.iter().position(|known| *known == column).unwrap();
         let current = Current { state: state.as_ref(), memory_until, presence, lease_until };
-        // What has expired is as good as absent, its fingerprint, hold and attempts included.
+        // An expired key is as good as absent, its fingerprint, hold and attempts included.
         let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
         for (call, conditions, names) in every_call(alive) {
             let (row, says) = cell(&rows, &names, at);
@@ -506,7 +506,7 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
         COLUMNS.iter().zip(cells).filter(|(_, says)| **says != SILENT).map(|(c, _)| (*row, *c))
     });
     let cells: std::collections::HashSet<_> = cells.collect();
-    assert_eq!(walked, cells, "cells that nothing walked, or that the page lacks");
+    assert_eq!(walked, cells, "cells that no call reached, or that the page lacks");
     let listed = nexts
         .iter()
         .enumerate()
@@ -515,9 +515,9 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
     println!("protocol: {} cells, {} next states, {decisions} decisions", cells.len(), nexts.len());
 }
 
-/// A look shows what the next call will come upon, and changes nothing.
+/// A look shows the state that the next call will meet, and changes nothing.
 #[test]
-fn a_lease_that_has_passed_is_shown_as_it_will_be_noticed() {
+fn a_passed_lease_is_shown_as_the_next_call_will_find_it() {
     for (column, state, memory_until, (presence, lease_until)) in states() {
         let Some(state) = state.filter(|state| state.phase == Phase::Claimed) else { continue };
         let current = Current { state: Some(&state), memory_until, presence, lease_until };
@@ -542,9 +542,9 @@ fn a_lease_that_has_passed_is_shown_as_it_will_be_noticed() {
     }
 }
 
-/// The token that the storing issues stands where the next state has none, and nothing else changes.
+/// The stored state takes the issued token where the next state has none, and nothing else changes.
 #[test]
-fn what_is_stored_is_what_was_decided() {
+fn the_stored_state_is_the_decided_one() {
     for (_, state, ..) in states() {
         let Some(state) = state else { continue };
         let next = NextState {
