@@ -246,7 +246,7 @@ fn the_bytes_of_a_table_never_change() {
 }
 
 #[test]
-fn tables_are_merged_as_the_digits_of_a_counter_carry() {
+fn tables_merge_like_the_digits_of_a_counter() {
     let listed = |slots| ListedTable {
         number: 1,
         from: Lsn::ZERO,
@@ -281,12 +281,12 @@ fn tables_are_merged_as_the_digits_of_a_counter_carry() {
 
 proptest! {
     #[test]
-    fn hostile_headers_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn hostile_headers_are_errors(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = ListedTable::decode(&bytes, Path::new("t"));
     }
 
     #[test]
-    fn any_slots_come_back_in_order(highs in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn slots_are_returned_in_order(highs in proptest::collection::vec(any::<u8>(), 0..200)) {
         let (_, storage) = disk();
         // Few values, so that many share a bucket, and many share a prefix.
         let spot = |n: usize| Spot { ordinal: 1, offset: 128 + 8 * n as u64 };

@@ -215,7 +215,7 @@ fn changes_of_one_name_keep_their_order() {
 }
 
 #[test]
-fn a_name_made_anew_after_removal_is_either_file_never_both() {
+fn a_name_created_again_after_removal_is_either_file_never_both() {
     let disk = MemoryStorage::new();
     drop(synced(&disk, "/a", b"old"));
     disk.remove(p("/a")).unwrap();
@@ -450,7 +450,7 @@ fn after_a_lying_sync_the_bytes_are_seen_but_never_durable() {
 }
 
 #[test]
-fn what_is_written_anew_after_a_lie_becomes_durable_by_sectors() {
+fn sectors_written_again_after_a_lie_become_durable() {
     let disk = MemoryStorage::new();
     let file = synced(&disk, "/a", &[b'o'; 1536]);
     disk.lie_at_sync(0);
@@ -496,7 +496,7 @@ fn a_failed_write_back_is_reported_to_each_open_file_and_to_the_first_new_one() 
 // Kills.
 
 #[test]
-fn a_kill_keeps_everything_written_and_what_was_unsynced_stays_so() {
+fn a_kill_keeps_everything_written_and_unsynced_bytes_stay_unsynced() {
     let disk = MemoryStorage::new();
     let file = synced(&disk, "/a", b"old");
     let _lock = disk.lock_dir(p("/")).unwrap();
@@ -573,7 +573,7 @@ fn removing_a_file_frees_its_space_once_no_handle_is_open() {
 }
 
 #[test]
-fn without_free_nodes_no_name_can_be_made() {
+fn no_name_can_be_created_without_free_nodes() {
     let disk = MemoryStorage::new();
     let file = disk.create(p("/a")).unwrap();
     disk.set_nodes_max(1);

@@ -71,7 +71,7 @@ fn a_close_finishes_while_threads_are_refused_and_ends_when_they_have_left() {
 }
 
 #[test]
-fn a_sync_that_panics_brings_its_thread_back_in() {
+fn a_panicking_sync_reenters_the_gate() {
     let gate = Gate::new();
     let inside = gate.enter().unwrap();
     let panics = || gate.outside(|| std::panic::resume_unwind(Box::new("the sync panicked")));
