@@ -546,7 +546,7 @@ impl Reclaim<'_> {
             let now = self.log.now();
             let fate = Fate::of(state.as_ref(), &body, now);
             if fate == Fate::Dead {
-                // Its entry stays until the segment goes: it may hide an older record of the same segment.
+                // Its entry stays until the segment is removed: it may hide an older record of the same segment.
                 return Ok(0);
             }
             let mut known = None;

@@ -40,7 +40,7 @@ impl Log {
         if self.gate.is_unsettled() && lsn >= self.unsettled_from {
             return Err(Error::new(
                 ErrorKind::StorageFull,
-                "what the last opening left unsynced has no room to be made durable: free some space and call again",
+                "no space left to make the records durable that the last process left unsynced: free some and call again",
             )
             .at(&self.dir));
         }

@@ -750,7 +750,7 @@ impl Log {
     /// Returns the error of a compaction whose first step fails because the disk is full.
     pub(crate) fn has_no_room_to_move(&self) -> Error {
         let message = format!(
-            "no space left in {} beyond what is kept for compaction, which has no room for all that is alive in the oldest segment: free some and call again",
+            "no space left in {} but what is kept for compaction, which is too little for the live records of the oldest segment: free some and call again",
             self.dir.display()
         );
         Error::new(ErrorKind::StorageFull, message).at(&self.dir)
@@ -811,7 +811,7 @@ impl Log {
         let follows = before.map_or(Lsn::ZERO, |before| Identity::of(before).start());
         manifest.segments.retain(|item| is_kept(item.ordinal));
         let Some(spare) = keeper.spares.get_mut(index) else {
-            return Err(self.bug("a spare that isn't there was to be listed"));
+            return Err(self.bug("a spare that doesn't exist was to be listed"));
         };
         let segment = self.add_segment(spare, &mut manifest, base, follows)?;
         keeper.spares.remove(index);

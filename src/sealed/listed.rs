@@ -115,7 +115,7 @@ pub(crate) trait ListedFile: Copy + PartialEq + fmt::Debug {
         }
         if let Some(behind) = zeros.iter().position(|&byte| byte != 0) {
             let at = (HEAD_BYTES + behind) as u64;
-            return Err(Error::corrupt(path, at, format_args!("bytes behind {what}")));
+            return Err(Error::corrupt(path, at, format_args!("bytes after {what}")));
         }
         let listed = Self::of_item(&item);
         if listed.is_sound() {

@@ -164,7 +164,7 @@ impl Log {
                 let copy = bytes.get(in_memory(to.since(segment.identity.start()))..);
                 let Some(Ok(record)) = copy.map(|copy| Record::parse(copy, to, &segment.seal))
                 else {
-                    return Err(self.bug(format_args!("no copy stands at lsn {to}")));
+                    return Err(self.bug(format_args!("there is no copy at lsn {to}")));
                 };
                 // The index would still point to the key's old place.
                 remap(from, &record).map_err(|e| self.failed(storage::Failure::Poison(e)))?;
@@ -338,7 +338,7 @@ impl Log {
     fn remove_leftovers(&self, keeper: &mut Keeper) {
         let storage = &*self.seams.storage;
         let log_dir = self.log_dir();
-        // Spares that can't be listed stay until the next opening.
+        // Spares that can't be listed stay until the next open.
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
             let is_unused_spare = Spare::number_of(&entry.name).is_some()

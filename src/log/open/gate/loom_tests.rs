@@ -24,7 +24,7 @@ impl Model {
     }
 
     fn touches_the_directory(&self) {
-        assert!(!self.is_released.load(Ordering::SeqCst), "it is another opening's");
+        assert!(!self.is_released.load(Ordering::SeqCst), "another open owns the directory");
     }
 
     /// A call that writes, syncs, and acknowledges.
