@@ -1,8 +1,8 @@
-//! Reads records from one segment, in LSN order; tells where they stop.
+//! Reads records from one segment, in LSN order, and reports where they stop.
 //!
-//! Promises: every record that a walk meets passed its checksums. All walks through a log are [`Reader::walk`]: an opening
-//! ends at damage, a verification and a repair go on behind it, where whole records follow. Never: writes, repairs or decides;
-//! cutting a torn tail is `recovery`'s.
+//! Promises: every record that a walk reports passed its checksums. All walks through a log are [`Reader::walk`]: an
+//! open ends at damage, a verification and a repair continue at the next whole record. Never: writes, repairs or
+//! decides; `recovery` cuts a torn tail.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -26,21 +26,21 @@ pub(crate) struct Reader<'s> {
     at: u64,
     window: Vec<u8>,
     window_at: u64,
-    /// Bytes of bodies that may yet prove bad. Records don't overlap, so they stay within this; headers that claim the same
-    /// bytes again and again don't.
+    /// Bytes of bodies that may still be read in vain. Records don't overlap, so they stay within this; headers that
+    /// claim the same bytes repeatedly don't.
     budget: u64,
 }
 
-/// What a walk meets.
+/// An item that a walk reports.
 pub(crate) enum Met<'a> {
     Record(Record<'a>, Passed<'a>),
-    /// No record stands at file offset `at`: damage, or a tail that was never finished. A walk that goes on looks for the
-    /// next whole record.
+    /// There is no record at file offset `at`: damage, or a tail that was never finished. A walk that continues looks
+    /// for the next whole record.
     Damage {
         at: u64,
         why: Bad,
     },
-    /// What began with damage at `from` ends at `to`: a whole record follows, or the limit is reached.
+    /// The gap that began with damage at `from` ends at `to`: a whole record follows, or the limit is reached.
     Gap {
         from: u64,
         to: u64,
@@ -48,12 +48,12 @@ pub(crate) enum Met<'a> {
     },
 }
 
-/// Whether a walk goes on.
+/// Whether a walk continues.
 pub(crate) type Flow = Result<ControlFlow<()>>;
 
 pub(crate) const GO_ON: Flow = Ok(ControlFlow::Continue(()));
 
-/// What stands at the reader's place.
+/// What is at the reader's place.
 enum Step<'a> {
     Record(Record<'a>, Passed<'a>),
     /// The limit is reached: all of it was records.
@@ -62,7 +62,7 @@ enum Step<'a> {
     Bad(Bad),
 }
 
-/// What a reader still holds of the records before the one it yields.
+/// The records before the current one that a reader still holds.
 pub(crate) struct Passed<'a> {
     segment: &'a Segment,
     /// File offset of the first of the bytes.
@@ -71,7 +71,7 @@ pub(crate) struct Passed<'a> {
 }
 
 impl Passed<'_> {
-    /// The record at `lsn`, if it is whole and among them.
+    /// Returns the record at `lsn`, if it is whole and among them.
     pub(crate) fn record(&self, lsn: Lsn) -> Option<Record<'_>> {
         if lsn < self.segment.base() {
             return None;
@@ -85,19 +85,19 @@ impl Passed<'_> {
 impl<'s> Reader<'s> {
     /// Reads from file offset `at` up to `limit`, by calls.
     pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Result<Self> {
-        // A segment may be listed up to a place within its header: then nothing is in it.
+        // A segment may be listed up to a place within its header: then it is empty.
         let limit = limit.max(at);
         let (file, budget) = (segment.file()?, limit - at);
         Ok(Reader { segment, file, limit, at, window: Vec::new(), window_at: at, budget })
     }
 
-    /// The place of the next record.
+    /// Returns the place of the next record.
     pub(crate) fn lsn(&self) -> Lsn {
         self.segment.base().plus(self.at)
     }
 
-    /// Shows what stands from the reader's place on, until `told` ends the walk: at the limit at the furthest, or behind the
-    /// segment's end record. Damage leaves the reader where it begins, if `told` ends the walk there.
+    /// Reports everything from the reader's place on to `told`, until that ends the walk, or up to the limit or the
+    /// end-of-segment record. If `told` ends the walk at damage, the reader stays where that begins.
     pub(crate) fn walk(&mut self, mut told: impl FnMut(Met<'_>) -> Flow) -> Result<()> {
         let mut damage = None;
         loop {
@@ -110,7 +110,7 @@ impl<'s> Reader<'s> {
                         return Ok(());
                     }
                 }
-                // The next place where a record could stand.
+                // The next place where a record could begin.
                 self.at = at + ALIGN as u64;
                 continue;
             }
@@ -156,8 +156,8 @@ impl<'s> Reader<'s> {
         })
     }
 
-    /// The record at the reader's place and those that follow, as far as they are whole and at hand: within about `most`
-    /// bytes, and in front of a segment's end. None: what stands there is told by a walk.
+    /// Returns the record at the reader's place and those that follow, as far as they are whole and buffered: within
+    /// about `most` bytes, and before an end-of-segment record. None: a walk reports what is there.
     fn run(&mut self, most: u64) -> Result<Vec<Record<'_>>> {
         let (segment, start, lsn) = (self.segment, self.at, self.lsn());
         if start >= self.limit {
@@ -183,7 +183,8 @@ impl<'s> Reader<'s> {
         Ok(records)
     }
 
-    /// At least `len` bytes from the reader's place, which is before the limit, or as many as there are up to that.
+    /// Returns at least `len` bytes from the reader's place, which is before the limit, or as many as there are up to
+    /// the limit.
     fn bytes(&mut self, len: usize) -> Result<&[u8]> {
         let end = self.window_at + self.window.len() as u64;
         let wanted = (self.at + len as u64).min(self.limit);
@@ -211,7 +212,7 @@ pub(crate) fn walk_some(
     visit: &mut dyn FnMut(Vec<Record<'_>>) -> Result<()>,
 ) -> Result<Option<Lsn>> {
     let start = segment.offset(at).max(SEGMENT_HEADER_BYTES as u64);
-    // All that there is may be asked for.
+    // `bytes` may be as large as `u64::MAX`.
     let stop = start.saturating_add(bytes);
     let mut reader = Reader::new(segment, start, segment.offset(end))?;
     while reader.at < stop {
@@ -233,21 +234,21 @@ pub(crate) fn walk_some(
     Ok(Some(reader.lsn()))
 }
 
-/// What a scrub meets.
+/// An item that a scrub reports.
 pub(crate) enum Scrubbed<'a> {
     /// A whole record about a key.
     Record(Record<'a>),
-    /// Damage, or something that can't be read.
+    /// Damage, or bytes that can't be read.
     Failed(Error),
-    /// So many bytes more were read.
+    /// So many more bytes were read.
     Bytes(u64),
 }
 
-/// Told of what a scrub meets; may end it.
+/// Receives what a scrub reports; may end it.
 pub(crate) type Told<'t> = dyn FnMut(Scrubbed<'_>) -> ControlFlow<()> + 't;
 
-/// Reads one segment up to file offset `limit`, all of which was durable once. Behind damage it goes on at the next
-/// whole record; where the system doesn't give it what stands there, it ends.
+/// Reads one segment up to file offset `limit`, all of which was durable once. It continues after damage at the next
+/// whole record, and ends where the system can't read.
 pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> ControlFlow<()> {
     let mut reader = match Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit) {
         Ok(reader) => reader,
@@ -271,29 +272,28 @@ pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> Contr
     })
 }
 
-/// What lies behind a bad record.
+/// The contents of a segment after a bad record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Behind {
     /// The greatest watermark in any valid header.
     pub(crate) watermark: Lsn,
-    /// Records that are whole, and cut off all the same.
+    /// Whole records that are cut off nevertheless.
     pub(crate) records: u64,
     /// Those among them that are neither a recovery's copies nor a segment's end.
     pub(crate) originals: u64,
-    /// File offset behind the last byte that is not zero.
+    /// File offset after the last byte that is not zero.
     pub(crate) bytes_end: u64,
 }
 
-/// Looks at every place where a header could stand, from file offset `from` to `limit`.
+/// Checks every place where a header could begin, from file offset `from` to `limit`.
 ///
-/// A header has a checksum of 32 bits and more than 48 clear ones, so that none is met by chance.
+/// A header has a checksum of 32 bits and more than 48 zero bits, so that none is found by chance.
 pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Behind> {
     let mut behind = Behind { bytes_end: from, ..Behind::default() };
-    // Records don't overlap, so looking at each of them once stays within this. Headers that claim the same
-    // bytes again and again don't.
-    // A segment may be listed up to a place within its header.
+    // Records don't overlap, so reading each of them once stays within this. Headers that claim the same bytes
+    // repeatedly don't. A segment may be listed up to a place within its header.
     let mut budget = limit.max(from) - from;
-    // A window's last header may reach past it, so a bit more is read than is looked at.
+    // A window's last header may reach past it, so a bit more is read than is checked.
     let mut window = vec![0; WINDOW_BYTES + HEADER_BYTES];
     let file = segment.file()?;
     let mut at = from;
@@ -312,8 +312,8 @@ pub(crate) fn look_behind(segment: &Segment, from: u64, limit: u64) -> Result<Be
     Ok(behind)
 }
 
-/// Length of `bytes` without the zeros at their end. By blocks, which the compiler compares many bytes at a time: what
-/// was prepared ahead is mostly zeros, and an opening after a crash reads all of it.
+/// Returns the length of `bytes` without the zeros at their end. By blocks, of which the compiler compares many bytes
+/// at a time: prepared segments are mostly zeros, and an open after a crash reads all of them.
 fn without_zeros(bytes: &[u8]) -> usize {
     let is_used = |block: &&[u8]| block.iter().fold(0, |any, byte| any | byte) != 0;
     let zeros: usize =
@@ -339,7 +339,7 @@ fn look_in_window(
         behind.watermark = behind.watermark.max(head.watermark);
         let Some(left) = budget.checked_sub(head.len() as u64) else { continue };
         *budget = left;
-        // An end says nothing that could be lost.
+        // An end-of-segment record holds nothing that could be lost.
         let is_copy = |record: Record<'_>| record.is_copy || record.kind == Kind::SegmentEnd;
         let is_copy = match Record::behind(head, rest, lsn, &segment.seal) {
             Err(Bad::Short) => segment.read_by_calls(file, lsn, |record| Ok(is_copy(record))).ok(),
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_tells_damage_once_and_goes_on_behind_it_up_to_the_end_record() {
+    fn a_walk_reports_damage_once_and_continues_after_it_up_to_the_end_record() {
         let storage = MemoryStorage::new();
         let segment = segment_on(&storage);
         let start = SEGMENT_HEADER_BYTES as u64;
@@ -431,9 +431,9 @@ mod tests {
         assert_eq!(walk(true), (all[..2].to_vec(), bad));
     }
 
-    /// Each header was read to its body's end: a file of 64 MiB could keep an opening busy for days.
+    /// Each header used to be read to its body's end: a file of 64 MiB could keep an open busy for days.
     #[test]
-    fn headers_that_all_claim_the_same_bytes_are_looked_at_in_bounded_time() {
+    fn headers_that_all_claim_the_same_bytes_are_checked_in_bounded_time() {
         let storage = MemoryStorage::new();
         let segment = segment_on(&storage);
         let (start, headers) = (128, 200);

@@ -120,7 +120,7 @@ impl Survey<'_> {
             Some(Some(next)) => next,
             Some(None) => {
                 let path = dir.join("log").join(segment::file_name(u32::MAX));
-                let what = "a file in whose place no segment can come, nor behind it: give it the next free number:";
+                let what = "a file with the last number, which leaves none for a new segment: give it the next free number:";
                 return Err(Error::corrupt(&path, 0, what));
             }
             None => 1,

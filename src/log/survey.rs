@@ -1,7 +1,7 @@
-//! What a damaged log still holds, read without trusting the manifest.
+//! Finds what a damaged log still holds, without trusting the manifest.
 //!
-//! Promises: `survey` changes nothing, and reports all damage and every loss; a torn tail is neither. However many segments
-//! there are, one is open at a time. Never: decides that a loss is accepted, or writes.
+//! Promises: `survey` changes nothing, and reports all damage and every loss; a torn tail is neither. Only one
+//! segment is open at a time. Never: decides that a loss is accepted, or writes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,20 +27,20 @@ pub(crate) struct Survey<'s> {
     pub(crate) manifest: Option<Manifest>,
     pub(crate) store: StoreId,
     pub(crate) secrets: Secrets,
-    /// What is damaged or missing, each with file and offset.
+    /// Damaged or missing parts, each with file and offset.
     pub(crate) damages: Vec<Error>,
-    /// Stretches of the log that were durable once and are gone.
+    /// Stretches of the log that were durable once and are lost.
     pub(crate) lost: Vec<std::ops::Range<Lsn>>,
-    /// A segment is missing or can't be read, and nothing says which part of the log it was.
+    /// A segment is missing or can't be read, and it is unknown which part of the log it was.
     lacks_segment: bool,
-    /// Of all segments' files.
+    /// The ordinals of all segment files.
     pub(super) ordinals: BTreeSet<u32>,
     /// Whether the files can stay as they are, once a manifest lists them.
     is_sound: bool,
     pub(super) parts: Vec<Part<'s>>,
     pub(super) time: Option<TimeField>,
     pub(super) newest: StoreMillis,
-    /// Past every token that the records read so far tell of, and those issued beside them.
+    /// After every token in the records read so far, and all tokens issued in addition to them.
     tokens_end: u64,
 }
 
@@ -51,14 +51,15 @@ pub(super) struct Part<'s> {
     path: PathBuf,
     pub(super) identity: Identity,
     pub(super) end: Lsn,
-    /// Whether header and length are what was written. No torn write changes them.
+    /// Whether header and length are as they were written. No torn write changes them.
     is_whole: bool,
-    /// What its header says came before it, where that is all there is to say so.
+    /// The place before it by its header, where nothing more is known.
     follows: Lsn,
 }
 
 impl Part<'_> {
-    /// Its segment, to be read by calls and dropped then: a log has more of them than a process may have files.
+    /// Opens its segment, to be read by calls and then dropped: a log has more segments than a process may have open
+    /// files.
     pub(super) fn open(&self) -> Result<Segment> {
         let file = self.storage.open(&self.path, Access::Read);
         let file = file.map_err(|e| Error::io("opening", &self.path, e))?;
@@ -69,13 +70,13 @@ impl Part<'_> {
         self.identity.base
     }
 
-    /// Walks through all of it, see [`Reader::walk`].
+    /// Walks through all of it; see [`Reader::walk`].
     pub(super) fn walk(&self, told: impl FnMut(Met<'_>) -> Flow) -> Result<()> {
         let segment = self.open()?;
         Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, self.limit())?.walk(told)
     }
 
-    /// The file offset at which it ends.
+    /// Returns the file offset at which it ends.
     fn limit(&self) -> u64 {
         self.end.since(self.base())
     }
@@ -89,7 +90,7 @@ struct Gap {
     rest: Rest,
 }
 
-/// What follows where a record isn't whole.
+/// What follows a place without a whole record.
 enum Rest {
     /// Whole records.
     Records,
@@ -97,9 +98,9 @@ enum Rest {
     Zeros,
     /// Nothing: the file is shorter than its segment, and ends with a record or with zeros too few for one.
     Cut,
-    /// Something, and then the file is shorter than its segment.
+    /// Other bytes, and the file is shorter than its segment.
     CutWithin,
-    /// Something else, to the segment's end.
+    /// Other bytes, to the segment's end.
     Bytes,
 }
 
@@ -110,13 +111,13 @@ impl Rest {
     }
 }
 
-/// How far the log was durable, segment by segment, by what its records say.
+/// How far the log was durable, segment by segment, by the watermarks in its records.
 struct Watermarks {
     /// Where each segment begins and ends.
     bounds: Vec<(Lsn, Lsn)>,
     /// The greatest one in each.
     durable: Vec<Lsn>,
-    /// Behind which segments another one is missing.
+    /// Segments after which another one is missing.
     missing: BTreeSet<usize>,
 }
 
@@ -127,8 +128,8 @@ impl Watermarks {
         Watermarks { bounds, durable, missing: BTreeSet::new() }
     }
 
-    /// Takes in what the header of a segment says came before it, and whether `has_records` stand in it. What it says of
-    /// those in front of the first one says nothing: they were given back.
+    /// Adds the place before a segment by its header, and whether the segment `has_records`. A place before the first
+    /// segment means nothing: those segments were reclaimed.
     fn follow(&mut self, index: usize, follows: Lsn, has_records: bool, ended: &[bool]) {
         let before = self.bounds.partition_point(|(base, _)| *base < follows);
         let Some(before) = before.checked_sub(1).filter(|before| *before < index) else { return };
@@ -137,20 +138,20 @@ impl Watermarks {
         if follows > end {
             self.missing.insert(before);
         } else if follows > base.plus(SEGMENT_HEADER_BYTES as u64) {
-            // A recovery cut the log there, and all before it was durable.
+            // A recovery cut the log there, and everything before it was durable.
             self.place(follows);
         } else if has_records && !is_ended {
-            // The log went on in it, so the one before was ended, and synced whole.
+            // The log continued in it, so the segment before was ended, and synced as a whole.
             self.place(end);
         }
     }
 
     fn place(&mut self, watermark: Lsn) {
         let before = self.bounds.partition_point(|(base, _)| *base < watermark);
-        // In front of the first one: given back.
+        // Before the first segment: reclaimed.
         let Some(index) = before.checked_sub(1) else { return };
         let Some((_, end)) = self.bounds.get(index) else { return };
-        // Behind its end stands the next one's header, which may have been dropped unused.
+        // The next segment's header follows its end, and may have been dropped unused.
         if watermark > end.plus(SEGMENT_HEADER_BYTES as u64) {
             self.missing.insert(index);
         } else if let (true, Some(durable)) = (watermark <= *end, self.durable.get_mut(index)) {
@@ -159,7 +160,7 @@ impl Watermarks {
     }
 }
 
-/// What one segment says.
+/// The result of reading one segment.
 #[derive(Default)]
 struct Read {
     gaps: Vec<Gap>,
@@ -168,11 +169,11 @@ struct Read {
     is_short: bool,
     time: Option<TimeField>,
     newest: StoreMillis,
-    /// Past every token that its records tell of, and those issued beside them.
+    /// After every token in its records, and all tokens issued in addition to them.
     tokens_end: u64,
 }
 
-/// Tells each record's watermark: what stood before it was durable.
+/// Reads a segment, and reports each record's watermark, before which everything was durable.
 fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
     let (segment, limit) = (&part.open()?, part.limit());
     let mut read = Read::default();
@@ -192,9 +193,10 @@ fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
                 }
                 if let (true, Ok(body)) = (record.kind.is_about_key(), record.body()) {
                     read.newest = read.newest.max(body.time);
-                    // What its opening issued beside it, too, of which no record may be left.
+                    // Includes the tokens that the same open issued in addition, of which no record may be left.
                     let end = match body.token {
-                        // Only a hostile program writes a greater one than is ever issued; the extent is limited to those.
+                        // Only a hostile program writes a greater token than is ever issued; the extent is limited to
+                        // issued ones.
                         Some(token) => token.get().saturating_add(1),
                         None => segment.identity.listed().end.token(body.ahead).get(),
                     };
@@ -258,7 +260,7 @@ pub(crate) fn survey<'s>(storage: &'s dyn Storage, dir: &Path) -> Result<Survey<
                     Err(e) if e.kind() == ErrorKind::Corrupt => {
                         is_sound = false;
                         damages.push(e);
-                        // Behind a clean end nothing ever stood.
+                        // Nothing was ever written after a clean end.
                         let end = manifest.clean.map_or(listed.end, |end| end.min(listed.end));
                         if listed.base.plus(SEGMENT_HEADER_BYTES as u64) < end {
                             lost.push(listed.base..end);
@@ -302,8 +304,8 @@ pub(crate) fn survey<'s>(storage: &'s dyn Storage, dir: &Path) -> Result<Survey<
     Ok(survey)
 }
 
-/// Segments that a manifest doesn't list and that no repair has left: damage, in the way of an opening, and where their
-/// records say that the manifest is older than they are, it is worth nothing: `None`.
+/// Checks segments that a manifest doesn't list and that no repair left. They are damage, because an open refuses
+/// them. If their records show that the manifest is older than they are, it can't be used: `None`.
 fn check_unlisted(
     storage: &dyn Storage,
     log_dir: &Path,
@@ -340,7 +342,7 @@ fn check_unlisted(
     Ok(Some(manifest))
 }
 
-/// A listed segment by what the manifest says of it, whatever its header says.
+/// Reads a listed segment by its item in the manifest, whatever its header says.
 fn look_at_listed<'s>(
     storage: &'s dyn Storage,
     log_dir: &Path,
@@ -361,24 +363,24 @@ fn look_at_listed<'s>(
     Ok((Part { storage, store, path, identity, end, is_whole, follows }, header))
 }
 
-/// What segments there are by their own headers, without a manifest.
+/// The segments by their own headers, without a manifest.
 struct Headers<'s> {
     store: StoreId,
     secrets: Secrets,
     /// In the order of the log.
     parts: Vec<Part<'s>>,
-    /// A file can't be read as a segment, or stands where another one stood.
+    /// A file can't be read as a segment, or replaced another one.
     lacks_segment: bool,
-    /// All are there, but not each under its own name.
+    /// All exist, but not each under its own name.
     is_misnamed: bool,
     left_out: Option<LeftOut>,
 }
 
 /// Segments at the end that hold nothing but copies, or nothing.
 struct LeftOut {
-    /// How far they say that the log was durable.
+    /// How far the log was durable, by their records.
     watermark: Lsn,
-    /// Of the last one.
+    /// The base of the last one.
     base: Lsn,
 }
 
@@ -436,8 +438,8 @@ fn find_segments<'s>(
     Ok(Headers { store, secrets, parts, lacks_segment, is_misnamed, left_out })
 }
 
-/// A recovery or a repair that ended before its switch leaves copies, of the first of its records maybe, behind newer
-/// ones of the same keys. They are told by this: of each of them the original is there.
+/// Leaves out segments of copies. A recovery or a repair that ended before its switch leaves copies, perhaps of the
+/// oldest records, after newer records of the same keys. They are recognized by their originals, all of which exist.
 fn leave_out_copies(parts: &mut Vec<Part<'_>>) -> Result<Option<LeftOut>> {
     let mut first = parts.len();
     while let Some(part) = first.checked_sub(1).and_then(|last| parts.get(last)) {
@@ -453,7 +455,7 @@ fn leave_out_copies(parts: &mut Vec<Part<'_>>) -> Result<Option<LeftOut>> {
     let (mut missing, mut watermark) = (BTreeSet::new(), Lsn::ZERO);
     for_each_content(copies, &mut |content, covered| {
         missing.insert(content);
-        // A repair's copies speak of themselves.
+        // The watermarks of a repair's copies refer to the copies.
         if covered < first_base {
             watermark = watermark.max(covered);
         }
@@ -468,7 +470,7 @@ fn leave_out_copies(parts: &mut Vec<Part<'_>>) -> Result<Option<LeftOut>> {
     Ok(Some(LeftOut { watermark, base }))
 }
 
-/// What the records about keys say, hashed, wherever they stand, and their watermarks.
+/// Reports a hash of the contents of each record about a key, independent of its place, and its watermark.
 fn for_each_content(parts: &[Part<'_>], told: &mut dyn FnMut(u128, Lsn)) -> Result<()> {
     for part in parts {
         part.walk(|met| {
@@ -483,7 +485,7 @@ fn for_each_content(parts: &[Part<'_>], told: &mut dyn FnMut(u128, Lsn)) -> Resu
 }
 
 impl Survey<'_> {
-    /// Whether everything is there, or can be listed as it is.
+    /// Whether records or a segment are lost.
     pub(crate) fn has_lost_records(&self) -> bool {
         !self.lost.is_empty() || self.lacks_segment
     }
@@ -492,8 +494,8 @@ impl Survey<'_> {
         self.damages.is_empty()
     }
 
-    /// A gap is a loss where something durable stood: before a watermark, or in a file that was cut or isn't the store's.
-    /// Else it is a torn tail.
+    /// Finds losses. A gap is a loss where something durable was: before a watermark, or in a file that was cut or
+    /// isn't the store's. Otherwise it is a torn tail.
     fn look_for_losses(&mut self, mut durable: Lsn) -> Result<()> {
         let mut gaps = Vec::new();
         let was_closed = self.manifest.as_ref().is_some_and(|manifest| manifest.clean.is_some());
@@ -503,8 +505,8 @@ impl Survey<'_> {
             let read = self.read(index, &mut |watermark| durable = durable.max(watermark))?;
             let is_whole = self.parts.get(index).is_some_and(|part| part.is_whole);
             let is_in_use = is_whole && read.gaps.iter().any(|gap| gap.rest.is_free());
-            // Of a file that was cut, or that is another's, all is gone that may have stood in it, however far what is
-            // left says that it was durable. A clean close says how far.
+            // In a file that was cut or replaced, everything that it may have held is lost, whatever the remaining
+            // watermarks say. A clean close says how far it was filled.
             let may_be_another = !is_whole && may_hold_records && !was_closed;
             for gap in read.gaps {
                 let is_from_start = gap.from == SEGMENT_HEADER_BYTES as u64;
@@ -520,14 +522,14 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// The same without a manifest. It is unknown where a recovery has cut a segment and gone on in another, so each
-    /// watermark speaks of the segment in which it lies, and of the log before: that must be there up to the watermark.
+    /// The same without a manifest. It is unknown where a recovery cut a segment and continued in another, so each
+    /// watermark concerns the segment in which it lies, and the log before it: that must exist up to the watermark.
     fn look_for_losses_unlisted(&mut self, left_out: Option<&LeftOut>) -> Result<()> {
         let mut watermarks = Watermarks::of(&self.parts);
         left_out.iter().for_each(|left_out| watermarks.place(left_out.watermark));
         let mut gaps = Vec::new();
         let (mut is_followed, mut is_short) = (false, false);
-        // The one before, if it is ended: where it ends.
+        // The end of the segment before, if that was ended.
         let mut ended_before = None;
         let (mut ended, mut used) = (Vec::new(), Vec::new());
         for (index, (base, end)) in watermarks.bounds.clone().into_iter().enumerate() {
@@ -536,14 +538,15 @@ impl Survey<'_> {
                 has_records |= watermark > Lsn::ZERO;
                 watermarks.place(watermark);
             })?;
-            // It was synced whole before anything was written behind it.
+            // The segment before was synced as a whole before anything was written after it.
             if has_records && ended_before == Some(base) {
                 watermarks.place(base);
             }
             ended_before = read.is_ended.then_some(end);
             ended.push(read.is_ended);
             used.push(has_records);
-            // A recovery cuts one, and goes on further behind than where one ahead begins. What is ended goes on there.
+            // After a recovery cut a segment, the log continues further on than the next prepared segment would
+            // begin. After an ended one it continues there.
             let is_cut = read.gaps.iter().any(|gap| matches!(gap.rest, Rest::Cut));
             let is_there = left_out.is_some_and(|left_out| !is_cut || left_out.base > end);
             is_followed = (read.is_ended || is_cut) && !is_there;
@@ -552,7 +555,7 @@ impl Survey<'_> {
         }
         let follows: Vec<_> = self.parts.iter().map(|part| part.follows).collect();
         for (index, (part, has_records)) in self.parts.iter().zip(used).enumerate() {
-            // One that a recovery has left out of the log, and whose file is there still, says nothing of it.
+            // A segment that a recovery left out of the log, and whose file still exists, says nothing about the log.
             let mut rest = follows.iter().skip(index + 1);
             if rest.all(|next| *next == Lsn::ZERO || *next > part.base()) {
                 watermarks.follow(index, part.follows, has_records, &ended);
@@ -560,11 +563,11 @@ impl Survey<'_> {
         }
         let Watermarks { durable, mut missing, .. } = watermarks;
         missing.extend(self.parts.len().checked_sub(1).filter(|_| is_followed));
-        // The last one is where the log goes on: it has all its room, or it can't be that.
+        // The log continues in the last one: that must have its full length.
         self.is_sound &= missing.is_empty() && !is_short;
         self.lacks_segment |= !missing.is_empty();
         for (index, gap) in gaps {
-            // It does so to the last record, never within one.
+            // It cuts after the last record, never within one.
             let is_gone = matches!(gap.rest, Rest::CutWithin);
             let durable = durable.get(index).copied().ok_or_else(not_found)?;
             self.judge(index, &gap, durable, is_gone)?;
@@ -577,7 +580,7 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Reads a segment, and tells its watermarks.
+    /// Reads a segment, and reports its watermarks.
     fn read(&mut self, index: usize, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
         let read = read(self.parts.get(index).ok_or_else(not_found)?, told)?;
         self.time = read.time.or(self.time);
@@ -597,8 +600,8 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// After a clean close nothing stands behind its end, or no opening believes the manifest. Records there are read as
-    /// all others are, so nothing is lost.
+    /// Checks the bytes after a clean end: an open accepts the manifest only if there are none. Records there are
+    /// read like all others, so nothing is lost.
     fn look_behind_clean_end(&mut self) -> Result<()> {
         let Some(end) = self.manifest.as_ref().and_then(|manifest| manifest.clean) else {
             return Ok(());
@@ -612,7 +615,7 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// An older manifest that lists the same segments: an opening would refuse it, and a newer one is enough.
+    /// Checks for an older manifest that lists the same segments: an open would refuse it, and a newer one suffices.
     fn look_for_newer_tokens(&mut self, dir: &Path) -> Result<()> {
         let Some(manifest) = &self.manifest else { return Ok(()) };
         if self.tokens_end > manifest.check_tokens()? {
@@ -621,7 +624,7 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Shows all whole records about keys, in order, up to the torn tail.
+    /// Passes all whole records about keys to `visit`, in order, up to the torn tail.
     pub(crate) fn records(&self, visit: &mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<()> {
         for part in &self.parts {
             let mut is_over = false;
@@ -642,12 +645,13 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// Whether a new manifest is enough.
+    /// Whether a new manifest suffices.
     pub(crate) fn can_be_relisted(&self) -> bool {
         self.is_sound
     }
 
-    /// Past every known LSN and token, and past the tokens that their opens may have issued in addition.
+    /// Returns a position after every known LSN and token, and after the tokens that their opens may have issued in
+    /// addition.
     pub(super) fn extent(&self) -> Lsn {
         let ends = self.parts.iter().map(|part| part.identity.listed().end);
         let end = ends.fold(Lsn::ZERO, Lsn::max);
@@ -658,7 +662,7 @@ impl Survey<'_> {
     }
 }
 
-/// What a survey knows of its segments it knows of each.
+/// The error of a segment without a survey result, which is a bug: each segment has one.
 #[cold]
 fn not_found() -> Error {
     Error::bug(Path::new("log"), "a segment was to be judged that was not surveyed")

@@ -149,7 +149,7 @@ pub(crate) fn load_or_create(
     }
     let path = manifest::path(dir);
     if scan::holds_records(storage, dir)? {
-        return Err(Error::corrupt(&path, 0, "the manifest is missing beside a log:"));
+        return Err(Error::corrupt(&path, 0, "the manifest of a log is missing:"));
     }
     if !create {
         return Err(Error::new(

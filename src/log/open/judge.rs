@@ -1,4 +1,4 @@
-//! What the log of an opening is, by what a scan found: where it ends, and what is to be cut, kept or refused.
+//! Judges by what a scan found where the log ends, and what is to be cut, kept or refused.
 //!
 //! Promises: a loss is reported, never guessed away; only a torn tail that no watermark covers is cut, and every cut is
 //! reported. Never: reads or writes a file.
@@ -15,30 +15,30 @@ use crate::record::{Bad, TimeField};
 use crate::types::{Lsn, StoreMillis};
 use crate::{Error, Result};
 
-/// What an opening found. Kept for `stats`.
+/// What an open found. Kept for `stats`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Report {
     /// The last owner closed the store.
     pub(crate) was_clean: bool,
     /// Records read.
     pub(crate) records: u64,
-    /// What was cut off: a tail that no watermark covered.
+    /// The tail that was cut off, which no watermark covered.
     pub(crate) cut: Option<CutTail>,
-    /// Records of the uncovered tail, made durable anew.
+    /// Records of the uncovered tail, made durable again.
     pub(crate) copied: u64,
 }
 
-/// A torn tail: bytes behind the last record that were never acknowledged at `Sync`.
+/// A torn tail: bytes after the last record that were never acknowledged at `Sync`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct CutTail {
     pub(crate) path: PathBuf,
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
-    /// Records behind the cut that were whole: devices persist out of order.
+    /// Whole records after the cut: devices persist out of order.
     pub(crate) whole_records: u64,
 }
 
-/// How the log goes on, once something is to be written.
+/// How the log continues at the first write.
 #[derive(Debug)]
 pub(in crate::log) enum Plan {
     /// At the end that a clean close left.
@@ -61,7 +61,7 @@ pub(super) struct Scanned {
     pub(super) end: Lsn,
     /// Index of the listed segment that `end` lies in.
     pub(super) last: usize,
-    /// What stands there, if anything does.
+    /// What is there, if anything is.
     pub(super) bad: Option<Bad>,
     pub(super) coverage: Coverage,
     /// Good records.
@@ -73,12 +73,12 @@ pub(super) struct Scanned {
     pub(super) rest: Remainder,
 }
 
-/// What stands behind the end of the good records, in the segment where they end and in those listed after it.
+/// What follows the end of the good records, in the segment where they end and in those listed after it.
 pub(super) enum Remainder {
-    /// After a clean close, if the records end where it says: the first byte that isn't zero, by the segment's index and the
-    /// offset in its file. Looked for as far as a close leaves zeros.
+    /// After a clean close, if the records end where it says: the first byte that isn't zero, by the segment's index
+    /// and the offset in its file, as far as a close leaves zeros.
     Clean(Option<(usize, u64)>),
-    /// After anything else: from which file offset on each was looked at, and what was met.
+    /// After anything else: for each segment the file offset from which it was checked, and what was found.
     Unclean(Vec<(u64, Behind)>),
 }
 
@@ -99,8 +99,8 @@ impl Coverage {
         self.uncovered.push_back(record);
     }
 
-    /// Takes note of a watermark. `false` if it splits a record: no writer made it, and a log that ended there would end in
-    /// half a record.
+    /// Notes a watermark. Returns `false` if it splits a record: no writer made it, and a log that ended there would
+    /// end in half a record.
     #[must_use]
     pub(super) fn cover(&mut self, watermark: Lsn) -> bool {
         self.watermark = self.watermark.max(watermark);
@@ -172,18 +172,18 @@ pub(super) fn judge(
     }
 }
 
-/// The error for a watermark that splits the record at a place.
+/// Returns the error for a watermark that splits the record at a place.
 pub(super) fn split(path: &Path, offset: u64) -> Error {
     Error::corrupt(path, offset, "a watermark that splits a record")
 }
 
-/// The error for a byte where a clean close left zeros.
+/// Returns the error for a byte where a clean close left zeros.
 pub(super) fn behind_clean_end(path: &Path, offset: u64) -> Error {
     let what = "the manifest is older than the log: bytes behind its clean end";
     Error::corrupt(path, offset, what)
 }
 
-/// The error for an unlisted segment that holds records which stand nowhere else.
+/// Returns the error for an unlisted segment that holds records which are nowhere else.
 pub(super) fn unlisted_originals(path: &Path) -> Error {
     let what = "the manifest is older than the log: records in an unlisted segment";
     Error::corrupt(path, SEGMENT_HEADER_BYTES as u64, what)
@@ -192,8 +192,8 @@ pub(super) fn unlisted_originals(path: &Path) -> Error {
 pub(in crate::log) const OLDER_BY_TOKENS: &str =
     "the manifest is older than the log: records with tokens past those that it knows of";
 
-/// Whoever placed a record that is so far `ahead`, in a segment that ends at `end`, might have issued tokens up to that end,
-/// and no later manifest lets them fall.
+/// Checks the tokens that a record implies: the process that placed it so far `ahead`, in a segment that ends at
+/// `end`, may have issued tokens up to that end, and no later manifest has lower ones.
 pub(super) fn check_token(dir: &Path, manifest: &Manifest, end: Lsn, ahead: u64) -> Result<()> {
     if ahead == 0 || end.token(ahead).get() <= manifest.check_tokens()? {
         return Ok(());
@@ -201,7 +201,7 @@ pub(super) fn check_token(dir: &Path, manifest: &Manifest, end: Lsn, ahead: u64)
     Err(Error::corrupt(&manifest::path(dir), 0, OLDER_BY_TOKENS))
 }
 
-/// The newer of the manifest's clocks and the log's.
+/// Returns the newer of the manifest's clocks and the log's.
 pub(super) fn newest_note(manifest: TimeField, log: Option<TimeField>) -> TimeNote {
     match log {
         Some(log) if log.store() > manifest.store() => log.into(),
@@ -264,7 +264,7 @@ mod tests {
         judge(Path::new("/store"), &manifest(clean), &mut found)
     }
 
-    /// Which file it names, and the offset in it.
+    /// The file that it names, and the offset in it.
     fn place(judged: Result<(Plan, Report)>) -> (String, u64) {
         let error = judged.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_watermark_covers_is_cut_and_its_whole_records_are_kept() {
+    fn a_tail_that_no_watermark_covers_is_cut_and_its_whole_records_are_kept() {
         let rest = behind(SECOND + 1024 - 192, 2, 1500);
         let (plan, report) = judged(None, found(1024, 4, rest)).unwrap();
         let Plan::Fork { covered, suffix } = plan else { panic!("{plan:?}") };
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_stands_behind_nothing_is_cut() {
+    fn a_log_without_bytes_after_its_end_is_not_cut() {
         let (plan, report) = judged(None, found(1024, 1, behind(0, 0, 1024))).unwrap();
         assert!(matches!(plan, Plan::Fork { suffix, .. } if suffix.is_empty()));
         assert_eq!((report.cut, report.copied), (None, 0));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watermark_within_a_record_was_made_by_no_writer() {
+    fn a_watermark_within_a_record_is_corrupt() {
         let split = judged(None, found(1024, 2, behind(SECOND + 1024 - 32, 0, 1500)));
         assert_eq!(place(split), named(7, 1024));
         let mut coverage = found(1024, 2, behind(0, 0, 0)).coverage;
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_clean_close_all_is_there_and_nothing_behind_it() {
+    fn a_clean_close_leaves_all_records_and_nothing_after_them() {
         let end = Some(SECOND + 1024);
         let whole = |stray| Scanned { bad: None, ..found(1024, 2, Remainder::Clean(stray)) };
         let (plan, report) = judged(end, whole(None)).unwrap();
@@ -338,13 +338,13 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_that_looked_behind_another_end_is_a_bug() {
+    fn a_scan_that_checked_another_end_is_a_bug() {
         let error = judged(None, found(1024, 2, Remainder::Clean(None))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Bug);
     }
 
     #[test]
-    fn no_record_has_a_token_past_those_that_the_manifest_knows_of() {
+    fn a_record_with_a_token_past_those_of_the_manifest_is_refused() {
         let manifest = manifest(None);
         let most = manifest.check_tokens().unwrap();
         let check = |end, ahead| check_token(Path::new("/store"), &manifest, Lsn::new(end), ahead);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn store_time_goes_on_from_the_newer_note() {
+    fn store_time_continues_from_the_newer_note() {
         let note = |store: u64| TimeField { store_millis: store.into(), ..sample().time };
         for (manifest, log, newest) in
             [(7, None, 7), (7, Some(6), 7), (7, Some(7), 7), (7, Some(8), 8)]

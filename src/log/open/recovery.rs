@@ -1,8 +1,8 @@
-//! From files on disk to a log that can be read.
+//! Turns files on disk into a log that can be read.
 //!
-//! Promises: what was durable is found or its loss reported; only a torn tail that no watermark covers is
-//! cut, and every cut is reported; a crash anywhere leaves a state from which the same result is reached.
-//! Never: writes before it has decided; and after a clean close nothing at all before the first write.
+//! Promises: durable records are found or their loss is reported; only a torn tail that no watermark covers is cut,
+//! and every cut is reported; after a crash at any point the next open reaches the same result. Never: writes before
+//! it has decided, and after a clean close not at all before the first write.
 //!
 //! The steps are numbered as in `docs/durability.md`, "Opening".
 
@@ -28,13 +28,13 @@ use crate::sync::{AtomicU64, Mutex};
 use crate::types::Lsn;
 use crate::{Error, Result};
 
-/// Shown every record about a key, in order; may ask for earlier ones by their LSN.
+/// Receives every record about a key, in order; may read earlier ones by their LSN.
 pub(crate) type Visit<'a> = dyn FnMut(&Record<'_>, &Earlier<'_>) -> Result<()> + 'a;
 
 /// The records before the one that is visited.
 pub(crate) struct Earlier<'s> {
     pub(super) segments: &'s [Arc<Segment>],
-    /// Most that are asked for were just passed: the claim before its ending.
+    /// Most requested records were just passed: the claim before its ending.
     pub(super) passed: Passed<'s>,
 }
 
@@ -57,8 +57,8 @@ impl Earlier<'_> {
     }
 }
 
-/// Opens the log in `dir`, which is locked. `visit` is shown every record about a key that the index doesn't cover,
-/// in order. From here on the disk is reached through the log's gate alone.
+/// Opens the log in `dir`, which is locked. `visit` receives every record about a key that the index doesn't cover,
+/// in order. From here on the disk is changed only through the log's gate.
 pub(crate) fn open(
     mut seams: Seams,
     dir: &Path,
@@ -70,7 +70,7 @@ pub(crate) fn open(
     seams.storage = Arc::new(GatedStorage::new(seams.storage, Arc::clone(&gate)));
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
-    // 1. What is listed is there, and is what the manifest says it is.
+    // 1. Listed segments exist, and are what the manifest says they are.
     let pool = Pool::new(Arc::clone(&seams.storage), sizes.map);
     let mut segments = Vec::with_capacity(manifest.segments.len());
     for listed in &manifest.segments {
@@ -78,7 +78,7 @@ pub(crate) fn open(
         check_secrets(&segment, &manifest)?;
         segments.push(Arc::new(segment.pooled(&pool, listed.end).unwrap_or(segment)));
     }
-    // 2. What isn't listed is a leftover, or proof that the manifest is older than the log.
+    // 2. Unlisted files are leftovers, or proof that the manifest is older than the log.
     let Leftovers { spares, spare_number, originals } =
         look_for_leftovers(storage, &log_dir, &manifest, &sizes)?;
     if let Some(path) = originals {
@@ -89,13 +89,13 @@ pub(crate) fn open(
     let mut found = scan(dir, &segments, &manifest, visit)?;
     // 4. Is that the end, or a loss?
     let (plan, report) = judge(dir, &manifest, &mut found)?;
-    // 5. Store time goes on from the newest note.
+    // 5. Store time continues from the newest note.
     let note = newest_note(manifest.time, found.time);
     let store_clock =
         StoreClock::open(Some(&note), found.newest, limits::TIME_OFF_MILLIS_MAX, &*seams.clock);
-    // 6. A log that can be read; to write it, `begin_writing`.
+    // 6. The log can be read; `begin_writing` makes it writable.
     if let Plan::Continue = plan {
-        // In these it will be written.
+        // These will be written to.
         let ahead = segments.iter_mut().zip(&manifest.segments).skip(found.last).take(2);
         for (segment, listed) in ahead {
             let open = Segment::open(storage, &log_dir, listed, manifest.store, Access::ReadWrite);
@@ -107,7 +107,7 @@ pub(crate) fn open(
         |segment| Ok(Arc::clone(segment)),
     )?;
     let next = match &plan {
-        // One that is too small for the longest record, from an opening with other sizes, is not used.
+        // A segment that is too small for the longest record, made with other sizes, is not used.
         Plan::Continue => segments
             .get(found.last + 1)
             .filter(|next| next.identity.capacity >= sizes.segment_bytes_least())
@@ -172,7 +172,7 @@ pub(crate) fn open(
     Ok((log, report))
 }
 
-/// Shows every record about a key from `from` to `to`. A bad one there is damage: it was durable.
+/// Passes every record about a key from `from` to `to` to `visit`. A bad one there is damage: it was durable.
 pub(in crate::log) fn walk(
     segments: &[Arc<Segment>],
     listed: &[manifest::Listed],
@@ -221,7 +221,7 @@ impl From<TimeField> for TimeNote {
 impl From<TimeNote> for TimeField {
     fn from(note: TimeNote) -> Self {
         TimeField {
-            // A system that has none says zeros.
+            // Zeros on a system that has none.
             boot_id: note.boot_id.unwrap_or_default(),
             boot_millis: note.boot_millis.into(),
             store_millis: note.store.0.into(),

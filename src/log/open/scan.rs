@@ -1,7 +1,7 @@
-//! What an opening reads: the listed segments' records, and what else stands in the log's directory.
+//! Reads the log for an open: the listed segments' records, and the other files in the log's directory.
 //!
-//! Promises: reads records up to the first bad one and looks at what stands behind, and says what it found. Never: writes, or
-//! decides what that means: that is `judge`'s.
+//! Promises: reads records up to the first bad one, checks the bytes after it, and reports what it found. Never:
+//! writes, or decides what that means; `judge` does.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -21,7 +21,7 @@ use crate::storage::{self, Access, Storage};
 use crate::types::{Lsn, StoreMillis, in_memory};
 use crate::{Error, Result};
 
-/// Whether anything in `log_dir` holds a record: then a missing manifest is a loss, not an unborn store.
+/// Whether any file in the log's directory holds a record: then a missing manifest is a loss, not an unborn store.
 pub(crate) fn holds_records(storage: &dyn Storage, dir: &Path) -> Result<bool> {
     let log_dir = dir.join("log");
     let entries = match storage.list(&log_dir) {
@@ -51,13 +51,13 @@ pub(super) fn check_secrets(segment: &Segment, manifest: &Manifest) -> Result<()
     Ok(())
 }
 
-/// What no manifest lists.
+/// The files that no manifest lists.
 pub(super) struct Leftovers {
-    /// The spares that can be used, oldest first.
+    /// The usable spares, oldest first.
     pub(super) spares: Vec<Spare>,
     /// The greatest number of any spare.
     pub(super) spare_number: u32,
-    /// A segment behind the listed ones that holds originals. Nothing was looked at behind it.
+    /// A segment after the listed ones that holds originals. Files after it were not checked.
     pub(super) originals: Option<PathBuf>,
 }
 
@@ -86,7 +86,7 @@ pub(super) fn look_for_leftovers(
         if manifest.segments.iter().any(|listed| listed.ordinal == ordinal) {
             continue;
         }
-        // One that left the list, which it does at its front; it may be damaged, that may be why it did.
+        // A segment that was removed from the front of the list; it may be damaged.
         if manifest.segments.last().is_some_and(|last| ordinal < last.ordinal) {
             continue;
         }
@@ -101,8 +101,8 @@ pub(super) fn look_for_leftovers(
     Ok(Leftovers { spares, spare_number, originals })
 }
 
-/// A directory in the place of a file that is prepared ahead is no loss, but each later write would fail on it, and
-/// go on failing: so it is said at once.
+/// Returns an error for a directory in the place of a file that is prepared ahead. It is no loss, but each later
+/// write would fail on it, so it is reported at once.
 pub(in crate::log) fn check_all_prepared(storage: &dyn Storage, dir: &Path) -> Result<()> {
     let log_dir = dir.join("log");
     let entries = storage.list(&log_dir).map_err(|e| Error::io("listing", &log_dir, e))?;
@@ -146,7 +146,7 @@ pub(in crate::log) fn look_at_unlisted(
     records_in(&segment)
 }
 
-/// What kinds of records a segment holds, behind damage too.
+/// Returns which kinds of records a segment holds, also after damage.
 pub(in crate::log) fn records_in(segment: &Segment) -> Result<Unlisted> {
     let start = SEGMENT_HEADER_BYTES as u64;
     let found = look_behind(segment, start, segment.identity.capacity)?;
@@ -157,8 +157,8 @@ pub(in crate::log) fn records_in(segment: &Segment) -> Result<Unlisted> {
     })
 }
 
-/// Reads the listed segments' records, from where the index no longer covers them up to the first place without one, shows
-/// `visit` those about keys, and looks at what stands behind.
+/// Reads the listed segments' records, from where the index no longer covers them up to the first place without one,
+/// passes those about keys to `visit`, and checks the bytes after them.
 pub(super) fn scan(
     dir: &Path,
     segments: &[Arc<Segment>],
@@ -245,7 +245,7 @@ fn take_in(
     visit(record, earlier).map_err(Taken::Refused)
 }
 
-/// After a clean close the one ahead is empty, too; any other would have been listed by a later manifest than this one.
+/// After a clean close the next segment is empty, too; a later manifest than this one would have listed any other.
 fn look_at_rest(
     segments: &[Arc<Segment>],
     manifest: &Manifest,
@@ -272,7 +272,7 @@ fn look_at_rest(
     Ok(Remainder::Clean(None))
 }
 
-/// Of a segment in which a clean close ended, or one ahead of it: nothing stands behind the `clean` end.
+/// Checks that nothing follows the `clean` end, in the segment in which a clean close ended, or the next one.
 pub(in crate::log) fn check_nothing_behind(
     segment: &Segment,
     listed_end: Lsn,
@@ -284,7 +284,7 @@ pub(in crate::log) fn check_nothing_behind(
     }
 }
 
-/// The file offset of the first byte behind a `clean` end that isn't zero, as far as a close leaves zeros.
+/// Returns the file offset of the first byte after a `clean` end that isn't zero, as far as a close leaves zeros.
 fn first_behind(segment: &Segment, listed_end: Lsn, clean: Lsn) -> Result<Option<u64>> {
     let (page, header) = (limits::PAGE_BYTES as u64, SEGMENT_HEADER_BYTES as u64);
     let (from, len) = match segment.base() >= clean {
