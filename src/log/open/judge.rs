@@ -233,8 +233,8 @@ mod tests {
         Manifest { clean: clean.map(Lsn::new), durable, segments, ..sample() }
     }
 
-    /// A scan that came to its end in the second segment, at file offset `at`, behind records of 64 bytes each, of which
-    /// none is covered.
+    /// A scan that ended in the second segment, at file offset `at`, after records of 64 bytes each, none of which is
+    /// covered.
     fn found(at: u64, records: u64, rest: Remainder) -> Scanned {
         let mut coverage = Coverage::new(Lsn::new(SECOND + at - 64 * records));
         for n in 0..records {
