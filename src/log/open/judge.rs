@@ -114,7 +114,8 @@ impl Coverage {
     }
 }
 
-/// Whether that is the end of the log in `dir`, or a loss. How it goes on, and what is reported of it.
+/// Judges whether the scan reached the end of the log in `dir`, or found a loss. Returns how the log continues, and
+/// the report.
 pub(super) fn judge(
     dir: &Path,
     manifest: &Manifest,
