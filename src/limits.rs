@@ -89,7 +89,7 @@ pub(crate) const SEGMENTS_MAX: usize = 1 << 16;
 /// one; with fewer, a key would take more than 16 bytes.
 pub(crate) const TABLE_KEYS_PER_TEN_BUCKETS: u64 = 41;
 
-/// Tables one manifest may list: as many as 2^60 keys have digits when counted, and some.
+/// Tables one manifest may list: like the digits of a binary counter, 2^60 keys need 60 of them.
 pub(crate) const TABLES_MAX: usize = 64;
 
 /// What a key takes in a table at most, for estimates.

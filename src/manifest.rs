@@ -288,7 +288,8 @@ impl Manifest {
         bytes_for(self.segments.len() + 1, self.tables.len() + 1, self.expired.len() + 1)
     }
 
-    /// A number past every token issued so far or before the next switch. Refuses if there is none.
+    /// Returns a number past every token issued so far, and past every one that may be issued before the next switch.
+    /// Refuses if there is none.
     pub(crate) fn check_tokens(&self) -> Result<u64> {
         self.tokens_end().ok_or_else(|| {
             let message = "the store has used up its tokens: begin a new one";

@@ -366,7 +366,7 @@ impl Draft {
             body_sum: body_sum.finalize().into(),
             header_sum: 0.into(),
         };
-        // Cloned instead of made anew, which would query the processor's features.
+        // Reset instead of made anew, which would query the processor's features.
         let mut sum = self.body_sum;
         sum.reset();
         header.header_sum = header_sum(sum, &header, &suffix).into();

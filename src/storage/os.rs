@@ -5,7 +5,7 @@
 //! no file is added to the data, and it ends with its process. Once a directory is locked, paths below it are looked up
 //! from its descriptor, and its names are synced through descriptors that are open already. Files that root makes there
 //! belong to the directory's owner.
-//! Never: retries (except an interrupted open), falls back, or opens a device or a pipe.
+//! Never: retries (except an interrupted open), falls back, or opens a device, a pipe or a directory as a file.
 
 #![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
 
