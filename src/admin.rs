@@ -365,7 +365,7 @@ impl Health {
     /// Since when an ordinary claim has no space, and why, if so.
     fn room(engine: &Engine, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
         let reserve = reserve(engine.result_bytes_max, reserve_bytes, limits::ORDINARY_KEY_BYTES);
-        engine.log.is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
+        engine.log.rooms().is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
     }
 
     /// Returns whether the store takes writes.
@@ -373,7 +373,7 @@ impl Health {
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
     /// assert!(store.health().is_writable());
-    /// store.close(std::time::Duration::ZERO)?;
+    /// store.resuming().close(std::time::Duration::ZERO)?;
     /// assert!(!store.health().is_writable());
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
@@ -458,7 +458,7 @@ impl Stats {
     pub(crate) fn of(engine: &Engine) -> Self {
         // In a fork a lock may be held for ever; the counts are the parent's anyway.
         let (keys, in_flight) = if engine.is_foreign() { (0, 0) } else { engine.counts() };
-        let listed = if engine.is_foreign() { Vec::new() } else { engine.log.listed() };
+        let listed = if engine.is_foreign() { Vec::new() } else { engine.log.reading().listed() };
         let is_ours = !engine.is_foreign();
         let index = is_ours.then(|| engine.tables());
         let (tables, expired) = index

@@ -165,7 +165,7 @@ impl WakeWord {
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
         let (lock, condvar) = &self.parked;
         let guard = lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if self.read() != seen {
+        if self.reading().read() != seen {
             return false;
         }
         let Some(millis) = millis else {

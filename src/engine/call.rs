@@ -428,7 +428,7 @@ impl Engine {
         }
         let spots = known.tables.find(hash)?;
         if !spots.is_empty() {
-            let segments = self.log.segments();
+            let segments = self.log.reading().segments();
             for spot in spots {
                 let place = self.place_of(&segments, spot)?;
                 let found = self.look_in_log(key, &[place])?;
@@ -468,34 +468,39 @@ impl Engine {
         candidates: &[Place],
     ) -> Result<Option<Box<Found>>> {
         for &place in candidates {
-            let found = self.log.read(self.compaction().place_to_read(place.lsn()), |record| {
-                let body = self.body_of(&record)?;
-                if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
-                    return Ok(None);
-                }
-                let mut state = state_of(&record, &body);
-                if let Some(state) = state.as_mut().filter(|state| state.phase == Phase::Claimed) {
-                    // A claim without an ending, and without an owner in memory.
-                    state.reason = Some(self.why_gone(state.since).into());
-                }
-                let has_outcome = state
-                    .as_ref()
-                    .is_some_and(|state| matches!(state.phase, Phase::Completed | Phase::Failed));
-                let outcome = has_outcome.then(|| Stored {
-                    codec: body.codec,
-                    version: body.version,
-                    meta: body.meta.to_vec(),
-                    bytes: body.result.to_vec(),
-                });
-                let memory_until = body.memory_until;
-                Ok(Some(Box::new(Found {
-                    state,
-                    place: Some(place),
-                    outcome,
-                    memory_until,
-                    ..Found::default()
-                })))
-            })?;
+            let found = self.log.reading().read(
+                self.compaction().place_to_read(place.lsn()),
+                |record| {
+                    let body = self.body_of(&record)?;
+                    if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
+                        return Ok(None);
+                    }
+                    let mut state = state_of(&record, &body);
+                    if let Some(state) =
+                        state.as_mut().filter(|state| state.phase == Phase::Claimed)
+                    {
+                        // A claim without an ending, and without an owner in memory.
+                        state.reason = Some(self.why_gone(state.since).into());
+                    }
+                    let has_outcome = state.as_ref().is_some_and(|state| {
+                        matches!(state.phase, Phase::Completed | Phase::Failed)
+                    });
+                    let outcome = has_outcome.then(|| Stored {
+                        codec: body.codec,
+                        version: body.version,
+                        meta: body.meta.to_vec(),
+                        bytes: body.result.to_vec(),
+                    });
+                    let memory_until = body.memory_until;
+                    Ok(Some(Box::new(Found {
+                        state,
+                        place: Some(place),
+                        outcome,
+                        memory_until,
+                        ..Found::default()
+                    })))
+                },
+            )?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -622,7 +627,7 @@ impl Engine {
                 Err(_) => return self.forget_owner(key, hash, token),
             }
             let goes_on = match placing.take_room() {
-                Some((bytes, room)) => abort && self.log.make_room(bytes, room).is_ok(),
+                Some((bytes, room)) => abort && self.log.rooms().make_room(bytes, room).is_ok(),
                 None => placing.is_read() && placing.wait(self).is_ok(),
             };
             if !goes_on {

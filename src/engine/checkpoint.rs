@@ -158,7 +158,7 @@ impl Engine {
 
     /// Converts entries to a table's slots. Both have the same size, so this allocates nothing.
     pub(super) fn slots_of(&self, entries: Vec<(KeyHash, Lsn)>) -> Result<Vec<Slot>> {
-        let segments = self.log.segments();
+        let segments = self.log.reading().segments();
         let slot = |(hash, lsn)| {
             let spot = segments.spot_of(lsn).ok_or_else(|| {
                 Error::corrupt(self.log.dir(), 0, format_args!("no segment holds lsn {lsn}"))
@@ -195,7 +195,7 @@ impl Engine {
 
     /// Makes a directory of the store, if there is none. Durable on return.
     pub(super) fn make_dir(&self, dir: &Path) -> Result<()> {
-        self.log.check_standing()?;
+        self.log.rooms().check_standing()?;
         let storage = &self.log.seams().storage;
         let made = match storage.create_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.is_file(dir) => {
@@ -219,7 +219,7 @@ impl Engine {
 
     /// Lists the change, and makes lookups use it.
     pub(super) fn switch_index(&self, change: &TableChange) -> Result<()> {
-        let listed = self.log.list_tables(|manifest| change.apply(manifest));
+        let listed = self.log.rooms().list_tables(|manifest| change.apply(manifest));
         if let Err(e) = listed {
             if !self.log.is_poisoned() {
                 self.remove_files(&as_listed(&change.by));

@@ -208,7 +208,7 @@ impl Engine {
     fn close_log(&self, reclaim_until: Option<u64>) -> Result<()> {
         if !self.writes_at_close() {
             // Without locking `work`: in a poisoned store a thread that holds it may hang in a sync.
-            return self.log.close(|_| {});
+            return self.log.resuming().close(|_| {});
         }
         let mut work = self.work.lock();
         self.merges().give_up_merge(&mut work);
@@ -217,7 +217,7 @@ impl Engine {
         let sealed = self.seal();
         // Without space for a table the log closes nevertheless, and the next open reads it.
         let change = sealed.ok().flatten();
-        let done = self.log.close(|manifest| {
+        let done = self.log.resuming().close(|manifest| {
             if let Some(change) = &change {
                 change.apply(manifest);
             }

@@ -322,7 +322,7 @@ impl Reclaim<'_> {
                 return Ok(None);
             }
             let dropped = self.drop_oldest(work, compacting);
-            self.log.keep_for_moving(0);
+            self.log.rooms().keep_for_moving(0);
             return dropped.map(|()| Some(0));
         };
         let durable = self.log.durable();
@@ -330,7 +330,7 @@ impl Reclaim<'_> {
         let mut moved = 0_u64;
         let (memories, room) = (&mut compacting.memories, &mut compacting.room);
         let turns = &mut work.turns;
-        let walked = self.log.walk_some(oldest.ordinal, at, bytes, &mut |run| {
+        let walked = self.log.reading().walk_some(oldest.ordinal, at, bytes, &mut |run| {
             for judged in self.with_keys(&run)? {
                 if let Some((key, hash)) = judged.key {
                     let judged = self.judge(judged.record, &key, hash, memories, room)?;
@@ -347,7 +347,7 @@ impl Reclaim<'_> {
             // In an idle store the log's thread sleeps, and the segment waits until that thread syncs the copies.
             self.log.wake_upkeep();
         }
-        compacting.at = walked.inspect_err(|_| self.log.keep_for_moving(0))?;
+        compacting.at = walked.inspect_err(|_| self.log.rooms().keep_for_moving(0))?;
         if compacting.at.is_none() {
             // Notes after it don't count: nothing requests their sync.
             compacting.judged = self.log.keyed_end();
@@ -474,25 +474,28 @@ impl Reclaim<'_> {
 
     /// Ends the active segment on a full disk, if everything alive in it fits into the kept spare.
     fn roll_into_kept(&self) -> Result<Lsn> {
-        let bytes = self.moving_bytes(None)?.ok_or_else(|| self.log.has_no_room_to_move())?;
-        self.log.keep_for_moving(bytes);
+        let bytes =
+            self.moving_bytes(None)?.ok_or_else(|| self.log.rooms().has_no_room_to_move())?;
+        self.log.rooms().keep_for_moving(bytes);
         let rolled = self.log.roll_over(Room::Move);
-        rolled.inspect_err(|_| self.log.keep_for_moving(0))
+        rolled.inspect_err(|_| self.log.rooms().keep_for_moving(0))
     }
 
     /// Returns the bytes of a segment's live records, if they fit into all that is prepared, including the kept
     /// spare. `None` for the ordinal: the active segment, whose records must fit after it.
     fn moving_bytes(&self, ordinal: Option<u32>) -> Result<Option<u64>> {
-        let mut moving = self.log.moving_room(ordinal.is_none());
+        let mut moving = self.log.rooms().moving_room(ordinal.is_none());
         let from = match ordinal {
-            Some(ordinal) => self.log.listed().into_iter().find(|item| item.ordinal == ordinal),
-            None => self.log.listed().into_iter().find(|item| item.end > self.log.end()),
+            Some(ordinal) => {
+                self.log.reading().listed().into_iter().find(|item| item.ordinal == ordinal)
+            }
+            None => self.log.reading().listed().into_iter().find(|item| item.end > self.log.end()),
         };
         let Some(from) = from else { return Ok(None) };
         let to = self.log.end();
         // The active segment can be read as far as it is written.
         self.log.sync()?;
-        self.log.walk(from.base, from.end.min(to), &mut |record, _| {
+        self.log.reading().walk(from.base, from.end.min(to), &mut |record, _| {
             self.log.may_go_on()?;
             let body = self.body_of(record)?;
             let fate = Fate::of(state_of(record, &body).as_ref(), &body, self.log.now());
@@ -608,16 +611,16 @@ impl Reclaim<'_> {
                 }
                 Err(NoRoom::Wanted { bytes, .. }) => {
                     drop(shard);
-                    match self.log.make_room(bytes, *room) {
+                    match self.log.rooms().make_room(bytes, *room) {
                         // Either all the rest of the segment moves into the kept spare or none of it: with half of it
                         // moved there would be less space than before.
                         Err(e) if e.kind() == ErrorKind::StorageFull && *room == Room::Free => {
                             let oldest = self.log.oldest().map(|oldest| oldest.ordinal);
                             let moving = oldest.map_or(Ok(None), |it| self.moving_bytes(Some(it)));
                             let Some(bytes) = moving? else {
-                                return Err(self.log.has_no_room_to_move().because(e));
+                                return Err(self.log.rooms().has_no_room_to_move().because(e));
                             };
-                            self.log.keep_for_moving(bytes);
+                            self.log.rooms().keep_for_moving(bytes);
                             *room = Room::Move;
                         }
                         made => made?,
@@ -661,7 +664,7 @@ impl Reclaim<'_> {
                 return Ok(RecordStanding::Superseded);
             }
         }
-        let segments = self.log.segments();
+        let segments = self.log.reading().segments();
         for spot in known.tables().find(hash)? {
             let place = self.place_of(&segments, spot)?;
             if place.lsn() == lsn {
@@ -681,7 +684,7 @@ impl Reclaim<'_> {
     fn drop_oldest(&self, work: &mut Work, compacting: Compacting) -> Result<()> {
         let remembered = match self.remember(compacting.memories.clone()) {
             // The removed segment's space will serve for another spare.
-            Err(e) if e.kind() == ErrorKind::StorageFull && self.log.lend_kept()? => {
+            Err(e) if e.kind() == ErrorKind::StorageFull && self.log.rooms().lend_kept()? => {
                 self.remember(compacting.memories)?
             }
             remembered => remembered?,
@@ -725,7 +728,7 @@ impl Reclaim<'_> {
         let (dir, store) = (self.expired_dir(), self.log.store());
         self.make_dir(&dir)?;
         let storage = &self.log.seams().storage;
-        let number = self.log.take_table_number()?;
+        let number = self.log.rooms().take_table_number()?;
         let writer =
             Writer::create(storage, &dir, store, ListedMemories::empty(number), self.log.pace())
                 .map_err(|failure| self.log.failed(failure))?;

@@ -196,7 +196,7 @@ impl Mending<'_> {
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             rebuild::take_in(&self.recent, &self.hasher, self.log.dir(), record, earlier).map(drop)
         };
-        self.log.walk(to, self.log.end(), &mut visit)?;
+        self.log.reading().walk(to, self.log.end(), &mut visit)?;
         if to <= from {
             return Ok(None);
         }
@@ -248,7 +248,7 @@ impl Mending<'_> {
             keys += 1;
             rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier).map(drop)
         };
-        self.log.walk(from, to, &mut visit)?;
+        self.log.reading().walk(from, to, &mut visit)?;
         let slots = self.slots_of(piece.between(Lsn::ZERO, to))?;
         let change = self.write_table(piece_from, to, slots, Vec::new())?;
         by.extend(change.by);

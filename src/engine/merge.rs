@@ -121,7 +121,7 @@ impl Merges<'_> {
         let (storage, dir) = (&self.log.seams().storage, self.index_dir());
         self.log.check_budget(slots * limits::TABLE_BYTES_PER_KEY)?;
         self.make_dir(&dir)?;
-        let empty = ListedTable::empty(self.log.take_table_number()?, from, to, slots);
+        let empty = ListedTable::empty(self.log.rooms().take_table_number()?, from, to, slots);
         Writer::create(storage, &dir, self.log.store(), empty, self.log.pace())
             .map_err(|e| self.log.failed(e))
     }

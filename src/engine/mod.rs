@@ -239,7 +239,7 @@ impl Engine {
         if self.log.is_writing() {
             return self.log.may_go_on();
         }
-        self.log.begin_writing(&mut |from: Lsn, record: &Record<'_>| {
+        self.log.resuming().begin_writing(&mut |from: Lsn, record: &Record<'_>| {
             let body = self.body_of(record)?;
             let Some(key) = Key::from_stored(body.key_kind, body.key) else {
                 let what = format_args!("an impossible key at lsn {}", record.lsn);

@@ -166,7 +166,7 @@ impl<A: Asks> Placing<A> {
             }
             WaitsFor::Room { bytes, room } => {
                 engine.help()?;
-                match engine.log.make_room(bytes, room) {
+                match engine.log.rooms().make_room(bytes, room) {
                     // Before it is refused, dead records are reclaimed, with the help of this call.
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
                         let pass =

@@ -121,7 +121,7 @@ impl Sampling<'_> {
 
     /// Samples about so many keys of the index, and scales the result to all of them.
     pub(super) fn sample_of(&self, samples: u64) -> Result<KeySample> {
-        let (tables, segments) = (self.tables(), self.log.segments());
+        let (tables, segments) = (self.tables(), self.log.reading().segments());
         let mut all = KeySample::default();
         let keys: u64 = tables.list.iter().map(|table| table.listed.slots).sum();
         // Each table and memory separately: the keys of one say nothing about another's.
@@ -166,7 +166,7 @@ impl Sampling<'_> {
     ) -> Result<Option<(K, Phase, u64)>> {
         self.may_stay()?;
         let now = self.log.now();
-        let read = self.log.read(lsn, |record| {
+        let read = self.log.reading().read(lsn, |record| {
             let body = self.body_of(&record)?;
             let state = state_of(&record, &body).filter(|state| !protocol::is_expired(state, now));
             Ok(key(&body).zip(state).map(|(key, state)| (key, state.phase, record.len())))

@@ -85,7 +85,7 @@ impl Engine {
     }
 
     fn verify_all(&self, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
-        if let Err(e) = self.log.check_manifest() {
+        if let Err(e) = self.log.reading().check_manifest() {
             sorting.tell(e)?;
         }
         // Tables first, from one snapshot. Tables that other threads merged or mended meanwhile are not damage.
@@ -99,8 +99,8 @@ impl Engine {
             sorting.read(file.listed.bytes())?;
         }
         let mut flow = ControlFlow::Continue(());
-        let segments = self.log.listed();
-        self.log.scrub(&mut |found| {
+        let segments = self.log.reading().listed();
+        self.log.reading().scrub(&mut |found| {
             flow = match found {
                 Scrubbed::Failed(e) => sorting.tell(e),
                 Scrubbed::Bytes(bytes) => sorting.read(bytes),
@@ -111,7 +111,8 @@ impl Engine {
                     let is_told = |e: &Error| {
                         let is_of = |table: &Arc<Table>| e.path() == Some(table.path());
                         e.kind() == ErrorKind::Corrupt
-                            && (tables.list.iter().any(is_of) || self.log.scrubs(&segments, e))
+                            && (tables.list.iter().any(is_of)
+                                || self.log.reading().scrubs(&segments, e))
                     };
                     match self.verify_record(&record).err().filter(|e| !is_told(e)) {
                         Some(e) => sorting.tell(e),

@@ -124,7 +124,7 @@ impl Engine {
             }
             // Taken after the entries: a newly listed segment may hold one of them. A segment is removed only after
             // the tables have changed.
-            let segments = self.log.segments();
+            let segments = self.log.reading().segments();
             if is_one_moment && Arc::ptr_eq(&self.tables(), &tables) {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
                 let cursors = tables.cursors();
@@ -206,10 +206,14 @@ impl Engine {
     /// Returns the key of the record at a place, in the segments listed when the walk began, whose files stay open
     /// for it.
     fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
-        self.log.read_in(segments, self.compaction().place_to_read(place.lsn()), |record| {
-            let body = self.body_of(&record)?;
-            Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
-        })
+        self.log.reading().read_in(
+            segments,
+            self.compaction().place_to_read(place.lsn()),
+            |record| {
+                let body = self.body_of(&record)?;
+                Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
+            },
+        )
     }
 
     fn is_at(&self, hash: KeyHash, place: Place) -> Result<bool> {

@@ -42,14 +42,14 @@ impl Growth {
 impl Log {
     /// Whether one more spare would make the files too large, and not enough was reclaimed for it.
     fn would_outgrow(&self, keeper: &Keeper) -> bool {
-        let (used, more) = (self.bytes_used(keeper), self.next_spare_bytes(keeper));
+        let (used, more) = (self.rooms().bytes_used(keeper), self.rooms().next_spare_bytes(keeper));
         let is_paid = used + 2 * more <= self.growth.prepared_at.load(Ordering::Relaxed);
         used + more > self.growth.most.load(Ordering::Relaxed) && !is_paid
     }
 
     /// Notes that a spare was prepared.
     pub(super) fn note_prepared(&self, keeper: &Keeper) {
-        self.growth.prepared_at.store(self.bytes_used(keeper), Ordering::Relaxed);
+        self.growth.prepared_at.store(self.rooms().bytes_used(keeper), Ordering::Relaxed);
     }
 
     /// Whether the next segment must wait until reclaim was considered.
@@ -70,15 +70,15 @@ impl Log {
 
     /// Allows a few segments, before the live bytes are known.
     pub(super) fn allow_first(&self, keeper: &Keeper) {
-        let more = limits::SEGMENTS_UNSEEN * self.next_spare_bytes(keeper);
-        let most = self.bytes_used(keeper) + more;
+        let more = limits::SEGMENTS_UNSEEN * self.rooms().next_spare_bytes(keeper);
+        let most = self.rooms().bytes_used(keeper) + more;
         self.growth.most.store(most, Ordering::Relaxed);
         self.note_prepared(keeper);
     }
 
     /// Whether the log has more segments than its size requires, and the oldest is a scrap.
     pub(crate) fn begins_with_scraps(&self) -> bool {
-        let listed = self.listed();
+        let listed = self.reading().listed();
         let is_scrap =
             |item: &crate::manifest::Listed| item.end.since(item.base) < self.sizes.first() / 2;
         listed.len() as u64 > 2 * limits::SEGMENTS_OF_A_LOG && listed.first().is_some_and(is_scrap)
@@ -87,7 +87,7 @@ impl Log {
     /// Allows the files so many bytes, and at least one segment more if nothing can be reclaimed.
     pub(crate) fn allow(&self, bytes: u64, is_all_needed: bool) {
         let keeper = self.keeper.lock();
-        let next = self.bytes_used(&keeper) + self.next_spare_bytes(&keeper);
+        let next = self.rooms().bytes_used(&keeper) + self.rooms().next_spare_bytes(&keeper);
         let most = if is_all_needed { bytes.max(next) } else { bytes };
         self.growth.most.store(most, Ordering::Relaxed);
         self.release_held(&keeper);

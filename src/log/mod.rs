@@ -331,7 +331,7 @@ impl Log {
                     return Ok(tail.active.base());
                 }
             }
-            self.make_room_to_roll(room)?;
+            self.rooms().make_room_to_roll(room)?;
         }
     }
 
@@ -347,7 +347,7 @@ impl Log {
         told: impl FnOnce(Lsn, u32),
     ) -> Result<u64> {
         let mut keeper = self.keeper.lock();
-        self.may_switch()?;
+        self.rooms().may_switch()?;
         // One after the other: if a forget's file were removed while the file of the forgotten key came back, a log
         // without a manifest would still hold the key.
         self.remove_leaving(&mut keeper)?;
@@ -366,8 +366,8 @@ impl Log {
         manifest.tables.retain(|table| table.to > head.base);
         change(&mut manifest);
         let left = self.guarded(|| {
-            self.prepare_switch(&mut keeper)?;
-            self.switch_to(&mut keeper, manifest)?;
+            self.rooms().prepare_switch(&mut keeper)?;
+            self.rooms().switch_to(&mut keeper, manifest)?;
             // A panic here would leave lookups a segment that is no longer listed.
             told(head.base, head.ordinal);
             let mut list = self.segments.lock();
@@ -382,20 +382,20 @@ impl Log {
         // The segment is unlisted even if its file can't be removed: then the next drop or an open tries again.
         let _ = self.remove_leaving(&mut keeper);
         let bytes = gone.end.since(gone.base);
-        self.guarded(|| self.restore_kept(&mut keeper, bytes));
+        self.guarded(|| self.rooms().restore_kept(&mut keeper, bytes));
         Ok(bytes)
     }
 
     /// Removes the files of unlisted segments and syncs the directory.
     pub(crate) fn remove_dropped(&self) -> Result<()> {
         let mut keeper = self.keeper.lock();
-        self.may_switch()?;
+        self.rooms().may_switch()?;
         self.remove_leaving(&mut keeper)
     }
 
     fn remove_leaving(&self, keeper: &mut Keeper) -> Result<()> {
         if keeper.may_lack_leaving {
-            self.add_unlisted(keeper)?;
+            self.resuming().add_unlisted(keeper)?;
         }
         // A leftover that couldn't be removed may have the ordinal and name of a segment listed since.
         let Keeper { leaving, manifest, .. } = keeper;
@@ -403,7 +403,7 @@ impl Log {
         if keeper.leaving.is_empty() {
             return Ok(());
         }
-        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        let (storage, log_dir) = (&*self.seams.storage, self.rooms().log_dir());
         for Leaving { ordinal, segment } in &keeper.leaving {
             // Readers that began before it was unlisted can continue.
             if let Some(segment) = segment.as_ref().filter(|left| Arc::strong_count(left) > 1) {
@@ -425,12 +425,12 @@ impl Log {
 
     /// Returns an error if `bytes` more would exceed the store's budget.
     pub(crate) fn check_budget(&self, bytes: u64) -> Result<()> {
-        self.check_budget_of(&self.keeper.lock(), bytes)
+        self.rooms().check_budget_of(&self.keeper.lock(), bytes)
     }
 
     /// Returns the bytes that the store's files use, and the most they may use.
     pub(crate) fn budget(&self) -> (u64, u64) {
-        (self.bytes_used(&self.keeper.lock()), self.sizes.disk_bytes_max)
+        (self.rooms().bytes_used(&self.keeper.lock()), self.sizes.disk_bytes_max)
     }
 }
 

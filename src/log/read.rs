@@ -13,7 +13,25 @@ use crate::record::Record;
 use crate::types::{Lsn, Spot};
 use crate::{Error, ErrorKind, Result, manifest, storage};
 
+/// Reads and walks, as a part of the log.
+#[derive(Clone, Copy)]
+pub(crate) struct Reading<'l>(&'l Log);
+
+impl std::ops::Deref for Reading<'_> {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        self.0
+    }
+}
+
 impl Log {
+    pub(crate) fn reading(&self) -> Reading<'_> {
+        Reading(self)
+    }
+}
+
+impl Reading<'_> {
     /// Reads the record at `lsn`.
     pub(crate) fn read<T>(
         &self,
@@ -108,7 +126,7 @@ impl Log {
     /// process.
     fn reopened(&self, item: &manifest::Listed) -> Result<Segment> {
         let (storage, store) = (&*self.seams.storage, self.store());
-        Segment::open(storage, &self.log_dir(), item, store, storage::Access::Read)
+        Segment::open(storage, &self.rooms().log_dir(), item, store, storage::Access::Read)
     }
 
     /// Checks that the manifest on disk is the current one, or has the same contents.
@@ -171,7 +189,7 @@ impl Log {
                     let is_damaged = error.kind() == ErrorKind::Corrupt;
                     told(Scrubbed::Failed(error))?;
                     // The part of it that exists is read nevertheless.
-                    let path = self.log_dir().join(segment::file_name(ordinal));
+                    let path = self.rooms().log_dir().join(segment::file_name(ordinal));
                     match self.seams.storage.open(&path, storage::Access::Read) {
                         Ok(file) if is_damaged => {
                             let identity = format::Identity::of(&item);

@@ -203,7 +203,7 @@ impl<'s> Reader<'s> {
     }
 }
 
-/// See `Log::walk_some`.
+/// See `Reading::walk_some`.
 pub(crate) fn walk_some(
     segment: &Segment,
     at: Lsn,

@@ -380,7 +380,25 @@ impl Sizes {
     }
 }
 
+/// Room for records, as a part of the log: which segments lie ahead, and what may be placed.
+#[derive(Clone, Copy)]
+pub(crate) struct Rooms<'l>(&'l Log);
+
+impl std::ops::Deref for Rooms<'_> {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        self.0
+    }
+}
+
 impl Log {
+    pub(crate) fn rooms(&self) -> Rooms<'_> {
+        Rooms(self)
+    }
+}
+
+impl Rooms<'_> {
     pub(super) fn log_dir(&self) -> PathBuf {
         self.dir.join("log")
     }

@@ -74,7 +74,7 @@ impl Log {
         if self.may_go_on().is_err() || !self.is_writing() {
             return Ok(idle);
         }
-        let prepared = self.prepare_ahead();
+        let prepared = self.rooms().prepare_ahead();
         *self.upkeep.trouble.lock() = prepared.as_ref().err().map(Error::again);
         let retry = match prepared {
             Ok(Due::Now) => return Ok(Due::Now),
@@ -129,7 +129,7 @@ impl Log {
         if unmarked || self.is_time_note_due(view) {
             let draft = if self.is_time_note_due(view) { None } else { Some(Draft::note(None)) };
             let placed = match draft {
-                None => self.note_time(),
+                None => self.resuming().note_time(),
                 Some(draft) => self.place(draft, Room::Note).is_ok(),
             };
             if placed {

@@ -47,7 +47,27 @@ impl Log {
             Plan::Continue => self.end(),
         }
     }
+}
 
+/// The beginning and the end of writing, as a part of the log.
+#[derive(Clone, Copy)]
+pub(crate) struct Resuming<'l>(&'l Log);
+
+impl std::ops::Deref for Resuming<'_> {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        self.0
+    }
+}
+
+impl Log {
+    pub(crate) fn resuming(&self) -> Resuming<'_> {
+        Resuming(self)
+    }
+}
+
+impl Resuming<'_> {
     /// Does what must precede the first LSN taken after an open. Durable on return; a crash during it leaves the same
     /// log as a crash before it.
     pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {
@@ -71,8 +91,8 @@ impl Log {
             return Err(self.poisoned());
         }
         // Their files are now leftovers.
-        let _ = self.take_excess(&mut keeper);
-        self.set_aside(&keeper);
+        let _ = self.rooms().take_excess(&mut keeper);
+        self.rooms().set_aside(&keeper);
         self.guarded(|| self.remove_leftovers(&mut keeper));
         self.ahead.store(keeper.manifest.ahead, Ordering::SeqCst);
         self.allow_first(&keeper);
@@ -100,7 +120,7 @@ impl Log {
             Manifest { clean: None, opener: self.seams.opener(), ahead, ..keeper.manifest.clone() };
         manifest.check_tokens().map_err(|e| e.at(&self.dir))?;
         manifest.segments.retain(|listed| listed.base <= last);
-        self.switch_to(keeper, manifest)?;
+        self.rooms().switch_to(keeper, manifest)?;
         let mut list = self.segments.lock();
         let used = list.iter().filter(|segment| segment.base() <= last).cloned().collect();
         *list = Arc::new(used);
@@ -117,7 +137,7 @@ impl Log {
     ) -> Result<()> {
         let parts = split(suffix, self.sizes.copies_bytes_most());
         keeper.manifest.check_room(parts.len()).map_err(|e| e.at(&self.dir))?;
-        self.prepare_switch(keeper)?;
+        self.rooms().prepare_switch(keeper)?;
         // After all tokens, so that LSNs are tokens again.
         let base = base_from(&self.seams, keeper.manifest.check_tokens()?);
         let mut base = base.map_err(|e| e.at(&self.dir))?;
@@ -153,7 +173,7 @@ impl Log {
         let at = (SEGMENT_HEADER_BYTES + last.bytes.len()) as u64;
         let end = last.segment.base().plus(at);
         manifest.durable = end;
-        self.switch_to(keeper, manifest)?;
+        self.rooms().switch_to(keeper, manifest)?;
         // Only after the switch: before it the log ends where the crash left it, and a later try uses another place.
         self.queue.restart_at(end);
         let segments = copied.iter().map(|copied| Arc::clone(&copied.segment)).collect();
@@ -190,7 +210,7 @@ impl Log {
             // Another part of the suffix.
             false => Identity::of(before).start(),
         });
-        let segment = self.add_segment(spare, manifest, base, follows)?;
+        let segment = self.rooms().add_segment(spare, manifest, base, follows)?;
         let (mut bytes, moved) = self.copies(&segment, covered, part)?;
         let start = SEGMENT_HEADER_BYTES as u64;
         if goes_on {
@@ -248,7 +268,7 @@ impl Log {
         let of_size =
             |least: u64, most: u64| move |spare: &Spare| (least..=most).contains(&spare.bytes);
         while let Some(index) = keeper.spares.iter().position(of_size(roomy, bytes)) {
-            if self.is_usable(keeper, index)? {
+            if self.rooms().is_usable(keeper, index)? {
                 return Ok(index);
             }
         }
@@ -257,7 +277,7 @@ impl Log {
             prepared => return prepared,
         };
         while let Some(index) = keeper.spares.iter().position(of_size(needed, u64::MAX)) {
-            if self.is_usable(keeper, index)? {
+            if self.rooms().is_usable(keeper, index)? {
                 return Ok(index);
             }
         }
@@ -267,7 +287,7 @@ impl Log {
         if keeper.leaving.is_empty() && keeper.spares.len() == had {
             return Err(error);
         }
-        self.check_standing()?;
+        self.rooms().check_standing()?;
         self.remove_leaving(keeper)?;
         let least = needed.max(self.sizes.segment_bytes_least());
         for bytes in [bytes, paged(roomy), paged(least)] {
@@ -281,7 +301,7 @@ impl Log {
 
     fn prepare_for_fork(&self, keeper: &mut Keeper, bytes: u64) -> Result<usize> {
         keeper.spare_number = keeper.spare_number.wrapping_add(1);
-        let (storage, log_dir) = (&*self.seams.storage, self.log_dir());
+        let (storage, log_dir) = (&*self.seams.storage, self.rooms().log_dir());
         let spare = Spare::prepare(storage, &log_dir, keeper.spare_number, bytes);
         let index = keeper.spares.len();
         keeper.spares.push(spare.map_err(|e| self.failed(e))?);
@@ -301,7 +321,7 @@ impl Log {
         let mut moved = Vec::with_capacity(suffix.len());
         for &Uncovered { lsn: from, .. } in suffix {
             let to = start.plus(bytes.len() as u64);
-            self.read_listed(from, |record| {
+            self.reading().read_listed(from, |record| {
                 let body = record.body().map_err(|bad| {
                     Error::corrupt(self.dir(), 0, format_args!("{bad} at lsn {from}"))
                 })?;
@@ -337,7 +357,7 @@ impl Log {
     /// so failures are ignored, except that of a sync, which poisons the log.
     fn remove_leftovers(&self, keeper: &mut Keeper) {
         let storage = &*self.seams.storage;
-        let log_dir = self.log_dir();
+        let log_dir = self.rooms().log_dir();
         // Spares that can't be listed stay until the next open.
         for entry in storage.list(&log_dir).unwrap_or_default() {
             let path = log_dir.join(&entry.name);
@@ -379,7 +399,7 @@ impl Log {
 
     /// Adds to `leaving` the segments that the current manifest, whose names are all durable, doesn't list.
     pub(in crate::log) fn add_unlisted(&self, keeper: &mut Keeper) -> Result<()> {
-        let dir = self.log_dir();
+        let dir = self.rooms().log_dir();
         let entries = self.seams.storage.list(&dir).map_err(|e| Error::io("listing", &dir, e))?;
         let Keeper { leaving, manifest, .. } = keeper;
         for entry in entries.iter().filter(|entry| entry.is_file) {
@@ -428,8 +448,8 @@ impl Log {
         let clean = is_clean.then_some(end);
         let mut manifest = Manifest { clean, durable: end, ..keeper.manifest.clone() };
         change(&mut manifest);
-        self.guarded(|| self.switch_to(&mut keeper, manifest))?;
-        for spare in self.take_excess(&mut keeper) {
+        self.guarded(|| self.rooms().switch_to(&mut keeper, manifest))?;
+        for spare in self.rooms().take_excess(&mut keeper) {
             // If it stays, the next open that writes removes it.
             let _ = self.seams.storage.remove(&spare.path);
         }

@@ -54,7 +54,7 @@ impl Still {
     fn new(player: Player, is_clean: bool) -> Self {
         let Player { world, history, opened, .. } = player;
         if is_clean {
-            opened.as_ref().unwrap().log.close(|_| {}).unwrap();
+            opened.as_ref().unwrap().log.resuming().close(|_| {}).unwrap();
         }
         let disk = world.disk.kill_clone();
         let (log, report, seen) = peek(&disk, &history).unwrap();
@@ -64,7 +64,7 @@ impl Still {
             Plan::Fork { covered, .. } => *covered,
         };
         let active = log.tail.lock().active.identity.ordinal;
-        let listed = log.listed();
+        let listed = log.reading().listed();
         let switched = log.keeper.lock().manifest.durable;
         Still { disk, history, is_clean, seen, covered, switched, listed, active }
     }
@@ -620,7 +620,7 @@ fn headers_that_form_no_list_are_repaired_by_new_segments() {
 fn after_a_clean_close_the_segment_ahead_is_empty_or_the_manifest_is_older() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
-    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() == Due::Now {}
+    while player.opened.as_ref().unwrap().log.rooms().prepare_ahead().unwrap() == Due::Now {}
     let still = Still::new(player, true);
     let ahead = still.listed.last().unwrap();
     assert!(ahead.ordinal > still.active);

@@ -309,7 +309,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
 
 /// Begins to write, and follows the records that move.
 fn begin(log: &Log, seen: &mut Seen, history: &mut History) -> Result<()> {
-    log.begin_writing(&mut |from, record| {
+    log.resuming().begin_writing(&mut |from, record| {
         history.issue(record.lsn);
         let place = seen.iter_mut().find(|(_, lsn)| *lsn == from).unwrap();
         assert!(history.items[&place.0].is_told_by(record));
@@ -504,7 +504,7 @@ impl Player {
                 }
             }
             Op::Reopen | Op::Look => {
-                let closed = self.open()?.close(|_| {});
+                let closed = self.open()?.resuming().close(|_| {});
                 self.end_process(if closed.is_ok() { Fate::Closed } else { Fate::Killed });
                 closed?;
                 self.open()?;
@@ -565,7 +565,7 @@ impl Player {
             item.ahead = opened.log.ahead().unwrap_or(0);
             match opened.log.place(item.draft(), room) {
                 Ok(placed) => break placed,
-                Err(NoRoom::Wanted { bytes, room }) => opened.log.make_room(bytes, room)?,
+                Err(NoRoom::Wanted { bytes, room }) => opened.log.rooms().make_room(bytes, room)?,
                 Err(NoRoom::NotWriting) => {
                     if opened.log.is_poisoned() {
                         return Err(opened.log.poisoned().into());
@@ -668,6 +668,7 @@ fn check(disk: &MemoryStorage, history: &History, fate: Fate) -> Result<Checked,
 fn read_all(log: &Log, seen: &Seen, history: &History) -> Result<(), String> {
     for (id, lsn) in seen {
         let is_right = log
+            .reading()
             .read(*lsn, |record| Ok(history.items[id].is_told_by(&record)))
             .map_err(|error| format!("reading {id} at {lsn}: {error:?}"))?;
         if !is_right {
@@ -701,7 +702,7 @@ fn a_workload_without_faults_is_whole_after_every_end() {
     println!("{records} records, {calls} calls, {} rolls", player.rolls);
     assert!(player.rolls >= 4);
     check(&player.world.disk.kill_clone(), &history, Fate::Killed).unwrap();
-    player.open().unwrap().close(|_| {}).unwrap();
+    player.open().unwrap().resuming().close(|_| {}).unwrap();
     let checked = check(&player.world.disk.kill_clone(), &history, Fate::Closed).unwrap();
     assert!(checked.report.was_clean);
     assert_eq!(checked.report.cut, None);

@@ -148,7 +148,7 @@ fn rule_7_a_roll_syncs_the_whole_old_segment_before_the_next_is_written() {
             let ops = [Op::Claim(level), Op::End(level, 700), Op::Pass(1), Op::Pass(11)];
             player.play(&ops).unwrap();
             let disk = &player.world.disk;
-            let listed = player.opened.as_ref().unwrap().log.listed();
+            let listed = player.opened.as_ref().unwrap().log.reading().listed();
             for pair in listed.windows(2) {
                 let path = |ordinal| log_dir().join(segment::file_name(ordinal));
                 let next = disk.read(&path(pair[1].ordinal)).unwrap();
@@ -190,10 +190,10 @@ fn rule_10_a_record_below_only_the_manifests_watermark_is_no_torn_tail() {
     player.play(&[Op::Claim(Sync), Op::Forget(Sync)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
     let manifest = log.keeper.lock().manifest.clone();
-    log.switch_to(&mut log.keeper.lock(), manifest).unwrap();
+    log.rooms().switch_to(&mut log.keeper.lock(), manifest).unwrap();
     let last = player.history.items[&1].lsn;
     assert!(durable_manifest(&player.world.disk).durable > last);
-    let listed = log.listed()[0];
+    let listed = log.reading().listed()[0];
     let path = log_dir().join(segment::file_name(listed.ordinal));
     let disk = player.world.disk.kill_clone();
     disk.flip(&path, last.since(listed.base), 1).unwrap();
@@ -212,7 +212,7 @@ fn rule_11_a_bad_record_below_a_later_watermark_is_corrupt() {
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
     player.play(&[Op::Forget(Sync), Op::Forget(Sync), Op::Forget(Sync)]).unwrap();
     let path = log_dir().join(segment::file_name(1));
-    let base = player.opened.as_ref().unwrap().log.listed()[0].base;
+    let base = player.opened.as_ref().unwrap().log.reading().listed()[0].base;
     let lsns: Vec<Lsn> = player.history.items.values().skip(1).map(|item| item.lsn).collect();
     // The watermarks are the records' own.
     assert!(durable_manifest(&player.world.disk).durable <= lsns[0]);
@@ -254,11 +254,11 @@ fn rule_12_an_uncovered_tail_is_copied_and_durable_before_it_is_shown() {
         check(&disk, &player.history, Fate::PowerLost).unwrap_or_else(|e| panic!("{crash:?}: {e}"));
     }
     let manifest = durable_manifest(&player.world.disk);
-    let listed = opened.log.listed();
+    let listed = opened.log.reading().listed();
     assert_eq!(manifest.segments, listed);
     let last = listed.last().unwrap();
     for (index, (_, lsn)) in opened.seen.iter().enumerate() {
-        let is_copy = opened.log.read(*lsn, |record| Ok(record.is_copy)).unwrap();
+        let is_copy = opened.log.reading().read(*lsn, |record| Ok(record.is_copy)).unwrap();
         assert_eq!(is_copy, index > 0);
         assert_eq!((last.base..manifest.durable).contains(lsn), is_copy);
     }
@@ -278,7 +278,7 @@ fn rule_12_a_segment_without_covered_bytes_leaves_the_list() {
     // Its watermark is its own position.
     player.play(&[Op::Claim(Flush), Op::Kill, Op::Claim(Sync)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
-    let listed = log.listed();
+    let listed = log.reading().listed();
     assert!(listed.iter().all(|item| item.base != base && item.end > item.base), "{listed:?}");
     let disk = player.world.disk.kill_clone();
     disk.delete(&manifest::path(dir())).unwrap();
@@ -294,7 +294,7 @@ fn rule_12_records_after_the_cut_never_come_back() {
     let disk = player.world.disk.kill_clone();
     let path = log_dir().join(segment::file_name(1));
     let whole = disk.read(&path).unwrap();
-    let base = player.opened.as_ref().unwrap().log.listed()[0].base;
+    let base = player.opened.as_ref().unwrap().log.reading().listed()[0].base;
     let torn = player.history.items[&1].lsn.since(base) + 30;
     disk.flip(&path, torn, 1).unwrap();
     let mut history = player.history.clone();
@@ -324,7 +324,7 @@ fn rule_12_a_failed_switch_moves_no_watermark() {
         player.play(&[Op::Claim(Sync), Op::Pass(20), Op::Claim(Flush)]).unwrap();
         let disk = player.world.disk.kill_clone();
         let path = log_dir().join(segment::file_name(1));
-        let base = player.opened.as_ref().unwrap().log.listed()[0].base;
+        let base = player.opened.as_ref().unwrap().log.reading().listed()[0].base;
         let torn = player.history.items[&1].lsn.since(base) + 30;
         disk.flip(&path, torn, 1).unwrap();
         let mut history = player.history.clone();
@@ -344,7 +344,7 @@ fn rule_12_a_failed_switch_moves_no_watermark() {
             let fault = Fault::once(Calls::Of(class), place, Effect::Fail(failure));
             next.world.faulty.inject(if file.is_empty() { fault } else { fault.at(file) });
             let log = &next.opened.as_ref().unwrap().log;
-            match log.begin_writing(&mut |_, _| Ok(())) {
+            match log.resuming().begin_writing(&mut |_, _| Ok(())) {
                 Ok(()) => break,
                 Err(e) => assert_eq!(e.kind(), kind, "{class:?} {place}: {e}"),
             }
@@ -352,7 +352,7 @@ fn rule_12_a_failed_switch_moves_no_watermark() {
             failed += 1;
             assert_eq!((log.queue.written(), log.durable()), before, "{class:?} {place}");
             let mut found = 0;
-            log.scrub(&mut |scrubbed| {
+            log.reading().scrub(&mut |scrubbed| {
                 if let Scrubbed::Failed(e) = scrubbed {
                     panic!("{class:?} {place}: {e}");
                 }
@@ -431,7 +431,7 @@ fn rule_13_written_records_are_still_read_from_a_poisoned_log() {
     assert!(log.is_poisoned());
     for id in [0, 1] {
         let item = &player.history.items[&id];
-        assert!(log.read(item.lsn, |record| Ok(item.is_told_by(&record))).unwrap());
+        assert!(log.reading().read(item.lsn, |record| Ok(item.is_told_by(&record))).unwrap());
     }
 }
 
@@ -472,7 +472,7 @@ fn rule_10_no_reserve_counts_on_a_spare_while_the_next_manifests_file_is_missing
     player.world.faulty.inject(Fault::from(Calls::Of(Class::Create), 0, full).at("MANIFEST.next"));
     // The next switch leaves the file missing.
     let manifest = log.keeper.lock().manifest.clone();
-    log.switch_to(&mut log.keeper.lock(), manifest).unwrap();
+    log.rooms().switch_to(&mut log.keeper.lock(), manifest).unwrap();
     assert!(!log.keeper.lock().switch.is_prepared());
     let refused = (0..1000).find_map(|_| player.op(Op::Claim(Flush)).err());
     let Some(Wrong::World(error)) = refused else { panic!("{refused:?}") };
@@ -669,7 +669,7 @@ fn rule_13_nothing_after_a_failed_write_counts_as_written() {
             false => log.try_write().map(drop),
         };
         assert!(!log.holds(lost.lsn, Flush), "what was lost passes for written");
-        let read = log.read(lost.lsn, |_| Ok(()));
+        let read = log.reading().read(lost.lsn, |_| Ok(()));
         assert_eq!(read.unwrap_err().kind(), ErrorKind::Indeterminate);
         assert_eq!(late, Err(Failed));
     }
@@ -694,7 +694,7 @@ fn a_record_that_fits_no_next_segment_is_refused() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync), Op::Pass(1)]).unwrap();
     let log = &player.opened.as_ref().unwrap().log;
-    while log.prepare_ahead().unwrap() == Due::Now {}
+    while log.rooms().prepare_ahead().unwrap() == Due::Now {}
     let (here, next) = {
         let tail = log.tail.lock();
         let next = tail.next.as_ref().unwrap().identity.capacity;
@@ -729,7 +729,7 @@ fn a_segment_is_removed_only_after_the_files_of_earlier_ones() {
     assert!(is_there(1));
     drop_oldest().unwrap_err();
     assert!(is_there(1) && is_there(2));
-    assert_eq!(log.listed()[0].ordinal, 2);
+    assert_eq!(log.reading().listed()[0].ordinal, 2);
     player.world.faulty.heal();
     assert_eq!(drop_oldest().unwrap(), 2);
     assert!(!is_there(1) && !is_there(2));
@@ -751,10 +751,10 @@ fn leftovers_an_open_could_not_list_are_removed_before_the_next_segment() {
     let opened = recovery::open(world.seams(), dir(), SIZES, manifest, &mut |_, _| Ok(()));
     let (log, _) = opened.unwrap();
     world.faulty.inject(Fault::from(Calls::Of(Class::List), 0, busy()));
-    log.begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
     let drop_oldest = || log.drop_oldest(2, |_| (), |_, _| ());
     drop_oldest().unwrap_err();
-    assert_eq!(log.listed()[0].ordinal, 2);
+    assert_eq!(log.reading().listed()[0].ordinal, 2);
     world.faulty.heal();
     drop_oldest().unwrap();
     assert!([1, 2].iter().all(|ordinal| world.disk.read(&file(*ordinal)).is_err()));
@@ -766,14 +766,15 @@ fn dropping_an_unlisted_segment_or_one_not_the_oldest_is_a_bug() {
     let of_another: [fn(&Log) -> Error; 3] = [
         |log| log.drop_oldest(2, |_| (), |_, _| panic!("told")).unwrap_err(),
         |log| {
-            (log.walk_some(u32::MAX, Lsn::ZERO, 1, &mut |_| panic!("shown")).map(drop)).unwrap_err()
+            (log.reading().walk_some(u32::MAX, Lsn::ZERO, 1, &mut |_| panic!("shown")).map(drop))
+                .unwrap_err()
         },
         // The segment being written to is left.
         |log| {
             while let Some(oldest) = log.oldest() {
                 log.drop_oldest(oldest.ordinal, |_| (), |_, _| ()).unwrap();
             }
-            let last: Vec<_> = log.listed().iter().map(|item| item.ordinal).collect();
+            let last: Vec<_> = log.reading().listed().iter().map(|item| item.ordinal).collect();
             log.drop_oldest(last[0] + 1, |_| (), |_, _| ()).unwrap_err()
         },
     ];
@@ -781,13 +782,13 @@ fn dropping_an_unlisted_segment_or_one_not_the_oldest_is_a_bug() {
         let mut player = Player::new(World::new());
         player.play(&[Op::Claim(Sync); 400]).unwrap();
         let log = &player.opened.as_ref().unwrap().log;
-        assert!(log.listed().len() > 3);
+        assert!(log.reading().listed().len() > 3);
         let error = refused(log);
         assert_eq!(error.kind(), ErrorKind::Bug, "{error}");
         assert!(error.to_string().contains("bug of onlyonce"), "{error}");
         let changes = player.world.disk.changes();
         assert!(log.is_poisoned());
-        assert_eq!(log.make_room(1, Room::Free).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(log.rooms().make_room(1, Room::Free).unwrap_err().kind(), ErrorKind::Poisoned);
         assert_eq!(player.world.disk.changes(), changes, "written after a bug");
     }
 }
@@ -838,7 +839,8 @@ fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons_the_store() {
         Ok(())
     };
     let (log, _) = recovery::open(storage.seams(), dir(), SIZES, manifest, &mut visit).unwrap();
-    let refused = log.begin_writing(&mut |_, _| Err(Error::corrupt(dir(), 0, "no such key")));
+    let refused =
+        log.resuming().begin_writing(&mut |_, _| Err(Error::corrupt(dir(), 0, "no such key")));
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(log.is_poisoned() && !log.is_writing() && shown.len() == 3);
 }
@@ -862,7 +864,7 @@ fn a_close_with_rotten_bytes_after_the_end_is_not_clean() {
 fn a_spare_with_nonzero_bytes_becomes_no_segment() {
     let mut player = Player::new(World::new());
     player.play(&[Op::Claim(Sync)]).unwrap();
-    while player.opened.as_ref().unwrap().log.prepare_ahead().unwrap() == Due::Now {}
+    while player.opened.as_ref().unwrap().log.rooms().prepare_ahead().unwrap() == Due::Now {}
     player.end_process(Fate::Killed);
     let disk = player.world.disk.clone();
     let files =

@@ -53,7 +53,7 @@ fn commit_one(log: &Log, id: u32, level: Durability) -> Lsn {
                 assert!(log.holds(placed.lsn, level));
                 return placed.lsn;
             }
-            Err(NoRoom::Wanted { bytes, room }) => log.make_room(bytes, room).unwrap(),
+            Err(NoRoom::Wanted { bytes, room }) => log.rooms().make_room(bytes, room).unwrap(),
             Err(other) => panic!("{other:?}"),
         }
     }
@@ -78,7 +78,7 @@ fn sixty_four_threads_at_sync_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let each = if is_long() { 500 } else { 20 };
     let log = open_real(dir.path(), &mut BTreeSet::new());
-    log.begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
     run_beside_upkeep(&log, |thread| {
         let mut last = Lsn::ZERO;
         for n in 0..each {
@@ -91,7 +91,7 @@ fn sixty_four_threads_at_sync_lose_nothing() {
     let records = u64::from(THREADS * each);
     println!(
         "{records} records at Sync by {THREADS} threads: {syncs} syncs, {} segments",
-        log.listed().len()
+        log.reading().listed().len()
     );
     assert!(syncs < records / 4, "{syncs} syncs");
     drop(log);
@@ -105,17 +105,18 @@ fn sixty_four_threads_at_sync_lose_nothing() {
 fn threads_at_all_levels_read_what_others_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_real(dir.path(), &mut BTreeSet::new());
-    log.begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
     run_beside_upkeep(&log, |thread| {
         for n in 0..20 {
             let id = thread * 20 + n;
             let level = [Sync, Flush, Lazy, Flush][(id % 4) as usize];
             let lsn = commit_one(&log, id, level);
-            log.read(lsn, |record| {
-                assert_eq!(record.body().unwrap().progress, id.to_le_bytes());
-                Ok(())
-            })
-            .unwrap();
+            log.reading()
+                .read(lsn, |record| {
+                    assert_eq!(record.body().unwrap().progress, id.to_le_bytes());
+                    Ok(())
+                })
+                .unwrap();
             // Like a replay, it waits for the latest placed record.
             if n % 5 == 0 {
                 log.commit_earlier(lsn, Sync).unwrap();
@@ -123,7 +124,7 @@ fn threads_at_all_levels_read_what_others_wrote() {
             }
         }
     });
-    log.close(|_| {}).unwrap();
+    log.resuming().close(|_| {}).unwrap();
     let mut found = BTreeSet::new();
     open_real(dir.path(), &mut found);
     assert_eq!(found.len() as u32, THREADS * 20);
