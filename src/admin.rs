@@ -412,7 +412,7 @@ pub struct Stats {
     pub log_bytes: u64,
     /// The time at which the oldest claim in flight was granted.
     pub oldest_claim: Option<SystemTime>,
-    /// Bytes of log behind the last checkpoint, which an open after a crash reads.
+    /// Bytes of log after the last checkpoint, which an open after a crash reads.
     pub log_bytes_since_checkpoint: u64,
     /// When the last checkpoint was made; `None` if there was none since the store was opened.
     pub last_checkpoint: Option<SystemTime>,
@@ -776,7 +776,7 @@ impl Cut {
         self.offset
     }
 
-    /// Returns how many bytes behind that offset held something.
+    /// Returns how many bytes after that offset held something.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};

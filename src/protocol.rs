@@ -499,6 +499,7 @@ fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Ruling<'
     }
 }
 
+/// The last number of all stands for every attempt after it, too; tokens tell them apart.
 fn next_attempt(state: &KeyState) -> u32 {
     state.attempt.saturating_add(1)
 }

@@ -16,8 +16,8 @@ use crate::types::StoreMillis;
 pub trait Backend: Send + Sync {
     /// Begins one call on one key, and returns at once: neither the disk nor another process is waited for.
     ///
-    /// A call that is dropped before it is waited for goes on if it ends a claim or gives up a question. What it would grant
-    /// otherwise is given back, as if its owner had dropped it.
+    /// If the caller drops the call instead of waiting, an ending or a dropped question still takes effect. Any other call
+    /// releases what it was granted, as dropping the guard would.
     fn send(&self, request: Request) -> Box<dyn Sent>;
 
     /// The longest result, in bytes, that is recorded.
@@ -68,7 +68,7 @@ pub enum Ask {
 pub struct Terms {
     /// The level at which the reply has to hold; `None`: `Sync`.
     pub durability: Option<Durability>,
-    /// Bytes of room that a grant keeps for its ending.
+    /// Bytes of log space that a grant reserves for its ending.
     pub reserve: u64,
     /// The lease from now on, in milliseconds; `None`: as long as its owner lives.
     pub lease_millis: Option<u64>,
@@ -80,7 +80,7 @@ pub struct Terms {
     pub fingerprint: Option<Fingerprint>,
     /// An interruption of this attempt is to be held.
     pub hold: bool,
-    /// Who claims.
+    /// The owner's name.
     pub owner: Option<String>,
     /// Why it ends so, for people.
     pub reason: Option<String>,

@@ -1,10 +1,10 @@
 //! What answers the calls on a store's keys: the engine embedded in this process, or anything else that answers the same.
 //!
-//! **Unstable**: behind the feature `backend`, for those who build on other storage or in front of another process. It may
+//! **Unstable**: needs the feature `backend`. It is for crates that keep keys in other storage or in another process. It may
 //! change in any release.
 //!
 //! A [`Request`] is one call on one key as plain owned data, and a [`Reply`] all that there is to say to it, so both may go to
-//! another thread, or to another process. [`Backend::send`] returns at once; what it returns is waited for apart.
+//! another thread, or to another process. [`Backend::send`] returns at once, and the caller waits for the reply separately.
 //! [`Store::with_backend`](crate::Store::with_backend) makes a store of a backend, and every [`Store`](crate::Store) is one:
 //!
 //! ```

@@ -141,6 +141,7 @@ impl Shared {
                 if embedded.is_foreign() {
                     return embedded.enter().map(|_inside| Vec::new());
                 }
+                // Limited to a `u64`: what is longer is for ever.
                 let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
                 let now = embedded.log.now();
                 let left = embedded.close(Some(millis))?;

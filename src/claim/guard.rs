@@ -445,6 +445,7 @@ impl ClaimHandle {
     /// claim is at `Sync`; the claim is durable again on return.
     pub fn renew(&self, lease: Duration) -> Result<()> {
         let inner = &self.0;
+        // Limited to a `u64`, which store time never reaches.
         let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
         if lease_ms == 0 {
             return Err(Error::invalid("a lease of zero lapses at once: renew for longer"));

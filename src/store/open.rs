@@ -11,6 +11,7 @@ use crate::engine::{Engine, EngineOpening};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
+use crate::types::in_memory;
 use crate::{Error, Result};
 
 impl Store {
@@ -142,7 +143,7 @@ impl StoreBuilder {
         }
         let manifest = directory::load_or_create(&seams, dir, &sizes, create)?;
         let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;
-        let checkpoint_keys = usize::try_from(keys).unwrap_or(usize::MAX).max(1);
+        let checkpoint_keys = in_memory(keys).max(1);
         let result_bytes_max = self.result_bytes_max;
         let opening = EngineOpening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
         let engine = Engine::open(&opening, manifest, lock)?;

@@ -620,7 +620,7 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As the system's; `InvalidInput` behind the file's end.
+    /// As the system's; `InvalidInput` past the file's end.
     pub fn flip_byte(&self, path: impl AsRef<Path>, offset: u64, mask: u8) -> io::Result<()> {
         self.disk.lock().memory.flip(path.as_ref(), offset, mask)
     }

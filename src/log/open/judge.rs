@@ -169,7 +169,7 @@ pub(super) fn judge(
             let (copied, cut) = (suffix.len() as u64, Some(cut).filter(|cut| cut.bytes > 0));
             Ok((Plan::Fork { covered: watermark, suffix }, Report { copied, cut, ..report }))
         }
-        _ => Err(Error::bug(dir, "a scan that looked behind another end than the manifest's")),
+        _ => Err(Error::bug(dir, "a scan that looked after another end than the manifest's")),
     }
 }
 
@@ -180,7 +180,7 @@ pub(super) fn split(path: &Path, offset: u64) -> Error {
 
 /// Returns the error for a byte where a clean close left zeros.
 pub(super) fn behind_clean_end(path: &Path, offset: u64) -> Error {
-    let what = "the manifest is older than the log: bytes behind its clean end";
+    let what = "the manifest is older than the log: bytes after its clean end";
     Error::corrupt(path, offset, what)
 }
 
