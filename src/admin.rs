@@ -416,8 +416,8 @@ pub struct Stats {
     pub log_bytes_since_checkpoint: u64,
     /// When the last checkpoint was made; `None` if there was none since the store was opened.
     pub last_checkpoint: Option<SystemTime>,
-    /// An estimate of live bytes and of keys by state at that time, or up to a second or an eighth of the log before it. See
-    /// [`Store::estimate`](crate::Store::estimate) for one of now.
+    /// An estimate of live bytes and of keys by state at that time, or up to a second or an eighth of the log before it. For a
+    /// current estimate, see [`Store::estimate`](crate::Store::estimate).
     pub estimate_at_checkpoint: Option<Estimate>,
     /// Bytes that all files take together.
     pub disk_bytes: u64,
@@ -433,7 +433,7 @@ pub struct Stats {
     pub expired_keys: u64,
     /// Sealed tables of the index.
     pub tables: u64,
-    /// Bytes of these tables.
+    /// Bytes of the sealed tables of the index.
     pub index_bytes: u64,
     /// Keys that only memory has, and claims in flight. The next checkpoint seals the former.
     pub keys_in_memory: u64,

@@ -236,7 +236,7 @@ pub enum Answer {
     TooManyAttempts,
     /// Done before; of a mark: marked before.
     Completed,
-    /// Failed for good before.
+    /// An earlier attempt failed for good.
     Failed,
     /// The key was used for another request.
     Mismatch,

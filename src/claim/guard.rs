@@ -125,7 +125,7 @@ impl ClaimGuard {
 
     /// Ends the claim with a final failure, which every later claim replays.
     ///
-    /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
+    /// Durable on return at the outcome's level. Errors and cost are those of [`complete`](Self::complete).
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -145,7 +145,7 @@ impl ClaimGuard {
 
     /// Ends the claim with an outcome that has metadata or a retention of its own.
     ///
-    /// Durable on return at the outcome's level. Errors and cost as [`complete`](Self::complete).
+    /// Durable on return at the outcome's level. Errors and cost are those of [`complete`](Self::complete).
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};

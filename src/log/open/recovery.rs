@@ -1,8 +1,8 @@
 //! Turns files on disk into a log that can be read.
 //!
-//! Promises: durable records are found or their loss is reported; only a torn tail that no watermark covers is cut,
-//! and every cut is reported; after a crash at any point the next open reaches the same result. Never: writes before
-//! it has decided, and after a clean close not at all before the first write.
+//! `scan` reads what is there and `judge` decides what it means: what is kept, cut or lost. This module calls the two and builds
+//! the log. Promises: after a crash at any point the next open reaches the same result. Never: writes before it has decided,
+//! and after a clean close not at all before the first write.
 //!
 //! The steps are numbered as in `docs/durability.md`, "Opening".
 
