@@ -373,7 +373,7 @@ impl Health {
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
     /// assert!(store.health().is_writable());
-    /// store.resuming().close(std::time::Duration::ZERO)?;
+    /// store.close(std::time::Duration::ZERO)?;
     /// assert!(!store.health().is_writable());
     /// # onlyonce::Result::<()>::Ok(())
     /// ```

@@ -509,7 +509,7 @@ impl Store {
     /// # use onlyonce::testing::Sim;
     /// # use std::time::Duration;
     /// # let store = Sim::new(1).open()?;
-    /// for left in store.resuming().close(Duration::from_secs(10))? {
+    /// for left in store.close(Duration::from_secs(10))? {
     ///     eprintln!("left interrupted: {}", left.key());
     /// }
     /// # Ok::<(), onlyonce::Error>(())
