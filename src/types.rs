@@ -126,8 +126,8 @@ impl StoreMillis {
         StoreMillis(self.0.saturating_add(millis))
     }
 
-    /// Milliseconds from `earlier` to `self`; 0 if `self` has passed by then. Of two times that threads took of the clock,
-    /// either may be the later one.
+    /// Milliseconds from `earlier` to `self`; 0 if `self` is the earlier one. When two threads read the clock, either reading
+    /// may be the later one.
     pub(crate) const fn since(self, earlier: StoreMillis) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
