@@ -572,6 +572,8 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
+    /// Counts an embedded store only: on a store made by `with_backend`, every figure is zero.
+    ///
     /// # Cost
     /// No disk, but not free. It looks at all keys in memory, under the lock of each of their 64 shards in turn, which takes
     /// a millisecond or two for each million keys, and copies the list of segments. It waits while a segment is prepared
