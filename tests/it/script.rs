@@ -65,7 +65,7 @@ pub(crate) enum Op {
 }
 
 /// The state in which a later process finds a key.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Found {
     Interrupted(u32),
     Held(u32),
@@ -79,7 +79,7 @@ pub(crate) enum Found {
 pub(crate) type Keys = BTreeMap<String, Found>;
 
 /// The model of one key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Model {
     found: Found,
     has_open_fate: bool,
@@ -105,7 +105,7 @@ pub(crate) fn remembered() -> impl Iterator<Item = String> {
 }
 
 /// The operations begun and acknowledged, and their levels.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Ledger {
     model: Models,
     /// `states[n]`: after the first `n` changes.

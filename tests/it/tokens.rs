@@ -180,7 +180,7 @@ fn copies_with_a_stopped_clock_continue_at_different_tokens() {
 /// clock ticks again, they wait for it.
 #[test]
 fn tokens_of_many_short_lives_stay_near_the_clock() {
-    let lives = if std::env::var_os("ONLYONCE_LONG").is_some() { 10_000 } else { 1000 };
+    let lives = if std::env::var_os("ONLYONCE_LONG").is_some() { 4000 } else { 1000 };
     let sim = Sim::new(4);
     let mut newest = 0;
     let mut ahead_of_clock = |from: u64, millis_each: u64| {

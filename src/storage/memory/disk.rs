@@ -158,10 +158,13 @@ impl MemoryDisk {
         self.changes = self.changes.saturating_add(1);
         let mut hasher = SipHasher13::new_with_keys(self.trace, self.changes);
         let paths = paths.iter().map(|path| path.as_os_str().as_encoded_bytes());
-        for part in [call.as_bytes()].into_iter().chain(paths).chain([bytes]) {
+        for part in [call.as_bytes()].into_iter().chain(paths) {
             hasher.write_u64((part.len() as u64).to_le());
             hasher.write(part);
         }
+        // Most of what is hashed, and nobody forges it.
+        hasher.write_u32(crc32fast::hash(bytes).to_le());
+        hasher.write_u64((bytes.len() as u64).to_le());
         hasher.write_u64(offset.to_le());
         self.trace = hasher.finish();
     }
