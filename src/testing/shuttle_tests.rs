@@ -4,7 +4,7 @@
 //! The answers to each thread are compared with those to all others: see [`Testimony`]. And nothing is ever corrupt. No
 //! time passes, so a lost wake-up is a deadlock, which shuttle reports.
 //!
-//! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --release --lib shuttle_`;
+//! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --profile explore --lib shuttle_`;
 //! `ONLYONCE_SCHEDULES` sets the number of schedules of each test. A failure prints its schedule, which
 //! `ONLYONCE_SCHEDULE` runs again.
 

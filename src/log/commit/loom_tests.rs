@@ -1,6 +1,6 @@
 //! The commit queue under loom: every schedule of a few threads, up to a bound of preemptions.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`; `LOOM_MAX_PREEMPTIONS` sets another bound. A lost
+//! `RUSTFLAGS="--cfg loom" cargo test --profile explore --lib loom_`; `LOOM_MAX_PREEMPTIONS` sets another bound. A lost
 //! wake-up shows as a deadlock, which loom reports. At a bound of three the tests pass too, in two minutes.
 
 use std::sync::Arc;

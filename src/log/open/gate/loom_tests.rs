@@ -1,6 +1,6 @@
 //! The gate under loom: calls, syncs, failures and a close in every order.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+//! `RUSTFLAGS="--cfg loom" cargo test --profile explore --lib loom_`
 
 use std::sync::Arc;
 
