@@ -14,7 +14,7 @@ use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall};
 use crate::engine::{Alive, Compacted, Engine, Inspector, Walk};
 use crate::log::open::directory;
-use crate::log::open::gate::Inside;
+use crate::log::open::lifecycle::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::sealed::listed::ListedFile;

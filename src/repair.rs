@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::index::Hasher;
 use crate::index::table::{self, Table};
 use crate::log::open::directory;
-use crate::log::open::recovery::Earlier;
+use crate::log::open::steps::Earlier;
 use crate::log::repair::prove;
 use crate::log::survey::{Survey, survey};
 use crate::log::{Seams, Sizes};

@@ -7,7 +7,7 @@ use super::compose::{compose, state_of};
 use super::placing::{Asked, Placing, Progress};
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
-use crate::log::open::gate::Inside;
+use crate::log::open::lifecycle::Inside;
 use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{

@@ -13,7 +13,7 @@ use crate::index::recent::Recent;
 use crate::index::table::Table;
 use crate::index::tables::{Tables, merge_due};
 use crate::limits;
-use crate::log::open::recovery::Earlier;
+use crate::log::open::steps::Earlier;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::remembered::MemoryFile;

@@ -42,9 +42,9 @@ use crate::index::Hasher;
 use crate::index::recent::{Place, Recent};
 use crate::index::tables::Tables;
 use crate::limits;
-use crate::log::open::gate::Inside;
-use crate::log::open::judge::Report;
-use crate::log::open::recovery::{self, Earlier};
+use crate::log::open::lifecycle::Inside;
+use crate::log::open::recovery::Report;
+use crate::log::open::steps::{self, Earlier};
 use crate::log::{Log, Seams, Sizes};
 use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
@@ -167,7 +167,7 @@ impl Engine {
             }
             Ok(())
         };
-        let (log, report) = recovery::open(seams.clone(), dir, *sizes, manifest, &mut visit)?;
+        let (log, report) = steps::open(seams.clone(), dir, *sizes, manifest, &mut visit)?;
         let opened = log.now();
         let engine = Engine {
             log,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Place, Recent};
-use crate::log::open::recovery::Earlier;
+use crate::log::open::steps::Earlier;
 use crate::operation::{Durability, Key};
 use crate::record::Record;
 use crate::{Error, Result};

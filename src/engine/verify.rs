@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::Engine;
 use crate::index::table::Table;
 use crate::log::Scrubbed;
-use crate::log::open::gate::Inside;
+use crate::log::open::lifecycle::Inside;
 use crate::operation::Key;
 use crate::record::Record;
 use crate::remembered::MemoryFile;

@@ -9,7 +9,7 @@ use crate::index::recent::{Entry, Live, Place};
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::Segments;
-use crate::log::open::gate::Inside;
+use crate::log::open::lifecycle::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
 use crate::sealed::Cursor;

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::open::gate::Gate;
+use super::open::lifecycle::Gate;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, WakeWord, fence, yield_now};
 use crate::types::Lsn;
 

@@ -43,7 +43,7 @@ use census::Census;
 pub(crate) use census::Span;
 pub(crate) use commit::Placed;
 use commit::{CommitQueue, Failed};
-use open::gate::{self, Gate, Inside, KeptOut};
+use open::lifecycle::{self, Gate, Inside, KeptOut};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
 pub(crate) use read::Segments;
@@ -185,7 +185,7 @@ impl Log {
     /// before.
     #[cold]
     pub(crate) fn explained(&self, error: Error) -> Error {
-        match gate::disk::Shut::is_cause_of(&error) {
+        match lifecycle::disk::Shut::is_cause_of(&error) {
             true if self.is_poisoned() => self.poisoned(),
             true => self.closed(),
             false => error,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::commit::Failed;
-use super::open::recovery;
+use super::open::steps;
 use super::reader::{self, Scrubbed};
 use super::segment::{self, Segment};
 use super::{Log, format};
@@ -93,11 +93,11 @@ impl Reading<'_> {
     }
 
     /// Passes every record about a key from `from` to `to` to `visit`, in order. All of that range is durable.
-    pub(crate) fn walk(&self, from: Lsn, to: Lsn, visit: &mut recovery::Visit<'_>) -> Result<()> {
+    pub(crate) fn walk(&self, from: Lsn, to: Lsn, visit: &mut steps::Visit<'_>) -> Result<()> {
         let segments = Arc::clone(&self.segments.lock());
         let ends = self.listed();
         let reopen = |item: &_| self.reopened(item);
-        recovery::walk(&segments, &ends, from, to, &reopen, visit)
+        steps::walk(&segments, &ends, from, to, &reopen, visit)
     }
 
     /// Returns the segments that are listed now, to find records by position or by segment.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
 use super::open::birth::base_from;
-use super::open::recovery::{self, Visit};
+use super::open::steps::{self, Visit};
 use super::reader::{GO_ON, Met};
 use super::segment::{self, Segment, Spare};
 use super::survey::Survey;
@@ -155,7 +155,7 @@ pub(crate) fn prove(
     manifest: Manifest,
     visit: &mut Visit<'_>,
 ) -> Result<()> {
-    recovery::open(seams.clone(), dir, *sizes, manifest, visit).map(drop)
+    steps::open(seams.clone(), dir, *sizes, manifest, visit).map(drop)
 }
 
 fn switch(seams: &Seams, dir: &Path, manifest: &Manifest) -> Result<()> {

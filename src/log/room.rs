@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::open::judge::Plan;
+use super::open::recovery::Plan;
 use super::segment::{Segment, Spare};
 use super::upkeep::Due;
 use super::{Log, Sizes, Tail};

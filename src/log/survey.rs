@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::format::{Identity, SEGMENT_HEADER_BYTES};
-use super::open::judge::OLDER_BY_TOKENS;
+use super::open::recovery::OLDER_BY_TOKENS;
 use super::open::scan::{
     Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted, records_in,
 };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::census::{Census, Span};
 use super::commit::{Failed, Placed, Sink, Write};
-use super::open::gate;
+use super::open::lifecycle;
 use super::room::{self, NoRoom, Room};
 use super::segment::Segment;
 use super::{Log, format};
@@ -316,7 +316,7 @@ impl Log {
         let began = self.nanos();
         // A device may never return from it, and a close of a poisoned store must not wait for that.
         let done = self.guarded(|| self.gate.outside(|| file.sync_data()));
-        let done = done.map_err(|gate::Overtaken| Failed)?;
+        let done = done.map_err(|lifecycle::Overtaken| Failed)?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.sync_nanos.fetch_add(self.nanos() - began, Ordering::Relaxed);
         done.map_err(|e| self.poison(Error::io("syncing", &segment.path, e)))

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::birth::{base_from, tokens_from};
-use super::judge::{Plan, Uncovered};
+use super::recovery::{Plan, Uncovered};
 use super::scan::check_nothing_behind;
 use crate::limits;
 use crate::log::Log;

@@ -1,15 +1,15 @@
 //! Reads the log for an open: the listed segments' records, and the other files in the log's directory.
 //!
 //! Promises: reads records up to the first bad one, checks the bytes after it, and reports what it found. Never:
-//! writes, or decides what that means; `judge` does.
+//! writes, or decides what that means; `recovery` does.
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::judge::{self, Coverage, Remainder, Scanned, Uncovered};
-use super::recovery::{Earlier, Visit};
+use super::recovery::{self, Coverage, Remainder, Scanned, Uncovered};
+use super::steps::{Earlier, Visit};
 use crate::limits;
 use crate::log::Sizes;
 use crate::log::format::SEGMENT_HEADER_BYTES;
@@ -225,7 +225,7 @@ fn take_in(
 ) -> Result<(), Taken> {
     found.records += 1;
     if !found.coverage.cover(record.watermark) {
-        return Err(Taken::Refused(judge::split(&segment.path, segment.offset(record.lsn))));
+        return Err(Taken::Refused(recovery::split(&segment.path, segment.offset(record.lsn))));
     }
     if record.kind == Kind::Note {
         if let Some(time) = record.time().map_err(Taken::Bad)? {
@@ -240,7 +240,7 @@ fn take_in(
     }
     let body = record.body().map_err(Taken::Bad)?;
     let segment_end = segment.identity.listed().end;
-    judge::check_token(dir, manifest, segment_end, body.ahead).map_err(Taken::Refused)?;
+    recovery::check_token(dir, manifest, segment_end, body.ahead).map_err(Taken::Refused)?;
     found.newest = found.newest.max(body.time);
     visit(record, earlier).map_err(Taken::Refused)
 }
@@ -280,7 +280,7 @@ pub(in crate::log) fn check_nothing_behind(
 ) -> Result<()> {
     match first_behind(segment, listed_end, clean)? {
         None => Ok(()),
-        Some(at) => Err(judge::behind_clean_end(&segment.path, at)),
+        Some(at) => Err(recovery::behind_clean_end(&segment.path, at)),
     }
 }
 

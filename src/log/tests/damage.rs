@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::limits;
 use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
-use crate::log::open::judge::Plan;
+use crate::log::open::recovery::Plan;
 use crate::log::reader::{GO_ON, Met, Reader};
 use crate::log::segment::{self, Segment};
 use crate::log::survey;
@@ -40,7 +40,7 @@ fn peek(disk: &MemoryStorage, history: &History) -> Result<(Log, Report, Seen)> 
         return Err(Error::corrupt(&manifest::path(dir()), 0, "a manifest is missing"));
     };
     let mut seen = Seen::new();
-    let (log, report) = recovery::open(seams, dir(), SIZES, manifest, &mut |record, _| {
+    let (log, report) = steps::open(seams, dir(), SIZES, manifest, &mut |record, _| {
         let body = record.body().unwrap();
         let id = u32::from_le_bytes(body.progress.try_into().unwrap());
         assert!(history.items[&id].is_told_by(record), "a wrong answer: {record:?}");

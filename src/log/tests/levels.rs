@@ -86,7 +86,7 @@ fn lazy_writes_what_grows_too_large_to_buffer() {
     let sizes = Sizes { segment_bytes_first: 4 << 20, segment_bytes_max: 4 << 20, ..SIZES };
     crate::log::open::birth::create(&seams, dir(), &sizes).unwrap();
     let manifest = manifest::load(&*seams.storage, dir()).unwrap().unwrap();
-    let (log, _) = recovery::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
+    let (log, _) = steps::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
     log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
     for n in 0..1000 {
         let body = Body { key: b"k", progress: &[1; 900], ..Body::default() };
@@ -104,7 +104,7 @@ fn four_unsynced_mebibytes_are_synced_within_a_second() {
     let sizes = Sizes { segment_bytes_first: 16 << 20, segment_bytes_max: 16 << 20, ..SIZES };
     crate::log::open::birth::create(&seams, dir(), &sizes).unwrap();
     let manifest = manifest::load(&*seams.storage, dir()).unwrap().unwrap();
-    let (log, _) = recovery::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
+    let (log, _) = steps::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
     log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
     let fill = |bytes: u64| {
         let end = log.tail.lock().end().plus(bytes);

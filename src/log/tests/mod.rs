@@ -16,9 +16,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::judge::Report;
-use super::open::recovery::{self, Earlier};
+use super::open::recovery::Report;
 use super::open::scan;
+use super::open::steps::{self, Earlier};
 use super::upkeep::Due;
 use super::{Log, NoRoom, Placed, Room, Seams, Sizes};
 use crate::clock::ManualClock;
@@ -295,7 +295,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
         seen.push((id, record.lsn));
         Ok(())
     };
-    let (log, report) = recovery::open(seams, dir(), SIZES, manifest, visit)?;
+    let (log, report) = steps::open(seams, dir(), SIZES, manifest, visit)?;
     if let Some(wrong) = wrong {
         return Err(Wrong::Claim(wrong));
     }

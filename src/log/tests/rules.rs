@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::*;
 use crate::log::commit::Sink;
 use crate::log::format::SEGMENT_HEADER_BYTES;
-use crate::log::open::judge::Plan;
+use crate::log::open::recovery::Plan;
 use crate::log::segment;
 use crate::log::{Failed, Scrubbed};
 use crate::manifest::Manifest;
@@ -748,7 +748,7 @@ fn leftovers_an_open_could_not_list_are_removed_before_the_next_segment() {
     player.opened.as_ref().unwrap().log.drop_oldest(1, |_| (), |_, _| ()).unwrap();
     let world = World::over(player.world.disk.kill_clone(), 60);
     let manifest = manifest::load(&world.disk, dir()).unwrap().unwrap();
-    let opened = recovery::open(world.seams(), dir(), SIZES, manifest, &mut |_, _| Ok(()));
+    let opened = steps::open(world.seams(), dir(), SIZES, manifest, &mut |_, _| Ok(()));
     let (log, _) = opened.unwrap();
     world.faulty.inject(Fault::from(Calls::Of(Class::List), 0, busy()));
     log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
@@ -838,7 +838,7 @@ fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons_the_store() {
         shown.push(record.lsn);
         Ok(())
     };
-    let (log, _) = recovery::open(storage.seams(), dir(), SIZES, manifest, &mut visit).unwrap();
+    let (log, _) = steps::open(storage.seams(), dir(), SIZES, manifest, &mut visit).unwrap();
     let refused =
         log.resuming().begin_writing(&mut |_, _| Err(Error::corrupt(dir(), 0, "no such key")));
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);

@@ -39,7 +39,7 @@ fn open_real(dir: &Path, found: &mut BTreeSet<u32>) -> Log {
         assert!(found.insert(id), "{id} twice");
         Ok(())
     };
-    recovery::open(seams, dir, sizes, manifest, visit).unwrap().0
+    steps::open(seams, dir, sizes, manifest, visit).unwrap().0
 }
 
 fn commit_one(log: &Log, id: u32, level: Durability) -> Lsn {
