@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use super::background::Work;
 use super::checkpoint::{TableChange, as_listed};
+use super::merge::merge_due;
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
 use crate::index::table::Table;
-use crate::index::tables::{Tables, merge_due};
+use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::open::steps::Earlier;
 use crate::manifest::Manifest;

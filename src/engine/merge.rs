@@ -9,7 +9,7 @@ use super::background::Work;
 use super::checkpoint::{TableChange, as_listed};
 use crate::Result;
 use crate::index::table::Table;
-use crate::index::tables::{Survivors, merge_due};
+use crate::index::tables::Survivors;
 use crate::limits;
 use crate::sealed::listed::ListedTable;
 use crate::sealed::{Merge, Paged, SealedFile, Writer};
@@ -210,5 +210,57 @@ impl Merges<'_> {
                 }
             }
         }
+    }
+}
+
+/// Returns how many of the newest tables are to be merged into one, or 0. `listed` has the newest first.
+pub(super) fn merge_due(listed: &[ListedTable]) -> usize {
+    let (mut newer, mut due) = (0_u64, 0);
+    for (index, table) in listed.iter().enumerate() {
+        if index > 0 && table.slots <= newer {
+            due = index + 1;
+        }
+        newer += table.slots;
+    }
+    due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Lsn;
+
+    #[test]
+    fn tables_merge_like_the_digits_of_a_counter() {
+        let listed = |slots| ListedTable {
+            number: 1,
+            from: Lsn::ZERO,
+            to: Lsn::ZERO,
+            slots,
+            homes: 1,
+            buckets: 1,
+        };
+        let due = |slots: &[u64]| merge_due(&slots.iter().map(|n| listed(*n)).collect::<Vec<_>>());
+        assert_eq!(due(&[]), 0);
+        assert_eq!(due(&[10]), 0);
+        assert_eq!(due(&[10, 11]), 0);
+        assert_eq!(due(&[10, 10]), 2);
+        assert_eq!(due(&[10, 40, 50]), 3);
+        assert_eq!(due(&[10, 40, 51]), 0);
+        assert_eq!(due(&[10, 5, 100]), 2);
+        // A store that seals a thousand keys at a time never has many tables.
+        let mut tables: Vec<u64> = Vec::new();
+        let (mut most, mut rewritten) = (0, 0);
+        for _ in 0..1000 {
+            tables.insert(0, 1000);
+            let merged = due(&tables);
+            if merged > 0 {
+                let sum: u64 = tables.drain(..merged).sum();
+                rewritten += sum;
+                tables.insert(0, sum);
+            }
+            most = most.max(tables.len());
+        }
+        assert!(most <= 10 && rewritten <= 10_000_000, "{most} tables, {rewritten} rewritten");
     }
 }

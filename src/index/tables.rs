@@ -75,18 +75,6 @@ impl Tables {
     }
 }
 
-/// Returns how many of the newest tables are to be merged into one, or 0. `listed` has the newest first.
-pub(crate) fn merge_due(listed: &[ListedTable]) -> usize {
-    let (mut newer, mut due) = (0_u64, 0);
-    for (index, table) in listed.iter().enumerate() {
-        if index > 0 && table.slots <= newer {
-            due = index + 1;
-        }
-        newer += table.slots;
-    }
-    due
-}
-
 /// Counts the slots of some tables that a merge keeps: those whose segments are not before `head`. A table's size is
 /// fixed before its first slot is written, so a table sized for all slots would be too large by those that the merge
 /// drops.

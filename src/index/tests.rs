@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::table::{Slot, Table};
-use super::tables::{Tables, merge_due};
+use super::tables::Tables;
 use crate::entropy::SplitMix64;
 use crate::sealed::listed::{ListedFile, ListedTable, SLOTS};
 use crate::sealed::{Cursor, Merge, Pace, Writer};
@@ -243,40 +243,6 @@ fn the_bytes_of_a_table_never_change() {
     let mut hasher = siphasher::sip::SipHasher13::new();
     hasher.write(&bytes);
     assert_eq!((bytes.len(), hasher.finish()), (15_680, 11_134_525_241_742_580_223));
-}
-
-#[test]
-fn tables_merge_like_the_digits_of_a_counter() {
-    let listed = |slots| ListedTable {
-        number: 1,
-        from: Lsn::ZERO,
-        to: Lsn::ZERO,
-        slots,
-        homes: 1,
-        buckets: 1,
-    };
-    let due = |slots: &[u64]| merge_due(&slots.iter().map(|n| listed(*n)).collect::<Vec<_>>());
-    assert_eq!(due(&[]), 0);
-    assert_eq!(due(&[10]), 0);
-    assert_eq!(due(&[10, 11]), 0);
-    assert_eq!(due(&[10, 10]), 2);
-    assert_eq!(due(&[10, 40, 50]), 3);
-    assert_eq!(due(&[10, 40, 51]), 0);
-    assert_eq!(due(&[10, 5, 100]), 2);
-    // A store that seals a thousand keys at a time never has many tables.
-    let mut tables: Vec<u64> = Vec::new();
-    let (mut most, mut rewritten) = (0, 0);
-    for _ in 0..1000 {
-        tables.insert(0, 1000);
-        let merged = due(&tables);
-        if merged > 0 {
-            let sum: u64 = tables.drain(..merged).sum();
-            rewritten += sum;
-            tables.insert(0, sum);
-        }
-        most = most.max(tables.len());
-    }
-    assert!(most <= 10 && rewritten <= 10_000_000, "{most} tables, {rewritten} rewritten");
 }
 
 proptest! {

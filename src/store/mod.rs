@@ -17,11 +17,9 @@ use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verific
 #[cfg(feature = "backend")]
 use crate::backend::{Backend, Request, Sent};
 use crate::backend::{InFlight, Shared};
-use crate::claim::seen::{
-    broken, expired, in_progress, recorded, seen_attempt, shown_state, state_of,
-};
-use crate::claim::{Attempt, Claim, ClaimGuard, Interrupted, Mark, Resolution, State, granting};
-use crate::engine::{Applied, Batch, EncodedOutcome, Engine, Writing};
+use crate::claim::seen::{in_progress, state_of};
+use crate::claim::{Attempt, Claim, Mark, Resolution, State, granting};
+use crate::engine::{Batch, EncodedOutcome, Engine, Writing};
 use crate::limits;
 use crate::log::Due;
 use crate::operation::{Settings, encode_meta};
@@ -118,38 +116,7 @@ impl Store {
         let hash = self.shared.hash(key);
         let writing = granting(self.shared.result_bytes_max(), &settings, key, fingerprint);
         let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
-        if applied.answer == Answer::Granted {
-            let claimed = applied.claimed.ok_or_else(broken)?;
-            let shared = Arc::clone(&self.shared);
-            return Ok(Claim::Acquired(ClaimGuard::new(
-                shared, key, hash, claimed, settings, None,
-            )));
-        }
-        let question = applied.question;
-        let answer = applied.answer;
-        let attempt = || seen_attempt(key, &applied);
-        Ok(match answer {
-            Answer::Asked => Claim::Interrupted(Interrupted::new(
-                Arc::clone(&self.shared),
-                hash,
-                attempt()?,
-                settings,
-                fingerprint,
-                question,
-            )),
-            Answer::InProgress => Claim::InProgress(attempt()?),
-            Answer::Held => Claim::Held(attempt()?),
-            Answer::TooManyAttempts => Claim::Held(
-                attempt()?.because(
-                    "it has had as many attempts as attempts_max allows; Resolution::Retry allows as many again",
-                ),
-            ),
-            Answer::Completed => Claim::Completed(recorded(applied)?),
-            Answer::Failed => Claim::Failed(recorded(applied)?),
-            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied)?),
-            Answer::Expired => Claim::Expired(expired(applied)?),
-            _ => return Err(broken()),
-        })
+        Claim::answered(&self.shared, key, hash, settings, fingerprint, applied)
     }
 
     /// Marks a key as done before the work, so that the work is done at most once. The first call answers `First`.
@@ -175,7 +142,7 @@ impl Store {
         key.check()?;
         let settings = op.policy().or(&self.policy).resolve()?;
         let (call, writing) = marking(&op, &settings);
-        marked(key, self.shared.apply(key, self.shared.hash(key), call, &writing)?)
+        Mark::answered(key, self.shared.apply(key, self.shared.hash(key), call, &writing)?)
     }
 
     /// Marks many keys: one write and one sync for all of them, an answer for each, in their order.
@@ -236,7 +203,7 @@ impl Store {
             let (call, writing) = marking(op, &settings);
             let done = engine.place(&inside, op.key(), hash, call, &writing)?;
             batch.add(&done, settings.durability);
-            marked(op.key(), done.into_applied())
+            Mark::answered(op.key(), done.into_applied())
         };
         let mut marks = Vec::with_capacity(ops.size_hint().0);
         loop {
@@ -283,7 +250,7 @@ impl Store {
         let sent: Vec<_> = ops.into_iter().map(send).collect();
         let wait = |sent: Result<(Key<'static>, Box<dyn Sent>)>| {
             let (key, sent) = sent?;
-            marked(&key, sent.wait()?.into_applied())
+            Mark::answered(&key, sent.wait()?.into_applied())
         };
         sent.into_iter().map(wait).collect()
     }
@@ -781,18 +748,6 @@ fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, Writing<'a>
         ..Writing::default()
     };
     (Call::Mark(op.fingerprint_given()), writing)
-}
-
-fn marked(key: &Key<'_>, applied: Applied) -> Result<Mark> {
-    Ok(match applied.answer {
-        Answer::Granted => Mark::First,
-        Answer::Completed => Mark::Again,
-        Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
-        Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
-        Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
-        Answer::Expired => Mark::Expired(expired(applied)?),
-        _ => return Err(broken()),
-    })
 }
 
 impl fmt::Debug for Store {

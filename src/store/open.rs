@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::Store;
+use crate::Result;
 use crate::backend::{Embedded, Shared};
 use crate::builder::StoreBuilder;
 use crate::engine::{Engine, EngineOpening};
@@ -12,7 +13,6 @@ use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
 use crate::types::in_memory;
-use crate::{Error, Result};
 
 impl Store {
     /// Opens the store in `dir`, which must exist.
@@ -128,18 +128,8 @@ impl StoreBuilder {
         let sizes = self.sizes()?;
         self.policy.resolve()?;
         let (seams, lock) = directory::lock(seams, dir, create)?;
-        let network_fs = seams
-            .storage
-            .network_fs(dir)
-            .map_err(|e| Error::io("determining the file system of", dir, e))?;
-        if let Some(name) = network_fs {
-            if !self.allow_network_fs {
-                let message = format!(
-                    "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",
-                    dir.display()
-                );
-                return Err(Error::invalid(message).at(dir));
-            }
+        if !self.allow_network_fs {
+            directory::refuse_network_fs(&seams, dir)?;
         }
         let manifest = directory::load_or_create(&seams, dir, &sizes, create)?;
         let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;

@@ -1,4 +1,4 @@
-//! A store's directory: finds, makes and locks it, and says whether it holds a store.
+//! A store's directory: finds, makes and locks it, refuses one that can't be relied on, and says whether it holds a store.
 //!
 //! Promises: the directory is locked before anything in it is read or created, and all later work is done in the
 //! locked directory; a refusal names its cause.
@@ -27,6 +27,21 @@ pub(crate) fn lock(seams: Seams, dir: &Path, create: bool) -> Result<(Seams, Box
         Err(e) => return Err(not_locked(&seams, dir, e)),
     };
     Ok((Seams { storage, ..seams }, lock))
+}
+
+/// Refuses a directory on a network file system: its lock and its syncs promise nothing.
+pub(crate) fn refuse_network_fs(seams: &Seams, dir: &Path) -> Result<()> {
+    let name = seams.storage.network_fs(dir);
+    match name.map_err(|e| Error::io("determining the file system of", dir, e))? {
+        Some(name) => {
+            let message = format!(
+                "{} lies on {name}, whose locks and flushes can't be relied on: use a local disk, or allow_network_fs",
+                dir.display()
+            );
+            Err(Error::invalid(message).at(dir))
+        }
+        None => Ok(()),
+    }
 }
 
 pub(crate) fn system(dir: &Path) -> Result<Seams> {

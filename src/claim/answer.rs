@@ -1,0 +1,71 @@
+//! Which public answer a decision of the rules becomes: for a claim, and for a mark.
+
+use std::sync::Arc;
+
+use super::seen::{broken, expired, recorded, seen_attempt, shown_state};
+use super::{Claim, ClaimGuard, Interrupted, Mark};
+use crate::backend::Shared;
+use crate::engine::Applied;
+use crate::operation::Settings;
+use crate::protocol::Answer;
+use crate::types::KeyHash;
+use crate::{Fingerprint, Key, Result};
+
+impl Claim {
+    /// `settings` and `fingerprint` are those of the claim: a grant keeps them for its ending.
+    pub(crate) fn answered(
+        shared: &Arc<Shared>,
+        key: &Key<'_>,
+        hash: KeyHash,
+        settings: Settings,
+        fingerprint: Option<Fingerprint>,
+        applied: Applied,
+    ) -> Result<Claim> {
+        let shared = || Arc::clone(shared);
+        let attempt = || seen_attempt(key, &applied);
+        Ok(match applied.answer {
+            Answer::Granted => {
+                let claimed = applied.claimed.ok_or_else(broken)?;
+                Claim::Acquired(ClaimGuard::new(shared(), key, hash, claimed, settings, None))
+            }
+            Answer::Asked => {
+                let question = applied.question;
+                let (shared, attempt) = (shared(), attempt()?);
+                Claim::Interrupted(Interrupted::new(
+                    shared,
+                    hash,
+                    attempt,
+                    settings,
+                    fingerprint,
+                    question,
+                ))
+            }
+            Answer::InProgress => Claim::InProgress(attempt()?),
+            Answer::Held => Claim::Held(attempt()?),
+            Answer::TooManyAttempts => Claim::Held(
+                attempt()?.because(
+                    "it has had as many attempts as attempts_max allows; Resolution::Retry allows as many again",
+                ),
+            ),
+            Answer::Completed => Claim::Completed(recorded(applied)?),
+            Answer::Failed => Claim::Failed(recorded(applied)?),
+            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied)?),
+            Answer::Expired => Claim::Expired(expired(applied)?),
+            _ => return Err(broken()),
+        })
+    }
+}
+
+impl Mark {
+    pub(crate) fn answered(key: &Key<'_>, applied: Applied) -> Result<Mark> {
+        Ok(match applied.answer {
+            Answer::Granted => Mark::First,
+            Answer::Completed => Mark::Again,
+            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
+            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
+            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
+            Answer::Expired => Mark::Expired(expired(applied)?),
+            _ => return Err(broken()),
+        })
+    }
+}
