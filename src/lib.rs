@@ -1,8 +1,8 @@
 //! An embedded, crash-safe idempotency store.
 //!
-//! A program names an operation with a [`Key`]. [`Store::claim`] answers whether to do the work, to replay the recorded
-//! result, or to keep out because another thread is at it. The answer survives crashes, power cuts, retries and races
-//! between threads. One process opens a store at a time.
+//! A program names an operation with a [`Key`]. [`Store::claim`] returns whether to do the work, to replay the recorded
+//! result, or to keep out because another thread is doing the work. The answer stays right through crashes, power cuts,
+//! retries and races between threads. Only one process can open a store at a time.
 //!
 //! ```
 //! use onlyonce::{Claim, Store};
@@ -25,12 +25,12 @@
 //! # Where to begin
 //!
 //! - [`Store`]: [`claim`](Store::claim), [`run`](Store::run) for a closure, [`mark`](Store::mark) for "seen before?"
-//! - [`Claim`], the answer: [`ClaimGuard`] is yours to end; [`Interrupted`] is yours to decide on
+//! - [`Claim`], the answer: you end a [`ClaimGuard`], and decide about an [`Interrupted`]
 //! - [`Operation`] and [`Policy`]: fingerprints, leases, retention, what an interruption means
-//! - [`Outcome`], [`Payload`], [`Encode`], [`Decode`] and [`value`]: what is recorded, as bytes and as types
-//! - [`Error`] and [`ErrorKind`]: what the caller does next
+//! - [`Outcome`], [`Payload`], [`Encode`], [`Decode`] and [`value`]: recorded results, as bytes and as types
+//! - [`Error`] and [`ErrorKind`]: what went wrong, and what to do next
 //! - [`admin`], [`Store::resolve`]: the operator's view; `testing`: a store on a simulated disk
-//! - `docs`: programs to begin with, how to run a store, and what is promised
+//! - `docs`: programs to start from, how to operate a store, and its guarantees
 //!
 //! # What survives
 //!
@@ -41,18 +41,19 @@
 //! | [`Sync`](Durability::Sync), the default | power loss | one write and one sync, shared |
 //!
 //! At every level a key has one owner at a time, no fencing [`Token`] is issued twice, and damage to durable bytes is
-//! an error that names file and offset.
+//! reported as an error that names the file and the offset.
 //!
-//! No store can make an outside effect happen exactly once. If a process dies between the effect and its record, the
-//! next claim answers [`Interrupted`](Claim::Interrupted), and your program decides.
+//! No store can guarantee that an effect outside the store happens exactly once. If a process dies between the effect
+//! and its record, the next claim answers [`Interrupted`](Claim::Interrupted), and your program decides.
 //!
 //! # Features
 //!
-//! - `bincode` (default): `value::Typed` records any serde type. Without it, the crate doesn't depend on serde. bincode 2
-//!   is finished and no longer maintained (RUSTSEC-2025-0141), and `cargo deny` reports that: switch the feature off, or
-//!   allow the advisory. Nothing else in a store is encoded with bincode.
-//! - `testing`: `testing::Sim`, a store in memory with a manual clock, power loss and failing disks.
-//! - `backend`, unstable: `backend::Backend`, to answer a store's calls from elsewhere, and to hand them on.
+//! - `bincode` (default): `value::Typed` records any serde type. Without this feature, the crate doesn't depend on
+//!   serde. bincode 2 is no longer maintained (RUSTSEC-2025-0141), and `cargo deny` reports that advisory: switch the
+//!   feature off, or allow the advisory. A store encodes nothing else with bincode.
+//! - `testing`: `testing::Sim`, a simulated store in memory with a manual clock, power loss and failing disks.
+//! - `backend` (unstable): `backend::Backend`, a trait with which other code, or another process, answers a store's
+//!   calls.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // What `backend` shows is there without it, too.
@@ -128,7 +129,7 @@ pub use store::run::{Reconciled, Run, Runner, Verdict};
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};
 
-/// Result of every fallible call.
+/// The result type of every fallible call.
 ///
 /// ```
 /// use onlyonce::{Result, Store};

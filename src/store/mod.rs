@@ -29,8 +29,8 @@ use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
 /// An open store, which remembers the outcomes of operations by their keys.
 ///
-/// A clone is the same store. Dropping the last handle closes it. A claim counts as a handle, so it keeps the store open.
-/// One process opens a store at a time; a second one gets `Locked`.
+/// A clone is another handle to the same store, and dropping the last handle closes the store. A claim counts as a
+/// handle, so it keeps the store open. Only one process can open a store at a time; a second one gets `Locked`.
 ///
 /// ```
 /// # use onlyonce::{Store, testing::Sim};
@@ -55,7 +55,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Returns a handle to the same keys with other defaults: `policy`, and this handle's where it is unset.
+    /// Returns a handle to the same store that takes its defaults from `policy`, and from this handle where `policy`
+    /// sets nothing.
     ///
     /// ```
     /// # use onlyonce::{Durability, Policy, testing::Sim};
@@ -66,7 +67,7 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// Works in memory only. A policy that can't work is refused, as `Invalid`, by the call that uses it.
+    /// Nothing is written. An invalid policy is refused as `Invalid` by the call that uses it, not by this call.
     pub fn with_policy(&self, policy: Policy) -> Store {
         Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
     }
@@ -88,16 +89,16 @@ impl Store {
     /// # }
     /// ```
     ///
-    /// A grant is durable on return at the claim's level. Every other answer except `InProgress` waits until the record
-    /// that it rests on is durable at that record's level.
+    /// A grant is durable on return at the level of [`claim_durability`](Policy::claim_durability). Every other answer
+    /// except `InProgress` is based on a record, and waits until that record is durable at its own level.
     ///
     /// # Errors
-    /// `StorageFull` before anything was done; `Indeterminate` if the write or sync failed (the store is then
-    /// poisoned); `Poisoned`, `Closed`, `Forked`; `Corrupt` if the key's record is damaged; `Invalid` or `TooLarge` for a
-    /// key or policy that isn't valid.
+    /// `StorageFull` if there is no space (nothing was done); `Indeterminate` if the write or sync failed (the store is
+    /// then poisoned); `Poisoned`, `Closed` or `Forked` (see [`ErrorKind`]); `Corrupt` if the key's record is damaged;
+    /// `Invalid` or `TooLarge` if the key or the policy is not valid.
     ///
     /// # Cost
-    /// A grant: one write, and one sync at `Sync`. A replay: one read.
+    /// A grant costs one write, and one sync at `Sync`. A replay costs one read.
     pub fn claim<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Claim> {
         self.claim_as(&op.into(), false)
     }
@@ -119,7 +120,8 @@ impl Store {
         Claim::answered(&self.shared, key, hash, settings, fingerprint, applied)
     }
 
-    /// Marks a key as done before the work, so that the work is done at most once. The first call answers `First`.
+    /// Marks a key as done before the work starts, so that the work is done at most once. The first call for a key
+    /// returns `First`.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -129,13 +131,13 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// Durable on return at the level of [`durability`](Policy::durability).
+    /// The mark is durable on return at the level of [`durability`](Policy::durability).
     ///
     /// # Errors
-    /// As [`claim`](Self::claim).
+    /// The errors of [`claim`](Self::claim).
     ///
     /// # Cost
-    /// One write, and one sync at `Sync`; nothing for a key that was seen before.
+    /// One write, and one sync at `Sync`. A key that was seen before costs no write and no sync.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
         let op = op.into();
         let key = op.key();
@@ -145,9 +147,10 @@ impl Store {
         Mark::answered(key, self.shared.apply(key, self.shared.hash(key), call, &writing)?)
     }
 
-    /// Marks many keys: one write and one sync for all of them, an answer for each, in their order.
+    /// Marks many keys with one write and one sync. Returns an answer for each key, in the order of the keys.
     ///
-    /// Not a transaction: after a crash any prefix of the batch may exist. A key that occurs twice is `First` once.
+    /// The batch is not a transaction: after a crash, any prefix of it may exist. A key that occurs twice is `First`
+    /// only once.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -163,15 +166,16 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// All of them are durable on return, each at the level of its [`durability`](Policy::durability).
+    /// Every mark is durable on return, at the level of its operation's [`durability`](Policy::durability).
     ///
     /// # Errors
-    /// For one key, in its place: `TooLarge` or `Invalid`, `Corrupt` if its record is damaged, `StorageFull`. That key
-    /// was not marked; the others were. For all keys: `Indeterminate` if the write or sync failed, and any of them may be
-    /// on disk; `Poisoned`, `Closed` or `Forked` before any was marked.
+    /// An error for one key is returned at that key's position: `TooLarge` or `Invalid`, `Corrupt` if the key's record
+    /// is damaged, or `StorageFull`. That key was not marked, but the others were. The whole call fails with
+    /// `Indeterminate` if the write or sync failed, and any of the marks may then be on disk. It fails with `Poisoned`,
+    /// `Closed` or `Forked` before any key is marked.
     ///
     /// # Cost
-    /// One write, and one sync at `Sync`, for each segment that the batch reaches into: mostly one.
+    /// One write, and one sync at `Sync`, for each segment that the batch spans: usually one.
     pub fn mark_many<'k, O: Into<Operation<'k>>>(
         &self,
         ops: impl IntoIterator<Item = O>,
@@ -255,7 +259,7 @@ impl Store {
         sent.into_iter().map(wait).collect()
     }
 
-    /// Returns the state of a key; `None` if it is absent: never claimed, forgotten, or past its retention.
+    /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
     ///
     /// ```
     /// # use onlyonce::{State, testing::Sim};
@@ -266,11 +270,11 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `Corrupt` if its record is damaged; `Closed`, `Forked`, `Indeterminate`.
+    /// `Corrupt` if the key's record is damaged; `Closed`, `Forked`, `Indeterminate`.
     ///
     /// # Cost
-    /// One read; none for a key in progress. Nothing is written, unless the index is damaged there: then it is mended
-    /// first, which reads the part of the log that its table covers.
+    /// One read, or none for a key in progress. Nothing is written, unless the lookup finds a table of the index
+    /// damaged. That table is then mended first, which reads the part of the log that the table covers.
     pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
         let key = key.into();
         key.check()?;
@@ -280,12 +284,13 @@ impl Store {
         }
     }
 
-    /// Resolves an interrupted or held attempt as you found out: with an outcome, or for a retry. An aborted attempt can be
-    /// resolved too, because its key is held once [`attempts_max`](Policy::attempts_max) is reached. Answers `false` if the
-    /// key has moved on from the attempt you saw; then nothing was changed.
+    /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be
+    /// retried. An aborted attempt can be resolved too, because its key is held once
+    /// [`attempts_max`](Policy::attempts_max) is reached. Returns `false`, and changes nothing, if the key is no longer
+    /// in the state that you saw.
     ///
-    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts anew. The numbers of
-    /// attempts continue.
+    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts from zero again. The
+    /// numbers of attempts continue.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, Resolution, State, testing::Sim};
@@ -298,13 +303,14 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// Durable on return, always at `Sync`.
+    /// The change is durable on return, always at `Sync`.
     ///
     /// # Errors
-    /// `InProgress` if its owner is still at work; `TooLarge` for an outcome beyond a limit; as `claim`.
+    /// `InProgress` if the attempt's owner is still at work; `TooLarge` if the outcome exceeds a limit; the errors of
+    /// [`claim`](Self::claim).
     ///
     /// # Cost
-    /// One write and one sync; nothing where it answers `false`.
+    /// One write and one sync, or neither if the call returns `false`.
     pub fn resolve(&self, attempt: &Attempt, resolution: Resolution) -> Result<bool> {
         let key = attempt.key();
         let hash = self.shared.hash(key);
@@ -355,9 +361,11 @@ impl Store {
         }
     }
 
-    /// Forgets a key in any state, so that the next claim is the first. Answers `false` if there was nothing to forget.
+    /// Forgets a key that is not claimed right now, so that the next claim is the first. Returns `false` if there was
+    /// nothing to forget.
     ///
-    /// Durable on return, always at `Sync`: one write and one sync. Its bytes stay in the log until it is compacted.
+    /// The change is durable on return, always at `Sync`, and costs one write and one sync. The key's bytes stay in the
+    /// log until the log is compacted.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -369,7 +377,8 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). As `claim`.
+    /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). Also the errors of
+    /// [`claim`](Self::claim).
     pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
         let key = key.into();
         key.check()?;
@@ -382,10 +391,10 @@ impl Store {
         }
     }
 
-    /// Forgets a key that is claimed right now, named by its owner's token. The owner is fenced off, and nothing records
-    /// what it has done. For the brave.
+    /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the
+    /// owner has done: use this call with care.
     ///
-    /// Durable on return, always at `Sync`: one write and one sync.
+    /// The change is durable on return, always at `Sync`, and costs one write and one sync.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -399,7 +408,7 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if the key isn't claimed under that token. As `claim`.
+    /// `ClaimLost` if the key isn't claimed under `token`. Also the errors of [`claim`](Self::claim).
     pub fn forget_claimed<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Result<()> {
         let key = key.into();
         key.check()?;
@@ -415,10 +424,11 @@ impl Store {
         }
     }
 
-    /// Walks over all keys and their states, in no order. Changes made meanwhile may or may not be seen.
+    /// Returns an iterator over all keys and their states, in no particular order. Changes made during the iteration
+    /// may or may not be seen.
     ///
-    /// Expired keys are not shown, even if they are remembered, because only the hash of a remembered key is left. Ask
-    /// [`get`](Self::get) about one.
+    /// The iterator leaves out expired keys, even remembered ones, because only the hash of a remembered key is stored.
+    /// Call [`get`](Self::get) to look one up.
     ///
     /// ```
     /// # use onlyonce::{admin::StateKind, testing::Sim};
@@ -431,12 +441,12 @@ impl Store {
     /// ```
     ///
     /// # Cost
-    /// One read a key. Nothing is written, unless the index is damaged, as in [`get`](Self::get).
+    /// One read per key. Nothing is written, unless the index is damaged, as in [`get`](Self::get).
     pub fn iter(&self) -> Iter {
         Iter::new(Arc::clone(&self.shared))
     }
 
-    /// Makes everything acknowledged so far durable, whatever its level. Costs one sync.
+    /// Makes everything acknowledged so far durable, whatever its level. The call costs one sync.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -456,7 +466,7 @@ impl Store {
 
     /// Refuses new claims from now on; claims in flight continue. See [`close`](Self::close).
     ///
-    /// Nothing is written. It can't be undone.
+    /// Nothing is written. A drain can't be undone.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -469,8 +479,9 @@ impl Store {
         self.shared.drain();
     }
 
-    /// Refuses new claims, waits up to `deadline` for those in flight, makes everything durable and closes the store, so
-    /// that the next open has nothing to recover. Returns the claims that were left interrupted.
+    /// Refuses new claims, waits up to `deadline` for the claims in flight, makes everything durable and closes the
+    /// store, so that the next open has nothing to recover. Returns the claims that were still in flight and are now
+    /// interrupted.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -483,28 +494,32 @@ impl Store {
     /// ```
     ///
     /// Everything acknowledged is durable on return, whatever its level. Every later call on a handle or guard of this
-    /// store answers `Closed`.
+    /// store is refused as `Closed`.
     ///
     /// # Errors
-    /// `Poisoned` or `Indeterminate` if a write or sync failed, now or before; the store is closed all the
-    /// same, and the next opening recovers what is durable. `StorageFull` if there was no room for the manifest
-    /// of a clean end, which is no loss either. `InProgress` if calls on the store still wait for the disk at the deadline, or
-    /// 200 ms after the first call was refused, whichever is later; or if the disk takes longer over what the close itself
-    /// writes, which it has two seconds for at least: the store takes no calls, its directory stays locked, and a later
-    /// `close` goes on, or learns what became of it. `Closed` if it is closed already, or another call is at it; `Forked`.
+    /// - `Poisoned` or `Indeterminate`: a write or sync failed, now or earlier. The store is closed nevertheless, and
+    ///   the next open recovers what is durable.
+    /// - `StorageFull`: there was no space for the manifest that marks a clean close. The store is closed nevertheless,
+    ///   and nothing is lost.
+    /// - `InProgress`: calls on the store still wait for the disk at the deadline, or 200 ms after the store began to
+    ///   refuse calls, whichever is later. Or the close's own writes have not ended by the deadline, or two seconds
+    ///   after they began, whichever is later. The store accepts no calls, and its directory stays locked. A later
+    ///   `close` continues, or returns the result.
+    /// - `Closed`: the store is closed already, or another `close` is running.
+    /// - `Forked`: see [`ErrorKind`].
     ///
     /// # Cost
-    /// The wait; a write and a sync for what is not durable yet; a table of the keys since the last checkpoint, 16 bytes
-    /// each; a new manifest, which is a few small writes and
-    /// syncs and a rename; and what it reclaims of two segments at most, until the deadline or for 200 ms. A thread that
-    /// writes this. A store that wrote nothing writes nothing.
+    /// In addition to the wait: a write and a sync of what is not durable yet; a table of the keys since the last
+    /// checkpoint, 16 bytes each; and a new manifest, which costs a few small writes and syncs and a rename. The close
+    /// also reclaims up to two segments, until the deadline or for 200 ms. Another thread does these writes. If the
+    /// store wrote nothing while it was open, the close writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
         let left = self.shared.close(deadline)?;
         let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now);
         Ok(left.into_iter().map(attempt).collect())
     }
 
-    /// Says whether the store takes writes, and if not, why.
+    /// Returns whether the store accepts writes and, if not, why.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -513,10 +528,10 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Space is judged for a claim under this handle's policy.
+    /// The free space is compared with what a claim under this handle's policy needs.
     ///
     /// # Cost
-    /// A look at a few flags. The disk is not read.
+    /// Checks a few flags. The disk is not read.
     #[must_use]
     pub fn health(&self) -> Health {
         match &*self.shared {
@@ -526,7 +541,7 @@ impl Store {
         }
     }
 
-    /// Returns counts, and what the last open found.
+    /// Returns counts, and what was found when the store was opened.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -539,12 +554,12 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Counts an embedded store only: on a store made by `with_backend`, every figure is zero.
+    /// Only an embedded store is counted: on a store made by `with_backend`, every figure is zero.
     ///
     /// # Cost
-    /// No disk, but not free. It looks at all keys in memory, under the lock of each of their 64 shards in turn, which takes
-    /// a millisecond or two for each million keys, and copies the list of segments. It waits while a segment is prepared
-    /// ahead or a manifest is exchanged.
+    /// The disk is not read, but the call is not free. It visits all keys in memory, under the locks of their 64 shards
+    /// one after the other, which takes a millisecond or two per million keys, and it copies the list of segments. It
+    /// waits while a segment is prepared ahead or a manifest is replaced.
     #[must_use]
     pub fn stats(&self) -> Stats {
         match &*self.shared {
@@ -554,9 +569,9 @@ impl Store {
         }
     }
 
-    /// Estimates how much of the store is alive, and how many keys are in each state. It samples about a thousand keys, so it
-    /// is right to some percent, and less well if a few results are far larger than the rest. A store with fewer keys is
-    /// counted exactly.
+    /// Estimates how much of the store is alive, and how many keys are in each state. The estimate is based on about a
+    /// thousand sampled keys, so it is accurate to a few percent, and less so if a few results are far larger than the
+    /// rest. In a store with fewer keys, every key is counted.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -572,13 +587,14 @@ impl Store {
     /// `Corrupt` if a bucket of the index is damaged; `Closed`, `Forked`, `Indeterminate`.
     ///
     /// # Cost
-    /// Some hundred random reads.
+    /// A few hundred random reads.
     pub fn estimate(&self) -> Result<Estimate> {
         Estimate::of(self.shared.embedded()?)
     }
 
-    /// Reads every file of the store and reports damage: in each record, in each bucket of the index, and where the index
-    /// doesn't lead to a key. Damaged neighbours are reported as one. Changes nothing; other calls continue meanwhile.
+    /// Reads every file of the store and reports damage: in records, in buckets of the index, and where the index
+    /// doesn't lead to a key. Adjacent damage is reported as one. Nothing is changed, and other calls continue
+    /// meanwhile.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -590,21 +606,21 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Records that are not yet durable are left out: call [`sync`](Self::sync) first to have everything read. Bytes that
-    /// can't be read now are not damage and are listed in [`unread`](Verification::unread): call again once the cause is
-    /// gone.
+    /// Records that are not yet durable are left out: call [`sync`](Self::sync) first to include them. Bytes that can't
+    /// be read now don't count as damage, and are listed in [`unread`](Verification::unread): call `verify` again once
+    /// the cause is gone.
     ///
     /// # Errors
-    /// `Closed`, also if a [`close`](Self::close) comes meanwhile; `Forked`. Damage is not an error of this call.
+    /// `Closed`, also if the store is closed meanwhile; `Forked`. Damage is not an error of this call.
     ///
     /// # Cost
-    /// Reads everything once, and each key's newest record once more.
+    /// Reads every file once, and each key's newest record once more.
     pub fn verify(&self) -> Result<Verification> {
         self.verify_with(|_| ControlFlow::Continue(()))
     }
 
-    /// As [`verify`](Self::verify). After each file it calls `progress` with what was found so far, which may end the
-    /// reading.
+    /// Does the same as [`verify`](Self::verify), and calls `progress` after each file with what was found so far.
+    /// `progress` may end the reading.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -619,7 +635,7 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// As [`verify`](Self::verify).
+    /// The errors of [`verify`](Self::verify).
     pub fn verify_with(
         &self,
         mut progress: impl FnMut(&Verification) -> ControlFlow<()>,
@@ -629,14 +645,17 @@ impl Store {
         Ok(gathering.found)
     }
 
-    /// Reclaims dead records: moves the live records of the log to its end, and removes the files they were in. Moves about
-    /// `budget` bytes at most; the next call continues where the budget ran out.
+    /// Reclaims dead records: moves the live records to the end of the log, and removes the files that held them. One
+    /// call moves at most about `budget` bytes; the next call continues where the budget ran out.
     ///
-    /// The background does the same by itself once the store is twice as large as its live bytes. When this call says that
-    /// it is complete, no file of the store holds the bytes of anything forgotten, expired or overwritten before the call,
-    /// and the index is one table, if there is space for it. A call that continues others vouches for what was dead before
-    /// the first of them; a call with `u64::MAX` continues none. One thing stays: a forgotten key with
-    /// [`remember_expired`](crate::Policy::remember_expired), without its result, until its memory would have passed.
+    /// Background threads do the same once the store is twice as large as its live bytes. When
+    /// [`is_complete`](Compaction::is_complete) returns `true`, no file of the store holds the bytes of anything
+    /// forgotten, expired or overwritten before the call, and the index is one table, if there is space for it. If the
+    /// call continued earlier calls, this guarantee covers only what was dead before the first of them; a call with
+    /// `u64::MAX` continues none.
+    ///
+    /// There is one exception: a forgotten key with [`remember_expired`](crate::Policy::remember_expired) stays,
+    /// without its result, until the time for which it would have been remembered has passed.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -647,11 +666,11 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Durable on return. Other calls continue meanwhile.
+    /// The changes are durable on return. Other calls continue meanwhile.
     ///
     /// # Errors
-    /// `StorageFull` if the space that is kept for moving records isn't enough: see `docs/durability.md`, "A full store".
-    /// `Corrupt` if a record is damaged: its segment stays. As `sync`.
+    /// `StorageFull` if the space reserved for moving records isn't enough: see `docs/durability.md`, "A full store".
+    /// `Corrupt` if a record is damaged; its segment stays. Also the errors of [`sync`](Self::sync).
     ///
     /// # Cost
     /// Reads the log and writes its live records.
@@ -659,8 +678,8 @@ impl Store {
         self.shared.embedded()?.compaction().compact(budget).map(Compaction::new)
     }
 
-    /// Makes the index again from the log. Damage that a lookup or an open notices is mended at once without this call. Use
-    /// it when no part of the index can be trusted any more.
+    /// Rebuilds the index from the log. Without this call, a lookup or an open mends the damage that it notices. Use
+    /// this call when no part of the index can be trusted any more.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -674,13 +693,14 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Durable on return. Other calls continue meanwhile.
+    /// The changes are durable on return. Other calls continue meanwhile.
     ///
     /// # Errors
-    /// `Corrupt` if the log is damaged: see [`repair`](crate::admin::repair). `StorageFull`; as `sync`.
+    /// `Corrupt` if the log is damaged: see [`repair`](crate::admin::repair). `StorageFull`, and the errors of
+    /// [`sync`](Self::sync).
     ///
     /// # Cost
-    /// Reads the log up to the last checkpoint, writes 16 bytes a key, some of them several times.
+    /// Reads the log up to the last checkpoint and writes 16 bytes per key, for some keys several times.
     pub fn rebuild_index(&self) -> Result<()> {
         self.shared.embedded()?.mending().rebuild_index()
     }
@@ -692,11 +712,11 @@ impl Store {
         self.shared.embedded()?.merges().merge_index()
     }
 
-    /// Does one piece of background work, if one is due, and returns the time until the next may be due.
+    /// Does one piece of background work, if one is due, and returns the time until the next piece may be due.
     ///
-    /// Only for a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); otherwise two
-    /// threads do this work. It syncs bytes written a second ago, covers them with a watermark, prepares segments, seals keys in tables,
-    /// merges tables, and reclaims dead records.
+    /// Call it only on a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); in any
+    /// other store two threads do this work. The work syncs bytes written a second ago, covers them with a watermark,
+    /// prepares segments, seals keys in tables, merges tables, and reclaims dead records.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -710,8 +730,9 @@ impl Store {
     /// `Indeterminate` if a write or sync failed; `Closed`, `Forked`.
     ///
     /// # Cost
-    /// At most one piece of work: a write; a sync; a segment, of which each page is written; a checkpoint, which writes 16
-    /// bytes for each key since the last one; or a piece of a merge or of compaction, some hundred KiB.
+    /// At most one piece of work: a write; a sync; the preparation of a segment, which writes each of its pages; a
+    /// checkpoint, which writes 16 bytes for each key since the previous checkpoint; or a part of a merge or of
+    /// compaction, a few hundred KiB.
     pub fn step(&self) -> Result<Duration> {
         self.shared.embedded()?.step().map(Due::wait)
     }

@@ -27,26 +27,28 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// After a clean close, opening writes nothing. After a crash, records that no watermark covered are made durable
-    /// first, and a torn tail is cut and reported in [`stats`](Self::stats).
+    /// After a clean close, opening writes nothing. After a crash, opening first makes durable the records that no
+    /// watermark covered, cuts off a torn tail, and reports the cut in [`stats`](Self::stats).
     ///
     /// # Errors
-    /// `NotFound` if there is no store; `Locked` if another process has it open, naming that process; `Corrupt` if bytes
-    /// that were once durable are damaged or missing; `Incompatible` if another version of the format wrote it;
-    /// `Io` if the system refuses.
+    /// `NotFound` if there is no store; `Locked` if another process has the store open (the error names that process);
+    /// `Corrupt` if bytes that were once durable are damaged or missing; `Incompatible` if the store was written in
+    /// another version of the format; `Io` if the operating system reports an error.
     ///
     /// # Cost
-    /// After a clean close it reads the headers of all files, whatever the number of keys. After a crash it reads the log
-    /// since the last checkpoint, and makes records durable that no watermark covered. If a table of the index is damaged,
-    /// it reads the part of the log that the table covers, and writes the table anew if memory may not hold as much. The
-    /// first write after it rewrites the manifest: a few small writes and syncs, once.
+    /// After a clean close, opening reads the headers of all files, whatever the number of keys. After a crash, it
+    /// reads the log since the last checkpoint, and makes the records durable that no watermark covered. If a table of
+    /// the index is damaged, opening reads the part of the log that the table covers, and writes the table anew if
+    /// memory may not hold its keys. The first write after opening also rewrites the manifest: a few small writes and
+    /// syncs, once.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open(dir)
     }
 
-    /// Opens the store in `dir`, or makes one if the directory is missing or empty.
+    /// Opens the store in `dir`, or creates one if the directory is missing or empty.
     ///
-    /// Don't use it for a path that may be an unmounted volume: every key would be new there.
+    /// Don't use it for a path that may be an unmounted volume: it would create a store there in which every key is
+    /// new.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -58,16 +60,16 @@ impl Store {
     /// The new store is durable on return.
     ///
     /// # Errors
-    /// As [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
+    /// The errors of [`open`](Self::open); `Invalid` if the directory holds something else; `StorageFull`.
     ///
     /// # Cost
-    /// As `open`. A new store costs about 1 MiB of zeros written ahead and some ten syncs, of files and of each
+    /// The cost of `open`. Creating a store writes about 1 MiB of zeros and makes about ten syncs, of files and of each
     /// directory on the path.
     pub fn open_or_create(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open_or_create(dir)
     }
 
-    /// Opens a store with settings of your own.
+    /// Returns a builder that opens a store with settings of your own.
     ///
     /// ```
     /// # use onlyonce::{Durability, Policy, Store};
@@ -85,7 +87,7 @@ impl Store {
 }
 
 impl StoreBuilder {
-    /// Opens the store in `dir`, which must exist. See [`Store::open`], its cost too.
+    /// Opens the store in `dir`, which must exist. See [`Store::open`], also for the cost.
     ///
     /// ```
     /// # use onlyonce::{Durability, Policy, Store};
@@ -98,14 +100,14 @@ impl StoreBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`Store::open`]; `Invalid` for settings that can't be.
+    /// The errors of [`Store::open`]; `Invalid` if the settings are not valid.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
         let dir = directory::absolute(dir.as_ref())?;
         self.open_on(directory::system(&dir)?, &dir, false)
     }
 
-    /// Opens the store in `dir`, or makes one there; a new one is durable on return. See
-    /// [`Store::open_or_create`], its cost too.
+    /// Opens the store in `dir`, or creates one. A new store is durable on return. See [`Store::open_or_create`], also
+    /// for the cost.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -117,7 +119,7 @@ impl StoreBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`Store::open_or_create`]; `Invalid` for settings that can't be.
+    /// The errors of [`Store::open_or_create`]; `Invalid` if the settings are not valid.
     pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
         let dir = directory::absolute(dir.as_ref())?;
         self.open_on(directory::system(&dir)?, &dir, true)

@@ -8,14 +8,14 @@ use crate::backend::{Backend, InFlight, Request, Sent, Shared, send};
 use crate::{Policy, Result};
 
 impl Store {
-    /// Makes a store of whatever answers its calls, with `policy` for what an operation leaves unset.
+    /// Makes a store that sends its calls to `backend`. `policy` supplies the settings that an operation leaves unset.
     ///
-    /// All calls on keys work as on an embedded store: claims and their endings, marks, `run`, `get`, `resolve`, `forget`.
-    /// So do `sync`, `drain`, `close` and `health`. `stats` counts nothing, and what reads or changes the files of an
-    /// embedded store (`iter`, `verify`, `compact`, `estimate`, `rebuild_index`, `step`) is refused as `Invalid`: it is
-    /// called where they are.
+    /// All calls on keys work as on an embedded store: claims and their endings, marks, `run`, `get`, `resolve`,
+    /// `forget`. `sync`, `drain`, `close` and `health` work, too. `stats` counts nothing. Calls that read or change the
+    /// files of an embedded store (`iter`, `verify`, `compact`, `estimate`, `rebuild_index`, `step`) are refused as
+    /// `Invalid`: make them on the store that has the files.
     ///
-    /// See [`backend`](crate::backend) for a program.
+    /// See [`backend`](crate::backend) for an example program.
     ///
     /// # Cost
     /// Each call copies its key and its result into a request.
@@ -24,7 +24,7 @@ impl Store {
     }
 }
 
-/// Lets other callers use a store as a backend: from another thread, say, or for another process.
+/// Makes a store usable as a backend, for example from another thread or for another process.
 impl Backend for Store {
     fn send(&self, request: Request) -> Box<dyn Sent> {
         match &*self.shared {
