@@ -9,7 +9,7 @@ use crate::Key;
 use crate::protocol::KeyState;
 use crate::types::{StoreMillis, Token};
 
-/// One attempt at a key, as callers other than its owner see it. Plain data: it does not change.
+/// One attempt at a key, as callers other than its owner see it. It is a snapshot, and does not change.
 ///
 /// ```
 /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -69,7 +69,7 @@ impl Attempt {
         &self.seen.key
     }
 
-    /// Returns the number of the attempt: 1 for the first since the key was absent.
+    /// Returns the number of the attempt. The first attempt since the key was absent has the number 1.
     ///
     /// ```
     /// # use onlyonce::{State, testing::Sim};
@@ -84,7 +84,8 @@ impl Attempt {
         self.seen.state.attempt
     }
 
-    /// Returns the fencing token, which names the attempt. A resource that was given the token can say what the attempt did.
+    /// Returns the fencing token, which identifies the attempt. If the work passed the token on to a resource, that
+    /// resource can report what the attempt did.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -102,7 +103,7 @@ impl Attempt {
         self.seen.state.token
     }
 
-    /// Returns the time of the claim, by the wall clock at that time.
+    /// Returns the time of the claim, as the wall clock showed it then.
     ///
     /// ```
     /// # use onlyonce::{State, testing::Sim};
@@ -134,7 +135,7 @@ impl Attempt {
         self.seen.state.owner.as_deref()
     }
 
-    /// Returns how long the lease still runs; `None` without a lease.
+    /// Returns how long the lease still ran when the attempt was read; `None` without a lease.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};

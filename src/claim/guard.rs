@@ -17,10 +17,11 @@ use crate::sync::{self, AtomicBool, Ordering};
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
 
-/// A granted claim, which owns the key until you end it. Each ending consumes it.
+/// A granted claim, which owns the key until you end the claim. Each ending consumes the guard.
 ///
-/// It derefs to [`ClaimHandle`], which has what the work may do. Dropping it without an ending (by a `?`, a panic, a
-/// cancelled future) interrupts the attempt, as a crash at that place would; [`OnDrop::Abort`] changes that.
+/// The guard derefs to [`ClaimHandle`], which has the calls that the work may make. Dropping the guard without an
+/// ending (by a `?`, a panic, a cancelled future) interrupts the attempt, as a crash at that point would;
+/// [`OnDrop::Abort`] changes that.
 ///
 /// ```
 /// # use onlyonce::{Claim, State, testing::Sim};
@@ -37,7 +38,7 @@ pub struct ClaimGuard {
     handle: ClaimHandle,
 }
 
-/// What the work may do with its claim, except end it. A clone is the same claim.
+/// A handle to a granted claim, for everything except ending it. A clone refers to the same claim.
 ///
 /// After the claim has ended, the handle can only be read: every change is refused as `ClaimLost`.
 ///
@@ -98,7 +99,8 @@ impl ClaimGuard {
 
     /// Ends the claim with a result, which every later claim replays.
     ///
-    /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    /// The ending is durable on return at the level of [`durability`](crate::Policy::durability). It costs one write,
+    /// and one sync at `Sync`.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -115,9 +117,9 @@ impl ClaimGuard {
     /// # Errors
     /// - `ClaimLost`: another attempt took over. Nothing was changed.
     /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
-    ///   [`Error::into_claim`] gives the guard back. Dropping the error with the guard in it interrupts the attempt,
-    ///   whatever [`OnDrop`] says, because the effect may have happened.
-    /// - `Indeterminate`: the result may or may not be recorded; reopen the store and ask `get`.
+    ///   [`Error::into_claim`] returns the guard. Dropping the error with the guard in it interrupts the attempt,
+    ///   whatever [`OnDrop`] is set, because the effect may have happened.
+    /// - `Indeterminate`: the result may or may not be recorded. Reopen the store and call `get`.
     pub fn complete<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
         self.is_past_its_effect();
         self.record(Outcome::success(value))
@@ -125,7 +127,7 @@ impl ClaimGuard {
 
     /// Ends the claim with a final failure, which every later claim replays.
     ///
-    /// Durable on return at the outcome's level. Errors and cost are those of [`complete`](Self::complete).
+    /// Durability and cost are those of [`complete`](Self::complete).
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -137,7 +139,7 @@ impl ClaimGuard {
     /// ```
     ///
     /// # Errors
-    /// As [`complete`](Self::complete).
+    /// The errors of [`complete`](Self::complete).
     pub fn fail<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
         self.is_past_its_effect();
         self.record(Outcome::failure(value))
@@ -145,7 +147,7 @@ impl ClaimGuard {
 
     /// Ends the claim with an outcome that has metadata or a retention of its own.
     ///
-    /// Durable on return at the outcome's level. Errors and cost are those of [`complete`](Self::complete).
+    /// Durability and cost are those of [`complete`](Self::complete).
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -157,7 +159,7 @@ impl ClaimGuard {
     /// ```
     ///
     /// # Errors
-    /// As [`complete`](Self::complete).
+    /// The errors of [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
         self.is_past_its_effect();
         let parts = match outcome.into_parts(self.0.shared.result_bytes_max()) {
@@ -184,10 +186,11 @@ impl ClaimGuard {
         self.ended(done)
     }
 
-    /// Ends the claim as one without an effect, so that the next claim is granted. If an earlier attempt's fate is still
-    /// open, the key is interrupted again, because this attempt can't speak for that one.
+    /// Ends the claim as one that had no effect, so that the next claim is granted. If an earlier attempt's fate is
+    /// still open, the key is interrupted again, because an abort says nothing about the earlier attempt.
     ///
-    /// Durable on return at the outcome's level. Costs one write, and one sync at `Sync`.
+    /// The ending is durable on return at the level of [`durability`](crate::Policy::durability). It costs one write,
+    /// and one sync at `Sync`.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -199,7 +202,7 @@ impl ClaimGuard {
     /// ```
     ///
     /// # Errors
-    /// As [`complete`](Self::complete).
+    /// The errors of [`complete`](Self::complete).
     pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
         let why = why.into();
         let settings = &self.0.settings;
@@ -217,7 +220,7 @@ impl ClaimGuard {
         self.ended(done)
     }
 
-    /// Returns a handle for the work, which may do everything except end the claim.
+    /// Returns a handle for the work. The handle can do everything except end the claim.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -284,8 +287,8 @@ impl ClaimGuard {
 }
 
 impl Error {
-    /// Returns the claim, if its ending was refused before anything was written: by `TooLarge`, `StorageFull`, `Io`, or a
-    /// value that didn't encode. The key is still yours. Record something smaller, or no result
+    /// Returns the claim if its ending was refused before anything was written: with `TooLarge`, `StorageFull` or `Io`,
+    /// or because a value didn't encode. The key is still yours. Record something smaller, or no result
     /// ([`Outcome::without_result`](crate::Outcome::without_result)), or wait for space.
     ///
     /// ```
@@ -362,8 +365,8 @@ impl ClaimHandle {
         &self.0.key
     }
 
-    /// Returns the claim's fencing token. Pass it to the resource that the work changes, so that a stale owner is refused
-    /// there too.
+    /// Returns the claim's fencing token. Pass the token to the resource that the work changes, so that the resource
+    /// can refuse a stale owner, too.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -378,7 +381,7 @@ impl ClaimHandle {
         self.0.token
     }
 
-    /// Returns the number of the attempt: 1 for the first one since the key was absent.
+    /// Returns the number of the attempt. The first attempt since the key was absent has the number 1.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -395,7 +398,7 @@ impl ClaimHandle {
         self.0.attempt
     }
 
-    /// Returns the interrupted attempt that this one follows, if there is one.
+    /// Returns the interrupted attempt that this attempt follows, if there is one.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -416,8 +419,8 @@ impl ClaimHandle {
 
     /// Renews the lease, which then runs for `lease` from now.
     ///
-    /// A lease is kept in memory, so nothing has to be durable: the next open finds the attempt interrupted, however long
-    /// its lease would have run.
+    /// A lease is kept only in memory, so the renewal doesn't have to be durable: the next open of the store finds the
+    /// attempt interrupted, even if its lease has not lapsed.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
@@ -437,12 +440,12 @@ impl ClaimHandle {
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if another attempt took over, or the claim has ended. `Held` if the key was held. `Invalid` for a lease of
-    /// zero. Where a record is written, also the errors of [`Store::claim`](crate::Store::claim).
+    /// `ClaimLost` if another attempt took over, or the claim has ended. `Held` if the key was held. `Invalid` for a
+    /// lease of zero. If a record is written (see Cost), also the errors of [`Store::claim`](crate::Store::claim).
     ///
     /// # Cost
-    /// Nothing is written, and nothing waits. If the lease had lapsed and a claimant noticed: one write, and one sync if the
-    /// claim is at `Sync`; the claim is durable again on return.
+    /// Usually nothing is written, and the call doesn't wait. If the lease had lapsed and a claimant noticed, the claim
+    /// is written again: one write, and one sync if the claim is at `Sync`. That record is durable on return.
     pub fn renew(&self, lease: Duration) -> Result<()> {
         let inner = &self.0;
         // Limited to a `u64`, which store time never reaches.
@@ -481,8 +484,8 @@ impl ClaimHandle {
         }
     }
 
-    /// Sets what dropping the guard means from now on. Set it to [`OnDrop::Interrupt`] just before the effect.
-    /// In memory; nothing is written.
+    /// Sets what dropping the guard means from now on. Set it to [`OnDrop::Interrupt`] just before the effect. The
+    /// setting is in memory; nothing is written.
     ///
     /// ```
     /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};

@@ -11,10 +11,11 @@ use crate::protocol::{Answer, Call, Conditions};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
-/// An attempt whose fate is unknown, for you to decide on. While you hold this, other callers see `InProgress`.
+/// An interrupted attempt, about which you decide because its effect is unknown. While you hold this value, other
+/// callers see `InProgress`.
 ///
-/// Nothing is granted yet, and the late owner may still complete or abort. Dropping this without a decision writes
-/// nothing: the attempt stays interrupted, and the next claimant is asked.
+/// Nothing is granted yet, and the attempt's owner may still complete or abort it. Dropping this value without a
+/// decision writes nothing: the attempt stays interrupted, and the next claimant has to decide.
 ///
 /// ```
 /// # use onlyonce::{Claim, State, testing::Sim};
@@ -68,10 +69,12 @@ impl Interrupted {
         &self.attempt
     }
 
-    /// Grants you the key, although the earlier attempt may have had its effect: at least once. The earlier fate stays open
-    /// until this attempt, or one after it, ends with an outcome; an abort makes the key interrupted again.
+    /// Grants you the key although the earlier attempt may have had its effect, so the work is done at least once. The
+    /// fate of the earlier attempt stays open until this attempt, or a later one, ends with an outcome. If this attempt
+    /// is aborted, the key is interrupted again.
     ///
-    /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
+    /// The grant is durable on return at the level of [`claim_durability`](crate::Policy::claim_durability). It costs
+    /// one write, and one sync at `Sync`.
     ///
     /// ```
     /// # use onlyonce::{Claim, State, testing::Sim};
@@ -86,15 +89,17 @@ impl Interrupted {
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if the key has moved on from the attempt you saw: its late owner ended it, or renewed its lease.
+    /// `ClaimLost` if the attempt is no longer interrupted as you saw it: for example, its owner ended it or renewed
+    /// its lease.
     pub fn take_over(self) -> Result<ClaimGuard> {
         self.decide(Call::TakeOver(self.attempt.token()))
     }
 
-    /// Grants you the key, because you found out that neither that attempt nor any before it had an effect. Closes all their
-    /// fates.
+    /// Grants you the key because you found out that neither this attempt nor any earlier one had an effect. None of
+    /// their fates stays open.
     ///
-    /// Durable on return at the claim's level. Costs one write, and one sync at `Sync`.
+    /// The grant is durable on return at the level of [`claim_durability`](crate::Policy::claim_durability). It costs
+    /// one write, and one sync at `Sync`.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -107,14 +112,14 @@ impl Interrupted {
     /// ```
     ///
     /// # Errors
-    /// As [`take_over`](Self::take_over).
+    /// The errors of [`take_over`](Self::take_over).
     pub fn not_applied(self) -> Result<ClaimGuard> {
         self.decide(Call::NotApplied(self.attempt.token()))
     }
 
     /// Holds the key: no claim is granted, under any policy, until the key is resolved.
     ///
-    /// Durable on return, always at `Sync`.
+    /// The hold is durable on return, always at `Sync`.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -127,7 +132,7 @@ impl Interrupted {
     /// ```
     ///
     /// # Errors
-    /// As [`take_over`](Self::take_over).
+    /// The errors of [`take_over`](Self::take_over).
     pub fn hold(self) -> Result<()> {
         self.hold_because("held by word")
     }

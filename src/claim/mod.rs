@@ -28,8 +28,8 @@ use crate::{Key, Outcome};
 
 /// The answer to a claim: do the work, replay the record, or keep out.
 ///
-/// Exhaustive on purpose: there is no `_` arm in which a second run could hide. `Display` names the owner of the key, how
-/// long it has been at work, and what to do.
+/// The enum is exhaustive on purpose: a `match` needs no `_` arm in which a second run could hide. `Display` names the
+/// owner of the key, how long the owner has been at work, and what to do.
 ///
 /// ```
 /// use onlyonce::{Claim, Store};
@@ -55,7 +55,7 @@ use crate::{Key, Outcome};
 #[must_use = "a grant that is dropped leaves the key interrupted"]
 #[derive(Debug)]
 pub enum Claim {
-    /// The key is yours, and no attempt's fate is open: do the work and end the claim.
+    /// The key is yours, and no earlier attempt's fate is open: do the work and end the claim.
     Acquired(ClaimGuard),
     /// An earlier attempt ended without an outcome, so its effect is unknown. Nothing is granted yet: you decide.
     Interrupted(Interrupted),
@@ -63,13 +63,14 @@ pub enum Claim {
     Completed(Recorded),
     /// The work failed for good; this is the recorded failure.
     Failed(Recorded),
-    /// Its owner is at work.
+    /// The key's owner is at work.
     InProgress(Attempt),
-    /// The key is granted to nobody until it is resolved: after an interrupted attempt under
+    /// No claim of the key is granted until the key is resolved: after an interrupted attempt under
     /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), after a call of `hold`, or beyond
-    /// [`attempts_max`](crate::Policy::attempts_max). The reason is in the attempt.
+    /// [`attempts_max`](crate::Policy::attempts_max). [`Attempt::reason`] names the cause.
     Held(Attempt),
-    /// The last owner asked that the next attempt wait. Not built yet: no call of this version answers it.
+    /// The last owner asked that the next attempt wait. Not implemented yet: no call of this version returns this
+    /// answer.
     Delayed(Attempt),
     /// The key was used for another request: the fingerprints differ. Don't show the recorded state to the client.
     Mismatch(State),
@@ -81,7 +82,7 @@ pub enum Claim {
 impl Claim {
     /// Turns an answer that is not a grant into an error, for `?`.
     ///
-    /// Releases a grant (`Acquired`, `Interrupted`), as dropping it would.
+    /// An answer `Acquired` or `Interrupted` is released, as if it had been dropped.
     ///
     /// ```
     /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -95,7 +96,7 @@ impl Claim {
     /// ```
     ///
     /// # Cost
-    /// Formats the message; nothing is read. For a grant, the cost of dropping it.
+    /// Formats the message, and reads nothing. For a grant, also the cost of dropping it.
     #[must_use]
     pub fn refused(self) -> Refused {
         Refused { message: self.to_string(), kind: self.kind() }
@@ -161,7 +162,7 @@ pub struct Refused {
     kind: RefusedKind,
 }
 
-/// Which answer a [`Refused`] was.
+/// The answer that a [`Refused`] was made from.
 ///
 /// ```
 /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -178,28 +179,28 @@ pub struct Refused {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum RefusedKind {
-    /// It was a grant, and the caller released it.
+    /// The answer was a grant, and `refused` released it.
     LetGo,
-    /// An earlier attempt's fate is unknown, and no policy says what to do.
+    /// An earlier attempt's fate is unknown, and no policy decides what to do.
     Interrupted,
-    /// Recorded as completed.
+    /// The work is recorded as completed.
     Completed,
-    /// Recorded as failed.
+    /// The work is recorded as failed.
     Failed,
-    /// Its owner is at work.
+    /// The key's owner is at work.
     InProgress,
-    /// It waits to be resolved.
+    /// The key is held until it is resolved.
     Held,
     /// The next attempt has to wait.
     Delayed,
-    /// Another request used the key.
+    /// The key was used for another request.
     Mismatch,
-    /// Its result is no longer kept.
+    /// The work was done, and its result is no longer kept.
     Expired,
 }
 
 impl Refused {
-    /// Returns which answer it was.
+    /// Returns the answer that was refused.
     ///
     /// ```
     /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -239,11 +240,11 @@ impl Refused {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Mark {
-    /// Not seen before, and marked now.
+    /// The key was not seen before, and is marked now.
     First,
-    /// Marked or completed before.
+    /// The key was marked or completed before.
     Again,
-    /// It is claimed, and its owner is at work.
+    /// The key is claimed, and its owner is at work.
     InProgress(Attempt),
     /// An attempt ended without an outcome, or the key is held.
     Interrupted(Attempt),
@@ -254,7 +255,7 @@ pub enum Mark {
 }
 
 impl Mark {
-    /// Returns whether the work is to be done, because the key was not seen before.
+    /// Returns whether the key was not seen before, so that the work is to be done.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -288,9 +289,9 @@ impl Mark {
 /// ```
 #[derive(Debug)]
 pub enum Resolution {
-    /// The effect did happen, or never will: this outcome is recorded.
+    /// Records this outcome, because the effect happened or never will.
     Record(Outcome),
-    /// The effect did not happen: the next claim is granted, however many attempts there were.
+    /// Allows a retry, because the effect did not happen: the next claim is granted, however many attempts there were.
     Retry,
 }
 

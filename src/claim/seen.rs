@@ -22,13 +22,13 @@ use crate::{Error, ErrorKind, Key, Result};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum State {
-    /// Its owner is at work.
+    /// The key's owner is at work.
     InProgress(Attempt),
     /// An attempt ended without an outcome.
     Interrupted(Attempt),
-    /// The key waits to be resolved.
+    /// The key is held until it is resolved.
     Held(Attempt),
-    /// The last attempt had no effect, as its owner said; the next claim is granted.
+    /// The last attempt had no effect, according to its owner; the next claim is granted.
     Aborted(Attempt),
     /// A result is recorded.
     Completed(Recorded),

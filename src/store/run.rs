@@ -12,7 +12,7 @@ use crate::{
     Result,
 };
 
-/// How a run went.
+/// How a run ended.
 ///
 /// ```
 /// # use onlyonce::{Error, Run, testing::Sim};
@@ -29,27 +29,27 @@ use crate::{
 #[non_exhaustive]
 #[derive(Debug)]
 pub enum Run<T> {
-    /// The closure ran, and its result is recorded. A result that can't be kept is recorded as the policy says
-    /// ([`OnUnkept`]), and [`Runner::on_unrecorded`] is called.
+    /// The closure ran, and its result is recorded. If the result can't be kept, the policy decides what is recorded
+    /// instead ([`OnUnkept`]), and [`Runner::on_unrecorded`] is called.
     Done(T),
-    /// The closure ran, but recording its result failed. With `Indeterminate` the record may or may not exist; with any other
-    /// error the key is interrupted. It is never free. After a failed write or sync the store takes no more writes: reopen
-    /// it, and ask [`Store::get`] for the key's state.
+    /// The closure ran, but recording its result failed. With `Indeterminate` the record may or may not exist; with any
+    /// other error the key is interrupted. The key is never free. After a failed write or sync the store accepts no
+    /// more writes: reopen the store, and call [`Store::get`] for the key's state.
     Unrecorded(T, Error),
     /// The work was done before; this is the recorded result.
     Replayed(T),
-    /// The work was done before, and its result was not kept: [`Recorded::missing`] says why.
+    /// The work was done before, but its result was not kept; [`Recorded::missing`] returns the reason.
     NotKept(Recorded),
-    /// The work failed before, for good.
+    /// The work failed for good before; this is the recorded failure.
     Failed(Recorded),
     /// The closure was not run.
     Refused(Refused),
 }
 
 impl<T> Run<T> {
-    /// Returns the result, of this run or the recorded one, and everything else as an error.
+    /// Returns the result, whether it is new or replayed, and everything else as an error.
     ///
-    /// A result that this run could not record is returned too, because the work was done. To notice it, match
+    /// A result that this run could not record is returned too, because the work was done. To notice that case, match
     /// [`Unrecorded`](Run::Unrecorded) or set [`Runner::on_unrecorded`].
     ///
     /// ```
@@ -91,17 +91,17 @@ impl<T> Run<T> {
 /// ```
 #[derive(Debug)]
 pub enum Reconciled<T> {
-    /// The attempt had its effect, and this is the result. It is recorded, and nothing runs.
+    /// The attempt had its effect, with this result. The result is recorded, and the closure does not run.
     Applied(T),
     /// The attempt had no effect: the closure runs.
     NotApplied,
-    /// The effect is unknown: the policy decides.
+    /// It is unknown whether the attempt had an effect: the policy decides.
     Unknown,
 }
 
-/// What an error of the closure means for the key, as [`Runner::on_error`] judges it.
+/// What an error of the closure means for the key. The hook of [`Runner::on_error`] returns it.
 ///
-/// Without a verdict an error says nothing about the effect, so it leaves the key interrupted.
+/// Without a verdict, an error says nothing about the effect, so the key is interrupted.
 ///
 /// ```
 /// # use onlyonce::{Abort, Error, Outcome, Verdict};
@@ -117,11 +117,11 @@ pub enum Reconciled<T> {
 /// ```
 #[derive(Debug)]
 pub enum Verdict {
-    /// Nothing happened: the next claim is granted.
+    /// The closure had no effect: the next claim is granted.
     Abort(Abort),
-    /// It is final: recorded, and answered to every later claim.
+    /// The failure is final: it is recorded, and replayed to every later claim.
     Fail(Outcome),
-    /// Something may have happened: the attempt is interrupted.
+    /// The closure may have had an effect: the attempt is interrupted.
     Unknown,
 }
 
@@ -129,7 +129,7 @@ pub enum Verdict {
 const RETURNED_AN_ERROR: &str = "its closure returned an error";
 
 impl Store {
-    /// Runs `work` under a claim and records its result. A repetition gets the recorded result.
+    /// Runs `work` under a claim and records its result. A later call for the same key gets the recorded result.
     ///
     /// ```
     /// # use onlyonce::{Error, testing::Sim};
@@ -141,15 +141,16 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// An `Err` or a panic interrupts the key, as a `?` with a [`ClaimGuard`] would: a closure that charged a card and then
-    /// timed out must not run twice unnoticed. Three settings change that:
+    /// If `work` returns an `Err` or panics, the key is interrupted, as if a [`ClaimGuard`] had been dropped: a closure
+    /// that charged a card and then timed out must not run twice unnoticed. Three settings change that:
     ///
-    /// - [`OnInterrupted::Retry`]: the next `run` does the work again, **at least once**. Right where a second execution
-    ///   does no harm.
-    /// - [`on_error`](Runner::on_error): gives a verdict for each error, for example that nothing had happened.
-    /// - [`OnDrop::Abort`]: says that no error and no panic comes after an effect, so each frees the key.
+    /// - [`OnInterrupted::Retry`]: the next `run` does the work again, so it is done **at least once**. Choose it if a
+    ///   second execution does no harm.
+    /// - [`on_error`](Runner::on_error): a hook returns a verdict for each error, for example that nothing happened.
+    /// - [`OnDrop::Abort`]: you declare that an error or a panic occurs only before the effect, so each of them frees
+    ///   the key.
     ///
-    /// Without any of them the next `run` is refused, and the refusal says how to choose. Under
+    /// Without any of these settings the next `run` is refused, and the refusal names the choices. Under
     /// [`Hold`](OnInterrupted::Hold) the key is held until it is resolved ([`resolve`](Store::resolve)).
     ///
     /// ```
@@ -162,19 +163,22 @@ impl Store {
     /// # Ok::<(), Error>(())
     /// ```
     ///
-    /// A result that is too large, doesn't encode or finds the disk full is no reason to do the work again. You get the value,
-    /// and the key is completed without a result, or held ([`OnUnkept`]). If the disk fails, or the store is closed, during
-    /// the work, you get the value and the reason why it is not recorded ([`Run::Unrecorded`]).
+    /// If the result is too large, doesn't encode, or doesn't fit on the disk, the work is not done again. You get the
+    /// value, and the key is completed without a result, or held ([`OnUnkept`]). If the disk fails or the store is
+    /// closed during the work, you get the value and the reason why it is not recorded ([`Run::Unrecorded`]).
     ///
-    /// Durable on return like [`claim`](Self::claim) and [`complete`](ClaimGuard::complete), except for `Run::Unrecorded`.
-    /// The interruption after an `Err` waits for nothing: a crash before its record is written leaves the same state.
+    /// The claim and the result are durable like those of [`claim`](Self::claim) and
+    /// [`complete`](ClaimGuard::complete), except for `Run::Unrecorded`. After an `Err`, the call doesn't wait for the
+    /// record of the interruption: a crash before that record is written leaves the same state.
     ///
     /// # Errors
-    /// The closure's error, whatever becomes of the key, and those of claiming. `ClaimLost` if another attempt took the key
-    /// over meanwhile: that attempt's result counts. `Undecodable` if the recorded result is of another type.
+    /// The closure's error, whatever happens to the key, and the errors of [`claim`](Self::claim). `ClaimLost` if
+    /// another attempt took the key over meanwhile; then that attempt's result counts. `Undecodable` if the recorded
+    /// result is of another type.
     ///
     /// # Cost
-    /// A claim and an ending: two writes, and two syncs at `Sync`. A replay: one read, and the decoding.
+    /// A run costs a claim and an ending: two writes, and two syncs at `Sync`. A replay costs one read and the
+    /// decoding.
     pub fn run<'k, T, E>(
         &self,
         op: impl Into<Operation<'k>>,
@@ -187,7 +191,7 @@ impl Store {
         self.runner(op).run(work)
     }
 
-    /// Prepares a [`run`](Self::run) with hooks, which find out about an interrupted attempt and judge an error.
+    /// Prepares a [`run`](Self::run) with hooks that find out about an interrupted attempt or judge an error.
     ///
     /// ```
     /// # use onlyonce::{Error, Reconciled, Run, Verdict, testing::Sim};
@@ -211,7 +215,7 @@ type Reconcile<'s, T, E> = Box<dyn FnOnce(&Attempt) -> Result<Reconciled<T>, E> 
 type OnError<'s, E> = Box<dyn FnOnce(&E) -> Verdict + 's>;
 type OnUnrecorded<'s> = Box<dyn FnOnce(&Error) + 's>;
 
-/// A run to be. See [`Store::runner`].
+/// A prepared run with its hooks. See [`Store::runner`].
 ///
 /// ```
 /// # use onlyonce::{Error, OnInterrupted, Operation, Reconciled, Run, testing::Sim};
@@ -238,11 +242,11 @@ where
     T: Encode + Decode,
     E: From<Error>,
 {
-    /// Sets the hook that finds out, under every policy, whether an interrupted attempt had its effect. Let it ask the system
-    /// on which the effect is.
+    /// Sets the hook that finds out whether an interrupted attempt had its effect. The hook should ask the system in
+    /// which the effect would be visible. It is called whatever the policy says.
     ///
-    /// It is called at most once, before `work`, while other callers see the key in progress. If it returns an error,
-    /// [`run`](Self::run) returns that error, and the attempt stays interrupted.
+    /// The hook is called at most once, before `work`, while other callers see the key in progress. If the hook returns
+    /// an error, [`run`](Self::run) returns that error, and the attempt stays interrupted.
     ///
     /// ```
     /// # use onlyonce::{Error, Reconciled, Run, testing::Sim};
@@ -263,11 +267,11 @@ where
         self
     }
 
-    /// Sets the hook that judges an error of the closure. Without it the key is interrupted, or aborted under
-    /// [`OnDrop::Abort`].
+    /// Sets the hook that judges an error of the closure. Without the hook, an error interrupts the attempt, or aborts
+    /// it under [`OnDrop::Abort`].
     ///
     /// [`run`](Self::run) returns the closure's error in any case. If the verdict can't be recorded, the key stays
-    /// interrupted, and [`on_unrecorded`](Self::on_unrecorded) gets the reason.
+    /// interrupted, and the hook of [`on_unrecorded`](Self::on_unrecorded) gets the reason.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, Outcome, Verdict, testing::Sim};
@@ -285,12 +289,17 @@ where
         self
     }
 
-    /// Sets the hook that gets the reason why the outcome could not be recorded as it was.
+    /// Sets the hook that gets the reason why an outcome could not be recorded as it was.
     ///
-    /// There are three cases. A result can't be kept: the caller of [`run`](Self::run) gets it, and no later caller does. The
-    /// record of a result failed ([`Run::Unrecorded`]). Or the verdict on the closure's error could not be recorded: the
-    /// caller gets that error all the same, and the key is interrupted. Use the hook to write a log line, to keep the value
-    /// elsewhere, or to reopen a poisoned store. It is called at most once.
+    /// There are three cases:
+    ///
+    /// - The result can't be kept: the caller of [`run`](Self::run) gets the result, and no later caller does.
+    /// - Recording the result failed ([`Run::Unrecorded`]).
+    /// - The verdict on the closure's error could not be recorded: the caller still gets the closure's error, and the
+    ///   key is interrupted.
+    ///
+    /// Use the hook to write a log line, to keep the value elsewhere, or to reopen a poisoned store. The hook is called
+    /// at most once.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, Outcome, Verdict, testing::{DiskFault, Sim}};
@@ -314,7 +323,7 @@ where
         self
     }
 
-    /// Runs `work` if the claim is granted. See [`Store::run`], also for what is durable when, and for the cost.
+    /// Runs `work` if the claim is granted. See [`Store::run`], also for durability and cost.
     ///
     /// ```
     /// # use onlyonce::{Error, OnInterrupted, Operation, Run, testing::Sim};
@@ -327,7 +336,7 @@ where
     /// ```
     ///
     /// # Errors
-    /// The closure's error, whatever becomes of the key; those of the hooks; and those of [`Store::run`].
+    /// The closure's error, whatever happens to the key; the errors of the hooks; and the errors of [`Store::run`].
     pub fn run(mut self, work: impl FnOnce(&ClaimHandle) -> Result<T, E>) -> Result<Run<T>, E> {
         let claim = self.store.claim_as(&self.op, self.reconcile.is_some())?;
         let guard = match claim {
