@@ -793,6 +793,8 @@ fn label(text: Option<&str>) -> Option<&str> {
 
 impl NextState<'_> {
     /// The state once it is stored. `own` is the token that the storing issued.
+    // Every claim and ending passes here, and the state is large to hand on.
+    #[inline]
     pub(crate) fn stored(&self, own: Token) -> KeyState {
         let token = self.token.unwrap_or(own);
         KeyState {

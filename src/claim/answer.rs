@@ -13,6 +13,8 @@ use crate::{Fingerprint, Key, Result};
 
 impl Claim {
     /// `settings` and `fingerprint` are those of the claim: a grant keeps them for its ending.
+    // Every claim passes here, and the answers are large to hand on.
+    #[inline]
     pub(crate) fn answered(
         shared: &Arc<Shared>,
         key: &Key<'_>,
