@@ -60,9 +60,10 @@ impl Recorded {
         })
     }
 
-    /// Returns why the result was not kept; `None` if it was kept, or if there is none to keep, as for a mark.
+    /// Returns why the result was not kept. `None` means that the result was kept, or that there was none, as for a
+    /// mark.
     ///
-    /// The work was done all the same. A later caller has to do without the result, and must not do the work again.
+    /// The work was done nevertheless. A later caller has to do without the result, and must not do the work again.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, testing::Sim};
@@ -77,7 +78,7 @@ impl Recorded {
         self.payload.missing()
     }
 
-    /// Returns the recorded bytes; none if the result is [`missing`](Self::missing).
+    /// Returns the recorded value, which has no bytes if the result is [`missing`](Self::missing).
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -93,7 +94,7 @@ impl Recorded {
         &self.payload
     }
 
-    /// Decodes the recorded value as the type that was recorded.
+    /// Decodes the recorded value into `T`, which must be the type that was recorded.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -107,10 +108,10 @@ impl Recorded {
     /// ```
     ///
     /// # Errors
-    /// `Undecodable` if it was recorded as something else; `NotKept` if it is [`missing`](Self::missing).
+    /// `Undecodable` if the value was recorded as another type; `NotKept` if the result is [`missing`](Self::missing).
     ///
     /// # Cost
-    /// No read of the disk; strings and bytes are copied once.
+    /// The disk is not read; strings and bytes are copied once.
     pub fn decode<T: crate::Decode>(&self) -> Result<T> {
         self.payload.decode()
     }
@@ -128,13 +129,13 @@ impl Recorded {
     /// ```
     ///
     /// # Cost
-    /// A search of at most 64 names.
+    /// Searches at most 64 names.
     #[must_use]
     pub fn meta(&self, name: &str) -> Option<&str> {
         self.meta.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Returns the number of the attempt that recorded it.
+    /// Returns the number of the attempt that recorded the outcome.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -150,7 +151,7 @@ impl Recorded {
         self.attempt
     }
 
-    /// Returns the token of that attempt.
+    /// Returns the fencing token of the attempt that recorded the outcome.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -167,7 +168,7 @@ impl Recorded {
         self.token
     }
 
-    /// Returns the time of recording, by the wall clock at that time.
+    /// Returns the time at which the outcome was recorded, as the wall clock showed it then.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -184,7 +185,7 @@ impl Recorded {
         self.completed_at
     }
 
-    /// Returns the time from which it is no longer kept; `None` if it is kept for ever.
+    /// Returns the time from which the outcome is no longer kept; `None` if it is kept for ever.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -217,7 +218,7 @@ impl fmt::Debug for Recorded {
     }
 }
 
-/// A key whose result is no longer kept, but which is remembered: its outcome was recorded under
+/// A key that is remembered although its result is no longer kept, because its outcome was recorded under
 /// [`remember_expired`](crate::Policy::remember_expired).
 ///
 /// ```
@@ -252,7 +253,7 @@ impl Expired {
         }
     }
 
-    /// Returns the time at which its outcome was recorded, to the minute.
+    /// Returns the time at which the key's outcome was recorded, to the minute.
     ///
     /// ```
     /// use onlyonce::Expired;
@@ -266,7 +267,7 @@ impl Expired {
         self.completed_at
     }
 
-    /// Returns the time until which it is remembered; after that the key is as good as new.
+    /// Returns the time until which the key is remembered. After that the key counts as new.
     ///
     /// ```
     /// use onlyonce::Expired;

@@ -10,17 +10,16 @@ use blake2b_simd::{Params, State};
 /// Separates `of_parts` from `of`, whatever bytes the parts hold.
 const PARTS: &[u8; 14] = b"onlyonce-parts";
 
-/// The contents of a request in 128 bits, so that one key used for two different requests is noticed.
+/// A 128-bit digest of a request, by which the store notices that one key is used for two different requests.
 ///
-/// The fingerprint given with a claim is kept in its record. A later call for the key with another
-/// fingerprint is answered `Mismatch`, and the recorded result is not shown to it. A call without a
-/// fingerprint is not compared.
+/// The record of a claim keeps the fingerprint given with the claim. A later call for the key with another fingerprint
+/// is answered `Mismatch`, and the recorded result is not replayed. A call without a fingerprint is not compared.
 ///
 /// # What it is
-/// BLAKE2b with a digest of 16 bytes and no key (RFC 7693), so another program can compute it too:
-/// in Python `hashlib.blake2b(data, digest_size=16)`. It needs no secret: finding other bytes with a
-/// given fingerprint takes about 2^128 attempts. Finding any two requests that share a fingerprint takes about 2^64; if your
-/// clients can do that, compare the requests themselves.
+/// A fingerprint is BLAKE2b with a digest of 16 bytes and no key (RFC 7693), so another program can compute it too, for
+/// example in Python: `hashlib.blake2b(data, digest_size=16)`. No secret is needed, because finding other bytes with a
+/// given fingerprint takes about 2^128 attempts. Finding any two requests that share a fingerprint takes about 2^64
+/// attempts. If your clients can do that, compare the requests themselves.
 ///
 /// # Example
 /// ```
@@ -34,7 +33,7 @@ const PARTS: &[u8; 14] = b"onlyonce-parts";
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// Returns the fingerprint of some bytes. Takes about a nanosecond a byte, and no allocation.
+    /// Returns the fingerprint of `bytes`. It takes about a nanosecond per byte, and allocates nothing.
     ///
     /// ```
     /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
@@ -51,13 +50,13 @@ impl Fingerprint {
         Fingerprint::finish(params().to_state().update(bytes.as_ref()))
     }
 
-    /// Returns the fingerprint of a list of parts, which never run together: `["ab", "c"]` and `["a", "bc"]` differ, and
-    /// neither equals the fingerprint [`of`](Fingerprint::of) any bytes.
+    /// Returns the fingerprint of a list of parts. The boundaries between the parts count: `["ab", "c"]` and `["a",
+    /// "bc"]` differ, and neither equals the fingerprint [`of`](Fingerprint::of) any bytes.
     ///
-    /// It is BLAKE2b as for `of`, personalized with `onlyonce-parts` (and two zero bytes), over each
-    /// part's length as eight little-endian bytes followed by the part.
+    /// The fingerprint is BLAKE2b as for `of`, personalized with `onlyonce-parts` (and two zero bytes). Its input is,
+    /// for each part, the part's length as eight little-endian bytes, followed by the part.
     ///
-    /// As cheap as `of`, and no allocation either.
+    /// The call is as cheap as `of`, and allocates nothing either.
     ///
     /// ```
     /// use onlyonce::Fingerprint;
@@ -88,9 +87,10 @@ impl Fingerprint {
         Fingerprint(fingerprint)
     }
 
-    /// Takes a fingerprint made by other means: the first half of a SHA-256 you already have, an entity tag.
+    /// Makes a fingerprint from bytes computed by other means, such as the first half of a SHA-256 that you already
+    /// have, or an entity tag.
     ///
-    /// It must depend on the request alone. If a client can influence it, collisions must be hard to find.
+    /// The bytes must depend on the request alone. If a client can influence them, collisions must be hard to find.
     ///
     /// ```
     /// use onlyonce::Fingerprint;
@@ -104,7 +104,7 @@ impl Fingerprint {
         Fingerprint(bytes)
     }
 
-    /// The 16 bytes, as [`from_bytes`](Fingerprint::from_bytes) takes them.
+    /// Returns the 16 bytes of the fingerprint, which [`from_bytes`](Fingerprint::from_bytes) accepts.
     ///
     /// ```
     /// use onlyonce::Fingerprint;

@@ -25,19 +25,20 @@ const KIND_LARGE: u8 = 5;
 ///
 /// A key is bytes, a number, or a tuple of up to five such parts:
 ///
-/// - **Bytes**: `"task-42"`, `b"\x01\x02"`, a `String`, a `Vec<u8>`, the `[u8; 16]` of an id. Text is its UTF-8 bytes,
-///   so `"a"` and `b"a"` are the same key.
-/// - **A number**: `42`, as `u64`, `u32`, `i64`, `i32` or `u128`. Its value counts and not its type: `42_u32` and
-///   `42_i64` are the same key. It is not the text `"42"`.
+/// - **Bytes**: `"task-42"`, `b"\x01\x02"`, a `String`, a `Vec<u8>`, the `[u8; 16]` of an id. Text counts as its UTF-8
+///   bytes, so `"a"` and `b"a"` are the same key.
+/// - **A number**: `42`, as `u64`, `u32`, `i64`, `i32` or `u128`. Its value counts, not its type: `42_u32` and `42_i64`
+///   are the same key. The number 42 and the text `"42"` are different keys.
 /// - **Parts**: `("tenant-7", "charge", 42)`, or [`from_parts`](Key::from_parts) for a list. Parts
 ///   never run together (`("ab", "c")` is not `("a", "bc")`) and never equal a key of bytes, so a
 ///   client that chooses one part can't reach the keys of another tenant.
 ///
-/// Use parts if any part of the key comes from outside.
+/// Use parts if any part of the key comes from outside your program.
 ///
-/// Bytes and text are borrowed and cost no allocation; parts cost one. A key has from 1 to 4096 bytes. Parts count together,
-/// with two or three bytes for the tag and length of each, and nine or seventeen for a number. An empty part is refused like
-/// an empty key, so that a missing tenant name is noticed. The call that uses such a key answers `TooLarge` or `Invalid`.
+/// Bytes and text are borrowed and cost no allocation; parts cost one. A key has from 1 to 4096 bytes. In a key of
+/// parts, each part of text or bytes takes two or three bytes more than its own, and each number takes nine or
+/// seventeen bytes. An empty part is invalid like an empty key, so that a missing tenant name is noticed. A call with
+/// an invalid key fails with `TooLarge` or `Invalid`.
 ///
 /// Your own types become keys with one `impl`:
 /// ```
@@ -55,9 +56,9 @@ const KIND_LARGE: u8 = 5;
 /// assert_eq!(Key::from(&OrderId(17)).to_string(), r#"("order", 17)"#);
 /// ```
 ///
-/// `Display` is for people, and `FromStr` reads it back. Text is shown as it is if it can't be taken for anything else;
-/// otherwise it is quoted, and escaped where it could forge a log line. Bytes that are not UTF-8 are shown in hexadecimal.
-/// Different keys are shown differently.
+/// `Display` writes a key for people, and `FromStr` parses that text. A key of text is written as it is if it can't be
+/// mistaken for another form. Otherwise it is quoted, and characters that could forge a log line are escaped. Bytes
+/// that are not UTF-8 are written in hexadecimal. Different keys are written differently.
 ///
 /// ```
 /// # use onlyonce::{Key, Result};
@@ -80,10 +81,10 @@ enum Form<'k> {
 }
 
 impl<'k> Key<'k> {
-    /// Makes a key of any number of parts. A tuple is the same key as the list of its parts.
+    /// Makes a key of any number of parts. A tuple and the list of its parts are the same key.
     ///
-    /// Never fails: a key that is too long, or has no part, is refused by the call that uses it. The parts are copied into
-    /// one growing allocation.
+    /// This call never fails: a key that is too long, or has no part, is refused by the call that uses the key. The
+    /// parts are copied into one growing allocation.
     ///
     /// ```
     /// use onlyonce::{Key, KeyPart};
@@ -105,7 +106,7 @@ impl<'k> Key<'k> {
         Key(Form::Parts(Cow::Owned(encoded)))
     }
 
-    /// The same key, borrowing nothing.
+    /// Returns the same key without borrowed data.
     ///
     /// ```
     /// use onlyonce::Key;
@@ -118,7 +119,7 @@ impl<'k> Key<'k> {
     /// ```
     ///
     /// # Cost
-    /// One allocation for a key that borrows text or bytes, none for any other.
+    /// One allocation if the key borrows text or bytes; otherwise none.
     #[must_use]
     pub fn into_owned(self) -> Key<'static> {
         Key(match self.0 {
@@ -223,7 +224,7 @@ impl Hash for Key<'_> {
 }
 
 impl<'k> From<&'k Key<'_>> for Key<'k> {
-    /// The same key, borrowed: no allocation.
+    /// Borrows the key, without an allocation.
     fn from(key: &'k Key<'_>) -> Self {
         Key(match &key.0 {
             Form::Raw(bytes) => Form::Raw(Cow::Borrowed(bytes)),
@@ -265,7 +266,7 @@ impl fmt::Display for Key<'_> {
     }
 }
 
-/// Reads what `Display` wrote.
+/// Parses the text that `Display` writes.
 ///
 /// ```
 /// use onlyonce::Key;

@@ -18,11 +18,12 @@ const PART_NUMBER: u8 = 2;
 const PART_NEGATIVE: u8 = 3;
 const PART_LARGE: u8 = 4;
 
-/// One part of a [`Key`](crate::Key): bytes, text or a number, by `From`. Text is its UTF-8 bytes.
+/// One part of a [`Key`](crate::Key): bytes, text or a number, made by `From`. Text counts as its UTF-8 bytes.
 ///
-/// A number is its value, whatever the type it came in: `17_u32` and `17_i64` are the same part.
+/// A number counts by its value, whatever its type: `17_u32` and `17_i64` are the same part.
 ///
-/// Text and bytes are borrowed where they can be; a part allocates nothing, but for the 16 bytes of an id given by value.
+/// Text and bytes given by reference stay borrowed. Making a part allocates nothing, except for the 16 bytes of an id
+/// given by value.
 ///
 /// ```
 /// use onlyonce::{Key, KeyPart};
@@ -253,7 +254,7 @@ macro_rules! from_values {
             }
         }
 
-        /// The bytes of an id, copied. A reference to them is not.
+        /// Copies the 16 bytes of an id. A reference to such bytes is borrowed instead.
         impl From<[u8; 16]> for $name<'_> {
             fn from(bytes: [u8; 16]) -> Self {
                 $name($wrap(Cow::Owned(bytes.to_vec())))

@@ -21,8 +21,8 @@ pub use policy::{Durability, OnDrop, OnInterrupted, OnUnkept, Policy};
 
 /// What to claim: a key, with the settings of this one operation.
 ///
-/// Every call that takes an operation takes a plain key, too. The setters are those of [`Policy`]; a setting here overrides
-/// the store's.
+/// Every call that takes an operation also takes a plain key. The setters are those of [`Policy`]; a setting of the
+/// operation overrides that of the store.
 ///
 /// ```
 /// use onlyonce::{Fingerprint, OnDrop, OnInterrupted, Operation};
@@ -44,7 +44,7 @@ pub struct Operation<'k> {
 }
 
 impl<'k> Operation<'k> {
-    /// Makes an operation with that key and the store's policy.
+    /// Makes an operation with `key`, under the store's policy.
     ///
     /// ```
     /// # use onlyonce::{Operation, testing::Sim};
@@ -60,7 +60,7 @@ impl<'k> Operation<'k> {
 
     /// Sets the fingerprint of the request, so that another request under the same key is answered `Mismatch`.
     ///
-    /// It is kept from the claim on. Default: none; nothing is compared.
+    /// The store keeps the fingerprint from the claim on. By default there is no fingerprint, and nothing is compared.
     ///
     /// ```
     /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
@@ -77,7 +77,7 @@ impl<'k> Operation<'k> {
         self
     }
 
-    /// The same operation, borrowing nothing.
+    /// Returns the same operation without borrowed data.
     ///
     /// ```
     /// use onlyonce::Operation;
@@ -92,7 +92,7 @@ impl<'k> Operation<'k> {
     /// ```
     ///
     /// # Cost
-    /// One allocation for a key that borrows text or bytes, none for any other.
+    /// One allocation if the key borrows text or bytes; otherwise none.
     pub fn into_owned(self) -> Operation<'static> {
         Operation { key: self.key.into_owned(), fingerprint: self.fingerprint, policy: self.policy }
     }
@@ -117,7 +117,7 @@ impl<'k, K: Into<Key<'k>>> From<K> for Operation<'k> {
 }
 
 impl<'k> From<&'k Operation<'_>> for Operation<'k> {
-    /// The same operation, its key borrowed: no allocation.
+    /// Returns the same operation with a borrowed key, without an allocation.
     fn from(operation: &'k Operation<'_>) -> Self {
         Operation {
             key: Key::from(&operation.key),

@@ -14,11 +14,12 @@ use crate::{Encode, Error, ErrorKind, Result};
 
 /// How an operation ended: a result or a final failure, with metadata.
 ///
-/// `complete(&v)` and `fail(&v)` are the short forms. Both kinds are replayed to every later claimant; a failure never
-/// reads as a result.
+/// `claim.complete(&v)` and `claim.fail(&v)` are the short forms. Every later claimant gets the recorded result or
+/// failure, and a failure is never returned as a result.
 ///
-/// Making one only encodes the value. The call that records it refuses a value that doesn't encode as `Invalid`, and a
-/// result or metadata beyond the limits as `TooLarge`; it then gives the claim back.
+/// Making an outcome only encodes the value. The call that records the outcome fails with `Invalid` if the value
+/// doesn't encode, and with `TooLarge` if the result or the metadata exceeds a limit. The error then contains the claim
+/// ([`Error::into_claim`](crate::Error::into_claim)).
 ///
 /// ```
 /// use onlyonce::Outcome;
@@ -62,7 +63,7 @@ pub(crate) struct OutcomeParts {
 }
 
 impl Outcome {
-    /// Says that the work was done, with `value` as its result.
+    /// Makes the outcome of work that was done, with `value` as its result.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -74,7 +75,7 @@ impl Outcome {
     /// ```
     ///
     /// # Cost
-    /// Encodes the value, into one allocation that grows.
+    /// Encodes the value into one growing allocation.
     pub fn success<V: Encode + ?Sized>(value: &V) -> Self {
         Outcome {
             failure: false,
@@ -84,11 +85,13 @@ impl Outcome {
         }
     }
 
-    /// Says that the work was done without keeping its result: it is too large, of no later use, or not to be written down.
+    /// Makes the outcome of work that was done, without its result, because the result is too large, of no later use,
+    /// or must not be written down.
     ///
-    /// A later claim is answered `Completed`, and [`Recorded::missing`](crate::Recorded::missing) says why there is
-    /// nothing to replay; a reason of more than 512 bytes is cut. It always fits into the space that a claim keeps for its
-    /// ending, so it can be recorded on a full disk, whatever [`reserve_bytes`](crate::Policy::reserve_bytes) says.
+    /// A later claim is answered `Completed`, and [`Recorded::missing`](crate::Recorded::missing) returns the reason
+    /// why there is no result; a reason of more than 512 bytes is cut. Such an outcome always fits into the space that
+    /// a claim reserves for its ending, so it can be recorded on a full disk, whatever
+    /// [`reserve_bytes`](crate::Policy::reserve_bytes) is set.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Outcome, testing::Sim};
@@ -108,9 +111,11 @@ impl Outcome {
         Outcome { failure: false, value, meta: Vec::new(), retention: None }
     }
 
-    /// Says that the work failed for good, with `value` as the failure. A retry gets the failure and does not run.
+    /// Makes the outcome of work that failed for good, with `value` as the failure. A retry gets the failure and does
+    /// not run.
     ///
-    /// For a failure that may pass, abort instead, or leave the attempt interrupted if it may have had an effect.
+    /// If the failure may be temporary, abort instead. If the attempt may have had an effect, leave it interrupted
+    /// instead.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -122,14 +127,14 @@ impl Outcome {
     /// ```
     ///
     /// # Cost
-    /// As [`success`](Self::success).
+    /// The cost of [`success`](Self::success).
     pub fn failure<V: Encode + ?Sized>(value: &V) -> Self {
         Outcome { failure: true, ..Outcome::success(value) }
     }
 
-    /// Adds a fact to the value, under a name: a status, a header. If a name is given twice, the later value counts.
+    /// Adds metadata under a name, such as a status or a header. If a name is set twice, the later value counts.
     ///
-    /// At most 64 names, and 8 KiB of names and values together.
+    /// An outcome has at most 64 names, and at most 8 KiB of names and values together.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -252,10 +257,10 @@ impl fmt::Debug for Outcome {
     }
 }
 
-/// Says that an attempt had no effect, and why it ended. The next claimant is granted the key.
+/// The ending of an attempt that had no effect, with the reason. The next claimant is granted the key.
 ///
-/// Text converts into it: `claim.abort("busy")`. The reason is for people. A reason longer than 512 bytes is cut, so that a
-/// long error message never prevents an abort.
+/// Text converts into an `Abort`: `claim.abort("busy")`. The reason is for people. A reason longer than 512 bytes is
+/// cut, so that a long error message never prevents an abort.
 ///
 /// ```
 /// use onlyonce::Abort;
@@ -270,7 +275,7 @@ pub struct Abort {
 }
 
 impl Abort {
-    /// Says that nothing lasting happened, for this reason.
+    /// Makes an abort with this reason.
     ///
     /// ```
     /// # use onlyonce::{Abort, Claim, testing::Sim};

@@ -11,9 +11,10 @@ use super::Operation;
 use crate::limits::{LABEL_BYTES_MAX, RESERVE_BYTES_DEFAULT, RESULT_BYTES_MAX};
 use crate::{Error, ErrorKind, Result};
 
-/// What happens after an attempt without an ending: its process died, its lease lapsed, or its guard was dropped.
+/// What happens after an attempt without an ending, because its process died, its lease lapsed, or its guard was
+/// dropped.
 ///
-/// If unset, the decision stays with you: `claim` answers `Interrupted`, and `run` refuses and says how to choose.
+/// If this is unset, you decide: `claim` answers `Interrupted`, and `run` is refused and names the choices.
 ///
 /// ```
 /// # use onlyonce::{Claim, Error, OnInterrupted, Operation, Run, testing::Sim};
@@ -29,20 +30,21 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum OnInterrupted {
-    /// `run` takes the operation over and does the work again, after an error of its closure too: **at least once**. Right
-    /// where a second execution does no harm, or where the called service notices the repetition, by the key or the fencing
-    /// token. `claim` still answers `Interrupted`, so that a take-over by hand stays explicit.
+    /// `run` takes the key over and does the work again, also after an error of its closure, so the work is done **at
+    /// least once**. Choose it if a second execution does no harm, or if the called service notices the repetition by
+    /// the key or the fencing token. `claim` still answers `Interrupted`, so that you take over explicitly.
     Retry,
-    /// The key is granted to nobody until it is resolved: at most once. Every claim answers `Held`.
+    /// No claim of the key is granted until the key is resolved, so the work is done at most once. Every claim is
+    /// answered `Held`.
     ///
-    /// It applies if the interrupted attempt or the claimant asks for it, so all claimants of a key should ask for the same.
-    /// It needs claims at [`Durability::Sync`], because an attempt that a power cut makes the store forget can't be held:
-    /// with a weaker `claim_durability` the call is refused as `Invalid`.
+    /// `Hold` applies if the interrupted attempt or the claimant asks for it, so all claimants of a key should use the
+    /// same setting. It needs claims at [`Durability::Sync`], because the store can't hold an attempt that a power cut
+    /// made it forget. With a weaker `claim_durability` the call is refused as `Invalid`.
     Hold,
 }
 
-/// What dropping a guard (by a `?`, a panic or a cancelled future) says about its attempt. An error of the closure in
-/// [`run`](crate::Store::run) that no hook judged says the same.
+/// What dropping a guard (by a `?`, a panic or a cancelled future) means for its attempt. An error of the closure in
+/// [`run`](crate::Store::run) means the same, unless a hook judges it.
 ///
 /// ```
 /// # use onlyonce::{Claim, OnDrop, Operation, State, testing::Sim};
@@ -58,20 +60,20 @@ pub enum OnInterrupted {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// Nothing: the attempt is interrupted, as after a crash at that place. The drop waits for nothing.
+    /// The attempt is interrupted, as after a crash at that point. The drop doesn't wait.
     #[default]
     Interrupt,
-    /// That it had no effect: the attempt is aborted, and the next claimant is granted the key.
+    /// The attempt had no effect: it is aborted, and the next claimant is granted the key.
     ///
-    /// Right until the first effect. Change it just before that: `claim.on_drop(OnDrop::Interrupt)`. A crash of the process
-    /// is an interruption, whatever is set here.
+    /// This is right only until the first effect. Just before that effect, call `claim.on_drop(OnDrop::Interrupt)`. A
+    /// crash of the process is an interruption, whatever is set here.
     Abort,
 }
 
-/// What becomes of a key when [`run`](crate::Store::run) has done the work and can't keep the result, because it is too
-/// large, doesn't encode, or finds the disk full.
+/// What happens to a key when [`run`](crate::Store::run) has done the work and can't keep the result, because the
+/// result is too large, doesn't encode, or doesn't fit on the disk.
 ///
-/// The work is not done again for that, and the caller of `run` gets the value.
+/// The work is not done again, and the caller of `run` gets the value.
 ///
 /// ```
 /// # use onlyonce::{Claim, Error, OnUnkept, Operation, Run, testing::Sim};
@@ -90,17 +92,20 @@ pub enum OnDrop {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum OnUnkept {
-    /// It is completed without a result; [`Recorded::missing`](crate::Recorded::missing) of a replay says why.
+    /// The key is completed without a result; [`Recorded::missing`](crate::Recorded::missing) of a replay returns the
+    /// reason.
     #[default]
     Complete,
-    /// It is held, with that reason, until it is resolved. Right where a later caller can't do without the result.
+    /// The key is held until it is resolved, and its reason tells why the result was not kept. Choose it if a later
+    /// caller can't do without the result.
     Hold,
 }
 
-/// What a record survives once the call that wrote it has returned. Each level keeps the promises of those before it.
+/// What a record survives once the call that wrote it has returned. Each level includes the guarantees of the levels
+/// before it.
 ///
-/// No answer except `InProgress` shows what a crash could take back at the level of the record that it rests on. The level
-/// belongs to each record: one key may be claimed at `Flush` and completed at `Sync`.
+/// Every answer except `InProgress` is based on a record, and waits until that record is durable at its own level. Each
+/// record has a level: one key may be claimed at `Flush` and completed at `Sync`.
 ///
 /// ```
 /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -117,23 +122,26 @@ pub enum OnUnkept {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Durability {
-    /// In memory when the call returns; written within a second. Survives nothing with certainty: even a killed process may
-    /// lose the last second. Costs no write of its own.
+    /// The record is in memory when the call returns, and is written within a second. It survives nothing with
+    /// certainty: even a killed process may lose the last second. It costs no write of its own.
     Lazy,
-    /// Given to the operating system. Survives the death of the process (`kill -9`, a panic, an abort), but not a power cut or
-    /// a crash of the system, which may lose the last second or 4 MiB. Costs one write, shared by all waiting calls.
+    /// The operating system has the record when the call returns. The record survives the death of the process (`kill
+    /// -9`, a panic, an abort), but not a power cut or a crash of the system, which may lose the last second or 4 MiB.
+    /// It costs one write, shared by all waiting calls.
     Flush,
-    /// On stable storage, as far as the disk keeps its word. Survives power loss. Costs one write and one
-    /// sync, shared by all waiting calls. The default for claims and outcomes.
+    /// The record is on stable storage when the call returns, provided that the disk reports syncs truthfully. The
+    /// record survives power loss. It costs one write and one sync, shared by all waiting calls. This is the default
+    /// for claims and outcomes.
     Sync,
 }
 
 /// How operations are treated: durability, lease, retention, and what an interruption means.
 ///
-/// The first of these that sets something counts: the operation's own policy, that of the handle (`with_policy`), the
-/// builder's, and the built-in default that each setter names. An [`Operation`] has the same setters.
+/// A setting is taken from the first of these that has it: the operation's own policy, the policy of the handle
+/// (`with_policy`), the policy of the builder, and the built-in default that each setter names. An [`Operation`] has
+/// the same setters.
 ///
-/// Setters take any value. The call that uses a policy refuses settings that can't work together, as `Invalid` or
+/// Setters accept any value. The call that uses a policy refuses settings that are invalid or conflict, as `Invalid` or
 /// `TooLarge`, before anything is written.
 ///
 /// ```
@@ -317,9 +325,10 @@ macro_rules! policy_setters {
 }
 
 policy_setters! {
-    /// The owner's label, for people to read: a host, a process, a worker. Other claimants see it with "in progress".
+    /// Sets the owner's label, for people to read, such as a host, a process or a worker. Other claimants see it in the
+    /// answer `InProgress`.
     ///
-    /// At most 512 bytes, else `TooLarge`. Default: none.
+    /// A label of more than 512 bytes is refused as `TooLarge`. By default there is no label.
     ///
     /// ```
     /// # use onlyonce::{Operation, Policy, testing::Sim};
@@ -333,10 +342,11 @@ policy_setters! {
     /// ```
     owner: &str;
 
-    /// How long a claim holds without a renewal. After that the next claimant finds it interrupted.
+    /// Sets how long a claim lasts without a renewal. After that the next claimant finds the attempt interrupted.
     ///
-    /// The clock that measures it counts through suspend. A late owner may still end its claim until another attempt takes
-    /// over. Zero is `Invalid`. Default: none; the claim holds as long as its guard and its process.
+    /// The lease also runs while the machine is suspended. A late owner may still end its claim until another attempt
+    /// takes over. Zero is `Invalid`. By default there is no lease, and the claim lasts as long as its guard and its
+    /// process.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -353,9 +363,9 @@ policy_setters! {
     /// ```
     lease: Duration;
 
-    /// How long a result is kept and replayed, from when it is recorded. After that the key is free again.
+    /// Sets how long a result is kept and replayed after it is recorded. After that the key is free again.
     ///
-    /// Zero is `Invalid`. Default: for ever. Choose a time longer than any retry can take.
+    /// Zero is `Invalid`. By default, results are kept for ever. Choose a time longer than any retry can take.
     ///
     /// ```
     /// # use onlyonce::{Policy, testing::Sim};
@@ -371,16 +381,17 @@ policy_setters! {
     /// ```
     retention: Duration;
 
-    /// How long a key is remembered once its result's [`retention`](Self::retention) has passed. Until then a late retry is
-    /// answered `Expired`, with the time of the work, instead of being granted the key as if it were new.
+    /// Sets how long a key is remembered after its result's [`retention`](Self::retention) has passed. During that time
+    /// a late retry is answered `Expired`, with the time of the work, instead of being granted the key as if it were
+    /// new.
     ///
-    /// Counted from the end of the retention, to the minute. The setting of the call that records the outcome counts. If a
-    /// key is forgotten while an earlier outcome of it was to be remembered, the later of both times counts. Without a
-    /// retention there is nothing to remember, because the result itself is kept. Default: not at all; a retry after the
-    /// retention does the work again.
+    /// The time is counted from the end of the retention, to the minute. The setting of the call that records the
+    /// outcome counts. If a key is forgotten while an earlier outcome of the key was to be remembered, the later of the
+    /// two times counts. Without a retention there is nothing to remember, because the result itself is kept. By
+    /// default no key is remembered, and a retry after the retention does the work again.
     ///
-    /// A remembered key takes 20 to 24 bytes of disk. It takes no memory, except 32 bytes or more while its segment is being
-    /// reclaimed.
+    /// A remembered key takes 20 to 24 bytes on disk. It takes no memory, except 32 bytes or more while its segment is
+    /// being reclaimed.
     ///
     /// ```
     /// # use onlyonce::{Claim, Policy, testing::Sim};
@@ -397,10 +408,10 @@ policy_setters! {
     /// ```
     remember_expired: Duration;
 
-    /// What an interrupted attempt means to the next claim. See [`OnInterrupted`].
+    /// Sets what an interrupted attempt means for the next claim. See [`OnInterrupted`].
     ///
-    /// `Hold` with a [`claim_durability`](Self::claim_durability) below `Sync` is `Invalid`. Default:
-    /// unset, the claimant is asked.
+    /// `Hold` with a [`claim_durability`](Self::claim_durability) below `Sync` is `Invalid`. By default nothing is set,
+    /// and the claimant decides.
     ///
     /// ```
     /// # use onlyonce::{Claim, OnInterrupted, Policy, testing::Sim};
@@ -412,7 +423,7 @@ policy_setters! {
     /// ```
     on_interrupted: OnInterrupted;
 
-    /// What dropping the guard means. See [`OnDrop`]. Default: [`OnDrop::Interrupt`].
+    /// Sets what dropping the guard means. See [`OnDrop`]. Default: [`OnDrop::Interrupt`].
     ///
     /// ```
     /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};
@@ -424,10 +435,10 @@ policy_setters! {
     /// ```
     on_drop: OnDrop;
 
-    /// What becomes of a key whose result can't be kept. See [`OnUnkept`]. Default: [`OnUnkept::Complete`].
+    /// Sets what happens to a key whose result can't be kept. See [`OnUnkept`]. Default: [`OnUnkept::Complete`].
     ///
-    /// It concerns [`run`](crate::Store::run). With a [`ClaimGuard`](crate::ClaimGuard) you decide: the guard comes back in
-    /// the error.
+    /// This applies to [`run`](crate::Store::run). With a [`ClaimGuard`](crate::ClaimGuard) you decide, because the
+    /// error returns the guard.
     ///
     /// ```
     /// # use onlyonce::{Error, OnUnkept, Operation, State, testing::Sim};
@@ -439,8 +450,8 @@ policy_setters! {
     /// ```
     on_unkept: OnUnkept;
 
-    /// How many attempts the key is granted. The next claim answers `Held`, with that reason, until the key is resolved:
-    /// [`Resolution::Retry`](crate::Resolution::Retry) allows as many attempts again.
+    /// Sets how many attempts a key is granted. After that, claims are answered `Held`, with this limit as the reason,
+    /// until the key is resolved. [`Resolution::Retry`](crate::Resolution::Retry) allows as many attempts again.
     ///
     /// Zero is `Invalid`. Default: no limit.
     ///
@@ -459,10 +470,10 @@ policy_setters! {
     /// ```
     attempts_max: u32;
 
-    /// Disk space that each claim keeps for its result, so that the result can be recorded when the disk is full. A larger
-    /// result is tried all the same.
+    /// Sets the disk space that each claim reserves for its result, so that the result can be recorded when the disk is
+    /// full. A larger result is recorded if there is space for it.
     ///
-    /// At most 48 MiB, else `TooLarge`. Default: 4 KiB.
+    /// More than 48 MiB is refused as `TooLarge`. Default: 4 KiB.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -474,8 +485,8 @@ policy_setters! {
     /// ```
     reserve_bytes: u32;
 
-    /// What the end of an attempt survives once it is acknowledged. See
-    /// [`Durability`]. Default: [`Durability::Sync`].
+    /// Sets what the end of an attempt survives once it is acknowledged. See [`Durability`]. Default:
+    /// [`Durability::Sync`].
     ///
     /// ```
     /// # use onlyonce::{Claim, Durability, Operation, testing::Sim};
@@ -490,10 +501,10 @@ policy_setters! {
     /// ```
     durability: Durability;
 
-    /// What a claim survives once it is granted. See [`Durability`]. Default: [`Durability::Sync`].
+    /// Sets what a claim survives once it is granted. See [`Durability`]. Default: [`Durability::Sync`].
     ///
-    /// Weaker claims are cheaper, but an interruption may be forgotten: after a crash that the level doesn't survive, the
-    /// next claim finds the key new.
+    /// Weaker claims are cheaper, but an interruption may be forgotten: after a crash that the level doesn't survive,
+    /// the key is new to the next claim.
     ///
     /// ```
     /// # use onlyonce::{Claim, Durability, Operation, testing::Sim};

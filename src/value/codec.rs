@@ -12,7 +12,7 @@ pub(crate) const NOT_KEPT: u16 = 3;
 /// The stored number of a custom codec has this bit.
 const CUSTOM: u16 = 0x8000;
 
-/// How a value's bytes are made.
+/// How a value is encoded as bytes.
 ///
 /// ```
 /// use onlyonce::value::{Codec, Format};
@@ -34,12 +34,12 @@ const CUSTOM: u16 = 0x8000;
 pub enum Codec {
     /// The value's own bytes, or the UTF-8 of a string.
     Bytes,
-    /// bincode 2, its standard configuration. Needs the feature `bincode`.
+    /// bincode 2 in its standard configuration. Needs the feature `bincode`.
     Bincode,
-    /// JSON. Known, but not built in yet: encoding and decoding refuse it.
+    /// JSON. Not implemented yet: encoding and decoding fail.
     Json,
-    /// Your own, by hand-written [`Encode`](crate::Encode) and [`Decode`](crate::Decode). Numbers go up to
-    /// 32767; a greater one is refused as `Invalid` when the value is recorded.
+    /// Your own codec, with hand-written [`Encode`](crate::Encode) and [`Decode`](crate::Decode). Its number is at most
+    /// 32767; a greater number is refused as `Invalid` when the value is recorded.
     Custom(u16),
 }
 
@@ -70,9 +70,9 @@ pub enum Codec {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Format {
-    /// How the bytes are made.
+    /// How the value is encoded.
     pub codec: Codec,
-    /// Which form of the type they are; 0 for strings and bytes.
+    /// The version of the type's encoding; 0 for strings and bytes.
     pub version: u32,
 }
 

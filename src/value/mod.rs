@@ -1,9 +1,9 @@
-//! Values and their codecs: how a result becomes bytes, and how those are known again.
+//! Values and their codecs: how a result is encoded as bytes and decoded again.
 //!
-//! Strings and bytes are kept as they are. A type of your own becomes a value in one line with `Typed`
-//! (feature `bincode`), or by hand with [`Encode`](crate::Encode) and [`Decode`](crate::Decode). Every
-//! record names the [`Format`] of its value, so a value is never read as what it is not: a type that
-//! doesn't fit is [`Undecodable`](crate::ErrorKind::Undecodable).
+//! Strings and bytes are kept as they are. A type of your own becomes a value in one line with `Typed` (feature
+//! `bincode`), or by hand with [`Encode`](crate::Encode) and [`Decode`](crate::Decode). Every record names the
+//! [`Format`] of its value, so a value is never decoded wrongly: decoding it as a type that doesn't fit fails with
+//! [`Undecodable`](crate::ErrorKind::Undecodable).
 
 mod codec;
 pub(crate) mod payload;

@@ -12,9 +12,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// A recorded value: a result, or a failure.
 ///
-/// It is the bytes by `Deref`, and a type by [`decode`](Payload::decode). A clone shares the bytes. It
-/// borrows nothing and may be sent anywhere. Where no result was kept it has no bytes, and doesn't decode: see
-/// [`Recorded::missing`](crate::Recorded::missing).
+/// A payload derefs to its bytes, and [`decode`](Payload::decode) turns them into a type. A clone shares the bytes. A
+/// payload borrows nothing and may be sent to any thread. If no result was kept, the payload has no bytes and doesn't
+/// decode: see [`Recorded::missing`](crate::Recorded::missing).
 ///
 /// `Debug` shows the length and the format, never the contents.
 ///
@@ -36,10 +36,10 @@ pub struct Payload {
     missing: Option<Arc<str>>,
 }
 
-/// What can be recorded: turns a value into bytes.
+/// A type whose values can be recorded. The trait turns a value into bytes.
 ///
-/// Strings, bytes and `()` are values as they are. For other types see `Typed` in
-/// [`value`](crate::value), or write both traits by hand:
+/// Strings, bytes and `()` implement it. For other types see `Typed` in [`value`](crate::value), or implement both
+/// traits by hand:
 ///
 /// ```
 /// use onlyonce::value::{Codec, Format};
@@ -65,9 +65,9 @@ pub struct Payload {
 /// }
 /// ```
 pub trait Encode {
-    /// Appends the value to `out` and says what it wrote. What `out` holds already must stay.
+    /// Appends the encoded value to `out` and returns its format. The bytes that `out` already holds must stay.
     ///
-    /// Called once for each outcome, before the store is touched.
+    /// It is called once for each outcome, before the store is used.
     ///
     /// ```
     /// use onlyonce::Encode;
@@ -79,13 +79,15 @@ pub trait Encode {
     /// ```
     ///
     /// # Errors
-    /// Whatever keeps the value from being encoded; the claim that was to be ended with it is given back.
+    /// Any reason why the value can't be encoded. The call that was to record the value then returns the claim in its
+    /// error.
     fn encode(&self, out: &mut Vec<u8>) -> Result<Format>;
 }
 
-/// What a recorded value can be read as.
+/// A type that a recorded value can be decoded as.
 ///
-/// Strings, bytes and `()` are. For other types see `Typed` in [`value`](crate::value), or write it by hand:
+/// Strings, bytes and `()` implement it. For other types see `Typed` in [`value`](crate::value), or implement it by
+/// hand:
 ///
 /// ```
 /// use onlyonce::value::Format;
@@ -114,10 +116,10 @@ pub trait Encode {
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
 pub trait Decode: Sized {
-    /// The value in `payload`, which was recorded in `format`.
+    /// Decodes the value in `payload`, which was recorded in `format`.
     ///
-    /// The bytes are what was once recorded, maybe by another version of the program: check the format
-    /// first, and trust no length in them.
+    /// The bytes may have been recorded by another version of the program: check the format first, and trust no length
+    /// in the bytes.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -162,7 +164,7 @@ impl Payload {
         self.missing.as_deref()
     }
 
-    /// The value, as the type that was recorded.
+    /// Decodes the value into `T`, which must be the type that was recorded.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -176,11 +178,11 @@ impl Payload {
     /// ```
     ///
     /// # Errors
-    /// `Undecodable` if it was recorded as something else, in another version, or by a codec that this
-    /// build lacks. The bytes themselves are still there. `NotKept` if no result was kept; the message says why.
+    /// `Undecodable` if the value was recorded as another type, in another version, or by a codec that this build
+    /// lacks. The bytes themselves can still be read. `NotKept` if no result was kept; the message gives the reason.
     ///
     /// # Cost
-    /// No read of the disk; strings and bytes are copied once.
+    /// The disk is not read; strings and bytes are copied once.
     pub fn decode<T: Decode>(&self) -> Result<T> {
         match &self.missing {
             None => T::decode(self, self.format),

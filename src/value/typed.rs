@@ -13,7 +13,7 @@ use super::{Codec, Format};
 use crate::limits::RESULT_BYTES_MAX;
 use crate::{Decode, Encode, Error, Payload, Result};
 
-/// A type of your own as a value, by serde: gives it [`Encode`] and [`Decode`].
+/// A serde type of your own that can be recorded: implementing `Typed` gives it [`Encode`] and [`Decode`].
 ///
 /// ```
 /// use onlyonce::Encode;
@@ -35,29 +35,29 @@ use crate::{Decode, Encode, Error, Payload, Result};
 /// # Ok::<(), onlyonce::Error>(())
 /// ```
 /// # Changing the type
-/// With bincode the bytes hold no names: raise [`VERSION`](Typed::VERSION) whenever a field is added,
-/// removed or moved. A result of another version is then refused as `Undecodable`, where it could have been
-/// read wrongly. To read both, keep an enum of the old and the new form, or implement [`Decode`] by hand.
+/// bincode stores no field names, so raise [`VERSION`](Typed::VERSION) whenever a field is added, removed or moved. A
+/// result of another version is then refused as `Undecodable` instead of being decoded wrongly. To read both versions,
+/// record an enum of the old and the new form, or implement [`Decode`] by hand.
 ///
-/// A value is read by the codec it was recorded with, so a changed [`CODEC`](Typed::CODEC) alone is safe.
+/// A value is decoded by the codec that encoded it, so changing only [`CODEC`](Typed::CODEC) is safe.
 ///
 /// # What bincode can't do
-/// It must be told each type: `#[serde(untagged)]`, `flatten`, `tag` and `skip_serializing_if` encode and
-/// then don't decode. Test that a value comes back.
+/// bincode needs to know each type in advance: values with `#[serde(untagged)]`, `flatten`, `tag` or
+/// `skip_serializing_if` encode, but then don't decode. Test that a value decodes after it was encoded.
 ///
-/// Nothing bounds the number of elements that take no bytes (`Vec<()>`), nor the depth of a type that
-/// contains itself. Record neither where others choose the bytes.
+/// Decoding limits neither the number of elements that take no bytes (`Vec<()>`) nor the depth of a recursive type.
+/// Record neither if others can choose the bytes.
 pub trait Typed: Serialize + DeserializeOwned {
-    /// How it is encoded: [`Codec::Bincode`]. Another one is refused as `Invalid`.
+    /// The codec of the type, [`Codec::Bincode`]. Any other codec is refused as `Invalid`.
     const CODEC: Codec;
 
     /// The version of the type, recorded with each value.
     const VERSION: u32 = 0;
 }
 
-/// Any serde type as a value in bincode, version 0, without an `impl`: `Bincode(17u64)`, `Bincode(vec)`.
+/// Wraps any serde type as a value in bincode, version 0, without an `impl`: `Bincode(17u64)`, `Bincode(vec)`.
 ///
-/// The caveats of [`Typed`] hold here too.
+/// The limits of bincode described at [`Typed`] apply here too.
 ///
 /// ```
 /// use onlyonce::Outcome;
