@@ -1,8 +1,8 @@
 //! An embedded, crash-safe idempotency store.
 //!
 //! A program names an operation with a [`Key`]. [`Store::claim`] returns whether to do the work, to replay the recorded
-//! result, or to keep out because another thread is doing the work. The answer stays right through crashes, power cuts,
-//! retries and races between threads. Only one process can open a store at a time.
+//! result, or to keep out because another thread is doing the work. The answer stays correct through crashes, power
+//! cuts, retries and races between threads. Only one process can open a store at a time.
 //!
 //! ```
 //! use onlyonce::{Claim, Store};
@@ -24,8 +24,8 @@
 //!
 //! # Where to begin
 //!
-//! - [`Store`]: [`claim`](Store::claim), [`run`](Store::run) for a closure, [`mark`](Store::mark) for "seen before?"
-//! - [`Claim`], the answer: you end a [`ClaimGuard`], and decide about an [`Interrupted`]
+//! - [`Store`]: [`claim`](Store::claim), [`run`](Store::run) for a closure, [`mark`](Store::mark) to detect repetitions
+//! - [`Claim`], the answer: a [`ClaimGuard`] for you to end, or an [`Interrupted`] for you to decide about
 //! - [`Operation`] and [`Policy`]: fingerprints, leases, retention, what an interruption means
 //! - [`Outcome`], [`Payload`], [`Encode`], [`Decode`] and [`value`]: recorded results, as bytes and as types
 //! - [`Error`] and [`ErrorKind`]: what went wrong, and what to do next
@@ -44,7 +44,7 @@
 //! reported as an error that names the file and the offset.
 //!
 //! No store can guarantee that an effect outside the store happens exactly once. If a process dies between the effect
-//! and its record, the next claim answers [`Interrupted`](Claim::Interrupted), and your program decides.
+//! and its record, the next claim answers [`Interrupted`](Claim::Interrupted), and your program decides what to do.
 //!
 //! # Features
 //!

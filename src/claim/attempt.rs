@@ -135,7 +135,7 @@ impl Attempt {
         self.seen.state.owner.as_deref()
     }
 
-    /// Returns how long the lease still ran when the attempt was read; `None` without a lease.
+    /// Returns how much of the lease was left when the attempt was read; `None` without a lease.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};

@@ -95,8 +95,8 @@ impl Interrupted {
         self.decide(Call::TakeOver(self.attempt.token()))
     }
 
-    /// Grants you the key because you found out that neither this attempt nor any earlier one had an effect. None of
-    /// their fates stays open.
+    /// Grants you the key because you found out that neither this attempt nor any earlier one had an effect. This
+    /// settles the fate of all these attempts.
     ///
     /// The grant is durable on return at the level of [`claim_durability`](crate::Policy::claim_durability). It costs
     /// one write, and one sync at `Sync`.

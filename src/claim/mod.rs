@@ -55,7 +55,7 @@ use crate::{Key, Outcome};
 #[must_use = "a grant that is dropped leaves the key interrupted"]
 #[derive(Debug)]
 pub enum Claim {
-    /// The key is yours, and no earlier attempt's fate is open: do the work and end the claim.
+    /// The key is yours, and no earlier attempt's effect is unknown: do the work and end the claim.
     Acquired(ClaimGuard),
     /// An earlier attempt ended without an outcome, so its effect is unknown. Nothing is granted yet: you decide.
     Interrupted(Interrupted),
@@ -82,7 +82,7 @@ pub enum Claim {
 impl Claim {
     /// Turns an answer that is not a grant into an error, for `?`.
     ///
-    /// An answer `Acquired` or `Interrupted` is released, as if it had been dropped.
+    /// An `Acquired` or `Interrupted` answer is released, as if it had been dropped.
     ///
     /// ```
     /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -96,7 +96,7 @@ impl Claim {
     /// ```
     ///
     /// # Cost
-    /// Formats the message, and reads nothing. For a grant, also the cost of dropping it.
+    /// Formats the message, and reads nothing. For a grant, add the cost of dropping it.
     #[must_use]
     pub fn refused(self) -> Refused {
         Refused { message: self.to_string(), kind: self.kind() }
@@ -200,7 +200,7 @@ pub enum RefusedKind {
 }
 
 impl Refused {
-    /// Returns the answer that was refused.
+    /// Returns which answer the claim got.
     ///
     /// ```
     /// # use onlyonce::{RefusedKind, testing::Sim};
@@ -255,7 +255,7 @@ pub enum Mark {
 }
 
 impl Mark {
-    /// Returns whether the key was not seen before, so that the work is to be done.
+    /// Returns whether this mark was the first, so that the work is to be done.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -289,7 +289,7 @@ impl Mark {
 /// ```
 #[derive(Debug)]
 pub enum Resolution {
-    /// Records this outcome, because the effect happened or never will.
+    /// Records this outcome, because the effect happened, or never will happen.
     Record(Outcome),
     /// Allows a retry, because the effect did not happen: the next claim is granted, however many attempts there were.
     Retry,

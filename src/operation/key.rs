@@ -21,7 +21,7 @@ const KIND_PARTS: u8 = 3;
 const KIND_NEGATIVE: u8 = 4;
 const KIND_LARGE: u8 = 5;
 
-/// The name of an operation. The same key means the same operation, done once.
+/// The name of an operation. The same key means the same operation, which is done once.
 ///
 /// A key is bytes, a number, or a tuple of up to five such parts:
 ///
@@ -36,9 +36,9 @@ const KIND_LARGE: u8 = 5;
 /// Use parts if any part of the key comes from outside your program.
 ///
 /// Bytes and text are borrowed and cost no allocation; parts cost one. A key has from 1 to 4096 bytes. In a key of
-/// parts, each part of text or bytes takes two or three bytes more than its own, and each number takes nine or
-/// seventeen bytes. An empty part is invalid like an empty key, so that a missing tenant name is noticed. A call with
-/// an invalid key fails with `TooLarge` or `Invalid`.
+/// parts, each part of text or bytes takes two or three bytes in addition to its contents, and each number takes nine
+/// or seventeen bytes. An empty part is invalid like an empty key, so that a missing tenant name is noticed. A call
+/// with an invalid key fails with `TooLarge` or `Invalid`.
 ///
 /// Your own types become keys with one `impl`:
 /// ```

@@ -90,8 +90,8 @@ impl Outcome {
     ///
     /// A later claim is answered `Completed`, and [`Recorded::missing`](crate::Recorded::missing) returns the reason
     /// why there is no result; a reason of more than 512 bytes is cut. Such an outcome always fits into the space that
-    /// a claim reserves for its ending, so it can be recorded on a full disk, whatever
-    /// [`reserve_bytes`](crate::Policy::reserve_bytes) is set.
+    /// a claim reserves for its ending, so it can be recorded on a full disk, whatever the value of
+    /// [`reserve_bytes`](crate::Policy::reserve_bytes).
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Outcome, testing::Sim};
@@ -114,8 +114,8 @@ impl Outcome {
     /// Makes the outcome of work that failed for good, with `value` as the failure. A retry gets the failure and does
     /// not run.
     ///
-    /// If the failure may be temporary, abort instead. If the attempt may have had an effect, leave it interrupted
-    /// instead.
+    /// If the failure may be temporary, abort instead; but if the attempt may have had an effect, leave the attempt
+    /// interrupted.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};

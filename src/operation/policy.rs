@@ -14,7 +14,8 @@ use crate::{Error, ErrorKind, Result};
 /// What happens after an attempt without an ending, because its process died, its lease lapsed, or its guard was
 /// dropped.
 ///
-/// If this is unset, you decide: `claim` answers `Interrupted`, and `run` is refused and names the choices.
+/// If this is unset, you decide: `claim` answers `Interrupted`, and `run` is refused with a message that names the
+/// choices.
 ///
 /// ```
 /// # use onlyonce::{Claim, Error, OnInterrupted, Operation, Run, testing::Sim};
@@ -96,8 +97,8 @@ pub enum OnUnkept {
     /// reason.
     #[default]
     Complete,
-    /// The key is held until it is resolved, and its reason tells why the result was not kept. Choose it if a later
-    /// caller can't do without the result.
+    /// The key is held until it is resolved, with the cause as the reason. Choose this if a later caller can't do
+    /// without the result.
     Hold,
 }
 

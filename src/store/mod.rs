@@ -274,7 +274,7 @@ impl Store {
     ///
     /// # Cost
     /// One read, or none for a key in progress. Nothing is written, unless the lookup finds a table of the index
-    /// damaged. That table is then mended first, which reads the part of the log that the table covers.
+    /// damaged. Then that table is mended first, which reads the part of the log that the table covers.
     pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
         let key = key.into();
         key.check()?;
@@ -289,8 +289,8 @@ impl Store {
     /// [`attempts_max`](Policy::attempts_max) is reached. Returns `false`, and changes nothing, if the key is no longer
     /// in the state that you saw.
     ///
-    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts from zero again. The
-    /// numbers of attempts continue.
+    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts from zero again. Attempt
+    /// numbers are not reset.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, Resolution, State, testing::Sim};
@@ -361,7 +361,7 @@ impl Store {
         }
     }
 
-    /// Forgets a key that is not claimed right now, so that the next claim is the first. Returns `false` if there was
+    /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was
     /// nothing to forget.
     ///
     /// The change is durable on return, always at `Sync`, and costs one write and one sync. The key's bytes stay in the
@@ -428,7 +428,7 @@ impl Store {
     /// may or may not be seen.
     ///
     /// The iterator leaves out expired keys, even remembered ones, because only the hash of a remembered key is stored.
-    /// Call [`get`](Self::get) to look one up.
+    /// Call [`get`](Self::get) for the state of a remembered key.
     ///
     /// ```
     /// # use onlyonce::{admin::StateKind, testing::Sim};
@@ -503,16 +503,16 @@ impl Store {
     ///   and nothing is lost.
     /// - `InProgress`: calls on the store still wait for the disk at the deadline, or 200 ms after the store began to
     ///   refuse calls, whichever is later. Or the close's own writes have not ended by the deadline, or two seconds
-    ///   after they began, whichever is later. The store accepts no calls, and its directory stays locked. A later
-    ///   `close` continues, or returns the result.
+    ///   after they began, whichever is later. In both cases the store accepts no more calls, and its directory stays
+    ///   locked. A later `close` continues, or returns the result.
     /// - `Closed`: the store is closed already, or another `close` is running.
     /// - `Forked`: see [`ErrorKind`].
     ///
     /// # Cost
     /// In addition to the wait: a write and a sync of what is not durable yet; a table of the keys since the last
     /// checkpoint, 16 bytes each; and a new manifest, which costs a few small writes and syncs and a rename. The close
-    /// also reclaims up to two segments, until the deadline or for 200 ms. Another thread does these writes. If the
-    /// store wrote nothing while it was open, the close writes nothing.
+    /// also reclaims up to two segments, until the deadline or for 200 ms, whichever is longer. Another thread does
+    /// these writes. If the store wrote nothing while it was open, the close writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
         let left = self.shared.close(deadline)?;
         let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now);
@@ -592,8 +592,8 @@ impl Store {
         Estimate::of(self.shared.embedded()?)
     }
 
-    /// Reads every file of the store and reports damage: in records, in buckets of the index, and where the index
-    /// doesn't lead to a key. Adjacent damage is reported as one. Nothing is changed, and other calls continue
+    /// Reads every file of the store and reports damage: damaged records, damaged buckets of the index, and keys that
+    /// the index doesn't lead to. Adjacent damage is reported as one. Nothing is changed, and other calls continue
     /// meanwhile.
     ///
     /// ```
@@ -654,8 +654,8 @@ impl Store {
     /// call continued earlier calls, this guarantee covers only what was dead before the first of them; a call with
     /// `u64::MAX` continues none.
     ///
-    /// There is one exception: a forgotten key with [`remember_expired`](crate::Policy::remember_expired) stays,
-    /// without its result, until the time for which it would have been remembered has passed.
+    /// There is one exception: a key that was forgotten under [`remember_expired`](crate::Policy::remember_expired)
+    /// stays on the disk, without its result, until the time for which it would have been remembered has passed.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -678,8 +678,8 @@ impl Store {
         self.shared.embedded()?.compaction().compact(budget).map(Compaction::new)
     }
 
-    /// Rebuilds the index from the log. Without this call, a lookup or an open mends the damage that it notices. Use
-    /// this call when no part of the index can be trusted any more.
+    /// Rebuilds the index from the log. A lookup or an open mends the damage that it notices, so this call is needed
+    /// only when no part of the index can be trusted any more.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;

@@ -38,9 +38,9 @@ impl Store {
     /// # Cost
     /// After a clean close, opening reads the headers of all files, whatever the number of keys. After a crash, it
     /// reads the log since the last checkpoint, and makes the records durable that no watermark covered. If a table of
-    /// the index is damaged, opening reads the part of the log that the table covers, and writes the table anew if
-    /// memory may not hold its keys. The first write after opening also rewrites the manifest: a few small writes and
-    /// syncs, once.
+    /// the index is damaged, opening reads the part of the log that the table covers, and writes the table anew if its
+    /// keys don't fit into the memory that the index may use. The first write after opening also rewrites the manifest:
+    /// a few small writes and syncs, once.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Store::builder().open(dir)
     }

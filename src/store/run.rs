@@ -33,14 +33,14 @@ pub enum Run<T> {
     /// instead ([`OnUnkept`]), and [`Runner::on_unrecorded`] is called.
     Done(T),
     /// The closure ran, but recording its result failed. With `Indeterminate` the record may or may not exist; with any
-    /// other error the key is interrupted. The key is never free. After a failed write or sync the store accepts no
-    /// more writes: reopen the store, and call [`Store::get`] for the key's state.
+    /// other error the key is interrupted. In both cases the key is not free. After a failed write or sync the store
+    /// accepts no more writes: reopen the store, and call [`Store::get`] for the key's state.
     Unrecorded(T, Error),
     /// The work was done before; this is the recorded result.
     Replayed(T),
     /// The work was done before, but its result was not kept; [`Recorded::missing`] returns the reason.
     NotKept(Recorded),
-    /// The work failed for good before; this is the recorded failure.
+    /// An earlier attempt failed for good; this is the recorded failure.
     Failed(Recorded),
     /// The closure was not run.
     Refused(Refused),
@@ -243,7 +243,7 @@ where
     E: From<Error>,
 {
     /// Sets the hook that finds out whether an interrupted attempt had its effect. The hook should ask the system in
-    /// which the effect would be visible. It is called whatever the policy says.
+    /// which the effect would be visible. It is called under every policy.
     ///
     /// The hook is called at most once, before `work`, while other callers see the key in progress. If the hook returns
     /// an error, [`run`](Self::run) returns that error, and the attempt stays interrupted.

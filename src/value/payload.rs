@@ -38,8 +38,8 @@ pub struct Payload {
 
 /// A type whose values can be recorded. The trait turns a value into bytes.
 ///
-/// Strings, bytes and `()` implement it. For other types see `Typed` in [`value`](crate::value), or implement both
-/// traits by hand:
+/// Strings, bytes and `()` implement this trait. For other types see `Typed` in [`value`](crate::value), or implement
+/// both traits by hand:
 ///
 /// ```
 /// use onlyonce::value::{Codec, Format};
@@ -67,7 +67,7 @@ pub struct Payload {
 pub trait Encode {
     /// Appends the encoded value to `out` and returns its format. The bytes that `out` already holds must stay.
     ///
-    /// It is called once for each outcome, before the store is used.
+    /// This method is called once for each outcome, before the store is used.
     ///
     /// ```
     /// use onlyonce::Encode;
@@ -86,8 +86,8 @@ pub trait Encode {
 
 /// A type that a recorded value can be decoded as.
 ///
-/// Strings, bytes and `()` implement it. For other types see `Typed` in [`value`](crate::value), or implement it by
-/// hand:
+/// Strings, bytes and `()` implement this trait. For other types see `Typed` in [`value`](crate::value), or implement
+/// the trait by hand:
 ///
 /// ```
 /// use onlyonce::value::Format;

@@ -45,8 +45,8 @@ use crate::{Decode, Encode, Error, Payload, Result};
 /// bincode needs to know each type in advance: values with `#[serde(untagged)]`, `flatten`, `tag` or
 /// `skip_serializing_if` encode, but then don't decode. Test that a value decodes after it was encoded.
 ///
-/// Decoding limits neither the number of elements that take no bytes (`Vec<()>`) nor the depth of a recursive type.
-/// Record neither if others can choose the bytes.
+/// Decoding does not limit the number of elements that take no bytes (`Vec<()>`), or the depth of a recursive type.
+/// Don't record such types if others can choose the bytes.
 pub trait Typed: Serialize + DeserializeOwned {
     /// The codec of the type, [`Codec::Bincode`]. Any other codec is refused as `Invalid`.
     const CODEC: Codec;
