@@ -19,7 +19,7 @@ use crate::{Encode, Error, ErrorKind, Result};
 ///
 /// Making an outcome only encodes the value. The call that records the outcome fails with `Invalid` if the value
 /// doesn't encode, and with `TooLarge` if the result or the metadata exceeds a limit. The error then contains the claim
-/// ([`Error::into_claim`](crate::Error::into_claim)).
+/// ([`Error::into_claim`]).
 ///
 /// ```
 /// use onlyonce::Outcome;
