@@ -1,4 +1,4 @@
-//! The operator's view: walking the keys, health, counts.
+//! The operator's view: a walk over the keys, health and counts.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -22,17 +22,18 @@ use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, WallMillis};
 use crate::{Error, Key, Result, limits};
 
-/// Repairs the store in `dir`, which no process may have open. Rebuilds a lost manifest, and drops damaged records if that
-/// is accepted. No other call ever accepts a loss.
+/// Repairs the store in `dir`, which no process may have open. Rebuilds a lost manifest, and drops damaged records if
+/// `accept` allows it. No other call ever accepts a loss.
 ///
-/// First, everything is read. If no acknowledged record is lost (only a manifest or a header is), the store is repaired.
-/// Otherwise the loss is reported, and accepted only under [`AcceptLoss::Yes`]: then all whole records are written anew and
-/// make up the store. A key whose newest record is lost has afterwards the state of its newest whole record, or is absent.
-/// Keeps every remembered key whose page passes its checksum. Copy the directory before the call.
+/// The repair first reads everything. If no acknowledged record is lost (only a manifest or a header is), it repairs
+/// the store. Otherwise it reports the loss and accepts it only with [`AcceptLoss::Yes`]: it then writes all whole
+/// records anew, and they make up the store. A key that lost its newest record afterwards has the state of its newest
+/// whole record, or is absent. A remembered key is kept if its page passes its checksum. Copy the directory before the
+/// call.
 ///
-/// Without the manifest, the segments themselves say what there was. Three things can't be known then: whether segments
-/// before the first one were reclaimed or are missing, whether anything followed the last record, and whether a file of
-/// remembered keys is missing.
+/// Without the manifest, only the segments show what the store contained. Three things are then unknown: whether
+/// segments before the first one were reclaimed or are missing, whether anything followed the last record, and whether
+/// a file of remembered keys is missing.
 ///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};
@@ -49,16 +50,18 @@ use crate::{Error, Key, Result, limits};
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
 ///
-/// Durable on return.
+/// The repair is durable when the call returns.
 ///
 /// # Errors
-/// `Locked` if a process has the store open; `Corrupt` if neither a manifest nor a single segment's header is whole;
-/// `Incompatible`; `StorageFull` if there is no space to write the whole records anew, and nothing was changed; `Io`, also if a
-/// directory is in the place of a file that the store prepares ahead, and nothing was changed.
+/// `Locked` if a process has the store open; `Corrupt` if neither a manifest nor any segment's header is whole;
+/// `Incompatible`; `StorageFull` if there is no space to write the whole records anew; `Io`, also if a directory has
+/// the name of a file that the store prepares ahead. After `StorageFull`, and if such a directory is the cause, nothing
+/// was changed.
 ///
 /// # Cost
-/// Reads everything, twice if records are lost. Then it writes every whole record, and needs space for them in addition to
-/// the old ones. The result is read once more, as an open reads it: only then is it reported as repaired.
+/// Reads everything. If records are lost, it reads everything a second time and writes every whole record, which needs
+/// space in addition to the old records. Finally it reads the result as an open does, and only then reports the store
+/// as repaired.
 pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport> {
     let dir = directory::absolute(dir.as_ref())?;
     crate::repair::run(directory::system(&dir)?, &dir, &StoreBuilder::default().sizes()?, accept)
@@ -66,8 +69,9 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 
 /// The kinds of [`State`] that a walk shows.
 ///
-/// There is none for [`State::Expired`]: once its record is reclaimed, only the hash of a remembered key is left, so a walk
-/// can't name it. [`get`](crate::Store::get) and [`claim`](crate::Store::claim) answer it.
+/// There is no kind for [`State::Expired`]: once the record of a remembered key is reclaimed, only the key's hash is
+/// left, so a walk can't name the key. [`get`](crate::Store::get) and [`claim`](crate::Store::claim) do report that
+/// state.
 ///
 /// ```
 /// # use onlyonce::{admin::StateKind, testing::Sim};
@@ -80,11 +84,11 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StateKind {
-    /// Its owner is at work.
+    /// The key's owner is at work.
     InProgress,
     /// An attempt ended without an outcome.
     Interrupted,
-    /// It waits to be resolved.
+    /// The key waits to be resolved.
     Held,
     /// The last attempt had no effect.
     Aborted,
@@ -109,8 +113,8 @@ impl StateKind {
 
 /// A walk over all keys. See [`Store::iter`](crate::Store::iter).
 ///
-/// A key that can't be read is an error in its place, and the walk continues. An expired key is not shown, even if it is
-/// remembered.
+/// For a key that can't be read, the walk returns an error and continues. It doesn't show expired keys, even those that
+/// are remembered.
 ///
 /// ```
 /// # use onlyonce::{Key, Result, testing::Sim};
@@ -122,9 +126,9 @@ impl StateKind {
 /// ```
 ///
 /// # Cost
-/// One read a key: states and prefixes are filtered afterwards. In memory it holds the places of all keys since the last
-/// checkpoint, 24 bytes each. A damaged bucket of the index is an error each time the walk meets it, and is mended from the
-/// log.
+/// One read per key, because states and prefixes are checked after the read. In memory, the walk holds the positions of
+/// all keys since the last checkpoint, 24 bytes each. A damaged bucket of the index is an error each time the walk
+/// reads it, and is mended from the log.
 #[must_use = "a walk does nothing until it is asked for its next key"]
 pub struct Iter {
     shared: Arc<Shared>,
@@ -153,7 +157,7 @@ impl Iter {
         self
     }
 
-    /// Shows only keys that begin with `prefix`, compared byte by byte, or by whole parts.
+    /// Shows only keys that begin with `prefix`. Keys of parts are compared by whole parts, other keys byte by byte.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -256,11 +260,11 @@ impl fmt::Debug for Iter {
     }
 }
 
-/// Whether a store takes writes. See [`Store::health`](crate::Store::health).
+/// Whether a store accepts writes. See [`Store::health`](crate::Store::health).
 ///
-/// Raise an alarm for anything but `Writable`, because claims are refused then. `Full` and `WaitsForRoom` end by themselves
-/// once there is space; `Poisoned` ends when the store is reopened. [`Stats::background_error`] comes earlier, because the
-/// space that is prepared ahead lasts for a while.
+/// Raise an alarm for any value except `Writable`, because claims are then refused. `Full` and `WaitsForRoom` end as
+/// soon as there is space; `Poisoned` ends when the store is reopened. [`Stats::background_error`] is set earlier,
+/// because the space that is prepared ahead lasts for a while.
 ///
 /// ```
 /// # use onlyonce::{admin::Health, testing::{DiskFault, Sim}};
@@ -282,31 +286,31 @@ impl fmt::Debug for Iter {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Health {
-    /// The store takes writes.
+    /// The store accepts writes.
     Writable,
-    /// A write or sync failed. Results are replayed; everything else waits until the store is reopened.
+    /// A write or sync failed. Results are still replayed, but nothing is written until the store is reopened.
     Poisoned {
         /// What failed, and where.
         cause: String,
     },
-    /// The unsynced records that the last open found wait for space: free some.
+    /// Records that the last open found unsynced can't be synced without space: free some.
     WaitsForRoom,
-    /// New claims are refused as `StorageFull`, and nothing else: claims in flight end, results are replayed, keys can be
-    /// forgotten and compacted away. The background looks for space once a second.
+    /// Only new claims are refused, as `StorageFull`: claims in flight can end, results are replayed, and keys can be
+    /// forgotten and compacted away. Background work checks for space once a second.
     Full {
-        /// The time since which space is missing.
+        /// When the space ran out.
         since: SystemTime,
-        /// What could not be prepared, and what helps.
+        /// What could not be prepared, and what to do about it.
         cause: String,
     },
     /// The store was closed.
     Closed,
-    /// This process is a fork of the one that opened it.
+    /// This process is a fork of the one that opened the store.
     Forked,
-    /// The store is answered by another backend, which refuses claims for this reason.
+    /// The store has another backend, which refuses claims.
     #[cfg(feature = "backend")]
     Refused {
-        /// Why, and what helps.
+        /// Why the backend refuses claims, and what to do about it.
         cause: String,
     },
 }
@@ -368,7 +372,7 @@ impl Health {
         engine.log.rooms().is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
     }
 
-    /// Returns whether the store takes writes.
+    /// Returns whether the store accepts writes.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -401,14 +405,14 @@ impl Health {
 #[derive(Clone, Default, Debug)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Known keys, expired ones included. A key may count twice if it changed since it was sealed, or if it was forgotten and
-    /// is not compacted away yet.
+    /// Known keys, including expired ones. A key may be counted twice if it changed after it was sealed, or if it was
+    /// forgotten but is not yet compacted away.
     pub keys: u64,
     /// Claims in flight.
     pub in_flight: u64,
     /// Segments of the log.
     pub segments: u64,
-    /// Bytes of the log's segments, with the space prepared ahead.
+    /// Bytes of the log's segments, including the space prepared ahead.
     pub log_bytes: u64,
     /// The time at which the oldest claim in flight was granted.
     pub oldest_claim: Option<SystemTime>,
@@ -416,12 +420,12 @@ pub struct Stats {
     pub log_bytes_since_checkpoint: u64,
     /// When the last checkpoint was made; `None` if there was none since the store was opened.
     pub last_checkpoint: Option<SystemTime>,
-    /// An estimate of live bytes and of keys by state at that time, or up to a second or an eighth of the log before it. For a
-    /// current estimate, see [`Store::estimate`](crate::Store::estimate).
+    /// An estimate of live bytes and of keys by state, made at the last checkpoint, or up to a second or an eighth of
+    /// the log before it. For a current estimate, see [`Store::estimate`](crate::Store::estimate).
     pub estimate_at_checkpoint: Option<Estimate>,
-    /// Bytes that all files take together.
+    /// Bytes that all files together take.
     pub disk_bytes: u64,
-    /// Bytes that they may take: `u64::MAX` if `disk_bytes_max` is not set.
+    /// Bytes that all files together may take: `u64::MAX` if `disk_bytes_max` is not set.
     pub disk_bytes_max: u64,
     /// Bytes that compaction moved since the store was opened.
     pub bytes_moved: u64,
@@ -435,18 +439,20 @@ pub struct Stats {
     pub tables: u64,
     /// Bytes of the sealed tables of the index.
     pub index_bytes: u64,
-    /// Keys that only memory has, and claims in flight. The next checkpoint seals the former.
+    /// Keys that are only in memory, which the next checkpoint seals, and claims in flight.
     pub keys_in_memory: u64,
-    /// What keeps the background from preparing space or making checkpoints: a damaged record (see
-    /// [`admin::repair`](crate::admin::repair)), or a full disk. The background tries again; `None` once it succeeds.
+    /// Why background work can't prepare space or make checkpoints: a damaged record (see
+    /// [`admin::repair`](crate::admin::repair)), or a full disk. The work is retried, and this is `None` once it
+    /// succeeds.
     pub background_error: Option<String>,
-    /// Tables that were found damaged or missing, by the open or since, and were made again from the log.
+    /// Tables that were found damaged or missing, at the open or later, and were rebuilt from the log.
     pub tables_mended: u64,
     /// Syncs of the log since the store was opened.
     pub syncs: u64,
     /// Time spent in these syncs.
     pub sync_time: std::time::Duration,
-    /// Records placed since the store was opened. Divided by `syncs`, it says how many share one.
+    /// Records placed since the store was opened. Divided by `syncs`, this is the average number of records that share
+    /// a sync.
     pub records: u64,
     /// Bytes of records written since the store was opened.
     pub bytes_written: u64,
@@ -516,7 +522,7 @@ impl Stats {
     }
 }
 
-/// What is alive in a store. See [`Store::estimate`](crate::Store::estimate).
+/// An estimate of what is live in a store. See [`Store::estimate`](crate::Store::estimate).
 ///
 /// ```
 /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -529,7 +535,7 @@ impl Stats {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Estimate {
-    /// Bytes of live records: the newest of their keys, and not expired.
+    /// Bytes of live records. A record is live if it is the newest of its key and has not expired.
     pub live_bytes: u64,
     /// All other bytes of the log, which compaction could reclaim.
     pub dead_bytes: u64,
@@ -597,7 +603,7 @@ impl Compaction {
         self.done.moved
     }
 
-    /// Returns the bytes of reclaimed segments, moved records included.
+    /// Returns the bytes of reclaimed segments, including moved records.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -610,8 +616,8 @@ impl Compaction {
         self.done.reclaimed
     }
 
-    /// Returns whether the whole log was gone through. Then nothing that was dead before the call is on the disk any more;
-    /// after calls that ran out of budget, nothing that was dead before the first of them.
+    /// Returns whether compaction has reached the end of the log. If so, nothing that was dead before the call is still
+    /// on the disk. If earlier calls ran out of budget, this holds for what was dead before the first of those calls.
     ///
     /// ```
     /// # let store = onlyonce::testing::Sim::new(1).open()?;
@@ -642,9 +648,9 @@ pub struct Verification {
     pub bytes: u64,
     /// All damage; each error names file and offset.
     pub damages: Vec<Error>,
-    /// What could not be read, and so is not known to be whole or damaged: by a failing device or for want of a file
-    /// descriptor (`Io`), because a failed write left the record in memory (`Indeterminate`), or because the record waits for
-    /// space (`StorageFull`). One error for each kind and file.
+    /// What could not be read, so that it may be whole or damaged. The kind of the error is the reason: the device
+    /// failed or no file descriptor was free (`Io`), a failed write left the record in memory (`Indeterminate`), or the
+    /// record waits for space (`StorageFull`). There is one error for each kind and file.
     pub unread: Vec<Error>,
 }
 
@@ -707,13 +713,13 @@ impl Inspector for Gathering<'_> {
 #[derive(Clone, Default, Debug)]
 #[non_exhaustive]
 pub struct Opening {
-    /// The last owner closed the store.
+    /// Whether the last owner closed the store.
     pub was_clean: bool,
     /// Records read.
     pub records_read: u64,
-    /// Records of the tail that no watermark covered, and that were made durable anew.
+    /// Records in the tail that no watermark covered, and that the open made durable again.
     pub records_resynced: u64,
-    /// The torn tail that was cut off: a last write that was never finished.
+    /// The torn tail that the open cut off: a last write that was never finished.
     pub cut: Option<Cut>,
 }
 
@@ -776,7 +782,7 @@ impl Cut {
         self.offset
     }
 
-    /// Returns how many bytes after that offset held something.
+    /// Returns how many bytes after that offset held data.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -793,7 +799,8 @@ impl Cut {
         self.bytes
     }
 
-    /// Returns how many records among them were whole. Devices persist out of order, so there may be some.
+    /// Returns how many whole records the cut tail contained. There may be some, because devices persist writes out of
+    /// order.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};

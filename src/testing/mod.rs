@@ -1,6 +1,6 @@
-//! For your own tests: [`Sim`], a store in memory with a hand-driven clock, power loss and a failing disk.
+//! For your own tests: [`Sim`], a store in memory with a manual clock, power loss and a failing disk.
 //!
-//! Nothing here touches a real disk or the real time, and the same seed gives the same run.
+//! Nothing here uses a real disk or a real clock, and the same seed gives the same run.
 
 pub mod conformance;
 #[cfg(all(test, shuttle))]
@@ -27,7 +27,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{KeyHash, WallMillis};
 use crate::{Result, Store, StoreBuilder};
 
-/// A simulated disk and clock, on which a store is opened, crashed and opened again.
+/// A simulated disk and clock, on which a test opens a store, crashes it and opens it again.
 ///
 /// ```
 /// use onlyonce::{Claim, Operation, testing::Sim};
@@ -47,14 +47,14 @@ use crate::{Result, Store, StoreBuilder};
 /// # }
 /// ```
 ///
-/// A store opened on it has the limits and defaults of a real one. It has no background thread: call [`Store::step`] where
-/// the background work is to be done.
+/// A store on a simulated disk has the same limits and defaults as one on a real disk. It has no background thread:
+/// call [`Store::step`] to do background work.
 ///
 /// # Cost
-/// Memory, and no I/O: a new store takes about 2 MiB, as on a real disk; smaller by
-/// [`segment_bytes`](StoreBuilder::segment_bytes) and [`result_bytes_max`](StoreBuilder::result_bytes_max). A crash
-/// copies all that the disk holds, [`read_file`](Sim::read_file) one file; the other calls look something up or set
-/// something.
+/// The simulation takes memory and does no I/O. A new store takes about 2 MiB, as on a real disk, and less with smaller
+/// values of [`segment_bytes`](StoreBuilder::segment_bytes) and [`result_bytes_max`](StoreBuilder::result_bytes_max). A
+/// crash copies everything on the disk, and [`read_file`](Sim::read_file) copies one file; the other calls only look up
+/// or set a value.
 #[derive(Debug)]
 pub struct Sim {
     disk: Mutex<SimDisk>,
@@ -81,7 +81,7 @@ impl SimDisk {
     }
 }
 
-/// How a call of the simulated disk fails.
+/// How a call to the simulated disk fails.
 ///
 /// See [`Sim::fail_call`], [`Sim::fail_calls_from`] and [`Sim::fail_changes_from`].
 ///
@@ -98,23 +98,23 @@ impl SimDisk {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DiskFault {
-    /// The device fails (`EIO`), and nothing is done.
+    /// The device fails (`EIO`), and the call has no effect.
     Io,
-    /// No room (`ENOSPC`).
+    /// The disk is full (`ENOSPC`).
     Full,
-    /// The process has too many open files (`EMFILE`); only calls that open one count, and fail.
+    /// The process has too many open files (`EMFILE`). Only calls that open a file are counted, and only they fail.
     TooManyOpen,
-    /// The system has no memory for it (`ENOMEM`); only calls that open or map something count, and fail.
+    /// The system is out of memory (`ENOMEM`). Only calls that open or map a file are counted, and only they fail.
     NoMemory,
     /// The file system is mounted read-only (`EROFS`).
     ReadOnly,
-    /// No permission (`EACCES`).
+    /// The process has no permission (`EACCES`).
     Denied,
-    /// A signal came (`EINTR`): the caller tries again.
+    /// A signal interrupts the call (`EINTR`), and the caller repeats it.
     Interrupted,
-    /// A read or a write does only a part; other calls are not affected.
+    /// A read or write transfers only part of its bytes; other calls are not affected.
     Short,
-    /// The call panics, as by a bug of ours or of a driver.
+    /// The call panics, as it might because of a bug in onlyonce or in a driver.
     Panic,
 }
 
@@ -148,9 +148,9 @@ impl DiskFault {
 const DIR: &str = "/store";
 
 impl Sim {
-    /// Makes an empty disk, and a clock at the beginning of 2026. Everything random is drawn from `seed`.
+    /// Makes an empty disk, and a clock that starts at the beginning of 2026. All random values are drawn from `seed`.
     ///
-    /// Nothing is allocated ahead; a store on it takes what it writes, in memory.
+    /// No memory is allocated ahead: a store takes memory only for what it writes to the disk.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim, Token};
@@ -174,9 +174,9 @@ impl Sim {
         }
     }
 
-    /// Opens the store on the disk, or makes it, with the settings of [`Store::builder`].
+    /// Opens the store on the disk, or creates it, with the default settings of [`Store::builder`].
     ///
-    /// As another process would: the call is refused as `Locked` while a handle of an earlier open is left.
+    /// The call counts as one from another process: it fails with `Locked` while a handle from an earlier open exists.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -192,7 +192,7 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As [`Store::open_or_create`].
+    /// Those of [`Store::open_or_create`].
     pub fn open(&self) -> Result<Store> {
         let builder = Store::builder();
         self.open_with(if self.is_small {
@@ -202,7 +202,8 @@ impl Sim {
         })
     }
 
-    /// As [`open`](Self::open), with settings of your own. There is never a background thread.
+    /// Opens or creates the store like [`open`](Self::open), with your own settings. There is never a background
+    /// thread.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Store, testing::Sim};
@@ -214,7 +215,7 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As [`StoreBuilder::open_or_create`].
+    /// Those of [`StoreBuilder::open_or_create`].
     pub fn open_with(&self, builder: StoreBuilder) -> Result<Store> {
         builder.manual_maintenance(true).open_on(self.seams(), Path::new(DIR), true)
     }
@@ -237,9 +238,9 @@ impl Sim {
         }
     }
 
-    /// Cuts the power: all unsynced bytes are lost. Handles opened before get errors from now on.
+    /// Cuts the power: all unsynced bytes are lost. Existing handles return errors from now on.
     ///
-    /// The machine boots at once, and no time has passed.
+    /// The machine reboots at once, and its clock does not advance.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -257,7 +258,7 @@ impl Sim {
         self.clock.reboot(0);
     }
 
-    /// Cuts the power: some of the unsynced bytes survive, as drawn from `seed`.
+    /// Cuts the power: some of the unsynced bytes survive, chosen at random from `seed`.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -276,7 +277,8 @@ impl Sim {
         self.clock.reboot(0);
     }
 
-    /// Kills the process: everything written to the system stays. Handles opened before get errors from now on.
+    /// Kills the process: everything written to the operating system is kept. Existing handles return errors from now
+    /// on.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -298,9 +300,9 @@ impl Sim {
         *disk = SimDisk::new(after(&disk.memory));
     }
 
-    /// Lets time pass.
+    /// Advances the clock by `time`.
     ///
-    /// In whole milliseconds. Nothing happens by itself: background work waits for [`Store::step`].
+    /// The clock counts whole milliseconds. Advancing it starts no background work, which waits for [`Store::step`].
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};
@@ -318,7 +320,7 @@ impl Sim {
         self.clock.advance(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     }
 
-    /// Sets the wall clock forward or back by milliseconds; other clocks go on as they were.
+    /// Sets the wall clock forward or back by `millis`; the other clocks do not change.
     ///
     /// ```
     /// # use onlyonce::{Operation, testing::Sim};
@@ -335,13 +337,14 @@ impl Sim {
         self.clock.jump_wall(millis);
     }
 
-    /// Lets store time run on by `millis` from each reading to the next. 0: it stands, as at first.
+    /// Advances store time by `millis` at each reading of the clock. With 0, the initial value, store time stands
+    /// still.
     #[doc(hidden)]
     pub fn run_on(&self, millis: u64) {
         self.clock.run_on(millis);
     }
 
-    /// Bounds the disk, in bytes; bytes already written stay. `u64::MAX` means no bound, which is the default.
+    /// Limits the size of the disk, in bytes; bytes already written are kept. `u64::MAX`, the default, means no limit.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -358,7 +361,7 @@ impl Sim {
         self.disk.lock().memory.set_bytes_max(bytes);
     }
 
-    /// Bounds the number of files and directories; existing ones stay.
+    /// Limits the number of files and directories; existing ones are kept.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -371,7 +374,7 @@ impl Sim {
         self.disk.lock().memory.set_nodes_max(files);
     }
 
-    /// Returns the bytes on the disk.
+    /// Returns the number of bytes on the disk.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -400,7 +403,7 @@ impl Sim {
         self.disk.lock().memory.nodes_used()
     }
 
-    /// Returns a hash of every change made to the disk so far: the same run gives the same hash.
+    /// Returns a hash of all changes made to the disk so far. The same run gives the same hash.
     ///
     /// ```
     /// # use onlyonce::{Result, testing::Sim};
@@ -417,7 +420,7 @@ impl Sim {
         self.disk.lock().memory.trace()
     }
 
-    /// Makes the disk call number `after` from now fail, where the next one is 0. Later calls succeed.
+    /// Lets `after` disk calls succeed and makes the next one fail. Later calls succeed.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, testing::{DiskFault, Sim}};
@@ -434,7 +437,7 @@ impl Sim {
         self.inject(Fault::once(fault.calls(), after, fault.effect()));
     }
 
-    /// As [`fail_call`](Self::fail_call), and so does every later one, until [`heal`](Self::heal).
+    /// Lets `after` disk calls succeed and makes all later ones fail, until [`heal`](Self::heal) is called.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::{DiskFault, Sim}};
@@ -449,7 +452,7 @@ impl Sim {
         self.inject(Fault::from(fault.calls(), after, fault.effect()));
     }
 
-    /// As [`fail_calls_from`](Self::fail_calls_from), for calls that change the disk: reads succeed.
+    /// Acts like [`fail_calls_from`](Self::fail_calls_from), but only on calls that change the disk: reads succeed.
     ///
     /// ```
     /// # use onlyonce::testing::{DiskFault, Sim};
@@ -465,9 +468,9 @@ impl Sim {
         self.inject(Fault::from(Calls::Changing, after, fault.effect()));
     }
 
-    /// Removes all such faults.
+    /// Removes all faults that were set before.
     ///
-    /// A store that was poisoned by one stays so until it is opened again.
+    /// A store that a fault has poisoned stays poisoned until it is reopened.
     ///
     /// ```
     /// # use onlyonce::testing::{DiskFault, Sim};
@@ -482,8 +485,8 @@ impl Sim {
         self.disk.lock().faulty.heal();
     }
 
-    /// Cuts the power at the change number `after` from now, where the next one is 0: neither that call nor any later one
-    /// is made. Then call [`power_loss`](Self::power_loss) to see what is left.
+    /// Lets `after` changes of the disk succeed and cuts the power at the next one: neither that call nor any later one
+    /// has an effect. Then call [`power_loss`](Self::power_loss) to see what is left.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -504,7 +507,7 @@ impl Sim {
         self.inject(Fault::once(Calls::Changing, after, Effect::PowerCut { bytes_kept: 0 }));
     }
 
-    /// Returns whether the power was cut, as [`cut_power_at`](Self::cut_power_at) demanded.
+    /// Returns whether the power cut that [`cut_power_at`](Self::cut_power_at) set has happened.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -538,7 +541,7 @@ impl Sim {
         self.disk.lock().faulty.count(Calls::Any)
     }
 
-    /// Returns the number of these calls that changed the disk, or failed to.
+    /// Returns the number of disk calls since the last crash that changed the disk, or failed to.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -557,7 +560,7 @@ impl Sim {
 
     /// Returns every file with its length, sorted by path.
     ///
-    /// The store lies in `/store`.
+    /// The store is in `/store`.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -584,12 +587,12 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As the system's: `NotFound`, `IsADirectory`.
+    /// Those of a real file system: `NotFound`, `IsADirectory`.
     pub fn read_file(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
         self.disk.lock().memory.read(path.as_ref())
     }
 
-    /// Replaces a file's bytes without the store's knowledge, or makes the file. Durable at once.
+    /// Replaces a file's bytes, or creates the file, without the store's knowledge. The change is durable at once.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -602,12 +605,12 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As the system's.
+    /// Those of a real file system.
     pub fn write_file(&self, path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
         self.disk.lock().memory.write_file(path.as_ref(), bytes)
     }
 
-    /// Flips the bits of `mask` in one byte of a file: bit rot.
+    /// Flips the bits of `mask` in one byte of a file, as bit rot would.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -620,12 +623,12 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As the system's; `InvalidInput` past the file's end.
+    /// Those of a real file system; `InvalidInput` if `offset` is past the end of the file.
     pub fn flip_byte(&self, path: impl AsRef<Path>, offset: u64, mask: u8) -> io::Result<()> {
         self.disk.lock().memory.flip(path.as_ref(), offset, mask)
     }
 
-    /// Removes a file, or a directory with everything in it. Durable at once.
+    /// Removes a file, or a directory with everything in it. The change is durable at once.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -639,7 +642,7 @@ impl Sim {
     /// ```
     ///
     /// # Errors
-    /// As the system's.
+    /// Those of a real file system.
     pub fn remove(&self, path: impl AsRef<Path>) -> io::Result<()> {
         self.disk.lock().memory.delete(path.as_ref())
     }
@@ -652,13 +655,13 @@ impl Sim {
 /// For this crate's own tests; may change at any time.
 #[doc(hidden)]
 impl Sim {
-    /// One whose stores are small, so that few writes fill a segment: with results of 16 KiB at most.
+    /// Makes a simulation with small stores, in which few writes fill a segment and a result has at most 16 KiB.
     #[must_use]
     pub fn small(seed: u64) -> Self {
         Sim { is_small: true, ..Sim::new(seed) }
     }
 
-    /// Makes the directories of a store, empty.
+    /// Makes the directories of a store, without files.
     pub fn make_dirs(&self) -> io::Result<()> {
         let memory = self.disk.lock().memory.clone();
         memory.create_dir(Path::new(DIR))?;
@@ -677,7 +680,7 @@ impl Sim {
         Ok(())
     }
 
-    /// The files of the store with their bytes, each by its path in it.
+    /// Returns the store's files with their bytes, each with its path relative to the store.
     pub fn contents(&self) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
         let inside = |path: &Path| path.strip_prefix(DIR).map(Path::to_path_buf).ok();
         let files = self.files().into_iter();
@@ -687,8 +690,8 @@ impl Sim {
             .collect()
     }
 
-    /// Another machine with the same disk, as the next process finds it, and the same clock; its random values are its
-    /// own.
+    /// Returns another machine with the same clock and the same disk, as the next process would find it. The machine
+    /// draws its own random values.
     #[must_use]
     pub fn copy(&self) -> Sim {
         let copies = self.copies.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
@@ -696,13 +699,13 @@ impl Sim {
         Sim { seed, ..self.with(self.disk.lock().memory.kill_clone(), false) }
     }
 
-    /// The number of ways to lose power now: see `after`.
+    /// Returns the ways in which the power can be lost now: see `after`.
     #[must_use]
     pub fn crashes(&self, seeds: u64) -> Vec<SimCrash> {
         self.disk.lock().memory.crashes(seeds).into_iter().map(SimCrash).collect()
     }
 
-    /// The machine after a loss of power in that way.
+    /// Returns the machine as it is after the given crash.
     #[must_use]
     pub fn after(&self, crash: SimCrash) -> Sim {
         self.with(self.disk.lock().memory.crash_clone(crash.0), true)
@@ -724,23 +727,24 @@ impl Sim {
         }
     }
 
-    /// From the next open on only these bits of a key's hash count: keys share a hash, or a bucket.
+    /// Uses only these bits of a key's hash from the next open on, so that keys share a hash or a bucket.
     pub fn mask_hashes(&self, high: u64, low: u64) {
         *self.hash_mask.lock() = KeyHash { high, low };
     }
 
-    /// How often a fault took effect.
+    /// Returns how often a fault took effect.
     #[must_use]
     pub fn faults_met(&self) -> u64 {
         self.disk.lock().faulty.hits()
     }
 
-    /// After `after` more syncs of files one fails, and what it should have written counts as clean.
+    /// Lets `after` syncs of files succeed and makes the next one fail, after which the bytes it didn't write count as
+    /// clean.
     pub fn lie_at_sync(&self, after: u64) {
         self.disk.lock().memory.lie_at_sync(after);
     }
 
-    /// The page cache drops what such a sync left in it.
+    /// Drops the bytes that such a sync didn't write from the page cache.
     pub fn evict_lost(&self) {
         self.disk.lock().memory.evict_lost();
     }
@@ -750,7 +754,7 @@ impl Sim {
         self.disk.lock().memory.replace_by_dir(path.as_ref())
     }
 
-    /// As `fail_call`, for syncs of files only, or for writes, or for reads.
+    /// Acts like `fail_call`, but only on syncs of files; the two functions below do so on writes and on reads.
     pub fn fail_sync(&self, after: u64, fault: DiskFault) {
         self.inject(Fault::once(Calls::Of(Class::Sync), after, fault.effect()));
     }
@@ -768,7 +772,7 @@ impl Sim {
         self.inject(Fault::from(Calls::Of(Class::Map), 0, DiskFault::NoMemory.effect()));
     }
 
-    /// The next sync of a file waits until the gate opens.
+    /// Makes the next sync of a file wait until the gate opens.
     #[must_use]
     pub fn hold_sync(&self) -> SimGate {
         let gate = Arc::new(CallGate::default());
@@ -776,7 +780,7 @@ impl Sim {
         SimGate(gate)
     }
 
-    /// The next file that is created waits until the gate opens.
+    /// Makes the next creation of a file wait until the gate opens.
     #[must_use]
     pub fn hold_create(&self) -> SimGate {
         let gate = Arc::new(CallGate::default());
@@ -784,7 +788,7 @@ impl Sim {
         SimGate(gate)
     }
 
-    /// The next exchange of two names waits until the gate opens.
+    /// Makes the next exchange of two names wait until the gate opens.
     #[must_use]
     pub fn hold_exchange(&self) -> SimGate {
         let gate = Arc::new(CallGate::default());
@@ -792,7 +796,7 @@ impl Sim {
         SimGate(gate)
     }
 
-    /// Returns the calls of `work` and of other threads meanwhile: their kinds and files.
+    /// Runs `work` and returns the disk calls that all threads made meanwhile, by kind and file.
     pub fn calls_of(&self, work: impl FnOnce()) -> Vec<(String, PathBuf)> {
         let faulty = self.disk.lock().faulty.clone();
         faulty.log_calls(true);
@@ -801,7 +805,7 @@ impl Sim {
         faulty.take_log().into_iter().map(|op| (format!("{:?}", op.class), op.path)).collect()
     }
 
-    /// The read number `after` from now on waits until the gate opens; the next one is 0.
+    /// Lets `after` reads succeed and makes the next one wait until the gate opens.
     #[must_use]
     pub fn hold_read(&self, after: u64) -> SimGate {
         let gate = Arc::new(CallGate::default());
@@ -809,7 +813,7 @@ impl Sim {
         SimGate(gate)
     }
 
-    /// Opens an existing store, or fails; with a background thread if requested.
+    /// Opens an existing store, with a background thread if requested.
     pub fn open_existing(&self, builder: StoreBuilder, thread: bool) -> Result<Store> {
         builder.manual_maintenance(!thread).open_on(self.seams(), Path::new(DIR), false)
     }
@@ -848,7 +852,7 @@ pub struct SimGate(Arc<CallGate>);
 
 #[doc(hidden)]
 impl SimGate {
-    /// Whether a call reached the gate within `most`.
+    /// Waits until a call reaches the gate, for `most` at longest, and returns whether one did.
     #[must_use]
     pub fn wait_arrived(&self, most: Duration) -> bool {
         self.0.wait_arrived(1, most)

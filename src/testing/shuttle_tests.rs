@@ -1,8 +1,8 @@
-//! The whole engine under shuttle: threads at work, a disk that fails, a close, and the next open while threads of the
-//! closed store return late; in random schedules and by PCT, which delays a thread for long.
+//! Runs the whole engine under shuttle: threads at work, a disk that fails, a close, and the next open while threads of
+//! the closed store return late. Schedules are random or chosen by PCT, which delays one thread for long.
 //!
-//! The answers to each thread are compared with those to all others: see [`Testimony`]. And nothing is ever corrupt. No
-//! time passes, so a lost wake-up is a deadlock, which shuttle reports.
+//! The answers that each thread got are compared with the answers to all others: see [`Testimony`]. Nothing may ever be
+//! corrupt. No time passes, so a lost wake-up is a deadlock, which shuttle reports.
 //!
 //! `RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle cargo test --profile explore --lib shuttle_`;
 //! `ONLYONCE_SCHEDULES` sets the number of schedules of each test. A failure prints its schedule, which

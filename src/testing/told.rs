@@ -1,6 +1,5 @@
-//! Compares the answers to threads about the keys they claimed with those to all others, whichever open of the store
-//! gave them: a key is granted afresh once, a token is given once, and a result that was acknowledged is in every later
-//! open.
+//! Compares the answers that all threads got about their keys, across all opens of the store: a key is granted afresh
+//! once, a token is issued once, and an acknowledged result is found in every later open.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,11 @@
-//! Thousands of opens, each with threads at work when a disk fails, a sync is slow, and the store is closed.
+//! Opens a store thousands of times. Each time, threads work while a disk fails, a sync is slow, and the store is
+//! closed.
 //!
-//! The answers to each thread are compared with those to all others: see [`Testimony`].
+//! The answers that each thread got are compared with the answers to all others: see [`Testimony`].
 //!
 //! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of opens; with
-//! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed: `ONLYONCE_SEED` begins with that one.
+//! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed; set `ONLYONCE_SEED` to it to start with that
+//! seed.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

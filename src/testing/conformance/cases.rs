@@ -1,6 +1,6 @@
-//! The cases: the calls on a store, and the answers it has to give.
+//! The cases: the calls on a store, and the answers that it must give.
 
-/// Each with its name.
+/// Each case with its name.
 pub(super) const CASES: &[(&str, &str)] = &[
     (
         "a fresh key is granted once, and replayed ever after",

@@ -1,4 +1,4 @@
-//! Runs the calls of `spec` on a store: guards and questions are found by token and number.
+//! Runs the calls of `spec` on a store, and finds guards by their tokens and questions by their numbers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use super::spec::{Ask, Call, End, Shown, Told, View, Word};
 pub struct Machine {
     pub store: Store,
     pub guards: BTreeMap<u64, ClaimGuard>,
-    /// They outlive their guards.
+    /// Handles outlive their guards.
     pub handles: BTreeMap<u64, ClaimHandle>,
     pub questions: BTreeMap<u64, Interrupted>,
     /// Every attempt that was shown to a caller, by token.
     pub seen: BTreeMap<u64, Attempt>,
 }
 
-/// The answer, and the token that a grant was given.
+/// The answer, and the token of the claim if one was granted.
 pub type Said = (Told, Option<u64>);
 
 impl Machine {

@@ -1,8 +1,8 @@
-//! The rules of docs/protocol.md as a suite of cases, for everything that calls itself a store.
+//! The rules of docs/protocol.md as a suite of test cases for any implementation of a store.
 //!
-//! A case is a script: `call … => answer`, where `as x` names the guard, question or attempt that the call gave. [`check`] runs
-//! all of them through the public API of a [`Store`], whatever answers it; so a crate with a backend of its own runs them on
-//! that.
+//! A case is a script with lines of the form `call … => answer`, in which `as x` names the guard, question or attempt
+//! that the call returned. [`check`] runs all cases through the public API of a [`Store`], whatever its backend. A
+//! crate with its own backend can therefore test that backend with the suite.
 //!
 //! ```
 //! use std::time::Duration;
@@ -52,22 +52,22 @@ use self::machine::Machine;
 use self::spec::{Ask, Call, End, PLAIN, Shown, Told, View, Word};
 use crate::{Durability, Store};
 
-/// A store that is held to the suite, and what befalls it.
+/// A store that the suite tests, and the events that the suite needs.
 pub trait Subject {
-    /// Opens the store: for the first time, or after its process died.
+    /// Opens the store, for the first time or after its process died.
     fn open(&mut self) -> Store;
 
-    /// Time passes.
+    /// Lets `time` pass.
     fn wait(&mut self, time: Duration);
 
-    /// The process dies that has the store open.
+    /// Kills the process that has the store open.
     fn die(&mut self);
 }
 
-/// Holds a store to all cases, each on a new one. Gives their number.
+/// Runs all cases, each on a new store, and returns the number of cases.
 ///
 /// # Panics
-/// At the first answer that isn't what docs/protocol.md says, with the case and its line.
+/// Panics at the first answer that differs from docs/protocol.md, and names the case and its line.
 pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
     for (name, script) in CASES {
         check_one(name, script, &mut make());
@@ -75,7 +75,7 @@ pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
     CASES.len()
 }
 
-/// The values that a script has names for.
+/// The values that a script can name.
 enum Held {
     Guard { key: String, token: u64, ask: Ask },
     Question { key: String, id: u64, seen: Option<u64>, ask: Ask },
@@ -194,7 +194,7 @@ fn call_of(
     }
 }
 
-/// An answer as scripts write it: without tokens, which differ between backends.
+/// Returns an answer as scripts write it: without tokens, which differ between backends.
 fn words_of(told: &Told) -> String {
     let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
     match told {

@@ -1,4 +1,4 @@
-//! A backend in memory that answers by the rules of `spec`: no code of the engine decides for it.
+//! A backend in memory that answers by the rules of `spec` and uses no code of the engine to decide.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::backend::{
 use crate::sync::Mutex;
 use crate::{Durability, Error, ErrorKind, Fingerprint, Key, OnInterrupted, Result, Token};
 
-/// A store in memory, plain and slow, whose clock is driven by hand. [`open`](Self::open) gives the backend.
+/// A simple, slow store in memory with a manual clock. [`open`](Self::open) returns its backend.
 ///
-/// It answers by rules written down once more, apart from those of the engine: so it is what another implementation
-/// can be held against.
+/// The model has its own version of the rules, written independently of the engine, so that another implementation can
+/// be compared with the model.
 ///
 /// ```
 /// use onlyonce::testing::conformance::Model;
@@ -37,39 +37,39 @@ impl Default for Model {
 #[derive(Default)]
 struct Everything {
     keys: BTreeMap<(u8, Vec<u8>), Option<spec::Key>>,
-    /// What was recorded under a number that represents it in `keys`.
+    /// Recorded outcomes. In `keys`, a number represents each of them.
     outcomes: Vec<Stored>,
-    /// The same for fingerprints.
+    /// Fingerprints, which numbers represent in the same way.
     prints: Vec<Fingerprint>,
     now: u64,
     tokens: u64,
     questions: u64,
     /// Processes that died.
     deaths: u64,
-    /// The current process takes no new claims.
+    /// Whether the current process refuses new claims.
     is_draining: bool,
 }
 
 /// One process's view of a [`Model`].
 pub struct OpenModel {
     memory: Arc<Mutex<Everything>>,
-    /// The number of processes that died before it.
+    /// The number of processes that died before this one.
     process: u64,
 }
 
 impl Model {
-    /// Opens it in another process, as it were.
+    /// Opens the store in a simulated process.
     #[must_use]
     pub fn open(&self) -> OpenModel {
         OpenModel { memory: Arc::clone(&self.0), process: self.0.lock().deaths }
     }
 
-    /// Time passes.
+    /// Lets `time` pass.
     pub fn wait(&self, time: Duration) {
         self.0.lock().now += time.as_millis() as u64;
     }
 
-    /// The process dies that claimed what is in flight.
+    /// Kills the simulated process that owns the claims in flight.
     pub fn die(&self) {
         self.0.lock().die();
     }

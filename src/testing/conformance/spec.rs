@@ -1,8 +1,8 @@
-//! The rules of a key's life a second time, written from the design alone: plain, in memory, one key at a time. The
-//! engine and its threads are compared with it.
+//! A second version of the rules of a key's life, written from the design alone: simple, in memory, one key at a time.
+//! Tests compare the engine and its threads with this version.
 //!
-//! It differs from the library on purpose. It has no log: an interrupted attempt is a claim without an owner. And it
-//! can't predict tokens: the store gives them, the spec remembers them.
+//! The spec differs from the library on purpose. It has no log: an interrupted attempt is a claim without an owner. Nor
+//! can it predict tokens: the store issues them, and the spec remembers them.
 
 use crate::Durability;
 
@@ -35,7 +35,7 @@ pub enum Call {
     Park {
         token: u64,
     },
-    /// The guard is dropped; whether that aborts was set before.
+    /// The guard is dropped. An earlier setting decides whether that aborts the attempt.
     Drop {
         token: u64,
         aborts: bool,
@@ -56,7 +56,7 @@ pub enum Call {
     Get,
 }
 
-/// How a key is claimed. Times in milliseconds.
+/// How a key is claimed. Times are in milliseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ask {
     pub print: Option<u8>,
@@ -90,7 +90,7 @@ pub enum Word {
     Hold,
 }
 
-/// An ending, or what an operator found out. `keep`: the outcome's own retention.
+/// An ending, or what an operator found out. `keep` is the outcome's own retention.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum End {
     Success {
@@ -117,7 +117,7 @@ pub enum Told {
     TooMany(View),
     Mismatch(Shown),
     Expired,
-    /// Answer to a claim or a mark: the recorded outcome. A mark's has no value.
+    /// The recorded outcome, as the answer to a claim or a mark. The outcome of a mark has no value.
     Recorded(Shown),
     First,
     Again,
@@ -144,7 +144,7 @@ pub enum Shown {
     Expired,
 }
 
-/// An attempt as it is shown; `token`: `None` if the spec can't know it.
+/// An attempt as it is shown; `token` is `None` if the spec can't know it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct View {
     pub attempt: u32,
@@ -167,7 +167,7 @@ impl Shown {
 }
 
 impl Told {
-    /// The token that was shown, if one was.
+    /// Returns the token that was shown, if one was.
     pub fn token(&mut self) -> Option<&mut Option<u64>> {
         match self {
             Told::Asked(view)
@@ -182,7 +182,7 @@ impl Told {
         }
     }
 
-    /// Whether this answer of the spec agrees with that of the store.
+    /// Returns whether this answer of the spec agrees with the answer of the store.
     pub fn agrees(&self, mut said: Told) -> bool {
         let mut own = self.clone();
         if let (Some(own @ None), Some(said)) = (own.token(), said.token()) {
@@ -196,7 +196,7 @@ impl Told {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Key {
     pub is: Is,
-    /// `None`: the attempt's token was spent, and the store has another one that it has not shown.
+    /// The attempt's token. `None` if that token was used up and the store has not shown the new one.
     pub token: Option<u64>,
     pub attempt: u32,
     /// Attempts before the last resolution for a retry.
@@ -205,9 +205,9 @@ pub struct Key {
     pub doubt: bool,
     pub hold: bool,
     pub print: Option<u8>,
-    /// Bounds of the store time at which it is gone: not before the first, and not after the second.
+    /// Bounds of the store time at which the key is gone: not before the first, and not after the second.
     pub gone_at: Option<(u64, u64)>,
-    /// The same for its memory.
+    /// The same bounds for the memory of the key.
     pub memory: Option<(u64, u64)>,
     /// The level of its newest record.
     pub level: Durability,
@@ -224,14 +224,14 @@ pub enum Is {
     Aborted,
     Success(Vec<u8>),
     Failure(Vec<u8>),
-    /// It was one of the two; the model of the clocks decides.
+    /// The outcome was a success or a failure; the model of the clocks decides.
     Expired,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum OnIt {
     Nobody,
-    /// Until that tick.
+    /// The owner has the key until that tick.
     Owner(Option<u64>),
     Asked(u64),
 }
@@ -249,7 +249,7 @@ impl Now {
     }
 }
 
-/// What one call does to one key. `fresh`: the token that the store gave, if it granted.
+/// Applies one call to one key. `fresh` is the token that the store issued if it granted the claim.
 pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -> Told {
     if !matches!(
         call,
@@ -480,7 +480,7 @@ fn resolve(slot: &mut Option<Key>, now: Now, seen: Option<u64>, how: &End) -> To
     }
 }
 
-/// Closes every fate.
+/// Closes all open fates.
 fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>, remember: Option<u64>) {
     let (is, own) = match how {
         End::Success { value, keep } => (Is::Success(value.clone()), *keep),
