@@ -1,12 +1,12 @@
-//! How a store is opened: [`StoreBuilder`], its settings.
+//! The settings for opening a store: [`StoreBuilder`].
 //!
-//! Never: opens anything, which `store::open` does.
+//! Never: opens a store; `store::open` does.
 
 use crate::limits;
 use crate::log::Sizes;
 use crate::{Error, Policy, Result};
 
-/// Settings for opening a store. An unset one has the default that its method names.
+/// Settings for opening a store. Each method names the default of its setting.
 ///
 /// ```
 /// use onlyonce::{OnInterrupted, Policy, Store};
@@ -52,7 +52,7 @@ impl Default for StoreBuilder {
 impl StoreBuilder {
     /// Sets the defaults for every operation of the store.
     ///
-    /// An operation, or a handle from [`with_policy`](crate::Store::with_policy), may say otherwise.
+    /// An operation, or a handle from [`with_policy`](crate::Store::with_policy), may override them.
     ///
     /// ```
     /// # use onlyonce::{Policy, Store};
@@ -70,12 +70,12 @@ impl StoreBuilder {
         self
     }
 
-    /// Largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
+    /// Sets the largest size of a log segment, from 16 KiB to 1 GiB. Default: 64 MiB.
     ///
-    /// The first segment has 1 MiB, later ones an eighth of the log so far. Whatever this setting, a segment holds two of
-    /// the longest records.
+    /// The first segment has 1 MiB, and later ones have an eighth of the log's size so far. Whatever this setting is, a
+    /// segment has space for two of the longest records.
     ///
-    /// It may differ from open to open: existing segments stay as they are.
+    /// The setting may change from one open to the next: existing segments keep their size.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, Store};
@@ -92,7 +92,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
+    /// Sets the length of the longest result that may be recorded, at most 48 MiB. Default: 512 KiB.
     ///
     /// A segment holds at least two of the longest records, so a large value makes large files. Longer results that are
     /// recorded already stay readable under a smaller limit.
@@ -111,8 +111,9 @@ impl StoreBuilder {
         self
     }
 
-    /// Memory that the index may take for keys that no sealed table holds yet, 64 bytes each. Default: 64 MiB, a
-    /// million keys. When it is used up, a checkpoint moves them to disk; claims in flight stay.
+    /// Sets the memory that the index may take for keys that no sealed table holds yet, at 64 bytes each. Default: 64
+    /// MiB, enough for a million keys. When this memory is used up, a checkpoint moves the keys to disk, except for
+    /// claims in flight.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -126,12 +127,13 @@ impl StoreBuilder {
         self
     }
 
-    /// Bytes that all files of the store may take. Default: whatever the disk has.
+    /// Sets how many bytes all files of the store together may take. Default: no limit except the disk's size.
     ///
-    /// When it is used up, dead records are reclaimed before the next claim. If all records are alive, claims answer
-    /// `StorageFull` before anything is done; claims in flight can still end, results are replayed, and keys can be forgotten
-    /// and compacted away. The minimum is four segments; choose more than twice the live bytes. A table or a file of
-    /// remembered keys counts once it is finished: while one is written, the store may take that much more.
+    /// When the limit is reached, dead records are reclaimed before the next claim. If all records are live, claims
+    /// fail with `StorageFull` before anything is done; claims in flight can still end, results are replayed, and keys
+    /// can be forgotten and compacted away. The minimum is four segments; choose more than twice the live bytes. A
+    /// table or a file of remembered keys counts only once it is finished, so the store may exceed the limit by the
+    /// size of such a file while it is written.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -145,10 +147,11 @@ impl StoreBuilder {
         self
     }
 
-    /// Sets whether full segments and the index are read through memory maps. Default: yes. Otherwise the same files are
-    /// read by plain reads.
+    /// Sets whether full segments and the index are read through memory maps. Default: yes. Without maps, the same
+    /// files are read by plain reads.
     ///
-    /// If another program cuts a mapped file short, the process ends with SIGBUS; a plain read of such a file is `Corrupt`.
+    /// If another program truncates a mapped file, the process dies of SIGBUS; a plain read of such a file fails with
+    /// `Corrupt`.
     ///
     /// ```
     /// # use onlyonce::Store;
@@ -162,7 +165,8 @@ impl StoreBuilder {
         self
     }
 
-    /// Starts no background threads: the program calls [`Store::step`](crate::Store::step) itself.
+    /// Sets whether the program calls [`Store::step`](crate::Store::step) itself, so that no background threads are
+    /// started.
     ///
     /// If it doesn't, records acknowledged at `Lazy` or `Flush` may stay unsynced for longer than a second, and a claim that
     /// needs a new segment prepares it itself.

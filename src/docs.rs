@@ -1,8 +1,8 @@
-//! The pages of `docs/`, as modules: their programs run with the tests, and their links hold.
+//! The pages of `docs/` as modules, so that their programs run with the tests and their links are checked.
 //!
-//! [`recipes`] has programs to begin with, and [`operations`] is for running a store. What is promised stands in
-//! [`protocol`] and [`durability`], what it costs in [`sizing`] and [`performance`], every byte in [`mod@format`]. The
-//! other pages are for maintainers.
+//! Start with the programs in [`recipes`]; [`operations`] explains how to run a store. [`protocol`] and [`durability`]
+//! define what is promised, [`sizing`] and [`performance`] say what it costs, and [`mod@format`] describes every byte.
+//! The other pages are for maintainers.
 
 /// A page names other pages by reference, as `[sizing.md][sizing]`, and says at its end where they are on the disk. These
 /// definitions come first, and the first definition of a name counts: so here the same names lead to modules.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 /// Why a call failed, where, and what can be done.
 ///
-/// `kind()` is for deciding, the message for reading: it names the file and offset or the key where
-/// that helps, what the system said, and what to do next. `Debug` says the same. Answers like "in progress" are never errors; they are variants of
-/// [`Claim`](crate::Claim).
+/// Programs decide by `kind()`; the message is for people. The message names the file and offset or the key where that
+/// helps, the system's own error, and what to do next. `Debug` prints the same text. Answers like "in progress" are
+/// never errors; they are variants of [`Claim`](crate::Claim).
 ///
 /// ```
 /// use onlyonce::{ErrorKind, Store};
@@ -55,7 +55,7 @@ struct Detail {
     is_listed: bool,
 }
 
-/// What the caller does next.
+/// The kind of an error, which tells the caller what to do next.
 ///
 /// ```
 /// # use onlyonce::{Claim, ErrorKind, testing::Sim};
@@ -77,7 +77,7 @@ struct Detail {
 pub enum ErrorKind {
     /// Another attempt took the key over, or the claim has ended. Stop, and change nothing more.
     ClaimLost,
-    /// The key is granted to nobody until it is resolved: `Store::resolve`.
+    /// No claim on the key is granted until `Store::resolve` resolves the key.
     Held,
     /// Something in flight blocks this call: a live claim (wait for it, or name its token), or calls that a close has to
     /// wait for.
@@ -88,8 +88,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The store was closed.
     Closed,
-    /// This process is a fork of the one that opened the store. Use it in the parent, or open it anew here once the parent
-    /// has closed it or ended.
+    /// This process is a fork of the one that opened the store. Use the store in the parent, or open it in this process
+    /// once the parent has closed it or exited.
     Forked,
     /// There is no space. Nothing was done; free some space and call again, without reopening.
     StorageFull,
@@ -98,27 +98,28 @@ pub enum ErrorKind {
     /// There is no store at that path. `Store::open_or_create` makes one.
     NotFound,
     /// Bytes that were once durable are damaged or missing. `Store::verify` lists all damage of a store that opens.
-    /// Restore a backup, or let `admin::repair` save the whole records: it says first what would be lost.
+    /// Restore a backup, or let `admin::repair` save the undamaged records; the repair first reports what would be
+    /// lost.
     Corrupt,
-    /// Written by a version of the format that this one doesn't know.
+    /// The store was written in a version of the format that this library doesn't know.
     Incompatible,
     /// The call itself is wrong, and repeating it won't help.
     Invalid,
-    /// Larger than a limit; the message names it.
+    /// A value exceeds a limit, which the message names.
     TooLarge,
     /// The stored bytes don't decode as the requested type.
     Undecodable,
     /// The work was done, but its result was not kept: `Recorded::missing` says why. Don't do the work again.
     NotKept,
-    /// The operating system refused.
+    /// The operating system reported an error.
     Io,
-    /// The store found its own state inconsistent, which is a bug of onlyonce. Nothing was done, and nothing more is written.
-    /// Reopen the store and report the message.
+    /// The store found its own state inconsistent, which is a bug in onlyonce. Nothing was done, and nothing more is
+    /// written. Reopen the store and report the message.
     Bug,
 }
 
 impl Error {
-    /// Makes an error of a kind: for backends, whose replies are errors, too.
+    /// Makes an error of the given kind, for backends that reply with an error.
     #[cfg(feature = "backend")]
     pub fn with_kind(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error::new(kind, message)
@@ -189,7 +190,7 @@ impl Error {
         Error::new(ErrorKind::Bug, message).at(path)
     }
 
-    /// Makes an error of kind `Invalid`, for an [`Encode`](crate::Encode) written by hand: this value can't be recorded.
+    /// Makes an error of kind `Invalid`, with which a hand-written [`Encode`](crate::Encode) refuses a value.
     ///
     /// ```
     /// use onlyonce::value::{Codec, Format};
@@ -213,7 +214,8 @@ impl Error {
         Error::new(ErrorKind::Invalid, message)
     }
 
-    /// Makes an error of kind `Undecodable`, for a [`Decode`](crate::Decode) written by hand: not this type's bytes.
+    /// Makes an error of kind `Undecodable`, with which a hand-written [`Decode`](crate::Decode) refuses bytes of
+    /// another type.
     ///
     /// ```
     /// use onlyonce::value::Format;
@@ -343,7 +345,7 @@ impl Error {
         self.detail.path.as_deref()
     }
 
-    /// Returns the offset in that file, if one place is to blame.
+    /// Returns the offset in that file, if the error is about one position.
     ///
     /// ```
     /// # use onlyonce::{Error, ErrorKind, testing::Sim};

@@ -1,4 +1,4 @@
-//! Repairs a damaged store, at the loss that the caller accepts.
+//! Repairs a damaged store, with no more loss than the caller accepts.
 //!
 //! Promises: nothing is changed before everything was read, and nothing acknowledged is given up without an explicit
 //! [`AcceptLoss::Yes`]. Losses are reported, key by key where a remaining record names the key. A store is reported
@@ -28,7 +28,7 @@ use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 use memories::Remembered;
 
-/// Says whether a loss is accepted. See [`repair`](crate::admin::repair).
+/// Whether a repair may lose records. See [`repair`](crate::admin::repair).
 ///
 /// ```
 /// use onlyonce::admin::{AcceptLoss, repair};
@@ -43,7 +43,7 @@ use memories::Remembered;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum AcceptLoss {
-    /// Repairs if that loses nothing; otherwise only reports what would be lost.
+    /// Repairs the store if that loses nothing; otherwise only reports what would be lost.
     No,
     /// Drops what is damaged. A key whose result is lost may be granted again.
     Yes,
@@ -70,18 +70,18 @@ pub enum AcceptLoss {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RepairReport {
-    /// Whether the store can be opened now. The repair has tried it.
+    /// Whether the store can be opened now, which the repair has tried.
     pub is_repaired: bool,
     /// Whether anything that was acknowledged is lost, or would be.
     pub is_loss: bool,
-    /// What is damaged or missing: each names file and offset.
+    /// What is damaged or missing; each error names file and offset.
     pub damages: Vec<Error>,
     /// Keys whose newest record is lost, as far as older records name them. Each has the state of its newest whole record.
     pub keys: Vec<Key<'static>>,
-    /// How many keys lost their newest record, by the index; `None` if the index doesn't cover the lost part.
+    /// How many keys lost their newest record, according to the index; `None` if the index doesn't cover the lost part.
     pub keys_lost: Option<u64>,
-    /// Remembered keys that are lost, so that a late retry is granted. An estimate if neither the manifest nor the file's
-    /// header says how many keys it held: 204 for each damaged page, and at least one.
+    /// How many remembered keys are lost, so that a late retry of them is granted. The number is an estimate if neither
+    /// the manifest nor a file's header says how many keys the file held: 204 for each damaged page, and at least one.
     pub memories_lost: u64,
     /// Records that were written anew.
     pub records_moved: u64,

@@ -66,11 +66,12 @@ pub(crate) struct Spot {
     pub(crate) offset: u64,
 }
 
-/// A fencing token: grows with every claim over the store's whole life and is never issued twice, after any crash or by a
-/// restored copy of the store. What that asks of the clock: `docs/durability.md`, "Before the first write".
+/// A fencing token. It grows with every claim over the store's whole life and is never issued twice, neither after a
+/// crash nor by a restored copy of the store. For what this requires of the clock, see `docs/durability.md`, "Before
+/// the first write".
 ///
-/// Pass it on to whatever the work changes; a resource that remembers the greatest token it has
-/// seen can refuse a stale owner. It exceeds 2^53, so in JSON it belongs in a string.
+/// Pass the token on to every resource that the work changes: a resource that remembers the greatest token it has seen
+/// can refuse a stale owner. A token exceeds 2^53, so write it as a string in JSON.
 ///
 /// ```
 /// # use onlyonce::{Claim, testing::Sim};
@@ -86,14 +87,14 @@ pub(crate) struct Spot {
 pub struct Token(pub(crate) u64);
 
 impl Token {
-    /// The token of that number: for backends, which give them out.
+    /// Makes a token from its number, for backends that issue tokens.
     #[cfg(feature = "backend")]
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Token(number)
     }
 
-    /// The token as a number.
+    /// Returns the token as a number.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -115,7 +116,7 @@ impl fmt::Display for Token {
     }
 }
 
-/// Store time in milliseconds: what leases and expiry run on. Never runs backwards. See `clock`.
+/// Store time in milliseconds, by which leases and expiry are measured. It never runs backwards. See `clock`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct StoreMillis(pub u64);
 

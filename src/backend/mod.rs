@@ -1,11 +1,13 @@
-//! What answers the calls on a store's keys: the engine embedded in this process, or anything else that answers the same.
+//! The backend that answers the calls on a store's keys: the engine embedded in this process, or another implementation
+//! that gives the same answers.
 //!
-//! **Unstable**: needs the feature `backend`. It is for crates that keep keys in other storage or in another process. It may
-//! change in any release.
+//! **Unstable**: this module needs the feature `backend` and may change in any release. It is for crates that keep keys
+//! in other storage or in another process.
 //!
-//! A [`Request`] is one call on one key as plain owned data, and a [`Reply`] all that there is to say to it, so both may go to
-//! another thread, or to another process. [`Backend::send`] returns at once, and the caller waits for the reply separately.
-//! [`Store::with_backend`](crate::Store::with_backend) makes a store of a backend, and every [`Store`](crate::Store) is one:
+//! A [`Request`] is one call on one key, and a [`Reply`] is the complete reply to it. Both are plain owned data, so
+//! they can be sent to another thread or process. [`Backend::send`] returns at once, and the caller waits for the reply
+//! separately. [`Store::with_backend`](crate::Store::with_backend) makes a store from a backend, and every
+//! [`Store`](crate::Store) is itself a backend:
 //!
 //! ```
 //! use std::sync::mpsc;

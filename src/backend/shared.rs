@@ -22,7 +22,7 @@ use crate::types::{KeyHash, StoreMillis, Token};
 pub struct InFlight {
     /// The key.
     pub key: Key<'static>,
-    /// What is known of its attempt.
+    /// The state of its attempt.
     pub state: KeyState,
     /// Store time at the close.
     pub now: StoreMillis,
