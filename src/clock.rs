@@ -1,9 +1,9 @@
 //! The clock seam: wall time, the boot clock, and store time made of both.
 //!
-//! Promises: store time never runs backwards, across restarts either. Within one boot it follows the clock that counts
-//! through suspend; across boots it follows the wall clock's difference, never below 0 and never more than a bound. So
-//! a wrong wall clock can't make anything expire early, except by that bound at a reboot. Never: uses wall time
-//! otherwise. The tests below prove the rule clause by clause.
+//! Promises: store time never runs backwards, not even across restarts. Within one boot it follows the clock that
+//! counts through suspend; across boots it follows the wall clock's difference, never below 0 and never more than a
+//! bound. So a wrong wall clock can't make anything expire early, except by that bound at a reboot. Never: uses wall
+//! time otherwise. The tests below prove the rule clause by clause.
 
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the clock seam")]
 

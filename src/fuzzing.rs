@@ -1,4 +1,5 @@
-//! What the fuzz targets call, and the tests that replay their corpora: bytes in, a panic out if a promise breaks.
+//! What the fuzz targets call, and the tests that replay their corpora: they take bytes, and panic if a promise is
+//! broken.
 //!
 //! Checksums reject most random bytes, so each target tests its input twice: as it is, and with every checksum made
 //! valid, which only a hostile program would write. The offsets repeat those of `docs/format.md` on purpose. Not part

@@ -1,4 +1,4 @@
-//! What every file of a store begins with: magic, format version, feature bits, store id.
+//! The header with which every file of a store begins: magic, format version, feature bits, store id.
 //!
 //! Promises: a header with its own checksum, whose layout no later version changes, so that a file of another version
 //! is distinguished from a damaged one. Format: `docs/format.md`, "File header".

@@ -1,7 +1,8 @@
-//! What is listed: which segments make up the log, and what is known of them. Replaced atomically.
+//! The manifest: which segments make up the log, and what is known about them. It is replaced atomically.
 //!
-//! Promises: one generation, written whole to a file prepared beforehand and swapped in by [`Switch`], so that a valid
-//! one exists at every moment; a damaged one is Corrupt, never guessed at. Format: `docs/format.md`, "Manifest".
+//! Promises: a manifest is written whole to a file prepared beforehand and swapped in by [`Switch`], so that a valid
+//! manifest exists at every moment; a damaged one is `Corrupt`, and its contents are never guessed. Format:
+//! `docs/format.md`, "Manifest".
 
 mod switch;
 

@@ -1,4 +1,4 @@
-//! Which public answer a decision of the rules becomes: for a claim, and for a mark.
+//! Converts a decision of the rules into the public answer to a claim or a mark.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
 //! `guard` is the owner's side of a claim, and `interrupted` the side of a claimant that has to decide. `attempt` and
-//! `recorded` are what other callers see, `seen` turns the state found of a key into these types, and `answer` a decision
-//! of the rules into the answer.
+//! `recorded` are what other callers see. `seen` converts the state found of a key into these types, and `answer`
+//! converts a decision of the rules into the answer.
 
 mod answer;
 mod attempt;

@@ -1,4 +1,4 @@
-//! What was recorded of a key, and what is remembered of one: [`Recorded`], [`Expired`].
+//! What is recorded about a key, and what is remembered after it expired: [`Recorded`], [`Expired`].
 
 use std::fmt;
 use std::time::SystemTime;

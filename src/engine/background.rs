@@ -1,7 +1,7 @@
-//! Background work on the index: which piece is due, which thread does it, and when it checks again.
+//! Background work on the index: which piece is due, which thread does it, and when that thread checks again.
 //!
-//! Promises: one thread works at a time; a failure is reported by `stats` and retried, and does not stop other work.
-//! A call that needs space while the files are too large does the same work.
+//! Promises: one thread works at a time; a failure is reported by `stats` and retried, and does not stop other work. A
+//! call that needs space while the files are too large does this work too.
 
 use std::collections::BTreeSet;
 

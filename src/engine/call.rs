@@ -1,4 +1,4 @@
-//! One call on one key: looks it up, decides, writes the record, and waits until it holds.
+//! One call on one key: looks up the key, decides, writes the record, and waits until it is durable at its level.
 
 use std::sync::Arc;
 

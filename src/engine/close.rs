@@ -1,8 +1,8 @@
 //! Closing: waits for claims in flight, then for all calls inside; the last writes may take longer than the close waits.
 //!
-//! Promises: the directory's lock is released only when nothing is inside the gate and nothing is written any more. A
-//! close with a deadline returns whatever the disk does: another thread does its writes, and a later close gets the
-//! result. Never: acknowledges anything.
+//! Promises: the directory's lock is released only when nothing is inside the gate and nothing more is written. A close
+//! with a deadline returns whatever the disk does: another thread does its writes, and a later close gets the result.
+//! Never: acknowledges anything.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -1,6 +1,6 @@
 //! Converts states of keys to records and back.
 //!
-//! Promises: a decided state is the one that is read back. Never: decides; `protocol` does.
+//! Promises: the state that is read back is the state that was decided. Never: decides; `protocol` does.
 
 use std::sync::Arc;
 

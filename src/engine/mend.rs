@@ -1,7 +1,7 @@
-//! Makes tables again from the log, which holds everything that they say: damaged and missing ones, or all on
+//! Rebuilds tables from the log, which contains everything that is in them: damaged and missing tables, or all on
 //! request.
 //!
-//! Promises: a table is replaced by one manifest switch; a table that can't be made again is tried once.
+//! Promises: a table is replaced by one manifest switch; a table that can't be rebuilt is tried once.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -6,8 +6,8 @@
 //!
 //! `call` does one call on one key, `placing` is a call in progress, `compose` makes its record, `view` reads without
 //! changing, `close` ends the store. `background` does the background work: `checkpoint` keeps memory small, `merge`
-//! the number of tables, `compact` the log, by the live bytes that `sample` estimates. `mend` makes tables again from
-//! the log, `rebuild` fills the index at an open, `verify` reads everything.
+//! keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
+//! `mend` rebuilds tables from the log, `rebuild` fills the index at an open, `verify` reads everything.
 
 mod background;
 mod call;

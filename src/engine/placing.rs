@@ -1,8 +1,8 @@
-//! A call until its record is placed, as one state that its caller owns: its request, and what it waits for.
+//! A call until its record is placed, as one value that the caller owns: the request, and what the call waits for.
 //!
-//! Promises: [`Placing::go_on`] continues as far as that takes neither I/O nor waiting; [`Placing::wait`] does the
-//! awaited work, on any thread that calls it. Nothing borrows the engine in between, and a call that is dropped
-//! before it was placed has no effect. Blocking calls alternate between the two. Never: decides; `protocol` does.
+//! Promises: [`Placing::go_on`] continues as far as it can without I/O or waiting; [`Placing::wait`] does the awaited
+//! work, on any thread that calls it. Nothing borrows the engine in between, and a call that is dropped before it was
+//! placed has no effect. Blocking calls alternate between the two. Never: decides; `protocol` does.
 
 use super::Engine;
 use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};

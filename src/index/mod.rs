@@ -1,7 +1,7 @@
-//! Maps a key to its place in the log. Knows places, never the log's files.
+//! Maps a key to its position in the log. Knows positions, never the log's files.
 //!
-//! Promises: a key is identified by itself, not by its hash: all places under one hash are candidates, and the caller
-//! compares the key in the record. The index is derived: it can be rebuilt from the log at any time.
+//! Promises: a key is identified by itself, not by its hash: all positions under one hash are candidates, and the
+//! caller compares the key in the record. The index is derived: it can be rebuilt from the log at any time.
 
 pub(crate) mod recent;
 pub(crate) mod table;

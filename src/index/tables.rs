@@ -1,9 +1,9 @@
 //! The sealed tables of one manifest, shared by lookups.
 //!
-//! Promises: they cover the log from its head to `covered` without a gap, and a lookup returns the places of a hash
-//! from the newest to the oldest. They are replaced as a whole; a holder of the old ones can continue to read them.
-//! There are few at any time: neighbours are merged as soon as the older one is no larger than all newer ones
-//! together, as the digits of a binary counter carry.
+//! Promises: the tables cover the log from its head to `covered` without a gap, and a lookup returns the positions of a
+//! hash from the newest to the oldest. The tables are replaced as a whole; a holder of the old ones can continue to
+//! read them. There are few tables at any time: neighbours are merged as soon as the older one is no larger than all
+//! newer ones together, as the digits of a binary counter carry.
 
 use std::sync::Arc;
 

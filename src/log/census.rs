@@ -1,7 +1,7 @@
 //! Live records per segment, counted as records are placed.
 //!
-//! Promises: a segment is spent only when each record about a key in it is dead: it expired, or a later record,
-//! durable by now, replaced it. So the segment may be removed unread. Only segments begun since the open are counted;
+//! Promises: a segment is spent only when each record about a key in it is dead: the record expired, or a later record
+//! that is durable replaced it. So the segment may be removed unread. Only segments begun since the open are counted;
 //! compaction reads older ones. Never: reads a record, or guesses.
 
 use std::collections::VecDeque;

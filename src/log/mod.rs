@@ -1,8 +1,8 @@
 //! The log: segments, appending, group commit, recovery, reading one record by LSN.
 //!
 //! Promises: records lie in the order in which they were placed; `written` and `durable` are prefixes of that order;
-//! any later open finds durable records again, or reports their loss. After a failed write or sync nothing is written
-//! any more. Never: interprets what a record says about its key.
+//! any later open finds durable records again, or reports their loss. After a failed write or sync, nothing more is
+//! written. Never: interprets what a record says about its key.
 //!
 //! Its rules are numbered in `docs/durability.md`. `commit` decides which thread syncs, `room` what a full disk may
 //! still take, `recovery` what an open finds, `survey` what a damaged log still holds.

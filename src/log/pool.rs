@@ -1,4 +1,4 @@
-//! Segments that are no longer written: opened when they are read, and only so many at a time.
+//! Segments that are no longer written: they are opened when they are read, and only a limited number at a time.
 //!
 //! Promises: descriptors and maps are bounded whatever the number of segments; a holder of a segment can read it even
 //! after its file is removed. Never: writes, or interprets the bytes of a segment.

@@ -1,4 +1,4 @@
-//! Finds what a damaged log still holds, without trusting the manifest.
+//! Finds what a damaged log still contains, without trusting the manifest.
 //!
 //! Promises: `survey` changes nothing, and reports all damage and every loss; a torn tail is neither. Only one
 //! segment is open at a time. Never: decides that a loss is accepted, or writes.

@@ -1,8 +1,8 @@
 //! The name of an operation: [`Key`] and its parts.
 //!
-//! Promises: two keys are equal only if kind and bytes are; a list of parts never equals plain bytes, and
-//! parts never run together. Never: hashes, or knows of namespaces. What a key is on disk is its
-//! [`kind`](Key::kind) and its [`bytes`](Key::bytes); [`Key::from_stored`] is their only way back. How parts become bytes: `key_part`.
+//! Promises: two keys are equal only if their kinds and bytes are equal; a list of parts never equals plain bytes, and
+//! parts never run together. Never: hashes, or knows of namespaces. On disk, a key is its [`kind`](Key::kind) and its
+//! [`bytes`](Key::bytes); only [`Key::from_stored`] makes a key from them. How parts become bytes: `key_part`.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! What to claim, and how: [`Operation`], [`Key`], [`Fingerprint`], [`Policy`], and the words that end an
-//! attempt, [`Outcome`] and [`Abort`].
+//! What to claim, and how: [`Operation`], [`Key`], [`Fingerprint`], [`Policy`], and the two ways to end an attempt,
+//! [`Outcome`] and [`Abort`].
 //!
 //! Promises: plain data; making one does nothing and never fails; the call that uses it checks it first.
 //! Never: touches a store, a file or a clock.

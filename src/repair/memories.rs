@@ -1,7 +1,7 @@
 //! Saves the files of remembered keys.
 //!
-//! Promises: every whole page is kept; those of damaged files are copied into new files that are durable before they
-//! are listed. Memory is bounded, and so is the number of open files. Never: changes an existing file.
+//! Promises: every whole page is kept; the whole pages of damaged files are copied into new files that are durable
+//! before they are listed. Memory is bounded, and so is the number of open files. Never: changes an existing file.
 
 use std::io;
 use std::path::Path;

@@ -3,9 +3,10 @@
 //! Promises: never reads outside the map, and forms a reference only to the bytes asked for, so other
 //! parts of the file may be written meanwhile. Never: writes, grows or follows a file that grows.
 //!
-//! Outside its power: if another process, or an administrator, cuts a mapped file short, the next access is a SIGBUS;
-//! if one changes bytes, they change under a borrow. The store's directory is locked and its files are private to their
-//! owner; a process that writes there nevertheless can do both. Where that is a risk, plain reads are the alternative.
+//! The map can't prevent two things: if another process or an administrator truncates a mapped file, the next access
+//! raises SIGBUS; if one changes bytes, they change under a borrow. The store's directory is locked and its files are
+//! private to their owner; a process that writes there nevertheless can do both. Where that is a risk, plain reads are
+//! the alternative.
 
 use std::fs;
 use std::io;

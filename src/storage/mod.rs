@@ -1,8 +1,8 @@
 //! The file seam: everything the store asks of a file system.
 //!
-//! Promises: nothing above this module touches a file but through [`Storage`] and [`File`], so a test
-//! can replace the disk (`memory`), fail any call (`faulty`) and cut the power between any two.
-//! Never: retries, caches or interprets. What "durable" means is said at each call.
+//! Promises: nothing above this module touches a file but through [`Storage`] and [`File`], so a test can replace the
+//! disk (`memory`), fail any call (`faulty`) and cut the power between any two. Never: retries, caches or interprets.
+//! Each call documents what "durable" means for it.
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod faulty;

@@ -1,4 +1,4 @@
-//! The public face: [`Store`], and what is called on it.
+//! The public interface: [`Store`] and its methods.
 //!
 //! Promises: a handle is cheap to clone and may go to any thread; dropping the last one (guards included) closes the
 //! store. Never: decides; `protocol` decides what a call does to a key, and `engine` the order of writes.

@@ -1,4 +1,4 @@
-//! Opening a store, or making one.
+//! Opens a store, or creates one.
 //!
 //! Promises: `open` never creates; a refusal says what happened and what to do.
 

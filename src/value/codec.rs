@@ -1,6 +1,6 @@
-//! Which bytes a value is: [`Codec`] and [`Format`], and the numbers they are on disk.
+//! How a value is encoded: [`Codec`] and [`Format`], and the numbers that stand for them on disk.
 //!
-//! Promises: a number once given is never used for another codec. Never: encodes or decodes a value.
+//! Promises: a number that was assigned to a codec is never used for another. Never: encodes or decodes a value.
 
 use std::fmt;
 

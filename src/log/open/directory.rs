@@ -1,4 +1,4 @@
-//! A store's directory: finds, makes and locks it, refuses one that can't be relied on, and says whether it holds a store.
+//! Finds, creates and locks a store's directory, refuses an unreliable one, and reports whether it contains a store.
 //!
 //! Promises: the directory is locked before anything in it is read or created, and all later work is done in the
 //! locked directory; a refusal names its cause.

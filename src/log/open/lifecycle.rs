@@ -1,9 +1,9 @@
 //! The gate: the lifecycle of an open log, and the threads inside it.
 //!
-//! Promises: every call, background step and walk is inside the gate while it works. A close lets nothing in any more
-//! and waits until nothing is inside; only then may the directory's lock be released. So the next open cuts or
-//! removes no file that this one reads or writes. After a failure or a close nothing reaches the disk: [`disk`]
-//! refuses every change. Never: does I/O, or knows what it guards.
+//! Promises: every call, background step and walk is inside the gate while it works. A close admits nothing more and
+//! waits until nothing is inside; only then may the directory's lock be released. So the next open cuts or removes no
+//! file that this one reads or writes. After a failure or a close nothing reaches the disk: [`disk`] refuses every
+//! change. Never: does I/O, or knows what it guards.
 //!
 //! States and transitions: `docs/architecture.md`, "Lifecycle". Explored under loom alone, and under shuttle with the
 //! whole engine.

@@ -1,8 +1,8 @@
 //! Opening a log and closing it.
 //!
-//! `directory` finds, makes and locks the directory; `birth` makes a log; `steps` opens one for reading: `scan` reads
-//! what is there, `recovery` decides what of it is kept; `resume` makes it ready for writing, and closes it; `lifecycle`
-//! says which calls come in until then, and which are refused.
+//! `directory` finds, creates and locks the directory, and `birth` creates a log. `steps` opens a log for reading:
+//! `scan` reads what is there, and `recovery` decides what is kept. `resume` makes the log ready for writing, and
+//! closes it. `lifecycle` decides which calls are admitted until then, and which are refused.
 
 pub(crate) mod birth;
 pub(crate) mod directory;

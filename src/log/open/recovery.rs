@@ -1,4 +1,4 @@
-//! Decides, by what a scan found, where the log ends and what is cut, kept or refused.
+//! Decides, from what a scan found, where the log ends and what is cut, kept or refused.
 //!
 //! Promises: a loss is reported, never guessed away; only a torn tail that no watermark covers is cut, and every cut is
 //! reported. Never: reads or writes a file.

@@ -1,4 +1,4 @@
-//! Calls that fail: each one in turn, once or from then on; and syncs that lie.
+//! Calls that fail: each call in turn fails once, or all calls from it on fail; and syncs that lie.
 
 use super::*;
 use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault};

@@ -1,10 +1,9 @@
 //! The simulated disk, with two planes: what the program sees and what the device holds.
 //!
 //! Promises: a name is durable only after the sync of its directory, bytes and length only after the sync of their
-//! file, and nothing else makes them so. A crash keeps of the rest whatever a device and a journaling file system could
-//! keep (`crash`). The same calls always give the same trace.
-//! Never: touches a real file, reads a clock, or draws random values except from a given seed.
-//! `against_os` tests that it shows a program the same as real files do.
+//! file, and nothing else makes them so. A crash keeps any part of the rest that a device and a journaling file system
+//! could keep (`crash`). The same calls always give the same trace. Never: touches a real file, reads a clock, or draws
+//! random values except from a given seed. `against_os` tests that it shows a program the same as real files do.
 
 #![expect(clippy::disallowed_types, reason = "part of the storage seam")]
 #![cfg_attr(

@@ -1,4 +1,4 @@
-//! The simulated disk against its promises.
+//! Tests that the simulated disk keeps its promises.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;

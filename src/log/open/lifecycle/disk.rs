@@ -1,6 +1,6 @@
 //! The disk as an open store uses it: through the gate.
 //!
-//! Promises: after a failure or a close, no call of any part of the store changes the disk. Reads go on. Never:
+//! Promises: after a failure or a close, no call of any part of the store changes the disk. Reads continue. Never:
 //! decides or retries.
 
 use std::io;
