@@ -55,7 +55,7 @@ pub struct KeyState {
 /// whose token may be the one that the storing itself issues.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct NextState<'a> {
-    /// As of a [`KeyState`], and so are all fields without a word of their own.
+    /// As in a [`KeyState`], like all fields that have no comment.
     pub(crate) phase: Phase,
     /// The attempt's fencing token; `None`: a new one, which the storing issues.
     pub(crate) token: Option<Token>,

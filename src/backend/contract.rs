@@ -58,7 +58,7 @@ pub enum Ask {
     Look,
     /// A call by the rules, and what its record is to say.
     Call(Call, Box<Terms>),
-    /// The claimant that this question was put to ([`Answer::Asked`]) goes without a word.
+    /// The claimant that this question was put to ([`Answer::Asked`]) ends without an answer.
     DropQuestion(u64),
 }
 

@@ -424,7 +424,7 @@ const BY_TOKEN: [ByToken; 13] = [
     ("park", Call::Park, true),
     ("renew", Call::Renew, true),
     ("forget_claimed", Call::ForgetClaimed, true),
-    ("the owner goes without a word", Call::Interrupt, false),
+    ("the owner ends without an outcome", Call::Interrupt, false),
     ("resolve, completed", Call::ResolveComplete, false),
     ("resolve, failed", Call::ResolveFail, false),
     ("resolve, retry", Call::ResolveRetry, false),
@@ -454,9 +454,9 @@ fn every_call(state: Option<&KeyState>) -> Vec<Asked> {
             rows.push(row);
             out.push((call(TOKEN), conditions, rows));
             let stale = if is_owners {
-                "a word of an owner or a claimant, another token"
+                "a call of an owner or a claimant, another token"
             } else {
-                "a word of nobody's, another token"
+                "a call of neither, another token"
             };
             out.push((call(OTHER), conditions, vec![stale]));
         }
