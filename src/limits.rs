@@ -22,25 +22,25 @@ pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
 /// Space a claim reserves for its result by default.
 pub(crate) const RESERVE_BYTES_DEFAULT: u32 = 4096;
 
-/// Claims leave this part of a segment, of the prepared space, to forgets and aborts: on a full disk thousands of them
-/// find space before one must wait for compaction.
+/// Claims leave this fraction of a segment, within the prepared space, to forgets and aborts: on a full disk, thousands
+/// of those find space before one must wait for compaction.
 pub(crate) const CLEARING_OF_A_SEGMENT: u64 = 4;
 
-/// A claim's record and its key, by which `health` says whether there is space for one.
+/// The size of a claim's record and of its key, by which `health` judges whether there is space for a claim.
 pub(crate) const ORDINARY_CLAIM_BYTES: u64 = 512;
 pub(crate) const ORDINARY_KEY_BYTES: usize = 64;
 
-/// How long spares that a burst of claims needed are kept for the next one.
+/// How long spares that a burst of claims needed are kept for the next burst.
 pub(crate) const SPARES_MILLIS: u64 = 10_000;
 
-/// The first segment; later ones are as large as a part of the log, up to `SEGMENT_BYTES_MAX_DEFAULT`.
+/// The size of the first segment; later ones have a fraction of the log's size, up to `SEGMENT_BYTES_MAX_DEFAULT`.
 pub(crate) const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
-/// Up to three segments on disk are still empty: the active one's rest, the next, a spare. If each had half of the
-/// log's size, they alone would exceed the live bytes; larger numbers would mean more files and switches.
+/// Up to three segments on disk are still empty: the rest of the active one, the next one and a spare. If each had half
+/// of the log's size, they alone would exceed the live bytes; larger numbers would mean more files and switches.
 pub(crate) const SEGMENTS_OF_A_LOG: u64 = 8;
 pub(crate) const SEGMENT_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 
-/// Bounds for what a user may set, and what a manifest may say.
+/// Bounds for the size that a user may set, and that a manifest may contain.
 pub(crate) const SEGMENT_BYTES_LEAST: u64 = 16 << 10;
 pub(crate) const SEGMENT_BYTES_MOST: u64 = 1 << 30;
 
@@ -64,7 +64,7 @@ pub(crate) const TIME_OFF_MILLIS_MAX: u64 = 86_400_000;
 /// A close waits at least this long for calls in flight, whatever its deadline: long calls check every 50 ms, and this
 /// is four times that. It may spend as much on reclaim.
 pub(crate) const CLOSE_MILLIS_LEAST: u64 = 200;
-/// And at least this long for its own writes: some syncs, each of which takes 100 ms on a slow disk.
+/// A close waits at least this long for its own writes: a few syncs, each of which takes 100 ms on a slow disk.
 pub(crate) const CLOSE_WRITES_MILLIS_LEAST: u64 = 2000;
 const _: () = assert!(CLOSE_MILLIS_LEAST <= CLOSE_WRITES_MILLIS_LEAST);
 
@@ -74,7 +74,7 @@ pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
 /// Full segments that are open at once, by a map or a descriptor each. A system gives 65,530 maps to a process by
 /// default, and the allocator needs some.
 pub(crate) const OPEN_SEGMENTS_MAX: usize = 1024;
-/// Without maps: this part of the process's descriptors, and a few at least.
+/// Without maps, the limit is this fraction of the process's descriptors, and at least a few.
 pub(crate) const SHARE_OF_FILES: u64 = 8;
 pub(crate) const OPEN_SEGMENTS_LEAST: usize = 8;
 
@@ -92,7 +92,7 @@ pub(crate) const TABLE_KEYS_PER_TEN_BUCKETS: u64 = 41;
 /// Tables one manifest may list: like the digits of a binary counter, 2^60 keys need 60 of them.
 pub(crate) const TABLES_MAX: usize = 64;
 
-/// What a key takes in a table at most, for estimates.
+/// The most bytes that a key takes in a table, for estimates.
 pub(crate) const TABLE_BYTES_PER_KEY: u64 = 16;
 
 /// Buckets that a table may claim to have: 256 GiB of them.
@@ -110,7 +110,7 @@ pub(crate) const TABLE_PIECE_BYTES: usize = 64 << 10;
 /// A checkpoint is due after so many bytes of log: roughly what an open after a kill has to read.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
 
-/// What the index may take of memory by default, and what one key takes while it is in memory.
+/// The memory that the index may take by default, and the memory that one key takes.
 pub(crate) const INDEX_MEMORY_DEFAULT: u64 = 64 << 20;
 pub(crate) const INDEX_BYTES_PER_KEY: u64 = 64;
 
@@ -120,14 +120,14 @@ pub(crate) const RECORD_BYTES_LEAST: u64 = 40;
 /// Slots that one step of a merge moves.
 pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
 
-/// What a step of compaction reads of the oldest segment, and how fast it may move live records. A page less than a
-/// reader reads at once, so that a piece's last record seldom needs another such read.
+/// How many bytes of the oldest segment one step of compaction reads, and how fast it may move live records. A step
+/// reads a page less than a reader reads at once, so that its last record seldom needs another read.
 pub(crate) const COMPACTION_PIECE_BYTES: u64 = (256 << 10) - PAGE_BYTES as u64;
 pub(crate) const COMPACTION_BYTES_PER_MILLI: u64 = 64 << 10;
-/// What compaction judges before it yields the processor.
+/// Bytes that compaction judges before it yields the processor.
 pub(crate) const COMPACTION_YIELD_BYTES: u64 = 16 << 10;
 
-/// The live share of the log is estimated from so many keys, and again after so long.
+/// The live share of the log is estimated from this many keys, and again after `ESTIMATE_MILLIS`.
 pub(crate) const ESTIMATE_SAMPLES: u64 = 1024;
 /// The first sample, which suffices if the records are alike.
 pub(crate) const ESTIMATE_SAMPLES_FEW: u64 = 128;
@@ -142,7 +142,7 @@ pub(crate) const FUTILE_MILLIS: u64 = 3_600_000;
 /// Probes by interpolation before a search continues by halving.
 pub(crate) const INTERPOLATION_PROBES_MAX: u32 = 6;
 
-/// Memories of expired keys pass at multiples of this: their files count in minutes.
+/// Memories of expired keys end at multiples of this, because their files count in minutes.
 pub(crate) const MEMORY_MILLIS: u64 = 60_000;
 
 /// LSNs end here; then claims are refused.
@@ -151,7 +151,7 @@ pub(crate) const LSN_MAX: u64 = 1 << 63;
 pub(crate) const STORE_MILLIS_MAX: u64 = (1 << 48) - 1;
 
 /// At each open, tokens start at the wall clock's milliseconds times this. No log grows as fast, so tokens never run
-/// ahead of the clock while it is open.
+/// ahead of the clock while a log is open.
 pub(crate) const TOKENS_A_MILLI: u64 = 1 << 20;
 /// The clock's part is bounded, so that a wrong clock can't use up the tokens.
 pub(crate) const TOKENS_BY_CLOCK_MAX: u64 = 1 << 62;
