@@ -1,8 +1,8 @@
 //! The rules of a key's life, pure: state × call → answer and the complete next state.
 //!
-//! Promises: no I/O, no clock, no memory. Every backend calls [`decide`] and stores what it says; it decides nothing of
-//! its own about a key. The tables it implements stand in `docs/protocol.md`, and a test walks every cell and compares
-//! every field. Never: knows a record, a log, a lock or a thread.
+//! Promises: no I/O, no clock, no memory. Every backend calls [`decide`] and stores the result; a backend decides
+//! nothing else about a key. The tables that `decide` implements are in `docs/protocol.md`, and a test checks every
+//! cell and every field. Never: knows a record, a log, a lock or a thread.
 
 use std::sync::Arc;
 

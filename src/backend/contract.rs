@@ -1,4 +1,4 @@
-//! What a backend is: one call on one key and its reply as plain owned data, and the trait that backends implement.
+//! The trait that backends implement, and one call on one key with its reply as plain owned data.
 
 use std::time::Duration;
 
@@ -9,36 +9,38 @@ use crate::operation::{Durability, Fingerprint, Key};
 use crate::protocol::{Answer, Call, Conditions, KeyState, Presence};
 use crate::types::StoreMillis;
 
-/// Whatever answers the calls on a store's keys.
+/// An implementation that answers the calls on a store's keys.
 ///
-/// The answers are those of [protocol.md](crate::docs::protocol): the suite in `testing::conformance` holds a backend to
-/// them. An answer is not given before it can't be taken back at the level that the request names.
+/// The answers must follow [protocol.md](crate::docs::protocol); the suite in `testing::conformance` checks that they
+/// do. A backend must not reply while a crash that the request's level survives could still undo the answer.
 pub trait Backend: Send + Sync {
-    /// Begins one call on one key, and returns at once: neither the disk nor another process is waited for.
+    /// Begins one call on one key and returns at once, without waiting for the disk or for another process.
     ///
-    /// If the caller drops the call instead of waiting, an ending or a dropped question still takes effect. Any other call
-    /// releases what it was granted, as dropping the guard would.
+    /// If the caller drops the returned call without waiting, an ending or a dropped question still takes effect. Any
+    /// other call releases the claim that it was granted, as dropping the guard would.
     fn send(&self, request: Request) -> Box<dyn Sent>;
 
-    /// The longest result, in bytes, that is recorded.
+    /// Returns the length of the longest result that can be recorded, in bytes.
     fn result_bytes_max(&self) -> u32;
 
-    /// Whether a claim would be taken now; if not, why not: `StorageFull`, `Poisoned`, `Closed`, `Forked`.
+    /// Succeeds if a claim would be accepted now, and otherwise returns the reason: `StorageFull`, `Poisoned`,
+    /// `Closed`, `Forked`.
     fn check(&self) -> Result<()>;
 
-    /// Makes durable whatever was acknowledged at any level.
+    /// Makes every acknowledged record durable, whatever its level.
     fn sync(&self) -> Result<()>;
 
-    /// Refuses new claims and marks from now on, as `Closed`; claims in flight end as they would.
+    /// Refuses new claims and marks with `Closed` from now on; claims in flight can still end.
     fn drain(&self);
 
-    /// Waits for the claims in flight until the deadline, and ends the store. Gives what was still in flight.
+    /// Waits for the claims in flight, for at most `deadline`, and closes the store. Returns the claims still in
+    /// flight.
     fn close(&self, deadline: Duration) -> Result<Vec<InFlight>>;
 }
 
 /// A call that was sent.
 pub trait Sent: Send {
-    /// Waits for the reply. What the call changed is durable then, at the level that it named.
+    /// Waits for the reply. The changes of the call are then durable at the level that the request names.
     fn wait(self: Box<Self>) -> Result<Reply>;
 }
 
@@ -47,70 +49,71 @@ pub trait Sent: Send {
 pub struct Request {
     /// The key.
     pub key: Key<'static>,
-    /// What is asked of it.
+    /// What to do with the key.
     pub ask: Ask,
 }
 
-/// What is asked of a key.
+/// What a request does with its key.
 #[derive(Clone, Debug)]
 pub enum Ask {
-    /// What is known of it. Nothing changes.
+    /// Reads the key's state and changes nothing.
     Look,
-    /// A call by the rules, and what its record is to say.
+    /// Makes a call that the rules decide, with the values for its record.
     Call(Call, Box<Terms>),
-    /// The claimant that this question was put to ([`Answer::Asked`]) ends without an answer.
+    /// Drops the question of this number ([`Answer::Asked`]): the claimant ended without an answer.
     DropQuestion(u64),
 }
 
-/// What the record of a call is to say in addition to the decision. Unset is what doesn't apply to the call.
+/// Values that the record of a call contains in addition to the decision. A value that doesn't apply to the call is
+/// unset.
 #[derive(Clone, Default, Debug)]
 #[non_exhaustive]
 pub struct Terms {
-    /// The level at which the reply has to hold; `None`: `Sync`.
+    /// The level at which the reply must be durable; `None` means `Sync`.
     pub durability: Option<Durability>,
     /// Bytes of log space that a grant reserves for its ending.
     pub reserve: u64,
-    /// The lease from now on, in milliseconds; `None`: as long as its owner lives.
+    /// The lease from now on, in milliseconds; `None`: the claim lasts as long as its owner lives.
     pub lease_millis: Option<u64>,
     /// How long an outcome is kept, in milliseconds; `None`: for ever.
     pub retention_millis: Option<u64>,
-    /// How long after that its key is remembered, in milliseconds; `None`: not at all.
+    /// How long the key is remembered after the outcome expired, in milliseconds; `None`: not at all.
     pub remember_millis: Option<u64>,
     /// The request's fingerprint.
     pub fingerprint: Option<Fingerprint>,
-    /// An interruption of this attempt is to be held.
+    /// Whether the key is held if this attempt is interrupted.
     pub hold: bool,
     /// The owner's name.
     pub owner: Option<String>,
-    /// Why it ends so, for people.
+    /// Why the attempt ends this way, for people to read.
     pub reason: Option<String>,
     /// The result or the recorded failure.
     pub outcome: Option<Stored>,
 }
 
-/// What is said to a request.
+/// The reply to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The answer by the rules; to [`Ask::Look`] and [`Ask::DropQuestion`] it is `Done`.
+    /// The answer that the rules give, and `Done` for [`Ask::Look`] and [`Ask::DropQuestion`].
     pub answer: Answer,
-    /// What was found of the key before the call; `None`: it is absent.
+    /// The key as it was before the call; `None`: it was absent.
     pub found: Option<KeyView>,
-    /// The attempt that was granted.
+    /// The attempt that was granted, if any.
     pub claimed: Option<Claimed>,
     /// Store time of the reply.
     pub now: StoreMillis,
-    /// Names the question, of `Asked`; else 0.
+    /// The question's number if the answer is `Asked`, otherwise 0.
     pub question: u64,
 }
 
-/// A key as it was found.
+/// A key as a call found it.
 #[derive(Clone, Debug)]
 pub struct KeyView {
-    /// What its newest record says.
+    /// The state in the key's newest record.
     pub state: KeyState,
-    /// Who is on it.
+    /// Whether the key has an owner, or a claimant that was asked.
     pub presence: Presence,
-    /// Until when its owner has it, if it has a lease.
+    /// When the owner's lease ends, if the claim has a lease.
     pub lease_until: Option<StoreMillis>,
     /// Its outcome, if it has one.
     pub outcome: Option<Stored>,
@@ -171,7 +174,7 @@ impl Terms {
 }
 
 impl Reply {
-    /// Says that the call did what it says, and nothing else.
+    /// Makes a reply with the answer `Done` and nothing else.
     pub fn done(now: StoreMillis) -> Self {
         Reply { answer: Answer::Done, found: None, claimed: None, now, question: 0 }
     }
