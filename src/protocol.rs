@@ -93,7 +93,7 @@ pub enum Phase {
     Failed,
 }
 
-/// Who is on a key right now. It is kept in addition to the state.
+/// Whether a key has an owner or a claimant right now. It is kept in addition to the state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Presence {
     /// No owner and no claimant: a claim without an ending is interrupted.
@@ -105,7 +105,7 @@ pub enum Presence {
     Asked,
 }
 
-/// One call on a key, as far as the rules care.
+/// One call on a key, with what the rules need to decide it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     /// A claimant asks for the key.
@@ -120,7 +120,7 @@ pub enum Call {
     Hold(Token),
     /// The owner's ending: done, with a result.
     Complete(Token),
-    /// It failed for good.
+    /// The owner's ending: it failed for good.
     Fail(Token),
     /// It had no effect.
     Abort(Token),
@@ -138,7 +138,7 @@ pub enum Call {
     ResolveRetry(Token),
     /// The key is to be as if it had never been, unless its owner is at work.
     Forget,
-    /// The same of a key that is claimed under this token.
+    /// Forgets a key that is claimed under this token.
     ForgetClaimed(Token),
 }
 
@@ -164,7 +164,7 @@ pub struct Wants {
     pub fingerprint: Option<Fingerprint>,
     /// What the claimant does about an interruption; `None`: it is asked.
     pub on_interrupted: Option<OnInterrupted>,
-    /// At how many attempts no further one is granted.
+    /// The number of attempts after which no further one is granted.
     pub attempts_max: Option<u32>,
     /// The claimant can find out what became of an attempt, so it is asked where it would be refused.
     pub reconciles: bool,
@@ -221,20 +221,20 @@ pub(crate) struct Decision<'a> {
     pub(crate) next: Option<Next<'a>>,
 }
 
-/// What a call is told.
+/// The answer to a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
-    /// The key is the caller's. Of a mark: it was the first.
+    /// The key is granted to the caller. For a mark: it was the first.
     Granted,
     /// Told of the interruption; the key waits in memory for a word.
     Asked,
     /// Another attempt is at work.
     InProgress,
-    /// Nobody is granted the key until it is resolved.
+    /// No claim on the key is granted until the key is resolved.
     Held,
     /// As `Held`, because the next attempt would be beyond `attempts_max`.
     TooManyAttempts,
-    /// Done before; of a mark: marked before.
+    /// Done before. For a mark: marked before.
     Completed,
     /// An earlier attempt failed for good.
     Failed,
@@ -242,11 +242,11 @@ pub enum Answer {
     Mismatch,
     /// Done, and its result is no longer kept.
     Expired,
-    /// Of `mark`: an attempt's fate is open.
+    /// For a mark: an attempt's fate is open.
     Interrupted,
-    /// The call did what it says.
+    /// The call was carried out.
     Done,
-    /// There was nothing to do, or it is no longer what the caller saw.
+    /// There was nothing to do, or the key is no longer in the state that the caller saw.
     Unchanged,
     /// Another attempt has the key, or the claim has ended.
     Lost,
