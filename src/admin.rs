@@ -157,7 +157,8 @@ impl Iter {
         self
     }
 
-    /// Shows only keys that begin with `prefix`. Keys of parts are compared by whole parts, other keys byte by byte.
+    /// Shows only keys that begin with `prefix`. Keys of parts are compared by whole parts, text and bytes byte by byte; a
+    /// number equals only itself.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -416,7 +417,7 @@ pub struct Stats {
     pub log_bytes: u64,
     /// The time at which the oldest claim in flight was granted.
     pub oldest_claim: Option<SystemTime>,
-    /// Bytes of log after the last checkpoint, which an open after a crash reads.
+    /// Bytes of the log written after the last checkpoint. Opening the store after a crash has to read them.
     pub log_bytes_since_checkpoint: u64,
     /// When the last checkpoint was made; `None` if there was none since the store was opened.
     pub last_checkpoint: Option<SystemTime>,

@@ -1,7 +1,7 @@
 //! An embedded, crash-safe idempotency store.
 //!
 //! A program names an operation with a [`Key`]. [`Store::claim`] returns whether to do the work, to replay the recorded
-//! result, or to keep out because another thread is doing the work. The answer stays correct through crashes, power
+//! result, or to stay away because another thread is doing the work. The answer stays correct through crashes, power
 //! cuts, retries and races between threads. Only one process can open a store at a time.
 //!
 //! ```

@@ -1,8 +1,8 @@
 //! The owner's side of a claim: [`ClaimGuard`], which ends it, and [`ClaimHandle`].
 //!
 //! Promises: nothing borrows the store; an ending consumes its guard; a guard that is dropped without an ending leaves
-//! the attempt interrupted, as a crash at that place would. For what each ending leaves, see `docs/protocol.md`, "What
-//! each ending leaves".
+//! the attempt interrupted, just as a crash at that point would. For what each ending leaves, see `docs/protocol.md`,
+//! "What each ending leaves".
 
 use std::fmt;
 use std::sync::Arc;

@@ -26,7 +26,7 @@ use crate::operation::Settings;
 use crate::protocol::Conditions;
 use crate::{Key, Outcome};
 
-/// The answer to a claim: do the work, replay the record, or keep out.
+/// The answer to a claim: do the work, replay the record, or stay away.
 ///
 /// The enum is exhaustive on purpose: a `match` needs no `_` arm in which a second run could hide. `Display` names the
 /// owner of the key, how long the owner has been at work, and what to do.

@@ -72,7 +72,7 @@ impl Store {
         Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
     }
 
-    /// Claims a key. The answer says whether to do the work, to replay its result, or to keep out.
+    /// Claims a key. The answer says whether to do the work, to replay its result, or to stay away.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};

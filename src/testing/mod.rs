@@ -258,7 +258,7 @@ impl Sim {
         self.clock.reboot(0);
     }
 
-    /// Cuts the power: some of the unsynced bytes survive, chosen at random from `seed`.
+    /// Cuts the power: a random part of the unsynced bytes, determined by `seed`, survives.
     ///
     /// ```
     /// # use onlyonce::{Durability, Operation, testing::Sim};
@@ -485,8 +485,8 @@ impl Sim {
         self.disk.lock().faulty.heal();
     }
 
-    /// Lets `after` changes of the disk succeed and cuts the power at the next one: neither that call nor any later one
-    /// has an effect. Then call [`power_loss`](Self::power_loss) to see what is left.
+    /// Lets the next `after` changes to the disk succeed, then cuts the power: no change after those has an effect. Once
+    /// the power is cut, call [`power_loss`](Self::power_loss): it drops from the disk what was not synced.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;

@@ -67,7 +67,8 @@ pub trait Subject {
 /// Runs all cases, each on a new store, and returns the number of cases.
 ///
 /// # Panics
-/// Panics at the first answer that differs from docs/protocol.md, and names the case and its line.
+/// Panics on the first answer that differs from docs/protocol.md. The message names the case and its line in the
+/// source.
 pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
     for (name, script) in CASES {
         check_one(name, script, &mut make());
