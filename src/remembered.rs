@@ -1,9 +1,9 @@
 //! Keys remembered after they expired: files of sorted hashes, searched by interpolation.
 //!
 //! Promises: these files can't be rebuilt, so every page is checked before it is used, and damage is an error and
-//! never a forgotten key. They take no memory per key. A file is written once, merged with its neighbours by size,
-//! and removed as a whole when all its memories have passed. Never: knows a key; "expired" is the only answer given
-//! by a hash alone. Format: `docs/format.md`, "Expired keys".
+//! never a forgotten key. They take no memory per key. A file is written once, merged with its neighbours by size, and
+//! removed as a whole when all its memories have passed. Never: knows a key. Only the answer "expired" rests on a hash
+//! alone. Format: `docs/format.md`, "Expired keys".
 
 use std::path::Path;
 

@@ -267,8 +267,8 @@ mod tests {
                 }
                 Becomes::Absent { memory_until } => {
                     assert_eq!((state, record.kind), (None, Kind::Forget));
-                    let said = (read.memory_until, read.wall_offset, read.attempt);
-                    assert_eq!(said, (*memory_until, moment.wall_offset, 1));
+                    let said = (read.memory_until, read.wall_offset, read.attempt, read.ahead);
+                    assert_eq!(said, (*memory_until, moment.wall_offset, 1, AHEAD));
                     absences += 1;
                 }
             }

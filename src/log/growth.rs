@@ -1,10 +1,10 @@
 //! Growth: how large the files may become before reclaim has to be considered.
 //!
 //! Promises: past the size that the engine allowed last, no segment is prepared before the files have shrunk by twice
-//! its size, so that a call that needs the next one helps to reclaim first. Files that are too large shrink by at least
-//! as much as is written, and no single call reclaims all of the excess. Whether writers are slowed never depends on
-//! when the background gets a processor. Costs nothing while records fit: the check is made only when a segment is to
-//! be prepared. Never: refuses space; `room` does that.
+//! its size, so that a call that needs the next one helps to reclaim first. Files that are too large shrink by at
+//! least as much as is written, and no single call reclaims all of the excess. Writers are slowed at the same sizes,
+//! however late the background gets a processor. Costs nothing while records fit: the check is made only when a
+//! segment is to be prepared. Never: refuses space; `room` does that.
 
 use super::Log;
 use super::room::Keeper;

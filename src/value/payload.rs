@@ -182,7 +182,7 @@ impl Payload {
     /// lacks. The bytes themselves can still be read. `NotKept` if no result was kept; the message gives the reason.
     ///
     /// # Cost
-    /// The disk is not read; strings and bytes are copied once.
+    /// Reads nothing from the disk. Strings and bytes are copied once.
     pub fn decode<T: Decode>(&self) -> Result<T> {
         match &self.missing {
             None => T::decode(self, self.format),
