@@ -99,7 +99,7 @@ pub enum Presence {
     /// No owner and no claimant: a claim without an ending is interrupted.
     #[default]
     Nobody,
-    /// An owner holds the claim. Once its lease has passed, it counts as nobody for all but itself.
+    /// An owner holds the claim. Once its lease has passed, all but the owner see the claim without an owner.
     Owner,
     /// A claimant was told of the interruption and has not decided.
     Asked,
@@ -305,7 +305,7 @@ enum Change<'a> {
     Lapsed(&'a KeyState),
     /// It had no effect, nor had any before it.
     Aborted(&'a KeyState),
-    /// It is to be tried again, however often it was tried.
+    /// Allows another attempt, whatever the number of attempts so far.
     Retried(&'a KeyState),
     /// It has an outcome, which closes every fate that was open.
     Ended(&'a KeyState, Phase),

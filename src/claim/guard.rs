@@ -1,8 +1,7 @@
 //! The owner's side of a claim: [`ClaimGuard`], which ends it, and [`ClaimHandle`].
 //!
 //! Promises: nothing borrows the store; an ending consumes its guard; a guard that is dropped without an ending leaves
-//! the attempt interrupted, just as a crash at that point would. For what each ending leaves, see `docs/protocol.md`,
-//! "What each ending leaves".
+//! the attempt interrupted, just as a crash at that point would. See `docs/protocol.md`, "What each ending leaves".
 
 use std::fmt;
 use std::sync::Arc;
@@ -485,7 +484,7 @@ impl ClaimHandle {
     }
 
     /// Sets what dropping the guard means from now on. Set it to [`OnDrop::Interrupt`] just before the effect. The
-    /// setting is in memory; nothing is written.
+    /// setting is kept in memory only; nothing is written.
     ///
     /// ```
     /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};

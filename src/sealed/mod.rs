@@ -113,7 +113,7 @@ pub(crate) struct SealedFile<L> {
     bytes: Bytes,
 }
 
-/// The source of its bytes. A map needs no open file.
+/// The source of its bytes. A map stays valid after its file is closed, so it keeps no file open.
 #[derive(Debug)]
 enum Bytes {
     Map(Arc<dyn Map>),

@@ -32,9 +32,10 @@ pub enum Run<T> {
     /// The closure ran, and its result is recorded. If the result can't be kept, the policy decides what is recorded
     /// instead ([`OnUnkept`]), and [`Runner::on_unrecorded`] is called.
     Done(T),
-    /// The closure ran, but recording its result failed. With `Indeterminate` the record may or may not exist; with any
-    /// other error the key is interrupted. In both cases the key is not free. After a failed write or sync the store
-    /// accepts no more writes: reopen the store, and call [`Store::get`] for the key's state.
+    /// The closure ran, but recording its result failed. If the error is `Indeterminate`, the record may or may not
+    /// exist; after any other error, the key is in the state interrupted. In both cases the key is not free. After a
+    /// failed write or sync the store accepts no more writes: reopen the store, and call [`Store::get`] for the key's
+    /// state.
     Unrecorded(T, Error),
     /// The work was done before; this is the recorded result.
     Replayed(T),

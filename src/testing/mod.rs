@@ -690,8 +690,8 @@ impl Sim {
             .collect()
     }
 
-    /// Returns another machine with the same clock and the same disk, as the next process would find it. The machine
-    /// draws its own random values.
+    /// Returns another machine with the same clock and the same disk, as the next process would find it. The new
+    /// machine draws its own random values.
     #[must_use]
     pub fn copy(&self) -> Sim {
         let copies = self.copies.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
