@@ -2,8 +2,8 @@
 //!
 //! Promises: the tables cover the log from its head to `covered` without a gap, and a lookup returns the positions of a
 //! hash from the newest to the oldest. The tables are replaced as a whole; a holder of the old ones can continue to
-//! read them. There are few tables at any time: neighbours are merged as soon as the older one is no larger than all
-//! newer ones together, as the digits of a binary counter carry.
+//! read them. There are few tables at any time: `engine::merge` merges neighbours as soon as the older one is no larger
+//! than all newer ones together, as the digits of a binary counter carry.
 
 use std::sync::Arc;
 
