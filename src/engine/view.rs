@@ -246,8 +246,7 @@ mod tests {
     use crate::index::tables::Tables;
     use crate::testing::Sim;
 
-    /// If tables were being exchanged each time that a walk tried to begin, it never checked whether a close waits
-    /// for it.
+    /// A walk retries its beginning while the tables change, and once did so without checking for a waiting close.
     #[test]
     fn a_walk_that_can_not_begin_leaves_for_a_close() {
         let sim = Sim::new(1);

@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(Identity::decode_all(&bytes, Path::new("s")).unwrap(), header);
     }
 
-    /// The checksum holds, but places would overflow, or a manifest that listed the segment would be refused.
+    /// The checksum is correct, but positions would overflow, or a manifest that lists the segment would be refused.
     #[test]
     fn a_segment_that_no_manifest_may_list_is_corrupt() {
         let sound = Identity { ordinal: 7, base: Lsn::new(1 << 50), capacity: 1 << 20, salt: 99 };
