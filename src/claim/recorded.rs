@@ -1,6 +1,7 @@
 //! What is recorded about a key, and what is remembered after it expired: [`Recorded`], [`Expired`].
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::date::{Date, wall};
@@ -9,7 +10,7 @@ use crate::operation::decode_meta;
 use crate::protocol::KeyState;
 use crate::types::{StoreMillis, Token};
 use crate::value::{Format, NOT_KEPT};
-use crate::{Error, Payload, Result};
+use crate::{Error, Fingerprint, Key, Payload, Result};
 
 /// A recorded outcome: a result, or a failure that is final.
 ///
@@ -25,8 +26,11 @@ use crate::{Error, Payload, Result};
 /// ```
 #[derive(Clone)]
 pub struct Recorded {
+    key: Key<'static>,
     payload: Payload,
     meta: Vec<(String, String)>,
+    owner: Option<Arc<str>>,
+    fingerprint: Option<Fingerprint>,
     attempt: u32,
     token: Token,
     completed_at: SystemTime,
@@ -34,13 +38,13 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    pub(crate) fn read(state: &KeyState, stored: Option<Stored>) -> Result<Self> {
+    pub(crate) fn read(key: &Key<'_>, state: KeyState, stored: Option<Stored>) -> Result<Self> {
         let unreadable = |what: &str| Error::undecodable(format!("{what} of a recorded outcome"));
         let (payload, meta) = match stored {
             Some(stored) => {
                 let meta = decode_meta(&stored.meta).ok_or_else(|| unreadable("bad metadata"))?;
                 let payload = if stored.codec == NOT_KEPT {
-                    Payload::not_kept(state.reason.clone().unwrap_or_default())
+                    Payload::not_kept(state.reason.unwrap_or_default())
                 } else {
                     let format = Format::from_stored(stored.codec, stored.version)
                         .ok_or_else(|| unreadable("an unknown codec"))?;
@@ -51,13 +55,69 @@ impl Recorded {
             None => (Payload::empty(), Vec::new()),
         };
         Ok(Recorded {
+            key: key.clone().into_owned(),
             payload,
             meta,
+            owner: state.owner,
+            fingerprint: state.fingerprint,
             attempt: state.attempt,
             token: state.token,
             completed_at: wall(state.time, state.wall_offset),
             expires_at: state.expires_at.map(|at| wall(at, state.wall_offset)),
         })
+    }
+
+    /// Returns the key.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// # claim.complete("paid")?;
+    /// let Claim::Completed(done) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(done.key().to_string(), r#"("order", 17)"#);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        &self.key
+    }
+
+    /// Returns the name of the owner that recorded the outcome, if the record names one. See
+    /// [`owner`](crate::Policy::owner).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Recorded, testing::Sim};
+    /// fn words(done: &Recorded) -> String {
+    ///     format!("{} was done by {}", done.key(), done.owner().unwrap_or("an unnamed owner"))
+    /// }
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// # claim.complete("paid")?;
+    /// # let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// # assert_eq!(words(&done), "order-17 was done by an unnamed owner");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
+    }
+
+    /// Returns the fingerprint of the request that was done, if its claim gave one.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let request = Fingerprint::of("amount=17");
+    /// # let Claim::Acquired(claim) = store.claim(Operation::new("order-17").fingerprint(request))? else { unreachable!() };
+    /// # claim.complete("paid")?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!(done.fingerprint(), Some(request));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
     }
 
     /// Returns why the result was not kept. `None` means that the result was kept, or that there was none, as for a
@@ -116,7 +176,8 @@ impl Recorded {
         self.payload.decode()
     }
 
-    /// Returns the metadata recorded under a name.
+    /// Returns the metadata recorded under a name; the first value if the name was given several times. The comparison
+    /// is exact: `Status` is another name than `status`. [`metas`](Self::metas) returns all of the metadata.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
@@ -129,10 +190,30 @@ impl Recorded {
     /// ```
     ///
     /// # Cost
-    /// Searches at most 64 names.
+    /// Searches at most 64 entries.
     #[must_use]
     pub fn meta(&self, name: &str) -> Option<&str> {
         self.meta.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Returns all names and values of the metadata, in the order in which they were given. A name that was given
+    /// several times comes as often, as a header of HTTP may.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.record(Outcome::success("paid").meta("set-cookie", "a=1").meta("set-cookie", "b=2"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// let cookies: Vec<&str> = done.metas().map(|(_name, value)| value).collect();
+    /// assert_eq!(cookies, ["a=1", "b=2"]);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// Nothing is read or allocated.
+    pub fn metas(&self) -> impl Iterator<Item = (&str, &str)> + '_ {
+        self.meta.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Returns the number of the attempt that recorded the outcome.
@@ -203,18 +284,26 @@ impl Recorded {
     }
 }
 
-impl fmt::Debug for Recorded {
+impl fmt::Display for Recorded {
     /// Shows the names of the metadata, and none of the recorded values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Recorded(attempt {}, {:?}", self.attempt, self.payload)?;
+        write!(f, "attempt {}", self.attempt)?;
+        if let Some(owner) = self.owner() {
+            write!(f, " by {owner}")?;
+        }
+        write!(f, ", {}", self.payload)?;
         for (at, (name, _)) in self.meta.iter().enumerate() {
             write!(f, "{}{name:?}", if at == 0 { ", with " } else { " " })?;
         }
         write!(f, ", at {}", Date(self.completed_at))?;
-        if let Some(end) = self.expires_at {
-            write!(f, ", kept until {}", Date(end))?;
-        }
-        write!(f, "; token {})", self.token)
+        self.expires_at.map_or(Ok(()), |end| write!(f, ", kept until {}", Date(end)))
+    }
+}
+
+impl fmt::Debug for Recorded {
+    /// As `Display`, with the key and the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorded({}: {self}; token {})", self.key, self.token)
     }
 }
 
@@ -283,9 +372,15 @@ impl Expired {
     }
 }
 
-impl fmt::Debug for Expired {
+impl fmt::Display for Expired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [at, until] = [self.completed_at, self.remembered_until].map(Date);
-        write!(f, "Expired(done at {at}, remembered until {until})")
+        write!(f, "done at {at}, remembered until {until}")
+    }
+}
+
+impl fmt::Debug for Expired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Expired({self})")
     }
 }

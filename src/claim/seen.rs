@@ -1,5 +1,7 @@
 //! Converts the state found of a key into the types of the public API.
 
+use std::fmt;
+
 use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
 use crate::protocol::{KeyState, Phase, Presence, is_expired, phase_shown};
@@ -7,6 +9,8 @@ use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Key, Result};
 
 /// The state of a key, as [`Store::get`](crate::Store::get) returns it.
+///
+/// `Display` and `Debug` describe the attempt or the record, and never show a result.
 ///
 /// ```
 /// # use onlyonce::{State, testing::Sim};
@@ -38,6 +42,21 @@ pub enum State {
     Expired(Expired),
 }
 
+impl fmt::Display for State {
+    /// Shows no recorded value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            State::InProgress(attempt) => write!(f, "in progress: {attempt}"),
+            State::Interrupted(attempt) => write!(f, "interrupted: {attempt}"),
+            State::Held(attempt) => write!(f, "held: {attempt}"),
+            State::Aborted(attempt) => write!(f, "aborted: {attempt}"),
+            State::Completed(done) => write!(f, "completed: {done}"),
+            State::Failed(failed) => write!(f, "failed for good: {failed}"),
+            State::Expired(expired) => write!(f, "expired: {expired}"),
+        }
+    }
+}
+
 /// The error for an answer that the rules never give to that call.
 pub(crate) fn broken() -> Error {
     let message = "the rules gave an answer that this call has no words for: this is a bug of onlyonce, please report it";
@@ -54,9 +73,9 @@ pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> 
     Ok(Attempt::new(key, state, found.lease_until, applied.now))
 }
 
-pub(crate) fn recorded(applied: Applied) -> Result<Recorded> {
+pub(crate) fn recorded(key: &Key<'_>, applied: Applied) -> Result<Recorded> {
     let found = *applied.found.ok_or_else(broken)?;
-    Recorded::read(&found.state.ok_or_else(broken)?, found.outcome)
+    Recorded::read(key, found.state.ok_or_else(broken)?, found.outcome)
 }
 
 pub(crate) fn expired(applied: Applied) -> Result<Expired> {
@@ -88,10 +107,10 @@ fn state_in(
     }
     let phase = phase_shown(&state, presence);
     if phase == Phase::Completed {
-        return Recorded::read(&state, outcome).map(State::Completed);
+        return Recorded::read(key, state, outcome).map(State::Completed);
     }
     if phase == Phase::Failed {
-        return Recorded::read(&state, outcome).map(State::Failed);
+        return Recorded::read(key, state, outcome).map(State::Failed);
     }
     let attempt = Attempt::new(key, state, lease_until, now);
     Ok(match phase {

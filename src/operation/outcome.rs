@@ -56,7 +56,7 @@ pub(crate) struct OutcomeParts {
     pub(crate) bytes: Vec<u8>,
     /// Why no value is kept.
     pub(crate) missing: Option<String>,
-    /// In the order first given; no name twice.
+    /// In the order given; a name may come several times.
     pub(crate) meta: Vec<(String, String)>,
     /// `None`: as the policy says.
     pub(crate) retention_ms: Option<u64>,
@@ -132,24 +132,25 @@ impl Outcome {
         Outcome { failure: true, ..Outcome::success(value) }
     }
 
-    /// Adds metadata under a name, such as a status or a header. If a name is set twice, the later value counts.
+    /// Adds metadata under a name, such as a status or a header. A name may be given several times, as some headers of
+    /// HTTP are: all its values are kept, in this order.
     ///
-    /// An outcome has at most 64 names, and at most 8 KiB of names and values together.
+    /// [`Recorded::meta`](crate::Recorded::meta) returns the first value of a name, and
+    /// [`Recorded::metas`](crate::Recorded::metas) all of them. An outcome has at most 64 entries, and at most 8 KiB of
+    /// names and values together.
     ///
     /// ```
     /// # use onlyonce::{Claim, Outcome, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
-    /// claim.record(Outcome::success("created").meta("status", 200).meta("status", 201))?;
-    /// assert!(matches!(store.claim("order-17")?, Claim::Completed(done) if done.meta("status") == Some("201")));
+    /// claim.record(Outcome::success("created").meta("status", 201).meta("link", "/a").meta("link", "/b"))?;
+    /// let Claim::Completed(done) = store.claim("order-17")? else { unreachable!() };
+    /// assert_eq!((done.meta("status"), done.meta("link")), (Some("201"), Some("/a")));
+    /// assert!(done.metas().eq([("status", "201"), ("link", "/a"), ("link", "/b")]));
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn meta(mut self, name: impl Into<String>, value: impl ToString) -> Self {
-        let (name, value) = (name.into(), value.to_string());
-        match self.meta.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => *known = value,
-            None => self.meta.push((name, value)),
-        }
+        self.meta.push((name.into(), value.to_string()));
         self
     }
 
@@ -227,7 +228,7 @@ fn check_size(bytes: usize, result_bytes_max: u32) -> Result<()> {
 fn check_meta(meta: &[(String, String)]) -> Result<()> {
     if meta.len() > META_COUNT_MAX {
         let message = format!(
-            "{} names of metadata, at most {META_COUNT_MAX}: put them into the value",
+            "{} entries of metadata, at most {META_COUNT_MAX}: put them into the value",
             meta.len()
         );
         return Err(Error::new(ErrorKind::TooLarge, message));
@@ -243,6 +244,7 @@ fn check_meta(meta: &[(String, String)]) -> Result<()> {
 
 impl fmt::Debug for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values of headers may be secrets.
         let names: Vec<&str> = self.meta.iter().map(|(name, _)| name.as_str()).collect();
         let mut out = f.debug_struct("Outcome");
         out.field("failure", &self.failure);
@@ -369,7 +371,7 @@ mod tests {
             .retention(Duration::from_micros(1500))
             .into_parts(1000)
             .unwrap();
-        let meta = [("status", "403"), ("a", "x")]
+        let meta = [("status", "402"), ("a", "x"), ("status", "403")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert!(parts.failure);
         assert_eq!((parts.codec, parts.version, parts.bytes.as_slice()), (0, 0, &b"declined"[..]));

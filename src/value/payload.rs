@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 /// payload borrows nothing and may be sent to any thread. If no result was kept, the payload has no bytes and doesn't
 /// decode: see [`Recorded::missing`](crate::Recorded::missing).
 ///
-/// `Debug` shows the length and the format, never the contents.
+/// `Display` and `Debug` show the length and the format, never the contents.
 ///
 /// ```
 /// # use onlyonce::{Claim, testing::Sim};
@@ -208,12 +208,19 @@ impl AsRef<[u8]> for Payload {
     }
 }
 
-impl fmt::Debug for Payload {
+impl fmt::Display for Payload {
+    /// Shows the length and the format, never the contents.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.missing {
-            None => write!(f, "Payload({} bytes, {})", self.len(), self.format),
-            Some(reason) => write!(f, "Payload(not kept: {reason})"),
+            None => write!(f, "{} bytes, {}", self.len(), self.format),
+            Some(reason) => write!(f, "not kept: {reason}"),
         }
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({self})")
     }
 }
 

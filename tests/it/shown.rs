@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Error, Operation, Outcome, State, Store};
+use onlyonce::{Claim, Error, Fingerprint, Operation, Outcome, State, Store};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LEASE: Duration = Duration::from_secs(30);
@@ -66,14 +66,68 @@ fn debug_output_equals_display_output() {
     let seen = store.get("mail-1").unwrap();
     assert_eq!(format!("{seen:?}"), format!("Some(InProgress({attempt}))"));
     claim.record(Outcome::success("secret").meta("status", "hidden").retention(DAY)).unwrap();
-    let done = format!("{:?}", store.claim(&op).unwrap());
-    assert_eq!(
-        done,
-        format!(
-            "Completed(Recorded(attempt 1, Payload(6 bytes, Bytes, version 0), with \"status\", \
-             at 2026-01-01T00:00:20Z, kept until 2026-01-02T00:00:20Z; token {token}))"
-        )
+    let Claim::Completed(done) = store.claim(&op).unwrap() else { panic!() };
+    let by = done.owner().map(|owner| format!(" by {owner}")).unwrap_or_default();
+    let words = format!(
+        "attempt 1{by}, 6 bytes, Bytes, version 0, with \"status\", at 2026-01-01T00:00:20Z, \
+         kept until 2026-01-02T00:00:20Z"
     );
+    assert_eq!(done.to_string(), words);
+    let debug = format!("Recorded(mail-1: {words}; token {token})");
+    assert_eq!(format!("{:?}", Claim::Completed(done)), format!("Completed({debug})"));
+    let seen = store.get("mail-1").unwrap().unwrap();
+    assert_eq!(seen.to_string(), format!("completed: {words}"));
+    assert_eq!(format!("{seen:?}"), format!("Completed({debug})"));
+}
+
+/// Each state in one line that a person can read, and in none of them what was recorded.
+#[test]
+fn every_state_has_words_without_its_result() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let claim = |key: &'static str| match store.claim(Operation::new(key).retention(DAY)).unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{other}"),
+    };
+    let shown = |key: &str| store.get(key).unwrap().unwrap().to_string();
+    let live = claim("live");
+    assert_eq!(shown("live"), "in progress: attempt 1, since 0 s");
+    drop(live);
+    assert_eq!(shown("live"), "interrupted: attempt 1, since 0 s, dropped without a word");
+    claim("freed").abort("busy").unwrap();
+    assert_eq!(shown("freed"), "aborted: attempt 1, since 0 s, busy");
+    claim("declined").fail("secret").unwrap();
+    let declined = "failed for good: attempt 1, 6 bytes, Bytes, version 0, \
+                    at 2026-01-01T00:00:00Z, kept until 2026-01-02T00:00:00Z";
+    assert_eq!(shown("declined"), declined);
+    claim("unkept").record(Outcome::without_result("too large").retention(9 * DAY)).unwrap();
+    let unkept = "completed: attempt 1, not kept: too large, \
+                  at 2026-01-01T00:00:00Z, kept until 2026-01-10T00:00:00Z";
+    assert_eq!(shown("unkept"), unkept);
+    let op = Operation::new("remembered").retention(DAY).remember_expired(9 * DAY);
+    assert!(store.mark(op).unwrap().is_first());
+    sim.advance(2 * DAY);
+    let expired = "expired: done at 2026-01-01T00:00:00Z, remembered until 2026-01-11T00:00:00Z";
+    assert_eq!(shown("remembered"), expired);
+}
+
+/// Headers of HTTP may come several times, and their order counts. The later value of a name once replaced the earlier.
+#[test]
+fn metadata_keeps_its_order_and_each_value_of_a_name() {
+    let store = Sim::small(1).open().unwrap();
+    let op = Operation::new("k").fingerprint(Fingerprint::of("request"));
+    let Claim::Acquired(claim) = store.claim(&op).unwrap() else { panic!() };
+    let given = [("set-cookie", "a=1"), ("status", "201"), ("set-cookie", "b=2"), ("", "")];
+    let outcome = given
+        .iter()
+        .fold(Outcome::success("v"), |outcome, (name, value)| outcome.meta(*name, value));
+    claim.record(outcome).unwrap();
+    let Claim::Completed(done) = store.claim(&op).unwrap() else { panic!() };
+    assert!(done.metas().eq(given));
+    assert_eq!(done.meta("set-cookie"), Some("a=1"));
+    assert_eq!((done.meta("status"), done.meta("Status")), (Some("201"), None));
+    assert_eq!(done.key().to_string(), "k");
+    assert_eq!(done.fingerprint(), Some(Fingerprint::of("request")));
 }
 
 /// Only its hash is left, at the latest when its segment is removed, so no walk can name it.
