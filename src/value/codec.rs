@@ -36,7 +36,7 @@ pub enum Codec {
     Bytes,
     /// bincode 2 in its standard configuration. Needs the feature `bincode`.
     Bincode,
-    /// JSON. Not implemented yet: encoding and decoding fail.
+    /// JSON, as UTF-8. Needs the feature `json`.
     Json,
     /// Your own codec, with hand-written [`Encode`](crate::Encode) and [`Decode`](crate::Decode). Its number is at most
     /// 32767; a greater number is refused as `Invalid` when the value is recorded.

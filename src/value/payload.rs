@@ -298,7 +298,8 @@ fn expect_bytes(wanted: &str, found: Format) -> Result<()> {
         return Ok(());
     }
     Err(Error::undecodable(format!(
-        "recorded in {found}, asked for as {wanted}: decode it as the type it was recorded as, or take the payload's bytes"
+        "recorded in {found}, asked for as {wanted} in {}: decode it as the type it was recorded as, or take the payload's bytes",
+        Format::BYTES
     )))
 }
 

@@ -79,3 +79,5 @@ mod time;
 mod tokens;
 /// Days of pairs with mixed retention, in simulated time.
 mod traffic;
+/// Codecs, compression, and payloads that outlive their segments.
+mod values;

@@ -246,7 +246,7 @@ fn program_8_operator() {
 // 9. typed results, recorded failures, policy
 
 impl Typed for Receipt {
-    const CODEC: Codec = Codec::Bincode;
+    const CODEC: Codec = Codec::Json;
     const VERSION: u32 = 1;
 }
 
