@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::policy::{check_retention, millis_up};
 use crate::limits::{LABEL_BYTES_MAX, META_BYTES_MAX, META_COUNT_MAX};
 use crate::value::{Format, NOT_KEPT, encode};
-use crate::{Encode, Error, ErrorKind, Result};
+use crate::{Decode, Encode, Error, ErrorKind, Payload, Result};
 
 /// How an operation ended: a result or a final failure, with metadata.
 ///
@@ -170,6 +170,29 @@ impl Outcome {
     /// ```
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = Some(retention);
+        self
+    }
+
+    /// Whether it is recorded as a failure.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.failure
+    }
+
+    /// The same outcome, whose result later runs will decode as `T`: refused if that fails. Checked in debug builds
+    /// only, as a type of serde checks itself; this includes codecs of a program's own.
+    pub(crate) fn replayed_as<T: Decode>(mut self) -> Self {
+        if !cfg!(debug_assertions) || self.failure {
+            return self;
+        }
+        if let OutcomeValue::Encoded(Ok((format, bytes))) = &self.value {
+            if let Err(why) = Payload::from_vec(bytes.clone(), *format).decode::<T>() {
+                let name = std::any::type_name::<T>();
+                let message = format!(
+                    "the result does not decode as {name}, so it would never be replayed: {why}"
+                );
+                self.value = OutcomeValue::Encoded(Err(Error::invalid(message)));
+            }
+        }
         self
     }
 

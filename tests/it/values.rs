@@ -3,7 +3,9 @@
 use onlyonce::testing::Sim;
 use onlyonce::value::{Bincode, Codec, Format, Json, Typed};
 use onlyonce::{Claim, ClaimGuard, Decode, Encode, Error, ErrorKind, Payload, Recorded, Result};
-use onlyonce::{Run, Store};
+use onlyonce::{
+    Fingerprint, OnDrop, OnInterrupted, Operation, Outcome, Reconciled, Run, State, Store,
+};
 use serde_json::json;
 
 fn claimed(store: &Store, key: &str) -> ClaimGuard {
@@ -111,4 +113,95 @@ fn a_run_whose_value_could_not_be_replayed_says_so_and_is_not_repeated() {
     assert_eq!(told, Some(ErrorKind::Invalid));
     let missing = replayed(&store, "k").missing().unwrap().to_owned();
     assert!(missing.contains("does not decode again"), "{missing}");
+}
+
+/// A run whose outcome has metadata, and the record that later runs get with the value.
+#[test]
+fn a_run_records_the_outcome_that_its_hook_makes_and_replays_carry_the_record() {
+    let store = Sim::small(1).open().unwrap();
+    let run = |print: &str| {
+        let op = Operation::new("k").fingerprint(Fingerprint::of(print));
+        let runner = store.runner(op).outcome(|receipt: &Receipt| {
+            Outcome::success(receipt).meta("order", receipt.order).meta("order", "again")
+        });
+        runner.run(|_| Ok::<_, Error>(Receipt { order: 17, lines: Vec::new() })).unwrap()
+    };
+    let first = run("a");
+    assert_eq!((first.to_string(), format!("{first:?}")), ("done".into(), "Done(..)".into()));
+    let again = run("a");
+    let Run::Replayed(receipt, done) = &again else { panic!("{again:?}") };
+    assert_eq!((receipt.order, done.attempt(), done.key().to_string()), (17, 1, "k".into()));
+    assert!(done.metas().eq([("order", "17"), ("order", "again")]));
+    assert_eq!(again.to_string(), format!("done before: {done}"));
+    assert_eq!(format!("{again:?}"), format!("Replayed(.., {done:?})"));
+    assert_eq!(again.value().unwrap().order, 17);
+}
+
+/// What the hook makes of a value is what later callers get, also after a reconciliation.
+#[test]
+fn an_outcome_that_is_a_failure_is_replayed_as_one() {
+    let store = Sim::small(1).open().unwrap();
+    let refuse = |text: &String| Outcome::failure(text).meta("status", 402);
+    let run = store.runner("ran").outcome(refuse).run(|_| Ok::<_, Error>("declined".to_owned()));
+    assert!(matches!(run.unwrap(), Run::Done(text) if text == "declined"));
+    drop(store.claim("found").unwrap());
+    let found = store.runner("found").outcome(refuse);
+    let found = found.reconcile(|_| Ok::<_, Error>(Reconciled::Applied("declined".to_owned())));
+    assert!(
+        matches!(found.run(|_| panic!("done")).unwrap(), Run::Done(text) if text == "declined")
+    );
+    for key in ["ran", "found"] {
+        let run = store.run(key, |_| -> Result<String> { panic!("again") }).unwrap();
+        assert!(run.to_string().starts_with("failed for good: attempt 1"), "{run}");
+        let Run::Failed(failed) = run else { panic!("{run:?}") };
+        assert_eq!(
+            (failed.meta("status"), failed.decode::<String>().unwrap()),
+            (Some("402"), "declined".into())
+        );
+    }
+    // A failure that is too large stays a failure.
+    let large = |_: &String| Outcome::failure(&vec![0; 1 << 20]);
+    let run = store.runner("large").outcome(large).run(|_| Ok::<_, Error>(String::new())).unwrap();
+    assert!(matches!(run, Run::Done(_)));
+    assert!(matches!(store.get("large").unwrap(), Some(State::Failed(f)) if f.missing().is_some()));
+}
+
+/// The work is done when the hook is called, whatever the operation says of a drop.
+#[test]
+fn a_panic_of_the_outcome_hook_interrupts_the_attempt() {
+    let store = Sim::small(1).open().unwrap();
+    let op = Operation::new("k").on_drop(OnDrop::Abort).on_interrupted(OnInterrupted::Hold);
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let runner = store.runner(op).outcome(|_: &String| panic!("on purpose"));
+        let _ = runner.run(|_| Ok::<_, Error>("charged".to_owned()));
+    }));
+    assert!(panics.is_err());
+    assert!(matches!(store.get("k").unwrap(), Some(State::Held(_) | State::Interrupted(_))));
+}
+
+/// A codec of the program's own that can't read what it wrote, or an outcome of another type than the run's.
+#[cfg(debug_assertions)]
+#[test]
+fn a_run_whose_outcome_later_runs_can_not_decode_is_recorded_without_it() {
+    #[derive(Debug)]
+    struct WriteOnly;
+    impl Encode for WriteOnly {
+        fn encode(&self, _: &mut Vec<u8>) -> Result<Format> {
+            Ok(REVERSED)
+        }
+    }
+    impl Decode for WriteOnly {
+        fn decode(_: &Payload, _: Format) -> Result<Self> {
+            Err(Error::undecodable("never"))
+        }
+    }
+    let store = Sim::small(1).open().unwrap();
+    assert!(matches!(store.run("own", |_| Ok::<_, Error>(WriteOnly)).unwrap(), Run::Done(_)));
+    let other =
+        store.runner("other").outcome(|number: &Json<u64>| Outcome::success(&number.0.to_string()));
+    assert!(matches!(other.run(|_| Ok::<_, Error>(Json(17))).unwrap(), Run::Done(Json(17))));
+    for key in ["own", "other"] {
+        let missing = replayed(&store, key).missing().unwrap().to_owned();
+        assert!(missing.contains("would never be replayed"), "{missing}");
+    }
 }
