@@ -51,7 +51,8 @@
 //! - `bincode` (default): `value::Typed` records any serde type. Without this feature and `json`, the crate doesn't
 //!   depend on serde. bincode 2 is no longer maintained (RUSTSEC-2025-0141), and `cargo deny` reports that advisory: switch the
 //!   feature off, or allow the advisory. A store encodes nothing else with bincode.
-//! - `json`: `value::Typed` and `value::Json` record any serde type as JSON, by `serde_json`.
+//! - `json`: `value::Typed` and `value::Json` record any serde type as JSON, by `serde_json`;
+//!   `Fingerprint::of_json` reads requests in canonical JSON (RFC 8785).
 //! - `testing`: `testing::Sim`, a simulated store in memory with a manual clock, power loss and failing disks.
 //! - `backend` (unstable): `backend::Backend`, a trait with which other code, or another process, answers a store's
 //!   calls.

@@ -80,6 +80,41 @@ impl Fingerprint {
         Fingerprint::finish(&hash)
     }
 
+    /// Returns the fingerprint of a JSON text in its canonical form, so that spaces, the order of an object's members, and
+    /// different ways to write a string or a number don't count. Needs the feature `json`.
+    ///
+    /// The form is that of RFC 8785 (JCS), and the fingerprint is the one [`of`](Fingerprint::of) it, so another program
+    /// can compute it too. The RFC leaves these to the program, which here refuses them:
+    ///
+    /// - a name given twice in one object, because readers differ in which one counts;
+    /// - an integer that no double holds, such as 9007199254740993: rounded to a double, as the RFC does with numbers,
+    ///   two ids of 64 bits would be the same request. Send such ids as strings.
+    ///
+    /// Numbers with a point or an exponent are rounded to the nearest double. Strings are not normalised, as they aren't
+    /// in the RFC.
+    ///
+    /// ```
+    /// use onlyonce::Fingerprint;
+    ///
+    /// let mine = Fingerprint::of_json(r#"{"amount": 17.0, "to": "Zo\u00eb"}"#)?;
+    /// assert_eq!(mine, Fingerprint::of_json(r#"{"to":"Zoë","amount":17}"#)?);
+    /// assert_eq!(mine, Fingerprint::of(r#"{"amount":17,"to":"Zoë"}"#)); // the canonical form
+    /// assert!(Fingerprint::of_json(r#"{"amount": 17, "amount": 18}"#).is_err());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` for a text that is not JSON in UTF-8, or has one of the above, half of a character (a lone surrogate), a
+    /// number beyond the range of a double, or more than 127 levels of arrays and objects. The message names the byte,
+    /// and nothing of the contents.
+    ///
+    /// # Cost
+    /// The text is read once, into memory of a few times its length.
+    #[cfg(feature = "json")]
+    pub fn of_json(text: impl AsRef<[u8]>) -> crate::Result<Self> {
+        super::canonical::canonical(text.as_ref()).map(Fingerprint::of)
+    }
+
     fn finish(hash: &State) -> Self {
         let mut fingerprint = [0; 16];
         // The parameters set this length.
@@ -171,6 +206,14 @@ mod tests {
         for (parts, expected) in cases {
             assert_eq!(hex(Fingerprint::of_parts(parts)), expected, "{parts:?}");
         }
+    }
+
+    /// `hashlib.blake2b(b'{"a":1,"b":[0.000001,"\xe2\x82\xac"]}', digest_size=16)`
+    #[cfg(feature = "json")]
+    #[test]
+    fn fingerprints_of_json_never_change() {
+        let text = r#" { "b" : [ 1E-6 , "\u20ac" ] , "a" : 1.0 } "#;
+        assert_eq!(hex(Fingerprint::of_json(text).unwrap()), "d634e1c2efb6e668cfa84eddbc691c8d");
     }
 
     #[test]

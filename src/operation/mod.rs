@@ -4,6 +4,8 @@
 //! Promises: plain data; making one does nothing and never fails; the call that uses it checks it first.
 //! Never: touches a store, a file or a clock.
 
+#[cfg(feature = "json")]
+mod canonical;
 mod fingerprint;
 mod key;
 mod key_part;
