@@ -20,14 +20,14 @@ pub(super) fn canonical(text: &[u8]) -> Result<String> {
     let mut out = String::with_capacity(text.len());
     let done = match std::str::from_utf8(text) {
         Ok(text) => whole(&mut JsonText { text, at: 0 }, &mut out),
-        Err(e) => Err(Bad { what: "bytes that are not UTF-8", at: e.valid_up_to() }),
+        Err(e) => Err(NoForm { what: "bytes that are not UTF-8", at: e.valid_up_to() }),
     };
     let invalid =
-        |bad: Bad| Error::invalid(format!("{} at byte {} of a JSON text", bad.what, bad.at));
+        |bad: NoForm| Error::invalid(format!("{} at byte {} of a JSON text", bad.what, bad.at));
     done.map(|()| out).map_err(invalid)
 }
 
-struct Bad {
+struct NoForm {
     what: &'static str,
     at: usize,
 }
@@ -37,7 +37,7 @@ struct JsonText<'t> {
     at: usize,
 }
 
-fn whole(from: &mut JsonText<'_>, out: &mut String) -> Result<(), Bad> {
+fn whole(from: &mut JsonText<'_>, out: &mut String) -> Result<(), NoForm> {
     value(from, LEVELS_MAX, out)?;
     match from.next() {
         None => Ok(()),
@@ -46,7 +46,7 @@ fn whole(from: &mut JsonText<'_>, out: &mut String) -> Result<(), Bad> {
 }
 
 /// Appends the form of the value that comes next. `levels` more may be opened.
-fn value(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), Bad> {
+fn value(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), NoForm> {
     match from.next() {
         Some(b'{') => object(from, levels, out),
         Some(b'[') => array(from, levels, out),
@@ -63,7 +63,7 @@ fn value(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), B
     }
 }
 
-fn literal(from: &mut JsonText<'_>, word: &'static str, out: &mut String) -> Result<(), Bad> {
+fn literal(from: &mut JsonText<'_>, word: &'static str, out: &mut String) -> Result<(), NoForm> {
     if !from.rest().starts_with(word) {
         return from.bad("no value");
     }
@@ -72,7 +72,7 @@ fn literal(from: &mut JsonText<'_>, word: &'static str, out: &mut String) -> Res
     Ok(())
 }
 
-fn array(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), Bad> {
+fn array(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), NoForm> {
     let levels = from.open(levels)?;
     out.push('[');
     let mut is_first = true;
@@ -87,7 +87,7 @@ fn array(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), B
     Ok(())
 }
 
-fn object(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), Bad> {
+fn object(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), NoForm> {
     let begin = from.at;
     let levels = from.open(levels)?;
     let mut members: Vec<(String, String)> = Vec::new();
@@ -107,7 +107,7 @@ fn object(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), 
     // By UTF-16 code units, which is not the order of characters: those past U+FFFF come before U+E000.
     members.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
     if members.windows(2).any(|pair| matches!(pair, [(a, _), (b, _)] if a == b)) {
-        return Err(Bad { what: "two members of the same name in the object", at: begin });
+        return Err(NoForm { what: "two members of the same name in the object", at: begin });
     }
     out.push('{');
     for (at, (name, form)) in members.iter().enumerate() {
@@ -123,7 +123,7 @@ fn object(from: &mut JsonText<'_>, levels: u32, out: &mut String) -> Result<(), 
 }
 
 /// Reads a string, whose first quote is next.
-fn string(from: &mut JsonText<'_>) -> Result<String, Bad> {
+fn string(from: &mut JsonText<'_>) -> Result<String, NoForm> {
     from.at += 1;
     let mut out = String::new();
     loop {
@@ -145,7 +145,7 @@ fn string(from: &mut JsonText<'_>) -> Result<String, Bad> {
 }
 
 /// Reads an escape, whose backslash is next.
-fn escaped(from: &mut JsonText<'_>) -> Result<char, Bad> {
+fn escaped(from: &mut JsonText<'_>) -> Result<char, NoForm> {
     let begin = from.at;
     from.at += 1;
     let short = match from.peek() {
@@ -158,16 +158,16 @@ fn escaped(from: &mut JsonText<'_>) -> Result<char, Bad> {
         Some(b'"') => '"',
         Some(b'\\') => '\\',
         Some(b'/') => '/',
-        _ => return Err(Bad { what: "an unknown escape", at: begin }),
+        _ => return Err(NoForm { what: "an unknown escape", at: begin }),
     };
     from.at += 1;
     Ok(short)
 }
 
 /// Reads `uXXXX`, and the second of them where the first is half of a character.
-fn code_point(from: &mut JsonText<'_>, begin: usize) -> Result<char, Bad> {
+fn code_point(from: &mut JsonText<'_>, begin: usize) -> Result<char, NoForm> {
     let first = code_unit(from, begin)?;
-    let lone = Bad { what: "half of a character (a lone surrogate)", at: begin };
+    let lone = NoForm { what: "half of a character (a lone surrogate)", at: begin };
     let mut units = vec![first];
     if (0xd800..0xdc00).contains(&first) {
         if !from.rest().starts_with("\\u") {
@@ -182,10 +182,11 @@ fn code_point(from: &mut JsonText<'_>, begin: usize) -> Result<char, Bad> {
     }
 }
 
-fn code_unit(from: &mut JsonText<'_>, begin: usize) -> Result<u16, Bad> {
+fn code_unit(from: &mut JsonText<'_>, begin: usize) -> Result<u16, NoForm> {
     let digits = from.rest().get(1..5).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
     let unit = digits.and_then(|hex| u16::from_str_radix(hex, 16).ok());
-    let unit = unit.ok_or(Bad { what: "an escape without four hexadecimal digits", at: begin })?;
+    let unit =
+        unit.ok_or(NoForm { what: "an escape without four hexadecimal digits", at: begin })?;
     from.at += 5;
     Ok(unit)
 }
@@ -211,7 +212,7 @@ fn write_string(text: &str, out: &mut String) {
     out.push('"');
 }
 
-fn number(from: &mut JsonText<'_>, out: &mut String) -> Result<(), Bad> {
+fn number(from: &mut JsonText<'_>, out: &mut String) -> Result<(), NoForm> {
     let begin = from.at;
     from.skip_if(b"-");
     match from.peek() {
@@ -229,13 +230,13 @@ fn number(from: &mut JsonText<'_>, out: &mut String) -> Result<(), Bad> {
         from.digits()?;
     }
     let written = from.text.get(begin..from.at).unwrap_or_default();
-    let bad = |what| Err(Bad { what, at: begin });
+    let bad = |what| Err(NoForm { what, at: begin });
     let Ok(double) = written.parse::<f64>() else { return bad("no number") };
     if double.is_infinite() {
         return bad("a number beyond the range of a double");
     }
     let form_begin = out.len();
-    let bug = Bad { what: "a number without a form (a bug of onlyonce)", at: begin };
+    let bug = NoForm { what: "a number without a form (a bug of onlyonce)", at: begin };
     write_number(double, out).ok_or(bug)?;
     let form = out.split_at(form_begin).1;
     if is_integer && double.abs() >= EXACT_INTEGERS && written != form && !is_exact(written, double)
@@ -325,7 +326,7 @@ impl<'t> JsonText<'t> {
     }
 
     /// Skips digits, of which there must be one.
-    fn digits(&mut self) -> Result<(), Bad> {
+    fn digits(&mut self) -> Result<(), NoForm> {
         if !self.skip_if(b"0123456789") {
             return self.bad("no digit");
         }
@@ -334,7 +335,7 @@ impl<'t> JsonText<'t> {
     }
 
     /// Skips a bracket; returns the levels left.
-    fn open(&mut self, levels: u32) -> Result<u32, Bad> {
+    fn open(&mut self, levels: u32) -> Result<u32, NoForm> {
         match levels.checked_sub(1) {
             Some(left) => {
                 self.at += 1;
@@ -345,7 +346,7 @@ impl<'t> JsonText<'t> {
     }
 
     /// Whether another element comes before the bracket that closes the list; skips a comma, or that bracket.
-    fn goes_on(&mut self, close: u8, is_first: bool) -> Result<bool, Bad> {
+    fn goes_on(&mut self, close: u8, is_first: bool) -> Result<bool, NoForm> {
         match self.next() {
             Some(byte) if byte == close => {
                 self.at += 1;
@@ -361,8 +362,8 @@ impl<'t> JsonText<'t> {
         }
     }
 
-    fn bad<T>(&self, what: &'static str) -> Result<T, Bad> {
-        Err(Bad { what, at: self.at })
+    fn bad<T>(&self, what: &'static str) -> Result<T, NoForm> {
+        Err(NoForm { what, at: self.at })
     }
 }
 
