@@ -12,7 +12,7 @@ use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall};
-use crate::engine::{Alive, Compacted, Engine, Inspector, Walk};
+use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Walk, Which};
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
@@ -108,6 +108,11 @@ impl StateKind {
             Phase::Completed => StateKind::Completed,
             Phase::Failed => StateKind::Failed,
         }
+    }
+
+    /// Whether keys in this state are found without a walk over all keys: see `protocol::open_as`.
+    fn is_open(self) -> bool {
+        matches!(self, StateKind::InProgress | StateKind::Interrupted | StateKind::Held)
     }
 }
 
@@ -215,7 +220,7 @@ impl Iterator for Iter {
         };
         let begun = match self.walk.take() {
             Some(walk) => Ok(walk),
-            None => engine.settle_absence().and_then(|()| engine.begin_walk(&inside)),
+            None => engine.settle_absence().and_then(|()| engine.begin_walk(&inside, self.which())),
         };
         let mut walk = match begun {
             Ok(walk) => walk,
@@ -231,6 +236,13 @@ impl Iterator for Iter {
 }
 
 impl Iter {
+    /// The keys that can be in the requested states.
+    fn which(&self) -> Which {
+        let are_open =
+            self.states.as_ref().is_some_and(|states| states.iter().all(|kind| kind.is_open()));
+        if are_open { Which::Open } else { Which::All }
+    }
+
     fn next_in(
         &mut self,
         engine: &Engine,
@@ -464,7 +476,8 @@ pub struct Stats {
 impl Stats {
     pub(crate) fn of(engine: &Engine) -> Self {
         // In a fork a lock may be held for ever; the counts are the parent's anyway.
-        let (keys, in_flight) = if engine.is_foreign() { (0, 0) } else { engine.counts() };
+        let in_flight = if engine.is_foreign() { 0 } else { engine.in_flight() };
+        let counts = if engine.is_foreign() { KeyCounts::default() } else { engine.count_keys() };
         let listed = if engine.is_foreign() { Vec::new() } else { engine.log.reading().listed() };
         let is_ours = !engine.is_foreign();
         let index = is_ours.then(|| engine.tables());
@@ -474,17 +487,15 @@ impl Stats {
             .unwrap_or_default();
         let covered = index.as_ref().map(|index| index.covered);
         let since_checkpoint = covered.map_or(0, |covered| engine.log.bytes_since(covered));
-        let keys_in_memory = if is_ours { engine.keys_in_memory() } else { 0 };
-        let oldest = if is_ours { engine.oldest_claim() } else { None };
         let (disk_bytes, disk_bytes_max) =
             if is_ours { engine.log.budget() } else { (0, u64::MAX) };
         let checkpoint = if is_ours { engine.last_checkpoint() } else { None };
         let report = &engine.report;
         Stats {
-            keys,
+            keys: tables.iter().map(|table| table.listed.slots).sum::<u64>() + counts.unsealed,
             in_flight,
             segments: listed.len() as u64,
-            oldest_claim: oldest.map(|(since, offset)| wall(since, offset)),
+            oldest_claim: counts.oldest_claim.map(|(since, offset)| wall(since, offset)),
             log_bytes_since_checkpoint: since_checkpoint,
             last_checkpoint: checkpoint.map(|made| wall(made.now, made.offset)),
             estimate_at_checkpoint: checkpoint
@@ -498,7 +509,7 @@ impl Stats {
             expired_keys: expired.iter().map(|file| file.listed.entries).sum(),
             tables: tables.len() as u64,
             index_bytes: tables.iter().map(|table| table.listed.bytes()).sum(),
-            keys_in_memory,
+            keys_in_memory: counts.unsealed + counts.sealed_live,
             background_error: if is_ours { engine.trouble() } else { None },
             tables_mended: engine.mended.load(Ordering::Relaxed),
             log_bytes: listed.iter().map(|segment| segment.end.since(segment.base)).sum(),

@@ -395,6 +395,15 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
     }
 }
 
+/// Whether a key is shown as owned.
+pub(crate) fn is_owned(
+    presence: Presence,
+    lease_until: Option<StoreMillis>,
+    now: StoreMillis,
+) -> bool {
+    presence == Presence::Owner && !has_lapsed(presence, lease_until, now)
+}
+
 /// Whether the owner's lease has passed.
 fn has_lapsed(presence: Presence, lease_until: Option<StoreMillis>, now: StoreMillis) -> bool {
     presence == Presence::Owner && lease_until.is_some_and(|until| until <= now)
@@ -443,6 +452,25 @@ pub(crate) fn ends_at(
         Some(Phase::Claimed | Phase::Interrupted | Phase::Held) => return None,
     };
     Some(memory_until.map_or(own, |until| own.max(until)))
+}
+
+/// Why a key still needs somebody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OpenAs {
+    /// An attempt has no ending, or was interrupted.
+    Attempt,
+    /// The key waits to be resolved.
+    Held,
+}
+
+/// Whether a record leaves its key open, so that operators are shown the key. `phase` is what it leaves the key in; `None`: it
+/// forgets the key.
+pub(crate) fn open_as(phase: Option<Phase>) -> Option<OpenAs> {
+    match phase? {
+        Phase::Claimed | Phase::Interrupted => Some(OpenAs::Attempt),
+        Phase::Held => Some(OpenAs::Held),
+        Phase::Aborted | Phase::Completed | Phase::Failed => None,
+    }
 }
 
 /// Whether the outcome has expired, and a late retry is to be told so.

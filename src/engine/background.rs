@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::Engine;
 use super::checkpoint::{TableChange, as_listed};
 use super::compact::{Compacting, Pass, Turns};
-use super::merge::{Advanced, Merging};
+use super::merge::{Advanced, Merging, OpenFrom};
 use super::sample::LiveEstimate;
 use crate::limits;
 use crate::log::Due;
@@ -196,7 +196,7 @@ impl Engine {
                 (None, None) => Ok(Due::In(limits::ESTIMATE_MILLIS)),
             };
         };
-        match self.merges().advance_merge(merging) {
+        match self.merges().advance_merge(merging, OpenFrom::Memory) {
             Ok(Advanced::Some(merging)) => work.merge = Some(merging),
             Ok(Advanced::Done { table, of }) => {
                 self.switch_index(&TableChange { replaced: as_listed(&of), by: vec![table] })?;

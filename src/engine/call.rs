@@ -364,7 +364,11 @@ impl Engine {
         match shard.entry_at(hash, place.lsn()) {
             Some(entry) => entry.live = live,
             // Only a table had it.
-            None => shard.insert(Entry { hash, place, live }),
+            None => {
+                let open = protocol::open_as(Some(state.phase));
+                let place = Place::new(place.lsn(), place.level(), open);
+                shard.insert(Entry { hash, place, live });
+            }
         }
         question
     }
@@ -458,7 +462,7 @@ impl Engine {
                 format_args!("the index names segment {}, which isn't listed,", spot.ordinal);
             return Err(Error::corrupt(self.log.dir(), 0, what));
         };
-        Ok(Place::new(lsn, Durability::Sync))
+        Ok(Place::new(lsn, Durability::Sync, None))
     }
 
     /// Finds the key among the records at some places.
@@ -563,7 +567,8 @@ impl Engine {
         // A new token is derived from the record's LSN.
         let own = placed.lsn.token(ahead);
         let level = writing.level.unwrap_or(Durability::Sync);
-        let place = Place::new(placed.lsn, level);
+        let place =
+            Place::new(placed.lsn, level, protocol::open_as(state.map(|state| state.phase)));
         let live = state.filter(|_| next.presence == Presence::Owner).map(|state| {
             Box::new(Live {
                 key_kind: key.kind(),
@@ -584,14 +589,8 @@ impl Engine {
         }
         let granted = state.filter(|state| state.is_grant());
         let claimed = granted.map(|state| Claimed { token: own, attempt: state.attempt });
-        match found.place.and_then(|old| shard.entry_at(hash, old.lsn())) {
-            // A forget keeps its entry, too: a table may have an older record of the key.
-            Some(entry) => {
-                entry.place = place;
-                entry.live = live;
-            }
-            None => shard.insert(Entry { hash, place, live }),
-        }
+        // A forget keeps its entry, too: a table may have an older record of the key.
+        shard.put(found.place.map(Place::lsn), Entry { hash, place, live });
         Ok((placed, claimed))
     }
 

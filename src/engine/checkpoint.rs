@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::background::Work;
 use super::mend::is_damage;
-use super::merge::{Merging, Stage};
+use super::merge::{Merging, OpenFrom, Stage};
 use super::sample::Alive;
 use crate::index::table::{Slot, Table};
 use crate::index::tables::{Survivors, Tables};
@@ -147,11 +147,13 @@ impl Engine {
         }
         let slots = self.slots_of(entries)?;
         if small.is_empty() {
-            return self.write_table(from, to, slots, small).map(Some);
+            return self.write_table(from, to, slots, small, OpenFrom::Memory).map(Some);
         }
-        match self.write_table(from, to, slots.clone(), small) {
+        match self.write_table(from, to, slots.clone(), small, OpenFrom::Memory) {
             // One of the small ones can't be read: it stays until it is mended.
-            Err(e) if is_damage(&e) => self.write_table(from, to, slots, Vec::new()).map(Some),
+            Err(e) if is_damage(&e) => {
+                self.write_table(from, to, slots, Vec::new(), OpenFrom::Memory).map(Some)
+            }
             other => other.map(Some),
         }
     }
@@ -175,6 +177,7 @@ impl Engine {
         to: Lsn,
         slots: Vec<Slot>,
         absorbed: Vec<Arc<Table>>,
+        open: OpenFrom<'_>,
     ) -> Result<TableChange> {
         let mut survivors = Survivors::new(&absorbed, self.tables().head);
         let old = loop {
@@ -186,10 +189,8 @@ impl Engine {
         let from = absorbed.last().map_or(from, |oldest| oldest.listed.from);
         let writer = self.merges().create_table(from, to, old + slots.len() as u64)?;
         let merge = Merge::new(slots, &absorbed, self.tables().head, writer);
-        let table = self.merges().merge_to_end(Merging {
-            stage: Stage::Writing(Box::new(merge)),
-            of: absorbed.clone(),
-        })?;
+        let merging = Merging { stage: Stage::Writing(Box::new(merge)), of: absorbed.clone() };
+        let table = self.merges().merge_to_end(merging, open)?;
         Ok(TableChange { replaced: as_listed(&absorbed), by: vec![table] })
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::compose::compose;
-use crate::index::recent::{Entry, Live, Place};
+use crate::index::recent::{Entry, Live};
 use crate::limits;
 use crate::log::Room;
 use crate::operation::Key;
@@ -267,7 +267,7 @@ impl Engine {
         // The token stays, so that none is issued.
         let draft = compose(key, &becomes, 0, moment, None);
         if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
-            entry.place = Place::new(placed.lsn, entry.place.level());
+            entry.place = entry.place.moved_to(placed.lsn);
         }
     }
 }

@@ -143,7 +143,7 @@ struct Keyed<'a> {
 }
 
 /// Where a record stands in its key's life, according to the index.
-enum RecordStanding {
+pub(super) enum RecordStanding {
     Newest,
     Superseded,
     Unknown,
@@ -598,8 +598,11 @@ impl Reclaim<'_> {
                 Ok(placed) => {
                     debug_assert!(record.lsn < placed.lsn, "a copy is younger than its original");
                     // The copy counts as durable: its original stays listed until it is.
-                    let place = Place::new(placed.lsn, Durability::Lazy);
+                    let phase = state.as_ref().filter(|_| fate == Fate::Alive);
+                    let open = protocol::open_as(phase.map(|state| state.phase));
+                    let place = Place::new(placed.lsn, Durability::Lazy, open);
                     match shard.entry_at(hash, record.lsn) {
+                        // A copy is as open as its original.
                         Some(entry) => entry.place = place,
                         None if known.is_some() => {
                             shard.insert(Entry { hash, place, live: None });
@@ -650,7 +653,7 @@ impl Reclaim<'_> {
     }
 
     /// Whether the record at `lsn` is its key's newest, given what was known of the hash.
-    fn standing(
+    pub(super) fn standing(
         &self,
         key: &Key<'_>,
         hash: KeyHash,

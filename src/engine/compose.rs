@@ -102,9 +102,9 @@ impl Engine {
     }
 }
 
-/// Returns the state of a key by its record; `None` for a forget.
-pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
-    let phase = match (record.kind, record.ending()) {
+/// Returns what a record leaves its key in; `None` for a forget.
+pub(super) fn phase_of(record: &Record<'_>) -> Option<Phase> {
+    Some(match (record.kind, record.ending()) {
         (Kind::Claim | Kind::Update, _) => Phase::Claimed,
         (_, Some(Ending::Completed)) => Phase::Completed,
         (_, Some(Ending::Failed)) => Phase::Failed,
@@ -112,7 +112,12 @@ pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState>
         (_, Some(Ending::Interrupted)) => Phase::Interrupted,
         (_, Some(Ending::Held)) => Phase::Held,
         (_, None) => return None,
-    };
+    })
+}
+
+/// Returns the state of a key by its record; `None` for a forget.
+pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState> {
+    let phase = phase_of(record)?;
     let token = body.token_at(record.lsn);
     let label = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
     Some(KeyState {

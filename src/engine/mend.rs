@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::background::Work;
 use super::checkpoint::{TableChange, as_listed};
-use super::merge::merge_due;
+use super::merge::{OpenFrom, merge_due};
 use super::{Engine, rebuild};
 use crate::index::recent::Recent;
 use crate::index::table::Table;
@@ -47,7 +47,9 @@ pub(super) fn open_tables(
     let mut list = Vec::with_capacity(manifest.tables.len());
     let mut damaged = Vec::new();
     for listed in &manifest.tables {
-        match Table::open(storage, &index_dir, *listed, manifest.store, map) {
+        let opened = Table::open(storage, &index_dir, *listed, manifest.store, map);
+        // Its list of open keys is needed, too.
+        match opened.and_then(|table| table.all_open_keys().map(|_| table)) {
             Ok(table) => list.insert(0, Arc::new(table)),
             Err(e) if is_damage(&e) => damaged.push(*listed),
             Err(e) => return Err(e),
@@ -231,40 +233,51 @@ impl Mending<'_> {
     /// are made, so that they stay few. On an error the caller removes the pieces in `by`.
     fn rebuild(&self, from: Lsn, to: Lsn, by: &mut Vec<Arc<Table>>) -> Result<()> {
         let none = Tables::new(Vec::new(), Lsn::ZERO, 0, Vec::new());
-        let (mut piece, mut piece_from) = (Recent::new(&none), from);
+        // Keeps the open keys of all pieces, and the others of one.
+        let (piece, mut piece_from) = (Recent::new(&none), from);
         let mut keys = 0;
         let mut visit = |record: &Record<'_>, earlier: &Earlier<'_>| {
             self.log.may_go_on()?;
             if keys >= self.checkpoint_keys {
                 keys = 0;
-                let full = std::mem::replace(&mut piece, Recent::new(&none));
-                let slots = self.slots_of(full.between(Lsn::ZERO, record.lsn))?;
-                let change = self.write_table(piece_from, record.lsn, slots, Vec::new())?;
-                by.extend(change.by);
+                self.write_piece(&piece, piece_from, record.lsn, by)?;
                 piece_from = record.lsn;
+                piece.drop_ended();
                 let mut newest_first = as_listed(by);
                 newest_first.reverse();
-                self.merge_pieces(by, merge_due(&newest_first))?;
+                self.merge_pieces(by, merge_due(&newest_first), &piece)?;
             }
             keys += 1;
             rebuild::take_in(&piece, &self.hasher, self.log.dir(), record, earlier).map(drop)
         };
         self.log.reading().walk(from, to, &mut visit)?;
-        let slots = self.slots_of(piece.between(Lsn::ZERO, to))?;
-        let change = self.write_table(piece_from, to, slots, Vec::new())?;
-        by.extend(change.by);
-        self.merge_pieces(by, by.len())
+        self.write_piece(&piece, piece_from, to, by)?;
+        self.merge_pieces(by, by.len(), &piece)
     }
 
-    /// Merges the last `count` of unlisted tables.
-    fn merge_pieces(&self, by: &mut Vec<Arc<Table>>, count: usize) -> Result<()> {
+    /// Writes a table of what was read in `from..to`.
+    fn write_piece(
+        &self,
+        read: &Recent,
+        from: Lsn,
+        to: Lsn,
+        by: &mut Vec<Arc<Table>>,
+    ) -> Result<()> {
+        let slots = self.slots_of(read.between(from, to))?;
+        let change = self.write_table(from, to, slots, Vec::new(), OpenFrom::Log(read))?;
+        by.extend(change.by);
+        Ok(())
+    }
+
+    /// Merges the last `count` of unlisted tables, whose open keys are in `read`.
+    fn merge_pieces(&self, by: &mut Vec<Arc<Table>>, count: usize, read: &Recent) -> Result<()> {
         if count < 2 {
             return Ok(());
         }
         let first = by.len() - count;
         let of: Vec<_> = by.iter().skip(first).rev().cloned().collect();
         let Some(merging) = self.merges().begin_merge_of(&of)? else { return Ok(()) };
-        let merged = self.merges().merge_to_end(merging)?;
+        let merged = self.merges().merge_to_end(merging, OpenFrom::Log(read))?;
         self.remove_files(&as_listed(&of));
         by.truncate(first);
         by.push(merged);

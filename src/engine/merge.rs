@@ -1,19 +1,23 @@
 //! Merges of tables, piece by piece.
 //!
-//! Promises: a merged table is durable before it is listed; the file of a merge that isn't continued is removed.
+//! Promises: a merged table is durable before it is listed; the file of a merge that isn't continued is removed. A table's
+//! list of open keys is written last: no crash can open a key that it lacks.
 
 use std::sync::Arc;
 
 use super::Engine;
 use super::background::Work;
 use super::checkpoint::{TableChange, as_listed};
-use crate::Result;
+use crate::index::open::OpenKey;
+use crate::index::recent::Recent;
 use crate::index::table::Table;
 use crate::index::tables::Survivors;
 use crate::limits;
 use crate::sealed::listed::ListedTable;
 use crate::sealed::{Merge, Paged, SealedFile, Writer};
+use crate::storage::Failure;
 use crate::types::Lsn;
+use crate::{Error, Result};
 
 /// A merge of tables under way.
 pub(super) struct Merging {
@@ -65,10 +69,23 @@ impl Engine {
     }
 }
 
+/// Where the open keys of a table are known from.
+#[derive(Clone, Copy)]
+pub(super) enum OpenFrom<'a> {
+    /// The engine's memory, which has all of them.
+    Memory,
+    /// The log, read up to the table's end.
+    Log(&'a Recent),
+}
+
 impl Merges<'_> {
-    pub(super) fn merge_to_end(&self, mut merging: Merging) -> Result<Arc<Table>> {
+    pub(super) fn merge_to_end(
+        &self,
+        mut merging: Merging,
+        from: OpenFrom<'_>,
+    ) -> Result<Arc<Table>> {
         loop {
-            match self.advance_merge(merging)? {
+            match self.advance_merge(merging, from)? {
                 Advanced::Done { table, .. } => return Ok(table),
                 Advanced::Some(more) => match self.log.may_go_on() {
                     Ok(()) => merging = more,
@@ -82,7 +99,7 @@ impl Merges<'_> {
     }
 
     /// Does one piece of a merge. On an error the merge's file is removed.
-    pub(super) fn advance_merge(&self, merging: Merging) -> Result<Advanced> {
+    pub(super) fn advance_merge(&self, merging: Merging, from: OpenFrom<'_>) -> Result<Advanced> {
         let Merging { stage, of } = merging;
         let stage = match stage {
             Stage::Counting(mut survivors) => match survivors.advance(self.merge_slots())? {
@@ -90,7 +107,9 @@ impl Merges<'_> {
                 None => Stage::Counting(survivors),
             },
             Stage::Writing(mut merge) => match merge.advance(self.merge_slots()) {
-                Ok(true) => return Ok(Advanced::Done { table: self.finish_merge(*merge)?, of }),
+                Ok(true) => {
+                    return Ok(Advanced::Done { table: self.finish_table(*merge, from)?, of });
+                }
                 Ok(false) => Stage::Writing(merge),
                 Err(failure) => return Err(self.log.failed(failure)),
             },
@@ -126,9 +145,47 @@ impl Merges<'_> {
             .map_err(|e| self.log.failed(e))
     }
 
-    /// Finishes a merge, and opens the file it has written.
+    /// Lists the open keys at the end of a table, finishes it, and opens the file.
+    fn finish_table(&self, merge: Merge<ListedTable>, from: OpenFrom<'_>) -> Result<Arc<Table>> {
+        let writer = merge.into_writer();
+        let listed = self.open_keys_of(writer.listed(), from);
+        let listed = listed.inspect_err(|_| writer.discard())?;
+        self.opened(writer.finish_with(&listed))
+    }
+
+    /// Returns the open keys whose newest record a table has. Once it returns, no crash can open another: the records
+    /// that ended or moved the others are durable.
+    fn open_keys_of(&self, table: ListedTable, from: OpenFrom<'_>) -> Result<Vec<OpenKey>> {
+        let (mut open, segments) = (Vec::new(), self.log.reading().segments());
+        let known = match from {
+            OpenFrom::Memory => {
+                // The hints first: one that is found to be open meanwhile goes to memory.
+                let mut known = self.hints_in(table.from, table.to);
+                known.extend(self.recent.open_in(table.from, table.to));
+                self.log.sync()?;
+                known
+            }
+            OpenFrom::Log(read) => read.open_in(table.from, table.to),
+        };
+        for (hash, place) in known {
+            let spot = segments.spot_of(place.lsn()).ok_or_else(|| {
+                let what = format_args!("no segment holds lsn {}", place.lsn());
+                Error::corrupt(self.log.dir(), 0, what)
+            })?;
+            open.extend(place.open().map(|state| OpenKey { hash, spot, open: state }));
+        }
+        OpenKey::sort(&mut open);
+        Ok(open)
+    }
+
+    /// Finishes a merge of expired keys, and opens the file it has written.
     pub(super) fn finish_merge<L: Paged>(&self, merge: Merge<L>) -> Result<Arc<SealedFile<L>>> {
-        let listed = merge.finish().map_err(|failure| self.log.failed(failure))?;
+        self.opened(merge.finish())
+    }
+
+    /// Opens a file that was just written.
+    fn opened<L: Paged>(&self, written: Result<L, Failure>) -> Result<Arc<SealedFile<L>>> {
+        let listed = written.map_err(|failure| self.log.failed(failure))?;
         let (storage, dir) = (&*self.log.seams().storage, self.log.dir().join(L::DIR));
         let file = SealedFile::open(storage, &dir, listed, self.log.store(), self.log.maps());
         if file.is_err() {
@@ -201,7 +258,7 @@ impl Merges<'_> {
                 return Ok(());
             }
             let Some(merging) = self.begin_merge_of(&tables.list)? else { return Ok(()) };
-            match self.merge_to_end(merging) {
+            match self.merge_to_end(merging, OpenFrom::Memory) {
                 Err(e) if self.mending().names_table(&e) => self.mending().mend(&mut work, e)?,
                 merged => {
                     let change =
@@ -239,6 +296,7 @@ mod tests {
             slots,
             homes: 1,
             buckets: 1,
+            open: 0,
         };
         let due = |slots: &[u64]| merge_due(&slots.iter().map(|n| listed(*n)).collect::<Vec<_>>());
         assert_eq!(due(&[]), 0);

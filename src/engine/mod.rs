@@ -15,6 +15,7 @@ mod checkpoint;
 mod close;
 mod compact;
 mod compose;
+mod listing;
 mod mend;
 mod merge;
 mod placing;
@@ -29,11 +30,12 @@ pub use call::{Claimed, Stored};
 pub(crate) use call::{Done, Found};
 pub(crate) use close::{Threads, Unended};
 pub(crate) use compact::Compacted;
+pub(crate) use listing::KeyCounts;
 #[cfg(feature = "backend")]
 pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;
 pub(crate) use verify::Inspector;
-pub(crate) use view::{Seen, Walk};
+pub(crate) use view::{Seen, Walk, Which};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,14 +43,12 @@ use std::sync::Arc;
 use crate::index::Hasher;
 use crate::index::recent::{Place, Recent};
 use crate::index::tables::Tables;
-use crate::limits;
 use crate::log::open::lifecycle::Inside;
 use crate::log::open::recovery::Report;
 use crate::log::open::steps::{self, Earlier};
 use crate::log::{Log, Seams, Sizes};
 use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
-use crate::protocol::Presence;
 use crate::record::Record;
 use crate::storage::DirLock;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
@@ -59,6 +59,8 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) struct Engine {
     pub(crate) log: Log,
     recent: Recent,
+    /// Items of the tables' lists of open keys that hashes alone didn't decide: see `listing`.
+    hints: Mutex<Vec<(KeyHash, Place)>>,
     /// The same as in every shard of `recent`, or soon to be. Changes under the lock of `work`.
     tables: Mutex<Arc<Tables>>,
     work: Mutex<background::Work>,
@@ -123,6 +125,7 @@ impl Engine {
             }
             made => made?,
         }
+        engine.load_open_keys()?;
         if engine.log.has_unsettled_tail() {
             // Without space the store opens up to the tail; the rest follows once there is space.
             match engine.begin_writing() {
@@ -173,6 +176,7 @@ impl Engine {
             log,
             opened,
             recent,
+            hints: Mutex::new(Vec::new()),
             tables: Mutex::new(tables),
             work: Mutex::new(background::Work::default()),
             index_word: WakeWord::new(),
@@ -249,7 +253,7 @@ impl Engine {
             let mut shard = self.shard(hash)?;
             // If there is none, a later record is its key's newest.
             if let Some(entry) = shard.entry_at(hash, from) {
-                entry.place = Place::new(record.lsn, Durability::Sync);
+                entry.place = Place::new(record.lsn, Durability::Sync, entry.place.open());
             }
             Ok(())
         })?;
@@ -258,32 +262,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns the number of known keys, and of claims in flight.
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        let sealed: u64 = self.tables().list.iter().map(|table| table.listed.slots).sum();
-        let keys = sealed + self.recent.len() as u64;
-        (keys, self.in_flight.load(Ordering::SeqCst))
+    /// Returns the number of claims in flight.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// Returns a message about what keeps checkpoints, merges, compaction or the preparing of space from continuing.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().as_ref().map(Error::again);
         trouble.or_else(|| self.log.trouble()).map(|e| e.to_string())
-    }
-
-    pub(crate) fn keys_in_memory(&self) -> u64 {
-        self.recent.len() as u64
-    }
-
-    /// Returns since when the oldest claim is in flight: store time, and the displayed time.
-    pub(crate) fn oldest_claim(&self) -> Option<(StoreMillis, i64)> {
-        let shards = (0..limits::SHARDS).filter_map(|index| self.recent.nth_shard(index));
-        let oldest = shards.filter_map(|shard| {
-            let owned = shard.iter().filter_map(|entry| entry.live.as_deref());
-            let owned = owned.filter(|live| live.presence == Presence::Owner);
-            owned.map(|live| (live.state.since, live.state.wall_offset)).min()
-        });
-        oldest.min()
     }
 
     /// Whether a close has begun.

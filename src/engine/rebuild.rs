@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::compose::phase_of;
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Place, Recent};
 use crate::log::open::steps::Earlier;
 use crate::operation::{Durability, Key};
+use crate::protocol;
 use crate::record::Record;
 use crate::{Error, Result};
 
@@ -35,16 +37,8 @@ pub(super) fn take_in(
             older = Some(place.lsn());
         }
     }
-    let place = Place::new(record.lsn, Durability::Sync);
+    let place = Place::new(record.lsn, Durability::Sync, protocol::open_as(phase_of(record)));
     // A forget stays: a table may have an older record of its key.
-    match older.and_then(|older| shard.entry_at(hash, older)) {
-        Some(entry) => {
-            entry.place = place;
-            Ok(false)
-        }
-        None => {
-            shard.insert(Entry { hash, place, live: None });
-            Ok(true)
-        }
-    }
+    shard.put(older, Entry { hash, place, live: None });
+    Ok(older.is_none())
 }

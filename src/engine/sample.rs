@@ -141,8 +141,11 @@ impl Sampling<'_> {
         }
         let mut sample = KeySample::default();
         for lsn in self.recent.sample(samples) {
-            // Memory has only the newest record of a key.
-            let alive = self.alive_at(lsn, |_| Some(()))?;
+            // Memory has only the newest record of a key. Where a table has it too, the table's sample counts it.
+            let alive = match lsn < tables.covered {
+                true => None,
+                false => self.alive_at(lsn, |_| Some(()))?,
+            };
             sample.add(alive.map(|((), phase, len)| (phase, len)));
         }
         all.add_scaled(sample, self.recent.len() as u64);

@@ -10,10 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
+use super::compose::phase_of;
 use crate::index::table::Table;
 use crate::log::Scrubbed;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::Key;
+use crate::protocol;
 use crate::record::Record;
 use crate::remembered::MemoryFile;
 use crate::sealed::listed::{BUCKET_BYTES, ListedFile, ListedTable};
@@ -147,7 +149,7 @@ impl Engine {
             }
             match cursor.peek() {
                 Ok(Some(_)) => cursor.advance(),
-                Ok(None) => return ControlFlow::Continue(()),
+                Ok(None) => break,
                 Err(e) => {
                     if !tell(e)? {
                         return ControlFlow::Continue(());
@@ -155,6 +157,19 @@ impl Engine {
                 }
             }
         }
+        let mut flow = ControlFlow::Continue(());
+        table.open_keys(&mut |page| {
+            let told = page.err().map_or(ControlFlow::Continue(true), &mut tell);
+            match told {
+                ControlFlow::Continue(goes_on) => goes_on && !self.log.gate().must_leave(),
+                ControlFlow::Break(()) => {
+                    flow = ControlFlow::Break(());
+                    false
+                }
+            }
+        });
+        flow?;
+        sorting.go_on()
     }
 
     fn verify_expired(&self, file: &Arc<MemoryFile>, sorting: &mut Sorting<'_>) -> ControlFlow<()> {
@@ -179,7 +194,8 @@ impl Engine {
             return Err(Error::corrupt(self.log.dir(), 0, what));
         };
         match self.newest_of(&key)? {
-            Some(lsn) if lsn >= record.lsn => Ok(()),
+            Some(lsn) if lsn > record.lsn => Ok(()),
+            Some(lsn) if lsn == record.lsn => self.verify_listed(record, &key),
             // Its segment was removed meanwhile.
             _ if record.lsn < self.log.head_base() => Ok(()),
             _ => {
@@ -187,6 +203,18 @@ impl Engine {
                 Err(Error::corrupt(&self.index_path(), 0, what))
             }
         }
+    }
+
+    /// Checks that a key is listed as open if its newest record leaves it so.
+    fn verify_listed(&self, record: &Record<'_>, key: &Key<'_>) -> Result<()> {
+        let Some(open) = protocol::open_as(phase_of(record)) else { return Ok(()) };
+        let is_listed = self.lists_as_open(self.hash(key), record.lsn, open)?;
+        // It may have changed meanwhile.
+        if is_listed || self.newest_of(key)? != Some(record.lsn) {
+            return Ok(());
+        }
+        let what = format_args!("the list of open keys lacks the record at lsn {}", record.lsn);
+        Err(Error::corrupt(&self.index_path(), 0, what))
     }
 
     fn index_path(&self) -> std::path::PathBuf {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::call::Known;
 use super::{Engine, Stored};
-use crate::Result;
 use crate::index::recent::{Entry, Live, Place};
 use crate::index::tables::Tables;
 use crate::limits;
@@ -16,6 +15,7 @@ use crate::sealed::Cursor;
 use crate::sealed::listed::ListedTable;
 use crate::sync::yield_now;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
+use crate::{Error, Result};
 
 /// A key as it was found.
 pub(crate) struct Seen {
@@ -38,7 +38,7 @@ impl Seen {
         now: StoreMillis,
     ) -> Self {
         // What the other backend shows is durable there.
-        let place = Place::new(Lsn::ZERO, Durability::Lazy);
+        let place = Place::new(Lsn::ZERO, Durability::Lazy, None);
         Seen { state, presence, lease_until, outcome, now, place }
     }
 }
@@ -83,7 +83,7 @@ impl Engine {
                 return self.settle_absence().map(|()| None);
             };
             // A memory alone has no place: it was durable before it became one.
-            let place = found.place.unwrap_or(Place::new(Lsn::ZERO, Durability::Lazy));
+            let place = found.place.unwrap_or(Place::new(Lsn::ZERO, Durability::Lazy, None));
             if protocol::is_expired(&state, now) && !protocol::is_remembered(&state, now) {
                 return self.log.commit_earlier(place.lsn(), place.level()).map(|()| None);
             }
@@ -107,12 +107,16 @@ impl Engine {
         Ok(seen)
     }
 
-    /// Returns all current places of keys, for a walk.
-    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>) -> Result<Walk> {
+    /// Returns the current places of keys, for a walk: of all, or of the open ones, all of which are in memory.
+    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>, which: Which) -> Result<Walk> {
         if self.log.has_unsettled_tail() {
             // This moves keys, so it is done before the walk. If there is no space yet, the reads report it.
             let _ = self.begin_writing();
         }
+        let undecided = match which {
+            Which::All => Vec::new(),
+            Which::Open => self.decide_hints(),
+        };
         loop {
             let tables = self.tables();
             let mut recent = Vec::new();
@@ -120,15 +124,22 @@ impl Engine {
             for index in 0..limits::SHARDS {
                 let Some(shard) = self.recent.nth_shard(index) else { break };
                 is_one_moment &= Arc::ptr_eq(shard.tables(), &tables);
-                recent.extend(shard.iter().map(|entry| (entry.hash, entry.place)));
+                let placed = |entry: &Entry| (entry.hash, entry.place);
+                match which {
+                    Which::All => recent.extend(shard.iter().map(placed)),
+                    Which::Open => recent.extend(shard.open_entries().map(placed)),
+                }
             }
             // Taken after the entries: a newly listed segment may hold one of them. A segment is removed only after
             // the tables have changed.
             let segments = self.log.reading().segments();
             if is_one_moment && Arc::ptr_eq(&self.tables(), &tables) {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
-                let cursors = tables.cursors();
-                return Ok(Walk { recent, at: 0, cursors, tables, segments });
+                let cursors = match which {
+                    Which::All => tables.cursors(),
+                    Which::Open => Vec::new(),
+                };
+                return Ok(Walk { recent, at: 0, cursors, tables, segments, undecided });
             }
             // Tables are being exchanged; the thread that does so may wait for this processor.
             self.may_stay()?;
@@ -152,6 +163,9 @@ impl Engine {
                 Err(_) if !self.is_at(hash, place)? => {}
                 Err(e) => return Err(e),
             }
+        }
+        if let Some(e) = walk.undecided.pop() {
+            return Err(e);
         }
         self.next_of_tables(walk).map_err(|e| {
             // This walk misses the table's keys, and reports that; the next one finds it mended, if it can be.
@@ -221,7 +235,15 @@ impl Engine {
     }
 }
 
-/// A walk over all keys: those in memory, then those of the tables.
+/// The keys of a walk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Which {
+    All,
+    /// Those of which `protocol::open_as` says so.
+    Open,
+}
+
+/// A walk over keys: those in memory, then those of the tables.
 pub(crate) struct Walk {
     /// By hash.
     recent: Vec<(KeyHash, Place)>,
@@ -230,6 +252,8 @@ pub(crate) struct Walk {
     segments: Segments,
     /// The newest table's last.
     cursors: Vec<Cursor<ListedTable>>,
+    /// Errors about keys of which it is unknown whether they are open.
+    undecided: Vec<Error>,
 }
 
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
@@ -242,6 +266,7 @@ fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
 mod tests {
     use std::time::Duration;
 
+    use super::Which;
     use crate::ErrorKind;
     use crate::index::tables::Tables;
     use crate::testing::Sim;
@@ -262,7 +287,7 @@ mod tests {
             let new = Tables::new(old.list.clone(), old.covered, old.head, old.expired.clone());
             *engine.tables.lock() = new;
             tell.send(None).unwrap();
-            let kind = engine.begin_walk(&inside).err().map(|e| e.kind());
+            let kind = engine.begin_walk(&inside, Which::All).err().map(|e| e.kind());
             drop(inside);
             tell.send(kind).unwrap();
         });

@@ -3,6 +3,7 @@
 //! Promises: a key is identified by itself, not by its hash: all positions under one hash are candidates, and the
 //! caller compares the key in the record. The index is derived: it can be rebuilt from the log at any time.
 
+pub(crate) mod open;
 pub(crate) mod recent;
 pub(crate) mod table;
 pub(crate) mod tables;

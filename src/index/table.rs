@@ -155,7 +155,7 @@ impl ListedTable {
     /// Returns a table that is about to be written, for at most so many slots.
     pub(crate) fn empty(number: u32, from: Lsn, to: Lsn, slots: u64) -> Self {
         let homes = (10 * slots / limits::TABLE_KEYS_PER_TEN_BUCKETS).max(1);
-        ListedTable { number, from, to, slots: 0, homes, buckets: 0 }
+        ListedTable { number, from, to, slots: 0, homes, buckets: 0, open: 0 }
     }
 }
 

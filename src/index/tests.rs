@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::open::OpenKey;
 use super::table::{Slot, Table};
 use super::tables::Tables;
 use crate::entropy::SplitMix64;
+use crate::protocol::OpenAs;
 use crate::sealed::listed::{ListedFile, ListedTable, SLOTS};
 use crate::sealed::{Cursor, Merge, Pace, Writer};
 use crate::storage::Storage;
@@ -33,13 +35,33 @@ fn empty(number: u32, slots: usize) -> ListedTable {
 }
 
 fn write(storage: &Arc<dyn Storage>, number: u32, slots: &mut [Slot]) -> ListedTable {
+    write_with(storage, number, slots, &[])
+}
+
+fn write_with(
+    storage: &Arc<dyn Storage>,
+    number: u32,
+    slots: &mut [Slot],
+    open: &[OpenKey],
+) -> ListedTable {
     slots.sort_by_key(Slot::rank);
     let empty = empty(number, slots.len());
     let mut writer = Writer::create(storage, dir(), STORE, empty, Pace::alone()).ok().unwrap();
     for slot in slots {
         writer.push(*slot).ok().unwrap();
     }
-    writer.finish().ok().unwrap()
+    writer.finish_with(open).ok().unwrap()
+}
+
+/// Every so manieth of some keys, as a list of open ones.
+fn open_of(keys: &[(KeyHash, Spot)], step: usize) -> Vec<OpenKey> {
+    let state = |n: usize| if n % 3 == 0 { OpenAs::Held } else { OpenAs::Attempt };
+    let open = keys.iter().enumerate().step_by(step);
+    let mut open: Vec<_> = open
+        .map(|(n, (hash, spot))| OpenKey { hash: *hash, spot: *spot, open: state(n) })
+        .collect();
+    OpenKey::sort(&mut open);
+    open
 }
 
 fn open(storage: &Arc<dyn Storage>, listed: ListedTable, map: bool) -> crate::Result<Table> {
@@ -225,24 +247,75 @@ fn a_bucket_that_moved_or_belongs_to_another_table_is_damage() {
     assert_eq!(open(&storage, listed[0], true).unwrap_err().kind(), crate::ErrorKind::Corrupt);
 }
 
+#[test]
+fn a_table_returns_the_open_keys_that_were_listed() {
+    for count in [0, 1, 2, 3, 1000] {
+        let (_, storage) = disk();
+        let keys = random(count, count);
+        let all = open_of(&keys, 1);
+        let listed = write_with(&storage, 1, &mut slots(&keys), &all);
+        assert_eq!(listed.open, count);
+        for map in [true, false] {
+            let table = open(&storage, listed, map).unwrap();
+            assert_eq!(table.all_open_keys().unwrap(), all);
+            assert!(keys.iter().all(|(hash, spot)| find(&table, *hash) == [*spot]));
+        }
+    }
+}
+
+#[test]
+fn every_changed_byte_of_a_list_of_open_keys_is_noticed() {
+    let (memory, storage) = disk();
+    let keys = random(100, 3);
+    let listed = write_with(&storage, 1, &mut slots(&keys), &open_of(&keys, 20));
+    let path = dir().join("0000000001.tab");
+    let whole = memory.read(&path).unwrap();
+    assert_eq!((listed.open, listed.open_pages()), (5, 3));
+    for at in whole.len() - 3 * 64..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 1 << (at % 8);
+        memory.write_file(&path, &bad).unwrap();
+        let table = open(&storage, listed, true).unwrap();
+        let error = table.all_open_keys().unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+        let page = (at - 128) / 64 * 64 + 128;
+        assert_eq!((error.path(), error.offset()), (Some(&*path), Some(page as u64)));
+        let mut read = 0;
+        table.open_keys(&mut |page| {
+            read += page.map_or(0, |keys| keys.len());
+            true
+        });
+        assert!((3..=4).contains(&read), "the other pages are read: {read}");
+    }
+    // A page in the place of another, and a bucket in its place.
+    for (from, to) in [(2, 1), (3, 2), (1, 2), (10, 1)] {
+        let mut bad = whole.clone();
+        let (from, to) = (whole.len() - from * 64, whole.len() - to * 64);
+        bad.copy_within(from..from + 64, to);
+        memory.write_file(&path, &bad).unwrap();
+        assert!(open(&storage, listed, true).unwrap().all_open_keys().is_err());
+    }
+}
+
 /// Version 1 of the format, as `docs/format.md` draws it. A change here is another version.
 #[test]
 fn the_bytes_of_a_table_never_change() {
     use std::hash::Hasher as _;
     let (memory, storage) = disk();
-    write(&storage, 7, &mut slots(&random(1000, 4)));
+    let keys = random(1000, 4);
+    write_with(&storage, 7, &mut slots(&keys), &open_of(&keys, 400));
     let bytes = memory.read(&dir().join("0000000007.tab")).unwrap();
     let header: String = bytes[40..128].iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         header,
         "581b000000000000401f000000000000e803000000000000f300000000000000f300000000000000\
-             07000000000000000000000000000000000000000000000000000000000000000000000000000000\
-             00000000c651b947"
+             03000000000000000700000000000000000000000000000000000000000000000000000000000000\
+             000000002793a9b3"
     );
     // Not the same checksum: over bytes that end with their own checksum, its result is constant.
     let mut hasher = siphasher::sip::SipHasher13::new();
     hasher.write(&bytes);
-    assert_eq!((bytes.len(), hasher.finish()), (15_680, 11_134_525_241_742_580_223));
+    assert_eq!((bytes.len(), hasher.finish()), (15_808, 1_837_038_836_864_981_507));
 }
 
 proptest! {

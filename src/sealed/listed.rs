@@ -18,6 +18,9 @@ use crate::{Error, Result};
 pub(crate) const SLOTS: usize = 5;
 pub(crate) const BUCKET_BYTES: usize = 64;
 
+/// Open keys in a page of a table's list of them. Such a page is as long as a bucket.
+pub(crate) const OPEN_KEYS: usize = 2;
+
 /// Entries of a full page of expired keys.
 pub(crate) const ENTRIES: usize = 204;
 /// Milliseconds in a minute; memories pass at the end of one.
@@ -138,6 +141,8 @@ pub(crate) struct ListedTable {
     pub(crate) homes: u64,
     /// All buckets: some may follow the last home.
     pub(crate) buckets: u64,
+    /// Keys in the list of open keys after the buckets.
+    pub(crate) open: u64,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -148,10 +153,11 @@ pub(crate) struct TableItem {
     slots: U64,
     homes: U64,
     buckets: U64,
+    open: U64,
     number: U32,
 }
 
-const _: () = assert!(size_of::<TableItem>() == 44);
+const _: () = assert!(size_of::<TableItem>() == 52);
 const _: () = assert!(size_of::<TableItem>() <= ITEM_BYTES_MAX);
 
 impl ListedFile for ListedTable {
@@ -172,6 +178,7 @@ impl ListedFile for ListedTable {
             slots: self.slots.into(),
             homes: self.homes.into(),
             buckets: self.buckets.into(),
+            open: self.open.into(),
             number: self.number.into(),
         }
     }
@@ -184,6 +191,7 @@ impl ListedFile for ListedTable {
             slots: item.slots.get(),
             homes: item.homes.get(),
             buckets: item.buckets.get(),
+            open: item.open.get(),
         }
     }
 
@@ -192,7 +200,7 @@ impl ListedFile for ListedTable {
     }
 
     fn bytes(&self) -> u64 {
-        self.buckets * BUCKET_BYTES as u64 + HEAD_BYTES as u64
+        (self.buckets + self.open_pages()) * BUCKET_BYTES as u64 + HEAD_BYTES as u64
     }
 
     fn is_sound(&self) -> bool {
@@ -200,6 +208,15 @@ impl ListedFile for ListedTable {
             && (1..=self.buckets).contains(&self.homes)
             && self.buckets <= limits::TABLE_BUCKETS_MAX
             && self.slots <= self.buckets * SLOTS as u64
+            // Each open key has a slot, too.
+            && self.open <= self.slots
+    }
+}
+
+impl ListedTable {
+    /// Pages of the list of open keys.
+    pub(crate) fn open_pages(&self) -> u64 {
+        self.open.div_ceil(OPEN_KEYS as u64)
     }
 }
 

@@ -126,6 +126,11 @@ impl<L: Paged> Merge<L> {
         self.writer.finish()
     }
 
+    /// Ends the merge. The caller finishes the file.
+    pub(crate) fn into_writer(self) -> Writer<L> {
+        self.writer
+    }
+
     /// Gives up, and removes the new file.
     pub(crate) fn discard(self) {
         self.writer.discard();

@@ -24,11 +24,19 @@ use crate::types::{StoreId, in_memory};
 use crate::{Error, Result};
 use listed::ListedFile;
 
+/// What a page holds before its checksum.
+pub(crate) trait PageBody:
+    FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy
+{
+}
+
+impl<B: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy> PageBody for B {}
+
 /// The pages of one kind of file.
 pub(crate) trait Paged: ListedFile {
     type Entry: Copy;
     /// A page without its checksum. All zeros: a page without an entry.
-    type Body: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + Copy;
+    type Body: PageBody;
     /// Entries are sorted by it.
     type Rank: Ord;
     /// Decides which entries a merge leaves out.
@@ -190,9 +198,22 @@ impl<L: Paged> SealedFile<L> {
 
     /// Checks one page, and passes it to `look`.
     pub(crate) fn look_into<R>(&self, number: u64, look: impl FnOnce(&L::Body) -> R) -> Result<R> {
-        let looked = self.read(number, |page| {
+        let looked = self.read(number, |page: &Page<L::Body>| {
             let is_whole = page.sum.get() == page.expected_sum(number, self.seed);
             (is_whole && L::is_possible(&page.body)).then(|| look(&page.body))
+        })?;
+        looked.flatten().ok_or_else(|| self.damaged(number))
+    }
+
+    /// The same for a page of another content, after the file's own pages.
+    pub(crate) fn look_into_as<B: PageBody, R>(
+        &self,
+        number: u64,
+        look: impl FnOnce(&B) -> R,
+    ) -> Result<R> {
+        let looked = self.read(number, |page: &Page<B>| {
+            let is_whole = page.sum.get() == page.expected_sum(number, self.seed);
+            is_whole.then(|| look(&page.body))
         })?;
         looked.flatten().ok_or_else(|| self.damaged(number))
     }
@@ -203,23 +224,28 @@ impl<L: Paged> SealedFile<L> {
         number: u64,
         look: impl FnOnce(&L::Body) -> R,
     ) -> Result<Option<R>> {
-        self.read(number, |page| look(&page.body))
+        self.read(number, |page: &Page<L::Body>| look(&page.body))
     }
 
     /// A mapped page isn't copied: a copy in pieces can't be summed before it has reached the cache, which costs more
     /// than the sum.
-    fn read<R>(&self, number: u64, look: impl FnOnce(&Page<L::Body>) -> R) -> Result<Option<R>> {
+    fn read<B: PageBody, R>(
+        &self,
+        number: u64,
+        look: impl FnOnce(&Page<B>) -> R,
+    ) -> Result<Option<R>> {
+        const { assert!(size_of::<B>() == size_of::<L::Body>()) };
         let at = place_of::<L>(number);
         match &self.bytes {
             Bytes::Map(map) => {
-                let bytes = map.bytes(at, size_of::<Page<L::Body>>());
+                let bytes = map.bytes(at, size_of::<Page<B>>());
                 Ok(bytes.and_then(|bytes| Page::ref_from_bytes(bytes).ok()).map(look))
             }
             Bytes::File(file) => {
-                let mut page = Page::<L::Body>::new_zeroed();
+                let mut page = Page::<B>::new_zeroed();
                 let have = storage::read_full_at(&**file, page.as_mut_bytes(), at)
                     .map_err(|e| Error::io("reading", &self.path, e).offset_at(at))?;
-                Ok((have == size_of::<Page<L::Body>>()).then(|| look(&page)))
+                Ok((have == size_of::<Page<B>>()).then(|| look(&page)))
             }
         }
     }

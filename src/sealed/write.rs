@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::{Page, Paged, seed_of};
+use super::{Page, PageBody, Paged, seed_of};
 use crate::storage::{self, Failure, File, Storage};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::StoreId;
@@ -63,11 +63,25 @@ impl<L: Paged> Writer<L> {
     }
 
     /// Ends the file. It is durable on return, including its name.
-    pub(crate) fn finish(mut self) -> Result<L, Failure> {
+    pub(crate) fn finish(self) -> Result<L, Failure> {
+        self.finish_after(std::iter::empty::<L::Body>(), |_| {})
+    }
+
+    /// Ends the file with pages of another content, which `note` notes in the list item.
+    pub(crate) fn finish_after<B: PageBody>(
+        mut self,
+        pages: impl Iterator<Item = B>,
+        note: impl FnOnce(&mut L),
+    ) -> Result<L, Failure> {
+        const { assert!(size_of::<B>() == size_of::<L::Body>()) };
         while !self.page.is_empty() || self.number < self.listed.homes() {
             self.end_page()?;
         }
         self.listed.end(self.number);
+        for (number, page) in (self.number..).zip(pages) {
+            self.output.append(Page::of(page, number, self.seed).as_bytes())?;
+        }
+        note(&mut self.listed);
         if !self.listed.is_sound() {
             let what = format_args!("{} that no open would accept was written", L::WHAT);
             return Err(Failure::Poison(Error::bug(&self.output.path, what)));
@@ -76,8 +90,13 @@ impl<L: Paged> Writer<L> {
         Ok(self.listed)
     }
 
+    /// Returns its list item as far as it is known.
+    pub(crate) fn listed(&self) -> L {
+        self.listed
+    }
+
     /// Gives up, and removes the file.
-    pub(super) fn discard(&self) {
+    pub(crate) fn discard(&self) {
         self.output.discard();
     }
 }

@@ -28,7 +28,7 @@ def manifest(path):
     store = file_header(data, 1)
     clean_end, durable = struct.unpack_from("<QQ", data, 48)
     counts = struct.unpack_from("<III", data, 188)
-    end = 208 + 36 * counts[0] + 44 * counts[1] + 16 * counts[2]
+    end = 208 + 36 * counts[0] + 52 * counts[1] + 16 * counts[2]
     assert struct.unpack_from("<I", data, end) == (zlib.crc32(data[:end]),), "damaged manifest"
     assert not any(data[end + 4 :]), "bytes behind the manifest"
     segments = [struct.unpack_from("<QQQQI", data, 208 + 36 * n) for n in range(counts[0])]

@@ -47,6 +47,8 @@ mod midst;
 mod lifecycle;
 /// Random lives of a store and a plain model.
 mod model;
+/// The list of open keys, compared with a walk over all.
+mod open_keys;
 /// The pages under docs/, and their links.
 mod pages;
 /// A second opener, and a forked child.

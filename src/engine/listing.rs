@@ -1,0 +1,241 @@
+//! Finds the open keys: in flight, interrupted or held.
+//!
+//! Promises: memory has every open key, so that they are counted and listed in time proportional to their number, without
+//! reading a table; only an open reads the tables' lists of them. An item of a list is a hint: it goes to memory only if its
+//! record is its key's newest. Most hints are decided by hashes alone; the others are *undecided* until the records
+//! of the key are read, at the latest before open keys are counted or listed. Never: changes a key's state.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::call::{Known, is_as_read};
+use super::compact::RecordStanding;
+use crate::index::recent::{Entry, Place};
+use crate::index::table::Table;
+use crate::limits;
+use crate::operation::{Durability, Key};
+use crate::protocol::{self, OpenAs, Presence};
+use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
+use crate::{Error, Result};
+
+/// The keys in memory, counted.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct KeyCounts {
+    /// Keys that no table has.
+    pub(crate) unsealed: u64,
+    /// Keys that tables have, and that have an owner or a claimant.
+    pub(crate) sealed_live: u64,
+    /// Since when the oldest claim is in flight: store time, and the displayed time.
+    pub(crate) oldest_claim: Option<(StoreMillis, i64)>,
+    /// Keys that are shown as in progress, as interrupted, and as held.
+    pub(crate) in_progress: u64,
+    pub(crate) interrupted: u64,
+    pub(crate) held: u64,
+}
+
+impl KeyCounts {
+    fn add(&mut self, entry: &Entry, covered: Lsn, now: StoreMillis) {
+        let live = entry.live.as_deref();
+        let is_sealed = entry.place.lsn() < covered;
+        self.unsealed += u64::from(!is_sealed);
+        self.sealed_live += u64::from(is_sealed && live.is_some());
+        match entry.place.open() {
+            None => {}
+            Some(OpenAs::Held) => self.held += 1,
+            Some(OpenAs::Attempt) => {
+                let is_owned = live
+                    .is_some_and(|live| protocol::is_owned(live.presence, live.lease_until, now));
+                self.in_progress += u64::from(is_owned);
+                self.interrupted += u64::from(!is_owned);
+            }
+        }
+        if let Some(live) = live.filter(|live| live.presence == Presence::Owner) {
+            let since = (live.state.since, live.state.wall_offset);
+            self.oldest_claim = Some(self.oldest_claim.map_or(since, |oldest| oldest.min(since)));
+        }
+    }
+}
+
+impl Engine {
+    /// Brings the open keys that the tables list into memory. Called by an open, once it has all tables.
+    pub(super) fn load_open_keys(&self) -> Result<()> {
+        let (tables, segments) = (self.tables(), self.log.reading().segments());
+        for (index, table) in tables.list.iter().enumerate() {
+            let (newer, _) = tables.list.split_at(index);
+            let mut hints = table.all_open_keys()?;
+            // The others have moved or ended before their segment was removed.
+            hints.retain(|hint| hint.spot.ordinal >= tables.head);
+            for hint in hints {
+                let lsn = self.place_of(&segments, hint.spot)?.lsn();
+                let place = Place::new(lsn, Durability::Sync, Some(hint.open));
+                let mut shard = self.shard(hint.hash)?;
+                // A newer record of the key would have the same hash.
+                let is_newest = shard.candidates(hint.hash).next().is_none()
+                    && newer.iter().all(|newer| newest_under(newer, hint.hash) == Some(None))
+                    && newest_under(table, hint.hash) == Some(Some(hint.spot));
+                match is_newest {
+                    true => shard.insert(Entry { hash: hint.hash, place, live: None }),
+                    false => self.hints.lock().push((hint.hash, place)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the undecided hints to records in `from..to`.
+    pub(super) fn hints_in(&self, from: Lsn, to: Lsn) -> Vec<(KeyHash, Place)> {
+        let mut hints = self.hints.lock().clone();
+        let from = from.max(self.log.head_base());
+        hints.retain(|(_, place)| (from..to).contains(&place.lsn()));
+        hints
+    }
+
+    /// Whether the record at `lsn` is known to leave a key with that hash open, or may be.
+    pub(super) fn lists_as_open(&self, hash: KeyHash, lsn: Lsn, open: OpenAs) -> Result<bool> {
+        let is_it = |place: Place| place.lsn() == lsn && place.open() == Some(open);
+        // The hints first: they go to memory.
+        let is_hint = self.hints.lock().iter().any(|hint| hint.0 == hash && is_it(hint.1));
+        Ok(is_hint || self.shard(hash)?.candidates(hash).any(|entry| is_it(entry.place)))
+    }
+
+    /// Decides the undecided hints. Returns an error for each that stays undecided, because a record can't be read.
+    pub(super) fn decide_hints(&self) -> Vec<Error> {
+        let hints = self.hints.lock().clone();
+        let mut failed = Vec::new();
+        for hint in hints {
+            match self.decide_hint(hint) {
+                Ok(()) => self.hints.lock().retain(|other| *other != hint),
+                Err(e) => failed.push(e),
+            }
+        }
+        failed
+    }
+
+    /// Brings the key of a hint into memory, if the record is its newest.
+    fn decide_hint(&self, (hash, place): (KeyHash, Place)) -> Result<()> {
+        loop {
+            self.may_stay()?;
+            if place.lsn() < self.log.head_base() {
+                // It moved, or had ended, before its segment was removed.
+                return Ok(());
+            }
+            let key = self.log.reading().read(place.lsn(), |record| {
+                let body = self.body_of(&record)?;
+                Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
+            });
+            let key = match key {
+                Err(_) if place.lsn() < self.log.head_base() => return Ok(()),
+                key => key?,
+            };
+            let Some(key) = key else {
+                let what = format_args!("an impossible key at lsn {}", place.lsn());
+                return Err(Error::corrupt(self.log.dir(), 0, what));
+            };
+            let seen = {
+                let shard = self.shard(hash)?;
+                let is_key = |entry: &Entry| {
+                    entry.live.as_ref().is_some_and(|live| live.is_key(key.kind(), key.bytes()))
+                };
+                let is_there = |entry: &Entry| entry.place.lsn() == place.lsn() || is_key(entry);
+                if shard.candidates(hash).any(is_there) {
+                    return Ok(());
+                }
+                Known::of(&shard, hash, self.log.now())
+            };
+            let standing = match self.compaction().standing(&key, hash, place.lsn(), &seen) {
+                Err(e) => {
+                    self.look_failed(hash, &seen, e)?;
+                    continue;
+                }
+                standing => standing?,
+            };
+            let mut shard = self.shard(hash)?;
+            if !is_as_read(&shard, &key, hash, &seen) {
+                continue;
+            }
+            return match standing {
+                RecordStanding::Superseded => Ok(()),
+                RecordStanding::Newest => {
+                    shard.insert(Entry { hash, place, live: None });
+                    Ok(())
+                }
+                RecordStanding::Unknown => {
+                    let what =
+                        format_args!("the index doesn't know the record at lsn {}", place.lsn());
+                    Err(Error::corrupt(&self.index_dir(), 0, what))
+                }
+            };
+        }
+    }
+
+    /// Counts the keys in memory, among which are all open keys.
+    pub(crate) fn count_keys(&self) -> KeyCounts {
+        let mut counts = KeyCounts::default();
+        let now = self.log.now();
+        for index in 0..limits::SHARDS {
+            let Some(shard) = self.recent.nth_shard(index) else { break };
+            let covered = shard.tables().covered;
+            for entry in shard.iter() {
+                counts.add(entry, covered, now);
+            }
+        }
+        counts
+    }
+}
+
+/// Returns the newest record of a table under a hash; `None` if that can't be read.
+fn newest_under(table: &Arc<Table>, hash: KeyHash) -> Option<Option<Spot>> {
+    let mut found = Vec::new();
+    table.find(hash, &mut found).ok().map(|()| found.first().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::admin::StateKind;
+    use crate::engine::checkpoint::{TableChange, as_listed};
+    use crate::engine::merge::OpenFrom;
+    use crate::testing::Sim;
+    use crate::{Claim, Durability, Policy, Store};
+
+    const OPEN: [StateKind; 3] = [StateKind::InProgress, StateKind::Interrupted, StateKind::Held];
+
+    fn listed(store: &Store) -> Vec<String> {
+        let entries = store.iter().in_states(&OPEN).map(|entry| entry.unwrap().0.to_string());
+        entries.collect()
+    }
+
+    /// A merge left out a key that had ended meanwhile. The ending was not durable, power was lost, and the key was open
+    /// again, but in no list.
+    #[test]
+    fn a_key_is_left_out_of_a_list_only_once_its_ending_is_durable() {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let mark = |n: u64| assert!(store.mark(("filler", n)).unwrap().is_first());
+        drop(store.claim("lost").unwrap());
+        (0..20).for_each(mark);
+        store.merge_index().unwrap();
+        mark(20);
+        let engine = store.engine();
+        engine.checkpoint(&mut engine.work.lock()).unwrap();
+        let tables = engine.tables();
+        assert_eq!(tables.list.len(), 2);
+        assert_eq!(listed(&store), ["lost"]);
+        let flush = Policy::new().claim_durability(Durability::Flush).durability(Durability::Flush);
+        let Claim::Interrupted(lost) = store.with_policy(flush).claim("lost").unwrap() else {
+            panic!()
+        };
+        lost.take_over().unwrap().complete("late").unwrap();
+        assert_eq!(listed(&store), Vec::<String>::new());
+        let merging = engine.merges().begin_merge_of(&tables.list).unwrap().unwrap();
+        let merged = engine.merges().merge_to_end(merging, OpenFrom::Memory).unwrap();
+        let change = TableChange { replaced: as_listed(&tables.list), by: vec![merged] };
+        engine.switch_index(&change).unwrap();
+        sim.power_loss();
+        let store = sim.open().unwrap();
+        let open = store.iter().filter_map(|entry| {
+            let (key, state) = entry.unwrap();
+            matches!(state, crate::State::Interrupted(_)).then(|| key.to_string())
+        });
+        assert_eq!(open.collect::<Vec<_>>(), listed(&store));
+    }
+}
