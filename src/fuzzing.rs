@@ -16,7 +16,7 @@ use crate::log::probe_segment;
 use crate::manifest::Manifest;
 use crate::record::{Draft, Ending, Kind, Record, Seal};
 use crate::remembered::MemoryFile;
-use crate::sealed::Cursor;
+use crate::sealed::EntryCursor;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
@@ -108,7 +108,7 @@ fn one_table(data: &[u8]) {
     for map in [true, false] {
         let Ok(table) = Table::open(&storage, dir, listed, store, map) else { return };
         let table = Arc::new(table);
-        let mut cursor = Cursor::new(Arc::clone(&table));
+        let mut cursor = EntryCursor::new(Arc::clone(&table));
         let mut found = Vec::new();
         // Each damaged bucket is an error, and there are no more of them than the file has.
         for _ in 0..data.len() {

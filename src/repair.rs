@@ -21,7 +21,7 @@ use crate::log::{Seams, Sizes};
 use crate::manifest;
 use crate::operation::Key;
 use crate::record::Record;
-use crate::sealed::Cursor;
+use crate::sealed::EntryCursor;
 use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::{DirEntry, Storage};
 use crate::types::Lsn;
@@ -262,7 +262,7 @@ fn walk_table(
     told: &mut dyn FnMut(u64, u32, u64),
 ) -> Result<()> {
     let table = Table::open(storage, &dir.join(ListedTable::DIR), listed, store, false)?;
-    let mut cursor = Cursor::new(Arc::new(table));
+    let mut cursor = EntryCursor::new(Arc::new(table));
     while let Some(slot) = cursor.peek()? {
         told(slot.prefix(), slot.spot.ordinal, slot.spot.offset);
         cursor.advance();

@@ -19,7 +19,7 @@ use crate::protocol;
 use crate::record::Record;
 use crate::remembered::MemoryFile;
 use crate::sealed::listed::{BUCKET_BYTES, ListedFile, ListedTable};
-use crate::sealed::{Cursor, Stretch};
+use crate::sealed::{EntryCursor, Stretch};
 use crate::types::Lsn;
 use crate::{Error, ErrorKind, Result};
 
@@ -142,7 +142,7 @@ impl Engine {
         if let Err(e) = table.reopened(&*self.log.seams().storage) {
             tell(e)?;
         }
-        let mut cursor = Cursor::new(Arc::clone(table));
+        let mut cursor = EntryCursor::new(Arc::clone(table));
         loop {
             if self.log.gate().must_leave() {
                 return sorting.go_on();

@@ -11,7 +11,7 @@ use crate::log::Segments;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, KeyState, Phase, Presence};
-use crate::sealed::Cursor;
+use crate::sealed::EntryCursor;
 use crate::sealed::listed::ListedTable;
 use crate::sync::yield_now;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
@@ -251,7 +251,7 @@ pub(crate) struct Walk {
     tables: Arc<Tables>,
     segments: Segments,
     /// The newest table's last.
-    cursors: Vec<Cursor<ListedTable>>,
+    cursors: Vec<EntryCursor<ListedTable>>,
     /// Errors about keys of which it is unknown whether they are open.
     undecided: Vec<Error>,
 }

@@ -11,7 +11,7 @@ use super::table::Table;
 use crate::Result;
 use crate::remembered::{Memory, MemoryFile};
 use crate::sealed::listed::ListedTable;
-use crate::sealed::{Cursor, Paged};
+use crate::sealed::{EntryCursor, Paged};
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 
 /// A list of tables, the newest first.
@@ -52,8 +52,8 @@ impl Tables {
     }
 
     /// Returns cursors over all slots, the newest table's last.
-    pub(crate) fn cursors(&self) -> Vec<Cursor<ListedTable>> {
-        self.list.iter().rev().map(|table| Cursor::new(Arc::clone(table))).collect()
+    pub(crate) fn cursors(&self) -> Vec<EntryCursor<ListedTable>> {
+        self.list.iter().rev().map(|table| EntryCursor::new(Arc::clone(table))).collect()
     }
 
     /// Reads a byte of each bucket that the hashes point to. Most keys are in no table: each table costs a wait for
@@ -79,14 +79,14 @@ impl Tables {
 /// fixed before its first slot is written, so a table sized for all slots would be too large by those that the merge
 /// drops.
 pub(crate) struct Survivors {
-    tables: Vec<Cursor<ListedTable>>,
+    tables: Vec<EntryCursor<ListedTable>>,
     head: u32,
     count: u64,
 }
 
 impl Survivors {
     pub(crate) fn new(tables: &[Arc<Table>], head: u32) -> Self {
-        let tables = tables.iter().map(|table| Cursor::new(Arc::clone(table))).collect();
+        let tables = tables.iter().map(|table| EntryCursor::new(Arc::clone(table))).collect();
         Survivors { tables, head, count: 0 }
     }
 

@@ -12,7 +12,7 @@ use super::tables::Tables;
 use crate::entropy::SplitMix64;
 use crate::protocol::OpenAs;
 use crate::sealed::listed::{ListedFile, ListedTable, SLOTS};
-use crate::sealed::{Cursor, Merge, Pace, Writer};
+use crate::sealed::{EntryCursor, Merge, Pace, Writer};
 use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 use crate::types::{KeyHash, Lsn, Spot, StoreId};
@@ -199,7 +199,7 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
             }
         }
         // Only lookups of absent keys read a bucket without keys, but a walk reads it, too.
-        let mut cursor = Cursor::new(Arc::new(table));
+        let mut cursor = EntryCursor::new(Arc::new(table));
         let walked = loop {
             match cursor.peek() {
                 Ok(Some(_)) => cursor.advance(),
@@ -231,7 +231,7 @@ fn a_bucket_that_moved_or_belongs_to_another_table_is_damage() {
         bad[bucket(into)].copy_from_slice(&from_bytes[bucket(from)]);
         memory.write_file(&paths[0], &bad).unwrap();
         let table = Arc::new(open(&storage, listed[0], true).unwrap());
-        let mut cursor = Cursor::new(table);
+        let mut cursor = EntryCursor::new(table);
         let mut damaged = 0;
         loop {
             match cursor.peek() {
@@ -335,7 +335,7 @@ proptest! {
         let mut sorted = slots(&keys);
         let listed = write(&storage, 1, &mut sorted);
         let table = Arc::new(open(&storage, listed, true).unwrap());
-        let mut cursor = Cursor::new(Arc::clone(&table));
+        let mut cursor = EntryCursor::new(Arc::clone(&table));
         let mut walked = Vec::new();
         while let Some(slot) = cursor.peek().unwrap() {
             walked.push(slot);

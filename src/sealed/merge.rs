@@ -14,7 +14,7 @@ use crate::storage::Failure;
 use crate::{ErrorKind, Result, limits};
 
 /// A walk through a file's entries, in order.
-pub(crate) struct Cursor<L: Paged> {
+pub(crate) struct EntryCursor<L: Paged> {
     file: Arc<SealedFile<L>>,
     /// Damaged pages are skipped, and are no errors.
     is_salvage: bool,
@@ -24,13 +24,13 @@ pub(crate) struct Cursor<L: Paged> {
     at: usize,
 }
 
-impl<L: Paged> Cursor<L> {
+impl<L: Paged> EntryCursor<L> {
     /// Pages that a walk reads ahead.
     const PIECE_PAGES: u64 = (limits::TABLE_PIECE_BYTES / size_of::<Page<L::Body>>()) as u64;
 
     pub(crate) fn new(file: Arc<SealedFile<L>>) -> Self {
         let page = L::Body::new_zeroed();
-        Cursor { file, is_salvage: false, next: 0, page, at: L::PAGE_ENTRIES }
+        EntryCursor { file, is_salvage: false, next: 0, page, at: L::PAGE_ENTRIES }
     }
 
     /// Returns the current entry; `None` after the last one. An error stands for one page.
@@ -66,7 +66,7 @@ pub(crate) struct Merge<L: Paged> {
     /// In order.
     fresh: Peekable<vec::IntoIter<L::Entry>>,
     /// The newest first: among entries of the same rank, that of the newest file comes first.
-    files: Vec<Cursor<L>>,
+    files: Vec<EntryCursor<L>>,
     rule: L::Rule,
     writer: Writer<L>,
 }
@@ -81,7 +81,7 @@ impl<L: Paged> Merge<L> {
         writer: Writer<L>,
     ) -> Self {
         L::sort(&mut fresh);
-        let files = files.iter().map(|file| Cursor::new(Arc::clone(file))).collect();
+        let files = files.iter().map(|file| EntryCursor::new(Arc::clone(file))).collect();
         Merge { fresh: fresh.into_iter().peekable(), files, rule, writer }
     }
 

@@ -8,7 +8,7 @@ pub(crate) mod listed;
 mod merge;
 mod write;
 
-pub(crate) use merge::{Cursor, Merge};
+pub(crate) use merge::{EntryCursor, Merge};
 pub(crate) use write::{Pace, Writer};
 
 use std::io;
