@@ -1,5 +1,9 @@
 //! The operator's view: a walk over the keys, health and counts.
 
+mod cursor;
+
+pub use cursor::Cursor;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,8 +15,8 @@ use crate::ErrorKind;
 use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::claim::seen::state_of;
-use crate::claim::{State, reserve, shown, wall};
-use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Walk, Which};
+use crate::claim::{State, reserve, shown, wall, wall_millis};
+use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Seen, Walk, Which};
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
 use crate::protocol::{Phase, is_expired, phase_shown};
@@ -116,10 +120,14 @@ impl StateKind {
     }
 }
 
-/// A walk over all keys. See [`Store::iter`](crate::Store::iter).
+/// A walk over keys. See [`Store::iter`](crate::Store::iter).
 ///
 /// For a key that can't be read, the walk returns an error and continues. It doesn't show expired keys, even those that
 /// are remembered.
+///
+/// The store can be used meanwhile, and the walk shows each key in its state at the moment when it is shown. It shows
+/// every key that is in one of the requested states from the walk's first step until the walk ends. A key that enters or
+/// leaves these states meanwhile may be missed. In a walk over all keys, a key that changes meanwhile may come twice.
 ///
 /// ```
 /// # use onlyonce::{Key, Result, testing::Sim};
@@ -131,21 +139,41 @@ impl StateKind {
 /// ```
 ///
 /// # Cost
-/// One read per key, because states and prefixes are checked after the read. In memory, the walk holds the positions of
-/// all keys since the last checkpoint, 24 bytes each. A damaged bucket of the index is an error each time the walk
-/// reads it, and is mended from the log.
+/// If only states of open keys are requested ([`InProgress`](StateKind::InProgress),
+/// [`Interrupted`](StateKind::Interrupted), [`Held`](StateKind::Held)), the walk reads the records of the open keys, one or
+/// two reads each, and holds their positions in memory, 24 bytes each. The number of other keys doesn't matter, except
+/// that the keys since the last checkpoint, which are in memory, may be visited there.
+///
+/// Otherwise the walk reads the whole index and one record per key, because states and prefixes are checked after the
+/// read. In memory, it holds the positions of all keys since the last checkpoint, 24 bytes each. A damaged bucket of the
+/// index is an error each time the walk reads it, and is mended from the log.
+///
+/// [`oldest_first`](Self::oldest_first) adds memory for each key that it will show.
 #[must_use = "a walk does nothing until it is asked for its next key"]
 pub struct Iter {
     shared: Arc<Shared>,
     states: Option<Vec<StateKind>>,
     prefix: Option<Key<'static>>,
     walk: Option<Walk>,
+    /// `None`: in no particular order.
+    by_age: Option<ByAge>,
     is_over: bool,
+}
+
+/// A walk in the order of age.
+#[derive(Default)]
+struct ByAge {
+    /// The key shown last, or that after which the walk begins.
+    last: Option<Cursor>,
+    /// The keys to be shown, the oldest last; `None`: they are not gathered yet.
+    left: Option<Vec<Cursor>>,
+    /// Errors instead of keys, which come after all keys.
+    failed: Vec<Error>,
 }
 
 impl Iter {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Iter { shared, states: None, prefix: None, walk: None, is_over: false }
+        Iter { shared, states: None, prefix: None, walk: None, by_age: None, is_over: false }
     }
 
     /// Shows only keys in one of these states.
@@ -177,13 +205,92 @@ impl Iter {
         self
     }
 
+    /// Shows the keys in the order of the time since which they are in their attempt: when it was claimed, or, of an
+    /// outcome, when it was recorded. The times are those of the wall clock then, as [`Attempt::since`] shows them. At the
+    /// same time, keys are ordered by their bytes. Errors come after all keys.
+    ///
+    /// To show pages, take some keys from the walk, and hand its [`cursor`](Self::cursor) to the next request:
+    ///
+    /// ```
+    /// use onlyonce::admin::{Cursor, StateKind};
+    /// use onlyonce::{Result, Store};
+    ///
+    /// /// Returns a page of keys that wait for a person, and the link to the next page.
+    /// fn page(store: &Store, after: Option<&str>, most: usize) -> Result<(Vec<String>, Option<String>)> {
+    ///     let mut walk = store.iter().in_states(&[StateKind::Interrupted, StateKind::Held]).oldest_first();
+    ///     if let Some(after) = after {
+    ///         walk = walk.after(&after.parse::<Cursor>()?);
+    ///     }
+    ///     let shown = |entry: Result<_>| entry.map(|(key, state)| format!("{key}: {state:?}"));
+    ///     let keys = walk.by_ref().take(most).map(shown).collect::<Result<Vec<String>>>()?;
+    ///     // A page that isn't full is the last.
+    ///     let next = walk.cursor().filter(|_| keys.len() == most).map(Cursor::to_string);
+    ///     Ok((keys, next))
+    /// }
+    ///
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # for n in 0..5_u64 { drop(store.claim(("mail", n))?); }
+    /// let (first, next) = page(&store, None, 3)?;
+    /// let (second, end) = page(&store, next.as_deref(), 3)?;
+    /// assert_eq!((first.len(), second.len(), end), (3, 2, None));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// A key that a new attempt claims while pages are shown moves to the end: it may come a second time, in its new
+    /// state. A key that waits from the first page to the last comes exactly once, unless the wall clock is set back
+    /// meanwhile.
+    ///
+    /// # Cost
+    /// Its first step takes a whole walk over the keys, to learn their times, and holds time and key of each that it will
+    /// show. Showing a key reads it again. So if only states of open keys are requested, a page takes time in proportion to
+    /// the open keys; otherwise, in proportion to all keys.
+    ///
+    /// [`Attempt::since`]: crate::Attempt::since
+    pub fn oldest_first(mut self) -> Self {
+        self.by_age.get_or_insert_default();
+        self
+    }
+
+    /// Continues after a [`cursor`](Self::cursor), which an earlier walk returned: shows only the keys that come later in
+    /// the order of [`oldest_first`](Self::oldest_first), in that order.
+    ///
+    /// ```
+    /// # use onlyonce::{admin::{Cursor, StateKind}, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let long_ago: Cursor = "0:mail-0".parse()?;
+    /// assert_eq!(store.iter().in_states(&[StateKind::Interrupted]).after(&long_ago).count(), 1);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    pub fn after(mut self, cursor: &Cursor) -> Self {
+        self.by_age.get_or_insert_default().last = Some(cursor.clone());
+        self
+    }
+
+    /// Returns the position after the key shown last, or where the walk began if it has shown no key yet. `None` at the
+    /// beginning, and if the walk is not in the order of [`oldest_first`](Self::oldest_first).
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let _ = store.mark("mail-1")?;
+    /// let mut walk = store.iter().oldest_first();
+    /// assert_eq!(walk.cursor(), None);
+    /// assert!(walk.next().is_some());
+    /// assert!(walk.cursor().unwrap().to_string().ends_with(":mail-1"));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.by_age.as_ref()?.last.as_ref()
+    }
+
     fn look(
         &self,
         engine: &Engine,
         inside: &Inside<'_>,
         key: Key<'static>,
         hash: KeyHash,
-    ) -> Result<Option<(Key<'static>, State)>> {
+    ) -> Result<Option<(Key<'static>, Seen)>> {
         if self.prefix.as_ref().is_some_and(|prefix| !key.starts_with(prefix)) {
             return Ok(None);
         }
@@ -196,8 +303,7 @@ impl Iter {
         if self.states.as_ref().is_some_and(|states| !states.contains(&kind)) {
             return Ok(None);
         }
-        let state = state_of(&key, seen)?;
-        Ok(Some((key, state)))
+        Ok(Some((key, seen)))
     }
 }
 
@@ -229,9 +335,16 @@ impl Iterator for Iter {
                 return Some(Err(e));
             }
         };
-        let next = self.next_in(engine, &mut walk, &inside);
+        let next = match self.by_age.take() {
+            None => self.next_in(engine, &mut walk, &inside),
+            Some(mut by_age) => {
+                let next = self.next_by_age(engine, &mut walk, &mut by_age, &inside);
+                self.by_age = Some(by_age);
+                next
+            }
+        };
         self.walk = Some(walk);
-        next
+        next.map(|found| found.and_then(|(key, seen)| Ok((key.clone(), state_of(&key, seen)?))))
     }
 }
 
@@ -248,7 +361,7 @@ impl Iter {
         engine: &Engine,
         walk: &mut Walk,
         inside: &Inside<'_>,
-    ) -> Option<<Self as Iterator>::Item> {
+    ) -> Option<Result<(Key<'static>, Seen)>> {
         loop {
             let met = match engine.next_of_walk(inside, walk) {
                 Ok(Some((key, hash))) => self.look(engine, inside, key, hash),
@@ -264,6 +377,50 @@ impl Iter {
                 Err(e) => return Some(Err(e)),
             }
         }
+    }
+
+    /// Returns the oldest key that was not shown yet.
+    fn next_by_age(
+        &mut self,
+        engine: &Engine,
+        walk: &mut Walk,
+        by_age: &mut ByAge,
+        inside: &Inside<'_>,
+    ) -> Option<Result<(Key<'static>, Seen)>> {
+        if by_age.left.is_none() {
+            let mut left = Vec::new();
+            while let Some(met) = self.next_in(engine, walk, inside) {
+                match met {
+                    Ok((key, seen)) => {
+                        let since = wall_millis(seen.state.since, seen.state.wall_offset);
+                        left.push(Cursor::new(since, key));
+                    }
+                    // Each further step would fail, too.
+                    Err(e) if engine.is_closing() => {
+                        self.is_over = true;
+                        return Some(Err(e));
+                    }
+                    Err(e) => by_age.failed.push(e),
+                }
+            }
+            self.is_over = false;
+            left.retain(|cursor| by_age.last.as_ref().is_none_or(|last| cursor > last));
+            left.sort_unstable_by(|one, other| other.cmp(one));
+            // A walk over all keys meets a key twice if it changes meanwhile.
+            left.dedup();
+            by_age.left = Some(left);
+        }
+        while let Some(cursor) = by_age.left.as_mut().and_then(Vec::pop) {
+            let hash = engine.hash(cursor.key());
+            let met = self.look(engine, inside, cursor.key().clone(), hash);
+            by_age.last = Some(cursor);
+            if let Some(found) = met.transpose() {
+                return Some(found);
+            }
+        }
+        let failed = by_age.failed.pop();
+        self.is_over = failed.is_none();
+        failed.map(Err)
     }
 }
 
@@ -423,6 +580,11 @@ pub struct Stats {
     pub keys: u64,
     /// Claims in flight.
     pub in_flight: u64,
+    /// Keys that are interrupted now: an attempt ended without an outcome, or its lease has lapsed. This is not an
+    /// estimate.
+    pub interrupted: u64,
+    /// Keys that are held now, and wait to be resolved. This is not an estimate.
+    pub held: u64,
     /// Segments of the log.
     pub segments: u64,
     /// Bytes of the log's segments, including the space prepared ahead.
@@ -477,6 +639,10 @@ impl Stats {
     pub(crate) fn of(engine: &Engine) -> Self {
         // In a fork a lock may be held for ever; the counts are the parent's anyway.
         let in_flight = if engine.is_foreign() { 0 } else { engine.in_flight() };
+        if let Ok(_inside) = engine.enter() {
+            // A key whose record can't be read isn't counted; a walk reports it.
+            let _ = engine.decide_hints();
+        }
         let counts = if engine.is_foreign() { KeyCounts::default() } else { engine.count_keys() };
         let listed = if engine.is_foreign() { Vec::new() } else { engine.log.reading().listed() };
         let is_ours = !engine.is_foreign();
@@ -494,6 +660,8 @@ impl Stats {
         Stats {
             keys: tables.iter().map(|table| table.listed.slots).sum::<u64>() + counts.unsealed,
             in_flight,
+            interrupted: counts.open.interrupted,
+            held: counts.open.held,
             segments: listed.len() as u64,
             oldest_claim: counts.oldest_claim.map(|(since, offset)| wall(since, offset)),
             log_bytes_since_checkpoint: since_checkpoint,
@@ -551,9 +719,9 @@ pub struct Estimate {
     pub live_bytes: u64,
     /// All other bytes of the log, which compaction could reclaim.
     pub dead_bytes: u64,
-    /// Keys claimed or interrupted.
+    /// Keys claimed or interrupted: counted, not estimated.
     pub open: u64,
-    /// Keys held.
+    /// Keys held: counted, not estimated.
     pub held: u64,
     /// Keys whose last attempt had no effect.
     pub aborted: u64,
@@ -566,6 +734,7 @@ pub struct Estimate {
 impl Estimate {
     pub(crate) fn of(engine: &Engine) -> Result<Self> {
         let _inside = engine.enter()?;
+        let _ = engine.decide_hints();
         let log_bytes = engine.log.bytes_since(Lsn::ZERO);
         Ok(Estimate::from_sample(engine.sampling().estimate()?, log_bytes))
     }

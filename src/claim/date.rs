@@ -34,10 +34,14 @@ fn date_of(days: u64) -> (u64, u64, u64) {
 
 /// A store time as the wall clock showed it.
 pub(crate) fn wall(time: StoreMillis, offset: i64) -> SystemTime {
+    shown(wall_millis(time, offset))
+}
+
+/// The same in milliseconds.
+pub(crate) fn wall_millis(time: StoreMillis, offset: i64) -> WallMillis {
     // Only shown: a time that no clock can show is shown as the nearest that one can.
     let millis = i128::from(time.0) + i128::from(offset);
-    let millis = u64::try_from(millis.max(0)).unwrap_or(u64::MAX);
-    shown(WallMillis(millis))
+    WallMillis(u64::try_from(millis.max(0)).unwrap_or(u64::MAX))
 }
 
 pub(crate) fn shown(time: WallMillis) -> SystemTime {

@@ -13,7 +13,7 @@ mod recorded;
 pub(crate) mod seen;
 
 pub use attempt::Attempt;
-pub(crate) use date::{shown, wall};
+pub(crate) use date::{shown, wall, wall_millis};
 pub use guard::{ClaimGuard, ClaimHandle};
 pub use interrupted::Interrupted;
 pub use recorded::{Expired, Recorded};

@@ -27,10 +27,31 @@ pub(crate) struct KeyCounts {
     pub(crate) sealed_live: u64,
     /// Since when the oldest claim is in flight: store time, and the displayed time.
     pub(crate) oldest_claim: Option<(StoreMillis, i64)>,
-    /// Keys that are shown as in progress, as interrupted, and as held.
+    pub(crate) open: OpenCounts,
+}
+
+/// The open keys, counted by what they are shown as.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct OpenCounts {
     pub(crate) in_progress: u64,
     pub(crate) interrupted: u64,
     pub(crate) held: u64,
+}
+
+impl OpenCounts {
+    fn add(&mut self, entry: &Entry, now: StoreMillis) {
+        match entry.place.open() {
+            None => {}
+            Some(OpenAs::Held) => self.held += 1,
+            Some(OpenAs::Attempt) => {
+                let live = entry.live.as_deref();
+                let is_owned = live
+                    .is_some_and(|live| protocol::is_owned(live.presence, live.lease_until, now));
+                self.in_progress += u64::from(is_owned);
+                self.interrupted += u64::from(!is_owned);
+            }
+        }
+    }
 }
 
 impl KeyCounts {
@@ -39,16 +60,7 @@ impl KeyCounts {
         let is_sealed = entry.place.lsn() < covered;
         self.unsealed += u64::from(!is_sealed);
         self.sealed_live += u64::from(is_sealed && live.is_some());
-        match entry.place.open() {
-            None => {}
-            Some(OpenAs::Held) => self.held += 1,
-            Some(OpenAs::Attempt) => {
-                let is_owned = live
-                    .is_some_and(|live| protocol::is_owned(live.presence, live.lease_until, now));
-                self.in_progress += u64::from(is_owned);
-                self.interrupted += u64::from(!is_owned);
-            }
-        }
+        self.open.add(entry, now);
         if let Some(live) = live.filter(|live| live.presence == Presence::Owner) {
             let since = (live.state.since, live.state.wall_offset);
             self.oldest_claim = Some(self.oldest_claim.map_or(since, |oldest| oldest.min(since)));
@@ -99,7 +111,7 @@ impl Engine {
     }
 
     /// Decides the undecided hints. Returns an error for each that stays undecided, because a record can't be read.
-    pub(super) fn decide_hints(&self) -> Vec<Error> {
+    pub(crate) fn decide_hints(&self) -> Vec<Error> {
         let hints = self.hints.lock().clone();
         let mut failed = Vec::new();
         for hint in hints {
@@ -178,6 +190,17 @@ impl Engine {
             for entry in shard.iter() {
                 counts.add(entry, covered, now);
             }
+        }
+        counts
+    }
+
+    /// Counts the open keys alone, in time proportional to their number.
+    pub(super) fn count_open_keys(&self) -> OpenCounts {
+        let mut counts = OpenCounts::default();
+        let now = self.log.now();
+        for index in 0..limits::SHARDS {
+            let Some(shard) = self.recent.nth_shard(index) else { break };
+            shard.open_entries().for_each(|entry| counts.add(entry, now));
         }
         counts
     }

@@ -47,6 +47,12 @@ impl Alive {
             *keys += 1;
         }
     }
+
+    fn set(&mut self, phase: Phase, keys: u64) {
+        if let Some(sampled) = self.keys.get_mut(phase as usize) {
+            *sampled = keys;
+        }
+    }
 }
 
 impl KeySample {
@@ -115,8 +121,15 @@ impl Sampling<'_> {
     /// Estimates the live records from a sample of the index: about a thousand keys suffice for an error of a few
     /// percent, whatever the store's size, expiry included. The error is larger where few results are far larger than
     /// the rest.
+    ///
+    /// Open keys are counted: a sample misses the few that matter.
     pub(crate) fn estimate(&self) -> Result<Alive> {
-        self.sample_of(limits::ESTIMATE_SAMPLES).map(|sample| sample.alive)
+        let mut alive = self.sample_of(limits::ESTIMATE_SAMPLES)?.alive;
+        let open = self.count_open_keys();
+        alive.set(Phase::Claimed, open.in_progress);
+        alive.set(Phase::Interrupted, open.interrupted);
+        alive.set(Phase::Held, open.held);
+        Ok(alive)
     }
 
     /// Samples about so many keys of the index, and scales the result to all of them.

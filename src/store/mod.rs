@@ -441,7 +441,8 @@ impl Store {
     /// ```
     ///
     /// # Cost
-    /// One read per key. Nothing is written, unless the index is damaged, as in [`get`](Self::get).
+    /// One read per key; if only open states are requested, as in the example, a read or two per open key (see
+    /// [`Iter`](crate::admin::Iter)). Nothing is written, unless the index is damaged, as in [`get`](Self::get).
     pub fn iter(&self) -> Iter {
         Iter::new(Arc::clone(&self.shared))
     }
@@ -557,7 +558,8 @@ impl Store {
     /// Only an embedded store is counted: on a store made by `with_backend`, every figure is zero.
     ///
     /// # Cost
-    /// The disk is not read, but the call is not free. It visits all keys in memory, under the locks of their 64 shards
+    /// The disk is not read, except by the first call after an open, which may read a few records to decide which keys are
+    /// open. But the call is not free. It visits all keys in memory, under the locks of their 64 shards
     /// one after the other, which takes a millisecond or two per million keys, and it copies the list of segments. It
     /// waits while a segment is prepared ahead or a manifest is replaced.
     #[must_use]
@@ -571,7 +573,7 @@ impl Store {
 
     /// Estimates how much of the store is alive, and how many keys are in each state. The estimate is based on about a
     /// thousand sampled keys, so it is accurate to a few percent, and less so if a few results are far larger than the
-    /// rest. In a store with fewer keys, every key is counted.
+    /// rest. In a store with fewer keys, every key is counted. Open keys (claimed, interrupted or held) are always counted.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
