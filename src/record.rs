@@ -21,7 +21,7 @@ const MAGIC: u16 = u16::from_le_bytes(*b"O1");
 /// Longest valid body: the longest result, key, labels and metadata, and the fixed fields.
 pub(crate) const BODY_BYTES_MAX: usize = limits::RESULT_BYTES_MAX as usize
     + limits::KEY_BYTES_MAX
-    + 2 * limits::LABEL_BYTES_MAX
+    + 3 * limits::LABEL_BYTES_MAX
     + limits::PROGRESS_BYTES_MAX
     + limits::META_BYTES_MAX
     + 256;
@@ -83,9 +83,17 @@ const HAS_FORMAT: u32 = 1 << 9;
 const HAS_MEMORY: u32 = 1 << 10;
 /// No field of its own: the memory is that of this record, not only of an older one.
 const REMEMBERS: u32 = 1 << 11;
+const HAS_LEASE: u32 = 1 << 12;
+const HAS_LEASE_LENGTH: u32 = 1 << 13;
+const HAS_RESERVE: u32 = 1 << 14;
+const HAS_RETRY: u32 = 1 << 15;
+const HAS_BY: u32 = 1 << 17;
 /// The fields that this version knows. The rest are for later versions, `docs/format.md`, "Fields to come": zero until
 /// then.
-const KNOWN: u32 = (1 << 12) - 1;
+const KNOWN: u32 = ((1 << 12) - 1) | RARE;
+/// The fields of a [`Rare`].
+const RARE: u32 = LEASE | HAS_RETRY | HAS_BY;
+const LEASE: u32 = HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE;
 
 /// Lengths of the labels, which follow it in this order.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -229,6 +237,61 @@ pub(crate) struct Body<'a> {
     pub(crate) codec: u16,
     pub(crate) version: u32,
     pub(crate) result: &'a [u8],
+    /// What few records have; `None`: nothing of it.
+    pub(crate) rare: Option<Box<Rare<'a>>>,
+}
+
+/// What few records have.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Rare<'a> {
+    /// Of a detached claim: when its lease passes, for how many milliseconds that was given, and how many bytes the claim
+    /// reserves for its ending while it is attached.
+    pub(crate) lease: Option<(StoreMillis, u64, u64)>,
+    /// Until when an aborted key's next attempt has to wait.
+    pub(crate) retry_at: Option<StoreMillis>,
+    /// The label of the claimant or operator whose word the state goes back to; empty: there is none.
+    pub(crate) by: &'a str,
+}
+
+impl Rare<'_> {
+    fn fields(&self) -> u32 {
+        let bit = |is: bool, bits: u32| u32::from(is) * bits;
+        bit(self.lease.is_some(), HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE)
+            | bit(self.retry_at.is_some(), HAS_RETRY)
+            | bit(!self.by.is_empty(), HAS_BY)
+    }
+
+    #[cold]
+    fn encode(&self, out: &mut Vec<u8>) {
+        let lease = self.lease.map(|(until, millis, reserve)| [until.0, millis, reserve]);
+        let numbers = lease.into_iter().flatten().chain(self.retry_at.map(|at| at.0));
+        for number in numbers {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        if !self.by.is_empty() {
+            out.extend_from_slice(two_bytes(self.by.len()).as_bytes());
+        }
+    }
+}
+
+/// Reads the fixed fields of a [`Rare`], and the length of its label.
+#[cold]
+fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, u16)> {
+    let (mut rare, mut by) = (Rare::default(), 0);
+    let number = |rest: &mut &[u8]| take::<U64>(rest).map(|number| number.get());
+    match fields & LEASE {
+        0 => {}
+        LEASE => rare.lease = Some((StoreMillis(number(rest)?), number(rest)?, number(rest)?)),
+        // A detached claim has all three, and every other record none.
+        _ => return None,
+    }
+    if fields & HAS_RETRY != 0 {
+        rare.retry_at = Some(StoreMillis(number(rest)?));
+    }
+    if fields & HAS_BY != 0 {
+        by = take::<U16>(rest).map(|by| by.get()).filter(|by| *by > 0)?;
+    }
+    Some((rare, by))
 }
 
 impl Body<'_> {
@@ -521,6 +584,13 @@ impl<'a> Record<'a> {
                 return Err(Bad::BodyFields);
             }
         }
+        if let Some(rare) = &body.rare {
+            let is_claimed = matches!(self.kind, Kind::Claim | Kind::Update);
+            let is_aborted = self.ending() == Some(Ending::Aborted);
+            if rare.lease.is_some() && !is_claimed || rare.retry_at.is_some() && !is_aborted {
+                return Err(Bad::BodyFields);
+            }
+        }
         if self.is_ahead {
             let ahead = body.token.take().filter(|ahead| ahead.0 > 0).ok_or(Bad::BodyFields)?;
             let token = self.lsn.get().checked_add(ahead.0);
@@ -571,7 +641,8 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         | bit(has_labels, HAS_LABELS)
         | bit(has_format, HAS_FORMAT)
         | bit(body.memory_until.is_some(), HAS_MEMORY)
-        | bit(body.memory_until.is_some() && body.remembers, REMEMBERS);
+        | bit(body.memory_until.is_some() && body.remembers, REMEMBERS)
+        | body.rare.as_ref().map_or(0, |rare| rare.fields());
     let head = BodyHead {
         fields: (fields | u32::from(body.key_kind) << KEY_KIND_SHIFT).into(),
         key_bytes: two_bytes(body.key.len()),
@@ -604,11 +675,17 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     if let Some(until) = body.memory_until {
         out.extend_from_slice(&until.0.to_le_bytes());
     }
+    if let Some(rare) = &body.rare {
+        rare.encode(out);
+    }
     out.extend_from_slice(body.key);
     if has_labels {
         for label in labels {
             out.extend_from_slice(label);
         }
+    }
+    if let Some(rare) = &body.rare {
+        out.extend_from_slice(rare.by.as_bytes());
     }
     out.extend_from_slice(body.result);
 }
@@ -667,12 +744,17 @@ fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
         body.memory_until = Some(StoreMillis(take::<U64>(&mut rest)?.get()));
         body.remembers = has(REMEMBERS);
     }
+    let rare = if has(RARE) { Some(decode_rare(fields, &mut rest)?) } else { None };
     body.key = slice(&mut rest, head.key_bytes.get())?;
     if let Some(labels) = labels {
         body.owner = std::str::from_utf8(slice(&mut rest, labels.owner.get())?).ok()?;
         body.reason = std::str::from_utf8(slice(&mut rest, labels.reason.get())?).ok()?;
         body.progress = slice(&mut rest, labels.progress.get())?;
         body.meta = slice(&mut rest, labels.meta.get())?;
+    }
+    if let Some((mut rare, by)) = rare {
+        rare.by = std::str::from_utf8(slice(&mut rest, by)?).ok()?;
+        body.rare = Some(Box::new(rare));
     }
     body.result = rest;
     Some(body)
@@ -745,6 +827,7 @@ mod tests {
             codec: 1,
             version: 2,
             result: b"paid",
+            rare: None,
         }
     }
 
@@ -766,15 +849,54 @@ mod tests {
         assert_eq!(Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap(), bare);
     }
 
-    /// More attempts forgiven than there were, or a result's codec where there is no result.
+    #[test]
+    fn the_fields_of_words_delays_and_detached_claims_are_read_back() {
+        let none = Body { codec: 0, version: 0, remembers: false, ..full_body() };
+        let at = StoreMillis(1_800_000_000_000);
+        let rare = |lease, retry_at, by| Some(Box::new(Rare { lease, retry_at, by }));
+        let detached = Body { rare: rare(Some((at, 60_000, 4500)), None, ""), ..none.clone() };
+        let delayed = Body { rare: rare(None, Some(at), "ann"), ..none.clone() };
+        let by_ann = rare(None, None, "ann");
+        let held = Body { rare: by_ann, owner: "", reason: "", progress: &[], meta: &[], ..none };
+        for (draft, body) in [
+            (Draft::claim(&detached), &detached),
+            (Draft::update(&detached), &detached),
+            (Draft::end(Ending::Aborted, &delayed), &delayed),
+            (Draft::end(Ending::Held, &held), &held),
+        ] {
+            let bytes = sealed(draft);
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body().as_ref(), Ok(body));
+            let moved = sealed(Draft::moved(&record, body));
+            assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(body));
+        }
+    }
+
+    /// More attempts forgiven than there were, a result's codec where there is no result, a lease or a delay where no
+    /// attempt has one, or a part of a lease.
     #[test]
     fn a_body_that_no_attempt_can_leave_is_damage() {
         let held = Body { codec: 0, version: 0, ..full_body() };
+        let rare = |lease, retry_at| Some(Box::new(Rare { lease, retry_at, by: "" }));
+        let time = StoreMillis(9);
         let cases = [
             Body { forgiven: 5, ..held.clone() },
             Body { codec: 1, ..held.clone() },
-            Body { codec: 1, version: 2, ..held },
+            Body { codec: 1, version: 2, ..held.clone() },
+            Body { rare: rare(None, Some(time)), ..held.clone() },
+            Body { rare: rare(Some((time, 1, 1)), None), ..held.clone() },
         ];
+        let rares = [Rare { lease: Some((time, 1, 1)), ..Rare::default() }];
+        for rare in rares {
+            let mut bytes = Vec::new();
+            encode_body(&Body { rare: Some(Box::new(rare)), ..held.clone() }, &mut bytes);
+            assert!(decode_body(&bytes).is_some());
+            for bit in 12..15 {
+                let mut part = bytes.clone();
+                part[bit / 8] ^= 1 << (bit % 8);
+                assert!(decode_body(&part).is_none(), "without bit {bit}");
+            }
+        }
         for body in cases {
             let bytes = sealed(Draft::end(Ending::Held, &body));
             let record = Record::parse(&bytes, AT, &SEAL).unwrap();

@@ -65,6 +65,7 @@ pub(super) fn compose(
         codec,
         version,
         result,
+        rare: None,
     };
     Draft::about_key(kind, ending, &body)
 }
