@@ -119,7 +119,7 @@ mod readme {}
 pub use builder::StoreBuilder;
 pub use claim::{
     Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Recorded, Refused,
-    RefusedKind, Resolution, State,
+    RefusedKind, Resolution, State, Ticket,
 };
 pub use error::{Error, ErrorKind};
 pub use operation::{

@@ -49,6 +49,32 @@ pub struct KeyState {
     pub owner: Option<Arc<str>>,
     /// Why the attempt ended so, for people.
     pub reason: Option<Arc<str>>,
+    /// What few keys have; `None`: nothing of it.
+    pub extras: Option<Arc<Extras>>,
+}
+
+/// What few keys have. It is apart so that all others don't pay for it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Extras {
+    /// The claim is detached: it lasts until its lease passes, whatever becomes of the process that made it.
+    pub detached: Option<Lease>,
+    /// Until when the next attempt has to wait, as the owner that aborted said.
+    pub retry_at: Option<StoreMillis>,
+    /// Which claimant or operator held, interrupted or resolved the key by word.
+    pub by: Option<Arc<str>>,
+    /// What the newest attempt saved of its progress, encoded.
+    pub progress: Option<Arc<[u8]>>,
+}
+
+/// The lease of a detached claim, which its record carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// Store time at which it passes.
+    pub until: StoreMillis,
+    /// For how long it was given, in milliseconds.
+    pub millis: u64,
+    /// Bytes of log space that the claim reserves for its ending once it is attached.
+    pub reserve: u64,
 }
 
 /// A state that is about to be stored: a [`KeyState`] whose labels are borrowed, from the state before or from the call, and
@@ -74,6 +100,23 @@ pub(crate) struct NextState<'a> {
     pub(crate) hold: bool,
     pub(crate) owner: Option<&'a str>,
     pub(crate) reason: Option<&'a str>,
+    pub(crate) extras: Option<Box<NextExtras<'a>>>,
+}
+
+/// As [`Extras`], borrowed like a [`NextState`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct NextExtras<'a> {
+    pub(crate) detached: Option<Lease>,
+    pub(crate) retry_at: Option<StoreMillis>,
+    pub(crate) by: Option<&'a str>,
+    pub(crate) progress: Option<&'a [u8]>,
+}
+
+impl NextExtras<'_> {
+    /// `None`: there is nothing of it.
+    pub(crate) fn boxed(self) -> Option<Box<Self>> {
+        (self != NextExtras::default()).then(|| Box::new(self))
+    }
 }
 
 /// How far an attempt has come. A claim whose process is gone reads `Claimed` and is interrupted.
@@ -93,6 +136,17 @@ pub enum Phase {
     Failed,
 }
 
+/// A claimant that was told of an interruption and has not decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// The number of its question.
+    pub question: u64,
+    /// Its name, if its operation has one.
+    pub owner: Option<Arc<str>>,
+    /// When it was asked.
+    pub since: StoreMillis,
+}
+
 /// Whether a key has an owner or a claimant right now. It is kept in addition to the state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Presence {
@@ -101,8 +155,10 @@ pub enum Presence {
     Nobody,
     /// An owner holds the claim. Once its lease has passed, all but the owner see the claim without an owner.
     Owner,
-    /// A claimant was told of the interruption and has not decided.
+    /// A claimant was told of the interruption and has not decided, nor has its own lease passed.
     Asked,
+    /// The claim is detached, its lease runs, and no guard is attached in this process.
+    Detached,
 }
 
 /// One call on a key, with what the rules need to decide it.
@@ -118,24 +174,38 @@ pub enum Call {
     NotApplied(Token),
     /// The key is held until it is resolved.
     Hold(Token),
+    /// The claimant that was asked this question needs more time to decide.
+    RenewQuestion(u64),
+    /// The claimant that was asked this question ends without a word.
+    DropQuestion(u64),
     /// The owner's ending: done, with a result.
     Complete(Token),
     /// The owner's ending: it failed for good.
     Fail(Token),
     /// It had no effect.
     Abort(Token),
-    /// Done, but its result is not kept: no claim is granted until the key is resolved.
+    /// It was granted and never delivered, so no work began: an abort that is no attempt.
+    Withdraw(Token),
+    /// The owner's word that no claim is granted until the key is resolved: done without a result, or not to be decided here.
     Park(Token),
     /// The owner dropped its guard without an ending.
     Interrupt(Token),
     /// The owner renews its lease.
     Renew(Token),
+    /// The owner saves how far it has come.
+    Progress(Token),
+    /// The owner hands the claim over: from now on it lasts as long as the lease, which is stored.
+    Detach(Token),
+    /// A new owner of a detached claim, by its ticket.
+    Attach(Token),
     /// An operator's word, naming the attempt it saw: done, with a result.
     ResolveComplete(Token),
     /// It failed for good.
     ResolveFail(Token),
     /// It had no effect, and is to be tried again.
     ResolveRetry(Token),
+    /// An operator's word: the attempt is interrupted, and its owner can do nothing more.
+    Revoke(Token),
     /// The key is to be as if it had never been, unless its owner is at work.
     Forget,
     /// Forgets a key that is claimed under this token.
@@ -149,11 +219,19 @@ impl Call {
             Call::Complete(token)
             | Call::Fail(token)
             | Call::Abort(token)
+            | Call::Withdraw(token)
             | Call::Park(token)
             | Call::Interrupt(token)
-            | Call::Renew(token) => Some(token),
+            | Call::Renew(token)
+            | Call::Progress(token)
+            | Call::Detach(token) => Some(token),
             _ => None,
         }
+    }
+
+    /// Whether it is about a question, which only memory knows.
+    fn is_about_question(self) -> bool {
+        matches!(self, Call::RenewQuestion(_) | Call::DropQuestion(_))
     }
 }
 
@@ -179,8 +257,10 @@ pub(crate) struct Current<'a> {
     pub(crate) memory_until: Option<StoreMillis>,
     /// Who is on it.
     pub(crate) presence: Presence,
-    /// When the owner's lease passes; `None`: it has none, and holds the claim as long as its guard lives.
+    /// When the lease of the owner or the claimant passes; `None`: it has none, and lasts as long as its guard lives.
     pub(crate) lease_until: Option<StoreMillis>,
+    /// The number of the question that is open; 0: none is.
+    pub(crate) question: u64,
 }
 
 /// What a call brings for the state that it may lead to. Each state takes what it has a use for.
@@ -194,12 +274,28 @@ pub(crate) struct Conditions<'a> {
     pub(crate) owner: Option<&'a str>,
     /// Why the attempt ends.
     pub(crate) reason: Option<&'a str>,
-    /// How long the owner holds the claim, in milliseconds; `None`: as long as its guard lives.
+    /// What few calls bring.
+    pub(crate) extras: Option<&'a CallExtras<'a>>,
+    /// How long the owner holds the claim or the claimant may take to decide, in milliseconds; `None`: as long as its guard
+    /// lives.
     pub(crate) lease_ms: Option<u64>,
     /// How long an outcome or an abort is kept; `None`: for ever.
     pub(crate) retention_ms: Option<u64>,
     /// How long an outcome is remembered once its retention has passed; `None`: not at all.
     pub(crate) remember_ms: Option<u64>,
+}
+
+/// What few calls bring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct CallExtras<'a> {
+    /// Who says the word.
+    pub(crate) by: Option<&'a str>,
+    /// What the owner saves of its progress, encoded.
+    pub(crate) progress: Option<&'a [u8]>,
+    /// How long the next attempt has to wait after an abort.
+    pub(crate) retry_ms: Option<u64>,
+    /// Bytes that a detached claim reserves for its ending once it is attached.
+    pub(crate) reserve: u64,
 }
 
 /// When a call is decided.
@@ -244,6 +340,8 @@ pub enum Answer {
     Expired,
     /// For a mark: an attempt's fate is open.
     Interrupted,
+    /// The last owner asked that the next attempt wait, and that time has not passed.
+    Delayed,
     /// The call was carried out.
     Done,
     /// There was nothing to do, or the key is no longer in the state that the caller saw.
@@ -288,6 +386,14 @@ enum Change<'a> {
     Asked,
     /// Its state stays; its owner's lease begins anew.
     Renewed,
+    /// Its state stays; nobody is on it any more.
+    Left,
+    /// Its state stays; a detached claim has an owner again.
+    Attached(Lease),
+    /// The same attempt, with more progress. The lease stays.
+    Progressed(&'a KeyState),
+    /// The same attempt, with a lease that is stored; who is on it from now on.
+    Leased(&'a KeyState, Presence),
     /// An attempt begins, with a token of its own.
     Claimed {
         from: Option<&'a KeyState>,
@@ -299,16 +405,20 @@ enum Change<'a> {
     },
     /// The same attempt, in another phase.
     Moved(&'a KeyState, Phase),
-    /// The same, and its token is spent.
-    Spent(&'a KeyState, Phase),
+    /// The same, and its token is spent. So many more of the attempts don't count.
+    Spent(&'a KeyState, Phase, u32),
+    /// The same attempt is interrupted by an operator: its token is spent, and its own fate is open.
+    Revoked(&'a KeyState),
+    /// The same attempt is held, by a claimant's word.
+    Held(&'a KeyState),
     /// The same attempt is interrupted: its owner's lease had passed.
     Lapsed(&'a KeyState),
-    /// It had no effect, nor had any before it.
-    Aborted(&'a KeyState),
+    /// It had no effect, nor had any before it. So many more of the attempts don't count.
+    Aborted(&'a KeyState, u32),
     /// Allows another attempt, whatever the number of attempts so far.
     Retried(&'a KeyState),
-    /// It has an outcome, which closes every fate that was open.
-    Ended(&'a KeyState, Phase),
+    /// It has an outcome, which closes every fate that was open; whether by an operator's word.
+    Ended(&'a KeyState, Phase, bool),
     Absent,
 }
 
@@ -337,7 +447,7 @@ pub(crate) fn decide_unchanged(
 
 #[inline]
 fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
-    let Current { state, presence, .. } = *current;
+    let Current { state, question, .. } = *current;
     if let Some(state) = state.filter(|state| is_noticed_lapse(state, current, call, now)) {
         return Ruling { answer: None, change: Some(Change::Lapsed(state)) };
     }
@@ -350,9 +460,10 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
         }
     }
     let state = state.filter(|state| !is_expired(state, now));
+    let (presence, _) = on_it(state, current.presence, current.lease_until, now);
     match call {
-        Call::Claim(wants) => claim(state, presence, wants),
-        Call::Mark(fingerprint) => mark(state, presence, fingerprint),
+        Call::Claim(wants) => claim(state, presence, wants, now),
+        Call::Mark(fingerprint) => mark(state, presence, fingerprint, now),
         Call::TakeOver(seen) => word(state, presence, seen, |state| {
             let open_fate = Some(state.open_fate.unwrap_or(state.token));
             Change::Claimed { from: Some(state), open_fate }
@@ -361,22 +472,48 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
             from: Some(state),
             open_fate: None,
         }),
-        Call::Hold(seen) => word(state, presence, seen, |state| Change::Moved(state, Phase::Held)),
+        Call::Hold(seen) => word(state, presence, seen, Change::Held),
+        Call::RenewQuestion(asked) => match state {
+            Some(state) if is_asked(state, presence) && asked == question => done(Change::Asked),
+            _ => told(Answer::Lost),
+        },
+        // However late: memory is not to keep it.
+        Call::DropQuestion(asked) => match state {
+            Some(state) if is_asked(state, current.presence) && asked == question => {
+                done(Change::Left)
+            }
+            _ => told(Answer::Unchanged),
+        },
         Call::Complete(token) => {
-            ending(state, token, |state| Change::Ended(state, Phase::Completed))
+            ending(state, token, |state| Change::Ended(state, Phase::Completed, false))
         }
-        Call::Fail(token) => ending(state, token, |state| Change::Ended(state, Phase::Failed)),
-        Call::Abort(token) => ending(state, token, aborted),
+        Call::Fail(token) => {
+            ending(state, token, |state| Change::Ended(state, Phase::Failed, false))
+        }
+        Call::Abort(token) => ending(state, token, |state| aborted(state, 0)),
+        Call::Withdraw(token) => ending(state, token, |state| aborted(state, 1)),
         Call::Park(token) => ending(state, token, |state| Change::Moved(state, Phase::Held)),
         Call::Interrupt(token) => interrupt(state, presence, token),
         Call::Renew(token) => renew(state, presence, token),
+        Call::Progress(token) => match state {
+            Some(state) if is_claimed_under(state, presence, token) => {
+                done(Change::Progressed(state))
+            }
+            _ => told(Answer::Lost),
+        },
+        Call::Detach(token) => detach(state, presence, token),
+        Call::Attach(token) => attach(state, presence, token),
         Call::ResolveComplete(seen) => {
-            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Completed))
+            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Completed, true))
         }
         Call::ResolveFail(seen) => {
-            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Failed))
+            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Failed, true))
         }
         Call::ResolveRetry(seen) => resolve(state, presence, seen, Change::Retried),
+        Call::Revoke(token) => match state {
+            Some(state) if is_claimed_under(state, presence, token) => done(Change::Revoked(state)),
+            _ => told(Answer::Unchanged),
+        },
         Call::Forget => match state {
             None => told(Answer::Unchanged),
             Some(state) if phase_shown(state, presence) == Phase::Claimed => {
@@ -385,23 +522,41 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
             Some(_) => done(Change::Absent),
         },
         Call::ForgetClaimed(token) => match state {
-            Some(state)
-                if state.token == token && phase_shown(state, presence) == Phase::Claimed =>
-            {
-                done(Change::Absent)
-            }
+            Some(state) if is_claimed_under(state, presence, token) => done(Change::Absent),
             _ => told(Answer::Lost),
         },
     }
 }
 
-/// Whether a key is shown as owned.
-pub(crate) fn is_owned(
+fn is_asked(state: &KeyState, presence: Presence) -> bool {
+    presence == Presence::Asked && phase_shown(state, presence) == Phase::Interrupted
+}
+
+fn is_claimed_under(state: &KeyState, presence: Presence, token: Token) -> bool {
+    state.token == token && phase_shown(state, presence) == Phase::Claimed
+}
+
+/// Who is on a key at that time, and until when, by what memory and the key's record say. A question ends with the lease of
+/// its claimant; a detached claim needs nobody as long as its own lease runs.
+#[inline]
+pub(crate) fn on_it(
+    state: Option<&KeyState>,
     presence: Presence,
     lease_until: Option<StoreMillis>,
     now: StoreMillis,
-) -> bool {
-    presence == Presence::Owner && !has_lapsed(presence, lease_until, now)
+) -> (Presence, Option<StoreMillis>) {
+    let detached = || {
+        let claimed = state.filter(|state| state.phase == Phase::Claimed)?;
+        claimed.detached().filter(|lease| lease.until > now)
+    };
+    match presence {
+        Presence::Owner => (presence, lease_until),
+        Presence::Asked if lease_until.is_none_or(|until| until > now) => (presence, lease_until),
+        _ => match detached() {
+            Some(lease) => (Presence::Detached, Some(lease.until)),
+            None => (Presence::Nobody, None),
+        },
+    }
 }
 
 /// Whether the owner's lease has passed.
@@ -415,6 +570,7 @@ fn is_noticed_lapse(state: &KeyState, current: &Current<'_>, call: Call, now: St
     has_lapsed(current.presence, current.lease_until, now)
         && state.phase == Phase::Claimed
         && call.of_owner() != Some(state.token)
+        && !call.is_about_question()
 }
 
 /// Who is on a key, and until when, as a look shows it that changes nothing: a lease that has passed is shown as the next call
@@ -425,11 +581,17 @@ pub(crate) fn shown(
     lease_until: Option<StoreMillis>,
     now: StoreMillis,
 ) -> (Presence, Option<StoreMillis>) {
-    if !has_lapsed(presence, lease_until, now) {
-        return (presence, lease_until);
+    let is_over = has_lapsed(presence, lease_until, now);
+    let (presence, lease_until) = match is_over {
+        true => (Presence::Nobody, None),
+        false => on_it(Some(state), presence, lease_until, now),
+    };
+    // The record of a detached claim says until when it lasts, so none says that it is over.
+    let was_detached = state.phase == Phase::Claimed && state.detached().is_some();
+    if is_over || was_detached && phase_shown(state, presence) == Phase::Interrupted {
+        state.reason = Some(LEASE_PASSED.into());
     }
-    state.reason = Some(LEASE_PASSED.into());
-    (Presence::Nobody, None)
+    (presence, lease_until)
 }
 
 /// Whether a result's or an abort's retention has passed. Claims, interrupted and held keys never expire.
@@ -491,13 +653,18 @@ pub(crate) fn passes_at(until: StoreMillis) -> StoreMillis {
 /// The state in which the key is shown.
 pub(crate) fn phase_shown(state: &KeyState, presence: Presence) -> Phase {
     match (state.phase, presence) {
-        (Phase::Claimed, Presence::Owner) => Phase::Claimed,
+        (Phase::Claimed, Presence::Owner | Presence::Detached) => Phase::Claimed,
         (Phase::Claimed, _) => Phase::Interrupted,
         (phase, _) => phase,
     }
 }
 
-fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Ruling<'_> {
+fn claim(
+    state: Option<&KeyState>,
+    presence: Presence,
+    wants: Wants,
+    now: StoreMillis,
+) -> Ruling<'_> {
     let begins = Change::Claimed { from: state, open_fate: None };
     let Some(state) = state else { return granted(begins) };
     let phase = phase_shown(state, presence);
@@ -513,6 +680,7 @@ fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Ruling<'
         Phase::Failed => told(Answer::Failed),
         Phase::Held => told(Answer::Held),
         Phase::Aborted if too_many => told(Answer::TooManyAttempts),
+        Phase::Aborted if is_delayed(state, now) => told(Answer::Delayed),
         Phase::Aborted => granted(begins),
         // One is asked at a time; to all others the key is busy.
         Phase::Interrupted if presence == Presence::Asked => told(Answer::InProgress),
@@ -525,6 +693,11 @@ fn claim(state: Option<&KeyState>, presence: Presence, wants: Wants) -> Ruling<'
             }
         }
     }
+}
+
+/// Whether the next attempt at an aborted key has to wait.
+pub(crate) fn is_delayed(state: &KeyState, now: StoreMillis) -> bool {
+    state.phase == Phase::Aborted && state.retry_at().is_some_and(|at| at > now)
 }
 
 /// The last number of all stands for every attempt after it, too; tokens tell them apart.
@@ -541,6 +714,7 @@ fn mark(
     state: Option<&KeyState>,
     presence: Presence,
     fingerprint: Option<Fingerprint>,
+    now: StoreMillis,
 ) -> Ruling<'_> {
     let begins = Change::Marked { from: state };
     let Some(state) = state else { return granted(begins) };
@@ -552,6 +726,7 @@ fn mark(
         Phase::Claimed => told(Answer::InProgress),
         Phase::Completed | Phase::Failed => told(Answer::Completed),
         Phase::Interrupted | Phase::Held => told(Answer::Interrupted),
+        Phase::Aborted if is_delayed(state, now) => told(Answer::Delayed),
         Phase::Aborted => granted(begins),
     }
 }
@@ -590,27 +765,63 @@ fn is_open(phase: Phase) -> bool {
 }
 
 /// An abort speaks for its own attempt only: an older open fate leads back to interrupted, and a hold stays
-/// one until it is resolved. Either way the token is spent.
-fn aborted(state: &KeyState) -> Change<'_> {
+/// one until it is resolved. Either way the token is spent. `forgiven` of the attempts, this one, don't count.
+fn aborted(state: &KeyState, forgiven: u32) -> Change<'_> {
     match (state.phase, state.open_fate) {
-        (Phase::Held, _) => Change::Spent(state, Phase::Held),
-        (_, Some(_)) => Change::Spent(state, Phase::Interrupted),
-        (_, None) => Change::Aborted(state),
+        (Phase::Held, _) => Change::Spent(state, Phase::Held, forgiven),
+        (_, Some(_)) => Change::Spent(state, Phase::Interrupted, forgiven),
+        (_, None) => Change::Aborted(state, forgiven),
     }
 }
 
+/// The owner of a detached claim leaves it as it was: the lease runs, and the ticket attaches again.
 fn interrupt(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
     match state {
-        Some(state) if state.token == token && phase_shown(state, presence) == Phase::Claimed => {
-            done(Change::Moved(state, Phase::Interrupted))
-        }
+        Some(state) if state.token == token && presence == Presence::Owner => match state.phase {
+            Phase::Claimed if state.detached().is_some() => done(Change::Left),
+            Phase::Claimed => done(Change::Moved(state, Phase::Interrupted)),
+            _ => told(Answer::Unchanged),
+        },
         _ => told(Answer::Unchanged),
+    }
+}
+
+/// As a renewal, with a lease that is stored.
+fn detach(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
+    match state {
+        Some(state) if state.token == token => match phase_shown(state, presence) {
+            Phase::Claimed | Phase::Interrupted => done(Change::Leased(state, Presence::Nobody)),
+            Phase::Held => told(Answer::Held),
+            _ => told(Answer::Lost),
+        },
+        _ => told(Answer::Lost),
+    }
+}
+
+/// One guard at a time is attached. A late owner counts as long as nobody has taken over, so it is let in after its lease,
+/// too: there is nobody on the key then, and it can still end the claim.
+fn attach(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
+    match state {
+        Some(state) if state.token == token && is_open(state.phase) => {
+            let is_claimed = phase_shown(state, presence) == Phase::Claimed;
+            match (presence, state.detached()) {
+                (Presence::Detached, Some(lease)) => done(Change::Attached(lease)),
+                _ if is_claimed => told(Answer::Lost),
+                _ => told(Answer::Done),
+            }
+        }
+        _ => told(Answer::Lost),
     }
 }
 
 fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
     match state {
         Some(state) if state.token == token => match phase_shown(state, presence) {
+            // The lease of a detached claim is stored.
+            Phase::Claimed if state.detached().is_some() => {
+                let stays = if presence == Presence::Owner { presence } else { Presence::Nobody };
+                done(Change::Leased(state, stays))
+            }
             Phase::Claimed => done(Change::Renewed),
             Phase::Interrupted => done(Change::Moved(state, Phase::Claimed)),
             Phase::Held => told(Answer::Held),
@@ -662,8 +873,10 @@ fn next<'a>(
     let nobody = |becomes| Next { becomes, presence: Presence::Nobody, lease_until: None };
     let owner = |becomes| Next { becomes, presence: Presence::Owner, lease_until };
     match change {
-        Change::Asked => Next { presence: Presence::Asked, ..nobody(None) },
+        Change::Asked => Next { becomes: None, presence: Presence::Asked, lease_until },
         Change::Renewed => owner(None),
+        Change::Left => nobody(None),
+        Change::Attached(lease) => Next { lease_until: Some(lease.until), ..owner(None) },
         Change::Absent => nobody(Some(Becomes::Absent { memory_until: older })),
         Change::Claimed { from, open_fate } => {
             // Only an aborted request may be mended: whoever takes over goes on with the one there is.
@@ -674,6 +887,7 @@ fn next<'a>(
                 forgiven: from.map_or(0, |from| from.forgiven),
                 fingerprint: conditions.fingerprint.or(gone_on_with),
                 hold: conditions.hold,
+                extras: from.and_then(kept),
                 ..begun(Phase::Claimed, from, Lasting::hiding(older), conditions, moment)
             };
             owner(Some(Becomes::State(state)))
@@ -683,14 +897,15 @@ fn next<'a>(
             let state = begun(Phase::Completed, from, lasting, conditions, moment);
             nobody(Some(Becomes::State(state)))
         }
-        // Of an attempt with an outcome only that is of interest.
-        Change::Ended(state, phase) => {
+        // Only the outcome is of interest from then on, and who decided on it.
+        Change::Ended(state, phase, is_word) => {
             let lasting = Lasting::of_outcome(older, conditions, moment);
+            let by = if is_word { by(conditions) } else { None };
             let state = NextState {
                 open_fate: None,
                 forgiven: 0,
                 since: moment.now,
-                owner: None,
+                extras: NextExtras { by, ..NextExtras::default() }.boxed(),
                 ..gone_on(state, phase, lasting, conditions.reason, moment)
             };
             nobody(Some(Becomes::State(state)))
@@ -706,18 +921,62 @@ fn next<'a>(
             let state = gone_on(state, phase, Lasting::hiding(older), reason, moment);
             nobody(Some(Becomes::State(state)))
         }
-        Change::Spent(state, phase) => {
-            let hiding = Lasting::hiding(older);
-            let state = gone_on(state, phase, hiding, conditions.reason, moment);
-            nobody(Some(Becomes::State(NextState { token: None, ..state })))
+        Change::Spent(from, phase, forgiven) => {
+            let state = gone_on(from, phase, Lasting::hiding(older), conditions.reason, moment);
+            // A held key stays held by the word of whoever held it.
+            let by = from.by().filter(|_| phase == Phase::Held);
+            let extras = said_by(from, by);
+            let forgiven = from.forgiven + forgiven;
+            nobody(Some(Becomes::State(NextState { token: None, forgiven, extras, ..state })))
         }
-        Change::Aborted(state) => {
-            let state = aborted_with(state, state.forgiven, older, conditions, moment);
+        Change::Revoked(from) => {
+            let phase = Phase::Interrupted;
+            let state = gone_on(from, phase, Lasting::hiding(older), conditions.reason, moment);
+            nobody(Some(Becomes::State(NextState {
+                token: None,
+                open_fate: Some(from.open_fate.unwrap_or(from.token)),
+                extras: said_by(from, by(conditions)),
+                ..state
+            })))
+        }
+        Change::Held(from) => {
+            let phase = Phase::Held;
+            let state = gone_on(from, phase, Lasting::hiding(older), conditions.reason, moment);
+            let extras = said_by(from, by(conditions));
+            nobody(Some(Becomes::State(NextState { extras, ..state })))
+        }
+        Change::Progressed(from) => {
+            let state = gone_on(from, Phase::Claimed, Lasting::hiding(older), None, moment);
+            let progress = conditions.extras.and_then(|extras| extras.progress);
+            let extras =
+                NextExtras { detached: from.detached(), progress, ..NextExtras::default() };
+            let state = NextState { extras: extras.boxed(), ..state };
+            let Current { presence, lease_until, .. } = *current;
+            Next { becomes: Some(Becomes::State(state)), presence, lease_until }
+        }
+        Change::Leased(from, presence) => {
+            let state = gone_on(from, Phase::Claimed, Lasting::hiding(older), None, moment);
+            let millis = conditions.lease_ms.unwrap_or(0);
+            let until = moment.now.plus(millis);
+            let reserve = conditions.extras.map_or(0, |extras| extras.reserve);
+            let detached = Some(Lease { until, millis, reserve });
+            let lease_until = Some(until).filter(|_| presence == Presence::Owner);
+            let progress = from.progress();
+            let extras = NextExtras { detached, progress, ..NextExtras::default() }.boxed();
+            let becomes = Some(Becomes::State(NextState { extras, ..state }));
+            Next { becomes, presence, lease_until }
+        }
+        Change::Aborted(state, forgiven) => {
+            let forgiven = state.forgiven + forgiven;
+            let retry_ms = conditions.extras.and_then(|extras| extras.retry_ms);
+            let retry_at = retry_ms.map(|ms| moment.now.plus(ms));
+            let state = aborted_with(state, forgiven, retry_at, older, conditions, moment);
             nobody(Some(Becomes::State(state)))
         }
         Change::Retried(state) => {
-            let state = aborted_with(state, state.attempt, older, conditions, moment);
-            nobody(Some(Becomes::State(state)))
+            let next = aborted_with(state, state.attempt, None, older, conditions, moment);
+            let extras = said_by(state, by(conditions));
+            nobody(Some(Becomes::State(NextState { extras, ..next })))
         }
     }
 }
@@ -767,7 +1026,24 @@ fn begun<'a>(
         hold: false,
         owner: label(conditions.owner),
         reason: None,
+        extras: None,
     }
+}
+
+/// What a key keeps of its extras, whatever becomes of it, until it has an outcome.
+#[inline]
+fn kept(state: &KeyState) -> Option<Box<NextExtras<'_>>> {
+    state.extras.as_ref()?;
+    said_by(state, None)
+}
+
+/// The same, with who said the word.
+fn said_by<'a>(state: &'a KeyState, by: Option<&'a str>) -> Option<Box<NextExtras<'a>>> {
+    NextExtras { by, progress: state.progress(), ..NextExtras::default() }.boxed()
+}
+
+fn by<'a>(conditions: &Conditions<'a>) -> Option<&'a str> {
+    label(conditions.extras.and_then(|extras| extras.by))
 }
 
 /// The same attempt, in another phase.
@@ -795,13 +1071,15 @@ fn gone_on<'a>(
         hold: state.hold,
         owner: state.owner.as_deref(),
         reason: label(reason),
+        extras: kept(state),
     }
 }
 
-/// It leaves no fate open, and the key free until its retention passes.
+/// It leaves no fate open, and the key free until its retention passes, but for the time that the next attempt has to wait.
 fn aborted_with<'a>(
     state: &'a KeyState,
     forgiven: u32,
+    retry_at: Option<StoreMillis>,
     older: Option<StoreMillis>,
     conditions: &Conditions<'a>,
     moment: Moment,
@@ -809,7 +1087,13 @@ fn aborted_with<'a>(
     NextState {
         open_fate: None,
         forgiven,
-        expires_at: conditions.retention_ms.map(|ms| moment.now.plus(ms)),
+        extras: NextExtras { retry_at, progress: state.progress(), ..NextExtras::default() }
+            .boxed(),
+        // A delay outlasts the retention: to an absent key no attempt would wait.
+        expires_at: conditions
+            .retention_ms
+            .map(|ms| moment.now.plus(ms))
+            .max(retry_at.filter(|_| conditions.retention_ms.is_some())),
         ..gone_on(state, Phase::Aborted, Lasting::hiding(older), conditions.reason, moment)
     }
 }
@@ -842,6 +1126,14 @@ impl NextState<'_> {
             hold: self.hold,
             owner: self.owner.map(Arc::from),
             reason: self.reason.map(Arc::from),
+            extras: self.extras.as_deref().map(|extras| {
+                Arc::new(Extras {
+                    detached: extras.detached,
+                    retry_at: extras.retry_at,
+                    by: extras.by.map(Arc::from),
+                    progress: extras.progress.map(Arc::from),
+                })
+            }),
         }
     }
 
@@ -872,7 +1164,24 @@ impl KeyState {
             hold: false,
             owner: None,
             reason: None,
+            extras: None,
         }
+    }
+
+    pub(crate) fn detached(&self) -> Option<Lease> {
+        self.extras.as_ref()?.detached
+    }
+
+    pub(crate) fn retry_at(&self) -> Option<StoreMillis> {
+        self.extras.as_ref()?.retry_at
+    }
+
+    pub(crate) fn by(&self) -> Option<&str> {
+        self.extras.as_ref()?.by.as_deref()
+    }
+
+    pub(crate) fn progress(&self) -> Option<&[u8]> {
+        self.extras.as_ref()?.progress.as_deref()
     }
 }
 

@@ -1,12 +1,13 @@
 //! The trait that backends implement, and one call on one key with its reply as plain owned data.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::InFlight;
 use crate::Result;
 use crate::engine::{Applied, Claimed, EncodedOutcome, Found, Seen, Stored, Writing};
 use crate::operation::{Durability, Fingerprint, Key};
-use crate::protocol::{Answer, Call, Conditions, KeyState, Presence};
+use crate::protocol::{Answer, Asker, Call, CallExtras, Conditions, KeyState, Presence};
 use crate::types::StoreMillis;
 
 /// An implementation that answers the calls on a store's keys.
@@ -22,6 +23,10 @@ pub trait Backend: Send + Sync {
 
     /// Returns the length of the longest result that can be recorded, in bytes.
     fn result_bytes_max(&self) -> u32;
+
+    /// Returns the store's secret, from which tickets are made. It must be the same for every process that opens the store,
+    /// for as long as the store exists, and known to nobody else.
+    fn secret(&self) -> Result<[u8; 32]>;
 
     /// Succeeds if a claim would be accepted now, and otherwise returns the reason: `StorageFull`, `Poisoned`,
     /// `Closed`, `Forked`.
@@ -60,8 +65,6 @@ pub enum Ask {
     Look,
     /// Makes a call that the rules decide, with the values for its record.
     Call(Call, Box<Terms>),
-    /// Drops the question of this number ([`Answer::Asked`]): the claimant ended without an answer.
-    DropQuestion(u64),
 }
 
 /// Values that the record of a call contains in addition to the decision. A value that doesn't apply to the call is
@@ -87,6 +90,12 @@ pub struct Terms {
     pub owner: Option<String>,
     /// Why the attempt ends this way, for people to read.
     pub reason: Option<String>,
+    /// The name of the claimant or operator that holds, interrupts or resolves the key by this call.
+    pub by: Option<String>,
+    /// What the owner saves of its progress, as [`Encode`](crate::Encode) encodes it, after its format.
+    pub progress: Option<Vec<u8>>,
+    /// How long the next attempt has to wait after an abort, in milliseconds.
+    pub retry_millis: Option<u64>,
     /// The result or the recorded failure.
     pub outcome: Option<Stored>,
 }
@@ -94,7 +103,7 @@ pub struct Terms {
 /// The reply to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The answer that the rules give, and `Done` for [`Ask::Look`] and [`Ask::DropQuestion`].
+    /// The answer that the rules give, and `Done` for [`Ask::Look`].
     pub answer: Answer,
     /// The key as it was before the call; `None`: it was absent.
     pub found: Option<KeyView>,
@@ -113,8 +122,10 @@ pub struct KeyView {
     pub state: KeyState,
     /// Whether the key has an owner, or a claimant that was asked.
     pub presence: Presence,
-    /// When the owner's lease ends, if the claim has a lease.
+    /// When the lease of the owner, or of the claimant that was asked, ends. `None`: it has none.
     pub lease_until: Option<StoreMillis>,
+    /// The claimant that was asked, if one was.
+    pub asker: Option<Arc<Asker>>,
     /// Its outcome, if it has one.
     pub outcome: Option<Stored>,
 }
@@ -131,6 +142,7 @@ impl Request {
 impl Terms {
     fn of(writing: &Writing<'_>) -> Self {
         let conditions = &writing.conditions;
+        let extras = conditions.extras.copied().unwrap_or_default();
         Terms {
             durability: writing.level,
             reserve: writing.reserve,
@@ -141,6 +153,9 @@ impl Terms {
             hold: conditions.hold,
             owner: conditions.owner.map(str::to_owned),
             reason: conditions.reason.map(str::to_owned),
+            by: extras.by.map(str::to_owned),
+            progress: extras.progress.map(<[u8]>::to_vec),
+            retry_millis: extras.retry_ms,
             outcome: writing.outcome.map(|outcome| Stored {
                 codec: outcome.codec,
                 version: outcome.version,
@@ -150,7 +165,17 @@ impl Terms {
         }
     }
 
-    pub(super) fn writing(&self) -> Writing<'_> {
+    pub(super) fn extras(&self) -> CallExtras<'_> {
+        CallExtras {
+            by: self.by.as_deref(),
+            progress: self.progress.as_deref(),
+            retry_ms: self.retry_millis,
+            reserve: self.reserve,
+        }
+    }
+
+    /// `extras`: those of these terms.
+    pub(super) fn writing<'t>(&'t self, extras: &'t CallExtras<'t>) -> Writing<'t> {
         Writing {
             level: self.durability,
             reserve: self.reserve,
@@ -162,6 +187,7 @@ impl Terms {
                 hold: self.hold,
                 owner: self.owner.as_deref(),
                 reason: self.reason.as_deref(),
+                extras: Some(extras),
             },
             outcome: self.outcome.as_ref().map(|stored| EncodedOutcome {
                 codec: stored.codec,
@@ -182,8 +208,8 @@ impl Reply {
     pub(super) fn of_applied(applied: Applied) -> Self {
         let Applied { answer, found, claimed, now, question } = applied;
         let found = found.and_then(|found| {
-            let Found { state, presence, lease_until, outcome, .. } = *found;
-            state.map(|state| KeyView { state, presence, lease_until, outcome })
+            let Found { state, presence, lease_until, asker, outcome, .. } = *found;
+            state.map(|state| KeyView { state, presence, lease_until, asker, outcome })
         });
         Reply { answer, found, claimed, now, question }
     }
@@ -191,8 +217,8 @@ impl Reply {
     pub(super) fn of_seen(seen: Option<Seen>, now: StoreMillis) -> Self {
         let now = seen.as_ref().map_or(now, |seen| seen.now);
         let found = seen.map(|seen| {
-            let Seen { state, presence, lease_until, outcome, .. } = seen;
-            KeyView { state, presence, lease_until, outcome }
+            let Seen { state, presence, lease_until, asker, outcome, .. } = seen;
+            KeyView { state, presence, lease_until, asker, outcome }
         });
         Reply { answer: Answer::Done, found, claimed: None, now, question: 0 }
     }
@@ -200,7 +226,8 @@ impl Reply {
     pub(crate) fn into_applied(self) -> Applied {
         let Reply { answer, found, claimed, now, question } = self;
         let found = found.map(|view| {
-            Box::new(Found::elsewhere(view.state, view.presence, view.lease_until, view.outcome))
+            let KeyView { state, presence, lease_until, asker, outcome } = view;
+            Box::new(Found::elsewhere(state, presence, lease_until, asker, outcome))
         });
         Applied { answer, found, claimed, now, question }
     }
@@ -208,7 +235,8 @@ impl Reply {
     pub(super) fn into_seen(self) -> Option<Seen> {
         let now = self.now;
         self.found.map(|view| {
-            Seen::elsewhere(view.state, view.presence, view.lease_until, view.outcome, now)
+            let KeyView { state, presence, lease_until, asker, outcome } = view;
+            Seen::elsewhere(state, presence, lease_until, asker, outcome, now)
         })
     }
 }

@@ -37,6 +37,7 @@
 //!     }
 //!     // and the calls that are about no key
 //! #   fn result_bytes_max(&self) -> u32 { self.store.result_bytes_max() }
+//! #   fn secret(&self) -> Result<[u8; 32]> { self.store.secret() }
 //! #   fn check(&self) -> Result<()> { self.store.check() }
 //! #   fn sync(&self) -> Result<()> { Backend::sync(&self.store) }
 //! #   fn drain(&self) { self.store.drain() }
@@ -71,7 +72,7 @@ mod shared;
 #[cfg(feature = "backend")]
 pub use crate::engine::{Claimed, Stored};
 #[cfg(feature = "backend")]
-pub use crate::protocol::{Answer, Call, KeyState, Phase, Presence, Wants};
+pub use crate::protocol::{Answer, Asker, Call, Extras, KeyState, Lease, Phase, Presence, Wants};
 #[cfg(feature = "backend")]
 pub use crate::types::StoreMillis;
 #[cfg(feature = "backend")]

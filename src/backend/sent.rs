@@ -21,7 +21,8 @@ struct Owned {
 
 impl Asks for Owned {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        with(&self.key, self.call, &self.terms.writing())
+        let extras = self.terms.extras();
+        with(&self.key, self.call, &self.terms.writing(&extras))
     }
 }
 
@@ -54,13 +55,14 @@ fn begin(engine: &Embedded, request: Request) -> (KeyHash, Way) {
     let hash = engine.hash(&key);
     let way = match ask {
         Ask::Look => Way::Look(key),
-        Ask::DropQuestion(question) => {
+        Ask::Call(Call::DropQuestion(question), _) => {
             engine.unask(hash, question);
             Way::Told(Ok(Reply::done(engine.log.now())))
         }
         Ask::Call(Call::Interrupt(token), terms) => {
             let reason = terms.reason.as_deref().unwrap_or_default();
-            engine.let_go(&key, hash, token, false, reason, &terms.writing());
+            let extras = terms.extras();
+            engine.let_go(&key, hash, token, false, reason, &terms.writing(&extras));
             Way::Told(Ok(Reply::done(engine.log.now())))
         }
         Ask::Call(call, terms) => {
@@ -135,7 +137,8 @@ impl Drop for SentCall {
             Way::Placed(owned, done) => {
                 if let Some(claimed) = done.applied().claimed {
                     let (key, token) = (&owned.key, claimed.token);
-                    let writing = owned.terms.writing();
+                    let extras = owned.terms.extras();
+                    let writing = owned.terms.writing(&extras);
                     engine.let_go(key, self.hash, token, false, UNDELIVERED, &writing);
                 } else if done.applied().answer == Answer::Asked {
                     engine.unask(self.hash, done.applied().question);

@@ -58,6 +58,15 @@ impl Shared {
         }
     }
 
+    /// The store's secret, from which tickets are made.
+    pub(crate) fn secret(&self) -> Result<[u8; 32]> {
+        match self {
+            Shared::Embedded(embedded) => Ok(embedded.secret),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => backend.secret(),
+        }
+    }
+
     /// The hash by which the engine finds a key; other backends have none.
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
         match self {
@@ -128,8 +137,8 @@ impl Shared {
             Shared::Embedded(embedded) => embedded.unask(hash, question),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
-                let ask = Ask::DropQuestion(question);
-                drop(backend.send(Request { key: key.clone().into_owned(), ask }));
+                let call = Call::DropQuestion(question);
+                drop(backend.send(Request::of(key, call, &Writing::default())));
             }
         }
     }

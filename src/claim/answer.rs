@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::seen::{broken, expired, recorded, seen_attempt, shown_state};
-use super::{Claim, ClaimGuard, Interrupted, Mark};
+use super::{Before, Claim, ClaimGuard, Interrupted, Mark};
 use crate::backend::Shared;
 use crate::engine::Applied;
 use crate::operation::Settings;
@@ -28,7 +28,10 @@ impl Claim {
         Ok(match applied.answer {
             Answer::Granted => {
                 let claimed = applied.claimed.ok_or_else(broken)?;
-                Claim::Acquired(ClaimGuard::new(shared(), key, hash, claimed, settings, None))
+                let progress =
+                    applied.found.and_then(|found| found.state?.extras?.progress.clone());
+                let before = Before { interruption: None, progress };
+                Claim::Acquired(ClaimGuard::new(shared(), key, hash, claimed, settings, before))
             }
             Answer::Asked => {
                 let question = applied.question;
@@ -43,12 +46,17 @@ impl Claim {
                 ))
             }
             Answer::InProgress => Claim::InProgress(attempt()?),
+            Answer::Delayed => Claim::Delayed(attempt()?),
             Answer::Held => Claim::Held(attempt()?),
-            Answer::TooManyAttempts => Claim::Held(
-                attempt()?.because(
-                    "it has had as many attempts as attempts_max allows; Resolution::Retry allows as many again",
-                ),
-            ),
+            Answer::TooManyAttempts => {
+                let attempt = attempt()?;
+                let last = attempt.reason().map(|why| format!("; the last one: {why}"));
+                let reason = format!(
+                    "it has had as many attempts as attempts_max allows, Resolution::Retry allows as many again{}",
+                    last.unwrap_or_default()
+                );
+                Claim::Held(attempt.because(&reason))
+            }
             Answer::Completed => Claim::Completed(recorded(key, applied)?),
             Answer::Failed => Claim::Failed(recorded(key, applied)?),
             Answer::Mismatch => Claim::Mismatch(shown_state(key, applied)?),
@@ -64,6 +72,7 @@ impl Mark {
             Answer::Granted => Mark::First,
             Answer::Completed => Mark::Again,
             Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied)?),
+            Answer::Delayed => Mark::Delayed(seen_attempt(key, &applied)?),
             Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
             Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
             Answer::Expired => Mark::Expired(expired(applied)?),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::date::wall;
-use crate::Key;
-use crate::protocol::KeyState;
+use super::progress;
+use crate::protocol::{Asker, KeyState, Phase, is_delayed};
 use crate::types::{StoreMillis, Token};
+use crate::{Fingerprint, Key, Payload};
 
 /// One attempt at a key, as callers other than its owner see it. It is a snapshot, and does not change.
 ///
@@ -36,6 +37,8 @@ struct SeenAttempt {
     lease_until: Option<StoreMillis>,
     now: StoreMillis,
     reason: Option<Arc<str>>,
+    /// The claimant that decides about it.
+    asker: Option<Arc<Asker>>,
 }
 
 impl Attempt {
@@ -46,7 +49,14 @@ impl Attempt {
         now: StoreMillis,
     ) -> Self {
         let (key, reason) = (key.clone().into_owned(), state.reason.clone());
-        Attempt { seen: Box::new(SeenAttempt { key, state, lease_until, now, reason }) }
+        let seen = SeenAttempt { key, state, lease_until, now, reason, asker: None };
+        Attempt { seen: Box::new(seen) }
+    }
+
+    /// The same attempt, as others see it while a claimant decides about it.
+    pub(crate) fn being_decided(mut self, asker: &Arc<Asker>) -> Self {
+        self.seen.asker = Some(Arc::clone(asker));
+        self
     }
 
     pub(crate) fn because(mut self, reason: &str) -> Self {
@@ -117,7 +127,33 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn since(&self) -> SystemTime {
-        wall(self.seen.state.since, self.seen.state.wall_offset)
+        wall(self.begun(), self.seen.state.wall_offset)
+    }
+
+    fn begun(&self) -> StoreMillis {
+        self.seen.asker.as_ref().map_or(self.seen.state.since, |asker| asker.since)
+    }
+
+    /// Returns whether the attempt is over and a claimant was asked what to do about it, who has not decided yet. Then
+    /// [`owner`](Self::owner), [`since`](Self::since) and [`lease_left`](Self::lease_left) are those of that claimant.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim(Operation::new("mail-1").owner("host-3"))?);
+    /// let op = Operation::new("mail-1").owner("host-4").lease(Duration::from_secs(60));
+    /// let asked = store.claim(&op)?; // Interrupted, and host-4 looks into it
+    /// let Claim::InProgress(attempt) = store.claim("mail-1")? else { unreachable!() };
+    /// assert!(attempt.is_being_decided());
+    /// assert_eq!((attempt.number(), attempt.owner()), (1, Some("host-4")));
+    /// assert_eq!(attempt.lease_left(), Some(Duration::from_secs(60)));
+    /// # drop(asked);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn is_being_decided(&self) -> bool {
+        self.seen.asker.is_some()
     }
 
     /// Returns the owner's label, if the claim had one.
@@ -132,7 +168,10 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
-        self.seen.state.owner.as_deref()
+        match &self.seen.asker {
+            Some(asker) => asker.owner.as_deref(),
+            None => self.seen.state.owner.as_deref(),
+        }
     }
 
     /// Returns how much of the lease was left when the attempt was read; `None` without a lease.
@@ -171,6 +210,121 @@ impl Attempt {
         self.seen.reason.as_deref()
     }
 
+    /// Returns the label of the claimant or operator that held, interrupted or resolved the key by a word: the owner label
+    /// of its operation, or of the policy of its handle.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Policy, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let ann = store.with_policy(Policy::new().owner("ann"));
+    /// let Claim::Interrupted(lost) = ann.claim("mail-1")? else { unreachable!() };
+    /// lost.hold("the outbox can't be asked before Monday")?;
+    /// let Claim::Held(attempt) = store.claim("mail-1")? else { unreachable!() };
+    /// assert_eq!(attempt.decided_by(), Some("ann"));
+    /// assert_eq!(attempt.reason(), Some("the outbox can't be asked before Monday"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn decided_by(&self) -> Option<&str> {
+        self.seen.state.by()
+    }
+
+    /// Returns when the attempt ended, as the wall clock showed it then: when it was aborted, held, or noticed to be
+    /// interrupted. `None` while it is claimed, or if no record tells: for example, if its process died.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.abort("the server is down")?;
+    /// let Some(State::Aborted(attempt)) = store.get("mail-1")? else { unreachable!() };
+    /// assert!(attempt.ended_at() >= Some(attempt.since()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn ended_at(&self) -> Option<SystemTime> {
+        let state = &self.seen.state;
+        (state.phase != Phase::Claimed).then(|| wall(state.time, state.wall_offset))
+    }
+
+    /// Returns the fingerprint of the attempt's request, if it had one.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Fingerprint, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let request = Fingerprint::of("POST /mails {…}");
+    /// let mine = store.claim(Operation::new("mail-1").fingerprint(request))?;
+    /// let Claim::InProgress(attempt) = store.claim("mail-1")? else { unreachable!() };
+    /// assert_eq!(attempt.fingerprint(), Some(request));
+    /// # drop(mine);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.seen.state.fingerprint
+    }
+
+    /// Returns what the attempt, or one before it, saved last of its progress.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// claim.save_progress("file 3 of 9")?;
+    /// drop(claim);
+    /// let Some(State::Interrupted(lost)) = store.get("import")? else { unreachable!() };
+    /// let progress = lost.progress().map(|saved| saved.decode::<String>()).transpose()?;
+    /// assert_eq!(progress.as_deref(), Some("file 3 of 9"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn progress(&self) -> Option<Payload> {
+        self.seen.state.progress().and_then(progress::decode)
+    }
+
+    /// Returns for how long the next attempt has to wait, counted from when this attempt was read; `None` if it need not
+    /// wait. See [`Abort::retry_in`](crate::Abort::retry_in).
+    ///
+    /// ```
+    /// # use onlyonce::{Abort, Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.abort(Abort::new("the server is busy").retry_in(Duration::from_secs(30)))?;
+    /// # sim.advance(Duration::from_secs(10));
+    /// let Claim::Delayed(attempt) = store.claim("mail-1")? else { unreachable!() }; // 10 s later
+    /// assert_eq!(attempt.retry_in(), Some(Duration::from_secs(20)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn retry_in(&self) -> Option<Duration> {
+        let (state, now) = (&self.seen.state, self.seen.now);
+        let at = state.retry_at().filter(|_| is_delayed(state, now))?;
+        Some(Duration::from_millis(at.since(now)))
+    }
+
+    /// Returns whether the claim is detached: it lasts until its lease passes, whatever becomes of its process. See
+    /// [`ClaimGuard::detach`](crate::ClaimGuard::detach).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("job-7")? else { unreachable!() };
+    /// let _ticket = claim.detach(Duration::from_secs(900))?;
+    /// let Claim::InProgress(attempt) = store.claim("job-7")? else { unreachable!() };
+    /// assert!(attempt.is_detached());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        // One whose lease has passed is interrupted like any other, and is shown without a lease.
+        let is_claimed = self.seen.lease_until.is_some() && !self.is_being_decided();
+        is_claimed && self.seen.state.detached().is_some()
+    }
+
     /// Returns whether the attempt asked that its key be held after an interruption.
     ///
     /// ```
@@ -191,14 +345,26 @@ impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "attempt {}", self.number())?;
         if let Some(owner) = self.owner() {
-            write!(f, " by {owner}")?;
+            write!(
+                f,
+                "{} by {owner}",
+                if self.is_being_decided() { " being decided" } else { "" }
+            )?;
+        } else if self.is_being_decided() {
+            f.write_str(" being decided")?;
         }
-        write!(f, ", since {} s", self.seen.now.since(self.seen.state.since) / 1000)?;
+        write!(f, ", since {} s", self.seen.now.since(self.begun()) / 1000)?;
         if let Some(left) = self.lease_left() {
             write!(f, ", {} s left", left.as_secs())?;
         }
+        if let Some(delay) = self.retry_in() {
+            write!(f, ", to be tried again in {} s", delay.as_secs_f64().ceil())?;
+        }
         if let Some(reason) = self.reason() {
             write!(f, ", {reason}")?;
+        }
+        if let Some(by) = self.decided_by() {
+            write!(f, ", said by {by}")?;
         }
         Ok(())
     }

@@ -7,14 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, reserve};
+use super::{Attempt, Ticket, progress, reserve};
 use crate::backend::Shared;
 use crate::engine::{Claimed, EncodedOutcome, Writing};
 use crate::operation::{Settings, cut_label, encode_meta};
-use crate::protocol::{Answer, Call, Conditions};
-use crate::sync::{self, AtomicBool, Ordering};
+use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState, Presence};
+use crate::sync::{self, AtomicBool, Mutex, Ordering};
 use crate::types::{KeyHash, Token};
-use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
+use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Payload, Result};
 
 /// A granted claim, which owns the key until you end the claim. Each ending consumes the guard.
 ///
@@ -66,9 +66,20 @@ struct ClaimInner {
     attempt: u32,
     settings: Settings,
     interruption: Option<Attempt>,
+    /// What was saved last.
+    progress: Mutex<Option<Arc<[u8]>>>,
+    /// It was attached by a ticket: a drop leaves it as it was.
+    is_attached: bool,
     /// What a drop means from now on.
     drop_aborts: AtomicBool,
     has_ended: AtomicBool,
+}
+
+/// What came before a grant.
+#[derive(Default)]
+pub(crate) struct Before {
+    pub(crate) interruption: Option<Attempt>,
+    pub(crate) progress: Option<Arc<[u8]>>,
 }
 
 impl ClaimGuard {
@@ -78,7 +89,7 @@ impl ClaimGuard {
         hash: KeyHash,
         claimed: Claimed,
         settings: Settings,
-        interruption: Option<Attempt>,
+        before: Before,
     ) -> Self {
         let drop_aborts = AtomicBool::new(settings.on_drop == OnDrop::Abort);
         ClaimGuard {
@@ -89,11 +100,31 @@ impl ClaimGuard {
                 token: claimed.token,
                 attempt: claimed.attempt,
                 settings,
-                interruption,
+                interruption: before.interruption,
+                progress: Mutex::new(before.progress),
+                is_attached: false,
                 drop_aborts,
                 has_ended: AtomicBool::new(false),
             })),
         }
+    }
+
+    /// The guard of a claim that was attached by its ticket.
+    pub(crate) fn attached(
+        shared: Arc<Shared>,
+        key: &Key<'_>,
+        hash: KeyHash,
+        state: &KeyState,
+        settings: Settings,
+    ) -> Self {
+        let claimed = Claimed { token: state.token, attempt: state.attempt };
+        let progress = state.extras.as_ref().and_then(|extras| extras.progress.clone());
+        let before = Before { interruption: None, progress };
+        let mut guard = ClaimGuard::new(shared, key, hash, claimed, settings, before);
+        if let Some(inner) = Arc::get_mut(&mut guard.handle.0) {
+            inner.is_attached = true;
+        }
+        guard
     }
 
     /// Ends the claim with a result, which every later claim replays.
@@ -205,11 +236,13 @@ impl ClaimGuard {
     pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
         let why = why.into();
         let settings = &self.0.settings;
+        let extras = CallExtras { retry_ms: why.retry_ms(), ..CallExtras::default() };
         let writing = Writing {
             level: Some(settings.durability),
             conditions: Conditions {
                 retention_ms: settings.retention_ms,
                 reason: Some(why.reason()),
+                extras: Some(&extras),
                 ..Conditions::default()
             },
             ..Writing::default()
@@ -217,6 +250,80 @@ impl ClaimGuard {
         let call = Call::Abort(self.0.token);
         let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
         self.ended(done)
+    }
+
+    /// Ends the claim without an outcome and holds its key: no claim is granted, under any policy, until the key is
+    /// [resolved](crate::Store::resolve). For work that needs a person: an approval, or an effect of which nobody can say
+    /// whether it happened. What was [saved](ClaimHandle::save_progress) is shown to that person.
+    ///
+    /// The hold is durable on return, always at `Sync`. It costs one write and one sync. A reason of more than 512 bytes is
+    /// cut.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("refund-7")? else { unreachable!() };
+    /// claim.save_progress("500 EUR to Ada")?;
+    /// claim.hold("above 100 EUR somebody has to approve it")?;
+    /// let Claim::Held(attempt) = store.claim("refund-7")? else { unreachable!() };
+    /// assert_eq!(attempt.reason(), Some("above 100 EUR somebody has to approve it"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete`](Self::complete).
+    pub fn hold(self, reason: impl Into<String>) -> Result<()> {
+        self.park(&cut_label(reason.into()))
+    }
+
+    /// Hands the claim over: from now on it lasts until `lease` has passed, whatever becomes of this process, and its
+    /// ticket [attaches](crate::Store::attach) it again in any task, process or request. For work that ends elsewhere: a
+    /// job that calls back, a page that a person submits.
+    ///
+    /// Others see the key in progress meanwhile. Once the lease has passed without an ending, the key is interrupted, and
+    /// the ticket still counts until somebody took over.
+    ///
+    /// The lease is durable on return, always at `Sync`. It costs one write and one sync.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # let Claim::Acquired(claim) = store.claim("job-7")? else { unreachable!() };
+    /// let ticket = claim.detach(Duration::from_secs(3600))?;
+    /// # drop(store);
+    /// let store = sim.open()?; // after a restart
+    /// assert!(matches!(store.claim("job-7")?, Claim::InProgress(_)));
+    /// store.attach(&ticket)?.complete("done")?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// - `ClaimLost`: another attempt took over. Nothing was changed.
+    /// - `Held`: the key was held meanwhile. The guard is gone, and its attempt is not over: it is the held one.
+    /// - `Invalid` for a lease of zero, `StorageFull`, `Io`: nothing was written, and [`Error::into_claim`] returns the
+    ///   guard.
+    /// - `Indeterminate`: the claim may or may not be detached. Reopen the store and call `get`.
+    pub fn detach(self, lease: Duration) -> Result<Ticket> {
+        let lease_ms = match lease_millis(lease) {
+            Ok(lease_ms) => lease_ms,
+            Err(e) => return Err(e.giving_back(self)),
+        };
+        let inner = &self.0;
+        let reserve = inner.reserve();
+        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
+        let conditions = Conditions { lease_ms: Some(lease_ms), extras, ..Conditions::default() };
+        let writing = Writing { conditions, reserve, ..Writing::default() };
+        let call = Call::Detach(inner.token);
+        let done = inner.shared.apply(&inner.key, inner.hash, call, &writing);
+        let ticket =
+            inner.shared.secret().map(|secret| Ticket::new(&secret, &inner.key, inner.token));
+        if matches!(&done, Ok(applied) if applied.answer == Answer::Held) {
+            return Err(inner.held());
+        }
+        self.ended(done)?;
+        ticket
     }
 
     /// Returns a handle for the work. The handle can do everything except end the claim.
@@ -251,8 +358,12 @@ impl ClaimGuard {
             let outcome = Outcome::without_result(reason);
             return self.record(if failure { outcome.into_failure() } else { outcome });
         }
-        // Always at `Sync`: a held key must not be granted after a crash.
-        let conditions = Conditions { reason: Some(&reason), ..Conditions::default() };
+        self.park(&reason)
+    }
+
+    /// Always at `Sync`: a held key must not be granted after a crash.
+    fn park(self, reason: &str) -> Result<()> {
+        let conditions = Conditions { reason: Some(reason), ..Conditions::default() };
         let writing = Writing { conditions, ..Writing::default() };
         let call = Call::Park(self.0.token);
         let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
@@ -330,7 +441,7 @@ impl ClaimInner {
         if self.has_ended.swap(true, Ordering::SeqCst) {
             return;
         }
-        let abort = self.drop_aborts.load(Ordering::SeqCst);
+        let abort = !self.is_attached && self.drop_aborts.load(Ordering::SeqCst);
         self.let_go(abort, if abort { "dropped before it had an effect" } else { reason });
     }
 
@@ -340,6 +451,33 @@ impl ClaimInner {
         let conditions = Conditions { retention_ms, ..Conditions::default() };
         let writing = Writing { level: Some(level), conditions, ..Writing::default() };
         self.shared.let_go(&self.key, self.hash, self.token, abort, reason, &writing);
+    }
+
+    /// Bytes that the claim reserves for its ending.
+    fn reserve(&self) -> u64 {
+        let result_bytes_max = self.shared.result_bytes_max();
+        reserve(result_bytes_max, self.settings.reserve_bytes, self.key.bytes().len())
+    }
+
+    fn lost(&self) -> Error {
+        let message = format!(
+            "the claim on {} with token {} is lost: it has ended, or somebody took over; change nothing more",
+            self.key, self.token
+        );
+        Error::new(ErrorKind::ClaimLost, message)
+    }
+
+    fn held(&self) -> Error {
+        let message = format!("{} is held: its owner may still complete or abort", self.key);
+        Error::new(ErrorKind::Held, message)
+    }
+}
+
+/// Limited to a `u64`, which store time never reaches.
+pub(super) fn lease_millis(lease: Duration) -> Result<u64> {
+    match u64::try_from(lease.as_millis()).unwrap_or(u64::MAX) {
+        0 => Err(Error::invalid("a lease of zero lapses at once: give a longer one")),
+        millis => Ok(millis),
     }
 }
 
@@ -419,7 +557,9 @@ impl ClaimHandle {
     /// Renews the lease, which then runs for `lease` from now.
     ///
     /// A lease is kept only in memory, so the renewal doesn't have to be durable: the next open of the store finds the
-    /// attempt interrupted, even if its lease has not lapsed.
+    /// attempt interrupted, even if its lease has not lapsed. The lease of a [detached](ClaimGuard::detach) claim, which
+    /// was attached by its ticket, is recorded: its renewal is durable on return at the level of
+    /// [`claim_durability`](crate::Policy::claim_durability).
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
@@ -443,27 +583,20 @@ impl ClaimHandle {
     /// lease of zero. If a record is written (see Cost), also the errors of [`Store::claim`](crate::Store::claim).
     ///
     /// # Cost
-    /// Usually nothing is written, and the call doesn't wait. If the lease had lapsed and a claimant noticed, the claim
-    /// is written again: one write, and one sync if the claim is at `Sync`. That record is durable on return.
+    /// Usually nothing is written, and the call doesn't wait. If the lease had lapsed and a claimant noticed, or the claim
+    /// was attached, the claim is written again: one write, and one sync if the claim is at `Sync`. That record is durable
+    /// on return.
     pub fn renew(&self, lease: Duration) -> Result<()> {
-        let inner = &self.0;
-        // Limited to a `u64`, which store time never reaches.
-        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-        if lease_ms == 0 {
-            return Err(Error::invalid("a lease of zero lapses at once: renew for longer"));
-        }
+        let (inner, lease_ms) = (&self.0, lease_millis(lease)?);
         if inner.has_ended.load(Ordering::SeqCst) {
             return Err(self.lost());
         }
-        let settings = &inner.settings;
+        let reserve = inner.reserve();
+        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
         let writing = Writing {
-            level: Some(settings.claim_durability),
-            reserve: reserve(
-                inner.shared.result_bytes_max(),
-                settings.reserve_bytes,
-                inner.key.bytes().len(),
-            ),
-            conditions: Conditions { lease_ms: Some(lease_ms), ..Conditions::default() },
+            level: Some(inner.settings.claim_durability),
+            reserve,
+            conditions: Conditions { lease_ms: Some(lease_ms), extras, ..Conditions::default() },
             ..Writing::default()
         };
         let applied =
@@ -475,11 +608,100 @@ impl ClaimHandle {
                 Err(self.lost())
             }
             Answer::Done => Ok(()),
-            Answer::Held => Err(Error::new(
-                ErrorKind::Held,
-                format!("{} is held: its owner may still complete or abort", inner.key),
-            )),
+            Answer::Held => Err(inner.held()),
             _ => Err(self.lost()),
+        }
+    }
+
+    /// Saves how far the work has come: `value` replaces what was saved before. It is shown to the next attempt, if this
+    /// one is interrupted or aborted, and to operators; an outcome removes it.
+    ///
+    /// The progress is durable on return at the level of [`claim_durability`](crate::Policy::claim_durability). It costs
+    /// one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// claim.save_progress("3 of 9")?; // files imported
+    /// drop(claim); // a crash, say
+    /// let Claim::Interrupted(lost) = store.claim("import")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// let done = claim.progress().map(|saved| saved.decode::<String>()).transpose()?;
+    /// assert_eq!(done.as_deref(), Some("3 of 9"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if another attempt took over, the claim has ended, or its lease has lapsed and a claimant noticed (a
+    /// [renewal](Self::renew) may still get it back). `TooLarge` for more than 16 KiB, or more than the longest result. Also
+    /// the errors of [`Store::claim`](crate::Store::claim).
+    pub fn save_progress<V: Encode + ?Sized>(&self, value: &V) -> Result<()> {
+        let inner = &self.0;
+        let saved = progress::encode(value, inner.shared.result_bytes_max())?;
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
+        // Words of one claim go one after another: an older progress must not replace a newer one.
+        let mut newest = inner.progress.lock();
+        let extras = Some(&CallExtras { progress: Some(&saved), ..CallExtras::default() });
+        let writing = Writing {
+            level: Some(inner.settings.claim_durability),
+            reserve: inner.reserve() + saved.len() as u64,
+            conditions: Conditions { extras, ..Conditions::default() },
+            ..Writing::default()
+        };
+        let call = Call::Progress(inner.token);
+        let applied = inner.shared.apply(&inner.key, inner.hash, call, &writing)?;
+        if applied.answer != Answer::Done {
+            return Err(self.lost());
+        }
+        *newest = Some(saved.into());
+        Ok(())
+    }
+
+    /// Returns what was saved last, by this attempt or by one before it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// assert!(claim.progress().is_none());
+    /// claim.save_progress("3 of 9")?;
+    /// assert_eq!(claim.progress().unwrap().decode::<String>()?, "3 of 9");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn progress(&self) -> Option<Payload> {
+        self.0.progress.lock().as_deref().and_then(progress::decode)
+    }
+
+    /// Returns whether the claim is still this attempt's: it has not ended, its lease has not passed, and nobody took over
+    /// or revoked it. Work that takes long asks now and then, and stops.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// assert!(claim.is_live());
+    /// let Some(State::InProgress(attempt)) = store.get("import")? else { unreachable!() };
+    /// store.interrupt(&attempt, "the wrong file")?; // an operator
+    /// assert!(!claim.is_live());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// A look into memory. Once the claim is no longer live, up to one read.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        let inner = &self.0;
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return false;
+        }
+        match inner.shared.look(&inner.key, inner.hash) {
+            Ok(Some(seen)) => seen.presence == Presence::Owner && seen.state.token == inner.token,
+            // Closed, or poisoned: the work can record nothing more.
+            _ => false,
         }
     }
 
@@ -501,11 +723,7 @@ impl ClaimHandle {
     }
 
     fn lost(&self) -> Error {
-        let message = format!(
-            "the claim on {} with token {} is lost: it has ended, or somebody took over; change nothing more",
-            self.0.key, self.0.token
-        );
-        Error::new(ErrorKind::ClaimLost, message)
+        self.0.lost()
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Attempt, ClaimGuard, granting};
+use super::guard::lease_millis;
+use super::{Attempt, Before, ClaimGuard, granting};
 use crate::backend::Shared;
 use crate::engine::Writing;
-use crate::operation::Settings;
-use crate::protocol::{Answer, Call, Conditions};
+use crate::operation::{Settings, cut_label};
+use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
@@ -26,7 +28,7 @@ use crate::{Error, ErrorKind, Result};
 ///     match was_charged(lost.attempt().token()) {
 ///         Some(false) => lost.not_applied()?.complete("charged now")?, // its fate is closed
 ///         Some(true) => lost.take_over()?.complete("charged before")?, // an outcome closes it, too
-///         None => lost.hold()?,                                        // for a person to resolve
+///         None => lost.hold("the bank can't be asked")?,               // for a person to resolve
 ///     }
 /// }
 /// # assert!(matches!(store.get("charge-7")?, Some(State::Completed(_))));
@@ -117,7 +119,8 @@ impl Interrupted {
         self.decide(Call::NotApplied(self.attempt.token()))
     }
 
-    /// Holds the key: no claim is granted, under any policy, until the key is resolved.
+    /// Holds the key: no claim is granted, under any policy, until the key is resolved. `reason` says why, for people; it is
+    /// cut after 512 bytes. The owner label of your claim is kept with it, see [`Attempt::decided_by`].
     ///
     /// The hold is durable on return, always at `Sync`.
     ///
@@ -126,19 +129,52 @@ impl Interrupted {
     /// # let store = Sim::new(1).open()?;
     /// # drop(store.claim("k")?);
     /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
-    /// lost.hold()?;
+    /// lost.hold("the outbox can't be asked")?;
     /// assert!(matches!(store.claim("k")?, Claim::Held(_)));
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
     /// # Errors
     /// The errors of [`take_over`](Self::take_over).
-    pub fn hold(self) -> Result<()> {
-        self.hold_because("held by word")
+    pub fn hold(self, reason: impl Into<String>) -> Result<()> {
+        self.hold_because(&cut_label(reason.into()))
+    }
+
+    /// Takes `lease` from now on for the decision, instead of what is left of the lease of your claim. Once it has passed,
+    /// the next claimant is asked; your decision still counts until that one has decided.
+    ///
+    /// Nothing is written.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # drop(store.claim("k")?);
+    /// let op = Operation::new("k").lease(Duration::from_secs(10));
+    /// let Claim::Interrupted(lost) = store.claim(&op)? else { unreachable!() };
+    /// lost.renew(Duration::from_secs(60))?; // a person is asked
+    /// # sim.advance(Duration::from_secs(30));
+    /// assert!(matches!(store.claim("k")?, Claim::InProgress(_))); // half a minute later
+    /// # drop(lost);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if the time was up, or the attempt is no longer interrupted as you saw it. `Invalid` for a lease of zero.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let lease_ms = Some(lease_millis(lease)?);
+        let conditions = Conditions { lease_ms, ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
+        let call = Call::RenewQuestion(self.question);
+        let applied = self.shared.apply(self.attempt.key(), self.hash, call, &writing)?;
+        if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
     }
 
     pub(crate) fn hold_because(&self, reason: &str) -> Result<()> {
-        let conditions = Conditions { reason: Some(reason), ..Conditions::default() };
+        let extras = CallExtras { by: self.settings.owner.as_deref(), ..CallExtras::default() };
+        let extras = Some(&extras);
+        let conditions = Conditions { reason: Some(reason), extras, ..Conditions::default() };
         let writing = Writing { conditions, ..Writing::default() };
         let applied = self.shared.apply(
             self.attempt.key(),
@@ -161,7 +197,10 @@ impl Interrupted {
                 self.hash,
                 claimed,
                 self.settings.clone(),
-                Some(self.attempt.clone()),
+                Before {
+                    interruption: Some(self.attempt.clone()),
+                    progress: applied.found.and_then(|found| found.state?.extras?.progress.clone()),
+                },
             )),
             _ => Err(self.lost()),
         }

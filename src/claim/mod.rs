@@ -1,7 +1,7 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
-//! `guard` is the owner's side of a claim, and `interrupted` the side of a claimant that has to decide. `attempt` and
-//! `recorded` are what other callers see. `seen` converts the state found of a key into these types, and `answer`
+//! `guard` is the owner's side of a claim, `progress` what it saves on the way, and `ticket` what it hands over; `interrupted`
+//! is the side of a claimant that has to decide. `attempt` and `recorded` are what other callers see. `seen` converts the state found of a key into these types, and `answer`
 //! converts a decision of the rules into the answer.
 
 mod answer;
@@ -9,15 +9,19 @@ mod attempt;
 mod date;
 mod guard;
 mod interrupted;
+mod progress;
 mod recorded;
 pub(crate) mod seen;
+mod ticket;
 
 pub use attempt::Attempt;
 pub(crate) use date::{shown, wall, wall_millis};
+pub(crate) use guard::Before;
 pub use guard::{ClaimGuard, ClaimHandle};
 pub use interrupted::Interrupted;
 pub use recorded::{Expired, Recorded};
 pub use seen::State;
+pub use ticket::Ticket;
 
 use std::fmt;
 
@@ -69,8 +73,8 @@ pub enum Claim {
     /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), after a call of `hold`, or beyond
     /// [`attempts_max`](crate::Policy::attempts_max). [`Attempt::reason`] names the cause.
     Held(Attempt),
-    /// The last owner asked that the next attempt wait. Not implemented yet: no call of this version returns this
-    /// answer.
+    /// The last owner aborted, and asked that the next attempt wait ([`Abort::retry_in`](crate::Abort::retry_in)).
+    /// [`Attempt::retry_in`] says for how long.
     Delayed(Attempt),
     /// The key was used for another request: the fingerprints differ. Don't show the recorded state to the client.
     Mismatch(State),
@@ -248,6 +252,8 @@ pub enum Mark {
     InProgress(Attempt),
     /// An attempt ended without an outcome, or the key is held.
     Interrupted(Attempt),
+    /// The last owner aborted, and asked that the next attempt wait.
+    Delayed(Attempt),
     /// The key was used for another request: the fingerprints differ.
     Mismatch(State),
     /// The work was done, and its result is no longer kept.
@@ -283,7 +289,7 @@ impl Mark {
 /// # drop(store.claim("mail-1")?);
 /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
 /// // The outbox has no such mail, so it was not sent.
-/// assert!(store.resolve(&lost, Resolution::Retry)?);
+/// assert!(store.resolve(&lost, Resolution::retry("the outbox has no such mail"))?);
 /// assert!(matches!(store.claim("mail-1")?, Claim::Acquired(_)));
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
@@ -292,7 +298,26 @@ pub enum Resolution {
     /// Records this outcome, because the effect happened, or never will happen.
     Record(Outcome),
     /// Allows a retry, because the effect did not happen: the next claim is granted, however many attempts there were.
-    Retry,
+    /// The text says why, for people; [`retry`](Resolution::retry) makes one.
+    Retry(String),
+}
+
+impl Resolution {
+    /// Makes a [`Retry`](Resolution::Retry) with this reason.
+    ///
+    /// ```
+    /// # use onlyonce::{Resolution, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// store.resolve(&lost, Resolution::retry("the outbox has no such mail"))?;
+    /// let Some(State::Aborted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.reason(), Some("the outbox has no such mail"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn retry(reason: impl Into<String>) -> Self {
+        Resolution::Retry(reason.into())
+    }
 }
 
 /// What a grant's record says, and the space it reserves for its ending.
@@ -316,9 +341,10 @@ pub(crate) fn granting<'a>(
     }
 }
 
-/// Space for the ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields.
+/// Space for the ending's record: the result as declared, or at least an abort's labels; the key; the fixed fields. What is
+/// saved of its progress comes on top.
 pub(crate) fn reserve(result_bytes_max: u32, reserve_bytes: u32, key_bytes: usize) -> u64 {
-    let labels = 2 * crate::limits::LABEL_BYTES_MAX as u64;
+    let labels = 3 * crate::limits::LABEL_BYTES_MAX as u64;
     let content = u64::from(reserve_bytes.min(result_bytes_max)).max(labels);
     content + key_bytes as u64 + 256
 }
@@ -327,7 +353,7 @@ pub(crate) fn reserve(result_bytes_max: u32, reserve_bytes: u32, key_bytes: usiz
 mod tests {
     use super::*;
     use crate::limits::{KEY_BYTES_MAX, LABEL_BYTES_MAX, STORE_MILLIS_MAX};
-    use crate::record::{Body, Draft, Ending};
+    use crate::record::{Body, Draft, Ending, Rare};
     use crate::testing::Sim;
     use crate::types::{StoreMillis, Token};
     use crate::value::NOT_KEPT;
@@ -357,6 +383,7 @@ mod tests {
                 owner: &label,
                 reason: &label,
                 codec: NOT_KEPT,
+                rare: Some(Box::new(Rare { by: &label, ..Rare::default() })),
                 ..Body::default()
             };
             for reserve_bytes in [0, 1, 4096] {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
-use crate::protocol::{KeyState, Phase, Presence, is_expired, phase_shown};
+use crate::protocol::{Answer, KeyState, Phase, Presence, is_expired, phase_shown, shown};
 use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -69,8 +69,18 @@ pub(crate) fn in_progress(key: &Key<'_>) -> Error {
 
 pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
     let found = applied.found.as_ref().ok_or_else(broken)?;
-    let state = found.state.clone().ok_or_else(broken)?;
-    Ok(Attempt::new(key, state, found.lease_until, applied.now))
+    let mut state = found.state.clone().ok_or_else(broken)?;
+    let on_it = shown(&mut state, found.presence, found.lease_until, applied.now);
+    // Others see the claimant that was asked on the key, and not the attempt that is over.
+    let is_decided = on_it.0 == Presence::Asked && applied.answer == Answer::InProgress;
+    let is_claimed = phase_shown(&state, on_it.0) == Phase::Claimed;
+    let lease_until = on_it.1.filter(|_| is_decided || is_claimed);
+    let attempt = Attempt::new(key, state, lease_until, applied.now);
+    let asker = found.asker.as_ref().filter(|_| is_decided);
+    Ok(match asker {
+        Some(asker) => attempt.being_decided(asker),
+        None => attempt,
+    })
 }
 
 pub(crate) fn recorded(key: &Key<'_>, applied: Applied) -> Result<Recorded> {
@@ -86,7 +96,9 @@ pub(crate) fn expired(applied: Applied) -> Result<Expired> {
 pub(crate) fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
     let found = *applied.found.ok_or_else(broken)?;
     let state = found.state.ok_or_else(broken)?;
-    state_in(key, state, found.presence, found.lease_until, found.outcome, applied.now)
+    let mut state = state;
+    let (presence, lease_until) = shown(&mut state, found.presence, found.lease_until, applied.now);
+    state_in(key, state, presence, lease_until, found.outcome, applied.now)
 }
 
 /// Converts the state found of a key into the public one.
@@ -112,6 +124,7 @@ fn state_in(
     if phase == Phase::Failed {
         return Recorded::read(key, state, outcome).map(State::Failed);
     }
+    let lease_until = lease_until.filter(|_| phase == Phase::Claimed);
     let attempt = Attempt::new(key, state, lease_until, now);
     Ok(match phase {
         Phase::Claimed => State::InProgress(attempt),

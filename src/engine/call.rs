@@ -11,7 +11,8 @@ use crate::log::open::lifecycle::Inside;
 use crate::log::{NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{
-    self, Answer, Becomes, Call, Conditions, Current, KeyState, Moment, Next, Phase, Presence,
+    self, Answer, Asker, Becomes, Call, Conditions, Current, KeyState, Moment, Next, Phase,
+    Presence,
 };
 use crate::record::{Body, Record};
 use crate::sync::Ordering;
@@ -81,6 +82,7 @@ pub(crate) struct Found {
     pub(super) place: Option<Place>,
     pub(crate) lease_until: Option<StoreMillis>,
     pub(super) reserved: u64,
+    pub(crate) asker: Option<Arc<Asker>>,
     pub(crate) outcome: Option<Stored>,
     /// When the memory passes that the key has or may have from an older life.
     pub(super) memory_until: Option<StoreMillis>,
@@ -93,14 +95,16 @@ impl Found {
         state: KeyState,
         presence: Presence,
         lease_until: Option<StoreMillis>,
+        asker: Option<Arc<Asker>>,
         outcome: Option<Stored>,
     ) -> Self {
-        Found { state: Some(state), presence, lease_until, outcome, ..Found::default() }
+        Found { state: Some(state), presence, lease_until, asker, outcome, ..Found::default() }
     }
 
     pub(super) fn current(&self) -> Current<'_> {
         let Found { presence, lease_until, memory_until, .. } = *self;
-        Current { state: self.state.as_ref(), memory_until, presence, lease_until }
+        let question = self.asker.as_ref().map_or(0, |asker| asker.question);
+        Current { state: self.state.as_ref(), memory_until, presence, lease_until, question }
     }
 
     /// Returns its record, if only another record ends it.
@@ -118,6 +122,7 @@ static NOTHING: Found = Found {
     place: None,
     lease_until: None,
     reserved: 0,
+    asker: None,
     outcome: None,
     memory_until: None,
 };
@@ -186,6 +191,16 @@ pub(super) enum Again {
     NotWriting,
     Changed,
     NoMoreLsns,
+}
+
+impl Again {
+    fn of(no_room: NoRoom) -> Self {
+        match no_room {
+            NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
+            NoRoom::NotWriting => Again::NotWriting,
+            NoRoom::Full => Again::NoMoreLsns,
+        }
+    }
 }
 
 impl Engine {
@@ -323,12 +338,8 @@ impl Engine {
         let decision = protocol::decide(&known.current(), call, &writing.conditions, moment);
         let (placed, claimed, question) = match &decision.next {
             None => (None, None, 0),
-            Some(Next { becomes: None, presence: Presence::Asked, .. }) => {
-                (None, None, self.ask(shard, key, hash, known))
-            }
             Some(next @ Next { becomes: None, .. }) => {
-                note_in_memory(shard, hash, known, next);
-                (None, None, 0)
+                (None, None, self.note(shard, key, hash, known, call, next, writing, now)?)
             }
             Some(next @ Next { becomes: Some(becomes), .. }) => {
                 // A lapse is as durable as its claim.
@@ -348,18 +359,59 @@ impl Engine {
         Ok(done)
     }
 
-    /// Notes in memory that the interruption was reported to a claimant. Returns the question's number.
-    fn ask(&self, shard: &mut Shard, key: &Key<'_>, hash: KeyHash, found: &Found) -> u64 {
-        let question = self.questions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let (Some(place), Some(state)) = (found.place, &found.state) else { return question };
+    /// Changes who is on a key, and until when: that is only in memory. Returns the question's number if a claimant is
+    /// asked.
+    #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
+    fn note(
+        &self,
+        shard: &mut Shard,
+        key: &Key<'_>,
+        hash: KeyHash,
+        found: &Found,
+        call: Call,
+        next: &Next<'_>,
+        writing: &Writing<'_>,
+        now: StoreMillis,
+    ) -> Result<u64, Again> {
+        // Only what was recorded has anybody on it.
+        let (Some(place), Some(state)) = (found.place, &found.state) else { return Ok(0) };
+        let begins = match next.presence {
+            Presence::Nobody | Presence::Detached => {
+                if let Some(live) = shard.let_go(hash, place.lsn()) {
+                    self.left(&live);
+                }
+                return Ok(0);
+            }
+            Presence::Asked => !matches!(call, Call::RenewQuestion(_)),
+            Presence::Owner => found.presence != Presence::Owner,
+        };
+        if !begins {
+            let live = shard.entry_at(hash, place.lsn()).and_then(|entry| entry.live.as_mut());
+            if let Some(live) = live {
+                live.lease_until = next.lease_until;
+            }
+            return Ok(0);
+        }
+        let (mut question, mut asker, mut reserved) = (0, None, 0);
+        if next.presence == Presence::Asked {
+            question = self.questions.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            let owner = writing.conditions.owner.filter(|owner| !owner.is_empty()).map(Arc::from);
+            asker = Some(Arc::new(Asker { question, owner, since: now }));
+        } else {
+            // The ending of a detached claim has room like any other, from when it is attached.
+            let progress = state.progress().map_or(0, |progress| progress.len() as u64);
+            reserved = state.detached().map_or(0, |lease| lease.reserve) + progress;
+            self.log.reserve(reserved).map_err(Again::of)?;
+            self.in_flight.fetch_add(1, Ordering::SeqCst);
+        }
         let live = Some(Box::new(Live {
             key_kind: key.kind(),
             key: key.bytes().into(),
             state: state.clone(),
-            presence: Presence::Asked,
-            lease_until: None,
-            reserved: 0,
-            question,
+            presence: next.presence,
+            lease_until: next.lease_until,
+            reserved,
+            asker,
         }));
         match shard.entry_at(hash, place.lsn()) {
             Some(entry) => entry.live = live,
@@ -370,7 +422,15 @@ impl Engine {
                 shard.insert(Entry { hash, place, live });
             }
         }
-        question
+        Ok(question)
+    }
+
+    /// Notes that an owner or a claimant left a key without a record.
+    fn left(&self, live: &Live) {
+        if live.presence == Presence::Owner {
+            self.log.release(live.reserved);
+            self.ended_one();
+        }
     }
 
     pub(super) fn shard(&self, hash: KeyHash) -> Result<crate::sync::MutexGuard<'_, Shard>> {
@@ -412,6 +472,7 @@ impl Engine {
                 lease_until: live.lease_until,
                 place: Some(entry.place),
                 reserved: live.reserved,
+                asker: live.asker.clone(),
                 outcome: None,
                 memory_until: live.state.memory_until,
             });
@@ -480,9 +541,10 @@ impl Engine {
                         return Ok(None);
                     }
                     let mut state = state_of(&record, &body);
-                    if let Some(state) =
-                        state.as_mut().filter(|state| state.phase == Phase::Claimed)
-                    {
+                    let is_left = |state: &&mut KeyState| {
+                        state.phase == Phase::Claimed && state.detached().is_none()
+                    };
+                    if let Some(state) = state.as_mut().filter(is_left) {
                         // A claim without an ending, and without an owner in memory.
                         state.reason = Some(self.why_gone(state.since).into());
                     }
@@ -547,7 +609,10 @@ impl Engine {
             }
         };
         let room = match state.map(|state| state.phase) {
-            Some(Phase::Claimed) => Room::Reserve(writing.reserve),
+            // What the claim has reserved already stays.
+            Some(Phase::Claimed) if next.presence == Presence::Owner => {
+                Room::Reserve(writing.reserve.saturating_sub(found.reserved))
+            }
             // A mark has no reserve.
             Some(Phase::Completed) if state.is_some_and(|state| state.token.is_none()) => {
                 Room::Free
@@ -556,11 +621,7 @@ impl Engine {
             Some(_) => Room::Spend(found.reserved),
         };
         let span = Span { until, ends: found.endless() };
-        let placed = self.log.place_for(draft, room, span).map_err(|no_room| match no_room {
-            NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
-            NoRoom::NotWriting => Again::NotWriting,
-            NoRoom::Full => Again::NoMoreLsns,
-        })?;
+        let placed = self.log.place_for(draft, room, span).map_err(Again::of)?;
         if state.is_none() {
             self.forgotten.fetch_max(placed.lsn.get(), Ordering::SeqCst);
         }
@@ -576,8 +637,8 @@ impl Engine {
                 state: state.stored(own),
                 presence: next.presence,
                 lease_until: next.lease_until,
-                reserved: writing.reserve,
-                question: 0,
+                reserved: writing.reserve.max(found.reserved),
+                asker: None,
             })
         });
         match (found.presence == Presence::Owner, live.is_some()) {
@@ -643,16 +704,15 @@ impl Engine {
             (live.is_key(key.kind(), key.bytes())
                 && live.presence == Presence::Owner
                 && live.state.token == token)
-                .then_some((entry.place.lsn(), live.reserved))
+                .then_some(entry.place.lsn())
         });
-        let Some((lsn, reserved)) = place else { return };
-        if shard.let_go(hash, lsn).is_some() {
-            self.log.release(reserved);
-            self.ended_one();
+        let Some(lsn) = place else { return };
+        if let Some(live) = shard.let_go(hash, lsn) {
+            self.left(&live);
         }
     }
 
-    /// Removes a question that was dropped without a decision: the next claimant is asked.
+    /// Removes a question that was dropped without a decision: the next claimant is asked. Doesn't wait.
     pub(crate) fn unask(&self, hash: KeyHash, question: u64) {
         if let Ok(_inside) = self.enter() {
             self.drop_question(hash, question);
@@ -663,8 +723,8 @@ impl Engine {
         let Some(mut shard) = self.recent.shard(hash) else { return };
         let place = shard.candidates(hash).find_map(|entry| {
             let live = entry.live.as_ref()?;
-            (live.presence == Presence::Asked && live.question == question)
-                .then_some(entry.place.lsn())
+            let is_it = live.asker.as_ref().is_some_and(|asker| asker.question == question);
+            is_it.then_some(entry.place.lsn())
         });
         if let Some(lsn) = place {
             shard.let_go(hash, lsn);
@@ -716,12 +776,4 @@ pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Kn
 
 pub(super) fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) -> Done {
     Done { applied: Applied { answer, found, claimed: None, now, question: 0 }, placed: None }
-}
-
-/// Notes in memory until when the owner holds the key: the lease of a claim that was not detached is only there.
-fn note_in_memory(shard: &mut Shard, hash: KeyHash, found: &Found, next: &Next<'_>) {
-    let entry = found.place.and_then(|place| shard.entry_at(hash, place.lsn()));
-    if let Some(live) = entry.and_then(|entry| entry.live.as_mut()) {
-        (live.presence, live.lease_until) = (next.presence, next.lease_until);
-    }
 }

@@ -242,32 +242,43 @@ impl Engine {
                 };
                 if live.presence == Presence::Owner {
                     self.ended_one();
-                    self.interrupt_for_close(&key, entry, &live, now);
-                    left.push((key, live.state));
+                    // A detached claim outlives the process: its ticket attaches again.
+                    if self.interrupt_for_close(&key, entry, &live, now) {
+                        left.push((key, live.state));
+                    }
                 }
             }
         }
         left
     }
 
-    /// Best effort: without this record, the next open concludes the same from the claim's record.
-    fn interrupt_for_close(&self, key: &Key<'_>, entry: &mut Entry, live: &Live, now: StoreMillis) {
+    /// Returns whether the claim is interrupted. Recording that is best effort: without the record, the next open concludes
+    /// the same from the claim's record.
+    fn interrupt_for_close(
+        &self,
+        key: &Key<'_>,
+        entry: &mut Entry,
+        live: &Live,
+        now: StoreMillis,
+    ) -> bool {
         let current = Current {
             state: Some(&live.state),
             memory_until: live.state.memory_until,
             presence: live.presence,
             lease_until: live.lease_until,
+            question: 0,
         };
         let reason = Some("the store was closed");
         let conditions = Conditions { reason, ..Conditions::default() };
         let call = Call::Interrupt(live.state.token);
         let moment = self.moment(now);
         let next = protocol::decide(&current, call, &conditions, moment).next;
-        let Some(becomes) = next.and_then(|next| next.becomes) else { return };
+        let Some(becomes) = next.and_then(|next| next.becomes) else { return false };
         // The token stays, so that none is issued.
         let draft = compose(key, &becomes, 0, moment, None);
         if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
             entry.place = entry.place.moved_to(placed.lsn);
         }
+        true
     }
 }

@@ -8,8 +8,8 @@ use super::Engine;
 use super::call::EncodedOutcome;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
-use crate::protocol::{Becomes, KeyState, Moment, Phase};
-use crate::record::{Body, Draft, Ending, Kind, Record};
+use crate::protocol::{Becomes, Extras, KeyState, Lease, Moment, NextExtras, Phase};
+use crate::record::{Body, Draft, Ending, Kind, Rare, Record};
 use crate::types::StoreMillis;
 
 /// Returns the record of a key's next state. `ahead`: how far tokens run ahead of LSNs where it is placed.
@@ -60,12 +60,12 @@ pub(super) fn compose(
         hold: state.hold,
         owner: state.owner.unwrap_or(""),
         reason: state.reason.unwrap_or(""),
-        progress: &[],
+        progress: state.extras.as_ref().and_then(|extras| extras.progress).unwrap_or(&[]),
+        rare: state.extras.as_deref().and_then(rare),
         meta,
         codec,
         version,
         result,
-        rare: None,
     };
     Draft::about_key(kind, ending, &body)
 }
@@ -138,13 +138,39 @@ pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState>
         hold: body.hold,
         owner: label(body.owner),
         reason: label(body.reason),
+        extras: extras_of(body),
     })
+}
+
+/// The fields that few records have.
+#[cold]
+fn rare<'a>(extras: &NextExtras<'a>) -> Option<Box<Rare<'a>>> {
+    let lease = extras.detached;
+    let rare = Rare {
+        lease: lease.map(|Lease { until, millis, reserve }| (until, millis, reserve)),
+        retry_at: extras.retry_at,
+        by: extras.by.unwrap_or(""),
+    };
+    (rare != Rare::default()).then(|| Box::new(rare))
+}
+
+fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
+    if body.rare.is_none() && body.progress.is_empty() {
+        return None;
+    }
+    let rare = body.rare.as_deref().cloned().unwrap_or_default();
+    Some(Arc::new(Extras {
+        detached: rare.lease.map(|(until, millis, reserve)| Lease { until, millis, reserve }),
+        retry_at: rare.retry_at,
+        by: (!rare.by.is_empty()).then(|| Arc::from(rare.by)),
+        progress: (!body.progress.is_empty()).then(|| Arc::from(body.progress)),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Call, Conditions, Current, Presence, Wants, decide};
+    use crate::protocol::{Call, CallExtras, Conditions, Current, Presence, Wants, decide};
     use crate::record::Seal;
     use crate::types::{Lsn, StoreId, Token};
 
@@ -152,6 +178,7 @@ mod tests {
     const AHEAD: u64 = 5;
     const TOKEN: Token = Token(800);
     const NOW: StoreMillis = StoreMillis(90_000);
+    const LEASE: Lease = Lease { until: StoreMillis(99_000), millis: 900, reserve: 70 };
     const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 9 };
 
     /// A state with all optional fields, or with none.
@@ -173,6 +200,12 @@ mod tests {
             hold: true,
             owner: Some("its owner".into()),
             reason: Some("its reason".into()),
+            extras: Some(Arc::new(Extras {
+                detached: (phase == Phase::Claimed).then_some(LEASE),
+                retry_at: (phase == Phase::Aborted).then_some(StoreMillis(95_000)),
+                by: Some("someone".into()),
+                progress: Some(b"3 of 9"[..].into()),
+            })),
             ..bare
         }
     }
@@ -192,6 +225,11 @@ mod tests {
             Call::ResolveFail,
             Call::ResolveRetry,
             Call::ForgetClaimed,
+            Call::Withdraw,
+            Call::Progress,
+            Call::Detach,
+            Call::Attach,
+            Call::Revoke,
         ];
         let mut calls = vec![Call::Claim(Wants::default()), Call::Mark(None), Call::Forget];
         calls.extend(by_token.map(|call| call(TOKEN)));
@@ -204,6 +242,12 @@ mod tests {
             hold: true,
             owner: Some("who comes"),
             reason: Some("why"),
+            extras: Some(&CallExtras {
+                by: Some("ann"),
+                progress: Some(b"4 of 9"),
+                retry_ms: Some(500),
+                reserve: 80,
+            }),
             lease_ms: Some(10),
             retention_ms: Some(1000),
             remember_ms: Some(2000),
@@ -225,7 +269,13 @@ mod tests {
                         let state = state.as_ref();
                         let memory_until = state.and_then(|state| state.memory_until);
                         let moment = Moment { now: NOW, wall_offset };
-                        let current = Current { state, memory_until, presence, lease_until: None };
+                        let current = Current {
+                            state,
+                            memory_until,
+                            presence,
+                            lease_until: None,
+                            question: 0,
+                        };
                         let next = decide(&current, call, &conditions, moment).next;
                         if let Some(becomes) = next.and_then(|next| next.becomes) {
                             look(&becomes, moment);
@@ -288,8 +338,9 @@ mod tests {
         let key = Key::from("k");
         let state = KeyState { since: NOW, ..state(Phase::Claimed, false) };
         let presence = Presence::Owner;
+        let state = Some(&state);
         let current =
-            Current { state: Some(&state), memory_until: None, presence, lease_until: None };
+            Current { state, memory_until: None, presence, lease_until: None, question: 0 };
         let moment = Moment { now: NOW, wall_offset: 0 };
         for (call, says) in [
             (Call::Interrupt(TOKEN), Some(NOW)),

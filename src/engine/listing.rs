@@ -10,11 +10,11 @@ use std::sync::Arc;
 use super::Engine;
 use super::call::{Known, is_as_read};
 use super::compact::RecordStanding;
-use crate::index::recent::{Entry, Place};
+use crate::index::recent::{Entry, Live, Place};
 use crate::index::table::Table;
 use crate::limits;
 use crate::operation::{Durability, Key};
-use crate::protocol::{self, OpenAs, Presence};
+use crate::protocol::{self, OpenAs, Phase, Presence};
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
 use crate::{Error, Result};
 
@@ -25,7 +25,7 @@ pub(crate) struct KeyCounts {
     pub(crate) unsealed: u64,
     /// Keys that tables have, and that have an owner or a claimant.
     pub(crate) sealed_live: u64,
-    /// Since when the oldest claim is in flight: store time, and the displayed time.
+    /// Since when the oldest claim is in flight, or the oldest question open: store time, and the displayed time.
     pub(crate) oldest_claim: Option<(StoreMillis, i64)>,
     pub(crate) open: OpenCounts,
 }
@@ -45,8 +45,12 @@ impl OpenCounts {
             Some(OpenAs::Held) => self.held += 1,
             Some(OpenAs::Attempt) => {
                 let live = entry.live.as_deref();
-                let is_owned = live
-                    .is_some_and(|live| protocol::is_owned(live.presence, live.lease_until, now));
+                let is_owned = live.is_some_and(|live| {
+                    let mut state = live.state.clone();
+                    let (presence, until) = (live.presence, live.lease_until);
+                    let (presence, _) = protocol::shown(&mut state, presence, until, now);
+                    protocol::phase_shown(&state, presence) == Phase::Claimed
+                });
                 self.in_progress += u64::from(is_owned);
                 self.interrupted += u64::from(!is_owned);
             }
@@ -61,10 +65,19 @@ impl KeyCounts {
         self.unsealed += u64::from(!is_sealed);
         self.sealed_live += u64::from(is_sealed && live.is_some());
         self.open.add(entry, now);
-        if let Some(live) = live.filter(|live| live.presence == Presence::Owner) {
-            let since = (live.state.since, live.state.wall_offset);
+        if let Some(since) = live.and_then(|live| since(live, now)) {
             self.oldest_claim = Some(self.oldest_claim.map_or(since, |oldest| oldest.min(since)));
         }
+    }
+}
+
+/// Since when an owner, or a claimant that was asked, is on a key. Others see that claimant, and not the attempt that is over.
+fn since(live: &Live, now: StoreMillis) -> Option<(StoreMillis, i64)> {
+    let (state, until) = (Some(&live.state), live.lease_until);
+    match protocol::on_it(state, live.presence, until, now).0 {
+        Presence::Owner => Some((live.state.since, live.state.wall_offset)),
+        Presence::Asked => live.asker.as_ref().map(|asker| (asker.since, live.state.wall_offset)),
+        Presence::Nobody | Presence::Detached => None,
     }
 }
 

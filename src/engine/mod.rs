@@ -79,6 +79,8 @@ pub(crate) struct Engine {
     /// The error that keeps work on the index or compaction from continuing.
     trouble: Mutex<Option<Error>>,
     hasher: Hasher,
+    /// From which tickets are made. The same for as long as the store exists.
+    pub(crate) secret: [u8; 32],
     pub(crate) report: Report,
     /// When it was opened: no record written before the open is younger.
     opened: StoreMillis,
@@ -147,7 +149,7 @@ impl Engine {
         lock: Box<dyn DirLock>,
     ) -> Result<(Self, mend::Lacking)> {
         let EngineOpening { seams, dir, sizes, .. } = opening;
-        let hasher = Hasher::new(&manifest.secrets);
+        let (hasher, secret) = (Hasher::new(&manifest.secrets), manifest.secrets.derivation);
         #[cfg(any(test, feature = "testing"))]
         let hasher = hasher.masked(seams.entropy.hash_mask());
         let listed = manifest.tables.len();
@@ -188,6 +190,7 @@ impl Engine {
             checkpointed: Mutex::new(None),
             trouble: Mutex::new(None),
             hasher,
+            secret,
             report,
             result_bytes_max: opening.result_bytes_max,
             questions: AtomicU64::new(0),

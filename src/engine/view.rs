@@ -10,7 +10,7 @@ use crate::limits;
 use crate::log::Segments;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::{Durability, Key};
-use crate::protocol::{self, KeyState, Phase, Presence};
+use crate::protocol::{self, Asker, KeyState, Phase, Presence};
 use crate::sealed::EntryCursor;
 use crate::sealed::listed::ListedTable;
 use crate::sync::yield_now;
@@ -22,6 +22,7 @@ pub(crate) struct Seen {
     pub(crate) state: KeyState,
     pub(crate) presence: Presence,
     pub(crate) lease_until: Option<StoreMillis>,
+    pub(crate) asker: Option<Arc<Asker>>,
     pub(crate) outcome: Option<Stored>,
     pub(crate) now: StoreMillis,
     place: Place,
@@ -34,12 +35,13 @@ impl Seen {
         state: KeyState,
         presence: Presence,
         lease_until: Option<StoreMillis>,
+        asker: Option<Arc<Asker>>,
         outcome: Option<Stored>,
         now: StoreMillis,
     ) -> Self {
         // What the other backend shows is durable there.
         let place = Place::new(Lsn::ZERO, Durability::Lazy, None);
-        Seen { state, presence, lease_until, outcome, now, place }
+        Seen { state, presence, lease_until, asker, outcome, now, place }
     }
 }
 
@@ -87,14 +89,10 @@ impl Engine {
             if protocol::is_expired(&state, now) && !protocol::is_remembered(&state, now) {
                 return self.log.commit_earlier(place.lsn(), place.level()).map(|()| None);
             }
-            let seen = Seen {
-                state,
-                presence: Presence::Nobody,
-                lease_until: None,
-                outcome: found.outcome,
-                now,
-                place,
-            };
+            let (presence, lease_until) =
+                protocol::on_it(Some(&state), Presence::Nobody, None, now);
+            let outcome = found.outcome;
+            let seen = Seen { state, presence, lease_until, asker: None, outcome, now, place };
             return self.shown(seen).map(Some);
         }
     }
@@ -259,7 +257,8 @@ pub(crate) struct Walk {
 fn seen_live(entry: &Entry, live: &Live, now: StoreMillis) -> Seen {
     let mut state = live.state.clone();
     let (presence, lease_until) = protocol::shown(&mut state, live.presence, live.lease_until, now);
-    Seen { state, presence, lease_until, outcome: None, now, place: entry.place }
+    let asker = live.asker.clone().filter(|_| presence == Presence::Asked);
+    Seen { state, presence, lease_until, asker, outcome: None, now, place: entry.place }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 use super::tables::Tables;
 use crate::limits::{self, SHARDS};
 use crate::operation::Durability;
-use crate::protocol::{KeyState, OpenAs, Presence};
+use crate::protocol::{Asker, KeyState, OpenAs, Presence};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::{KeyHash, Lsn, StoreMillis, in_memory};
 
@@ -93,12 +93,12 @@ pub(crate) struct Live {
     pub(crate) key: Box<[u8]>,
     pub(crate) state: KeyState,
     pub(crate) presence: Presence,
-    /// Store time at which the lease lapses; `None`: it lapses with the guard.
+    /// Store time at which the lease of the owner or the claimant lapses; `None`: it lapses with the guard.
     pub(crate) lease_until: Option<StoreMillis>,
     /// Bytes kept in the log for the ending.
     pub(crate) reserved: u64,
-    /// Distinguishes one question from the next.
-    pub(crate) question: u64,
+    /// The claimant that was asked.
+    pub(crate) asker: Option<Arc<Asker>>,
 }
 
 impl Live {

@@ -159,6 +159,15 @@ impl Log {
         Ok(placed)
     }
 
+    /// Reserves space for the ending of a claim that has its record already.
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<(), NoRoom> {
+        let mut tail = self.tail.lock();
+        if !self.gate.takes_lsns() {
+            return Err(NoRoom::NotWriting);
+        }
+        tail.admit(0, Room::Reserve(bytes), self.queue.durable())
+    }
+
     /// Releases the reserve of a claim that ends without a record.
     pub(crate) fn release(&self, reserved: u64) {
         let mut tail = self.tail.lock();

@@ -297,6 +297,7 @@ impl fmt::Debug for Outcome {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Abort {
     reason: String,
+    retry: Option<Duration>,
 }
 
 impl Abort {
@@ -311,7 +312,34 @@ impl Abort {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn new(reason: impl Into<String>) -> Self {
-        Abort { reason: cut_label(reason.into()) }
+        Abort { reason: cut_label(reason.into()), retry: None }
+    }
+
+    /// Makes the next attempt wait for so long: until then a claim is answered [`Delayed`](crate::Claim::Delayed). The delay
+    /// is recorded with the abort, so it also holds after a restart.
+    ///
+    /// If an earlier attempt's fate is still open, the abort leads back to interrupted, and the delay has no effect: the next
+    /// claimant decides.
+    ///
+    /// ```
+    /// # use onlyonce::{Abort, Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.abort(Abort::new("the server is busy").retry_in(Duration::from_secs(30)))?;
+    /// assert!(matches!(store.claim("mail-1")?, Claim::Delayed(_)));
+    /// # sim.advance(Duration::from_secs(30));
+    /// assert!(matches!(store.claim("mail-1")?, Claim::Acquired(_))); // 30 s later
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn retry_in(mut self, delay: Duration) -> Self {
+        self.retry = Some(delay);
+        self
+    }
+
+    pub(crate) fn retry_ms(&self) -> Option<u64> {
+        self.retry.map(millis_up)
     }
 
     pub(crate) fn reason(&self) -> &str {

@@ -465,7 +465,7 @@ policy_setters! {
     ///     claim.abort("the server is down")?;
     /// }
     /// let Claim::Held(attempt) = store.claim(&op)? else { unreachable!() };
-    /// assert!(store.resolve(&attempt, Resolution::Retry)?); // the server is up again
+    /// assert!(store.resolve(&attempt, Resolution::retry("the server is up again"))?); // the server is up again
     /// assert!(matches!(store.claim(&op)?, Claim::Acquired(claim) if claim.attempt() == 3));
     /// # onlyonce::Result::<()>::Ok(())
     /// ```

@@ -4,21 +4,23 @@ use super::*;
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 12] = [
     "absent",
     "claimed",
+    "detached",
     "lapsed",
     "interrupted",
     "asked",
     "held",
     "aborted",
+    "delayed",
     "completed",
     "failed",
     "expired",
 ];
 
 /// The columns of a next state on the page, after the calls that lead to it and the written state.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 17] = [
     "token",
     "life",
     "open fate",
@@ -27,8 +29,12 @@ const FIELDS: [&str; 13] = [
     "since",
     "fingerprint",
     "hold",
+    "lease",
+    "retry at",
     "owner",
     "reason",
+    "by",
+    "progress",
     "expiry",
     "memory",
     "on it",
@@ -41,6 +47,8 @@ const OLDEST: Token = Token(160);
 const OTHER: Token = Token(808);
 const ATTEMPT: u32 = 5;
 const WALL: i64 = -7000;
+const QUESTION: u64 = 7;
+const OTHER_QUESTION: u64 = 8;
 
 type Row = (&'static str, Vec<&'static str>);
 
@@ -89,6 +97,7 @@ fn answer(word: &str) -> Option<Answer> {
         "mismatch" => Answer::Mismatch,
         "expired" => Answer::Expired,
         "interrupted" => Answer::Interrupted,
+        "delayed" => Answer::Delayed,
         "done" => Answer::Done,
         "nothing" => Answer::Unchanged,
         "lost" => Answer::Lost,
@@ -136,20 +145,32 @@ impl<'a> Fields<'a> {
         written: &str,
         conditions: &Conditions<'s>,
     ) -> Next<'s> {
+        let given = conditions.lease_ms.map(|ms| NOW.plus(ms));
+        let extras = conditions.extras.copied().unwrap_or_default();
+        let lease = Lease {
+            until: given.unwrap_or(NOW),
+            millis: conditions.lease_ms.unwrap_or(0),
+            reserve: extras.reserve,
+        };
         let (presence, lease_until) = match self.get("on it") {
-            "owner" => (Presence::Owner, conditions.lease_ms.map(|ms| NOW.plus(ms))),
-            "claimant" => (Presence::Asked, None),
+            "owner" if self.get("lease") == "call's" => (Presence::Owner, Some(lease.until)),
+            "owner" => (Presence::Owner, given),
+            "owner, as the lease says" => {
+                (Presence::Owner, state.and_then(|state| state.detached()).map(|lease| lease.until))
+            }
+            "claimant" => (Presence::Asked, given),
             "nobody" => (Presence::Nobody, None),
+            "stays" => (current.presence, current.lease_until),
             other => panic!("nobody is called {other}"),
         };
         let next = |becomes| Next { becomes, presence, lease_until };
         if written == "in memory" {
-            assert!(self.cells[..12].iter().all(|says| *says == "stays"), "{:?}", self.cells);
+            assert!(self.cells[..16].iter().all(|says| *says == "stays"), "{:?}", self.cells);
             return next(None);
         }
         let older = current.memory_until.filter(|until| *until > NOW);
         if written == "absent" {
-            assert!(self.cells[..11].iter().all(|says| *says == "none"), "{:?}", self.cells);
+            assert!(self.cells[..15].iter().all(|says| *says == "none"), "{:?}", self.cells);
             assert_eq!(self.get("memory"), "older");
             return next(Some(Becomes::Absent { memory_until: older }));
         }
@@ -164,9 +185,16 @@ impl<'a> Fields<'a> {
             at.unwrap_or_else(|| panic!("{field} is {says}"))
         };
         let label = |text: Option<&'s str>| text.filter(|text| !text.is_empty());
-        let expires_at = match choose("expiry", &["none", "retention"]) {
+        let retry_at = match choose("retry at", &["none", "call's"]) {
             0 => None,
-            _ => conditions.retention_ms.map(|ms| NOW.plus(ms)),
+            _ => extras.retry_ms.map(|ms| NOW.plus(ms)),
+        };
+        let retention = conditions.retention_ms.map(|ms| NOW.plus(ms));
+        let expires_at = match choose("expiry", &["none", "retention", "retention, and the delay"])
+        {
+            0 => None,
+            1 => retention,
+            _ => retention.map(|at| at.max(retry_at.unwrap_or(at))),
         };
         let own = match choose("memory", &["older", "own"]) {
             0 => None,
@@ -193,10 +221,11 @@ impl<'a> Fields<'a> {
                 1 => ATTEMPT,
                 _ => ATTEMPT + 1,
             },
-            forgiven: match choose("forgiven", &["none", "kept", "all"]) {
+            forgiven: match choose("forgiven", &["none", "kept", "all", "one more"]) {
                 0 => 0,
                 1 => kept("forgiven").unwrap().forgiven,
-                _ => ATTEMPT,
+                2 => ATTEMPT,
+                _ => state.unwrap().forgiven + 1,
             },
             since: match choose("since", &["now", "kept"]) {
                 0 => NOW,
@@ -227,6 +256,25 @@ impl<'a> Fields<'a> {
                 1 => label(conditions.reason),
                 _ => Some("its lease passed"),
             },
+            extras: NextExtras {
+                detached: match choose("lease", &["none", "kept", "call's"]) {
+                    0 => None,
+                    1 => kept("lease").unwrap().detached(),
+                    _ => Some(lease),
+                },
+                retry_at,
+                by: match choose("by", &["none", "kept", "call's"]) {
+                    0 => None,
+                    1 => kept("by").unwrap().by(),
+                    _ => label(extras.by),
+                },
+                progress: match choose("progress", &["none", "kept", "call's"]) {
+                    0 => None,
+                    1 => kept("progress").unwrap().progress(),
+                    _ => extras.progress,
+                },
+            }
+            .boxed(),
         })))
     }
 
@@ -240,8 +288,11 @@ impl<'a> Fields<'a> {
         let rest: Vec<_> = words.collect();
         let begins = self.get("attempt") != "n";
         let says = |word| rest.contains(&word);
-        assert_eq!(says("open"), self.get("open fate") == "opened", "{written}");
-        assert_eq!(says("token spent"), self.get("token") == "new" && !begins, "{written}");
+        let opens = says("open") || says("revoked");
+        assert_eq!(opens, self.get("open fate") == "opened", "{written}");
+        let spends = says("token spent") || says("revoked");
+        assert_eq!(spends, self.get("token") == "new" && !begins, "{written}");
+        assert_eq!(says("detached"), self.get("lease") == "call's", "{written}");
         assert_eq!(says("counted anew"), self.get("forgiven") == "all", "{written}");
     }
 }
@@ -255,6 +306,8 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
     let presences = [
         (Presence::Nobody, None),
         (Presence::Asked, None),
+        (Presence::Asked, Some(StoreMillis(1001))),
+        (Presence::Asked, Some(NOW)),
         owner(None),
         owner(Some(StoreMillis(1001))),
         owner(Some(NOW)),
@@ -274,7 +327,19 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
     }
     for phase in all {
         for (presence, lease_until) in presences {
-            for (open, hold, printed, forgiven, expiry, memory) in every_side() {
+            for (side, rare) in every_side().into_iter().flat_map(|side| {
+                // No rule looks at those and at the memory or the forgiven attempts.
+                let (.., forgiven, _, memory) = side;
+                let rares = if memory.is_none() && forgiven == 0 { 4 } else { 1 };
+                every_rare(phase).into_iter().take(rares).map(move |rare| (side, rare))
+            }) {
+                let (open, hold, printed, forgiven, expiry, memory) = side;
+                let (detached, retry_at, progress) = rare;
+                let runs = detached.is_some_and(|lease| lease.until > NOW);
+                // A question about a claim is only asked once its lease has passed.
+                if presence == Presence::Asked && runs {
+                    continue;
+                }
                 let may_expire = matches!(phase, Phase::Aborted | Phase::Completed | Phase::Failed);
                 let is_outcome = matches!(phase, Phase::Completed | Phase::Failed);
                 let is_remembered =
@@ -285,9 +350,13 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
                     _ if may_expire && expiry.is_some_and(|at| at <= NOW) => "absent",
                     (Phase::Claimed, Presence::Owner) if has_lapsed => "lapsed",
                     (Phase::Claimed, Presence::Owner) => "claimed",
-                    (Phase::Claimed | Phase::Interrupted, Presence::Asked) => "asked",
+                    (Phase::Claimed, _) if runs => "detached",
+                    (Phase::Claimed | Phase::Interrupted, Presence::Asked) if !has_lapsed => {
+                        "asked"
+                    }
                     (Phase::Claimed | Phase::Interrupted, _) => "interrupted",
                     (Phase::Held, _) => "held",
+                    (Phase::Aborted, _) if retry_at.is_some_and(|at| at > NOW) => "delayed",
                     (Phase::Aborted, _) => "aborted",
                     (Phase::Completed, _) => "completed",
                     (Phase::Failed, _) => "failed",
@@ -310,6 +379,13 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
                     hold,
                     owner: printed.then(|| "its owner".into()),
                     reason: open.then(|| "its reason".into()),
+                    extras: Some(Arc::new(Extras {
+                        detached,
+                        retry_at,
+                        by: hold.then(|| "someone".into()),
+                        progress: progress.map(Into::into),
+                    }))
+                    .filter(|extras| **extras != Extras::default()),
                 };
                 out.push((column, Some(state), memory_until, (presence, lease_until)));
             }
@@ -320,6 +396,22 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
 
 /// A memory that outlasts some of the new ones.
 const OLDER: StoreMillis = StoreMillis(600_001);
+
+type Rare = (Option<Lease>, Option<StoreMillis>, Option<&'static [u8]>);
+
+/// A detached claim's lease, a delay, and progress, where a phase has them.
+fn every_rare(phase: Phase) -> Vec<Rare> {
+    let times = [StoreMillis(999), NOW, StoreMillis(1001)];
+    let some: Vec<Rare> = match phase {
+        Phase::Claimed => {
+            let lease = |until| Some(Lease { until, millis: 600, reserve: 70 });
+            times.map(|until| (lease(until), None, Some(&b"4 of 9"[..]))).into()
+        }
+        Phase::Aborted => times.map(|at| (None, Some(at), Some(&b"4 of 9"[..]))).into(),
+        _ => vec![(None, None, Some(b"4 of 9"))],
+    };
+    [(None, None, None)].into_iter().chain(some).collect()
+}
 
 type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bool)>);
 
@@ -351,16 +443,51 @@ fn all_conditions() -> [Conditions<'static>; 6] {
     let (owner, reason) = (Some("who comes"), Some("why"));
     [
         none,
-        Conditions { lease_ms: Some(50), retention_ms: Some(100), owner, ..none },
-        Conditions { retention_ms: Some(100), remember_ms: Some(200), owner, reason, ..none },
+        Conditions {
+            lease_ms: Some(50),
+            retention_ms: Some(100),
+            owner,
+            extras: Some(&CallExtras { retry_ms: Some(5), reserve: 90, by: None, progress: None }),
+            ..none
+        },
+        Conditions {
+            retention_ms: Some(100),
+            remember_ms: Some(200),
+            owner,
+            reason,
+            extras: Some(&CallExtras {
+                retry_ms: Some(300),
+                reserve: 0,
+                by: Some("ann"),
+                progress: None,
+            }),
+            ..none
+        },
         Conditions {
             retention_ms: Some(0),
             remember_ms: Some(900_000),
             reason,
             hold: true,
+            extras: Some(&CallExtras {
+                retry_ms: None,
+                reserve: 0,
+                by: None,
+                progress: Some(b"5 of 9"),
+            }),
             ..none
         },
-        Conditions { lease_ms: Some(1), remember_ms: Some(200), owner: Some(""), ..none },
+        Conditions {
+            lease_ms: Some(1),
+            remember_ms: Some(200),
+            owner: Some(""),
+            extras: Some(&CallExtras {
+                retry_ms: Some(1),
+                reserve: 0,
+                by: Some(""),
+                progress: None,
+            }),
+            ..none
+        },
         Conditions {
             fingerprint: Some(Fingerprint::of("that")),
             reason: Some(""),
@@ -414,29 +541,42 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
 /// Calls that name a token, and the page's answer when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
-const BY_TOKEN: [ByToken; 13] = [
+const BY_TOKEN: [ByToken; 18] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),
     ("complete", Call::Complete, true),
     ("fail", Call::Fail, true),
     ("abort", Call::Abort, true),
+    ("withdraw", Call::Withdraw, true),
     ("park", Call::Park, true),
     ("renew", Call::Renew, true),
+    ("save_progress", Call::Progress, true),
+    ("detach", Call::Detach, true),
+    ("attach", Call::Attach, true),
     ("forget_claimed", Call::ForgetClaimed, true),
     ("the owner ends without an outcome", Call::Interrupt, false),
     ("resolve, completed", Call::ResolveComplete, false),
     ("resolve, failed", Call::ResolveFail, false),
     ("resolve, retry", Call::ResolveRetry, false),
+    ("interrupt", Call::Revoke, false),
 ];
 
 /// A call, its conditions, and the rows it falls under, the strongest first.
 type Asked = (Call, Conditions<'static>, Vec<&'static str>);
 
-fn every_call(state: Option<&KeyState>) -> Vec<Asked> {
+fn every_call(state: Option<&KeyState>, question_is_late: bool) -> Vec<Asked> {
     let mut out = every_claim(state);
     for conditions in all_conditions() {
         out.push((Call::Forget, conditions, vec!["forget"]));
+        out.push((Call::RenewQuestion(QUESTION), conditions, vec!["renew_question"]));
+        let other = Call::RenewQuestion(OTHER_QUESTION);
+        out.push((other, conditions, vec!["renew_question, another question"]));
+        let late = question_is_late.then_some("drop_question, late");
+        let rows = late.into_iter().chain(["drop_question"]).collect();
+        out.push((Call::DropQuestion(QUESTION), conditions, rows));
+        let other = Call::DropQuestion(OTHER_QUESTION);
+        out.push((other, conditions, vec!["drop_question, another question"]));
         for fingerprint in FINGERPRINTS {
             let differs = fingerprint == Some("that")
                 && state.is_some_and(|state| state.fingerprint.is_some());
@@ -451,6 +591,12 @@ fn every_call(state: Option<&KeyState>) -> Vec<Asked> {
             let older = state.is_some_and(|state| state.open_fate.is_some());
             let mut rows = Vec::new();
             rows.extend((row == "abort" && older).then_some("abort, an older fate open"));
+            rows.extend((row == "withdraw" && older).then_some("withdraw, an older fate open"));
+            let is_detached = state.is_some_and(|state| state.detached().is_some());
+            rows.extend((row == "renew" && is_detached).then_some("renew, attached"));
+            let left = "the owner ends without an outcome";
+            let attached = "the owner ends without an outcome, attached";
+            rows.extend((row == left && is_detached).then_some(attached));
             rows.push(row);
             out.push((call(TOKEN), conditions, rows));
             let stale = if is_owners {
@@ -475,10 +621,11 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
     let moment = Moment { now: NOW, wall_offset: WALL };
     for (column, state, memory_until, (presence, lease_until)) in states() {
         let at = COLUMNS.iter().position(|known| *known == column).unwrap();
-        let current = Current { state: state.as_ref(), memory_until, presence, lease_until };
+        let current = current(state.as_ref(), memory_until, presence, lease_until);
+        let question_is_late = presence == Presence::Asked && column == "interrupted";
         // An expired key is as good as absent, its fingerprint, hold and attempts included.
         let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
-        for (call, conditions, names) in every_call(alive) {
+        for (call, conditions, names) in every_call(alive, question_is_late) {
             let (row, says) = cell(&rows, &names, at);
             let (told, written) = match says.split_once(" → ") {
                 Some((told, written)) => (told, Some(written)),
@@ -515,12 +662,22 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
     println!("protocol: {} cells, {} next states, {decisions} decisions", cells.len(), nexts.len());
 }
 
+fn current<'a>(
+    state: Option<&'a KeyState>,
+    memory_until: Option<StoreMillis>,
+    presence: Presence,
+    lease_until: Option<StoreMillis>,
+) -> Current<'a> {
+    let question = if presence == Presence::Asked { QUESTION } else { 0 };
+    Current { state, memory_until, presence, lease_until, question }
+}
+
 /// A look shows the state that the next call will meet, and changes nothing.
 #[test]
 fn a_passed_lease_is_shown_as_the_next_call_will_find_it() {
     for (column, state, memory_until, (presence, lease_until)) in states() {
         let Some(state) = state.filter(|state| state.phase == Phase::Claimed) else { continue };
-        let current = Current { state: Some(&state), memory_until, presence, lease_until };
+        let current = current(Some(&state), memory_until, presence, lease_until);
         let moment = Moment { now: NOW, wall_offset: WALL };
         let next = decide(&current, Call::Forget, &Conditions::default(), moment);
         let mut seen = state.clone();
@@ -536,7 +693,17 @@ fn a_passed_lease_is_shown_as_the_next_call_will_find_it() {
             }
             _ => {
                 assert_ne!(column, "lapsed");
-                assert_eq!((seen, seen_on_it, seen_until), (state, presence, lease_until));
+                let expected = match column {
+                    "claimed" => (presence, lease_until),
+                    "detached" => (Presence::Detached, state.detached().map(|lease| lease.until)),
+                    "asked" => (presence, lease_until),
+                    _ => (Presence::Nobody, None),
+                };
+                assert_eq!((seen_on_it, seen_until), expected);
+                let is_over =
+                    state.detached().is_some() && matches!(column, "interrupted" | "asked");
+                let lapsed = is_over.then(|| LEASE_PASSED.into());
+                assert_eq!(seen, KeyState { reason: lapsed.or(state.reason.clone()), ..state });
             }
         }
     }
@@ -564,6 +731,13 @@ fn the_stored_state_is_the_decided_one() {
             hold: state.hold,
             owner: state.owner.as_deref(),
             reason: state.reason.as_deref(),
+            extras: NextExtras {
+                detached: state.detached(),
+                retry_at: state.retry_at(),
+                by: state.by(),
+                progress: state.progress(),
+            }
+            .boxed(),
         };
         assert_eq!(next.stored(OTHER), state);
         let spent = NextState { token: None, ..next.clone() };

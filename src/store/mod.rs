@@ -17,13 +17,13 @@ use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verific
 #[cfg(feature = "backend")]
 use crate::backend::{Backend, Request, Sent};
 use crate::backend::{InFlight, Shared};
-use crate::claim::seen::{in_progress, state_of};
-use crate::claim::{Attempt, Claim, Mark, Resolution, State, granting};
+use crate::claim::seen::{broken, in_progress, state_of};
+use crate::claim::{Attempt, Claim, ClaimGuard, Mark, Resolution, State, Ticket, granting};
 use crate::engine::{Batch, EncodedOutcome, Engine, Writing};
 use crate::limits;
 use crate::log::Due;
-use crate::operation::{Settings, encode_meta};
-use crate::protocol::{Answer, Call, Conditions, Wants};
+use crate::operation::{Settings, cut_label, encode_meta};
+use crate::protocol::{Answer, Call, CallExtras, Conditions, Wants};
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
@@ -289,6 +289,9 @@ impl Store {
     /// [`attempts_max`](Policy::attempts_max) is reached. Returns `false`, and changes nothing, if the key is no longer
     /// in the state that you saw.
     ///
+    /// The owner label of this handle's policy is recorded as the one that decided it, see
+    /// [`Attempt::decided_by`](crate::Attempt::decided_by).
+    ///
     /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts from zero again. Attempt
     /// numbers are not reset.
     ///
@@ -317,11 +320,15 @@ impl Store {
         let seen = attempt.token();
         let settings = self.policy.resolve()?;
         let retention = settings.retention_ms;
+        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
+        let extras = Some(&extras);
         let applied = match resolution {
-            Resolution::Retry => {
+            Resolution::Retry(reason) => {
+                let reason = cut_label(reason);
                 let conditions = Conditions {
                     retention_ms: retention,
-                    reason: Some("resolved: to be tried again"),
+                    reason: Some(&reason),
+                    extras,
                     ..Conditions::default()
                 };
                 let writing = Writing { conditions, ..Writing::default() };
@@ -336,6 +343,7 @@ impl Store {
                         retention_ms: parts.retention_ms.or(retention),
                         remember_ms: settings.remember_ms,
                         reason: Some(parts.missing.as_deref().unwrap_or("resolved")),
+                        extras,
                         ..Conditions::default()
                     },
                     outcome: Some(EncodedOutcome {
@@ -359,6 +367,86 @@ impl Store {
             Answer::Unchanged => Ok(false),
             _ => Err(in_progress(key)),
         }
+    }
+
+    /// Revokes a live claim: the attempt is interrupted, with this reason, and its owner can do nothing more. Returns
+    /// `false`, and changes nothing, if the key is no longer claimed by the attempt that you saw.
+    ///
+    /// The work itself isn't stopped: its owner learns of it by [`is_live`](crate::ClaimHandle::is_live), or by the
+    /// `ClaimLost` of its next call. What the work has done until then is unknown, so the next claimant is told of an
+    /// interrupted attempt. The claim's token is spent: a resource that remembers the greatest token it has seen refuses the
+    /// revoked owner once the next one has come.
+    ///
+    /// The change is durable on return, always at `Sync`, and costs one write and one sync. A reason of more than 512 bytes is
+    /// cut; the owner label of this handle's policy is recorded as the one that decided it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// let Some(State::InProgress(attempt)) = store.get("import")? else { unreachable!() };
+    /// assert!(store.interrupt(&attempt, "it has been stuck since Monday")?);
+    /// assert!(matches!(store.claim("import")?, Claim::Interrupted(_)));
+    /// assert_eq!(claim.complete("late").unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim`](Self::claim).
+    pub fn interrupt(&self, attempt: &Attempt, reason: impl Into<String>) -> Result<bool> {
+        let (key, reason) = (attempt.key(), cut_label(reason.into()));
+        let settings = self.policy.resolve()?;
+        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
+        let extras = Some(&extras);
+        let conditions = Conditions { reason: Some(&reason), extras, ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
+        let call = Call::Revoke(attempt.token());
+        let applied = self.shared.apply(key, self.shared.hash(key), call, &writing)?;
+        Ok(applied.answer == Answer::Done)
+    }
+
+    /// Attaches a claim that was [detached](crate::ClaimGuard::detach), and returns its guard: the same attempt, under the
+    /// same token. This handle's policy supplies the guard's durability, retention and the like.
+    ///
+    /// The claim keeps its lease, which [`renew`](crate::ClaimHandle::renew) extends. Dropping the guard without an ending
+    /// leaves the claim as it was, whatever [`OnDrop`](crate::OnDrop) says: the lease runs, and the ticket attaches again. After
+    /// the lease has passed the ticket still counts, as long as nobody took over.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Ticket, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("job-7")? else { unreachable!() };
+    /// # let text = claim.detach(Duration::from_secs(900))?.to_string();
+    /// let ticket: Ticket = text.parse()?;
+    /// match store.attach(&ticket) {
+    ///     Ok(claim) => claim.complete("done")?,
+    ///     Err(e) if e.kind() == ErrorKind::ClaimLost => println!("too late: {e}"),
+    ///     Err(e) => return Err(e),
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if the ticket is not of this store, somebody took over, the claim has ended, or a guard of it is attached
+    /// already. `StorageFull` if there is no space for its ending. Also the errors of [`claim`](Self::claim).
+    ///
+    /// # Cost
+    /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
+    pub fn attach(&self, ticket: &Ticket) -> Result<ClaimGuard> {
+        let lost = |why| Err(Error::new(ErrorKind::ClaimLost, format!("{}: {why}", ticket.key())));
+        if !ticket.is_of(&self.shared.secret()?) {
+            return lost("the ticket is not of this store");
+        }
+        let (key, settings) = (ticket.key(), self.policy.resolve()?);
+        let hash = self.shared.hash(key);
+        let call = Call::Attach(ticket.token());
+        let applied = self.shared.apply(key, hash, call, &Writing::default())?;
+        if applied.answer != Answer::Done {
+            return lost("the claim has ended, somebody took over, or it is attached already");
+        }
+        let state = applied.found.and_then(|found| found.state).ok_or_else(broken)?;
+        Ok(ClaimGuard::attached(Arc::clone(&self.shared), key, hash, &state, settings))
     }
 
     /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was

@@ -37,6 +37,10 @@ impl Backend for Store {
         self.shared.result_bytes_max()
     }
 
+    fn secret(&self) -> Result<[u8; 32]> {
+        self.shared.secret()
+    }
+
     fn check(&self) -> Result<()> {
         match &*self.shared {
             Shared::Embedded(engine) => {

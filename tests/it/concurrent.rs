@@ -28,7 +28,7 @@ struct Event {
 enum Act {
     Call {
         call: Call,
-        told: Told,
+        told: Box<Told>,
         token: Option<u64>,
     },
     /// All clocks move on.
@@ -42,10 +42,13 @@ fn after(state: &State, act: &Act) -> Option<State> {
     let (mut slot, tick) = state.clone();
     let (call, said, token) = match act {
         Act::Advance(millis) => return Some((slot, tick + millis)),
-        Act::Call { call, told, token } => (call, told, token),
+        Act::Call { call, told, token } => (call, &**told, token),
     };
     if slot.as_ref().and_then(|key| key.gone_at).is_some_and(|(at, _)| at <= tick) {
         slot = None;
+    }
+    if let Some(key) = &mut slot {
+        spec::settle(key, |(at, _)| at <= tick);
     }
     let told = spec::call(&mut slot, Now { tick, store: (tick, tick) }, call, *token);
     if !told.agrees(said.clone()) {
@@ -104,14 +107,23 @@ impl Search {
 #[test]
 fn the_checker_accepts_right_histories_and_rejects_wrong_ones() {
     let event = |begun, ended, call: &Call, told, token| {
-        let act = Act::Call { call: call.clone(), told, token };
+        let act = Act::Call { call: call.clone(), told: Box::new(told), token };
         Event { act, begun, ended }
     };
     let claim = Call::Claim { ask: PLAIN, question: 0 };
     let granted = |begun, ended, token, attempt| {
         event(begun, ended, &claim, Told::Granted { attempt }, Some(token))
     };
-    let view = spec::View { attempt: 1, token: Some(8), hold: false, left: None };
+    let view = spec::View {
+        attempt: 1,
+        token: Some(8),
+        hold: false,
+        left: None,
+        is_detached: false,
+        progress: None,
+        is_being_decided: false,
+        is_delayed: false,
+    };
     let busy = |begun, ended| event(begun, ended, &claim, Told::InProgress(view.clone()), None);
     let how = End::Success { value: vec![1], keep: None };
     let end = Call::End { token: 8, how, ask: PLAIN };
@@ -168,6 +180,8 @@ struct Player<'a> {
     /// Guards and questions: their keys, names and asks.
     guards: Vec<(usize, u64, Ask, bool)>,
     questions: Vec<(usize, u64, Option<u64>, Ask)>,
+    /// Tickets that this thread made: their keys and names.
+    tickets: Vec<(usize, u64)>,
     next_question: u64,
     history: Vec<(Option<usize>, Event)>,
 }
@@ -181,7 +195,7 @@ impl Player<'_> {
         let begun = self.moment();
         let (told, token) = self.machine.call(&self.keys[key], &call).unwrap();
         let ended = self.moment();
-        let act = Act::Call { call, told: told.clone(), token };
+        let act = Act::Call { call, told: Box::new(told.clone()), token };
         self.history.push((Some(key), Event { act, begun, ended }));
         (told, token)
     }
@@ -214,6 +228,7 @@ impl Player<'_> {
                     lease: (self.sim.is_some() && self.dice.below(2) == 0).then_some(100),
                     keep: (self.sim.is_some() && self.dice.below(3) == 0).then_some(300),
                     remember: None,
+                    delay: (self.sim.is_some() && self.dice.below(4) == 0).then_some(100),
                     claim_level: level(&mut self.dice),
                     level: level(&mut self.dice),
                     drop_aborts: self.dice.below(3) == 0,
@@ -221,11 +236,12 @@ impl Player<'_> {
                 };
                 self.claim(key, ask);
             }
-            40..60 => {
+            40..56 => {
                 let Some(at) = self.dice.index(self.guards.len()) else { return };
                 let (key, token, ask, aborts) = self.guards.swap_remove(at);
                 let value = token.to_le_bytes().to_vec();
-                let call = match self.dice.below(4) {
+                let call = match self.dice.below(5) {
+                    4 => Call::Park { token },
                     0 => Call::Drop { token, aborts, ask },
                     1 => Call::End { token, how: End::Success { value, keep: None }, ask },
                     2 => Call::End { token, how: End::Failure { value, keep: None }, ask },
@@ -233,12 +249,17 @@ impl Player<'_> {
                 };
                 self.call(key, call);
             }
+            56..60 => self.detach_or_attach(),
             60..70 => {
                 let Some(at) = self.dice.index(self.questions.len()) else { return };
                 let (key, question, seen, ask) = self.questions.swap_remove(at);
                 let words = [Word::TakeOver, Word::TakeOver, Word::NotApplied, Word::Hold];
-                let call = match self.dice.below(5) {
-                    4 => Call::DropQuestion { question },
+                let call = match self.dice.below(6) {
+                    5 if self.sim.is_some() => {
+                        self.questions.push((key, question, seen, ask));
+                        Call::RenewQuestion { question, lease: 100 }
+                    }
+                    4 | 5 => Call::DropQuestion { question },
                     word => {
                         let word = words[usize::try_from(word).unwrap()];
                         Call::Word { word, seen, ask, question }
@@ -247,18 +268,28 @@ impl Player<'_> {
                 let (_, token) = self.call(key, call);
                 self.take(key, token, ask);
             }
-            70..78 => {
+            70..74 => {
                 let guards = if self.sim.is_some() { self.guards.len() } else { 0 };
                 let Some(at) = self.dice.index(guards) else { return };
-                let (key, token, ..) = self.guards[at];
-                self.call(key, Call::Renew { token, lease: 100 });
+                let (key, token, ask, _) = self.guards[at];
+                self.call(key, Call::Renew { token, lease: 100, ask });
+            }
+            74..78 => {
+                let Some(at) = self.dice.index(self.guards.len()) else { return };
+                let (key, token, ask, _) = self.guards[at];
+                let value = self.dice.below(1000).to_string().into_bytes();
+                self.call(key, Call::Progress { token, value, ask });
             }
             78..83 => {
                 let Some(at) = self.dice.index(self.machine.seen.len()) else { return };
                 let (token, attempt) = self.machine.seen.iter().nth(at).unwrap();
                 let is_it = |key: &String| onlyonce::Key::from(key) == *attempt.key();
                 let (key, seen) = (self.keys.iter().position(is_it).unwrap(), Some(*token));
-                self.call(key, Call::Resolve { seen, how: End::Nothing });
+                let call = match self.dice.below(2) {
+                    0 => Call::Resolve { seen, how: End::Nothing },
+                    _ => Call::Revoke { seen },
+                };
+                self.call(key, call);
             }
             83..87 => drop(self.call(key, Call::Forget)),
             87..90 => drop(self.call(key, Call::Mark { ask: PLAIN })),
@@ -272,6 +303,32 @@ impl Player<'_> {
                 sim.advance(Duration::from_millis(millis));
                 let ended = self.moment();
                 self.history.push((None, Event { act: Act::Advance(millis), begun, ended }));
+            }
+        }
+    }
+}
+
+impl Player<'_> {
+    fn detach_or_attach(&mut self) {
+        // On a real disk the lease is to outlast the run.
+        let lease = if self.sim.is_some() { 200 } else { 3_600_000 };
+        if self.dice.below(2) == 0 {
+            let Some(at) = self.dice.index(self.guards.len()) else { return };
+            let (key, token, ..) = self.guards.swap_remove(at);
+            let (told, _) = self.call(key, Call::Detach { token, lease });
+            if told == Told::Yes {
+                self.tickets.push((key, token));
+            }
+        } else {
+            let Some(at) = self.dice.index(self.tickets.len()) else { return };
+            let (key, token) = self.tickets[at];
+            // This thread's own guard of it is known; another one would be dropped here.
+            if self.guards.iter().any(|(_, known, ..)| *known == token) {
+                return;
+            }
+            let (told, _) = self.call(key, Call::Attach { token });
+            if told == Told::Yes {
+                self.guards.push((key, token, PLAIN, false));
             }
         }
     }
@@ -297,6 +354,7 @@ fn play(store: &Store, sim: Option<&Sim>, threads: u64, keys: u64, calls: u64, s
                         keys,
                         guards: Vec::new(),
                         questions: Vec::new(),
+                        tickets: Vec::new(),
                         next_question: thread << 32,
                         history: Vec::new(),
                     };

@@ -71,7 +71,7 @@ fn work(sim: &Sim, store: &Store) -> Vec<ClaimGuard> {
     drop(acquired(claim(Operation::new("parked").on_interrupted(OnInterrupted::Hold))));
     drop(acquired(claim(Operation::new("held"))));
     let Claim::Interrupted(lost) = claim(Operation::new("held")) else { panic!() };
-    lost.hold().unwrap();
+    lost.hold("held by word").unwrap();
     // Taken over and aborted: the first attempt's fate stays open.
     drop(acquired(claim(Operation::new("open"))));
     let Claim::Interrupted(lost) = claim(Operation::new("open")) else { panic!() };

@@ -486,7 +486,7 @@ fn a_failed_hold_or_mark_keeps_no_key_in_memory() {
     store.sync().unwrap();
     let Claim::Interrupted(lost) = store.claim("old").unwrap() else { panic!() };
     sim.fail_sync(0, DiskFault::Io);
-    assert_eq!(lost.hold().unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(lost.hold("held by a test").unwrap_err().kind(), ErrorKind::Indeterminate);
     assert_eq!(store.get("old").unwrap_err().kind(), ErrorKind::Indeterminate);
     assert_eq!(store.get("other").unwrap().map(drop), None);
 }

@@ -11,13 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Durability, ErrorKind, OnDrop, Outcome, Store};
+use onlyonce::{Durability, ErrorKind, OnDrop, Outcome, State, Store};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 
 use crate::machine::Machine;
-use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Told, Word};
+use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Shown, Told, Word};
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 const DAY: u64 = 86_400_000;
@@ -32,6 +32,15 @@ enum Op {
     End(usize, End),
     TooLarge(usize),
     Drop(usize),
+    /// The owner holds its key.
+    Park(usize),
+    Progress(usize, u8),
+    Detach(usize, u64),
+    /// By one of the tickets there ever were.
+    Attach(usize),
+    RenewQuestion(usize, u64),
+    /// An operator interrupts an attempt that was shown.
+    Revoke(usize),
     OnDrop(usize, bool),
     Renew(usize, u64),
     RenewAny(usize, u64),
@@ -76,21 +85,20 @@ fn ask() -> impl Strategy<Value = Ask> {
     let hold = prop_oneof![3 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))];
     let max = prop_oneof![4 => Just(None), 1 => (1..4_u32).prop_map(Some)];
     let print = prop_oneof![2 => Just(None), 1 => (0..2_u8).prop_map(Some)];
-    (print, lease, hold, max, keep, remember, level(), level(), any::<bool>(), 0..8_u8).prop_map(
-        |(print, lease, hold, max, keep, remember, claim_level, level, drop_aborts, strict)| Ask {
+    let delay = prop_oneof![3 => Just(None), 1 => Just(Some(8_000)), 1 => Just(Some(DAY / 2))];
+    let levels = (level(), level());
+    (print, lease, hold, max, keep, remember, delay, levels, any::<bool>(), 0..8_u8).prop_map(
+        |(print, lease, hold, max, keep, remember, delay, levels, drop_aborts, strict)| Ask {
             print,
             lease,
             hold,
             max,
             keep,
             remember,
+            delay,
             // Now and then Hold with a weaker level, which is refused.
-            claim_level: if hold == Some(true) && strict > 0 {
-                Durability::Sync
-            } else {
-                claim_level
-            },
-            level,
+            claim_level: if hold == Some(true) && strict > 0 { Durability::Sync } else { levels.0 },
+            level: levels.1,
             drop_aborts,
         },
     )
@@ -135,6 +143,12 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (one(), end()).prop_map(|(at, end)| Op::End(at, end)),
         1 => one().prop_map(Op::TooLarge),
         4 => one().prop_map(Op::Drop),
+        1 => one().prop_map(Op::Park),
+        3 => (one(), any::<u8>()).prop_map(|(at, byte)| Op::Progress(at, byte)),
+        2 => (one(), prop_oneof![Just(9_000_u64), Just(DAY)]).prop_map(|(at, lease)| Op::Detach(at, lease)),
+        3 => one().prop_map(Op::Attach),
+        1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::RenewQuestion(at, lease)),
+        1 => one().prop_map(Op::Revoke),
         1 => (one(), any::<bool>()).prop_map(|(at, aborts)| Op::OnDrop(at, aborts)),
         1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::Renew(at, lease)),
         1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::RenewAny(at, lease)),
@@ -167,7 +181,7 @@ impl Stage {
     fn of(said: &Told) -> Self {
         match said {
             Told::State(None) => Stage::Gone,
-            Told::State(Some(spec::Shown::Expired)) => Stage::Remembered,
+            Told::State(Some(Shown::Expired)) => Stage::Remembered,
             _ => Stage::Kept,
         }
     }
@@ -187,6 +201,8 @@ struct Guard {
     token: u64,
     ask: Ask,
     aborts: bool,
+    /// By a ticket: a drop leaves the claim as it was, whatever else was said.
+    is_attached: bool,
 }
 
 struct Question {
@@ -205,6 +221,8 @@ struct World {
     questions: Vec<Question>,
     /// Attempts that were shown at any time: key and token.
     attempts: Vec<(usize, u64)>,
+    /// Tickets that were made at any time: key, token and text.
+    tickets: Vec<(usize, u64, String)>,
     next_question: u64,
 
     /// The written records in order: the key, and its state from then on.
@@ -244,6 +262,7 @@ impl World {
             guards: Vec::new(),
             questions: Vec::new(),
             attempts: Vec::new(),
+            tickets: Vec::new(),
             next_question: 0,
             log: Vec::new(),
             written: 0,
@@ -341,6 +360,52 @@ impl World {
                 let Guard { key, token, ask, .. } = self.guards.remove(at);
                 self.call(key, &Call::End { token, how: how.clone(), ask });
             }
+            Op::Park(at) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, .. } = self.guards.remove(at);
+                self.call(key, &Call::Park { token });
+            }
+            Op::Progress(at, byte) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, ask, .. } = self.guards[at];
+                let value = vec![*byte; usize::from(*byte) * 4];
+                self.call(key, &Call::Progress { token, value, ask });
+            }
+            Op::Detach(at, lease) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, .. } = self.guards.remove(at);
+                let (told, _) = self.call(key, &Call::Detach { token, lease: *lease });
+                if told == Told::Yes {
+                    let text = self.machine().tickets[&token].clone();
+                    self.tickets.retain(|(_, known, _)| *known != token);
+                    self.tickets.push((key, token, text));
+                }
+            }
+            Op::Attach(at) => {
+                let Some(at) = pick(*at, self.tickets.len()) else { return };
+                let (key, token, text) = self.tickets[self.tickets.len() - 1 - at].clone();
+                // This process has one already, which would be dropped here.
+                if self.guards.iter().any(|guard| guard.token == token) {
+                    return;
+                }
+                self.machine().tickets.insert(token, text);
+                let (told, _) = self.call(key, &Call::Attach { token });
+                if told == Told::Yes {
+                    // It takes the store's policy, and a drop leaves the claim as it was.
+                    let ask = spec::PLAIN;
+                    self.guards.push(Guard { key, token, ask, aborts: false, is_attached: true });
+                }
+            }
+            Op::RenewQuestion(at, lease) => {
+                let Some(at) = pick(*at, self.questions.len()) else { return };
+                let Question { key, id, .. } = self.questions[at];
+                self.call(key, &Call::RenewQuestion { question: id, lease: *lease });
+            }
+            Op::Revoke(at) => {
+                let Some(at) = pick(*at, self.attempts.len().min(8)) else { return };
+                let (key, token) = self.attempts[self.attempts.len() - 1 - at];
+                self.call(key, &Call::Revoke { seen: Some(token) });
+            }
             Op::TooLarge(at) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
                 let token = self.guards[at].token;
@@ -354,27 +419,29 @@ impl World {
             }
             Op::Drop(at) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
-                let Guard { key, token, ask, aborts } = self.guards.remove(at);
+                let Guard { key, token, ask, aborts, .. } = self.guards.remove(at);
                 self.call(key, &Call::Drop { token, aborts, ask });
             }
             Op::OnDrop(at, aborts) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
-                self.guards[at].aborts = *aborts;
+                self.guards[at].aborts = *aborts && !self.guards[at].is_attached;
                 let token = self.guards[at].token;
                 let word = if *aborts { OnDrop::Abort } else { OnDrop::Interrupt };
                 self.machine().guards[&token].on_drop(word);
             }
             Op::Renew(at, lease) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
-                let Guard { key, token, .. } = self.guards[at];
-                self.call(key, &Call::Renew { token, lease: *lease });
+                let Guard { key, token, ask, .. } = self.guards[at];
+                self.call(key, &Call::Renew { token, lease: *lease, ask });
             }
             Op::RenewAny(at, lease) => {
                 // A handle may outlive its guard, and its key.
                 let Some(at) = pick(*at, self.machine().handles.len()) else { return };
                 let (token, handle) = self.machine().handles.iter().rev().nth(at).unwrap();
                 let (token, key) = (*token, at_of(handle.key()));
-                self.call(key, &Call::Renew { token, lease: *lease });
+                let guard = self.guards.iter().find(|guard| guard.token == token);
+                let ask = guard.map_or(spec::PLAIN, |guard| guard.ask);
+                self.call(key, &Call::Renew { token, lease: *lease, ask });
             }
             Op::Resolve(at, how) => {
                 // The newest are most likely to be the current state.
@@ -467,7 +534,7 @@ impl World {
                 told,
                 Told::InProgress(_)
                     | Told::Busy
-                    | Told::State(Some(spec::Shown::Running(_)))
+                    | Told::State(Some(Shown::Running(_)))
                     | Told::Invalid
             );
         let durable_part = |key: &Option<Key>| {
@@ -541,6 +608,7 @@ impl World {
 
     /// Removes the key if its retention, or its memory, has expired. Where the clocks leave that open, the store decides.
     fn expire(&mut self, key: usize) {
+        self.pass(key);
         let Some(state) = self.keys[key].clone() else { return };
         let stages = self.stages(key, &state);
         let stage = match stages.as_slice() {
@@ -562,9 +630,24 @@ impl World {
         }
     }
 
+    /// Ends a detached claim's lease, or a delay, that has passed. Where the clocks leave that open, the store decides.
+    fn pass(&mut self, key: usize) {
+        let Some(mut state) = self.keys[key].clone() else { return };
+        let (now, store) = (self.store_time, self.machine().store.clone());
+        spec::settle(&mut state, |bounds| {
+            has_passed(bounds, now).unwrap_or_else(|| match store.get(KEYS[key]).unwrap() {
+                Some(State::InProgress(_)) => false,
+                Some(State::Aborted(attempt)) => attempt.retry_in().is_none(),
+                _ => true,
+            })
+        });
+        self.keys[key] = Some(state);
+    }
+
     fn take_grant(&mut self, key: usize, token: Option<u64>, ask: &Ask) {
         if let Some(token) = token {
-            self.guards.push(Guard { key, token, ask: *ask, aborts: ask.drop_aborts });
+            let aborts = ask.drop_aborts;
+            self.guards.push(Guard { key, token, ask: *ask, aborts, is_attached: false });
         }
     }
 
@@ -648,7 +731,7 @@ impl World {
                 }
                 drop(questions);
                 for guard in std::mem::take(&mut self.guards) {
-                    let Guard { key, token, ask, aborts } = guard;
+                    let Guard { key, token, ask, aborts, .. } = guard;
                     drop(guards.remove(&token));
                     let before = self.keys[key].clone();
                     let call = Call::Drop { token, aborts, ask };
@@ -758,12 +841,30 @@ impl World {
                     return None;
                 }
             }
+            if let Some(slot) = &mut slot {
+                spec::settle(slot, |bounds| {
+                    has_passed(bounds, self.store_time).unwrap_or(match said {
+                        Told::State(Some(Shown::Running(_))) => false,
+                        Told::State(Some(Shown::Aborted(view))) => !view.is_delayed,
+                        _ => true,
+                    })
+                });
+            }
             let told = spec::call(&mut slot, self.now(), &Call::Get, None);
             if !told.agrees(said.clone()) {
                 return None;
             }
         }
         Some((len, keys))
+    }
+}
+
+/// Whether a time between these bounds has passed at a time between those; `None` if that can't be told.
+fn has_passed((earliest, latest): (u64, u64), (now_least, now_most): (u64, u64)) -> Option<bool> {
+    match (latest <= now_least, earliest > now_most) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
     }
 }
 

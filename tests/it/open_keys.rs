@@ -104,7 +104,7 @@ fn call(store: &Store, dice: &mut Dice, kept: &mut Vec<ClaimGuard>, filler: &mut
             Claim::Acquired(guard) => end(guard, dice, kept),
             Claim::Interrupted(lost) => match dice.below(5) {
                 0 => drop(lost),
-                1 => lost.hold().unwrap(),
+                1 => lost.hold("held by a test").unwrap(),
                 2 => end(lost.not_applied().unwrap(), dice, kept),
                 _ => end(lost.take_over().unwrap(), dice, kept),
             },
@@ -113,7 +113,7 @@ fn call(store: &Store, dice: &mut Dice, kept: &mut Vec<ClaimGuard>, filler: &mut
         5 => match store.get(&key).unwrap() {
             Some(State::Held(lost) | State::Interrupted(lost)) => {
                 let resolution = match dice.below(2) {
-                    0 => Resolution::Retry,
+                    0 => Resolution::retry("to be tried again"),
                     _ => Resolution::Record(Outcome::success("found")),
                 };
                 let _ = store.resolve(&lost, resolution).unwrap();
@@ -266,7 +266,7 @@ fn five_among(sim: &Sim, filler: u64) -> (Store, ClaimGuard) {
             sim.advance(Duration::from_secs(1));
             drop(store.claim("d").unwrap());
             let Claim::Interrupted(lost) = store.claim("d").unwrap() else { panic!() };
-            lost.hold().unwrap();
+            lost.hold("held by a test").unwrap();
             sim.advance(Duration::from_secs(1));
             drop(store.claim("c").unwrap());
         }

@@ -223,8 +223,11 @@ fn operator(store: &Store) -> Result<Vec<String>, Error> {
     let Some(State::Held(a) | State::Interrupted(a)) = store.get("task-42")? else {
         return Ok(seen);
     };
-    let decision =
-        if psp_has(&a) { Resolution::Record(Outcome::success("paid")) } else { Resolution::Retry };
+    let decision = if psp_has(&a) {
+        Resolution::Record(Outcome::success("paid"))
+    } else {
+        Resolution::retry("the provider has no such charge")
+    };
     if !store.resolve(&a, decision)? {
         seen.push("changed meanwhile".to_owned());
     }

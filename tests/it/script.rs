@@ -586,7 +586,7 @@ impl<'s> World<'s> {
             Op::NotApplied(key, level) => self.word(key, *level, |lost| lost.not_applied())?,
             Op::Hold(key) => {
                 let Claim::Interrupted(lost) = self.store().claim(key)? else { panic!("{key}") };
-                lost.hold()?;
+                lost.hold("held by a test")?;
                 Sync
             }
             Op::Renew(key) => {
@@ -607,7 +607,7 @@ impl<'s> World<'s> {
                     Err(error.into())
                 };
             }
-            Op::ResolveRetry(key) => self.resolve(key, Resolution::Retry)?,
+            Op::ResolveRetry(key) => self.resolve(key, Resolution::retry("to be tried again"))?,
             Op::Resolve(key, value) => {
                 self.resolve(key, Resolution::Record(Outcome::success(value)))?
             }

@@ -167,7 +167,7 @@ pub(crate) fn resolve_held(run: &Run) -> Result<Resolved> {
             }
             None => {
                 resolved.retried += 1;
-                Resolution::Retry
+                Resolution::retry("no effect is recorded")
             }
         };
         // It names the attempt that was looked into: had another one begun meanwhile, nothing would change.

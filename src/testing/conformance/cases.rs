@@ -49,7 +49,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         drop g => yes
         get k => interrupted 1
         claim k as q => asked 1
-        claim k => in progress 1
+        claim k => being decided 1
         get k => interrupted 1
         drop q => yes
         claim k => asked 1",
@@ -765,5 +765,297 @@ pub(super) const CASES: &[(&str, &str)] = &[
         wait 100
         forget k => yes
         abort g => lost",
+    ),
+    (
+        "an abort may ask that the next attempt wait",
+        "
+        claim k as g => granted 1
+        abort g +delay=500 => yes
+        get k => aborted 1
+        claim k => delayed 1
+        mark k => delayed 1
+        restart
+        claim k => delayed 1
+        wait 499
+        claim k => delayed 1
+        wait 1
+        claim k => granted 2",
+    ),
+    (
+        "a delay outlasts the retention, and a limit on attempts outranks it",
+        "
+        claim k +keep=100 as g => granted 1
+        abort g +delay=500 => yes
+        wait 400
+        claim k +max=1 => too many 1
+        claim k => delayed 1
+        wait 100
+        get k => absent",
+    ),
+    (
+        "a delayed key may be resolved and forgotten",
+        "
+        claim a as g => granted 1
+        abort g +delay=500 => yes
+        claim a as d => delayed 1
+        resolve d retry => yes
+        claim a => granted 2
+        claim b as g => granted 1
+        abort g +delay=500 => yes
+        claim b as d => delayed 1
+        resolve d success v => yes
+        claim b => success v by 1
+        claim c as g => granted 1
+        abort g +delay=500 => yes
+        forget c => yes
+        claim c => granted 1",
+    ),
+    (
+        "a delay has no effect while an older fate is open",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        abort g +delay=500 => yes
+        claim k => asked 2",
+    ),
+    (
+        "an attempt shows its successors how far it came",
+        "
+        claim k as g => granted 1
+        save g one => yes
+        claim k => in progress 1 at one
+        save g two => yes
+        drop g => yes
+        get k => interrupted 1 at two
+        restart
+        claim k as q => asked 1 at two
+        take_over q as g => granted 2
+        claim k => in progress 2 at two
+        abort g => yes
+        claim k as q => asked 2 at two
+        not_applied q as g => granted 3
+        abort g => yes
+        get k => aborted 3 at two
+        claim k as g => granted 4
+        get k => running 4 at two
+        save g three => yes
+        complete g v => yes
+        get k => success v by 4",
+    ),
+    (
+        "progress is saved by the owner alone, while the key is its own",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        save g late => yes
+        claim k as q => asked 1 at late
+        save g later => lost
+        renew g 100 => yes
+        save g again => yes
+        claim k as old => in progress 1 at again
+        interrupt old => yes
+        save g never => lost
+        get k => interrupted 1 at again",
+    ),
+    (
+        "a question lasts as long as the lease of its claim",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k +lease=100 as q => asked 1
+        wait 99
+        claim k => being decided 1
+        wait 1
+        renew q 100 => lost
+        claim k +lease=100 as p => asked 1
+        claim k => being decided 1
+        drop q => yes
+        claim k => being decided 1
+        renew p 300 => yes
+        wait 299
+        claim k => being decided 1
+        wait 1
+        claim k => asked 1",
+    ),
+    (
+        "a late decision counts until another was made",
+        "
+        claim k as g => granted 1
+        drop g => yes
+        claim k +lease=100 as q => asked 1
+        wait 100
+        claim k as p => asked 1
+        take_over q as g => granted 2
+        take_over p => lost
+        complete g v => yes",
+    ),
+    (
+        "an operator interrupts a claim, and its owner can do nothing more",
+        "
+        claim k as g => granted 1
+        claim k as seen => in progress 1
+        interrupt seen => yes
+        interrupt seen => no
+        get k => interrupted 1
+        complete g v => lost
+        claim k as q => asked 1
+        take_over q as new => granted 2
+        abort new => yes
+        claim k as q => asked 2
+        not_applied q as new => granted 3
+        interrupt seen => no
+        abort new => yes
+        claim k => granted 4",
+    ),
+    (
+        "only a live claim is interrupted by an operator",
+        "
+        claim a +lease=100 as g => granted 1
+        claim a as seen => in progress 1
+        wait 100
+        interrupt seen => no
+        complete g v => yes
+        interrupt seen => no
+        claim b as g => granted 1
+        claim b as seen => in progress 1
+        abort g => yes
+        interrupt seen => no
+        get b => aborted 1",
+    ),
+    (
+        "an owner holds its key",
+        "
+        claim k as g => granted 1
+        hold g => yes
+        claim k as h => held 1
+        get k => held 1
+        save g late => lost
+        restart
+        claim k => held 1
+        resolve h retry => yes
+        claim k => granted 2",
+    ),
+    (
+        "a detached claim outlives its process, until its lease passes",
+        "
+        claim k as g => granted 1
+        detach g 500 => yes
+        renew g 500 => lost
+        claim k => detached in progress 1
+        mark k => detached in progress 1
+        forget k => busy
+        get k => detached running 1
+        restart
+        get k => detached running 1
+        claim k => detached in progress 1
+        wait 499
+        claim k as seen => detached in progress 1
+        resolve seen retry => busy
+        wait 1
+        get k => interrupted 1
+        claim k => asked 1",
+    ),
+    (
+        "a ticket attaches a claim, once at a time, also after a restart",
+        "
+        claim k as g => granted 1
+        save g half => yes
+        detach g 500 => yes
+        restart
+        attach g => yes
+        attach g => lost
+        claim k => detached in progress 1 at half
+        drop g => yes
+        claim k => detached in progress 1 at half
+        attach g => yes
+        save g more => yes
+        complete g v => yes
+        attach g => lost
+        claim k => success v by 1",
+    ),
+    (
+        "an attached claim renews the lease that is recorded",
+        "
+        claim k as g => granted 1
+        detach g 500 => yes
+        attach g => yes
+        wait 400
+        renew g 500 => yes
+        restart
+        wait 499
+        claim k => detached in progress 1
+        wait 1
+        claim k => asked 1",
+    ),
+    (
+        "a ticket counts after its lease, until somebody took over",
+        "
+        claim a as g => granted 1
+        detach g 100 => yes
+        wait 100
+        claim a as q => asked 1
+        attach g => yes
+        complete g v => yes
+        take_over q => lost
+        claim a => success v by 1
+        claim b as g => granted 1
+        detach g 100 => yes
+        wait 100
+        claim b as q => asked 1
+        take_over q as new => granted 2
+        attach g => lost
+        complete new w => yes
+        attach g => lost",
+    ),
+    (
+        "an attached claim whose lease passed is interrupted, and its owner still counts",
+        "
+        claim k as g => granted 1
+        detach g 100 => yes
+        attach g => yes
+        wait 100
+        get k => interrupted 1
+        claim k as q => asked 1
+        save g late => lost
+        renew g 100 => yes
+        take_over q => lost
+        claim k => in progress 1
+        complete g v => yes",
+    ),
+    (
+        "an operator interrupts a detached claim, and its ticket no longer counts",
+        "
+        claim k as g => granted 1
+        detach g 500 => yes
+        claim k as seen => detached in progress 1
+        interrupt seen => yes
+        attach g => lost
+        get k => interrupted 1
+        claim k => asked 1",
+    ),
+    (
+        "the end of an attached guard is that of its claim",
+        "
+        claim a as g => granted 1
+        detach g 500 => yes
+        attach g => yes
+        abort g => yes
+        attach g => lost
+        claim a => granted 2
+        claim b as g => granted 1
+        detach g 500 => yes
+        attach g => yes
+        fail g declined => yes
+        claim b => failure declined by 1
+        claim c as g => granted 1
+        detach g 500 => yes
+        attach g => yes
+        detach g 900 => yes
+        wait 800
+        attach g => yes
+        forget_claimed c g => yes
+        get c => absent",
     ),
 ];

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::{
-    Attempt, Claim, ClaimGuard, ClaimHandle, ErrorKind, Fingerprint, Interrupted, Mark, OnDrop,
-    OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Store,
+    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, ErrorKind, Fingerprint, Interrupted, Mark,
+    OnDrop, OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Store,
 };
 
 use super::spec::{Ask, Call, End, Shown, Told, View, Word};
@@ -17,6 +17,8 @@ pub struct Machine {
     /// Handles outlive their guards.
     pub handles: BTreeMap<u64, ClaimHandle>,
     pub questions: BTreeMap<u64, Interrupted>,
+    /// The texts of tickets, by token.
+    pub tickets: BTreeMap<u64, String>,
     /// Every attempt that was shown to a caller, by token.
     pub seen: BTreeMap<u64, Attempt>,
 }
@@ -31,6 +33,7 @@ impl Machine {
             guards: BTreeMap::new(),
             handles: BTreeMap::new(),
             questions: BTreeMap::new(),
+            tickets: BTreeMap::new(),
             seen,
         }
     }
@@ -44,6 +47,7 @@ impl Machine {
                     Mark::First => Told::First,
                     Mark::Again => Told::Again,
                     Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),
+                    Mark::Delayed(attempt) => Told::Delayed(self.view(attempt)),
                     Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
                     Mark::Mismatch(state) => Told::Mismatch(self.shown(state)),
                     Mark::Expired(_) => Told::Expired,
@@ -54,19 +58,64 @@ impl Machine {
                 drop(self.questions.remove(question));
                 Told::Yes
             }
-            Call::End { token, how, .. } => {
+            Call::RenewQuestion { question, lease } => {
+                let lease = Duration::from_millis(*lease);
+                yes_or_lost(self.questions[question].renew(lease))?
+            }
+            Call::End { token, how, ask } => {
                 let guard = self.guards.remove(token).expect("a guard");
+                let abort = Abort::new("nothing happened");
+                let abort = match ask.delay {
+                    Some(delay) => abort.retry_in(Duration::from_millis(delay)),
+                    None => abort,
+                };
                 match how {
-                    End::Nothing => yes_or_lost(guard.abort("nothing happened"))?,
+                    End::Nothing => yes_or_lost(guard.abort(abort))?,
                     how => yes_or_lost(guard.record(outcome(how)))?,
                 }
             }
-            Call::Park { .. } => panic!("no call of the API says just that"),
+            Call::Park { token } => {
+                let guard = self.guards.remove(token).expect("a guard");
+                yes_or_lost(guard.hold("held by its owner"))?
+            }
+            Call::Withdraw { .. } => panic!("no call of the API says just that"),
+            Call::Progress { token, value, .. } => {
+                yes_or_lost(self.handles[token].save_progress(value))?
+            }
+            Call::Detach { token, lease } => {
+                let guard = self.guards.remove(token).expect("a guard");
+                match guard.detach(Duration::from_millis(*lease)) {
+                    Ok(ticket) => {
+                        self.tickets.insert(*token, ticket.to_string());
+                        Told::Yes
+                    }
+                    Err(e) if e.kind() == ErrorKind::Held => Told::IsHeld,
+                    Err(e) if e.kind() == ErrorKind::ClaimLost => Told::Lost,
+                    Err(e) => return Err(e),
+                }
+            }
+            Call::Attach { token } => {
+                let ticket = self.tickets[token].parse().expect("a ticket");
+                match self.store.attach(&ticket) {
+                    Ok(guard) => {
+                        assert_eq!(guard.token().get(), *token);
+                        self.handles.insert(*token, guard.handle());
+                        self.guards.insert(*token, guard);
+                        Told::Yes
+                    }
+                    Err(e) if e.kind() == ErrorKind::ClaimLost => Told::Lost,
+                    Err(e) => return Err(e),
+                }
+            }
+            Call::Revoke { seen } => {
+                let attempt = &self.seen[&seen.expect("a token")];
+                yes_or_no(self.store.interrupt(attempt, "an operator says so")?)
+            }
             Call::Drop { token, .. } => {
                 drop(self.guards.remove(token));
                 Told::Yes
             }
-            Call::Renew { token, lease } => {
+            Call::Renew { token, lease, .. } => {
                 match self.handles[token].renew(Duration::from_millis(*lease)) {
                     Err(e) if e.kind() == ErrorKind::Held => Told::IsHeld,
                     done => yes_or_lost(done)?,
@@ -74,7 +123,7 @@ impl Machine {
             }
             Call::Resolve { seen, how } => {
                 let resolution = match how {
-                    End::Nothing => Resolution::Retry,
+                    End::Nothing => Resolution::retry("to be tried again"),
                     how => Resolution::Record(outcome(how)),
                 };
                 let attempt = &self.seen[&seen.expect("a token")];
@@ -111,6 +160,7 @@ impl Machine {
             Claim::Completed(done) => Told::Recorded(recorded(&done, false)),
             Claim::Failed(done) => Told::Recorded(recorded(&done, true)),
             Claim::InProgress(attempt) => Told::InProgress(self.view(attempt)),
+            Claim::Delayed(attempt) => Told::Delayed(self.view(attempt)),
             Claim::Held(attempt) => {
                 let too_many =
                     attempt.reason().is_some_and(|reason| reason.contains("attempts_max"));
@@ -119,7 +169,6 @@ impl Machine {
             }
             Claim::Mismatch(state) => Told::Mismatch(self.shown(state)),
             Claim::Expired(_) => Told::Expired,
-            other => panic!("{other}"),
         };
         Ok((told, None))
     }
@@ -130,7 +179,7 @@ impl Machine {
         let guard = match word {
             Word::TakeOver => lost.take_over(),
             Word::NotApplied => lost.not_applied(),
-            Word::Hold => return Ok((yes_or_lost(lost.hold())?, None)),
+            Word::Hold => return Ok((yes_or_lost(lost.hold("held by a test"))?, None)),
         };
         match guard {
             Ok(guard) => {
@@ -156,6 +205,10 @@ impl Machine {
             token: Some(attempt.token().get()),
             hold: attempt.asked_for_hold(),
             left: attempt.lease_left().map(|left| left.as_millis().try_into().unwrap()),
+            is_detached: attempt.is_detached(),
+            progress: attempt.progress().map(|saved| saved.to_vec()),
+            is_being_decided: attempt.is_being_decided(),
+            is_delayed: attempt.retry_in().is_some(),
         };
         self.seen.insert(attempt.token().get(), attempt);
         view

@@ -100,8 +100,8 @@ fn check_one(name: &str, script: &str, subject: &mut dyn Subject) {
             }
             ["restart"] => {
                 subject.die();
-                let seen = machine.take().unwrap().seen;
-                machine = Some(Machine::new(subject.open(), seen));
+                let Machine { seen, tickets, .. } = machine.take().unwrap();
+                machine = Some(Machine { tickets, ..Machine::new(subject.open(), seen) });
                 continue;
             }
             _ => {}
@@ -139,6 +139,7 @@ fn with_option(ask: Ask, option: &str) -> Ask {
         "retry" => Ask { hold: Some(false), ..ask },
         "claim" => Ask { claim_level: level(), ..ask },
         "drop_aborts" => Ask { drop_aborts: true, ..ask },
+        "delay" => Ask { delay: Some(number()), ..ask },
         other => panic!("no option {other}"),
     }
 }
@@ -171,14 +172,35 @@ fn call_of(
             let how = end(words[2], words.get(3).unwrap_or(&""));
             (key.clone(), Call::Resolve { seen: *seen, how })
         }
-        ("renew", Some(Held::Guard { key, token, .. })) => {
-            (key.clone(), Call::Renew { token: *token, lease: value.parse().unwrap() })
+        ("renew", Some(Held::Guard { key, token, ask })) => {
+            let lease = value.parse().unwrap();
+            (key.clone(), Call::Renew { token: *token, lease, ask: *ask })
+        }
+        ("save", Some(Held::Guard { key, token, ask })) => {
+            let value = value.as_bytes().to_vec();
+            (key.clone(), Call::Progress { token: *token, value, ask: *ask })
+        }
+        ("detach", Some(Held::Guard { key, token, .. })) => {
+            (key.clone(), Call::Detach { token: *token, lease: value.parse().unwrap() })
+        }
+        ("attach", Some(Held::Guard { key, token, .. })) => {
+            (key.clone(), Call::Attach { token: *token })
+        }
+        ("hold", Some(Held::Guard { key, token, .. })) => {
+            (key.clone(), Call::Park { token: *token })
+        }
+        ("interrupt", Some(Held::Attempt { key, seen })) => {
+            (key.clone(), Call::Revoke { seen: *seen })
+        }
+        ("renew", Some(Held::Question { key, id, .. })) => {
+            (key.clone(), Call::RenewQuestion { question: *id, lease: value.parse().unwrap() })
         }
         ("drop", Some(Held::Guard { key, token, ask })) => {
             (key.clone(), Call::Drop { token: *token, aborts: ask.drop_aborts, ask: *ask })
         }
-        (how, Some(Held::Guard { key, token, ask })) => {
-            (key.clone(), Call::End { token: *token, how: end(how, value), ask: *ask })
+        (how, Some(Held::Guard { key, token, ask: claimed })) => {
+            let ask = Ask { delay: ask.delay, ..*claimed };
+            (key.clone(), Call::End { token: *token, how: end(how, value), ask })
         }
         ("drop", Some(Held::Question { key, id, .. })) => {
             (key.clone(), Call::DropQuestion { question: *id })
@@ -197,11 +219,13 @@ fn call_of(
 
 /// Returns an answer as scripts write it: without tokens, which differ between backends.
 fn words_of(told: &Told) -> String {
-    let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
+    let with = words_of_view;
     match told {
         Told::Granted { attempt } => format!("granted {attempt}"),
         Told::Asked(view) => with("asked", view),
+        Told::InProgress(view) if view.is_being_decided => with("being decided", view),
         Told::InProgress(view) => with("in progress", view),
+        Told::Delayed(view) => with("delayed", view),
         Told::Held(view) => with("held", view),
         Told::TooMany(view) => with("too many", view),
         Told::Unsure(view) => with("unsure", view),
@@ -220,8 +244,16 @@ fn words_of(told: &Told) -> String {
     }
 }
 
+/// A word, the number of the attempt, and what it saved of its progress.
+fn words_of_view(word: &str, view: &View) -> String {
+    let progress = view.progress.as_deref().map(String::from_utf8_lossy);
+    let progress = progress.map(|saved| format!(" at {saved}")).unwrap_or_default();
+    let detached = if view.is_detached { "detached " } else { "" };
+    format!("{detached}{word} {}{progress}", view.attempt)
+}
+
 fn words_of_shown(shown: &Shown) -> String {
-    let with = |word: &str, view: &View| format!("{word} {}", view.attempt);
+    let with = words_of_view;
     match shown {
         Shown::Running(view) => with("running", view),
         Shown::Interrupted(view) => with("interrupted", view),

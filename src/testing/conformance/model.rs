@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::spec::{self, Ask, Call, End, Is, Now, OnIt, PLAIN, Shown, Told, View, Word};
 use crate::backend::{
-    self, Answer, Backend, Claimed, InFlight, KeyState, KeyView, Phase, Presence, Reply, Request,
-    Sent, StoreMillis, Stored, Terms,
+    self, Answer, Asker, Backend, Claimed, Extras, InFlight, KeyState, KeyView, Lease, Phase,
+    Presence, Reply, Request, Sent, StoreMillis, Stored, Terms,
 };
 use crate::sync::Mutex;
 use crate::{Durability, Error, ErrorKind, Fingerprint, Key, OnInterrupted, Result, Token};
@@ -103,6 +103,10 @@ impl Backend for OpenModel {
         1 << 20
     }
 
+    fn secret(&self) -> Result<[u8; 32]> {
+        Ok([7; 32])
+    }
+
     fn check(&self) -> Result<()> {
         self.may_call(&self.memory.lock())
     }
@@ -138,7 +142,7 @@ impl Everything {
         let now = StoreMillis(self.now);
         let held = self.keys.iter().filter_map(|((kind, bytes), key)| {
             let key = key.as_ref().filter(|key| matches!(key.on_it, OnIt::Owner(_)))?;
-            let view = View { attempt: key.attempt, token: key.token, hold: key.hold, left: None };
+            let view = plain(key.attempt, key.token, key.hold);
             let state = self.view(Phase::Claimed, Presence::Owner, &view, None).state;
             let key = Key::from_stored(*kind, bytes)?.into_owned();
             Some(InFlight { key, state, now })
@@ -149,7 +153,6 @@ impl Everything {
     fn answer(&mut self, request: &Request) -> Result<Reply> {
         let call = match &request.ask {
             backend::Ask::Look => Call::Get,
-            backend::Ask::DropQuestion(question) => Call::DropQuestion { question: *question },
             backend::Ask::Call(call, terms) => {
                 let is_new = matches!(call, backend::Call::Claim(_) | backend::Call::Mark(_));
                 if is_new && self.is_draining {
@@ -170,7 +173,13 @@ impl Everything {
                 key.is = Is::Expired;
             }
         }
+        if let Some(key) = slot {
+            spec::settle(key, |(at, _)| at <= tick);
+        }
         let told = spec::call(slot, now, &call, Some(fresh));
+        // The guard by a ticket goes on with what is recorded.
+        let is_attached = matches!(call, Call::Attach { .. }) && told == Told::Yes;
+        let attached = slot.as_ref().filter(|_| is_attached).map(|key| spec::shown(key, now));
         let until = slot.as_ref().and_then(|key| key.memory).map(|(_, until)| until);
         if let Some(key) = slot {
             // One whose token was spent.
@@ -179,6 +188,7 @@ impl Everything {
         let question = if matches!(told, Told::Asked(_)) { self.questions } else { 0 };
         let mut reply = Reply::done(StoreMillis(tick));
         reply.question = question;
+        reply.found = attached.and_then(|shown| self.shown(shown, until));
         self.put(&mut reply, &call, told, fresh, until);
         Ok(reply)
     }
@@ -209,10 +219,26 @@ impl Everything {
                 Call::End { token: token.get(), how, ask }
             }
             Asked::Abort(token) => Call::End { token: token.get(), how: End::Nothing, ask },
+            Asked::Withdraw(token) => Call::Withdraw { token: token.get(), ask },
+            Asked::RenewQuestion(question) => {
+                let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
+                Call::RenewQuestion { question, lease }
+            }
+            Asked::DropQuestion(question) => Call::DropQuestion { question },
+            Asked::Progress(token) => {
+                let value = terms.progress.clone().ok_or_else(|| Error::invalid("no progress"))?;
+                Call::Progress { token: token.get(), value, ask }
+            }
+            Asked::Detach(token) => {
+                let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
+                Call::Detach { token: token.get(), lease }
+            }
+            Asked::Attach(token) => Call::Attach { token: token.get() },
+            Asked::Revoke(seen) => Call::Revoke { seen: Some(seen.get()) },
             Asked::Interrupt(token) => Call::Drop { token: token.get(), aborts: false, ask },
             Asked::Renew(token) => {
                 let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
-                Call::Renew { token: token.get(), lease }
+                Call::Renew { token: token.get(), lease, ask }
             }
             Asked::ResolveComplete(seen) => {
                 let how = End::Success { value: self.keep(terms), keep: terms.retention_millis };
@@ -247,6 +273,7 @@ impl Everything {
             hold: Some(terms.hold),
             keep: terms.retention_millis,
             remember: terms.remember_millis,
+            delay: terms.retry_millis,
             claim_level: level,
             level,
             ..PLAIN
@@ -283,8 +310,14 @@ impl Everything {
                 Answer::Asked
             }
             Told::InProgress(view) => {
-                found(Phase::Claimed, Presence::Owner, &view);
+                let is_decided = view.is_being_decided;
+                let presence = if is_decided { Presence::Asked } else { Presence::Owner };
+                found(Phase::Claimed, presence, &view);
                 Answer::InProgress
+            }
+            Told::Delayed(view) => {
+                found(Phase::Aborted, Presence::Nobody, &view);
+                Answer::Delayed
             }
             Told::Held(view) => {
                 found(Phase::Held, Presence::Nobody, &view);
@@ -344,13 +377,25 @@ impl Everything {
             hold: view.hold,
             owner: None,
             reason: None,
+            extras: Some(Arc::new(Extras {
+                detached: view.left.filter(|_| view.is_detached).map(|left| Lease {
+                    until: now.plus(left),
+                    millis: left,
+                    reserve: 0,
+                }),
+                retry_at: view.is_delayed.then(|| now.plus(1)),
+                by: None,
+                progress: view.progress.as_deref().map(Arc::from),
+            })),
         };
-        let lease_until = view.left.map(|left| StoreMillis(self.now + left));
-        KeyView { state, presence, lease_until, outcome }
+        let lease_until = view.left.map(|left| now.plus(left));
+        let asker =
+            view.is_being_decided.then(|| Arc::new(Asker { question: 0, owner: None, since: now }));
+        KeyView { state, presence, lease_until, asker, outcome }
     }
 
     fn shown(&self, shown: Shown, until: Option<u64>) -> Option<KeyView> {
-        let plain = |attempt, token| View { attempt, token, hold: false, left: None };
+        let plain = |attempt, token| plain(attempt, token, false);
         let outcome = |value: &[u8]| {
             let number: usize = String::from_utf8_lossy(value).parse().ok()?;
             self.outcomes.get(number.checked_sub(1)?).cloned()
@@ -375,5 +420,19 @@ impl Everything {
                 view
             }
         })
+    }
+}
+
+/// An attempt of which nothing else is to be shown.
+fn plain(attempt: u32, token: Option<u64>, hold: bool) -> View {
+    View {
+        attempt,
+        token,
+        hold,
+        left: None,
+        is_detached: false,
+        progress: None,
+        is_being_decided: false,
+        is_delayed: false,
     }
 }

@@ -26,6 +26,10 @@ pub enum Call {
     DropQuestion {
         question: u64,
     },
+    RenewQuestion {
+        question: u64,
+        lease: u64,
+    },
     End {
         token: u64,
         how: End,
@@ -44,6 +48,29 @@ pub enum Call {
     Renew {
         token: u64,
         lease: u64,
+        ask: Ask,
+    },
+    /// The grant was never delivered.
+    Withdraw {
+        token: u64,
+        ask: Ask,
+    },
+    Progress {
+        token: u64,
+        value: Vec<u8>,
+        ask: Ask,
+    },
+    Detach {
+        token: u64,
+        lease: u64,
+    },
+    /// A guard by the ticket of that token.
+    Attach {
+        token: u64,
+    },
+    /// An operator interrupts a claim.
+    Revoke {
+        seen: Option<u64>,
     },
     Resolve {
         seen: Option<u64>,
@@ -66,6 +93,8 @@ pub struct Ask {
     pub keep: Option<u64>,
     /// How long an outcome is remembered once it is no longer kept.
     pub remember: Option<u64>,
+    /// How long the next attempt has to wait after an abort.
+    pub delay: Option<u64>,
     pub claim_level: Durability,
     pub level: Durability,
     pub drop_aborts: bool,
@@ -78,6 +107,7 @@ pub const PLAIN: Ask = Ask {
     max: None,
     keep: None,
     remember: None,
+    delay: None,
     claim_level: Durability::Sync,
     level: Durability::Sync,
     drop_aborts: false,
@@ -113,6 +143,7 @@ pub enum Told {
     },
     Asked(View),
     InProgress(View),
+    Delayed(View),
     Held(View),
     TooMany(View),
     Mismatch(Shown),
@@ -150,7 +181,14 @@ pub struct View {
     pub attempt: u32,
     pub token: Option<u64>,
     pub hold: bool,
+    /// What is left of a lease. That of a detached claim goes by the store's own time, so that the spec knows a bound only.
     pub left: Option<u64>,
+    pub is_detached: bool,
+    pub progress: Option<Vec<u8>>,
+    /// The key waits for a claimant to decide about this attempt.
+    pub is_being_decided: bool,
+    /// The next attempt has to wait.
+    pub is_delayed: bool,
 }
 
 impl Shown {
@@ -172,6 +210,7 @@ impl Told {
         match self {
             Told::Asked(view)
             | Told::InProgress(view)
+            | Told::Delayed(view)
             | Told::Held(view)
             | Told::TooMany(view)
             | Told::Unsure(view) => Some(&mut view.token),
@@ -188,7 +227,32 @@ impl Told {
         if let (Some(own @ None), Some(said)) = (own.token(), said.token()) {
             *own = *said;
         }
+        if let (Some(own), Some(said)) = (own.view(), said.view()) {
+            if own.is_detached && said.left.is_some() {
+                own.left = said.left;
+            }
+        }
         own == said
+    }
+
+    fn view(&mut self) -> Option<&mut View> {
+        match self {
+            Told::Asked(view)
+            | Told::InProgress(view)
+            | Told::Delayed(view)
+            | Told::Held(view)
+            | Told::TooMany(view)
+            | Told::Unsure(view) => Some(view),
+            Told::Mismatch(shown) | Told::Recorded(shown) | Told::State(Some(shown)) => match shown
+            {
+                Shown::Running(view)
+                | Shown::Interrupted(view)
+                | Shown::Held(view)
+                | Shown::Aborted(view) => Some(view),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 
@@ -209,6 +273,11 @@ pub struct Key {
     pub gone_at: Option<(u64, u64)>,
     /// The same bounds for the memory of the key.
     pub memory: Option<(u64, u64)>,
+    /// Bounds of the store time at which a detached claim's lease passes, while it runs.
+    pub detached: Option<(u64, u64)>,
+    /// The same of the time until which an aborted key's next attempt has to wait.
+    pub delay: Option<(u64, u64)>,
+    pub progress: Option<Vec<u8>>,
     /// The level of its newest record.
     pub level: Durability,
     pub on_it: OnIt,
@@ -233,7 +302,16 @@ pub enum OnIt {
     Nobody,
     /// The owner has the key until that tick.
     Owner(Option<u64>),
-    Asked(u64),
+    /// An owner by a ticket: it has the key as long as the detached claim's lease runs.
+    Attached,
+    /// The question, and until which tick it is open.
+    Asked(u64, Option<u64>),
+}
+
+impl OnIt {
+    fn is_owner(self) -> bool {
+        matches!(self, OnIt::Owner(_) | OnIt::Attached)
+    }
 }
 
 /// `tick` counts milliseconds and is never set; `store` bounds the store's own time.
@@ -253,7 +331,16 @@ impl Now {
 pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -> Told {
     if !matches!(
         call,
-        Call::End { .. } | Call::Park { .. } | Call::Drop { .. } | Call::Renew { .. }
+        Call::End { .. }
+            | Call::Withdraw { .. }
+            | Call::Park { .. }
+            | Call::Drop { .. }
+            | Call::Renew { .. }
+            | Call::Progress { .. }
+            | Call::Detach { .. }
+            | Call::RenewQuestion { .. }
+            | Call::DropQuestion { .. }
+            | Call::Get
     ) {
         notice_lapse(slot, now);
     }
@@ -262,42 +349,114 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
         Call::Mark { ask } => mark(slot, now, ask, fresh),
         Call::Word { word, seen, ask, .. } => word_of(slot, now, *word, *seen, ask, fresh),
         Call::DropQuestion { question } => {
-            if let Some(key) = slot.as_mut().filter(|key| key.on_it == OnIt::Asked(*question)) {
-                key.on_it = OnIt::Nobody;
-            }
-            Told::Yes
-        }
-        Call::End { token, how, ask } => end(slot, now, *token, how, ask),
-        Call::Park { token } => match open(slot, *token) {
-            Some(key) => {
-                key.is = Is::Held;
-                key.on_it = OnIt::Nobody;
-                key.level = Durability::Sync;
-                Told::Yes
-            }
-            None => Told::Lost,
-        },
-        Call::Drop { token, aborts: true, ask } => {
-            // No caller is left to be notified if it was lost.
-            end(slot, now, *token, &End::Nothing, ask);
-            Told::Yes
-        }
-        Call::Drop { token, .. } => {
-            if let Some(key) = open(slot, *token) {
-                key.left = true;
-                if matches!(key.on_it, OnIt::Owner(_)) {
+            if let Some(key) = slot {
+                if matches!(key.on_it, OnIt::Asked(asked, _) if asked == *question) {
                     key.on_it = OnIt::Nobody;
                 }
             }
             Told::Yes
         }
-        Call::Renew { token, lease } => match open(slot, *token) {
+        Call::RenewQuestion { question, lease } => match slot {
+            Some(key) if is_asked(key, now) => match &mut key.on_it {
+                OnIt::Asked(asked, until) if asked == question => {
+                    *until = Some(now.tick + lease);
+                    Told::Yes
+                }
+                _ => Told::Lost,
+            },
+            _ => Told::Lost,
+        },
+        Call::End { token, how, ask } => end(slot, now, *token, how, ask),
+        Call::Park { token } => match open(slot, *token) {
+            Some(key) => {
+                key.is = Is::Held;
+                key.on_it = OnIt::Nobody;
+                key.detached = None;
+                key.level = Durability::Sync;
+                key.left = true;
+                Told::Yes
+            }
+            None => Told::Lost,
+        },
+        Call::Withdraw { token, ask } => {
+            if let Some(key) = open(slot, *token) {
+                key.forgiven += 1;
+            }
+            end(slot, now, *token, &End::Nothing, ask)
+        }
+        Call::Drop { token, aborts: true, ask } => {
+            // No caller is left to be notified if it was lost.
+            end(slot, now, *token, &End::Nothing, &Ask { delay: None, ..*ask });
+            Told::Yes
+        }
+        Call::Drop { token, .. } => {
+            if let Some(key) = open(slot, *token) {
+                key.left = true;
+                if key.on_it.is_owner() {
+                    key.on_it = OnIt::Nobody;
+                }
+            }
+            Told::Yes
+        }
+        Call::Renew { token, lease, ask } => match open(slot, *token) {
             Some(key) if key.is == Is::Held => Told::IsHeld,
+            Some(key) if key.on_it == OnIt::Attached => {
+                key.detached = Some(now.after(*lease));
+                key.level = ask.claim_level;
+                Told::Yes
+            }
             Some(key) => {
                 key.on_it = OnIt::Owner(Some(now.tick + lease));
                 Told::Yes
             }
             None => Told::Lost,
+        },
+        Call::Progress { token, value, ask } => match open(slot, *token) {
+            Some(key) if key.is == Is::Begun && key.on_it.is_owner() => {
+                key.progress = Some(value.clone());
+                key.level = ask.claim_level;
+                Told::Yes
+            }
+            _ => Told::Lost,
+        },
+        Call::Detach { token, lease } => match open(slot, *token) {
+            Some(key) if key.is == Is::Held => {
+                key.left = true;
+                Told::IsHeld
+            }
+            Some(key) => {
+                key.detached = Some(now.after(*lease));
+                key.on_it = OnIt::Nobody;
+                key.left = true;
+                key.level = Durability::Sync;
+                Told::Yes
+            }
+            None => Told::Lost,
+        },
+        Call::Attach { token } => match slot {
+            Some(key)
+                if key.token == Some(*token)
+                    && matches!(key.is, Is::Begun | Is::Held)
+                    && !key.on_it.is_owner() =>
+            {
+                key.left = false;
+                if is_running(key) {
+                    key.on_it = OnIt::Attached;
+                }
+                Told::Yes
+            }
+            _ => Told::Lost,
+        },
+        Call::Revoke { seen } => match slot {
+            Some(key) if is_running(key) && key.token == *seen => {
+                key.token = None;
+                key.doubt = true;
+                key.on_it = OnIt::Nobody;
+                key.detached = None;
+                key.level = Durability::Sync;
+                Told::Yes
+            }
+            _ => Told::No,
         },
         Call::Resolve { seen, how } => resolve(slot, now, *seen, how),
         Call::Forget => match slot {
@@ -315,21 +474,46 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             }
             _ => Told::Lost,
         },
-        Call::Get => Told::State(slot.as_ref().map(|key| shown(key, now))),
+        // Shown as the next call will find it, and unchanged.
+        Call::Get => {
+            let mut seen = slot.clone();
+            notice_lapse(&mut seen, now);
+            Told::State(seen.as_ref().map(|key| shown(key, now)))
+        }
     }
 }
 
 /// A lease that has passed leaves the key without an owner, for every caller except the owner.
 fn notice_lapse(slot: &mut Option<Key>, now: Now) {
     if let Some(key) = slot {
-        if matches!(key.on_it, OnIt::Owner(Some(until)) if until <= now.tick) {
+        let is_over = match key.on_it {
+            OnIt::Owner(Some(until)) | OnIt::Asked(_, Some(until)) => until <= now.tick,
+            OnIt::Attached => key.detached.is_none(),
+            _ => false,
+        };
+        if is_over {
             key.on_it = OnIt::Nobody;
         }
     }
 }
 
+/// Ends the times that have passed, as `is_over` says of their bounds: a detached claim's lease, and a delay.
+pub fn settle(key: &mut Key, mut is_over: impl FnMut((u64, u64)) -> bool) {
+    if key.is == Is::Begun && key.detached.is_some_and(&mut is_over) {
+        key.detached = None;
+    }
+    if key.is == Is::Aborted && key.delay.is_some_and(&mut is_over) {
+        key.delay = None;
+    }
+}
+
 fn is_running(key: &Key) -> bool {
-    key.is == Is::Begun && matches!(key.on_it, OnIt::Owner(_))
+    key.is == Is::Begun && (key.on_it.is_owner() || key.detached.is_some())
+}
+
+fn is_asked(key: &Key, now: Now) -> bool {
+    matches!(key.on_it, OnIt::Asked(_, until) if until.is_none_or(|until| until > now.tick))
+        && key.is == Is::Begun
 }
 
 /// The key, while `token` may still end its attempt.
@@ -360,18 +544,24 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
         (Is::Expired, _) => Told::Expired,
         (Is::Held, _) => Told::Held(view(key, now)),
         (Is::Aborted, _) if too_many => Told::TooMany(view(key, now)),
+        (Is::Aborted, _) if key.delay.is_some() => Told::Delayed(view(key, now)),
         (Is::Aborted, _) => {
             let attempt = key.attempt + 1;
-            *slot = Some(begun(now, ask, fresh, (attempt, key.forgiven), false));
+            let progress = key.progress.take();
+            let key = begun(now, ask, fresh, (attempt, key.forgiven), false);
+            *slot = Some(Key { progress, ..key });
             Told::Granted { attempt }
         }
-        (Is::Begun, OnIt::Owner(_) | OnIt::Asked(_)) => Told::InProgress(view(key, now)),
-        (Is::Begun, OnIt::Nobody) if too_many => Told::TooMany(view(key, now)),
-        (Is::Begun, OnIt::Nobody) if key.hold || ask.hold == Some(true) => {
-            Told::Held(view(key, now))
+        (Is::Begun, _) if is_running(key) => Told::InProgress(view(key, now)),
+        (Is::Begun, OnIt::Asked(_, until)) => {
+            let left = until.map(|until| until - now.tick);
+            let view = View { left, is_being_decided: true, ..view(key, now) };
+            Told::InProgress(view)
         }
-        (Is::Begun, OnIt::Nobody) => {
-            key.on_it = OnIt::Asked(question);
+        (Is::Begun, _) if too_many => Told::TooMany(view(key, now)),
+        (Is::Begun, _) if key.hold || ask.hold == Some(true) => Told::Held(view(key, now)),
+        (Is::Begun, _) => {
+            key.on_it = OnIt::Asked(question, ask.lease.map(|lease| now.tick + lease));
             Told::Asked(view(key, now))
         }
     }
@@ -390,6 +580,9 @@ fn begun(now: Now, ask: &Ask, token: Option<u64>, count: (u32, u32), doubt: bool
         print: ask.print,
         gone_at: None,
         memory: None,
+        detached: None,
+        delay: None,
+        progress: None,
         level: ask.claim_level,
         on_it: OnIt::Owner(ask.lease.map(|lease| now.tick + lease)),
         left: false,
@@ -401,12 +594,13 @@ fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told
         None => 1,
         Some(key) => match (&key.is, key.on_it) {
             (Is::Expired, _) => return Told::Expired,
+            (Is::Aborted, _) if key.delay.is_some() => return Told::Delayed(view(key, now)),
             (Is::Aborted, _) => key.attempt + 1,
             _ if matches!((key.print, ask.print), (Some(a), Some(b)) if a != b) => {
                 return Told::Mismatch(shown(key, now));
             }
             (Is::Success(_) | Is::Failure(_), _) => return Told::Again,
-            (Is::Begun, OnIt::Owner(_)) => return Told::InProgress(view(key, now)),
+            (Is::Begun, _) if is_running(key) => return Told::InProgress(view(key, now)),
             (Is::Begun | Is::Held, _) => return Told::Unsure(view(key, now)),
         },
     };
@@ -436,7 +630,8 @@ fn word_of(
     }
     let attempt = key.attempt + 1;
     let count = (attempt, key.forgiven);
-    let print = ask.print.or(key.print);
+    let (print, progress) = (ask.print.or(key.print), key.progress.clone());
+    let begun = |doubt| Key { print, progress, ..begun(now, ask, fresh, count, doubt) };
     match word {
         Word::Hold => {
             key.is = Is::Held;
@@ -444,8 +639,8 @@ fn word_of(
             key.level = Durability::Sync;
             return Told::Yes;
         }
-        Word::TakeOver => *slot = Some(Key { print, ..begun(now, ask, fresh, count, true) }),
-        Word::NotApplied => *slot = Some(Key { print, ..begun(now, ask, fresh, count, false) }),
+        Word::TakeOver => *slot = Some(begun(true)),
+        Word::NotApplied => *slot = Some(begun(false)),
     }
     Told::Granted { attempt }
 }
@@ -458,8 +653,16 @@ fn end(slot: &mut Option<Key>, now: Now, token: u64, how: &End, ask: &Ask) -> To
         End::Nothing if key.doubt => {
             key.token = None;
             key.on_it = OnIt::Nobody;
+            key.detached = None;
         }
-        how => close(key, now, how, ask.keep, ask.remember),
+        how => {
+            close(key, now, how, ask.keep, ask.remember);
+            if *how == End::Nothing {
+                key.delay = ask.delay.map(|delay| now.after(delay));
+                // Until then the key is not absent.
+                key.gone_at = key.gone_at.max(key.delay.filter(|_| key.gone_at.is_some()));
+            }
+        }
     }
     Told::Yes
 }
@@ -487,9 +690,14 @@ fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>, remember: Option
         End::Failure { value, keep } => (Is::Failure(value.clone()), *keep),
         End::Nothing => (Is::Aborted, None),
     };
+    if is != Is::Aborted {
+        key.progress = None;
+    }
     key.is = is;
     key.doubt = false;
     key.on_it = OnIt::Nobody;
+    key.detached = None;
+    key.delay = None;
     key.gone_at = own.or(keep).map(|keep| now.after(keep));
     key.memory = memory(now, own.or(keep), remember).filter(|_| key.is != Is::Aborted);
 }
@@ -503,9 +711,19 @@ fn memory(now: Now, keep: Option<u64>, remember: Option<u64>) -> Option<(u64, u6
 fn view(key: &Key, now: Now) -> View {
     let left = match key.on_it {
         OnIt::Owner(until) => until.map(|until| until - now.tick),
-        _ => None,
+        _ => key.detached.map(|(earliest, _)| earliest.saturating_sub(now.store.0)),
     };
-    View { attempt: key.attempt, token: key.token, hold: key.hold, left }
+    let left = left.filter(|_| key.is == Is::Begun);
+    View {
+        attempt: key.attempt,
+        token: key.token,
+        hold: key.hold,
+        left,
+        is_detached: key.is == Is::Begun && key.detached.is_some(),
+        progress: key.progress.clone(),
+        is_being_decided: false,
+        is_delayed: key.delay.is_some(),
+    }
 }
 
 /// A key as other callers see it.

@@ -59,6 +59,10 @@ impl Backend for Elsewhere {
         Backend::result_bytes_max(&self.store)
     }
 
+    fn secret(&self) -> Result<[u8; 32]> {
+        self.store.secret()
+    }
+
     fn check(&self) -> Result<()> {
         self.store.check()
     }
