@@ -120,6 +120,21 @@ fn replays(c: &mut Criterion) {
             assert!(matches!(store.claim(operation(&key)).unwrap(), Claim::Completed(_)));
         });
     });
+    // Results that are not copied, from maps of full segments.
+    const LARGE: u64 = 1000;
+    let large = |n| format!("large-{n}");
+    for n in 0..LARGE {
+        let Claim::Acquired(claim) = store.claim(large(n).as_str()).unwrap() else { panic!() };
+        claim.complete(&[7_u8; 64 << 10][..]).unwrap();
+    }
+    store.sync().unwrap();
+    group.bench_function("64 KiB each, random of 1,000", |b| {
+        b.iter(|| {
+            n.set(n.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+            let key = large((n.get() >> 33) % LARGE);
+            assert!(matches!(store.claim(key.as_str()).unwrap(), Claim::Completed(_)));
+        });
+    });
     group.finish();
 }
 

@@ -16,6 +16,10 @@ pub(crate) const META_BYTES_MAX: usize = 8192;
 /// Longest result by default: half the first segment, so that small stores stay small.
 pub(crate) const RESULT_BYTES_MAX_DEFAULT: u32 = 512 * 1024;
 
+/// A replayed result up to this long is copied: the copy takes a tenth of a microsecond, and a program that keeps many small
+/// payloads keeps no segments with them. A longer one is shown where it lies.
+pub(crate) const RESULT_COPIED_MAX: usize = 4096;
+
 /// Longest result that can be asked for: a record must fit a segment of the largest size.
 pub(crate) const RESULT_BYTES_MAX: u32 = 48 * 1024 * 1024;
 

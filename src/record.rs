@@ -565,6 +565,11 @@ impl<'a> Record<'a> {
         (HEADER_BYTES + self.body.len().next_multiple_of(ALIGN)) as u64
     }
 
+    /// Where the last `len` bytes of its body begin, counted from its first byte: a result ends the body.
+    pub(crate) fn tail_at(&self, len: usize) -> Option<usize> {
+        self.body.len().checked_sub(len).map(|before| HEADER_BYTES + before)
+    }
+
     /// How the attempt ended, for a [`Kind::End`].
     pub(crate) fn ending(&self) -> Option<Ending> {
         if self.kind == Kind::End { Ending::from_byte(self.detail) } else { None }

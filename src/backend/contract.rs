@@ -160,7 +160,7 @@ impl Terms {
                 codec: outcome.codec,
                 version: outcome.version,
                 meta: outcome.meta.to_vec(),
-                bytes: outcome.bytes.to_vec(),
+                bytes: outcome.bytes.into(),
             }),
         }
     }

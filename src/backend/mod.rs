@@ -76,6 +76,8 @@ pub use crate::protocol::{Answer, Asker, Call, Extras, KeyState, Lease, Phase, P
 #[cfg(feature = "backend")]
 pub use crate::types::StoreMillis;
 #[cfg(feature = "backend")]
+pub use crate::value::bytes::ValueBytes;
+#[cfg(feature = "backend")]
 pub use contract::{Ask, Backend, KeyView, Reply, Request, Sent, Terms};
 #[cfg(feature = "backend")]
 pub use shared::InFlight;

@@ -33,7 +33,7 @@ pub(super) fn decode(saved: &[u8]) -> Option<Payload> {
     let (codec, rest) = saved.split_first_chunk::<2>()?;
     let (version, bytes) = rest.split_first_chunk::<4>()?;
     let format = Format::from_stored(u16::from_le_bytes(*codec), u32::from_le_bytes(*version))?;
-    Some(Payload::from_vec(bytes.to_vec(), format))
+    Some(Payload::new(bytes, format))
 }
 
 #[cfg(test)]

@@ -38,17 +38,16 @@ pub struct Recorded {
 }
 
 impl Recorded {
+    #[inline]
     pub(crate) fn read(key: &Key<'_>, state: KeyState, stored: Option<Stored>) -> Result<Self> {
-        let unreadable = |what: &str| Error::undecodable(format!("{what} of a recorded outcome"));
         let (payload, meta) = match stored {
             Some(stored) => {
-                let meta = decode_meta(&stored.meta).ok_or_else(|| unreadable("bad metadata"))?;
+                let meta = decode_meta(&stored.meta)
+                    .ok_or_else(|| Error::undecodable("bad metadata of a recorded outcome"))?;
                 let payload = if stored.codec == NOT_KEPT {
                     Payload::not_kept(state.reason.unwrap_or_default())
                 } else {
-                    let format = Format::from_stored(stored.codec, stored.version)
-                        .ok_or_else(|| unreadable("an unknown codec"))?;
-                    Payload::from_vec(stored.bytes, format)
+                    Payload::new(stored.bytes, Format::from_stored(stored.codec, stored.version))
                 };
                 (payload, meta)
             }

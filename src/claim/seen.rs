@@ -83,6 +83,7 @@ pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> 
     })
 }
 
+#[inline]
 pub(crate) fn recorded(key: &Key<'_>, applied: Applied) -> Result<Recorded> {
     let found = *applied.found.ok_or_else(broken)?;
     Recorded::read(key, found.state.ok_or_else(broken)?, found.outcome)

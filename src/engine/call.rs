@@ -8,7 +8,7 @@ use super::placing::{Asked, Placing, Progress};
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::open::lifecycle::Inside;
-use crate::log::{NoRoom, Placed, Room, Segments, Span};
+use crate::log::{Backing, NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{
     self, Answer, Asker, Becomes, Call, Conditions, Current, KeyState, Moment, Next, Phase,
@@ -17,6 +17,7 @@ use crate::protocol::{
 use crate::record::{Body, Record};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis, Token};
+use crate::value::ValueBytes;
 use crate::{Error, ErrorKind, Result};
 
 /// What a call writes and requires, in addition to its kind.
@@ -50,7 +51,7 @@ pub struct Stored {
     /// Names and values that go with it, encoded.
     pub meta: Vec<u8>,
     /// The value.
-    pub bytes: Vec<u8>,
+    pub bytes: ValueBytes,
 }
 
 /// The result of a call.
@@ -533,9 +534,9 @@ impl Engine {
         candidates: &[Place],
     ) -> Result<Option<Box<Found>>> {
         for &place in candidates {
-            let found = self.log.reading().read(
+            let found = self.log.reading().read_to_keep(
                 self.compaction().place_to_read(place.lsn()),
-                |record| {
+                |record, backing| {
                     let body = self.body_of(&record)?;
                     if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
                         return Ok(None);
@@ -551,12 +552,15 @@ impl Engine {
                     let has_outcome = state.as_ref().is_some_and(|state| {
                         matches!(state.phase, Phase::Completed | Phase::Failed)
                     });
-                    let outcome = has_outcome.then(|| Stored {
-                        codec: body.codec,
-                        version: body.version,
-                        meta: body.meta.to_vec(),
-                        bytes: body.result.to_vec(),
-                    });
+                    let outcome = match has_outcome {
+                        true => Some(Stored {
+                            codec: body.codec,
+                            version: body.version,
+                            meta: body.meta.to_vec(),
+                            bytes: self.value_of(&record, &body, backing)?,
+                        }),
+                        false => None,
+                    };
                     let memory_until = body.memory_until;
                     Ok(Some(Box::new(Found {
                         state,
@@ -572,6 +576,18 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    #[inline]
+    fn value_of(
+        &self,
+        record: &Record<'_>,
+        body: &Body<'_>,
+        backing: &Backing<'_>,
+    ) -> Result<ValueBytes> {
+        let hold = || backing.hold_tail(record, body.result.len());
+        let bytes = ValueBytes::of_record(body.result, hold);
+        bytes.ok_or_else(|| self.log.bug("a result does not lie in its record"))
     }
 
     pub(super) fn body_of<'a>(&self, record: &Record<'a>) -> Result<Body<'a>> {

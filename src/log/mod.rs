@@ -50,6 +50,7 @@ pub(crate) use read::Segments;
 pub(crate) use reader::Scrubbed;
 use room::{Keeper, Leaving};
 pub(crate) use room::{NoRoom, Room};
+pub(crate) use segment::Backing;
 use segment::Segment;
 pub(crate) use upkeep::Due;
 use write::{LogWriter, Tail};

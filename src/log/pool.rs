@@ -1,7 +1,7 @@
 //! Segments that are no longer written: they are opened when they are read, and only a limited number at a time.
 //!
-//! Promises: descriptors and maps are bounded whatever the number of segments; a holder of a segment can read it even
-//! after its file is removed. Never: writes, or interprets the bytes of a segment.
+//! Promises: descriptors and maps are bounded whatever the number of segments, except for the maps that payloads of
+//! callers hold; a holder of a segment can read it even after its file is removed. Never: writes, or interprets the bytes of a segment.
 //!
 //! A clock with one hand (second chance) chooses the segment to close: one that was read since the hand last passed
 //! it stays open.
@@ -370,7 +370,10 @@ mod tests {
         let segments = segments(&storage, &pool, 1);
         let held = segments[0].bytes().unwrap();
         assert!(!segments[0].cut_to(32));
-        drop(held);
+        let SegmentBytes::Map(map) = held else { panic!() };
+        let part = map.hold(0, 8).unwrap();
+        assert!(!segments[0].cut_to(32), "a payload holds it");
+        drop(part);
         assert!(segments[0].cut_to(32));
         // The map of the whole segment is closed, too.
         assert_eq!(open_now(&segments), 0);

@@ -42,7 +42,7 @@ pub(crate) fn probe_segment(bytes: &[u8]) {
     let pooled = segment.pooled(&Pool::new(storage, true), listed.end);
     for segment in [Some(segment), pooled].into_iter().flatten() {
         for lsn in &places {
-            assert!(segment.read(*lsn, |record| Ok(record.lsn == *lsn)).is_ok_and(|is| is));
+            assert!(segment.read(*lsn, |record, _| Ok(record.lsn == *lsn)).is_ok_and(|is| is));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::commit::Failed;
 use super::open::steps;
 use super::reader::{self, Scrubbed};
-use super::segment::{self, Segment};
+use super::segment::{self, Backing, Segment};
 use super::{Log, format};
 use crate::record::Record;
 use crate::types::{Lsn, Spot};
@@ -38,8 +38,18 @@ impl Reading<'_> {
         lsn: Lsn,
         use_of: impl FnOnce(Record<'_>) -> Result<T>,
     ) -> Result<T> {
+        self.read_to_keep(lsn, |record, _| use_of(record))
+    }
+
+    /// The same; what the record lies in can be kept.
+    pub(crate) fn read_to_keep<T>(
+        &self,
+        lsn: Lsn,
+        use_of: impl FnOnce(Record<'_>, &Backing<'_>) -> Result<T>,
+    ) -> Result<T> {
         self.prepare_read(lsn)?;
-        self.read_listed(lsn, use_of)
+        let segments = Arc::clone(&self.segments.lock());
+        self.read_of(&segments, lsn, use_of)
     }
 
     /// The same, in segments that were listed earlier.
@@ -50,7 +60,7 @@ impl Reading<'_> {
         use_of: impl FnOnce(Record<'_>) -> Result<T>,
     ) -> Result<T> {
         self.prepare_read(lsn)?;
-        self.read_of(&segments.0, lsn, use_of)
+        self.read_of(&segments.0, lsn, |record, _| use_of(record))
     }
 
     /// Ensures that the record at `lsn` is in its file.
@@ -75,14 +85,14 @@ impl Reading<'_> {
         use_of: impl FnOnce(Record<'_>) -> Result<T>,
     ) -> Result<T> {
         let segments = Arc::clone(&self.segments.lock());
-        self.read_of(&segments, lsn, use_of)
+        self.read_of(&segments, lsn, |record, _| use_of(record))
     }
 
     fn read_of<T>(
         &self,
         segments: &[Arc<Segment>],
         lsn: Lsn,
-        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+        use_of: impl FnOnce(Record<'_>, &Backing<'_>) -> Result<T>,
     ) -> Result<T> {
         let after = segments.partition_point(|segment| segment.base() <= lsn);
         let segment = after.checked_sub(1).and_then(|index| segments.get(index));

@@ -342,7 +342,9 @@ fn look_in_window(
         // An end-of-segment record holds nothing that could be lost.
         let is_copy = |record: Record<'_>| record.is_copy || record.kind == Kind::SegmentEnd;
         let is_copy = match Record::behind(head, rest, lsn, &segment.seal) {
-            Err(Bad::Short) => segment.read_by_calls(file, lsn, |record| Ok(is_copy(record))).ok(),
+            Err(Bad::Short) => {
+                segment.read_by_calls(file, lsn, |record, _| Ok(is_copy(record))).ok()
+            }
             whole => whole.ok().map(is_copy),
         };
         behind.records += u64::from(is_copy.is_some());

@@ -14,7 +14,7 @@ use super::pool::{Pool, Pooled, SegmentBytes};
 use crate::limits;
 use crate::manifest::{Listed, Secrets};
 use crate::record::{self, Record, Seal};
-use crate::storage::{self, Access, Failure, File, Storage};
+use crate::storage::{self, Access, Failure, File, HeldBytes, Map, Storage};
 use crate::types::{Lsn, StoreId, in_memory};
 use crate::{Error, Result};
 
@@ -264,11 +264,11 @@ impl Segment {
         lsn.since(self.base())
     }
 
-    /// Reads the record at `lsn`, which is completely written.
+    /// Reads the record at `lsn`, which is completely written. What the record lies in can be kept.
     pub(crate) fn read<T>(
         &self,
         lsn: Lsn,
-        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+        use_of: impl FnOnce(Record<'_>, &Backing<'_>) -> Result<T>,
     ) -> Result<T> {
         let pooled = match &self.source {
             Source::File(file) => return self.read_by_calls(&**file, lsn, use_of),
@@ -284,7 +284,8 @@ impl Segment {
         let head = map.bytes(offset, record::HEADER_BYTES).unwrap_or_default();
         let head = record::parse_head(head, lsn, &self.seal).map_err(corrupt)?;
         let bytes = map.bytes(offset, head.len()).unwrap_or_default();
-        use_of(Record::behind(head, bytes, lsn, &self.seal).map_err(corrupt)?)
+        let record = Record::behind(head, bytes, lsn, &self.seal).map_err(corrupt)?;
+        use_of(record, &Backing::Mapped { map: &map, offset })
     }
 
     /// The same, from its file: this fails where the device can't read.
@@ -292,12 +293,12 @@ impl Segment {
         &self,
         file: &dyn File,
         lsn: Lsn,
-        use_of: impl FnOnce(Record<'_>) -> Result<T>,
+        use_of: impl FnOnce(Record<'_>, &Backing<'_>) -> Result<T>,
     ) -> Result<T> {
         let offset = self.offset(lsn);
         let corrupt = |bad: record::Bad| Error::corrupt(&self.path, offset, bad);
         // One read for most records: header and body together.
-        let mut bytes = vec![0; 1024];
+        let mut bytes = vec![0; FIRST_READ_BYTES];
         let read = |bytes: &mut [u8]| {
             storage::read_full_at(file, bytes, offset)
                 .map_err(|e| Error::io("reading", &self.path, e).offset_at(offset))
@@ -305,12 +306,47 @@ impl Segment {
         let have = read(&mut bytes)?;
         bytes.truncate(have);
         let head = record::parse_head(&bytes, lsn, &self.seal).map_err(corrupt)?;
-        if head.len() > bytes.len() {
-            bytes.resize(head.len(), 0);
-            let have = read(&mut bytes)?;
-            bytes.truncate(have);
+        if head.len() <= bytes.len() {
+            let record = Record::behind(head, &bytes, lsn, &self.seal).map_err(corrupt)?;
+            return use_of(record, &Backing::Brief);
         }
-        use_of(Record::behind(head, &bytes, lsn, &self.seal).map_err(corrupt)?)
+        // Made anew: growing would copy what is read again.
+        let mut bytes = vec![0; head.len()];
+        let have = read(&mut bytes)?;
+        bytes.truncate(have);
+        let bytes = Arc::new(bytes);
+        let record = Record::behind(head, &bytes, lsn, &self.seal).map_err(corrupt)?;
+        use_of(record, &Backing::Read(&bytes))
+    }
+}
+
+/// The bytes that a plain read of a record asks for first.
+const FIRST_READ_BYTES: usize = 1024;
+// What such a read holds is too short to be held.
+const _: () = assert!(FIRST_READ_BYTES <= limits::RESULT_COPIED_MAX);
+
+/// What the bytes of a record lie in while it is used.
+pub(crate) enum Backing<'b> {
+    Mapped {
+        map: &'b Arc<dyn Map>,
+        /// The record's.
+        offset: u64,
+    },
+    Read(&'b Arc<Vec<u8>>),
+    /// A buffer that is gone afterwards.
+    Brief,
+}
+
+impl Backing<'_> {
+    /// Holds the last `len` bytes of the record's body, without a copy. `None` if they can't be held: for bytes of
+    /// another record, and for a brief buffer.
+    pub(crate) fn hold_tail(&self, record: &Record<'_>, len: usize) -> Option<HeldBytes> {
+        let at = record.tail_at(len)?;
+        match self {
+            Backing::Mapped { map, offset } => Arc::clone(map).hold(offset + at as u64, len),
+            Backing::Read(bytes) => storage::hold_read(bytes, at, len),
+            Backing::Brief => None,
+        }
     }
 }
 

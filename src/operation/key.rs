@@ -121,6 +121,7 @@ impl<'k> Key<'k> {
     /// # Cost
     /// One allocation if the key borrows text or bytes; otherwise none.
     #[must_use]
+    #[inline]
     pub fn into_owned(self) -> Key<'static> {
         Key(match self.0 {
             Form::Raw(bytes) => Form::Raw(Cow::Owned(bytes.into_owned())),

@@ -185,7 +185,7 @@ impl Outcome {
             return self;
         }
         if let OutcomeValue::Encoded(Ok((format, bytes))) = &self.value {
-            if let Err(why) = Payload::from_vec(bytes.clone(), *format).decode::<T>() {
+            if let Err(why) = Payload::new(bytes.clone(), *format).decode::<T>() {
                 let name = std::any::type_name::<T>();
                 let message = format!(
                     "the result does not decode as {name}, so it would never be replayed: {why}"

@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
-use super::Map;
+use super::{HeldBytes, Map};
 
 /// The first `len` bytes of `file`, which must have them.
 pub(super) fn map_file(file: &fs::File, len: u64) -> io::Result<Arc<dyn Map>> {
@@ -50,6 +50,12 @@ impl Map for FileMap {
         Some(slice(raw, offset, len))
     }
 
+    fn hold(self: Arc<Self>, offset: u64, len: usize) -> Option<HeldBytes> {
+        self.bytes(offset, len)?;
+        let offset = usize::try_from(offset).ok()?;
+        Some(Arc::new(MapPart { map: self, offset, len }))
+    }
+
     fn read_ahead(&self, offset: u64, len: usize) {
         let (Some(raw), Ok(offset)) = (&self.raw, usize::try_from(offset)) else { return };
         if offset < self.len {
@@ -59,7 +65,25 @@ impl Map for FileMap {
     }
 }
 
-/// `offset + len` must lie in the map, which [`FileMap::bytes`] has just checked.
+/// A part of a map, which it keeps.
+struct MapPart {
+    map: Arc<FileMap>,
+    /// `FileMap::hold` checked that this and the length lie in the map, which keeps its length.
+    offset: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for MapPart {
+    fn as_ref(&self) -> &[u8] {
+        match &self.map.raw {
+            Some(raw) => slice(raw, self.offset, self.len),
+            // A map of no bytes has no other part.
+            None => &[],
+        }
+    }
+}
+
+/// `offset + len` must lie in the map, which [`FileMap::bytes`] has checked, now or when a part was made.
 #[expect(unsafe_code, reason = "a map's bytes are reached through a pointer")]
 fn slice(raw: &memmap2::MmapRaw, offset: usize, len: usize) -> &[u8] {
     debug_assert!(offset.checked_add(len).is_some_and(|end| end <= raw.len()));
@@ -95,6 +119,25 @@ mod tests {
         {
             assert_eq!(map.bytes(offset, len), None, "{offset} {len}");
         }
+    }
+
+    #[test]
+    fn a_part_keeps_its_map_and_lies_inside_it() {
+        let file = file(b"0123456789");
+        let map = map_file(&file, 8).unwrap();
+        let parts: Vec<_> = [(0, 8), (3, 2), (8, 0)]
+            .map(|(offset, len)| Arc::clone(&map).hold(offset, len).unwrap())
+            .into();
+        for (offset, len) in [(8, 1), (9, 0), (u64::MAX, 1), (1, usize::MAX)] {
+            assert!(Arc::clone(&map).hold(offset, len).is_none(), "{offset} {len}");
+        }
+        let address = map.bytes(3, 2).unwrap().as_ptr();
+        drop((map, file));
+        let seen: Vec<&[u8]> = parts.iter().map(|part| (**part).as_ref()).collect();
+        assert_eq!(seen, [&b"01234567"[..], b"34", b""]);
+        assert_eq!(seen[1].as_ptr(), address, "nothing was copied");
+        let empty = map_file(&tempfile::tempfile().unwrap(), 0).unwrap().hold(0, 0).unwrap();
+        assert_eq!((*empty).as_ref(), b"");
     }
 
     #[test]

@@ -136,8 +136,33 @@ pub(crate) trait Map: Send + Sync + fmt::Debug {
     /// ask only for what is already written and never written again. `None` outside the map.
     fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]>;
 
+    /// The same bytes, for as long as they are held: the map lives at least as long.
+    fn hold(self: Arc<Self>, offset: u64, len: usize) -> Option<HeldBytes>;
+
     /// These bytes will be asked for, one after the other: a hint.
     fn read_ahead(&self, _offset: u64, _len: usize) {}
+}
+
+/// Bytes, and whatever they lie in.
+pub(crate) type HeldBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A part of bytes that were read into memory, without a copy. `None` if they have no such part.
+pub(crate) fn hold_read(bytes: &Arc<Vec<u8>>, offset: usize, len: usize) -> Option<HeldBytes> {
+    bytes.get(offset..offset.checked_add(len)?)?;
+    Some(Arc::new(ReadPart { bytes: Arc::clone(bytes), offset, len }))
+}
+
+struct ReadPart {
+    bytes: Arc<Vec<u8>>,
+    offset: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for ReadPart {
+    fn as_ref(&self) -> &[u8] {
+        // `hold_read` checked both lengths, and nothing changes the bytes.
+        self.bytes.split_at(self.offset).1.split_at(self.len).0
+    }
 }
 
 /// How a change of several steps failed.

@@ -126,11 +126,11 @@ mod tests {
 
     fn recorded<V: Encode>(value: &V) -> Payload {
         let (format, bytes) = encode(value).unwrap();
-        Payload::from_vec(bytes, format)
+        Payload::new(bytes, format)
     }
 
     fn bincode(bytes: Vec<u8>, version: u32) -> Payload {
-        Payload::from_vec(bytes, Format { codec: Codec::Bincode, version })
+        Payload::new(bytes, Format { codec: Codec::Bincode, version })
     }
 
     fn kind<T: Decode>(payload: &Payload) -> Option<ErrorKind> {
@@ -167,7 +167,7 @@ mod tests {
             Answer::Many { names: vec!["a".into()], sizes: BTreeMap::from([(300, Some(vec![1]))]) };
         let payload = recorded(&value);
         assert_eq!(&payload[..], [2, 1, 1, b'a', 1, 251, 44, 1, 1, 1, 1]);
-        assert_eq!(payload.format, Format { codec: Codec::Bincode, version: 2 });
+        assert_eq!(payload.to_string(), "11 bytes, Bincode, version 2");
     }
 
     /// A length of 2^40 in a few bytes: refused before anything is allocated for it.

@@ -74,11 +74,11 @@ mod tests {
 
     fn recorded<V: Encode>(value: &V) -> Payload {
         let (format, bytes) = encode(value).unwrap();
-        Payload::from_vec(bytes, format)
+        Payload::new(bytes, format)
     }
 
     fn json(bytes: &[u8]) -> Payload {
-        Payload::from_vec(bytes.to_vec(), FORMAT)
+        Payload::new(bytes.to_vec(), FORMAT)
     }
 
     proptest! {

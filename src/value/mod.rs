@@ -7,6 +7,7 @@
 
 #[cfg(feature = "bincode")]
 mod bincode;
+pub(crate) mod bytes;
 mod codec;
 #[cfg(feature = "json")]
 mod json;
@@ -16,6 +17,7 @@ mod typed;
 
 #[cfg(feature = "bincode")]
 pub use bincode::Bincode;
+pub(crate) use bytes::ValueBytes;
 pub(crate) use codec::NOT_KEPT;
 pub use codec::{Codec, Format};
 #[cfg(feature = "json")]

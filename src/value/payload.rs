@@ -7,14 +7,30 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::Format;
+use super::{Format, ValueBytes};
 use crate::{Error, ErrorKind, Result};
 
 /// A recorded value: a result, or a failure.
 ///
 /// A payload derefs to its bytes, and [`decode`](Payload::decode) turns them into a type. A clone shares the bytes. A
-/// payload borrows nothing and may be sent to any thread. If no result was kept, the payload has no bytes and doesn't
+/// payload borrows nothing and may be sent to any thread; `bytes::Bytes::from_owner(payload)` takes it without a copy. If no result was kept, the payload has no bytes and doesn't
 /// decode: see [`Recorded::missing`](crate::Recorded::missing).
+///
+/// # What a payload holds
+/// A result of more than 4 KiB is not copied: the payload shows it where the store read it, after its checksum was
+/// verified. A full segment is read through a map, which the payload keeps; anything else was read into memory, which
+/// the payload owns. A payload of a map stays readable after compaction has removed the segment, after the store is
+/// closed, and after its directory is removed. While it lives:
+///
+/// - The space of the segment's file, up to [`segment_bytes`](crate::StoreBuilder::segment_bytes), is freed on the disk
+///   only when the last such payload is dropped. [`disk_bytes_max`](crate::StoreBuilder::disk_bytes_max) doesn't count
+///   removed segments.
+/// - The map counts as the process's memory (as cache, which the system may drop), and there may be as many maps as
+///   payloads of different segments.
+/// - If the device can't read the page, or another program truncates the file, the process dies of SIGBUS, as with any
+///   read through a map. [`StoreBuilder::map(false)`](crate::StoreBuilder::map) avoids that.
+///
+/// `payload.to_vec()` copies the bytes and lets go. Do that with payloads that you keep for long, such as in a cache.
 ///
 /// `Display` and `Debug` show the length and the format, never the contents.
 ///
@@ -30,10 +46,16 @@ use crate::{Error, ErrorKind, Result};
 /// ```
 #[derive(Clone)]
 pub struct Payload {
-    bytes: Arc<Vec<u8>>,
-    pub(super) format: Format,
-    /// The reason why nothing was kept; then there are no bytes.
-    missing: Option<Arc<str>>,
+    content: PayloadContent,
+    /// `None`: in a codec that this version doesn't know.
+    format: Option<Format>,
+}
+
+#[derive(Clone)]
+enum PayloadContent {
+    Bytes(ValueBytes),
+    /// Nothing was kept, for that reason.
+    NotKept(Arc<str>),
 }
 
 /// A type whose values can be recorded. The trait turns a value into bytes.
@@ -148,20 +170,24 @@ pub(crate) fn encode<V: Encode + ?Sized>(value: &V) -> Result<(Format, Vec<u8>)>
 impl Payload {
     /// No bytes, as `()` is recorded.
     pub(crate) fn empty() -> Self {
-        Payload::from_vec(Vec::new(), Format::BYTES)
+        Payload::new(ValueBytes::default(), Format::BYTES)
     }
 
-    pub(crate) fn from_vec(bytes: Vec<u8>, format: Format) -> Self {
-        Payload { bytes: Arc::new(bytes), format, missing: None }
+    #[inline]
+    pub(crate) fn new(bytes: impl Into<ValueBytes>, format: impl Into<Option<Format>>) -> Self {
+        Payload { content: PayloadContent::Bytes(bytes.into()), format: format.into() }
     }
 
     /// The payload if no result was kept, for that reason.
     pub(crate) fn not_kept(reason: Arc<str>) -> Self {
-        Payload { missing: Some(reason), ..Payload::empty() }
+        Payload { content: PayloadContent::NotKept(reason), format: None }
     }
 
     pub(crate) fn missing(&self) -> Option<&str> {
-        self.missing.as_deref()
+        match &self.content {
+            PayloadContent::NotKept(reason) => Some(reason),
+            PayloadContent::Bytes(_) => None,
+        }
     }
 
     /// Decodes the value into `T`, which must be the type that was recorded.
@@ -184,9 +210,12 @@ impl Payload {
     /// # Cost
     /// Reads nothing from the disk. Strings and bytes are copied once.
     pub fn decode<T: Decode>(&self) -> Result<T> {
-        match &self.missing {
-            None => T::decode(self, self.format),
-            Some(reason) => Err(Error::new(
+        match (&self.content, self.format) {
+            (PayloadContent::Bytes(_), Some(format)) => T::decode(self, format),
+            (PayloadContent::Bytes(_), None) => Err(Error::undecodable(
+                "recorded in a codec that this version of onlyonce does not know: decode it with the version that recorded it, or take the payload's bytes",
+            )),
+            (PayloadContent::NotKept(reason), _) => Err(Error::new(
                 ErrorKind::NotKept,
                 format!("the work was done, and its result was not kept: {reason}"),
             )),
@@ -198,7 +227,10 @@ impl Deref for Payload {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        match &self.content {
+            PayloadContent::Bytes(bytes) => bytes,
+            PayloadContent::NotKept(_) => &[],
+        }
     }
 }
 
@@ -211,9 +243,14 @@ impl AsRef<[u8]> for Payload {
 impl fmt::Display for Payload {
     /// Shows the length and the format, never the contents.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.missing {
-            None => write!(f, "{} bytes, {}", self.len(), self.format),
-            Some(reason) => write!(f, "not kept: {reason}"),
+        match (&self.content, self.format) {
+            (PayloadContent::Bytes(bytes), Some(format)) => {
+                write!(f, "{} bytes, {format}", bytes.len())
+            }
+            (PayloadContent::Bytes(bytes), None) => {
+                write!(f, "{} bytes, an unknown codec", bytes.len())
+            }
+            (PayloadContent::NotKept(reason), _) => write!(f, "not kept: {reason}"),
         }
     }
 }
@@ -310,7 +347,7 @@ mod tests {
 
     fn recorded<V: Encode + ?Sized>(value: &V) -> Payload {
         let (format, bytes) = encode(value).unwrap();
-        Payload::from_vec(bytes, format)
+        Payload::new(bytes, format)
     }
 
     fn kind<T: Decode>(payload: &Payload) -> ErrorKind {
@@ -346,7 +383,7 @@ mod tests {
         for (codec, version) in
             [(Codec::Bincode, 0), (Codec::Json, 0), (Codec::Custom(1), 0), (Codec::Bytes, 1)]
         {
-            let payload = Payload::from_vec(Vec::new(), Format { codec, version });
+            let payload = Payload::new(Vec::new(), Format { codec, version });
             assert_eq!(kind::<String>(&payload), ErrorKind::Undecodable);
             assert_eq!(kind::<Vec<u8>>(&payload), ErrorKind::Undecodable);
             assert_eq!(kind::<()>(&payload), ErrorKind::Undecodable);
@@ -356,6 +393,15 @@ mod tests {
     #[test]
     fn debug_shows_no_contents() {
         assert_eq!(format!("{:?}", recorded("secret")), "Payload(6 bytes, Bytes, version 0)");
+    }
+
+    /// The state of its key is known nevertheless.
+    #[test]
+    fn a_value_in_an_unknown_codec_has_bytes_and_does_not_decode() {
+        let payload = Payload::new(b"x".to_vec(), Format::from_stored(4, 7));
+        assert_eq!((&payload[..], payload.missing()), (&b"x"[..], None));
+        assert_eq!(kind::<String>(&payload), ErrorKind::Undecodable);
+        assert_eq!(payload.to_string(), "1 bytes, an unknown codec");
     }
 
     #[test]

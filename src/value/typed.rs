@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn payload(bytes: &[u8], codec: Codec, version: u32) -> Payload {
-        Payload::from_vec(bytes.to_vec(), Format { codec, version })
+        Payload::new(bytes.to_vec(), Format { codec, version })
     }
 
     fn error<T: Decode>(payload: &Payload) -> Error {
@@ -195,7 +195,7 @@ mod tests {
         let (format, bytes) = encode(&receipt()).unwrap();
         assert_eq!(format, Format { codec: Codec::Json, version: 3 });
         assert_eq!(bytes, br#"{"order":17,"note":null}"#);
-        assert_eq!(Payload::from_vec(bytes, format).decode::<Receipt>().unwrap(), receipt());
+        assert_eq!(Payload::new(bytes, format).decode::<Receipt>().unwrap(), receipt());
     }
 
     /// A type whose codec changed reads its older records.

@@ -205,3 +205,103 @@ fn a_run_whose_outcome_later_runs_can_not_decode_is_recorded_without_it() {
         assert!(missing.contains("would never be replayed"), "{missing}");
     }
 }
+
+/// A store with small segments, and a result that isn't copied when it is replayed.
+fn large(n: u8) -> Vec<u8> {
+    vec![n; 6 << 10]
+}
+
+fn filled(dir: &std::path::Path, map: bool) -> Store {
+    let builder = Store::builder().segment_bytes(64 << 10).result_bytes_max(8 << 10).map(map);
+    let store = builder.manual_maintenance(true).open_or_create(dir).unwrap();
+    for n in 0..40_u8 {
+        claimed(&store, &n.to_string()).complete(&large(n)).unwrap();
+    }
+    store
+}
+
+fn segments(dir: &std::path::Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir.join("log")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".log")).collect()
+}
+
+/// The bytes are where the store read them, whatever becomes of the store, its segment and its directory.
+#[test]
+fn a_payload_outlives_its_segment_its_store_and_its_directory() {
+    for map in [true, false] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("keys");
+        let store = filled(&dir, map);
+        let before = segments(&dir);
+        let payload = replayed(&store, "0").result().clone();
+        let copy = payload.to_vec();
+        for n in 0..40 {
+            assert!(store.forget(n.to_string().as_str()).unwrap());
+        }
+        while store.compact(u64::MAX).unwrap().bytes_reclaimed() > 0 {}
+        let after = segments(&dir);
+        let first = "0000000001.log".to_owned();
+        assert!(before.contains(&first) && !after.contains(&first), "{before:?} {after:?}");
+        assert_eq!(payload[..], copy[..]);
+        store.close(std::time::Duration::ZERO).unwrap();
+        drop(store);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(payload[..], large(0)[..]);
+        // Another store at the same place changes nothing either.
+        drop(filled(&dir, map));
+        assert_eq!(payload.decode::<Vec<u8>>().unwrap(), large(0));
+        std::thread::spawn(move || assert_eq!(payload.len(), 6 << 10)).join().unwrap();
+    }
+}
+
+/// Two replays of one result show the same bytes of the same map; a small one is copied, and holds nothing.
+#[test]
+fn a_large_result_is_not_copied_when_it_is_replayed() {
+    let parent = tempfile::tempdir().unwrap();
+    let store = filled(&parent.path().join("keys"), true);
+    let address = |key: &str| replayed(&store, key).result().as_ptr();
+    assert_eq!(address("0"), address("0"));
+    let done = replayed(&store, "0");
+    assert_eq!(done.result().clone().as_ptr(), done.result().as_ptr());
+    claimed(&store, "small").complete(&[7; 4096]).unwrap();
+    for n in 40..80_u8 {
+        claimed(&store, &n.to_string()).complete(&large(n)).unwrap();
+    }
+    let (one, other) = (replayed(&store, "small"), replayed(&store, "small"));
+    assert_eq!(one.result()[..], [7; 4096]);
+    assert_ne!(one.result().as_ptr(), other.result().as_ptr());
+}
+
+/// `Bytes` takes a payload as it is.
+#[test]
+fn a_payload_becomes_bytes_without_a_copy() {
+    let parent = tempfile::tempdir().unwrap();
+    let store = filled(&parent.path().join("keys"), true);
+    let payload = replayed(&store, "0").result().clone();
+    let address = payload.as_ptr();
+    let bytes = bytes::Bytes::from_owner(payload);
+    drop(store);
+    assert_eq!((bytes.as_ptr(), &bytes[..]), (address, &large(0)[..]));
+}
+
+/// The checksum is verified before a payload is made, by the map and by plain reads.
+#[test]
+fn a_large_result_that_is_damaged_is_an_error_and_no_payload() {
+    use std::os::unix::fs::FileExt;
+    for map in [true, false] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("keys");
+        let store = filled(&dir, map);
+        store.close(std::time::Duration::ZERO).unwrap();
+        drop(store);
+        let path = dir.join("log/0000000001.log");
+        let bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(64).position(|part| part == [3; 64]).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[4], at as u64 + 5000).unwrap();
+        let store = Store::builder().map(map).open(&dir).unwrap();
+        assert_eq!(store.claim("3").unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(replayed(&store, "2").result()[..], large(2)[..]);
+    }
+}

@@ -49,7 +49,7 @@ impl Earlier<'_> {
         }
         let after = self.segments.partition_point(|segment| segment.base() <= lsn);
         match after.checked_sub(1).and_then(|index| self.segments.get(index)) {
-            Some(segment) => segment.read(lsn, use_of),
+            Some(segment) => segment.read(lsn, |record, _| use_of(record)),
             None => {
                 Err(Error::corrupt(Path::new("log"), 0, format_args!("no segment holds lsn {lsn}")))
             }

@@ -672,7 +672,7 @@ fn omitted_copies_show_how_far_the_log_was_durable() {
         let to = spare.activate(disk, &log_dir(), identity, store, &secrets, used.base).unwrap();
         let (_, first) = still.seen.iter().find(|(_, lsn)| *lsn > used.base).unwrap();
         let mut bytes = Vec::new();
-        let sealed = segment.read(*first, |record| {
+        let sealed = segment.read(*first, |record, _| {
             let body = record.body().unwrap();
             Draft::copy(&record, &body).seal(&mut bytes, identity.start(), watermark, &to.seal);
             Ok(())

@@ -33,7 +33,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{Access, DirEntry, DirLock, File, Map, Standing, Storage, TakenDir};
+use super::{Access, DirEntry, DirLock, File, HeldBytes, Map, Standing, Storage, TakenDir};
 use crate::limits;
 use disk::{At, MemoryDisk, Node};
 
@@ -477,5 +477,24 @@ impl Map for MemoryMap {
             }
             place = &copied.next;
         }
+    }
+
+    fn hold(self: Arc<Self>, offset: u64, len: usize) -> Option<HeldBytes> {
+        self.bytes(offset, len)?;
+        Some(Arc::new(MemoryMapPart { map: self, offset, len }))
+    }
+}
+
+struct MemoryMapPart {
+    map: Arc<MemoryMap>,
+    offset: u64,
+    len: usize,
+}
+
+impl AsRef<[u8]> for MemoryMapPart {
+    #[expect(clippy::panic, reason = "what a real disk does is to end the process")]
+    fn as_ref(&self) -> &[u8] {
+        let bytes = self.map.bytes(self.offset, self.len);
+        bytes.unwrap_or_else(|| panic!("a file is gone under its map"))
     }
 }
