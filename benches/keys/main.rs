@@ -6,6 +6,7 @@
 //!
 //! - `--then`: opening after a clean close and after kill -9, finding known and new keys, compared with a store of
 //!   1 M keys; `--find`: the latter alone;
+//! - `--stuck`: counting and listing interrupted and held keys (`--stuck-keys 5`) among the others;
 //! - `--squeeze`: reads from the device per key, with memory for a quarter of the index (Linux, as root), in so many
 //!   `--lookups` of each kind; `--door`, the file that joins that memory's control group, goes to its child;
 //! - `--expire`: what it takes to reclaim the space of expired keys (`--expire-keys M`, `--warm`: from memory;
@@ -47,6 +48,7 @@ mod remember;
 mod saturate;
 mod squeeze;
 mod strace;
+mod stuck;
 #[path = "../../tests/it/traffic.rs"]
 mod traffic;
 mod work;
@@ -69,6 +71,7 @@ fn main() {
     let parts = [
         "--then",
         "--find",
+        "--stuck",
         "--squeeze",
         "--expire",
         "--beside",
@@ -85,7 +88,8 @@ fn main() {
     let given = args.value("--dir").map(PathBuf::from);
     let dir = given.unwrap_or_else(|| temporary.path().to_path_buf()).join("keys");
     println!("{} processors, {}", work::cores(), machine::processor());
-    let on_its_own = !["--then", "--find", "--squeeze"].iter().any(|part| args.has(part));
+    let on_its_own =
+        !["--then", "--find", "--stuck", "--squeeze"].iter().any(|part| args.has(part));
     let fills = args.value("--keys").is_some() || asked_for_none || !on_its_own;
     if fills && !args.has("--no-fill") {
         fill::run(&args, &dir, keys);
@@ -95,6 +99,9 @@ fn main() {
     }
     if args.has("--then") || args.has("--find") {
         open::findings(&dir, keys);
+    }
+    if args.has("--stuck") {
+        stuck::run(&args, &dir);
     }
     if args.has("--squeeze") {
         squeeze::run(&args, &dir, keys);

@@ -26,6 +26,7 @@ const LOW: u64 = 7;
 const LEVELS: u64 = 3;
 
 impl Place {
+    #[inline]
     pub(crate) fn new(lsn: Lsn, level: Durability, open: Option<OpenAs>) -> Self {
         debug_assert!(lsn.get() & (HIGH | LOW) == 0, "{lsn}");
         let level = match level {
@@ -72,6 +73,7 @@ impl Place {
         }
     }
 
+    #[inline]
     pub(crate) fn is_open(self) -> bool {
         self.code() >= LEVELS
     }
@@ -234,6 +236,7 @@ impl Shard {
     }
 
     /// Puts an entry in the place of its key's entry for the record at `old`, or adds it if there is none.
+    #[inline]
     pub(crate) fn put(&mut self, old: Option<Lsn>, entry: Entry) {
         let hash = entry.hash;
         let found = old.and_then(|at| {
@@ -243,7 +246,7 @@ impl Shard {
             Some(old) => {
                 self.open += usize::from(entry.place.is_open());
                 self.open -= usize::from(old.place.is_open());
-                *old = entry;
+                (old.place, old.live) = (entry.place, entry.live);
             }
             None => self.insert(entry),
         }
