@@ -7,10 +7,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, Ticket, progress, reserve};
+use super::{Attempt, KeyCall, Ticket, progress, reserve};
 use crate::backend::Shared;
-use crate::engine::{Claimed, EncodedOutcome, Writing};
-use crate::operation::{Settings, cut_label, encode_meta};
+use crate::engine::{Applied, Asks, Claimed, EncodedOutcome, Writing};
+use crate::operation::{OutcomeParts, Settings, cut_label, encode_meta};
 use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState, Presence};
 use crate::sync::{self, AtomicBool, Mutex, Ordering};
 use crate::types::{KeyHash, Token};
@@ -191,29 +191,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
-        self.is_past_its_effect();
-        let parts = match outcome.into_parts(self.0.shared.result_bytes_max()) {
-            Ok(parts) => parts,
-            Err(e) => return Err(e.giving_back(self)),
-        };
-        let (codec, version) = (parts.codec, parts.version);
-        let meta = encode_meta(&parts.meta);
-        let settings = &self.0.settings;
-        let writing = Writing {
-            level: Some(settings.durability),
-            conditions: Conditions {
-                retention_ms: parts.retention_ms.or(settings.retention_ms),
-                remember_ms: settings.remember_ms,
-                reason: parts.missing.as_deref(),
-                ..Conditions::default()
-            },
-            outcome: Some(EncodedOutcome { codec, version, meta: &meta, bytes: &parts.bytes }),
-            ..Writing::default()
-        };
-        let token = self.0.token;
-        let call = if parts.failure { Call::Fail(token) } else { Call::Complete(token) };
-        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
-        self.ended(done)
+        self.ending(outcome)?.make()
     }
 
     /// Ends the claim as one that had no effect, so that the next claim is granted. If an earlier attempt's fate is
@@ -234,22 +212,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
-        let why = why.into();
-        let settings = &self.0.settings;
-        let extras = CallExtras { retry_ms: why.retry_ms(), ..CallExtras::default() };
-        let writing = Writing {
-            level: Some(settings.durability),
-            conditions: Conditions {
-                retention_ms: settings.retention_ms,
-                reason: Some(why.reason()),
-                extras: Some(&extras),
-                ..Conditions::default()
-            },
-            ..Writing::default()
-        };
-        let call = Call::Abort(self.0.token);
-        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
-        self.ended(done)
+        self.aborting(why.into()).make()
     }
 
     /// Ends the claim without an outcome and holds its key: no claim is granted, under any policy, until the key is
@@ -361,6 +324,23 @@ impl ClaimGuard {
         self.park(&reason)
     }
 
+    /// The ending with this outcome, to be made; or why it can't be recorded, with the guard.
+    #[inline]
+    pub(crate) fn ending(self, outcome: Outcome) -> Result<EndingCall> {
+        self.is_past_its_effect();
+        match outcome.into_parts(self.0.shared.result_bytes_max()) {
+            Ok(parts) => {
+                let meta = encode_meta(&parts.meta);
+                Ok(EndingCall { guard: self, how: How::Outcome { parts, meta } })
+            }
+            Err(e) => Err(e.giving_back(self)),
+        }
+    }
+
+    pub(crate) fn aborting(self, why: Abort) -> EndingCall {
+        EndingCall { guard: self, how: How::Abort(why) }
+    }
+
     /// Always at `Sync`: a held key must not be granted after a crash.
     fn park(self, reason: &str) -> Result<()> {
         let conditions = Conditions { reason: Some(reason), ..Conditions::default() };
@@ -376,7 +356,7 @@ impl ClaimGuard {
         self.on_drop(OnDrop::Interrupt);
     }
 
-    fn ended(self, done: Result<crate::engine::Applied>) -> Result<()> {
+    fn ended(self, done: Result<Applied>) -> Result<()> {
         match done {
             Ok(applied) => {
                 self.0.has_ended.store(true, Ordering::SeqCst);
@@ -393,6 +373,87 @@ impl ClaimGuard {
                 Err(e)
             }
         }
+    }
+}
+
+/// An ending that is about to be recorded. Dropped before that, it is as its guard dropped.
+pub(crate) struct EndingCall {
+    guard: ClaimGuard,
+    how: How,
+}
+
+enum How {
+    Outcome { parts: OutcomeParts, meta: Vec<u8> },
+    Abort(Abort),
+}
+
+impl EndingCall {
+    #[inline]
+    fn make(self) -> Result<()> {
+        let (shared, hash) = (&self.guard.0.shared, self.guard.0.hash);
+        let done = self.ask(|key, call, writing| shared.apply(key, hash, call, writing));
+        self.guard.ended(done)
+    }
+}
+
+impl Asks for EndingCall {
+    #[inline]
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let inner = &self.guard.0;
+        let (settings, level) = (&inner.settings, Some(inner.settings.durability));
+        match &self.how {
+            How::Outcome { parts, meta } => {
+                let (codec, version, bytes) = (parts.codec, parts.version, &parts.bytes);
+                let writing = Writing {
+                    level,
+                    conditions: Conditions {
+                        retention_ms: parts.retention_ms.or(settings.retention_ms),
+                        remember_ms: settings.remember_ms,
+                        reason: parts.missing.as_deref(),
+                        ..Conditions::default()
+                    },
+                    outcome: Some(EncodedOutcome { codec, version, meta, bytes }),
+                    ..Writing::default()
+                };
+                let token = inner.token;
+                let call = if parts.failure { Call::Fail(token) } else { Call::Complete(token) };
+                with(&inner.key, call, &writing)
+            }
+            How::Abort(why) => {
+                let extras = CallExtras { retry_ms: why.retry_ms(), ..CallExtras::default() };
+                let writing = Writing {
+                    level,
+                    conditions: Conditions {
+                        retention_ms: settings.retention_ms,
+                        reason: Some(why.reason()),
+                        extras: Some(&extras),
+                        ..Conditions::default()
+                    },
+                    ..Writing::default()
+                };
+                with(&inner.key, Call::Abort(inner.token), &writing)
+            }
+        }
+    }
+}
+
+impl KeyCall for EndingCall {
+    type Answer = ();
+
+    fn key(&self) -> &Key<'_> {
+        &self.guard.0.key
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        Some(&self.guard.0.shared)
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<()> {
+        self.guard.ended(done)
+    }
+
+    fn refused(self, error: Error) -> Error {
+        error.giving_back(self.guard)
     }
 }
 

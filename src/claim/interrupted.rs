@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::guard::lease_millis;
-use super::{Attempt, Before, ClaimGuard, granting};
+use super::{Attempt, Before, ClaimGuard, KeyCall, granting};
 use crate::backend::Shared;
-use crate::engine::Writing;
+use crate::engine::{Applied, Asks, Writing};
 use crate::operation::{Settings, cut_label};
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::KeyHash;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Key, Result};
 
 /// An interrupted attempt, about which you decide because its effect is unknown. While you hold this value, other
 /// callers see `InProgress`.
@@ -94,7 +94,7 @@ impl Interrupted {
     /// `ClaimLost` if the attempt is no longer interrupted as you saw it: for example, its owner ended it or renewed
     /// its lease.
     pub fn take_over(self) -> Result<ClaimGuard> {
-        self.decide(Call::TakeOver(self.attempt.token()))
+        self.taking_over().make()
     }
 
     /// Grants you the key because you found out that neither this attempt nor any earlier one had an effect. This
@@ -116,7 +116,7 @@ impl Interrupted {
     /// # Errors
     /// The errors of [`take_over`](Self::take_over).
     pub fn not_applied(self) -> Result<ClaimGuard> {
-        self.decide(Call::NotApplied(self.attempt.token()))
+        self.disclaiming().make()
     }
 
     /// Holds the key: no claim is granted, under any policy, until the key is resolved. `reason` says why, for people; it is
@@ -185,15 +185,21 @@ impl Interrupted {
         if applied.answer == Answer::Granted { Ok(()) } else { Err(self.lost()) }
     }
 
-    fn decide(&self, call: Call) -> Result<ClaimGuard> {
-        let key = self.attempt.key();
-        let writing =
-            granting(self.shared.result_bytes_max(), &self.settings, key, self.fingerprint);
-        let applied = self.shared.apply(key, self.hash, call, &writing)?;
+    /// The word of [`take_over`](Self::take_over), to be said.
+    pub(crate) fn taking_over(self) -> Word {
+        Word { call: Call::TakeOver(self.attempt.token()), lost: self }
+    }
+
+    /// The word of [`not_applied`](Self::not_applied), to be said.
+    pub(crate) fn disclaiming(self) -> Word {
+        Word { call: Call::NotApplied(self.attempt.token()), lost: self }
+    }
+
+    fn decided(&self, applied: Applied) -> Result<ClaimGuard> {
         match (applied.answer, applied.claimed) {
             (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
                 Arc::clone(&self.shared),
-                key,
+                self.attempt.key(),
                 self.hash,
                 claimed,
                 self.settings.clone(),
@@ -211,6 +217,44 @@ impl Interrupted {
         let message =
             format!("{key} is no longer what you saw: claim it again to learn what became of it");
         Error::new(ErrorKind::ClaimLost, message)
+    }
+}
+
+/// A claimant's word that grants it the key, to be said. Dropped before that, it is as its question dropped.
+pub(crate) struct Word {
+    lost: Interrupted,
+    call: Call,
+}
+
+impl Word {
+    fn make(self) -> Result<ClaimGuard> {
+        let (shared, hash) = (&self.lost.shared, self.lost.hash);
+        let said = self.ask(|key, call, writing| shared.apply(key, hash, call, writing));
+        self.lost.decided(said?)
+    }
+}
+
+impl Asks for Word {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let Interrupted { shared, attempt, settings, fingerprint, .. } = &self.lost;
+        let key = attempt.key();
+        with(key, self.call, &granting(shared.result_bytes_max(), settings, key, *fingerprint))
+    }
+}
+
+impl KeyCall for Word {
+    type Answer = ClaimGuard;
+
+    fn key(&self) -> &Key<'_> {
+        self.lost.attempt.key()
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        Some(&self.lost.shared)
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<ClaimGuard> {
+        self.lost.decided(said?)
     }
 }
 

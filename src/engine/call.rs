@@ -152,7 +152,7 @@ impl Done {
 
 /// Calls that were placed one after the other and are waited for together.
 #[derive(Default)]
-pub(crate) struct Batch {
+pub(crate) struct PlacedBatch {
     /// The last record placed at each level: it covers all before it.
     placed: [Option<Placed>; 3],
     /// The newest record that an answer is derived from, at each level.
@@ -170,7 +170,7 @@ fn at_level<T>([lazy, flush, sync]: &mut [T; 3], level: Durability) -> &mut T {
     }
 }
 
-impl Batch {
+impl PlacedBatch {
     pub(crate) fn add(&mut self, done: &Done, level: Durability) {
         if let Some(placed) = done.placed {
             *at_level(&mut self.placed, level) = Some(placed);
@@ -262,7 +262,7 @@ impl Engine {
     }
 
     /// Waits for a whole batch, whose records share writes and syncs.
-    pub(crate) fn settle_batch(&self, _inside: &Inside<'_>, batch: &Batch) -> Result<()> {
+    pub(crate) fn settle_batch(&self, _inside: &Inside<'_>, batch: &PlacedBatch) -> Result<()> {
         self.log.wake_upkeep();
         for (level, placed) in LEVELS.into_iter().zip(batch.placed).rev() {
             if let Some(placed) = placed {

@@ -24,15 +24,16 @@ mod sample;
 mod verify;
 mod view;
 
-pub(crate) use call::{Applied, Batch, EncodedOutcome, Writing};
+pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, Writing};
 pub use call::{Claimed, Stored};
 #[cfg(feature = "backend")]
 pub(crate) use call::{Done, Found};
 pub(crate) use close::{Threads, Unended};
 pub(crate) use compact::Compacted;
 pub(crate) use listing::KeyCounts;
+pub(crate) use placing::Asks;
 #[cfg(feature = "backend")]
-pub(crate) use placing::{Asks, Placing, Progress};
+pub(crate) use placing::{Placing, Progress};
 pub(crate) use sample::Alive;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk, Which};

@@ -3,6 +3,7 @@
 //! Promises: a handle is cheap to clone and may go to any thread; dropping the last one (guards included) closes the
 //! store. Never: decides; `protocol` decides what a call does to a key, and `engine` the order of writes.
 
+pub(crate) mod batch;
 mod open;
 #[cfg(feature = "backend")]
 mod served;
@@ -14,17 +15,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verification};
-#[cfg(feature = "backend")]
-use crate::backend::{Backend, Request, Sent};
 use crate::backend::{InFlight, Shared};
 use crate::claim::seen::{broken, in_progress, state_of};
-use crate::claim::{Attempt, Claim, ClaimGuard, Mark, Resolution, State, Ticket, granting};
-use crate::engine::{Batch, EncodedOutcome, Engine, Writing};
-use crate::limits;
+use crate::claim::{
+    Attempt, Claim, ClaimGuard, Forgetting, Mark, Marking, Resolution, State, Ticket, claiming,
+    make,
+};
+use crate::engine::{EncodedOutcome, Writing};
 use crate::log::Due;
-use crate::operation::{Settings, cut_label, encode_meta};
-use crate::protocol::{Answer, Call, CallExtras, Conditions, Wants};
-use crate::types::{KeyHash, Token};
+use crate::operation::{cut_label, encode_meta};
+use crate::protocol::{Answer, Call, CallExtras, Conditions};
+use crate::types::Token;
 use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
 
 /// An open store, which remembers the outcomes of operations by their keys.
@@ -108,15 +109,10 @@ impl Store {
         key.check()?;
         let settings = op.policy().or(&self.policy).resolve()?;
         let fingerprint = op.fingerprint_given();
-        let wants = Wants {
-            fingerprint,
-            on_interrupted: settings.on_interrupted,
-            attempts_max: settings.attempts_max,
-            reconciles,
-        };
         let hash = self.shared.hash(key);
-        let writing = granting(self.shared.result_bytes_max(), &settings, key, fingerprint);
-        let applied = self.shared.apply(key, hash, Call::Claim(wants), &writing)?;
+        let result_bytes_max = self.shared.result_bytes_max();
+        let (call, writing) = claiming(result_bytes_max, op, &settings, reconciles);
+        let applied = self.shared.apply(key, hash, call, &writing)?;
         Claim::answered(&self.shared, key, hash, settings, fingerprint, applied)
     }
 
@@ -139,124 +135,7 @@ impl Store {
     /// # Cost
     /// One write, and one sync at `Sync`. A key that was seen before costs no write and no sync.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
-        let op = op.into();
-        let key = op.key();
-        key.check()?;
-        let settings = op.policy().or(&self.policy).resolve()?;
-        let (call, writing) = marking(&op, &settings);
-        Mark::answered(key, self.shared.apply(key, self.shared.hash(key), call, &writing)?)
-    }
-
-    /// Marks many keys with one write and one sync. Returns an answer for each key, in the order of the keys.
-    ///
-    /// The batch is not a transaction: after a crash, any prefix of it may exist. A key that occurs twice is `First`
-    /// only once.
-    ///
-    /// ```
-    /// # use onlyonce::testing::Sim;
-    /// # let store = Sim::new(1).open()?;
-    /// let messages = ["message-7", "message-8", "message-7"];
-    /// let mut handled = 0;
-    /// for mark in store.mark_many(messages)? {
-    ///     if mark?.is_first() {
-    ///         handled += 1;
-    ///     }
-    /// }
-    /// assert_eq!(handled, 2);
-    /// # onlyonce::Result::<()>::Ok(())
-    /// ```
-    ///
-    /// Every mark is durable on return, at the level of its operation's [`durability`](Policy::durability).
-    ///
-    /// # Errors
-    /// An error for one key is returned at that key's position: `TooLarge` or `Invalid`, `Corrupt` if the key's record
-    /// is damaged, or `StorageFull`. That key was not marked, but the others were. The whole call fails with
-    /// `Indeterminate` if the write or sync failed, and any of the marks may then be on disk. It fails with `Poisoned`,
-    /// `Closed` or `Forked` before any key is marked.
-    ///
-    /// # Cost
-    /// One write, and one sync at `Sync`, for each segment that the batch spans: usually one.
-    pub fn mark_many<'k, O: Into<Operation<'k>>>(
-        &self,
-        ops: impl IntoIterator<Item = O>,
-    ) -> Result<Vec<Result<Mark>>> {
-        match &*self.shared {
-            Shared::Embedded(engine) => self.mark_embedded(engine, ops),
-            #[cfg(feature = "backend")]
-            Shared::Other(backend) => Ok(self.mark_elsewhere(&**backend, ops)),
-        }
-    }
-
-    fn mark_embedded<'k, O: Into<Operation<'k>>>(
-        &self,
-        engine: &Engine,
-        ops: impl IntoIterator<Item = O>,
-    ) -> Result<Vec<Result<Mark>>> {
-        let inside = engine.enter()?;
-        if engine.log.is_poisoned() {
-            return Err(engine.log.poisoned());
-        }
-        let mut batch = Batch::default();
-        let mut ops = ops.into_iter().map(|op| {
-            let op = op.into();
-            let hash = op.key().check().map(|()| engine.hash(op.key()));
-            (op, hash)
-        });
-        let mut place = |op: &Operation<'_>, hash: KeyHash| -> Result<Mark> {
-            let settings = op.policy().or(&self.policy).resolve()?;
-            let (call, writing) = marking(op, &settings);
-            let done = engine.place(&inside, op.key(), hash, call, &writing)?;
-            batch.add(&done, settings.durability);
-            Mark::answered(op.key(), done.into_applied())
-        };
-        let mut marks = Vec::with_capacity(ops.size_hint().0);
-        loop {
-            let next: Vec<_> = ops.by_ref().take(limits::LOOK_AHEAD_KEYS).collect();
-            if next.is_empty() {
-                break;
-            }
-            if let Err(e) = engine.log.may_go_on() {
-                marks.extend(next.into_iter().map(|_| Err(e.again())));
-                continue;
-            }
-            let hashes: Vec<_> =
-                next.iter().filter_map(|(_, hash)| hash.as_ref().ok().copied()).collect();
-            engine.look_ahead(&hashes);
-            marks.extend(next.into_iter().map(|(op, hash)| place(&op, hash?)));
-        }
-        // Closed or poisoned halfway: the records placed before are in flight, or their fate is unknown.
-        let is_of_all = |e: &Error| {
-            matches!(e.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::Forked)
-        };
-        let first_is_refused = matches!(marks.first(), Some(Err(e)) if is_of_all(e));
-        if first_is_refused {
-            return marks.swap_remove(0).map(|_| Vec::new());
-        }
-        engine.settle_batch(&inside, &batch)?;
-        Ok(marks)
-    }
-
-    /// Sends all before it waits for the first.
-    #[cfg(feature = "backend")]
-    fn mark_elsewhere<'k, O: Into<Operation<'k>>>(
-        &self,
-        backend: &dyn Backend,
-        ops: impl IntoIterator<Item = O>,
-    ) -> Vec<Result<Mark>> {
-        let send = |op: O| -> Result<(Key<'static>, Box<dyn Sent>)> {
-            let op = op.into();
-            op.key().check()?;
-            let settings = op.policy().or(&self.policy).resolve()?;
-            let (call, writing) = marking(&op, &settings);
-            let request = Request::of(op.key(), call, &writing);
-            Ok((op.key().clone().into_owned(), backend.send(request)))
-        };
-        let sent: Vec<_> = ops.into_iter().map(send).collect();
-        let wait = |sent: Result<(Key<'static>, Box<dyn Sent>)>| {
-            let (key, sent) = sent?;
-            Mark::answered(&key, sent.wait()?.into_applied())
-        };
-        sent.into_iter().map(wait).collect()
+        make(&self.shared, Marking::new(op.into(), &self.policy)?)
     }
 
     /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
@@ -468,15 +347,7 @@ impl Store {
     /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). Also the errors of
     /// [`claim`](Self::claim).
     pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
-        let key = key.into();
-        key.check()?;
-        let hash = self.shared.hash(&key);
-        let applied = self.shared.apply(&key, hash, Call::Forget, &Writing::default())?;
-        match applied.answer {
-            Answer::Done => Ok(true),
-            Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(&key)),
-        }
+        make(&self.shared, Forgetting::new(key.into())?)
     }
 
     /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the
@@ -843,22 +714,6 @@ impl Store {
     pub(crate) fn result_bytes_max(&self) -> u32 {
         self.shared.result_bytes_max()
     }
-}
-
-/// The call that marks a key, and what its record says.
-fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, Writing<'a>) {
-    let writing = Writing {
-        level: Some(settings.durability),
-        conditions: Conditions {
-            retention_ms: settings.retention_ms,
-            remember_ms: settings.remember_ms,
-            fingerprint: op.fingerprint_given(),
-            owner: settings.owner.as_deref(),
-            ..Conditions::default()
-        },
-        ..Writing::default()
-    };
-    (Call::Mark(op.fingerprint_given()), writing)
 }
 
 impl fmt::Debug for Store {

@@ -1,0 +1,191 @@
+//! One call of many that are made together: what it asks, and what becomes of its answer.
+//!
+//! Promises: nothing is done before the call is made; an item that is dropped before that is as what it holds dropped.
+
+use std::sync::Arc;
+
+use super::{Claim, Mark, granting};
+use crate::backend::Shared;
+use crate::claim::seen::in_progress;
+use crate::engine::{Applied, Asks, Writing};
+use crate::operation::{Key, Operation, Policy, Settings};
+use crate::protocol::{Answer, Call, Conditions, Wants};
+use crate::types::KeyHash;
+use crate::{Error, Result};
+
+/// A call on one key that is about to be made, alone or with others.
+pub(crate) trait KeyCall: Asks {
+    type Answer;
+
+    fn key(&self) -> &Key<'_>;
+
+    /// The store of the claim or the question that it holds, if it holds one.
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        None
+    }
+
+    /// The answer, once the call is made. Not to be shown before a crash can't undo it.
+    fn answered(
+        self,
+        shared: &Arc<Shared>,
+        hash: KeyHash,
+        applied: Result<Applied>,
+    ) -> Result<Self::Answer>;
+
+    /// Drops it without a call. The error gives back what can be given back.
+    fn refused(self, error: Error) -> Error
+    where
+        Self: Sized,
+    {
+        error
+    }
+}
+
+/// Makes one call by itself, and waits until a crash can't undo its answer.
+#[inline]
+pub(crate) fn make<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I::Answer> {
+    let hash = shared.hash(item.key());
+    let applied = item.ask(|key, call, writing| shared.apply(key, hash, call, writing));
+    item.answered(shared, hash, applied)
+}
+
+/// A claim of a key.
+pub(crate) struct Claiming<'k> {
+    op: Operation<'k>,
+    settings: Settings,
+    result_bytes_max: u32,
+}
+
+impl<'k> Claiming<'k> {
+    /// `defaults`: what counts where the operation sets nothing.
+    pub(crate) fn new(shared: &Shared, op: Operation<'k>, defaults: &Policy) -> Result<Self> {
+        op.key().check()?;
+        let settings = op.policy().or(defaults).resolve()?;
+        Ok(Claiming { op, settings, result_bytes_max: shared.result_bytes_max() })
+    }
+}
+
+impl Asks for Claiming<'_> {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let (call, writing) = claiming(self.result_bytes_max, &self.op, &self.settings, false);
+        with(self.op.key(), call, &writing)
+    }
+}
+
+impl KeyCall for Claiming<'_> {
+    type Answer = Claim;
+
+    fn key(&self) -> &Key<'_> {
+        self.op.key()
+    }
+
+    fn answered(
+        self,
+        shared: &Arc<Shared>,
+        hash: KeyHash,
+        applied: Result<Applied>,
+    ) -> Result<Claim> {
+        let Claiming { op, settings, .. } = self;
+        Claim::answered(shared, op.key(), hash, settings, op.fingerprint_given(), applied?)
+    }
+}
+
+/// A mark of a key.
+pub(crate) struct Marking<'k> {
+    op: Operation<'k>,
+    settings: Settings,
+}
+
+impl<'k> Marking<'k> {
+    #[inline]
+    pub(crate) fn new(op: Operation<'k>, defaults: &Policy) -> Result<Self> {
+        op.key().check()?;
+        let settings = op.policy().or(defaults).resolve()?;
+        Ok(Marking { op, settings })
+    }
+}
+
+impl Asks for Marking<'_> {
+    #[inline]
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let Marking { op, settings } = self;
+        let writing = Writing {
+            level: Some(settings.durability),
+            conditions: Conditions {
+                retention_ms: settings.retention_ms,
+                remember_ms: settings.remember_ms,
+                fingerprint: op.fingerprint_given(),
+                owner: settings.owner.as_deref(),
+                ..Conditions::default()
+            },
+            ..Writing::default()
+        };
+        with(op.key(), Call::Mark(op.fingerprint_given()), &writing)
+    }
+}
+
+impl KeyCall for Marking<'_> {
+    type Answer = Mark;
+
+    #[inline]
+    fn key(&self) -> &Key<'_> {
+        self.op.key()
+    }
+
+    #[inline]
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
+        Mark::answered(self.op.key(), applied?)
+    }
+}
+
+/// A key to be forgotten.
+pub(crate) struct Forgetting<'k>(Key<'k>);
+
+impl<'k> Forgetting<'k> {
+    pub(crate) fn new(key: Key<'k>) -> Result<Self> {
+        key.check()?;
+        Ok(Forgetting(key))
+    }
+}
+
+impl Asks for Forgetting<'_> {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        with(&self.0, Call::Forget, &Writing::default())
+    }
+}
+
+impl KeyCall for Forgetting<'_> {
+    type Answer = bool;
+
+    fn key(&self) -> &Key<'_> {
+        &self.0
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
+        match applied?.answer {
+            Answer::Done => Ok(true),
+            Answer::Unchanged => Ok(false),
+            _ => Err(in_progress(&self.0)),
+        }
+    }
+}
+
+/// The call that claims a key, and what its record says. `reconciles`: the claimant can find out what became of an
+/// attempt.
+#[inline]
+pub(crate) fn claiming<'a>(
+    result_bytes_max: u32,
+    op: &Operation<'_>,
+    settings: &'a Settings,
+    reconciles: bool,
+) -> (Call, Writing<'a>) {
+    let fingerprint = op.fingerprint_given();
+    let wants = Wants {
+        fingerprint,
+        on_interrupted: settings.on_interrupted,
+        attempts_max: settings.attempts_max,
+        reconciles,
+    };
+    let writing = granting(result_bytes_max, settings, op.key(), fingerprint);
+    (Call::Claim(wants), writing)
+}
