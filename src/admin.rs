@@ -19,7 +19,7 @@ use crate::claim::{State, reserve, shown, wall, wall_millis};
 use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Seen, Walk, Which};
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
-use crate::protocol::{Phase, is_expired, phase_shown};
+use crate::protocol::{Phase, Presence, is_delayed, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::sealed::listed::ListedFile;
 use crate::sync::Ordering;
@@ -88,14 +88,18 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StateKind {
-    /// The key's owner is at work.
+    /// The key's owner is at work, or its claim is detached.
     InProgress,
+    /// The key's claim is detached, and its lease has not passed. Such a key is in progress, too.
+    Detached,
     /// An attempt ended without an outcome.
     Interrupted,
     /// The key waits to be resolved.
     Held,
     /// The last attempt had no effect.
     Aborted,
+    /// The last attempt had no effect, and the delay that it asked for has not passed. Such a key is aborted, too.
+    Delayed,
     /// A result is recorded.
     Completed,
     /// A final failure is recorded.
@@ -116,7 +120,16 @@ impl StateKind {
 
     /// Whether keys in this state are found without a walk over all keys: see `protocol::open_as`.
     fn is_open(self) -> bool {
-        matches!(self, StateKind::InProgress | StateKind::Interrupted | StateKind::Held)
+        use StateKind::{Delayed, Detached, Held, InProgress, Interrupted};
+        matches!(self, InProgress | Detached | Interrupted | Held | Delayed)
+    }
+
+    fn is_of(self, seen: &Seen) -> bool {
+        match self {
+            StateKind::Detached => seen.presence == Presence::Detached,
+            StateKind::Delayed => is_delayed(&seen.state, seen.now),
+            kind => kind == StateKind::of(phase_shown(&seen.state, seen.presence)),
+        }
     }
 }
 
@@ -139,8 +152,8 @@ impl StateKind {
 /// ```
 ///
 /// # Cost
-/// If only states of open keys are requested ([`InProgress`](StateKind::InProgress),
-/// [`Interrupted`](StateKind::Interrupted), [`Held`](StateKind::Held)), the walk reads the records of the open keys, one or
+/// If only states of open keys are requested ([`InProgress`](StateKind::InProgress), [`Detached`](StateKind::Detached),
+/// [`Interrupted`](StateKind::Interrupted), [`Held`](StateKind::Held), [`Delayed`](StateKind::Delayed)), the walk reads the records of the open keys, one or
 /// two reads each, and holds their positions in memory, 24 bytes each. The number of other keys doesn't matter, except
 /// that the keys since the last checkpoint, which are in memory, may be visited there.
 ///
@@ -299,8 +312,7 @@ impl Iter {
         if is_expired(&seen.state, seen.now) {
             return Ok(None);
         }
-        let kind = StateKind::of(phase_shown(&seen.state, seen.presence));
-        if self.states.as_ref().is_some_and(|states| !states.contains(&kind)) {
+        if self.states.as_ref().is_some_and(|states| !states.iter().any(|kind| kind.is_of(&seen))) {
             return Ok(None);
         }
         Ok(Some((key, seen)))
@@ -585,6 +597,10 @@ pub struct Stats {
     pub interrupted: u64,
     /// Keys that are held now, and wait to be resolved. This is not an estimate.
     pub held: u64,
+    /// Claims that are detached now: a ticket stands for them, and their lease has not passed. This is not an estimate.
+    pub detached: u64,
+    /// Keys whose last attempt had no effect and asked for a delay that has not passed. This is not an estimate.
+    pub delayed: u64,
     /// Segments of the log.
     pub segments: u64,
     /// Bytes of the log's segments, including the space prepared ahead.
@@ -639,11 +655,16 @@ impl Stats {
     pub(crate) fn of(engine: &Engine) -> Self {
         // In a fork a lock may be held for ever; the counts are the parent's anyway.
         let in_flight = if engine.is_foreign() { 0 } else { engine.in_flight() };
-        if let Ok(_inside) = engine.enter() {
+        let inside = engine.enter().ok();
+        if inside.is_some() {
             // A key whose record can't be read isn't counted; a walk reports it.
             let _ = engine.decide_hints();
         }
-        let counts = if engine.is_foreign() { KeyCounts::default() } else { engine.count_keys() };
+        let counts = match engine.is_foreign() {
+            true => KeyCounts::default(),
+            false => engine.count_keys(inside.as_ref()),
+        };
+        drop(inside);
         let listed = if engine.is_foreign() { Vec::new() } else { engine.log.reading().listed() };
         let is_ours = !engine.is_foreign();
         let index = is_ours.then(|| engine.tables());
@@ -662,6 +683,8 @@ impl Stats {
             in_flight,
             interrupted: counts.open.interrupted,
             held: counts.open.held,
+            detached: counts.open.detached,
+            delayed: counts.open.delayed,
             segments: listed.len() as u64,
             oldest_claim: counts.oldest_claim.map(|(since, offset)| wall(since, offset)),
             log_bytes_since_checkpoint: since_checkpoint,

@@ -623,12 +623,18 @@ pub(crate) enum OpenAs {
     Attempt,
     /// The key waits to be resolved.
     Held,
+    /// A detached claim, until its lease passes; then it is interrupted.
+    Detached,
+    /// The next attempt has to wait for a delay; once that has passed, the key is no longer open.
+    Delayed,
 }
 
 /// Whether a record leaves its key open, so that operators are shown the key. `phase` is what it leaves the key in; `None`: it
-/// forgets the key.
-pub(crate) fn open_as(phase: Option<Phase>) -> Option<OpenAs> {
+/// forgets the key. `is_timed`: it has a time at which its lease or its delay passes.
+pub(crate) fn open_as(phase: Option<Phase>, is_timed: bool) -> Option<OpenAs> {
     match phase? {
+        Phase::Claimed if is_timed => Some(OpenAs::Detached),
+        Phase::Aborted if is_timed => Some(OpenAs::Delayed),
         Phase::Claimed | Phase::Interrupted => Some(OpenAs::Attempt),
         Phase::Held => Some(OpenAs::Held),
         Phase::Aborted | Phase::Completed | Phase::Failed => None,
@@ -1170,6 +1176,12 @@ impl KeyState {
 
     pub(crate) fn detached(&self) -> Option<Lease> {
         self.extras.as_ref()?.detached
+    }
+
+    /// See [`open_as`].
+    pub(crate) fn open_as(&self) -> Option<OpenAs> {
+        let is_timed = self.detached().is_some() || self.retry_at().is_some();
+        open_as(Some(self.phase), is_timed)
     }
 
     pub(crate) fn retry_at(&self) -> Option<StoreMillis> {

@@ -418,8 +418,7 @@ impl Engine {
             Some(entry) => entry.live = live,
             // Only a table had it.
             None => {
-                let open = protocol::open_as(Some(state.phase));
-                let place = Place::new(place.lsn(), place.level(), open);
+                let place = Place::new(place.lsn(), place.level(), state.open_as());
                 shard.insert(Entry { hash, place, live });
             }
         }
@@ -644,8 +643,11 @@ impl Engine {
         // A new token is derived from the record's LSN.
         let own = placed.lsn.token(ahead);
         let level = writing.level.unwrap_or(Durability::Sync);
-        let place =
-            Place::new(placed.lsn, level, protocol::open_as(state.map(|state| state.phase)));
+        let is_timed = state
+            .and_then(|state| state.extras.as_ref())
+            .is_some_and(|extras| extras.detached.is_some() || extras.retry_at.is_some());
+        let open = protocol::open_as(state.map(|state| state.phase), is_timed);
+        let place = Place::new(placed.lsn, level, open);
         let live = state.filter(|_| next.presence == Presence::Owner).map(|state| {
             Box::new(Live {
                 key_kind: key.kind(),

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::compose::compose;
-use crate::index::recent::{Entry, Live};
+use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
 use crate::log::Room;
 use crate::operation::Key;
-use crate::protocol::{self, Call, Conditions, Current, KeyState, Presence};
+use crate::protocol::{self, Call, Conditions, Current, KeyState, OpenAs, Presence};
 use crate::storage::DirLock;
 use crate::sync::{Mutex, Ordering, WakeWord};
 use crate::types::StoreMillis;
@@ -277,7 +277,7 @@ impl Engine {
         // The token stays, so that none is issued.
         let draft = compose(key, &becomes, 0, moment, None);
         if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
-            entry.place = entry.place.moved_to(placed.lsn);
+            entry.place = Place::new(placed.lsn, entry.place.level(), Some(OpenAs::Attempt));
         }
         true
     }

@@ -598,8 +598,8 @@ impl Reclaim<'_> {
                 Ok(placed) => {
                     debug_assert!(record.lsn < placed.lsn, "a copy is younger than its original");
                     // The copy counts as durable: its original stays listed until it is.
-                    let phase = state.as_ref().filter(|_| fate == Fate::Alive);
-                    let open = protocol::open_as(phase.map(|state| state.phase));
+                    let alive = state.as_ref().filter(|_| fate == Fate::Alive);
+                    let open = alive.and_then(KeyState::open_as);
                     let place = Place::new(placed.lsn, Durability::Lazy, open);
                     match shard.entry_at(hash, record.lsn) {
                         // A copy is as open as its original.

@@ -8,7 +8,7 @@ use super::Engine;
 use super::call::EncodedOutcome;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
-use crate::protocol::{Becomes, Extras, KeyState, Lease, Moment, NextExtras, Phase};
+use crate::protocol::{self, Becomes, Extras, KeyState, Lease, Moment, NextExtras, OpenAs, Phase};
 use crate::record::{Body, Draft, Ending, Kind, Rare, Record};
 use crate::types::StoreMillis;
 
@@ -104,7 +104,7 @@ impl Engine {
 }
 
 /// Returns what a record leaves its key in; `None` for a forget.
-pub(super) fn phase_of(record: &Record<'_>) -> Option<Phase> {
+fn phase_of(record: &Record<'_>) -> Option<Phase> {
     Some(match (record.kind, record.ending()) {
         (Kind::Claim | Kind::Update, _) => Phase::Claimed,
         (_, Some(Ending::Completed)) => Phase::Completed,
@@ -114,6 +114,13 @@ pub(super) fn phase_of(record: &Record<'_>) -> Option<Phase> {
         (_, Some(Ending::Held)) => Phase::Held,
         (_, None) => return None,
     })
+}
+
+/// Returns how a record leaves its key open.
+pub(super) fn opens_as(record: &Record<'_>, body: &Body<'_>) -> Option<OpenAs> {
+    let is_timed =
+        body.rare.as_ref().is_some_and(|rare| rare.lease.is_some() || rare.retry_at.is_some());
+    protocol::open_as(phase_of(record), is_timed)
 }
 
 /// Returns the state of a key by its record; `None` for a forget.

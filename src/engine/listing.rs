@@ -1,10 +1,11 @@
-//! Finds the open keys: in flight, interrupted or held.
+//! Finds the open keys: in flight, interrupted, held, detached or delayed.
 //!
 //! Promises: memory has every open key, so that they are counted and listed in time proportional to their number, without
 //! reading a table; only an open reads the tables' lists of them. An item of a list is a hint: it goes to memory only if its
 //! record is its key's newest. Most hints are decided by hashes alone; the others are *undecided* until the records
 //! of the key are read, at the latest before open keys are counted or listed. Never: changes a key's state.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Engine;
@@ -13,6 +14,7 @@ use super::compact::RecordStanding;
 use crate::index::recent::{Entry, Live, Place};
 use crate::index::table::Table;
 use crate::limits;
+use crate::log::open::lifecycle::Inside;
 use crate::operation::{Durability, Key};
 use crate::protocol::{self, OpenAs, Phase, Presence};
 use crate::types::{KeyHash, Lsn, Spot, StoreMillis};
@@ -33,18 +35,30 @@ pub(crate) struct KeyCounts {
 /// The open keys, counted by what they are shown as.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct OpenCounts {
+    /// Including those that are detached.
     pub(crate) in_progress: u64,
     pub(crate) interrupted: u64,
     pub(crate) held: u64,
+    pub(crate) detached: u64,
+    pub(crate) delayed: u64,
 }
 
+/// A record with a time at which its key's state ends by itself.
+type Timed = (Lsn, OpenAs);
+
 impl OpenCounts {
-    fn add(&mut self, entry: &Entry, now: StoreMillis) {
+    /// Counts an entry, or adds it to `timed` if its record says until when it counts.
+    fn add(&mut self, entry: &Entry, now: StoreMillis, timed: &mut Vec<Timed>) {
+        let live = entry.live.as_deref();
         match entry.place.open() {
             None => {}
             Some(OpenAs::Held) => self.held += 1,
-            Some(OpenAs::Attempt) => {
-                let live = entry.live.as_deref();
+            Some(open @ (OpenAs::Detached | OpenAs::Delayed)) if live.is_none() => {
+                timed.push((entry.place.lsn(), open));
+            }
+            // A claimant never waits on an aborted key.
+            Some(OpenAs::Delayed) => {}
+            Some(OpenAs::Attempt | OpenAs::Detached) => {
                 let is_owned = live.is_some_and(|live| {
                     let mut state = live.state.clone();
                     let (presence, until) = (live.presence, live.lease_until);
@@ -56,15 +70,26 @@ impl OpenCounts {
             }
         }
     }
+
+    fn add_timed(&mut self, open: OpenAs, is_over: bool) {
+        match open {
+            OpenAs::Detached if is_over => self.interrupted += 1,
+            OpenAs::Detached => {
+                self.detached += 1;
+                self.in_progress += 1;
+            }
+            _ => self.delayed += u64::from(!is_over),
+        }
+    }
 }
 
 impl KeyCounts {
-    fn add(&mut self, entry: &Entry, covered: Lsn, now: StoreMillis) {
+    fn add(&mut self, entry: &Entry, covered: Lsn, now: StoreMillis, timed: &mut Vec<Timed>) {
         let live = entry.live.as_deref();
         let is_sealed = entry.place.lsn() < covered;
         self.unsealed += u64::from(!is_sealed);
         self.sealed_live += u64::from(is_sealed && live.is_some());
-        self.open.add(entry, now);
+        self.open.add(entry, now, timed);
         if let Some(since) = live.and_then(|live| since(live, now)) {
             self.oldest_claim = Some(self.oldest_claim.map_or(since, |oldest| oldest.min(since)));
         }
@@ -194,28 +219,57 @@ impl Engine {
     }
 
     /// Counts the keys in memory, among which are all open keys.
-    pub(crate) fn count_keys(&self) -> KeyCounts {
-        let mut counts = KeyCounts::default();
+    pub(crate) fn count_keys(&self, inside: Option<&Inside<'_>>) -> KeyCounts {
+        let (mut counts, mut timed) = (KeyCounts::default(), Vec::new());
         let now = self.log.now();
         for index in 0..limits::SHARDS {
             let Some(shard) = self.recent.nth_shard(index) else { break };
             let covered = shard.tables().covered;
             for entry in shard.iter() {
-                counts.add(entry, covered, now);
+                counts.add(entry, covered, now, &mut timed);
             }
+        }
+        if inside.is_some() {
+            self.count_timed(&mut counts.open, &timed, now);
         }
         counts
     }
 
     /// Counts the open keys alone, in time proportional to their number.
     pub(super) fn count_open_keys(&self) -> OpenCounts {
-        let mut counts = OpenCounts::default();
+        let (mut counts, mut timed) = (OpenCounts::default(), Vec::new());
         let now = self.log.now();
         for index in 0..limits::SHARDS {
             let Some(shard) = self.recent.nth_shard(index) else { break };
-            shard.open_entries().for_each(|entry| counts.add(entry, now));
+            shard.open_entries().for_each(|entry| counts.add(entry, now, &mut timed));
         }
+        self.count_timed(&mut counts, &timed, now);
         counts
+    }
+
+    /// Counts keys whose records say until when they count. Each such record is read once. A key whose record can't be
+    /// read is not counted.
+    fn count_timed(&self, counts: &mut OpenCounts, timed: &[Timed], now: StoreMillis) {
+        let known = std::mem::take(&mut *self.timed.lock());
+        let mut seen = BTreeMap::new();
+        for (lsn, open) in timed {
+            let until = known.get(lsn).copied().or_else(|| self.until_of(*lsn).ok().flatten());
+            if let Some(until) = until {
+                seen.insert(*lsn, until);
+                counts.add_timed(*open, until <= now);
+            }
+        }
+        // What was known of other records is dropped with them.
+        *self.timed.lock() = seen;
+    }
+
+    /// Returns when the lease or the delay of the record at `lsn` passes.
+    fn until_of(&self, lsn: Lsn) -> Result<Option<StoreMillis>> {
+        self.log.reading().read(self.compaction().place_to_read(lsn), |record| {
+            let body = self.body_of(&record)?;
+            let rare = body.rare.as_deref();
+            Ok(rare.and_then(|rare| rare.lease.map(|lease| lease.0).or(rare.retry_at)))
+        })
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) use sample::Alive;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk, Which};
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,6 +63,8 @@ pub(crate) struct Engine {
     recent: Recent,
     /// Items of the tables' lists of open keys that hashes alone didn't decide: see `listing`.
     hints: Mutex<Vec<(KeyHash, Place)>>,
+    /// When the leases and delays of open keys' records pass, as far as they were read.
+    timed: Mutex<BTreeMap<Lsn, StoreMillis>>,
     /// The same as in every shard of `recent`, or soon to be. Changes under the lock of `work`.
     tables: Mutex<Arc<Tables>>,
     work: Mutex<background::Work>,
@@ -180,6 +183,7 @@ impl Engine {
             opened,
             recent,
             hints: Mutex::new(Vec::new()),
+            timed: Mutex::new(BTreeMap::new()),
             tables: Mutex::new(tables),
             work: Mutex::new(background::Work::default()),
             index_word: WakeWord::new(),

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use super::compose::phase_of;
+use super::compose::opens_as;
 use crate::index::Hasher;
 use crate::index::recent::{Entry, Place, Recent};
 use crate::log::open::steps::Earlier;
 use crate::operation::{Durability, Key};
-use crate::protocol;
 use crate::record::Record;
 use crate::{Error, Result};
 
@@ -37,7 +36,7 @@ pub(super) fn take_in(
             older = Some(place.lsn());
         }
     }
-    let place = Place::new(record.lsn, Durability::Sync, protocol::open_as(phase_of(record)));
+    let place = Place::new(record.lsn, Durability::Sync, opens_as(record, &body));
     // A forget stays: a table may have an older record of its key.
     shard.put(older, Entry { hash, place, live: None });
     Ok(older.is_none())

@@ -10,12 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Engine;
-use super::compose::phase_of;
+use super::compose::opens_as;
 use crate::index::table::Table;
 use crate::log::Scrubbed;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::Key;
-use crate::protocol;
 use crate::record::Record;
 use crate::remembered::MemoryFile;
 use crate::sealed::listed::{BUCKET_BYTES, ListedFile, ListedTable};
@@ -207,7 +206,7 @@ impl Engine {
 
     /// Checks that a key is listed as open if its newest record leaves it so.
     fn verify_listed(&self, record: &Record<'_>, key: &Key<'_>) -> Result<()> {
-        let Some(open) = protocol::open_as(phase_of(record)) else { return Ok(()) };
+        let Some(open) = opens_as(record, &self.body_of(record)?) else { return Ok(()) };
         let is_listed = self.lists_as_open(self.hash(key), record.lsn, open)?;
         // It may have changed meanwhile.
         if is_listed || self.newest_of(key)? != Some(record.lsn) {

@@ -65,6 +65,8 @@ fn code_of(open: OpenAs) -> u8 {
     match open {
         OpenAs::Attempt => 1,
         OpenAs::Held => 2,
+        OpenAs::Detached => 3,
+        OpenAs::Delayed => 4,
     }
 }
 
@@ -98,6 +100,8 @@ impl RawOpenKey {
         let open = match self.state {
             1 => OpenAs::Attempt,
             2 => OpenAs::Held,
+            3 => OpenAs::Detached,
+            4 => OpenAs::Delayed,
             _ => return None,
         };
         let offset = u64::from(self.offset.get()) * record::ALIGN as u64;

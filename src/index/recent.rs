@@ -39,14 +39,10 @@ impl Place {
             None => level,
             Some(OpenAs::Attempt) => level + LEVELS,
             Some(OpenAs::Held) => level + 2 * LEVELS,
+            Some(OpenAs::Detached) => level + 3 * LEVELS,
+            Some(OpenAs::Delayed) => level + 4 * LEVELS,
         };
         Place(lsn.get() & !(HIGH | LOW) | code & LOW | code >> 3 << 63)
-    }
-
-    /// Returns the place of a copy of the record, or of one that leaves the key as open as this one.
-    pub(crate) fn moved_to(self, lsn: Lsn) -> Self {
-        debug_assert!(lsn.get() & (HIGH | LOW) == 0, "{lsn}");
-        Place(lsn.get() & !(HIGH | LOW) | self.0 & (HIGH | LOW))
     }
 
     fn code(self) -> u64 {
@@ -69,7 +65,9 @@ impl Place {
         match self.code() / LEVELS {
             0 => None,
             1 => Some(OpenAs::Attempt),
-            _ => Some(OpenAs::Held),
+            2 => Some(OpenAs::Held),
+            3 => Some(OpenAs::Detached),
+            _ => Some(OpenAs::Delayed),
         }
     }
 
@@ -290,7 +288,13 @@ impl Shard {
 mod tests {
     use super::*;
 
-    const EVERY_OPEN: [Option<OpenAs>; 3] = [None, Some(OpenAs::Attempt), Some(OpenAs::Held)];
+    const EVERY_OPEN: [Option<OpenAs>; 5] = [
+        None,
+        Some(OpenAs::Attempt),
+        Some(OpenAs::Held),
+        Some(OpenAs::Detached),
+        Some(OpenAs::Delayed),
+    ];
 
     fn hash(n: u64) -> KeyHash {
         KeyHash { high: n.wrapping_mul(0x9e37_79b9_7f4a_7c15), low: n }
@@ -309,9 +313,6 @@ mod tests {
                     let place = Place::new(lsn, level, open);
                     assert_eq!((place.lsn(), place.level(), place.open()), (lsn, level, open));
                     assert_eq!(place.is_open(), open.is_some());
-                    let moved = place.moved_to(Lsn::new(4096));
-                    assert_eq!((moved.level(), moved.open()), (level, open));
-                    assert_eq!(moved.lsn(), Lsn::new(4096));
                 }
             }
         }

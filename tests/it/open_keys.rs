@@ -1,4 +1,4 @@
-//! Open keys (in progress, interrupted, held) are listed without a walk over all keys, and none is missing.
+//! Open keys (in progress, detached, interrupted, held, delayed) are listed without a walk over all keys, and none is missing.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -6,14 +6,20 @@ use std::time::{Duration, SystemTime};
 use onlyonce::admin::{Cursor, StateKind};
 use onlyonce::testing::Sim;
 use onlyonce::{
-    Claim, ClaimGuard, Durability, Key, OnInterrupted, Operation, Outcome, Policy, Resolution,
-    State, Store,
+    Abort, Claim, ClaimGuard, Durability, Key, OnInterrupted, Operation, Outcome, Policy,
+    Resolution, State, Store,
 };
 
 use crate::index::{files, open, rest, work};
 use crate::script::rot_tables;
 
-const OPEN: [StateKind; 3] = [StateKind::InProgress, StateKind::Interrupted, StateKind::Held];
+const OPEN: [StateKind; 5] = [
+    StateKind::InProgress,
+    StateKind::Detached,
+    StateKind::Interrupted,
+    StateKind::Held,
+    StateKind::Delayed,
+];
 
 pub(crate) struct Dice(u64);
 
@@ -27,7 +33,9 @@ impl Dice {
 
 fn kind(state: &State) -> Option<&'static str> {
     match state {
+        State::InProgress(attempt) if attempt.is_detached() => Some("detached"),
         State::InProgress(_) => Some("in progress"),
+        State::Aborted(attempt) => attempt.retry_in().map(|_| "delayed"),
         State::Interrupted(_) => Some("interrupted"),
         State::Held(_) => Some("held"),
         _ => None,
@@ -65,7 +73,16 @@ fn check(store: &Store, context: &str) {
     assert_eq!(by_list(store), listed, "{context}");
     let count = |kind| listed.values().filter(|listed| **listed == kind).count() as u64;
     let stats = store.stats();
-    assert_eq!((stats.interrupted, stats.held), (count("interrupted"), count("held")), "{context}");
+    let counted = [stats.interrupted, stats.held, stats.detached, stats.delayed];
+    assert_eq!(counted, ["interrupted", "held", "detached", "delayed"].map(count), "{context}");
+    for (state, kind) in [
+        (StateKind::Detached, "detached"),
+        (StateKind::Delayed, "delayed"),
+        (StateKind::Held, "held"),
+    ] {
+        let listed: Vec<_> = store.iter().in_states(&[state]).collect();
+        assert_eq!(listed.len() as u64, count(kind), "{kind}, {context}");
+    }
     let (aged, _) = page(store, None, usize::MAX);
     let mut names: Vec<_> = aged.iter().map(|(_, name)| name.clone()).collect();
     assert!(aged.is_sorted(), "{context}: {aged:?}");
@@ -84,9 +101,13 @@ fn page(
         walk = walk.after(&after.parse().unwrap());
     }
     let shown = |entry: Result<_, _>| match entry.unwrap() {
-        (key, State::InProgress(attempt) | State::Interrupted(attempt) | State::Held(attempt)) => {
-            (attempt.since(), Key::to_string(&key))
-        }
+        (
+            key,
+            State::InProgress(attempt)
+            | State::Interrupted(attempt)
+            | State::Held(attempt)
+            | State::Aborted(attempt),
+        ) => (attempt.since(), Key::to_string(&key)),
         (key, state) => panic!("{key}: {state:?}"),
     };
     let found: Vec<_> = walk.by_ref().take(most).map(shown).collect();
@@ -133,11 +154,14 @@ fn call(store: &Store, dice: &mut Dice, kept: &mut Vec<ClaimGuard>, filler: &mut
 }
 
 fn end(guard: ClaimGuard, dice: &mut Dice, kept: &mut Vec<ClaimGuard>) {
-    match dice.below(8) {
+    let soon = Duration::from_secs(dice.below(4) * 100);
+    match dice.below(11) {
         0..3 => guard.complete("done").unwrap(),
         3 => guard.fail("for good").unwrap(),
         4 => guard.abort("nothing").unwrap(),
-        5 => kept.push(guard),
+        5 => guard.abort(Abort::new("busy").retry_in(soon)).unwrap(),
+        6 => drop(guard.detach(soon + Duration::from_secs(1)).unwrap()),
+        7 => kept.push(guard),
         _ => drop(guard),
     }
 }
@@ -224,6 +248,8 @@ fn live(seed: u64, mask: Option<(u64, u64)>) {
         let name;
         (store, name) = upheave(&sim, store, &mut dice, &mut kept);
         past = format!("{past}, {name}");
+        // Leases and delays pass.
+        sim.advance(Duration::from_secs(dice.below(3) * 50));
         // What an open leaves undecided is decided by a look: several upheavals may come before one.
         if dice.below(3) == 0 {
             check(&store, &format!("seed {seed}, {mask:?}{past}"));
