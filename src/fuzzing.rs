@@ -21,6 +21,7 @@ use crate::sealed::listed::{ListedFile, ListedMemories, ListedTable};
 use crate::storage::memory::MemoryStorage;
 use crate::testing::Sim;
 use crate::types::{KeyHash, Lsn, StoreId, in_memory};
+use crate::value::packed as compression;
 use crate::{Claim, Key, Mark, Store, StoreBuilder};
 
 const SEAL: Seal = Seal { store: StoreId([7; 16]), salt: 0x0123_4567_89ab_cdef };
@@ -129,6 +130,21 @@ fn one_table(data: &[u8]) {
             true
         });
         assert_eq!(pages, listed.open_pages());
+    }
+}
+
+/// A compressed result: the length that it claims, in four bytes, then its block.
+pub fn packed(data: &[u8]) {
+    let Some((len, block)) = data.split_first_chunk::<4>() else { return };
+    let len = u32::from_le_bytes(*len);
+    for len in [len, len % 4096] {
+        if let Ok(value) = compression::unpack(block, len) {
+            assert_eq!(value.len(), in_memory(u64::from(len)));
+        }
+    }
+    if let Some(packed) = compression::pack(data) {
+        assert!(packed.len() < data.len());
+        assert_eq!(compression::unpack(&packed, data.len() as u32).ok().as_deref(), Some(data));
     }
 }
 

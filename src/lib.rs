@@ -53,6 +53,7 @@
 //!   feature off, or allow the advisory. A store encodes nothing else with bincode.
 //! - `json`: `value::Typed` and `value::Json` record any serde type as JSON, by `serde_json`;
 //!   `Fingerprint::of_json` reads requests in canonical JSON (RFC 8785).
+//! - `lz4`: `StoreBuilder::compress_over` compresses long results.
 //! - `testing`: `testing::Sim`, a simulated store in memory with a manual clock, power loss and failing disks.
 //! - `backend` (unstable): `backend::Backend`, a trait with which other code, or another process, answers a store's
 //!   calls.

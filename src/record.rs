@@ -87,12 +87,13 @@ const HAS_LEASE: u32 = 1 << 12;
 const HAS_LEASE_LENGTH: u32 = 1 << 13;
 const HAS_RESERVE: u32 = 1 << 14;
 const HAS_RETRY: u32 = 1 << 15;
+const HAS_PACKED: u32 = 1 << 16;
 const HAS_BY: u32 = 1 << 17;
 /// The fields that this version knows. The rest are for later versions, `docs/format.md`, "Fields to come": zero until
 /// then.
 const KNOWN: u32 = ((1 << 12) - 1) | RARE;
 /// The fields of a [`Rare`].
-const RARE: u32 = LEASE | HAS_RETRY | HAS_BY;
+const RARE: u32 = LEASE | HAS_RETRY | HAS_PACKED | HAS_BY;
 const LEASE: u32 = HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE;
 
 /// Lengths of the labels, which follow it in this order.
@@ -249,6 +250,8 @@ pub(crate) struct Rare<'a> {
     pub(crate) lease: Option<(StoreMillis, u64, u64)>,
     /// Until when an aborted key's next attempt has to wait.
     pub(crate) retry_at: Option<StoreMillis>,
+    /// The result is compressed, and has this length without.
+    pub(crate) packed: Option<u32>,
     /// The label of the claimant or operator whose word the state goes back to; empty: there is none.
     pub(crate) by: &'a str,
 }
@@ -258,6 +261,7 @@ impl Rare<'_> {
         let bit = |is: bool, bits: u32| u32::from(is) * bits;
         bit(self.lease.is_some(), HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE)
             | bit(self.retry_at.is_some(), HAS_RETRY)
+            | bit(self.packed.is_some(), HAS_PACKED)
             | bit(!self.by.is_empty(), HAS_BY)
     }
 
@@ -267,6 +271,9 @@ impl Rare<'_> {
         let numbers = lease.into_iter().flatten().chain(self.retry_at.map(|at| at.0));
         for number in numbers {
             out.extend_from_slice(&number.to_le_bytes());
+        }
+        if let Some(len) = self.packed {
+            out.extend_from_slice(&len.to_le_bytes());
         }
         if !self.by.is_empty() {
             out.extend_from_slice(two_bytes(self.by.len()).as_bytes());
@@ -287,6 +294,10 @@ fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, u16)> {
     }
     if fields & HAS_RETRY != 0 {
         rare.retry_at = Some(StoreMillis(number(rest)?));
+    }
+    if fields & HAS_PACKED != 0 {
+        let len = take::<U32>(rest).map(|len| len.get());
+        rare.packed = Some(len.filter(|len| *len <= limits::RESULT_BYTES_MAX)?);
     }
     if fields & HAS_BY != 0 {
         by = take::<U16>(rest).map(|by| by.get()).filter(|by| *by > 0)?;
@@ -592,7 +603,11 @@ impl<'a> Record<'a> {
         if let Some(rare) = &body.rare {
             let is_claimed = matches!(self.kind, Kind::Claim | Kind::Update);
             let is_aborted = self.ending() == Some(Ending::Aborted);
-            if rare.lease.is_some() && !is_claimed || rare.retry_at.is_some() && !is_aborted {
+            let is_outcome = matches!(self.ending(), Some(Ending::Completed | Ending::Failed));
+            if rare.lease.is_some() && !is_claimed
+                || rare.retry_at.is_some() && !is_aborted
+                || rare.packed.is_some() && !is_outcome
+            {
                 return Err(Bad::BodyFields);
             }
         }
@@ -858,7 +873,7 @@ mod tests {
     fn the_fields_of_words_delays_and_detached_claims_are_read_back() {
         let none = Body { codec: 0, version: 0, remembers: false, ..full_body() };
         let at = StoreMillis(1_800_000_000_000);
-        let rare = |lease, retry_at, by| Some(Box::new(Rare { lease, retry_at, by }));
+        let rare = |lease, retry_at, by| Some(Box::new(Rare { lease, retry_at, packed: None, by }));
         let detached = Body { rare: rare(Some((at, 60_000, 4500)), None, ""), ..none.clone() };
         let delayed = Body { rare: rare(None, Some(at), "ann"), ..none.clone() };
         let by_ann = rare(None, None, "ann");
@@ -877,12 +892,38 @@ mod tests {
         }
     }
 
-    /// More attempts forgiven than there were, a result's codec where there is no result, a lease or a delay where no
-    /// attempt has one, or a part of a lease.
+    /// The length of a result before it was compressed comes before the word's label, in bit order.
+    #[test]
+    fn the_length_of_a_compressed_result_is_read_back_and_limited() {
+        let by = |by, packed| {
+            let rare = Some(Box::new(Rare { packed: Some(packed), by, ..Rare::default() }));
+            Body { rare, ..full_body() }
+        };
+        for ending in [Ending::Completed, Ending::Failed] {
+            for body in [by("", 0), by("ann", limits::RESULT_BYTES_MAX)] {
+                let bytes = sealed(Draft::end(ending, &body));
+                let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+                assert_eq!(record.body().as_ref(), Ok(&body));
+                let moved = sealed(Draft::moved(&record, &body));
+                assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(&body));
+            }
+            let bytes = sealed(Draft::end(ending, &by("", limits::RESULT_BYTES_MAX + 1)));
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body(), Err(Bad::BodyFields));
+        }
+        let mut bytes = Vec::new();
+        encode_body(&Body { key: b"k", ..by("ann", 0x0102_0304) }, &mut bytes);
+        let field = bytes.windows(6).position(|bytes| bytes == [4, 3, 2, 1, 3, 0]);
+        assert!(field.is_some(), "{}", hex(&bytes));
+        assert_eq!(bytes[2] & 0b11, 0b11, "bits 16 and 17");
+    }
+
+    /// More attempts forgiven than there were, a result's codec or length where there is no result, a lease or a delay
+    /// where no attempt has one, or a part of a lease.
     #[test]
     fn a_body_that_no_attempt_can_leave_is_damage() {
         let held = Body { codec: 0, version: 0, ..full_body() };
-        let rare = |lease, retry_at| Some(Box::new(Rare { lease, retry_at, by: "" }));
+        let rare = |lease, retry_at| Some(Box::new(Rare { lease, retry_at, packed: None, by: "" }));
         let time = StoreMillis(9);
         let cases = [
             Body { forgiven: 5, ..held.clone() },
@@ -890,6 +931,10 @@ mod tests {
             Body { codec: 1, version: 2, ..held.clone() },
             Body { rare: rare(None, Some(time)), ..held.clone() },
             Body { rare: rare(Some((time, 1, 1)), None), ..held.clone() },
+            Body {
+                rare: Some(Box::new(Rare { packed: Some(1), ..Rare::default() })),
+                ..held.clone()
+            },
         ];
         let rares = [Rare { lease: Some((time, 1, 1)), ..Rare::default() }];
         for rare in rares {

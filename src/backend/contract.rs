@@ -160,6 +160,7 @@ impl Terms {
                 codec: outcome.codec,
                 version: outcome.version,
                 meta: outcome.meta.to_vec(),
+                packed: outcome.packed,
                 bytes: outcome.bytes.into(),
             }),
         }
@@ -193,6 +194,7 @@ impl Terms {
                 codec: stored.codec,
                 version: stored.version,
                 meta: &stored.meta,
+                packed: stored.packed,
                 bytes: &stored.bytes,
             }),
         }

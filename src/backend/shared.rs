@@ -11,7 +11,7 @@ use super::{Ask, Backend, Reply, Request};
 use crate::Error;
 use crate::Result;
 use crate::engine::{Applied, Seen, Writing};
-use crate::operation::Key;
+use crate::operation::{Keeping, Key};
 #[cfg(feature = "backend")]
 use crate::protocol::Conditions;
 use crate::protocol::{Call, KeyState};
@@ -65,6 +65,16 @@ impl Shared {
             #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.secret(),
         }
+    }
+
+    /// How long an outcome may be, and from where on it is compressed. Another backend compresses by itself, if at all.
+    pub(crate) fn keeping(&self) -> Keeping {
+        let compress_over = match self {
+            Shared::Embedded(embedded) => embedded.compress_over,
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => None,
+        };
+        Keeping { result_bytes_max: self.result_bytes_max(), compress_over }
     }
 
     /// The hash by which the engine finds a key; other backends have none.

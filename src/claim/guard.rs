@@ -328,7 +328,7 @@ impl ClaimGuard {
     #[inline]
     pub(crate) fn ending(self, outcome: Outcome) -> Result<EndingCall> {
         self.is_past_its_effect();
-        match outcome.into_parts(self.0.shared.result_bytes_max()) {
+        match outcome.into_parts(self.0.shared.keeping()) {
             Ok(parts) => {
                 let meta = encode_meta(&parts.meta);
                 Ok(EndingCall { guard: self, how: How::Outcome { parts, meta } })
@@ -403,7 +403,6 @@ impl Asks for EndingCall {
         let (settings, level) = (&inner.settings, Some(inner.settings.durability));
         match &self.how {
             How::Outcome { parts, meta } => {
-                let (codec, version, bytes) = (parts.codec, parts.version, &parts.bytes);
                 let writing = Writing {
                     level,
                     conditions: Conditions {
@@ -412,7 +411,7 @@ impl Asks for EndingCall {
                         reason: parts.missing.as_deref(),
                         ..Conditions::default()
                     },
-                    outcome: Some(EncodedOutcome { codec, version, meta, bytes }),
+                    outcome: Some(EncodedOutcome::of(parts, meta)),
                     ..Writing::default()
                 };
                 let token = inner.token;

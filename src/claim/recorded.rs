@@ -9,6 +9,7 @@ use crate::engine::Stored;
 use crate::operation::decode_meta;
 use crate::protocol::KeyState;
 use crate::types::{StoreMillis, Token};
+use crate::value::packed::unpack;
 use crate::value::{Format, NOT_KEPT};
 use crate::{Error, Fingerprint, Key, Payload, Result};
 
@@ -47,7 +48,15 @@ impl Recorded {
                 let payload = if stored.codec == NOT_KEPT {
                     Payload::not_kept(state.reason.unwrap_or_default())
                 } else {
-                    Payload::new(stored.bytes, Format::from_stored(stored.codec, stored.version))
+                    let format = Format::from_stored(stored.codec, stored.version);
+                    match stored.packed {
+                        None => Payload::new(stored.bytes, format),
+                        // The key's state is known, whatever became of its result.
+                        Some(len) => match unpack(&stored.bytes, len) {
+                            Ok(bytes) => Payload::new(bytes, format),
+                            Err(e) => Payload::unreadable(e.to_string().into()),
+                        },
+                    }
                 };
                 (payload, meta)
             }
@@ -381,5 +390,28 @@ impl fmt::Display for Expired {
 impl fmt::Debug for Expired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Expired({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::protocol::Phase;
+
+    /// A writer that is hostile, or has a later version, or a build that lacks a feature: the key's state is known.
+    #[test]
+    fn a_result_that_can_not_be_read_leaves_its_key_completed() {
+        let state = KeyState::of_memory(StoreMillis(1), StoreMillis(2));
+        let state = KeyState { phase: Phase::Completed, ..state };
+        let cases = [(0, Some(5), &b""[..]), (0, Some(u32::MAX), b""), (9, None, b"junk")];
+        for (codec, packed, shown) in cases {
+            let (meta, bytes) = (Vec::new(), b"junk"[..].into());
+            let stored = Stored { codec, version: 0, meta, packed, bytes };
+            let done = Recorded::read(&Key::from("k"), state.clone(), Some(stored)).unwrap();
+            assert_eq!((&done.result()[..], done.missing()), (shown, None));
+            assert_eq!(done.decode::<Vec<u8>>().unwrap_err().kind(), ErrorKind::Undecodable);
+            assert!(!done.to_string().contains("junk"), "{done}");
+        }
     }
 }

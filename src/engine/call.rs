@@ -9,7 +9,7 @@ use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::open::lifecycle::Inside;
 use crate::log::{Backing, NoRoom, Placed, Room, Segments, Span};
-use crate::operation::{Durability, Key};
+use crate::operation::{Durability, Key, OutcomeParts};
 use crate::protocol::{
     self, Answer, Asker, Becomes, Call, Conditions, Current, KeyState, Moment, Next, Phase,
     Presence,
@@ -38,7 +38,17 @@ pub(crate) struct EncodedOutcome<'a> {
     pub(crate) codec: u16,
     pub(crate) version: u32,
     pub(crate) meta: &'a [u8],
+    /// The bytes are compressed, and are this many without.
+    pub(crate) packed: Option<u32>,
     pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> EncodedOutcome<'a> {
+    /// `meta` is that of `parts`, encoded.
+    pub(crate) fn of(parts: &'a OutcomeParts, meta: &'a [u8]) -> Self {
+        let OutcomeParts { codec, version, packed, .. } = *parts;
+        EncodedOutcome { codec, version, meta, packed, bytes: &parts.bytes }
+    }
 }
 
 /// A recorded outcome, read back.
@@ -50,6 +60,8 @@ pub struct Stored {
     pub version: u32,
     /// Names and values that go with it, encoded.
     pub meta: Vec<u8>,
+    /// The length of the value if its bytes are compressed, as one LZ4 block; `None`: they aren't.
+    pub packed: Option<u32>,
     /// The value.
     pub bytes: ValueBytes,
 }
@@ -556,6 +568,7 @@ impl Engine {
                             codec: body.codec,
                             version: body.version,
                             meta: body.meta.to_vec(),
+                            packed: body.rare.as_ref().and_then(|rare| rare.packed),
                             bytes: self.value_of(&record, &body, backing)?,
                         }),
                         false => None,

@@ -61,7 +61,10 @@ pub(super) fn compose(
         owner: state.owner.unwrap_or(""),
         reason: state.reason.unwrap_or(""),
         progress: state.extras.as_ref().and_then(|extras| extras.progress).unwrap_or(&[]),
-        rare: state.extras.as_deref().and_then(rare),
+        rare: match (state.extras.as_deref(), outcome.and_then(|outcome| outcome.packed)) {
+            (None, None) => None,
+            (extras, packed) => rare(extras, packed),
+        },
         meta,
         codec,
         version,
@@ -151,18 +154,22 @@ pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState>
 
 /// The fields that few records have.
 #[cold]
-fn rare<'a>(extras: &NextExtras<'a>) -> Option<Box<Rare<'a>>> {
-    let lease = extras.detached;
+fn rare<'a>(extras: Option<&NextExtras<'a>>, packed: Option<u32>) -> Option<Box<Rare<'a>>> {
+    let lease = extras.and_then(|extras| extras.detached);
     let rare = Rare {
         lease: lease.map(|Lease { until, millis, reserve }| (until, millis, reserve)),
-        retry_at: extras.retry_at,
-        by: extras.by.unwrap_or(""),
+        retry_at: extras.and_then(|extras| extras.retry_at),
+        packed,
+        by: extras.and_then(|extras| extras.by).unwrap_or(""),
     };
     (rare != Rare::default()).then(|| Box::new(rare))
 }
 
 fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
-    if body.rare.is_none() && body.progress.is_empty() {
+    // The length of a compressed result is no part of the state.
+    let is_of_state =
+        |rare: &Rare<'_>| rare.lease.is_some() || rare.retry_at.is_some() || !rare.by.is_empty();
+    if !body.rare.as_deref().is_some_and(is_of_state) && body.progress.is_empty() {
         return None;
     }
     let rare = body.rare.as_deref().cloned().unwrap_or_default();
@@ -303,7 +310,8 @@ mod tests {
     fn a_decided_state_is_read_back_from_its_record() {
         let (mut states, mut absences) = (0, 0);
         let key = Key::from("order-17");
-        let result = EncodedOutcome { codec: 3, version: 4, meta: b"m", bytes: b"paid" };
+        let result =
+            EncodedOutcome { codec: 3, version: 4, meta: b"m", packed: Some(9), bytes: b"paid" };
         every_decision(|becomes, moment| {
             let is_outcome = matches!(becomes, Becomes::State(next) if is_outcome(next.phase));
             let outcome = is_outcome.then_some(&result);

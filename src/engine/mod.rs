@@ -89,6 +89,7 @@ pub(crate) struct Engine {
     /// When it was opened: no record written before the open is younger.
     opened: StoreMillis,
     pub(crate) result_bytes_max: u32,
+    pub(crate) compress_over: Option<u32>,
     questions: AtomicU64,
     /// LSN of the newest forget: until it is durable, a crash could undo an absence.
     forgotten: AtomicU64,
@@ -106,6 +107,7 @@ pub(crate) struct EngineOpening<'d> {
     pub(crate) dir: &'d Path,
     pub(crate) sizes: Sizes,
     pub(crate) result_bytes_max: u32,
+    pub(crate) compress_over: Option<u32>,
     pub(crate) checkpoint_keys: usize,
 }
 
@@ -198,6 +200,7 @@ impl Engine {
             secret,
             report,
             result_bytes_max: opening.result_bytes_max,
+            compress_over: opening.compress_over,
             questions: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::policy::{check_retention, millis_up};
 use crate::limits::{LABEL_BYTES_MAX, META_BYTES_MAX, META_COUNT_MAX};
+use crate::value::packed::pack;
 use crate::value::{Format, NOT_KEPT, encode};
 use crate::{Decode, Encode, Error, ErrorKind, Payload, Result};
 
@@ -54,12 +55,23 @@ pub(crate) struct OutcomeParts {
     pub(crate) codec: u16,
     pub(crate) version: u32,
     pub(crate) bytes: Vec<u8>,
+    /// The bytes are compressed, and are this many without.
+    pub(crate) packed: Option<u32>,
     /// Why no value is kept.
     pub(crate) missing: Option<String>,
     /// In the order given; a name may come several times.
     pub(crate) meta: Vec<(String, String)>,
     /// `None`: as the policy says.
     pub(crate) retention_ms: Option<u64>,
+}
+
+/// How a store keeps results.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keeping {
+    /// The longest, before compression.
+    pub(crate) result_bytes_max: u32,
+    /// Longer ones are compressed; `None`: none is.
+    pub(crate) compress_over: Option<u32>,
 }
 
 impl Outcome {
@@ -213,8 +225,8 @@ impl Outcome {
     }
 
     /// Returns everything to record, or the reason why it can't be recorded.
-    pub(crate) fn into_parts(self, result_bytes_max: u32) -> Result<OutcomeParts> {
-        if let Some(e) = self.refusal(result_bytes_max) {
+    pub(crate) fn into_parts(self, keeping: Keeping) -> Result<OutcomeParts> {
+        if let Some(e) = self.refusal(keeping.result_bytes_max) {
             return Err(e);
         }
         let ((codec, version), bytes, missing) = match self.value {
@@ -225,15 +237,30 @@ impl Outcome {
             OutcomeValue::NotKept(reason) => ((NOT_KEPT, 0), Vec::new(), Some(reason)),
         };
         let retention_ms = self.retention.map(millis_up);
+        let (bytes, packed) = packed_over(keeping.compress_over, bytes);
         Ok(OutcomeParts {
             failure: self.failure,
             codec,
             version,
             bytes,
+            packed,
             missing,
             meta: self.meta,
             retention_ms,
         })
+    }
+}
+
+/// The bytes to record, and the length of the value if they are compressed.
+fn packed_over(compress_over: Option<u32>, bytes: Vec<u8>) -> (Vec<u8>, Option<u32>) {
+    // Below the limit on results, which fits.
+    let len = bytes.len() as u32;
+    match compress_over {
+        Some(over) if len > over => match pack(&bytes) {
+            Some(packed) => (packed, Some(len)),
+            None => (bytes, None),
+        },
+        _ => (bytes, None),
     }
 }
 
@@ -409,8 +436,10 @@ fn take_text(bytes: &mut &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
+    const KEEPING: Keeping = Keeping { result_bytes_max: 1000, compress_over: None };
+
     fn kind(outcome: Outcome) -> Option<ErrorKind> {
-        outcome.into_parts(1000).err().map(|error| error.kind())
+        outcome.into_parts(KEEPING).err().map(|error| error.kind())
     }
 
     #[test]
@@ -420,7 +449,7 @@ mod tests {
             .meta("a", "x")
             .meta("status", 403)
             .retention(Duration::from_micros(1500))
-            .into_parts(1000)
+            .into_parts(KEEPING)
             .unwrap();
         let meta = [("status", "402"), ("a", "x"), ("status", "403")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -429,8 +458,15 @@ mod tests {
         assert_eq!(parts.missing, None);
         assert_eq!(parts.meta, meta);
         assert_eq!(parts.retention_ms, Some(2));
-        assert!(!Outcome::success(&()).into_parts(0).unwrap().failure);
-        let parts = Outcome::without_result("r".repeat(600)).into_parts(0).unwrap();
+        assert!(
+            !Outcome::success(&())
+                .into_parts(Keeping { result_bytes_max: 0, ..KEEPING })
+                .unwrap()
+                .failure
+        );
+        let parts = Outcome::without_result("r".repeat(600))
+            .into_parts(Keeping { result_bytes_max: 0, ..KEEPING })
+            .unwrap();
         assert_eq!((parts.codec, parts.bytes.len()), (NOT_KEPT, 0));
         assert_eq!(parts.missing, Some("r".repeat(LABEL_BYTES_MAX)));
     }

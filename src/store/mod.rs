@@ -214,8 +214,7 @@ impl Store {
                 self.shared.apply(key, hash, Call::ResolveRetry(seen), &writing)?
             }
             Resolution::Record(outcome) => {
-                let parts = outcome.into_parts(self.shared.result_bytes_max())?;
-                let (codec, version) = (parts.codec, parts.version);
+                let parts = outcome.into_parts(self.shared.keeping())?;
                 let meta = encode_meta(&parts.meta);
                 let writing = Writing {
                     conditions: Conditions {
@@ -225,12 +224,7 @@ impl Store {
                         extras,
                         ..Conditions::default()
                     },
-                    outcome: Some(EncodedOutcome {
-                        codec,
-                        version,
-                        meta: &meta,
-                        bytes: &parts.bytes,
-                    }),
+                    outcome: Some(EncodedOutcome::of(&parts, &meta)),
                     ..Writing::default()
                 };
                 let call = if parts.failure {

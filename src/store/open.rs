@@ -136,8 +136,9 @@ impl StoreBuilder {
         let manifest = directory::load_or_create(&seams, dir, &sizes, create)?;
         let keys = self.index_memory_max / limits::INDEX_BYTES_PER_KEY;
         let checkpoint_keys = in_memory(keys).max(1);
-        let result_bytes_max = self.result_bytes_max;
-        let opening = EngineOpening { seams, dir, sizes, result_bytes_max, checkpoint_keys };
+        let (result_bytes_max, compress_over) = (self.result_bytes_max, self.compress_over);
+        let opening =
+            EngineOpening { seams, dir, sizes, result_bytes_max, compress_over, checkpoint_keys };
         let engine = Engine::open(&opening, manifest, lock)?;
         let embedded = Embedded::new(engine);
         if !self.manual_maintenance {

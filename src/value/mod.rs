@@ -11,6 +11,7 @@ pub(crate) mod bytes;
 mod codec;
 #[cfg(feature = "json")]
 mod json;
+pub(crate) mod packed;
 pub(crate) mod payload;
 #[cfg(any(feature = "bincode", feature = "json"))]
 mod typed;

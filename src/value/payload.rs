@@ -14,7 +14,8 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// A payload derefs to its bytes, and [`decode`](Payload::decode) turns them into a type. A clone shares the bytes. A
 /// payload borrows nothing and may be sent to any thread; `bytes::Bytes::from_owner(payload)` takes it without a copy. If no result was kept, the payload has no bytes and doesn't
-/// decode: see [`Recorded::missing`](crate::Recorded::missing).
+/// decode: see [`Recorded::missing`](crate::Recorded::missing). The same holds for a result that was compressed, in a
+/// build without the feature `lz4`: the payload has no bytes, and `decode` fails as `Undecodable`.
 ///
 /// # What a payload holds
 /// A result of more than 4 KiB is not copied: the payload shows it where the store read it, after its checksum was
@@ -56,6 +57,8 @@ enum PayloadContent {
     Bytes(ValueBytes),
     /// Nothing was kept, for that reason.
     NotKept(Arc<str>),
+    /// It was kept, and this build can't read it, for that reason.
+    Unreadable(Arc<str>),
 }
 
 /// A type whose values can be recorded. The trait turns a value into bytes.
@@ -183,10 +186,15 @@ impl Payload {
         Payload { content: PayloadContent::NotKept(reason), format: None }
     }
 
+    /// The payload if a result was kept and can't be read, for that reason.
+    pub(crate) fn unreadable(reason: Arc<str>) -> Self {
+        Payload { content: PayloadContent::Unreadable(reason), format: None }
+    }
+
     pub(crate) fn missing(&self) -> Option<&str> {
         match &self.content {
             PayloadContent::NotKept(reason) => Some(reason),
-            PayloadContent::Bytes(_) => None,
+            PayloadContent::Bytes(_) | PayloadContent::Unreadable(_) => None,
         }
     }
 
@@ -215,6 +223,7 @@ impl Payload {
             (PayloadContent::Bytes(_), None) => Err(Error::undecodable(
                 "recorded in a codec that this version of onlyonce does not know: decode it with the version that recorded it, or take the payload's bytes",
             )),
+            (PayloadContent::Unreadable(reason), _) => Err(Error::undecodable(&**reason)),
             (PayloadContent::NotKept(reason), _) => Err(Error::new(
                 ErrorKind::NotKept,
                 format!("the work was done, and its result was not kept: {reason}"),
@@ -229,7 +238,7 @@ impl Deref for Payload {
     fn deref(&self) -> &[u8] {
         match &self.content {
             PayloadContent::Bytes(bytes) => bytes,
-            PayloadContent::NotKept(_) => &[],
+            PayloadContent::NotKept(_) | PayloadContent::Unreadable(_) => &[],
         }
     }
 }
@@ -251,6 +260,7 @@ impl fmt::Display for Payload {
                 write!(f, "{} bytes, an unknown codec", bytes.len())
             }
             (PayloadContent::NotKept(reason), _) => write!(f, "not kept: {reason}"),
+            (PayloadContent::Unreadable(reason), _) => write!(f, "unreadable: {reason}"),
         }
     }
 }

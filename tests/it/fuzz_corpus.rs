@@ -15,13 +15,14 @@ use onlyonce::{Claim, fuzzing};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 7] = [
+const TARGETS: [(&str, Target); 8] = [
     ("record", fuzzing::record),
     ("key", fuzzing::key),
     ("manifest", fuzzing::manifest),
     ("segment", fuzzing::segment),
     ("table", fuzzing::table),
     ("expired", fuzzing::expired),
+    ("packed", fuzzing::packed),
     ("directory", fuzzing::directory),
 ];
 
@@ -104,6 +105,18 @@ fn make() {
         write("directory", name, &packed);
         packed[0] = 1;
         write("directory", &format!("{name}-sealed"), &packed);
+    }
+    // Nine bytes and a repetition; one that reaches before the first byte; a length of 255 in each byte; an end within
+    // a sequence; an offset of zero.
+    let blocks: [(&str, u32, &[u8]); 5] = [
+        ("whole", 30, b"\x9dabcdefghi\x09\x00\x40wxyz"),
+        ("before", 30, b"\x1da\x09\x00\x40wxyz"),
+        ("long", u32::MAX, &[0xff; 64]),
+        ("cut", 30, b"\x9dabcdefghi\x09"),
+        ("zero", 30, b"\x9dabcdefghi\x00\x00\x40wxyz"),
+    ];
+    for (name, len, block) in blocks {
+        write("packed", name, &[&len.to_le_bytes()[..], block].concat());
     }
     write("key", "bytes", b"\x01task-42");
     write("key", "number", b"\x02\x11\0\0\0\0\0\0\0");

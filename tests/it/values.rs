@@ -305,3 +305,78 @@ fn a_large_result_that_is_damaged_is_an_error_and_no_payload() {
         assert_eq!(replayed(&store, "2").result()[..], large(2)[..]);
     }
 }
+
+const COMPRESS_OVER: u32 = 1000;
+
+fn compressing() -> onlyonce::StoreBuilder {
+    Store::builder().result_bytes_max(64 << 10).compress_over(COMPRESS_OVER)
+}
+
+/// Bytes that LZ4 makes no shorter.
+fn noise(len: usize) -> Vec<u8> {
+    let next = |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    std::iter::successors(Some(1), next).map(|state| (state >> 56) as u8).take(len).collect()
+}
+
+/// Long results take less space, and are what they were: after a crash, a compaction, and without the setting.
+#[test]
+fn a_compressed_result_is_replayed_as_it_was() {
+    let sim = Sim::small(1);
+    let store = sim.open_with(compressing().segment_bytes(256 << 10)).unwrap();
+    let text = "all work and no play ".repeat(3000);
+    let written = || store.stats().bytes_written;
+    let cases = [
+        ("long", text.as_bytes().to_vec(), 1000),
+        ("noise", noise(3000), 3300),
+        ("short", vec![7; COMPRESS_OVER as usize], 1300),
+        ("just", vec![7; COMPRESS_OVER as usize + 1], 300),
+        ("empty", Vec::new(), 300),
+    ];
+    for (key, value, most) in &cases {
+        let before = written();
+        claimed(&store, key).complete(value).unwrap();
+        store.sync().unwrap();
+        let len = written() - before;
+        assert!(
+            len < *most && (*most < 1000 || len > value.len() as u64 || *key == "long"),
+            "{key}: {len}"
+        );
+    }
+    // A failure, one that an operator records, and a type of serde.
+    claimed(&store, "failed").fail(&text).unwrap();
+    drop(store.claim("resolved").unwrap());
+    let Some(State::Interrupted(lost)) = store.get("resolved").unwrap() else { panic!() };
+    assert!(store.resolve(&lost, onlyonce::Resolution::Record(Outcome::success(&text))).unwrap());
+    let receipt = || Receipt { order: 1, lines: vec!["tea".into(); 2000] };
+    claimed(&store, "typed").complete(&receipt()).unwrap();
+
+    let check = |store: &Store| {
+        for (key, value, _) in &cases {
+            let done = replayed(store, key);
+            assert_eq!(done.decode::<Vec<u8>>().unwrap(), *value, "{key}");
+            assert_eq!(done.result().len(), value.len());
+        }
+        let Claim::Failed(failed) = store.claim("failed").unwrap() else { panic!() };
+        assert_eq!(failed.decode::<String>().unwrap(), text);
+        assert_eq!(replayed(store, "resolved").decode::<String>().unwrap(), text);
+        assert_eq!(replayed(store, "typed").decode::<Receipt>().unwrap(), receipt());
+    };
+    check(&store);
+    let _ = store.compact(u64::MAX).unwrap();
+    check(&store);
+    sim.kill();
+    drop(store);
+    let store = sim.open_with(Store::builder()).unwrap();
+    check(&store);
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// What a caller may record doesn't depend on how well it compresses.
+#[test]
+fn the_limit_on_results_concerns_their_length_before_compression() {
+    let store = Sim::small(1).open_with(compressing()).unwrap();
+    let error = claimed(&store, "k").complete(&vec![0; (64 << 10) + 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    error.into_claim().unwrap().complete(&vec![0; 64 << 10]).unwrap();
+    assert_eq!(replayed(&store, "k").result()[..], vec![0; 64 << 10]);
+}
