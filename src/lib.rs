@@ -128,6 +128,7 @@ pub use operation::{
     Outcome, Policy,
 };
 pub use store::Store;
+pub use store::batch::{Batch, Committed};
 pub use store::run::{Reconciled, Run, Runner, Verdict};
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};

@@ -17,9 +17,10 @@ mod ticket;
 
 pub use attempt::Attempt;
 pub(crate) use date::{shown, wall, wall_millis};
-pub(crate) use guard::Before;
+pub(crate) use guard::{Before, EndingCall};
 pub use guard::{ClaimGuard, ClaimHandle};
 pub use interrupted::Interrupted;
+pub(crate) use interrupted::Word;
 pub(crate) use key_call::{Claiming, Forgetting, KeyCall, Marking, claiming, make};
 pub use recorded::{Expired, Recorded};
 pub use seen::State;

@@ -5,18 +5,21 @@
 
 #[cfg(feature = "backend")]
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 use super::Store;
 #[cfg(feature = "backend")]
 use crate::backend::{Backend, Reply, Request, Sent};
 use crate::backend::{Embedded, Shared};
-use crate::claim::{Claiming, Forgetting, KeyCall, Marking};
-use crate::engine::PlacedBatch;
+use crate::claim::{Claiming, EndingCall, Forgetting, KeyCall, Marking, Word};
+use crate::engine::{Applied, Asks, PlacedBatch, Writing};
 use crate::limits;
+use crate::protocol::Call;
 use crate::types::KeyHash;
 use crate::{
-    Claim, ClaimGuard, Durability, Error, ErrorKind, Key, Mark, Operation, Outcome, Result,
+    Abort, Claim, ClaimGuard, Durability, Encode, Error, ErrorKind, Interrupted, Key, Mark,
+    Operation, Outcome, Result,
 };
 
 impl Store {
@@ -166,6 +169,385 @@ impl Store {
     ) -> Result<Vec<Result<Mark>>> {
         let marking = |op: O| Marking::new(op.into(), &self.policy);
         make_all(&self.shared, ops.into_iter().map(marking))
+    }
+}
+
+/// Calls of several kinds that are made together, with one write and one sync: see [`Store::batch`].
+///
+/// The calls are decided in the order in which they were added, each by what the calls before it have left: a claim after a
+/// completion of the same key is answered `Completed`. [`Committed`] has an answer for each. A batch is not a transaction:
+/// after a crash, any prefix of it may exist.
+///
+/// Nothing is done before [`commit`](Self::commit). A batch that is dropped drops its claims and questions, as by
+/// themselves: the attempts of the claims are interrupted, and the questions unanswered.
+///
+/// ```
+/// # use onlyonce::{Claim, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let poll = |n: u64| vec![("message", n), ("message", n + 1)];
+/// // Each round ends the claims of the last one, and makes those of the next.
+/// let mut batch = store.batch();
+/// for round in 0..3 {
+///     let messages = poll(10 * round);
+///     for message in &messages {
+///         batch.claim(*message);
+///     }
+///     let committed = batch.commit()?; // one write; the last round's messages may now be acknowledged
+///     batch = store.batch();
+///     for claim in committed.claims {
+///         match claim? {
+///             Claim::Acquired(claim) => batch.complete(claim, "handled"),
+///             Claim::Interrupted(lost) => batch.take_over(lost), // handled in the round after
+///             _ => &mut batch,                                   // handled before
+///         };
+///     }
+/// }
+/// batch.commit()?;
+/// assert!(matches!(store.claim(("message", 21))?, Claim::Completed(_)));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[must_use = "nothing is done before it is committed"]
+pub struct Batch {
+    store: Store,
+    /// What is to be done, with the list of the answers that its answer goes to.
+    items: Vec<(AnswerList, Result<Mixed>)>,
+}
+
+/// The answers to the calls of a [`Batch`]: those of each kind in the order in which these were added.
+///
+/// ```
+/// # use onlyonce::{Claim, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// let mut batch = store.batch();
+/// batch.mark("message-7").claim("task-42").mark("message-7");
+/// let committed = batch.commit()?;
+/// let firsts: Result<Vec<_>, _> =
+///     committed.marks.into_iter().map(|mark| mark.map(|mark| mark.is_first())).collect();
+/// assert_eq!(firsts?, [true, false]);
+/// assert!(matches!(committed.claims.as_slice(), [Ok(Claim::Acquired(_))]));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[must_use = "a grant that is dropped leaves the key interrupted"]
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Committed {
+    /// Answers to [`Batch::claim`].
+    pub claims: Vec<Result<Claim>>,
+    /// Grants of [`Batch::take_over`] and [`Batch::not_applied`].
+    pub taken: Vec<Result<ClaimGuard>>,
+    /// Answers to [`Batch::complete`], [`Batch::record`] and [`Batch::abort`].
+    pub endings: Vec<Result<()>>,
+    /// Answers to [`Batch::mark`].
+    pub marks: Vec<Result<Mark>>,
+    /// Answers to [`Batch::forget`]: whether there was anything to forget.
+    pub forgotten: Vec<Result<bool>>,
+}
+
+/// A field of [`Committed`].
+#[derive(Clone, Copy)]
+enum AnswerList {
+    Claims,
+    Taken,
+    Endings,
+    Marks,
+    Forgotten,
+}
+
+/// A call of a batch.
+enum Mixed {
+    Claim(Claiming<'static>),
+    Word(Word),
+    Ending(EndingCall),
+    Mark(Marking<'static>),
+    Forget(Forgetting<'static>),
+}
+
+/// Its answer.
+enum MixedAnswer {
+    Claim(Claim),
+    Taken(ClaimGuard),
+    Ended,
+    Mark(Mark),
+    Forgotten(bool),
+}
+
+impl Store {
+    /// Begins a batch: calls of several kinds that are made together when it is committed. This handle's policy supplies what
+    /// the operations don't set.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("step-1")? else { unreachable!() };
+    /// let mut batch = store.batch();
+    /// batch.complete(claim, "done").claim("step-2");
+    /// let committed = batch.commit()?; // one write and one sync
+    /// assert!(matches!(committed.endings.as_slice(), [Ok(())]));
+    /// assert!(matches!(committed.claims.as_slice(), [Ok(Claim::Acquired(_))]));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn batch(&self) -> Batch {
+        Batch { store: self.clone(), items: Vec::new() }
+    }
+}
+
+impl Batch {
+    /// Adds a claim, as [`Store::claim`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let mut batch = store.batch();
+    /// batch.claim("a").claim(Operation::new("b").owner("host-3")).claim("a");
+    /// let claims = batch.commit()?.claims;
+    /// assert!(matches!(claims.as_slice(), [Ok(Claim::Acquired(_)), Ok(_), Ok(Claim::InProgress(_))]));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn claim<'k>(&mut self, op: impl Into<Operation<'k>>) -> &mut Self {
+        let op = op.into().into_owned();
+        let claiming = Claiming::new(&self.store.shared, op, &self.store.policy);
+        self.add(AnswerList::Claims, claiming.map(Mixed::Claim))
+    }
+
+    /// Adds an ending with a result, as [`ClaimGuard::complete`]. A value that doesn't encode is reported by the commit.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let mut batch = store.batch();
+    /// batch.complete(claim, "paid");
+    /// batch.commit()?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn complete<V: Encode + ?Sized>(&mut self, claim: ClaimGuard, value: &V) -> &mut Self {
+        self.record(claim, Outcome::success(value))
+    }
+
+    /// Adds an ending with an outcome, as [`ClaimGuard::record`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let mut batch = store.batch();
+    /// batch.record(claim, Outcome::failure("declined").meta("status", 402));
+    /// batch.commit()?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Failed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn record(&mut self, claim: ClaimGuard, outcome: Outcome) -> &mut Self {
+        self.add(AnswerList::Endings, claim.ending(outcome).map(Mixed::Ending))
+    }
+
+    /// Adds an ending as an attempt that had no effect, as [`ClaimGuard::abort`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let mut batch = store.batch();
+    /// batch.abort(claim, "the other side is down").claim("order-17");
+    /// assert!(matches!(batch.commit()?.claims.as_slice(), [Ok(Claim::Acquired(_))]));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn abort(&mut self, claim: ClaimGuard, why: impl Into<Abort>) -> &mut Self {
+        self.add(AnswerList::Endings, Ok(Mixed::Ending(claim.aborting(why.into()))))
+    }
+
+    /// Adds a take-over, as [`Interrupted::take_over`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim_many(["a", "b"])?);
+    /// let mut batch = store.batch();
+    /// for claim in store.claim_many(["a", "b"])? {
+    ///     if let Claim::Interrupted(lost) = claim? {
+    ///         batch.take_over(lost);
+    ///     }
+    /// }
+    /// for claim in batch.commit()?.taken {
+    ///     claim?.complete("done")?;
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn take_over(&mut self, lost: Interrupted) -> &mut Self {
+        self.add(AnswerList::Taken, Ok(Mixed::Word(lost.taking_over())))
+    }
+
+    /// Adds the word that neither this attempt nor any earlier one had an effect, as [`Interrupted::not_applied`].
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// let mut batch = store.batch();
+    /// batch.not_applied(lost);
+    /// assert_eq!(batch.commit()?.taken.len(), 1);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn not_applied(&mut self, lost: Interrupted) -> &mut Self {
+        self.add(AnswerList::Taken, Ok(Mixed::Word(lost.disclaiming())))
+    }
+
+    /// Adds a mark, as [`Store::mark`].
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let mut batch = store.batch();
+    /// batch.mark("message-7").mark("message-8");
+    /// for mark in batch.commit()?.marks {
+    ///     if mark?.is_first() { /* handle it */ }
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn mark<'k>(&mut self, op: impl Into<Operation<'k>>) -> &mut Self {
+        let marking = Marking::new(op.into().into_owned(), &self.store.policy);
+        self.add(AnswerList::Marks, marking.map(Mixed::Mark))
+    }
+
+    /// Adds a key to forget, as [`Store::forget`].
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark("message-7")?;
+    /// let mut batch = store.batch();
+    /// batch.forget("message-7").mark("message-7");
+    /// let committed = batch.commit()?;
+    /// assert!(matches!(committed.forgotten.as_slice(), [Ok(true)]));
+    /// assert!(matches!(committed.marks.as_slice(), [Ok(mark)] if mark.is_first()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn forget<'k>(&mut self, key: impl Into<Key<'k>>) -> &mut Self {
+        let forgetting = Forgetting::new(key.into().into_owned());
+        self.add(AnswerList::Forgotten, forgetting.map(Mixed::Forget))
+    }
+
+    /// Makes the calls, in the order in which they were added.
+    ///
+    /// Each change is durable on return, at the level at which the call by itself would be.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let mut batch = store.batch();
+    /// for n in 0..100_u64 {
+    ///     batch.mark(n);
+    /// }
+    /// let syncs = store.stats().syncs;
+    /// assert_eq!(batch.commit()?.marks.len(), 100);
+    /// assert!(store.stats().syncs <= syncs + 2); // one, and one that an open begins with
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// An error of one call is in its place in [`Committed`], with the others made: those of the call by itself, and
+    /// `Invalid` for a claim or a question of another store. [`Error::into_claim`] returns the guard of an ending that was
+    /// refused before anything was written. The commit itself fails with `Indeterminate` if the write or sync failed: any
+    /// of the changes may then be on disk, nothing is claimed by you, and the guards of the batch are gone. It fails with
+    /// `Poisoned`, `Closed` or `Forked` before anything is done.
+    ///
+    /// # Cost
+    /// One write, and one sync at `Sync`, for each segment that the batch spans: usually one. A call that changes nothing
+    /// costs a read at most. A call on a key that an earlier call of the batch completed, marked or aborted reads that record
+    /// back, which writes what was placed until then: one write more.
+    pub fn commit(self) -> Result<Committed> {
+        let Batch { store, items } = self;
+        let (lists, items): (Vec<AnswerList>, Vec<Result<Mixed>>) = items.into_iter().unzip();
+        let mut all = Committed::default();
+        for (list, answer) in lists.into_iter().zip(make_all(&store.shared, items.into_iter())?) {
+            match (list, answer) {
+                (_, Ok(MixedAnswer::Claim(claim))) => all.claims.push(Ok(claim)),
+                (_, Ok(MixedAnswer::Taken(claim))) => all.taken.push(Ok(claim)),
+                (_, Ok(MixedAnswer::Ended)) => all.endings.push(Ok(())),
+                (_, Ok(MixedAnswer::Mark(mark))) => all.marks.push(Ok(mark)),
+                (_, Ok(MixedAnswer::Forgotten(was))) => all.forgotten.push(Ok(was)),
+                (AnswerList::Claims, Err(e)) => all.claims.push(Err(e)),
+                (AnswerList::Taken, Err(e)) => all.taken.push(Err(e)),
+                (AnswerList::Endings, Err(e)) => all.endings.push(Err(e)),
+                (AnswerList::Marks, Err(e)) => all.marks.push(Err(e)),
+                (AnswerList::Forgotten, Err(e)) => all.forgotten.push(Err(e)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, list: AnswerList, item: Result<Mixed>) -> &mut Self {
+        self.items.push((list, item));
+        self
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("calls", &self.items.len()).finish_non_exhaustive()
+    }
+}
+
+impl Asks for Mixed {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        match self {
+            Mixed::Claim(claiming) => claiming.ask(with),
+            Mixed::Word(word) => word.ask(with),
+            Mixed::Ending(ending) => ending.ask(with),
+            Mixed::Mark(marking) => marking.ask(with),
+            Mixed::Forget(forgetting) => forgetting.ask(with),
+        }
+    }
+}
+
+impl KeyCall for Mixed {
+    type Answer = MixedAnswer;
+
+    fn key(&self) -> &Key<'_> {
+        match self {
+            Mixed::Claim(claiming) => claiming.key(),
+            Mixed::Word(word) => word.key(),
+            Mixed::Ending(ending) => ending.key(),
+            Mixed::Mark(marking) => marking.key(),
+            Mixed::Forget(forgetting) => forgetting.key(),
+        }
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        match self {
+            Mixed::Word(word) => word.shared(),
+            Mixed::Ending(ending) => ending.shared(),
+            Mixed::Claim(_) | Mixed::Mark(_) | Mixed::Forget(_) => None,
+        }
+    }
+
+    fn answered(
+        self,
+        shared: &Arc<Shared>,
+        hash: KeyHash,
+        applied: Result<Applied>,
+    ) -> Result<MixedAnswer> {
+        match self {
+            Mixed::Claim(claiming) => {
+                claiming.answered(shared, hash, applied).map(MixedAnswer::Claim)
+            }
+            Mixed::Word(word) => word.answered(shared, hash, applied).map(MixedAnswer::Taken),
+            Mixed::Ending(ending) => {
+                ending.answered(shared, hash, applied).map(|()| MixedAnswer::Ended)
+            }
+            Mixed::Mark(marking) => marking.answered(shared, hash, applied).map(MixedAnswer::Mark),
+            Mixed::Forget(forgetting) => {
+                forgetting.answered(shared, hash, applied).map(MixedAnswer::Forgotten)
+            }
+        }
+    }
+
+    fn refused(self, error: Error) -> Error {
+        match self {
+            Mixed::Ending(ending) => ending.refused(error),
+            Mixed::Claim(_) | Mixed::Word(_) | Mixed::Mark(_) | Mixed::Forget(_) => error,
+        }
     }
 }
 

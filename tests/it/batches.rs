@@ -345,3 +345,318 @@ fn a_batch_of_claims_longer_than_a_segment_continues_in_the_next() {
     let claims = store.claim_many(keys.iter()).unwrap();
     assert!(claims.iter().all(|claim| matches!(claim, Ok(Claim::Completed(_)))));
 }
+
+/// How a key is shown.
+fn shown(store: &Store, key: &str) -> &'static str {
+    match store.get(key).unwrap() {
+        None => "absent",
+        Some(State::InProgress(_)) => "in progress",
+        Some(State::Interrupted(_)) => "interrupted",
+        Some(State::Aborted(_)) => "aborted",
+        Some(State::Completed(_)) => "completed",
+        Some(State::Failed(_)) => "failed",
+        Some(other) => panic!("{other}"),
+    }
+}
+
+/// Makes every kind of call, several on one key, and describes the answers.
+fn mixed(store: &Store) -> Vec<String> {
+    let lost = |key: &str| {
+        drop(acquired(store, key));
+        let Claim::Interrupted(lost) = store.claim(key).unwrap() else { panic!() };
+        lost
+    };
+    let mut batch = store.batch();
+    batch
+        .claim("new")
+        .mark("new")
+        .complete(acquired(store, "done"), "v")
+        .claim("done")
+        .record(acquired(store, "failed"), Outcome::failure("no"))
+        .claim("failed")
+        .abort(acquired(store, "aborted"), "nothing was sent")
+        .claim("aborted")
+        .take_over(lost("taken"))
+        .claim("taken")
+        .not_applied(lost("not applied"))
+        .forget("done")
+        .forget("done")
+        .claim("done")
+        .forget("new")
+        .mark("marked")
+        .mark("marked")
+        .forget("marked")
+        .mark("marked")
+        .claim("");
+    let committed = batch.commit().unwrap();
+    let mut seen = Vec::new();
+    let said = |e: &Error| format!("{:?}", e.kind());
+    for claim in &committed.claims {
+        seen.push(claim.as_ref().map_or_else(said, |claim| claim.to_string()));
+    }
+    for taken in &committed.taken {
+        seen.push(taken.as_ref().map_or_else(said, |guard| format!("taken {}", guard.attempt())));
+    }
+    for ended in &committed.endings {
+        seen.push(ended.as_ref().map_or_else(said, |()| "ended".to_owned()));
+    }
+    for mark in &committed.marks {
+        seen.push(mark.as_ref().map_or_else(said, |mark| mark.is_first().to_string()));
+    }
+    for forgotten in &committed.forgotten {
+        seen.push(forgotten.as_ref().map_or_else(said, ToString::to_string));
+    }
+    seen
+}
+
+#[test]
+fn the_calls_of_a_batch_are_decided_in_order_each_by_those_before_it() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let expected = [
+        "acquired: attempt 1",
+        "completed by attempt 1",
+        "failed for good in attempt 1",
+        "acquired: attempt 2",
+        "in progress: attempt 2, since 0 s",
+        "acquired: attempt 1",
+        "Invalid",
+        "taken 2",
+        "taken 2",
+        "ended",
+        "ended",
+        "ended",
+        "false",
+        "true",
+        "false",
+        "true",
+        "true",
+        "false",
+        "InProgress",
+        "true",
+    ];
+    assert_eq!(mixed(&store), expected);
+    // All of its grants were dropped.
+    assert_eq!(shown(&store, "taken"), "interrupted");
+    // Another backend, which may place calls late, gives the same answers.
+    let elsewhere = Sim::small(2).open().unwrap();
+    elsewhere.merge_index().unwrap();
+    assert_eq!(mixed(&Store::with_backend(elsewhere, Policy::new())), expected);
+}
+
+#[test]
+fn a_batch_of_a_hundred_is_one_write_and_one_sync() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let guards = granted(store.claim_many(0..25_u64).unwrap());
+    assert!(store.mark_many(200..225_u64).unwrap().iter().all(is_first));
+    let before = (store.stats().syncs, sim.changes());
+    let mut batch = store.batch();
+    for (n, guard) in (25_u64..).zip(guards) {
+        batch.complete(guard, "v").claim(n).mark(n + 100).forget(n + 175);
+    }
+    let committed = batch.commit().unwrap();
+    assert_eq!((store.stats().syncs, sim.changes()), (before.0 + 1, before.1 + 2));
+    assert!(committed.endings.iter().all(Result::is_ok) && committed.marks.iter().all(is_first));
+    assert!(committed.forgotten.iter().all(|forgotten| matches!(forgotten, Ok(true))));
+    assert_eq!(granted(committed.claims).len(), 25);
+}
+
+#[test]
+fn a_batch_that_is_not_committed_drops_what_it_holds() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    drop(acquired(&store, "asked"));
+    let Claim::Interrupted(lost) = store.claim("asked").unwrap() else { panic!() };
+    let op = Operation::new("aborts").on_drop(OnDrop::Abort);
+    let Claim::Acquired(aborts) = store.claim(&op).unwrap() else { panic!() };
+    let op = Operation::new("past").on_drop(OnDrop::Abort);
+    let Claim::Acquired(past) = store.claim(op).unwrap() else { panic!() };
+    let ended = acquired(&store, "ended");
+    let changes = sim.changes();
+    let mut batch = store.batch();
+    batch.complete(ended, "v").take_over(lost).claim("new").mark("marked");
+    batch.abort(aborts, "nothing was sent").complete(past, "v").forget("asked");
+    assert_eq!(sim.changes(), changes, "nothing is done before it is committed");
+    drop(batch);
+    for key in ["ended", "asked", "past"] {
+        assert_eq!(shown(&store, key), "interrupted", "{key}");
+    }
+    assert_eq!(shown(&store, "aborts"), "aborted");
+    for key in ["new", "marked"] {
+        assert_eq!(shown(&store, key), "absent", "{key}");
+    }
+    assert!(matches!(store.claim("asked").unwrap(), Claim::Interrupted(_)));
+}
+
+#[test]
+fn an_error_in_a_batch_is_in_its_place_and_gives_its_guard_back() {
+    let sim = Sim::small(1);
+    let store = sim.open_with(Store::builder().result_bytes_max(1000)).unwrap();
+    let other = Sim::small(2).open().unwrap();
+    drop(acquired(&other, "k"));
+    let Claim::Interrupted(of_other) = other.claim("k").unwrap() else { panic!() };
+    drop(acquired(&store, "lost"));
+    let Claim::Interrupted(lost) = store.claim("lost").unwrap() else { panic!() };
+    let Some(State::Interrupted(attempt)) = store.get("lost").unwrap() else { panic!() };
+    assert!(store.resolve(&attempt, onlyonce::Resolution::retry("never sent")).unwrap());
+    let mut batch = store.batch();
+    batch
+        .complete(acquired(&store, "a"), "v")
+        .complete(acquired(&store, "b"), &vec![0; 1001])
+        .take_over(lost)
+        .not_applied(of_other)
+        .abort(acquired(&other, "a"), "of another store")
+        .mark("k".repeat(5000))
+        .complete(acquired(&store, "c"), "v");
+    let committed = batch.commit().unwrap();
+    let kinds = |e: &Error| e.kind();
+    let taken: Vec<_> = committed.taken.iter().map(|t| t.as_ref().err().map(kinds)).collect();
+    assert_eq!(taken, [Some(ErrorKind::ClaimLost), Some(ErrorKind::Invalid)]);
+    let marks: Vec<_> = committed.marks.iter().map(|m| m.as_ref().err().map(kinds)).collect();
+    assert_eq!(marks, [Some(ErrorKind::TooLarge)]);
+    let ended: Vec<_> = committed.endings.iter().map(|e| e.as_ref().err().map(kinds)).collect();
+    assert_eq!(ended, [None, Some(ErrorKind::TooLarge), Some(ErrorKind::Invalid), None]);
+    let mut back: Vec<_> =
+        committed.endings.into_iter().filter_map(|ended| ended.err()?.into_claim()).collect();
+    back.pop().unwrap().abort("nothing was sent").unwrap();
+    back.pop().unwrap().complete("smaller").unwrap();
+    assert_eq!((shown(&other, "a"), shown(&other, "k")), ("aborted", "interrupted"));
+    assert!(["a", "b", "c"].iter().all(|key| shown(&store, key) == "completed"));
+}
+
+#[test]
+fn a_batch_on_a_draining_store_still_ends_its_claims() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let guard = acquired(&store, "k");
+    store.drain();
+    let mut batch = store.batch();
+    batch.claim("new").complete(guard, "v").mark("new");
+    let committed = batch.commit().unwrap();
+    assert_eq!(committed.claims[0].as_ref().unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(committed.marks[0].as_ref().unwrap_err().kind(), ErrorKind::Closed);
+    committed.endings[0].as_ref().unwrap();
+    sim.power_loss();
+    drop(store);
+    assert_eq!(shown(&sim.open().unwrap(), "k"), "completed");
+}
+
+#[test]
+fn what_fits_of_a_batch_on_a_full_disk_is_granted_and_can_end() {
+    let sim = Sim::small(1);
+    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
+    let store = sim.open_with(builder).unwrap();
+    assert!(store.mark("first").unwrap().is_first());
+    sim.set_disk_bytes_max(sim.disk_bytes() + (64 << 10));
+    let claims = store.claim_many(0..400_u64).unwrap();
+    let (granted_, refused): (Vec<_>, Vec<_>) = claims.into_iter().partition(Result::is_ok);
+    assert!(granted_.len() > 3 && !refused.is_empty());
+    let is_full =
+        |e: &Result<Claim, Error>| matches!(e, Err(e) if e.kind() == ErrorKind::StorageFull);
+    assert!(refused.iter().all(is_full));
+    let ended = store.complete_many(ends(granted(granted_))).unwrap();
+    assert!(ended.iter().all(Result::is_ok));
+}
+
+/// What each call of a batch makes of its key: as it was before, and as it is after.
+type Effects = Vec<(String, &'static str, &'static str)>;
+
+/// The batches of the life below. Each is longer than what is left of a segment.
+fn effects() -> [Effects; 2] {
+    let key = |kind: &str, n: usize| format!("{kind}{n:0>400}");
+    let first = (0..30).map(|n| (key("claim", n), "absent", "interrupted"));
+    let second = (0..30).flat_map(|n| {
+        let ended = if n % 2 == 0 { "completed" } else { "aborted" };
+        [
+            (key("claim", n), "interrupted", ended),
+            (key("next", n), "absent", "interrupted"),
+            (key("mark", n), "absent", "completed"),
+        ]
+    });
+    [first.collect(), second.collect()]
+}
+
+/// Commits both batches, and counts those of which every call was acknowledged.
+fn live(sim: &Sim, acknowledged: &mut usize) -> Result<(), Error> {
+    let builder = Store::builder().segment_bytes(16 << 10).result_bytes_max(1 << 10);
+    let store = sim.open_with(builder)?;
+    let [first, second] = effects();
+    let mut batch = store.batch();
+    for (key, ..) in &first {
+        batch.claim(key);
+    }
+    let claims: Result<Vec<Claim>, Error> = batch.commit()?.claims.into_iter().collect();
+    let mut guards = claims?.into_iter();
+    *acknowledged += 1;
+    let mut batch = store.batch();
+    for (key, before, after) in &second {
+        match (*before, *after) {
+            ("absent", "completed") => batch.mark(key),
+            ("absent", _) => batch.claim(key),
+            _ => {
+                let Claim::Acquired(guard) = guards.next().unwrap() else { panic!() };
+                match *after {
+                    "completed" => batch.complete(guard, "v"),
+                    _ => batch.abort(guard, "nothing was sent"),
+                }
+            }
+        };
+    }
+    let committed = batch.commit()?;
+    committed.claims.into_iter().try_for_each(|claim| claim.map(drop))?;
+    committed.endings.into_iter().collect::<Result<(), Error>>()?;
+    for mark in committed.marks {
+        assert!(mark?.is_first());
+    }
+    *acknowledged += 1;
+    Ok(())
+}
+
+/// After a crash at any change a prefix of each batch stands, and all of one that was acknowledged.
+#[test]
+fn power_lost_inside_a_batch_leaves_a_prefix_of_it() {
+    let (mut points, mut reopenings, mut partial) = (0, 0, 0);
+    for cut in 0.. {
+        let sim = Sim::small(3);
+        sim.cut_power_at(cut);
+        let mut acknowledged = 0;
+        let lived = live(&sim, &mut acknowledged);
+        if !sim.power_is_cut() {
+            lived.unwrap();
+            break;
+        }
+        points += 1;
+        for crash in sim.crashes(3) {
+            let machine = sim.after(crash);
+            let store = machine.open().unwrap();
+            reopenings += 1;
+            let mut is_whole = true;
+            for (n, effects) in effects().iter().enumerate() {
+                let mut stood = Vec::new();
+                for (key, before, after) in effects {
+                    let now = shown(&store, key);
+                    let is_later = n == 0 && now != "absent";
+                    let is_not_begun = !is_whole && now == "absent";
+                    assert!(
+                        now == *before || now == *after || is_later || is_not_begun,
+                        "{key}: {now}"
+                    );
+                    stood.push(now == *after || is_later);
+                }
+                let prefix = stood.iter().take_while(|stood| **stood).count();
+                let context = format!("cut at {cut}, batch {n}: {stood:?}");
+                assert!(!stood[prefix..].contains(&true), "not a prefix, {context}");
+                assert!(n >= acknowledged || prefix == stood.len(), "acknowledged, {context}");
+                assert!(
+                    is_whole || prefix == 0,
+                    "after an earlier one that is not whole, {context}"
+                );
+                is_whole = prefix == stood.len();
+                partial += u32::from(!is_whole && prefix > 0);
+            }
+        }
+    }
+    println!("{points} crash points, {reopenings} reopenings, {partial} with a part of a batch");
+    assert!(partial > 0 && points > 10);
+}
