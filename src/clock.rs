@@ -70,10 +70,15 @@ impl Clock for SystemClock {
     }
 
     fn monotonic_nanos(&self) -> u64 {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        // It counts from a boot, and the system keeps its nanoseconds in 63 bits.
-        time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+        nanos()
     }
+}
+
+/// Nanoseconds on the machine's clock for durations, for a wait that is in real time whatever a store's clock is.
+pub(crate) fn nanos() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // It counts from a boot, and the system keeps its nanoseconds in 63 bits.
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 /// 0 before the epoch: such a wall clock is wrong, and it is only shown.

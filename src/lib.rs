@@ -119,8 +119,8 @@ mod readme {}
 
 pub use builder::StoreBuilder;
 pub use claim::{
-    Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Recorded, Refused,
-    RefusedKind, Resolution, State, Ticket,
+    Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Pending, Recorded,
+    Refused, RefusedKind, Resolution, State, Ticket,
 };
 pub use error::{Error, ErrorKind};
 pub use operation::{

@@ -75,6 +75,11 @@ const _: () = assert!(CLOSE_MILLIS_LEAST <= CLOSE_WRITES_MILLIS_LEAST);
 /// Buffered bytes at which a writer at `Lazy` writes them itself.
 pub(crate) const BUFFERED_BYTES_MAX: u64 = 256 << 10;
 
+/// Bytes that may be placed and not yet written before further calls of tasks are placed only when they are waited for: many
+/// times what one sync covers, and little memory.
+pub(crate) const IN_FLIGHT_BYTES_MAX: u64 = 4 << 20;
+const _: () = assert!(BUFFERED_BYTES_MAX <= IN_FLIGHT_BYTES_MAX);
+
 /// Full segments that are open at once, by a map or a descriptor each. A system gives 65,530 maps to a process by
 /// default, and the allocator needs some.
 pub(crate) const OPEN_SEGMENTS_MAX: usize = 1024;

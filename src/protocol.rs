@@ -177,6 +177,10 @@ pub enum Call {
     /// The claimant that was asked this question needs more time to decide.
     RenewQuestion(u64),
     /// The claimant that was asked this question ends without a word.
+    #[cfg_attr(
+        not(feature = "backend"),
+        allow(dead_code, reason = "the engine's own claimants need no call")
+    )]
     DropQuestion(u64),
     /// The owner's ending: done, with a result.
     Complete(Token),
@@ -226,6 +230,36 @@ impl Call {
             | Call::Progress(token)
             | Call::Detach(token) => Some(token),
             _ => None,
+        }
+    }
+
+    /// Whether a claimant that waits for the key is answered by the state that the call leads to, however many wait. After
+    /// any other call that changes a key, at most one of them may be granted it.
+    pub(crate) fn has_answer_for_all(self) -> bool {
+        match self {
+            Call::Mark(_)
+            | Call::Complete(_)
+            | Call::Fail(_)
+            | Call::Park(_)
+            | Call::Hold(_)
+            | Call::ResolveComplete(_)
+            | Call::ResolveFail(_) => true,
+            Call::Claim(_)
+            | Call::TakeOver(_)
+            | Call::NotApplied(_)
+            | Call::RenewQuestion(_)
+            | Call::DropQuestion(_)
+            | Call::Abort(_)
+            | Call::Withdraw(_)
+            | Call::Interrupt(_)
+            | Call::Renew(_)
+            | Call::Progress(_)
+            | Call::Detach(_)
+            | Call::Attach(_)
+            | Call::ResolveRetry(_)
+            | Call::Revoke(_)
+            | Call::Forget
+            | Call::ForgetClaimed(_) => false,
         }
     }
 

@@ -1,14 +1,15 @@
 //! The trait that backends implement, and one call on one key with its reply as plain owned data.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::InFlight;
+use super::{InFlight, Terms};
 use crate::Result;
-use crate::engine::{Applied, Claimed, EncodedOutcome, Found, Seen, Stored, Writing};
-use crate::operation::{Durability, Fingerprint, Key};
-use crate::protocol::{Answer, Asker, Call, CallExtras, Conditions, KeyState, Presence};
-use crate::types::StoreMillis;
+use crate::engine::{Applied, Claimed, Found, Seen, Stored, Writing};
+use crate::operation::Key;
+use crate::protocol::{Answer, Asker, Call, KeyState, Presence};
+use crate::types::{StoreMillis, Token};
 
 /// An implementation that answers the calls on a store's keys.
 ///
@@ -47,6 +48,10 @@ pub trait Backend: Send + Sync {
 pub trait Sent: Send {
     /// Waits for the reply. The changes of the call are then durable at the level that the request names.
     fn wait(self: Box<Self>) -> Result<Reply>;
+
+    /// Returns the reply once it is there, as a future does: until then, has the waker of `context` woken when there is more to
+    /// do. Doesn't wait. The same holds of the changes.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>>;
 }
 
 /// One call on one key.
@@ -63,41 +68,10 @@ pub struct Request {
 pub enum Ask {
     /// Reads the key's state and changes nothing.
     Look,
+    /// Replies `Done` once the claim of this token is no longer live: it has ended, its lease has passed, or it is another's.
+    Ended(Token),
     /// Makes a call that the rules decide, with the values for its record.
     Call(Call, Box<Terms>),
-}
-
-/// Values that the record of a call contains in addition to the decision. A value that doesn't apply to the call is
-/// unset.
-#[derive(Clone, Default, Debug)]
-#[non_exhaustive]
-pub struct Terms {
-    /// The level at which the reply must be durable; `None` means `Sync`.
-    pub durability: Option<Durability>,
-    /// Bytes of log space that a grant reserves for its ending.
-    pub reserve: u64,
-    /// The lease from now on, in milliseconds; `None`: the claim lasts as long as its owner lives.
-    pub lease_millis: Option<u64>,
-    /// How long an outcome is kept, in milliseconds; `None`: for ever.
-    pub retention_millis: Option<u64>,
-    /// How long the key is remembered after the outcome expired, in milliseconds; `None`: not at all.
-    pub remember_millis: Option<u64>,
-    /// The request's fingerprint.
-    pub fingerprint: Option<Fingerprint>,
-    /// Whether the key is held if this attempt is interrupted.
-    pub hold: bool,
-    /// The owner's name.
-    pub owner: Option<String>,
-    /// Why the attempt ends this way, for people to read.
-    pub reason: Option<String>,
-    /// The name of the claimant or operator that holds, interrupts or resolves the key by this call.
-    pub by: Option<String>,
-    /// What the owner saves of its progress, as [`Encode`](crate::Encode) encodes it, after its format.
-    pub progress: Option<Vec<u8>>,
-    /// How long the next attempt has to wait after an abort, in milliseconds.
-    pub retry_millis: Option<u64>,
-    /// The result or the recorded failure.
-    pub outcome: Option<Stored>,
 }
 
 /// The reply to a request.
@@ -139,68 +113,6 @@ impl Request {
     }
 }
 
-impl Terms {
-    fn of(writing: &Writing<'_>) -> Self {
-        let conditions = &writing.conditions;
-        let extras = conditions.extras.copied().unwrap_or_default();
-        Terms {
-            durability: writing.level,
-            reserve: writing.reserve,
-            lease_millis: conditions.lease_ms,
-            retention_millis: conditions.retention_ms,
-            remember_millis: conditions.remember_ms,
-            fingerprint: conditions.fingerprint,
-            hold: conditions.hold,
-            owner: conditions.owner.map(str::to_owned),
-            reason: conditions.reason.map(str::to_owned),
-            by: extras.by.map(str::to_owned),
-            progress: extras.progress.map(<[u8]>::to_vec),
-            retry_millis: extras.retry_ms,
-            outcome: writing.outcome.map(|outcome| Stored {
-                codec: outcome.codec,
-                version: outcome.version,
-                meta: outcome.meta.to_vec(),
-                packed: outcome.packed,
-                bytes: outcome.bytes.into(),
-            }),
-        }
-    }
-
-    pub(super) fn extras(&self) -> CallExtras<'_> {
-        CallExtras {
-            by: self.by.as_deref(),
-            progress: self.progress.as_deref(),
-            retry_ms: self.retry_millis,
-            reserve: self.reserve,
-        }
-    }
-
-    /// `extras`: those of these terms.
-    pub(super) fn writing<'t>(&'t self, extras: &'t CallExtras<'t>) -> Writing<'t> {
-        Writing {
-            level: self.durability,
-            reserve: self.reserve,
-            conditions: Conditions {
-                lease_ms: self.lease_millis,
-                retention_ms: self.retention_millis,
-                remember_ms: self.remember_millis,
-                fingerprint: self.fingerprint,
-                hold: self.hold,
-                owner: self.owner.as_deref(),
-                reason: self.reason.as_deref(),
-                extras: Some(extras),
-            },
-            outcome: self.outcome.as_ref().map(|stored| EncodedOutcome {
-                codec: stored.codec,
-                version: stored.version,
-                meta: &stored.meta,
-                packed: stored.packed,
-                bytes: &stored.bytes,
-            }),
-        }
-    }
-}
-
 impl Reply {
     /// Makes a reply with the answer `Done` and nothing else.
     pub fn done(now: StoreMillis) -> Self {
@@ -214,15 +126,6 @@ impl Reply {
             state.map(|state| KeyView { state, presence, lease_until, asker, outcome })
         });
         Reply { answer, found, claimed, now, question }
-    }
-
-    pub(super) fn of_seen(seen: Option<Seen>, now: StoreMillis) -> Self {
-        let now = seen.as_ref().map_or(now, |seen| seen.now);
-        let found = seen.map(|seen| {
-            let Seen { state, presence, lease_until, asker, outcome, .. } = seen;
-            KeyView { state, presence, lease_until, asker, outcome }
-        });
-        Reply { answer: Answer::Done, found, claimed: None, now, question: 0 }
     }
 
     pub(crate) fn into_applied(self) -> Applied {

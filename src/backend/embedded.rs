@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::serving::Serving;
 use crate::engine::{Engine, Threads, Unended};
 use crate::sync::{self, Mutex};
 use crate::{Error, Result};
@@ -11,11 +12,17 @@ use crate::{Error, Result};
 pub(crate) struct Embedded {
     engine: Arc<Engine>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) serving: Arc<Serving>,
 }
 
 impl Embedded {
     pub(crate) fn new(engine: Engine) -> Self {
-        Embedded { engine: Arc::new(engine), threads: Mutex::new(Vec::new()) }
+        let serving = Serving::new();
+        Embedded { engine: Arc::new(engine), threads: Mutex::new(Vec::new()), serving }
+    }
+
+    pub(super) fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine)
     }
 
     /// Starts the background threads: one for the log, whose work is short and never waits, and one for the index.
@@ -23,10 +30,12 @@ impl Embedded {
         let engine = Arc::clone(&self.engine);
         self.start("onlyonce-log", move || engine.run_log(&|| engine.is_closing()))?;
         let engine = Arc::clone(&self.engine);
-        self.start("onlyonce-index", move || engine.run_index(&|| engine.is_closing()))
+        self.start("onlyonce-index", move || engine.run_index(&|| engine.is_closing()))?;
+        self.serving.allow_threads();
+        Ok(())
     }
 
-    fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    pub(super) fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
         let dir = self.engine.dir();
         let thread = sync::spawn(name, body)
             .map_err(|e| Error::io("starting a background thread for", &dir, e))?;
@@ -42,6 +51,7 @@ impl Embedded {
 
 impl Threads for Embedded {
     fn join(&self) {
+        self.serving.wake();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads.into_iter().filter(|thread| !sync::is_current(thread)) {
             // A join fails only if the thread panicked, and there is no caller to report that to.

@@ -11,6 +11,7 @@
 //!
 //! ```
 //! use std::sync::mpsc;
+//! use std::task::{Context, Poll};
 //! use onlyonce::backend::{Backend, Reply, Request, Sent};
 //! use onlyonce::{Claim, Key, Policy, Result, Store, testing::Sim};
 //! # use std::time::Duration;
@@ -26,6 +27,17 @@
 //! impl Sent for Answer {
 //!     fn wait(self: Box<Self>) -> Result<Reply> {
 //!         self.0.recv().unwrap()
+//!     }
+//!
+//!     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>> {
+//!         match self.0.try_recv() {
+//!             Ok(reply) => Poll::Ready(reply),
+//!             // Simple, and it keeps a processor busy: a real one keeps the waker, and wakes it with the reply.
+//!             Err(_) => {
+//!                 context.waker().wake_by_ref();
+//!                 Poll::Pending
+//!             }
+//!         }
 //!     }
 //! }
 //!
@@ -65,9 +77,10 @@
 #[cfg(feature = "backend")]
 mod contract;
 mod embedded;
-#[cfg(feature = "backend")]
 mod sent;
+mod serving;
 mod shared;
+mod terms;
 
 #[cfg(feature = "backend")]
 pub use crate::engine::{Claimed, Stored};
@@ -78,13 +91,17 @@ pub use crate::types::StoreMillis;
 #[cfg(feature = "backend")]
 pub use crate::value::bytes::ValueBytes;
 #[cfg(feature = "backend")]
-pub use contract::{Ask, Backend, KeyView, Reply, Request, Sent, Terms};
+pub use contract::{Ask, Backend, KeyView, Reply, Request, Sent};
 #[cfg(feature = "backend")]
 pub use shared::InFlight;
+#[cfg(feature = "backend")]
+pub use terms::Terms;
 
 pub(crate) use embedded::Embedded;
 #[cfg(feature = "backend")]
 pub(crate) use sent::send;
 #[cfg(not(feature = "backend"))]
 pub(crate) use shared::InFlight;
-pub(crate) use shared::Shared;
+pub(crate) use shared::{Shared, Underway};
+#[cfg(not(feature = "backend"))]
+pub(crate) use terms::Terms;

@@ -2,11 +2,14 @@
 //!
 //! Promises: an embedded store pays nothing for other backends, neither a copy nor an indirect call.
 
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::Embedded;
+use super::sent::SentCall;
 #[cfg(feature = "backend")]
-use super::{Ask, Backend, Reply, Request};
+use super::{Ask, Backend, Reply, Request, Sent};
+use super::{Embedded, Terms};
 #[cfg(feature = "backend")]
 use crate::Error;
 use crate::Result;
@@ -116,23 +119,69 @@ impl Shared {
         }
     }
 
-    /// Ends the owner of `token` without an ending. Doesn't wait.
+    /// Begins one call on one key. `patience`: how long a claim waits for its key, in milliseconds.
+    pub(crate) fn send(
+        self: &Arc<Self>,
+        key: &Key<'_>,
+        call: Call,
+        writing: &Writing<'_>,
+        patience: Option<u64>,
+    ) -> Underway {
+        let terms = Box::new(Terms { wait_millis: patience, ..Terms::of(writing) });
+        let key = key.clone().into_owned();
+        match &**self {
+            Shared::Embedded(embedded) => {
+                let sent = SentCall::send(self, embedded, key, call, terms);
+                Underway::Embedded(Box::new(sent))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                Underway::Other(backend.send(Request { key, ask: Ask::Call(call, terms) }))
+            }
+        }
+    }
+
+    /// Begins a read of a key's state.
+    pub(crate) fn send_look(self: &Arc<Self>, key: &Key<'_>) -> Underway {
+        let key = key.clone().into_owned();
+        match &**self {
+            Shared::Embedded(embedded) => {
+                Underway::Embedded(Box::new(SentCall::look(self, embedded, key)))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                Underway::Other(backend.send(Request { key, ask: Ask::Look }))
+            }
+        }
+    }
+
+    /// Begins to wait until the claim of that token is no longer live.
+    pub(crate) fn send_watch(self: &Arc<Self>, key: &Key<'_>, token: Token) -> Underway {
+        let key = key.clone().into_owned();
+        match &**self {
+            Shared::Embedded(embedded) => {
+                Underway::Embedded(Box::new(SentCall::watch(self, embedded, key, token)))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                Underway::Other(backend.send(Request { key, ask: Ask::Ended(token) }))
+            }
+        }
+    }
+
+    /// Makes the call that ends a claim whose guard was dropped. Doesn't wait.
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
         hash: KeyHash,
-        token: Token,
-        abort: bool,
+        call: Call,
         reason: &str,
         writing: &Writing<'_>,
     ) {
         match self {
-            Shared::Embedded(embedded) => {
-                embedded.let_go(key, hash, token, abort, reason, writing);
-            }
+            Shared::Embedded(embedded) => embedded.let_go(key, hash, call, reason, writing),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
-                let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
                 let conditions = Conditions { reason: Some(reason), ..writing.conditions };
                 let writing = Writing { conditions, ..*writing };
                 drop(backend.send(Request::of(key, call, &writing)));
@@ -141,10 +190,9 @@ impl Shared {
     }
 
     /// Ends a question without an answer. Doesn't wait.
-    #[cfg_attr(not(feature = "backend"), expect(unused_variables))]
     pub(crate) fn unask(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
         match self {
-            Shared::Embedded(embedded) => embedded.unask(hash, question),
+            Shared::Embedded(embedded) => embedded.unask(key, hash, question),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let call = Call::DropQuestion(question);
@@ -192,6 +240,33 @@ impl Shared {
             Shared::Embedded(embedded) => embedded.drain(),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.drain(),
+        }
+    }
+}
+
+/// A call that was begun, on whichever backend.
+pub(crate) enum Underway {
+    Embedded(Box<SentCall>),
+    #[cfg(feature = "backend")]
+    Other(Box<dyn Sent>),
+}
+
+impl Underway {
+    /// Waits for the answer.
+    pub(crate) fn wait(self) -> Result<Applied> {
+        match self {
+            Underway::Embedded(sent) => SentCall::wait(*sent),
+            #[cfg(feature = "backend")]
+            Underway::Other(sent) => sent.wait().map(Reply::into_applied),
+        }
+    }
+
+    /// Returns the answer once it is there.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Applied>> {
+        match self {
+            Underway::Embedded(sent) => SentCall::poll(sent, context),
+            #[cfg(feature = "backend")]
+            Underway::Other(sent) => sent.poll(context).map(|told| told.map(Reply::into_applied)),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, KeyCall, Ticket, progress, reserve};
+use super::{Attempt, KeyCall, Pending, Ticket, progress, reserve, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Claimed, EncodedOutcome, Writing};
 use crate::operation::{OutcomeParts, Settings, cut_label, encode_meta};
@@ -194,6 +194,73 @@ impl ClaimGuard {
         self.ending(outcome)?.make()
     }
 
+    /// Ends the claim as [`complete`](Self::complete) does, and gives the answer later.
+    ///
+    /// The ending is sent at once. If this value is dropped before the answer is there, the ending goes on, and the claim is
+    /// not the caller's any more.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// # async fn end(claim: onlyonce::ClaimGuard) -> onlyonce::Result<()> {
+    /// claim.complete_async("paid").await?;
+    /// # Ok(())
+    /// # }
+    /// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut ending = std::pin::pin!(end(claim));
+    /// # while ending.as_mut().poll(&mut context).is_pending() {}
+    /// # assert!(matches!(store.claim("order-17")?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete`](Self::complete), as the answer.
+    pub fn complete_async<V: Encode + ?Sized>(self, value: &V) -> Pending<()> {
+        self.is_past_its_effect();
+        self.record_async(Outcome::success(value))
+    }
+
+    /// Ends the claim as [`fail`](Self::fail) does, and gives the answer later, as
+    /// [`complete_async`](Self::complete_async) does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.fail_async("card declined").wait()?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Failed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete`](Self::complete), as the answer.
+    pub fn fail_async<V: Encode + ?Sized>(self, value: &V) -> Pending<()> {
+        self.is_past_its_effect();
+        self.record_async(Outcome::failure(value))
+    }
+
+    /// Ends the claim as [`record`](Self::record) does, and gives the answer later, as
+    /// [`complete_async`](Self::complete_async) does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("k")? else { unreachable!() };
+    /// claim.record_async(Outcome::success("created").meta("status", 201)).wait()?;
+    /// assert!(matches!(store.claim("k")?, Claim::Completed(done) if done.meta("status") == Some("201")));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete`](Self::complete), as the answer.
+    pub fn record_async(self, outcome: Outcome) -> Pending<()> {
+        match self.ending(outcome) {
+            Ok(ending) => ending.send(),
+            Err(e) => Pending::ready(Err(e)),
+        }
+    }
+
     /// Ends the claim as one that had no effect, so that the next claim is granted. If an earlier attempt's fate is
     /// still open, the key is interrupted again, because an abort says nothing about the earlier attempt.
     ///
@@ -213,6 +280,24 @@ impl ClaimGuard {
     /// The errors of [`complete`](Self::complete).
     pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
         self.aborting(why.into()).make()
+    }
+
+    /// Ends the claim as [`abort`](Self::abort) does, and gives the answer later, as
+    /// [`complete_async`](Self::complete_async) does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.abort_async("the other side is down, nothing was sent").wait()?;
+    /// assert!(matches!(store.claim("order-17")?, Claim::Acquired(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete`](Self::complete), as the answer.
+    pub fn abort_async(self, why: impl Into<Abort>) -> Pending<()> {
+        self.aborting(why.into()).send()
     }
 
     /// Ends the claim without an outcome and holds its key: no claim is granted, under any policy, until the key is
@@ -264,9 +349,8 @@ impl ClaimGuard {
     ///
     /// # Errors
     /// - `ClaimLost`: another attempt took over. Nothing was changed.
-    /// - `Held`: the key was held meanwhile. The guard is gone, and its attempt is not over: it is the held one.
-    /// - `Invalid` for a lease of zero, `StorageFull`, `Io`: nothing was written, and [`Error::into_claim`] returns the
-    ///   guard.
+    /// - `Held` if the key was held meanwhile, `Invalid` for a lease of zero, `StorageFull`, `Io`: nothing was written, and
+    ///   [`Error::into_claim`] returns the guard.
     /// - `Indeterminate`: the claim may or may not be detached. Reopen the store and call `get`.
     pub fn detach(self, lease: Duration) -> Result<Ticket> {
         let lease_ms = match lease_millis(lease) {
@@ -283,7 +367,7 @@ impl ClaimGuard {
         let ticket =
             inner.shared.secret().map(|secret| Ticket::new(&secret, &inner.key, inner.token));
         if matches!(&done, Ok(applied) if applied.answer == Answer::Held) {
-            return Err(inner.held());
+            return Err(inner.held().giving_back(self));
         }
         self.ended(done)?;
         ticket
@@ -388,6 +472,11 @@ enum How {
 }
 
 impl EndingCall {
+    fn send(self) -> Pending<()> {
+        let shared = Arc::clone(&self.guard.0.shared);
+        send(&shared, self, None)
+    }
+
     #[inline]
     fn make(self) -> Result<()> {
         let (shared, hash) = (&self.guard.0.shared, self.guard.0.hash);
@@ -454,6 +543,11 @@ impl KeyCall for EndingCall {
     fn refused(self, error: Error) -> Error {
         error.giving_back(self.guard)
     }
+
+    /// The ending goes on without its caller.
+    fn left(&self) {
+        self.guard.0.has_ended.store(true, Ordering::SeqCst);
+    }
 }
 
 impl Error {
@@ -510,7 +604,8 @@ impl ClaimInner {
         let retention_ms = self.settings.retention_ms;
         let conditions = Conditions { retention_ms, ..Conditions::default() };
         let writing = Writing { level: Some(level), conditions, ..Writing::default() };
-        self.shared.let_go(&self.key, self.hash, self.token, abort, reason, &writing);
+        let call = if abort { Call::Abort(self.token) } else { Call::Interrupt(self.token) };
+        self.shared.let_go(&self.key, self.hash, call, reason, &writing);
     }
 
     /// Bytes that the claim reserves for its ending.
@@ -763,6 +858,32 @@ impl ClaimHandle {
             // Closed, or poisoned: the work can record nothing more.
             _ => false,
         }
+    }
+
+    /// Waits until the claim is no longer this attempt's: it has ended, its lease has passed, somebody took over or revoked it,
+    /// or the store was closed. The answer comes as soon as [`is_live`](Self::is_live) is false. Work that can be stopped waits
+    /// for this beside the work.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// let ended = claim.ended(); // in a select!, beside the work
+    /// # let State::InProgress(attempt) = store.get("import")?.unwrap() else { unreachable!() };
+    /// # store.interrupt(&attempt, "the wrong file")?;
+    /// ended.wait()?;
+    /// assert!(!claim.is_live());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// A look into memory, and one more for each change of the key.
+    pub fn ended(&self) -> Pending<()> {
+        let inner = &self.0;
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Pending::ready(Ok(()));
+        }
+        Pending::new(inner.shared.send_watch(&inner.key, inner.token), |told| told.map(|_| ()))
     }
 
     /// Sets what dropping the guard means from now on. Set it to [`OnDrop::Interrupt`] just before the effect. The

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::guard::lease_millis;
-use super::{Attempt, Before, ClaimGuard, KeyCall, granting};
+use super::{Attempt, Before, ClaimGuard, KeyCall, Pending, granting, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Writing};
 use crate::operation::{Settings, cut_label};
@@ -95,6 +95,44 @@ impl Interrupted {
     /// its lease.
     pub fn take_over(self) -> Result<ClaimGuard> {
         self.taking_over().make()
+    }
+
+    /// Grants you the key as [`take_over`](Self::take_over) does, and gives the answer later. Dropped before that, the grant is
+    /// released, and the key is interrupted.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// let claim = lost.take_over_async().wait()?;
+    /// assert_eq!(claim.attempt(), 2);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`take_over`](Self::take_over), as the answer.
+    pub fn take_over_async(self) -> Pending<ClaimGuard> {
+        self.taking_over().send()
+    }
+
+    /// Grants you the key as [`not_applied`](Self::not_applied) does, and gives the answer later. Dropped before that, the
+    /// grant is released by an abort.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// let claim = lost.not_applied_async().wait()?;
+    /// assert_eq!(claim.attempt(), 2);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`take_over`](Self::take_over), as the answer.
+    pub fn not_applied_async(self) -> Pending<ClaimGuard> {
+        self.disclaiming().send()
     }
 
     /// Grants you the key because you found out that neither this attempt nor any earlier one had an effect. This
@@ -227,6 +265,11 @@ pub(crate) struct Word {
 }
 
 impl Word {
+    fn send(self) -> Pending<ClaimGuard> {
+        let shared = Arc::clone(&self.lost.shared);
+        send(&shared, self, None)
+    }
+
     fn make(self) -> Result<ClaimGuard> {
         let (shared, hash) = (&self.lost.shared, self.lost.hash);
         let said = self.ask(|key, call, writing| shared.apply(key, hash, call, writing));

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::{Claim, Mark, granting};
+use super::{Claim, Mark, Pending, granting};
 use crate::backend::Shared;
-use crate::claim::seen::in_progress;
+use crate::claim::seen::{broken, in_progress};
 use crate::engine::{Applied, Asks, Writing};
 use crate::operation::{Key, Operation, Policy, Settings};
 use crate::protocol::{Answer, Call, Conditions, Wants};
@@ -32,6 +32,9 @@ pub(crate) trait KeyCall: Asks {
         applied: Result<Applied>,
     ) -> Result<Self::Answer>;
 
+    /// Its caller is gone after it was sent, and before its answer was taken.
+    fn left(&self) {}
+
     /// Drops it without a call. The error gives back what can be given back.
     fn refused(self, error: Error) -> Error
     where
@@ -47,6 +50,32 @@ pub(crate) fn make<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I::Answe
     let hash = shared.hash(item.key());
     let applied = item.ask(|key, call, writing| shared.apply(key, hash, call, writing));
     item.answered(shared, hash, applied)
+}
+
+/// Sends one call, whose answer comes later. `patience`: how long a claim waits for its key, in milliseconds.
+pub(crate) fn send<I: KeyCall + Send + 'static>(
+    shared: &Arc<Shared>,
+    item: I,
+    patience: Option<u64>,
+) -> Pending<I::Answer> {
+    let hash = shared.hash(item.key());
+    let underway = item.ask(|key, call, writing| shared.send(key, call, writing, patience));
+    let (shared, mut sent) = (Arc::clone(shared), SentItem(Some(item)));
+    Pending::new(underway, move |told| match sent.0.take() {
+        Some(item) => item.answered(&shared, hash, told),
+        None => Err(broken()),
+    })
+}
+
+/// A call that was sent. Dropped before its answer was taken, it tells the item.
+struct SentItem<I: KeyCall>(Option<I>);
+
+impl<I: KeyCall> Drop for SentItem<I> {
+    fn drop(&mut self) {
+        if let Some(item) = &self.0 {
+            item.left();
+        }
+    }
 }
 
 /// A claim of a key.

@@ -1,7 +1,8 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
 //! `guard` is the owner's side of a claim, `progress` what it saves on the way, and `ticket` what it hands over; `interrupted`
-//! is the side of a claimant that has to decide. `attempt` and `recorded` are what other callers see. `seen` converts the state found of a key into these types, and `answer`
+//! is the side of a claimant that has to decide. `pending` is a call whose answer comes later. `attempt` and `recorded` are
+//! what other callers see. `seen` converts the state found of a key into these types, and `answer`
 //! converts a decision of the rules into the answer.
 
 mod answer;
@@ -10,6 +11,7 @@ mod date;
 mod guard;
 mod interrupted;
 mod key_call;
+mod pending;
 mod progress;
 mod recorded;
 pub(crate) mod seen;
@@ -21,7 +23,8 @@ pub(crate) use guard::{Before, EndingCall};
 pub use guard::{ClaimGuard, ClaimHandle};
 pub use interrupted::Interrupted;
 pub(crate) use interrupted::Word;
-pub(crate) use key_call::{Claiming, Forgetting, KeyCall, Marking, claiming, make};
+pub(crate) use key_call::{Claiming, Forgetting, KeyCall, Marking, claiming, make, send};
+pub use pending::Pending;
 pub use recorded::{Expired, Recorded};
 pub use seen::State;
 pub use ticket::Ticket;
@@ -338,6 +341,8 @@ pub(crate) fn granting<'a>(
             fingerprint,
             hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
             owner: settings.owner.as_deref(),
+            // Of a grant that is never delivered.
+            retention_ms: settings.retention_ms,
             ..Conditions::default()
         },
         outcome: None,

@@ -69,12 +69,19 @@ impl Engine {
     pub(crate) fn wake_background(&self) {
         self.log.stop_upkeep();
         self.index_word.wake_all();
+        self.waits.tell_all();
     }
 
     /// Does one piece of background work, the log's first.
     pub(crate) fn step(&self) -> Result<Due> {
+        // Those that wait for a key, and whose time is up: they look at it themselves.
+        let next = self.waits.fire(self.nanos());
         let _inside = self.enter()?;
-        self.step_inside().map_err(|e| self.log.explained(e))
+        let due = self.step_inside().map_err(|e| self.log.explained(e))?;
+        Ok(match (due, next) {
+            (Due::In(millis), Some(next)) => Due::In(millis.min(next)),
+            (due, _) => due,
+        })
     }
 
     fn step_inside(&self) -> Result<Due> {

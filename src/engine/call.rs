@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Engine;
 use super::compose::{compose, state_of};
 use super::placing::{Asked, Placing, Progress};
+use super::waits::Wakes;
+use super::{Engine, Seen};
 use crate::index::recent::{Entry, Live, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::open::lifecycle::Inside;
@@ -78,6 +79,23 @@ pub(crate) struct Applied {
     pub(crate) question: u64,
 }
 
+impl Applied {
+    /// The answer to a call that was carried out, about which nothing else is to be told.
+    pub(crate) fn done(now: StoreMillis) -> Self {
+        Applied { answer: Answer::Done, found: None, claimed: None, now, question: 0 }
+    }
+
+    /// What a look saw, as the answer to a call.
+    pub(crate) fn of_seen(seen: Option<Seen>, now: StoreMillis) -> Self {
+        let now = seen.as_ref().map_or(now, |seen| seen.now);
+        let found = seen.map(|seen| {
+            let Seen { state, presence, lease_until, asker, outcome, .. } = seen;
+            Box::new(Found::elsewhere(state, presence, lease_until, asker, outcome))
+        });
+        Applied { found, ..Applied::done(now) }
+    }
+}
+
 /// An attempt that begins.
 #[derive(Clone, Copy, Debug)]
 pub struct Claimed {
@@ -102,8 +120,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// A key as another backend found it.
-    #[cfg(feature = "backend")]
+    /// A key as another backend found it, or a look.
     pub(crate) fn elsewhere(
         state: KeyState,
         presence: Presence,
@@ -118,6 +135,14 @@ impl Found {
         let Found { presence, lease_until, memory_until, .. } = *self;
         let question = self.asker.as_ref().map_or(0, |asker| asker.question);
         Current { state: self.state.as_ref(), memory_until, presence, lease_until, question }
+    }
+
+    /// In how many milliseconds the key may be free without a call: a lease or a delay passes.
+    pub(super) fn free_in(&self, now: StoreMillis) -> Option<u64> {
+        let mut state = self.state.clone()?;
+        let (_, until) = protocol::shown(&mut state, self.presence, self.lease_until, now);
+        let until = until.or(state.retry_at().filter(|_| protocol::is_delayed(&state, now)))?;
+        Some(until.since(now))
     }
 
     /// Returns its record, if only another record ends it.
@@ -144,10 +169,11 @@ static NOTHING: Found = Found {
 pub(crate) struct Done {
     pub(crate) applied: Applied,
     placed: Option<Placed>,
+    /// The key is no longer as it was found, or somebody else is on it.
+    pub(super) has_changed: bool,
 }
 
 impl Done {
-    #[cfg(feature = "backend")]
     pub(crate) fn applied(&self) -> &Applied {
         &self.applied
     }
@@ -159,6 +185,20 @@ impl Done {
     /// The record that the answer is derived from.
     fn prior(&self) -> Option<Place> {
         self.applied.found.as_ref().and_then(|found| found.place)
+    }
+}
+
+/// How far the log has to be synced, and written, before an answer may be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Needs {
+    synced: Option<Lsn>,
+    written: Option<Lsn>,
+}
+
+impl Needs {
+    /// What both need.
+    pub(crate) fn and(self, other: Needs) -> Needs {
+        Needs { synced: self.synced.max(other.synced), written: self.written.max(other.written) }
     }
 }
 
@@ -250,9 +290,9 @@ impl Engine {
     /// Drops the claim or question of a call that returns an error: its caller holds neither, whatever became of the
     /// record.
     #[cold]
-    fn take_back(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
+    pub(crate) fn take_back(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
         if applied.answer == Answer::Asked {
-            self.drop_question(hash, applied.question);
+            self.drop_question(key, hash, applied.question);
         }
         if let Some(claimed) = applied.claimed {
             self.forget_owner(key, hash, claimed.token);
@@ -270,6 +310,52 @@ impl Engine {
             _ if done.applied.answer == Answer::InProgress => Ok(()),
             Some(prior) => self.log.commit_earlier(prior.lsn(), prior.level()),
             None => self.settle_absence(),
+        }
+    }
+
+    /// What has to be written or synced before the answer of a call placed at `level` may be shown; `None`: nothing more. As
+    /// [`settle`](Self::settle), for a caller that doesn't block.
+    pub(crate) fn needs(&self, done: &Done, level: Option<Durability>) -> Option<Needs> {
+        let mut needs = Needs::default();
+        if let Some(placed) = done.placed {
+            self.log.wake_upkeep();
+            match level.unwrap_or(Durability::Sync) {
+                // What is left to the background is bounded.
+                Durability::Lazy if self.log.is_much_buffered() => {
+                    self.need(&mut needs, placed.lsn, Durability::Flush);
+                }
+                level => self.need(&mut needs, placed.lsn, level),
+            }
+        }
+        match done.prior() {
+            _ if done.applied.answer == Answer::InProgress => {}
+            Some(prior) => self.need(&mut needs, prior.lsn(), prior.level()),
+            None => match self.forgotten.load(Ordering::SeqCst) {
+                0 => {}
+                lsn => self.need(&mut needs, Lsn::new(lsn), Durability::Sync),
+            },
+        }
+        (needs != Needs::default()).then_some(needs)
+    }
+
+    fn need(&self, needs: &mut Needs, lsn: Lsn, level: Durability) {
+        if self.log.holds(lsn, level) {
+            return;
+        }
+        match level {
+            Durability::Sync => needs.synced = needs.synced.max(Some(lsn)),
+            Durability::Flush => needs.written = needs.written.max(Some(lsn)),
+            Durability::Lazy => {}
+        }
+    }
+
+    /// Writes and syncs what the callers of a round need. If that fails, the store is poisoned, and each of them finds that.
+    pub(crate) fn provide(&self, needs: Needs) {
+        if let Some(lsn) = needs.synced {
+            let _ = self.log.commit_earlier(lsn, Durability::Sync);
+        }
+        if let Some(lsn) = needs.written {
+            let _ = self.log.commit_earlier(lsn, Durability::Flush);
         }
     }
 
@@ -365,8 +451,10 @@ impl Engine {
             }
         };
         let Some(answer) = decision.answer else { return Err(Again::Changed) };
+        let has_changed = decision.next.is_some();
         let mut done = told(found, answer, now);
         done.placed = placed;
+        done.has_changed = has_changed;
         done.applied.claimed = claimed;
         done.applied.question = question;
         Ok(done)
@@ -693,23 +781,23 @@ impl Engine {
         }
     }
 
-    /// Ends the claim of `token`, whose guard was dropped without an ending. Doesn't wait; a crash before the record
-    /// gives the same state. Only an abort, which `OnDrop` requests, waits if the log has to continue in another
-    /// segment.
+    /// Makes the call that ends a claim whose guard was dropped without an ending, or whose grant nobody waited for. Doesn't
+    /// wait: without a record, the key reads interrupted. Only an abort, which `OnDrop` requests, waits if the log has to
+    /// continue in another segment.
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
         hash: KeyHash,
-        token: Token,
-        abort: bool,
+        call: Call,
         reason: &str,
         writing: &Writing<'_>,
     ) {
+        let Some(token) = call.of_owner() else { return };
+        let waits = matches!(call, Call::Abort(_));
         // A close interrupts claims in flight itself.
         let Ok(_inside) = self.enter() else { return };
         let conditions = Conditions { reason: Some(reason), ..writing.conditions };
         let writing = Writing { conditions, ..*writing };
-        let call = if abort { Call::Abort(token) } else { Call::Interrupt(token) };
         let mut placing = Placing::new(Asked { key, call, writing: &writing }, hash);
         loop {
             match placing.go_on(self) {
@@ -718,7 +806,7 @@ impl Engine {
                 Err(_) => return self.forget_owner(key, hash, token),
             }
             let goes_on = match placing.take_room() {
-                Some((bytes, room)) => abort && self.log.rooms().make_room(bytes, room).is_ok(),
+                Some((bytes, room)) => waits && self.log.rooms().make_room(bytes, room).is_ok(),
                 None => placing.is_read() && placing.wait(self).is_ok(),
             };
             if !goes_on {
@@ -726,6 +814,22 @@ impl Engine {
                 return self.forget_owner(key, hash, token);
             }
         }
+    }
+
+    /// Whether the claim of that token has a live owner here; then, in how many milliseconds its lease passes.
+    pub(crate) fn is_live(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        token: Token,
+    ) -> Option<Option<u64>> {
+        let shard = self.recent.shard(hash)?;
+        let (found, now) = self.look_in_memory(&shard, key, hash)?;
+        drop(shard);
+        let mut state = found.state?;
+        let (presence, until) = protocol::shown(&mut state, found.presence, found.lease_until, now);
+        let is_live = presence == Presence::Owner && state.token == token;
+        is_live.then(|| until.map(|until| until.since(now)))
     }
 
     fn forget_owner(&self, key: &Key<'_>, hash: KeyHash, token: Token) {
@@ -741,16 +845,18 @@ impl Engine {
         if let Some(live) = shard.let_go(hash, lsn) {
             self.left(&live);
         }
+        drop(shard);
+        self.waits.tell(key, hash, Wakes::First);
     }
 
     /// Removes a question that was dropped without a decision: the next claimant is asked. Doesn't wait.
-    pub(crate) fn unask(&self, hash: KeyHash, question: u64) {
+    pub(crate) fn unask(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
         if let Ok(_inside) = self.enter() {
-            self.drop_question(hash, question);
+            self.drop_question(key, hash, question);
         }
     }
 
-    fn drop_question(&self, hash: KeyHash, question: u64) {
+    fn drop_question(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
         let Some(mut shard) = self.recent.shard(hash) else { return };
         let place = shard.candidates(hash).find_map(|entry| {
             let live = entry.live.as_ref()?;
@@ -760,6 +866,8 @@ impl Engine {
         if let Some(lsn) = place {
             shard.let_go(hash, lsn);
         }
+        drop(shard);
+        self.waits.tell(key, hash, Wakes::First);
     }
 }
 
@@ -806,5 +914,6 @@ pub(super) fn is_as_read(shard: &Shard, key: &Key<'_>, hash: KeyHash, known: &Kn
 }
 
 pub(super) fn told(found: Option<Box<Found>>, answer: Answer, now: StoreMillis) -> Done {
-    Done { applied: Applied { answer, found, claimed: None, now, question: 0 }, placed: None }
+    let applied = Applied { answer, found, claimed: None, now, question: 0 };
+    Done { applied, placed: None, has_changed: false }
 }

@@ -4,9 +4,9 @@
 //! in one step under the key's shard lock; no answer, except `InProgress`, shows a state that a crash could undo at
 //! the level of the record it is derived from. Never: I/O, or waiting for space, under a shard lock.
 //!
-//! `call` does one call on one key, `placing` is a call in progress, `compose` makes its record, `view` reads without
-//! changing, `close` ends the store. `background` does the background work: `checkpoint` keeps memory small, `merge`
-//! keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
+//! `call` does one call on one key, `placing` is a call in progress, `waits` has the callers that wait for a key, `compose`
+//! makes a record, `view` reads without changing, `close` ends the store. `background` does the background work: `checkpoint`
+//! keeps memory small, `merge` keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
 //! `mend` rebuilds tables from the log, `rebuild` fills the index at an open, `verify` reads everything.
 
 mod background;
@@ -23,20 +23,22 @@ mod rebuild;
 mod sample;
 mod verify;
 mod view;
+mod waits;
 
+#[cfg(feature = "backend")]
+pub(crate) use call::Found;
 pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, Writing};
 pub use call::{Claimed, Stored};
-#[cfg(feature = "backend")]
-pub(crate) use call::{Done, Found};
+pub(crate) use call::{Done, Needs};
 pub(crate) use close::{Threads, Unended};
 pub(crate) use compact::Compacted;
 pub(crate) use listing::KeyCounts;
-pub(crate) use placing::Asks;
-#[cfg(feature = "backend")]
-pub(crate) use placing::{Placing, Progress};
+pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk, Which};
+use waits::Waits;
+pub(crate) use waits::{Turn, WaitsTo};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -97,6 +99,8 @@ pub(crate) struct Engine {
     in_flight: AtomicU64,
     /// Changes when a claim that a thread waits for ends.
     ended: WakeWord,
+    /// Callers that wait for a key.
+    pub(crate) waits: Arc<Waits>,
     /// The directory's lock. Locked by a close, so that only one runs at a time.
     lock: Mutex<close::LockState>,
 }
@@ -205,6 +209,7 @@ impl Engine {
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             ended: WakeWord::new(),
+            waits: Waits::new(),
             lock: Mutex::new(close::LockState::Open(lock)),
         };
         engine.count_bytes(&engine.tables());
@@ -282,6 +287,11 @@ impl Engine {
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().as_ref().map(Error::again);
         trouble.or_else(|| self.log.trouble()).map(|e| e.to_string())
+    }
+
+    /// The clock for durations, in nanoseconds.
+    pub(crate) fn nanos(&self) -> u64 {
+        self.log.seams().clock.monotonic_nanos()
     }
 
     /// Whether a close has begun.

@@ -2,14 +2,18 @@
 //!
 //! Promises: [`Placing::go_on`] continues as far as it can without I/O or waiting; [`Placing::wait`] does the awaited
 //! work, on any thread that calls it. Nothing borrows the engine in between, and a call that is dropped before it was
-//! placed has no effect. Blocking calls alternate between the two. Never: decides; `protocol` does.
+//! placed has no effect. Blocking calls alternate between the two. A claim may also wait for its key: then it has a
+//! [`Turn`], for which a thread sleeps or a future is woken. Never: decides; `protocol` does.
+
+use std::task::Waker;
 
 use super::Engine;
 use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
 use super::compact::Pass;
+use super::waits::{Turn, WaitsTo, Wakes};
 use crate::log::Room;
 use crate::operation::Key;
-use crate::protocol::{self, Call};
+use crate::protocol::{self, Answer, Call};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
 
@@ -40,6 +44,22 @@ pub(crate) struct Placing<A> {
     waits_for: WaitsFor,
     /// Where it began to reclaim, if it was refused space.
     pass: Option<Pass>,
+    /// Until when it waits for its key, and where; `None`: it is answered at once.
+    patience: Option<Box<Patience>>,
+}
+
+/// How long a claim waits while its key is in progress or delayed.
+struct Patience {
+    /// By the monotonic clock, in nanoseconds.
+    until: u64,
+    /// Since it first found the key taken.
+    turn: Option<Turn>,
+    /// The turn's word before the last look at the key.
+    seen: u32,
+    /// In how many milliseconds the key may be free by itself: a lease or a delay passes.
+    free_in: Option<u64>,
+    /// The whole time was slept through: a clock that is driven by hand stands still meanwhile.
+    is_over: bool,
 }
 
 /// What a call waits for before it continues.
@@ -54,6 +74,8 @@ enum WaitsFor {
     Beginning,
     /// A segment with space for it.
     Room { bytes: u64, room: Room },
+    /// A change of its key, which another call makes, or the end of a time.
+    Turn,
 }
 
 /// Why a try did not finish.
@@ -78,15 +100,21 @@ pub(crate) enum Progress {
 
 impl<A: Asks> Placing<A> {
     pub(crate) fn new(asks: A, hash: KeyHash) -> Self {
-        Placing { asks, hash, waits_for: WaitsFor::Nothing, pass: None }
+        Placing { asks, hash, waits_for: WaitsFor::Nothing, pass: None, patience: None }
     }
 
-    #[cfg(feature = "backend")]
+    /// As [`new`](Self::new), for a claim that waits for its key, at most `millis`.
+    pub(crate) fn patient(asks: A, hash: KeyHash, millis: u64, engine: &Engine) -> Self {
+        let nanos = millis.saturating_mul(1_000_000);
+        let until = engine.nanos().saturating_add(nanos);
+        let patience = Patience { until, turn: None, seen: 0, free_in: None, is_over: false };
+        Placing { patience: Some(Box::new(patience)), ..Placing::new(asks, hash) }
+    }
+
     pub(crate) fn asks(&self) -> &A {
         &self.asks
     }
 
-    #[cfg(feature = "backend")]
     pub(crate) fn into_asks(self) -> A {
         self.asks
     }
@@ -102,6 +130,16 @@ impl<A: Asks> Placing<A> {
     pub(super) fn is_read(&self) -> bool {
         matches!(self.waits_for, WaitsFor::Read(_))
     }
+
+    /// Whether it is to be tried next.
+    pub(crate) fn is_untried(&self) -> bool {
+        matches!(self.waits_for, WaitsFor::Nothing | WaitsFor::Look { .. })
+    }
+
+    /// Whether it waits only for other calls, or for time to pass.
+    pub(crate) fn is_turn(&self) -> bool {
+        matches!(self.waits_for, WaitsFor::Turn)
+    }
 }
 
 impl<A: Asks> Placing<A> {
@@ -109,17 +147,85 @@ impl<A: Asks> Placing<A> {
     #[inline]
     pub(crate) fn go_on(&mut self, engine: &Engine) -> Result<Progress> {
         loop {
+            self.note_turn();
             let tried = match self.waits_for {
                 WaitsFor::Nothing => engine.try_in_memory(&self.asks, self.hash),
                 WaitsFor::Look { .. } => self.try_as_read(engine),
                 _ => return Ok(Progress::Waits),
             };
             match tried {
+                Ok(done) if self.patience.is_some() => match self.wait_on(engine, &done) {
+                    Some(waits_for) => self.waits_for = waits_for,
+                    None => return Ok(Progress::Placed(done)),
+                },
                 Ok(done) => return Ok(Progress::Placed(done)),
                 Err(Stop::WaitsFor(waits_for)) => self.waits_for = waits_for,
                 Err(Stop::Failed(e)) => return Err(e),
             }
         }
+    }
+
+    /// Before a look at the key: a wake-up from now on means that it may have changed since.
+    #[inline]
+    fn note_turn(&mut self) {
+        let begins = matches!(self.waits_for, WaitsFor::Nothing);
+        if let Some(patience) = self.patience.as_deref_mut().filter(|_| begins) {
+            if let Some(turn) = &patience.turn {
+                patience.seen = turn.read();
+            }
+        }
+    }
+
+    /// What a patient claim waits for before it is answered; `None`: nothing.
+    #[cold]
+    fn wait_on(&mut self, engine: &Engine, done: &Done) -> Option<WaitsFor> {
+        let (applied, patience) = (&done.applied, self.patience.as_deref_mut()?);
+        let is_taken = matches!(applied.answer, Answer::InProgress | Answer::Delayed);
+        if !is_taken {
+            patience.turn = None;
+            return None;
+        }
+        if patience.is_over || engine.nanos() >= patience.until {
+            return None;
+        }
+        let Some(_turn) = &patience.turn else {
+            let join = |key: &Key<'_>| engine.waits.join(key, self.hash, WaitsTo::Claim);
+            patience.turn = Some(self.asks.ask(|key, _, _| join(key)));
+            // It may have changed before the claim joined.
+            return Some(WaitsFor::Nothing);
+        };
+        patience.free_in = applied.found.as_ref().and_then(|found| found.free_in(applied.now));
+        Some(WaitsFor::Turn)
+    }
+
+    /// Sleeps until the key may have changed, or the time is up. Called outside the gate: a close doesn't wait for it.
+    pub(crate) fn wait_turn(&mut self, nanos: &dyn Fn() -> u64) {
+        self.waits_for = WaitsFor::Nothing;
+        let Some(patience) = self.patience.as_deref_mut() else { return };
+        let Some(turn) = &patience.turn else { return };
+        // Rounded up: woken early, it would sleep again at once.
+        let left = patience.until.saturating_sub(nanos()).div_ceil(1_000_000);
+        let free_in = patience.free_in.filter(|free| *free < left && turn.is_first());
+        let was_up = turn.wait(patience.seen, Some(free_in.unwrap_or(left)));
+        patience.is_over = was_up && free_in.is_none();
+    }
+
+    /// Looks at the key again.
+    pub(crate) fn look_again(&mut self) {
+        self.waits_for = WaitsFor::Nothing;
+    }
+
+    /// Has `waker` woken when the key may have changed, or the time is up, instead of a thread that sleeps. Returns whether
+    /// the key has to be looked at once more before that, and whether a thread has to see to the time.
+    pub(crate) fn await_turn(&mut self, waker: &Waker, nanos: u64) -> (bool, bool) {
+        let Some(patience) = self.patience.as_deref_mut() else { return (true, false) };
+        let Some(turn) = &mut patience.turn else { return (true, false) };
+        let is_new = turn.set_waker(waker);
+        let free_at = patience.free_in.map(|millis| nanos.saturating_add(millis * 1_000_000));
+        let free_at = free_at.filter(|_| turn.is_first());
+        let due = free_at.map_or(patience.until, |at| at.min(patience.until));
+        let is_timed = turn.set_due(Some(due));
+        (is_new, is_timed)
     }
 
     /// Tries once with what was read, if the key has not changed since.
@@ -143,6 +249,7 @@ impl<A: Asks> Placing<A> {
             let now = engine.log.now();
             let tried = engine.act(&mut shard, key, hash, found, call, writing, now);
             drop(shard);
+            engine.told_waiting(key, hash, call, &tried);
             tried.map_err(|again| engine.stopped(again))
         })
     }
@@ -150,7 +257,9 @@ impl<A: Asks> Placing<A> {
     /// Does the work that the call waits for, or waits for it.
     pub(crate) fn wait(&mut self, engine: &Engine) -> Result<()> {
         match std::mem::replace(&mut self.waits_for, WaitsFor::Nothing) {
-            nothing @ (WaitsFor::Nothing | WaitsFor::Look { .. }) => self.waits_for = nothing,
+            nothing @ (WaitsFor::Nothing | WaitsFor::Look { .. } | WaitsFor::Turn) => {
+                self.waits_for = nothing;
+            }
             WaitsFor::Read(seen) => {
                 let hash = self.hash;
                 let found = self.asks.ask(|key, _, _| engine.look_recorded(key, hash, &seen));
@@ -201,8 +310,23 @@ impl Engine {
             };
             let tried = self.act(&mut shard, key, hash, found, call, writing, now);
             drop(shard);
+            self.told_waiting(key, hash, call, &tried);
             tried.map_err(|again| self.stopped(again))
         })
+    }
+
+    /// Wakes the callers that wait for the key, if the call changed it.
+    #[inline]
+    fn told_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Again>) {
+        let is_changed = match tried {
+            Ok(done) => done.has_changed,
+            // A lapse was written.
+            Err(again) => matches!(again, Again::Changed),
+        };
+        if is_changed {
+            let wakes = if call.has_answer_for_all() { Wakes::All } else { Wakes::First };
+            self.waits.tell(key, hash, wakes);
+        }
     }
 
     #[cold]

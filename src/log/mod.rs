@@ -209,7 +209,7 @@ impl Log {
     }
 
     /// Returns the error of calls whose bytes were in flight when a write or sync failed.
-    fn indeterminate(&self) -> Error {
+    pub(crate) fn indeterminate(&self) -> Error {
         let error = self.poisoned();
         let message = format!(
             "it may or may not be on disk: reopen the store and ask for the key's state ({error})"

@@ -128,8 +128,10 @@ impl Reserves {
         let clearing = if self.is_full { self.clearing } else { 0 };
         let bytes = match room {
             Room::Reserve(more) => total + more + moving + clearing,
-            Room::Spend(own) => total - own + moving + clearing,
-            Room::Clear(own) => total - own + moving,
+            // While space is made for an ending, an operator or the owner itself may have ended the claim otherwise: then its
+            // reserve is gone. A record that is placed is checked before, see `covers`.
+            Room::Spend(own) => total.saturating_sub(own) + moving + clearing,
+            Room::Clear(own) => total.saturating_sub(own) + moving,
             Room::Free => total + moving + clearing,
             Room::Move | Room::Note => total,
         };

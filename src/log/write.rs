@@ -223,10 +223,17 @@ impl Log {
 
     /// Writes if much is buffered: `Lazy` leaves the write to the background, but the buffer is bounded.
     fn write_if_much_is_buffered(&self) -> Result<(), Failed> {
-        if self.tail.lock().buffered < limits::BUFFERED_BYTES_MAX {
-            return Ok(());
-        }
-        self.write_out()
+        if self.is_much_buffered() { self.write_out() } else { Ok(()) }
+    }
+
+    /// Whether a writer at `Lazy` has to write what is buffered.
+    pub(crate) fn is_much_buffered(&self) -> bool {
+        self.buffered() >= limits::BUFFERED_BYTES_MAX
+    }
+
+    /// Bytes that were placed and not handed to the system yet.
+    pub(crate) fn buffered(&self) -> u64 {
+        self.tail.lock().buffered
     }
 
     /// Hands everything placed so far to the system.

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verification};
 use crate::backend::{InFlight, Shared};
-use crate::claim::seen::{broken, in_progress, state_of};
+use crate::claim::seen::{broken, in_progress, shown_state, state_of};
 use crate::claim::{
-    Attempt, Claim, ClaimGuard, Forgetting, Mark, Marking, Resolution, State, Ticket, claiming,
-    make,
+    Attempt, Claim, ClaimGuard, Claiming, Forgetting, Mark, Marking, Pending, Resolution, State,
+    Ticket, claiming, make, send,
 };
 use crate::engine::{EncodedOutcome, Writing};
 use crate::log::Due;
@@ -104,6 +104,120 @@ impl Store {
         self.claim_as(&op.into(), false)
     }
 
+    /// Claims a key as [`claim`](Self::claim) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Store};
+    /// async fn price(store: &Store, sku: u64) -> Result<String, Box<dyn std::error::Error>> {
+    ///     let claim = match store.claim_async(("price", sku)).await? {
+    ///         Claim::Acquired(claim) => claim,
+    ///         Claim::Completed(done) => return Ok(done.decode()?),
+    ///         other => return Err(other.refused().into()),
+    ///     };
+    ///     let price = "17.50"; // ask the shop; cancelled here, the attempt is interrupted
+    ///     claim.complete_async(price).await?;
+    ///     Ok(price.to_owned())
+    /// }
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut price = std::pin::pin!(price(&store, 7));
+    /// # while price.as_mut().poll(&mut context).is_pending() {}
+    /// # assert!(matches!(store.claim(("price", 7))?, Claim::Completed(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim`](Self::claim), as the answer.
+    ///
+    /// # Cost
+    /// That of [`claim`](Self::claim), and a copy of the key and the settings.
+    pub fn claim_async<'k>(&self, op: impl Into<Operation<'k>>) -> Pending<Claim> {
+        self.send_claim(op.into(), None)
+    }
+
+    /// Claims a key, and waits while it is in progress or delayed, at most `timeout`. Then the answer says what is known: it is
+    /// `InProgress` or `Delayed` only if the time is up.
+    ///
+    /// The call is woken by whatever may free the key: its owner's ending, a lease that passes, the end of a delay, a decision
+    /// about an interruption. Those that wait for one key have their turn in the order in which they came. Every claimant
+    /// that waits is answered once a result is recorded. A claim that doesn't wait may come in between.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(owner) = store.claim("report")? else { unreachable!() };
+    /// # let waiting = store.clone();
+    /// # let waiter = std::thread::spawn(move || -> onlyonce::Result<()> {
+    /// # let store = waiting;
+    /// match store.claim_wait("report", Duration::from_secs(5))? {
+    ///     Claim::Completed(done) => println!("{} bytes", done.result().len()), // its owner has just ended
+    ///     Claim::InProgress(attempt) => println!("still at work after 5 s: {attempt}"),
+    ///     other => println!("{other}"),
+    /// }
+    /// # Ok(())
+    /// # });
+    /// # owner.complete("a report")?;
+    /// # waiter.join().unwrap()?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim`](Self::claim). `Closed` if the store is closed meanwhile, or drained: a close doesn't wait for
+    /// those that wait.
+    ///
+    /// # Cost
+    /// That of [`claim`](Self::claim), once more for each time that it is woken.
+    pub fn claim_wait<'k>(&self, op: impl Into<Operation<'k>>, timeout: Duration) -> Result<Claim> {
+        self.claim_wait_async(op, timeout).wait()
+    }
+
+    /// As [`claim_wait`](Self::claim_wait), and gives the answer later. Any number of tasks may wait: each takes less than
+    /// 1 KiB, and none a thread.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Result, Store};
+    /// # use std::time::Duration;
+    /// async fn report(store: Store) -> Result<Option<Vec<u8>>> {
+    ///     match store.claim_wait_async("report", Duration::from_secs(5)).await? {
+    ///         Claim::Completed(done) => Ok(Some(done.result().to_vec())),
+    ///         _ => Ok(None),
+    ///     }
+    /// }
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let Claim::Acquired(owner) = store.claim("report")? else { unreachable!() };
+    /// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut waiting = std::pin::pin!(report(store.clone()));
+    /// # assert!(waiting.as_mut().poll(&mut context).is_pending());
+    /// # owner.complete("a report")?;
+    /// # loop {
+    /// #     if let std::task::Poll::Ready(told) = waiting.as_mut().poll(&mut context) {
+    /// #         assert_eq!(told?.as_deref(), Some(&b"a report"[..]));
+    /// #         break;
+    /// #     }
+    /// # }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim_wait`](Self::claim_wait), as the answer.
+    pub fn claim_wait_async<'k>(
+        &self,
+        op: impl Into<Operation<'k>>,
+        timeout: Duration,
+    ) -> Pending<Claim> {
+        // Limited to a `u64`: what is longer is for ever.
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.send_claim(op.into(), Some(millis))
+    }
+
+    fn send_claim(&self, op: Operation<'_>, patience: Option<u64>) -> Pending<Claim> {
+        match Claiming::new(&self.shared, op.into_owned(), &self.policy) {
+            Ok(claiming) => send(&self.shared, claiming, patience),
+            Err(e) => Pending::ready(Err(e)),
+        }
+    }
+
     pub(crate) fn claim_as(&self, op: &Operation<'_>, reconciles: bool) -> Result<Claim> {
         let key = op.key();
         key.check()?;
@@ -138,6 +252,27 @@ impl Store {
         make(&self.shared, Marking::new(op.into(), &self.policy)?)
     }
 
+    /// Marks a key as [`mark`](Self::mark) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let sent = [store.mark_async("message-7"), store.mark_async("message-8")];
+    /// for mark in sent {
+    ///     if mark.wait()?.is_first() { /* handle it */ }
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim`](Self::claim), as the answer.
+    pub fn mark_async<'k>(&self, op: impl Into<Operation<'k>>) -> Pending<Mark> {
+        match Marking::new(op.into().into_owned(), &self.policy) {
+            Ok(marking) => send(&self.shared, marking, None),
+            Err(e) => Pending::ready(Err(e)),
+        }
+    }
+
     /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
     ///
     /// ```
@@ -161,6 +296,33 @@ impl Store {
             Some(seen) => state_of(&key, seen).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Returns the state of a key as [`get`](Self::get) does, later.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(matches!(store.get_async("message-7").wait()?, Some(State::Completed(_))));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`get`](Self::get), as the answer.
+    pub fn get_async<'k>(&self, key: impl Into<Key<'k>>) -> Pending<Option<State>> {
+        let key = key.into().into_owned();
+        if let Err(e) = key.check() {
+            return Pending::ready(Err(e));
+        }
+        let underway = self.shared.send_look(&key);
+        Pending::new(underway, move |told| {
+            let applied = told?;
+            match applied.found {
+                Some(_) => shown_state(&key, applied).map(Some),
+                None => Ok(None),
+            }
+        })
     }
 
     /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be

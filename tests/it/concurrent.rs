@@ -314,8 +314,11 @@ impl Player<'_> {
         let lease = if self.sim.is_some() { 200 } else { 3_600_000 };
         if self.dice.below(2) == 0 {
             let Some(at) = self.dice.index(self.guards.len()) else { return };
-            let (key, token, ..) = self.guards.swap_remove(at);
+            let (key, token, ..) = self.guards[at];
             let (told, _) = self.call(key, Call::Detach { token, lease });
+            if told != Told::IsHeld {
+                self.guards.swap_remove(at);
+            }
             if told == Told::Yes {
                 self.tickets.push((key, token));
             }

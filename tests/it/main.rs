@@ -9,12 +9,16 @@ use onlyonce::testing::conformance::{machine, spec};
 /// What is shown while a forget, or a close, is still on its way.
 mod architecture;
 mod absence;
+/// Calls of tasks, on several executors.
+mod asynchronous;
 /// Sent calls, and stores on another backend.
 mod backend;
 /// Batches of marks.
 mod batches;
 /// Roles that this binary plays in a process of its own.
 mod child;
+/// Claims that wait for their key, and owners that wait for their claim's end.
+mod waiting;
 /// Many threads on the same keys, and whether their answers fit one order.
 mod concurrent;
 /// The promises of the API, call by call.

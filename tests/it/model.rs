@@ -373,8 +373,11 @@ impl World {
             }
             Op::Detach(at, lease) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
-                let Guard { key, token, .. } = self.guards.remove(at);
+                let Guard { key, token, .. } = self.guards[at];
                 let (told, _) = self.call(key, &Call::Detach { token, lease: *lease });
+                if told != Told::IsHeld {
+                    self.guards.remove(at);
+                }
                 if told == Told::Yes {
                     let text = self.machine().tickets[&token].clone();
                     self.tickets.retain(|(_, known, _)| *known != token);

@@ -793,6 +793,22 @@ fn dropping_an_unlisted_segment_or_one_not_the_oldest_is_a_bug() {
     }
 }
 
+/// The ending of a claim waited for space while an operator interrupted the claim, which released its reserve: the sum
+/// underflowed, and the panic poisoned the store.
+#[test]
+fn space_is_made_for_an_ending_whose_claim_has_ended_meanwhile() {
+    let player = {
+        let mut player = Player::new(World::new());
+        player.play(&[Op::Claim(Sync)]).unwrap();
+        player
+    };
+    let log = &player.opened.as_ref().unwrap().log;
+    for room in [Room::Spend(9 * RESERVE), Room::Clear(9 * RESERVE)] {
+        log.rooms().make_room(100, room).unwrap();
+    }
+    assert!(!log.is_poisoned());
+}
+
 /// The sum of all reserves was clamped at 0 then: the reserves of the other claims were lost, and a full disk refused
 /// their results.
 #[test]

@@ -123,7 +123,7 @@ pub(super) enum Unsynced {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Pending {
+pub(super) struct Kept {
     /// Its place among all changes of the disk.
     pub(super) seq: u64,
     pub(super) change: Unsynced,
@@ -133,7 +133,7 @@ pub(super) struct Pending {
 pub(super) struct FileNode {
     pub(super) seen: Content,
     pub(super) device: Content,
-    pub(super) pending: Vec<Pending>,
+    pub(super) pending: Vec<Kept>,
     /// Sectors whose write-back failed: clean in the cache, never on the device, until rewritten.
     lost: BTreeSet<u64>,
     /// How many write-back errors there were, and whether the last one was reported.
@@ -154,13 +154,13 @@ impl FileNode {
     pub(super) fn write(&mut self, seq: u64, offset: u64, data: &[u8]) {
         self.seen.write(offset, data);
         let (offset, bytes) = self.redirtied(offset, data);
-        self.pending.push(Pending { seq, change: Unsynced::Write { offset, bytes } });
+        self.pending.push(Kept { seq, change: Unsynced::Write { offset, bytes } });
     }
 
     pub(super) fn resize(&mut self, seq: u64, len: u64) {
         self.seen.resize(len);
         self.lost.split_off(&len.div_ceil(SECTOR));
-        self.pending.push(Pending { seq, change: Unsynced::Resize { len } });
+        self.pending.push(Kept { seq, change: Unsynced::Resize { len } });
     }
 
     /// Everything written so far reaches the device, except what was lost before.

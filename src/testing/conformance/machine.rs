@@ -89,7 +89,10 @@ impl Machine {
                         self.tickets.insert(*token, ticket.to_string());
                         Told::Yes
                     }
-                    Err(e) if e.kind() == ErrorKind::Held => Told::IsHeld,
+                    Err(e) if e.kind() == ErrorKind::Held => {
+                        self.guards.insert(*token, e.into_claim().expect("the guard comes back"));
+                        Told::IsHeld
+                    }
                     Err(e) if e.kind() == ErrorKind::ClaimLost => Told::Lost,
                     Err(e) => return Err(e),
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::spec::{self, Ask, Call, End, Is, Now, OnIt, PLAIN, Shown, Told, View, Word};
@@ -82,9 +83,72 @@ impl Sent for Ready {
     fn wait(self: Box<Self>) -> Result<Reply> {
         self.0
     }
+
+    fn poll(&mut self, _context: &mut Context<'_>) -> Poll<Result<Reply>> {
+        match &self.0 {
+            Ok(reply) => Poll::Ready(Ok(reply.clone())),
+            Err(e) => Poll::Ready(Err(e.again())),
+        }
+    }
+}
+
+/// A claim that waits for its key, or an owner that waits for its claim's end. Nothing wakes it: it looks again and again.
+struct Waiting {
+    process: OpenModel,
+    request: Request,
+    until: Option<u64>,
+}
+
+impl Sent for Waiting {
+    fn wait(self: Box<Self>) -> Result<Reply> {
+        loop {
+            if let Some(told) = self.process.answer(&self.request, self.until) {
+                return told;
+            }
+            crate::sync::yield_now();
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>> {
+        match self.process.answer(&self.request, self.until) {
+            Some(told) => Poll::Ready(told),
+            None => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
 }
 
 impl OpenModel {
+    /// The answer to a request; `None`: it waits, at most until that time.
+    fn answer(&self, request: &Request, until: Option<u64>) -> Option<Result<Reply>> {
+        let mut memory = self.memory.lock();
+        if let Err(e) = self.may_call(&memory) {
+            return Some(Err(e));
+        }
+        let (ask, is_watch) = match request.ask {
+            backend::Ask::Ended(_) => (backend::Ask::Look, true),
+            ref ask => (ask.clone(), false),
+        };
+        let told = memory.answer(&Request { key: request.key.clone(), ask });
+        let waits = match (&told, &request.ask) {
+            (Ok(reply), backend::Ask::Ended(token)) => reply
+                .found
+                .as_ref()
+                .is_some_and(|view| view.presence == Presence::Owner && view.state.token == *token),
+            (Ok(reply), _) => {
+                let is_taken = matches!(reply.answer, Answer::InProgress | Answer::Delayed);
+                is_taken && until.is_some_and(|until| memory.now < until)
+            }
+            (Err(_), _) => false,
+        };
+        if waits {
+            return None;
+        }
+        Some(told.map(|reply| if is_watch { Reply::done(reply.now) } else { reply }))
+    }
+
     fn may_call(&self, memory: &Everything) -> Result<()> {
         match memory.deaths == self.process {
             true => Ok(()),
@@ -95,8 +159,16 @@ impl OpenModel {
 
 impl Backend for OpenModel {
     fn send(&self, request: Request) -> Box<dyn Sent> {
-        let mut memory = self.memory.lock();
-        Box::new(Ready(self.may_call(&memory).and_then(|()| memory.answer(&request))))
+        let process = OpenModel { memory: Arc::clone(&self.memory), process: self.process };
+        let until = match &request.ask {
+            backend::Ask::Call(_, terms) => terms.wait_millis,
+            _ => None,
+        };
+        let until = until.map(|millis| self.memory.lock().now.saturating_add(millis));
+        match process.answer(&request, until) {
+            Some(told) => Box::new(Ready(told)),
+            None => Box::new(Waiting { process, request, until }),
+        }
     }
 
     fn result_bytes_max(&self) -> u32 {
@@ -152,7 +224,7 @@ impl Everything {
 
     fn answer(&mut self, request: &Request) -> Result<Reply> {
         let call = match &request.ask {
-            backend::Ask::Look => Call::Get,
+            backend::Ask::Look | backend::Ask::Ended(_) => Call::Get,
             backend::Ask::Call(call, terms) => {
                 let is_new = matches!(call, backend::Call::Claim(_) | backend::Call::Mark(_));
                 if is_new && self.is_draining {

@@ -420,10 +420,7 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             _ => Told::Lost,
         },
         Call::Detach { token, lease } => match open(slot, *token) {
-            Some(key) if key.is == Is::Held => {
-                key.left = true;
-                Told::IsHeld
-            }
+            Some(key) if key.is == Is::Held => Told::IsHeld,
             Some(key) => {
                 key.detached = Some(now.after(*lease));
                 key.on_it = OnIt::Nobody;

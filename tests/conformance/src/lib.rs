@@ -6,7 +6,8 @@
     reason = "the seams are the library's own"
 )]
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -44,6 +45,22 @@ impl Sent for Answer {
     fn wait(self: Box<Self>) -> Result<Reply> {
         let gone = "the thread that answers is gone: what became of the key is to be asked anew";
         self.0.recv().unwrap_or_else(|_| Err(Error::with_kind(ErrorKind::Indeterminate, gone)))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>> {
+        match self.0.try_recv() {
+            Ok(told) => Poll::Ready(told),
+            Err(TryRecvError::Empty) => {
+                // The thread knows no waker: the task looks again and again.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Err(TryRecvError::Disconnected) => {
+                let gone =
+                    "the thread that answers is gone: what became of the key is to be asked anew";
+                Poll::Ready(Err(Error::with_kind(ErrorKind::Indeterminate, gone)))
+            }
+        }
     }
 }
 

@@ -1,0 +1,160 @@
+//! The threads that do for calls of tasks what would block their executor. Each is started by the first call that needs it.
+//!
+//! `onlyonce-commit` writes and syncs for all calls that wait for the disk, many with one sync. `onlyonce-call` does what a call
+//! waits for before it is placed: reads, and the preparing of space. `onlyonce-time` wakes claims whose time to wait is up.
+//! A store with manual maintenance has no threads: there the task itself does that work, and the time is seen to by
+//! [`Store::step`](crate::Store::step).
+//!
+//! Never: decides, or changes a key by itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::Embedded;
+use crate::engine::{Engine, Needs};
+use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord};
+
+/// A piece of work for the thread of calls.
+pub(super) type Job = Box<dyn FnOnce(&Engine) + Send>;
+
+/// What these threads share with the calls.
+pub(super) struct Serving {
+    has_threads: AtomicBool,
+    commits: Lane<(Needs, Waker)>,
+    jobs: Lane<Job>,
+    timers: Lane<()>,
+}
+
+/// A thread's queue.
+struct Lane<T> {
+    queue: Mutex<VecDeque<T>>,
+    word: WakeWord,
+    is_started: Mutex<bool>,
+}
+
+impl<T> Lane<T> {
+    fn new() -> Self {
+        Lane {
+            queue: Mutex::new(VecDeque::new()),
+            word: WakeWord::new(),
+            is_started: Mutex::new(false),
+        }
+    }
+
+    fn put(&self, item: T) {
+        let mut queue = self.queue.lock();
+        queue.push_back(item);
+        let was_empty = queue.len() == 1;
+        drop(queue);
+        // Otherwise the thread is awake, or about to be.
+        if was_empty {
+            self.word.wake_all();
+        }
+    }
+
+    /// Takes everything that is queued; waits for it until `stop` says so. `None`: it is to stop.
+    fn take(&self, stop: &dyn Fn() -> bool) -> Option<VecDeque<T>> {
+        loop {
+            let seen = self.word.read();
+            let taken = std::mem::take(&mut *self.queue.lock());
+            if !taken.is_empty() {
+                return Some(taken);
+            }
+            if stop() {
+                return None;
+            }
+            self.word.wait(seen, None);
+        }
+    }
+}
+
+impl Serving {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Serving {
+            has_threads: AtomicBool::new(false),
+            commits: Lane::new(),
+            jobs: Lane::new(),
+            timers: Lane::new(),
+        })
+    }
+
+    /// From now on threads may be started.
+    pub(super) fn allow_threads(&self) {
+        self.has_threads.store(true, Ordering::SeqCst);
+    }
+
+    /// Wakes the threads, so that they notice that the store closes.
+    pub(super) fn wake(&self) {
+        self.commits.word.wake_all();
+        self.jobs.word.wake_all();
+        self.timers.word.wake_all();
+    }
+
+    fn run_commits(&self, engine: &Engine) {
+        while let Some(calls) = self.commits.take(&|| engine.is_closing()) {
+            let all = calls.iter().fold(Needs::default(), |all, (needs, _)| all.and(*needs));
+            // A store that closes syncs everything itself.
+            if let Ok(_inside) = engine.enter() {
+                engine.provide(all);
+            }
+            calls.into_iter().for_each(|(_, waker)| waker.wake());
+        }
+    }
+
+    fn run_jobs(&self, engine: &Engine) {
+        while let Some(jobs) = self.jobs.take(&|| engine.is_closing()) {
+            jobs.into_iter().for_each(|job| job(engine));
+        }
+    }
+}
+
+impl Embedded {
+    /// Has the log written and synced as far as a call needs, and then `waker` woken.
+    pub(super) fn commit_for(&self, needs: Needs, waker: &Waker) {
+        let serving = &self.serving;
+        let is_served = self.serves(&serving.commits, "onlyonce-commit", |serving, engine| {
+            serving.run_commits(engine);
+        });
+        if is_served {
+            serving.commits.put((needs, waker.clone()));
+        } else {
+            self.provide(needs);
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Does a piece of work that may block, on another thread if there is one.
+    pub(super) fn do_job(&self, job: Job) {
+        let serving = &self.serving;
+        let is_served = self.serves(&serving.jobs, "onlyonce-call", |serving, engine| {
+            serving.run_jobs(engine);
+        });
+        if is_served { serving.jobs.put(job) } else { job(self) }
+    }
+
+    /// Sees to it that claims which wait are woken when their time is up.
+    pub(super) fn keep_time(&self) {
+        self.serves(&self.serving.timers, "onlyonce-time", |_, engine| {
+            engine.waits.run_timers(&|| engine.nanos(), &|| engine.is_closing());
+        });
+    }
+
+    /// Starts a lane's thread, unless it runs. Returns whether it does.
+    fn serves<T>(
+        &self,
+        lane: &Lane<T>,
+        name: &str,
+        body: impl FnOnce(&Serving, &Engine) + Send + 'static,
+    ) -> bool {
+        let may_start = self.serving.has_threads.load(Ordering::Relaxed) && !self.is_closing();
+        let mut is_started = lane.is_started.lock();
+        if !*is_started && may_start {
+            let (serving, engine) = (Arc::clone(&self.serving), self.engine());
+            // Without a thread to be had, the caller does the work itself, and the next call tries again.
+            *is_started = self.start(name, move || body(&serving, &engine)).is_ok();
+        }
+        // A store that closes has no use for its threads any more.
+        *is_started && may_start
+    }
+}
