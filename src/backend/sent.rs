@@ -202,6 +202,11 @@ impl SentCall {
 
     /// Waits for the answer.
     pub(crate) fn wait(mut self) -> Result<Applied> {
+        if let Ok(engine) = self.shared.embedded() {
+            if engine.is_foreign() {
+                return engine.enter().map(|_inside| Applied::done(engine.log.now()));
+            }
+        }
         let way = std::mem::replace(&mut self.way, Way::Over);
         let way = match way {
             Way::Working(desk) => desk.wait(),
@@ -226,6 +231,10 @@ impl SentCall {
             Ok(engine) => engine,
             Err(e) => return Poll::Ready(Err(e)),
         };
+        if engine.is_foreign() {
+            // A lock may be held by a thread that the fork doesn't have.
+            return Poll::Ready(engine.enter().map(|_inside| Applied::done(engine.log.now())));
+        }
         let waker = context.waker();
         let mut has_looked = false;
         loop {
@@ -398,6 +407,11 @@ impl Drop for SentCall {
     fn drop(&mut self) {
         let Ok(engine) = self.shared.embedded() else { return };
         let hash = self.hash;
+        if engine.is_foreign() {
+            // Its locks may be held by threads that the fork doesn't have.
+            std::mem::forget(std::mem::replace(&mut self.way, Way::Over));
+            return;
+        }
         let way = match std::mem::replace(&mut self.way, Way::Over) {
             Way::Working(desk) => match desk.abandon() {
                 Some(way) => way,

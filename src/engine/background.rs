@@ -74,7 +74,8 @@ impl Engine {
 
     /// Does one piece of background work, the log's first.
     pub(crate) fn step(&self) -> Result<Due> {
-        // Those that wait for a key, and whose time is up: they look at it themselves.
+        // Those that wait for a key, and whose time is up: they look at it themselves, so not from inside. A fork touches nothing.
+        drop(self.enter()?);
         let next = self.waits.fire(self.nanos());
         let _inside = self.enter()?;
         let due = self.step_inside().map_err(|e| self.log.explained(e))?;

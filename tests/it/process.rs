@@ -57,6 +57,12 @@ pub(crate) fn fork(dir: &Path) {
     store.sync().unwrap();
     let before = files(dir);
     let handle = claim.handle();
+    let minute = std::time::Duration::from_secs(60);
+    // Sent before the fork: both processes have them.
+    let (mut waiting, mut ended) = (store.claim_wait_async("k", minute), claim.ended());
+    let no_time = std::time::Duration::ZERO;
+    assert!(waiting.wait_timeout(no_time).is_none() && ended.wait_timeout(no_time).is_none());
+    let dropped = store.claim_wait_async("k", minute);
     // SAFETY: the child allocates and makes system calls, which glibc allows after a fork; of the store's locks it
     // takes none, which is what is tested.
     let pid = unsafe { libc::fork() };
@@ -76,6 +82,12 @@ pub(crate) fn fork(dir: &Path) {
         refused("step", store.step().unwrap_err().kind());
         refused("forget", store.forget("before").unwrap_err().kind());
         refused("renew", handle.renew(std::time::Duration::from_secs(9)).unwrap_err().kind());
+        let kind_of = |told: Option<onlyonce::Result<()>>| told.unwrap().unwrap_err().kind();
+        refused("waiting", kind_of(waiting.wait_timeout(minute).map(|told| told.map(drop))));
+        refused("ended", kind_of(ended.wait_timeout(minute)));
+        refused("claim later", store.claim_async("new").wait().unwrap_err().kind());
+        refused("save progress", handle.save_progress("x").unwrap_err().kind());
+        drop(dropped);
         refused("take over", lost.take_over().unwrap_err().kind());
         refused("complete", claim.complete("by the child").unwrap_err().kind());
         refused("close", store.close(std::time::Duration::ZERO).unwrap_err().kind());
@@ -95,6 +107,9 @@ pub(crate) fn fork(dir: &Path) {
     // The end of the child released no lock, and the parent continues.
     assert_eq!(small().open(dir).unwrap_err().kind(), ErrorKind::Locked);
     claim.complete("by the parent").unwrap();
+    assert!(matches!(waiting.wait().unwrap(), Claim::Completed(_)));
+    ended.wait().unwrap();
+    assert!(matches!(dropped.wait().unwrap(), Claim::Completed(_)));
     lost.take_over().unwrap().complete("again").unwrap();
     assert!(store.close(std::time::Duration::ZERO).unwrap().is_empty());
     println!("fine");
