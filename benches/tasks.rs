@@ -1,0 +1,125 @@
+//! What waiting and async calls cost: tasks that wait for one key, and pairs of tasks beside pairs of threads.
+//!
+//! `cargo bench --bench tasks -- waiters [TASKS]`: so many tasks on one thread wait for one completion. Prints the memory that
+//! each takes, and how long it takes until all are answered.
+//! `cargo bench --bench tasks -- pairs [TASKS]`: so many tasks at once make a claim and its completion at `Sync`, on an executor
+//! of two threads; then 64 threads make as many. Prints the rates, and the syncs a pair.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::disallowed_methods)]
+#![allow(missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use onlyonce::{Claim, Store};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const THREADS: u64 = 64;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let tasks = words.get(1).map_or(10_000, |word| word.parse().unwrap());
+    match words.first().map(String::as_str) {
+        Some("waiters") => waiters(tasks),
+        Some("pairs") => pairs(tasks),
+        // `cargo test --benches` and the like: a short run of each.
+        _ => {
+            waiters(100);
+            pairs(100);
+        }
+    }
+}
+
+fn store(dir: &tempfile::TempDir) -> Store {
+    Store::open_or_create(dir.path().join("keys")).unwrap()
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+fn waiters(tasks: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(&dir);
+    let Claim::Acquired(owner) = store.claim(("price", "of", "the", 17)).unwrap() else { panic!() };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let wait = |store: Store| async move {
+            let claim = store.claim_wait_async(("price", "of", "the", 17), HOUR).await.unwrap();
+            matches!(claim, Claim::Completed(_))
+        };
+        // So that threads and allocator have what they need before it is measured.
+        let mut waiting: Vec<_> = (0..10).map(|_| tokio::spawn(wait(store.clone()))).collect();
+        tokio::task::yield_now().await;
+        waiting.reserve(usize::try_from(tasks).unwrap());
+        let before = resident();
+        waiting.extend((0..tasks).map(|_| tokio::spawn(wait(store.clone()))));
+        tokio::task::yield_now().await;
+        let each = (resident() - before) / tasks;
+        let began = Instant::now();
+        owner.complete_async("17.50").await.unwrap();
+        let mut answered = 0;
+        for task in waiting {
+            answered += u64::from(task.await.unwrap());
+        }
+        assert_eq!(answered, tasks + 10);
+        println!(
+            "{tasks} tasks on one thread: {each} bytes each, all answered {:.1} ms after the completion began",
+            began.elapsed().as_secs_f64() * 1000.0
+        );
+    });
+}
+
+fn pairs(tasks: u64) {
+    let in_tasks = |store: Store| {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let pair = |store: Store, n: u64| async move {
+                let Claim::Acquired(claim) = store.claim_async(("task", n)).await.unwrap() else {
+                    panic!()
+                };
+                claim.complete_async(&[7_u8; 256]).await.unwrap();
+            };
+            let pairs: Vec<_> = (0..tasks).map(|n| tokio::spawn(pair(store.clone(), n))).collect();
+            for pair in pairs {
+                pair.await.unwrap();
+            }
+        });
+    };
+    let in_threads = |store: Store| {
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let store = &store;
+                scope.spawn(move || {
+                    for n in (thread..tasks).step_by(usize::try_from(THREADS).unwrap()) {
+                        let Claim::Acquired(claim) = store.claim(("thread", n)).unwrap() else {
+                            panic!()
+                        };
+                        claim.complete(&[7_u8; 256]).unwrap();
+                    }
+                });
+            }
+        });
+    };
+    for round in 1..=3 {
+        let mut rates = Vec::new();
+        for (name, work) in [("tasks", &in_tasks as &dyn Fn(Store)), ("threads", &in_threads)] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = store(&dir);
+            let _first = store.mark("first").unwrap();
+            let (syncs, began) = (store.stats().syncs, Instant::now());
+            work(store.clone());
+            let rate = tasks as f64 / began.elapsed().as_secs_f64();
+            let a_pair = (store.stats().syncs - syncs) as f64 / tasks as f64;
+            println!("round {round}, {name}: {rate:.0} pairs a second, {a_pair:.4} syncs a pair");
+            rates.push(rate);
+        }
+        if let [in_tasks, in_threads] = rates[..] {
+            println!(
+                "round {round}: {:.2} of the rate of {THREADS} threads",
+                in_tasks / in_threads
+            );
+        }
+    }
+}
