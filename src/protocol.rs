@@ -166,8 +166,13 @@ pub enum Presence {
 pub enum Call {
     /// A claimant asks for the key.
     Claim(Wants),
-    /// The key is marked as done, unless it was seen before.
-    Mark(Option<Fingerprint>),
+    /// An outcome is recorded at once, unless the key was seen before. A mark is one without a result.
+    Record {
+        /// The request's fingerprint, as for a claim.
+        fingerprint: Option<Fingerprint>,
+        /// It failed for good.
+        failure: bool,
+    },
     /// Word of a claimant that was asked, naming the attempt it saw: the key is granted, and the earlier fate stays open.
     TakeOver(Token),
     /// The attempt had no effect, nor had any before it: the key is granted, and all fates are closed.
@@ -237,7 +242,7 @@ impl Call {
     /// any other call that changes a key, at most one of them may be granted it.
     pub(crate) fn has_answer_for_all(self) -> bool {
         match self {
-            Call::Mark(_)
+            Call::Record { .. }
             | Call::Complete(_)
             | Call::Fail(_)
             | Call::Park(_)
@@ -433,9 +438,10 @@ enum Change<'a> {
         from: Option<&'a KeyState>,
         open_fate: Option<Token>,
     },
-    /// An attempt begins and is done at once, with a token of its own.
-    Marked {
+    /// An attempt begins and has an outcome at once, with a token of its own.
+    Recorded {
         from: Option<&'a KeyState>,
+        phase: Phase,
     },
     /// The same attempt, in another phase.
     Moved(&'a KeyState, Phase),
@@ -488,7 +494,7 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
     // A memory answers callers that would do the work, and can be forgotten. To all others the key is absent.
     if state.is_some_and(|state| is_remembered(state, now)) {
         match call {
-            Call::Claim(_) | Call::Mark(_) => return told(Answer::Expired),
+            Call::Claim(_) | Call::Record { .. } => return told(Answer::Expired),
             Call::Forget => return done(Change::Absent),
             _ => {}
         }
@@ -497,7 +503,10 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
     let (presence, _) = on_it(state, current.presence, current.lease_until, now);
     match call {
         Call::Claim(wants) => claim(state, presence, wants, now),
-        Call::Mark(fingerprint) => mark(state, presence, fingerprint, now),
+        Call::Record { fingerprint, failure } => {
+            let phase = if failure { Phase::Failed } else { Phase::Completed };
+            record(state, presence, fingerprint, phase, now)
+        }
         Call::TakeOver(seen) => word(state, presence, seen, |state| {
             let open_fate = Some(state.open_fate.unwrap_or(state.token));
             Change::Claimed { from: Some(state), open_fate }
@@ -750,13 +759,14 @@ fn differs(recorded: Option<Fingerprint>, given: Option<Fingerprint>) -> bool {
     matches!((recorded, given), (Some(recorded), Some(given)) if recorded != given)
 }
 
-fn mark(
+fn record(
     state: Option<&KeyState>,
     presence: Presence,
     fingerprint: Option<Fingerprint>,
+    outcome: Phase,
     now: StoreMillis,
 ) -> Ruling<'_> {
-    let begins = Change::Marked { from: state };
+    let begins = Change::Recorded { from: state, phase: outcome };
     let Some(state) = state else { return granted(begins) };
     let phase = phase_shown(state, presence);
     if phase != Phase::Aborted && differs(state.fingerprint, fingerprint) {
@@ -932,10 +942,11 @@ fn next<'a>(
             };
             owner(Some(Becomes::State(state)))
         }
-        Change::Marked { from } => {
+        Change::Recorded { from, phase } => {
             let lasting = Lasting::of_outcome(older, conditions, moment);
-            let state = begun(Phase::Completed, from, lasting, conditions, moment);
-            nobody(Some(Becomes::State(state)))
+            let state = begun(phase, from, lasting, conditions, moment);
+            let reason = label(conditions.reason);
+            nobody(Some(Becomes::State(NextState { reason, ..state })))
         }
         // Only the outcome is of interest from then on, and who decided on it.
         Change::Ended(state, phase, is_word) => {

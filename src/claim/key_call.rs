@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::{Claim, Mark, Pending, granting};
 use crate::backend::Shared;
 use crate::claim::seen::{broken, in_progress};
-use crate::engine::{Applied, Asks, Writing};
-use crate::operation::{Key, Operation, Policy, Settings};
+use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
+use crate::operation::{Key, Operation, Outcome, OutcomeParts, Policy, Settings, encode_meta};
 use crate::protocol::{Answer, Call, Conditions, Wants};
 use crate::types::KeyHash;
 use crate::{Error, Result};
@@ -149,7 +149,11 @@ impl Asks for Marking<'_> {
             },
             ..Writing::default()
         };
-        with(op.key(), Call::Mark(op.fingerprint_given()), &writing)
+        with(
+            op.key(),
+            Call::Record { fingerprint: op.fingerprint_given(), failure: false },
+            &writing,
+        )
     }
 }
 
@@ -164,6 +168,63 @@ impl KeyCall for Marking<'_> {
     #[inline]
     fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
         Mark::answered(self.op.key(), applied?)
+    }
+}
+
+/// An outcome that is recorded without a claim: a mark with a result.
+pub(crate) struct Recording<'k> {
+    marking: Marking<'k>,
+    parts: OutcomeParts,
+    meta: Vec<u8>,
+}
+
+impl<'k> Recording<'k> {
+    pub(crate) fn new(
+        shared: &Shared,
+        op: Operation<'k>,
+        outcome: Outcome,
+        defaults: &Policy,
+    ) -> Result<Self> {
+        let marking = Marking::new(op, defaults)?;
+        let parts = outcome.into_parts(shared.keeping())?;
+        let meta = encode_meta(&parts.meta);
+        Ok(Recording { marking, parts, meta })
+    }
+}
+
+impl Asks for Recording<'_> {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let Recording { marking, parts, meta } = self;
+        marking.ask(|key, _mark, writing| {
+            let fingerprint = writing.conditions.fingerprint;
+            let writing = Writing {
+                conditions: Conditions {
+                    retention_ms: parts.retention_ms.or(writing.conditions.retention_ms),
+                    reason: parts.missing.as_deref(),
+                    ..writing.conditions
+                },
+                outcome: Some(EncodedOutcome::of(parts, meta)),
+                ..*writing
+            };
+            with(key, Call::Record { fingerprint, failure: parts.failure }, &writing)
+        })
+    }
+}
+
+impl KeyCall for Recording<'_> {
+    type Answer = Mark;
+
+    fn key(&self) -> &Key<'_> {
+        self.marking.key()
+    }
+
+    fn answered(
+        self,
+        shared: &Arc<Shared>,
+        hash: KeyHash,
+        applied: Result<Applied>,
+    ) -> Result<Mark> {
+        self.marking.answered(shared, hash, applied)
     }
 }
 

@@ -23,7 +23,9 @@ pub(crate) use guard::{Before, EndingCall};
 pub use guard::{ClaimGuard, ClaimHandle};
 pub use interrupted::Interrupted;
 pub(crate) use interrupted::Word;
-pub(crate) use key_call::{Claiming, Forgetting, KeyCall, Marking, claiming, make, send};
+pub(crate) use key_call::{
+    Claiming, Forgetting, KeyCall, Marking, Recording, claiming, make, send,
+};
 pub use pending::Pending;
 pub use recorded::{Expired, Recorded};
 pub use seen::State;

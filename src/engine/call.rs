@@ -412,7 +412,7 @@ impl Engine {
 
     /// Returns an error if a call of that kind may not begin.
     pub(crate) fn begins(&self, call: Call) -> Result<()> {
-        if matches!(call, Call::Claim(_) | Call::Mark(_)) && self.log.gate().is_draining() {
+        if matches!(call, Call::Claim(_) | Call::Record { .. }) && self.log.gate().is_draining() {
             let message = "the store is draining: it takes no new claims";
             return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
         }
@@ -729,8 +729,10 @@ impl Engine {
             Some(Phase::Claimed) if next.presence == Presence::Owner => {
                 Room::Reserve(writing.reserve.saturating_sub(found.reserved))
             }
-            // A mark has no reserve.
-            Some(Phase::Completed) if state.is_some_and(|state| state.token.is_none()) => {
+            // An outcome without a claim has no reserve.
+            Some(Phase::Completed | Phase::Failed)
+                if state.is_some_and(|state| state.token.is_none()) =>
+            {
                 Room::Free
             }
             None | Some(Phase::Aborted) => Room::Clear(found.reserved),

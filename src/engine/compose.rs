@@ -245,7 +245,8 @@ mod tests {
             Call::Attach,
             Call::Revoke,
         ];
-        let mut calls = vec![Call::Claim(Wants::default()), Call::Mark(None), Call::Forget];
+        let mut calls = vec![Call::Claim(Wants::default()), Call::Forget];
+        calls.extend([false, true].map(|failure| Call::Record { fingerprint: None, failure }));
         calls.extend(by_token.map(|call| call(TOKEN)));
         calls
     }

@@ -582,10 +582,12 @@ fn every_call(state: Option<&KeyState>, question_is_late: bool) -> Vec<Asked> {
                 && state.is_some_and(|state| state.fingerprint.is_some());
             let mut rows = Vec::new();
             rows.extend(differs.then_some("mark, another fingerprint"));
-            rows.push("mark");
             let fingerprint = fingerprint.map(Fingerprint::of);
             let conditions = Conditions { fingerprint, ..conditions };
-            out.push((Call::Mark(fingerprint), conditions, rows));
+            for (row, failure) in [("mark", false), ("record, failed", true)] {
+                let rows = rows.iter().copied().chain([row]).collect();
+                out.push((Call::Record { fingerprint, failure }, conditions, rows));
+            }
         }
         for (row, call, is_owners) in BY_TOKEN {
             let older = state.is_some_and(|state| state.open_fate.is_some());

@@ -18,15 +18,15 @@ use crate::admin::{Compaction, Estimate, Gathering, Health, Iter, Stats, Verific
 use crate::backend::{InFlight, Shared};
 use crate::claim::seen::{broken, in_progress, shown_state, state_of};
 use crate::claim::{
-    Attempt, Claim, ClaimGuard, Claiming, Forgetting, Mark, Marking, Pending, Resolution, State,
-    Ticket, claiming, make, send,
+    Attempt, Claim, ClaimGuard, Claiming, Forgetting, Mark, Marking, Pending, Recording,
+    Resolution, State, Ticket, claiming, make, send,
 };
 use crate::engine::{EncodedOutcome, Writing};
 use crate::log::Due;
 use crate::operation::{cut_label, encode_meta};
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::Token;
-use crate::{Error, ErrorKind, Key, Operation, Policy, Result};
+use crate::{Error, ErrorKind, Key, Operation, Outcome, Policy, Result};
 
 /// An open store, which remembers the outcomes of operations by their keys.
 ///
@@ -271,6 +271,33 @@ impl Store {
             Ok(marking) => send(&self.shared, marking, None),
             Err(e) => Pending::ready(Err(e)),
         }
+    }
+
+    /// Records an outcome for a key without a claim, unless the key was seen before: a mark with a result. For a result that
+    /// exists already, or that came from elsewhere. A later claim replays it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// assert!(store.record("rate-2024-05-01", Outcome::success("1.0823"))?.is_first());
+    /// assert!(!store.record("rate-2024-05-01", Outcome::success("1.0801"))?.is_first());
+    /// let Claim::Completed(rate) = store.claim("rate-2024-05-01")? else { unreachable!() };
+    /// assert_eq!(rate.decode::<String>()?, "1.0823");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// The answers are those of [`mark`](Self::mark): [`First`](Mark::First) if it was recorded now,
+    /// [`Again`](Mark::Again) if the key has an outcome, and nothing is recorded in every other case. The outcome is durable on
+    /// return at the level of [`durability`](Policy::durability).
+    ///
+    /// # Errors
+    /// `TooLarge` if the outcome exceeds a limit, `Invalid` if its value did not encode, and the errors of
+    /// [`claim`](Self::claim).
+    ///
+    /// # Cost
+    /// One write, and one sync at `Sync`. A key that was seen before costs no write and no sync.
+    pub fn record<'k>(&self, op: impl Into<Operation<'k>>, outcome: Outcome) -> Result<Mark> {
+        make(&self.shared, Recording::new(&self.shared, op.into(), outcome, &self.policy)?)
     }
 
     /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.

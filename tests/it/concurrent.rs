@@ -292,7 +292,11 @@ impl Player<'_> {
                 self.call(key, call);
             }
             83..87 => drop(self.call(key, Call::Forget)),
-            87..90 => drop(self.call(key, Call::Mark { ask: PLAIN })),
+            87..89 => drop(self.call(key, Call::Mark { ask: PLAIN })),
+            89 => {
+                let how = End::Failure { value: vec![89], keep: None };
+                self.call(key, Call::Record { ask: PLAIN, how });
+            }
             90..97 => drop(self.call(key, Call::Get)),
             // It is in the history of every key: rare where there are many.
             _ if self.dice.below(self.keys.len().div_ceil(10) as u64) > 0 => {}

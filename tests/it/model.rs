@@ -26,6 +26,8 @@ const DAY: u64 = 86_400_000;
 enum Op {
     Claim(usize, Ask),
     Mark(usize, Ask),
+    /// An outcome without a claim; whether it is a failure.
+    Record(usize, Ask, bool),
     /// The number selects one of the existing questions, guards, ….
     Word(usize, Word),
     DropQuestion(usize),
@@ -138,6 +140,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => (key(), ask()).prop_map(|(key, ask)| Op::Claim(key, ask)),
         2 => (key(), ask()).prop_map(|(key, ask)| Op::Mark(key, Ask { hold: None, ..ask })),
+        2 => (key(), ask(), any::<bool>())
+            .prop_map(|(key, ask, failure)| Op::Record(key, Ask { hold: None, ..ask }, failure)),
         5 => (one(), word).prop_map(|(at, word)| Op::Word(at, word)),
         1 => one().prop_map(Op::DropQuestion),
         8 => (one(), end()).prop_map(|(at, end)| Op::End(at, end)),
@@ -342,6 +346,14 @@ impl World {
             Op::Mark(key, ask) => {
                 let ask = self.asked(ask);
                 self.call(*key, &Call::Mark { ask });
+            }
+            Op::Record(key, ask, failure) => {
+                let (ask, value, keep) = (self.asked(ask), b"recorded".to_vec(), None);
+                let how = match failure {
+                    true => End::Failure { value, keep },
+                    false => End::Success { value, keep },
+                };
+                self.call(*key, &Call::Record { ask, how });
             }
             Op::Word(at, word) => {
                 let Some(at) = pick(*at, self.questions.len()) else { return };

@@ -23,6 +23,38 @@ pub(super) const CASES: &[(&str, &str)] = &[
         mark k => again",
     ),
     (
+        "an outcome is recorded without a claim, unless the key was seen before",
+        "
+        record k v => first
+        record k w => again
+        record_failure k w => again
+        claim k => success v by 1
+        mark k => again
+        record_failure j no +print=1 => first
+        record j v => again
+        record j v +print=2 => mismatch failure no by 1
+        claim j => failure no by 1
+        restart
+        claim k => success v by 1
+        get j => failure no by 1",
+    ),
+    (
+        "an outcome recorded without a claim does not replace an attempt, and follows an abort",
+        "
+        claim k as g => granted 1
+        record k v => in progress 1
+        drop g => yes
+        record k v => unsure 1
+        claim k as q => asked 1
+        not_applied q as g => granted 2
+        abort g => yes
+        record k v +keep=10 => first
+        claim k => success v by 3
+        wait 10
+        record_failure k w => first
+        claim k => failure w by 1",
+    ),
+    (
         "an aborted key is granted again",
         "
         claim k as g => granted 1

@@ -41,9 +41,15 @@ impl Machine {
     pub fn call(&mut self, key: &str, call: &Call) -> Result<Said> {
         let told = match call {
             Call::Claim { ask, question } => return self.claim(key, ask, *question),
-            Call::Mark { ask } => {
+            Call::Mark { ask } | Call::Record { ask, .. } => {
                 // Only `get` shows the kind of a mark's token.
-                match self.store.mark(operation(key, ask))? {
+                let marked = match call {
+                    Call::Record { how, .. } => {
+                        self.store.record(operation(key, ask), outcome(how))
+                    }
+                    _ => self.store.mark(operation(key, ask)),
+                };
+                match marked? {
                     Mark::First => Told::First,
                     Mark::Again => Told::Again,
                     Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),

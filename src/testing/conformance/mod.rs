@@ -162,6 +162,10 @@ fn call_of(
     match (words[0], names.get(words[1])) {
         ("claim", _) => (words[1].to_owned(), Call::Claim { ask, question }),
         ("mark", _) => (words[1].to_owned(), Call::Mark { ask }),
+        ("record", _) => (words[1].to_owned(), Call::Record { ask, how: end("success", value) }),
+        ("record_failure", _) => {
+            (words[1].to_owned(), Call::Record { ask, how: end("failure", value) })
+        }
         ("get", _) => (words[1].to_owned(), Call::Get),
         ("forget", _) => (words[1].to_owned(), Call::Forget),
         ("forget_claimed", _) => {

@@ -226,7 +226,7 @@ impl Everything {
         let call = match &request.ask {
             backend::Ask::Look | backend::Ask::Ended(_) => Call::Get,
             backend::Ask::Call(call, terms) => {
-                let is_new = matches!(call, backend::Call::Claim(_) | backend::Call::Mark(_));
+                let is_new = matches!(call, backend::Call::Claim(_) | backend::Call::Record { .. });
                 if is_new && self.is_draining {
                     return Err(Error::new(ErrorKind::Closed, "it takes no new claims"));
                 }
@@ -278,7 +278,15 @@ impl Everything {
                 let ask = Ask { hold, max: wants.attempts_max, ..ask };
                 Call::Claim { ask, question: self.questions }
             }
-            Asked::Mark(_) => Call::Mark { ask },
+            Asked::Record { .. } if terms.outcome.is_none() => Call::Mark { ask },
+            Asked::Record { failure, .. } => {
+                let (value, keep) = (self.keep(terms), None);
+                let how = match failure {
+                    true => End::Failure { value, keep },
+                    false => End::Success { value, keep },
+                };
+                Call::Record { ask, how }
+            }
             Asked::TakeOver(seen) => word(Word::TakeOver, seen),
             Asked::NotApplied(seen) => word(Word::NotApplied, seen),
             Asked::Hold(seen) => word(Word::Hold, seen),

@@ -17,6 +17,11 @@ pub enum Call {
     Mark {
         ask: Ask,
     },
+    /// An outcome without a claim.
+    Record {
+        ask: Ask,
+        how: End,
+    },
     Word {
         word: Word,
         seen: Option<u64>,
@@ -346,7 +351,11 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
     }
     match call {
         Call::Claim { ask, question } => claim(slot, now, ask, *question, fresh),
-        Call::Mark { ask } => mark(slot, now, ask, fresh),
+        Call::Mark { ask } => {
+            let how = End::Success { value: Vec::new(), keep: None };
+            record(slot, now, ask, &how, fresh)
+        }
+        Call::Record { ask, how } => record(slot, now, ask, how, fresh),
         Call::Word { word, seen, ask, .. } => word_of(slot, now, *word, *seen, ask, fresh),
         Call::DropQuestion { question } => {
             if let Some(key) = slot {
@@ -586,7 +595,13 @@ fn begun(now: Now, ask: &Ask, token: Option<u64>, count: (u32, u32), doubt: bool
     }
 }
 
-fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told {
+fn record(slot: &mut Option<Key>, now: Now, ask: &Ask, how: &End, fresh: Option<u64>) -> Told {
+    let (is, own) = match how {
+        End::Success { value, keep } => (Is::Success(value.clone()), *keep),
+        End::Failure { value, keep } => (Is::Failure(value.clone()), *keep),
+        End::Nothing => return Told::Invalid,
+    };
+    let keep = own.or(ask.keep);
     let attempt = match slot {
         None => 1,
         Some(key) => match (&key.is, key.on_it) {
@@ -602,9 +617,9 @@ fn mark(slot: &mut Option<Key>, now: Now, ask: &Ask, fresh: Option<u64>) -> Told
         },
     };
     *slot = Some(Key {
-        is: Is::Success(Vec::new()),
-        gone_at: ask.keep.map(|keep| now.after(keep)),
-        memory: memory(now, ask.keep, ask.remember),
+        is,
+        gone_at: keep.map(|keep| now.after(keep)),
+        memory: memory(now, keep, ask.remember),
         level: ask.level,
         hold: false,
         on_it: OnIt::Nobody,
