@@ -100,7 +100,13 @@ mod tests {
         {
             assert_eq!(unpack(&packed, len).unwrap_err().kind(), ErrorKind::Undecodable, "{len}");
         }
-        assert_eq!(unpack(b"", 1).unwrap_err().kind(), ErrorKind::Undecodable);
+        // By the words, before there is a buffer: the decoder refuses them too, and only then.
+        let claims = packed.len() as u32 * EXPANSION_MAX as u32 + 1;
+        for (block, len) in [(&packed[..], claims), (&packed, u32::MAX), (b"", 1)] {
+            let error = unpack(block, len).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Undecodable);
+            assert!(error.to_string().contains("can't be more than"), "{error}");
+        }
     }
 
     #[test]
