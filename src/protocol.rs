@@ -430,7 +430,7 @@ enum Change<'a> {
     /// Its state stays; a detached claim has an owner again.
     Attached(Lease),
     /// The same attempt, with more progress. The lease stays.
-    Progressed(&'a KeyState),
+    Progressed(&'a KeyState, Phase),
     /// The same attempt, with a lease that is stored; who is on it from now on.
     Leased(&'a KeyState, Presence),
     /// An attempt begins, with a token of its own.
@@ -538,9 +538,15 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
         Call::Park(token) => ending(state, token, |state| Change::Moved(state, Phase::Held)),
         Call::Interrupt(token) => interrupt(state, presence, token),
         Call::Renew(token) => renew(state, presence, token),
+        // However late, until a claimant was asked or the key was held.
         Call::Progress(token) => match state {
-            Some(state) if is_claimed_under(state, presence, token) => {
-                done(Change::Progressed(state))
+            Some(state) if state.token == token && presence != Presence::Asked => {
+                match phase_shown(state, presence) {
+                    phase @ (Phase::Claimed | Phase::Interrupted) => {
+                        done(Change::Progressed(state, phase))
+                    }
+                    _ => told(Answer::Lost),
+                }
             }
             _ => told(Answer::Lost),
         },
@@ -607,12 +613,12 @@ fn has_lapsed(presence: Presence, lease_until: Option<StoreMillis>, now: StoreMi
     presence == Presence::Owner && lease_until.is_some_and(|until| until <= now)
 }
 
-/// Whether a lease has passed that this call is the first to come upon. Its own owner doesn't: its word counts as long as
-/// nobody else has come.
+/// Whether a lease has passed that this call is the first to come upon. Owners don't: the word of the key's own counts as long
+/// as nobody else has come, and that of a former one changes nothing.
 fn is_noticed_lapse(state: &KeyState, current: &Current<'_>, call: Call, now: StoreMillis) -> bool {
     has_lapsed(current.presence, current.lease_until, now)
         && state.phase == Phase::Claimed
-        && call.of_owner() != Some(state.token)
+        && call.of_owner().is_none()
         && !call.is_about_question()
 }
 
@@ -996,14 +1002,16 @@ fn next<'a>(
             let extras = said_by(from, by(conditions));
             nobody(Some(Becomes::State(NextState { extras, ..state })))
         }
-        Change::Progressed(from) => {
-            let state = gone_on(from, Phase::Claimed, Lasting::hiding(older), None, moment);
+        Change::Progressed(from, phase) => {
+            let is_claimed = phase == Phase::Claimed;
+            let reason = from.reason.as_deref().filter(|_| !is_claimed);
+            let state = gone_on(from, phase, Lasting::hiding(older), reason, moment);
             let progress = conditions.extras.and_then(|extras| extras.progress);
-            let extras =
-                NextExtras { detached: from.detached(), progress, ..NextExtras::default() };
-            let state = NextState { extras: extras.boxed(), ..state };
+            let detached = from.detached().filter(|_| is_claimed);
+            let extras = NextExtras { detached, progress, ..NextExtras::default() };
+            let becomes = Some(Becomes::State(NextState { extras: extras.boxed(), ..state }));
             let Current { presence, lease_until, .. } = *current;
-            Next { becomes: Some(Becomes::State(state)), presence, lease_until }
+            if is_claimed { Next { becomes, presence, lease_until } } else { nobody(becomes) }
         }
         Change::Leased(from, presence) => {
             let state = gone_on(from, Phase::Claimed, Lasting::hiding(older), None, moment);

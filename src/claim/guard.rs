@@ -788,8 +788,8 @@ impl ClaimHandle {
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if another attempt took over, the claim has ended, or its lease has lapsed and a claimant noticed (a
-    /// [renewal](Self::renew) may still get it back). `TooLarge` for more than 16 KiB, or more than the longest result. Also
+    /// `ClaimLost` if another attempt took over, the claim has ended, or its lease has lapsed and a claimant was asked about it
+    /// (a [renewal](Self::renew) may still get it back). `TooLarge` for more than 16 KiB, or more than the longest result. Also
     /// the errors of [`Store::claim`](crate::Store::claim).
     pub fn save_progress<V: Encode + ?Sized>(&self, value: &V) -> Result<()> {
         let inner = &self.0;

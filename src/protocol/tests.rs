@@ -251,10 +251,11 @@ impl<'a> Fields<'a> {
                 1 => kept("owner").unwrap().owner.as_deref(),
                 _ => label(conditions.owner),
             },
-            reason: match choose("reason", &["none", "call's", "its lease passed"]) {
+            reason: match choose("reason", &["none", "call's", "its lease passed", "kept"]) {
                 0 => None,
                 1 => label(conditions.reason),
-                _ => Some("its lease passed"),
+                2 => Some("its lease passed"),
+                _ => kept("reason").unwrap().reason.as_deref(),
             },
             extras: NextExtras {
                 detached: match choose("lease", &["none", "kept", "call's"]) {
@@ -601,10 +602,11 @@ fn every_call(state: Option<&KeyState>, question_is_late: bool) -> Vec<Asked> {
             rows.extend((row == left && is_detached).then_some(attached));
             rows.push(row);
             out.push((call(TOKEN), conditions, rows));
-            let stale = if is_owners {
-                "a call of an owner or a claimant, another token"
-            } else {
-                "a call of neither, another token"
+            let stale = match (call(OTHER).of_owner(), is_owners) {
+                (Some(_), true) => "a call of an owner, another token",
+                (Some(_), false) => "the owner ends without an outcome, another token",
+                (None, true) => "a call of a claimant, another token",
+                (None, false) => "a call of neither, another token",
             };
             out.push((call(OTHER), conditions, vec![stale]));
         }

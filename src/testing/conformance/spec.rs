@@ -421,7 +421,7 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             None => Told::Lost,
         },
         Call::Progress { token, value, ask } => match open(slot, *token) {
-            Some(key) if key.is == Is::Begun && key.on_it.is_owner() => {
+            Some(key) if key.is == Is::Begun && !is_asked(key, now) => {
                 key.progress = Some(value.clone());
                 key.level = ask.claim_level;
                 Told::Yes
