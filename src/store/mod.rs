@@ -584,7 +584,7 @@ impl Store {
     ///
     /// # Cost
     /// One read per key; if only open states are requested, as in the example, a read or two per open key (see
-    /// [`Iter`](crate::admin::Iter)). Nothing is written, unless the index is damaged, as in [`get`](Self::get).
+    /// [`Iter`]). Nothing is written, unless the index is damaged, as in [`get`](Self::get).
     pub fn iter(&self) -> Iter {
         Iter::new(Arc::clone(&self.shared))
     }
