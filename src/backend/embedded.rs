@@ -57,6 +57,7 @@ impl Threads for Embedded {
             // A join fails only if the thread panicked, and there is no caller to report that to.
             let _ = thread.join();
         }
+        self.serving.drain(&self.engine);
     }
 
     fn start(&self, work: Box<dyn FnOnce() + Send>) -> bool {

@@ -107,6 +107,19 @@ impl Serving {
             jobs.into_iter().for_each(|job| job(engine));
         }
     }
+
+    /// Answers the calls that came when their thread had ended, because the store closes. Called by the close once the threads
+    /// have ended, and by each call that sees the close after it was queued: one of the two comes last.
+    pub(super) fn drain(&self, engine: &Engine) {
+        self.drain_commits();
+        let jobs = std::mem::take(&mut *self.jobs.queue.lock());
+        jobs.into_iter().for_each(|job| job(engine));
+    }
+
+    fn drain_commits(&self) {
+        let calls = std::mem::take(&mut *self.commits.queue.lock());
+        calls.into_iter().for_each(|(_, waker)| waker.wake());
+    }
 }
 
 impl Embedded {
@@ -118,6 +131,9 @@ impl Embedded {
         });
         if is_served {
             serving.commits.put((needs, waker.clone()));
+            if self.is_closing() {
+                serving.drain_commits();
+            }
         } else {
             self.provide(needs);
             waker.wake_by_ref();
@@ -130,7 +146,13 @@ impl Embedded {
         let is_served = self.serves(&serving.jobs, "onlyonce-call", |serving, engine| {
             serving.run_jobs(engine);
         });
-        if is_served { serving.jobs.put(job) } else { job(self) }
+        if !is_served {
+            return job(self);
+        }
+        serving.jobs.put(job);
+        if self.is_closing() {
+            serving.drain(self);
+        }
     }
 
     /// Sees to it that claims which wait are woken when their time is up.
