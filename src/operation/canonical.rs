@@ -164,7 +164,7 @@ fn escaped(from: &mut JsonText<'_>) -> Result<char, NoForm> {
     Ok(short)
 }
 
-/// Reads `uXXXX`, and the second of them where the first is half of a character.
+/// Reads `u` and its four hexadecimal digits, and a second such escape where the first is half of a character.
 fn code_point(from: &mut JsonText<'_>, begin: usize) -> Result<char, NoForm> {
     let first = code_unit(from, begin)?;
     let lone = NoForm { what: "half of a character (a lone surrogate)", at: begin };
