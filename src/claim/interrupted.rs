@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::guard::lease_millis;
+use super::handle::lease_millis;
 use super::{Attempt, Before, ClaimGuard, KeyCall, Pending, granting, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Writing};

@@ -1,14 +1,16 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
-//! `guard` is the owner's side of a claim, `progress` what it saves on the way, and `ticket` what it hands over; `interrupted`
-//! is the side of a claimant that has to decide. `pending` is a call whose answer comes later. `attempt` and `recorded` are
+//! `guard` is the owner's side of a claim, `ending` the call that ends it, `handle` what the work may do, `progress` what it
+//! saves on the way, and `ticket` what it hands over; `interrupted` is the side of a claimant that has to decide. `pending` is a call whose answer comes later. `attempt` and `recorded` are
 //! what other callers see. `seen` converts the state found of a key into these types, and `answer`
 //! converts a decision of the rules into the answer.
 
 mod answer;
 mod attempt;
 mod date;
+mod ending;
 mod guard;
+mod handle;
 mod interrupted;
 mod key_call;
 mod pending;
@@ -19,8 +21,10 @@ mod ticket;
 
 pub use attempt::Attempt;
 pub(crate) use date::{shown, wall, wall_millis};
-pub(crate) use guard::{Before, EndingCall};
-pub use guard::{ClaimGuard, ClaimHandle};
+pub(crate) use ending::EndingCall;
+pub use guard::ClaimGuard;
+pub(crate) use handle::Before;
+pub use handle::ClaimHandle;
 pub use interrupted::Interrupted;
 pub(crate) use interrupted::Word;
 pub(crate) use key_call::{

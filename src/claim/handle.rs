@@ -1,0 +1,387 @@
+//! What the work may do with its claim: [`ClaimHandle`].
+//!
+//! Promises: a handle can't end its claim; once the claim has ended, every change by a handle is refused.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Attempt, Pending, progress, reserve};
+use crate::backend::Shared;
+use crate::engine::Writing;
+use crate::operation::Settings;
+use crate::protocol::{Answer, Call, CallExtras, Conditions, Presence};
+use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::types::{KeyHash, Token};
+use crate::{Encode, Error, ErrorKind, Key, OnDrop, Payload, Result};
+
+/// A handle to a granted claim, for everything except ending it. A clone refers to the same claim.
+///
+/// After the claim has ended, the handle can only be read: every change is refused as `ClaimLost`.
+///
+/// ```
+/// # use onlyonce::{Claim, ClaimHandle, Result, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # use std::time::Duration;
+/// fn work(claim: &ClaimHandle) -> Result<String> {
+///     claim.renew(Duration::from_secs(60))?; // it takes long
+///     Ok(format!("done under token {}", claim.token()))
+/// }
+///
+/// let Claim::Acquired(claim) = store.claim("task-42")? else { unreachable!() };
+/// let result = work(&claim)?; // a guard is also a handle
+/// claim.complete(&result)?;
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone)]
+pub struct ClaimHandle(pub(super) Arc<ClaimInner>);
+
+pub(super) struct ClaimInner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) key: Key<'static>,
+    pub(super) hash: KeyHash,
+    pub(super) token: Token,
+    pub(super) attempt: u32,
+    pub(super) settings: Settings,
+    pub(super) interruption: Option<Attempt>,
+    /// What was saved last.
+    pub(super) progress: Mutex<Option<Arc<[u8]>>>,
+    /// It was attached by a ticket: a drop leaves it as it was.
+    pub(super) is_attached: bool,
+    /// What a drop means from now on.
+    pub(super) drop_aborts: AtomicBool,
+    pub(super) has_ended: AtomicBool,
+}
+
+/// What came before a grant.
+#[derive(Default)]
+pub(crate) struct Before {
+    pub(crate) interruption: Option<Attempt>,
+    pub(crate) progress: Option<Arc<[u8]>>,
+}
+
+/// The reason recorded for an attempt whose guard was dropped without an ending.
+pub(super) const DROPPED: &str = "dropped without a word";
+
+impl ClaimInner {
+    /// The owner leaves without an ending: an interruption, or the abort that `OnDrop::Abort` requested beforehand.
+    pub(super) fn leave(&self, reason: &str) {
+        if self.has_ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let abort = !self.is_attached && self.drop_aborts.load(Ordering::SeqCst);
+        self.let_go(abort, if abort { "dropped before it had an effect" } else { reason });
+    }
+
+    pub(super) fn let_go(&self, abort: bool, reason: &str) {
+        let level = if abort { self.settings.durability } else { self.settings.claim_durability };
+        let retention_ms = self.settings.retention_ms;
+        let conditions = Conditions { retention_ms, ..Conditions::default() };
+        let writing = Writing { level: Some(level), conditions, ..Writing::default() };
+        let call = if abort { Call::Abort(self.token) } else { Call::Interrupt(self.token) };
+        self.shared.let_go(&self.key, self.hash, call, reason, &writing);
+    }
+
+    /// Bytes that the claim reserves for its ending.
+    pub(super) fn reserve(&self) -> u64 {
+        let result_bytes_max = self.shared.result_bytes_max();
+        reserve(result_bytes_max, self.settings.reserve_bytes, self.key.bytes().len())
+    }
+
+    pub(super) fn lost(&self) -> Error {
+        let message = format!(
+            "the claim on {} with token {} is lost: it has ended, or somebody took over; change nothing more",
+            self.key, self.token
+        );
+        Error::new(ErrorKind::ClaimLost, message)
+    }
+
+    pub(super) fn held(&self) -> Error {
+        let message = format!("{} is held: its owner may still complete or abort", self.key);
+        Error::new(ErrorKind::Held, message)
+    }
+}
+
+/// Limited to a `u64`, which store time never reaches.
+pub(super) fn lease_millis(lease: Duration) -> Result<u64> {
+    match u64::try_from(lease.as_millis()).unwrap_or(u64::MAX) {
+        0 => Err(Error::invalid("a lease of zero lapses at once: give a longer one")),
+        millis => Ok(millis),
+    }
+}
+
+impl ClaimHandle {
+    /// Returns the key.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.key().to_string(), r#"("order", 17)"#);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        &self.0.key
+    }
+
+    /// Returns the claim's fencing token. Pass the token to the resource that the work changes, so that the resource
+    /// can refuse a stale owner, too.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// let request = format!("POST /charges?fence={}", claim.token());
+    /// # assert!(request.ends_with(&claim.token().get().to_string()));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.0.token
+    }
+
+    /// Returns the number of the attempt. The first attempt since the key was absent has the number 1.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.attempt(), 1);
+    /// claim.abort("not yet")?;
+    /// let Claim::Acquired(claim) = store.claim(("order", 17))? else { unreachable!() };
+    /// assert_eq!(claim.attempt(), 2);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// Returns the interrupted attempt that this attempt follows, if there is one.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("order-17")?);
+    /// # let Claim::Interrupted(lost) = store.claim("order-17")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// if let Some(before) = claim.interruption() {
+    ///     println!("may have been done already: {before}"); // ask the other side about before.token()
+    /// }
+    /// assert_eq!(claim.interruption().map(|before| before.number()), Some(1));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn interruption(&self) -> Option<&Attempt> {
+        self.0.interruption.as_ref()
+    }
+
+    /// Renews the lease, which then runs for `lease` from now.
+    ///
+    /// A lease is kept only in memory, so the renewal doesn't have to be durable: the next open of the store finds the
+    /// attempt interrupted, even if its lease has not lapsed. The lease of a [detached](ClaimGuard::detach) claim, which
+    /// was attached by its ticket, is recorded: its renewal is durable on return at the level of
+    /// [`claim_durability`](crate::Policy::claim_durability).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("long").lease(Duration::from_secs(30));
+    /// let Claim::Acquired(claim) = store.claim(&op)? else { unreachable!() };
+    /// claim.renew(Duration::from_secs(30))?; // while the work goes on
+    /// # sim.advance(Duration::from_secs(31));
+    /// // Too late: it lapsed, and another attempt took over.
+    /// let Claim::Interrupted(lost) = store.claim(&op)? else { unreachable!() };
+    /// let new_owner = lost.take_over()?;
+    /// assert_eq!(claim.renew(Duration::from_secs(30)).unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// # drop(new_owner);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if another attempt took over, or the claim has ended. `Held` if the key was held. `Invalid` for a
+    /// lease of zero. If a record is written (see Cost), also the errors of [`Store::claim`](crate::Store::claim).
+    ///
+    /// # Cost
+    /// Usually nothing is written, and the call doesn't wait. If the lease had lapsed and a claimant noticed, or the claim
+    /// was attached, the claim is written again: one write, and one sync if the claim is at `Sync`. That record is durable
+    /// on return.
+    pub fn renew(&self, lease: Duration) -> Result<()> {
+        let (inner, lease_ms) = (&self.0, lease_millis(lease)?);
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
+        let reserve = inner.reserve();
+        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
+        let writing = Writing {
+            level: Some(inner.settings.claim_durability),
+            reserve,
+            conditions: Conditions { lease_ms: Some(lease_ms), extras, ..Conditions::default() },
+            ..Writing::default()
+        };
+        let applied =
+            inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
+        match applied.answer {
+            // The guard was dropped meanwhile, so no guard is left to end the renewed claim.
+            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
+                inner.let_go(false, DROPPED);
+                Err(self.lost())
+            }
+            Answer::Done => Ok(()),
+            Answer::Held => Err(inner.held()),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// Saves how far the work has come: `value` replaces what was saved before. It is shown to the next attempt, if this
+    /// one is interrupted or aborted, and to operators; an outcome removes it.
+    ///
+    /// The progress is durable on return at the level of [`claim_durability`](crate::Policy::claim_durability). It costs
+    /// one write, and one sync at `Sync`.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// claim.save_progress("3 of 9")?; // files imported
+    /// drop(claim); // a crash, say
+    /// let Claim::Interrupted(lost) = store.claim("import")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// let done = claim.progress().map(|saved| saved.decode::<String>()).transpose()?;
+    /// assert_eq!(done.as_deref(), Some("3 of 9"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if another attempt took over, the claim has ended, or its lease has lapsed and a claimant was asked about it
+    /// (a [renewal](Self::renew) may still get it back). `TooLarge` for more than 16 KiB, or more than the longest result. Also
+    /// the errors of [`Store::claim`](crate::Store::claim).
+    pub fn save_progress<V: Encode + ?Sized>(&self, value: &V) -> Result<()> {
+        let inner = &self.0;
+        let saved = progress::encode(value, inner.shared.result_bytes_max())?;
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Err(self.lost());
+        }
+        // Words of one claim go one after another: an older progress must not replace a newer one.
+        let mut newest = inner.progress.lock();
+        let extras = Some(&CallExtras { progress: Some(&saved), ..CallExtras::default() });
+        let writing = Writing {
+            level: Some(inner.settings.claim_durability),
+            reserve: inner.reserve() + saved.len() as u64,
+            conditions: Conditions { extras, ..Conditions::default() },
+            ..Writing::default()
+        };
+        let call = Call::Progress(inner.token);
+        let applied = inner.shared.apply(&inner.key, inner.hash, call, &writing)?;
+        if applied.answer != Answer::Done {
+            return Err(self.lost());
+        }
+        *newest = Some(saved.into());
+        Ok(())
+    }
+
+    /// Returns what was saved last, by this attempt or by one before it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// assert!(claim.progress().is_none());
+    /// claim.save_progress("3 of 9")?;
+    /// assert_eq!(claim.progress().unwrap().decode::<String>()?, "3 of 9");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn progress(&self) -> Option<Payload> {
+        self.0.progress.lock().as_deref().and_then(progress::decode)
+    }
+
+    /// Returns whether the claim is still this attempt's: it has not ended, its lease has not passed, and nobody took over
+    /// or revoked it. Work that takes long asks now and then, and stops.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// assert!(claim.is_live());
+    /// let Some(State::InProgress(attempt)) = store.get("import")? else { unreachable!() };
+    /// store.interrupt(&attempt, "the wrong file")?; // an operator
+    /// assert!(!claim.is_live());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// A look into memory. Once the claim is no longer live, up to one read.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        let inner = &self.0;
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return false;
+        }
+        match inner.shared.look(&inner.key, inner.hash) {
+            Ok(Some(seen)) => seen.presence == Presence::Owner && seen.state.token == inner.token,
+            // Closed, or poisoned: the work can record nothing more.
+            _ => false,
+        }
+    }
+
+    /// Waits until the claim is no longer this attempt's: it has ended, its lease has passed, somebody took over or revoked it,
+    /// or the store was closed. The answer comes as soon as [`is_live`](Self::is_live) is false. Work that can be stopped waits
+    /// for this beside the work.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// let ended = claim.ended(); // in a select!, beside the work
+    /// # let State::InProgress(attempt) = store.get("import")?.unwrap() else { unreachable!() };
+    /// # store.interrupt(&attempt, "the wrong file")?;
+    /// ended.wait()?;
+    /// assert!(!claim.is_live());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Cost
+    /// A look into memory, and one more for each change of the key.
+    pub fn ended(&self) -> Pending<()> {
+        let inner = &self.0;
+        if inner.has_ended.load(Ordering::SeqCst) {
+            return Pending::ready(Ok(()));
+        }
+        Pending::new(inner.shared.send_watch(&inner.key, inner.token), |told| told.map(|_| ()))
+    }
+
+    /// Sets what dropping the guard means from now on. Set it to [`OnDrop::Interrupt`] just before the effect. The
+    /// setting is kept in memory only; nothing is written.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, OnDrop, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let op = Operation::new("charge-7").on_drop(OnDrop::Abort); // until the first effect, a drop is harmless
+    /// if let Claim::Acquired(claim) = store.claim(op)? {
+    ///     claim.on_drop(OnDrop::Interrupt); // from here on: unknown
+    ///     claim.complete("charged")?;
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn on_drop(&self, on_drop: OnDrop) {
+        self.0.drop_aborts.store(on_drop == OnDrop::Abort, Ordering::SeqCst);
+    }
+
+    pub(super) fn lost(&self) -> Error {
+        self.0.lost()
+    }
+}
+
+impl fmt::Debug for ClaimHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClaimHandle")
+            .field("key", &self.0.key)
+            .field("token", &self.0.token)
+            .field("attempt", &self.0.attempt)
+            .finish_non_exhaustive()
+    }
+}

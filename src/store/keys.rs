@@ -1,0 +1,304 @@
+//! Calls on a key by others than its claimants: its state, and what operators do with it.
+
+use std::sync::Arc;
+
+use super::Store;
+use crate::admin::Iter;
+use crate::claim::seen::{broken, in_progress, shown_state, state_of};
+use crate::claim::{Attempt, ClaimGuard, Forgetting, Pending, Resolution, State, Ticket, make};
+use crate::engine::{EncodedOutcome, Writing};
+use crate::operation::{cut_label, encode_meta};
+use crate::protocol::{Answer, Call, CallExtras, Conditions};
+use crate::types::Token;
+use crate::{Error, ErrorKind, Key, Result};
+
+impl Store {
+    /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(matches!(store.get("message-7")?, Some(State::Completed(_))));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Corrupt` if the key's record is damaged; `Closed`, `Forked`, `Indeterminate`.
+    ///
+    /// # Cost
+    /// One read, or none for a key in progress. Nothing is written, unless the lookup finds a table of the index
+    /// damaged. Then that table is mended first, which reads the part of the log that the table covers.
+    pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
+        let key = key.into();
+        key.check()?;
+        match self.shared.look(&key, self.shared.hash(&key))? {
+            Some(seen) => state_of(&key, seen).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the state of a key as [`get`](Self::get) does, later.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(matches!(store.get_async("message-7").wait()?, Some(State::Completed(_))));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`get`](Self::get), as the answer.
+    pub fn get_async<'k>(&self, key: impl Into<Key<'k>>) -> Pending<Option<State>> {
+        let key = key.into().into_owned();
+        if let Err(e) = key.check() {
+            return Pending::ready(Err(e));
+        }
+        let underway = self.shared.send_look(&key);
+        Pending::new(underway, move |told| {
+            let applied = told?;
+            match applied.found {
+                Some(_) => shown_state(&key, applied).map(Some),
+                None => Ok(None),
+            }
+        })
+    }
+
+    /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be
+    /// retried. An aborted attempt can be resolved too, because its key is held once
+    /// [`attempts_max`](Policy::attempts_max) is reached. Returns `false`, and changes nothing, if the key is no longer
+    /// in the state that you saw.
+    ///
+    /// The owner label of this handle's policy is recorded as the one that decided it, see
+    /// [`Attempt::decided_by`](crate::Attempt::decided_by).
+    ///
+    /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts from zero again. Attempt
+    /// numbers are not reset.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, Resolution, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("task-42")?);
+    /// if let Some(State::Interrupted(a) | State::Held(a)) = store.get("task-42")? {
+    ///     store.resolve(&a, Resolution::Record(Outcome::success("paid")))?;
+    /// }
+    /// assert!(matches!(store.claim("task-42")?, Claim::Completed(_)));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// The change is durable on return, always at `Sync`.
+    ///
+    /// # Errors
+    /// `InProgress` if the attempt's owner is still at work; `TooLarge` if the outcome exceeds a limit; the errors of
+    /// [`claim`](Self::claim).
+    ///
+    /// # Cost
+    /// One write and one sync, or neither if the call returns `false`.
+    pub fn resolve(&self, attempt: &Attempt, resolution: Resolution) -> Result<bool> {
+        let key = attempt.key();
+        let hash = self.shared.hash(key);
+        let seen = attempt.token();
+        let settings = self.policy.resolve()?;
+        let retention = settings.retention_ms;
+        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
+        let extras = Some(&extras);
+        let applied = match resolution {
+            Resolution::Retry(reason) => {
+                let reason = cut_label(reason);
+                let conditions = Conditions {
+                    retention_ms: retention,
+                    reason: Some(&reason),
+                    extras,
+                    ..Conditions::default()
+                };
+                let writing = Writing { conditions, ..Writing::default() };
+                self.shared.apply(key, hash, Call::ResolveRetry(seen), &writing)?
+            }
+            Resolution::Record(outcome) => {
+                let parts = outcome.into_parts(self.shared.keeping())?;
+                let meta = encode_meta(&parts.meta);
+                let writing = Writing {
+                    conditions: Conditions {
+                        retention_ms: parts.retention_ms.or(retention),
+                        remember_ms: settings.remember_ms,
+                        reason: Some(parts.missing.as_deref().unwrap_or("resolved")),
+                        extras,
+                        ..Conditions::default()
+                    },
+                    outcome: Some(EncodedOutcome::of(&parts, &meta)),
+                    ..Writing::default()
+                };
+                let call = if parts.failure {
+                    Call::ResolveFail(seen)
+                } else {
+                    Call::ResolveComplete(seen)
+                };
+                self.shared.apply(key, hash, call, &writing)?
+            }
+        };
+        match applied.answer {
+            Answer::Done => Ok(true),
+            Answer::Unchanged => Ok(false),
+            _ => Err(in_progress(key)),
+        }
+    }
+
+    /// Revokes a live claim: the attempt is interrupted, with this reason, and its owner can do nothing more. Returns
+    /// `false`, and changes nothing, if the key is no longer claimed by the attempt that you saw.
+    ///
+    /// The work itself isn't stopped: its owner learns of it by [`is_live`](crate::ClaimHandle::is_live), or by the
+    /// `ClaimLost` of its next call. What the work has done until then is unknown, so the next claimant is told of an
+    /// interrupted attempt. The claim's token is spent: a resource that remembers the greatest token it has seen refuses the
+    /// revoked owner once the next one has come.
+    ///
+    /// The change is durable on return, always at `Sync`, and costs one write and one sync. A reason of more than 512 bytes is
+    /// cut; the owner label of this handle's policy is recorded as the one that decided it.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// let Some(State::InProgress(attempt)) = store.get("import")? else { unreachable!() };
+    /// assert!(store.interrupt(&attempt, "it has been stuck since Monday")?);
+    /// assert!(matches!(store.claim("import")?, Claim::Interrupted(_)));
+    /// assert_eq!(claim.complete("late").unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim`](Self::claim).
+    pub fn interrupt(&self, attempt: &Attempt, reason: impl Into<String>) -> Result<bool> {
+        let (key, reason) = (attempt.key(), cut_label(reason.into()));
+        let settings = self.policy.resolve()?;
+        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
+        let extras = Some(&extras);
+        let conditions = Conditions { reason: Some(&reason), extras, ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
+        let call = Call::Revoke(attempt.token());
+        let applied = self.shared.apply(key, self.shared.hash(key), call, &writing)?;
+        Ok(applied.answer == Answer::Done)
+    }
+
+    /// Attaches a claim that was [detached](crate::ClaimGuard::detach), and returns its guard: the same attempt, under the
+    /// same token. This handle's policy supplies the guard's durability, retention and the like.
+    ///
+    /// The claim keeps its lease, which [`renew`](crate::ClaimHandle::renew) extends. Dropping the guard without an ending
+    /// leaves the claim as it was, whatever [`OnDrop`](crate::OnDrop) says: the lease runs, and the ticket attaches again. After
+    /// the lease has passed the ticket still counts, as long as nobody took over.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, ErrorKind, Ticket, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("job-7")? else { unreachable!() };
+    /// # let text = claim.detach(Duration::from_secs(900))?.to_string();
+    /// let ticket: Ticket = text.parse()?;
+    /// match store.attach(&ticket) {
+    ///     Ok(claim) => claim.complete("done")?,
+    ///     Err(e) if e.kind() == ErrorKind::ClaimLost => println!("too late: {e}"),
+    ///     Err(e) => return Err(e),
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if the ticket is not of this store, somebody took over, the claim has ended, or a guard of it is attached
+    /// already. `StorageFull` if there is no space for its ending. Also the errors of [`claim`](Self::claim).
+    ///
+    /// # Cost
+    /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
+    pub fn attach(&self, ticket: &Ticket) -> Result<ClaimGuard> {
+        let lost = |why| Err(Error::new(ErrorKind::ClaimLost, format!("{}: {why}", ticket.key())));
+        if !ticket.is_of(&self.shared.secret()?) {
+            return lost("the ticket is not of this store");
+        }
+        let (key, settings) = (ticket.key(), self.policy.resolve()?);
+        let hash = self.shared.hash(key);
+        let call = Call::Attach(ticket.token());
+        let applied = self.shared.apply(key, hash, call, &Writing::default())?;
+        if applied.answer != Answer::Done {
+            return lost("the claim has ended, somebody took over, or it is attached already");
+        }
+        let state = applied.found.and_then(|found| found.state).ok_or_else(broken)?;
+        Ok(ClaimGuard::attached(Arc::clone(&self.shared), key, hash, &state, settings))
+    }
+
+    /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was
+    /// nothing to forget.
+    ///
+    /// The change is durable on return, always at `Sync`, and costs one write and one sync. The key's bytes stay in the
+    /// log until the log is compacted.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(store.forget("message-7")?);
+    /// assert!(store.mark("message-7")?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). Also the errors of
+    /// [`claim`](Self::claim).
+    pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
+        make(&self.shared, Forgetting::new(key.into())?)
+    }
+
+    /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the
+    /// owner has done: use this call with care.
+    ///
+    /// The change is durable on return, always at `Sync`, and costs one write and one sync.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("stuck")?);
+    /// let Claim::Interrupted(lost) = store.claim("stuck")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// store.forget_claimed("stuck", claim.token())?;
+    /// assert!(claim.complete("too late").is_err());
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if the key isn't claimed under `token`. Also the errors of [`claim`](Self::claim).
+    pub fn forget_claimed<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Result<()> {
+        let key = key.into();
+        key.check()?;
+        let hash = self.shared.hash(&key);
+        let call = Call::ForgetClaimed(token);
+        let applied = self.shared.apply(&key, hash, call, &Writing::default())?;
+        match applied.answer {
+            Answer::Done => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::ClaimLost,
+                format!("{key} is not claimed under token {token}"),
+            )),
+        }
+    }
+
+    /// Returns an iterator over all keys and their states, in no particular order. Changes made during the iteration
+    /// may or may not be seen.
+    ///
+    /// The iterator leaves out expired keys, even remembered ones, because only the hash of a remembered key is stored.
+    /// Call [`get`](Self::get) for the state of a remembered key.
+    ///
+    /// ```
+    /// # use onlyonce::{admin::StateKind, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// for entry in store.iter().in_states(&[StateKind::Interrupted, StateKind::Held]) {
+    ///     let (key, state) = entry?;
+    ///     println!("{key}: {state:?}");
+    /// }
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Cost
+    /// One read per key; if only open states are requested, as in the example, a read or two per open key (see
+    /// [`Iter`]). Nothing is written, unless the index is damaged, as in [`get`](Self::get).
+    pub fn iter(&self) -> Iter {
+        Iter::new(Arc::clone(&self.shared))
+    }
+}
