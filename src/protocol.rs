@@ -217,6 +217,8 @@ pub enum Call {
     Revoke(Token),
     /// The key is to be as if it had never been, unless its owner is at work.
     Forget,
+    /// The same, if the key is still in the state that the caller saw.
+    ForgetSeen(Sight),
     /// Forgets a key that is claimed under this token.
     ForgetClaimed(Token),
 }
@@ -264,6 +266,7 @@ impl Call {
             | Call::ResolveRetry(_)
             | Call::Revoke(_)
             | Call::Forget
+            | Call::ForgetSeen(_)
             | Call::ForgetClaimed(_) => false,
         }
     }
@@ -272,6 +275,26 @@ impl Call {
     fn is_about_question(self) -> bool {
         matches!(self, Call::RenewQuestion(_) | Call::DropQuestion(_))
     }
+}
+
+/// What identifies the state in which a caller saw a key. Each record of a key changes it, so that whatever happened since is
+/// noticed: progress and a renewed lease, too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sight {
+    /// A state by its record.
+    Record {
+        /// The attempt's token.
+        token: Token,
+        /// The state in which the key was shown.
+        phase: Phase,
+        /// When the record was made.
+        time: StoreMillis,
+    },
+    /// An expired key that is remembered until then. Its token is gone with its record.
+    Expired {
+        /// When the key's memory passes.
+        until: StoreMillis,
+    },
 }
 
 /// What a claimant asks for.
@@ -492,10 +515,13 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
         return Ruling { answer: None, change: Some(Change::Lapsed(state)) };
     }
     // A memory answers callers that would do the work, and can be forgotten. To all others the key is absent.
-    if state.is_some_and(|state| is_remembered(state, now)) {
+    if let Some(state) = state.filter(|state| is_remembered(state, now)) {
         match call {
             Call::Claim(_) | Call::Record { .. } => return told(Answer::Expired),
             Call::Forget => return done(Change::Absent),
+            Call::ForgetSeen(Sight::Expired { until }) if state.memory_until == Some(until) => {
+                return done(Change::Absent);
+            }
             _ => {}
         }
     }
@@ -570,6 +596,14 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
             }
             Some(_) => done(Change::Absent),
         },
+        Call::ForgetSeen(sight) => {
+            let is_over = has_lapsed(current.presence, current.lease_until, now);
+            let presence = if is_over { Presence::Nobody } else { presence };
+            match state {
+                Some(state) => forget_seen(state, phase_shown(state, presence), sight),
+                None => told(Answer::Unchanged),
+            }
+        }
         Call::ForgetClaimed(token) => match state {
             Some(state) if is_claimed_under(state, presence, token) => done(Change::Absent),
             _ => told(Answer::Lost),
@@ -614,11 +648,13 @@ fn has_lapsed(presence: Presence, lease_until: Option<StoreMillis>, now: StoreMi
 }
 
 /// Whether a lease has passed that this call is the first to come upon. Owners don't: the word of the key's own counts as long
-/// as nobody else has come, and that of a former one changes nothing.
+/// as nobody else has come, and that of a former one changes nothing. Nor does a caller that names what it saw: the record of
+/// the lapse would be another one.
 fn is_noticed_lapse(state: &KeyState, current: &Current<'_>, call: Call, now: StoreMillis) -> bool {
     has_lapsed(current.presence, current.lease_until, now)
         && state.phase == Phase::Claimed
         && call.of_owner().is_none()
+        && !matches!(call, Call::ForgetSeen(_))
         && !call.is_about_question()
 }
 
@@ -901,6 +937,17 @@ fn resolve<'a>(
             Phase::Completed | Phase::Failed => told(Answer::Unchanged),
         },
         _ => told(Answer::Unchanged),
+    }
+}
+
+fn forget_seen(state: &KeyState, phase: Phase, sight: Sight) -> Ruling<'_> {
+    let Sight::Record { token, phase: seen, time } = sight else { return told(Answer::Unchanged) };
+    match phase {
+        _ if state.token != token || seen != phase => told(Answer::Unchanged),
+        // However far it has come since.
+        Phase::Claimed => told(Answer::InProgress),
+        _ if state.time != time => told(Answer::Unchanged),
+        _ => done(Change::Absent),
     }
 }
 

@@ -85,7 +85,9 @@ mod terms;
 #[cfg(feature = "backend")]
 pub use crate::engine::{Claimed, Stored};
 #[cfg(feature = "backend")]
-pub use crate::protocol::{Answer, Asker, Call, Extras, KeyState, Lease, Phase, Presence, Wants};
+pub use crate::protocol::{
+    Answer, Asker, Call, Extras, KeyState, Lease, Phase, Presence, Sight, Wants,
+};
 #[cfg(feature = "backend")]
 pub use crate::types::StoreMillis;
 #[cfg(feature = "backend")]

@@ -60,7 +60,7 @@ impl Claim {
             Answer::Completed => Claim::Completed(recorded(key, applied)?),
             Answer::Failed => Claim::Failed(recorded(key, applied)?),
             Answer::Mismatch => Claim::Mismatch(shown_state(key, applied)?),
-            Answer::Expired => Claim::Expired(expired(applied)?),
+            Answer::Expired => Claim::Expired(expired(key, applied)?),
             _ => return Err(broken()),
         })
     }
@@ -75,7 +75,7 @@ impl Mark {
             Answer::Delayed => Mark::Delayed(seen_attempt(key, &applied)?),
             Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied)?),
             Answer::Mismatch => Mark::Mismatch(shown_state(key, applied)?),
-            Answer::Expired => Mark::Expired(expired(applied)?),
+            Answer::Expired => Mark::Expired(expired(key, applied)?),
             _ => return Err(broken()),
         })
     }

@@ -113,6 +113,11 @@ impl Attempt {
         self.seen.state.token
     }
 
+    /// When the record was made that it was read from.
+    pub(super) fn stored_at(&self) -> StoreMillis {
+        self.seen.state.time
+    }
+
     /// Returns the time of the claim, as the wall clock showed it then.
     ///
     /// ```

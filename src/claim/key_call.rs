@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use super::{Claim, Mark, Pending, granting};
+use super::{Claim, Mark, Pending, State, granting};
 use crate::backend::Shared;
 use crate::claim::seen::{broken, in_progress};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{Key, Operation, Outcome, OutcomeParts, Policy, Settings, encode_meta};
-use crate::protocol::{Answer, Call, Conditions, Wants};
+use crate::protocol::{Answer, Call, Conditions, Sight, Wants};
 use crate::types::KeyHash;
 use crate::{Error, Result};
 
@@ -228,19 +228,63 @@ impl KeyCall for Recording<'_> {
     }
 }
 
+/// What to forget: a key, or a key in the state in which it was seen.
+///
+/// [`Store::forget`](crate::Store::forget) takes both, as do [`forget_many`](crate::Store::forget_many) and
+/// [`Batch::forget`](crate::Batch::forget).
+///
+/// ```
+/// # use onlyonce::{ToForget, testing::Sim};
+/// # let store = Sim::new(1).open()?;
+/// # let _ = store.mark_many(["message-7", "message-8"])?;
+/// let seen = store.get("message-7")?.expect("it was marked");
+/// let both: [ToForget<'_>; 2] = [(&seen).into(), "message-8".into()];
+/// for forgotten in store.forget_many(both)? {
+///     assert!(forgotten?);
+/// }
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[must_use = "nothing is forgotten before the call that takes it"]
+#[derive(Clone, Debug)]
+pub struct ToForget<'k> {
+    key: Key<'k>,
+    /// `None`: whatever its state.
+    sight: Option<Sight>,
+}
+
+impl<'k, K: Into<Key<'k>>> From<K> for ToForget<'k> {
+    fn from(key: K) -> Self {
+        ToForget { key: key.into(), sight: None }
+    }
+}
+
+impl<'k> From<&'k State> for ToForget<'k> {
+    /// The key, unless it has changed since: see [`Store::forget`](crate::Store::forget).
+    fn from(seen: &'k State) -> Self {
+        ToForget { key: seen.key().into(), sight: Some(seen.sight()) }
+    }
+}
+
+impl ToForget<'_> {
+    pub(crate) fn into_owned(self) -> ToForget<'static> {
+        ToForget { key: self.key.into_owned(), sight: self.sight }
+    }
+}
+
 /// A key to be forgotten.
-pub(crate) struct Forgetting<'k>(Key<'k>);
+pub(crate) struct Forgetting<'k>(ToForget<'k>);
 
 impl<'k> Forgetting<'k> {
-    pub(crate) fn new(key: Key<'k>) -> Result<Self> {
-        key.check()?;
-        Ok(Forgetting(key))
+    pub(crate) fn new(what: ToForget<'k>) -> Result<Self> {
+        what.key.check()?;
+        Ok(Forgetting(what))
     }
 }
 
 impl Asks for Forgetting<'_> {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        with(&self.0, Call::Forget, &Writing::default())
+        let ToForget { key, sight } = &self.0;
+        with(key, sight.map_or(Call::Forget, Call::ForgetSeen), &Writing::default())
     }
 }
 
@@ -248,14 +292,14 @@ impl KeyCall for Forgetting<'_> {
     type Answer = bool;
 
     fn key(&self) -> &Key<'_> {
-        &self.0
+        &self.0.key
     }
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
         match applied?.answer {
             Answer::Done => Ok(true),
             Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(&self.0)),
+            _ => Err(in_progress(&self.0.key)),
         }
     }
 }

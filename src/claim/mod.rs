@@ -27,6 +27,7 @@ pub(crate) use handle::Before;
 pub use handle::ClaimHandle;
 pub use interrupted::Interrupted;
 pub(crate) use interrupted::Word;
+pub use key_call::ToForget;
 pub(crate) use key_call::{
     Claiming, Forgetting, KeyCall, Marking, Recording, claiming, make, send,
 };

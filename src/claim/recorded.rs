@@ -36,6 +36,7 @@ pub struct Recorded {
     token: Token,
     completed_at: SystemTime,
     expires_at: Option<SystemTime>,
+    pub(super) time: StoreMillis,
 }
 
 impl Recorded {
@@ -72,6 +73,7 @@ impl Recorded {
             token: state.token,
             completed_at: wall(state.time, state.wall_offset),
             expires_at: state.expires_at.map(|at| wall(at, state.wall_offset)),
+            time: state.time,
         })
     }
 
@@ -336,17 +338,21 @@ impl fmt::Debug for Recorded {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Expired {
+    pub(super) key: Key<'static>,
     completed_at: SystemTime,
     remembered_until: SystemTime,
+    pub(super) until: StoreMillis,
 }
 
 impl Expired {
-    pub(crate) fn new(state: &KeyState) -> Self {
+    pub(crate) fn new(key: &Key<'_>, state: &KeyState) -> Self {
         let minutes = |time: StoreMillis| StoreMillis(time.0 / 60_000 * 60_000);
         let until = state.memory_until.unwrap_or(state.time);
         Expired {
+            key: key.clone().into_owned(),
             completed_at: wall(minutes(state.time), state.wall_offset),
             remembered_until: wall(until, state.wall_offset),
+            until,
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
-use crate::protocol::{Answer, KeyState, Phase, Presence, is_expired, phase_shown, shown};
+use crate::protocol::{Answer, KeyState, Phase, Presence, Sight, is_expired, phase_shown, shown};
 use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -40,6 +40,36 @@ pub enum State {
     Failed(Recorded),
     /// The work was done, its result is no longer kept, and the key is still remembered.
     Expired(Expired),
+}
+
+impl State {
+    /// The key whose state it is.
+    pub(crate) fn key(&self) -> &Key<'static> {
+        match self {
+            State::InProgress(attempt)
+            | State::Interrupted(attempt)
+            | State::Held(attempt)
+            | State::Aborted(attempt) => attempt.key(),
+            State::Completed(record) | State::Failed(record) => record.key(),
+            State::Expired(expired) => &expired.key,
+        }
+    }
+
+    /// What tells it from every other state of its key.
+    pub(crate) fn sight(&self) -> Sight {
+        let (token, phase, time) = match self {
+            State::InProgress(attempt) => (attempt.token(), Phase::Claimed, attempt.stored_at()),
+            State::Interrupted(attempt) => {
+                (attempt.token(), Phase::Interrupted, attempt.stored_at())
+            }
+            State::Held(attempt) => (attempt.token(), Phase::Held, attempt.stored_at()),
+            State::Aborted(attempt) => (attempt.token(), Phase::Aborted, attempt.stored_at()),
+            State::Completed(done) => (done.token(), Phase::Completed, done.time),
+            State::Failed(failed) => (failed.token(), Phase::Failed, failed.time),
+            State::Expired(expired) => return Sight::Expired { until: expired.until },
+        };
+        Sight::Record { token, phase, time }
+    }
 }
 
 impl fmt::Display for State {
@@ -89,9 +119,9 @@ pub(crate) fn recorded(key: &Key<'_>, applied: Applied) -> Result<Recorded> {
     Recorded::read(key, found.state.ok_or_else(broken)?, found.outcome)
 }
 
-pub(crate) fn expired(applied: Applied) -> Result<Expired> {
+pub(crate) fn expired(key: &Key<'_>, applied: Applied) -> Result<Expired> {
     let state = applied.found.and_then(|found| found.state);
-    state.map(|state| Expired::new(&state)).ok_or_else(broken)
+    state.map(|state| Expired::new(key, &state)).ok_or_else(broken)
 }
 
 pub(crate) fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
@@ -116,7 +146,7 @@ fn state_in(
     now: StoreMillis,
 ) -> Result<State> {
     if is_expired(&state, now) {
-        return Ok(State::Expired(Expired::new(&state)));
+        return Ok(State::Expired(Expired::new(key, &state)));
     }
     let phase = phase_shown(&state, presence);
     if phase == Phase::Completed {

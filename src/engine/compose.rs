@@ -184,7 +184,7 @@ fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Call, CallExtras, Conditions, Current, Presence, Wants, decide};
+    use crate::protocol::{Call, CallExtras, Conditions, Current, Presence, Sight, Wants, decide};
     use crate::record::Seal;
     use crate::types::{Lsn, StoreId, Token};
 
@@ -245,7 +245,9 @@ mod tests {
             Call::Attach,
             Call::Revoke,
         ];
+        let seen = |phase| Sight::Record { token: TOKEN, phase, time: StoreMillis(60_000) };
         let mut calls = vec![Call::Claim(Wants::default()), Call::Forget];
+        calls.push(Call::ForgetSeen(seen(Phase::Completed)));
         calls.extend([false, true].map(|failure| Call::Record { fingerprint: None, failure }));
         calls.extend(by_token.map(|call| call(TOKEN)));
         calls

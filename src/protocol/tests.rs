@@ -566,9 +566,17 @@ const BY_TOKEN: [ByToken; 18] = [
 /// A call, its conditions, and the rows it falls under, the strongest first.
 type Asked = (Call, Conditions<'static>, Vec<&'static str>);
 
-fn every_call(state: Option<&KeyState>, question_is_late: bool) -> Vec<Asked> {
+fn every_call(
+    state: Option<&KeyState>,
+    question_is_late: bool,
+    sights: &[(Sight, bool)],
+) -> Vec<Asked> {
     let mut out = every_claim(state);
     for conditions in all_conditions() {
+        for (sight, is_it) in sights {
+            let row = if *is_it { "forget_seen" } else { "forget_seen, another state" };
+            out.push((Call::ForgetSeen(*sight), conditions, vec![row]));
+        }
         out.push((Call::Forget, conditions, vec!["forget"]));
         out.push((Call::RenewQuestion(QUESTION), conditions, vec!["renew_question"]));
         let other = Call::RenewQuestion(OTHER_QUESTION);
@@ -614,6 +622,39 @@ fn every_call(state: Option<&KeyState>, question_is_late: bool) -> Vec<Asked> {
     out
 }
 
+/// The state in which a key is shown, and others, each with whether it is that one.
+fn every_sight(
+    column: &str,
+    state: Option<&KeyState>,
+    presence: Presence,
+    lease_until: Option<StoreMillis>,
+) -> Vec<(Sight, bool)> {
+    let record = |token, phase, time| Sight::Record { token, phase, time };
+    let expired = |until| Sight::Expired { until };
+    let Some(state) = state.filter(|_| column != "absent") else {
+        // Whatever was seen, nothing is there.
+        let seen = record(TOKEN, Phase::Held, NOW);
+        return vec![(seen, true), (expired(NOW), true), (seen, false)];
+    };
+    if column == "expired" {
+        let until = state.memory_until.unwrap();
+        let own = record(TOKEN, state.phase, state.time);
+        return vec![(expired(until), true), (expired(until.plus(1)), false), (own, false)];
+    }
+    let mut seen = state.clone();
+    let (presence, _) = shown(&mut seen, presence, lease_until, NOW);
+    let phase = phase_shown(&seen, presence);
+    let other = if phase == Phase::Held { Phase::Interrupted } else { Phase::Held };
+    let is_claimed = phase == Phase::Claimed;
+    vec![
+        (record(TOKEN, phase, state.time), true),
+        (record(TOKEN, phase, NOW), is_claimed),
+        (record(OTHER, phase, state.time), false),
+        (record(TOKEN, other, state.time), false),
+        (expired(NOW), false),
+    ]
+}
+
 #[test]
 fn every_cell_of_the_tables_is_what_the_code_does() {
     let rows = table("| call | absent |", &COLUMNS);
@@ -629,7 +670,8 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
         let question_is_late = presence == Presence::Asked && column == "interrupted";
         // An expired key is as good as absent, its fingerprint, hold and attempts included.
         let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
-        for (call, conditions, names) in every_call(alive, question_is_late) {
+        let sights = every_sight(column, state.as_ref(), presence, lease_until);
+        for (call, conditions, names) in every_call(alive, question_is_late, &sights) {
             let (row, says) = cell(&rows, &names, at);
             let (told, written) = match says.split_once(" → ") {
                 Some((told, written)) => (told, Some(written)),

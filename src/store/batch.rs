@@ -19,7 +19,7 @@ use crate::protocol::Call;
 use crate::types::KeyHash;
 use crate::{
     Abort, Claim, ClaimGuard, Durability, Encode, Error, ErrorKind, Interrupted, Key, Mark,
-    Operation, Outcome, Result,
+    Operation, Outcome, Result, ToForget,
 };
 
 impl Store {
@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// Forgets many keys with one write and one sync. Returns for each key, in the order of the keys, whether there was
-    /// anything to forget.
+    /// anything to forget. Takes keys, or the states in which they were seen, as [`forget`](Self::forget) does.
     ///
     /// The batch is not a transaction: after a crash, any prefix of it may exist.
     ///
@@ -127,7 +127,7 @@ impl Store {
     ///
     /// # Cost
     /// One write and one sync for each segment that the batch spans: usually one.
-    pub fn forget_many<'k, K: Into<Key<'k>>>(
+    pub fn forget_many<'k, K: Into<ToForget<'k>>>(
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Result<bool>>> {
@@ -423,8 +423,8 @@ impl Batch {
     /// assert!(matches!(committed.marks.as_slice(), [Ok(mark)] if mark.is_first()));
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
-    pub fn forget<'k>(&mut self, key: impl Into<Key<'k>>) -> &mut Self {
-        let forgetting = Forgetting::new(key.into().into_owned());
+    pub fn forget<'k>(&mut self, what: impl Into<ToForget<'k>>) -> &mut Self {
+        let forgetting = Forgetting::new(what.into().into_owned());
         self.add(AnswerList::Forgotten, forgetting.map(Mixed::Forget))
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::Store;
 use crate::admin::Iter;
 use crate::claim::seen::{broken, in_progress, shown_state, state_of};
-use crate::claim::{Attempt, ClaimGuard, Forgetting, Pending, Resolution, State, Ticket, make};
+use crate::claim::{
+    Attempt, ClaimGuard, Forgetting, Pending, Resolution, State, Ticket, ToForget, make,
+};
 use crate::engine::{EncodedOutcome, Writing};
 use crate::operation::{cut_label, encode_meta};
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
@@ -227,6 +229,11 @@ impl Store {
     /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was
     /// nothing to forget.
     ///
+    /// Takes a key, or the [`State`] in which it was seen. Then the call also returns `false`, and changes nothing, if the key
+    /// has changed since, as [`resolve`](Self::resolve) does: what a person or a program has judged is forgotten, and nothing
+    /// else. Every record of the key counts as a change, one of saved progress, too. A claimant that is asked changes nothing.
+    /// Two records of one attempt in one state are told apart by their times, to the millisecond.
+    ///
     /// The change is durable on return, always at `Sync`, and costs one write and one sync. The key's bytes stay in the
     /// log until the log is compacted.
     ///
@@ -236,14 +243,19 @@ impl Store {
     /// let _ = store.mark("message-7")?;
     /// assert!(store.forget("message-7")?);
     /// assert!(store.mark("message-7")?.is_first());
+    ///
+    /// let seen = store.get("message-7")?.expect("it was marked");
+    /// # store.forget("message-7")?;
+    /// # let _ = store.mark("message-7")?;
+    /// assert!(!store.forget(&seen)?); // meanwhile somebody forgot it, and it was marked again
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
     /// # Errors
     /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). Also the errors of
     /// [`claim`](Self::claim).
-    pub fn forget<'k>(&self, key: impl Into<Key<'k>>) -> Result<bool> {
-        make(&self.shared, Forgetting::new(key.into())?)
+    pub fn forget<'k>(&self, what: impl Into<ToForget<'k>>) -> Result<bool> {
+        make(&self.shared, Forgetting::new(what.into())?)
     }
 
     /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the

@@ -48,6 +48,8 @@ enum Op {
     RenewAny(usize, u64),
     Resolve(usize, End),
     Forget(usize),
+    /// A look, and then a forget by what it has shown.
+    ForgetSeen(usize),
     ForgetClaimed(usize, usize),
     Get(usize),
     Iter,
@@ -158,6 +160,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::RenewAny(at, lease)),
         2 => (one(), end()).prop_map(|(at, end)| Op::Resolve(at, end)),
         1 => key().prop_map(Op::Forget),
+        1 => key().prop_map(Op::ForgetSeen),
         1 => (key(), one()).prop_map(|(key, at)| Op::ForgetClaimed(key, at)),
         2 => key().prop_map(Op::Get),
         1 => Just(Op::Iter),
@@ -465,6 +468,10 @@ impl World {
                 self.call(key, &Call::Resolve { seen: Some(token), how: how.clone() });
             }
             Op::Forget(key) => drop(self.call(*key, &Call::Forget)),
+            Op::ForgetSeen(key) => {
+                self.call(*key, &Call::Get);
+                self.call(*key, &Call::ForgetSeen);
+            }
             Op::ForgetClaimed(key, at) => {
                 let Some(at) = pick(*at, self.machine().handles.len()) else { return };
                 let token = *self.machine().handles.keys().rev().nth(at).unwrap();

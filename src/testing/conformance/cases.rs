@@ -757,6 +757,110 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim d => granted 1",
     ),
     (
+        "a key is forgotten by what was seen, in every state except claimed",
+        "
+        forget_seen k => no
+        claim k +lease=100 as g => granted 1
+        get k => running 1
+        forget_seen k => busy
+        wait 100
+        get k => interrupted 1
+        forget_seen k => yes
+        get k => absent
+        claim b as b => granted 1
+        drop b => yes
+        get b => interrupted 1
+        claim b as q => asked 1
+        forget_seen b => yes
+        take_over q => lost
+        claim c as c => granted 1
+        hold c => yes
+        get c => held 1
+        restart
+        forget_seen c => yes
+        claim d as d => granted 1
+        abort d => yes
+        get d => aborted 1
+        forget_seen d => yes
+        mark e => first
+        get e => success  by 1
+        restart
+        forget_seen e => yes
+        mark e => first
+        record_failure f v => first
+        get f => failure v by 1
+        forget_seen f => yes
+        mark h +keep=100 +remember=60000 => first
+        wait 100
+        get h => expired
+        restart
+        forget_seen h => yes
+        mark h => first",
+    ),
+    (
+        "a key that has changed since it was seen is not forgotten",
+        "
+        mark a => first
+        get a => success  by 1
+        forget a => yes
+        wait 1
+        forget_seen a => no
+        mark a => first
+        forget_seen a => no
+        claim b as g => granted 1
+        get b => running 1
+        drop g => yes
+        forget_seen b => no
+        get b => interrupted 1
+        claim b as q => asked 1
+        take_over q as g => granted 2
+        forget_seen b => no
+        complete g v => yes
+        forget_seen b => no
+        get b => success v by 2
+        forget_seen b => yes
+        claim c +lease=100 as g => granted 1
+        wait 100
+        get c => interrupted 1
+        complete g late => yes
+        forget_seen c => no
+        claim d as g => granted 1
+        hold g => yes
+        get d as held => held 1
+        resolve held retry => yes
+        forget_seen d => no
+        mark e +keep=100 +remember=60000 => first
+        get e => success  by 1
+        wait 100
+        forget_seen e => no",
+    ),
+    (
+        "a lapse that another call noticed, progress, and a lease that was renewed count as changes",
+        "
+        claim a +lease=100 as g => granted 1
+        wait 100
+        get a => interrupted 1
+        wait 1
+        claim a as q => asked 1
+        drop q => yes
+        forget_seen a => no
+        claim b +lease=100 as g => granted 1
+        wait 100
+        mark b => unsure 1
+        get b => interrupted 1
+        wait 1
+        save g half => yes
+        forget_seen b => no
+        get b => interrupted 1 at half
+        wait 1
+        renew g 100 => yes
+        forget_seen b => no
+        wait 100
+        forget_seen b => no
+        get b => interrupted 1 at half
+        forget_seen b => yes",
+    ),
+    (
         "a claim is forgotten only under its token, and its owner is fenced off",
         "
         claim k as old => granted 1

@@ -19,6 +19,8 @@ pub struct Machine {
     pub questions: BTreeMap<u64, Interrupted>,
     /// The texts of tickets, by token.
     pub tickets: BTreeMap<u64, String>,
+    /// What the last look at a key has shown.
+    pub looked: BTreeMap<String, State>,
     /// Every attempt that was shown to a caller, by token.
     pub seen: BTreeMap<u64, Attempt>,
 }
@@ -34,6 +36,7 @@ impl Machine {
             handles: BTreeMap::new(),
             questions: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            looked: BTreeMap::new(),
             seen,
         }
     }
@@ -145,11 +148,25 @@ impl Machine {
                 Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
                 done => yes_or_no(done?),
             },
+            Call::ForgetSeen => match self.looked.get(key) {
+                None => Told::No,
+                Some(seen) => match self.store.forget(seen) {
+                    Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
+                    done => yes_or_no(done?),
+                },
+            },
             Call::ForgetClaimed { token } => {
                 let token = self.handles[token].token();
                 yes_or_lost(self.store.forget_claimed(key, token))?
             }
-            Call::Get => Told::State(self.store.get(key)?.map(|state| self.shown(state))),
+            Call::Get => {
+                let seen = self.store.get(key)?;
+                match seen.clone() {
+                    Some(state) => drop(self.looked.insert(key.to_owned(), state)),
+                    None => drop(self.looked.remove(key)),
+                }
+                Told::State(seen.map(|state| self.shown(state)))
+            }
         };
         Ok((told, None))
     }

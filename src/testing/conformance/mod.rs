@@ -100,8 +100,9 @@ fn check_one(name: &str, script: &str, subject: &mut dyn Subject) {
             }
             ["restart"] => {
                 subject.die();
-                let Machine { seen, tickets, .. } = machine.take().unwrap();
-                machine = Some(Machine { tickets, ..Machine::new(subject.open(), seen) });
+                let Machine { seen, tickets, looked, .. } = machine.take().unwrap();
+                let new = Machine::new(subject.open(), seen);
+                machine = Some(Machine { tickets, looked, ..new });
                 continue;
             }
             _ => {}
@@ -168,6 +169,7 @@ fn call_of(
         }
         ("get", _) => (words[1].to_owned(), Call::Get),
         ("forget", _) => (words[1].to_owned(), Call::Forget),
+        ("forget_seen", _) => (words[1].to_owned(), Call::ForgetSeen),
         ("forget_claimed", _) => {
             let Held::Guard { token, .. } = names[words[2]] else { panic!("{words:?}") };
             (words[1].to_owned(), Call::ForgetClaimed { token })

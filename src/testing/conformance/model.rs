@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::spec::{self, Ask, Call, End, Is, Now, OnIt, PLAIN, Shown, Told, View, Word};
 use crate::backend::{
     self, Answer, Asker, Backend, Claimed, Extras, InFlight, KeyState, KeyView, Lease, Phase,
-    Presence, Reply, Request, Sent, StoreMillis, Stored, Terms,
+    Presence, Reply, Request, Sent, Sight, StoreMillis, Stored, Terms,
 };
 use crate::sync::Mutex;
 use crate::{Durability, Error, ErrorKind, Fingerprint, Key, OnInterrupted, Result, Token};
@@ -38,6 +38,8 @@ impl Default for Model {
 #[derive(Default)]
 struct Everything {
     keys: BTreeMap<(u8, Vec<u8>), Option<spec::Key>>,
+    /// When each key was last changed by a call, other than by a question.
+    changed: BTreeMap<(u8, Vec<u8>), u64>,
     /// Recorded outcomes. In `keys`, a number represents each of them.
     outcomes: Vec<Stored>,
     /// Fingerprints, which numbers represent in the same way.
@@ -236,7 +238,8 @@ impl Everything {
         self.tokens += 2;
         let (tick, fresh) = (self.now, self.tokens);
         let now = Now { tick, store: (tick, tick) };
-        let slot = self.keys.entry((request.key.kind(), request.key.bytes().to_vec())).or_default();
+        let name = (request.key.kind(), request.key.bytes().to_vec());
+        let slot = self.keys.entry(name.clone()).or_default();
         let is_over = |times: Option<(u64, u64)>| times.is_some_and(|(at, _)| at <= tick);
         if let Some(key) = slot.as_mut().filter(|key| is_over(key.gone_at)) {
             if key.memory.is_none() || is_over(key.memory) {
@@ -248,7 +251,20 @@ impl Everything {
         if let Some(key) = slot {
             spec::settle(key, |(at, _)| at <= tick);
         }
-        let told = spec::call(slot, now, &call, Some(fresh));
+        let before = slot.clone();
+        let changed = self.changed.entry(name).or_default();
+        let told = match request.ask {
+            backend::Ask::Call(backend::Call::ForgetSeen(sight), _)
+                if !is_as_seen(slot.as_ref(), now, *changed, sight) =>
+            {
+                Told::No
+            }
+            _ => spec::call(slot, now, &call, Some(fresh)),
+        };
+        if recorded(before.as_ref()) != recorded(slot.as_ref()) {
+            *changed = tick;
+        }
+        let time = StoreMillis(*changed);
         // The guard by a ticket goes on with what is recorded.
         let is_attached = matches!(call, Call::Attach { .. }) && told == Told::Yes;
         let attached = slot.as_ref().filter(|_| is_attached).map(|key| spec::shown(key, now));
@@ -262,6 +278,9 @@ impl Everything {
         reply.question = question;
         reply.found = attached.and_then(|shown| self.shown(shown, until));
         self.put(&mut reply, &call, told, fresh, until);
+        if let Some(found) = &mut reply.found {
+            found.state.time = time;
+        }
         Ok(reply)
     }
 
@@ -331,7 +350,7 @@ impl Everything {
             Asked::ResolveRetry(seen) => {
                 Call::Resolve { seen: Some(seen.get()), how: End::Nothing }
             }
-            Asked::Forget => Call::Forget,
+            Asked::Forget | Asked::ForgetSeen(_) => Call::Forget,
             Asked::ForgetClaimed(token) => Call::ForgetClaimed { token: token.get() },
             Asked::Park(token) => Call::Park { token: token.get() },
         })
@@ -500,6 +519,41 @@ impl Everything {
                 view
             }
         })
+    }
+}
+
+/// What of a key is in a record: a question is only in memory, as is which guard there is.
+fn recorded(key: Option<&spec::Key>) -> Option<(bool, spec::Key)> {
+    let key = key?.clone();
+    let is_owned = matches!(key.on_it, OnIt::Owner(_) | OnIt::Attached);
+    Some((is_owned, spec::Key { on_it: OnIt::Nobody, left: false, ..key }))
+}
+
+/// Whether a key is still as a caller saw it. `changed`: when it was changed last.
+fn is_as_seen(key: Option<&spec::Key>, now: Now, changed: u64, sight: Sight) -> bool {
+    let mut key = key.cloned();
+    let Told::State(Some(mut shown)) = spec::call(&mut key, now, &Call::Get, None) else {
+        return false;
+    };
+    let phase = match shown {
+        Shown::Running(_) => Phase::Claimed,
+        Shown::Interrupted(_) => Phase::Interrupted,
+        Shown::Held(_) => Phase::Held,
+        Shown::Aborted(_) => Phase::Aborted,
+        Shown::Success { .. } => Phase::Completed,
+        Shown::Failure { .. } => Phase::Failed,
+        Shown::Expired => {
+            let until = key.and_then(|key| key.memory).map(|(_, until)| StoreMillis(until));
+            return matches!(sight, Sight::Expired { until: seen } if Some(seen) == until);
+        }
+    };
+    let token = shown.token().and_then(|token| *token).map(Token::new);
+    match sight {
+        Sight::Record { token: seen, phase: as_phase, time } => {
+            let is_same = token == Some(seen) && phase == as_phase;
+            is_same && (phase == Phase::Claimed || time.0 == changed)
+        }
+        Sight::Expired { .. } => false,
     }
 }
 

@@ -82,6 +82,8 @@ pub enum Call {
         how: End,
     },
     Forget,
+    /// By the state that was shown last, if that has not changed.
+    ForgetSeen,
     ForgetClaimed {
         token: u64,
     },
@@ -465,7 +467,7 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             _ => Told::No,
         },
         Call::Resolve { seen, how } => resolve(slot, now, *seen, how),
-        Call::Forget => match slot {
+        Call::Forget | Call::ForgetSeen => match slot {
             None => Told::No,
             Some(key) if is_running(key) => Told::Busy,
             Some(_) => {
