@@ -356,7 +356,10 @@ impl Iterator for Iter {
             }
         };
         self.walk = Some(walk);
-        next.map(|found| found.and_then(|(key, seen)| Ok((key.clone(), state_of(&key, seen)?))))
+        let secret = self.shared.secret();
+        next.map(|found| {
+            found.and_then(|(key, seen)| Ok((key.clone(), state_of(&key, seen, secret)?)))
+        })
     }
 }
 

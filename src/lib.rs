@@ -120,7 +120,7 @@ mod readme {}
 pub use builder::StoreBuilder;
 pub use claim::{
     Attempt, Claim, ClaimGuard, ClaimHandle, Expired, Interrupted, Mark, Pending, Recorded,
-    Refused, RefusedKind, Resolution, State, Ticket, ToForget,
+    Refused, RefusedKind, Resolution, State, Step, StepHandle, Ticket, ToForget,
 };
 pub use error::{Error, ErrorKind};
 pub use operation::{

@@ -9,6 +9,17 @@ pub(crate) const LABEL_BYTES_MAX: usize = 512;
 /// Longest progress note kept with a claim.
 pub(crate) const PROGRESS_BYTES_MAX: usize = 16 << 10;
 
+/// Longest name of a step.
+pub(crate) const STEP_NAME_BYTES_MAX: usize = 255;
+/// Steps of a key that are announced at a time and have not ended: each record of the key repeats their names.
+pub(crate) const ANNOUNCED_MAX: usize = 16;
+/// All of them, each with its length.
+pub(crate) const ANNOUNCED_BYTES_MAX: usize = ANNOUNCED_MAX * (1 + STEP_NAME_BYTES_MAX);
+/// Longest stored key of a step: the key of its claim, the name, and the fields of `operation::step_key`.
+pub(crate) const STEP_KEY_BYTES_MAX: usize = KEY_BYTES_MAX + STEP_NAME_BYTES_MAX + 10;
+const _: () =
+    assert!(STEP_NAME_BYTES_MAX <= u8::MAX as usize && STEP_KEY_BYTES_MAX <= u16::MAX as usize);
+
 /// Metadata of an outcome: enough for a status and a handful of headers.
 pub(crate) const META_COUNT_MAX: usize = 64;
 pub(crate) const META_BYTES_MAX: usize = 8192;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::limits::MEMORY_MILLIS;
+use crate::limits::{self, MEMORY_MILLIS};
 use crate::operation::{Fingerprint, OnInterrupted};
 use crate::types::{StoreMillis, Token};
 
@@ -64,6 +64,9 @@ pub struct Extras {
     pub by: Option<Arc<str>>,
     /// What the newest attempt saved of its progress, encoded.
     pub progress: Option<Arc<[u8]>>,
+    /// The names of the steps that were announced and have not ended, in the order of their announcements. As a record has
+    /// them, steps among them may have ended since.
+    pub announced: Vec<Arc<str>>,
 }
 
 /// The lease of a detached claim, which its record carries.
@@ -110,9 +113,25 @@ pub(crate) struct NextExtras<'a> {
     pub(crate) retry_at: Option<StoreMillis>,
     pub(crate) by: Option<&'a str>,
     pub(crate) progress: Option<&'a [u8]>,
+    pub(crate) announced: &'a [Arc<str>],
+    /// Announced by this call, in addition.
+    pub(crate) announces: Option<&'a str>,
 }
 
 impl NextExtras<'_> {
+    /// The names of all steps that are announced from now on.
+    pub(crate) fn all_announced(&self) -> impl Iterator<Item = &str> + Clone {
+        let before = self.announced.iter().map(|name| &**name);
+        let is_new = |name: &&str| self.announced.iter().all(|before| **before != **name);
+        before.chain(self.announces.filter(is_new))
+    }
+
+    /// See [`KeyState::carried_bytes`].
+    pub(crate) fn carried_bytes(&self) -> u64 {
+        let names = self.all_announced().map(|name| 1 + name.len()).sum::<usize>();
+        (self.progress.map_or(0, <[u8]>::len) + names) as u64
+    }
+
     /// `None`: there is nothing of it.
     pub(crate) fn boxed(self) -> Option<Box<Self>> {
         (self != NextExtras::default()).then(|| Box::new(self))
@@ -203,6 +222,17 @@ pub enum Call {
     Renew(Token),
     /// The owner saves how far it has come.
     Progress(Token),
+    /// The owner is about to begin a step, of which nothing is recorded before it ends.
+    BeginStep(Token),
+    /// The owner announces a step, whose name the key carries until the step has ended.
+    Announce(Token),
+    /// The owner records that a step has ended, and its result. Decided by what is known of the key.
+    EndStep {
+        /// The claim's.
+        token: Token,
+        /// Token of the key's first claim since it was absent: the step counts in that life.
+        life: Token,
+    },
     /// The owner hands the claim over: from now on it lasts as long as the lease, which is stored.
     Detach(Token),
     /// A new owner of a detached claim, by its ticket.
@@ -235,6 +265,9 @@ impl Call {
             | Call::Interrupt(token)
             | Call::Renew(token)
             | Call::Progress(token)
+            | Call::BeginStep(token)
+            | Call::Announce(token)
+            | Call::EndStep { token, .. }
             | Call::Detach(token) => Some(token),
             _ => None,
         }
@@ -261,6 +294,9 @@ impl Call {
             | Call::Interrupt(_)
             | Call::Renew(_)
             | Call::Progress(_)
+            | Call::BeginStep(_)
+            | Call::Announce(_)
+            | Call::EndStep { .. }
             | Call::Detach(_)
             | Call::Attach(_)
             | Call::ResolveRetry(_)
@@ -323,6 +359,8 @@ pub(crate) struct Current<'a> {
     pub(crate) lease_until: Option<StoreMillis>,
     /// The number of the question that is open; 0: none is.
     pub(crate) question: u64,
+    /// Whether the step that the call is about has ended.
+    pub(crate) step_has_ended: bool,
 }
 
 /// What a call brings for the state that it may lead to. Each state takes what it has a use for.
@@ -354,6 +392,8 @@ pub(crate) struct CallExtras<'a> {
     pub(crate) by: Option<&'a str>,
     /// What the owner saves of its progress, encoded.
     pub(crate) progress: Option<&'a [u8]>,
+    /// The name of the step that the owner announces or ends.
+    pub(crate) step: Option<&'a str>,
     /// How long the next attempt has to wait after an abort.
     pub(crate) retry_ms: Option<u64>,
     /// Bytes that a detached claim reserves for its ending once it is attached.
@@ -404,6 +444,8 @@ pub enum Answer {
     Interrupted,
     /// The last owner asked that the next attempt wait, and that time has not passed.
     Delayed,
+    /// As many steps are announced, and have not ended, as may be at a time.
+    TooManySteps,
     /// The call was carried out.
     Done,
     /// There was nothing to do, or the key is no longer in the state that the caller saw.
@@ -428,6 +470,9 @@ pub(crate) struct Next<'a> {
 pub(crate) enum Becomes<'a> {
     /// This state.
     State(NextState<'a>),
+    /// The state stays. This is stored of the call's step, which has ended: from now on, it isn't among the key's announced
+    /// steps.
+    Step(NextState<'a>),
     /// Nothing: the key is absent.
     Absent {
         /// Until then the absence has to be known, since it hides an older memory of the key.
@@ -454,6 +499,10 @@ enum Change<'a> {
     Attached(Lease),
     /// The same attempt, with more progress. The lease stays.
     Progressed(&'a KeyState, Phase),
+    /// The same attempt, with one more announced step. The lease stays.
+    Announced(&'a KeyState, Phase),
+    /// Its state stays; a step has ended.
+    StepEnded(&'a KeyState),
     /// The same attempt, with a lease that is stored; who is on it from now on.
     Leased(&'a KeyState, Presence),
     /// An attempt begins, with a token of its own.
@@ -468,7 +517,8 @@ enum Change<'a> {
     },
     /// The same attempt, in another phase.
     Moved(&'a KeyState, Phase),
-    /// The same, and its token is spent. So many more of the attempts don't count.
+    /// The same, and its token is spent. If it is interrupted, its fate or an older one is open. So many more of the
+    /// attempts don't count.
     Spent(&'a KeyState, Phase, u32),
     /// The same attempt is interrupted by an operator: its token is spent, and its own fate is open.
     Revoked(&'a KeyState),
@@ -564,18 +614,24 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
         Call::Park(token) => ending(state, token, |state| Change::Moved(state, Phase::Held)),
         Call::Interrupt(token) => interrupt(state, presence, token),
         Call::Renew(token) => renew(state, presence, token),
-        // However late, until a claimant was asked or the key was held.
-        Call::Progress(token) => match state {
-            Some(state) if state.token == token && presence != Presence::Asked => {
-                match phase_shown(state, presence) {
-                    phase @ (Phase::Claimed | Phase::Interrupted) => {
-                        done(Change::Progressed(state, phase))
-                    }
-                    _ => told(Answer::Lost),
-                }
+        Call::Progress(token) => {
+            noting(state, presence, token, |state, phase| done(Change::Progressed(state, phase)))
+        }
+        Call::BeginStep(token) => noting(state, presence, token, |_, _| told(Answer::Done)),
+        Call::Announce(token) => noting(state, presence, token, |state, phase| {
+            match state.announced().len() < limits::ANNOUNCED_MAX {
+                true => done(Change::Announced(state, phase)),
+                false => told(Answer::TooManySteps),
             }
-            _ => told(Answer::Lost),
-        },
+        }),
+        Call::EndStep { token, life } => noting(state, presence, token, |state, _| {
+            match state.life == life {
+                // The first result stays.
+                true if current.step_has_ended => told(Answer::Unchanged),
+                true => done(Change::StepEnded(state)),
+                false => told(Answer::Lost),
+            }
+        }),
         Call::Detach(token) => detach(state, presence, token),
         Call::Attach(token) => attach(state, presence, token),
         Call::ResolveComplete(seen) => {
@@ -856,13 +912,33 @@ fn is_open(phase: Phase) -> bool {
     matches!(phase, Phase::Claimed | Phase::Interrupted | Phase::Held)
 }
 
-/// An abort speaks for its own attempt only: an older open fate leads back to interrupted, and a hold stays
-/// one until it is resolved. Either way the token is spent. `forgiven` of the attempts, this one, don't count.
+/// What the owner notes while its attempt goes on. It counts however late, until a claimant was asked or the key was held.
+fn noting<'a>(
+    state: Option<&'a KeyState>,
+    presence: Presence,
+    token: Token,
+    notes: impl FnOnce(&'a KeyState, Phase) -> Ruling<'a>,
+) -> Ruling<'a> {
+    match state {
+        Some(state) if state.token == token && presence != Presence::Asked => {
+            match phase_shown(state, presence) {
+                phase @ (Phase::Claimed | Phase::Interrupted) => notes(state, phase),
+                _ => told(Answer::Lost),
+            }
+        }
+        _ => told(Answer::Lost),
+    }
+}
+
+/// An abort speaks for its own attempt only, and not for a step that was announced and has not ended: an older open fate or
+/// an open step leads back to interrupted, and a hold stays one until it is resolved. Either way the token is spent.
+/// `forgiven` of the attempts, this one, don't count.
 fn aborted(state: &KeyState, forgiven: u32) -> Change<'_> {
-    match (state.phase, state.open_fate) {
-        (Phase::Held, _) => Change::Spent(state, Phase::Held, forgiven),
-        (_, Some(_)) => Change::Spent(state, Phase::Interrupted, forgiven),
-        (_, None) => Change::Aborted(state, forgiven),
+    let is_open = state.open_fate.is_some() || !state.announced().is_empty();
+    match state.phase {
+        Phase::Held => Change::Spent(state, Phase::Held, forgiven),
+        _ if is_open => Change::Spent(state, Phase::Interrupted, forgiven),
+        _ => Change::Aborted(state, forgiven),
     }
 }
 
@@ -990,7 +1066,8 @@ fn next<'a>(
                 forgiven: from.map_or(0, |from| from.forgiven),
                 fingerprint: conditions.fingerprint.or(gone_on_with),
                 hold: conditions.hold,
-                extras: from.and_then(kept),
+                // "It was not applied" speaks for the steps that earlier attempts announced, too.
+                extras: from.and_then(if open_fate.is_some() { kept } else { kept_but_steps }),
                 ..begun(Phase::Claimed, from, Lasting::hiding(older), conditions, moment)
             };
             owner(Some(Becomes::State(state)))
@@ -1031,7 +1108,12 @@ fn next<'a>(
             let by = from.by().filter(|_| phase == Phase::Held);
             let extras = said_by(from, by);
             let forgiven = from.forgiven + forgiven;
-            nobody(Some(Becomes::State(NextState { token: None, forgiven, extras, ..state })))
+            let open_fate = match phase {
+                Phase::Interrupted => Some(from.open_fate.unwrap_or(from.token)),
+                _ => from.open_fate,
+            };
+            let state = NextState { token: None, open_fate, forgiven, extras, ..state };
+            nobody(Some(Becomes::State(state)))
         }
         Change::Revoked(from) => {
             let phase = Phase::Interrupted;
@@ -1049,16 +1131,34 @@ fn next<'a>(
             let extras = said_by(from, by(conditions));
             nobody(Some(Becomes::State(NextState { extras, ..state })))
         }
-        Change::Progressed(from, phase) => {
+        Change::Progressed(from, phase) | Change::Announced(from, phase) => {
             let is_claimed = phase == Phase::Claimed;
             let reason = from.reason.as_deref().filter(|_| !is_claimed);
             let state = gone_on(from, phase, Lasting::hiding(older), reason, moment);
-            let progress = conditions.extras.and_then(|extras| extras.progress);
+            let call = conditions.extras.copied().unwrap_or_default();
+            let (progress, announces) = match change {
+                Change::Announced(..) => (from.progress(), call.step),
+                _ => (call.progress, None),
+            };
             let detached = from.detached().filter(|_| is_claimed);
-            let extras = NextExtras { detached, progress, ..NextExtras::default() };
+            let announced = from.announced();
+            let extras =
+                NextExtras { detached, progress, announced, announces, ..NextExtras::default() };
             let becomes = Some(Becomes::State(NextState { extras: extras.boxed(), ..state }));
             let Current { presence, lease_until, .. } = *current;
             if is_claimed { Next { becomes, presence, lease_until } } else { nobody(becomes) }
+        }
+        Change::StepEnded(from) => {
+            let nothing = Lasting { expires_at: None, memory_until: None, remembers: false };
+            let step = NextState {
+                owner: None,
+                token: Some(from.token),
+                life: Some(from.life),
+                attempt: from.attempt,
+                ..begun(Phase::Completed, None, nothing, conditions, moment)
+            };
+            let Current { presence, lease_until, .. } = *current;
+            Next { becomes: Some(Becomes::Step(step)), presence, lease_until }
         }
         Change::Leased(from, presence) => {
             let state = gone_on(from, Phase::Claimed, Lasting::hiding(older), None, moment);
@@ -1067,8 +1167,9 @@ fn next<'a>(
             let reserve = conditions.extras.map_or(0, |extras| extras.reserve);
             let detached = Some(Lease { until, millis, reserve });
             let lease_until = Some(until).filter(|_| presence == Presence::Owner);
-            let progress = from.progress();
-            let extras = NextExtras { detached, progress, ..NextExtras::default() }.boxed();
+            let (progress, announced) = (from.progress(), from.announced());
+            let extras =
+                NextExtras { detached, progress, announced, ..NextExtras::default() }.boxed();
             let becomes = Some(Becomes::State(NextState { extras, ..state }));
             Next { becomes, presence, lease_until }
         }
@@ -1081,7 +1182,8 @@ fn next<'a>(
         }
         Change::Retried(state) => {
             let next = aborted_with(state, state.attempt, None, older, conditions, moment);
-            let extras = said_by(state, by(conditions));
+            let (by, progress) = (by(conditions), state.progress());
+            let extras = NextExtras { by, progress, ..NextExtras::default() }.boxed();
             nobody(Some(Becomes::State(NextState { extras, ..next })))
         }
     }
@@ -1143,9 +1245,16 @@ fn kept(state: &KeyState) -> Option<Box<NextExtras<'_>>> {
     said_by(state, None)
 }
 
-/// The same, with who said the word.
+/// The same, except that no step is open.
+#[inline]
+fn kept_but_steps(state: &KeyState) -> Option<Box<NextExtras<'_>>> {
+    NextExtras { progress: state.progress(), ..NextExtras::default() }.boxed()
+}
+
+/// What a key keeps, with who said the word.
 fn said_by<'a>(state: &'a KeyState, by: Option<&'a str>) -> Option<Box<NextExtras<'a>>> {
-    NextExtras { by, progress: state.progress(), ..NextExtras::default() }.boxed()
+    let (progress, announced) = (state.progress(), state.announced());
+    NextExtras { by, progress, announced, ..NextExtras::default() }.boxed()
 }
 
 fn by<'a>(conditions: &Conditions<'a>) -> Option<&'a str> {
@@ -1238,6 +1347,7 @@ impl NextState<'_> {
                     retry_at: extras.retry_at,
                     by: extras.by.map(Arc::from),
                     progress: extras.progress.map(Arc::from),
+                    announced: extras.all_announced().map(Arc::from).collect(),
                 })
             }),
         }
@@ -1294,6 +1404,31 @@ impl KeyState {
 
     pub(crate) fn progress(&self) -> Option<&[u8]> {
         self.extras.as_ref()?.progress.as_deref()
+    }
+
+    pub(crate) fn announced(&self) -> &[Arc<str>] {
+        self.extras.as_ref().map_or(&[], |extras| &extras.announced)
+    }
+
+    /// Bytes by which the records of the attempt are longer than others: the saved progress, and the names of open steps.
+    pub(crate) fn carried_bytes(&self) -> u64 {
+        let names = self.announced().iter().map(|name| 1 + name.len()).sum::<usize>();
+        (self.progress().map_or(0, <[u8]>::len) + names) as u64
+    }
+
+    /// Removes a step that has ended from those that are announced.
+    pub(crate) fn end_step(&mut self, name: &str) {
+        if self.announced().iter().any(|announced| **announced == *name) {
+            let extras = self.extras.as_mut().map(Arc::make_mut);
+            extras.into_iter().for_each(|extras| extras.announced.retain(|other| **other != *name));
+        }
+    }
+
+    /// Whether steps of that life still count: an attempt goes on, or another may follow it. Once they don't, they never
+    /// will again.
+    pub(crate) fn needs_steps_of(&self, life: Token, now: StoreMillis) -> bool {
+        let is_over = matches!(self.phase, Phase::Completed | Phase::Failed);
+        self.life == life && !is_over && !is_expired(self, now)
     }
 }
 

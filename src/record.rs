@@ -6,6 +6,8 @@
 //!
 //! One record tells the whole state of its key: the newest by position is the state, and a copy needs no other record.
 
+use std::borrow::Cow;
+
 use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -24,6 +26,7 @@ pub(crate) const BODY_BYTES_MAX: usize = limits::RESULT_BYTES_MAX as usize
     + 3 * limits::LABEL_BYTES_MAX
     + limits::PROGRESS_BYTES_MAX
     + limits::META_BYTES_MAX
+    + limits::ANNOUNCED_BYTES_MAX
     + 256;
 
 /// First bytes of every record.
@@ -89,11 +92,12 @@ const HAS_RESERVE: u32 = 1 << 14;
 const HAS_RETRY: u32 = 1 << 15;
 const HAS_PACKED: u32 = 1 << 16;
 const HAS_BY: u32 = 1 << 17;
+const HAS_ANNOUNCED: u32 = 1 << 18;
 /// The fields that this version knows. The rest are for later versions, `docs/format.md`, "Fields to come": zero until
 /// then.
 const KNOWN: u32 = ((1 << 12) - 1) | RARE;
 /// The fields of a [`Rare`].
-const RARE: u32 = LEASE | HAS_RETRY | HAS_PACKED | HAS_BY;
+const RARE: u32 = LEASE | HAS_RETRY | HAS_PACKED | HAS_BY | HAS_ANNOUNCED;
 const LEASE: u32 = HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE;
 
 /// Lengths of the labels, which follow it in this order.
@@ -254,6 +258,31 @@ pub(crate) struct Rare<'a> {
     pub(crate) packed: Option<u32>,
     /// The label of the claimant or operator whose word the state goes back to; empty: there is none.
     pub(crate) by: &'a str,
+    /// The names of the steps that were announced and had not ended, as [`encode_names`] encodes them; empty: there is none.
+    pub(crate) announced: Cow<'a, [u8]>,
+}
+
+/// Encodes names of steps: for each its length in one byte, and its text.
+pub(crate) fn encode_names<'n>(names: impl Iterator<Item = &'n str>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for name in names {
+        debug_assert!(name.len() <= limits::STEP_NAME_BYTES_MAX, "{} bytes", name.len());
+        out.push(name.len() as u8);
+        out.extend_from_slice(name.as_bytes());
+    }
+    out
+}
+
+/// Reads them back; `None` if they are not names of steps.
+pub(crate) fn decode_names(mut bytes: &[u8]) -> Option<Vec<&str>> {
+    let mut names = Vec::new();
+    while let Some((len, rest)) = bytes.split_first() {
+        let (name, rest) = rest.split_at_checked((*len).into())?;
+        let name = std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?;
+        names.push(name);
+        bytes = rest;
+    }
+    (names.len() <= limits::ANNOUNCED_MAX).then_some(names)
 }
 
 impl Rare<'_> {
@@ -263,6 +292,7 @@ impl Rare<'_> {
             | bit(self.retry_at.is_some(), HAS_RETRY)
             | bit(self.packed.is_some(), HAS_PACKED)
             | bit(!self.by.is_empty(), HAS_BY)
+            | bit(!self.announced.is_empty(), HAS_ANNOUNCED)
     }
 
     #[cold]
@@ -275,16 +305,18 @@ impl Rare<'_> {
         if let Some(len) = self.packed {
             out.extend_from_slice(&len.to_le_bytes());
         }
-        if !self.by.is_empty() {
-            out.extend_from_slice(two_bytes(self.by.len()).as_bytes());
+        for bytes in [self.by.as_bytes(), &self.announced] {
+            if !bytes.is_empty() {
+                out.extend_from_slice(two_bytes(bytes.len()).as_bytes());
+            }
         }
     }
 }
 
-/// Reads the fixed fields of a [`Rare`], and the length of its label.
+/// Reads the fixed fields of a [`Rare`], and the lengths of its label and of its names.
 #[cold]
-fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, u16)> {
-    let (mut rare, mut by) = (Rare::default(), 0);
+fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, [u16; 2])> {
+    let (mut rare, mut lengths) = (Rare::default(), [0, 0]);
     let number = |rest: &mut &[u8]| take::<U64>(rest).map(|number| number.get());
     match fields & LEASE {
         0 => {}
@@ -299,10 +331,12 @@ fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, u16)> {
         let len = take::<U32>(rest).map(|len| len.get());
         rare.packed = Some(len.filter(|len| *len <= limits::RESULT_BYTES_MAX)?);
     }
-    if fields & HAS_BY != 0 {
-        by = take::<U16>(rest).map(|by| by.get()).filter(|by| *by > 0)?;
+    for (bit, length) in [HAS_BY, HAS_ANNOUNCED].into_iter().zip(&mut lengths) {
+        if fields & bit != 0 {
+            *length = take::<U16>(rest).map(|len| len.get()).filter(|len| *len > 0)?;
+        }
     }
-    Some((rare, by))
+    Some((rare, lengths))
 }
 
 impl Body<'_> {
@@ -605,6 +639,7 @@ impl<'a> Record<'a> {
             let is_aborted = self.ending() == Some(Ending::Aborted);
             let is_outcome = matches!(self.ending(), Some(Ending::Completed | Ending::Failed));
             if rare.lease.is_some() && !is_claimed
+                || !rare.announced.is_empty() && (is_aborted || is_outcome)
                 || rare.retry_at.is_some() && !is_aborted
                 || rare.packed.is_some() && !is_outcome
             {
@@ -706,6 +741,7 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     }
     if let Some(rare) = &body.rare {
         out.extend_from_slice(rare.by.as_bytes());
+        out.extend_from_slice(&rare.announced);
     }
     out.extend_from_slice(body.result);
 }
@@ -772,8 +808,11 @@ fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
         body.progress = slice(&mut rest, labels.progress.get())?;
         body.meta = slice(&mut rest, labels.meta.get())?;
     }
-    if let Some((mut rare, by)) = rare {
+    if let Some((mut rare, [by, announced])) = rare {
         rare.by = std::str::from_utf8(slice(&mut rest, by)?).ok()?;
+        let announced = slice(&mut rest, announced)?;
+        decode_names(announced)?;
+        rare.announced = Cow::Borrowed(announced);
         body.rare = Some(Box::new(rare));
     }
     body.result = rest;
@@ -873,7 +912,8 @@ mod tests {
     fn the_fields_of_words_delays_and_detached_claims_are_read_back() {
         let none = Body { codec: 0, version: 0, remembers: false, ..full_body() };
         let at = StoreMillis(1_800_000_000_000);
-        let rare = |lease, retry_at, by| Some(Box::new(Rare { lease, retry_at, packed: None, by }));
+        let rare =
+            |lease, retry_at, by| Some(Box::new(Rare { lease, retry_at, by, ..Rare::default() }));
         let detached = Body { rare: rare(Some((at, 60_000, 4500)), None, ""), ..none.clone() };
         let delayed = Body { rare: rare(None, Some(at), "ann"), ..none.clone() };
         let by_ann = rare(None, None, "ann");
@@ -890,6 +930,46 @@ mod tests {
             let moved = sealed(Draft::moved(&record, body));
             assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(body));
         }
+    }
+
+    /// They come after the word's label, and only while steps may be open.
+    #[test]
+    fn the_names_of_announced_steps_are_read_back_and_limited() {
+        let of = |names: &[&str], by| {
+            let announced = encode_names(names.iter().copied()).into();
+            let rare = Some(Box::new(Rare { by, announced, ..Rare::default() }));
+            Body { codec: 0, version: 0, remembers: false, rare, ..full_body() }
+        };
+        let long = "n".repeat(limits::STEP_NAME_BYTES_MAX);
+        let most = [&*long; limits::ANNOUNCED_MAX];
+        for body in [of(&["send"], ""), of(&["a", "ü", "b"], "ann"), of(&most, "")] {
+            let ended = [Ending::Held, Ending::Interrupted].map(|end| Draft::end(end, &body));
+            for draft in ended.into_iter().chain([Draft::claim(&body), Draft::update(&body)]) {
+                let bytes = sealed(draft);
+                let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+                assert_eq!(record.body().as_ref(), Ok(&body));
+                let moved = sealed(Draft::moved(&record, &body));
+                assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(&body));
+            }
+        }
+        let mut too_many = of(&[&most[..], &["one more"]].concat(), "");
+        for _ in 0..2 {
+            let bytes = sealed(Draft::update(&too_many));
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body(), Err(Bad::BodyFields));
+            too_many.rare.as_mut().unwrap().announced = Cow::Borrowed(b"\x05send");
+        }
+        for ending in [Ending::Completed, Ending::Failed, Ending::Aborted] {
+            let bytes = sealed(Draft::end(ending, &of(&["send"], "")));
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body(), Err(Bad::BodyFields), "{ending:?}");
+        }
+        let mut bytes = Vec::new();
+        encode_body(&Body { key: b"k", ..of(&["send"], "ann") }, &mut bytes);
+        let lengths = bytes.windows(4).position(|bytes| bytes == [3, 0, 5, 0]);
+        let names = bytes.windows(8).position(|bytes| bytes == b"ann\x04send");
+        assert!(lengths < names && lengths.is_some(), "{}", hex(&bytes));
+        assert_eq!(bytes[2] & 0b110, 0b110, "bits 17 and 18");
     }
 
     /// The length of a result before it was compressed comes before the word's label, in bit order.
@@ -923,7 +1003,7 @@ mod tests {
     #[test]
     fn a_body_that_no_attempt_can_leave_is_damage() {
         let held = Body { codec: 0, version: 0, ..full_body() };
-        let rare = |lease, retry_at| Some(Box::new(Rare { lease, retry_at, packed: None, by: "" }));
+        let rare = |lease, retry_at| Some(Box::new(Rare { lease, retry_at, ..Rare::default() }));
         let time = StoreMillis(9);
         let cases = [
             Body { forgiven: 5, ..held.clone() },

@@ -150,3 +150,7 @@ pub(crate) struct KeyHash {
     /// Independent of the bucket bits.
     pub(crate) low: u64,
 }
+
+/// A store's secret, from which tickets and downstream keys are made. No output shows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) [u8; 32]);

@@ -25,9 +25,9 @@ pub trait Backend: Send + Sync {
     /// Returns the length of the longest result that can be recorded, in bytes.
     fn result_bytes_max(&self) -> u32;
 
-    /// Returns the store's secret, from which tickets are made. It must be the same for every process that opens the store,
-    /// for as long as the store exists, and known to nobody else.
-    fn secret(&self) -> Result<[u8; 32]>;
+    /// Returns the store's secret, from which tickets and downstream keys are made. It must be the same for every process that
+    /// opens the store, for as long as the store exists, and known to nobody else. Called often: it doesn't wait.
+    fn secret(&self) -> [u8; 32];
 
     /// Succeeds if a claim would be accepted now, and otherwise returns the reason: `StorageFull`, `Poisoned`,
     /// `Closed`, `Forked`.
@@ -68,6 +68,14 @@ pub struct Request {
 pub enum Ask {
     /// Reads the key's state and changes nothing.
     Look,
+    /// Reads a step of a claim on the key and changes nothing: replies with a completed key if the step has ended, in that
+    /// life of the key.
+    Step {
+        /// The life: token of the key's first claim since it was absent.
+        life: Token,
+        /// The name of the step.
+        name: String,
+    },
     /// Replies `Done` once the claim of this token is no longer live: it has ended, its lease has passed, or it is another's.
     Ended(Token),
     /// Makes a call that the rules decide, with the values for its record.

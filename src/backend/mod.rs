@@ -49,7 +49,7 @@
 //!     }
 //!     // and the calls that are about no key
 //! #   fn result_bytes_max(&self) -> u32 { self.store.result_bytes_max() }
-//! #   fn secret(&self) -> Result<[u8; 32]> { self.store.secret() }
+//! #   fn secret(&self) -> [u8; 32] { self.store.secret() }
 //! #   fn check(&self) -> Result<()> { self.store.check() }
 //! #   fn sync(&self) -> Result<()> { Backend::sync(&self.store) }
 //! #   fn drain(&self) { self.store.drain() }

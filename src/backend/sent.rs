@@ -153,6 +153,21 @@ impl SentCall {
         call: Call,
         terms: Box<Terms>,
     ) -> Self {
+        let step = match call {
+            Call::EndStep { life, .. } => {
+                let extras = terms.extras();
+                Some(engine.step_of(&key, life, &terms.writing(&extras)))
+            }
+            _ => None,
+        };
+        let key = match step {
+            None => key,
+            Some(Ok(step)) => step,
+            Some(Err(e)) => {
+                let (shared, hash) = (Arc::clone(shared), engine.hash(&key));
+                return SentCall { shared, hash, way: Way::Told(Err(e)) };
+            }
+        };
         let hash = engine.hash(&key);
         let way = match call {
             Call::DropQuestion(question) => {
@@ -433,6 +448,9 @@ impl Drop for SentCall {
 pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
     let sent = shared.embedded().map(|engine| match request.ask {
         Ask::Look => SentCall::look(shared, engine, request.key),
+        Ask::Step { life, name } => {
+            SentCall::look(shared, engine, Key::of_step(&request.key, life, &name))
+        }
         Ask::Ended(token) => SentCall::watch(shared, engine, request.key, token),
         Ask::Call(call, terms) => SentCall::send(shared, engine, request.key, call, terms),
     });

@@ -18,7 +18,7 @@ use crate::operation::{Keeping, Key};
 #[cfg(feature = "backend")]
 use crate::protocol::Conditions;
 use crate::protocol::{Call, KeyState};
-use crate::types::{KeyHash, StoreMillis, Token};
+use crate::types::{KeyHash, Secret, StoreMillis, Token};
 
 /// A claim that was in flight when the store closed.
 #[derive(Clone, Debug)]
@@ -61,13 +61,13 @@ impl Shared {
         }
     }
 
-    /// The store's secret, from which tickets are made.
-    pub(crate) fn secret(&self) -> Result<[u8; 32]> {
-        match self {
-            Shared::Embedded(embedded) => Ok(embedded.secret),
+    /// The store's secret, from which tickets and downstream keys are made.
+    pub(crate) fn secret(&self) -> Secret {
+        Secret(match self {
+            Shared::Embedded(embedded) => embedded.secret,
             #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.secret(),
-        }
+        })
     }
 
     /// How long an outcome may be, and from where on it is compressed. Another backend compresses by itself, if at all.
@@ -119,6 +119,27 @@ impl Shared {
         }
     }
 
+    /// Returns what is recorded of a step of a claim on a key in that life, if the step has ended.
+    pub(crate) fn look_at_step(
+        &self,
+        key: &Key<'_>,
+        life: Token,
+        name: &str,
+    ) -> Result<Option<Seen>> {
+        match self {
+            Shared::Embedded(embedded) => {
+                let step = Key::of_step(key, life, name);
+                embedded.look(&step, embedded.hash(&step))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let ask = Ask::Step { life, name: name.to_owned() };
+                let request = Request { key: key.clone().into_owned(), ask };
+                backend.send(request).wait().map(Reply::into_seen)
+            }
+        }
+    }
+
     /// Begins one call on one key. `patience`: how long a claim waits for its key, in milliseconds.
     pub(crate) fn send(
         self: &Arc<Self>,
@@ -151,6 +172,26 @@ impl Shared {
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 Underway::Other(backend.send(Request { key, ask: Ask::Look }))
+            }
+        }
+    }
+
+    /// Begins to read a step, as [`look_at_step`](Self::look_at_step).
+    pub(crate) fn send_look_at_step(
+        self: &Arc<Self>,
+        key: &Key<'_>,
+        life: Token,
+        name: &str,
+    ) -> Underway {
+        match &**self {
+            Shared::Embedded(embedded) => {
+                let step = Key::of_step(key, life, name);
+                Underway::Embedded(Box::new(SentCall::look(self, embedded, step)))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let ask = Ask::Step { life, name: name.to_owned() };
+                Underway::Other(backend.send(Request { key: key.clone().into_owned(), ask }))
             }
         }
     }

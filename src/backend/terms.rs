@@ -31,6 +31,8 @@ pub struct Terms {
     pub by: Option<String>,
     /// What the owner saves of its progress, as [`Encode`](crate::Encode) encodes it, after its format.
     pub progress: Option<Vec<u8>>,
+    /// The name of the step that the owner announces or ends.
+    pub step: Option<String>,
     /// How long the next attempt has to wait after an abort, in milliseconds.
     pub retry_millis: Option<u64>,
     /// How long a claim waits while its key is in progress or delayed, in milliseconds, before it is answered so. `None`: it
@@ -56,6 +58,7 @@ impl Terms {
             reason: conditions.reason.map(str::to_owned),
             by: extras.by.map(str::to_owned),
             progress: extras.progress.map(<[u8]>::to_vec),
+            step: extras.step.map(str::to_owned),
             retry_millis: extras.retry_ms,
             wait_millis: None,
             outcome: writing.outcome.map(|outcome| Stored {
@@ -72,6 +75,7 @@ impl Terms {
         CallExtras {
             by: self.by.as_deref(),
             progress: self.progress.as_deref(),
+            step: self.step.as_deref(),
             retry_ms: self.retry_millis,
             reserve: self.reserve,
         }

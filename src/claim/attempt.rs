@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::date::wall;
+use super::downstream::{Purpose, downstream_key};
 use super::progress;
 use crate::protocol::{Asker, KeyState, Phase, is_delayed};
-use crate::types::{StoreMillis, Token};
+use crate::types::{Secret, StoreMillis, Token};
 use crate::{Fingerprint, Key, Payload};
 
 /// One attempt at a key, as callers other than its owner see it. It is a snapshot, and does not change.
@@ -39,6 +40,8 @@ struct SeenAttempt {
     reason: Option<Arc<str>>,
     /// The claimant that decides about it.
     asker: Option<Arc<Asker>>,
+    /// The store's.
+    secret: Secret,
 }
 
 impl Attempt {
@@ -47,9 +50,10 @@ impl Attempt {
         state: KeyState,
         lease_until: Option<StoreMillis>,
         now: StoreMillis,
+        secret: Secret,
     ) -> Self {
         let (key, reason) = (key.clone().into_owned(), state.reason.clone());
-        let seen = SeenAttempt { key, state, lease_until, now, reason, asker: None };
+        let seen = SeenAttempt { key, state, lease_until, now, reason, asker: None, secret };
         Attempt { seen: Box::new(seen) }
     }
 
@@ -286,6 +290,76 @@ impl Attempt {
     #[must_use]
     pub fn progress(&self) -> Option<Payload> {
         self.seen.state.progress().and_then(progress::decode)
+    }
+
+    /// Returns the name of the step that was [announced](crate::Step::announced) last and has not ended, by this attempt or by
+    /// one before it whose fate is open. That step may have run.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Error, State, Step, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.step(Step::new("render").announced(), |_step| Ok::<_, Error>(()))?;
+    /// let _ = claim.step(Step::new("send").announced(), |_step| Err::<(), _>(Error::invalid("timed out")));
+    /// drop(claim);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.open_step(), Some("send")); // "render" has ended
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn open_step(&self) -> Option<&str> {
+        self.seen.state.announced().last().map(|name| &**name)
+    }
+
+    /// Returns the names of all steps that were announced and have not ended, in the order of their announcements. See
+    /// [`open_step`](Self::open_step).
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.open_steps().count(), 0);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    pub fn open_steps(&self) -> impl Iterator<Item = &str> {
+        self.seen.state.announced().iter().map(|name| &**name)
+    }
+
+    /// Returns the key that [`ClaimHandle::downstream_key`](crate::ClaimHandle::downstream_key) returned to the attempt for
+    /// that label: to ask another service what became of its call.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # fn psp_has(_: &str) -> bool { true }
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("order-17")?);
+    /// let Some(State::Interrupted(lost)) = store.get("order-17")? else { unreachable!() };
+    /// let was_charged = psp_has(&lost.downstream_key("psp"));
+    /// # assert!(was_charged);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn downstream_key(&self, label: &str) -> String {
+        downstream_key(self.seen.secret, &self.seen.key, Purpose::Label, label)
+    }
+
+    /// Returns the key that [`StepHandle::downstream_key`](crate::StepHandle::downstream_key) returned to the attempt for the
+    /// step of that name.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Error, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// let key = claim.step("send", |step| Ok::<_, Error>(step.downstream_key()))?;
+    /// drop(claim);
+    /// let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// assert_eq!(lost.downstream_key_of_step("send"), key);
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    #[must_use]
+    pub fn downstream_key_of_step(&self, name: &str) -> String {
+        downstream_key(self.seen.secret, &self.seen.key, Purpose::Step, name)
     }
 
     /// Returns for how long the next attempt has to wait, counted from when this attempt was read; `None` if it need not

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::ending::How;
 use super::handle::{ClaimInner, DROPPED, lease_millis};
+use super::step::{EarlierSteps, Steps};
 use super::{Before, ClaimHandle, EndingCall, Pending, Ticket};
 use crate::backend::Shared;
 use crate::engine::{Applied, Claimed, Writing};
@@ -62,6 +63,7 @@ impl ClaimGuard {
                 is_attached: false,
                 drop_aborts,
                 has_ended: AtomicBool::new(false),
+                steps: Steps::new(claimed, before.steps),
             })),
         }
     }
@@ -74,9 +76,11 @@ impl ClaimGuard {
         state: &KeyState,
         settings: Settings,
     ) -> Self {
-        let claimed = Claimed { token: state.token, attempt: state.attempt };
+        let claimed = Claimed { token: state.token, life: state.life, attempt: state.attempt };
         let progress = state.extras.as_ref().and_then(|extras| extras.progress.clone());
-        let before = Before { interruption: None, progress };
+        // Another process may have begun steps of this attempt.
+        let steps = EarlierSteps::of_open(Some(state));
+        let before = Before { interruption: None, progress, steps };
         let mut guard = ClaimGuard::new(shared, key, hash, claimed, settings, before);
         if let Some(inner) = Arc::get_mut(&mut guard.handle.0) {
             inner.is_attached = true;
@@ -321,13 +325,12 @@ impl ClaimGuard {
         let writing = Writing { conditions, reserve, ..Writing::default() };
         let call = Call::Detach(inner.token);
         let done = inner.shared.apply(&inner.key, inner.hash, call, &writing);
-        let ticket =
-            inner.shared.secret().map(|secret| Ticket::new(&secret, &inner.key, inner.token));
+        let ticket = Ticket::new(inner.shared.secret(), &inner.key, inner.token);
         if matches!(&done, Ok(applied) if applied.answer == Answer::Held) {
             return Err(inner.held().giving_back(self));
         }
         self.ended(done)?;
-        ticket
+        Ok(ticket)
     }
 
     /// Returns a handle for the work. The handle can do everything except end the claim.

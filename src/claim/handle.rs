@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::step::{EarlierSteps, Steps};
 use super::{Attempt, Pending, progress, reserve};
 use crate::backend::Shared;
 use crate::engine::Writing;
@@ -51,6 +52,7 @@ pub(super) struct ClaimInner {
     /// What a drop means from now on.
     pub(super) drop_aborts: AtomicBool,
     pub(super) has_ended: AtomicBool,
+    pub(super) steps: Steps,
 }
 
 /// What came before a grant.
@@ -58,6 +60,7 @@ pub(super) struct ClaimInner {
 pub(crate) struct Before {
     pub(crate) interruption: Option<Attempt>,
     pub(crate) progress: Option<Arc<[u8]>>,
+    pub(crate) steps: EarlierSteps,
 }
 
 /// The reason recorded for an attempt whose guard was dropped without an ending.
@@ -270,7 +273,7 @@ impl ClaimHandle {
         let extras = Some(&CallExtras { progress: Some(&saved), ..CallExtras::default() });
         let writing = Writing {
             level: Some(inner.settings.claim_durability),
-            reserve: inner.reserve() + saved.len() as u64,
+            reserve: inner.reserve(),
             conditions: Conditions { extras, ..Conditions::default() },
             ..Writing::default()
         };
@@ -369,6 +372,11 @@ impl ClaimHandle {
     /// ```
     pub fn on_drop(&self, on_drop: OnDrop) {
         self.0.drop_aborts.store(on_drop == OnDrop::Abort, Ordering::SeqCst);
+    }
+
+    /// Whether the claim has ended by a word of its owner, or by a drop of its guard.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.has_ended.load(Ordering::SeqCst)
     }
 
     pub(super) fn lost(&self) -> Error {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::lease_millis;
+use super::step::EarlierSteps;
 use super::{Attempt, Before, ClaimGuard, KeyCall, Pending, granting, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Writing};
@@ -233,7 +234,13 @@ impl Interrupted {
         Word { call: Call::NotApplied(self.attempt.token()), lost: self }
     }
 
-    fn decided(&self, applied: Applied) -> Result<ClaimGuard> {
+    fn decided(&self, call: Call, applied: Applied) -> Result<ClaimGuard> {
+        let before = applied.found.and_then(|found| found.state);
+        let steps = match call {
+            Call::TakeOver(_) => EarlierSteps::of_open(before.as_ref()),
+            // "It was not applied" speaks for the announced steps, and the others stay suspect.
+            _ => EarlierSteps::of_open(None),
+        };
         match (applied.answer, applied.claimed) {
             (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
                 Arc::clone(&self.shared),
@@ -243,7 +250,8 @@ impl Interrupted {
                 self.settings.clone(),
                 Before {
                     interruption: Some(self.attempt.clone()),
-                    progress: applied.found.and_then(|found| found.state?.extras?.progress.clone()),
+                    progress: before.and_then(|state| state.extras?.progress.clone()),
+                    steps,
                 },
             )),
             _ => Err(self.lost()),
@@ -273,7 +281,7 @@ impl Word {
     fn make(self) -> Result<ClaimGuard> {
         let (shared, hash) = (&self.lost.shared, self.lost.hash);
         let said = self.ask(|key, call, writing| shared.apply(key, hash, call, writing));
-        self.lost.decided(said?)
+        self.lost.decided(self.call, said?)
     }
 }
 
@@ -297,7 +305,7 @@ impl KeyCall for Word {
     }
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<ClaimGuard> {
-        self.lost.decided(said?)
+        self.lost.decided(self.call, said?)
     }
 }
 

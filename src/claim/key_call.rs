@@ -166,8 +166,8 @@ impl KeyCall for Marking<'_> {
     }
 
     #[inline]
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
-        Mark::answered(self.op.key(), applied?)
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
+        Mark::answered(self.op.key(), applied?, shared)
     }
 }
 

@@ -8,6 +8,7 @@
 mod answer;
 mod attempt;
 mod date;
+mod downstream;
 mod ending;
 mod guard;
 mod handle;
@@ -17,6 +18,7 @@ mod pending;
 mod progress;
 mod recorded;
 pub(crate) mod seen;
+mod step;
 mod ticket;
 
 pub use attempt::Attempt;
@@ -34,6 +36,7 @@ pub(crate) use key_call::{
 pub use pending::Pending;
 pub use recorded::{Expired, Recorded};
 pub use seen::State;
+pub use step::{Step, StepHandle};
 pub use ticket::Ticket;
 
 use std::fmt;

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
 use crate::protocol::{Answer, KeyState, Phase, Presence, Sight, is_expired, phase_shown, shown};
-use crate::types::StoreMillis;
+use crate::types::{Secret, StoreMillis};
 use crate::{Error, ErrorKind, Key, Result};
 
 /// The state of a key, as [`Store::get`](crate::Store::get) returns it.
@@ -97,7 +97,7 @@ pub(crate) fn in_progress(key: &Key<'_>) -> Error {
     Error::new(ErrorKind::InProgress, format!("{key} is claimed right now: wait for its owner"))
 }
 
-pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> {
+pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, secret: Secret) -> Result<Attempt> {
     let found = applied.found.as_ref().ok_or_else(broken)?;
     let mut state = found.state.clone().ok_or_else(broken)?;
     let on_it = shown(&mut state, found.presence, found.lease_until, applied.now);
@@ -105,7 +105,7 @@ pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied) -> Result<Attempt> 
     let is_decided = on_it.0 == Presence::Asked && applied.answer == Answer::InProgress;
     let is_claimed = phase_shown(&state, on_it.0) == Phase::Claimed;
     let lease_until = on_it.1.filter(|_| is_decided || is_claimed);
-    let attempt = Attempt::new(key, state, lease_until, applied.now);
+    let attempt = Attempt::new(key, state, lease_until, applied.now, secret);
     let asker = found.asker.as_ref().filter(|_| is_decided);
     Ok(match asker {
         Some(asker) => attempt.being_decided(asker),
@@ -124,17 +124,17 @@ pub(crate) fn expired(key: &Key<'_>, applied: Applied) -> Result<Expired> {
     state.map(|state| Expired::new(key, &state)).ok_or_else(broken)
 }
 
-pub(crate) fn shown_state(key: &Key<'_>, applied: Applied) -> Result<State> {
+pub(crate) fn shown_state(key: &Key<'_>, applied: Applied, secret: Secret) -> Result<State> {
     let found = *applied.found.ok_or_else(broken)?;
     let state = found.state.ok_or_else(broken)?;
     let mut state = state;
     let (presence, lease_until) = shown(&mut state, found.presence, found.lease_until, applied.now);
-    state_in(key, state, presence, lease_until, found.outcome, applied.now)
+    state_in(key, state, presence, lease_until, found.outcome, applied.now, secret)
 }
 
 /// Converts the state found of a key into the public one.
-pub(crate) fn state_of(key: &Key<'_>, seen: Seen) -> Result<State> {
-    state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now)
+pub(crate) fn state_of(key: &Key<'_>, seen: Seen, secret: Secret) -> Result<State> {
+    state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now, secret)
 }
 
 fn state_in(
@@ -144,6 +144,7 @@ fn state_in(
     lease_until: Option<StoreMillis>,
     outcome: Option<Stored>,
     now: StoreMillis,
+    secret: Secret,
 ) -> Result<State> {
     if is_expired(&state, now) {
         return Ok(State::Expired(Expired::new(key, &state)));
@@ -156,7 +157,7 @@ fn state_in(
         return Recorded::read(key, state, outcome).map(State::Failed);
     }
     let lease_until = lease_until.filter(|_| phase == Phase::Claimed);
-    let attempt = Attempt::new(key, state, lease_until, now);
+    let attempt = Attempt::new(key, state, lease_until, now, secret);
     Ok(match phase {
         Phase::Claimed => State::InProgress(attempt),
         Phase::Interrupted => State::Interrupted(attempt),

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::types::Token;
+use crate::types::{Secret, Token};
 use crate::{Error, Key, Result};
 
 /// The first byte of every ticket; another one is of another version.
@@ -45,12 +45,12 @@ pub struct Ticket {
 
 impl Ticket {
     /// Makes the ticket of a claim. `secret`: the store's.
-    pub(super) fn new(secret: &[u8; 32], key: &Key<'_>, token: Token) -> Self {
+    pub(super) fn new(secret: Secret, key: &Key<'_>, token: Token) -> Self {
         Ticket { key: key.clone().into_owned(), token, mac: mac_of(secret, key, token) }
     }
 
     /// Whether it was made with that secret.
-    pub(crate) fn is_of(&self, secret: &[u8; 32]) -> bool {
+    pub(crate) fn is_of(&self, secret: Secret) -> bool {
         let expected = mac_of(secret, &self.key, self.token);
         // Every byte is compared, so that the time tells nothing about where they differ.
         let differs = expected.iter().zip(&self.mac).fold(0, |differs, (a, b)| differs | (a ^ b));
@@ -91,9 +91,9 @@ impl Ticket {
 }
 
 /// BLAKE2b (RFC 7693), keyed, with a personalization of its own.
-fn mac_of(secret: &[u8; 32], key: &Key<'_>, token: Token) -> [u8; MAC_BYTES] {
+fn mac_of(secret: Secret, key: &Key<'_>, token: Token) -> [u8; MAC_BYTES] {
     let mut params = blake2b_simd::Params::new();
-    params.hash_length(MAC_BYTES).key(secret).personal(b"onlyonce ticket");
+    params.hash_length(MAC_BYTES).key(&secret.0).personal(b"onlyonce ticket");
     let mut state = params.to_state();
     state.update(&[VERSION, key.kind()]).update(&token.0.to_le_bytes()).update(key.bytes());
     let mut mac = [0; MAC_BYTES];
@@ -178,17 +178,17 @@ mod tests {
     use super::*;
     use crate::ErrorKind;
 
-    const SECRET: [u8; 32] = [5; 32];
+    const SECRET: Secret = Secret([5; 32]);
 
     fn ticket() -> Ticket {
-        Ticket::new(&SECRET, &Key::from(("job", 7)), Token(1 << 40))
+        Ticket::new(SECRET, &Key::from(("job", 7)), Token(1 << 40))
     }
 
     #[test]
     fn a_ticket_is_read_back_from_its_text() {
         let text = ticket().to_string();
         assert_eq!(text.parse::<Ticket>().unwrap(), ticket());
-        assert!(text.parse::<Ticket>().unwrap().is_of(&SECRET));
+        assert!(text.parse::<Ticket>().unwrap().is_of(SECRET));
         assert!(!format!("{:?}", ticket()).contains(&text[20..52]), "the MAC is shown");
     }
 
@@ -202,10 +202,10 @@ mod tests {
                 changed[at] = digit;
                 let changed: String = changed.into_iter().collect();
                 let Ok(read) = changed.parse::<Ticket>() else { continue };
-                assert_eq!(read.is_of(&SECRET), changed == text, "{changed}");
+                assert_eq!(read.is_of(SECRET), changed == text, "{changed}");
             }
         }
-        assert!(!ticket().is_of(&[6; 32]), "of another store");
+        assert!(!ticket().is_of(Secret([6; 32])), "of another store");
     }
 
     #[test]

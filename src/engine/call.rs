@@ -101,6 +101,8 @@ impl Applied {
 pub struct Claimed {
     /// Its fencing token.
     pub token: Token,
+    /// The token of the key's first claim since it was absent: the key's life.
+    pub life: Token,
     /// Its number in the life of the key.
     pub attempt: u32,
 }
@@ -131,10 +133,15 @@ impl Found {
         Found { state: Some(state), presence, lease_until, asker, outcome, ..Found::default() }
     }
 
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
+    }
+
     pub(super) fn current(&self) -> Current<'_> {
         let Found { presence, lease_until, memory_until, .. } = *self;
         let question = self.asker.as_ref().map_or(0, |asker| asker.question);
-        Current { state: self.state.as_ref(), memory_until, presence, lease_until, question }
+        let (state, step_has_ended) = (self.state.as_ref(), false);
+        Current { state, memory_until, presence, lease_until, question, step_has_ended }
     }
 
     /// In how many milliseconds the key may be free without a call: a lease or a delay passes.
@@ -180,6 +187,11 @@ impl Done {
 
     pub(crate) fn into_applied(self) -> Applied {
         self.applied
+    }
+
+    /// The same, with the record that was placed for it.
+    pub(super) fn with(self, placed: Option<Placed>) -> Self {
+        Done { placed, ..self }
     }
 
     /// The record that the answer is derived from.
@@ -240,10 +252,16 @@ impl PlacedBatch {
 
 /// Work that a call needs before it can be placed, and that isn't done under a shard lock.
 pub(super) enum Again {
-    Room { bytes: u64, room: Room },
+    Room {
+        bytes: u64,
+        room: Room,
+    },
     NotWriting,
     Changed,
     NoMoreLsns,
+    /// The contents of the records that may be the newest of a step's claim.
+    Claim(Known),
+    Bug(&'static str),
 }
 
 impl Again {
@@ -398,7 +416,15 @@ impl Engine {
         writing: &Writing<'_>,
     ) -> Result<Done> {
         self.begins(call)?;
-        let mut placing = Placing::new(Asked { key, call, writing }, hash);
+        if let Call::EndStep { life, .. } = call {
+            let step = self.step_of(key, life, writing)?;
+            let hash = self.hash(&step);
+            return self.place_to_end(Placing::new(Asked { key: &step, call, writing }, hash));
+        }
+        self.place_to_end(Placing::new(Asked { key, call, writing }, hash))
+    }
+
+    fn place_to_end(&self, mut placing: Placing<Asked<'_>>) -> Result<Done> {
         loop {
             let gone_on = placing.go_on(self).and_then(|progress| match progress {
                 Progress::Placed(done) => Ok(Some(done)),
@@ -436,7 +462,14 @@ impl Engine {
         let moment = self.moment(now);
         let decision = protocol::decide(&known.current(), call, &writing.conditions, moment);
         let (placed, claimed, question) = match &decision.next {
-            None => (None, None, 0),
+            None => {
+                if matches!(call, Call::BeginStep(_)) && decision.answer == Some(Answer::Done) {
+                    // On a full disk the step is refused before its work, and not after that.
+                    self.log.reserve(writing.reserve).map_err(Again::of)?;
+                    self.log.release(writing.reserve);
+                }
+                (None, None, 0)
+            }
             Some(next @ Next { becomes: None, .. }) => {
                 (None, None, self.note(shard, key, hash, known, call, next, writing, now)?)
             }
@@ -500,8 +533,7 @@ impl Engine {
             asker = Some(Arc::new(Asker { question, owner, since: now }));
         } else {
             // The ending of a detached claim has room like any other, from when it is attached.
-            let progress = state.progress().map_or(0, |progress| progress.len() as u64);
-            reserved = state.detached().map_or(0, |lease| lease.reserve) + progress;
+            reserved = state.detached().map_or(0, |lease| lease.reserve) + state.carried_bytes();
             self.log.reserve(reserved).map_err(Again::of)?;
             self.in_flight.fetch_add(1, Ordering::SeqCst);
         }
@@ -582,6 +614,19 @@ impl Engine {
 
     /// Finds the key among the records with its hash: those of memory, then those of the tables from the newest on.
     pub(super) fn look_recorded(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        known: &Known,
+    ) -> Result<Option<Box<Found>>> {
+        match self.look_without_steps(key, hash, known)? {
+            Some(found) => self.without_ended_steps(key, found).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, with the announced steps as the record has them.
+    pub(super) fn look_without_steps(
         &self,
         key: &Key<'_>,
         hash: KeyHash,
@@ -701,7 +746,7 @@ impl Engine {
 
     /// Places the record in the log and changes the key's entry, in one step. Returns the attempt that it grants.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
-    fn write(
+    pub(super) fn write(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
@@ -723,15 +768,19 @@ impl Engine {
             Becomes::Absent { memory_until } => {
                 (None, protocol::ends_at(None, None, *memory_until))
             }
+            // It is written under the step's key.
+            Becomes::Step(_) => return Err(Again::Bug("a step was to be written as its claim's")),
         };
+        let carried = state.and_then(|state| state.extras.as_ref());
+        let reserve = writing.reserve + carried.map_or(0, |extras| extras.carried_bytes());
         let room = match state.map(|state| state.phase) {
             // What the claim has reserved already stays.
             Some(Phase::Claimed) if next.presence == Presence::Owner => {
-                Room::Reserve(writing.reserve.saturating_sub(found.reserved))
+                Room::Reserve(reserve.saturating_sub(found.reserved))
             }
-            // An outcome without a claim has no reserve.
+            // An outcome without a claim, and a step, have no reserve.
             Some(Phase::Completed | Phase::Failed)
-                if state.is_some_and(|state| state.token.is_none()) =>
+                if key.is_step() || state.is_some_and(|state| state.token.is_none()) =>
             {
                 Room::Free
             }
@@ -758,7 +807,7 @@ impl Engine {
                 state: state.stored(own),
                 presence: next.presence,
                 lease_until: next.lease_until,
-                reserved: writing.reserve.max(found.reserved),
+                reserved: reserve.max(found.reserved),
                 asker: None,
             })
         });
@@ -770,7 +819,11 @@ impl Engine {
             _ => {}
         }
         let granted = state.filter(|state| state.is_grant());
-        let claimed = granted.map(|state| Claimed { token: own, attempt: state.attempt });
+        let claimed = granted.map(|state| Claimed {
+            token: own,
+            life: state.life.unwrap_or(own),
+            attempt: state.attempt,
+        });
         // A forget keeps its entry, too: a table may have an older record of the key.
         shard.put(found.place.map(Place::lsn), Entry { hash, place, live });
         Ok((placed, claimed))

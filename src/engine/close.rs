@@ -267,6 +267,7 @@ impl Engine {
             presence: live.presence,
             lease_until: live.lease_until,
             question: 0,
+            step_has_ended: false,
         };
         let reason = Some("the store was closed");
         let conditions = Conditions { reason, ..Conditions::default() };

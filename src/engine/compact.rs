@@ -500,9 +500,9 @@ impl Reclaim<'_> {
             let body = self.body_of(record)?;
             let fate = Fate::of(state_of(record, &body).as_ref(), &body, self.log.now());
             let Some(draft) = fate.moves(record, &body) else { return Ok(()) };
-            let key = Key::from_stored(body.key_kind, body.key);
-            let newest = key.map_or(Ok(None), |key| self.newest_of(&key))?;
-            if newest == Some(record.lsn) {
+            let Some(key) = Key::from_stored(body.key_kind, body.key) else { return Ok(()) };
+            let is_newest = self.newest_of(&key)? == Some(record.lsn);
+            if is_newest && (!key.is_step() || self.needs_step(&key)?) {
                 moving.take(draft.len());
             }
             Ok(())
@@ -543,6 +543,9 @@ impl Reclaim<'_> {
         room: &mut Room,
     ) -> Result<u64> {
         let body = self.body_of(record)?;
+        if key.is_step() && !self.needs_step(key)? {
+            return Ok(0);
+        }
         let state = state_of(record, &body);
         loop {
             let mut shard = self.shard(hash)?;

@@ -9,7 +9,7 @@ use super::call::EncodedOutcome;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
 use crate::protocol::{self, Becomes, Extras, KeyState, Lease, Moment, NextExtras, OpenAs, Phase};
-use crate::record::{Body, Draft, Ending, Kind, Rare, Record};
+use crate::record::{self, Body, Draft, Ending, Kind, Rare, Record};
 use crate::types::StoreMillis;
 
 /// Returns the record of a key's next state. `ahead`: how far tokens run ahead of LSNs where it is placed.
@@ -25,6 +25,8 @@ pub(super) fn compose(
         Becomes::Absent { memory_until } => {
             return forget(key, *memory_until, ahead, moment);
         }
+        // It is composed under the step's key.
+        Becomes::Step(state) => state,
     };
     let (kind, ending) = match state.phase {
         Phase::Claimed if state.is_grant() => (Kind::Claim, None),
@@ -161,14 +163,16 @@ fn rare<'a>(extras: Option<&NextExtras<'a>>, packed: Option<u32>) -> Option<Box<
         retry_at: extras.and_then(|extras| extras.retry_at),
         packed,
         by: extras.and_then(|extras| extras.by).unwrap_or(""),
+        announced: extras
+            .map_or(Vec::new(), |extras| record::encode_names(extras.all_announced()))
+            .into(),
     };
     (rare != Rare::default()).then(|| Box::new(rare))
 }
 
 fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
     // The length of a compressed result is no part of the state.
-    let is_of_state =
-        |rare: &Rare<'_>| rare.lease.is_some() || rare.retry_at.is_some() || !rare.by.is_empty();
+    let is_of_state = |rare: &Rare<'_>| Rare { packed: None, ..rare.clone() } != Rare::default();
     if !body.rare.as_deref().is_some_and(is_of_state) && body.progress.is_empty() {
         return None;
     }
@@ -178,6 +182,12 @@ fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
         retry_at: rare.retry_at,
         by: (!rare.by.is_empty()).then(|| Arc::from(rare.by)),
         progress: (!body.progress.is_empty()).then(|| Arc::from(body.progress)),
+        // They were decoded with the record.
+        announced: record::decode_names(&rare.announced)
+            .into_iter()
+            .flatten()
+            .map(Arc::from)
+            .collect(),
     }))
 }
 
@@ -219,6 +229,12 @@ mod tests {
                 retry_at: (phase == Phase::Aborted).then_some(StoreMillis(95_000)),
                 by: Some("someone".into()),
                 progress: Some(b"3 of 9"[..].into()),
+                announced: match phase {
+                    Phase::Claimed | Phase::Interrupted | Phase::Held => {
+                        vec!["plan".into(), "ü".into()]
+                    }
+                    Phase::Aborted | Phase::Completed | Phase::Failed => Vec::new(),
+                },
             })),
             ..bare
         }
@@ -241,6 +257,9 @@ mod tests {
             Call::ForgetClaimed,
             Call::Withdraw,
             Call::Progress,
+            Call::BeginStep,
+            Call::Announce,
+            |token| Call::EndStep { token, life: TOKEN },
             Call::Detach,
             Call::Attach,
             Call::Revoke,
@@ -262,6 +281,7 @@ mod tests {
             extras: Some(&CallExtras {
                 by: Some("ann"),
                 progress: Some(b"4 of 9"),
+                step: Some("send"),
                 retry_ms: Some(500),
                 reserve: 80,
             }),
@@ -292,6 +312,7 @@ mod tests {
                             presence,
                             lease_until: None,
                             question: 0,
+                            step_has_ended: false,
                         };
                         let next = decide(&current, call, &conditions, moment).next;
                         if let Some(becomes) = next.and_then(|next| next.becomes) {
@@ -316,7 +337,10 @@ mod tests {
         let result =
             EncodedOutcome { codec: 3, version: 4, meta: b"m", packed: Some(9), bytes: b"paid" };
         every_decision(|becomes, moment| {
-            let is_outcome = matches!(becomes, Becomes::State(next) if is_outcome(next.phase));
+            let is_outcome = match becomes {
+                Becomes::State(next) | Becomes::Step(next) => is_outcome(next.phase),
+                Becomes::Absent { .. } => false,
+            };
             let outcome = is_outcome.then_some(&result);
             let bytes = sealed(compose(&key, becomes, AHEAD, moment, outcome));
             let record = Record::parse(&bytes, AT, &SEAL).unwrap();
@@ -339,6 +363,7 @@ mod tests {
                     assert_eq!(record.kind, kind, "{becomes:?}");
                     states += 1;
                 }
+                Becomes::Step(next) => assert_eq!(state, Some(next.stored(AT.token(AHEAD)))),
                 Becomes::Absent { memory_until } => {
                     assert_eq!((state, record.kind), (None, Kind::Forget));
                     let said = (read.memory_until, read.wall_offset, read.attempt, read.ahead);
@@ -357,8 +382,14 @@ mod tests {
         let state = KeyState { since: NOW, ..state(Phase::Claimed, false) };
         let presence = Presence::Owner;
         let state = Some(&state);
-        let current =
-            Current { state, memory_until: None, presence, lease_until: None, question: 0 };
+        let current = Current {
+            state,
+            memory_until: None,
+            presence,
+            lease_until: None,
+            question: 0,
+            step_has_ended: false,
+        };
         let moment = Moment { now: NOW, wall_offset: 0 };
         for (call, says) in [
             (Call::Interrupt(TOKEN), Some(NOW)),

@@ -12,6 +12,7 @@
 mod background;
 mod call;
 mod checkpoint;
+mod claim_step;
 mod close;
 mod compact;
 mod compose;

@@ -46,6 +46,14 @@ pub(crate) struct Placing<A> {
     pass: Option<Pass>,
     /// Until when it waits for its key, and where; `None`: it is answered at once.
     patience: Option<Box<Patience>>,
+    /// The claim of the step that it ends, if that is not in memory.
+    claim: Option<Box<ReadClaim>>,
+}
+
+/// The newest record of a claim's key, as it was read.
+pub(super) struct ReadClaim {
+    pub(super) seen: Known,
+    pub(super) found: Option<Box<Found>>,
 }
 
 /// How long a claim waits while its key is in progress or delayed.
@@ -63,13 +71,15 @@ struct Patience {
 }
 
 /// What a call waits for before it continues.
-enum WaitsFor {
+pub(super) enum WaitsFor {
     /// Nothing: it is to be tried next.
     Nothing,
     /// The contents of the records that may be the key's newest.
     Read(Known),
     /// Nothing: that was read, and is the key's state if the key has not changed since.
     Look { seen: Known, found: Option<Box<Found>> },
+    /// The same of the key of the step's claim.
+    ReadClaim(Known),
     /// The work that must precede the first record after an open.
     Beginning,
     /// A segment with space for it.
@@ -79,7 +89,7 @@ enum WaitsFor {
 }
 
 /// Why a try did not finish.
-enum Stop {
+pub(super) enum Stop {
     WaitsFor(WaitsFor),
     Failed(Error),
 }
@@ -100,7 +110,8 @@ pub(crate) enum Progress {
 
 impl<A: Asks> Placing<A> {
     pub(crate) fn new(asks: A, hash: KeyHash) -> Self {
-        Placing { asks, hash, waits_for: WaitsFor::Nothing, pass: None, patience: None }
+        let waits_for = WaitsFor::Nothing;
+        Placing { asks, hash, waits_for, pass: None, patience: None, claim: None }
     }
 
     /// As [`new`](Self::new), for a claim that waits for its key, at most `millis`.
@@ -128,7 +139,7 @@ impl<A: Asks> Placing<A> {
 
     /// Whether it waits only for a read.
     pub(super) fn is_read(&self) -> bool {
-        matches!(self.waits_for, WaitsFor::Read(_))
+        matches!(self.waits_for, WaitsFor::Read(_) | WaitsFor::ReadClaim(_))
     }
 
     /// Whether it is to be tried next.
@@ -149,7 +160,9 @@ impl<A: Asks> Placing<A> {
         loop {
             self.note_turn();
             let tried = match self.waits_for {
-                WaitsFor::Nothing => engine.try_in_memory(&self.asks, self.hash),
+                WaitsFor::Nothing => {
+                    engine.try_in_memory(&self.asks, self.hash, self.claim.as_deref())
+                }
                 WaitsFor::Look { .. } => self.try_as_read(engine),
                 _ => return Ok(Progress::Waits),
             };
@@ -234,8 +247,18 @@ impl<A: Asks> Placing<A> {
         let WaitsFor::Look { seen, found } = waits_for else {
             return Err(Stop::WaitsFor(waits_for));
         };
-        let hash = self.hash;
+        let (hash, claim) = (self.hash, self.claim.as_deref());
         self.asks.ask(|key, call, writing| {
+            if let Call::EndStep { .. } = call {
+                return engine.try_to_end_step(
+                    key,
+                    hash,
+                    Some((seen, found)),
+                    claim,
+                    call,
+                    writing,
+                );
+            }
             let current = found.as_ref().map(|read| read.current());
             let unchanged =
                 current.and_then(|current| protocol::decide_unchanged(&current, call, seen.now));
@@ -269,6 +292,10 @@ impl<A: Asks> Placing<A> {
                     Err(e) => engine.look_failed(hash, &seen, e)?,
                 }
             }
+            WaitsFor::ReadClaim(seen) => {
+                let read = self.asks.ask(|step, _, _| engine.read_claim(step, seen))?;
+                self.claim = read.map(Box::new);
+            }
             WaitsFor::Beginning => {
                 engine.begin_writing()?;
                 engine.help()?;
@@ -295,8 +322,16 @@ impl<A: Asks> Placing<A> {
 impl Engine {
     /// Tries once. Memory answers under one lock; records that are only in the log are read without it.
     #[inline]
-    fn try_in_memory<A: Asks>(&self, asks: &A, hash: KeyHash) -> Result<Done, Stop> {
+    fn try_in_memory<A: Asks>(
+        &self,
+        asks: &A,
+        hash: KeyHash,
+        claim: Option<&ReadClaim>,
+    ) -> Result<Done, Stop> {
         asks.ask(|key, call, writing| {
+            if let Call::EndStep { .. } = call {
+                return self.try_to_end_step(key, hash, None, claim, call, writing);
+            }
             let mut shard = self.shard(hash)?;
             let (found, now) = match self.look_in_memory(&shard, key, hash) {
                 Some((found, now)) => (Some(found), now),
@@ -330,11 +365,13 @@ impl Engine {
     }
 
     #[cold]
-    fn stopped(&self, again: Again) -> Stop {
+    pub(super) fn stopped(&self, again: Again) -> Stop {
         Stop::WaitsFor(match again {
             Again::Changed => WaitsFor::Nothing,
             Again::NotWriting => WaitsFor::Beginning,
             Again::Room { bytes, room } => WaitsFor::Room { bytes, room },
+            Again::Claim(known) => WaitsFor::ReadClaim(known),
+            Again::Bug(what) => return Stop::Failed(self.log.bug(what)),
             Again::NoMoreLsns => {
                 let message = "the log has used up its 2^62 positions: begin a new store";
                 let error = Error::new(ErrorKind::StorageFull, message).at(self.log.dir());

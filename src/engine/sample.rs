@@ -6,7 +6,6 @@ use crate::Result;
 use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{self, Phase};
-use crate::record::Body;
 use crate::types::{Lsn, in_memory};
 
 /// An estimate of the log's live bytes.
@@ -30,6 +29,9 @@ pub(crate) struct Alive {
     pub(crate) keys: [u64; 6],
 }
 
+/// What a live record leaves its key in, and its length. A step is no key of its own.
+type LiveRecord = (Option<Phase>, u64);
+
 /// Some keys of the index, and their live records; or, scaled, those of all keys.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct KeySample {
@@ -41,9 +43,10 @@ pub(super) struct KeySample {
 }
 
 impl Alive {
-    fn add(&mut self, phase: Phase, bytes: u64) {
+    /// Adds a live record; `phase` is `None` for a step, which is no key of its own.
+    fn add(&mut self, phase: Option<Phase>, bytes: u64) {
         self.bytes += bytes;
-        if let Some(keys) = self.keys.get_mut(phase as usize) {
+        if let Some(keys) = phase.and_then(|phase| self.keys.get_mut(phase as usize)) {
             *keys += 1;
         }
     }
@@ -57,7 +60,7 @@ impl Alive {
 
 impl KeySample {
     /// Adds a sampled key with its newest record, if that is alive.
-    fn add(&mut self, alive: Option<(Phase, u64)>) {
+    fn add(&mut self, alive: Option<LiveRecord>) {
         self.seen += 1;
         if let Some((phase, bytes)) = alive {
             self.alive.add(phase, bytes);
@@ -157,37 +160,45 @@ impl Sampling<'_> {
             // Memory has only the newest record of a key. Where a table has it too, the table's sample counts it.
             let alive = match lsn < tables.covered {
                 true => None,
-                false => self.alive_at(lsn, |_| Some(()))?,
+                false => self.alive_at(lsn, |_| false)?,
             };
-            sample.add(alive.map(|((), phase, len)| (phase, len)));
+            sample.add(alive.map(|(_, alive)| alive));
         }
         all.add_scaled(sample, self.recent.len() as u64);
         Ok(all)
     }
 
     /// Returns state and length of the record at `lsn`, if it is its key's newest and has not expired.
-    fn alive_if_newest(&self, lsn: Lsn) -> Result<Option<(Phase, u64)>> {
-        let key = |body: &Body<'_>| Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
-        let Some((key, phase, len)) = self.alive_at(lsn, key)? else { return Ok(None) };
+    fn alive_if_newest(&self, lsn: Lsn) -> Result<Option<LiveRecord>> {
+        let Some((Some(key), alive)) = self.alive_at(lsn, |_| true)? else { return Ok(None) };
         let is_newest = self.newest_of(&key)? == Some(lsn);
-        Ok(is_newest.then_some((phase, len)))
+        Ok(is_newest.then_some(alive))
     }
 
-    /// The same whether or not it is the newest, and what `key` returns for it. `None` also if it was removed
-    /// meanwhile.
-    fn alive_at<K>(
+    /// The same whether or not it is the newest, and its key if it is a step's or `wants_key` says so. `None` also if it was
+    /// removed meanwhile, or is a step that no attempt needs.
+    fn alive_at(
         &self,
         lsn: Lsn,
-        key: impl Fn(&Body<'_>) -> Option<K>,
-    ) -> Result<Option<(K, Phase, u64)>> {
+        wants_key: impl Fn(&Key<'_>) -> bool,
+    ) -> Result<Option<(Option<Key<'static>>, LiveRecord)>> {
         self.may_stay()?;
         let now = self.log.now();
         let read = self.log.reading().read(lsn, |record| {
             let body = self.body_of(&record)?;
             let state = state_of(&record, &body).filter(|state| !protocol::is_expired(state, now));
-            Ok(key(&body).zip(state).map(|(key, state)| (key, state.phase, record.len())))
+            let key = Key::from_stored(body.key_kind, body.key);
+            Ok(state.zip(key).map(|(state, key)| {
+                let kept = (key.is_step() || wants_key(&key)).then(|| key.into_owned());
+                (kept, state.phase, record.len())
+            }))
         });
-        Ok(read.ok().flatten())
+        let Some((key, phase, len)) = read.ok().flatten() else { return Ok(None) };
+        match key.as_ref().filter(|key| key.is_step()) {
+            None => Ok(Some((key, (Some(phase), len)))),
+            Some(step) if self.needs_step(step)? => Ok(Some((key, (None, len)))),
+            Some(_) => Ok(None),
+        }
     }
 }
 
@@ -200,7 +211,7 @@ mod tests {
         let sample = |lens: &[Option<u64>]| {
             let mut sample = KeySample::default();
             for len in lens.iter().cycle().take(128) {
-                sample.add(len.map(|len| (Phase::Completed, len)));
+                sample.add(len.map(|len| (Some(Phase::Completed), len)));
             }
             let mut all = KeySample::default();
             all.add_scaled(sample, 128_000);

@@ -236,7 +236,7 @@ impl Engine {
             if live.is_some() {
                 return Ok(live);
             }
-            match self.look_recorded(key, hash, &known) {
+            match self.look_without_steps(key, hash, &known) {
                 Ok(found) => {
                     return Ok(found.and_then(|found| found.place).map(|place| place.lsn()));
                 }

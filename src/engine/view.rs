@@ -25,7 +25,7 @@ pub(crate) struct Seen {
     pub(crate) asker: Option<Arc<Asker>>,
     pub(crate) outcome: Option<Stored>,
     pub(crate) now: StoreMillis,
-    place: Place,
+    pub(super) place: Place,
 }
 
 impl Seen {
@@ -59,6 +59,14 @@ impl Engine {
         key: &Key<'_>,
         hash: KeyHash,
     ) -> Result<Option<Seen>> {
+        match self.find(key, hash)? {
+            Some(seen) => self.shown(seen).map(Some),
+            None => self.settle_absence().map(|()| None),
+        }
+    }
+
+    /// The same, not to be shown before a crash can't undo it.
+    pub(super) fn find(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         loop {
             let shard = self.shard(hash)?;
             let now = self.log.now();
@@ -66,9 +74,8 @@ impl Engine {
                 let live = entry.live.as_ref()?;
                 live.is_key(key.kind(), key.bytes()).then(|| seen_live(entry, live, now))
             });
-            if let Some(seen) = live {
-                drop(shard);
-                return self.shown(seen).map(Some);
+            if live.is_some() {
+                return Ok(live);
             }
             let known = Known::of(&shard, hash, now);
             drop(shard);
@@ -82,7 +89,7 @@ impl Engine {
             let Some((state, found)) =
                 found.and_then(|mut found| Some((found.state.take()?, found)))
             else {
-                return self.settle_absence().map(|()| None);
+                return Ok(None);
             };
             // A memory alone has no place: it was durable before it became one.
             let place = found.place.unwrap_or(Place::new(Lsn::ZERO, Durability::Lazy, None));
@@ -93,7 +100,7 @@ impl Engine {
                 protocol::on_it(Some(&state), Presence::Nobody, None, now);
             let outcome = found.outcome;
             let seen = Seen { state, presence, lease_until, asker: None, outcome, now, place };
-            return self.shown(seen).map(Some);
+            return Ok(Some(seen));
         }
     }
 
@@ -216,14 +223,15 @@ impl Engine {
     }
 
     /// Returns the key of the record at a place, in the segments listed when the walk began, whose files stay open
-    /// for it.
+    /// for it; `None` for a step, which isn't listed.
     fn key_in(&self, segments: &Segments, place: Place) -> Result<Option<Key<'static>>> {
         self.log.reading().read_in(
             segments,
             self.compaction().place_to_read(place.lsn()),
             |record| {
                 let body = self.body_of(&record)?;
-                Ok(Key::from_stored(body.key_kind, body.key).map(Key::into_owned))
+                let key = Key::from_stored(body.key_kind, body.key).filter(|key| !key.is_step());
+                Ok(key.map(Key::into_owned))
             },
         )
     }

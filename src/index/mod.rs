@@ -10,6 +10,7 @@ pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 
+use crate::limits::SHARDS;
 use crate::manifest::Secrets;
 use crate::operation::Key;
 use crate::types::KeyHash;
@@ -38,8 +39,22 @@ impl Hasher {
         Hasher { mask, ..self }
     }
 
-    /// The kind is hashed, too, so that keys of different kinds never hash the same bytes.
+    /// The kind is hashed, too, so that keys of different kinds never hash the same bytes. A step is in the shard of its
+    /// claim's key, so that the claim is checked and the step recorded under one lock.
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
+        let hash = self.hash_itself(key);
+        match key.as_step() {
+            None => hash,
+            Some(step) => {
+                let shards = SHARDS as u64;
+                let of = self.hash_itself(&step.key);
+                KeyHash { low: hash.low - hash.low % shards + of.low % shards, ..hash }
+            }
+        }
+    }
+
+    #[inline]
+    fn hash_itself(&self, key: &Key<'_>) -> KeyHash {
         use std::hash::Hasher as _;
         let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.key);
         hasher.write_u8(key.kind());

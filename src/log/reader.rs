@@ -54,7 +54,7 @@ pub(crate) type Flow = Result<ControlFlow<()>>;
 pub(crate) const GO_ON: Flow = Ok(ControlFlow::Continue(()));
 
 /// What is at the reader's place.
-enum Step<'a> {
+enum ReadStep<'a> {
     Record(Record<'a>, Passed<'a>),
     /// The limit is reached: all of it was records.
     End,
@@ -103,7 +103,7 @@ impl<'s> Reader<'s> {
         loop {
             let at = self.at;
             let step = self.next()?;
-            if let Step::Bad(why) = step {
+            if let ReadStep::Bad(why) = step {
                 if damage.is_none() {
                     damage = Some((at, why));
                     if told(Met::Damage { at, why })?.is_break() {
@@ -119,7 +119,7 @@ impl<'s> Reader<'s> {
                     return Ok(());
                 }
             }
-            let Step::Record(record, passed) = step else { return Ok(()) };
+            let ReadStep::Record(record, passed) = step else { return Ok(()) };
             let is_end = record.kind == Kind::SegmentEnd;
             if told(Met::Record(record, passed))?.is_break() || is_end {
                 return Ok(());
@@ -127,19 +127,19 @@ impl<'s> Reader<'s> {
         }
     }
 
-    fn next(&mut self) -> Result<Step<'_>> {
+    fn next(&mut self) -> Result<ReadStep<'_>> {
         if self.at >= self.limit {
-            return Ok(Step::End);
+            return Ok(ReadStep::End);
         }
         let (lsn, seal) = (self.lsn(), self.segment.seal);
         let head = match record::parse_head(self.bytes(HEADER_BYTES)?, lsn, &seal) {
             Ok(head) => head,
-            Err(bad) => return Ok(Step::Bad(bad)),
+            Err(bad) => return Ok(ReadStep::Bad(bad)),
         };
         let len = head.len();
         let claimed = (len as u64).min(self.limit - self.at);
         if claimed > self.budget {
-            return Ok(Step::Bad(Bad::BodySum));
+            return Ok(ReadStep::Bad(Bad::BodySum));
         }
         self.bytes(len)?;
         let (passed, bytes) = self.window.split_at(in_memory(self.at - self.window_at));
@@ -147,11 +147,11 @@ impl<'s> Reader<'s> {
             Ok(record) => {
                 self.at += len as u64;
                 let (segment, at) = (self.segment, self.window_at);
-                Step::Record(record, Passed { segment, at, bytes: passed })
+                ReadStep::Record(record, Passed { segment, at, bytes: passed })
             }
             Err(bad) => {
                 self.budget -= claimed;
-                Step::Bad(bad)
+                ReadStep::Bad(bad)
             }
         })
     }

@@ -11,7 +11,9 @@ use std::str::FromStr;
 
 use super::key_part::{KeyPart, Number, Parts, fmt_hex, fmt_quoted, from_values};
 use super::key_text;
+use super::step_key::StepKey;
 use crate::limits::KEY_BYTES_MAX;
+use crate::types::Token;
 use crate::{Error, ErrorKind, Result};
 
 /// Kinds of keys, as stored in four bits. 0 is no kind, so that zeros are never a key.
@@ -20,6 +22,7 @@ const KIND_NUMBER: u8 = 2;
 const KIND_PARTS: u8 = 3;
 const KIND_NEGATIVE: u8 = 4;
 const KIND_LARGE: u8 = 5;
+const KIND_STEP: u8 = 6;
 
 /// The name of an operation. The same key means the same operation, which is done once.
 ///
@@ -78,6 +81,8 @@ enum Form<'k> {
     Number(Number),
     /// Encoded as described at the top of the module.
     Parts(Cow<'k, [u8]>),
+    /// A step of a claim, which only the store names. Encoded as a [`StepKey`].
+    Step(Cow<'k, [u8]>),
 }
 
 impl<'k> Key<'k> {
@@ -127,7 +132,26 @@ impl<'k> Key<'k> {
             Form::Raw(bytes) => Form::Raw(Cow::Owned(bytes.into_owned())),
             Form::Number(number) => Form::Number(number),
             Form::Parts(bytes) => Form::Parts(Cow::Owned(bytes.into_owned())),
+            Form::Step(bytes) => Form::Step(Cow::Owned(bytes.into_owned())),
         })
+    }
+
+    /// The stored key of a step of a claim on `key`.
+    pub(crate) fn of_step(key: &Key<'_>, life: Token, name: &str) -> Key<'static> {
+        debug_assert!(!key.is_step(), "{key:?}");
+        Key(Form::Step(Cow::Owned(StepKey { life, name, key: key.into() }.encode())))
+    }
+
+    pub(crate) fn is_step(&self) -> bool {
+        matches!(self.0, Form::Step(_))
+    }
+
+    /// `None`: it is no step.
+    pub(crate) fn as_step(&self) -> Option<StepKey<'_>> {
+        match &self.0 {
+            Form::Step(bytes) => StepKey::decode(bytes),
+            Form::Raw(_) | Form::Number(_) | Form::Parts(_) => None,
+        }
     }
 
     pub(super) fn of_number(number: Number) -> Self {
@@ -142,19 +166,24 @@ impl<'k> Key<'k> {
             Form::Number(Number::Negative(_)) => KIND_NEGATIVE,
             Form::Number(Number::Large(_)) => KIND_LARGE,
             Form::Parts(_) => KIND_PARTS,
+            Form::Step(_) => KIND_STEP,
         }
     }
 
     /// The key's bytes, which together with the kind identify the key.
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.0 {
-            Form::Raw(bytes) | Form::Parts(bytes) => bytes,
+            Form::Raw(bytes) | Form::Parts(bytes) | Form::Step(bytes) => bytes,
             Form::Number(number) => number.bytes(),
         }
     }
 
     /// The key with that kind and those bytes; `None` if they are not the one form of a key.
     pub(crate) fn from_stored(kind: u8, bytes: &'k [u8]) -> Option<Key<'k>> {
+        if kind == KIND_STEP {
+            let is_step = StepKey::decode(bytes).is_some();
+            return is_step.then_some(Key(Form::Step(Cow::Borrowed(bytes))));
+        }
         if bytes.is_empty() || bytes.len() > KEY_BYTES_MAX {
             return None;
         }
@@ -188,6 +217,7 @@ impl<'k> Key<'k> {
         match &self.0 {
             Form::Parts(encoded) => self.check_parts(encoded),
             Form::Raw(_) | Form::Number(_) => Ok(()),
+            Form::Step(_) => Err(Error::invalid("a step is no key: name its claim's")),
         }
     }
 
@@ -231,6 +261,7 @@ impl<'k> From<&'k Key<'_>> for Key<'k> {
             Form::Raw(bytes) => Form::Raw(Cow::Borrowed(bytes)),
             Form::Number(number) => Form::Number(*number),
             Form::Parts(bytes) => Form::Parts(Cow::Borrowed(bytes)),
+            Form::Step(bytes) => Form::Step(Cow::Borrowed(bytes)),
         })
     }
 }
@@ -263,6 +294,7 @@ impl fmt::Display for Key<'_> {
             },
             Form::Number(number) => number.fmt(f),
             Form::Parts(bytes) => fmt_parts(bytes, f),
+            Form::Step(bytes) => fmt_step(bytes, f),
         }
     }
 }
@@ -298,7 +330,16 @@ impl fmt::Debug for Key<'_> {
             }
             Form::Number(number) => write!(f, "({number})"),
             Form::Parts(bytes) => fmt_parts(bytes, f),
+            Form::Step(bytes) => fmt_step(bytes, f),
         }
+    }
+}
+
+/// For messages about damage.
+fn fmt_step(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match StepKey::decode(encoded) {
+        Some(StepKey { name, key, .. }) => write!(f, "the step {name:?} of {key}"),
+        None => fmt_hex(encoded, f),
     }
 }
 

@@ -12,6 +12,7 @@ mod key_part;
 mod key_text;
 mod outcome;
 mod policy;
+mod step_key;
 
 pub use fingerprint::Fingerprint;
 pub use key::Key;
@@ -20,6 +21,7 @@ pub use outcome::{Abort, Outcome};
 pub(crate) use outcome::{Keeping, OutcomeParts, cut_label, decode_meta, encode_meta};
 pub(crate) use policy::Settings;
 pub use policy::{Durability, OnDrop, OnInterrupted, OnUnkept, Policy};
+pub(crate) use step_key::StepKey;
 
 /// What to claim: a key, with the settings of this one operation.
 ///

@@ -1,6 +1,7 @@
 //! The tables of `docs/protocol.md`, read from the page, against every cell of the code and every field of the next state.
 
 use super::*;
+use crate::limits::ANNOUNCED_MAX;
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
 
@@ -20,7 +21,7 @@ const COLUMNS: [&str; 12] = [
 ];
 
 /// The columns of a next state on the page, after the calls that lead to it and the written state.
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "token",
     "life",
     "open fate",
@@ -35,6 +36,7 @@ const FIELDS: [&str; 17] = [
     "reason",
     "by",
     "progress",
+    "steps",
     "expiry",
     "memory",
     "on it",
@@ -98,6 +100,7 @@ fn answer(word: &str) -> Option<Answer> {
         "expired" => Answer::Expired,
         "interrupted" => Answer::Interrupted,
         "delayed" => Answer::Delayed,
+        "too many steps" => Answer::TooManySteps,
         "done" => Answer::Done,
         "nothing" => Answer::Unchanged,
         "lost" => Answer::Lost,
@@ -165,12 +168,34 @@ impl<'a> Fields<'a> {
         };
         let next = |becomes| Next { becomes, presence, lease_until };
         if written == "in memory" {
-            assert!(self.cells[..16].iter().all(|says| *says == "stays"), "{:?}", self.cells);
+            assert!(self.cells[..17].iter().all(|says| *says == "stays"), "{:?}", self.cells);
             return next(None);
+        }
+        if written == "step" {
+            assert!(self.cells.iter().all(|says| *says == "stays"), "{:?}", self.cells);
+            return next(Some(Becomes::Step(NextState {
+                phase: Phase::Completed,
+                token: Some(TOKEN),
+                life: Some(LIFE),
+                open_fate: None,
+                attempt: ATTEMPT,
+                forgiven: 0,
+                since: NOW,
+                time: NOW,
+                expires_at: None,
+                memory_until: None,
+                remembers: false,
+                wall_offset: WALL,
+                fingerprint: conditions.fingerprint,
+                hold: false,
+                owner: None,
+                reason: None,
+                extras: None,
+            })));
         }
         let older = current.memory_until.filter(|until| *until > NOW);
         if written == "absent" {
-            assert!(self.cells[..15].iter().all(|says| *says == "none"), "{:?}", self.cells);
+            assert!(self.cells[..16].iter().all(|says| *says == "none"), "{:?}", self.cells);
             assert_eq!(self.get("memory"), "older");
             return next(Some(Becomes::Absent { memory_until: older }));
         }
@@ -274,6 +299,11 @@ impl<'a> Fields<'a> {
                     1 => kept("progress").unwrap().progress(),
                     _ => extras.progress,
                 },
+                announced: match choose("steps", &["none", "kept", "call's"]) {
+                    0 => &[],
+                    _ => state.unwrap().announced(),
+                },
+                announces: extras.step.filter(|_| self.get("steps") == "call's"),
             }
             .boxed(),
         })))
@@ -331,11 +361,11 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
             for (side, rare) in every_side().into_iter().flat_map(|side| {
                 // No rule looks at those and at the memory or the forgiven attempts.
                 let (.., forgiven, _, memory) = side;
-                let rares = if memory.is_none() && forgiven == 0 { 4 } else { 1 };
+                let rares = if memory.is_none() && forgiven == 0 { 7 } else { 1 };
                 every_rare(phase).into_iter().take(rares).map(move |rare| (side, rare))
             }) {
                 let (open, hold, printed, forgiven, expiry, memory) = side;
-                let (detached, retry_at, progress) = rare;
+                let (detached, retry_at, progress, announced) = rare;
                 let runs = detached.is_some_and(|lease| lease.until > NOW);
                 // A question about a claim is only asked once its lease has passed.
                 if presence == Presence::Asked && runs {
@@ -385,6 +415,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
                         retry_at,
                         by: hold.then(|| "someone".into()),
                         progress: progress.map(Into::into),
+                        announced: (0..announced).map(|n| format!("step {n}").into()).collect(),
                     }))
                     .filter(|extras| **extras != Extras::default()),
                 };
@@ -398,20 +429,27 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
 /// A memory that outlasts some of the new ones.
 const OLDER: StoreMillis = StoreMillis(600_001);
 
-type Rare = (Option<Lease>, Option<StoreMillis>, Option<&'static [u8]>);
+type Rare = (Option<Lease>, Option<StoreMillis>, Option<&'static [u8]>, usize);
 
-/// A detached claim's lease, a delay, and progress, where a phase has them.
+/// A detached claim's lease, a delay, progress, and a number of announced steps, where a phase has them.
 fn every_rare(phase: Phase) -> Vec<Rare> {
     let times = [StoreMillis(999), NOW, StoreMillis(1001)];
     let some: Vec<Rare> = match phase {
         Phase::Claimed => {
             let lease = |until| Some(Lease { until, millis: 600, reserve: 70 });
-            times.map(|until| (lease(until), None, Some(&b"4 of 9"[..]))).into()
+            let saved = Some(&b"4 of 9"[..]);
+            let detached = times.map(|until| (lease(until), None, saved, 1));
+            let runs = |announced| (lease(StoreMillis(1001)), None, saved, announced);
+            let more = [(None, None, saved, ANNOUNCED_MAX), runs(0), runs(ANNOUNCED_MAX)];
+            detached.into_iter().chain(more).collect()
         }
-        Phase::Aborted => times.map(|at| (None, Some(at), Some(&b"4 of 9"[..]))).into(),
-        _ => vec![(None, None, Some(b"4 of 9"))],
+        Phase::Interrupted | Phase::Held => {
+            vec![(None, None, Some(b"4 of 9"), 2), (None, None, None, ANNOUNCED_MAX)]
+        }
+        Phase::Aborted => times.map(|at| (None, Some(at), Some(&b"4 of 9"[..]), 0)).into(),
+        Phase::Completed | Phase::Failed => vec![(None, None, Some(b"4 of 9"), 0)],
     };
-    [(None, None, None)].into_iter().chain(some).collect()
+    [(None, None, None, 0)].into_iter().chain(some).collect()
 }
 
 type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bool)>);
@@ -448,7 +486,13 @@ fn all_conditions() -> [Conditions<'static>; 6] {
             lease_ms: Some(50),
             retention_ms: Some(100),
             owner,
-            extras: Some(&CallExtras { retry_ms: Some(5), reserve: 90, by: None, progress: None }),
+            extras: Some(&CallExtras {
+                retry_ms: Some(5),
+                reserve: 90,
+                by: None,
+                progress: None,
+                step: Some("step 0"),
+            }),
             ..none
         },
         Conditions {
@@ -461,6 +505,7 @@ fn all_conditions() -> [Conditions<'static>; 6] {
                 reserve: 0,
                 by: Some("ann"),
                 progress: None,
+                step: Some("another"),
             }),
             ..none
         },
@@ -474,6 +519,7 @@ fn all_conditions() -> [Conditions<'static>; 6] {
                 reserve: 0,
                 by: None,
                 progress: Some(b"5 of 9"),
+                step: None,
             }),
             ..none
         },
@@ -486,6 +532,7 @@ fn all_conditions() -> [Conditions<'static>; 6] {
                 reserve: 0,
                 by: Some(""),
                 progress: None,
+                step: None,
             }),
             ..none
         },
@@ -542,7 +589,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
 /// Calls that name a token, and the page's answer when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
-const BY_TOKEN: [ByToken; 18] = [
+const BY_TOKEN: [ByToken; 21] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),
@@ -553,6 +600,9 @@ const BY_TOKEN: [ByToken; 18] = [
     ("park", Call::Park, true),
     ("renew", Call::Renew, true),
     ("save_progress", Call::Progress, true),
+    ("begin_step", Call::BeginStep, true),
+    ("announce", Call::Announce, true),
+    ("end_step", |token| Call::EndStep { token, life: LIFE }, true),
     ("detach", Call::Detach, true),
     ("attach", Call::Attach, true),
     ("forget_claimed", Call::ForgetClaimed, true),
@@ -562,6 +612,9 @@ const BY_TOKEN: [ByToken; 18] = [
     ("resolve, retry", Call::ResolveRetry, false),
     ("interrupt", Call::Revoke, false),
 ];
+
+/// The row of a step that has ended.
+const ENDED_BEFORE: &str = "end_step, ended before";
 
 /// A call, its conditions, and the rows it falls under, the strongest first.
 type Asked = (Call, Conditions<'static>, Vec<&'static str>);
@@ -603,12 +656,21 @@ fn every_call(
             let mut rows = Vec::new();
             rows.extend((row == "abort" && older).then_some("abort, an older fate open"));
             rows.extend((row == "withdraw" && older).then_some("withdraw, an older fate open"));
+            let announced = state.map_or(0, |state| state.announced().len());
+            let is_stepping = announced > 0;
+            rows.extend((row == "abort" && is_stepping).then_some("abort, a step open"));
+            rows.extend((row == "withdraw" && is_stepping).then_some("withdraw, a step open"));
+            let is_full = announced == ANNOUNCED_MAX;
+            rows.extend((row == "announce" && is_full).then_some("announce, too many"));
             let is_detached = state.is_some_and(|state| state.detached().is_some());
             rows.extend((row == "renew" && is_detached).then_some("renew, attached"));
             let left = "the owner ends without an outcome";
             let attached = "the owner ends without an outcome, attached";
             rows.extend((row == left && is_detached).then_some(attached));
             rows.push(row);
+            if row == "end_step" {
+                out.push((call(TOKEN), conditions, vec![ENDED_BEFORE, row]));
+            }
             out.push((call(TOKEN), conditions, rows));
             let stale = match (call(OTHER).of_owner(), is_owners) {
                 (Some(_), true) => "a call of an owner, another token",
@@ -672,6 +734,7 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
         let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
         let sights = every_sight(column, state.as_ref(), presence, lease_until);
         for (call, conditions, names) in every_call(alive, question_is_late, &sights) {
+            let current = Current { step_has_ended: names[0] == ENDED_BEFORE, ..current };
             let (row, says) = cell(&rows, &names, at);
             let (told, written) = match says.split_once(" → ") {
                 Some((told, written)) => (told, Some(written)),
@@ -715,7 +778,7 @@ fn current<'a>(
     lease_until: Option<StoreMillis>,
 ) -> Current<'a> {
     let question = if presence == Presence::Asked { QUESTION } else { 0 };
-    Current { state, memory_until, presence, lease_until, question }
+    Current { state, memory_until, presence, lease_until, question, step_has_ended: false }
 }
 
 /// A look shows the state that the next call will meet, and changes nothing.
@@ -782,6 +845,8 @@ fn the_stored_state_is_the_decided_one() {
                 retry_at: state.retry_at(),
                 by: state.by(),
                 progress: state.progress(),
+                announced: state.announced(),
+                announces: None,
             }
             .boxed(),
         };

@@ -35,7 +35,7 @@ impl Store {
         let key = key.into();
         key.check()?;
         match self.shared.look(&key, self.shared.hash(&key))? {
-            Some(seen) => state_of(&key, seen).map(Some),
+            Some(seen) => state_of(&key, seen, self.shared.secret()).map(Some),
             None => Ok(None),
         }
     }
@@ -58,10 +58,11 @@ impl Store {
             return Pending::ready(Err(e));
         }
         let underway = self.shared.send_look(&key);
+        let secret = self.shared.secret();
         Pending::new(underway, move |told| {
             let applied = told?;
             match applied.found {
-                Some(_) => shown_state(&key, applied).map(Some),
+                Some(_) => shown_state(&key, applied, secret).map(Some),
                 None => Ok(None),
             }
         })
@@ -212,7 +213,7 @@ impl Store {
     /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
     pub fn attach(&self, ticket: &Ticket) -> Result<ClaimGuard> {
         let lost = |why| Err(Error::new(ErrorKind::ClaimLost, format!("{}: {why}", ticket.key())));
-        if !ticket.is_of(&self.shared.secret()?) {
+        if !ticket.is_of(self.shared.secret()) {
             return lost("the ticket is not of this store");
         }
         let (key, settings) = (ticket.key(), self.policy.resolve()?);

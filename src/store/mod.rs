@@ -362,7 +362,8 @@ impl Store {
     /// these writes. If the store wrote nothing while it was open, the close writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
         let left = self.shared.close(deadline)?;
-        let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now);
+        let secret = self.shared.secret();
+        let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now, secret);
         Ok(left.into_iter().map(attempt).collect())
     }
 

@@ -516,6 +516,10 @@ where
     /// The caller gets the error, whatever happens to the verdict: a verdict that could not be recorded leaves the key
     /// interrupted.
     fn judge(&mut self, guard: ClaimGuard, error: &E) {
+        // A step held the claim: that is the word on it.
+        if guard.has_ended() {
+            return;
+        }
         // An error without a verdict counts as a `?` in the caller's own code would; the guard knows what a drop means.
         let Some(judge) = self.on_error.take() else { return guard.leave(RETURNED_AN_ERROR) };
         let recorded = match judge(error) {

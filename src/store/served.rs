@@ -37,8 +37,8 @@ impl Backend for Store {
         self.shared.result_bytes_max()
     }
 
-    fn secret(&self) -> Result<[u8; 32]> {
-        self.shared.secret()
+    fn secret(&self) -> [u8; 32] {
+        self.shared.secret().0
     }
 
     fn check(&self) -> Result<()> {

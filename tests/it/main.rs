@@ -77,6 +77,7 @@ mod shown;
 mod sizes;
 /// Spares that an earlier open left.
 mod spares;
+mod steps;
 /// The public surface, and the page that lists it.
 mod surface;
 /// Store time over reopens.

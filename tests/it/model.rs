@@ -10,17 +10,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use onlyonce::backend::{self, Backend, Request};
 use onlyonce::testing::Sim;
-use onlyonce::{Durability, ErrorKind, OnDrop, Outcome, State, Store};
+use onlyonce::{Durability, ErrorKind, OnDrop, Outcome, State, Store, Token};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 
 use crate::machine::Machine;
-use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Shown, Told, Word};
+use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Ran, Shown, Told, Word};
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 const DAY: u64 = 86_400_000;
+/// Names of steps.
+const STEPS: u8 = 3;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -37,6 +40,8 @@ enum Op {
     /// The owner holds its key.
     Park(usize),
     Progress(usize, u8),
+    /// A step of that name, announced or not, whose work returns so many bytes, or fails.
+    WorkStep(usize, u8, bool, Option<u16>),
     Detach(usize, u64),
     /// By one of the tickets there ever were.
     Attach(usize),
@@ -151,6 +156,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => one().prop_map(Op::Drop),
         1 => one().prop_map(Op::Park),
         3 => (one(), any::<u8>()).prop_map(|(at, byte)| Op::Progress(at, byte)),
+        4 => (one(), 0..STEPS, any::<bool>(), prop_oneof![1 => Just(None), 3 => (0..900_u16).prop_map(Some)])
+            .prop_map(|(at, name, announced, value)| Op::WorkStep(at, name, announced, value)),
         2 => (one(), prop_oneof![Just(9_000_u64), Just(DAY)]).prop_map(|(at, lease)| Op::Detach(at, lease)),
         3 => one().prop_map(Op::Attach),
         1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::RenewQuestion(at, lease)),
@@ -237,8 +244,10 @@ struct World {
     /// The least number of them that survives a kill, and a power loss.
     written: usize,
     durable: usize,
-    /// The newest entry of each key.
+    /// The newest entry of each key, those of ended steps apart.
     newest: [usize; KEYS.len()],
+    /// Ended steps of this open: key, name, entry and level.
+    steps: Vec<(usize, u8, usize, Durability)>,
     /// The latest stage seen of each key in this open: kept, remembered, absent.
     stage: [Stage; KEYS.len()],
     /// The time until which an older outcome of the key may be remembered: the memory of a later one lasts no shorter.
@@ -275,6 +284,7 @@ impl World {
             written: 0,
             durable: 0,
             newest: [0; KEYS.len()],
+            steps: Vec::new(),
             stage: [Stage::Kept; KEYS.len()],
             older_memory: [0; KEYS.len()],
             boot: 1,
@@ -385,6 +395,13 @@ impl World {
                 let Guard { key, token, ask, .. } = self.guards[at];
                 let value = vec![*byte; usize::from(*byte) * 4];
                 self.call(key, &Call::Progress { token, value, ask });
+            }
+            Op::WorkStep(at, name, is_announced, len) => {
+                let Some(at) = pick(*at, self.guards.len()) else { return };
+                let Guard { key, token, ask, .. } = self.guards[at];
+                let value = len.map(|len| vec![*name; len.into()]);
+                let (name, is_announced) = (*name, *is_announced);
+                self.call(key, &Call::Step { token, name, is_announced, value, ask });
             }
             Op::Detach(at, lease) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
@@ -559,9 +576,9 @@ impl World {
                     | Told::State(Some(Shown::Running(_)))
                     | Told::Invalid
             );
-        let durable_part = |key: &Option<Key>| {
-            key.clone().map(|key| Key { on_it: OnIt::Nobody, left: false, ..key })
-        };
+        if let (Call::Step { .. }, Told::Step { .. }) = (call, told) {
+            return self.account_step(key, before, call, told);
+        }
         let after = durable_part(&self.keys[key]);
         if after != durable_part(&before) {
             if before.is_some() && is_shown {
@@ -583,6 +600,40 @@ impl World {
             && !matches!(call, Call::Drop { .. } | Call::DropQuestion { .. })
         {
             self.holds(self.newest[key], before.map(|key| key.level));
+        }
+    }
+
+    /// A step writes up to two records: one of its claim that announces it, and one of its own that ends it.
+    fn account_step(&mut self, key: usize, before: Option<Key>, call: &Call, told: &Told) {
+        let (Call::Step { name, ask, .. }, Told::Step { value, ran }) = (call, told) else {
+            panic!("{call:?}, {told:?}")
+        };
+        let (before, after) = (durable_part(&before), durable_part(&self.keys[key]));
+        let is_of_step =
+            |(of, known, _, _): &&(usize, u8, usize, Durability)| (*of, *known) == (key, *name);
+        if *ran == Ran::Not {
+            if let Some((_, _, at, level)) = self.steps.iter().find(is_of_step).copied() {
+                self.holds(at, Some(level));
+            }
+            return;
+        }
+        let before = before.unwrap();
+        let mut announced = before.clone();
+        let opens = after.as_ref().is_some_and(|after| after.level != before.level)
+            || matches!(call, Call::Step { is_announced: true, .. })
+                && !before.open_steps.contains(name);
+        if opens {
+            announced.open_steps.push(*name);
+            announced.level = ask.claim_level;
+            self.newest[key] = self.log.len();
+            self.log.push((key, Some(announced)));
+            self.holds(self.newest[key], Some(ask.claim_level));
+        }
+        if value.is_some() {
+            self.steps.retain(|step| !is_of_step(&step));
+            self.steps.push((key, *name, self.log.len(), ask.level));
+            self.holds(self.log.len(), Some(ask.level));
+            self.log.push((key, after));
         }
     }
 
@@ -814,6 +865,7 @@ impl World {
             let (told, _) = self.machine().call(key, &Call::Get).unwrap();
             said.push(told);
         }
+        self.steps.clear();
         let least = self.written;
         let found = (least..=self.log.len()).rev().find_map(|len| self.explains(len, &said));
         let Some((len, keys)) = found else {
@@ -840,6 +892,22 @@ impl World {
                 self.learn(key, said);
             }
         }
+    }
+
+    /// The steps that the store has of a key in that life; `None` for a key whose steps no attempt can use any more.
+    fn steps_of(&self, key: usize, slot: &Key) -> Option<BTreeMap<u8, Vec<u8>>> {
+        if !matches!(slot.is, Is::Begun | Is::Held | Is::Aborted) {
+            return None;
+        }
+        let store = &self.machine.as_ref().unwrap().store;
+        let life = Token::new(slot.life.expect("a claim that was granted"));
+        let look = |name: u8| {
+            let ask = backend::Ask::Step { life, name: name.to_string() };
+            let request = Request { key: KEYS[key].into(), ask };
+            let found = store.send(request).wait().unwrap().found;
+            found.map(|view| (name, view.outcome.unwrap().bytes.to_vec()))
+        };
+        Some((0..STEPS).filter_map(look).collect())
     }
 
     fn explains(&self, len: usize, said: &[Told]) -> Option<(usize, [Option<Key>; KEYS.len()])> {
@@ -876,9 +944,20 @@ impl World {
             if !told.agrees(said.clone()) {
                 return None;
             }
+            if slot.is_some_and(|slot| self.steps_of(key, &slot).is_some_and(|is| is != slot.steps))
+            {
+                return None;
+            }
         }
         Some((len, keys))
     }
+}
+
+/// What records tell of a key.
+fn durable_part(key: &Option<Key>) -> Option<Key> {
+    let (on_it, left, by_ticket) = (OnIt::Nobody, false, false);
+    let (begun_steps, is_suspect) = (BTreeSet::new(), false);
+    key.clone().map(|key| Key { on_it, left, by_ticket, begun_steps, is_suspect, ..key })
 }
 
 /// Whether a time between these bounds has passed at a time between those; `None` if that can't be told.

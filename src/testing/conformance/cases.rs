@@ -1194,4 +1194,177 @@ pub(super) const CASES: &[(&str, &str)] = &[
         forget_claimed c g => yes
         get c => absent",
     ),
+    (
+        "a step is done once, and later attempts use its result",
+        "
+        claim k as g => granted 1
+        step g 1 a => ran: a
+        step g 1 b => recorded: a
+        step g 2 b => ran: b
+        abort g => yes
+        claim k as g => granted 2
+        step g 1 c => recorded: a
+        step g 3 c => ran: c
+        drop g => yes
+        restart
+        claim k as q => asked 2
+        take_over q as g => granted 3
+        step g 1 d => recorded: a
+        step g 3 d => recorded: c
+        step g 4 d => ran, perhaps again: d
+        complete g v => yes
+        claim k => success v by 3",
+    ),
+    (
+        "a step that failed is done again, and is told so",
+        "
+        claim k as g => granted 1
+        step g 1 => ran: failed
+        step g 1 => ran, perhaps again: failed
+        step g 1 a => ran, perhaps again: a
+        step g 1 b => recorded: a",
+    ),
+    (
+        "an announced step that did not end is shown, and no other is suspect",
+        "
+        claim k as g => granted 1
+        announced_step g 1 a => ran: a
+        get k => running 1
+        announced_step g 2 => ran: failed
+        get k => running 1 in step 2
+        restart
+        get k => interrupted 1 in step 2
+        claim k as q => asked 1 in step 2
+        take_over q as g => granted 2
+        announced_step g 1 b => recorded: a
+        announced_step g 3 c => ran: c
+        get k => running 2 in step 2
+        announced_step g 2 b => ran, perhaps again: b
+        get k => running 2
+        step g 4 d => ran, perhaps again: d",
+    ),
+    (
+        "an abort does not speak for an announced step that did not end",
+        "
+        claim k as g => granted 1
+        announced_step g 1 => ran: failed
+        abort g => yes
+        get k => interrupted 1 in step 1
+        claim k as q => asked 1 in step 1
+        not_applied q as g => granted 2
+        get k => running 2
+        announced_step g 1 a => ran: a
+        step g 2 b => ran, perhaps again: b
+        abort g => yes
+        claim k as g => granted 3
+        announced_step g 1 b => recorded: a",
+    ),
+    (
+        "a dropped claim is interrupted while an announced step is open, although a drop means an abort",
+        "
+        claim k +drop_aborts as g => granted 1
+        announced_step g 1 => ran: failed
+        drop g => yes
+        get k => interrupted 1 in step 1
+        claim j +drop_aborts as g => granted 1
+        step g 1 => ran: failed
+        drop g => yes
+        get j => aborted 1",
+    ),
+    (
+        "what closes an attempt's fate closes its announced steps",
+        "
+        claim k as g => granted 1
+        announced_step g 1 => ran: failed
+        drop g => yes
+        get k as seen => interrupted 1 in step 1
+        resolve seen retry => yes
+        get k => aborted 1
+        claim k as g => granted 2
+        announced_step g 1 a => ran: a
+        hold g => yes
+        get k as seen => held 2
+        resolve seen retry => yes
+        claim k as g => granted 3
+        step g 1 b => recorded: a
+        complete g v => yes
+        get k => success v by 3",
+    ),
+    (
+        "a held key keeps its open step",
+        "
+        claim k as g => granted 1
+        announced_step g 1 => ran: failed
+        hold g => yes
+        get k => held 1 in step 1
+        restart
+        claim k => held 1 in step 1",
+    ),
+    (
+        "steps end with the life of their key",
+        "
+        claim a as g => granted 1
+        step g 1 x => ran: x
+        complete g v +keep=10 => yes
+        forget a => yes
+        claim a as g => granted 1
+        step g 1 y => ran: y
+        abort g => yes
+        forget a => yes
+        restart
+        claim a as g => granted 1
+        step g 1 z => ran: z",
+    ),
+    (
+        "a stale owner can do no step",
+        "
+        claim k +lease=100 as g => granted 1
+        step g 1 a => ran: a
+        wait 100
+        step g 2 b => ran: b
+        claim k as q => asked 1
+        step g 3 c => lost
+        step g 1 c => lost
+        take_over q as new => granted 2
+        step g 3 c => lost
+        announced_step g 3 c => lost
+        step new 2 d => recorded: b
+        step new 3 d => ran, perhaps again: d",
+    ),
+    (
+        "a late owner still records a step until somebody decides",
+        "
+        claim k +lease=100 as g => granted 1
+        wait 100
+        mark k => unsure 1
+        step g 1 a => ran: a
+        announced_step g 2 b => ran: b
+        announced_step g 3 => ran: failed
+        get k => interrupted 1 in step 3
+        restart
+        get k => interrupted 1 in step 3
+        claim k as q => asked 1 in step 3
+        take_over q as g => granted 2
+        step g 1 c => recorded: a
+        step g 2 c => recorded: b
+        announced_step g 3 c => ran, perhaps again: c
+        get k => running 2",
+    ),
+    (
+        "steps go on where a claim was handed over",
+        "
+        claim k as g => granted 1
+        step g 1 a => ran: a
+        announced_step g 2 => ran: failed
+        detach g 500 => yes
+        get k => detached running 1 in step 2
+        restart
+        attach g => yes
+        step g 1 b => recorded: a
+        announced_step g 2 b => ran, perhaps again: b
+        announced_step g 3 c => ran: c
+        step g 4 d => ran, perhaps again: d
+        get k => detached running 1
+        complete g v => yes",
+    ),
 ];

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::{
-    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, ErrorKind, Fingerprint, Interrupted, Mark,
-    OnDrop, OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Store,
+    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, Error, ErrorKind, Fingerprint, Interrupted,
+    Mark, OnDrop, OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Step,
+    Store,
 };
 
-use super::spec::{Ask, Call, End, Shown, Told, View, Word};
+use super::spec::{Ask, Call, End, Ran, Shown, Told, View, Word};
 
 /// A store, and everything that its callers hold.
 pub struct Machine {
@@ -91,6 +92,12 @@ impl Machine {
             Call::Progress { token, value, .. } => {
                 yes_or_lost(self.handles[token].save_progress(value))?
             }
+            Call::Step { token, name, is_announced, value, .. } => {
+                self.step(*token, *name, *is_announced, value.as_ref())?
+            }
+            Call::BeginStep { .. } | Call::Announce { .. } | Call::EndStep { .. } => {
+                panic!("no call of the API says just that")
+            }
             Call::Detach { token, lease } => {
                 let guard = self.guards.remove(token).expect("a guard");
                 match guard.detach(Duration::from_millis(*lease)) {
@@ -171,6 +178,28 @@ impl Machine {
         Ok((told, None))
     }
 
+    fn step(
+        &mut self,
+        token: u64,
+        name: u8,
+        is_announced: bool,
+        value: Option<&Vec<u8>>,
+    ) -> Result<Told> {
+        let step = Step::new(name.to_string());
+        let step = if is_announced { step.announced() } else { step };
+        let mut ran = Ran::Not;
+        let done = self.handles[&token].step(step, |step| {
+            ran = if step.may_have_run() { Ran::MayBeAgain } else { Ran::First };
+            value.cloned().ok_or(StepFault(None))
+        });
+        match done {
+            Ok(value) => Ok(Told::Step { value: Some(value), ran }),
+            Err(StepFault(None)) => Ok(Told::Step { value: None, ran }),
+            Err(StepFault(Some(e))) if e.kind() == ErrorKind::ClaimLost => Ok(Told::Lost),
+            Err(StepFault(Some(e))) => Err(e),
+        }
+    }
+
     fn claim(&mut self, key: &str, ask: &Ask, question: u64) -> Result<Said> {
         let claim = match self.store.claim(operation(key, ask)) {
             Err(e) if e.kind() == ErrorKind::Invalid => return Ok((Told::Invalid, None)),
@@ -233,6 +262,7 @@ impl Machine {
             left: attempt.lease_left().map(|left| left.as_millis().try_into().unwrap()),
             is_detached: attempt.is_detached(),
             progress: attempt.progress().map(|saved| saved.to_vec()),
+            open_steps: attempt.open_steps().map(|name| name.parse().expect("a number")).collect(),
             is_being_decided: attempt.is_being_decided(),
             is_delayed: attempt.retry_in().is_some(),
         };
@@ -250,6 +280,15 @@ impl Machine {
             State::Failed(done) => recorded(&done, true),
             State::Expired(_) => Shown::Expired,
         }
+    }
+}
+
+/// Why a step has no result: its work said so, or the store did.
+struct StepFault(Option<Error>);
+
+impl From<Error> for StepFault {
+    fn from(error: Error) -> Self {
+        StepFault(Some(error))
     }
 }
 

@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use self::cases::CASES;
 use self::machine::Machine;
-use self::spec::{Ask, Call, End, PLAIN, Shown, Told, View, Word};
+use self::spec::{Ask, Call, End, PLAIN, Ran, Shown, Told, View, Word};
 use crate::{Durability, Store};
 
 /// A store that the suite tests, and the events that the suite needs.
@@ -186,6 +186,12 @@ fn call_of(
             let value = value.as_bytes().to_vec();
             (key.clone(), Call::Progress { token: *token, value, ask: *ask })
         }
+        ("step" | "announced_step", Some(Held::Guard { key, token, ask })) => {
+            let (is_announced, name) = (words[0] == "announced_step", value.parse().unwrap());
+            let value = words.get(3).map(|value| value.as_bytes().to_vec());
+            let call = Call::Step { token: *token, name, is_announced, value, ask: *ask };
+            (key.clone(), call)
+        }
         ("detach", Some(Held::Guard { key, token, .. })) => {
             (key.clone(), Call::Detach { token: *token, lease: value.parse().unwrap() })
         }
@@ -241,6 +247,15 @@ fn words_of(told: &Told) -> String {
         Told::Expired => "expired".to_owned(),
         Told::First => "first".to_owned(),
         Told::Again => "again".to_owned(),
+        Told::Step { value, ran } => {
+            let ran = match ran {
+                Ran::First => "ran",
+                Ran::MayBeAgain => "ran, perhaps again",
+                Ran::Not => "recorded",
+            };
+            let value = value.as_deref().map(String::from_utf8_lossy);
+            format!("{ran}: {}", value.unwrap_or("failed".into()))
+        }
         Told::Yes => "yes".to_owned(),
         Told::No => "no".to_owned(),
         Told::Busy => "busy".to_owned(),
@@ -255,7 +270,8 @@ fn words_of_view(word: &str, view: &View) -> String {
     let progress = view.progress.as_deref().map(String::from_utf8_lossy);
     let progress = progress.map(|saved| format!(" at {saved}")).unwrap_or_default();
     let detached = if view.is_detached { "detached " } else { "" };
-    format!("{detached}{word} {}{progress}", view.attempt)
+    let steps = view.open_steps.iter().map(|name| format!(" in step {name}")).collect::<String>();
+    format!("{detached}{word} {}{progress}{steps}", view.attempt)
 }
 
 fn words_of_shown(shown: &Shown) -> String {

@@ -1,6 +1,6 @@
 //! A backend in memory that answers by the rules of `spec` and uses no code of the engine to decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -44,6 +44,10 @@ struct Everything {
     outcomes: Vec<Stored>,
     /// Fingerprints, which numbers represent in the same way.
     prints: Vec<Fingerprint>,
+    /// Names of steps, likewise.
+    names: Vec<String>,
+    /// The fingerprints of steps' inputs, by the number of the outcome.
+    inputs: BTreeMap<usize, Fingerprint>,
     now: u64,
     tokens: u64,
     questions: u64,
@@ -177,8 +181,8 @@ impl Backend for OpenModel {
         1 << 20
     }
 
-    fn secret(&self) -> Result<[u8; 32]> {
-        Ok([7; 32])
+    fn secret(&self) -> [u8; 32] {
+        [7; 32]
     }
 
     fn check(&self) -> Result<()> {
@@ -226,6 +230,10 @@ impl Everything {
 
     fn answer(&mut self, request: &Request) -> Result<Reply> {
         let call = match &request.ask {
+            backend::Ask::Step { life, name } => {
+                let name = self.named(name);
+                return Ok(self.step(&request.key, *life, name));
+            }
             backend::Ask::Look | backend::Ask::Ended(_) => Call::Get,
             backend::Ask::Call(call, terms) => {
                 let is_new = matches!(call, backend::Call::Claim(_) | backend::Call::Record { .. });
@@ -251,6 +259,10 @@ impl Everything {
         if let Some(key) = slot {
             spec::settle(key, |(at, _)| at <= tick);
         }
+        let shown_before = match spec::call(&mut slot.clone(), now, &Call::Get, None) {
+            Told::State(shown) => shown,
+            other => panic!("a look is answered {other:?}"),
+        };
         let before = slot.clone();
         let changed = self.changed.entry(name).or_default();
         let told = match request.ask {
@@ -261,7 +273,8 @@ impl Everything {
             }
             _ => spec::call(slot, now, &call, Some(fresh)),
         };
-        if recorded(before.as_ref()) != recorded(slot.as_ref()) {
+        let is_of_step = matches!(call, Call::EndStep { .. });
+        if !is_of_step && recorded(before.as_ref()) != recorded(slot.as_ref()) {
             *changed = tick;
         }
         let time = StoreMillis(*changed);
@@ -272,12 +285,15 @@ impl Everything {
         if let Some(key) = slot {
             // One whose token was spent.
             key.token.get_or_insert(fresh + 1);
+            key.life.get_or_insert(fresh);
         }
+        let life = slot.as_ref().and_then(|key| key.life).unwrap_or_default();
         let question = if matches!(told, Told::Asked(_)) { self.questions } else { 0 };
         let mut reply = Reply::done(StoreMillis(tick));
         reply.question = question;
-        reply.found = attached.and_then(|shown| self.shown(shown, until));
-        self.put(&mut reply, &call, told, fresh, until);
+        let granted = shown_before.filter(|_| matches!(told, Told::Granted { .. }));
+        reply.found = attached.or(granted).and_then(|shown| self.shown(shown, until));
+        self.put(&mut reply, &call, told, (fresh, life), until);
         if let Some(found) = &mut reply.found {
             found.state.time = time;
         }
@@ -328,6 +344,18 @@ impl Everything {
                 let value = terms.progress.clone().ok_or_else(|| Error::invalid("no progress"))?;
                 Call::Progress { token: token.get(), value, ask }
             }
+            Asked::BeginStep(token) => Call::BeginStep { token: token.get() },
+            Asked::Announce(token) => {
+                let name = self.named(step_of(terms)?);
+                Call::Announce { token: token.get(), name, ask }
+            }
+            Asked::EndStep { token, .. } => {
+                let (name, value) = (self.named(step_of(terms)?), self.keep(terms));
+                if let Some(input) = terms.fingerprint {
+                    self.inputs.insert(self.outcomes.len(), input);
+                }
+                Call::EndStep { token: token.get(), name, value }
+            }
             Asked::Detach(token) => {
                 let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
                 Call::Detach { token: token.get(), lease }
@@ -354,6 +382,32 @@ impl Everything {
             Asked::ForgetClaimed(token) => Call::ForgetClaimed { token: token.get() },
             Asked::Park(token) => Call::Park { token: token.get() },
         })
+    }
+
+    /// The number that represents the name of a step.
+    fn named(&mut self, name: &str) -> u8 {
+        let known = self.names.iter().position(|known| known == name);
+        let at = known.unwrap_or_else(|| {
+            self.names.push(name.to_owned());
+            self.names.len() - 1
+        });
+        u8::try_from(at).expect("the model knows 256 names at most")
+    }
+
+    /// The reply to a look at a step.
+    fn step(&self, key: &Key<'_>, life: Token, name: u8) -> Reply {
+        let mut reply = Reply::done(StoreMillis(self.now));
+        let slot = self.keys.get(&(key.kind(), key.bytes().to_vec())).and_then(Option::as_ref);
+        let in_life = slot.filter(|key| key.life == Some(life.get()));
+        if let Some(value) = in_life.and_then(|key| key.steps.get(&name)) {
+            let shown = Shown::Success { value: value.clone(), attempt: 1, token: None };
+            let number: Option<usize> = String::from_utf8_lossy(value).parse().ok();
+            reply.found = self.shown(shown, None).map(|mut view| {
+                view.state.fingerprint = number.and_then(|n| self.inputs.get(&n).copied());
+                view
+            });
+        }
+        reply
     }
 
     fn ask(&mut self, terms: &Terms) -> Ask {
@@ -386,13 +440,21 @@ impl Everything {
     }
 
     /// Converts an answer of `spec` into a reply.
-    fn put(&self, reply: &mut Reply, call: &Call, told: Told, fresh: u64, until: Option<u64>) {
+    fn put(
+        &self,
+        reply: &mut Reply,
+        call: &Call,
+        told: Told,
+        (fresh, life): (u64, u64),
+        until: Option<u64>,
+    ) {
         let mut found = |phase, presence, view: &View| {
             reply.found = Some(self.view(phase, presence, view, None));
         };
         reply.answer = match told {
             Told::Granted { attempt } => {
-                reply.claimed = Some(Claimed { token: Token::new(fresh), attempt });
+                let token = Token::new(fresh);
+                reply.claimed = Some(Claimed { token, life: Token::new(life), attempt });
                 Answer::Granted
             }
             Told::First => Answer::Granted,
@@ -447,6 +509,7 @@ impl Everything {
                 reply.found = shown.and_then(|shown| self.shown(shown, until));
                 Answer::Done
             }
+            Told::Step { .. } => panic!("the calls of a step come one by one"),
             Told::Invalid => panic!("a store refuses that before it asks a backend"),
         };
     }
@@ -485,6 +548,14 @@ impl Everything {
                 retry_at: view.is_delayed.then(|| now.plus(1)),
                 by: None,
                 progress: view.progress.as_deref().map(Arc::from),
+                announced: {
+                    let name = |name: &u8| self.names.get(usize::from(*name));
+                    view.open_steps
+                        .iter()
+                        .filter_map(name)
+                        .map(|name| name.as_str().into())
+                        .collect()
+                },
             })),
         };
         let lease_until = view.left.map(|left| now.plus(left));
@@ -522,11 +593,19 @@ impl Everything {
     }
 }
 
+fn step_of(terms: &Terms) -> Result<&str> {
+    terms.step.as_deref().ok_or_else(|| Error::invalid("no step"))
+}
+
 /// What of a key is in a record: a question is only in memory, as is which guard there is.
 fn recorded(key: Option<&spec::Key>) -> Option<(bool, spec::Key)> {
     let key = key?.clone();
     let is_owned = matches!(key.on_it, OnIt::Owner(_) | OnIt::Attached);
-    Some((is_owned, spec::Key { on_it: OnIt::Nobody, left: false, ..key }))
+    // Steps have records of their own.
+    let (steps, begun_steps) = (BTreeMap::new(), BTreeSet::new());
+    let (on_it, left, is_suspect, by_ticket) = (OnIt::Nobody, false, false, false);
+    let key = spec::Key { on_it, left, is_suspect, by_ticket, steps, begun_steps, ..key };
+    Some((is_owned, key))
 }
 
 /// Whether a key is still as a caller saw it. `changed`: when it was changed last.
@@ -566,6 +645,7 @@ fn plain(attempt: u32, token: Option<u64>, hold: bool) -> View {
         left: None,
         is_detached: false,
         progress: None,
+        open_steps: Vec::new(),
         is_being_decided: false,
         is_delayed: false,
     }

@@ -4,6 +4,8 @@
 //! The spec differs from the library on purpose. It has no log: an interrupted attempt is a claim without an owner. Nor
 //! can it predict tokens: the store issues them, and the spec remembers them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::Durability;
 
 /// A call on the store for one key.
@@ -63,6 +65,28 @@ pub enum Call {
     Progress {
         token: u64,
         value: Vec<u8>,
+        ask: Ask,
+    },
+    /// The three calls of a step.
+    BeginStep {
+        token: u64,
+    },
+    Announce {
+        token: u64,
+        name: u8,
+        ask: Ask,
+    },
+    EndStep {
+        token: u64,
+        name: u8,
+        value: Vec<u8>,
+    },
+    /// A whole step, whose work returns that value, or an error.
+    Step {
+        token: u64,
+        name: u8,
+        is_announced: bool,
+        value: Option<Vec<u8>>,
         ask: Ask,
     },
     Detach {
@@ -161,6 +185,11 @@ pub enum Told {
     Again,
     Unsure(View),
     State(Option<Shown>),
+    /// The result of a step, if it has one.
+    Step {
+        value: Option<Vec<u8>>,
+        ran: Ran,
+    },
     Yes,
     No,
     Busy,
@@ -168,6 +197,17 @@ pub enum Told {
     Lost,
     /// Refused because the request is invalid.
     Invalid,
+}
+
+/// Whether the work of a step ran for a call.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Ran {
+    /// It did, and had not run before.
+    First,
+    /// It did, and was told that it may have run before.
+    MayBeAgain,
+    /// It did not: the step had ended before.
+    Not,
 }
 
 /// A key as it is shown.
@@ -192,6 +232,8 @@ pub struct View {
     pub left: Option<u64>,
     pub is_detached: bool,
     pub progress: Option<Vec<u8>>,
+    /// Steps that were announced and have not ended.
+    pub open_steps: Vec<u8>,
     /// The key waits for a claimant to decide about this attempt.
     pub is_being_decided: bool,
     /// The next attempt has to wait.
@@ -285,6 +327,18 @@ pub struct Key {
     /// The same of the time until which an aborted key's next attempt has to wait.
     pub delay: Option<(u64, u64)>,
     pub progress: Option<Vec<u8>>,
+    /// The token of the key's first claim since it was absent, as far as it is known.
+    pub life: Option<u64>,
+    /// Results of steps, which later attempts in the same life use.
+    pub steps: BTreeMap<u8, Vec<u8>>,
+    /// Announced and not ended.
+    pub open_steps: Vec<u8>,
+    /// Begun by this attempt, as far as its owner knows: in memory only.
+    pub begun_steps: BTreeSet<u8>,
+    /// The attempt follows an interrupted one: in memory only.
+    pub is_suspect: bool,
+    /// The owner came by a ticket, and does not know which steps were begun.
+    pub by_ticket: bool,
     /// The level of its newest record.
     pub level: Durability,
     pub on_it: OnIt,
@@ -344,6 +398,10 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             | Call::Drop { .. }
             | Call::Renew { .. }
             | Call::Progress { .. }
+            | Call::BeginStep { .. }
+            | Call::Announce { .. }
+            | Call::EndStep { .. }
+            | Call::Step { .. }
             | Call::Detach { .. }
             | Call::RenewQuestion { .. }
             | Call::DropQuestion { .. }
@@ -430,6 +488,29 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             }
             _ => Told::Lost,
         },
+        Call::BeginStep { token } => match stepping(slot, *token, now) {
+            Some(_) => Told::Yes,
+            None => Told::Lost,
+        },
+        Call::Announce { token, name, ask } => match stepping(slot, *token, now) {
+            Some(key) => {
+                announce(key, *name, ask);
+                Told::Yes
+            }
+            None => Told::Lost,
+        },
+        Call::EndStep { token, name, value } => match stepping(slot, *token, now) {
+            Some(key) if key.steps.contains_key(name) => Told::No,
+            Some(key) => {
+                end_step(key, *name, value);
+                Told::Yes
+            }
+            None => Told::Lost,
+        },
+        Call::Step { token, name, is_announced, value, ask } => match stepping(slot, *token, now) {
+            Some(key) => step(key, *name, *is_announced, value.as_ref(), ask),
+            None => Told::Lost,
+        },
         Call::Detach { token, lease } => match open(slot, *token) {
             Some(key) if key.is == Is::Held => Told::IsHeld,
             Some(key) => {
@@ -448,6 +529,8 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
                     && !key.on_it.is_owner() =>
             {
                 key.left = false;
+                key.by_ticket = true;
+                key.begun_steps.clear();
                 if is_running(key) {
                     key.on_it = OnIt::Attached;
                 }
@@ -489,6 +572,41 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             Told::State(seen.as_ref().map(|key| shown(key, now)))
         }
     }
+}
+
+/// The key, while the owner of that token may begin and end steps.
+fn stepping(slot: &mut Option<Key>, token: u64, now: Now) -> Option<&mut Key> {
+    open(slot, token).filter(|key| key.is == Is::Begun && !is_asked(key, now))
+}
+
+fn announce(key: &mut Key, name: u8, ask: &Ask) {
+    if !key.open_steps.contains(&name) {
+        key.open_steps.push(name);
+    }
+    key.level = ask.claim_level;
+}
+
+fn end_step(key: &mut Key, name: u8, value: &[u8]) {
+    key.steps.insert(name, value.to_vec());
+    key.open_steps.retain(|open| *open != name);
+}
+
+fn step(key: &mut Key, name: u8, is_announced: bool, value: Option<&Vec<u8>>, ask: &Ask) -> Told {
+    if let Some(value) = key.steps.get(&name) {
+        return Told::Step { value: Some(value.clone()), ran: Ran::Not };
+    }
+    let is_suspect = !is_announced && (key.is_suspect || key.by_ticket);
+    let is_open = key.open_steps.contains(&name);
+    let may_be_again = is_suspect || is_open || key.begun_steps.contains(&name);
+    key.begun_steps.insert(name);
+    if is_announced && !is_open {
+        announce(key, name, ask);
+    }
+    if let Some(value) = value {
+        end_step(key, name, value);
+    }
+    let ran = if may_be_again { Ran::MayBeAgain } else { Ran::First };
+    Told::Step { value: value.cloned(), ran }
 }
 
 /// A lease that has passed leaves the key without an owner, for every caller except the owner.
@@ -555,9 +673,10 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
         (Is::Aborted, _) if key.delay.is_some() => Told::Delayed(view(key, now)),
         (Is::Aborted, _) => {
             let attempt = key.attempt + 1;
-            let progress = key.progress.take();
+            let (progress, steps) = (key.progress.take(), std::mem::take(&mut key.steps));
+            let life = key.life;
             let key = begun(now, ask, fresh, (attempt, key.forgiven), false);
-            *slot = Some(Key { progress, ..key });
+            *slot = Some(Key { progress, life, steps, ..key });
             Told::Granted { attempt }
         }
         (Is::Begun, _) if is_running(key) => Told::InProgress(view(key, now)),
@@ -591,6 +710,12 @@ fn begun(now: Now, ask: &Ask, token: Option<u64>, count: (u32, u32), doubt: bool
         detached: None,
         delay: None,
         progress: None,
+        life: token,
+        steps: BTreeMap::new(),
+        open_steps: Vec::new(),
+        begun_steps: BTreeSet::new(),
+        is_suspect: false,
+        by_ticket: false,
         level: ask.claim_level,
         on_it: OnIt::Owner(ask.lease.map(|lease| now.tick + lease)),
         left: false,
@@ -645,7 +770,17 @@ fn word_of(
     let attempt = key.attempt + 1;
     let count = (attempt, key.forgiven);
     let (print, progress) = (ask.print.or(key.print), key.progress.clone());
-    let begun = |doubt| Key { print, progress, ..begun(now, ask, fresh, count, doubt) };
+    let (life, steps) = (key.life, key.steps.clone());
+    let open_steps = if word == Word::TakeOver { key.open_steps.clone() } else { Vec::new() };
+    let begun = |doubt| Key {
+        print,
+        progress,
+        life,
+        steps,
+        open_steps,
+        is_suspect: true,
+        ..begun(now, ask, fresh, count, doubt)
+    };
     match word {
         Word::Hold => {
             key.is = Is::Held;
@@ -664,8 +799,9 @@ fn end(slot: &mut Option<Key>, now: Now, token: u64, how: &End, ask: &Ask) -> To
     key.level = ask.level;
     match how {
         End::Nothing if key.is == Is::Held => key.token = None,
-        End::Nothing if key.doubt => {
+        End::Nothing if key.doubt || !key.open_steps.is_empty() => {
             key.token = None;
+            key.doubt = true;
             key.on_it = OnIt::Nobody;
             key.detached = None;
         }
@@ -706,7 +842,9 @@ fn close(key: &mut Key, now: Now, how: &End, keep: Option<u64>, remember: Option
     };
     if is != Is::Aborted {
         key.progress = None;
+        key.steps.clear();
     }
+    key.open_steps.clear();
     key.is = is;
     key.doubt = false;
     key.on_it = OnIt::Nobody;
@@ -735,6 +873,7 @@ fn view(key: &Key, now: Now) -> View {
         left,
         is_detached: key.is == Is::Begun && key.detached.is_some(),
         progress: key.progress.clone(),
+        open_steps: key.open_steps.clone(),
         is_being_decided: false,
         is_delayed: key.delay.is_some(),
     }

@@ -76,7 +76,7 @@ impl Backend for Elsewhere {
         Backend::result_bytes_max(&self.store)
     }
 
-    fn secret(&self) -> Result<[u8; 32]> {
+    fn secret(&self) -> [u8; 32] {
         self.store.secret()
     }
 

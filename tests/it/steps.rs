@@ -1,0 +1,650 @@
+//! Steps of claims: what their calls promise beyond the rules, which the suite for backends has.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use onlyonce::testing::{DiskFault, Sim};
+use onlyonce::{
+    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind, Fingerprint,
+    OnInterrupted, Operation, Policy, Reconciled, Result, Run, State, Step, StepHandle, Store,
+};
+
+fn granted(store: &Store, key: &str) -> ClaimGuard {
+    match store.claim(key).unwrap() {
+        Claim::Acquired(claim) => claim,
+        Claim::Interrupted(lost) => lost.take_over().unwrap(),
+        other => panic!("{other}"),
+    }
+}
+
+fn never<T>(_: &StepHandle) -> Result<T> {
+    panic!("the step has ended")
+}
+
+fn failed() -> Error {
+    Error::invalid("timed out")
+}
+
+#[test]
+fn a_result_is_replayed_with_its_type_in_every_later_attempt() {
+    let sim = Sim::new(1);
+    let claim = granted(&sim.open().unwrap(), "k");
+    let made = claim.step("a", |_| Ok::<_, Error>("x".to_owned())).unwrap();
+    drop(claim);
+    for _ in 0..3 {
+        sim.kill();
+        let claim = granted(&sim.open().unwrap(), "k");
+        assert_eq!(claim.step("a", never::<String>).unwrap(), made);
+        let other_type = claim.step("a", never::<()>).unwrap_err();
+        assert_eq!(other_type.kind(), ErrorKind::Undecodable);
+    }
+}
+
+/// Bytes up to a limit are kept with the step as with a result.
+#[test]
+fn a_result_that_can_not_be_recorded_is_an_error_and_the_step_stays_open() {
+    let store = Sim::new(1).open().unwrap();
+    let claim = granted(&store, "k");
+    let long = vec![7_u8; 1 << 20];
+    let error =
+        claim.step(Step::new("a").announced(), |_| Ok::<_, Error>(long.clone())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    let Some(State::InProgress(attempt)) = store.get("k").unwrap() else { panic!() };
+    assert_eq!(attempt.open_step(), Some("a"));
+    claim
+        .step("a", |step| {
+            assert!(step.may_have_run());
+            Ok::<_, Error>("short".to_owned())
+        })
+        .unwrap();
+}
+
+#[test]
+fn other_input_under_the_same_name_is_refused_before_it_runs() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    let of = |input| Step::new("a").input(Fingerprint::of(input));
+    claim.step(of("this"), |_| Ok::<_, Error>(1.to_string())).unwrap();
+    for again in [of("this"), Step::new("a")] {
+        assert_eq!(claim.step(again, never::<String>).unwrap(), 1.to_string());
+    }
+    drop((claim, store));
+    let claim = granted(&sim.open().unwrap(), "k");
+    let error = claim.step(of("that"), never::<String>).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("another input"), "{error}");
+}
+
+#[test]
+fn names_have_limits() {
+    let claim = granted(&Sim::new(1).open().unwrap(), "k");
+    let longest = "n".repeat(255);
+    claim.step(&longest, |_| Ok::<_, Error>(())).unwrap();
+    claim.step(Step::new(&longest).announced(), never::<()>).unwrap();
+    let kind = |name: String| claim.step(name, never::<()>).unwrap_err().kind();
+    assert_eq!(kind(String::new()), ErrorKind::Invalid);
+    assert_eq!(kind("n".repeat(256)), ErrorKind::TooLarge);
+}
+
+#[test]
+fn sixteen_announced_steps_may_be_open_and_each_record_repeats_them() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    let open = |n: usize| {
+        let step = Step::new(format!("{n}-{}", "x".repeat(250))).announced();
+        claim.step(step, |_| Err::<(), _>(failed())).unwrap_err()
+    };
+    (0..16).for_each(|n| assert_eq!(open(n).kind(), ErrorKind::Invalid));
+    let error = open(16);
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("16 steps"), "{error}");
+    // One that is open already needs no other place.
+    assert_eq!(open(3).kind(), ErrorKind::Invalid);
+    claim.save_progress("still there").unwrap();
+    drop((claim, store));
+    let Some(State::Interrupted(lost)) = sim.open().unwrap().get("k").unwrap() else { panic!() };
+    let names: Vec<usize> =
+        lost.open_steps().map(|name| name.split('-').next().unwrap().parse().unwrap()).collect();
+    assert_eq!(names, (0..16).collect::<Vec<_>>());
+}
+
+#[test]
+fn steps_of_one_claim_run_side_by_side_and_each_once() {
+    let store = Sim::new(1).open().unwrap();
+    let claim = granted(&store, "k");
+    let runs = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (claim, runs) = (&claim, &runs);
+            scope.spawn(move || {
+                for n in 0..40 {
+                    let done = claim.step(format!("step {}", (n + thread * 5) % 40), |_| {
+                        runs.fetch_add(1, Ordering::SeqCst);
+                        Ok::<_, Error>(n.to_string())
+                    });
+                    if let Err(e) = done {
+                        assert_eq!(e.kind(), ErrorKind::InProgress, "{e}");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(runs.load(Ordering::SeqCst), 40);
+}
+
+/// It would run twice: the same owner calls it from two threads.
+#[test]
+fn a_step_that_is_running_is_not_begun_again() {
+    let claim = granted(&Sim::new(1).open().unwrap(), "k");
+    let inner = claim.handle();
+    let done = claim.step("a", |_| {
+        let error = inner.step("a", never::<String>).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InProgress);
+        Ok::<_, Error>(1.to_string())
+    });
+    assert_eq!(done.unwrap(), "1");
+    assert_eq!(claim.step("a", never::<String>).unwrap(), 1.to_string());
+}
+
+#[test]
+fn a_panic_leaves_a_step_to_be_done_again() {
+    let claim = granted(&Sim::new(1).open().unwrap(), "k");
+    let work = std::panic::AssertUnwindSafe(|| {
+        claim.step("a", |_| -> Result<String> { panic!("in the work") })
+    });
+    assert!(std::panic::catch_unwind(work).is_err());
+    let done = claim.step("a", |step| {
+        assert!(step.may_have_run());
+        Ok::<_, Error>(2.to_string())
+    });
+    assert_eq!(done.unwrap(), "2");
+}
+
+/// Nobody was told of the first attempt's steps, so nothing is looked up, and nothing is suspect.
+#[test]
+fn an_attempt_after_an_abort_is_not_suspect() {
+    let store = Sim::new(1).open().unwrap();
+    granted(&store, "k").abort(Abort::new("nothing happened")).unwrap();
+    let claim = granted(&store, "k");
+    let may = claim.step("a", |step| Ok::<_, Error>(step.may_have_run().to_string())).unwrap();
+    assert_eq!(may, "false");
+}
+
+#[test]
+fn an_ended_claim_does_no_step() {
+    let store = Sim::new(1).open().unwrap();
+    let claim = granted(&store, "k");
+    let handle = claim.handle();
+    claim.complete("v").unwrap();
+    assert_eq!(handle.step("a", never::<String>).unwrap_err().kind(), ErrorKind::ClaimLost);
+}
+
+#[test]
+fn a_step_can_hold_its_claim_and_run_gives_back_the_error() {
+    let store = Sim::new(1).open().unwrap();
+    drop(store.claim("mail").unwrap());
+    let op = Operation::new("mail").on_interrupted(OnInterrupted::Retry);
+    let judged = AtomicU32::new(0);
+    let run = store
+        .runner(&op)
+        .on_error(|_: &Error| {
+            judged.fetch_add(1, Ordering::SeqCst);
+            onlyonce::Verdict::Abort(Abort::new("nothing happened"))
+        })
+        .run(|claim| {
+            claim.step("send", |step| -> Result<()> {
+                assert!(step.may_have_run());
+                Err(step.hold("the mailer can't be asked"))
+            })
+        });
+    let error = run.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Held);
+    assert!(error.to_string().contains("the mailer can't be asked"), "{error}");
+    let Some(State::Held(attempt)) = store.get("mail").unwrap() else { panic!() };
+    assert_eq!(attempt.reason(), Some("the mailer can't be asked"));
+    assert_eq!(judged.load(Ordering::SeqCst), 0, "the hold is the word on the claim");
+}
+
+#[test]
+fn a_hook_that_reconciles_sees_the_open_step() {
+    let sim = Sim::new(1);
+    let op = Operation::new("task").on_interrupted(OnInterrupted::Hold);
+    let work = |claim: &ClaimHandle| -> Result<String> {
+        let plan: String = claim.step("plan", |_| Ok::<_, Error>("a".to_owned()))?;
+        claim.step(Step::new("send").announced(), |_| Err::<(), _>(failed()))?;
+        Ok(plan)
+    };
+    assert!(sim.open().unwrap().run(&op, work).is_err());
+    sim.kill();
+    let look = |lost: &Attempt| {
+        assert_eq!(lost.open_step(), Some("send"));
+        Ok::<_, Error>(Reconciled::<String>::Unknown)
+    };
+    let store = sim.open().unwrap();
+    let run = store.runner(&op).reconcile(look).run(|_| panic!("held")).unwrap();
+    assert!(matches!(run, Run::Refused(_)), "{run}");
+    let not_applied = |_: &Attempt| Ok::<_, Error>(Reconciled::NotApplied);
+    let run = store.runner(&op).reconcile(not_applied).run(|claim| {
+        let plan = claim.step("plan", never::<String>)?;
+        claim.step(Step::new("send").announced(), |step| {
+            assert!(!step.may_have_run(), "it was not applied");
+            Ok::<_, Error>(())
+        })?;
+        Ok(plan)
+    });
+    assert!(matches!(run.unwrap(), Run::Done(plan) if plan == "a"));
+}
+
+/// `OnDrop`'s abort and the owner's own say nothing about a step that was announced.
+#[test]
+fn an_announced_beginning_is_durable_before_the_work_runs() {
+    for level in [Durability::Flush, Durability::Sync] {
+        let sim = Sim::new(1);
+        let policy = Policy::new().claim_durability(level).durability(level);
+        let store = sim.open().unwrap().with_policy(policy);
+        let claim = granted(&store, "k");
+        let done = claim.step(Step::new("send").announced(), |_| -> Result<()> {
+            if level == Durability::Sync {
+                sim.power_loss()
+            } else {
+                sim.kill()
+            }
+            Err(failed())
+        });
+        assert!(done.is_err());
+        let Some(State::Interrupted(lost)) = sim.open().unwrap().get("k").unwrap() else {
+            panic!()
+        };
+        assert_eq!(lost.open_step(), Some("send"), "{level:?}");
+    }
+}
+
+/// The result is there at the level of an outcome, whatever the level of the claim.
+#[test]
+fn a_result_is_durable_on_return_at_its_level() {
+    for level in [Durability::Flush, Durability::Sync] {
+        let sim = Sim::new(1);
+        let policy = Policy::new().claim_durability(Durability::Lazy).durability(level);
+        let claim = granted(&sim.open().unwrap().with_policy(policy), "k");
+        assert_eq!(claim.step("a", |_| Ok::<_, Error>(7.to_string())).unwrap(), "7");
+        if level == Durability::Sync {
+            sim.power_loss()
+        } else {
+            sim.kill()
+        }
+        let claim = granted(&sim.open().unwrap(), "k");
+        assert_eq!(claim.step("a", never::<String>).unwrap(), 7.to_string(), "{level:?}");
+    }
+}
+
+#[test]
+fn a_sync_that_fails_leaves_the_result_unknown() {
+    let sim = Sim::new(1);
+    let claim = granted(&sim.open().unwrap(), "k");
+    let error = claim
+        .step("a", |_| {
+            sim.fail_sync(0, DiskFault::Io);
+            Ok::<_, Error>(1.to_string())
+        })
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Indeterminate);
+}
+
+#[test]
+fn a_full_disk_refuses_a_step_before_its_work() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let mut n = 0;
+    let refused = loop {
+        let ran = std::cell::Cell::new(false);
+        let done = claim.step(format!("step {n}"), |_| {
+            ran.set(true);
+            Ok::<_, Error>(vec![7_u8; 3000])
+        });
+        match done {
+            Ok(_) => n += 1,
+            Err(e) => break (e, ran.get()),
+        }
+        assert!(n < 10_000, "the disk is never full");
+    };
+    assert_eq!(refused.0.kind(), ErrorKind::StorageFull, "{}", refused.0);
+    assert!(!refused.1, "its work ran");
+    claim.complete("v").unwrap();
+}
+
+#[test]
+fn steps_are_not_listed_and_not_counted_as_keys() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    for n in 0..50 {
+        claim.step(format!("{n}"), |_| Ok::<_, Error>(n.to_string())).unwrap();
+    }
+    let listed =
+        |store: &Store| store.iter().map(|entry| entry.unwrap().0.to_string()).collect::<Vec<_>>();
+    assert_eq!(listed(&store), ["k"]);
+    let estimate = store.estimate().unwrap();
+    assert_eq!((estimate.completed, estimate.open), (0, 1));
+    claim.complete("v").unwrap();
+    store.merge_index().unwrap();
+    assert_eq!(listed(&store), ["k"]);
+    assert_eq!(store.estimate().unwrap().completed, 1);
+    let verified = store.verify().unwrap();
+    assert!(verified.damages.is_empty(), "{verified:?}");
+}
+
+/// Segments whose steps nobody needs any more are reclaimed, and those of open keys keep their steps.
+#[test]
+fn compaction_keeps_the_steps_of_open_keys_and_no_others() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let open: Vec<_> = (0..4).map(|n| granted(&store, &format!("open {n}"))).collect();
+    let long = vec![5_u8; 500];
+    for (n, claim) in open.iter().enumerate() {
+        claim.step("a", |_| Ok::<_, Error>(format!("a {n}"))).unwrap();
+        claim.step(Step::new("b").announced(), |_| Err::<(), _>(failed())).unwrap_err();
+    }
+    for n in 0..200 {
+        let claim = granted(&store, &format!("over {n}"));
+        for step in 0..5 {
+            claim.step(format!("{step}"), |_| Ok::<_, Error>(long.clone())).unwrap();
+        }
+        if n % 2 == 0 {
+            claim.complete("").unwrap();
+        } else {
+            claim.abort("nothing").unwrap();
+            assert!(store.forget(format!("over {n}").as_str()).unwrap());
+        }
+    }
+    let before = store.stats().log_bytes;
+    while !store.compact(u64::MAX).unwrap().is_complete() {}
+    let after = store.stats().log_bytes;
+    assert!(after * 3 <= before, "{before} bytes before, {after} after");
+    drop(open);
+    drop(store);
+    let store = sim.open().unwrap();
+    for n in 0..4 {
+        let key = format!("open {n}");
+        let Some(State::Interrupted(lost)) = store.get(key.as_str()).unwrap() else { panic!() };
+        assert_eq!(lost.open_steps().collect::<Vec<_>>(), ["b"]);
+        let claim = granted(&store, &key);
+        assert_eq!(claim.step("a", never::<String>).unwrap(), format!("a {n}"));
+    }
+}
+
+#[test]
+fn downstream_keys_are_stable_and_unguessable() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    let (label, step) = (claim.downstream_key("psp"), {
+        claim.step("psp", |step| Ok::<_, Error>(step.downstream_key())).unwrap()
+    });
+    assert_ne!(label, step);
+    assert_ne!(label, granted(&store, "j").downstream_key("psp"));
+    drop((claim, store));
+    sim.kill();
+    let store = sim.open().unwrap();
+    while !store.compact(u64::MAX).unwrap().is_complete() {}
+    let Some(State::Interrupted(lost)) = store.get("k").unwrap() else { panic!() };
+    assert_eq!(lost.downstream_key("psp"), label);
+    assert_eq!(lost.downstream_key_of_step("psp"), step);
+    let claim = granted(&store, "k");
+    assert_eq!(claim.downstream_key("psp"), label);
+    let other = granted(&Sim::new(2).open().unwrap(), "k").downstream_key("psp");
+    assert_ne!(other, label, "another store's secret");
+}
+
+/// A claim with many steps costs what is used of it.
+#[test]
+fn ten_thousand_steps_are_recorded_replayed_and_dropped() {
+    let sim = Sim::new(1);
+    let policy = Policy::new().claim_durability(Durability::Lazy).durability(Durability::Lazy);
+    let store = sim.open().unwrap().with_policy(policy);
+    let claim = granted(&store, "k");
+    for n in 0..10_000_u64 {
+        claim.step(format!("{n}"), |_| Ok::<_, Error>(n.to_string())).unwrap();
+    }
+    drop((claim, store));
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    for n in (0..10_000_u64).step_by(997) {
+        assert_eq!(claim.step(format!("{n}"), never::<String>).unwrap(), n.to_string());
+    }
+    claim.complete("done").unwrap();
+    while !store.compact(u64::MAX).unwrap().is_complete() {}
+    let estimate = store.estimate().unwrap();
+    assert!(estimate.live_bytes < 1000, "{estimate:?}");
+}
+
+/// What the owner was told of its steps before the power was cut.
+#[derive(Default, Clone)]
+struct Acknowledged {
+    ended: std::collections::BTreeSet<&'static str>,
+    /// Its work ran, so it had been announced.
+    begun: std::collections::BTreeSet<&'static str>,
+    has_granted: bool,
+    is_completed: bool,
+}
+
+/// The segments of a small store, so that the steps roll over several.
+fn small() -> onlyonce::StoreBuilder {
+    Store::builder().segment_bytes(16 << 10).result_bytes_max(4096).manual_maintenance(true)
+}
+
+/// Three attempts at one key with steps, among other keys. Stops at the first error.
+fn attempts(sim: &Sim, told: &mut Acknowledged) -> Result<()> {
+    let store = sim.open_with(small())?;
+    let long = vec![3_u8; 3000];
+    let mut attempt = 0;
+    while attempt < 3 {
+        attempt += 1;
+        let claim = match store.claim("k")? {
+            Claim::Acquired(claim) => claim,
+            Claim::Interrupted(lost) => lost.take_over()?,
+            other => panic!("{other}"),
+        };
+        told.has_granted = true;
+        for name in ["a", "b", "c"] {
+            claim
+                .step(Step::new(name).announced(), |step| {
+                    assert!(!told.ended.contains(name), "{name} ran again");
+                    assert_eq!(step.may_have_run(), told.begun.contains(name), "{name}");
+                    told.begun.insert(name);
+                    // Each attempt comes one step further.
+                    if name.as_bytes()[0] - b'a' >= attempt {
+                        Err(failed())
+                    } else {
+                        Ok(format!("result {name}"))
+                    }
+                })
+                .map(|_| {
+                    told.ended.insert(name);
+                })
+                .or_else(|e| if e.kind() == ErrorKind::Invalid { Ok(()) } else { Err(e) })?;
+            let _mark = store.mark(("filler", u64::from(attempt), name))?;
+            claim.save_progress(&long)?;
+            store.step()?;
+        }
+        if attempt == 3 {
+            claim.complete("done")?;
+            told.is_completed = true;
+        } else {
+            // Two steps are open, so it is interrupted.
+            claim.abort("to be gone on with")?;
+        }
+    }
+    store.compact(u64::MAX)?;
+    store.close(std::time::Duration::ZERO)?;
+    Ok(())
+}
+
+fn check_steps(sim: &Sim, told: &Acknowledged, context: &str) {
+    let store = sim.open_with(small()).unwrap_or_else(|e| panic!("{context}: {e:?}"));
+    let claim = match store.claim("k").unwrap() {
+        Claim::Completed(done) => {
+            assert_eq!(&done.result()[..], b"done", "{context}");
+            return;
+        }
+        Claim::Acquired(claim) => {
+            assert!(!told.has_granted, "{context}: the claim is lost");
+            claim
+        }
+        Claim::Interrupted(lost) => {
+            for name in told.begun.difference(&told.ended) {
+                let is_open = lost.attempt().open_steps().any(|open| open == *name);
+                let may_have_ended = lost.attempt().open_steps().count() < 3;
+                assert!(is_open || may_have_ended, "{context}: {name} had begun");
+            }
+            for name in &told.ended {
+                assert!(
+                    lost.attempt().open_steps().all(|open| open != *name),
+                    "{context}: {name} had ended"
+                );
+            }
+            lost.take_over().unwrap()
+        }
+        other => panic!("{context}: {other}"),
+    };
+    assert!(!told.is_completed, "{context}: the completion is lost");
+    for name in ["a", "b", "c"] {
+        let mut ran = false;
+        let result = claim
+            .step(Step::new(name).announced(), |step| {
+                ran = true;
+                let had_begun = told.begun.contains(name);
+                assert!(!had_begun || step.may_have_run(), "{context}: {name} had begun");
+                Ok::<_, Error>(format!("result {name}"))
+            })
+            .unwrap();
+        assert_eq!(result, format!("result {name}"), "{context}");
+        assert!(!ran || !told.ended.contains(name), "{context}: {name} ran again");
+    }
+}
+
+/// Power lost at every change of the disk, in every way: no step that had ended runs again, and none that was begun is taken
+/// for one that never was.
+#[test]
+fn a_power_loss_at_any_change_loses_no_step() {
+    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    let (mut points, mut reopenings) = (0, 0);
+    for cut in (0_u64..).step_by(if is_long { 1 } else { 3 }) {
+        let sim = Sim::new(7);
+        sim.cut_power_at(cut);
+        let mut told = Acknowledged::default();
+        let done = attempts(&sim, &mut told);
+        if !sim.power_is_cut() {
+            done.unwrap();
+            break;
+        }
+        points += 1;
+        for crash in sim.crashes(3) {
+            check_steps(&sim.after(crash), &told, &format!("cut at {cut}, {crash:?}"));
+            reopenings += 1;
+        }
+    }
+    println!("steps: {points} crash points, {reopenings} reopenings");
+    assert!(points > 20 && reopenings > 100, "{points} {reopenings}");
+}
+
+/// Every call on the disk fails once: a typed error, nothing twice.
+#[test]
+fn a_failed_call_at_any_point_loses_no_step() {
+    let mut points = 0;
+    for after in (0..).step_by(3) {
+        let sim = Sim::new(7);
+        sim.fail_call(after, DiskFault::Io);
+        let mut told = Acknowledged::default();
+        if attempts(&sim, &mut told).is_ok() && after > 300 {
+            break;
+        }
+        points += 1;
+        sim.kill();
+        check_steps(&sim, &told, &format!("call {after} fails"));
+    }
+    assert!(points > 30, "{points}");
+}
+
+/// Polls a future so often, and drops it.
+fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut future = std::pin::pin!(future);
+    (0..polls).find_map(|_| match future.as_mut().poll(&mut context) {
+        std::task::Poll::Ready(told) => Some(told),
+        std::task::Poll::Pending => None,
+    })
+}
+
+/// Wherever the future of a step is dropped, its work runs at most once more, and is told so.
+#[test]
+fn a_step_dropped_at_any_point_is_recorded_or_done_again() {
+    for is_announced in [false, true] {
+        for polls in 0..8 {
+            let sim = Sim::small(1);
+            let store = sim.open().unwrap();
+            // A second attempt, so that each step is looked up first; sealed, so that it has to be read.
+            granted(&store, "k").abort("not yet").unwrap();
+            store.merge_index().unwrap();
+            let claim = granted(&store, "k");
+            let step = || {
+                let step = Step::new("a");
+                if is_announced { step.announced() } else { step }
+            };
+            let ran = AtomicU32::new(0);
+            let working = claim.step_async(step(), |_| async {
+                ran.fetch_add(1, Ordering::SeqCst);
+                // The work takes one poll itself.
+                let mut is_first = true;
+                std::future::poll_fn(|_| match std::mem::take(&mut is_first) {
+                    true => std::task::Poll::Pending,
+                    false => std::task::Poll::Ready(()),
+                })
+                .await;
+                Ok::<_, Error>("first".to_owned())
+            });
+            let told = polled(working, polls);
+            let had_run = ran.load(Ordering::SeqCst) == 1;
+            let mut again = false;
+            let result = claim
+                .step(step(), |step| {
+                    again = true;
+                    assert!(!had_run || step.may_have_run(), "{polls}");
+                    Ok::<_, Error>("second".to_owned())
+                })
+                .unwrap();
+            assert_eq!(result, if again { "second" } else { "first" }, "{polls}");
+            if let Some(told) = told {
+                assert_eq!((told.unwrap().as_str(), again), ("first", false), "{polls}");
+            }
+            claim.complete("v").unwrap();
+        }
+    }
+}
+
+#[test]
+fn steps_run_side_by_side_in_one_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_or_create(dir.path()).unwrap();
+    let claim = granted(&store, "k");
+    let one = |n: u64| {
+        claim.step_async(format!("{n}"), move |step| async move {
+            assert!(!step.may_have_run());
+            Ok::<_, Error>(n.to_string())
+        })
+    };
+    let all = futures_executor::block_on(async {
+        let (a, b) = tokio::join!(one(1), one(2));
+        let again = claim.step_async("1", |_| async { panic!("it has ended") });
+        let again: Result<String> = again.await;
+        [a.unwrap(), b.unwrap(), again.unwrap()]
+    });
+    assert_eq!(all, ["1", "2", "1"]);
+    let held = futures_executor::block_on(claim.step_async("3", |step| async move {
+        Err::<(), Error>(step.hold_async("nobody knows").await?)
+    }));
+    assert_eq!(held.unwrap_err().kind(), ErrorKind::Held);
+    assert!(matches!(store.get("k").unwrap(), Some(State::Held(_))));
+}
