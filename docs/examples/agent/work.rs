@@ -1,0 +1,111 @@
+//! One life of the agent: what a program needs of onlyonce.
+
+use std::thread;
+use std::time::Duration;
+
+use onlyonce::{
+    Attempt, ClaimHandle, Error, Fingerprint, OnInterrupted, Operation, Reconciled, Run, Step,
+    Store,
+};
+
+use crate::Result;
+use crate::options::{Choice, Fault, Life};
+use crate::world::{Answer, Mail, World};
+
+/// Why a task stopped: an error of the store, or one of the world.
+#[derive(Debug)]
+pub(crate) struct TaskError(String);
+
+impl From<Error> for TaskError {
+    fn from(error: Error) -> Self {
+        TaskError(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for TaskError {
+    fn from(error: std::io::Error) -> Self {
+        TaskError(error.to_string())
+    }
+}
+
+impl std::fmt::Display for TaskError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TaskError {}
+
+pub(crate) fn operation(task: u64, choice: Choice) -> Operation<'static> {
+    let on_interrupted = match choice {
+        Choice::Hold => OnInterrupted::Hold,
+        Choice::TakeOver => OnInterrupted::Retry,
+    };
+    Operation::new(("task", task)).on_interrupted(on_interrupted).owner("the agent")
+}
+
+/// Does what is left of all tasks. Answers each once it is done, or held.
+pub(crate) fn work(life: &Life) -> Result<()> {
+    let world = World::open(&life.dir)?;
+    let store = Store::open_or_create(world.keys())?;
+    // Held ones are looked at again once the operator had a look: by the life that ends by itself.
+    let answered = world.answered(life.limit.is_some())?;
+    let mut done = 0;
+    for task in (0..life.tasks).filter(|task| !answered.contains(task)) {
+        if life.limit.is_some_and(|limit| done >= limit) {
+            // The driver kills it here, or has done so before.
+            thread::sleep(Duration::from_secs(600));
+            return Err("nobody killed it".into());
+        }
+        let run = store
+            .runner(operation(task, life.choice))
+            .reconcile(|lost: &Attempt| {
+                // The model is asked again by its request id, and an edit twice does no harm. Only the mail can't be asked about.
+                Ok::<_, TaskError>(match lost.open_step() {
+                    Some("send") => Reconciled::Unknown,
+                    _ => Reconciled::NotApplied,
+                })
+            })
+            .run(|claim| work_on(task, claim, &world, life))?;
+        match run {
+            Run::Done(result) | Run::Replayed(result, _) => {
+                world.answer(&Answer { task, result: Some(result) })?;
+            }
+            Run::Refused(_) => world.answer(&Answer { task, result: None })?,
+            other => return Err(format!("task {task}: {other}").into()),
+        }
+        done += 1;
+    }
+    Ok(())
+}
+
+fn work_on(
+    task: u64,
+    claim: &ClaimHandle,
+    world: &World,
+    life: &Life,
+) -> Result<String, TaskError> {
+    let prompt = format!("tidy up number {task}");
+    let plan: String = claim.step(Step::new("plan").input(Fingerprint::of(&prompt)), |step| {
+        let request_id = match life.plant {
+            Some(Fault::Bill) => format!("{}", claim.token()),
+            _ => step.downstream_key(),
+        };
+        Ok::<_, TaskError>(world.ask_model(task, &prompt, &request_id)?)
+    })?;
+    claim.step("edit", |_step| Ok::<_, TaskError>(world.edit(task, &plan)?))?;
+    claim.save_progress("edited")?;
+    claim.step(Step::new("send").announced(), |step| {
+        let mail = Mail { task, token: claim.token().get(), attempt: claim.attempt() };
+        if step.may_have_run() && life.plant != Some(Fault::Mail) {
+            match life.choice {
+                Choice::Hold => {
+                    return Err(step.hold("the mailer can't be asked whether it was sent").into());
+                }
+                Choice::TakeOver => world.note_repeat(&mail)?,
+            }
+        }
+        Ok::<_, TaskError>(world.send(&mail)?)
+    })?;
+    Ok(plan)
+}
