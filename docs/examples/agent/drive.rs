@@ -15,7 +15,7 @@ use crate::world::World;
 
 const SIGKILL: i32 = 9;
 /// Tasks a life may end at most, so that all kills come before the work is done.
-const TASKS_A_LIFE: u64 = 6;
+const TASKS_A_LIFE: usize = 6;
 /// One kill in four falls so early: into the opening, or the recovery from the kill before.
 const OPENING: u64 = 20_000;
 /// The others fall so soon after a line of the bill or of the outbox: the model and the mailer are slower to answer.
@@ -37,7 +37,7 @@ pub(crate) fn until_done(parent: &Path, choice: Choice, options: &Options) -> Re
     let begun = Instant::now();
     let dir = parent.join(choice.name());
     let world = World::open(&dir)?;
-    let tasks = (options.kills as u64 + 1) * TASKS_A_LIFE;
+    let tasks = ((options.kills + 1) * TASKS_A_LIFE) as u64;
     let mut dice = Dice(options.seed ^ choice as u64);
     for _ in 0..options.kills {
         let moment = Moment::choose(&mut dice, &world)?;
@@ -111,7 +111,7 @@ impl Moment {
         if kind == 0 {
             return Ok(Moment::After(Duration::from_micros(dice.below(OPENING))));
         }
-        let (bill, more) = (kind == 1, 1 + dice.below(TASKS_A_LIFE - 2) as usize);
+        let (bill, more) = (kind == 1, 1 + dice.below(TASKS_A_LIFE as u64 - 2) as usize);
         let count = lines(world, bill)? + more;
         Ok(Moment::Lines {
             bill,
@@ -151,7 +151,7 @@ fn start(
     choice: Choice,
     plant: Option<Fault>,
     tasks: u64,
-    limit: Option<u64>,
+    limit: Option<usize>,
 ) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("work").arg(dir).arg(choice.name()).arg(Fault::name(plant)).arg(tasks.to_string());

@@ -16,7 +16,6 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::disallowed_methods,
-    clippy::disallowed_types,
     reason = "a program with a terminal, files and processes of its own, not part of the library"
 )]
 

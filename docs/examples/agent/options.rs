@@ -43,7 +43,7 @@ pub(crate) struct Life {
     pub(crate) plant: Option<Fault>,
     pub(crate) tasks: u64,
     /// It waits to be killed after so many.
-    pub(crate) limit: Option<u64>,
+    pub(crate) limit: Option<usize>,
 }
 
 pub(crate) enum Task {

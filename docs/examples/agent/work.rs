@@ -50,8 +50,8 @@ pub(crate) fn work(life: &Life) -> Result<()> {
     let store = Store::open_or_create(world.keys())?;
     // Held ones are looked at again once the operator had a look: by the life that ends by itself.
     let answered = world.answered(life.limit.is_some())?;
-    let mut done = 0;
-    for task in (0..life.tasks).filter(|task| !answered.contains(task)) {
+    let left = (0..life.tasks).filter(|task| !answered.contains(task));
+    for (done, task) in left.enumerate() {
         if life.limit.is_some_and(|limit| done >= limit) {
             // The driver kills it here, or has done so before.
             thread::sleep(Duration::from_secs(600));
@@ -74,7 +74,6 @@ pub(crate) fn work(life: &Life) -> Result<()> {
             Run::Refused(_) => world.answer(&Answer { task, result: None })?,
             other => return Err(format!("task {task}: {other}").into()),
         }
-        done += 1;
     }
     Ok(())
 }

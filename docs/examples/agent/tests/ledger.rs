@@ -1,10 +1,6 @@
 //! The ledger balances, and is not blind: a fault that is planted is found.
 
-#![expect(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "tests start the program itself"
-)]
+#![expect(clippy::unwrap_used, reason = "tests start the program itself")]
 
 use std::process::{Command, Output};
 
