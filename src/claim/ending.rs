@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::{ClaimGuard, KeyCall, Pending, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
-use crate::operation::OutcomeParts;
+use crate::operation::{OutcomeParts, Settings};
 use crate::protocol::{Call, CallExtras, Conditions};
 use crate::sync::Ordering;
-use crate::types::KeyHash;
+use crate::types::{KeyHash, Token};
 use crate::{Abort, Error, Key, Result};
 
 /// An ending that is about to be recorded. Dropped before that, it is as its guard dropped.
@@ -18,8 +18,29 @@ pub(crate) struct EndingCall {
 }
 
 pub(super) enum How {
-    Outcome { parts: OutcomeParts, meta: Vec<u8> },
+    Outcome(OutcomeParts),
     Abort(Abort),
+}
+
+/// The call that ends a claim with an outcome, and what its record says.
+#[inline]
+pub(super) fn recording<'a>(
+    token: Token,
+    settings: &Settings,
+    parts: &'a OutcomeParts,
+) -> (Call, Writing<'a>) {
+    let writing = Writing {
+        level: Some(settings.durability),
+        conditions: Conditions {
+            retention_ms: parts.retention_ms.or(settings.retention_ms),
+            remember_ms: settings.remember_ms,
+            reason: parts.missing.as_deref(),
+            ..Conditions::default()
+        },
+        outcome: Some(EncodedOutcome::of(parts)),
+        ..Writing::default()
+    };
+    (if parts.failure { Call::Fail(token) } else { Call::Complete(token) }, writing)
 }
 
 impl EndingCall {
@@ -28,7 +49,6 @@ impl EndingCall {
         send(&shared, self, None)
     }
 
-    #[inline]
     pub(super) fn make(self) -> Result<()> {
         let (shared, hash) = (&self.guard.0.shared, self.guard.0.hash);
         let done = self.ask(|key, call, writing| shared.apply(key, hash, call, writing));
@@ -37,31 +57,18 @@ impl EndingCall {
 }
 
 impl Asks for EndingCall {
-    #[inline]
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
         let inner = &self.guard.0;
-        let (settings, level) = (&inner.settings, Some(inner.settings.durability));
+        let settings = &inner.settings;
         match &self.how {
-            How::Outcome { parts, meta } => {
-                let writing = Writing {
-                    level,
-                    conditions: Conditions {
-                        retention_ms: parts.retention_ms.or(settings.retention_ms),
-                        remember_ms: settings.remember_ms,
-                        reason: parts.missing.as_deref(),
-                        ..Conditions::default()
-                    },
-                    outcome: Some(EncodedOutcome::of(parts, meta)),
-                    ..Writing::default()
-                };
-                let token = inner.token;
-                let call = if parts.failure { Call::Fail(token) } else { Call::Complete(token) };
+            How::Outcome(parts) => {
+                let (call, writing) = recording(inner.token, settings, parts);
                 with(&inner.key, call, &writing)
             }
             How::Abort(why) => {
                 let extras = CallExtras { retry_ms: why.retry_ms(), ..CallExtras::default() };
                 let writing = Writing {
-                    level,
+                    level: Some(settings.durability),
                     conditions: Conditions {
                         retention_ms: settings.retention_ms,
                         reason: Some(why.reason()),

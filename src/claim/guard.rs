@@ -7,13 +7,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ending::How;
+use super::ending::{How, recording};
 use super::handle::{ClaimInner, DROPPED, lease_millis};
 use super::step::{EarlierSteps, Steps};
 use super::{Before, ClaimHandle, EndingCall, Pending, Ticket};
 use crate::backend::Shared;
 use crate::engine::{Applied, Claimed, Writing};
-use crate::operation::{Settings, cut_label, encode_meta};
+use crate::operation::{Settings, cut_label};
 use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState};
 use crate::sync::{self, AtomicBool, Mutex, Ordering};
 use crate::types::KeyHash;
@@ -152,7 +152,17 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
-        self.ending(outcome)?.make()
+        self.is_past_its_effect();
+        // Without an `EndingCall`: every completion passes here, and one is large to move.
+        match outcome.into_parts(self.0.shared.keeping()) {
+            Ok(parts) => {
+                let inner = &self.0;
+                let (call, writing) = recording(inner.token, &inner.settings, &parts);
+                let done = inner.shared.apply(&inner.key, inner.hash, call, &writing);
+                self.ended(done)
+            }
+            Err(e) => Err(e.giving_back(self)),
+        }
     }
 
     /// Ends the claim as [`complete`](Self::complete) does, and gives the answer later.
@@ -369,14 +379,10 @@ impl ClaimGuard {
     }
 
     /// The ending with this outcome, to be made; or why it can't be recorded, with the guard.
-    #[inline]
     pub(crate) fn ending(self, outcome: Outcome) -> Result<EndingCall> {
         self.is_past_its_effect();
         match outcome.into_parts(self.0.shared.keeping()) {
-            Ok(parts) => {
-                let meta = encode_meta(&parts.meta);
-                Ok(EndingCall { guard: self, how: How::Outcome { parts, meta } })
-            }
+            Ok(parts) => Ok(EndingCall { guard: self, how: How::Outcome(parts) }),
             Err(e) => Err(e.giving_back(self)),
         }
     }

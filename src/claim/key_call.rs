@@ -8,7 +8,7 @@ use super::{Claim, Mark, Pending, State, granting};
 use crate::backend::Shared;
 use crate::claim::seen::{broken, in_progress};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
-use crate::operation::{Key, Operation, Outcome, OutcomeParts, Policy, Settings, encode_meta};
+use crate::operation::{Key, Operation, Outcome, OutcomeParts, Policy, Settings};
 use crate::protocol::{Answer, Call, Conditions, Sight, Wants};
 use crate::types::KeyHash;
 use crate::{Error, Result};
@@ -89,7 +89,7 @@ impl<'k> Claiming<'k> {
     /// `defaults`: what counts where the operation sets nothing.
     pub(crate) fn new(shared: &Shared, op: Operation<'k>, defaults: &Policy) -> Result<Self> {
         op.key().check()?;
-        let settings = op.policy().or(defaults).resolve()?;
+        let settings = op.policy().resolve_over(defaults)?;
         Ok(Claiming { op, settings, result_bytes_max: shared.result_bytes_max() })
     }
 }
@@ -126,46 +126,27 @@ pub(crate) struct Marking<'k> {
 }
 
 impl<'k> Marking<'k> {
-    #[inline]
     pub(crate) fn new(op: Operation<'k>, defaults: &Policy) -> Result<Self> {
         op.key().check()?;
-        let settings = op.policy().or(defaults).resolve()?;
+        let settings = op.policy().resolve_over(defaults)?;
         Ok(Marking { op, settings })
     }
 }
 
 impl Asks for Marking<'_> {
-    #[inline]
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        let Marking { op, settings } = self;
-        let writing = Writing {
-            level: Some(settings.durability),
-            conditions: Conditions {
-                retention_ms: settings.retention_ms,
-                remember_ms: settings.remember_ms,
-                fingerprint: op.fingerprint_given(),
-                owner: settings.owner.as_deref(),
-                ..Conditions::default()
-            },
-            ..Writing::default()
-        };
-        with(
-            op.key(),
-            Call::Record { fingerprint: op.fingerprint_given(), failure: false },
-            &writing,
-        )
+        let (call, writing) = marking(&self.op, &self.settings);
+        with(self.op.key(), call, &writing)
     }
 }
 
 impl KeyCall for Marking<'_> {
     type Answer = Mark;
 
-    #[inline]
     fn key(&self) -> &Key<'_> {
         self.op.key()
     }
 
-    #[inline]
     fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
         Mark::answered(self.op.key(), applied?, shared)
     }
@@ -175,7 +156,6 @@ impl KeyCall for Marking<'_> {
 pub(crate) struct Recording<'k> {
     marking: Marking<'k>,
     parts: OutcomeParts,
-    meta: Vec<u8>,
 }
 
 impl<'k> Recording<'k> {
@@ -187,14 +167,13 @@ impl<'k> Recording<'k> {
     ) -> Result<Self> {
         let marking = Marking::new(op, defaults)?;
         let parts = outcome.into_parts(shared.keeping())?;
-        let meta = encode_meta(&parts.meta);
-        Ok(Recording { marking, parts, meta })
+        Ok(Recording { marking, parts })
     }
 }
 
 impl Asks for Recording<'_> {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        let Recording { marking, parts, meta } = self;
+        let Recording { marking, parts } = self;
         marking.ask(|key, _mark, writing| {
             let fingerprint = writing.conditions.fingerprint;
             let writing = Writing {
@@ -203,7 +182,7 @@ impl Asks for Recording<'_> {
                     reason: parts.missing.as_deref(),
                     ..writing.conditions
                 },
-                outcome: Some(EncodedOutcome::of(parts, meta)),
+                outcome: Some(EncodedOutcome::of(parts)),
                 ..*writing
             };
             with(key, Call::Record { fingerprint, failure: parts.failure }, &writing)
@@ -302,6 +281,21 @@ impl KeyCall for Forgetting<'_> {
             _ => Err(in_progress(&self.0.key)),
         }
     }
+}
+
+/// The call that marks a key, and what its record says.
+#[inline]
+pub(crate) fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, Writing<'a>) {
+    let fingerprint = op.fingerprint_given();
+    let conditions = Conditions {
+        fingerprint,
+        owner: settings.owner.as_deref(),
+        retention_ms: settings.retention_ms,
+        remember_ms: settings.remember_ms,
+        ..Conditions::default()
+    };
+    let writing = Writing { level: Some(settings.durability), conditions, ..Writing::default() };
+    (Call::Record { fingerprint, failure: false }, writing)
 }
 
 /// The call that claims a key, and what its record says. `reconciles`: the claimant can find out what became of an

@@ -31,7 +31,7 @@ pub use interrupted::Interrupted;
 pub(crate) use interrupted::Word;
 pub use key_call::ToForget;
 pub(crate) use key_call::{
-    Claiming, Forgetting, KeyCall, Marking, Recording, claiming, make, send,
+    Claiming, Forgetting, KeyCall, Marking, Recording, claiming, make, marking, send,
 };
 pub use pending::Pending;
 pub use recorded::{Expired, Recorded};

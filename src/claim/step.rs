@@ -681,7 +681,7 @@ impl Asks for StepCall {
         let (call, level, outcome) = match &self.does {
             Does::End(parts) => {
                 let call = Call::EndStep { token: claim.token, life: claim.steps.life };
-                (call, settings.durability, Some(EncodedOutcome::of(parts, &[])))
+                (call, settings.durability, Some(EncodedOutcome::of(parts)))
             }
             Does::Announce => (Call::Announce(claim.token), settings.claim_durability, None),
             _ => (Call::BeginStep(claim.token), settings.claim_durability, None),

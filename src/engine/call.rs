@@ -45,10 +45,9 @@ pub(crate) struct EncodedOutcome<'a> {
 }
 
 impl<'a> EncodedOutcome<'a> {
-    /// `meta` is that of `parts`, encoded.
-    pub(crate) fn of(parts: &'a OutcomeParts, meta: &'a [u8]) -> Self {
+    pub(crate) fn of(parts: &'a OutcomeParts) -> Self {
         let OutcomeParts { codec, version, packed, .. } = *parts;
-        EncodedOutcome { codec, version, meta, packed, bytes: &parts.bytes }
+        EncodedOutcome { codec, version, meta: &parts.meta, packed, bytes: &parts.bytes }
     }
 }
 

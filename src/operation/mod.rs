@@ -18,7 +18,7 @@ pub use fingerprint::Fingerprint;
 pub use key::Key;
 pub use key_part::KeyPart;
 pub use outcome::{Abort, Outcome};
-pub(crate) use outcome::{Keeping, OutcomeParts, cut_label, decode_meta, encode_meta};
+pub(crate) use outcome::{Keeping, OutcomeParts, cut_label, decode_meta};
 pub(crate) use policy::Settings;
 pub use policy::{Durability, OnDrop, OnInterrupted, OnUnkept, Policy};
 pub(crate) use step_key::StepKey;

@@ -59,8 +59,8 @@ pub(crate) struct OutcomeParts {
     pub(crate) packed: Option<u32>,
     /// Why no value is kept.
     pub(crate) missing: Option<String>,
-    /// In the order given; a name may come several times.
-    pub(crate) meta: Vec<(String, String)>,
+    /// In the order given, encoded; a name may come several times.
+    pub(crate) meta: Vec<u8>,
     /// `None`: as the policy says.
     pub(crate) retention_ms: Option<u64>,
 }
@@ -238,6 +238,7 @@ impl Outcome {
         };
         let retention_ms = self.retention.map(millis_up);
         let (bytes, packed) = packed_over(keeping.compress_over, bytes);
+        let meta = encode_meta(&self.meta);
         Ok(OutcomeParts {
             failure: self.failure,
             codec,
@@ -245,7 +246,7 @@ impl Outcome {
             bytes,
             packed,
             missing,
-            meta: self.meta,
+            meta,
             retention_ms,
         })
     }
@@ -403,7 +404,7 @@ impl From<String> for Abort {
 }
 
 /// Metadata as a record carries it: for each name and value, a length in two bytes and the text.
-pub(crate) fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
+fn encode_meta(meta: &[(String, String)]) -> Vec<u8> {
     let mut out = Vec::new();
     for text in meta.iter().flat_map(|(name, value)| [name, value]) {
         // Checked together against a limit that fits two bytes.
@@ -456,7 +457,7 @@ mod tests {
         assert!(parts.failure);
         assert_eq!((parts.codec, parts.version, parts.bytes.as_slice()), (0, 0, &b"declined"[..]));
         assert_eq!(parts.missing, None);
-        assert_eq!(parts.meta, meta);
+        assert_eq!(decode_meta(&parts.meta).unwrap(), meta);
         assert_eq!(parts.retention_ms, Some(2));
         assert!(
             !Outcome::success(&())

@@ -206,6 +206,7 @@ impl Policy {
     }
 
     /// This policy, with `fallback` for each unset setting.
+    #[inline]
     pub(crate) fn or(&self, fallback: &Policy) -> Policy {
         Policy {
             owner: self.owner.clone().or_else(|| fallback.owner.clone()),
@@ -229,8 +230,20 @@ impl Policy {
 
     /// Fills in the defaults, and refuses what can't keep its promise.
     pub(crate) fn resolve(&self) -> Result<Settings> {
+        self.resolve_over(&Policy::new())
+    }
+
+    /// The same, where `fallback` counts for what is unset.
+    pub(crate) fn resolve_over(&self, fallback: &Policy) -> Result<Settings> {
+        self.or(fallback).into_settings()
+    }
+
+    // Inlined, as `or` is: every claim and mark passes here, and no policy is to be put together in memory for it.
+    #[inline]
+    fn into_settings(self) -> Result<Settings> {
         let settings = Settings {
-            owner: self.owner.clone(),
+            reserve_bytes: self.reserved(),
+            owner: self.owner,
             lease_ms: self.lease.map(millis_up),
             retention_ms: self.retention.map(millis_up),
             remember_ms: self.remember_expired.map(millis_up).filter(|millis| *millis > 0),
@@ -238,7 +251,6 @@ impl Policy {
             on_drop: self.on_drop.unwrap_or_default(),
             on_unkept: self.on_unkept.unwrap_or_default(),
             attempts_max: self.attempts_max,
-            reserve_bytes: self.reserved(),
             durability: self.durability.unwrap_or(Durability::Sync),
             claim_durability: self.claim_durability.unwrap_or(Durability::Sync),
         };

@@ -9,7 +9,7 @@ use crate::claim::{
     Attempt, ClaimGuard, Forgetting, Pending, Resolution, State, Ticket, ToForget, make,
 };
 use crate::engine::{EncodedOutcome, Writing};
-use crate::operation::{cut_label, encode_meta};
+use crate::operation::cut_label;
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::Token;
 use crate::{Error, ErrorKind, Key, Result};
@@ -120,7 +120,6 @@ impl Store {
             }
             Resolution::Record(outcome) => {
                 let parts = outcome.into_parts(self.shared.keeping())?;
-                let meta = encode_meta(&parts.meta);
                 let writing = Writing {
                     conditions: Conditions {
                         retention_ms: parts.retention_ms.or(retention),
@@ -129,7 +128,7 @@ impl Store {
                         extras,
                         ..Conditions::default()
                     },
-                    outcome: Some(EncodedOutcome::of(&parts, &meta)),
+                    outcome: Some(EncodedOutcome::of(&parts)),
                     ..Writing::default()
                 };
                 let call = if parts.failure {

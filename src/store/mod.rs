@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::backend::{InFlight, Shared};
 use crate::claim::{
-    Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, send,
+    Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, marking, send,
 };
 use crate::{Operation, Outcome, Policy, Result};
 
@@ -214,7 +214,7 @@ impl Store {
     pub(crate) fn claim_as(&self, op: &Operation<'_>, reconciles: bool) -> Result<Claim> {
         let key = op.key();
         key.check()?;
-        let settings = op.policy().or(&self.policy).resolve()?;
+        let settings = op.policy().resolve_over(&self.policy)?;
         let fingerprint = op.fingerprint_given();
         let hash = self.shared.hash(key);
         let result_bytes_max = self.shared.result_bytes_max();
@@ -242,7 +242,13 @@ impl Store {
     /// # Cost
     /// One write, and one sync at `Sync`. A key that was seen before costs no write and no sync.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
-        make(&self.shared, Marking::new(op.into(), &self.policy)?)
+        let op = op.into();
+        let key = op.key();
+        key.check()?;
+        let settings = op.policy().resolve_over(&self.policy)?;
+        let (call, writing) = marking(&op, &settings);
+        let applied = self.shared.apply(key, self.shared.hash(key), call, &writing)?;
+        Mark::answered(key, applied, &self.shared)
     }
 
     /// Marks a key as [`mark`](Self::mark) does, and gives the answer later.

@@ -448,7 +448,7 @@ where
                 Reconciled::Unknown => {}
             }
         }
-        let policy = self.op.policy().or(self.store.policy()).resolve()?.on_interrupted;
+        let policy = self.op.policy().resolve_over(self.store.policy())?.on_interrupted;
         if lost.attempt().asked_for_hold() || policy == Some(OnInterrupted::Hold) {
             let held = lost.attempt().clone();
             return Ok(Resumed::Over(Run::Refused(Claim::Held(held).refused())));
