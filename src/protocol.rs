@@ -1086,7 +1086,7 @@ fn next<'a>(
                 open_fate: None,
                 forgiven: 0,
                 since: moment.now,
-                extras: NextExtras { by, ..NextExtras::default() }.boxed(),
+                extras: by.map(|by| Box::new(NextExtras { by: Some(by), ..NextExtras::default() })),
                 ..gone_on(state, phase, lasting, conditions.reason, moment)
             };
             nobody(Some(Becomes::State(state)))

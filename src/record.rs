@@ -621,6 +621,8 @@ impl<'a> Record<'a> {
     }
 
     /// What the record says of its key; an error for a record without a key.
+    // Inlined with what it calls: a body is large to move, and every replay reads one.
+    #[inline]
     pub(crate) fn body(&self) -> Result<Body<'a>, Bad> {
         if !self.kind.is_about_key() {
             return Err(Bad::BodyFields);
@@ -704,14 +706,14 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
         time: time_bytes(body.time),
     };
     out.extend_from_slice(head.as_bytes());
-    for token in [token, body.life, body.open_fate].into_iter().flatten() {
-        out.extend_from_slice(&token.0.to_le_bytes());
+    for token in [token, body.life, body.open_fate] {
+        encode_number(token.map(|token| token.0), out);
     }
     if attempt != 1 {
         out.extend_from_slice(&attempt.to_le_bytes());
     }
-    for time in [body.since, body.expires_at].into_iter().flatten() {
-        out.extend_from_slice(&time.0.to_le_bytes());
+    for time in [body.since, body.expires_at] {
+        encode_number(time.map(|time| time.0), out);
     }
     if body.wall_offset != 0 {
         out.extend_from_slice(&body.wall_offset.to_le_bytes());
@@ -746,6 +748,13 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(body.result);
 }
 
+#[inline(always)]
+fn encode_number(number: Option<u64>, out: &mut Vec<u8>) {
+    if let Some(number) = number {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
 /// The clock never returns a later time than these bytes hold.
 fn time_bytes(time: StoreMillis) -> [u8; TIME_BYTES] {
     debug_assert!(time.0 <= limits::STORE_MILLIS_MAX, "a time past the end of store time");
@@ -753,6 +762,7 @@ fn time_bytes(time: StoreMillis) -> [u8; TIME_BYTES] {
     [a, b, c, d, e, f]
 }
 
+#[inline]
 fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
     let (head, mut rest) = BodyHead::read_from_prefix(bytes).ok()?;
     let (fields, key_kind) = (head.fields.get() & FIELDS, head.fields.get() >> KEY_KIND_SHIFT);

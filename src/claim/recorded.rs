@@ -41,13 +41,13 @@ pub struct Recorded {
 
 impl Recorded {
     #[inline]
-    pub(crate) fn read(key: &Key<'_>, state: KeyState, stored: Option<Stored>) -> Result<Self> {
+    pub(crate) fn read(key: &Key<'_>, state: &KeyState, stored: Option<Stored>) -> Result<Self> {
         let (payload, meta) = match stored {
             Some(stored) => {
                 let meta = decode_meta(&stored.meta)
                     .ok_or_else(|| Error::undecodable("bad metadata of a recorded outcome"))?;
                 let payload = if stored.codec == NOT_KEPT {
-                    Payload::not_kept(state.reason.unwrap_or_default())
+                    Payload::not_kept(state.reason.clone().unwrap_or_default())
                 } else {
                     let format = Format::from_stored(stored.codec, stored.version);
                     match stored.packed {
@@ -67,7 +67,7 @@ impl Recorded {
             key: key.clone().into_owned(),
             payload,
             meta,
-            owner: state.owner,
+            owner: state.owner.clone(),
             fingerprint: state.fingerprint,
             attempt: state.attempt,
             token: state.token,
@@ -414,7 +414,7 @@ mod tests {
         for (codec, packed, shown) in cases {
             let (meta, bytes) = (Vec::new(), b"junk"[..].into());
             let stored = Stored { codec, version: 0, meta, packed, bytes };
-            let done = Recorded::read(&Key::from("k"), state.clone(), Some(stored)).unwrap();
+            let done = Recorded::read(&Key::from("k"), &state, Some(stored)).unwrap();
             assert_eq!((&done.result()[..], done.missing()), (shown, None));
             assert_eq!(done.decode::<Vec<u8>>().unwrap_err().kind(), ErrorKind::Undecodable);
             assert!(!done.to_string().contains("junk"), "{done}");

@@ -115,8 +115,9 @@ pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, secret: Secret) -> 
 
 #[inline]
 pub(crate) fn recorded(key: &Key<'_>, applied: Applied) -> Result<Recorded> {
-    let found = *applied.found.ok_or_else(broken)?;
-    Recorded::read(key, found.state.ok_or_else(broken)?, found.outcome)
+    let mut found = applied.found.ok_or_else(broken)?;
+    let outcome = found.outcome.take();
+    Recorded::read(key, found.state.as_ref().ok_or_else(broken)?, outcome)
 }
 
 pub(crate) fn expired(key: &Key<'_>, applied: Applied) -> Result<Expired> {
@@ -151,10 +152,10 @@ fn state_in(
     }
     let phase = phase_shown(&state, presence);
     if phase == Phase::Completed {
-        return Recorded::read(key, state, outcome).map(State::Completed);
+        return Recorded::read(key, &state, outcome).map(State::Completed);
     }
     if phase == Phase::Failed {
-        return Recorded::read(key, state, outcome).map(State::Failed);
+        return Recorded::read(key, &state, outcome).map(State::Failed);
     }
     let lease_until = lease_until.filter(|_| phase == Phase::Claimed);
     let attempt = Attempt::new(key, state, lease_until, now, secret);

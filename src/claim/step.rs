@@ -662,7 +662,7 @@ impl StepCall {
     fn seen(&self, found: Option<(KeyState, Option<Stored>)>) -> Result<StepTold> {
         match (found, &self.does) {
             (Some((state, outcome)), _) => {
-                let recorded = Recorded::read(&self.step.claim.0.key, state, outcome)?;
+                let recorded = Recorded::read(&self.step.claim.0.key, &state, outcome)?;
                 Ok(StepTold::Ended(Box::new(recorded)))
             }
             (None, Does::Look) => Ok(StepTold::NotEnded),

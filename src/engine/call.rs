@@ -316,17 +316,27 @@ impl Engine {
         }
     }
 
-    /// Waits for the placed record, and for the one that the answer is derived from. A crash may undo only
-    /// `InProgress`.
+    /// The record that the answer is derived from, besides the placed one, and the level at which it has to hold. A crash
+    /// may undo only `InProgress`. An absence is derived from the newest forget.
+    #[inline]
+    fn rests_on(&self, done: &Done) -> Option<(Lsn, Durability)> {
+        match done.prior() {
+            _ if done.applied.answer == Answer::InProgress => None,
+            Some(prior) => Some((prior.lsn(), prior.level())),
+            None => self.newest_forget().map(|lsn| (lsn, Durability::Sync)),
+        }
+    }
+
+    /// Waits for the placed record, and for the one that the answer is derived from.
+    #[inline]
     fn settle(&self, done: &Done, level: Durability) -> Result<()> {
         if let Some(placed) = done.placed {
             self.log.wake_upkeep();
             self.log.commit(placed, level)?;
         }
-        match done.prior() {
-            _ if done.applied.answer == Answer::InProgress => Ok(()),
-            Some(prior) => self.log.commit_earlier(prior.lsn(), prior.level()),
-            None => self.settle_absence(),
+        match self.rests_on(done) {
+            Some((lsn, level)) => self.log.commit_earlier(lsn, level),
+            None => Ok(()),
         }
     }
 
@@ -344,13 +354,8 @@ impl Engine {
                 level => self.need(&mut needs, placed.lsn, level),
             }
         }
-        match done.prior() {
-            _ if done.applied.answer == Answer::InProgress => {}
-            Some(prior) => self.need(&mut needs, prior.lsn(), prior.level()),
-            None => match self.forgotten.load(Ordering::SeqCst) {
-                0 => {}
-                lsn => self.need(&mut needs, Lsn::new(lsn), Durability::Sync),
-            },
+        if let Some((lsn, level)) = self.rests_on(done) {
+            self.need(&mut needs, lsn, level);
         }
         (needs != Needs::default()).then_some(needs)
     }
@@ -392,12 +397,16 @@ impl Engine {
         if batch.sees_absence { self.settle_absence() } else { Ok(()) }
     }
 
+    fn newest_forget(&self) -> Option<Lsn> {
+        match self.forgotten.load(Ordering::SeqCst) {
+            0 => None,
+            lsn => Some(Lsn::new(lsn)),
+        }
+    }
+
     /// Waits until no absence that was found depends on a forget that a crash could undo.
     pub(crate) fn settle_absence(&self) -> Result<()> {
-        match self.forgotten.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            lsn => self.log.commit_earlier(Lsn::new(lsn), Durability::Sync),
-        }
+        self.newest_forget().map_or(Ok(()), |lsn| self.log.commit_earlier(lsn, Durability::Sync))
     }
 
     /// Loads the table buckets of some keys into the cache before they are looked up.
@@ -473,10 +482,16 @@ impl Engine {
                 (None, None, self.note(shard, key, hash, known, call, next, writing, now)?)
             }
             Some(next @ Next { becomes: Some(becomes), .. }) => {
-                // A lapse is as durable as its claim.
-                let level = known.place.map(Place::level);
-                let lapse = Writing { level, ..Writing::default() };
-                let writing = if decision.answer.is_some() { writing } else { &lapse };
+                let lapse;
+                let writing = match decision.answer {
+                    Some(_) => writing,
+                    None => {
+                        // A lapse is as durable as its claim.
+                        let level = known.place.map(Place::level);
+                        lapse = Writing { level, ..Writing::default() };
+                        &lapse
+                    }
+                };
                 let (placed, claimed) =
                     self.write(shard, key, hash, known, becomes, next, moment, writing)?;
                 (Some(placed), claimed, 0)
@@ -484,16 +499,13 @@ impl Engine {
         };
         let Some(answer) = decision.answer else { return Err(Again::Changed) };
         let has_changed = decision.next.is_some();
-        let mut done = told(found, answer, now);
-        done.placed = placed;
-        done.has_changed = has_changed;
-        done.applied.claimed = claimed;
-        done.applied.question = question;
-        Ok(done)
+        Ok(Done { applied: Applied { answer, found, claimed, now, question }, placed, has_changed })
     }
 
     /// Changes who is on a key, and until when: that is only in memory. Returns the question's number if a claimant is
     /// asked.
+    // Not inlined: `act` is on the way of every call, and this of few.
+    #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
     fn note(
         &self,
@@ -588,6 +600,8 @@ impl Engine {
 
     /// Returns the key's state if its entry has a claim or question, and the time by which that was judged: the
     /// answer must use the same time, or a claim in progress is shown with nothing left of its lease.
+    // Every call looks here first.
+    #[inline(always)]
     pub(super) fn look_in_memory(
         &self,
         shard: &Shard,
@@ -684,35 +698,32 @@ impl Engine {
                     if (body.key_kind, body.key) != (key.kind(), key.bytes()) {
                         return Ok(None);
                     }
-                    let mut state = state_of(&record, &body);
-                    let is_left = |state: &&mut KeyState| {
-                        state.phase == Phase::Claimed && state.detached().is_none()
-                    };
-                    if let Some(state) = state.as_mut().filter(is_left) {
-                        // A claim without an ending, and without an owner in memory.
-                        state.reason = Some(self.why_gone(state.since).into());
-                    }
-                    let has_outcome = state.as_ref().is_some_and(|state| {
-                        matches!(state.phase, Phase::Completed | Phase::Failed)
-                    });
-                    let outcome = match has_outcome {
-                        true => Some(Stored {
-                            codec: body.codec,
-                            version: body.version,
-                            meta: body.meta.to_vec(),
-                            packed: body.rare.as_ref().and_then(|rare| rare.packed),
-                            bytes: self.value_of(&record, &body, backing)?,
-                        }),
-                        false => None,
-                    };
-                    let memory_until = body.memory_until;
-                    Ok(Some(Box::new(Found {
-                        state,
+                    // Filled in where it stays: a state is large to move.
+                    let mut found = Box::new(Found {
+                        state: state_of(&record, &body),
                         place: Some(place),
-                        outcome,
-                        memory_until,
+                        memory_until: body.memory_until,
                         ..Found::default()
-                    })))
+                    });
+                    match &mut found.state {
+                        Some(state)
+                            if state.phase == Phase::Claimed && state.detached().is_none() =>
+                        {
+                            // A claim without an ending, and without an owner in memory.
+                            state.reason = Some(self.why_gone(state.since).into());
+                        }
+                        Some(KeyState { phase: Phase::Completed | Phase::Failed, .. }) => {
+                            found.outcome = Some(Stored {
+                                codec: body.codec,
+                                version: body.version,
+                                meta: body.meta.to_vec(),
+                                packed: body.rare.as_ref().and_then(|rare| rare.packed),
+                                bytes: self.value_of(&record, &body, backing)?,
+                            });
+                        }
+                        _ => {}
+                    }
+                    Ok(Some(found))
                 },
             )?;
             if found.is_some() {

@@ -353,6 +353,13 @@ impl Engine {
     /// Wakes the callers that wait for the key, if the call changed it.
     #[inline]
     fn told_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Again>) {
+        if self.waits.may_concern(hash) {
+            self.tell_waiting(key, hash, call, tried);
+        }
+    }
+
+    #[cold]
+    fn tell_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Again>) {
         let is_changed = match tried {
             Ok(done) => done.has_changed,
             // A lapse was written.

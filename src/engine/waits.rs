@@ -126,18 +126,17 @@ impl Waits {
         turn
     }
 
-    /// Wakes callers after a change of a key. Called without a lock.
+    /// Whether anybody waits whom a change of that key may concern. Asked after the change, on the way of every call.
     #[inline]
-    pub(super) fn tell(&self, key: &Key<'_>, hash: KeyHash, wakes: Wakes) {
-        let Some(shard) = self.shard(hash) else { return };
+    pub(super) fn may_concern(&self, hash: KeyHash) -> bool {
         // A caller joins before it looks at the key under the lock that the change was made under.
-        if shard.callers.load(Ordering::SeqCst) > 0 {
-            self.tell_callers(shard, key, hash, wakes);
-        }
+        self.shard(hash).is_some_and(|shard| shard.callers.load(Ordering::SeqCst) > 0)
     }
 
+    /// Wakes callers after a change of a key. Called without a lock.
     #[cold]
-    fn tell_callers(&self, shard: &WaitShard, key: &Key<'_>, hash: KeyHash, wakes: Wakes) {
+    pub(super) fn tell(&self, key: &Key<'_>, hash: KeyHash, wakes: Wakes) {
+        let Some(shard) = self.shard(hash).filter(|_| self.may_concern(hash)) else { return };
         let mut woken: Vec<Arc<Waiter>> = Vec::new();
         {
             let queues = shard.queues.lock();
