@@ -7,9 +7,10 @@ use onlyonce::testing::Sim;
 use onlyonce::value::{Codec, Typed};
 use onlyonce::{
     Abort, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind, Fingerprint, OnDrop,
-    OnInterrupted, Operation, Outcome, Policy, Reconciled, Resolution, Run, State, Store, Verdict,
+    OnInterrupted, Operation, Outcome, Policy, Reconciled, Resolution, Run, State, Step, Store,
+    Verdict,
 };
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -77,21 +78,21 @@ fn program_2_run() {
     assert_eq!(WORKED.get(), 2);
 }
 
-// 3. HTTP handler, on a thread of its own instead of a future
+// 3. HTTP handler
 
-fn charge(store: &Store, req: &Req) -> Result<Resp, Error> {
+async fn charge(store: Store, req: Req) -> Result<Resp, Error> {
     let op = Operation::new((req.tenant, "POST", req.path, req.key))
         .fingerprint(Fingerprint::of(req.body))
         .lease(seconds(30))
         .retention(DAY)
         .on_interrupted(OnInterrupted::Hold)
         .on_drop(OnDrop::Abort);
-    match store.claim(op)? {
+    match store.claim_async(op).await? {
         Claim::Acquired(claim) => {
             let Some(amount) = parse(req.body) else { return Ok(reply(400, b"amount?")) }; // dropped: freed
             claim.on_drop(OnDrop::Interrupt); // from here on a hang-up means: unknown
-            let resp = psp(amount)?;
-            claim.record(Outcome::success(&resp.body).meta("status", resp.status))?;
+            let resp = psp(amount, &claim.downstream_key("psp")).await?;
+            claim.record_async(Outcome::success(&resp.body).meta("status", resp.status)).await?;
             Ok(resp)
         }
         Claim::Completed(done) => {
@@ -113,7 +114,8 @@ fn program_3_http_handler() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
     let req = Req { tenant: "acme", path: "/charges", key: "k-1", body: b"17" };
-    let status = |req: &Req| charge(&store, req).unwrap().status;
+    let charge = |req: &Req| futures_executor::block_on(charge(store.clone(), *req));
+    let status = |req: &Req| charge(req).unwrap().status;
     assert_eq!(status(&Req { body: b"seventeen", ..req }), 400);
     assert_eq!((status(&req), status(&req), CHARGED.get()), (201, 201, 17));
     assert_eq!(status(&Req { body: b"18", ..req }), 422);
@@ -121,16 +123,78 @@ fn program_3_http_handler() {
     assert_eq!(status(&Req { tenant: "acm", key: "ek-1", ..req }), 201);
 
     let slow = Req { key: "k-2", body: b"0", ..req };
-    assert!(charge(&store, &slow).is_err(), "the payment service hung up");
-    let held = charge(&store, &slow).unwrap();
+    assert!(charge(&slow).is_err(), "the payment service hung up");
+    let held = charge(&slow).unwrap();
     assert_eq!(held.status, 503);
     let text = String::from_utf8(held.body).unwrap();
     assert!(text.starts_with("held: attempt 1") && text.contains("resolve"), "{text}");
 
     let op = Operation::new(("acme", "POST", "/charges", "k-3")).lease(seconds(30));
     let Claim::Acquired(_claim) = store.claim(op).unwrap() else { panic!() };
-    let busy = charge(&store, &Req { key: "k-3", ..req }).unwrap();
+    let busy = charge(&Req { key: "k-3", ..req }).unwrap();
     assert_eq!((busy.status, busy.retry_after), (409, Some(30)));
+}
+
+// 4. agent: three steps, crash anywhere, unknown → reconcile or hold
+
+fn task(claim: &ClaimHandle, prompt: &str) -> Result<(), Fault> {
+    let plan: Plan = claim.step(Step::new("plan").input(Fingerprint::of(prompt)), |step| {
+        if step.may_have_run() {
+            if let Some(plan) = model_lookup(&step.downstream_key()) {
+                return Ok(plan);
+            }
+        }
+        model(prompt, &step.downstream_key()) // same key in every attempt: billed once
+    })?;
+    for (i, edit) in plan.edits.iter().enumerate() {
+        claim.step(format!("edit-{i}"), |_| -> Result<(), Fault> { write(edit) })?;
+        claim.save_progress(&format!("{} of {}", i + 1, plan.edits.len()))?;
+    }
+    claim.step(Step::new("send").announced(), |step| {
+        if step.may_have_run() {
+            return Err(step.hold("the mailer can't be asked").into());
+        }
+        send(&step.downstream_key())
+    })
+}
+
+fn agent(store: &Store) -> Result<Run<()>, Fault> {
+    let op = Operation::new(("agent-7", "task", 42_u64));
+    store
+        .runner(op.on_interrupted(OnInterrupted::Hold).owner("host-3"))
+        .reconcile(|lost| {
+            Ok::<_, Fault>(match lost.open_step() {
+                Some("send") => Reconciled::Unknown,
+                _ => Reconciled::NotApplied,
+            })
+        })
+        .run(|claim| task(claim, "tidy up"))
+}
+
+#[test]
+fn program_4_agent() {
+    let sim = Sim::small(1);
+    // The calls of the world: 0 the model, 1 to 3 edits, 4 the mail. The process dies in each of them once.
+    for dies_in in 0..5 {
+        DIES_IN.set(Some(dies_in));
+        let store = sim.open().unwrap();
+        assert!(matches!(agent(&store), Err(Fault::Busy)), "{dies_in}");
+        drop(store);
+        sim.kill();
+    }
+    assert_eq!((BILLED.take().len(), WRITTEN.take(), SENT.take()), (1, 6, 1));
+    // The mail was sent, or was it? A person finds out.
+    let store = sim.open().unwrap();
+    assert!(matches!(agent(&store), Ok(Run::Refused(_))));
+    let Some(State::Interrupted(lost)) = store.get(("agent-7", "task", 42)).unwrap() else {
+        panic!()
+    };
+    assert_eq!(lost.open_step(), Some("send"));
+    let progress = lost.progress().unwrap().decode::<String>().unwrap();
+    assert_eq!((progress.as_str(), lost.number()), ("3 of 3", 5));
+    assert!(store.resolve(&lost, Resolution::Record(Outcome::success(&()))).unwrap());
+    assert!(matches!(agent(&store), Ok(Run::Replayed((), _))));
+    assert_eq!((BILLED.take().len(), WRITTEN.take(), SENT.take()), (0, 0, 0));
 }
 
 // 5. queue consumer: one write per poll
@@ -225,6 +289,42 @@ fn program_6_many_at_once() {
         }
     });
     assert_eq!((ASKED.load(Ordering::SeqCst), store.stats().keys), (4, 4));
+}
+
+// 7. detached claim
+
+fn submit(store: &Store, job: &str) -> Result<Option<String>, Error> {
+    let Claim::Acquired(claim) = store.claim(job)? else { return Ok(None) };
+    Ok(Some(claim.detach(seconds(900))?.to_string()))
+}
+
+fn webhook(store: &Store, ticket: &str, body: &[u8]) -> Result<(), Error> {
+    // another process, after a reopen
+    match store.attach(&ticket.parse()?) {
+        Ok(claim) => claim.complete(body),
+        Err(e) if e.kind() == ErrorKind::ClaimLost => Ok(()), // too late, someone took over
+        Err(e) => Err(e),
+    }
+}
+
+#[test]
+fn program_7_detached_claim() {
+    let sim = Sim::small(1);
+    let ticket = submit(&sim.open().unwrap(), "job-1").unwrap().unwrap();
+    let late = submit(&sim.open().unwrap(), "job-2").unwrap().unwrap();
+    sim.kill();
+    assert_eq!(submit(&sim.open().unwrap(), "job-1").unwrap(), None, "it is in progress");
+    webhook(&sim.open().unwrap(), &ticket, b"the answer").unwrap();
+    webhook(&sim.open().unwrap(), &ticket, b"the answer again").unwrap();
+    let store = sim.open().unwrap();
+    let Claim::Completed(done) = store.claim("job-1").unwrap() else { panic!() };
+    assert_eq!(&done.result()[..], b"the answer");
+    sim.advance(seconds(901));
+    let Claim::Interrupted(lost) = store.claim("job-2").unwrap() else { panic!() };
+    let claim = lost.take_over().unwrap();
+    webhook(&store, &late, b"too late").unwrap();
+    claim.complete("done by another").unwrap();
+    assert!(webhook(&store, "no ticket", b"").is_err());
 }
 
 // 8. operator
@@ -376,6 +476,55 @@ fn handles_and_guards_may_be_sent_to_other_threads() {
 
 // The functions that the programs call.
 
+#[derive(serde::Serialize, serde::Deserialize, Clone, Debug)]
+struct Plan {
+    edits: Vec<String>,
+}
+
+impl Typed for Plan {
+    const CODEC: Codec = Codec::Bincode;
+}
+
+thread_local! {
+    /// The call of the world in which the process dies, after its effect.
+    static DIES_IN: Cell<Option<u32>> = const { Cell::new(None) };
+    static BILLED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static WRITTEN: Cell<u32> = const { Cell::new(0) };
+    static SENT: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The effect of a call has happened: does the process live on?
+fn lives(call: u32) -> Result<(), Fault> {
+    match DIES_IN.get() {
+        Some(at) if at == call => Err(Fault::Busy),
+        _ => Ok(()),
+    }
+}
+
+fn plan() -> Plan {
+    Plan { edits: ["1", "2", "3"].map(str::to_owned).into() }
+}
+
+fn model_lookup(key: &str) -> Option<Plan> {
+    BILLED.with_borrow(|billed| billed.iter().any(|known| known == key)).then(plan)
+}
+
+fn model(_prompt: &str, key: &str) -> Result<Plan, Fault> {
+    BILLED.with_borrow_mut(|billed| billed.push(key.to_owned()));
+    lives(0)?;
+    Ok(plan())
+}
+
+fn write(edit: &str) -> Result<(), Fault> {
+    WRITTEN.set(WRITTEN.get() + 1);
+    lives(edit.parse().unwrap())
+}
+
+fn send(_key: &str) -> Result<(), Fault> {
+    SENT.set(SENT.get() + 1);
+    lives(4)
+}
+
 thread_local! {
     static WORK: Cell<Option<&'static str>> = const { Cell::new(None) };
     static WORKED: Cell<u32> = const { Cell::new(0) };
@@ -412,7 +561,8 @@ fn parse(body: &[u8]) -> Option<u64> {
 }
 
 /// Hangs up on nothing.
-fn psp(amount: u64) -> Result<Resp, Error> {
+async fn psp(amount: u64, idempotency_key: &str) -> Result<Resp, Error> {
+    assert_eq!(idempotency_key.len(), 32);
     if amount == 0 {
         return Err(Error::invalid("hung up"));
     }
