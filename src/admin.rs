@@ -667,6 +667,9 @@ impl Stats {
             true => KeyCounts::default(),
             false => engine.count_keys(inside.as_ref()),
         };
+        if inside.is_some() {
+            engine.tell_gauges(&counts);
+        }
         drop(inside);
         let listed = if engine.is_foreign() { Vec::new() } else { engine.log.reading().listed() };
         let is_ours = !engine.is_foreign();

@@ -55,6 +55,8 @@
 //!   `Fingerprint::of_json` reads requests in canonical JSON (RFC 8785).
 //! - `lz4`: `StoreBuilder::compress_over` compresses long results.
 //! - `testing`: `testing::Sim`, a simulated store in memory with a manual clock, power loss and failing disks.
+//! - `tracing`: events and spans about what a store does; `metrics`: its counters, gauges and histograms, by the facade
+//!   `metrics`. The page `operations` of `docs` lists both.
 //! - `backend` (unstable): `backend::Backend`, a trait with which other code, or another process, answers a store's
 //!   calls.
 
@@ -87,6 +89,7 @@ pub mod admin; // the operator's view
 pub mod value; // typed results
 mod repair; // what can be saved of a damaged store
 mod error;
+mod events; // what observers are told
 mod engine; // the protocol over log and index
 mod protocol; // the rules of a key's life, pure
 mod index; // key -> place in the log

@@ -66,6 +66,11 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 pub(crate) const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 pub(crate) const UNSYNCED_MILLIS_MAX: u64 = 1000;
 
+/// Observers are told of a sync that takes this long: a device that does so makes every claim at `Sync` slow.
+pub(crate) const SLOW_SYNC_MILLIS: u64 = 1000;
+/// The background tells observers the store's numbers at most this often: counting the keys takes a millisecond or two per million.
+pub(crate) const GAUGES_MILLIS: u64 = 10_000;
+
 /// A watermark is noted after this long without a new record.
 pub(crate) const IDLE_NOTE_MILLIS: u64 = 10;
 

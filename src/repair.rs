@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::events::Events;
 use crate::index::Hasher;
 use crate::index::table::{self, Table};
 use crate::log::open::directory;
@@ -94,8 +95,11 @@ pub(crate) fn run(
     sizes: &Sizes,
     accept: AcceptLoss,
 ) -> Result<RepairReport> {
+    let _span = Events::repairing(dir);
     let (seams, _lock) = directory::lock(seams, dir, false)?;
-    run_locked(&seams, dir, sizes, accept)
+    let report = run_locked(&seams, dir, sizes, accept)?;
+    Events::repaired(dir, report.is_repaired, report.is_loss);
+    Ok(report)
 }
 
 fn run_locked(

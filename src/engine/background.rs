@@ -57,6 +57,7 @@ impl Engine {
             // A failed write has poisoned the log. A panic in the middle of a table does, too: without this thread
             // memory would grow without bound.
             let due = self.log.guarded(|| self.step_index());
+            self.tell_gauges_at_times(&inside);
             drop(inside);
             let due = due.unwrap_or(Due::In(limits::UNSYNCED_MILLIS_MAX));
             if let Due::In(millis) = due {
@@ -77,8 +78,9 @@ impl Engine {
         // Those that wait for a key, and whose time is up: they look at it themselves, so not from inside. A fork touches nothing.
         drop(self.enter()?);
         let next = self.waits.fire(self.nanos());
-        let _inside = self.enter()?;
+        let inside = self.enter()?;
         let due = self.step_inside().map_err(|e| self.log.explained(e))?;
+        self.tell_gauges_at_times(&inside);
         Ok(match (due, next) {
             (Due::In(millis), Some(next)) => Due::In(millis.min(next)),
             (due, _) => due,
@@ -107,6 +109,7 @@ impl Engine {
             // Damage doesn't mend itself, so its retry comes later.
             Err(e) => {
                 let is_damage = e.kind() == ErrorKind::Corrupt;
+                self.log.events.background_failed(&e, is_damage);
                 *self.trouble.lock() = Some(e);
                 Ok(Due::In(match is_damage {
                     true => limits::ESTIMATE_MILLIS,
@@ -148,6 +151,7 @@ impl Engine {
                 Err(_) if self.log.gate().must_leave() => return Ok(()),
                 // Reported by `stats`, like an error of the background. The log can continue.
                 Err(e) => {
+                    self.log.events.background_failed(&e, e.kind() == ErrorKind::Corrupt);
                     *self.trouble.lock() = Some(e);
                     return Ok(());
                 }
@@ -207,7 +211,9 @@ impl Engine {
         match self.merges().advance_merge(merging, OpenFrom::Memory) {
             Ok(Advanced::Some(merging)) => work.merge = Some(merging),
             Ok(Advanced::Done { table, of }) => {
+                let slots = table.listed.slots;
                 self.switch_index(&TableChange { replaced: as_listed(&of), by: vec![table] })?;
+                self.log.events.merged(of.len(), slots);
             }
             Err(e) if self.mending().names_table(&e) => self.mending().mend(work, e)?,
             Err(e) => return Err(e),

@@ -911,6 +911,7 @@ impl Engine {
             self.left(&live);
         }
         drop(shard);
+        self.log.events.left(key, token.get());
         self.waits.tell(key, hash, Wakes::First);
     }
 
@@ -932,6 +933,9 @@ impl Engine {
             shard.let_go(hash, lsn);
         }
         drop(shard);
+        if place.is_some() {
+            self.log.events.unasked(key);
+        }
         self.waits.tell(key, hash, Wakes::First);
     }
 }

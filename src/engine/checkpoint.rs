@@ -100,8 +100,11 @@ impl Engine {
     /// Seals the keys in memory, lists the table, and drops the entries. Durable on return. Returns whether there
     /// were any.
     pub(super) fn checkpoint(&self, work: &mut Work) -> Result<bool> {
+        let _span = self.log.events.checkpointing();
+        let began = self.nanos();
         let Some(change) = self.seal()? else { return Ok(false) };
         self.switch_index(&change)?;
+        self.log.events.checkpointed(self.nanos() - began);
         // The new table may have absorbed one that was being merged.
         self.merges().drop_stale_merge(work);
         let (now, sample) = (self.log.now(), self.sample());

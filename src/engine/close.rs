@@ -70,6 +70,9 @@ pub(crate) trait Threads {
 
 impl Engine {
     pub(crate) fn drain(&self) {
+        if !self.log.gate().is_draining() {
+            self.log.events.draining();
+        }
         self.log.gate().drain();
     }
 
@@ -194,9 +197,14 @@ impl Engine {
     fn finish(&self, finish: &Finish) -> Result<Unended> {
         let gate = self.log.gate();
         gate.finish();
+        let _span = self.log.events.closing();
         let left = self.interrupt_all();
+        for (key, state) in &left {
+            self.log.events.interrupted_by_close(key, state.token.get());
+        }
         let closed = self.log.guarded(|| self.close_log(finish.reclaim_until));
         gate.end();
+        self.log.events.closed(left.len(), closed.as_ref().err());
         // A sync of the poisoned store may have returned just before. Its thread notices the poison, and leaves.
         let nanos = || self.log.seams().clock.monotonic_nanos();
         gate.left().wait_until(None, &nanos, &|| gate.is_quiet());

@@ -762,6 +762,7 @@ impl Reclaim<'_> {
     /// in one table.
     pub(crate) fn compact(&self, budget: u64) -> Result<Compacted> {
         let _inside = self.enter()?;
+        let _span = self.log.events.compacting();
         // The background leaves reclaim to this call: two threads that take turns in the log are no faster than one,
         // and take two processors from writers.
         self.work.lock().compact_calls += 1;

@@ -136,6 +136,7 @@ impl Mending<'_> {
             return Err(e.because(error));
         }
         self.mended.fetch_add(1, Ordering::Relaxed);
+        self.log.events.mended(&error);
         Ok(())
     }
 

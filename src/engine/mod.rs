@@ -22,6 +22,7 @@ mod merge;
 mod placing;
 mod rebuild;
 mod sample;
+mod told;
 mod verify;
 mod view;
 mod waits;
@@ -98,6 +99,8 @@ pub(crate) struct Engine {
     forgotten: AtomicU64,
     /// Claims in flight.
     in_flight: AtomicU64,
+    /// When observers were told the numbers last, in milliseconds of the monotonic clock; 0: not yet.
+    gauges_at: AtomicU64,
     /// Changes when a claim that a thread waits for ends.
     ended: WakeWord,
     /// Callers that wait for a key.
@@ -209,6 +212,7 @@ impl Engine {
             questions: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            gauges_at: AtomicU64::new(0),
             ended: WakeWord::new(),
             waits: Waits::new(),
             lock: Mutex::new(close::LockState::Open(lock)),

@@ -11,6 +11,7 @@ use super::Engine;
 use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
 use super::compact::Pass;
 use super::waits::{Turn, WaitsTo, Wakes};
+use crate::events;
 use crate::log::Room;
 use crate::operation::Key;
 use crate::protocol::{self, Answer, Call};
@@ -169,13 +170,21 @@ impl<A: Asks> Placing<A> {
             match tried {
                 Ok(done) if self.patience.is_some() => match self.wait_on(engine, &done) {
                     Some(waits_for) => self.waits_for = waits_for,
-                    None => return Ok(Progress::Placed(done)),
+                    None => return Ok(self.placed(engine, done)),
                 },
-                Ok(done) => return Ok(Progress::Placed(done)),
+                Ok(done) => return Ok(self.placed(engine, done)),
                 Err(Stop::WaitsFor(waits_for)) => self.waits_for = waits_for,
                 Err(Stop::Failed(e)) => return Err(e),
             }
         }
+    }
+
+    #[inline]
+    fn placed(&self, engine: &Engine, done: Done) -> Progress {
+        if events::ARE_TOLD {
+            self.asks.ask(|key, call, _| engine.tell(key, call, &done));
+        }
+        Progress::Placed(done)
     }
 
     /// Before a look at the key: a wake-up from now on means that it may have changed since.
@@ -366,6 +375,9 @@ impl Engine {
             Err(again) => matches!(again, Again::Changed),
         };
         if is_changed {
+            if tried.is_err() {
+                self.log.events.lapsed(key);
+            }
             let wakes = if call.has_answer_for_all() { Wakes::All } else { Wakes::First };
             self.waits.tell(key, hash, wakes);
         }

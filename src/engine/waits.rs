@@ -148,6 +148,11 @@ impl Waits {
         woken.iter().for_each(|waiter| waiter.wake());
     }
 
+    /// Returns the number of callers that wait.
+    pub(super) fn callers(&self) -> u64 {
+        self.shards.iter().map(|shard| u64::from(shard.callers.load(Ordering::Relaxed))).sum()
+    }
+
     /// Wakes everybody: the store closes.
     pub(super) fn tell_all(&self) {
         for shard in &self.shards {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::clock::{Clock, StoreClock};
 use crate::entropy::Entropy;
+use crate::events::Events;
 use crate::manifest;
 use crate::sealed::Pace;
 use crate::storage::{self, Failure, Storage};
@@ -98,6 +99,7 @@ pub(crate) struct Log {
     /// How far tokens run ahead of LSNs. It doesn't change while LSNs may be taken.
     ahead: AtomicU64,
     store_clock: StoreClock,
+    pub(crate) events: Events,
     /// Since when space is missing, and why; `None` once some could be prepared.
     full: Mutex<Option<(WallMillis, Error)>>,
     upkeep: upkeep::Upkeep,
@@ -227,7 +229,10 @@ impl Log {
 
     /// Records the first failure; from now on nothing is written.
     fn poison(&self, cause: Error) -> Failed {
-        self.gate.poison(Some(cause));
+        let told = cause.again();
+        if self.gate.poison(Some(cause)) {
+            self.events.poisoned(&told);
+        }
         self.queue.poison();
         Failed
     }
@@ -384,6 +389,7 @@ impl Log {
         let _ = self.remove_leaving(&mut keeper);
         let bytes = gone.end.since(gone.base);
         self.guarded(|| self.rooms().restore_kept(&mut keeper, bytes));
+        self.events.reclaimed(ordinal, bytes);
         Ok(bytes)
     }
 

@@ -420,6 +420,7 @@ impl Rooms<'_> {
     /// Notes whether there is space for claims, by the result of preparing some.
     fn note_room(&self, failed: Option<&Error>) {
         let mut full = self.full.lock();
+        let was_full = full.is_some();
         match failed.filter(|e| e.kind() == ErrorKind::StorageFull) {
             Some(e) => {
                 let (since, _) =
@@ -429,7 +430,14 @@ impl Rooms<'_> {
             None if failed.is_none() => *full = None,
             None => {}
         }
-        self.tail.lock().room.is_full = full.is_some();
+        let is_full = full.is_some();
+        self.tail.lock().room.is_full = is_full;
+        drop(full);
+        match failed {
+            Some(e) if is_full && !was_full => self.events.full(e),
+            _ if was_full && !is_full => self.events.has_space_again(),
+            _ => {}
+        }
     }
 
     /// Returns since when there is no space for a claim's record of `bytes` that reserves so much, and why; `None` if
@@ -693,6 +701,7 @@ impl Rooms<'_> {
         keeper.spares.push(spare);
         self.set_aside(keeper);
         self.note_prepared(keeper);
+        self.events.prepared(bytes);
         Ok(())
     }
 

@@ -305,8 +305,10 @@ impl Log {
             storage::write_all_at(&*file, &bytes, at)
                 .map_err(|e| self.poison(Error::io("writing", &segment.path, e).offset_at(at)))?;
             self.bytes_written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.events.written(bytes.len() as u64);
             if ends_segment {
                 self.sync_segment(&segment)?;
+                self.events.rolled(segment.identity.ordinal);
             }
             writer.current = segment;
             if bytes.capacity() as u64 <= 4 * limits::BUFFERED_BYTES_MAX {
@@ -334,7 +336,9 @@ impl Log {
         let done = self.guarded(|| self.gate.outside(|| file.sync_data()));
         let done = done.map_err(|lifecycle::Overtaken| Failed)?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.sync_nanos.fetch_add(self.nanos() - began, Ordering::Relaxed);
+        let nanos = self.nanos() - began;
+        self.sync_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.events.synced(nanos);
         done.map_err(|e| self.poison(Error::io("syncing", &segment.path, e)))
     }
 }

@@ -3,12 +3,14 @@
 //! Promises: `open` never creates; a refusal says what happened and what to do.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Store;
 use crate::Result;
 use crate::backend::{Embedded, Shared};
 use crate::builder::StoreBuilder;
 use crate::engine::{Engine, EngineOpening};
+use crate::events::Events;
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
@@ -127,6 +129,17 @@ impl StoreBuilder {
 
     /// Opens on any storage, clock and entropy.
     pub(crate) fn open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
+        let _span = Events::opening(dir);
+        let opened = self.try_to_open_on(seams, dir, create);
+        if let Err(e) = &opened {
+            Events::refused(dir, e);
+        }
+        opened
+    }
+
+    fn try_to_open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
+        let clock = Arc::clone(&seams.clock);
+        let began = clock.monotonic_nanos();
         let sizes = self.sizes()?;
         self.policy.resolve()?;
         let (seams, lock) = directory::lock(seams, dir, create)?;
@@ -140,6 +153,7 @@ impl StoreBuilder {
         let opening =
             EngineOpening { seams, dir, sizes, result_bytes_max, compress_over, checkpoint_keys };
         let engine = Engine::open(&opening, manifest, lock)?;
+        engine.tell_opened(clock.monotonic_nanos() - began);
         let embedded = Embedded::new(engine);
         if !self.manual_maintenance {
             embedded.start_upkeep()?;

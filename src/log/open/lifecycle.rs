@@ -157,14 +157,18 @@ impl Gate {
     }
 
     /// Refuses all writes from now on. The first cause is kept.
-    pub(crate) fn poison(&self, cause: Option<Error>) {
+    pub(crate) fn poison(&self, cause: Option<Error>) -> bool {
+        let mut is_first = false;
         if let Some(cause) = cause {
             // Set before the state, so that a thread that finds the store poisoned also finds the cause.
-            self.cause.lock().get_or_insert(cause);
+            let mut first = self.cause.lock();
+            is_first = first.is_none();
+            first.get_or_insert(cause);
         }
         self.state.fetch_or(POISONED, Ordering::SeqCst);
         // Wakes a close, which waits for no sync from now on.
         self.left.wake_all();
+        is_first
     }
 
     fn slot(&self, index: usize) -> Option<&AtomicU64> {

@@ -14,6 +14,7 @@ use super::lifecycle::{Gate, disk::GatedStorage};
 use super::recovery::{Plan, Report, judge, newest_note, unlisted_originals};
 use super::scan::{Leftovers, check_all_prepared, check_secrets, look_for_leftovers, scan};
 use crate::clock::{StoreClock, TimeNote};
+use crate::events::Events;
 use crate::limits;
 use crate::log::commit::{CommitQueue, Placed};
 use crate::log::pool::Pool;
@@ -123,6 +124,7 @@ pub(crate) fn open(
     }
     let log = Log {
         dir: dir.to_path_buf(),
+        events: Events::of(dir),
         gate: Arc::clone(&gate),
         store: manifest.store,
         tail: Mutex::new(Tail {

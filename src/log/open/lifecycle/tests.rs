@@ -103,7 +103,9 @@ fn after_a_failure_and_after_a_close_no_call_changes_the_disk() {
     use std::sync::Arc;
 
     let ends: [fn(&Gate); 2] = [
-        |gate| gate.poison(None),
+        |gate| {
+            gate.poison(None);
+        },
         |gate| {
             gate.begin_closing();
             gate.finish();
