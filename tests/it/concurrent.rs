@@ -226,26 +226,71 @@ impl Player<'_> {
         }
     }
 
+    fn ask(&mut self) -> Ask {
+        let levels = [Durability::Sync, Durability::Flush, Durability::Lazy];
+        let level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
+        Ask {
+            // On a real disk time passes by itself, and no history records when.
+            lease: (self.sim.is_some() && self.dice.below(2) == 0).then_some(100),
+            keep: (self.sim.is_some() && self.dice.below(3) == 0).then_some(300),
+            remember: None,
+            delay: (self.sim.is_some() && self.dice.below(4) == 0).then_some(100),
+            claim_level: level(&mut self.dice),
+            level: level(&mut self.dice),
+            drop_aborts: self.dice.below(3) == 0,
+            ..PLAIN
+        }
+    }
+
+    /// Makes some calls in one batch: each of them lies between its beginning and its end.
+    fn play_together(&mut self) {
+        let mut calls = Vec::new();
+        for _ in 0..2 + self.dice.below(3) {
+            let key = self.dice.index(self.keys.len()).unwrap();
+            let ask = self.ask();
+            calls.push(match (self.dice.below(6), self.dice.index(self.guards.len())) {
+                (0, Some(at)) => {
+                    let (key, token, ask, _) = self.guards.swap_remove(at);
+                    let value = token.to_le_bytes().to_vec();
+                    (key, Call::End { token, how: End::Success { value, keep: None }, ask })
+                }
+                (1, Some(at)) => {
+                    let (key, token, ask, _) = self.guards.swap_remove(at);
+                    (key, Call::End { token, how: End::Nothing, ask })
+                }
+                (2, _) => (key, Call::Forget),
+                _ => {
+                    self.next_question += 1;
+                    (key, Call::Claim { ask, question: self.next_question - 1 })
+                }
+            });
+        }
+        let named = calls.iter().map(|(key, call)| (self.keys[*key].clone(), call.clone()));
+        let named: Vec<_> = named.collect();
+        let begun = self.moment();
+        let said = self.machine.batch(&named).unwrap();
+        let ended = self.moment();
+        for ((key, call), (told, token)) in calls.into_iter().zip(said) {
+            if let Call::Claim { ask, question } = &call {
+                if let Told::Asked(view) = &told {
+                    self.questions.push((key, *question, view.token, *ask));
+                }
+                self.take(key, token, *ask);
+            }
+            let act = Act::Call { call, told: Box::new(told), token };
+            self.history.push((Some(key), Event { act, begun, ended }));
+        }
+    }
+
     /// Makes any call, on a key or with a guard or question it holds.
     fn play(&mut self) {
         let key = self.dice.index(self.keys.len()).unwrap();
-        let levels = [Durability::Sync, Durability::Flush, Durability::Lazy];
-        let level = |dice: &mut Dice| levels[dice.index(3).unwrap()];
         match self.dice.below(100) {
-            0..40 => {
-                let ask = Ask {
-                    // On a real disk time passes by itself, and no history records when.
-                    lease: (self.sim.is_some() && self.dice.below(2) == 0).then_some(100),
-                    keep: (self.sim.is_some() && self.dice.below(3) == 0).then_some(300),
-                    remember: None,
-                    delay: (self.sim.is_some() && self.dice.below(4) == 0).then_some(100),
-                    claim_level: level(&mut self.dice),
-                    level: level(&mut self.dice),
-                    drop_aborts: self.dice.below(3) == 0,
-                    ..PLAIN
-                };
+            0..36 => {
+                let ask = self.ask();
                 self.claim(key, ask);
             }
+            36..40 => self.play_together(),
             40..56 => {
                 let Some(at) = self.dice.index(self.guards.len()) else { return };
                 let (key, token, ask, aborts) = self.guards.swap_remove(at);

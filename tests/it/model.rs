@@ -34,6 +34,8 @@ enum Op {
     /// The number selects one of the existing questions, guards, ….
     Word(usize, Word),
     DropQuestion(usize),
+    /// Calls made together: any of those that can be.
+    Batch(Vec<Op>),
     End(usize, End),
     TooLarge(usize),
     Drop(usize),
@@ -144,7 +146,23 @@ fn op() -> impl Strategy<Value = Op> {
         any::<u64>().prop_map(Restart::PowerLossKeeping),
         any::<u64>().prop_map(Restart::PowerLossKeeping),
     ];
+    let item = prop_oneof![
+        4 => (key(), ask()).prop_map(|(key, ask)| Op::Claim(key, ask)),
+        2 => (key(), ask()).prop_map(|(key, ask)| Op::Mark(key, Ask { hold: None, ..ask })),
+        2 => (one(), prop_oneof![Just(Word::TakeOver), Just(Word::NotApplied)])
+            .prop_map(|(at, word)| Op::Word(at, word)),
+        4 => (one(), end()).prop_map(|(at, end)| Op::End(at, end)),
+        1 => key().prop_map(Op::Forget),
+    ];
+    // Now and then of one kind alone, which has a call of its own.
+    let items = prop_oneof![
+        3 => vec(item, 1..6),
+        1 => vec((key(), ask()).prop_map(|(key, ask)| Op::Claim(key, ask)), 2..5),
+        1 => vec((one(), end()).prop_map(|(at, end)| Op::End(at, end)), 2..5),
+        1 => vec(key().prop_map(Op::Forget), 2..5),
+    ];
     prop_oneof![
+        4 => items.prop_map(Op::Batch),
         12 => (key(), ask()).prop_map(|(key, ask)| Op::Claim(key, ask)),
         2 => (key(), ask()).prop_map(|(key, ask)| Op::Mark(key, Ask { hold: None, ..ask })),
         2 => (key(), ask(), any::<bool>())
@@ -368,6 +386,7 @@ impl World {
                 };
                 self.call(*key, &Call::Record { ask, how });
             }
+            Op::Batch(items) => self.batch(items),
             Op::Word(at, word) => {
                 let Some(at) = pick(*at, self.questions.len()) else { return };
                 let Question { key, id, seen, ask } = self.questions.remove(at);
@@ -520,11 +539,67 @@ impl World {
         self.segments_most = self.segments_most.max(segments);
     }
 
+    /// Makes calls together on the store, and one after the other on the spec: each must be answered as by itself.
+    fn batch(&mut self, items: &[Op]) {
+        (0..KEYS.len()).for_each(|key| self.expire(key));
+        let mut calls: Vec<(usize, Call)> = Vec::new();
+        for item in items {
+            let call = match item {
+                Op::Claim(key, ask) => {
+                    self.next_question += 1;
+                    let question = self.next_question - 1;
+                    (*key, Call::Claim { ask: self.asked(ask), question })
+                }
+                Op::Mark(key, ask) => (*key, Call::Mark { ask: self.asked(ask) }),
+                Op::Word(at, word) => {
+                    let Some(at) = pick(*at, self.questions.len()) else { continue };
+                    let Question { key, id, seen, ask } = self.questions.remove(at);
+                    (key, Call::Word { word: *word, seen, ask, question: id })
+                }
+                Op::End(at, how) => {
+                    let Some(at) = pick(*at, self.guards.len()) else { continue };
+                    let Guard { key, token, ask, .. } = self.guards.remove(at);
+                    (key, Call::End { token, how: how.clone(), ask })
+                }
+                Op::Forget(key) => (*key, Call::Forget),
+                other => panic!("{other:?}"),
+            };
+            calls.push(call);
+        }
+        let named: Vec<_> =
+            calls.iter().map(|(key, call)| (KEYS[*key].to_owned(), call.clone())).collect();
+        let said = self.machine().batch(&named).unwrap_or_else(|e| panic!("{calls:?}: {e:?}"));
+        for ((key, call), answer) in calls.iter().zip(said) {
+            let (told, token) = self.check(*key, call, answer);
+            match call {
+                Call::Claim { ask, question } => {
+                    self.take_grant(*key, token, ask);
+                    if let Told::Asked(view) = told {
+                        let (id, seen) = (*question, view.token);
+                        self.questions.push(Question { key: *key, id, seen, ask: *ask });
+                    }
+                }
+                Call::Word { ask, .. } => self.take_grant(*key, token, ask),
+                _ => {}
+            }
+        }
+    }
+
     /// Makes one call on the store and on the spec.
     fn call(&mut self, key: usize, call: &Call) -> (Told, Option<u64>) {
         self.expire(key);
         let answer = self.machine().call(KEYS[key], call);
-        let (said, token) = answer.unwrap_or_else(|e| panic!("{call:?}: {e:?}"));
+        let answer = answer.unwrap_or_else(|e| panic!("{call:?}: {e:?}"));
+        self.check(key, call, answer)
+    }
+
+    /// Compares the store's answer with that of the spec.
+    fn check(
+        &mut self,
+        key: usize,
+        call: &Call,
+        (said, token): (Told, Option<u64>),
+    ) -> (Told, Option<u64>) {
         if let Some(token) = token {
             assert!(
                 self.tokens.last().is_none_or(|last| *last < token),

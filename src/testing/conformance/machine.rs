@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::{
-    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, Error, ErrorKind, Fingerprint, Interrupted,
-    Mark, OnDrop, OnInterrupted, Operation, Outcome, Recorded, Resolution, Result, State, Step,
-    Store,
+    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, Committed, Error, ErrorKind, Fingerprint,
+    Interrupted, Mark, OnDrop, OnInterrupted, Operation, Outcome, Recorded, Resolution, Result,
+    State, Step, Store,
 };
 
 use super::spec::{Ask, Call, End, Ran, Shown, Told, View, Word};
@@ -45,23 +45,13 @@ impl Machine {
     pub fn call(&mut self, key: &str, call: &Call) -> Result<Said> {
         let told = match call {
             Call::Claim { ask, question } => return self.claim(key, ask, *question),
-            Call::Mark { ask } | Call::Record { ask, .. } => {
-                // Only `get` shows the kind of a mark's token.
-                let marked = match call {
-                    Call::Record { how, .. } => {
-                        self.store.record(operation(key, ask), outcome(how))
-                    }
-                    _ => self.store.mark(operation(key, ask)),
-                };
-                match marked? {
-                    Mark::First => Told::First,
-                    Mark::Again => Told::Again,
-                    Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),
-                    Mark::Delayed(attempt) => Told::Delayed(self.view(attempt)),
-                    Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
-                    Mark::Mismatch(state) => Told::Mismatch(self.shown(state)),
-                    Mark::Expired(_) => Told::Expired,
-                }
+            Call::Mark { ask } => {
+                let marked = self.store.mark(operation(key, ask));
+                self.marked(marked?)
+            }
+            Call::Record { ask, how } => {
+                let marked = self.store.record(operation(key, ask), outcome(how));
+                self.marked(marked?)
             }
             Call::Word { word, question, .. } => return self.word(*word, *question),
             Call::DropQuestion { question } => {
@@ -74,13 +64,8 @@ impl Machine {
             }
             Call::End { token, how, ask } => {
                 let guard = self.guards.remove(token).expect("a guard");
-                let abort = Abort::new("nothing happened");
-                let abort = match ask.delay {
-                    Some(delay) => abort.retry_in(Duration::from_millis(delay)),
-                    None => abort,
-                };
                 match how {
-                    End::Nothing => yes_or_lost(guard.abort(abort))?,
+                    End::Nothing => yes_or_lost(guard.abort(abort(ask)))?,
                     how => yes_or_lost(guard.record(outcome(how)))?,
                 }
             }
@@ -146,21 +131,12 @@ impl Machine {
                     how => Resolution::Record(outcome(how)),
                 };
                 let attempt = &self.seen[&seen.expect("a token")];
-                match self.store.resolve(attempt, resolution) {
-                    Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
-                    done => yes_or_no(done?),
-                }
+                yes_or_busy(self.store.resolve(attempt, resolution))?
             }
-            Call::Forget => match self.store.forget(key) {
-                Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
-                done => yes_or_no(done?),
-            },
+            Call::Forget => yes_or_busy(self.store.forget(key))?,
             Call::ForgetSeen => match self.looked.get(key) {
                 None => Told::No,
-                Some(seen) => match self.store.forget(seen) {
-                    Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
-                    done => yes_or_no(done?),
-                },
+                Some(seen) => yes_or_busy(self.store.forget(seen))?,
             },
             Call::ForgetClaimed { token } => {
                 let token = self.handles[token].token();
@@ -200,8 +176,118 @@ impl Machine {
         }
     }
 
+    /// Whether [`batch`](Self::batch) can make that call.
+    pub fn can_batch(call: &Call) -> bool {
+        match call {
+            Call::Word { word, .. } => *word != Word::Hold,
+            call => matches!(
+                call,
+                Call::Claim { .. } | Call::Mark { .. } | Call::End { .. } | Call::Forget
+            ),
+        }
+    }
+
+    /// Makes calls together, and returns their answers in order. Calls of one kind are made by the method for that kind.
+    pub fn batch(&mut self, calls: &[(String, Call)]) -> Result<Vec<Said>> {
+        let store = self.store.clone();
+        let all = |is_kind: fn(&Call) -> bool| calls.iter().all(|(_, call)| is_kind(call));
+        let operations = || {
+            calls.iter().map(|(key, call)| match call {
+                Call::Claim { ask, .. } | Call::Mark { ask } => operation(key, ask),
+                call => panic!("{call:?}"),
+            })
+        };
+        let mut committed = Committed::default();
+        if all(|call| matches!(call, Call::Claim { .. })) {
+            committed.claims = store.claim_many(operations())?;
+        } else if all(|call| matches!(call, Call::Mark { .. })) {
+            committed.marks = store.mark_many(operations())?;
+        } else if all(|call| matches!(call, Call::Forget)) {
+            committed.forgotten = store.forget_many(calls.iter().map(|(key, _)| key.as_str()))?;
+        } else if all(|call| matches!(call, Call::End { how, .. } if *how != End::Nothing)) {
+            let ends = calls.iter().map(|(_, call)| match call {
+                Call::End { token, how, .. } => {
+                    (self.guards.remove(token).expect("a guard"), outcome(how))
+                }
+                call => panic!("{call:?}"),
+            });
+            committed.endings = store.complete_many(ends)?;
+        } else {
+            committed = self.mixed(calls)?;
+        }
+        let Committed { claims, taken, endings, marks, forgotten } = committed;
+        let (mut claims, mut taken) = (claims.into_iter(), taken.into_iter());
+        let (mut endings, mut marks) = (endings.into_iter(), marks.into_iter());
+        let mut forgotten = forgotten.into_iter();
+        let mut said = Vec::new();
+        for (_, call) in calls {
+            let told = match call {
+                Call::Claim { question, .. } => {
+                    said.push(self.claimed(claims.next().expect("an answer"), *question)?);
+                    continue;
+                }
+                Call::Word { .. } => {
+                    said.push(self.taken(taken.next().expect("an answer"))?);
+                    continue;
+                }
+                Call::Mark { .. } => self.marked(marks.next().expect("an answer")?),
+                Call::End { .. } => yes_or_lost(endings.next().expect("an answer"))?,
+                _ => yes_or_busy(forgotten.next().expect("an answer"))?,
+            };
+            said.push((told, None));
+        }
+        let is_over = claims.next().is_none() && taken.next().is_none() && marks.next().is_none();
+        assert!(is_over && endings.next().is_none() && forgotten.next().is_none());
+        Ok(said)
+    }
+
+    fn mixed(&mut self, calls: &[(String, Call)]) -> Result<Committed> {
+        let mut batch = self.store.batch();
+        for (key, call) in calls {
+            match call {
+                Call::Claim { ask, .. } => batch.claim(operation(key, ask)),
+                Call::Mark { ask } => batch.mark(operation(key, ask)),
+                Call::Forget => batch.forget(key.as_str()),
+                Call::Word { word, question, .. } => {
+                    let lost = self.questions.remove(question).expect("a question");
+                    match word {
+                        Word::TakeOver => batch.take_over(lost),
+                        _ => batch.not_applied(lost),
+                    }
+                }
+                Call::End { token, how, ask } => {
+                    let guard = self.guards.remove(token).expect("a guard");
+                    match how {
+                        End::Nothing => batch.abort(guard, abort(ask)),
+                        how => batch.record(guard, outcome(how)),
+                    }
+                }
+                call => panic!("{call:?}"),
+            };
+        }
+        batch.commit()
+    }
+
+    /// Only `get` shows the kind of a mark's token.
+    fn marked(&mut self, mark: Mark) -> Told {
+        match mark {
+            Mark::First => Told::First,
+            Mark::Again => Told::Again,
+            Mark::InProgress(attempt) => Told::InProgress(self.view(attempt)),
+            Mark::Delayed(attempt) => Told::Delayed(self.view(attempt)),
+            Mark::Interrupted(attempt) => Told::Unsure(self.view(attempt)),
+            Mark::Mismatch(state) => Told::Mismatch(self.shown(state)),
+            Mark::Expired(_) => Told::Expired,
+        }
+    }
+
     fn claim(&mut self, key: &str, ask: &Ask, question: u64) -> Result<Said> {
-        let claim = match self.store.claim(operation(key, ask)) {
+        let claim = self.store.claim(operation(key, ask));
+        self.claimed(claim, question)
+    }
+
+    fn claimed(&mut self, claim: Result<Claim>, question: u64) -> Result<Said> {
+        let claim = match claim {
             Err(e) if e.kind() == ErrorKind::Invalid => return Ok((Told::Invalid, None)),
             claim => claim?,
         };
@@ -236,12 +322,16 @@ impl Machine {
             Word::NotApplied => lost.not_applied(),
             Word::Hold => return Ok((yes_or_lost(lost.hold("held by a test"))?, None)),
         };
+        if let Ok(guard) = &guard {
+            let before = guard.interruption().expect("an interruption").number();
+            assert_eq!(before, attempt, "the guard names the attempt it follows");
+        }
+        self.taken(guard)
+    }
+
+    fn taken(&mut self, guard: Result<ClaimGuard>) -> Result<Said> {
         match guard {
-            Ok(guard) => {
-                let before = guard.interruption().expect("an interruption").number();
-                assert_eq!(before, attempt, "the guard names the attempt it follows");
-                Ok(self.granted(guard))
-            }
+            Ok(guard) => Ok(self.granted(guard)),
             Err(e) if e.kind() == ErrorKind::ClaimLost => Ok((Told::Lost, None)),
             Err(e) => Err(e),
         }
@@ -307,6 +397,21 @@ fn yes_or_lost(done: Result<()>) -> Result<Told> {
         Ok(()) => Ok(Told::Yes),
         Err(e) if e.kind() == ErrorKind::ClaimLost => Ok(Told::Lost),
         Err(e) => Err(e),
+    }
+}
+
+fn yes_or_busy(done: Result<bool>) -> Result<Told> {
+    match done {
+        Err(e) if e.kind() == ErrorKind::InProgress => Ok(Told::Busy),
+        done => Ok(yes_or_no(done?)),
+    }
+}
+
+fn abort(ask: &Ask) -> Abort {
+    let abort = Abort::new("nothing happened");
+    match ask.delay {
+        Some(delay) => abort.retry_in(Duration::from_millis(delay)),
+        None => abort,
     }
 }
 

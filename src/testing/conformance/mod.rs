@@ -64,14 +64,17 @@ pub trait Subject {
     fn die(&mut self);
 }
 
-/// Runs all cases, each on a new store, and returns the number of cases.
+/// Runs all cases, each on a new store, and returns the number of cases. Each case is run twice: call by call, and with
+/// consecutive calls made in one batch.
 ///
 /// # Panics
 /// Panics on the first answer that differs from docs/protocol.md. The message names the case and its line in the
 /// source.
 pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
     for (name, script) in CASES {
-        check_one(name, script, &mut make());
+        CaseRun::new(name, 1, &mut make()).check(script);
+        // The same calls, made together wherever a batch can make them: each must be answered as by itself.
+        CaseRun::new(name, usize::MAX, &mut make()).check(script);
     }
     CASES.len()
 }
@@ -83,45 +86,114 @@ enum Held {
     Attempt { key: String, seen: Option<u64> },
 }
 
-/// Runs one script.
-fn check_one(name: &str, script: &str, subject: &mut dyn Subject) {
-    let mut machine = Some(Machine::new(subject.open(), BTreeMap::new()));
-    let mut names: BTreeMap<String, Held> = BTreeMap::new();
-    for (at, line) in script.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate() {
+/// The run of one script.
+struct CaseRun<'s> {
+    case: &'s str,
+    subject: &'s mut dyn Subject,
+    machine: Option<Machine>,
+    names: BTreeMap<String, Held>,
+    /// How many calls are made together.
+    together: usize,
+    /// The calls that are not made yet.
+    waiting: Vec<CaseLine>,
+}
+
+/// One call of a script.
+struct CaseLine {
+    text: String,
+    key: String,
+    call: Call,
+    expected: String,
+    ask: Ask,
+    /// Its position in the script, which is the number of its question.
+    at: u64,
+    name_given: String,
+}
+
+impl<'s> CaseRun<'s> {
+    fn new(case: &'s str, together: usize, subject: &'s mut dyn Subject) -> Self {
+        let machine = Some(Machine::new(subject.open(), BTreeMap::new()));
+        CaseRun { case, subject, machine, names: BTreeMap::new(), together, waiting: Vec::new() }
+    }
+
+    fn check(mut self, script: &str) {
+        let lines = script.lines().map(str::trim).filter(|line| !line.is_empty());
+        for (at, line) in (0..).zip(lines) {
+            self.read(at, line);
+            if self.waiting.len() >= self.together {
+                self.make_waiting();
+            }
+        }
+        self.make_waiting();
+    }
+
+    fn read(&mut self, at: u64, line: &str) {
         let (said, expected) = line.split_once(" => ").unwrap_or((line, ""));
         let (said, name_given) = said.split_once(" as ").unwrap_or((said, ""));
         let words: Vec<&str> = said.split(' ').filter(|word| !word.starts_with('+')).collect();
         let options = said.split(' ').filter_map(|word| word.strip_prefix('+'));
         let ask = options.fold(PLAIN, with_option);
+        // What a name means isn't known before its call is made.
+        let is_named = |word: &&str| self.waiting.iter().any(|line| line.name_given == **word);
+        if words.iter().skip(1).any(is_named) {
+            self.make_waiting();
+        }
         match words[..] {
             ["wait", millis] => {
-                subject.wait(Duration::from_millis(millis.parse().unwrap()));
-                continue;
+                self.make_waiting();
+                self.subject.wait(Duration::from_millis(millis.parse().unwrap()));
             }
             ["restart"] => {
-                subject.die();
-                let Machine { seen, tickets, looked, .. } = machine.take().unwrap();
-                let new = Machine::new(subject.open(), seen);
-                machine = Some(Machine { tickets, looked, ..new });
-                continue;
+                self.make_waiting();
+                self.subject.die();
+                let Machine { seen, tickets, looked, .. } = self.machine.take().unwrap();
+                let machine = Machine::new(self.subject.open(), seen);
+                self.machine = Some(Machine { tickets, looked, ..machine });
             }
-            _ => {}
+            _ => {
+                let (key, call) = call_of(&words, ask, at, &self.names);
+                let can_batch = Machine::can_batch(&call);
+                if !can_batch {
+                    self.make_waiting();
+                }
+                let (expected, name_given) = (expected.to_owned(), name_given.to_owned());
+                let text = line.to_owned();
+                self.waiting.push(CaseLine { text, key, call, expected, ask, at, name_given });
+                if !can_batch {
+                    self.make_waiting();
+                }
+            }
         }
-        let (key, call) = call_of(&words, ask, at as u64, &names);
-        let (mut told, token) = machine.as_mut().unwrap().call(&key, &call).unwrap();
-        assert_eq!(words_of(&told), expected, "{name}: {line}");
-        let seen = told.token().and_then(|token| *token);
-        let ask = match &call {
-            Call::Word { ask, .. } => *ask,
-            _ => ask,
+    }
+
+    /// Makes the calls that wait, and compares their answers.
+    fn make_waiting(&mut self) {
+        let lines = std::mem::take(&mut self.waiting);
+        let machine = self.machine.as_mut().unwrap();
+        let said = match lines.as_slice() {
+            [] => return,
+            [one] => vec![machine.call(&one.key, &one.call).unwrap()],
+            lines => {
+                let calls = lines.iter().map(|line| (line.key.clone(), line.call.clone()));
+                machine.batch(&calls.collect::<Vec<_>>()).unwrap()
+            }
         };
-        let held = match (token, &told) {
-            (Some(token), _) => Held::Guard { key, token, ask },
-            (None, Told::Asked(_)) => Held::Question { key, id: at as u64, seen, ask },
-            (None, _) => Held::Attempt { key, seen },
-        };
-        if !name_given.is_empty() {
-            names.insert(name_given.to_owned(), held);
+        for (line, (mut told, token)) in lines.into_iter().zip(said) {
+            let CaseLine { text, key, call, expected, ask, at, name_given } = line;
+            assert_eq!(words_of(&told), expected, "{}: {text}", self.case);
+            let seen = told.token().and_then(|token| *token);
+            let ask = match &call {
+                Call::Word { ask, .. } => *ask,
+                _ => ask,
+            };
+            let held = match (token, &told) {
+                (Some(token), _) => Held::Guard { key, token, ask },
+                (None, Told::Asked(_)) => Held::Question { key, id: at, seen, ask },
+                (None, _) => Held::Attempt { key, seen },
+            };
+            if !name_given.is_empty() {
+                self.names.insert(name_given, held);
+            }
         }
     }
 }
