@@ -232,8 +232,87 @@ pub(crate) fn memories() -> Vec<Op> {
     ops
 }
 
-fn workloads() -> [(&'static str, Vec<Op>); 7] {
+/// Claims that are handed over, revoked, questioned, and say how far they came; outcomes without a claim.
+fn hand_overs() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    vec![
+        Op::Claim(key("p"), Sync, Sync),
+        Op::Progress(key("p"), key("a third")),
+        Op::Progress(key("p"), key("half")),
+        Op::Record(key("r1"), key("seen elsewhere"), Flush),
+        Op::Revoke(key("p")),
+        Op::Stale(key("p")),
+        Op::Ask(key("p")),
+        Op::TakeOver(key("p"), Sync),
+        Op::Progress(key("p"), key("two thirds")),
+        Op::Detach(key("p"), 5),
+        Op::Claim(key("d"), Sync, Flush),
+        Op::Detach(key("d"), 3),
+        Op::Record(key("r2"), key("late"), Sync),
+        Op::Attach(key("d")),
+        Op::RenewDetached(key("d"), 7),
+        Op::Kill,
+        Op::Attach(key("d")),
+        Op::Hours(4),
+        Op::Mark(key("m"), Lazy),
+        Op::Reopen,
+        Op::Attach(key("p")),
+        Op::Complete(key("p"), key("by its ticket")),
+        Op::Hours(4),
+        Op::Ask(key("d")),
+        Op::TakeOver(key("d"), Flush),
+        Op::Park(key("d")),
+        Op::Record(key("r3"), key("unsynced"), Lazy),
+        Op::Resolve(key("d"), key("approved")),
+    ]
+}
+
+/// Batches: of one kind and mixed, within a segment and over several, at one level and at many.
+fn batches() -> Vec<Op> {
+    let key = |name: &str| name.to_owned();
+    let marks =
+        |from: u32, to: u32, level| (from..to).map(move |n| Op::Mark(format!("#{n}"), level));
+    let claims = |names: &[&str], level| -> Vec<Op> {
+        names.iter().map(|name| Op::Claim((*name).to_owned(), level, Sync)).collect()
+    };
+    vec![
+        Op::Batch(claims(&["a", "b", "c"], Sync)),
+        Op::Batch(vec![
+            Op::Complete(key("a"), key("done")),
+            Op::Abort(key("b")),
+            Op::Mark(key("m1"), Sync),
+        ]),
+        Op::Batch(marks(1, 7, Flush).collect()),
+        Op::Drop(key("c")),
+        Op::Batch(vec![
+            Op::TakeOver(key("c"), Sync),
+            // The same key twice: aborted above, claimed now.
+            Op::Claim(key("b"), Sync, Sync),
+            Op::Forget(key("m1")),
+            Op::Mark(key("m1"), Lazy),
+            Op::Forget(key("m1")),
+            Op::Mark(key("m1"), Sync),
+        ]),
+        Op::Step,
+        Op::Batch(marks(7, 10, Lazy).chain(marks(10, 12, Sync)).collect()),
+        Op::Batch(vec![
+            Op::Complete(key("c"), key("late")),
+            Op::Complete(key("b"), key("again")),
+            Op::Forget(key("a")),
+        ]),
+        Op::Kill,
+        Op::Batch(vec![
+            Op::Forget(key("#1")),
+            Op::Forget(key("#2")),
+            Op::Claim(key("#1"), Flush, Sync),
+        ]),
+    ]
+}
+
+fn workloads() -> [(&'static str, Vec<Op>); 9] {
     [
+        ("hand-overs", hand_overs()),
+        ("batches", batches()),
         ("endings", endings()),
         ("fates", fates()),
         ("rolls", rolls()),

@@ -25,6 +25,24 @@ pub(crate) enum Op {
     Complete(String, String),
     Fail(String, String),
     Abort(String),
+    /// The owner says how far it has come.
+    Progress(String, String),
+    /// Hands the claim over, with a lease of so many hours.
+    Detach(String, u64),
+    /// A guard by the ticket of that key.
+    Attach(String),
+    /// The attached owner's lease lasts so many hours from now.
+    RenewDetached(String, u64),
+    /// The owner holds its key.
+    Park(String),
+    /// An operator interrupts the claim, whose owner is not notified.
+    Revoke(String),
+    /// A claimant is asked, takes more time, and leaves without a decision.
+    Ask(String),
+    /// An outcome without a claim.
+    Record(String, String, Durability),
+    /// Calls that are made together.
+    Batch(Vec<Op>),
     Drop(String),
     DropAsAbort(String),
     TakeOver(String, Durability),
@@ -68,6 +86,9 @@ pub(crate) enum Op {
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Found {
     Interrupted(u32),
+    /// The same, with what it saved of its progress.
+    Saved(u32, Vec<u8>),
+    Detached(u32),
     Held(u32),
     Aborted(u32),
     Completed(u32, Vec<u8>),
@@ -85,6 +106,8 @@ struct Model {
     has_open_fate: bool,
     /// The hours in which it expires and in which it is remembered no longer.
     passes: Option<(u64, u64)>,
+    /// The hour in which the lease of a detached claim has passed.
+    lease_until: Option<u64>,
 }
 
 impl Model {
@@ -92,6 +115,9 @@ impl Model {
         match self.passes {
             Some((_, until)) if until <= hour => None,
             Some((gone, _)) if gone <= hour => Some(Found::Expired),
+            _ if self.lease_until.is_some_and(|until| hour < until) => {
+                Some(Found::Detached(self.found.attempt()))
+            }
             _ => Some(self.found.clone()),
         }
     }
@@ -194,8 +220,14 @@ impl Ledger {
             }
             Op::TakeOver(key, _) => {
                 let next = attempt(&self.model, key) + 1;
-                self.model.get_mut(key).unwrap().has_open_fate = true;
-                (key, Found::Interrupted(next), true)
+                let before = self.model.get_mut(key).unwrap();
+                before.has_open_fate = true;
+                // What was saved is shown until the next attempt saves something.
+                let found = match &before.found {
+                    Found::Saved(_, value) => Found::Saved(next, value.clone()),
+                    _ => Found::Interrupted(next),
+                };
+                (key, found, true)
             }
             Op::Complete(key, value) => {
                 (key, Found::Completed(attempt(&self.model, key), value.clone().into()), false)
@@ -208,7 +240,16 @@ impl Ledger {
                 let open = self.model.get(key).is_some_and(|model| model.has_open_fate);
                 (key, if open { Found::Interrupted(n) } else { Found::Aborted(n) }, true)
             }
-            Op::Hold(key) => (key, Found::Held(attempt(&self.model, key)), true),
+            Op::Hold(key) | Op::Park(key) => (key, Found::Held(attempt(&self.model, key)), true),
+            Op::Progress(key, value) => {
+                (key, Found::Saved(attempt(&self.model, key), value.clone().into()), true)
+            }
+            Op::Detach(key, _) | Op::RenewDetached(key, _) | Op::Revoke(key) => {
+                (key, self.model[key].found.clone(), true)
+            }
+            Op::Record(key, value, _) => {
+                (key, Found::Completed(attempt(&self.model, key) + 1, value.clone().into()), false)
+            }
             Op::ResolveRetry(key) => (key, Found::Aborted(attempt(&self.model, key)), false),
             Op::Resolve(key, value) => {
                 (key, Found::Completed(attempt(&self.model, key), value.clone().into()), false)
@@ -222,7 +263,12 @@ impl Ledger {
         let has_open_fate =
             keeps_fate && self.model.get(key).is_some_and(|model| model.has_open_fate);
         let passes = matches!(op, Op::Remember(..)).then_some((self.hour + 1, self.hour + 11));
-        self.model.insert(key.clone(), Model { found, has_open_fate, passes });
+        // The lease is counted from now, and nothing happens within the hour.
+        let lease_until = match op {
+            Op::Detach(_, hours) | Op::RenewDetached(_, hours) => Some(self.hour + hours),
+            _ => None,
+        };
+        self.model.insert(key.clone(), Model { found, has_open_fate, passes, lease_until });
         true
     }
 
@@ -258,7 +304,7 @@ impl Ledger {
 
     /// The last operation was refused before anything was written.
     fn refused(&mut self, op: &Op, before: usize, model: &Ledger) {
-        assert!(self.states.len() - before <= 1, "{op:?}");
+        assert!(self.states.len() - before <= 1 || matches!(op, Op::Batch(_)), "{op:?}");
         self.states.truncate(before);
         self.model = model.model.clone();
     }
@@ -340,8 +386,8 @@ impl Ledger {
 impl Found {
     fn attempt(&self) -> u32 {
         match self {
-            Found::Interrupted(n) | Found::Held(n) | Found::Aborted(n) => *n,
-            Found::Completed(n, _) | Found::Failed(n, _) => *n,
+            Found::Interrupted(n) | Found::Detached(n) | Found::Held(n) | Found::Aborted(n) => *n,
+            Found::Completed(n, _) | Found::Failed(n, _) | Found::Saved(n, _) => *n,
             Found::Expired => 0,
         }
     }
@@ -349,7 +395,11 @@ impl Found {
     /// As `get` reports it; the next process finds a claim in progress interrupted.
     pub(crate) fn of(state: &State) -> Self {
         match state {
-            State::InProgress(a) | State::Interrupted(a) => Found::Interrupted(a.number()),
+            State::InProgress(a) if a.is_detached() => Found::Detached(a.number()),
+            State::InProgress(a) | State::Interrupted(a) => match a.progress() {
+                Some(saved) => Found::Saved(a.number(), saved.to_vec()),
+                None => Found::Interrupted(a.number()),
+            },
             State::Held(a) => Found::Held(a.number()),
             State::Aborted(a) => Found::Aborted(a.number()),
             State::Completed(r) => Found::Completed(r.attempt(), r.result().to_vec()),
@@ -416,7 +466,7 @@ pub(crate) fn check_answers(store: &Store, ledger: &Ledger, context: &str) {
             // The interruption of a claim without a living owner is a record of its own, and may be in flight.
             Err(e)
                 if e.kind() == ErrorKind::Indeterminate
-                    && matches!(found, Found::Interrupted(_)) =>
+                    && matches!(found, Found::Interrupted(_) | Found::Saved(..)) =>
             {
                 continue;
             }
@@ -469,6 +519,8 @@ pub(crate) struct World<'s> {
     /// With the level of the outcome.
     guards: BTreeMap<String, (ClaimGuard, Durability)>,
     stale: BTreeMap<String, ClaimGuard>,
+    /// As their texts, which outlive every process.
+    tickets: BTreeMap<String, String>,
     /// Power is lost at this change of the disk, counted from its last crash on.
     cut: Option<u64>,
     pub(crate) ledger: Ledger,
@@ -481,6 +533,7 @@ impl<'s> World<'s> {
             store: None,
             guards: BTreeMap::new(),
             stale: BTreeMap::new(),
+            tickets: BTreeMap::new(),
             cut: None,
             ledger: Ledger::new(),
         }
@@ -521,6 +574,9 @@ impl<'s> World<'s> {
     /// Does one operation and keeps the ledger.
     pub(crate) fn run_one(&mut self, op: &Op) -> Result<()> {
         let before = self.ledger.clone();
+        if let Op::Batch(items) = op {
+            items.iter().for_each(|item| self.ledger.begin(item));
+        }
         self.ledger.begin(op);
         match self.apply(op) {
             Ok(level) => {
@@ -573,6 +629,58 @@ impl<'s> World<'s> {
             Op::Complete(key, value) => self.end(key, |guard| guard.complete(value))?,
             Op::Fail(key, value) => self.end(key, |guard| guard.fail(value))?,
             Op::Abort(key) => self.end(key, |guard| guard.abort("nothing happened"))?,
+            Op::Progress(key, value) => {
+                // Only claims at `Sync` save progress here.
+                self.guards[key].0.save_progress(value)?;
+                Sync
+            }
+            Op::Detach(key, hours) => {
+                let (guard, level) = self.guards.remove(key).unwrap();
+                match guard.detach(Duration::from_secs(3600 * hours)) {
+                    Ok(ticket) => {
+                        self.tickets.insert(key.clone(), ticket.to_string());
+                        Sync
+                    }
+                    Err(e) => {
+                        let mut failed = Failed::from_ref(&e);
+                        if let Some(guard) = e.into_claim() {
+                            self.guards.insert(key.clone(), (guard, level));
+                            failed.gave_back = true;
+                        }
+                        return Err(failed);
+                    }
+                }
+            }
+            Op::Attach(key) => {
+                let ticket = self.tickets[key].parse().unwrap();
+                let guard = self.store().attach(&ticket)?;
+                self.guards.insert(key.clone(), (guard, Sync));
+                return Ok(None);
+            }
+            Op::RenewDetached(key, hours) => {
+                self.guards[key].0.renew(Duration::from_secs(3600 * hours))?;
+                Sync
+            }
+            Op::Park(key) => self.end(key, |guard| guard.hold("held by its owner"))?,
+            Op::Revoke(key) => {
+                let Some(State::InProgress(seen)) = self.store().get(key)? else { panic!("{key}") };
+                assert!(self.store().interrupt(&seen, "an operator says so")?);
+                let (guard, _) = self.guards.remove(key).unwrap();
+                self.stale.insert(key.clone(), guard);
+                Sync
+            }
+            Op::Ask(key) => {
+                let op = Operation::new(key).lease(Duration::from_secs(30));
+                let Claim::Interrupted(lost) = self.store().claim(op)? else { panic!("{key}") };
+                lost.renew(Duration::from_secs(60))?;
+                return Ok(None);
+            }
+            Op::Record(key, value, level) => {
+                let op = Operation::new(key).durability(*level);
+                assert!(self.store().record(op, Outcome::success(value))?.is_first());
+                *level
+            }
+            Op::Batch(items) => return self.batch(items),
             Op::Drop(key) => {
                 drop(self.guards.remove(key));
                 return Ok(None);
@@ -735,6 +843,65 @@ impl<'s> World<'s> {
             }
         };
         Ok(Some(level))
+    }
+
+    /// Makes calls together. Their records are one prefix: acknowledged at the level of the last, all are.
+    fn batch(&mut self, items: &[Op]) -> Result<Option<Durability>> {
+        let mut batch = self.store().batch();
+        let mut last = Lazy;
+        for item in items {
+            match item {
+                Op::Claim(key, claim, outcome) => {
+                    let op = Operation::new(full(key)).claim_durability(*claim);
+                    batch.claim(op.durability(*outcome));
+                    last = *claim;
+                }
+                Op::Mark(key, level) => {
+                    batch.mark(Operation::new(full(key)).durability(*level));
+                    last = *level;
+                }
+                Op::Complete(key, value) => {
+                    let (guard, level) = self.guards.remove(key).unwrap();
+                    batch.complete(guard, value);
+                    last = level;
+                }
+                Op::Abort(key) => {
+                    let (guard, level) = self.guards.remove(key).unwrap();
+                    batch.abort(guard, "nothing happened");
+                    last = level;
+                }
+                Op::TakeOver(key, level) => {
+                    let op = Operation::new(key).claim_durability(*level);
+                    let Claim::Interrupted(lost) = self.store().claim(op)? else { panic!("{key}") };
+                    batch.take_over(lost);
+                    last = *level;
+                }
+                Op::Forget(key) => {
+                    batch.forget(full(key));
+                    last = Sync;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let done = batch.commit()?;
+        let (mut claims, mut taken) = (done.claims.into_iter(), done.taken.into_iter());
+        for item in items {
+            match item {
+                Op::Claim(key, _, outcome) => {
+                    let Claim::Acquired(guard) = claims.next().unwrap()? else { panic!("{key}") };
+                    self.hold_guard(key, guard, *outcome);
+                }
+                Op::TakeOver(key, _) => {
+                    let guard = taken.next().unwrap()?;
+                    self.hold_guard(key, guard, Sync);
+                }
+                _ => {}
+            }
+        }
+        done.endings.into_iter().try_for_each(|ended| ended)?;
+        done.marks.into_iter().try_for_each(|mark| mark.map(|mark| assert!(mark.is_first())))?;
+        done.forgotten.into_iter().try_for_each(|gone| gone.map(|gone| assert!(gone)))?;
+        Ok(Some(last))
     }
 
     fn hold_guard(&mut self, key: &str, guard: ClaimGuard, level: Durability) {
