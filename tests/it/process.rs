@@ -2,7 +2,7 @@
 
 use crate::child::{child, small};
 use onlyonce::Durability::{Flush, Lazy};
-use onlyonce::{Claim, Error, ErrorKind, Operation, Store};
+use onlyonce::{Claim, Error, ErrorKind, Operation, State, Store};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,43 @@ pub(crate) fn open(dir: &Path) {
     let error = small().open(dir).unwrap_err();
     println!("error {:?} {error}", error.kind());
 }
+
+/// The role of a request that starts a job elsewhere: it claims, hands the claim over, and its process ends.
+pub(crate) fn submits(dir: &Path, job: &str) {
+    let store = small().open_or_create(dir).unwrap();
+    let Claim::Acquired(claim) = store.claim(job).unwrap() else { panic!("{job} was known") };
+    let token = claim.token();
+    let ticket = claim.detach(LEASE).unwrap();
+    println!("ticket {token} {ticket}");
+    // No close: the process ends as it stands.
+    std::process::exit(0);
+}
+
+/// The role of the job's answer, which comes with the ticket to another process.
+pub(crate) fn webhook(dir: &Path, ticket: &str) {
+    let store = small().open(dir).unwrap();
+    let told = match store.attach(&ticket.parse().unwrap()) {
+        Ok(claim) => claim.complete("the job's answer").map(|()| "completed".to_owned()),
+        Err(e) => Err(e),
+    };
+    println!("told {}", told.unwrap_or_else(|e| format!("{:?}", e.kind())));
+}
+
+/// The role of a client that asks for the result.
+pub(crate) fn asks(dir: &Path, job: &str) {
+    let store = small().open(dir).unwrap();
+    println!(
+        "answer {}",
+        match store.claim(job).unwrap() {
+            Claim::Completed(done) =>
+                format!("{} by {}", done.decode::<String>().unwrap(), done.token()),
+            other => other.to_string(),
+        }
+    );
+}
+
+/// For the jobs that end in time.
+const LEASE: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// A user that owns nothing else.
 const OWNER: u32 = 65534;
@@ -338,6 +375,73 @@ fn a_second_opener_is_refused_while_this_process_has_the_store_open() {
     claim.complete("done").unwrap();
     let store = Store::open(&keys).unwrap();
     assert!(store.stats().opening.was_clean);
+}
+
+/// Says what a process in that role printed after `begin`, and that it ended by itself.
+fn printed(role: &str, dir: &Path, begin: &str) -> String {
+    let (mut process, mut lines) = start(role, dir);
+    let line = expect(&mut lines, begin);
+    assert!(process.wait().unwrap().success(), "{role}: {line}");
+    line.strip_prefix(begin).unwrap().trim_end().to_owned()
+}
+
+/// A job is started by one process, answered by a second one, and its result is asked for in a third.
+#[test]
+fn a_claim_is_handed_from_process_to_process_by_its_ticket() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let line = printed("submits:job-7", &keys, "ticket ");
+    let (token, ticket) = line.split_once(' ').unwrap();
+    // Meanwhile it is in progress for everybody, and a ticket that nobody made opens nothing.
+    assert!(printed("asks:job-7", &keys, "answer ").contains("in progress"));
+    let forged = |at: usize| {
+        let mut forged = ticket.to_owned().into_bytes();
+        forged[at] = if forged[at] == b'0' { b'1' } else { b'0' };
+        String::from_utf8(forged).unwrap()
+    };
+    // One digit of its MAC differs.
+    let forged = forged(30);
+    assert_eq!(printed(&format!("webhook:{forged}"), &keys, "told "), "ClaimLost");
+    assert_eq!(printed(&format!("webhook:{ticket}"), &keys, "told "), "completed");
+    // The same attempt, under the token that the first process had.
+    let answer = printed("asks:job-7", &keys, "answer ");
+    assert_eq!(answer, format!("the job's answer by {token}"));
+    // Delivered twice, as webhooks are.
+    assert_eq!(printed(&format!("webhook:{ticket}"), &keys, "told "), "ClaimLost");
+    assert_eq!(printed("asks:job-7", &keys, "answer "), answer);
+}
+
+/// The job's answer comes when its lease has passed and another attempt took over, which has completed or is at work.
+#[test]
+fn a_ticket_that_comes_after_a_take_over_is_told_so_in_every_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let mut tickets = Vec::new();
+    for job in ["late", "later"] {
+        let line = printed(&format!("submits:{job}"), &keys, "ticket ");
+        tickets.push(line.split_once(' ').unwrap().1.to_owned());
+    }
+    let store = small().open(&keys).unwrap();
+    for job in ["late", "later"] {
+        // As if the lease had passed: an operator says that the job is lost.
+        let Some(State::InProgress(seen)) = store.get(job).unwrap() else { panic!() };
+        assert!(seen.is_detached() && seen.lease_left().is_some_and(|left| left <= LEASE));
+        assert!(store.interrupt(&seen, "the job's host is gone").unwrap());
+        let Claim::Interrupted(lost) = store.claim(job).unwrap() else { panic!() };
+        let guard = lost.take_over().unwrap();
+        if job == "late" {
+            guard.complete("by the second attempt").unwrap();
+        } else {
+            drop(guard.detach(LEASE).unwrap());
+        }
+    }
+    store.close(std::time::Duration::ZERO).unwrap();
+    for ticket in &tickets {
+        assert_eq!(printed(&format!("webhook:{ticket}"), &keys, "told "), "ClaimLost");
+    }
+    let answer = printed("asks:late", &keys, "answer ");
+    assert!(answer.starts_with("by the second attempt"), "{answer}");
+    assert!(printed("asks:later", &keys, "answer ").contains("in progress"));
 }
 
 #[test]
