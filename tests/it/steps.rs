@@ -648,3 +648,58 @@ fn steps_run_side_by_side_in_one_task() {
     assert_eq!(held.unwrap_err().kind(), ErrorKind::Held);
     assert!(matches!(store.get("k").unwrap(), Some(State::Held(_))));
 }
+
+/// The claim may be lost while the work of a step runs: its result must not become that of the new owner's step.
+#[test]
+fn a_step_whose_claim_is_taken_over_while_it_runs_records_nothing() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let op = Operation::new("k").lease(std::time::Duration::from_secs(30));
+    let Claim::Acquired(stale) = store.claim(&op).unwrap() else { panic!() };
+    let mut new_owner = None;
+    let done = stale.step(Step::new("a").announced(), |_| {
+        sim.advance(std::time::Duration::from_secs(31));
+        let Claim::Interrupted(lost) = store.claim(&op).unwrap() else { panic!() };
+        assert_eq!(lost.attempt().open_step(), Some("a"));
+        new_owner = Some(lost.take_over().unwrap());
+        Ok::<_, Error>("stale".to_owned())
+    });
+    assert_eq!(done.unwrap_err().kind(), ErrorKind::ClaimLost);
+    let claim = new_owner.unwrap();
+    let mine = claim.step(Step::new("a").announced(), |step| {
+        assert!(step.may_have_run());
+        Ok::<_, Error>("mine".to_owned())
+    });
+    assert_eq!(mine.unwrap(), "mine");
+}
+
+/// A request that is sent again must not change what others may have been told.
+#[test]
+fn a_step_that_ends_twice_keeps_its_first_result() {
+    use onlyonce::backend::{Answer, Ask, Backend, Call, Request, Stored, Terms};
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    let first = claim.step("a", |_| Ok::<_, Error>("first".to_owned())).unwrap();
+    for _ in 0..2 {
+        let mut terms = Terms::default();
+        terms.step = Some("a".to_owned());
+        terms.outcome = Some(Stored {
+            codec: 0,
+            version: 0,
+            meta: Vec::new(),
+            packed: None,
+            bytes: b"second"[..].into(),
+        });
+        let call = Call::EndStep { token: claim.token(), life: claim.token() };
+        let request = Request { key: "k".into(), ask: Ask::Call(call, Box::new(terms)) };
+        assert_eq!(store.send(request).wait().unwrap().answer, Answer::Unchanged);
+        // Sealed, the second time.
+        store.merge_index().unwrap();
+    }
+    let nameless = Call::EndStep { token: claim.token(), life: claim.token() };
+    let request = Request { key: "k".into(), ask: Ask::Call(nameless, Box::default()) };
+    assert_eq!(store.send(request).wait().unwrap_err().kind(), ErrorKind::Invalid);
+    drop(claim);
+    assert_eq!(granted(&store, "k").step("a", never::<String>).unwrap(), first);
+}
