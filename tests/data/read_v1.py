@@ -87,7 +87,7 @@ def records(directory):
 
 def fields(body, flags, lsn):
     mask, key_length, low, high = struct.unpack_from("<IHHI", body)
-    assert mask & 0xF0FFF000 == 0, "a field of a later version"
+    assert mask & 0xF0F80000 == 0, "a field of a later version"
     time = low | high << 16
     at, out = 12, {"key kind": mask >> 24, "time": time, "attempt": 1, "expiry": 0, "wall": 0}
     out["token"], out["since"] = lsn, time
@@ -96,6 +96,8 @@ def fields(body, flags, lsn):
         (0, "token", "<Q"), (1, "life", "<Q"), (2, "open fate", "<Q"), (3, "attempt", "<I"),
         (4, "since", "<Q"), (5, "expiry", "<Q"), (6, "wall", "<q"), (7, "fingerprint", "<16s"),
         (8, "lengths", "<HHHH"), (9, "format", "<HI"), (10, "memory", "<Q"),
+        (12, "lease", "<Q"), (13, "lease length", "<Q"), (14, "reserve", "<Q"), (15, "retry at", "<Q"),
+        (16, "length uncompressed", "<I"), (17, "by length", "<H"), (18, "steps length", "<H"),
     ]:  # fmt: skip
         if mask >> bit & 1:
             value = struct.unpack_from(form, body, at)
@@ -103,8 +105,9 @@ def fields(body, flags, lsn):
             at += struct.calcsize(form)
     if flags & 0x10:
         out["token"] += lsn
-    for name, length in zip(("key", "owner", "reason", "progress", "metadata"),
-                            (key_length, *out.get("lengths", lengths))):  # fmt: skip
+    more = (out.get("by length", 0), out.get("steps length", 0))
+    for name, length in zip(("key", "owner", "reason", "progress", "metadata", "by", "steps"),
+                            (key_length, *out.get("lengths", lengths), *more)):  # fmt: skip
         out[name] = body[at : at + length]
         at += length
     out["result"] = body[at:]
@@ -150,6 +153,8 @@ def main(directory):
         if kind not in (1, 2, 3, 4):
             continue
         said = fields(body, flags, lsn)
+        if said["key kind"] == 6:
+            continue  # a step is a part of its claim's key
         name = show_key(said["key kind"], said["key"])
         # Nobody has the store open, so a claim without an end is an interrupted attempt.
         state = ENDINGS[flags & 15] if kind == 3 else "interrupted"
