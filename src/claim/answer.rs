@@ -23,9 +23,9 @@ impl Claim {
         fingerprint: Option<Fingerprint>,
         applied: Applied,
     ) -> Result<Claim> {
-        let secret = shared.secret();
+        let secret = || shared.secret();
         let shared = || Arc::clone(shared);
-        let attempt = || seen_attempt(key, &applied, secret);
+        let attempt = || seen_attempt(key, &applied, secret());
         Ok(match applied.answer {
             Answer::Granted => {
                 let claimed = applied.claimed.ok_or_else(broken)?;
@@ -60,7 +60,7 @@ impl Claim {
             }
             Answer::Completed => Claim::Completed(recorded(key, applied)?),
             Answer::Failed => Claim::Failed(recorded(key, applied)?),
-            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied, secret)?),
+            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied, secret())?),
             Answer::Expired => Claim::Expired(expired(key, applied)?),
             _ => return Err(broken()),
         })
@@ -69,14 +69,14 @@ impl Claim {
 
 impl Mark {
     pub(crate) fn answered(key: &Key<'_>, applied: Applied, shared: &Shared) -> Result<Mark> {
-        let secret = shared.secret();
+        let secret = || shared.secret();
         Ok(match applied.answer {
             Answer::Granted => Mark::First,
             Answer::Completed => Mark::Again,
-            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied, secret)?),
-            Answer::Delayed => Mark::Delayed(seen_attempt(key, &applied, secret)?),
-            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied, secret)?),
-            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied, secret)?),
+            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied, secret())?),
+            Answer::Delayed => Mark::Delayed(seen_attempt(key, &applied, secret())?),
+            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied, secret())?),
+            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied, secret())?),
             Answer::Expired => Mark::Expired(expired(key, applied)?),
             _ => return Err(broken()),
         })

@@ -449,8 +449,11 @@ pub(super) struct Steps {
     /// Announced by earlier attempts, and not ended when the claim was granted.
     announced: Vec<Arc<str>>,
     /// Begun by this owner.
-    begun: Mutex<BTreeMap<Arc<str>, Begun>>,
+    begun: Mutex<BegunSteps>,
 }
+
+/// Boxed: most claims have no steps, and every claim makes and drops this.
+type BegunSteps = Option<Box<BTreeMap<Arc<str>, Begun>>>;
 
 #[derive(Clone, Copy, Default)]
 struct Begun {
@@ -464,7 +467,7 @@ impl Steps {
     pub(super) fn new(claimed: Claimed, before: EarlierSteps) -> Self {
         let Claimed { life, token, .. } = claimed;
         let EarlierSteps { is_suspect, announced } = before;
-        let begun = Mutex::new(BTreeMap::new());
+        let begun = Mutex::new(None);
         Steps { life, has_earlier: is_suspect || life != token, is_suspect, announced, begun }
     }
 }
@@ -503,6 +506,7 @@ impl StepRun {
         let steps = &claim.0.steps;
         let before = {
             let mut begun = steps.begun.lock();
+            let begun = begun.get_or_insert_default();
             let known = begun.get(&name).copied();
             if known.is_some_and(|begun| begun.is_running) {
                 let message = format!(
@@ -579,7 +583,7 @@ impl StepRun {
 
     fn note(&self, change: impl FnOnce(&mut Begun)) {
         let mut begun = self.handle.claim.0.steps.begun.lock();
-        if let Some(begun) = begun.get_mut(&self.handle.name) {
+        if let Some(begun) = begun.as_mut().and_then(|begun| begun.get_mut(&self.handle.name)) {
             change(begun);
         }
     }

@@ -264,7 +264,7 @@ pub(super) enum Again {
 }
 
 impl Again {
-    fn of(no_room: NoRoom) -> Self {
+    pub(super) fn of(no_room: NoRoom) -> Self {
         match no_room {
             NoRoom::Wanted { bytes, room } => Again::Room { bytes, room },
             NoRoom::NotWriting => Again::NotWriting,
@@ -425,13 +425,27 @@ impl Engine {
     ) -> Result<Done> {
         self.begins(call)?;
         if let Call::EndStep { life, .. } = call {
-            let step = self.step_of(key, life, writing)?;
-            let hash = self.hash(&step);
-            return self.place_to_end(Placing::new(Asked { key: &step, call, writing }, hash));
+            return self.place_step(key, life, call, writing);
         }
         self.place_to_end(Placing::new(Asked { key, call, writing }, hash))
     }
 
+    /// The end of a step is placed under the step's own key.
+    #[cold]
+    fn place_step(
+        &self,
+        key: &Key<'_>,
+        life: Token,
+        call: Call,
+        writing: &Writing<'_>,
+    ) -> Result<Done> {
+        let step = self.step_of(key, life, writing)?;
+        let hash = self.hash(&step);
+        self.place_to_end(Placing::new(Asked { key: &step, call, writing }, hash))
+    }
+
+    // Every call passes here; as a function of its own it would be called with all of the call's parts.
+    #[inline(always)]
     fn place_to_end(&self, mut placing: Placing<Asked<'_>>) -> Result<Done> {
         loop {
             let gone_on = placing.go_on(self).and_then(|progress| match progress {
@@ -756,7 +770,7 @@ impl Engine {
 
     /// Places the record in the log and changes the key's entry, in one step. Returns the attempt that it grants.
     #[expect(clippy::too_many_arguments, reason = "one step, all of it under the shard lock")]
-    pub(super) fn write(
+    fn write(
         &self,
         shard: &mut Shard,
         key: &Key<'_>,
@@ -788,9 +802,9 @@ impl Engine {
             Some(Phase::Claimed) if next.presence == Presence::Owner => {
                 Room::Reserve(reserve.saturating_sub(found.reserved))
             }
-            // An outcome without a claim, and a step, have no reserve.
+            // An outcome without a claim has no reserve.
             Some(Phase::Completed | Phase::Failed)
-                if key.is_step() || state.is_some_and(|state| state.token.is_none()) =>
+                if state.is_some_and(|state| state.token.is_none()) =>
             {
                 Room::Free
             }

@@ -6,10 +6,12 @@
 
 use super::Engine;
 use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
+use super::compose::compose;
 use super::placing::{ReadClaim, Stop, WaitsFor};
-use crate::index::recent::Shard;
-use crate::operation::{Key, StepKey};
-use crate::protocol::{self, Becomes, Call, Current, KeyState, Next, Presence};
+use crate::index::recent::{Entry, Place, Shard};
+use crate::log::{Room, Span};
+use crate::operation::{Durability, Key, StepKey};
+use crate::protocol::{self, Becomes, Call, Current, KeyState};
 use crate::types::{KeyHash, StoreMillis, Token};
 use crate::{Error, Result};
 
@@ -103,11 +105,16 @@ impl Engine {
                 let Some(Becomes::Step(state)) = next.becomes else {
                     return Err(Again::Bug("a step's end changes its claim"));
                 };
+                // Read before the body is composed: the first write after an open may change it.
+                let Some(ahead) = self.log.ahead() else { return Err(Again::NotWriting) };
                 let becomes = Becomes::State(state);
-                let next = Next { becomes: None, presence: Presence::Nobody, lease_until: None };
-                let known = found.as_deref().unwrap_or(&nothing);
-                let (placed, _) =
-                    self.write(shard, step, hash, known, &becomes, &next, moment, writing)?;
+                let draft = compose(step, &becomes, ahead, moment, writing.outcome.as_ref());
+                // Only compaction can tell from when on a step is dead.
+                let span = Span { until: None, ends: None };
+                let placed = self.log.place_for(draft, Room::Free, span).map_err(Again::of)?;
+                let level = writing.level.unwrap_or(Durability::Sync);
+                let place = Place::new(placed.lsn, level, None);
+                shard.insert(Entry { hash, place, live: None });
                 let place = owned.place();
                 let entry = place.and_then(|place| shard.entry_at(claim_hash, place.lsn()));
                 if let Some(live) = entry.and_then(|entry| entry.live.as_mut()) {

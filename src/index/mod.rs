@@ -42,19 +42,6 @@ impl Hasher {
     /// The kind is hashed, too, so that keys of different kinds never hash the same bytes. A step is in the shard of its
     /// claim's key, so that the claim is checked and the step recorded under one lock.
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
-        let hash = self.hash_itself(key);
-        match key.as_step() {
-            None => hash,
-            Some(step) => {
-                let shards = SHARDS as u64;
-                let of = self.hash_itself(&step.key);
-                KeyHash { low: hash.low - hash.low % shards + of.low % shards, ..hash }
-            }
-        }
-    }
-
-    #[inline]
-    fn hash_itself(&self, key: &Key<'_>) -> KeyHash {
         use std::hash::Hasher as _;
         let mut hasher = siphasher::sip128::SipHasher13::new_with_key(&self.key);
         hasher.write_u8(key.kind());
@@ -65,6 +52,14 @@ impl Hasher {
             h1: hash.h1 & self.mask.high,
             h2: hash.h2 & self.mask.low,
         };
-        KeyHash { high: hash.h1, low: hash.h2 }
+        let hash = KeyHash { high: hash.h1, low: hash.h2 };
+        if key.is_step() { self.beside_its_claim(hash, key) } else { hash }
+    }
+
+    #[cold]
+    fn beside_its_claim(&self, hash: KeyHash, step: &Key<'_>) -> KeyHash {
+        let of = step.as_step().map_or(hash, |of| self.hash(&of.key));
+        let shards = SHARDS as u64;
+        KeyHash { low: hash.low - hash.low % shards + of.low % shards, ..hash }
     }
 }
