@@ -46,6 +46,12 @@ pub(crate) fn thread_number() -> usize {
     }
 }
 
+/// Wakes a task. A waker is its executor's code: should it panic, which the panic hook reports, the thread that woke it goes on,
+/// because other tasks depend on it.
+pub(crate) fn wake(waker: std::task::Waker) {
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+}
+
 /// A mutex that is never poisoned: a panic inside is handled where it happens.
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(Inner<T>);

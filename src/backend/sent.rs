@@ -14,7 +14,7 @@ use crate::engine::{Applied, Asks, Done, Engine, Placing, Progress, Turn, WaitsT
 use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{Answer, Call};
-use crate::sync::{Mutex, WakeWord};
+use crate::sync::{Mutex, WakeWord, wake};
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Result};
 
@@ -113,7 +113,7 @@ impl Desk {
         drop(state);
         self.word.wake_all();
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
     }
 

@@ -13,7 +13,7 @@ use std::task::Waker;
 
 use super::Embedded;
 use crate::engine::{Engine, Needs};
-use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord};
+use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord, wake};
 
 /// A piece of work for the thread of calls.
 pub(super) type Job = Box<dyn FnOnce(&Engine) + Send>;
@@ -98,7 +98,7 @@ impl Serving {
             if let Ok(_inside) = engine.enter() {
                 engine.provide(all);
             }
-            calls.into_iter().for_each(|(_, waker)| waker.wake());
+            calls.into_iter().for_each(|(_, waker)| wake(waker));
         }
     }
 
@@ -118,7 +118,7 @@ impl Serving {
 
     fn drain_commits(&self) {
         let calls = std::mem::take(&mut *self.commits.queue.lock());
-        calls.into_iter().for_each(|(_, waker)| waker.wake());
+        calls.into_iter().for_each(|(_, waker)| wake(waker));
     }
 }
 
@@ -136,7 +136,7 @@ impl Embedded {
             }
         } else {
             self.provide(needs);
-            waker.wake_by_ref();
+            wake(waker.clone());
         }
     }
 

@@ -13,7 +13,7 @@ use hashbrown::HashTable;
 
 use crate::limits::SHARDS;
 use crate::operation::Key;
-use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, WakeWord};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, WakeWord, wake};
 use crate::types::{KeyHash, in_memory};
 
 /// All callers that wait.
@@ -52,7 +52,7 @@ impl Waiter {
         let waker = self.waker.lock().take();
         self.word.wake_all();
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
     }
 }

@@ -8,7 +8,8 @@ use crate::script::{
 };
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{
-    Claim, ClaimGuard, Error, ErrorKind, OnUnkept, Operation, Run, State, Store, admin::Health,
+    Claim, ClaimGuard, Decode, Encode, Error, ErrorKind, OnUnkept, Operation, Payload, Run, State,
+    Store, admin::Health, value::Format,
 };
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -550,6 +551,159 @@ fn a_panic_in_the_users_closure_interrupts_only_its_key() {
     drop(store);
     let store = sim.open().unwrap();
     assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+}
+
+/// A value that panics while it is encoded, and one that panics while it is read back.
+struct Panics;
+
+impl Encode for Panics {
+    fn encode(&self, _: &mut Vec<u8>) -> onlyonce::Result<Format> {
+        panic!("the codec's")
+    }
+}
+
+impl Decode for Panics {
+    fn decode(_: &Payload, _: Format) -> onlyonce::Result<Self> {
+        panic!("the codec's")
+    }
+}
+
+/// Encoding a result, a progress or a batch's item panics, and so does reading one back: only the call's own key is
+/// interrupted, the lease of nobody else is held, and the store goes on.
+#[test]
+fn a_panic_in_a_codec_interrupts_only_its_key() {
+    let sim = Sim::small(7);
+    let store = sim.open().unwrap();
+    let panics = |what: &str, call: &mut dyn FnMut()| {
+        assert!(catch_unwind(AssertUnwindSafe(call)).is_err(), "{what}");
+    };
+    let other = acquired(store.claim("other").unwrap());
+    let mut guard = Some(acquired(store.claim("complete").unwrap()));
+    panics("complete", &mut || guard.take().unwrap().complete(&Panics).unwrap());
+    assert!(matches!(store.claim("complete").unwrap(), Claim::Interrupted(_)));
+
+    let guard = acquired(store.claim("progress").unwrap());
+    panics("progress", &mut || guard.save_progress(&Panics).unwrap());
+    // The guard is the caller's still.
+    guard.save_progress("half").unwrap();
+    guard.complete("done").unwrap();
+
+    let mut guard = Some(acquired(store.claim("batch").unwrap()));
+    panics("batch", &mut || {
+        let mut batch = store.batch();
+        batch.mark("before").complete(guard.take().unwrap(), &Panics);
+    });
+    assert!(matches!(store.claim("batch").unwrap(), Claim::Interrupted(_)));
+    assert!(store.get("before").unwrap().is_none(), "nothing was committed");
+
+    panics("run", &mut || drop(store.run("run", |_| Ok::<_, Error>(Panics))));
+    assert!(matches!(store.get("run").unwrap(), Some(State::Interrupted(_))));
+    panics("replay", &mut || {
+        let Claim::Completed(done) = store.claim("progress").unwrap() else { panic!("not done") };
+        drop(done.decode::<Panics>());
+    });
+    other.complete("undisturbed").unwrap();
+    assert_eq!(store.health(), Health::Writable);
+    assert_eq!(store.stats().in_flight, 0);
+    assert!(store.close(Duration::ZERO).unwrap().is_empty());
+}
+
+/// The waker of one task panics: the ending that woke it has happened, its caller gets the panic or the answer, the others are
+/// woken, and the store goes on.
+#[test]
+fn a_panic_in_a_waker_loses_no_ending_and_no_other_task() {
+    struct PanickingWaker;
+    impl std::task::Wake for PanickingWaker {
+        fn wake(self: std::sync::Arc<Self>) {
+            panic!("the waker's");
+        }
+    }
+    within(60, "after a waker's panic", || {
+        let sim = Sim::small(7);
+        let store = sim.open().unwrap();
+        let guard = acquired(store.claim("k").unwrap());
+        let minute = Duration::from_secs(60);
+        let mut panics = store.claim_wait_async("k", minute);
+        let waker = std::task::Waker::from(std::sync::Arc::new(PanickingWaker));
+        let mut context = std::task::Context::from_waker(&waker);
+        assert!(
+            std::future::Future::poll(std::pin::Pin::new(&mut panics), &mut context).is_pending()
+        );
+        let other = store.claim_wait_async("k", minute);
+        let _ = catch_unwind(AssertUnwindSafe(|| guard.complete("done")));
+        assert!(matches!(store.get("k").unwrap(), Some(State::Completed(_))));
+        assert!(matches!(other.wait().unwrap(), Claim::Completed(_)));
+        assert!(matches!(panics.wait().unwrap(), Claim::Completed(_)));
+        assert_eq!(store.health(), Health::Writable);
+        acquired(store.claim("next").unwrap()).complete("done").unwrap();
+        assert!(store.close(Duration::ZERO).unwrap().is_empty());
+
+        // The same on the threads that work for tasks: the next task is served.
+        let store = sim.open_existing(tiny(), true).unwrap();
+        let op = Operation::new("later").durability(Flush);
+        for mut sent in [store.mark_async("a"), store.mark_async(op)] {
+            let pinned = std::pin::Pin::new(&mut sent);
+            let _ = std::future::Future::poll(pinned, &mut context);
+            assert!(sent.wait().unwrap().is_first());
+        }
+        let count = (0..100_u64).filter(|n| {
+            let told = futures_executor::block_on(store.mark_async(("served", *n)));
+            told.unwrap().is_first()
+        });
+        assert_eq!(count.count(), 100);
+        assert!(store.close(Duration::ZERO).unwrap().is_empty());
+    });
+}
+
+/// A sync stands still for as long as it likes: a wait with a deadline ends in time, whether it waits for a key or for the
+/// disk; replays, refusals, looks, progress at `Flush` and questions are answered meanwhile.
+#[test]
+fn waits_with_a_deadline_end_while_the_disk_stands_still() {
+    within(60, "a wait beside a disk that stands still", || {
+        let sim = Sim::small(7);
+        drop(sim.open().unwrap());
+        // With the threads that wait for the disk in place of tasks.
+        let store = sim.open_existing(tiny(), true).unwrap();
+        acquired(store.claim("done").unwrap()).complete("result").unwrap();
+        drop(acquired(store.claim("lost").unwrap()));
+        store.sync().unwrap();
+        let flushed = Operation::new("flushed").claim_durability(Flush).durability(Flush);
+        let worker = acquired(store.claim(flushed).unwrap());
+        // The background may sync a segment that it prepares: then the next sync is held instead.
+        let held = (0..100_u64).find_map(|n| {
+            let gate = sim.hold_sync();
+            let mut slow = store.mark_async(("slow", n));
+            match slow.wait_timeout(Duration::from_millis(100)) {
+                None => Some((gate, slow)),
+                Some(_) => {
+                    gate.open();
+                    None
+                }
+            }
+        });
+        let (gate, slow) = held.expect("the disk stands still");
+        assert!(gate.wait_arrived(Duration::from_secs(30)));
+        let short = Duration::from_millis(5);
+        // For the disk.
+        let mut sent = store.mark_async("also slow");
+        assert!(sent.wait_timeout(short).is_none());
+        let mut claim = store.claim_async("new");
+        assert!(claim.wait_timeout(short).is_none());
+        // For a key.
+        assert!(matches!(store.claim_wait("flushed", short).unwrap(), Claim::InProgress(_)));
+        // Without the disk.
+        assert!(matches!(store.claim("done").unwrap(), Claim::Completed(_)));
+        assert!(matches!(store.claim_wait("done", short).unwrap(), Claim::Completed(_)));
+        assert!(matches!(store.claim("flushed").unwrap(), Claim::InProgress(_)));
+        let Claim::Interrupted(question) = store.claim("lost").unwrap() else { panic!() };
+        question.renew(Duration::from_secs(1)).unwrap();
+        drop(question);
+        worker.save_progress("half").unwrap();
+        worker.complete("flushed").unwrap();
+        gate.open();
+        assert!(slow.wait().unwrap().is_first() && sent.wait().unwrap().is_first());
+        assert!(matches!(claim.wait().unwrap(), Claim::Acquired(_)));
+    });
 }
 
 /// A result finds the disk full, and then each call in turn fails while the key is ended without it. The caller has the
