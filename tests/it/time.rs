@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Operation, Store};
+use onlyonce::{Abort, Claim, ClaimGuard, ErrorKind, Operation, Store};
 
 use crate::child::{child, small};
 use crate::index::rest;
@@ -72,6 +72,82 @@ fn store_time_is_never_before_a_record() {
     assert!(store.get("late").unwrap().is_none() && store.get("early").unwrap().is_some());
     sim.advance(HOUR / 3);
     assert!(store.get("early").unwrap().is_none());
+}
+
+fn acquired(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        other => panic!("{other}"),
+    }
+}
+
+/// The wall clock jumps a month forward and back, in an open store and across a reboot: leases of detached claims, the
+/// delays of aborts and the time of a question last as long as they were given, by the clock that nobody sets. Across the
+/// reboot a day more may count at most.
+#[test]
+fn a_wall_clock_that_jumps_ends_no_lease_no_delay_and_no_question() {
+    const LASTS: Duration = Duration::from_secs(36 * 3600);
+    for jump in [30 * DAY_MILLIS, -30 * DAY_MILLIS] {
+        let sim = Sim::small(7);
+        let store = sim.open().unwrap();
+        let ticket = acquired(store.claim("far").unwrap()).detach(LASTS).unwrap();
+        let delay = Abort::new("busy").retry_in(LASTS);
+        acquired(store.claim("again").unwrap()).abort(delay).unwrap();
+        drop(acquired(store.claim("asked").unwrap()));
+        let Claim::Interrupted(question) =
+            store.claim(Operation::new("asked").lease(LASTS)).unwrap()
+        else {
+            panic!()
+        };
+        // The question lives in memory, and its time is that of the process.
+        let is_as_given = |store: &Store, is_asked: bool| {
+            assert!(matches!(store.claim("far").unwrap(), Claim::InProgress(a) if a.is_detached()));
+            assert!(matches!(store.claim("again").unwrap(), Claim::Delayed(_)));
+            match store.claim("asked").unwrap() {
+                Claim::InProgress(asked) => assert!(is_asked && asked.is_being_decided()),
+                other => assert!(!is_asked && matches!(other, Claim::Interrupted(_)), "{other}"),
+            }
+        };
+        sim.jump_wall_clock(jump);
+        is_as_given(&store, true);
+        rest(&sim, &store);
+        sim.advance(HOUR);
+        is_as_given(&store, true);
+        drop(question);
+        sim.power_loss();
+        sim.jump_wall_clock(-jump);
+        drop(store);
+        let store = sim.open().unwrap();
+        is_as_given(&store, false);
+        sim.jump_wall_clock(jump);
+        is_as_given(&store, false);
+        // The ticket is as good as before, and all of it ends when its time has passed.
+        drop(store.attach(&ticket).unwrap());
+        sim.advance(LASTS);
+        assert!(matches!(store.claim("far").unwrap(), Claim::Interrupted(_)));
+        acquired(store.claim("again").unwrap()).complete("at last").unwrap();
+    }
+}
+
+/// A question's time passes by the clock of the process, and a suspended machine counts.
+#[test]
+fn a_question_ends_after_its_time_though_the_wall_clock_stands_back() {
+    let sim = Sim::small(7);
+    let store = sim.open().unwrap();
+    drop(acquired(store.claim("k").unwrap()));
+    let Claim::Interrupted(first) = store.claim(Operation::new("k").lease(HOUR)).unwrap() else {
+        panic!()
+    };
+    sim.jump_wall_clock(-30 * DAY_MILLIS);
+    assert!(matches!(store.claim("k").unwrap(), Claim::InProgress(_)));
+    first.renew(2 * HOUR).unwrap();
+    sim.advance(HOUR);
+    assert!(matches!(store.claim("k").unwrap(), Claim::InProgress(_)));
+    sim.advance(HOUR);
+    let Claim::Interrupted(second) = store.claim("k").unwrap() else { panic!() };
+    // Both know the attempt: the first word counts.
+    second.take_over().unwrap().complete("done").unwrap();
+    assert_eq!(first.take_over().unwrap_err().kind(), ErrorKind::ClaimLost);
 }
 
 /// The role of a process in a time namespace whose boot clock is eleven days ahead.
