@@ -1,29 +1,36 @@
-//! What waiting and async calls cost: tasks that wait for one key, and pairs of tasks beside pairs of threads.
+//! What calls cost that wait together: tasks that wait for one key, pairs of tasks beside pairs of threads, and what one
+//! thread gains by batches and by calls in flight.
 //!
 //! `cargo bench --bench tasks -- waiters [TASKS]`: so many tasks on one thread wait for one completion. Prints the memory that
 //! each takes, and how long it takes until all are answered.
 //! `cargo bench --bench tasks -- pairs [TASKS]`: so many tasks at once make a claim and its completion at `Sync`, on an executor
 //! of two threads; then 64 threads make as many. Prints the rates, and the syncs a pair.
+//! `cargo bench --bench tasks -- one-thread [SIZE]`: one thread makes pairs at `Sync` one by one, then in batches of that size,
+//! then with so many `Pending` in flight. Prints the rates, and each as a multiple of the first.
+//! `cargo bench --bench tasks -- batches COUNT`: so many batches of 100 claims and 100 completions, for `strace -f -c`.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::disallowed_methods)]
 #![allow(missing_docs)]
 
 use std::time::{Duration, Instant};
 
-use onlyonce::{Claim, Store};
+use onlyonce::{Claim, ClaimGuard, Outcome, Pending, Store};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const THREADS: u64 = 64;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let tasks = words.get(1).map_or(10_000, |word| word.parse().unwrap());
+    let number = |default: u64| words.get(1).map_or(default, |word| word.parse().unwrap());
     match words.first().map(String::as_str) {
-        Some("waiters") => waiters(tasks),
-        Some("pairs") => pairs(tasks),
+        Some("waiters") => waiters(number(10_000)),
+        Some("pairs") => pairs(number(10_000)),
+        Some("one-thread") => one_thread(number(64), Duration::from_millis(500)),
+        Some("batches") => batches(number(1000)),
         // `cargo test --benches` and the like: a short run of each.
         _ => {
             waiters(100);
             pairs(100);
+            one_thread(64, Duration::from_millis(10));
         }
     }
 }
@@ -122,4 +129,86 @@ fn pairs(tasks: u64) {
             );
         }
     }
+}
+
+const VALUE: &[u8; 256] = &[7; 256];
+
+fn granted(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        other => panic!("{other}"),
+    }
+}
+
+fn one_by_one(store: &Store, keys: &[(u64, u64)]) {
+    for key in keys {
+        granted(store.claim(*key).unwrap()).complete(VALUE).unwrap();
+    }
+}
+
+/// One call claims all keys, and one completes all.
+fn in_a_batch(store: &Store, keys: &[(u64, u64)]) {
+    let claims = store.claim_many(keys.iter().copied()).unwrap();
+    let ends = claims.into_iter().map(|claim| (granted(claim.unwrap()), Outcome::success(VALUE)));
+    store.complete_many(ends).unwrap().into_iter().for_each(Result::unwrap);
+}
+
+/// Sends all claims before the first is waited for, then all completions.
+fn in_flight(store: &Store, keys: &[(u64, u64)]) {
+    let claims: Vec<Pending<Claim>> = keys.iter().map(|key| store.claim_async(*key)).collect();
+    let ends: Vec<ClaimGuard> =
+        claims.into_iter().map(|claim| granted(claim.wait().unwrap())).collect();
+    let ends: Vec<Pending<()>> = ends.into_iter().map(|end| end.complete_async(VALUE)).collect();
+    ends.into_iter().for_each(|end| end.wait().unwrap());
+}
+
+type Work = fn(&Store, &[(u64, u64)]);
+const WAYS: [(&str, Work); 3] =
+    [("one by one", one_by_one), ("in batches", in_a_batch), ("in flight", in_flight)];
+
+fn one_thread(size: u64, time: Duration) {
+    let rounds = 5;
+    let mut gains = vec![Vec::new(); WAYS.len()];
+    for round in 1..=rounds {
+        let mut rates = Vec::new();
+        for (name, work) in WAYS {
+            let dir = tempfile::tempdir_in(".").unwrap();
+            let store = store(&dir);
+            let _first = store.mark("first").unwrap();
+            let (syncs, began, mut batches) = (store.stats().syncs, Instant::now(), 0);
+            while began.elapsed() < time {
+                let keys: Vec<(u64, u64)> = (0..size).map(|n| (batches, n)).collect();
+                work(&store, &keys);
+                batches += 1;
+            }
+            let pairs = (batches * size) as f64;
+            let rate = pairs / began.elapsed().as_secs_f64();
+            let a_pair = (store.stats().syncs - syncs) as f64 / pairs;
+            println!("round {round}, {name}: {rate:.0} pairs a second, {a_pair:.4} syncs a pair");
+            rates.push(rate);
+        }
+        for (gain, rate) in gains.iter_mut().zip(&rates) {
+            gain.extend(rates.first().map(|first| rate / first));
+        }
+    }
+    for ((name, _), mut gain) in WAYS.into_iter().zip(gains).skip(1) {
+        gain.sort_by(f64::total_cmp);
+        if let (Some(least), Some(median)) = (gain.first(), gain.get(gain.len() / 2)) {
+            println!(
+                "{size} {name}: {median:.1} times the rate of one by one, at least {least:.1}"
+            );
+        }
+    }
+}
+
+fn batches(count: u64) {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let store = store(&dir);
+    let before = store.stats().syncs;
+    for batch in 0..count {
+        let keys: Vec<(u64, u64)> = (0..100).map(|n| (batch, n)).collect();
+        in_a_batch(&store, &keys);
+    }
+    let syncs = store.stats().syncs - before;
+    println!("{count} batches of 100 claims and of 100 completions: {syncs} syncs");
 }
