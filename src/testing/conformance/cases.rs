@@ -55,6 +55,19 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => failure w by 1",
     ),
     (
+        "an owner after which another took over neither saves, detaches nor ends",
+        "
+        claim k +lease=100 as late => granted 1
+        wait 100
+        claim k as q => asked 1
+        take_over q as g => granted 2
+        save late half => lost
+        detach late 100 => lost
+        get k => running 2
+        restart
+        get k => interrupted 2",
+    ),
+    (
         "an aborted key is granted again",
         "
         claim k as g => granted 1
