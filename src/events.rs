@@ -228,18 +228,21 @@ impl Events {
     }
 
     /// A lease was found to have passed: the attempt is interrupted from now on.
+    #[inline]
     pub(crate) fn lapsed(&self, key: &dyn Display) {
         event!(WARN, self, %key, "a lease has passed: the attempt is interrupted");
         self.count(&LAPSED, None, 1);
     }
 
     /// A claim is over without a record of its end: the key reads interrupted.
+    #[inline]
     pub(crate) fn left(&self, key: &dyn Display, token: u64) {
         event!(WARN, self, %key, token, "a claim is over without a record of its end: the key reads interrupted");
         self.count(&ENDINGS, Some(("kind", "interrupt")), 1);
     }
 
     /// A claimant dropped its question.
+    #[inline]
     pub(crate) fn unasked(&self, key: &dyn Display) {
         event!(DEBUG, self, %key, "a claimant left without deciding about an interruption");
     }
@@ -317,6 +320,7 @@ impl Events {
     }
 
     /// The device was asked to make bytes durable, and returned.
+    #[inline]
     pub(crate) fn synced(&self, nanos: u64) {
         match nanos >= limits::SLOW_SYNC_MILLIS * 1_000_000 {
             true => event!(WARN, self, duration = ?Duration::from_nanos(nanos), "a slow sync"),
@@ -327,6 +331,7 @@ impl Events {
         metrics::histogram!(SYNC_SECONDS.name, self.labels(None)).record(nanos as f64 / 1e9);
     }
 
+    #[inline]
     pub(crate) fn written(&self, bytes: u64) {
         self.count(&WRITTEN, None, bytes);
     }
@@ -371,11 +376,13 @@ impl Events {
         self.set(&BUFFERED_BYTES, None, gauges.buffered_bytes);
     }
 
+    #[inline]
     fn count(&self, metric: &Metric, label: Option<(&'static str, &'static str)>, by: u64) {
         #[cfg(feature = "metrics")]
         metrics::counter!(metric.name, self.labels(label)).increment(by);
     }
 
+    #[inline]
     fn set(&self, metric: &Metric, label: Option<(&'static str, &'static str)>, to: u64) {
         #[cfg(feature = "metrics")]
         metrics::gauge!(metric.name, self.labels(label)).set(to as f64);
