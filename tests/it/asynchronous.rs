@@ -277,3 +277,26 @@ fn pending_calls_are_send_and_unpin() {
     check(&pinned);
     assert_eq!(format!("{pending:?}"), "Pending(underway)");
 }
+
+/// What is sent and not yet waited for takes memory until it is written: beyond a few MiB, a call is placed when it is waited
+/// for. Without threads, nothing is written before that.
+#[test]
+fn calls_in_flight_are_bounded_by_their_bytes() {
+    let sim = Sim::new(1);
+    // With segments so long that space alone holds no call up.
+    let store = sim.open_with(Store::builder().result_bytes_max(8 << 20)).unwrap();
+    let claims = (0..40_u64).map(|n| match store.claim(n).unwrap() {
+        Claim::Acquired(guard) => guard,
+        other => panic!("{other}"),
+    });
+    let guards: Vec<_> = claims.collect();
+    let value = vec![7_u8; 250 << 10];
+    let sent: Vec<_> = guards.into_iter().map(|guard| guard.complete_async(&value)).collect();
+    // 10 MB were sent. The last of them is not placed: a look, which would wait for its record, finds it in progress.
+    assert!(matches!(store.get(39_u64).unwrap(), Some(State::InProgress(_))));
+    assert!(matches!(store.get(0_u64).unwrap(), Some(State::Completed(_))));
+    for ending in sent {
+        ending.wait().unwrap();
+    }
+    assert!(matches!(store.get(39_u64).unwrap(), Some(State::Completed(_))));
+}

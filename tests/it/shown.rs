@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Error, Fingerprint, Operation, Outcome, State, Store};
+use onlyonce::{Claim, Error, Fingerprint, Operation, Outcome, Policy, Resolution, State, Store};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LEASE: Duration = Duration::from_secs(30);
@@ -149,4 +149,31 @@ fn a_walk_shows_no_expired_key_and_get_does() {
         "Expired(Expired(done at 2026-01-01T00:00:00Z, remembered until 2026-01-11T00:00:00Z))"
     );
     assert!(store.get("forgotten").unwrap().is_none());
+}
+
+/// Who held, interrupted or resolved a key is kept with it, also by the next process, and shown.
+#[test]
+fn words_carry_the_name_of_those_who_said_them() {
+    let sim = Sim::small(7);
+    let store = sim.open().unwrap();
+    let claim = |owner: &str| store.claim(Operation::new("k").owner(owner)).unwrap();
+    let Claim::Acquired(guard) = claim("host-1") else { panic!() };
+    let ann = store.with_policy(Policy::new().owner("ann"));
+    let Some(State::InProgress(seen)) = store.get("k").unwrap() else { panic!() };
+    assert!(ann.interrupt(&seen, "it hangs").unwrap());
+    drop(guard);
+    let Some(State::Interrupted(seen)) = store.get("k").unwrap() else { panic!() };
+    assert_eq!((seen.owner(), seen.decided_by()), (Some("host-1"), Some("ann")));
+    let Claim::Interrupted(question) = claim("host-2") else { panic!() };
+    question.hold("a person decides").unwrap();
+    sim.kill();
+    drop((ann, store));
+    let store = sim.open().unwrap();
+    let Some(State::Held(seen)) = store.get("k").unwrap() else { panic!() };
+    assert_eq!(seen.decided_by(), Some("host-2"));
+    let bob = store.with_policy(Policy::new().owner("bob"));
+    assert!(bob.resolve(&seen, Resolution::retry("nothing happened")).unwrap());
+    let Some(State::Aborted(seen)) = store.get("k").unwrap() else { panic!() };
+    assert_eq!(seen.decided_by(), Some("bob"));
+    assert!(seen.to_string().contains("bob"), "{seen}");
 }
