@@ -273,6 +273,18 @@ impl Call {
         }
     }
 
+    /// The token of the claim that the call ends or hands over: its caller has no claim any more, even if it is refused.
+    pub(crate) fn ends(self) -> Option<Token> {
+        match self {
+            Call::Renew(_)
+            | Call::Progress(_)
+            | Call::BeginStep(_)
+            | Call::Announce(_)
+            | Call::EndStep { .. } => None,
+            call => call.of_owner(),
+        }
+    }
+
     /// Whether a claimant that waits for the key is answered by the state that the call leads to, however many wait. After
     /// any other call that changes a key, at most one of them may be granted it.
     pub(crate) fn has_answer_for_all(self) -> bool {

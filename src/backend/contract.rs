@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{InFlight, Terms};
 use crate::Result;
 use crate::engine::{Applied, Claimed, Found, Seen, Stored, Writing};
-use crate::operation::Key;
+use crate::operation::{Durability, Key};
 use crate::protocol::{Answer, Asker, Call, KeyState, Presence};
 use crate::types::{StoreMillis, Token};
 
@@ -121,6 +121,16 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The level of its record, and the retention of its outcome.
+    pub(super) fn kept(&self) -> (Option<Durability>, Option<u64>) {
+        match &self.ask {
+            Ask::Call(_, terms) => (terms.durability, terms.retention_millis),
+            Ask::Look | Ask::Ended(_) | Ask::Step { .. } => (None, None),
+        }
+    }
+}
+
 impl Reply {
     /// Makes a reply with the answer `Done` and nothing else.
     pub fn done(now: StoreMillis) -> Self {
@@ -146,10 +156,7 @@ impl Reply {
     }
 
     pub(super) fn into_seen(self) -> Option<Seen> {
-        let now = self.now;
-        self.found.map(|view| {
-            let KeyView { state, presence, lease_until, asker, outcome } = view;
-            Seen::elsewhere(state, presence, lease_until, asker, outcome, now)
-        })
+        let Applied { found, now, .. } = self.into_applied();
+        found.and_then(|found| Seen::elsewhere(*found, now))
     }
 }

@@ -76,8 +76,10 @@
 
 #[cfg(feature = "backend")]
 mod contract;
+mod desk;
 mod embedded;
 mod sent;
+mod sent_batch;
 mod serving;
 mod shared;
 mod terms;
@@ -102,8 +104,9 @@ pub use terms::Terms;
 pub(crate) use embedded::Embedded;
 #[cfg(feature = "backend")]
 pub(crate) use sent::send;
+pub(crate) use sent_batch::{ManyUnderway, place_all};
 #[cfg(not(feature = "backend"))]
 pub(crate) use shared::InFlight;
-pub(crate) use shared::{Shared, Underway};
+pub(crate) use shared::{Errand, Shared, Syncing, Underway};
 #[cfg(not(feature = "backend"))]
 pub(crate) use terms::Terms;

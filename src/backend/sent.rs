@@ -7,25 +7,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use super::desk::{Desk, Seat};
 #[cfg(feature = "backend")]
 use super::{Ask, Reply, Request, Sent};
 use super::{Embedded, Shared, Terms};
-use crate::engine::{Applied, Asks, Done, Engine, Placing, Progress, Turn, WaitsTo, Writing};
+use crate::engine::{
+    Applied, Asks, Done, Engine, Needs, Placing, Progress, Turn, WaitsTo, Writing,
+};
 use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{Answer, Call};
-use crate::sync::{Mutex, WakeWord, wake};
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Result};
 
 /// The reason recorded for an attempt whose grant was never waited for.
-const UNDELIVERED: &str = "granted, and not waited for";
+pub(super) const UNDELIVERED: &str = "granted, and not waited for";
 
 /// What a request asks, once it is a call.
-struct Owned {
-    key: Key<'static>,
-    call: Call,
-    terms: Box<Terms>,
+pub(super) struct Owned {
+    pub(super) key: Key<'static>,
+    pub(super) call: Call,
+    pub(super) terms: Box<Terms>,
 }
 
 impl Asks for Owned {
@@ -38,20 +40,42 @@ impl Asks for Owned {
 /// A call, and its progress. It counts as a handle of its store.
 pub(crate) struct SentCall {
     shared: Arc<Shared>,
+    course: Course,
+}
+
+/// How far a call has come: one owned state, which a thread that blocks or the polls of a task carry on.
+struct Course {
     hash: KeyHash,
     way: Way,
 }
 
 enum Way {
     Placing(Placing<Owned>),
-    Placed(Owned, Done),
+    /// Its record is placed; it may have a seat among those that wait for the disk.
+    Placed(Owned, Done, Option<Arc<Seat>>),
     Look(Key<'static>),
     /// Waits until a claim is no longer live.
     Watch(Watch),
+    /// Waits until everything placed before it is durable.
+    Sync(Needs, Option<Arc<Seat>>),
     /// Another thread does what it waits for.
-    Working(Arc<Desk>),
+    Working(Arc<Desk<Way>>),
     Told(Result<Applied>),
     Over,
+}
+
+/// What a call waits for.
+enum Awaits {
+    /// Nothing: this is the answer.
+    Answer(Result<Applied>),
+    /// Work that may block.
+    Work,
+    /// Another thread, which does that work.
+    Desk(Arc<Desk<Way>>),
+    /// A change of its key, or the end of a time.
+    Turn,
+    /// Its records, to be written and synced.
+    Disk(Needs),
 }
 
 /// An owner that waits for the end of its claim.
@@ -83,64 +107,146 @@ impl Watch {
     }
 }
 
-/// Where the thread that works for a call leaves the result.
-struct Desk {
-    hash: KeyHash,
-    state: Mutex<DeskState>,
-    word: WakeWord,
-}
-
-#[derive(Default)]
-struct DeskState {
-    result: Option<Way>,
-    waker: Option<Waker>,
-    is_abandoned: bool,
-}
-
-impl Desk {
-    fn new(hash: KeyHash) -> Arc<Self> {
-        Arc::new(Desk { hash, state: Mutex::new(DeskState::default()), word: WakeWord::new() })
-    }
-
-    fn put(&self, engine: &Engine, way: Way) {
-        let mut state = self.state.lock();
-        if state.is_abandoned {
-            drop(state);
-            return give_up(engine, self.hash, way);
-        }
-        state.result = Some(way);
-        let waker = state.waker.take();
-        drop(state);
-        self.word.wake_all();
-        if let Some(waker) = waker {
-            wake(waker);
-        }
-    }
-
-    fn poll(&self, waker: &Waker) -> Option<Way> {
-        let mut state = self.state.lock();
-        let result = state.result.take();
-        if result.is_none() {
-            state.waker = Some(waker.clone());
-        }
-        result
-    }
-
-    fn wait(&self) -> Way {
+impl Course {
+    /// Goes on as far as that takes neither I/O nor waiting.
+    fn go_on(&mut self, engine: &Engine) -> Awaits {
         loop {
-            let seen = self.word.read();
-            if let Some(way) = self.state.lock().result.take() {
-                return way;
-            }
-            self.word.wait(seen, None);
+            self.way = match std::mem::replace(&mut self.way, Way::Over) {
+                Way::Told(told) => return Awaits::Answer(told),
+                Way::Over => {
+                    let message = "a call was asked for its answer twice";
+                    return Awaits::Answer(Err(Error::new(ErrorKind::Bug, message)));
+                }
+                Way::Working(desk) => match desk.take() {
+                    Some(way) => way,
+                    None => {
+                        self.way = Way::Working(Arc::clone(&desk));
+                        return Awaits::Desk(desk);
+                    }
+                },
+                Way::Placed(owned, done, seat) => {
+                    // A close has ended what was in flight, and synced what it could.
+                    let _inside = match engine.enter().map_err(outlived) {
+                        Ok(inside) => inside,
+                        Err(e) => return Awaits::Answer(Err(e)),
+                    };
+                    let Some(needs) = engine.needs(&done, owned.terms.durability) else {
+                        return Awaits::Answer(Ok(done.into_applied()));
+                    };
+                    if engine.log.is_poisoned() {
+                        engine.take_back(&owned.key, self.hash, done.applied());
+                        return Awaits::Answer(Err(engine.log.indeterminate()));
+                    }
+                    self.way = Way::Placed(owned, done, seat);
+                    return Awaits::Disk(needs);
+                }
+                Way::Sync(needs, seat) => {
+                    let _inside = match engine.enter().map_err(outlived) {
+                        Ok(inside) => inside,
+                        Err(e) => return Awaits::Answer(Err(e)),
+                    };
+                    if engine.are_met(needs) {
+                        return Awaits::Answer(Ok(Applied::done(engine.log.now())));
+                    }
+                    if engine.log.is_poisoned() {
+                        return Awaits::Answer(Err(engine.log.indeterminate()));
+                    }
+                    self.way = Way::Sync(needs, seat);
+                    return Awaits::Disk(needs);
+                }
+                Way::Placing(placing) if placing.is_untried() => try_to_place(engine, placing),
+                Way::Placing(placing) if placing.is_turn() => {
+                    self.way = Way::Placing(placing);
+                    return Awaits::Turn;
+                }
+                Way::Watch(watch) => {
+                    self.way = Way::Watch(watch);
+                    return Awaits::Turn;
+                }
+                way @ (Way::Placing(_) | Way::Look(_)) => {
+                    self.way = way;
+                    return Awaits::Work;
+                }
+            };
         }
     }
 
-    /// Nobody waits for the result any more. Returns it if it is there.
-    fn abandon(&self) -> Option<Way> {
-        let mut state = self.state.lock();
-        state.is_abandoned = true;
-        state.result.take()
+    /// Does the work that it waits for.
+    fn work(&mut self, engine: &Engine) {
+        self.way = match std::mem::replace(&mut self.way, Way::Over) {
+            Way::Placing(mut placing) => {
+                let waited = engine
+                    .enter()
+                    .and_then(|_inside| placing.wait(engine).map_err(|e| engine.log.explained(e)));
+                match waited {
+                    Ok(()) => try_to_place(engine, placing),
+                    Err(e) => Way::Told(Err(e)),
+                }
+            }
+            Way::Look(key) => {
+                let seen = engine.look(&key, self.hash);
+                Way::Told(seen.map(|seen| Applied::of_seen(seen, engine.log.now())))
+            }
+            way => way,
+        };
+    }
+
+    /// Sleeps until its key may have changed, or the time is up.
+    fn sleep(&mut self, engine: &Engine) {
+        match &mut self.way {
+            Way::Placing(placing) => placing.wait_turn(&|| engine.nanos()),
+            Way::Watch(watch) => match watch.look(engine, self.hash, None) {
+                (_, _, None) => self.way = Way::Told(Ok(Applied::done(engine.log.now()))),
+                (turn, seen, Some(left)) => {
+                    turn.wait(seen, left);
+                }
+            },
+            _ => {}
+        }
+    }
+
+    /// Has `waker` woken instead of a thread that sleeps. Returns whether that is all there is to do; otherwise it goes on: the
+    /// key may have changed before. `has_looked`: it was looked at since the waker was set.
+    fn set_alarm(&mut self, engine: &Embedded, waker: &Waker, has_looked: bool) -> bool {
+        match &mut self.way {
+            Way::Placing(placing) => {
+                let (is_new, is_timed) = placing.await_turn(waker, engine.nanos());
+                if is_timed {
+                    engine.keep_time();
+                }
+                let is_set = has_looked && !is_new;
+                if !is_set {
+                    // From here on the waker is woken by what changes.
+                    placing.look_again();
+                }
+                is_set
+            }
+            Way::Watch(watch) => {
+                let (turn, _, live) = watch.look(engine, self.hash, Some(waker));
+                let Some(left) = live else {
+                    self.way = Way::Told(Ok(Applied::done(engine.log.now())));
+                    return false;
+                };
+                let due = left.map(|millis| engine.nanos().saturating_add(millis * 1_000_000));
+                if turn.set_due(due) {
+                    engine.keep_time();
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Goes on until it has its answer, or only the disk is left to wait for.
+    fn until_placed(&mut self, engine: &Engine) -> Awaits {
+        loop {
+            match self.go_on(engine) {
+                Awaits::Work => self.work(engine),
+                Awaits::Turn => self.sleep(engine),
+                Awaits::Desk(desk) => self.way = desk.wait(),
+                placed => return placed,
+            }
+        }
     }
 }
 
@@ -165,7 +271,8 @@ impl SentCall {
             Some(Ok(step)) => step,
             Some(Err(e)) => {
                 let (shared, hash) = (Arc::clone(shared), engine.hash(&key));
-                return SentCall { shared, hash, way: Way::Told(Err(e)) };
+                let course = Course { hash, way: Way::Told(Err(e)) };
+                return SentCall { shared, course };
             }
         };
         let hash = engine.hash(&key);
@@ -194,13 +301,13 @@ impl SentCall {
                 }
             }
         };
-        SentCall { shared: Arc::clone(shared), hash, way }
+        SentCall { shared: Arc::clone(shared), course: Course { hash, way } }
     }
 
     /// Begins a read of a key's state.
     pub(crate) fn look(shared: &Arc<Shared>, engine: &Embedded, key: Key<'static>) -> Self {
         let hash = engine.hash(&key);
-        SentCall { shared: Arc::clone(shared), hash, way: Way::Look(key) }
+        SentCall { shared: Arc::clone(shared), course: Course { hash, way: Way::Look(key) } }
     }
 
     /// Begins to wait until the claim of that token is no longer live.
@@ -212,30 +319,34 @@ impl SentCall {
     ) -> Self {
         let hash = engine.hash(&key);
         let way = Way::Watch(Watch { key, token, turn: None });
-        SentCall { shared: Arc::clone(shared), hash, way }
+        SentCall { shared: Arc::clone(shared), course: Course { hash, way } }
+    }
+
+    /// Begins to wait until everything placed so far is durable.
+    pub(crate) fn sync(shared: &Arc<Shared>, engine: &Embedded) -> Self {
+        let begun = engine.enter().and_then(|_inside| match engine.log.is_poisoned() {
+            true => Err(engine.log.poisoned()),
+            false => Ok(Way::Sync(engine.needs_of_all(), None)),
+        });
+        let way = begun.unwrap_or_else(|e| Way::Told(Err(e)));
+        let hash = KeyHash { high: 0, low: 0 };
+        SentCall { shared: Arc::clone(shared), course: Course { hash, way } }
     }
 
     /// Waits for the answer.
     pub(crate) fn wait(mut self) -> Result<Applied> {
-        if let Ok(engine) = self.shared.embedded() {
-            if engine.is_foreign() {
-                return engine.enter().map(|_inside| Applied::done(engine.log.now()));
-            }
+        let shared = Arc::clone(&self.shared);
+        let engine = shared.embedded()?;
+        if engine.is_foreign() {
+            // A lock may be held by a thread that the fork doesn't have.
+            return engine.enter().map(|_inside| Applied::done(engine.log.now()));
         }
-        let way = std::mem::replace(&mut self.way, Way::Over);
-        let way = match way {
-            Way::Working(desk) => desk.wait(),
-            way => way,
-        };
-        let engine = self.shared.embedded()?;
-        match advance(engine, self.hash, way) {
-            Way::Placed(owned, done) => {
-                // A close has ended what was in flight, and synced what it could.
-                let _inside = engine.enter().map_err(outlived)?;
-                engine.settled(&owned.key, self.hash, done, owned.terms.durability)
+        loop {
+            match self.course.until_placed(engine) {
+                Awaits::Answer(told) => return told,
+                Awaits::Disk(needs) => engine.provide_inside(needs),
+                _ => {}
             }
-            Way::Told(told) => told,
-            _ => Err(Error::new(ErrorKind::Bug, "a call was waited for twice")),
         }
     }
 
@@ -247,89 +358,55 @@ impl SentCall {
             Err(e) => return Poll::Ready(Err(e)),
         };
         if engine.is_foreign() {
-            // A lock may be held by a thread that the fork doesn't have.
             return Poll::Ready(engine.enter().map(|_inside| Applied::done(engine.log.now())));
         }
         let waker = context.waker();
         let mut has_looked = false;
         loop {
-            match std::mem::replace(&mut self.way, Way::Over) {
-                Way::Told(told) => return Poll::Ready(told),
-                Way::Over => {
-                    let message = "a call was polled after its answer";
-                    return Poll::Ready(Err(Error::new(ErrorKind::Bug, message)));
-                }
-                Way::Working(desk) => match desk.poll(waker) {
-                    Some(way) => self.way = way,
-                    None => {
-                        self.way = Way::Working(desk);
+            match self.course.go_on(engine) {
+                Awaits::Answer(told) => return Poll::Ready(told),
+                Awaits::Work => self.hand_over(engine),
+                Awaits::Desk(desk) => {
+                    if desk.set_waker(waker) {
                         return Poll::Pending;
                     }
-                },
-                Way::Placed(owned, done) => {
-                    let _inside = match engine.enter().map_err(outlived) {
-                        Ok(inside) => inside,
-                        Err(e) => return Poll::Ready(Err(e)),
-                    };
-                    let Some(needs) = engine.needs(&done, owned.terms.durability) else {
-                        return Poll::Ready(Ok(done.into_applied()));
-                    };
-                    if engine.log.is_poisoned() {
-                        engine.take_back(&owned.key, self.hash, done.applied());
-                        return Poll::Ready(Err(engine.log.indeterminate()));
-                    }
-                    self.way = Way::Placed(owned, done);
-                    engine.commit_for(needs, waker);
-                    return Poll::Pending;
                 }
-                Way::Watch(mut watch) => {
-                    let (turn, _, live) = watch.look(engine, self.hash, Some(waker));
-                    let Some(left) = live else {
-                        return Poll::Ready(Ok(Applied::done(engine.log.now())));
-                    };
-                    let due = left.map(|millis| engine.nanos().saturating_add(millis * 1_000_000));
-                    if turn.set_due(due) {
-                        engine.keep_time();
-                    }
-                    self.way = Way::Watch(watch);
-                    return Poll::Pending;
-                }
-                Way::Placing(mut placing) if placing.is_turn() => {
-                    let (is_new, is_timed) = placing.await_turn(waker, engine.nanos());
-                    if is_timed {
-                        engine.keep_time();
-                    }
-                    if has_looked && !is_new {
-                        self.way = Way::Placing(placing);
+                Awaits::Turn => {
+                    if self.course.set_alarm(engine, waker, has_looked) {
                         return Poll::Pending;
                     }
-                    // From here on the waker is woken by what changes.
                     has_looked = true;
-                    placing.look_again();
-                    self.way = try_to_place(engine, placing);
                 }
-                Way::Placing(placing) if placing.is_untried() => {
-                    self.way = try_to_place(engine, placing);
+                Awaits::Disk(needs) => {
+                    if let Way::Placed(_, _, seat) | Way::Sync(_, seat) = &mut self.course.way {
+                        engine.commit_for(needs, seat, waker);
+                    }
+                    return Poll::Pending;
                 }
-                way @ (Way::Placing(_) | Way::Look(_)) => self.hand_over(engine, way),
             }
         }
     }
 
     /// Has a thread do what the call waits for.
-    fn hand_over(&mut self, engine: &Embedded, way: Way) {
-        let (desk, hash) = (Desk::new(self.hash), self.hash);
-        self.way = Way::Working(Arc::clone(&desk));
+    fn hand_over(&mut self, engine: &Embedded) {
+        let (desk, hash) = (Desk::new(), self.course.hash);
+        let way = std::mem::replace(&mut self.course.way, Way::Working(Arc::clone(&desk)));
         engine.do_job(Box::new(move |engine| {
-            // A panic is the caller's, who doesn't run this: it is told of a bug, and the thread goes on.
-            let way = catch_unwind(AssertUnwindSafe(|| advance_once(engine, hash, way)));
-            let way = way.unwrap_or_else(|_| Way::Told(Err(engine.log.bug("a call panicked"))));
-            desk.put(engine, way);
+            let mut course = Course { hash, way };
+            // A panic is the caller's, which doesn't run this: it is told of a bug, and the thread goes on.
+            let worked = catch_unwind(AssertUnwindSafe(|| course.work(engine)));
+            let way = match worked {
+                Ok(()) => course.way,
+                Err(_) => Way::Told(Err(engine.log.bug("a call panicked"))),
+            };
+            if let Some(way) = desk.put(way) {
+                give_up(engine, Course { hash, way });
+            }
         }));
     }
 }
 
-fn outlived(e: Error) -> Error {
+pub(super) fn outlived(e: Error) -> Error {
     let message = "the store was closed before this call was waited for: open it, and ask what became of the key";
     Error::new(ErrorKind::Indeterminate, message).because(e)
 }
@@ -343,102 +420,74 @@ fn try_to_place(engine: &Engine, mut placing: Placing<Owned>) -> Way {
     match gone_on {
         Ok(Progress::Placed(done)) => {
             engine.log.wake_upkeep();
-            Way::Placed(placing.into_asks(), done)
+            Way::Placed(placing.into_asks(), done, None)
         }
         Ok(Progress::Waits) => Way::Placing(placing),
         Err(e) => Way::Told(Err(e)),
     }
 }
 
-/// Does what a call waits for, unless that is its turn.
-fn advance_once(engine: &Engine, hash: KeyHash, way: Way) -> Way {
-    match way {
-        Way::Placing(mut placing) => {
-            let waited = engine
-                .enter()
-                .and_then(|_inside| placing.wait(engine).map_err(|e| engine.log.explained(e)));
-            match waited {
-                Ok(()) => try_to_place(engine, placing),
-                Err(e) => Way::Told(Err(e)),
+/// Ends a call whose caller is gone: an owner's word continues, and what was granted is released.
+fn give_up(engine: &Engine, mut course: Course) {
+    let hash = course.hash;
+    match &course.way {
+        Way::Placing(placing) => {
+            let (key, call) = (placing.asks().key.clone(), placing.asks().call);
+            if call.of_owner().is_none() {
+                return;
             }
-        }
-        Way::Look(key) => {
-            let seen = engine.look(&key, hash);
-            Way::Told(seen.map(|seen| Applied::of_seen(seen, engine.log.now())))
-        }
-        way => way,
-    }
-}
-
-/// Goes on with a call until it is placed.
-fn advance(engine: &Engine, hash: KeyHash, mut way: Way) -> Way {
-    loop {
-        way = match way {
-            Way::Placing(mut placing) if placing.is_turn() => {
-                placing.wait_turn(&|| engine.nanos());
-                try_to_place(engine, placing)
-            }
-            Way::Watch(mut watch) => match watch.look(engine, hash, None) {
-                (_, _, None) => Way::Told(Ok(Applied::done(engine.log.now()))),
-                (turn, seen, Some(left)) => {
-                    turn.wait(seen, left);
-                    Way::Watch(watch)
-                }
-            },
-            way @ (Way::Placing(_) | Way::Look(_)) => advance_once(engine, hash, way),
-            way => return way,
-        };
-    }
-}
-
-/// Ends a call whose caller is gone: an ending continues, and what was granted is released.
-fn give_up(engine: &Engine, hash: KeyHash, way: Way) {
-    match way {
-        Way::Placing(placing) if placing.asks().call.of_owner().is_some() => {
-            let (key, token) = (placing.asks().key.clone(), placing.asks().call.of_owner());
-            let placed = advance(engine, hash, Way::Placing(placing));
+            let placed = course.until_placed(engine);
             engine.log.wake_upkeep();
-            // Refused, it leaves nobody who could end the claim.
-            if let (Way::Told(Err(_)), Some(token)) = (placed, token) {
+            // Refused, an ending leaves nobody who could end the claim.
+            if let (Awaits::Answer(Err(_)), Some(token)) = (placed, call.ends()) {
                 let call = Call::Interrupt(token);
                 engine.let_go(&key, hash, call, "its ending failed", &Writing::default());
             }
         }
-        Way::Placed(owned, done) => {
-            if let Some(claimed) = done.applied().claimed {
-                let call = Call::Withdraw(claimed.token);
-                let extras = owned.terms.extras();
-                let writing = owned.terms.writing(&extras);
-                engine.let_go(&owned.key, hash, call, UNDELIVERED, &writing);
-            } else if done.applied().answer == Answer::Asked {
-                engine.unask(&owned.key, hash, done.applied().question);
-            }
-        }
+        Way::Placed(owned, done, _) => owned.release(engine, hash, done.applied()),
         _ => {}
+    }
+}
+
+impl Owned {
+    /// Releases what an answer that nobody takes has granted.
+    pub(super) fn release(&self, engine: &Engine, hash: KeyHash, applied: &Applied) {
+        let call = match (self.call, applied.claimed) {
+            (_, Some(claimed)) => Call::Withdraw(claimed.token),
+            // It stays detached.
+            (Call::Attach(token), None) if applied.answer == Answer::Done => Call::Interrupt(token),
+            _ if applied.answer == Answer::Asked => {
+                return engine.unask(&self.key, hash, applied.question);
+            }
+            _ => return,
+        };
+        let extras = self.terms.extras();
+        engine.let_go(&self.key, hash, call, UNDELIVERED, &self.terms.writing(&extras));
     }
 }
 
 impl Drop for SentCall {
     fn drop(&mut self) {
         let Ok(engine) = self.shared.embedded() else { return };
-        let hash = self.hash;
+        let Course { hash, ref mut way } = self.course;
+        let way = std::mem::replace(way, Way::Over);
         if engine.is_foreign() {
             // Its locks may be held by threads that the fork doesn't have.
-            std::mem::forget(std::mem::replace(&mut self.way, Way::Over));
-            return;
+            return std::mem::forget(way);
         }
-        let way = match std::mem::replace(&mut self.way, Way::Over) {
+        let way = match way {
             Way::Working(desk) => match desk.abandon() {
                 Some(way) => way,
                 None => return,
             },
             way => way,
         };
-        match way {
-            Way::Placing(ref placing) if placing.asks().call.of_owner().is_some() => {
-                engine.do_job(Box::new(move |engine| give_up(engine, hash, way)));
+        let course = Course { hash, way };
+        match &course.way {
+            Way::Placing(placing) if placing.asks().call.of_owner().is_some() => {
+                engine.do_job(Box::new(move |engine| give_up(engine, course)));
             }
-            way => give_up(engine, hash, way),
+            _ => give_up(engine, course),
         }
     }
 }
@@ -455,7 +504,10 @@ pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
         Ask::Call(call, terms) => SentCall::send(shared, engine, request.key, call, terms),
     });
     let hash = KeyHash { high: 0, low: 0 };
-    let failed = |e| SentCall { shared: Arc::clone(shared), hash, way: Way::Told(Err(e)) };
+    let failed = |e| {
+        let course = Course { hash, way: Way::Told(Err(e)) };
+        SentCall { shared: Arc::clone(shared), course }
+    };
     Box::new(sent.unwrap_or_else(failed))
 }
 

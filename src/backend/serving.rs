@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::Embedded;
+use super::desk::Seat;
 use crate::engine::{Engine, Needs};
 use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord, wake};
 
@@ -21,7 +22,7 @@ pub(super) type Job = Box<dyn FnOnce(&Engine) + Send>;
 /// What these threads share with the calls.
 pub(super) struct Serving {
     has_threads: AtomicBool,
-    commits: Lane<(Needs, Waker)>,
+    commits: Lane<(Needs, Arc<Seat>)>,
     jobs: Lane<Job>,
     timers: Lane<()>,
 }
@@ -95,10 +96,8 @@ impl Serving {
         while let Some(calls) = self.commits.take(&|| engine.is_closing()) {
             let all = calls.iter().fold(Needs::default(), |all, (needs, _)| all.and(*needs));
             // A store that closes syncs everything itself.
-            if let Ok(_inside) = engine.enter() {
-                engine.provide(all);
-            }
-            calls.into_iter().for_each(|(_, waker)| wake(waker));
+            engine.provide_inside(all);
+            calls.into_iter().for_each(|(_, seat)| seat.serve());
         }
     }
 
@@ -118,24 +117,30 @@ impl Serving {
 
     fn drain_commits(&self) {
         let calls = std::mem::take(&mut *self.commits.queue.lock());
-        calls.into_iter().for_each(|(_, waker)| wake(waker));
+        calls.into_iter().for_each(|(_, seat)| seat.serve());
     }
 }
 
 impl Embedded {
-    /// Has the log written and synced as far as a call needs, and then `waker` woken.
-    pub(super) fn commit_for(&self, needs: Needs, waker: &Waker) {
+    /// Has the log written and synced as far as a call needs, and then `waker` woken. A call that has a seat in the queue keeps
+    /// it.
+    pub(super) fn commit_for(&self, needs: Needs, seat: &mut Option<Arc<Seat>>, waker: &Waker) {
+        if seat.as_ref().is_some_and(|seat| seat.set_waker(waker)) {
+            return;
+        }
         let serving = &self.serving;
         let is_served = self.serves(&serving.commits, "onlyonce-commit", |serving, engine| {
             serving.run_commits(engine);
         });
         if is_served {
-            serving.commits.put((needs, waker.clone()));
+            let new = Seat::new(waker);
+            *seat = Some(Arc::clone(&new));
+            serving.commits.put((needs, new));
             if self.is_closing() {
                 serving.drain_commits();
             }
         } else {
-            self.provide(needs);
+            self.provide_inside(needs);
             wake(waker.clone());
         }
     }

@@ -2,23 +2,27 @@
 //!
 //! Promises: an embedded store pays nothing for other backends, neither a copy nor an indirect call.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::sent::SentCall;
+use super::desk::Desk;
+use super::sent::{Owned, SentCall};
+#[cfg(feature = "backend")]
+use super::sent_batch::SentElsewhere;
+use super::sent_batch::{ManyUnderway, SentBatch};
 #[cfg(feature = "backend")]
 use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Terms};
-#[cfg(feature = "backend")]
-use crate::Error;
-use crate::Result;
-use crate::engine::{Applied, Seen, Writing};
+use crate::engine::{Applied, Asks, Seen, Writing};
 use crate::operation::{Keeping, Key};
 #[cfg(feature = "backend")]
 use crate::protocol::Conditions;
 use crate::protocol::{Call, KeyState};
+use crate::sync;
 use crate::types::{KeyHash, Secret, StoreMillis, Token};
+use crate::{Error, ErrorKind, Result};
 
 /// A claim that was in flight when the store closed.
 #[derive(Clone, Debug)]
@@ -162,6 +166,56 @@ impl Shared {
         }
     }
 
+    /// Begins calls that are made in their order, and waited for together.
+    pub(crate) fn send_many<'i, A: Asks + 'i>(
+        self: &Arc<Self>,
+        items: impl Iterator<Item = &'i A>,
+    ) -> ManyUnderway {
+        match &**self {
+            Shared::Embedded(embedded) => {
+                let owned = |key: &Key<'_>, call, writing: &Writing<'_>| Owned {
+                    key: key.clone().into_owned(),
+                    call,
+                    terms: Box::new(Terms::of(writing)),
+                };
+                let calls = items.map(|item| item.ask(owned)).collect();
+                ManyUnderway::Embedded(SentBatch::send(self, embedded, calls))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => {
+                let calls = items.map(|item| item.ask(Request::of)).collect();
+                ManyUnderway::Other(SentElsewhere::send(self, &**backend, calls))
+            }
+        }
+    }
+
+    /// The other backend.
+    #[cfg(feature = "backend")]
+    pub(super) fn other(&self) -> Result<&dyn Backend> {
+        match self {
+            Shared::Other(backend) => Ok(&**backend),
+            Shared::Embedded(_) => {
+                Err(Error::new(ErrorKind::Bug, "an embedded store was taken for another backend"))
+            }
+        }
+    }
+
+    /// Begins to wait until everything acknowledged so far is durable.
+    pub(crate) fn send_sync(self: &Arc<Self>) -> Syncing {
+        match &**self {
+            Shared::Embedded(embedded) => {
+                Syncing::Embedded(Box::new(SentCall::sync(self, embedded)))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => Syncing::Other(Errand::run(self, "onlyonce-sync", Shared::sync)),
+        }
+    }
+
+    /// Begins to close the store.
+    pub(crate) fn send_close(self: &Arc<Self>, deadline: Duration) -> Errand<Vec<InFlight>> {
+        Errand::run(self, "onlyonce-close", move |shared| shared.close(deadline))
+    }
+
     /// Begins a read of a key's state.
     pub(crate) fn send_look(self: &Arc<Self>, key: &Key<'_>) -> Underway {
         let key = key.clone().into_owned();
@@ -281,6 +335,75 @@ impl Shared {
             Shared::Embedded(embedded) => embedded.drain(),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.drain(),
+        }
+    }
+}
+
+/// A call on the whole store, which waits in a thread of its own. Without a thread to be had, the caller waits.
+pub(crate) struct Errand<T>(Arc<Desk<Result<T>>>);
+
+impl<T: Send + 'static> Errand<T> {
+    fn run(
+        shared: &Arc<Shared>,
+        name: &str,
+        body: impl FnOnce(&Shared) -> Result<T> + Clone + Send + 'static,
+    ) -> Self {
+        let desk = Desk::new();
+        let (theirs, their_shared) = (Arc::clone(&desk), Arc::clone(shared));
+        let their_body = body.clone();
+        let work = move || {
+            // A panic is the caller's, which doesn't run this.
+            let told = catch_unwind(AssertUnwindSafe(|| their_body(&their_shared)));
+            drop(their_shared);
+            let panicked = |_| Err(Error::new(ErrorKind::Bug, "a call on the store panicked"));
+            // Dropped if nobody waits for it any more.
+            let _ = theirs.put(told.unwrap_or_else(panicked));
+        };
+        if sync::spawn(name, work).is_err() {
+            let _ = desk.put(body(shared));
+        }
+        Errand(desk)
+    }
+
+    pub(crate) fn wait(self) -> Result<T> {
+        self.0.wait()
+    }
+
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
+        loop {
+            if let Some(told) = self.0.take() {
+                return Poll::Ready(told);
+            }
+            if self.0.set_waker(context.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// A sync that was begun, on whichever backend.
+pub(crate) enum Syncing {
+    Embedded(Box<SentCall>),
+    #[cfg(feature = "backend")]
+    Other(Errand<()>),
+}
+
+impl Syncing {
+    pub(crate) fn wait(self) -> Result<()> {
+        match self {
+            Syncing::Embedded(sent) => SentCall::wait(*sent).map(|_done| ()),
+            #[cfg(feature = "backend")]
+            Syncing::Other(errand) => errand.wait(),
+        }
+    }
+
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        match self {
+            Syncing::Embedded(sent) => {
+                SentCall::poll(sent, context).map(|told| told.map(|_done| ()))
+            }
+            #[cfg(feature = "backend")]
+            Syncing::Other(errand) => errand.poll(context),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! The ending of a claim, as a call that is about to be made.
+//! The endings of a claim, and its hand-over, as calls that are about to be made.
 
 use std::sync::Arc;
 
-use super::{ClaimGuard, KeyCall, Pending, send};
+use super::{ClaimGuard, KeyCall, Pending, Ticket, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{OutcomeParts, Settings};
-use crate::protocol::{Call, CallExtras, Conditions};
+use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Error, Key, Result};
@@ -20,6 +20,8 @@ pub(crate) struct EndingCall {
 pub(super) enum How {
     Outcome(OutcomeParts),
     Abort(Abort),
+    /// Held, for that reason.
+    Park(String),
 }
 
 /// The call that ends a claim with an outcome, and what its record says.
@@ -46,7 +48,7 @@ pub(super) fn recording<'a>(
 impl EndingCall {
     pub(super) fn send(self) -> Pending<()> {
         let shared = Arc::clone(&self.guard.0.shared);
-        send(&shared, self, None)
+        send(&shared, Ok(self))
     }
 
     pub(super) fn make(self) -> Result<()> {
@@ -79,6 +81,12 @@ impl Asks for EndingCall {
                 };
                 with(&inner.key, Call::Abort(inner.token), &writing)
             }
+            How::Park(reason) => {
+                // Always at `Sync`: a held key must not be granted after a crash.
+                let conditions = Conditions { reason: Some(reason), ..Conditions::default() };
+                let writing = Writing { conditions, ..Writing::default() };
+                with(&inner.key, Call::Park(inner.token), &writing)
+            }
         }
     }
 }
@@ -103,6 +111,54 @@ impl KeyCall for EndingCall {
     }
 
     /// The ending goes on without its caller.
+    fn left(&self) {
+        self.guard.0.has_ended.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A claim that is about to be detached. Dropped before that, it is as its guard dropped.
+pub(super) struct Detaching {
+    pub(super) guard: ClaimGuard,
+    pub(super) lease_ms: u64,
+}
+
+impl Asks for Detaching {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let inner = &self.guard.0;
+        let (lease_ms, reserve) = (Some(self.lease_ms), inner.reserve());
+        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
+        let conditions = Conditions { lease_ms, extras, ..Conditions::default() };
+        let writing = Writing { conditions, reserve, ..Writing::default() };
+        with(&inner.key, Call::Detach(inner.token), &writing)
+    }
+}
+
+impl KeyCall for Detaching {
+    type Answer = Ticket;
+
+    fn key(&self) -> &Key<'_> {
+        &self.guard.0.key
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        Some(&self.guard.0.shared)
+    }
+
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<Ticket> {
+        let inner = &self.guard.0;
+        let ticket = Ticket::new(shared.secret(), &inner.key, inner.token);
+        if matches!(&done, Ok(applied) if applied.answer == Answer::Held) {
+            return Err(inner.held().giving_back(self.guard));
+        }
+        self.guard.ended(done)?;
+        Ok(ticket)
+    }
+
+    fn refused(self, error: Error) -> Error {
+        error.giving_back(self.guard)
+    }
+
+    /// It goes on without its caller: the claim lasts until the lease has passed.
     fn left(&self) {
         self.guard.0.has_ended.store(true, Ordering::SeqCst);
     }

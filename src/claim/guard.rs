@@ -7,15 +7,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ending::{How, recording};
-use super::handle::{ClaimInner, DROPPED, lease_millis};
+use super::ending::{Detaching, How, recording};
+use super::handle::{ClaimInner, DROPPED, Saved, lease_millis};
 use super::step::{EarlierSteps, Steps};
-use super::{Before, ClaimHandle, EndingCall, Pending, Ticket};
+use super::{Before, ClaimHandle, EndingCall, Pending, Ticket, make, send};
 use crate::backend::Shared;
-use crate::engine::{Applied, Claimed, Writing};
+use crate::engine::{Applied, Claimed};
 use crate::operation::{Settings, cut_label};
-use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState};
-use crate::sync::{self, AtomicBool, Mutex, Ordering};
+use crate::protocol::{Answer, KeyState};
+use crate::sync::{self, AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::KeyHash;
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
 
@@ -59,7 +59,8 @@ impl ClaimGuard {
                 attempt: claimed.attempt,
                 settings,
                 interruption: before.interruption,
-                progress: Mutex::new(before.progress),
+                progress: Mutex::new(Saved { order: (None, 0), value: before.progress }),
+                saves: AtomicU64::new(0),
                 is_attached: false,
                 drop_aborts,
                 has_ended: AtomicBool::new(false),
@@ -292,7 +293,25 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn hold(self, reason: impl Into<String>) -> Result<()> {
-        self.park(&cut_label(reason.into()))
+        self.parking(cut_label(reason.into())).make()
+    }
+
+    /// Holds the key as [`hold`](Self::hold) does, and gives the answer later, as [`complete_async`](Self::complete_async)
+    /// does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("refund-7")? else { unreachable!() };
+    /// claim.hold_async("above 100 EUR somebody has to approve it").wait()?;
+    /// assert!(matches!(store.claim("refund-7")?, Claim::Held(_)));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete`](Self::complete), as the answer.
+    pub fn hold_async(self, reason: impl Into<String>) -> Pending<()> {
+        self.parking(cut_label(reason.into())).send()
     }
 
     /// Hands the claim over: from now on it lasts until `lease` has passed, whatever becomes of this process, and its
@@ -324,23 +343,37 @@ impl ClaimGuard {
     ///   [`Error::into_claim`] returns the guard.
     /// - `Indeterminate`: the claim may or may not be detached. Reopen the store and call `get`.
     pub fn detach(self, lease: Duration) -> Result<Ticket> {
-        let lease_ms = match lease_millis(lease) {
-            Ok(lease_ms) => lease_ms,
-            Err(e) => return Err(e.giving_back(self)),
-        };
-        let inner = &self.0;
-        let reserve = inner.reserve();
-        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
-        let conditions = Conditions { lease_ms: Some(lease_ms), extras, ..Conditions::default() };
-        let writing = Writing { conditions, reserve, ..Writing::default() };
-        let call = Call::Detach(inner.token);
-        let done = inner.shared.apply(&inner.key, inner.hash, call, &writing);
-        let ticket = Ticket::new(inner.shared.secret(), &inner.key, inner.token);
-        if matches!(&done, Ok(applied) if applied.answer == Answer::Held) {
-            return Err(inner.held().giving_back(self));
+        let shared = Arc::clone(&self.0.shared);
+        make(&shared, self.detaching(lease)?)
+    }
+
+    /// Hands the claim over as [`detach`](Self::detach) does, and gives the ticket later.
+    ///
+    /// If this value is dropped before the answer is there, the claim is detached nevertheless, and nobody has its ticket: the
+    /// key is interrupted once the lease has passed.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("job-7")? else { unreachable!() };
+    /// let ticket = claim.detach_async(Duration::from_secs(3600)).wait()?;
+    /// store.attach(&ticket)?.complete("done")?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`detach`](Self::detach), as the answer.
+    pub fn detach_async(self, lease: Duration) -> Pending<Ticket> {
+        let shared = Arc::clone(&self.0.shared);
+        send(&shared, self.detaching(lease))
+    }
+
+    fn detaching(self, lease: Duration) -> Result<Detaching> {
+        match lease_millis(lease) {
+            Ok(lease_ms) => Ok(Detaching { guard: self, lease_ms }),
+            Err(e) => Err(e.giving_back(self)),
         }
-        self.ended(done)?;
-        Ok(ticket)
     }
 
     /// Returns a handle for the work. The handle can do everything except end the claim.
@@ -375,7 +408,7 @@ impl ClaimGuard {
             let outcome = Outcome::without_result(reason);
             return self.record(if failure { outcome.into_failure() } else { outcome });
         }
-        self.park(&reason)
+        self.parking(reason).make()
     }
 
     /// The ending with this outcome, to be made; or why it can't be recorded, with the guard.
@@ -391,13 +424,8 @@ impl ClaimGuard {
         EndingCall { guard: self, how: How::Abort(why) }
     }
 
-    /// Always at `Sync`: a held key must not be granted after a crash.
-    fn park(self, reason: &str) -> Result<()> {
-        let conditions = Conditions { reason: Some(reason), ..Conditions::default() };
-        let writing = Writing { conditions, ..Writing::default() };
-        let call = Call::Park(self.0.token);
-        let done = self.0.shared.apply(&self.0.key, self.0.hash, call, &writing);
-        self.ended(done)
+    fn parking(self, reason: String) -> EndingCall {
+        EndingCall { guard: self, how: How::Park(reason) }
     }
 
     /// An outcome exists, or is about to, so the effect may have happened: from here on a drop can't mean that nothing

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::step::{EarlierSteps, Steps};
-use super::{Attempt, Pending, progress, reserve};
+use super::{Attempt, KeyCall, Pending, make, progress, reserve, send};
 use crate::backend::Shared;
-use crate::engine::Writing;
+use crate::engine::{Applied, Asks, Writing};
 use crate::operation::Settings;
 use crate::protocol::{Answer, Call, CallExtras, Conditions, Presence};
-use crate::sync::{AtomicBool, Mutex, Ordering};
-use crate::types::{KeyHash, Token};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::types::{KeyHash, Lsn, Token};
 use crate::{Encode, Error, ErrorKind, Key, OnDrop, Payload, Result};
 
 /// A handle to a granted claim, for everything except ending it. A clone refers to the same claim.
@@ -46,13 +46,23 @@ pub(super) struct ClaimInner {
     pub(super) settings: Settings,
     pub(super) interruption: Option<Attempt>,
     /// What was saved last.
-    pub(super) progress: Mutex<Option<Arc<[u8]>>>,
+    pub(super) progress: Mutex<Saved>,
+    /// Counts the calls that save progress.
+    pub(super) saves: AtomicU64,
     /// It was attached by a ticket: a drop leaves it as it was.
     pub(super) is_attached: bool,
     /// What a drop means from now on.
     pub(super) drop_aborts: AtomicBool,
     pub(super) has_ended: AtomicBool,
     pub(super) steps: Steps,
+}
+
+/// What was saved of its progress.
+pub(super) struct Saved {
+    /// Later calls have a greater one: the record that each replaced, and its number among those of this guard. Another backend
+    /// names no records.
+    pub(super) order: (Option<Lsn>, u64),
+    pub(super) value: Option<Arc<[u8]>>,
 }
 
 /// What came before a grant.
@@ -213,30 +223,31 @@ impl ClaimHandle {
     /// was attached, the claim is written again: one write, and one sync if the claim is at `Sync`. That record is durable
     /// on return.
     pub fn renew(&self, lease: Duration) -> Result<()> {
-        let (inner, lease_ms) = (&self.0, lease_millis(lease)?);
-        if inner.has_ended.load(Ordering::SeqCst) {
-            return Err(self.lost());
-        }
-        let reserve = inner.reserve();
-        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
-        let writing = Writing {
-            level: Some(inner.settings.claim_durability),
-            reserve,
-            conditions: Conditions { lease_ms: Some(lease_ms), extras, ..Conditions::default() },
-            ..Writing::default()
-        };
-        let applied =
-            inner.shared.apply(&inner.key, inner.hash, Call::Renew(inner.token), &writing)?;
-        match applied.answer {
-            // The guard was dropped meanwhile, so no guard is left to end the renewed claim.
-            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
-                inner.let_go(false, DROPPED);
-                Err(self.lost())
-            }
-            Answer::Done => Ok(()),
-            Answer::Held => Err(inner.held()),
-            _ => Err(self.lost()),
-        }
+        make(&self.0.shared, self.renewing(lease)?)
+    }
+
+    /// Renews the lease as [`renew`](Self::renew) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let op = Operation::new("long").lease(Duration::from_secs(30));
+    /// # let Claim::Acquired(claim) = store.claim(op)? else { unreachable!() };
+    /// claim.renew_async(Duration::from_secs(30)).wait()?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`renew`](Self::renew), as the answer.
+    pub fn renew_async(&self, lease: Duration) -> Pending<()> {
+        send(&self.0.shared, self.renewing(lease))
+    }
+
+    fn renewing(&self, lease: Duration) -> Result<Renewing> {
+        let lease_ms = lease_millis(lease)?;
+        self.may_change()?;
+        Ok(Renewing { handle: self.clone(), lease_ms })
     }
 
     /// Saves how far the work has come: `value` replaces what was saved before. It is shown to the next attempt, if this
@@ -263,27 +274,41 @@ impl ClaimHandle {
     /// (a [renewal](Self::renew) may still get it back). `TooLarge` for more than 16 KiB, or more than the longest result. Also
     /// the errors of [`Store::claim`](crate::Store::claim).
     pub fn save_progress<V: Encode + ?Sized>(&self, value: &V) -> Result<()> {
-        let inner = &self.0;
-        let saved = progress::encode(value, inner.shared.result_bytes_max())?;
-        if inner.has_ended.load(Ordering::SeqCst) {
-            return Err(self.lost());
+        make(&self.0.shared, self.saving(value)?)
+    }
+
+    /// Saves how far the work has come as [`save_progress`](Self::save_progress) does, and gives the answer later.
+    ///
+    /// Calls of which none waits for the one before may be recorded in another order.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// claim.save_progress_async("3 of 9").wait()?;
+    /// assert_eq!(claim.progress().unwrap().decode::<String>()?, "3 of 9");
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`save_progress`](Self::save_progress), as the answer.
+    pub fn save_progress_async<V: Encode + ?Sized>(&self, value: &V) -> Pending<()> {
+        send(&self.0.shared, self.saving(value))
+    }
+
+    fn saving<V: Encode + ?Sized>(&self, value: &V) -> Result<Saving> {
+        let saved = progress::encode(value, self.0.shared.result_bytes_max())?;
+        self.may_change()?;
+        let number = self.0.saves.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Saving { handle: self.clone(), saved, number })
+    }
+
+    /// A claim that has ended can't be changed.
+    fn may_change(&self) -> Result<()> {
+        match self.0.has_ended.load(Ordering::SeqCst) {
+            true => Err(self.lost()),
+            false => Ok(()),
         }
-        // Words of one claim go one after another: an older progress must not replace a newer one.
-        let mut newest = inner.progress.lock();
-        let extras = Some(&CallExtras { progress: Some(&saved), ..CallExtras::default() });
-        let writing = Writing {
-            level: Some(inner.settings.claim_durability),
-            reserve: inner.reserve(),
-            conditions: Conditions { extras, ..Conditions::default() },
-            ..Writing::default()
-        };
-        let call = Call::Progress(inner.token);
-        let applied = inner.shared.apply(&inner.key, inner.hash, call, &writing)?;
-        if applied.answer != Answer::Done {
-            return Err(self.lost());
-        }
-        *newest = Some(saved.into());
-        Ok(())
     }
 
     /// Returns what was saved last, by this attempt or by one before it.
@@ -299,7 +324,7 @@ impl ClaimHandle {
     /// ```
     #[must_use]
     pub fn progress(&self) -> Option<Payload> {
-        self.0.progress.lock().as_deref().and_then(progress::decode)
+        self.0.progress.lock().value.as_deref().and_then(progress::decode)
     }
 
     /// Returns whether the claim is still this attempt's: it has not ended, its lease has not passed, and nobody took over
@@ -391,5 +416,99 @@ impl fmt::Debug for ClaimHandle {
             .field("token", &self.0.token)
             .field("attempt", &self.0.attempt)
             .finish_non_exhaustive()
+    }
+}
+
+/// A lease that is about to be renewed.
+struct Renewing {
+    handle: ClaimHandle,
+    lease_ms: u64,
+}
+
+impl Asks for Renewing {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let inner = &self.handle.0;
+        let (lease_ms, reserve) = (Some(self.lease_ms), inner.reserve());
+        let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
+        let writing = Writing {
+            level: Some(inner.settings.claim_durability),
+            reserve,
+            conditions: Conditions { lease_ms, extras, ..Conditions::default() },
+            ..Writing::default()
+        };
+        with(&inner.key, Call::Renew(inner.token), &writing)
+    }
+}
+
+impl KeyCall for Renewing {
+    type Answer = ();
+
+    fn key(&self) -> &Key<'_> {
+        &self.handle.0.key
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
+        let inner = &self.handle.0;
+        match applied?.answer {
+            // The guard was dropped meanwhile, so no guard is left to end the renewed claim.
+            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
+                inner.let_go(false, DROPPED);
+                Err(inner.lost())
+            }
+            Answer::Done => Ok(()),
+            Answer::Held => Err(inner.held()),
+            _ => Err(inner.lost()),
+        }
+    }
+
+    /// The same, if it was renewed.
+    fn left(&self) {
+        if self.handle.0.has_ended.load(Ordering::SeqCst) {
+            self.handle.0.let_go(false, DROPPED);
+        }
+    }
+}
+
+/// Progress that is about to be saved.
+struct Saving {
+    handle: ClaimHandle,
+    saved: Vec<u8>,
+    number: u64,
+}
+
+impl Asks for Saving {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let inner = &self.handle.0;
+        let extras = Some(&CallExtras { progress: Some(&self.saved), ..CallExtras::default() });
+        let writing = Writing {
+            level: Some(inner.settings.claim_durability),
+            reserve: inner.reserve(),
+            conditions: Conditions { extras, ..Conditions::default() },
+            ..Writing::default()
+        };
+        with(&inner.key, Call::Progress(inner.token), &writing)
+    }
+}
+
+impl KeyCall for Saving {
+    type Answer = ();
+
+    fn key(&self) -> &Key<'_> {
+        &self.handle.0.key
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
+        let (inner, applied) = (&self.handle.0, applied?);
+        if applied.answer != Answer::Done {
+            return Err(inner.lost());
+        }
+        // An older progress must not replace a newer one.
+        let replaced = applied.found.as_ref().and_then(|found| found.recorded_at());
+        let order = (replaced, self.number);
+        let mut newest = inner.progress.lock();
+        if order >= newest.order {
+            *newest = Saved { order, value: Some(self.saved.into()) };
+        }
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::handle::lease_millis;
 use super::step::EarlierSteps;
-use super::{Attempt, Before, ClaimGuard, KeyCall, Pending, granting, send};
+use super::{Attempt, Before, ClaimGuard, KeyCall, Pending, granting, make, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Writing};
 use crate::operation::{Settings, cut_label};
@@ -176,7 +176,27 @@ impl Interrupted {
     /// # Errors
     /// The errors of [`take_over`](Self::take_over).
     pub fn hold(self, reason: impl Into<String>) -> Result<()> {
-        self.hold_because(&cut_label(reason.into()))
+        let shared = Arc::clone(&self.shared);
+        make(&shared, self.holding(cut_label(reason.into())))
+    }
+
+    /// Holds the key as [`hold`](Self::hold) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let Claim::Interrupted(lost) = store.claim("k")? else { unreachable!() };
+    /// lost.hold_async("the outbox can't be asked").wait()?;
+    /// assert!(matches!(store.claim("k")?, Claim::Held(_)));
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`take_over`](Self::take_over), as the answer.
+    pub fn hold_async(self, reason: impl Into<String>) -> Pending<()> {
+        let shared = Arc::clone(&self.shared);
+        send(&shared, Ok(self.holding(cut_label(reason.into()))))
     }
 
     /// Takes `lease` from now on for the decision, instead of what is left of the lease of your claim. Once it has passed,
@@ -202,26 +222,36 @@ impl Interrupted {
     /// # Errors
     /// `ClaimLost` if the time was up, or the attempt is no longer interrupted as you saw it. `Invalid` for a lease of zero.
     pub fn renew(&self, lease: Duration) -> Result<()> {
-        let lease_ms = Some(lease_millis(lease)?);
-        let conditions = Conditions { lease_ms, ..Conditions::default() };
-        let writing = Writing { conditions, ..Writing::default() };
-        let call = Call::RenewQuestion(self.question);
-        let applied = self.shared.apply(self.attempt.key(), self.hash, call, &writing)?;
-        if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
+        make(&self.shared, self.renewing(lease)?)
     }
 
-    pub(crate) fn hold_because(&self, reason: &str) -> Result<()> {
-        let extras = CallExtras { by: self.settings.owner.as_deref(), ..CallExtras::default() };
-        let extras = Some(&extras);
-        let conditions = Conditions { reason: Some(reason), extras, ..Conditions::default() };
-        let writing = Writing { conditions, ..Writing::default() };
-        let applied = self.shared.apply(
-            self.attempt.key(),
-            self.hash,
-            Call::Hold(self.attempt.token()),
-            &writing,
-        )?;
-        if applied.answer == Answer::Granted { Ok(()) } else { Err(self.lost()) }
+    /// Takes more time for the decision as [`renew`](Self::renew) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("k")?);
+    /// # let op = Operation::new("k").lease(Duration::from_secs(10));
+    /// # let Claim::Interrupted(lost) = store.claim(op)? else { unreachable!() };
+    /// lost.renew_async(Duration::from_secs(60)).wait()?;
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`renew`](Self::renew), as the answer.
+    pub fn renew_async(&self, lease: Duration) -> Pending<()> {
+        send(&self.shared, self.renewing(lease))
+    }
+
+    fn renewing(&self, lease: Duration) -> Result<RenewingQuestion> {
+        let (key, lease_ms) = (self.attempt.key().clone(), lease_millis(lease)?);
+        Ok(RenewingQuestion { key, question: self.question, lease_ms })
+    }
+
+    /// The word of [`hold`](Self::hold), to be said.
+    pub(crate) fn holding(self, reason: String) -> HoldingLost {
+        HoldingLost { lost: self, reason }
     }
 
     /// The word of [`take_over`](Self::take_over), to be said.
@@ -259,11 +289,14 @@ impl Interrupted {
     }
 
     fn lost(&self) -> Error {
-        let key = self.attempt.key();
-        let message =
-            format!("{key} is no longer what you saw: claim it again to learn what became of it");
-        Error::new(ErrorKind::ClaimLost, message)
+        changed(self.attempt.key())
     }
+}
+
+fn changed(key: &Key<'_>) -> Error {
+    let message =
+        format!("{key} is no longer what you saw: claim it again to learn what became of it");
+    Error::new(ErrorKind::ClaimLost, message)
 }
 
 /// A claimant's word that grants it the key, to be said. Dropped before that, it is as its question dropped.
@@ -275,7 +308,7 @@ pub(crate) struct Word {
 impl Word {
     fn send(self) -> Pending<ClaimGuard> {
         let shared = Arc::clone(&self.lost.shared);
-        send(&shared, self, None)
+        send(&shared, Ok(self))
     }
 
     fn make(self) -> Result<ClaimGuard> {
@@ -306,6 +339,66 @@ impl KeyCall for Word {
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<ClaimGuard> {
         self.lost.decided(self.call, said?)
+    }
+}
+
+/// A claimant's word that holds the key, to be said. Dropped before that, it is as its question dropped.
+pub(crate) struct HoldingLost {
+    lost: Interrupted,
+    reason: String,
+}
+
+impl Asks for HoldingLost {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let Interrupted { attempt, settings, .. } = &self.lost;
+        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
+        let (reason, extras) = (Some(self.reason.as_str()), Some(&extras));
+        let conditions = Conditions { reason, extras, ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
+        with(attempt.key(), Call::Hold(attempt.token()), &writing)
+    }
+}
+
+impl KeyCall for HoldingLost {
+    type Answer = ();
+
+    fn key(&self) -> &Key<'_> {
+        self.lost.attempt.key()
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        Some(&self.lost.shared)
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<()> {
+        if said?.answer == Answer::Granted { Ok(()) } else { Err(self.lost.lost()) }
+    }
+}
+
+/// A claimant that was asked and needs more time.
+struct RenewingQuestion {
+    key: Key<'static>,
+    question: u64,
+    lease_ms: u64,
+}
+
+impl Asks for RenewingQuestion {
+    fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
+        let conditions = Conditions { lease_ms: Some(self.lease_ms), ..Conditions::default() };
+        let writing = Writing { conditions, ..Writing::default() };
+        with(&self.key, Call::RenewQuestion(self.question), &writing)
+    }
+}
+
+impl KeyCall for RenewingQuestion {
+    type Answer = ();
+
+    fn key(&self) -> &Key<'_> {
+        &self.key
+    }
+
+    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
+        if applied?.answer == Answer::Done { Ok(()) } else { Err(changed(&self.key)) }
     }
 }
 

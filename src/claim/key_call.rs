@@ -52,12 +52,24 @@ pub(crate) fn make<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I::Answe
     item.answered(shared, hash, applied)
 }
 
-/// Sends one call, whose answer comes later. `patience`: how long a claim waits for its key, in milliseconds.
+/// Sends one call, whose answer comes later.
 pub(crate) fn send<I: KeyCall + Send + 'static>(
     shared: &Arc<Shared>,
-    item: I,
+    item: Result<I>,
+) -> Pending<I::Answer> {
+    send_patiently(shared, item, None)
+}
+
+/// As [`send`]. `patience`: how long a claim waits for its key, in milliseconds.
+pub(crate) fn send_patiently<I: KeyCall + Send + 'static>(
+    shared: &Arc<Shared>,
+    item: Result<I>,
     patience: Option<u64>,
 ) -> Pending<I::Answer> {
+    let item = match item {
+        Ok(item) => item,
+        Err(e) => return Pending::ready(Err(e)),
+    };
     let hash = shared.hash(item.key());
     let underway = item.ask(|key, call, writing| shared.send(key, call, writing, patience));
     let (shared, mut sent) = (Arc::clone(shared), SentItem(Some(item)));

@@ -1,7 +1,8 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
 //! `guard` is the owner's side of a claim, `ending` the call that ends it, `handle` what the work may do, `progress` what it
-//! saves on the way, and `ticket` what it hands over; `interrupted` is the side of a claimant that has to decide. `pending` is a call whose answer comes later. `attempt` and `recorded` are
+//! saves on the way, and `ticket` what it hands over; `interrupted` is the side of a claimant that has to decide. `key_call` is one call on a key, made alone or with others,
+//! and `operator_call` one by others than its claimants; `pending` is a call whose answer comes later. `attempt` and `recorded` are
 //! what other callers see. `seen` converts the state found of a key into these types, and `answer`
 //! converts a decision of the rules into the answer.
 
@@ -14,6 +15,7 @@ mod guard;
 mod handle;
 mod interrupted;
 mod key_call;
+mod operator_call;
 mod pending;
 mod progress;
 mod recorded;
@@ -32,7 +34,9 @@ pub(crate) use interrupted::Word;
 pub use key_call::ToForget;
 pub(crate) use key_call::{
     Claiming, Forgetting, KeyCall, Marking, Recording, claiming, make, marking, send,
+    send_patiently,
 };
+pub(crate) use operator_call::{Attaching, ForgettingClaimed, Resolving, Revoking};
 pub use pending::Pending;
 pub use recorded::{Expired, Recorded};
 pub use seen::State;

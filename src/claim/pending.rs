@@ -7,14 +7,90 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::backend::Underway;
+use crate::backend::{Errand, ManyUnderway, Syncing, Underway};
 use crate::clock::nanos;
 use crate::engine::Applied;
 use crate::sync::WakeWord;
 use crate::{Error, ErrorKind, Result};
 
-/// Makes the public answer of what the store told.
-type Answering<T> = Box<dyn FnOnce(Result<Applied>) -> Result<T> + Send>;
+/// What was begun in the store, and will be told of.
+pub(crate) trait Awaited: Send {
+    type Told;
+
+    /// Waits for it.
+    fn wait(self) -> Self::Told;
+
+    /// Returns it once it is there.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Self::Told>;
+}
+
+macro_rules! begun {
+    ($($what:ty => $told:ty),+ $(,)?) => {
+        $(impl Awaited for $what {
+            type Told = $told;
+
+            fn wait(self) -> $told {
+                <$what>::wait(self)
+            }
+
+            fn poll(&mut self, context: &mut Context<'_>) -> Poll<$told> {
+                <$what>::poll(self, context)
+            }
+        })+
+    };
+}
+
+begun! {
+    Underway => Result<Applied>,
+    ManyUnderway => Result<Vec<Result<Applied>>>,
+    Syncing => Result<()>,
+    Errand<Vec<crate::backend::InFlight>> => Result<Vec<crate::backend::InFlight>>,
+}
+
+/// What is made of a call's answer may be made of in turn.
+impl<T: Send + 'static> Awaited for Pending<T> {
+    type Told = Result<T>;
+
+    fn wait(self) -> Result<T> {
+        Pending::wait(self)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
+        Future::poll(Pin::new(self), context)
+    }
+}
+
+/// What was begun, and how its answer is made.
+struct Answered<B, F> {
+    begun: B,
+    /// `None`: the answer was made.
+    finish: Option<F>,
+}
+
+trait Answering<T>: Send {
+    fn wait(self: Box<Self>) -> Result<T>;
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>>;
+}
+
+impl<T, B, F> Answering<T> for Answered<B, F>
+where
+    B: Awaited,
+    F: FnOnce(B::Told) -> Result<T> + Send,
+{
+    fn wait(self: Box<Self>) -> Result<T> {
+        let Answered { begun, finish } = *self;
+        let told = begun.wait();
+        finish.map_or_else(|| Err(taken()), |finish| finish(told))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
+        let Answered { begun, finish } = self;
+        begun.poll(context).map(|told| match finish.take() {
+            Some(finish) => finish(told),
+            None => Err(taken()),
+        })
+    }
+}
 
 /// A call that was made, and whose answer comes later. It is a future, for any executor; without one, [`wait`](Self::wait)
 /// waits for the answer.
@@ -30,8 +106,10 @@ type Answering<T> = Box<dyn FnOnce(Result<Applied>) -> Result<T> + Send>;
 ///
 /// Dropped before its answer was taken:
 ///
-/// - A claim is withdrawn, or the grant that nobody took is released by an abort that is no attempt: no work can have begun.
-/// - The ending of a claim goes on. The claim is not the caller's any more.
+/// - A claim is withdrawn, or the grant that nobody took is released by an abort that is no attempt: no work can have begun. A
+///   claim that was attached is detached again.
+/// - The ending of a claim goes on, and so do its hand-over by [`detach`](crate::ClaimGuard::detach), a batch, and a close. The
+///   claim is not the caller's any more.
 /// - Any other call may or may not have been made.
 ///
 /// ```
@@ -45,12 +123,12 @@ type Answering<T> = Box<dyn FnOnce(Result<Applied>) -> Result<T> + Send>;
 /// ```
 #[must_use = "the answer is lost; a grant that nobody takes is released"]
 pub struct Pending<T> {
-    state: Course<T>,
+    state: PendingState<T>,
 }
 
-enum Course<T> {
+enum PendingState<T> {
     Ready(Result<T>),
-    Underway(Underway, Answering<T>),
+    Underway(Box<dyn Answering<T>>),
     Over,
 }
 
@@ -60,15 +138,24 @@ impl<T> Unpin for Pending<T> {}
 impl<T> Pending<T> {
     /// An answer that is there already.
     pub(crate) fn ready(told: Result<T>) -> Self {
-        Pending { state: Course::Ready(told) }
+        Pending { state: PendingState::Ready(told) }
     }
 
     /// `finish` makes the answer; dropped without being called, it ends what the call was given.
-    pub(crate) fn new(
-        underway: Underway,
-        finish: impl FnOnce(Result<Applied>) -> Result<T> + Send + 'static,
+    pub(crate) fn new<B: Awaited + 'static>(
+        begun: B,
+        finish: impl FnOnce(B::Told) -> Result<T> + Send + 'static,
     ) -> Self {
-        Pending { state: Course::Underway(underway, Box::new(finish)) }
+        let answered = Answered { begun, finish: Some(finish) };
+        Pending { state: PendingState::Underway(Box::new(answered)) }
+    }
+
+    /// The same call, with another answer made of its own.
+    pub(crate) fn map<U>(self, make: impl FnOnce(T) -> U + Send + 'static) -> Pending<U>
+    where
+        T: Send + 'static,
+    {
+        Pending::new(self, move |told| told.map(make))
     }
 
     /// Waits for the answer, as the call's blocking twin does.
@@ -85,9 +172,9 @@ impl<T> Pending<T> {
     /// The errors of the call. `Indeterminate` if the store was closed meanwhile.
     pub fn wait(self) -> Result<T> {
         match self.state {
-            Course::Ready(told) => told,
-            Course::Underway(underway, finish) => finish(underway.wait()),
-            Course::Over => Err(taken()),
+            PendingState::Ready(told) => told,
+            PendingState::Underway(answered) => answered.wait(),
+            PendingState::Over => Err(taken()),
         }
     }
 
@@ -142,16 +229,16 @@ impl<T> Future for Pending<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
-        match std::mem::replace(&mut self.state, Course::Over) {
-            Course::Ready(told) => Poll::Ready(told),
-            Course::Underway(mut underway, finish) => match underway.poll(context) {
-                Poll::Ready(told) => Poll::Ready(finish(told)),
+        match std::mem::replace(&mut self.state, PendingState::Over) {
+            PendingState::Ready(told) => Poll::Ready(told),
+            PendingState::Underway(mut answered) => match answered.poll(context) {
+                Poll::Ready(told) => Poll::Ready(told),
                 Poll::Pending => {
-                    self.state = Course::Underway(underway, finish);
+                    self.state = PendingState::Underway(answered);
                     Poll::Pending
                 }
             },
-            Course::Over => Poll::Ready(Err(taken())),
+            PendingState::Over => Poll::Ready(Err(taken())),
         }
     }
 }
@@ -166,9 +253,9 @@ fn taken() -> Error {
 impl<T> fmt::Debug for Pending<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.state {
-            Course::Ready(_) => "Pending(answered)",
-            Course::Underway(..) => "Pending(underway)",
-            Course::Over => "Pending(taken)",
+            PendingState::Ready(_) => "Pending(answered)",
+            PendingState::Underway(_) => "Pending(underway)",
+            PendingState::Over => "Pending(taken)",
         })
     }
 }

@@ -267,7 +267,7 @@ impl StepHandle {
     /// # Errors
     /// Why the key could not be held, as the answer.
     pub fn hold_async(&self, reason: impl Into<String>) -> Pending<Error> {
-        send(&Arc::clone(&self.claim.0.shared), self.holding(reason.into()), None)
+        send(&Arc::clone(&self.claim.0.shared), Ok(self.holding(reason.into())))
     }
 
     fn holding(&self, reason: String) -> Holding {
@@ -646,7 +646,7 @@ impl StepCall {
     fn send(self) -> Pending<StepTold> {
         let shared = Arc::clone(&self.step.claim.0.shared);
         if !self.is_look() {
-            return send(&shared, self, None);
+            return send(&shared, Ok(self));
         }
         let claim = &self.step.claim.0;
         let looking = shared.send_look_at_step(&claim.key, claim.steps.life, &self.step.name);

@@ -136,6 +136,11 @@ impl Found {
         self.place
     }
 
+    /// The position of the record that was found, if it was found in this store's log.
+    pub(crate) fn recorded_at(&self) -> Option<Lsn> {
+        self.place.map(Place::lsn)
+    }
+
     pub(super) fn current(&self) -> Current<'_> {
         let Found { presence, lease_until, memory_until, .. } = *self;
         let question = self.asker.as_ref().map_or(0, |asker| asker.question);
@@ -371,14 +376,57 @@ impl Engine {
         }
     }
 
+    /// What everything that was placed so far needs to be durable.
+    pub(crate) fn needs_of_all(&self) -> Needs {
+        Needs { synced: self.log.last_placed(), written: None }
+    }
+
+    /// Whether there is nothing more to write or sync for that.
+    pub(crate) fn are_met(&self, needs: Needs) -> bool {
+        let holds = |lsn: Option<Lsn>, level| lsn.is_none_or(|lsn| self.log.holds(lsn, level));
+        holds(needs.synced, Durability::Sync) && holds(needs.written, Durability::Flush)
+    }
+
+    /// As [`provide`](Self::provide), for callers outside the gate. A store that closes syncs everything itself.
+    pub(crate) fn provide_inside(&self, needs: Needs) {
+        if let Ok(_inside) = self.enter() {
+            self.provide(needs);
+        }
+    }
+
     /// Writes and syncs what the callers of a round need. If that fails, the store is poisoned, and each of them finds that.
-    pub(crate) fn provide(&self, needs: Needs) {
+    fn provide(&self, needs: Needs) {
         if let Some(lsn) = needs.synced {
             let _ = self.log.commit_earlier(lsn, Durability::Sync);
         }
         if let Some(lsn) = needs.written {
             let _ = self.log.commit_earlier(lsn, Durability::Flush);
         }
+    }
+
+    /// What has to be written or synced before the answers of a batch may be shown: as [`settle_batch`](Self::settle_batch), for
+    /// a caller that doesn't block.
+    pub(crate) fn needs_of_batch(&self, batch: &PlacedBatch) -> Needs {
+        let mut needs = Needs::default();
+        for (level, placed) in LEVELS.into_iter().zip(batch.placed) {
+            let level = match level {
+                // What is left to the background is bounded.
+                Durability::Lazy if self.log.is_much_buffered() => Durability::Flush,
+                level => level,
+            };
+            if let Some(placed) = placed {
+                self.need(&mut needs, placed.lsn, level);
+            }
+        }
+        for (level, prior) in LEVELS.into_iter().zip(batch.priors) {
+            if let Some(prior) = prior {
+                self.need(&mut needs, prior, level);
+            }
+        }
+        if let Some(lsn) = self.newest_forget().filter(|_| batch.sees_absence) {
+            self.need(&mut needs, lsn, Durability::Sync);
+        }
+        needs
     }
 
     /// Waits for a whole batch, whose records share writes and syncs.

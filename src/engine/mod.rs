@@ -27,6 +27,7 @@ mod verify;
 mod view;
 mod waits;
 
+pub(crate) use crate::log::open::lifecycle::Inside;
 #[cfg(feature = "backend")]
 pub(crate) use call::Found;
 pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, Writing};
@@ -49,7 +50,6 @@ use std::sync::Arc;
 use crate::index::Hasher;
 use crate::index::recent::{Place, Recent};
 use crate::index::tables::Tables;
-use crate::log::open::lifecycle::Inside;
 use crate::log::open::recovery::Report;
 use crate::log::open::steps::{self, Earlier};
 use crate::log::{Log, Seams, Sizes};

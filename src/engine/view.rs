@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "backend")]
+use super::call::Found;
 use super::call::Known;
 use super::{Engine, Stored};
 use crate::index::recent::{Entry, Live, Place};
@@ -29,19 +31,13 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// A key as another backend shows it.
+    /// A key as another backend found it; `None`: it is absent.
     #[cfg(feature = "backend")]
-    pub(crate) fn elsewhere(
-        state: KeyState,
-        presence: Presence,
-        lease_until: Option<StoreMillis>,
-        asker: Option<Arc<Asker>>,
-        outcome: Option<Stored>,
-        now: StoreMillis,
-    ) -> Self {
+    pub(crate) fn elsewhere(found: Found, now: StoreMillis) -> Option<Self> {
+        let Found { state, presence, lease_until, asker, outcome, .. } = found;
         // What the other backend shows is durable there.
         let place = Place::new(Lsn::ZERO, Durability::Lazy, None);
-        Seen { state, presence, lease_until, asker, outcome, now, place }
+        Some(Seen { state: state?, presence, lease_until, asker, outcome, now, place })
     }
 }
 

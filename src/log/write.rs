@@ -221,6 +221,11 @@ impl Log {
         self.commit(last, Durability::Sync)
     }
 
+    /// The last record placed since the open; `None`: there is none.
+    pub(crate) fn last_placed(&self) -> Option<Lsn> {
+        self.gate.has_begun().then(|| self.tail.lock().last.lsn)
+    }
+
     /// Writes if much is buffered: `Lazy` leaves the write to the background, but the buffer is bounded.
     fn write_if_much_is_buffered(&self) -> Result<(), Failed> {
         if self.is_much_buffered() { self.write_out() } else { Ok(()) }

@@ -3,23 +3,19 @@
 //! Promises: the calls are decided in the order given, and each is answered; none is shown before all are durable at
 //! their levels. Never: a transaction. After a crash any prefix of the calls may stand.
 
-#[cfg(feature = "backend")]
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
 use super::Store;
-#[cfg(feature = "backend")]
-use crate::backend::{Backend, Reply, Request, Sent};
-use crate::backend::{Embedded, Shared};
-use crate::claim::{Claiming, EndingCall, Forgetting, KeyCall, Marking, Word};
-use crate::engine::{Applied, Asks, PlacedBatch, Writing};
-use crate::limits;
+use crate::backend::{Embedded, Shared, place_all};
+use crate::claim::seen::broken;
+use crate::claim::{Claiming, EndingCall, Forgetting, KeyCall, Marking, Pending, Word};
+use crate::engine::{Applied, Asks, Writing};
 use crate::protocol::Call;
 use crate::types::KeyHash;
 use crate::{
-    Abort, Claim, ClaimGuard, Durability, Encode, Error, ErrorKind, Interrupted, Key, Mark,
-    Operation, Outcome, Result, ToForget,
+    Abort, Claim, ClaimGuard, Encode, Error, ErrorKind, Interrupted, Key, Mark, Operation, Outcome,
+    Result, ToForget,
 };
 
 impl Store {
@@ -64,6 +60,27 @@ impl Store {
         make_all(&self.shared, ops.into_iter().map(claiming))
     }
 
+    /// Claims many keys as [`claim_many`](Self::claim_many) does, and gives the answers later, all together. Dropped before
+    /// that, the grants are released.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let claims = store.claim_many_async(["message-7", "message-8"]).wait()?;
+    /// assert!(claims.iter().all(|claim| matches!(claim, Ok(Claim::Acquired(_)))));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`claim_many`](Self::claim_many), as the answer.
+    pub fn claim_many_async<'k, O: Into<Operation<'k>>>(
+        &self,
+        ops: impl IntoIterator<Item = O>,
+    ) -> Pending<Vec<Result<Claim>>> {
+        let claiming = |op: O| Claiming::new(&self.shared, op.into().into_owned(), &self.policy);
+        send_all(&self.shared, ops.into_iter().map(claiming))
+    }
+
     /// Ends many claims, each with its outcome, with one write and one sync. Returns an answer for each claim, in the order
     /// of the claims.
     ///
@@ -104,6 +121,28 @@ impl Store {
         make_all(&self.shared, ends.into_iter().map(ending))
     }
 
+    /// Ends many claims as [`complete_many`](Self::complete_many) does, and gives the answers later, all together. Dropped
+    /// before that, the endings go on.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// let ended = store.complete_many_async([(claim, Outcome::success("paid"))]).wait()?;
+    /// assert!(matches!(ended.as_slice(), [Ok(())]));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`complete_many`](Self::complete_many), as the answer.
+    pub fn complete_many_async(
+        &self,
+        ends: impl IntoIterator<Item = (ClaimGuard, Outcome)>,
+    ) -> Pending<Vec<Result<()>>> {
+        let ending = |(guard, outcome): (ClaimGuard, Outcome)| guard.ending(outcome);
+        send_all(&self.shared, ends.into_iter().map(ending))
+    }
+
     /// Forgets many keys with one write and one sync. Returns for each key, in the order of the keys, whether there was
     /// anything to forget. Takes keys, or the states in which they were seen, as [`forget`](Self::forget) does.
     ///
@@ -132,6 +171,27 @@ impl Store {
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Result<bool>>> {
         make_all(&self.shared, keys.into_iter().map(|key| Forgetting::new(key.into())))
+    }
+
+    /// Forgets many keys as [`forget_many`](Self::forget_many) does, and gives the answers later, all together.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// let forgotten = store.forget_many_async(["message-7", "message-8"]).wait()?;
+    /// assert!(matches!(forgotten.as_slice(), [Ok(true), Ok(false)]));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`forget_many`](Self::forget_many), as the answer.
+    pub fn forget_many_async<'k, K: Into<ToForget<'k>>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Pending<Vec<Result<bool>>> {
+        let forgetting = |key: K| Forgetting::new(key.into().into_owned());
+        send_all(&self.shared, keys.into_iter().map(forgetting))
     }
 
     /// Marks many keys with one write and one sync. Returns an answer for each key, in the order of the keys.
@@ -169,6 +229,28 @@ impl Store {
     ) -> Result<Vec<Result<Mark>>> {
         let marking = |op: O| Marking::new(op.into(), &self.policy);
         make_all(&self.shared, ops.into_iter().map(marking))
+    }
+
+    /// Marks many keys as [`mark_many`](Self::mark_many) does, and gives the answers later, all together.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let sent = store.mark_many_async(["message-7", "message-8"]); // meanwhile: the next poll
+    /// for mark in sent.wait()? {
+    ///     assert!(mark?.is_first());
+    /// }
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`mark_many`](Self::mark_many), as the answer.
+    pub fn mark_many_async<'k, O: Into<Operation<'k>>>(
+        &self,
+        ops: impl IntoIterator<Item = O>,
+    ) -> Pending<Vec<Result<Mark>>> {
+        let marking = |op: O| Marking::new(op.into().into_owned(), &self.policy);
+        send_all(&self.shared, ops.into_iter().map(marking))
     }
 }
 
@@ -459,8 +541,44 @@ impl Batch {
     pub fn commit(self) -> Result<Committed> {
         let Batch { store, items } = self;
         let (lists, items): (Vec<AnswerList>, Vec<Result<Mixed>>) = items.into_iter().unzip();
+        Ok(Committed::of(lists, make_all(&store.shared, items.into_iter())?))
+    }
+
+    /// Makes the calls as [`commit`](Self::commit) does, and gives the answers later, all together.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let mut batch = store.batch();
+    /// batch.mark("message-7").mark("message-8");
+    /// let sent = batch.commit_async(); // meanwhile: the next messages
+    /// assert_eq!(sent.wait()?.marks.len(), 2);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// If this value is dropped before the answers are there, the calls are made nevertheless: the endings count, and what was
+    /// granted is released.
+    ///
+    /// # Errors
+    /// The errors of [`commit`](Self::commit), as the answer.
+    pub fn commit_async(self) -> Pending<Committed> {
+        let Batch { store, items } = self;
+        let (lists, items): (Vec<AnswerList>, Vec<Result<Mixed>>) = items.into_iter().unzip();
+        let sent = send_all(&store.shared, items.into_iter());
+        sent.map(move |answers| Committed::of(lists, answers))
+    }
+
+    fn add(&mut self, list: AnswerList, item: Result<Mixed>) -> &mut Self {
+        self.items.push((list, item));
+        self
+    }
+}
+
+impl Committed {
+    /// The answers to the calls that were added for those lists.
+    fn of(lists: Vec<AnswerList>, answers: Vec<Result<MixedAnswer>>) -> Self {
         let mut all = Committed::default();
-        for (list, answer) in lists.into_iter().zip(make_all(&store.shared, items.into_iter())?) {
+        for (list, answer) in lists.into_iter().zip(answers) {
             match (list, answer) {
                 (_, Ok(MixedAnswer::Claim(claim))) => all.claims.push(Ok(claim)),
                 (_, Ok(MixedAnswer::Taken(claim))) => all.taken.push(Ok(claim)),
@@ -474,12 +592,7 @@ impl Batch {
                 (AnswerList::Forgotten, Err(e)) => all.forgotten.push(Err(e)),
             }
         }
-        Ok(all)
-    }
-
-    fn add(&mut self, list: AnswerList, item: Result<Mixed>) -> &mut Self {
-        self.items.push((list, item));
-        self
+        all
     }
 }
 
@@ -561,7 +674,63 @@ fn make_all<I: KeyCall>(
     match &**shared {
         Shared::Embedded(engine) => make_embedded(shared, engine, items),
         #[cfg(feature = "backend")]
-        Shared::Other(backend) => Ok(make_elsewhere(shared, &**backend, items)),
+        Shared::Other(_) => {
+            let items: Vec<_> = items.collect();
+            let told = shared.send_many(items.iter().flatten()).wait()?;
+            Ok(answered(shared, items, told))
+        }
+    }
+}
+
+/// Sends the calls, whose answers come later, all together.
+fn send_all<I: KeyCall + Send + 'static>(
+    shared: &Arc<Shared>,
+    items: impl Iterator<Item = Result<I>>,
+) -> Pending<Vec<Result<I::Answer>>> {
+    let items = items.map(|item| item.and_then(|item| of_this_store(shared, item)));
+    let mut sent = SentItems(items.collect());
+    let underway = shared.send_many(sent.0.iter().flatten());
+    let shared = Arc::clone(shared);
+    Pending::new(underway, move |told| {
+        let told = told?;
+        let mut answers = answered(&shared, std::mem::take(&mut sent.0), told);
+        refused_whole(&mut answers)?;
+        Ok(answers)
+    })
+}
+
+/// Calls that were sent. Dropped before their answers were taken, it tells the items.
+struct SentItems<I: KeyCall>(Vec<Result<I>>);
+
+impl<I: KeyCall> Drop for SentItems<I> {
+    fn drop(&mut self) {
+        self.0.iter().flatten().for_each(KeyCall::left);
+    }
+}
+
+/// The answers to the items, in their order. `told`: those to the items that could be made.
+fn answered<I: KeyCall>(
+    shared: &Arc<Shared>,
+    items: Vec<Result<I>>,
+    told: Vec<Result<Applied>>,
+) -> Vec<Result<I::Answer>> {
+    let mut told = told.into_iter();
+    let answer = |item: I| {
+        let hash = shared.hash(item.key());
+        item.answered(shared, hash, told.next().ok_or_else(broken)?)
+    };
+    let mut answer = answer;
+    items.into_iter().map(|item| item.and_then(&mut answer)).collect()
+}
+
+/// Returns the error of the first call, if all were refused because nothing could be done.
+fn refused_whole<T>(answers: &mut Vec<Result<T>>) -> Result<()> {
+    let is_of_all =
+        |e: &Error| matches!(e.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::Forked);
+    let first_is_refused = matches!(answers.first(), Some(Err(e)) if is_of_all(e));
+    match first_is_refused && !answers.iter().any(Result::is_ok) {
+        true => answers.swap_remove(0).map(|_| ()),
+        false => Ok(()),
     }
 }
 
@@ -580,79 +749,18 @@ fn of_this_store<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I> {
 fn make_embedded<I: KeyCall>(
     shared: &Arc<Shared>,
     engine: &Embedded,
-    mut items: impl Iterator<Item = Result<I>>,
+    items: impl Iterator<Item = Result<I>>,
 ) -> Result<Vec<Result<I::Answer>>> {
     let inside = engine.enter()?;
     if engine.log.is_poisoned() {
         return Err(engine.log.poisoned());
     }
-    let mut batch = PlacedBatch::default();
-    let mut make = |(item, hash): (I, KeyHash)| {
-        let applied = item.ask(|key, call, writing| {
-            let done = engine.place(&inside, key, hash, call, writing)?;
-            batch.add(&done, writing.level.unwrap_or(Durability::Sync));
-            Ok(done.into_applied())
-        });
-        item.answered(shared, hash, applied)
-    };
     let mut answers = Vec::with_capacity(items.size_hint().0);
-    loop {
-        let hashed = |item: Result<I>| {
-            item.map(|item| {
-                let hash = engine.hash(item.key());
-                (item, hash)
-            })
-        };
-        let next: Vec<_> = items.by_ref().take(limits::LOOK_AHEAD_KEYS).map(hashed).collect();
-        if next.is_empty() {
-            break;
-        }
-        if let Err(e) = engine.log.may_go_on() {
-            answers.extend(next.into_iter().map(|_| Err(e.again())));
-            continue;
-        }
-        let hashes: Vec<_> = next.iter().flatten().map(|(_, hash)| *hash).collect();
-        engine.look_ahead(&hashes);
-        answers.extend(next.into_iter().map(|item| make(item?)));
-    }
-    // Closed or poisoned halfway: the records placed before are in flight, or their fate is unknown.
-    let is_of_all =
-        |e: &Error| matches!(e.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::Forked);
-    let first_is_refused = matches!(answers.first(), Some(Err(e)) if is_of_all(e));
-    if first_is_refused && !answers.iter().any(Result::is_ok) {
-        return answers.swap_remove(0).map(|_| Vec::new());
-    }
+    let batch = place_all(engine, &inside, items, |made| {
+        let made = made.and_then(|(item, hash, applied)| item.answered(shared, hash, applied));
+        answers.push(made);
+    });
+    refused_whole(&mut answers)?;
     engine.settle_batch(&inside, &batch)?;
     Ok(answers)
-}
-
-/// Sends all before it waits for the first; only a call on a key that is among them waits for those before it.
-#[cfg(feature = "backend")]
-fn make_elsewhere<I: KeyCall>(
-    shared: &Arc<Shared>,
-    backend: &dyn Backend,
-    items: impl Iterator<Item = Result<I>>,
-) -> Vec<Result<I::Answer>> {
-    let wait = |sent: Result<(I, Box<dyn Sent>)>| {
-        let (item, sent) = sent?;
-        let hash = shared.hash(item.key());
-        item.answered(shared, hash, sent.wait().map(Reply::into_applied))
-    };
-    let (mut answers, mut sent, mut keys) = (Vec::new(), Vec::new(), HashSet::new());
-    for item in items {
-        if let Ok(item) = &item {
-            let key = item.key().clone().into_owned();
-            if keys.contains(&key) {
-                answers.extend(sent.drain(..).map(wait));
-                keys.clear();
-            }
-            keys.insert(key);
-        }
-        sent.push(item.map(|item| {
-            let sent = item.ask(|key, call, writing| backend.send(Request::of(key, call, writing)));
-            (item, sent)
-        }));
-    }
-    answers.extend(sent.into_iter().map(wait));
-    answers
 }

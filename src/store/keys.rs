@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use super::Store;
 use crate::admin::Iter;
-use crate::claim::seen::{broken, in_progress, shown_state, state_of};
+use crate::claim::seen::{shown_state, state_of};
 use crate::claim::{
-    Attempt, ClaimGuard, Forgetting, Pending, Resolution, State, Ticket, ToForget, make,
+    Attaching, Attempt, ClaimGuard, Forgetting, ForgettingClaimed, Pending, Resolution, Resolving,
+    Revoking, State, Ticket, ToForget, make, send,
 };
-use crate::engine::{EncodedOutcome, Writing};
-use crate::operation::cut_label;
-use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::Token;
-use crate::{Error, ErrorKind, Key, Result};
+use crate::{Key, Result};
 
 impl Store {
     /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
@@ -99,51 +97,26 @@ impl Store {
     /// # Cost
     /// One write and one sync, or neither if the call returns `false`.
     pub fn resolve(&self, attempt: &Attempt, resolution: Resolution) -> Result<bool> {
-        let key = attempt.key();
-        let hash = self.shared.hash(key);
-        let seen = attempt.token();
-        let settings = self.policy.resolve()?;
-        let retention = settings.retention_ms;
-        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
-        let extras = Some(&extras);
-        let applied = match resolution {
-            Resolution::Retry(reason) => {
-                let reason = cut_label(reason);
-                let conditions = Conditions {
-                    retention_ms: retention,
-                    reason: Some(&reason),
-                    extras,
-                    ..Conditions::default()
-                };
-                let writing = Writing { conditions, ..Writing::default() };
-                self.shared.apply(key, hash, Call::ResolveRetry(seen), &writing)?
-            }
-            Resolution::Record(outcome) => {
-                let parts = outcome.into_parts(self.shared.keeping())?;
-                let writing = Writing {
-                    conditions: Conditions {
-                        retention_ms: parts.retention_ms.or(retention),
-                        remember_ms: settings.remember_ms,
-                        reason: Some(parts.missing.as_deref().unwrap_or("resolved")),
-                        extras,
-                        ..Conditions::default()
-                    },
-                    outcome: Some(EncodedOutcome::of(&parts)),
-                    ..Writing::default()
-                };
-                let call = if parts.failure {
-                    Call::ResolveFail(seen)
-                } else {
-                    Call::ResolveComplete(seen)
-                };
-                self.shared.apply(key, hash, call, &writing)?
-            }
-        };
-        match applied.answer {
-            Answer::Done => Ok(true),
-            Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(key)),
-        }
+        make(&self.shared, Resolving::new(&self.shared, attempt, resolution, &self.policy)?)
+    }
+
+    /// Resolves an attempt as [`resolve`](Self::resolve) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Resolution, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// # let Some(State::Interrupted(lost)) = store.get("mail-1")? else { unreachable!() };
+    /// let retry = Resolution::retry("the outbox has no such mail");
+    /// assert!(store.resolve_async(&lost, retry).wait()?);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`resolve`](Self::resolve), as the answer.
+    pub fn resolve_async(&self, attempt: &Attempt, resolution: Resolution) -> Pending<bool> {
+        let resolving = Resolving::new(&self.shared, attempt, resolution, &self.policy);
+        send(&self.shared, resolving)
     }
 
     /// Revokes a live claim: the attempt is interrupted, with this reason, and its owner can do nothing more. Returns
@@ -171,15 +144,25 @@ impl Store {
     /// # Errors
     /// The errors of [`claim`](Self::claim).
     pub fn interrupt(&self, attempt: &Attempt, reason: impl Into<String>) -> Result<bool> {
-        let (key, reason) = (attempt.key(), cut_label(reason.into()));
-        let settings = self.policy.resolve()?;
-        let extras = CallExtras { by: settings.owner.as_deref(), ..CallExtras::default() };
-        let extras = Some(&extras);
-        let conditions = Conditions { reason: Some(&reason), extras, ..Conditions::default() };
-        let writing = Writing { conditions, ..Writing::default() };
-        let call = Call::Revoke(attempt.token());
-        let applied = self.shared.apply(key, self.shared.hash(key), call, &writing)?;
-        Ok(applied.answer == Answer::Done)
+        make(&self.shared, Revoking::new(attempt, reason.into(), &self.policy)?)
+    }
+
+    /// Revokes a live claim as [`interrupt`](Self::interrupt) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
+    /// # let Some(State::InProgress(attempt)) = store.get("import")? else { unreachable!() };
+    /// assert!(store.interrupt_async(&attempt, "it has been stuck since Monday").wait()?);
+    /// # assert!(!claim.is_live());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`interrupt`](Self::interrupt), as the answer.
+    pub fn interrupt_async(&self, attempt: &Attempt, reason: impl Into<String>) -> Pending<bool> {
+        send(&self.shared, Revoking::new(attempt, reason.into(), &self.policy))
     }
 
     /// Attaches a claim that was [detached](crate::ClaimGuard::detach), and returns its guard: the same attempt, under the
@@ -211,19 +194,27 @@ impl Store {
     /// # Cost
     /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
     pub fn attach(&self, ticket: &Ticket) -> Result<ClaimGuard> {
-        let lost = |why| Err(Error::new(ErrorKind::ClaimLost, format!("{}: {why}", ticket.key())));
-        if !ticket.is_of(self.shared.secret()) {
-            return lost("the ticket is not of this store");
-        }
-        let (key, settings) = (ticket.key(), self.policy.resolve()?);
-        let hash = self.shared.hash(key);
-        let call = Call::Attach(ticket.token());
-        let applied = self.shared.apply(key, hash, call, &Writing::default())?;
-        if applied.answer != Answer::Done {
-            return lost("the claim has ended, somebody took over, or it is attached already");
-        }
-        let state = applied.found.and_then(|found| found.state).ok_or_else(broken)?;
-        Ok(ClaimGuard::attached(Arc::clone(&self.shared), key, hash, &state, settings))
+        make(&self.shared, Attaching::new(&self.shared, ticket, &self.policy)?)
+    }
+
+    /// Attaches a detached claim as [`attach`](Self::attach) does, and gives the guard later. Dropped before that, the claim
+    /// stays detached, and its ticket attaches again.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Store, Ticket, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("job-7")? else { unreachable!() };
+    /// # let ticket = claim.detach(Duration::from_secs(900))?;
+    /// let claim = store.attach_async(&ticket).wait()?;
+    /// claim.complete_async("done").wait()?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`attach`](Self::attach), as the answer.
+    pub fn attach_async(&self, ticket: &Ticket) -> Pending<ClaimGuard> {
+        send(&self.shared, Attaching::new(&self.shared, ticket, &self.policy))
     }
 
     /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was
@@ -258,6 +249,22 @@ impl Store {
         make(&self.shared, Forgetting::new(what.into())?)
     }
 
+    /// Forgets a key as [`forget`](Self::forget) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark("message-7")?;
+    /// assert!(store.forget_async("message-7").wait()?);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`forget`](Self::forget), as the answer.
+    pub fn forget_async<'k>(&self, what: impl Into<ToForget<'k>>) -> Pending<bool> {
+        send(&self.shared, Forgetting::new(what.into().into_owned()))
+    }
+
     /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the
     /// owner has done: use this call with care.
     ///
@@ -277,18 +284,24 @@ impl Store {
     /// # Errors
     /// `ClaimLost` if the key isn't claimed under `token`. Also the errors of [`claim`](Self::claim).
     pub fn forget_claimed<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Result<()> {
-        let key = key.into();
-        key.check()?;
-        let hash = self.shared.hash(&key);
-        let call = Call::ForgetClaimed(token);
-        let applied = self.shared.apply(&key, hash, call, &Writing::default())?;
-        match applied.answer {
-            Answer::Done => Ok(()),
-            _ => Err(Error::new(
-                ErrorKind::ClaimLost,
-                format!("{key} is not claimed under token {token}"),
-            )),
-        }
+        make(&self.shared, ForgettingClaimed::new(key.into(), token)?)
+    }
+
+    /// Forgets a claimed key as [`forget_claimed`](Self::forget_claimed) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("stuck")? else { unreachable!() };
+    /// store.forget_claimed_async("stuck", claim.token()).wait()?;
+    /// assert!(claim.complete("too late").is_err());
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`forget_claimed`](Self::forget_claimed), as the answer.
+    pub fn forget_claimed_async<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Pending<()> {
+        send(&self.shared, ForgettingClaimed::new(key.into().into_owned(), token))
     }
 
     /// Returns an iterator over all keys and their states, in no particular order. Changes made during the iteration

@@ -18,7 +18,9 @@ use std::time::Duration;
 use crate::backend::{InFlight, Shared};
 use crate::claim::{
     Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, marking, send,
+    send_patiently,
 };
+use crate::types::Secret;
 use crate::{Operation, Outcome, Policy, Result};
 
 /// An open store, which remembers the outcomes of operations by their keys.
@@ -205,10 +207,8 @@ impl Store {
     }
 
     fn send_claim(&self, op: Operation<'_>, patience: Option<u64>) -> Pending<Claim> {
-        match Claiming::new(&self.shared, op.into_owned(), &self.policy) {
-            Ok(claiming) => send(&self.shared, claiming, patience),
-            Err(e) => Pending::ready(Err(e)),
-        }
+        let claiming = Claiming::new(&self.shared, op.into_owned(), &self.policy);
+        send_patiently(&self.shared, claiming, patience)
     }
 
     pub(crate) fn claim_as(&self, op: &Operation<'_>, reconciles: bool) -> Result<Claim> {
@@ -266,10 +266,7 @@ impl Store {
     /// # Errors
     /// The errors of [`claim`](Self::claim), as the answer.
     pub fn mark_async<'k>(&self, op: impl Into<Operation<'k>>) -> Pending<Mark> {
-        match Marking::new(op.into().into_owned(), &self.policy) {
-            Ok(marking) => send(&self.shared, marking, None),
-            Err(e) => Pending::ready(Err(e)),
-        }
+        send(&self.shared, Marking::new(op.into().into_owned(), &self.policy))
     }
 
     /// Records an outcome for a key without a claim, unless the key was seen before: a mark with a result. For a result that
@@ -299,6 +296,26 @@ impl Store {
         make(&self.shared, Recording::new(&self.shared, op.into(), outcome, &self.policy)?)
     }
 
+    /// Records an outcome for a key as [`record`](Self::record) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Outcome, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// assert!(store.record_async("rate-2024-05-01", Outcome::success("1.0823")).wait()?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`record`](Self::record), as the answer.
+    pub fn record_async<'k>(
+        &self,
+        op: impl Into<Operation<'k>>,
+        outcome: Outcome,
+    ) -> Pending<Mark> {
+        let op = op.into().into_owned();
+        send(&self.shared, Recording::new(&self.shared, op, outcome, &self.policy))
+    }
+
     /// Makes everything acknowledged so far durable, whatever its level. The call costs one sync.
     ///
     /// ```
@@ -315,6 +332,22 @@ impl Store {
     /// `Indeterminate` if the sync failed; `Poisoned`, `Closed`, `Forked`.
     pub fn sync(&self) -> Result<()> {
         self.shared.sync()
+    }
+
+    /// Makes everything acknowledged so far durable as [`sync`](Self::sync) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::{Durability, Operation, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.mark(Operation::new("message-7").durability(Durability::Lazy))?;
+    /// store.sync_async().wait()?;
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`sync`](Self::sync), as the answer.
+    pub fn sync_async(&self) -> Pending<()> {
+        Pending::new(self.shared.send_sync(), |told| told)
     }
 
     /// Refuses new claims from now on; claims in flight continue. See [`close`](Self::close).
@@ -367,10 +400,28 @@ impl Store {
     /// also reclaims up to two segments, until the deadline or for 200 ms, whichever is longer. Another thread does
     /// these writes. If the store wrote nothing while it was open, the close writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {
-        let left = self.shared.close(deadline)?;
         let secret = self.shared.secret();
-        let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now, secret);
-        Ok(left.into_iter().map(attempt).collect())
+        self.shared.close(deadline).map(|left| left_in_flight(left, secret))
+    }
+
+    /// Closes the store as [`close`](Self::close) does, and gives the answer later. A thread of its own waits for the claims in
+    /// flight; the close goes on if this value is dropped.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// assert!(store.close_async(Duration::from_secs(10)).wait()?.is_empty());
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`close`](Self::close), as the answer.
+    pub fn close_async(&self, deadline: Duration) -> Pending<Vec<Attempt>> {
+        let secret = self.shared.secret();
+        Pending::new(self.shared.send_close(deadline), move |left| {
+            left.map(|left| left_in_flight(left, secret))
+        })
     }
 
     pub(crate) fn new(shared: Shared, policy: Policy) -> Self {
@@ -389,6 +440,11 @@ impl Store {
     pub(crate) fn result_bytes_max(&self) -> u32 {
         self.shared.result_bytes_max()
     }
+}
+
+fn left_in_flight(left: Vec<InFlight>, secret: Secret) -> Vec<Attempt> {
+    let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now, secret);
+    left.into_iter().map(attempt).collect()
 }
 
 impl fmt::Debug for Store {

@@ -444,7 +444,7 @@ where
         if let Some(reconcile) = self.reconcile.take() {
             match reconcile(lost.attempt())? {
                 Reconciled::NotApplied => return Ok(Resumed::Granted(lost.not_applied()?)),
-                Reconciled::Applied(value) => return self.record_found(&lost, value),
+                Reconciled::Applied(value) => return self.record_found(lost, value),
                 Reconciled::Unknown => {}
             }
         }
@@ -460,7 +460,7 @@ where
         Ok(Resumed::Over(Run::Refused(Claim::Interrupted(lost).refused().hinting(hint))))
     }
 
-    fn record_found(&mut self, lost: &Interrupted, value: T) -> Result<Resumed<T>, E> {
+    fn record_found(&mut self, lost: Interrupted, value: T) -> Result<Resumed<T>, E> {
         let store = self.store.with_policy(self.op.policy().clone());
         let mut outcome = self.outcome_of(&value);
         let failure = outcome.is_failure();
@@ -468,7 +468,7 @@ where
         if let Some(why) = &unkept {
             let reason = cut_label(why.to_string());
             if store.policy().resolve()?.on_unkept == OnUnkept::Hold {
-                let held = lost.hold_because(&reason).map(|_held| self.tell(why));
+                let held = lost.hold(reason).map(|_held| self.tell(why));
                 return Ok(Resumed::Over(self.done_or_unrecorded(held, value)?));
             }
             outcome = Outcome::without_result(reason);

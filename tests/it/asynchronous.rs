@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use onlyonce::testing::{DiskFault, Sim};
-use onlyonce::{Claim, Durability, ErrorKind, Operation, Policy, State, Store};
+use onlyonce::testing::{DiskFault, Sim, SimGate};
+use onlyonce::{
+    Claim, ClaimGuard, Durability, ErrorKind, Mark, Operation, Outcome, Pending, Policy,
+    Resolution, State, Store,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -181,6 +184,383 @@ fn a_future_dropped_at_any_point_leaves_a_documented_state() {
     }
 }
 
+fn acquired(store: &Store, key: &str) -> ClaimGuard {
+    match store.claim(key).unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{key}: {other}"),
+    }
+}
+
+/// Interrupts an attempt of the key, and is asked about it.
+fn asked(store: &Store, key: &str) -> onlyonce::Interrupted {
+    drop(acquired(store, key));
+    match store.claim(key).unwrap() {
+        Claim::Interrupted(lost) => lost,
+        other => panic!("{key}: {other}"),
+    }
+}
+
+/// Another thread may still be at it.
+fn becomes(store: &Store, key: &str, is_it: impl Fn(Option<&State>) -> bool) {
+    let most = std::time::Instant::now() + MINUTE;
+    loop {
+        let state = store.get(key).unwrap();
+        if is_it(state.as_ref()) {
+            return;
+        }
+        assert!(std::time::Instant::now() < most, "{key}: {state:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// The same for every other call, on a store that does its work in the polls, and on one whose threads do it meanwhile.
+#[test]
+fn every_twin_may_be_dropped_at_any_point() {
+    for (polls, threads) in (0..6).flat_map(|polls| [(polls, false), (polls, true)]) {
+        let sim = Sim::small(1);
+        let store = if threads { sim.open_existing_or_new() } else { sim.open().unwrap() };
+        let _mark = store.mark("old").unwrap();
+        store.merge_index().unwrap();
+        let is = |name: &str| {
+            let name = name.to_owned();
+            move |state: Option<&State>| match state {
+                None => name == "absent",
+                Some(State::InProgress(_)) => name == "in progress",
+                Some(State::Interrupted(_)) => name == "interrupted",
+                Some(State::Held(_)) => name == "held",
+                Some(State::Aborted(_)) => name == "aborted",
+                Some(State::Completed(_)) => name == "completed",
+                _ => false,
+            }
+        };
+        let is_one = |store: &Store, key: &str, names: &[&str]| {
+            becomes(store, key, |state| names.iter().any(|name| is(name)(state)));
+        };
+        // Endings and the hand-over go on.
+        drop(polled(acquired(&store, "held").hold_async("why"), polls));
+        is_one(&store, "held", &["held"]);
+        let guard = acquired(&store, "detached");
+        drop(polled(guard.detach_async(MINUTE), polls));
+        is_one(&store, "detached", &["in progress"]);
+        let ends: Vec<_> =
+            ["end 1", "end 2"].map(|key| (acquired(&store, key), Outcome::success("v"))).into();
+        drop(polled(store.complete_many_async(ends), polls));
+        is_one(&store, "end 1", &["completed"]);
+        is_one(&store, "end 2", &["completed"]);
+        let mut batch = store.batch();
+        batch.complete(acquired(&store, "mixed"), "v").claim("mixed too").mark("mixed mark");
+        drop(polled(batch.commit_async(), polls));
+        is_one(&store, "mixed", &["completed"]);
+        // Undelivered grants are released.
+        is_one(&store, "mixed too", &["absent", "aborted", "interrupted"]);
+        drop(polled(store.claim_many_async(["many 1", "many 2"]), polls));
+        for key in ["many 1", "many 2"] {
+            is_one(&store, key, &["absent", "aborted", "interrupted"]);
+        }
+        let ticket = acquired(&store, "ticket").detach(MINUTE).unwrap();
+        drop(polled(store.attach_async(&ticket), polls));
+        let most = std::time::Instant::now() + MINUTE;
+        let claim = loop {
+            match store.attach(&ticket) {
+                Ok(claim) => break claim,
+                Err(e) => assert!(std::time::Instant::now() < most, "{e}"),
+            }
+        };
+        // Whatever becomes of these, the claim stays its owner's.
+        drop(polled(claim.renew_async(2 * MINUTE), polls));
+        drop(polled(claim.save_progress_async("half"), polls));
+        assert!(claim.is_live());
+        claim.complete("v").unwrap();
+        is_one(&store, "ticket", &["completed"]);
+        let claim = acquired(&store, "renewed");
+        drop(polled(claim.renew_async(MINUTE), polls));
+        drop(polled(claim.save_progress_async("half"), polls));
+        assert!(claim.is_live());
+        claim.complete("v").unwrap();
+        // Any other call was made or not.
+        let lost = asked(&store, "question");
+        drop(polled(lost.renew_async(MINUTE), polls));
+        drop(polled(lost.hold_async("why"), polls));
+        is_one(&store, "question", &["interrupted", "held"]);
+        drop(acquired(&store, "resolved"));
+        let Some(State::Interrupted(seen)) = store.get("resolved").unwrap() else { panic!() };
+        drop(polled(store.resolve_async(&seen, Resolution::retry("why")), polls));
+        is_one(&store, "resolved", &["interrupted", "aborted"]);
+        let claim = acquired(&store, "revoked");
+        let Some(State::InProgress(seen)) = store.get("revoked").unwrap() else { panic!() };
+        drop(polled(store.interrupt_async(&seen, "why"), polls));
+        is_one(&store, "revoked", &["interrupted", "in progress"]);
+        drop(polled(store.forget_claimed_async("revoked", claim.token()), polls));
+        is_one(&store, "revoked", &["interrupted", "in progress", "absent"]);
+        drop(claim);
+        is_one(&store, "revoked", &["interrupted", "absent"]);
+        drop(polled(store.forget_async("end 1"), polls));
+        drop(polled(store.forget_many_async(["end 2"]), polls));
+        drop(polled(store.mark_many_async(["mark 1", "mark 2"]), polls));
+        drop(polled(store.record_async("record", Outcome::success("v")), polls));
+        for key in ["end 1", "end 2", "mark 1", "mark 2", "record", "mixed mark"] {
+            is_one(&store, key, &["completed", "absent"]);
+        }
+        drop(polled(store.sync_async(), polls));
+        // The detached claim is nobody's: nothing is in flight.
+        let most = std::time::Instant::now() + MINUTE;
+        while store.stats().in_flight > 0 {
+            assert!(std::time::Instant::now() < most, "{} in flight", store.stats().in_flight);
+            std::thread::yield_now();
+        }
+        drop(polled(store.close_async(Duration::ZERO), polls));
+        let most = std::time::Instant::now() + MINUTE;
+        while store.get("held").is_ok() {
+            assert!(std::time::Instant::now() < most, "the close stands still");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Each twin once, with its answer.
+async fn every_twin(store: Store) {
+    let acquired = async |key: &'static str| match store.claim_async(key).await.unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{other}"),
+    };
+    let claim = acquired("job").await;
+    claim.renew_async(MINUTE).await.unwrap();
+    claim.save_progress_async("3 of 9").await.unwrap();
+    assert_eq!(claim.progress().unwrap().decode::<String>().unwrap(), "3 of 9");
+    let ticket = claim.detach_async(MINUTE).await.unwrap();
+    let claim = store.attach_async(&ticket).await.unwrap();
+    let twice = store.attach_async(&ticket).await.unwrap_err();
+    assert_eq!(twice.kind(), ErrorKind::ClaimLost);
+    assert_eq!(claim.progress().unwrap().decode::<String>().unwrap(), "3 of 9");
+    claim.renew_async(MINUTE).await.unwrap();
+    claim.hold_async("look into it").await.unwrap();
+    let Some(State::Held(held)) = store.get_async("job").await.unwrap() else { panic!() };
+    assert!(store.resolve_async(&held, Resolution::retry("why")).await.unwrap());
+    let claim = acquired("job").await;
+    let Some(State::InProgress(seen)) = store.get_async("job").await.unwrap() else { panic!() };
+    assert!(store.interrupt_async(&seen, "stuck").await.unwrap());
+    assert!(!claim.is_live());
+    assert_eq!(claim.renew_async(MINUTE).await.unwrap_err().kind(), ErrorKind::ClaimLost);
+    drop(claim);
+    let Claim::Interrupted(lost) = store.claim_async("job").await.unwrap() else { panic!() };
+    lost.renew_async(MINUTE).await.unwrap();
+    lost.hold_async("why").await.unwrap();
+    assert!(matches!(store.get_async("job").await.unwrap(), Some(State::Held(_))));
+    assert!(store.forget_async("job").await.unwrap());
+    assert!(!store.forget_async("job").await.unwrap());
+    let claim = acquired("job").await;
+    store.forget_claimed_async("job", claim.token()).await.unwrap();
+    assert_eq!(claim.complete_async("v").await.unwrap_err().kind(), ErrorKind::ClaimLost);
+    assert!(store.record_async("rate", Outcome::success("1.1")).await.unwrap().is_first());
+    let claims = store.claim_many_async(["a", "b", "a"]).await.unwrap();
+    let mut ends = Vec::new();
+    for (at, claim) in claims.into_iter().enumerate() {
+        match claim.unwrap() {
+            Claim::Acquired(claim) if at < 2 => ends.push((claim, Outcome::success("v"))),
+            Claim::InProgress(_) if at == 2 => {}
+            other => panic!("{at}: {other}"),
+        }
+    }
+    let ended = store.complete_many_async(ends).await.unwrap();
+    assert!(matches!(ended.as_slice(), [Ok(()), Ok(())]));
+    let marks = store.mark_many_async(["a", "c"]).await.unwrap();
+    assert_eq!(marks.iter().filter(|mark| mark.as_ref().unwrap().is_first()).count(), 1);
+    let mut batch = store.batch();
+    batch.forget("a").claim("a").claim("b").mark("d");
+    let committed = batch.commit_async().await.unwrap();
+    assert!(matches!(committed.forgotten.as_slice(), [Ok(true)]));
+    let claims = committed.claims.as_slice();
+    assert!(matches!(claims, [Ok(Claim::Acquired(_)), Ok(Claim::Completed(_))]), "{claims:?}");
+    drop(committed);
+    let forgotten = store.forget_many_async(["c", "never"]).await.unwrap();
+    assert!(matches!(forgotten.as_slice(), [Ok(true), Ok(false)]));
+    store.sync_async().await.unwrap();
+    // With a claim in flight that doesn't end.
+    let claim = acquired("left").await;
+    let left = store.close_async(Duration::ZERO).await.unwrap();
+    assert_eq!(left.len(), 1);
+    drop(claim);
+    assert_eq!(store.sync_async().await.unwrap_err().kind(), ErrorKind::Closed);
+    let refused = store.mark_many_async(["e"]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+}
+
+#[test]
+fn every_twin_answers_on_each_executor() {
+    let opened = || {
+        let dir = tempfile::tempdir().unwrap();
+        let before = store(&dir);
+        let _marks = before.mark_many((0..100_u64).map(|n| ("old", n))).unwrap();
+        before.close(MINUTE).unwrap();
+        drop(before);
+        (store(&dir), dir)
+    };
+    let (local, _dir) = opened();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(every_twin(local));
+    let (local, _dir) = opened();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    runtime.block_on(async { tokio::spawn(every_twin(local)).await.unwrap() });
+    let (local, _dir) = opened();
+    futures_executor::block_on(every_twin(local));
+    // Where a poll does the work itself, and on another backend.
+    futures_executor::block_on(every_twin(Sim::new(1).open().unwrap()));
+    let (local, _dir) = opened();
+    futures_executor::block_on(every_twin(Store::with_backend(local, Policy::new())));
+}
+
+/// While the disk stands still, no twin holds up the executor that polls or drops it.
+#[test]
+fn no_twin_waits_for_the_disk_in_a_poll() {
+    let sim = Sim::new(1);
+    let store = sim.open_existing_or_new();
+    let _first = store.mark("first").unwrap();
+    let ticket = acquired(&store, "ticket").detach(MINUTE).unwrap();
+    let claim = store.attach(&ticket).unwrap();
+    let (ends, held) = (acquired(&store, "ends"), acquired(&store, "held"));
+    let lost = asked(&store, "question");
+    let detached = acquired(&store, "detached");
+    let live = acquired(&store, "live");
+    let Some(State::InProgress(seen)) = store.get("live").unwrap() else { panic!() };
+    let (gate, slow) = stand_still(&sim, &store);
+    let mut sent: Vec<Box<dyn FnMut(bool) -> bool>> = Vec::new();
+    fn driven<T: 'static>(pending: Pending<T>) -> Box<dyn FnMut(bool) -> bool> {
+        let mut pending = Some(pending);
+        Box::new(move |waits| {
+            let Some(mut sent) = pending.take() else { return true };
+            if waits {
+                return sent.wait().is_ok();
+            }
+            let waker = Waker::noop();
+            match Pin::new(&mut sent).poll(&mut Context::from_waker(waker)) {
+                Poll::Ready(told) => told.is_ok(),
+                Poll::Pending => {
+                    pending = Some(sent);
+                    false
+                }
+            }
+        })
+    }
+    sent.push(driven(claim.renew_async(MINUTE)));
+    sent.push(driven(claim.save_progress_async("half")));
+    sent.push(driven(ends.complete_async("v")));
+    sent.push(driven(held.hold_async("why")));
+    sent.push(driven(lost.hold_async("why")));
+    sent.push(driven(detached.detach_async(MINUTE)));
+    sent.push(driven(store.interrupt_async(&seen, "stuck")));
+    sent.push(driven(store.forget_async("first")));
+    sent.push(driven(store.claim_many_async(["a", "b"])));
+    sent.push(driven(store.mark_many_async((0..200_u64).map(|n| ("many", n)))));
+    let mut batch = store.batch();
+    batch.mark("mixed").claim("mixed claim");
+    sent.push(driven(batch.commit_async()));
+    sent.push(driven(store.sync_async()));
+    for _ in 0..100 {
+        sent.iter_mut().for_each(|pending| {
+            pending(false);
+        });
+    }
+    drop(polled(store.claim_many_async(["dropped 1", "dropped 2"]), 3));
+    drop(polled(store.mark_async("dropped 3"), 3));
+    gate.open();
+    for (at, pending) in sent.iter_mut().enumerate() {
+        assert!(pending(true), "{at}");
+    }
+    assert!(slow.wait().unwrap().is_first());
+    drop((claim, live));
+    assert!(store.close(MINUTE).unwrap().is_empty());
+}
+
+/// A batch shares a write and a sync, sent or made.
+#[test]
+fn a_batch_that_is_sent_costs_one_sync() {
+    let store = Sim::new(1).open().unwrap();
+    let _first = store.mark("first").unwrap();
+    let syncs = store.stats().syncs;
+    let marks = store.mark_many_async((0..100_u64).map(|n| ("many", n))).wait().unwrap();
+    assert!(marks.iter().all(|mark| mark.as_ref().unwrap().is_first()));
+    assert_eq!(store.stats().syncs - syncs, 1);
+    let syncs = store.stats().syncs;
+    let marks =
+        futures_executor::block_on(store.mark_many_async((100..200_u64).map(|n| ("many", n))));
+    assert_eq!(marks.unwrap().len(), 100);
+    assert_eq!(store.stats().syncs - syncs, 1);
+    // One sync for two batches that are on their way together.
+    let syncs = store.stats().syncs;
+    let sent = [store.mark_many_async(["a", "b"]), store.mark_many_async(["c", "d"])];
+    for sent in sent {
+        assert_eq!(sent.wait().unwrap().len(), 2);
+    }
+    assert_eq!(store.stats().syncs - syncs, 1);
+}
+
+#[test]
+fn a_batch_whose_sync_fails_is_indeterminate() {
+    for polls in [false, true] {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let _first = store.mark("first").unwrap();
+        let claim = acquired(&store, "k");
+        let mut batch = store.batch();
+        batch.complete(claim, "v").claim("l").mark("m");
+        let sent = batch.commit_async();
+        sim.fail_sync(0, DiskFault::Io);
+        let told = if polls { futures_executor::block_on(sent) } else { sent.wait() };
+        assert_eq!(told.unwrap_err().kind(), ErrorKind::Indeterminate);
+        // Nobody has the claim.
+        assert!(!matches!(store.get("l"), Ok(Some(State::InProgress(_)))));
+        let refused = store.claim_many_async(["n"]).wait();
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Poisoned);
+    }
+}
+
+/// What is saved last counts, in the log and in memory.
+#[test]
+fn progress_of_calls_in_flight_together_is_that_of_the_last() {
+    let store = Sim::new(1).open().unwrap();
+    let claim = acquired(&store, "k");
+    let sent: Vec<_> = (0..20).map(|n| claim.save_progress_async(n.to_string().as_str())).collect();
+    // Answered in another order.
+    for saved in sent.into_iter().rev() {
+        saved.wait().unwrap();
+    }
+    let shown = claim.progress().unwrap().decode::<String>().unwrap();
+    let Some(State::InProgress(seen)) = store.get("k").unwrap() else { panic!() };
+    let recorded = seen.progress().unwrap().decode::<String>().unwrap();
+    assert_eq!((shown.as_str(), recorded.as_str()), ("19", "19"));
+}
+
+/// A call that is queued for the disk keeps its place: polled again, it only replaces its waker.
+#[test]
+fn a_call_that_is_polled_often_is_woken_once() {
+    #[derive(Default)]
+    struct Bell(AtomicU64);
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let sim = Sim::new(1);
+    let store = sim.open_existing_or_new();
+    let _first = store.mark("first").unwrap();
+    let (gate, slow) = stand_still(&sim, &store);
+    let (bell, old) = (Arc::new(Bell::default()), Arc::new(Bell::default()));
+    let mut sent = store.mark_async("polled");
+    let mut poll = |bell: &Arc<Bell>| {
+        let waker = Waker::from(Arc::clone(bell));
+        Pin::new(&mut sent).poll(&mut Context::from_waker(&waker))
+    };
+    assert!((0..1000).all(|_| poll(&old).is_pending() && poll(&bell).is_pending()));
+    gate.open();
+    assert!(slow.wait().unwrap().is_first());
+    while poll(&bell).is_pending() {
+        std::thread::yield_now();
+    }
+    // The last one to be polled; once more, if the sync that stood still didn't cover it.
+    assert!(bell.0.load(Ordering::SeqCst) <= 2, "woken {} times", bell.0.load(Ordering::SeqCst));
+    assert_eq!(old.0.load(Ordering::SeqCst), 0, "the waker was replaced");
+}
+
 #[test]
 fn a_failed_sync_is_told_to_every_task() {
     let sim = Sim::new(1);
@@ -196,12 +576,8 @@ fn a_failed_sync_is_told_to_every_task() {
     assert_eq!(told.unwrap_err().kind(), ErrorKind::Poisoned);
 }
 
-/// A disk that takes its time holds up neither the executor nor replays, and a wait with a deadline ends in time.
-#[test]
-fn a_slow_disk_holds_up_no_task() {
-    let sim = Sim::new(1);
-    let store = sim.open_existing_or_new();
-    let _first = store.mark("first").unwrap();
+/// Has the disk stand still in the sync of a mark.
+fn stand_still(sim: &Sim, store: &Store) -> (SimGate, Pending<Mark>) {
     // The background may sync a segment that it prepares: then the next sync is held instead.
     let held = (0..100_u64).find_map(|n| {
         let gate = sim.hold_sync();
@@ -214,8 +590,18 @@ fn a_slow_disk_holds_up_no_task() {
             }
         }
     });
-    let (gate, mut slow) = held.expect("the disk stands still");
+    let (gate, slow) = held.expect("the disk stands still");
     assert!(gate.wait_arrived(MINUTE));
+    (gate, slow)
+}
+
+/// A disk that takes its time holds up neither the executor nor replays, and a wait with a deadline ends in time.
+#[test]
+fn a_slow_disk_holds_up_no_task() {
+    let sim = Sim::new(1);
+    let store = sim.open_existing_or_new();
+    let _first = store.mark("first").unwrap();
+    let (gate, mut slow) = stand_still(&sim, &store);
     assert!(polled(store.claim_async("first"), 1000).is_none_or(|told| told.is_ok()));
     gate.open();
     assert!(slow.wait_timeout(MINUTE).expect("the disk is back").unwrap().is_first());

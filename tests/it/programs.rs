@@ -6,9 +6,9 @@ use onlyonce::admin::StateKind;
 use onlyonce::testing::Sim;
 use onlyonce::value::{Codec, Typed};
 use onlyonce::{
-    Abort, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind, Fingerprint, OnDrop,
-    OnInterrupted, Operation, Outcome, Policy, Reconciled, Resolution, Run, State, Step, Store,
-    Verdict,
+    Abort, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind, Fingerprint, Mark, OnDrop,
+    OnInterrupted, Operation, Outcome, Pending, Policy, Reconciled, Resolution, Run, State, Step,
+    Store, Verdict,
 };
 use std::cell::{Cell, RefCell};
 use std::path::Path;
@@ -252,43 +252,69 @@ fn program_5_queue_consumer() {
     assert_eq!(HANDLED.get(), 2, "c once, and bad again, for it was aborted");
 }
 
-// 6. many at once, on threads instead of tasks
+// 6. async: many tasks
 
-fn price(store: &Store, sku: u64) -> Result<Vec<u8>, Any> {
-    let claim = loop {
-        match store.claim(("price", sku))? {
-            Claim::Acquired(claim) => break claim,
-            Claim::Interrupted(lost) => break lost.take_over()?,
-            Claim::Completed(done) => return Ok(done.result().to_vec()),
-            Claim::InProgress(_) => std::thread::yield_now(),
-            other => return Err(other.refused().into()),
-        }
+async fn price(store: Store, sku: u64) -> Result<Vec<u8>, Any> {
+    let claim = match store.claim_wait_async(("price", sku), seconds(5)).await? {
+        Claim::Acquired(claim) => claim,
+        Claim::Interrupted(lost) => lost.take_over_async().await?,
+        Claim::Completed(done) => return Ok(done.result().to_vec()), // the waiters, woken by the owner
+        other => return Err(other.refused().into()),
     };
-    let quote = ask(sku);
-    claim.complete(&quote)?;
+    let quote = ask(sku).await; // cancelled here: interrupted, and a waiter is told
+    claim.complete_async(&quote).await?;
     Ok(quote)
 }
 
+fn in_flight(store: &Store) -> Result<u64, Error> {
+    // no executor: send now, wait later
+    let sent: Vec<Pending<Mark>> = (0..64_u64).map(|n| store.mark_async(n)).collect();
+    let mut firsts = 0;
+    for answer in sent {
+        firsts += u64::from(answer.wait()?.is_first());
+    }
+    Ok(firsts)
+}
+
 #[test]
-fn program_6_many_at_once() {
+fn program_6_many_tasks() {
     let sim = Sim::small(1);
     let store = sim.open().unwrap();
-    std::thread::scope(|scope| {
-        let price = |sku| {
-            scope.spawn({
-                let store = store.clone();
-                move || {
-                    BEGUN.fetch_add(1, Ordering::SeqCst);
-                    price(&store, sku).unwrap()
-                }
-            })
+    // The simulated store has no threads, and its clock stands still: the tasks of one executor do all the work.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let local = store.clone();
+    runtime.block_on(async move {
+        let price = |n: u64| {
+            let store = local.clone();
+            async move {
+                BEGUN.fetch_add(1, Ordering::SeqCst);
+                price(store, n % 4).await.map_err(|e| e.to_string())
+            }
         };
-        let asked: Vec<_> = (0..64).map(|n| (n % 4, price(n % 4))).collect();
+        let asked: Vec<_> = (0..10_000).map(|n| (n % 4, tokio::spawn(price(n)))).collect();
         for (sku, quote) in asked {
-            assert_eq!(quote.join().unwrap(), sku.to_string().into_bytes());
+            assert_eq!(quote.await.unwrap().unwrap(), sku.to_string().into_bytes());
         }
     });
     assert_eq!((ASKED.load(Ordering::SeqCst), store.stats().keys), (4, 4));
+    // Cancelled while it asks: a waiter is told, and takes over.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let local = store.clone();
+    runtime.block_on(async move {
+        BEGUN.store(0, Ordering::SeqCst);
+        let owner = tokio::spawn({
+            let store = local.clone();
+            async move { price(store, 7).await.map_err(|e| e.to_string()) }
+        });
+        while !matches!(local.get_async(("price", 7_u64)).await, Ok(Some(State::InProgress(_)))) {
+            tokio::task::yield_now().await;
+        }
+        owner.abort();
+        assert!(owner.await.is_err());
+        BEGUN.store(10_000, Ordering::SeqCst);
+        assert_eq!(price(local, 7).await.map_err(|e| e.to_string()).unwrap(), b"7");
+    });
+    assert_eq!(in_flight(&store).unwrap(), 64);
 }
 
 // 7. detached claim
@@ -571,14 +597,14 @@ async fn psp(amount: u64, idempotency_key: &str) -> Result<Resp, Error> {
 }
 
 static ASKED: AtomicU32 = AtomicU32::new(0);
-/// Threads that want a price.
+/// Tasks that want a price.
 static BEGUN: AtomicU32 = AtomicU32::new(0);
 
-fn ask(sku: u64) -> Vec<u8> {
+async fn ask(sku: u64) -> Vec<u8> {
     ASKED.fetch_add(1, Ordering::SeqCst);
     // The others come while the answer is on its way.
-    while BEGUN.load(Ordering::SeqCst) < 64 {
-        std::thread::yield_now();
+    while BEGUN.load(Ordering::SeqCst) < 10_000 {
+        tokio::task::yield_now().await;
     }
     sku.to_string().into_bytes()
 }

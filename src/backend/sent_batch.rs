@@ -1,0 +1,397 @@
+//! Many calls that are sent together, and waited for together: one write and one sync for all of them.
+//!
+//! Promises: the calls are decided in their order; polling does no I/O and doesn't wait, where the store has threads; dropped,
+//! the batch goes on, and what its calls were granted is released.
+
+#[cfg(feature = "backend")]
+use std::collections::{HashSet, VecDeque};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::desk::{Desk, Seat};
+use super::sent::{Owned, outlived};
+#[cfg(feature = "backend")]
+use super::{Backend, Reply, Request, Sent};
+use super::{Embedded, Shared};
+#[cfg(feature = "backend")]
+use crate::engine::Writing;
+use crate::engine::{Applied, Asks, Engine, Inside, PlacedBatch};
+use crate::limits;
+use crate::operation::Durability;
+#[cfg(feature = "backend")]
+use crate::operation::Key;
+#[cfg(feature = "backend")]
+use crate::protocol::{Answer, Call, Conditions};
+use crate::types::KeyHash;
+use crate::{Error, ErrorKind, Result};
+
+/// The answers to the calls, in their order.
+type ManyAnswers = Vec<Result<Applied>>;
+
+/// Calls on the embedded engine, and their progress. They count as one handle of their store.
+pub(crate) struct SentBatch {
+    shared: Arc<Shared>,
+    way: BatchWay,
+}
+
+enum BatchWay {
+    /// What is in flight is bounded: beyond that, calls are placed when they are waited for.
+    Unsent(Vec<Owned>),
+    /// Another thread places them.
+    Working(Arc<Desk<BatchWay>>),
+    Placed(PlacedCalls, Option<Arc<Seat>>),
+    Failed(Error),
+    Over,
+}
+
+/// Calls whose records are placed.
+struct PlacedCalls {
+    calls: Vec<(Owned, KeyHash, Result<Applied>)>,
+    batch: PlacedBatch,
+}
+
+impl SentBatch {
+    /// Begins the calls. Does no I/O and doesn't wait.
+    pub(super) fn send(shared: &Arc<Shared>, engine: &Embedded, calls: Vec<Owned>) -> Self {
+        let way = match engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX {
+            true => placed_by_another(engine, calls),
+            false => BatchWay::Unsent(calls),
+        };
+        SentBatch { shared: Arc::clone(shared), way }
+    }
+
+    pub(super) fn wait(mut self) -> Result<ManyAnswers> {
+        let shared = Arc::clone(&self.shared);
+        let engine = shared.embedded()?;
+        loop {
+            self.way = match std::mem::replace(&mut self.way, BatchWay::Over) {
+                _ if engine.is_foreign() => return engine.enter().map(|_inside| Vec::new()),
+                BatchWay::Unsent(calls) => place(engine, calls),
+                BatchWay::Working(desk) => desk.wait(),
+                BatchWay::Placed(placed, seat) => {
+                    let needs = engine.needs_of_batch(&placed.batch);
+                    if !engine.are_met(needs) && !engine.log.is_poisoned() {
+                        engine.provide_inside(needs);
+                    }
+                    match told(engine, placed) {
+                        ControlFlow::Break(told) => return told,
+                        ControlFlow::Continue(placed) => BatchWay::Placed(placed, seat),
+                    }
+                }
+                BatchWay::Failed(e) => return Err(e),
+                BatchWay::Over => return Err(asked_twice()),
+            };
+        }
+    }
+
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<ManyAnswers>> {
+        let shared = Arc::clone(&self.shared);
+        let engine = match shared.embedded() {
+            Ok(engine) => engine,
+            Err(e) => return Poll::Ready(Err(e)),
+        };
+        loop {
+            self.way = match std::mem::replace(&mut self.way, BatchWay::Over) {
+                way if engine.is_foreign() => {
+                    self.way = way;
+                    return Poll::Ready(engine.enter().map(|_inside| Vec::new()));
+                }
+                BatchWay::Unsent(calls) => placed_by_another(engine, calls),
+                BatchWay::Working(desk) => match desk.take() {
+                    Some(way) => way,
+                    None => {
+                        let is_set = desk.set_waker(context.waker());
+                        self.way = BatchWay::Working(desk);
+                        if is_set {
+                            return Poll::Pending;
+                        }
+                        continue;
+                    }
+                },
+                BatchWay::Placed(placed, mut seat) => match told(engine, placed) {
+                    ControlFlow::Break(told) => return Poll::Ready(told),
+                    ControlFlow::Continue(placed) => {
+                        let needs = engine.needs_of_batch(&placed.batch);
+                        engine.commit_for(needs, &mut seat, context.waker());
+                        self.way = BatchWay::Placed(placed, seat);
+                        return Poll::Pending;
+                    }
+                },
+                BatchWay::Failed(e) => return Poll::Ready(Err(e)),
+                BatchWay::Over => return Poll::Ready(Err(asked_twice())),
+            };
+        }
+    }
+}
+
+fn asked_twice() -> Error {
+    Error::new(ErrorKind::Bug, "a batch was asked for its answers twice")
+}
+
+/// The answers, if the disk has what they need; otherwise the calls are returned.
+fn told(engine: &Engine, placed: PlacedCalls) -> ControlFlow<Result<ManyAnswers>, PlacedCalls> {
+    let _inside = match engine.enter().map_err(outlived) {
+        Ok(inside) => inside,
+        Err(e) => return ControlFlow::Break(Err(e)),
+    };
+    if engine.are_met(engine.needs_of_batch(&placed.batch)) {
+        let answers = placed.calls.into_iter().map(|(_, _, applied)| applied);
+        return ControlFlow::Break(Ok(answers.collect()));
+    }
+    if !engine.log.is_poisoned() {
+        return ControlFlow::Continue(placed);
+    }
+    for (call, hash, applied) in &placed.calls {
+        if let Ok(applied) = applied {
+            engine.take_back(&call.key, *hash, applied);
+        }
+    }
+    ControlFlow::Break(Err(engine.log.indeterminate()))
+}
+
+/// Has the thread of calls place them, if there is one.
+fn placed_by_another(engine: &Embedded, calls: Vec<Owned>) -> BatchWay {
+    let desk = Desk::new();
+    let way = BatchWay::Working(Arc::clone(&desk));
+    engine.do_job(Box::new(move |engine| {
+        // A panic is the caller's, which doesn't run this: it is told of a bug, and the thread goes on.
+        let placed = catch_unwind(AssertUnwindSafe(|| place(engine, calls)));
+        let placed = placed
+            .unwrap_or_else(|_| BatchWay::Failed(engine.log.bug("a batch of calls panicked")));
+        if let Some(placed) = desk.put(placed) {
+            release(engine, placed);
+        }
+    }));
+    way
+}
+
+fn place(engine: &Engine, calls: Vec<Owned>) -> BatchWay {
+    let inside = match engine.enter() {
+        Ok(inside) => inside,
+        Err(e) => return BatchWay::Failed(e),
+    };
+    if engine.log.is_poisoned() {
+        return BatchWay::Failed(engine.log.poisoned());
+    }
+    let mut placed = Vec::with_capacity(calls.len());
+    let batch = place_all(engine, &inside, calls.into_iter().map(Ok), |call| placed.extend(call));
+    engine.log.wake_upkeep();
+    BatchWay::Placed(PlacedCalls { calls: placed, batch }, None)
+}
+
+/// Places calls in their order, and waits for space and reads where they need that. Calls `each` with every one and its answer,
+/// which isn't to be shown before the batch is settled; an item that is an error stays one.
+pub(crate) fn place_all<A: Asks>(
+    engine: &Engine,
+    inside: &Inside<'_>,
+    mut items: impl Iterator<Item = Result<A>>,
+    mut each: impl FnMut(Result<(A, KeyHash, Result<Applied>)>),
+) -> PlacedBatch {
+    let mut batch = PlacedBatch::default();
+    loop {
+        let hashed = |item: A| {
+            let hash = item.ask(|key, _, _| engine.hash(key));
+            (item, hash)
+        };
+        let ahead = items.by_ref().take(limits::LOOK_AHEAD_KEYS);
+        let next: Vec<_> = ahead.map(|item| item.map(hashed)).collect();
+        if next.is_empty() {
+            return batch;
+        }
+        if let Err(e) = engine.log.may_go_on() {
+            // Closed or poisoned half-way: the records placed before are in flight, or their fate is unknown.
+            let refused = |(item, hash)| (item, hash, Err(e.again()));
+            next.into_iter().for_each(|item| each(item.map(refused)));
+            continue;
+        }
+        let hashes: Vec<_> = next.iter().flatten().map(|(_, hash)| *hash).collect();
+        engine.look_ahead(&hashes);
+        for item in next {
+            each(item.map(|(item, hash)| {
+                let applied = item.ask(|key, call, writing| {
+                    let done = engine.place(inside, key, hash, call, writing)?;
+                    batch.add(&done, writing.level.unwrap_or(Durability::Sync));
+                    Ok(done.into_applied())
+                });
+                (item, hash, applied)
+            }));
+        }
+    }
+}
+
+/// Releases what the calls of a batch that nobody waits for were granted.
+fn release(engine: &Engine, way: BatchWay) {
+    if let BatchWay::Placed(placed, _) = way {
+        for (call, hash, applied) in &placed.calls {
+            if let Ok(applied) = applied {
+                call.release(engine, *hash, applied);
+            }
+        }
+    }
+}
+
+impl Drop for SentBatch {
+    fn drop(&mut self) {
+        let Ok(engine) = self.shared.embedded() else { return };
+        let way = std::mem::replace(&mut self.way, BatchWay::Over);
+        if engine.is_foreign() {
+            // Its locks may be held by threads that the fork doesn't have.
+            return std::mem::forget(way);
+        }
+        match way {
+            BatchWay::Working(desk) => {
+                if let Some(way) = desk.abandon() {
+                    release(engine, way);
+                }
+            }
+            // The endings among them go on, and so does the rest: each may depend on those before it.
+            BatchWay::Unsent(calls) => {
+                engine.do_job(Box::new(move |engine| release(engine, place(engine, calls))));
+            }
+            way => release(engine, way),
+        }
+    }
+}
+
+/// Calls on another backend. All are sent before the first is waited for; only a call on a key that is among them waits for
+/// those before it.
+#[cfg(feature = "backend")]
+pub(crate) struct SentElsewhere {
+    shared: Arc<Shared>,
+    rest: VecDeque<Request>,
+    sent: Vec<SentRequest>,
+    /// The keys of what was sent and isn't known to be answered.
+    keys: HashSet<Key<'static>>,
+    /// How many of those that were sent are answered.
+    answered: usize,
+}
+
+/// One of these calls.
+#[cfg(feature = "backend")]
+struct SentRequest {
+    key: Key<'static>,
+    /// For the release of a grant that nobody takes.
+    level: Option<Durability>,
+    retention_ms: Option<u64>,
+    sent: Option<Box<dyn Sent>>,
+    told: Option<Result<Applied>>,
+}
+
+#[cfg(feature = "backend")]
+impl SentElsewhere {
+    pub(super) fn send(shared: &Arc<Shared>, backend: &dyn Backend, calls: Vec<Request>) -> Self {
+        let mut batch = SentElsewhere {
+            shared: Arc::clone(shared),
+            rest: calls.into(),
+            sent: Vec::new(),
+            keys: HashSet::new(),
+            answered: 0,
+        };
+        batch.send_more(backend);
+        batch
+    }
+
+    fn send_more(&mut self, backend: &dyn Backend) {
+        if self.answered == self.sent.len() {
+            self.keys.clear();
+        }
+        while let Some(request) = self.rest.pop_front() {
+            if !self.keys.insert(request.key.clone()) {
+                return self.rest.push_front(request);
+            }
+            let (level, retention_ms) = request.kept();
+            let key = request.key.clone();
+            let sent = Some(backend.send(request));
+            self.sent.push(SentRequest { key, level, retention_ms, sent, told: None });
+        }
+    }
+
+    pub(super) fn wait(mut self) -> Result<ManyAnswers> {
+        let shared = Arc::clone(&self.shared);
+        let backend = shared.other()?;
+        while self.answered < self.sent.len() {
+            if let Some(next) = self.sent.get_mut(self.answered) {
+                let told = next.sent.take().map(|sent| sent.wait().map(Reply::into_applied));
+                next.told = told;
+            }
+            self.answered += 1;
+            self.send_more(backend);
+        }
+        self.take_answers()
+    }
+
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<ManyAnswers>> {
+        let shared = Arc::clone(&self.shared);
+        let backend = match shared.other() {
+            Ok(backend) => backend,
+            Err(e) => return Poll::Ready(Err(e)),
+        };
+        while let Some(next) = self.sent.get_mut(self.answered) {
+            if let Some(sent) = &mut next.sent {
+                match sent.poll(context) {
+                    Poll::Ready(told) => next.told = Some(told.map(Reply::into_applied)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            next.sent = None;
+            self.answered += 1;
+            self.send_more(backend);
+        }
+        Poll::Ready(self.take_answers())
+    }
+
+    fn take_answers(&mut self) -> Result<ManyAnswers> {
+        let sent = std::mem::take(&mut self.sent).into_iter();
+        self.answered = 0;
+        sent.map(|sent| sent.told.ok_or_else(asked_twice)).collect()
+    }
+}
+
+/// What was granted and answered is released; a call that wasn't answered is the backend's to release.
+#[cfg(feature = "backend")]
+impl Drop for SentElsewhere {
+    fn drop(&mut self) {
+        let hash = KeyHash { high: 0, low: 0 };
+        for request in &self.sent {
+            let Some(Ok(applied)) = &request.told else { continue };
+            if let Some(claimed) = applied.claimed {
+                let retention_ms = request.retention_ms;
+                let conditions = Conditions { retention_ms, ..Conditions::default() };
+                let writing = Writing { level: request.level, conditions, ..Writing::default() };
+                let call = Call::Withdraw(claimed.token);
+                self.shared.let_go(&request.key, hash, call, super::sent::UNDELIVERED, &writing);
+            } else if applied.answer == Answer::Asked {
+                self.shared.unask(&request.key, hash, applied.question);
+            }
+        }
+    }
+}
+
+/// Many calls that were begun, on whichever backend.
+pub(crate) enum ManyUnderway {
+    Embedded(SentBatch),
+    #[cfg(feature = "backend")]
+    Other(SentElsewhere),
+}
+
+impl ManyUnderway {
+    /// Waits for the answers.
+    pub(crate) fn wait(self) -> Result<ManyAnswers> {
+        match self {
+            ManyUnderway::Embedded(sent) => sent.wait(),
+            #[cfg(feature = "backend")]
+            ManyUnderway::Other(sent) => sent.wait(),
+        }
+    }
+
+    /// Returns the answers once they are there.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<ManyAnswers>> {
+        match self {
+            ManyUnderway::Embedded(sent) => sent.poll(context),
+            #[cfg(feature = "backend")]
+            ManyUnderway::Other(sent) => sent.poll(context),
+        }
+    }
+}
