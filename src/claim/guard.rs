@@ -401,14 +401,14 @@ impl ClaimGuard {
         self.0.leave(reason);
     }
 
-    /// Ends it without the outcome that could not be recorded, for that reason, as the policy says.
-    pub(crate) fn end_unkept(self, reason: &Error, failure: bool) -> Result<()> {
+    /// The ending without the outcome that could not be recorded, for that reason, as the policy says.
+    pub(crate) fn unkept(self, reason: &Error, failure: bool) -> Result<EndingCall> {
         let reason = cut_label(reason.to_string());
         if self.0.settings.on_unkept == OnUnkept::Complete {
             let outcome = Outcome::without_result(reason);
-            return self.record(if failure { outcome.into_failure() } else { outcome });
+            return self.ending(if failure { outcome.into_failure() } else { outcome });
         }
-        self.parking(reason).make()
+        Ok(self.parking(reason))
     }
 
     /// The ending with this outcome, to be made; or why it can't be recorded, with the guard.

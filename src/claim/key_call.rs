@@ -95,6 +95,7 @@ pub(crate) struct Claiming<'k> {
     op: Operation<'k>,
     settings: Settings,
     result_bytes_max: u32,
+    reconciles: bool,
 }
 
 impl<'k> Claiming<'k> {
@@ -102,14 +103,21 @@ impl<'k> Claiming<'k> {
     pub(crate) fn new(shared: &Shared, op: Operation<'k>, defaults: &Policy) -> Result<Self> {
         op.key().check()?;
         let settings = op.policy().resolve_over(defaults)?;
-        Ok(Claiming { op, settings, result_bytes_max: shared.result_bytes_max() })
+        let result_bytes_max = shared.result_bytes_max();
+        Ok(Claiming { op, settings, result_bytes_max, reconciles: false })
+    }
+
+    /// `reconciles`: the claimant can find out what became of an attempt.
+    pub(crate) fn reconciling(self, reconciles: bool) -> Self {
+        Claiming { reconciles, ..self }
     }
 }
 
 impl Asks for Claiming<'_> {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        let (call, writing) = claiming(self.result_bytes_max, &self.op, &self.settings, false);
-        with(self.op.key(), call, &writing)
+        let Claiming { op, settings, result_bytes_max, reconciles } = self;
+        let (call, writing) = claiming(*result_bytes_max, op, settings, *reconciles);
+        with(op.key(), call, &writing)
     }
 }
 

@@ -1,9 +1,13 @@
 //! Running a closure once: [`Store::run`], and [`Runner`] with its hooks.
 
 use std::fmt;
+use std::future::{Future, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use crate::claim::{
-    Attempt, Claim, ClaimGuard, ClaimHandle, Interrupted, Recorded, Refused, Resolution,
+    Attempt, Claim, ClaimGuard, ClaimHandle, Claiming, Interrupted, KeyCall, Recorded, Refused,
+    Resolution, Resolving, make, send,
 };
 use crate::operation::cut_label;
 use crate::store::Store;
@@ -231,6 +235,45 @@ impl Store {
         self.runner(op).run(work)
     }
 
+    /// Runs the future of `work` under a claim and records its result, as [`run`](Self::run) does. It runs your code, so nothing
+    /// happens before it is polled. It works on any executor, and blocks none.
+    ///
+    /// A future that is dropped before it is ready leaves what a panic leaves: the attempt is interrupted, or aborted under
+    /// [`OnDrop::Abort`]. Once the work is done and its result is sent to the disk, the recording goes on without the future.
+    ///
+    /// ```
+    /// # use onlyonce::{Error, Run, Store};
+    /// # async fn ask(_sku: u64) -> Result<String, Error> { Ok("17.50".to_owned()) }
+    /// async fn price(store: Store, sku: u64) -> Result<Run<String>, Error> {
+    ///     store.run_async(("price", sku), |_claim| async move { ask(sku).await }).await
+    /// }
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut running = std::pin::pin!(price(store.clone(), 7));
+    /// # loop {
+    /// #     if let std::task::Poll::Ready(run) = running.as_mut().poll(&mut context) {
+    /// #         assert!(matches!(run?, Run::Done(price) if price == "17.50"));
+    /// #         break;
+    /// #     }
+    /// # }
+    /// # Ok::<(), onlyonce::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`run`](Self::run).
+    pub async fn run_async<'k, T, E, F>(
+        &self,
+        op: impl Into<Operation<'k>>,
+        work: impl FnOnce(ClaimHandle) -> F,
+    ) -> Result<Run<T>, E>
+    where
+        T: Encode + Decode,
+        E: From<Error>,
+        F: Future<Output = Result<T, E>>,
+    {
+        self.runner(op).run_async(work).await
+    }
+
     /// Prepares a [`run`](Self::run) with hooks that find out about an interrupted attempt or judge an error.
     ///
     /// ```
@@ -258,10 +301,47 @@ impl Store {
     }
 }
 
-type ToOutcome<'s, T> = Box<dyn FnOnce(&T) -> Outcome + 's>;
-type Reconcile<'s, T, E> = Box<dyn FnOnce(&Attempt) -> Result<Reconciled<T>, E> + 's>;
-type OnError<'s, E> = Box<dyn FnOnce(&E) -> Verdict + 's>;
-type OnUnrecorded<'s> = Box<dyn FnOnce(&Error) + 's>;
+// They are sent along with the future of a run.
+type ToOutcome<'s, T> = Box<dyn FnOnce(&T) -> Outcome + Send + 's>;
+type OnError<'s, E> = Box<dyn FnOnce(&E) -> Verdict + Send + 's>;
+type OnUnrecorded<'s> = Box<dyn FnOnce(&Error) + Send + 's>;
+type FutureOf<'s, T> = Pin<Box<dyn Future<Output = T> + Send + 's>>;
+type Reconciling<'s, T, E> = Box<dyn FnOnce(&Attempt) -> Result<Reconciled<T>, E> + Send + 's>;
+type ReconcilingLater<'s, T, E> =
+    Box<dyn FnOnce(Attempt) -> FutureOf<'s, Result<Reconciled<T>, E>> + Send + 's>;
+
+enum Reconcile<'s, T, E> {
+    Now(Reconciling<'s, T, E>),
+    Later(ReconcilingLater<'s, T, E>),
+}
+
+/// What waits while a run waits for the store.
+#[derive(Clone, Copy)]
+enum RunBy {
+    Thread,
+    Task,
+}
+
+impl RunBy {
+    /// Makes a call, and waits for its answer.
+    async fn make<I>(self, store: &Store, item: Result<I>) -> Result<I::Answer>
+    where
+        I: KeyCall + Send + 'static,
+    {
+        match self {
+            RunBy::Thread => make(&store.shared, item?),
+            RunBy::Task => send(&store.shared, item).await,
+        }
+    }
+}
+
+/// A run by a thread waits inside the calls that it makes, so its first poll is its last.
+fn at_once<T, E: From<Error>>(run: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    match pin!(run).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(told) => told,
+        Poll::Pending => Err(Error::new(ErrorKind::Bug, "a run by a thread waits").into()),
+    }
+}
 
 /// A prepared run with its hooks. See [`Store::runner`].
 ///
@@ -311,7 +391,7 @@ where
     /// assert_eq!((&*page, done.meta("status")), ("hello", Some("200")));
     /// # Ok::<(), Error>(())
     /// ```
-    pub fn outcome(mut self, hook: impl FnOnce(&T) -> Outcome + 's) -> Self {
+    pub fn outcome(mut self, hook: impl FnOnce(&T) -> Outcome + Send + 's) -> Self {
         self.outcome = Some(Box::new(hook));
         self
     }
@@ -335,9 +415,44 @@ where
     /// ```
     pub fn reconcile(
         mut self,
-        hook: impl FnOnce(&Attempt) -> Result<Reconciled<T>, E> + 's,
+        hook: impl FnOnce(&Attempt) -> Result<Reconciled<T>, E> + Send + 's,
     ) -> Self {
-        self.reconcile = Some(Box::new(hook));
+        self.reconcile = Some(Reconcile::Now(Box::new(hook)));
+        self
+    }
+
+    /// Sets the hook of [`reconcile`](Self::reconcile) as a future, for a run by [`run_async`](Self::run_async). It replaces a
+    /// hook that was set before.
+    ///
+    /// ```
+    /// # use onlyonce::{Attempt, Error, Reconciled, Run, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("mail-1")?);
+    /// # async fn outbox_has(_lost: &Attempt) -> Result<bool, Error> { Ok(true) }
+    /// # let run = async {
+    /// let look = |lost: Attempt| async move {
+    ///     let was_sent = outbox_has(&lost).await?;
+    ///     Ok(if was_sent { Reconciled::Applied(()) } else { Reconciled::NotApplied })
+    /// };
+    /// let run = store.runner("mail-1").reconcile_async(look);
+    /// let run = run.run_async(|_claim| async { unreachable!("it was sent") }).await?;
+    /// assert!(matches!(run, Run::Done(())));
+    /// # Ok::<(), Error>(())
+    /// # };
+    /// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut run = std::pin::pin!(run);
+    /// # loop {
+    /// #     if let std::task::Poll::Ready(run) = run.as_mut().poll(&mut context) {
+    /// #         break run?;
+    /// #     }
+    /// # }
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn reconcile_async<F>(mut self, hook: impl FnOnce(Attempt) -> F + Send + 's) -> Self
+    where
+        F: Future<Output = Result<Reconciled<T>, E>> + Send + 's,
+    {
+        self.reconcile = Some(Reconcile::Later(Box::new(|lost| Box::pin(hook(lost)))));
         self
     }
 
@@ -358,7 +473,7 @@ where
     /// assert!(matches!(store.claim("order-17")?, Claim::Failed(_)));
     /// # Ok::<(), Error>(())
     /// ```
-    pub fn on_error(mut self, hook: impl FnOnce(&E) -> Verdict + 's) -> Self {
+    pub fn on_error(mut self, hook: impl FnOnce(&E) -> Verdict + Send + 's) -> Self {
         self.on_error = Some(Box::new(hook));
         self
     }
@@ -392,7 +507,7 @@ where
     /// assert_eq!(why, Some(ErrorKind::Indeterminate));
     /// # Ok::<(), Error>(())
     /// ```
-    pub fn on_unrecorded(mut self, hook: impl FnOnce(&Error) + 's) -> Self {
+    pub fn on_unrecorded(mut self, hook: impl FnOnce(&Error) + Send + 's) -> Self {
         self.on_unrecorded = Some(Box::new(hook));
         self
     }
@@ -411,42 +526,109 @@ where
     ///
     /// # Errors
     /// The closure's error, whatever happens to the key; the errors of the hooks; and the errors of [`Store::run`].
-    pub fn run(mut self, work: impl FnOnce(&ClaimHandle) -> Result<T, E>) -> Result<Run<T>, E> {
-        let claim = self.store.claim_as(&self.op, self.reconcile.is_some())?;
-        let guard = match claim {
+    pub fn run(self, work: impl FnOnce(&ClaimHandle) -> Result<T, E>) -> Result<Run<T>, E> {
+        if let Some(Reconcile::Later(_)) = &self.reconcile {
+            let message = "a hook of reconcile_async is a future: use run_async";
+            return Err(Error::invalid(message).into());
+        }
+        at_once(self.run_by(RunBy::Thread, |guard| ready(work(guard.handle_ref()))))
+    }
+
+    /// Runs the future of `work` if the claim is granted, as [`run`](Self::run) does. See [`Store::run_async`].
+    ///
+    /// ```
+    /// # use onlyonce::{Error, Run, Store, Verdict};
+    /// # async fn charge(_key: String) -> Result<String, Error> { Ok("receipt".to_owned()) }
+    /// async fn once(store: &Store) -> Result<Run<String>, Error> {
+    ///     let run = store.runner("charge-7").on_error(|_e| Verdict::Unknown);
+    ///     run.run_async(|claim| async move { charge(claim.token().to_string()).await }).await
+    /// }
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// # let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    /// # let mut running = std::pin::pin!(once(&store));
+    /// # while running.as_mut().poll(&mut context).is_pending() {}
+    /// # assert!(matches!(store.claim("charge-7")?, onlyonce::Claim::Completed(_)));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`run`](Self::run).
+    pub async fn run_async<F>(self, work: impl FnOnce(ClaimHandle) -> F) -> Result<Run<T>, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        self.run_by(RunBy::Task, |guard| work(guard.handle())).await
+    }
+
+    async fn run_by<F>(
+        mut self,
+        by: RunBy,
+        work: impl FnOnce(&ClaimGuard) -> F,
+    ) -> Result<Run<T>, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let guard = match self.claim(by).await? {
             Claim::Acquired(guard) => guard,
             Claim::Completed(done) if done.missing().is_some() => return Ok(Run::NotKept(done)),
             Claim::Completed(done) => return Ok(Run::Replayed(done.decode()?, done)),
             Claim::Failed(failed) => return Ok(Run::Failed(failed)),
-            Claim::Interrupted(lost) => match self.after_interruption(lost)? {
+            Claim::Interrupted(lost) => match self.after_interruption(by, lost).await? {
                 Resumed::Granted(guard) => guard,
                 Resumed::Over(run) => return Ok(run),
             },
             other => return Ok(Run::Refused(other.refused())),
         };
-        match work(guard.handle_ref()) {
+        match work(&guard).await {
             Ok(value) => {
                 // The work is done: from here on not even a panic of the hook means that nothing happened.
                 guard.on_drop(OnDrop::Interrupt);
                 let outcome = self.outcome_of(&value);
-                let failure = outcome.is_failure();
-                let done = guard.record(outcome).or_else(|e| self.end_unkept(e, failure));
+                let done = self.end(by, guard, outcome).await;
                 Ok(self.done_or_unrecorded(done, value)?)
             }
             Err(e) => {
-                self.judge(guard, &e);
+                // A step held the claim: that is the word on it.
+                if guard.has_ended() {
+                    return Err(e);
+                }
+                // An error without a verdict counts as a `?` in the caller's own code would; the guard knows what a drop means.
+                match self.on_error.take().map(|judge| judge(&e)) {
+                    None => guard.leave(RETURNED_AN_ERROR),
+                    Some(verdict) => self.carry_out(by, guard, verdict).await,
+                }
                 Err(e)
             }
         }
     }
 
-    fn after_interruption(&mut self, lost: Interrupted) -> Result<Resumed<T>, E> {
-        if let Some(reconcile) = self.reconcile.take() {
-            match reconcile(lost.attempt())? {
-                Reconciled::NotApplied => return Ok(Resumed::Granted(lost.not_applied()?)),
-                Reconciled::Applied(value) => return self.record_found(lost, value),
-                Reconciled::Unknown => {}
+    // `&mut`: the hooks can be sent to another thread, but not shared with one.
+    async fn claim(&mut self, by: RunBy) -> Result<Claim> {
+        let reconciles = self.reconcile.is_some();
+        match by {
+            RunBy::Thread => self.store.claim_as(&self.op, reconciles),
+            RunBy::Task => {
+                let op = self.op.clone().into_owned();
+                let claiming = Claiming::new(&self.store.shared, op, &self.store.policy);
+                let claiming = claiming.map(|claiming| claiming.reconciling(reconciles));
+                send(&self.store.shared, claiming).await
             }
+        }
+    }
+
+    async fn after_interruption(&mut self, by: RunBy, lost: Interrupted) -> Result<Resumed<T>, E> {
+        let found = match self.reconcile.take() {
+            None => Reconciled::Unknown,
+            Some(Reconcile::Now(hook)) => hook(lost.attempt())?,
+            Some(Reconcile::Later(hook)) => hook(lost.attempt().clone()).await?,
+        };
+        match found {
+            Reconciled::NotApplied => {
+                let guard = by.make(self.store, Ok(lost.disclaiming())).await?;
+                return Ok(Resumed::Granted(guard));
+            }
+            Reconciled::Applied(value) => return self.record_found(by, lost, value).await,
+            Reconciled::Unknown => {}
         }
         let policy = self.op.policy().resolve_over(self.store.policy())?.on_interrupted;
         if lost.attempt().asked_for_hold() || policy == Some(OnInterrupted::Hold) {
@@ -454,13 +636,18 @@ where
             return Ok(Resumed::Over(Run::Refused(Claim::Held(held).refused())));
         }
         if policy == Some(OnInterrupted::Retry) {
-            return Ok(Resumed::Granted(lost.take_over()?));
+            return Ok(Resumed::Granted(by.make(self.store, Ok(lost.taking_over())).await?));
         }
         let hint = "choose OnInterrupted::Retry or Hold for the operation, or give the runner a reconcile hook";
         Ok(Resumed::Over(Run::Refused(Claim::Interrupted(lost).refused().hinting(hint))))
     }
 
-    fn record_found(&mut self, lost: Interrupted, value: T) -> Result<Resumed<T>, E> {
+    async fn record_found(
+        &mut self,
+        by: RunBy,
+        lost: Interrupted,
+        value: T,
+    ) -> Result<Resumed<T>, E> {
         let store = self.store.with_policy(self.op.policy().clone());
         let mut outcome = self.outcome_of(&value);
         let failure = outcome.is_failure();
@@ -468,7 +655,8 @@ where
         if let Some(why) = &unkept {
             let reason = cut_label(why.to_string());
             if store.policy().resolve()?.on_unkept == OnUnkept::Hold {
-                let held = lost.hold(reason).map(|_held| self.tell(why));
+                let held = by.make(&store, Ok(lost.holding(reason))).await;
+                let held = held.map(|()| self.tell(why));
                 return Ok(Resumed::Over(self.done_or_unrecorded(held, value)?));
             }
             outcome = Outcome::without_result(reason);
@@ -476,7 +664,9 @@ where
                 outcome = outcome.into_failure();
             }
         }
-        let recorded = match store.resolve(lost.attempt(), Resolution::Record(outcome)) {
+        let resolution = Resolution::Record(outcome);
+        let resolving = Resolving::new(&store.shared, lost.attempt(), resolution, store.policy());
+        let recorded = match by.make(&store, resolving).await {
             Ok(true) => {
                 if let Some(why) = &unkept {
                     self.tell(why);
@@ -515,19 +705,10 @@ where
 
     /// The caller gets the error, whatever happens to the verdict: a verdict that could not be recorded leaves the key
     /// interrupted.
-    fn judge(&mut self, guard: ClaimGuard, error: &E) {
-        // A step held the claim: that is the word on it.
-        if guard.has_ended() {
-            return;
-        }
-        // An error without a verdict counts as a `?` in the caller's own code would; the guard knows what a drop means.
-        let Some(judge) = self.on_error.take() else { return guard.leave(RETURNED_AN_ERROR) };
-        let recorded = match judge(error) {
-            Verdict::Abort(why) => guard.abort(why),
-            Verdict::Fail(outcome) => {
-                let done = guard.record(outcome.into_failure());
-                done.or_else(|e| self.end_unkept(e, true))
-            }
+    async fn carry_out(&mut self, by: RunBy, guard: ClaimGuard, verdict: Verdict) {
+        let recorded = match verdict {
+            Verdict::Abort(why) => by.make(self.store, Ok(guard.aborting(why))).await,
+            Verdict::Fail(outcome) => self.end(by, guard, outcome.into_failure()).await,
             Verdict::Unknown => {
                 guard.on_drop(OnDrop::Interrupt);
                 return guard.leave(RETURNED_AN_ERROR);
@@ -538,13 +719,16 @@ where
         }
     }
 
-    /// The work is done, and its outcome was refused before anything was written: the returned claim is ended without
-    /// it. The error remains if none was returned, or that can't be written either.
-    fn end_unkept(&mut self, refused: Error, failure: bool) -> Result<(), Error> {
+    /// Ends the claim with the outcome. If that is refused before anything was written, the returned claim is ended without it.
+    /// The error remains if none was returned, or that can't be written either.
+    async fn end(&mut self, by: RunBy, guard: ClaimGuard, outcome: Outcome) -> Result<()> {
+        let failure = outcome.is_failure();
+        let Err(refused) = by.make(self.store, guard.ending(outcome)).await else { return Ok(()) };
         let why = refused.again();
         let Some(guard) = refused.into_claim() else { return Err(why) };
         // Without the guard that may be in it: no caller is left to end that.
-        guard.end_unkept(&why, failure).map_err(|e| e.again())?;
+        let ended = by.make(self.store, guard.unkept(&why, failure)).await;
+        ended.map_err(|e| e.again())?;
         self.tell(&why);
         Ok(())
     }

@@ -61,6 +61,8 @@ mod process;
 mod reclaim;
 /// What `repair` saves, what it reports as lost, and its own crashes.
 mod repair;
+/// Closures that are futures, run once.
+mod run_async;
 /// A budget, or a disk, that is used up; what is reclaimed.
 mod room;
 /// The store's directory moved, removed or replaced while it is open.
