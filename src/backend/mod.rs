@@ -105,6 +105,8 @@ pub(crate) use embedded::Embedded;
 #[cfg(feature = "backend")]
 pub(crate) use sent::send;
 pub(crate) use sent_batch::{ManyUnderway, place_all};
+#[cfg(feature = "backend")]
+pub(crate) use shared::Elsewhere;
 #[cfg(not(feature = "backend"))]
 pub(crate) use shared::InFlight;
 pub(crate) use shared::{Errand, Shared, Syncing, Underway};

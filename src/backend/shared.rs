@@ -3,6 +3,8 @@
 //! Promises: an embedded store pays nothing for other backends, neither a copy nor an indirect call.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "backend")]
+use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,12 +17,18 @@ use super::sent_batch::{ManyUnderway, SentBatch};
 #[cfg(feature = "backend")]
 use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Terms};
-use crate::engine::{Applied, Asks, Seen, Writing};
+#[cfg(feature = "backend")]
+use crate::clock::nanos;
+#[cfg(feature = "backend")]
+use crate::engine::Waits;
+use crate::engine::{Alarm, Applied, Asks, Seen, Writing};
 use crate::operation::{Keeping, Key};
 #[cfg(feature = "backend")]
 use crate::protocol::Conditions;
 use crate::protocol::{Call, KeyState};
 use crate::sync;
+#[cfg(feature = "backend")]
+use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{KeyHash, Secret, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 
@@ -40,10 +48,89 @@ pub(crate) enum Shared {
     /// Inline, so that a call costs no more than one on the engine.
     Embedded(Embedded),
     #[cfg(feature = "backend")]
-    Other(Box<dyn Backend>),
+    Other(Elsewhere),
+}
+
+/// Another backend, and what the handles need beside it.
+#[cfg(feature = "backend")]
+pub(crate) struct Elsewhere {
+    backend: Box<dyn Backend>,
+    /// Those that are to be woken at a time, once there are some. A thread of the store does that.
+    timers: Mutex<Option<Arc<Waits>>>,
+    is_over: Arc<AtomicBool>,
+}
+
+#[cfg(feature = "backend")]
+impl Elsewhere {
+    pub(crate) fn new(backend: Box<dyn Backend>) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        Elsewhere { backend, timers: Mutex::new(None), is_over }
+    }
+
+    /// The timers, for which a thread is started when they are first needed.
+    fn timers(&self) -> Result<Arc<Waits>> {
+        let mut timers = self.timers.lock();
+        if let Some(timers) = &*timers {
+            return Ok(Arc::clone(timers));
+        }
+        let (new, is_over) = (Waits::new(), Arc::clone(&self.is_over));
+        let theirs = Arc::clone(&new);
+        let body = move || theirs.run_timers(&nanos, &|| is_over.load(Ordering::SeqCst));
+        let started = sync::spawn("onlyonce-time", body);
+        started.map_err(|e| Error::io("starting a thread for", Path::new("a store"), e))?;
+        *timers = Some(Arc::clone(&new));
+        Ok(new)
+    }
+}
+
+#[cfg(feature = "backend")]
+impl std::ops::Deref for Elsewhere {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &(dyn Backend + 'static) {
+        &*self.backend
+    }
+}
+
+#[cfg(feature = "backend")]
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        if let Some(timers) = &*self.timers.lock() {
+            timers.tell_all();
+        }
+    }
 }
 
 impl Shared {
+    /// An alarm, by the clock of [`nanos`](Self::nanos).
+    pub(crate) fn alarm(&self) -> Result<Alarm> {
+        Ok(match self {
+            Shared::Embedded(embedded) => Alarm::new(&embedded.waits),
+            #[cfg(feature = "backend")]
+            Shared::Other(backend) => Alarm::new(&backend.timers()?),
+        })
+    }
+
+    /// A clock for durations, in nanoseconds.
+    pub(crate) fn nanos(&self) -> u64 {
+        match self {
+            Shared::Embedded(embedded) => embedded.nanos(),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => nanos(),
+        }
+    }
+
+    /// Sees to it that alarms go off.
+    pub(crate) fn keep_time(&self) {
+        match self {
+            Shared::Embedded(embedded) => embedded.keep_time(),
+            // Its thread runs since the first alarm.
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => {}
+        }
+    }
+
     /// The engine of this process, for calls that concern no key.
     pub(crate) fn embedded(&self) -> Result<&Embedded> {
         match self {

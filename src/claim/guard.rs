@@ -65,6 +65,7 @@ impl ClaimGuard {
                 drop_aborts,
                 has_ended: AtomicBool::new(false),
                 steps: Steps::new(claimed, before.steps),
+                kept_alive: Mutex::new(None),
             })),
         }
     }

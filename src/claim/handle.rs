@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::keep_alive::{KeptAlive, Renewer};
 use super::step::{EarlierSteps, Steps};
 use super::{Attempt, KeyCall, Pending, make, progress, reserve, send};
 use crate::backend::Shared;
@@ -55,6 +56,8 @@ pub(super) struct ClaimInner {
     pub(super) drop_aborts: AtomicBool,
     pub(super) has_ended: AtomicBool,
     pub(super) steps: Steps,
+    /// What renews it in the background, if it is to be kept alive.
+    pub(super) kept_alive: Mutex<Option<KeptAlive>>,
 }
 
 /// What was saved of its progress.
@@ -248,6 +251,53 @@ impl ClaimHandle {
         let lease_ms = lease_millis(lease)?;
         self.may_change()?;
         Ok(Renewing { handle: self.clone(), lease_ms })
+    }
+
+    /// As [`renew_async`](Self::renew_async), in milliseconds.
+    pub(super) fn renew_for(&self, lease_ms: u64) -> Pending<()> {
+        let renewing = self.may_change().map(|()| Renewing { handle: self.clone(), lease_ms });
+        send(&self.0.shared, renewing)
+    }
+
+    /// Renews the lease in the background from now on, each time by the lease of the claim's operation, until `ceiling` has
+    /// passed since this call. The claim isn't renewed beyond that: then its lease has passed, as if its owner had stood still. A
+    /// claim without a lease gets one that lasts until the ceiling. A further call begins anew, with another ceiling.
+    ///
+    /// For work of which you know how long it takes at most, but don't want others to wait that long if it dies. Whether the
+    /// claim is still its own, the work asks by [`is_live`](Self::is_live), or learns by [`ended`](Self::ended).
+    ///
+    /// The renewals end with the claim, or when its guard is dropped. They take no thread for each claim: one thread of the store
+    /// keeps the time for all of them, and with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance)
+    /// [`step`](crate::Store::step) does.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Operation, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let sim = Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let op = Operation::new("import").lease(Duration::from_secs(30));
+    /// let Claim::Acquired(claim) = store.claim(op)? else { unreachable!() };
+    /// claim.keep_alive(Duration::from_secs(3600))?; // an import takes no longer
+    /// # for _ in 0..4 { sim.advance(Duration::from_secs(15)); store.step()?; }
+    /// assert!(claim.is_live()); // a minute later
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ClaimLost` if the claim has ended. `Invalid` for a ceiling of zero. `Io` if a store on another backend can't start a
+    /// thread. A renewal that fails later ends the renewals: the work learns of it when the lease has passed.
+    ///
+    /// # Cost
+    /// Nothing is written, except for a claim that was attached by its ticket: each of its renewals is a record. A renewal is made
+    /// whenever half of the lease has passed.
+    pub fn keep_alive(&self, ceiling: Duration) -> Result<()> {
+        let ceiling_ms = lease_millis(ceiling)?;
+        self.may_change()?;
+        let kept = Renewer::begin(self, self.0.settings.lease_ms, ceiling_ms)?;
+        // The one before ends outside the lock.
+        let before = self.0.kept_alive.lock().replace(kept);
+        drop(before);
+        Ok(())
     }
 
     /// Saves how far the work has come: `value` replaces what was saved before. It is shown to the next attempt, if this

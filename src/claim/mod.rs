@@ -1,7 +1,7 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
 //! `guard` is the owner's side of a claim, `ending` the call that ends it, `handle` what the work may do, `progress` what it
-//! saves on the way, and `ticket` what it hands over; `interrupted` is the side of a claimant that has to decide. `key_call` is one call on a key, made alone or with others,
+//! saves on the way, and `ticket` what it hands over, and `keep_alive` renews it; `interrupted` is the side of a claimant that has to decide. `key_call` is one call on a key, made alone or with others,
 //! and `operator_call` one by others than its claimants; `pending` is a call whose answer comes later. `attempt` and `recorded` are
 //! what other callers see. `seen` converts the state found of a key into these types, and `answer`
 //! converts a decision of the rules into the answer.
@@ -14,6 +14,7 @@ mod ending;
 mod guard;
 mod handle;
 mod interrupted;
+mod keep_alive;
 mod key_call;
 mod operator_call;
 mod pending;

@@ -40,8 +40,7 @@ pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk, Which};
-use waits::Waits;
-pub(crate) use waits::{Turn, WaitsTo};
+pub(crate) use waits::{Alarm, Turn, Waits, WaitsTo};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -76,7 +76,7 @@ pub(crate) enum Wakes {
 }
 
 impl Waits {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let shard =
             || WaitShard { callers: AtomicU32::new(0), queues: Mutex::new(HashTable::new()) };
         Arc::new(Waits {
@@ -93,17 +93,7 @@ impl Waits {
 
     /// Joins the callers that wait for a key, at the end.
     pub(crate) fn join(self: &Arc<Self>, key: &Key<'_>, hash: KeyHash, to: WaitsTo) -> Turn {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let waiter = Arc::new(Waiter { waker: Mutex::new(None), word: WakeWord::new() });
-        let turn = Turn {
-            waits: Arc::clone(self),
-            key: key.clone().into_owned(),
-            hash,
-            number,
-            to,
-            waiter,
-            due: None,
-        };
+        let turn = Turn { alarm: Alarm::new(self), key: key.clone().into_owned(), hash, to };
         if let Some(shard) = self.shard(hash) {
             let mut queues = shard.queues.lock();
             shard.callers.fetch_add(1, Ordering::SeqCst);
@@ -121,7 +111,7 @@ impl Waits {
                     queues.insert_unique(hash.high, queue, |queue| queue.hash.high).into_mut()
                 }
             };
-            queue.of(to).insert(number, Arc::clone(&turn.waiter));
+            queue.of(to).insert(turn.alarm.number, Arc::clone(&turn.alarm.waiter));
         }
         turn
     }
@@ -154,7 +144,7 @@ impl Waits {
     }
 
     /// Wakes everybody: the store closes.
-    pub(super) fn tell_all(&self) {
+    pub(crate) fn tell_all(&self) {
         for shard in &self.shards {
             let queues = shard.queues.lock();
             let all = queues.iter().flat_map(|queue| {
@@ -201,13 +191,13 @@ impl Waits {
         let mut found = queues.find_entry(turn.hash.high, |queue| queue.is_of(&turn.key)).ok()?;
         let queue = found.get_mut();
         let first = queue.of(turn.to).first_key_value().map(|(number, _)| *number);
-        queue.of(turn.to).remove(&turn.number)?;
+        queue.of(turn.to).remove(&turn.alarm.number)?;
         shard.callers.fetch_sub(1, Ordering::SeqCst);
         let next = queue.claimants.first_key_value().map(|(_, waiter)| Arc::clone(waiter));
         if queue.claimants.is_empty() && queue.owners.is_empty() {
             found.remove();
         }
-        next.filter(|_| turn.to == WaitsTo::Claim && first == Some(turn.number))
+        next.filter(|_| turn.to == WaitsTo::Claim && first == Some(turn.alarm.number))
     }
 }
 
@@ -227,34 +217,65 @@ impl Queue {
 /// A place among the callers that wait for a key. Dropped, it is given up, and the next claimant is woken: it may be answered
 /// differently, or has to learn of another lease.
 pub(crate) struct Turn {
-    waits: Arc<Waits>,
+    alarm: Alarm,
     key: Key<'static>,
     hash: KeyHash,
-    number: u64,
     to: WaitsTo,
-    waiter: Arc<Waiter>,
-    /// When it is woken in any case.
-    due: Option<u64>,
 }
 
 impl Turn {
     /// Whether it is the first: only the first claimant looks at the key when a lease or a delay has passed.
     pub(crate) fn is_first(&self) -> bool {
-        let Some(shard) = self.waits.shard(self.hash) else { return false };
+        let Some(shard) = self.alarm.waits.shard(self.hash) else { return false };
         let queues = shard.queues.lock();
         let queue = queues.find(self.hash.high, |queue| queue.is_of(&self.key));
         let first = queue.and_then(|queue| queue.claimants.first_key_value());
-        first.is_some_and(|(number, _)| *number == self.number)
+        first.is_some_and(|(number, _)| *number == self.alarm.number)
     }
 
     /// What is to be read before the key is looked at: a wake-up after that ends [`wait`](Self::wait) at once.
     pub(crate) fn read(&self) -> u32 {
-        self.waiter.word.read()
+        self.alarm.waiter.word.read()
     }
 
     /// Sleeps until it is woken, at most `millis`. Returns whether the time was up.
     pub(crate) fn wait(&self, seen: u32, millis: Option<u64>) -> bool {
-        self.waiter.word.wait(seen, millis)
+        self.alarm.waiter.word.wait(seen, millis)
+    }
+
+    /// See [`Alarm::set_waker`].
+    pub(crate) fn set_waker(&self, waker: &Waker) -> bool {
+        self.alarm.set_waker(waker)
+    }
+
+    /// See [`Alarm::set_due`].
+    pub(crate) fn set_due(&mut self, due: Option<u64>) -> bool {
+        self.alarm.set_due(due)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(next) = self.alarm.waits.leave(self) {
+            next.wake();
+        }
+    }
+}
+
+/// Wakes a caller at a time. Dropped, it is called off.
+pub(crate) struct Alarm {
+    waits: Arc<Waits>,
+    number: u64,
+    waiter: Arc<Waiter>,
+    /// When it is woken in any case.
+    due: Option<u64>,
+}
+
+impl Alarm {
+    pub(crate) fn new(waits: &Arc<Waits>) -> Self {
+        let number = waits.next.fetch_add(1, Ordering::Relaxed);
+        let waiter = Arc::new(Waiter { waker: Mutex::new(None), word: WakeWord::new() });
+        Alarm { waits: Arc::clone(waits), number, waiter, due: None }
     }
 
     /// Has `waker` woken instead of a thread. Returns whether none was kept: then the key is to be looked at once more, since it
@@ -295,11 +316,8 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Alarm {
     fn drop(&mut self) {
         self.set_due(None);
-        if let Some(next) = self.waits.leave(self) {
-            next.wake();
-        }
     }
 }

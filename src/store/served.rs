@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Store;
 use crate::admin::Health;
-use crate::backend::{Backend, InFlight, Request, Sent, Shared, send};
+use crate::backend::{Backend, Elsewhere, InFlight, Request, Sent, Shared, send};
 use crate::{Policy, Result};
 
 impl Store {
@@ -20,7 +20,7 @@ impl Store {
     /// # Cost
     /// Each call copies its key and its result into a request.
     pub fn with_backend(backend: impl Backend + 'static, policy: Policy) -> Store {
-        Store::new(Shared::Other(Box::new(backend)), policy)
+        Store::new(Shared::Other(Elsewhere::new(Box::new(backend))), policy)
     }
 }
 

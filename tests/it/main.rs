@@ -51,6 +51,8 @@ mod midst;
 mod lifecycle;
 /// Random lives of a store and a plain model.
 mod model;
+/// Claims that are renewed in the background.
+mod kept_alive;
 /// The list of open keys, compared with a walk over all.
 mod open_keys;
 /// The pages under docs/, and their links.

@@ -1,0 +1,254 @@
+//! Claims that are renewed in the background: how long they last, who is told, and what that costs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use onlyonce::backend::{Ask, Backend, Call, InFlight, Request, Sent};
+use onlyonce::testing::Sim;
+use onlyonce::{Claim, ClaimGuard, ErrorKind, Operation, Pending, Policy, Result, State, Store};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn leased(store: &Store, key: &str, lease: Duration) -> ClaimGuard {
+    match store.claim(Operation::new(key).lease(lease)).unwrap() {
+        Claim::Acquired(guard) => guard,
+        other => panic!("{other}"),
+    }
+}
+
+fn pass(sim: &Sim, store: &Store, time: Duration) {
+    sim.advance(time);
+    store.step().unwrap();
+}
+
+/// Whether a future was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Polls once. `None`: it waits.
+fn told<T>(pending: &mut Pending<T>, woken: &Arc<Woken>) -> Option<Result<T>> {
+    let waker = Waker::from(Arc::clone(woken));
+    match std::future::Future::poll(std::pin::Pin::new(pending), &mut Context::from_waker(&waker)) {
+        Poll::Ready(told) => Some(told),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn a_claim_that_is_kept_alive_lasts_until_the_ceiling() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = leased(&store, "k", 10 * SECOND);
+    claim.keep_alive(25 * SECOND).unwrap();
+    let (mut ended, woken) = (claim.ended(), Arc::new(Woken::default()));
+    assert!(told(&mut ended, &woken).is_none());
+    for second in 1..25 {
+        pass(&sim, &store, SECOND);
+        assert!(claim.is_live(), "after {second} s");
+        assert!(matches!(store.claim("k").unwrap(), Claim::InProgress(_)), "after {second} s");
+        if woken.0.swap(false, Ordering::SeqCst) {
+            assert!(told(&mut ended, &woken).is_none(), "after {second} s");
+        }
+    }
+    // The last renewal does not reach beyond it.
+    pass(&sim, &store, SECOND);
+    assert!(!claim.is_live());
+    assert!(woken.0.load(Ordering::SeqCst), "its owner is told");
+    told(&mut ended, &woken).expect("an answer").unwrap();
+    assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+    // Nothing renews it any more.
+    for _ in 0..30 {
+        pass(&sim, &store, SECOND);
+    }
+    assert!(!claim.is_live());
+}
+
+#[test]
+fn a_claim_without_a_lease_lasts_until_the_ceiling_too() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
+    assert_eq!(claim.keep_alive(Duration::ZERO).unwrap_err().kind(), ErrorKind::Invalid);
+    claim.keep_alive(10 * SECOND).unwrap();
+    pass(&sim, &store, 9 * SECOND);
+    assert!(claim.is_live());
+    // A further call begins anew, and the one before ends nothing.
+    claim.keep_alive(10 * SECOND).unwrap();
+    pass(&sim, &store, 9 * SECOND);
+    assert!(claim.is_live());
+    pass(&sim, &store, SECOND);
+    assert!(!claim.is_live());
+}
+
+#[test]
+fn an_owner_that_is_kept_alive_is_told_of_a_revocation() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = leased(&store, "k", 10 * SECOND);
+    claim.keep_alive(3600 * SECOND).unwrap();
+    let (mut ended, woken) = (claim.ended(), Arc::new(Woken::default()));
+    assert!(told(&mut ended, &woken).is_none());
+    let Some(State::InProgress(seen)) = store.get("k").unwrap() else { panic!() };
+    assert!(store.interrupt(&seen, "stuck").unwrap());
+    assert!(woken.0.load(Ordering::SeqCst) && !claim.is_live());
+    told(&mut ended, &woken).expect("an answer").unwrap();
+    // It isn't got back behind the operator's back.
+    for _ in 0..4 {
+        pass(&sim, &store, 5 * SECOND);
+        assert!(!claim.is_live());
+        assert!(matches!(store.get("k").unwrap(), Some(State::Interrupted(_))));
+    }
+}
+
+#[test]
+fn renewals_end_with_the_claim_or_its_guard() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let ends: [fn(ClaimGuard); 3] = [
+        |claim| claim.complete("v").unwrap(),
+        drop,
+        |claim| {
+            // A handle keeps nothing alive.
+            let handle = claim.handle();
+            drop(claim);
+            assert_eq!(handle.keep_alive(SECOND).unwrap_err().kind(), ErrorKind::ClaimLost);
+        },
+    ];
+    for (at, end) in ends.into_iter().enumerate() {
+        let key = format!("key {at}");
+        let claim = leased(&store, &key, 10 * SECOND);
+        claim.keep_alive(3600 * SECOND).unwrap();
+        end(claim);
+        let before = store.get(key.as_str()).unwrap().map(|state| state.to_string());
+        assert!(!before.as_ref().is_some_and(|state| state.contains("in progress")), "{before:?}");
+        for _ in 0..4 {
+            pass(&sim, &store, 5 * SECOND);
+        }
+        assert!(!matches!(store.get(key.as_str()).unwrap(), Some(State::InProgress(_))));
+    }
+    // Nor is the store kept open.
+    let claim = leased(&store, "last", 10 * SECOND);
+    claim.keep_alive(3600 * SECOND).unwrap();
+    drop((claim, store));
+    sim.open().unwrap();
+}
+
+/// Its lease is stored, so the renewals are, too: another process would see it lapse otherwise.
+#[test]
+fn a_detached_claim_is_renewed_in_the_log() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap().with_policy(Policy::new().lease(10 * SECOND));
+    let Claim::Acquired(claim) = store.claim("job").unwrap() else { panic!() };
+    let ticket = claim.detach(10 * SECOND).unwrap();
+    let claim = store.attach(&ticket).unwrap();
+    claim.keep_alive(60 * SECOND).unwrap();
+    for _ in 0..5 {
+        pass(&sim, &store, 5 * SECOND);
+        assert!(claim.is_live());
+    }
+    // Left as it was: its lease of 10 s runs since the last renewal.
+    sim.kill();
+    drop((claim, store));
+    let store = sim.open().unwrap();
+    assert!(matches!(store.claim("job").unwrap(), Claim::InProgress(_)));
+    store.attach(&ticket).unwrap().complete("done").unwrap();
+}
+
+/// On a store without threads `step` renews all of them, so none takes a thread.
+#[test]
+fn many_thousand_are_kept_alive_by_one_step() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let ops = (0..5000_u64).map(|n| Operation::new(n).lease(10 * SECOND));
+    let claims: Vec<_> = store
+        .claim_many(ops)
+        .unwrap()
+        .into_iter()
+        .map(|claim| match claim.unwrap() {
+            Claim::Acquired(claim) => claim,
+            other => panic!("{other}"),
+        })
+        .collect();
+    claims.iter().for_each(|claim| claim.keep_alive(100 * SECOND).unwrap());
+    let records = store.stats().records;
+    for _ in 0..19 {
+        pass(&sim, &store, 5 * SECOND);
+        assert!(claims.iter().all(|claim| claim.is_live()));
+    }
+    // What the background wrote meanwhile.
+    let written = store.stats().records - records;
+    assert!(written < 100, "{written} records: renewals are written");
+    pass(&sim, &store, 5 * SECOND);
+    assert!(!claims.iter().any(|claim| claim.is_live()));
+}
+
+#[test]
+fn a_close_ends_what_is_kept_alive() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_or_create(dir.path().join("keys")).unwrap();
+    let claims: Vec<_> =
+        (0..100).map(|n| leased(&store, &format!("key {n}"), 10 * SECOND)).collect();
+    claims.iter().for_each(|claim| claim.keep_alive(3600 * SECOND).unwrap());
+    assert_eq!(store.close(Duration::ZERO).unwrap().len(), 100);
+    assert!(!claims.iter().any(|claim| claim.is_live()));
+    drop((claims, store));
+    Store::open(dir.path().join("keys")).unwrap();
+}
+
+/// Passes on all calls, and reports renewals.
+struct Renewals {
+    store: Store,
+    tell: Sender<()>,
+}
+
+impl Backend for Renewals {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        if matches!(request.ask, Ask::Call(Call::Renew(_), _)) {
+            let _ = self.tell.send(());
+        }
+        self.store.send(request)
+    }
+    fn result_bytes_max(&self) -> u32 {
+        self.store.result_bytes_max()
+    }
+    fn secret(&self) -> [u8; 32] {
+        self.store.secret()
+    }
+    fn check(&self) -> Result<()> {
+        self.store.check()
+    }
+    fn sync(&self) -> Result<()> {
+        Backend::sync(&self.store)
+    }
+    fn drain(&self) {
+        self.store.drain();
+    }
+    fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
+        Backend::close(&self.store, deadline)
+    }
+}
+
+/// There a thread of the store keeps the time, by the real clock.
+#[test]
+fn claims_on_another_backend_are_kept_alive_too() {
+    let (tell, told) = channel();
+    let embedded = Sim::new(1).open().unwrap();
+    let store = Store::with_backend(Renewals { store: embedded, tell }, Policy::new());
+    let claims = ["a", "b"].map(|key| leased(&store, key, Duration::from_millis(20)));
+    claims.iter().for_each(|claim| claim.keep_alive(3600 * SECOND).unwrap());
+    for _ in 0..10 {
+        told.recv_timeout(60 * SECOND).expect("a renewal");
+    }
+    drop((claims, store));
+    // The thread ends with the store, and with it the backend.
+    while told.recv_timeout(60 * SECOND).is_ok() {}
+}
