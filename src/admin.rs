@@ -590,7 +590,7 @@ impl Health {
 #[derive(Clone, Default, Debug)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Known keys, including expired ones. A key may be counted twice if it changed after it was sealed, or if it was
+    /// Known keys, including expired ones, and steps that have ended, until compaction removes them. A key may be counted twice if it changed after it was sealed, or if it was
     /// forgotten but is not yet compacted away.
     pub keys: u64,
     /// Claims in flight.

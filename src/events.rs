@@ -457,7 +457,7 @@ const LOST: Metric = Metric::new(
     "onlyonce_claims_lost_total",
     MetricKind::Counter,
     MetricUnit::Count,
-    "calls of owners that came after another attempt had taken over",
+    "calls that named an attempt which was no longer the key's current one",
 );
 const LAPSED: Metric = Metric::new(
     "onlyonce_leases_lapsed_total",

@@ -226,7 +226,7 @@ pub enum Call {
     BeginStep(Token),
     /// The owner announces a step, whose name the key carries until the step has ended.
     Announce(Token),
-    /// The owner records that a step has ended, and its result. Decided by what is known of the key.
+    /// The owner records that a step has ended, and its result. Decided by the state of the claim's key, not of the step's.
     EndStep {
         /// The claim's.
         token: Token,

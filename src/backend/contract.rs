@@ -26,7 +26,7 @@ pub trait Backend: Send + Sync {
     fn result_bytes_max(&self) -> u32;
 
     /// Returns the store's secret, from which tickets and downstream keys are made. It must be the same for every process that
-    /// opens the store, for as long as the store exists, and known to nobody else. Called often: it doesn't wait.
+    /// opens the store, for as long as the store exists, and known to nobody else. It is called often, and must not block.
     fn secret(&self) -> [u8; 32];
 
     /// Succeeds if a claim would be accepted now, and otherwise returns the reason: `StorageFull`, `Poisoned`,

@@ -234,8 +234,9 @@ impl ClaimGuard {
         }
     }
 
-    /// Ends the claim as one that had no effect, so that the next claim is granted. If an earlier attempt's fate is
-    /// still open, the key is interrupted again, because an abort says nothing about the earlier attempt.
+    /// Ends the claim as one that had no effect, so that the next claim is granted. The key is interrupted instead if an
+    /// earlier attempt's fate is still open, or if an [announced](crate::Step::announced) step has not ended: the abort says
+    /// nothing about either.
     ///
     /// The ending is durable on return at the level of [`durability`](crate::Policy::durability). It costs one write,
     /// and one sync at `Sync`.

@@ -1,7 +1,7 @@
 //! Steps of a claim: [`Step`], each of which is done once across the attempts at a key.
 //!
-//! Promises: a step that has ended is not run again in the life of its key, and its result is replayed; a step of which
-//! nobody knows whether it ran is told so before it runs. The calls of a step follow one another in [`StepRun`], whether a
+//! Promises: a step that has ended is not run again in the life of its key, and its result is replayed; a step that may have
+//! run before is marked so (`may_have_run`) before its work runs. The calls of a step follow one another in [`StepRun`], whether a
 //! thread blocks on each or a future polls it.
 
 use std::collections::BTreeMap;
@@ -57,8 +57,8 @@ impl Step {
         Step { name: name.into(), input: None, is_announced: false }
     }
 
-    /// Sets the fingerprint of what the step works on. A step that was recorded with another input is an error, `Invalid`,
-    /// and is neither replayed nor run: its result would answer another question.
+    /// Sets the fingerprint of the step's input. If the step was recorded with another input, running it is an `Invalid` error,
+    /// and the step is neither replayed nor run, because the recorded result belongs to other input.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, ErrorKind, Fingerprint, Step, testing::Sim};
@@ -79,9 +79,10 @@ impl Step {
     /// [`claim_durability`](crate::Policy::claim_durability). It costs one more write, and one more sync at `Sync`.
     ///
     /// After a crash, an operator and a reconcile hook see an announced step that did not end as
-    /// [`Attempt::open_step`](crate::Attempt::open_step), and [`StepHandle::may_have_run`] is certain: it is false if the
-    /// step was not announced. So a step has to be announced from the first release that has it. An attempt that aborts while
-    /// such a step is open is interrupted instead, and its fate stays open. At most 16 steps of a key are open at a time.
+    /// [`Attempt::open_step`](crate::Attempt::open_step). If `claim_durability` is `Sync`, [`StepHandle::may_have_run`] is false
+    /// only if the step did not begin. Announce the step from the first release that runs it: an attempt of an earlier release
+    /// left no announcement. If an attempt aborts while an announced step is open, it is interrupted and its fate stays open. At
+    /// most 16 steps of a key are open at a time.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, State, Step, testing::Sim};
@@ -133,7 +134,7 @@ impl From<&String> for Step {
     }
 }
 
-/// What the work of a step is told, and what it may say.
+/// What a step's work is given: the step's name, its downstream key, and whether it may have run before.
 ///
 /// ```
 /// # use onlyonce::{Claim, Error, Step, StepHandle, testing::Sim};
@@ -177,10 +178,10 @@ impl StepHandle {
         &self.name
     }
 
-    /// Returns a key for another service, under which that service can recognize a repeated call of this step. It has 32
-    /// hexadecimal digits. It is the same in every attempt, different for each step, key and store, and can't be guessed.
-    /// Repair, backup, restore and compaction don't change it; nor does forgetting the key, so use another key for an
-    /// operation that is to be done anew.
+    /// Returns a key for another service, by which that service recognizes a repeated call of this step: 32 hexadecimal digits,
+    /// the same in every attempt, different for each step and key, and impossible to guess. Each store has its own; a copy made
+    /// by backup or restore has the same. Repair and compaction don't change it. Forgetting the key doesn't either: to do an
+    /// operation anew, use another key. Computes one hash; nothing is read or written.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, testing::Sim};
@@ -223,8 +224,9 @@ impl StepHandle {
     }
 
     /// Holds the claim's key, because nobody can say whether the step ran: no claim is granted until the key is
-    /// [resolved](crate::Store::resolve). Returns the error that the work is to return: `Held`, with the reason, or why the key
-    /// could not be held. The claim has ended then.
+    /// [resolved](crate::Store::resolve). Returns the error that the work must return. `Held`: the key is held, and the claim has
+    /// ended. `ClaimLost`: another attempt took over, or the claim had ended. Any other kind: the error that
+    /// [`ClaimGuard::hold`](crate::ClaimGuard::hold) would return; the key is not held, or for `Indeterminate` may be.
     ///
     /// The hold is durable on return, always at `Sync`. It costs one write and one sync. A reason of more than 512 bytes is
     /// cut.
@@ -290,10 +292,10 @@ impl ClaimHandle {
     /// call with the same name, in this or in a later attempt, returns the recorded result.
     ///
     /// So work of several steps goes on where it was interrupted, after a crash or an abort. If the claim ends with an
-    /// outcome, or the key is forgotten, its steps are dropped. Steps of different names run side by side.
+    /// outcome, or the key is forgotten, its steps are dropped. Steps with different names can run concurrently.
     ///
-    /// If `work` returns an error or panics, nothing is recorded, and the next call runs it again;
-    /// [`StepHandle::may_have_run`] tells it so.
+    /// If `work` returns an error or panics, or its result can't be recorded, the step has not ended: the next call runs it
+    /// again, and [`StepHandle::may_have_run`] returns `true`. The announcement of an announced step stays.
     ///
     /// The result is durable on return at the level of [`durability`](crate::Policy::durability).
     ///
@@ -319,11 +321,12 @@ impl ClaimHandle {
     /// the step is running in another thread or task of this claim, `Invalid` for an empty name, another
     /// [input](Step::input) or a 17th open step, `TooLarge` for a longer name, `StorageFull` if there is no space for a result,
     /// `Undecodable` if the recorded result is of another type. After it ran: `ClaimLost`, `TooLarge`, `StorageFull` and the
-    /// errors of [`complete`](crate::ClaimGuard::complete): the result is not recorded, or for `Indeterminate` may not be.
+    /// errors of [`complete`](crate::ClaimGuard::complete), which never return a guard here; after `Indeterminate` the result may be
+    /// recorded, and before the work the step may be announced.
     ///
     /// # Cost
     /// One write, and one sync at `Sync`; a second of each if the step is [announced](Step::announced). An attempt after the
-    /// first looks the step up before that. A replay costs that lookup and one read.
+    /// first, or a repeated call, first looks the step up. A replay costs that lookup and one read.
     pub fn step<T, E>(
         &self,
         step: impl Into<Step>,
@@ -351,8 +354,8 @@ impl ClaimHandle {
     }
 
     /// Runs a step as [`step`](Self::step) does, without blocking. `work` makes a future, which is polled as a part of the
-    /// returned one. Nothing happens until that is polled. Dropped before the work has returned, it leaves the step as a crash
-    /// at that place would; dropped after that, the recording goes on.
+    /// returned one. Nothing happens until that is polled. If the future is dropped before the work has returned, the step is
+    /// left as after a crash at that point. If it is dropped later, the result is still recorded.
     ///
     /// ```
     /// # use onlyonce::{Claim, ClaimHandle, Error, testing::Sim};
@@ -371,6 +374,8 @@ impl ClaimHandle {
     /// # }
     /// # Ok::<(), Error>(())
     /// ```
+    ///
+    /// Durability and cost are those of [`step`](Self::step).
     ///
     /// # Errors
     /// The errors of [`step`](Self::step).
@@ -402,7 +407,7 @@ impl ClaimHandle {
     }
 
     /// Returns a key for another service, under which that service can recognize a repeated call of this claim. `label` says
-    /// what it is for: each label has another key. Like [`StepHandle::downstream_key`], it is the same in every attempt.
+    /// what it is for: each label has another key, and a step of the same name has another one, too. Like [`StepHandle::downstream_key`], it is the same in every attempt.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -431,7 +436,7 @@ pub(crate) struct EarlierSteps {
 }
 
 impl EarlierSteps {
-    /// Of an interrupted attempt, by the state before the grant, if its announcements still count.
+    /// The steps of an interrupted attempt, from the state before the grant. `None`: its announcements no longer count.
     pub(super) fn of_open(state: Option<&KeyState>) -> Self {
         let announced = state.map_or(Vec::new(), |state| state.announced().to_vec());
         EarlierSteps { is_suspect: true, announced }
@@ -462,7 +467,7 @@ struct Begun {
 }
 
 impl Steps {
-    /// Of a claim that begins: what is known of the attempts before it.
+    /// The steps of a claim that begins, with what earlier attempts left.
     #[inline]
     pub(super) fn new(claimed: Claimed, before: EarlierSteps) -> Self {
         let Claimed { life, token, .. } = claimed;

@@ -193,6 +193,10 @@ impl Done {
         self.applied
     }
 
+    pub(super) fn has_placed(&self) -> bool {
+        self.placed.is_some()
+    }
+
     /// The same, with the record that was placed for it.
     pub(super) fn with(self, placed: Option<Placed>) -> Self {
         Done { placed, ..self }

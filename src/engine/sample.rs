@@ -29,7 +29,7 @@ pub(crate) struct Alive {
     pub(crate) keys: [u64; 6],
 }
 
-/// What a live record leaves its key in, and its length. A step is no key of its own.
+/// The state of a live record's key, and the record's length. `None` for a step, which is not counted as a key.
 type LiveRecord = (Option<Phase>, u64);
 
 /// Some keys of the index, and their live records; or, scaled, those of all keys.
@@ -43,7 +43,7 @@ pub(super) struct KeySample {
 }
 
 impl Alive {
-    /// Adds a live record; `phase` is `None` for a step, which is no key of its own.
+    /// Adds a live record; `phase` is `None` for a step, which is not counted as a key.
     fn add(&mut self, phase: Option<Phase>, bytes: u64) {
         self.bytes += bytes;
         if let Some(keys) = phase.and_then(|phase| self.keys.get_mut(phase as usize)) {

@@ -24,12 +24,18 @@ impl Engine {
             (None, Some(state)) => (Some(state.token), Some(state.attempt)),
             (None, None) => (None, None),
         };
+        // The owner of an attached claim left, and the claim goes on.
+        let goes_on = matches!(call, Call::Interrupt(_)) && !done.has_placed();
+        let (weight, tally) = match goes_on {
+            true => (Weight::Routine, Tally::Nothing),
+            false => (weight(call, answer), tally(call, answer)),
+        };
         self.log.events.decided(&DecidedCall {
             key,
             call: name,
             answer: answer_name(answer),
-            weight: weight(call, answer),
-            tally: tally(call, answer),
+            weight,
+            tally,
             token: token.map(|token| token.get()),
             attempt,
             // A grant is about the caller, whose label the state before doesn't have.
@@ -104,7 +110,7 @@ fn call_name(call: Call) -> &'static str {
         Call::Renew(_) => "renew",
         Call::Progress(_) => "save_progress",
         Call::BeginStep(_) => "begin_step",
-        Call::Announce(_) => "announce_step",
+        Call::Announce(_) => "announce",
         Call::EndStep { .. } => "end_step",
         Call::Detach(_) => "detach",
         Call::Attach(_) => "attach",

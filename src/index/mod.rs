@@ -53,11 +53,11 @@ impl Hasher {
             h2: hash.h2 & self.mask.low,
         };
         let hash = KeyHash { high: hash.h1, low: hash.h2 };
-        if key.is_step() { self.beside_its_claim(hash, key) } else { hash }
+        if key.is_step() { self.in_shard_of_claim(hash, key) } else { hash }
     }
 
     #[cold]
-    fn beside_its_claim(&self, hash: KeyHash, step: &Key<'_>) -> KeyHash {
+    fn in_shard_of_claim(&self, hash: KeyHash, step: &Key<'_>) -> KeyHash {
         let of = step.as_step().map_or(hash, |of| self.hash(&of.key));
         let shards = SHARDS as u64;
         KeyHash { low: hash.low - hash.low % shards + of.low % shards, ..hash }

@@ -217,7 +217,9 @@ impl<'k> Key<'k> {
         match &self.0 {
             Form::Parts(encoded) => self.check_parts(encoded),
             Form::Raw(_) | Form::Number(_) => Ok(()),
-            Form::Step(_) => Err(Error::invalid("a step is no key: name its claim's")),
+            Form::Step(_) => {
+                Err(Error::invalid("the key of a step can't be passed: pass the key of its claim"))
+            }
         }
     }
 
@@ -335,7 +337,7 @@ impl fmt::Debug for Key<'_> {
     }
 }
 
-/// For messages about damage.
+/// For messages and events.
 fn fmt_step(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match StepKey::decode(encoded) {
         Some(StepKey { name, key, .. }) => write!(f, "the step {name:?} of {key}"),

@@ -64,7 +64,8 @@ pub enum OnDrop {
     /// The attempt is interrupted, as after a crash at that point. The drop doesn't wait.
     #[default]
     Interrupt,
-    /// The attempt had no effect: it is aborted, and the next claimant is granted the key.
+    /// The attempt had no effect: it is aborted, and the next claimant is granted the key. If an announced step has not
+    /// ended, the attempt is interrupted instead.
     ///
     /// This is right only until the first effect. Just before that effect, call `claim.on_drop(OnDrop::Interrupt)`. A
     /// crash of the process is an interruption, whatever is set here.

@@ -161,7 +161,7 @@ impl<T> fmt::Debug for Reconciled<T> {
 /// ```
 #[derive(Debug)]
 pub enum Verdict {
-    /// The closure had no effect: the next claim is granted.
+    /// The closure had no effect: the next claim is granted, unless an announced step is open or an earlier attempt's fate is.
     Abort(Abort),
     /// The failure is final: it is recorded, and replayed to every later claim.
     Fail(Outcome),

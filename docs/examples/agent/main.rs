@@ -1,4 +1,5 @@
-//! An agent whose tasks go on where a kill -9 left them: each paid call is billed once, each mail sent once.
+//! An agent whose tasks continue after a kill -9: each paid call is billed once; each mail is sent at most once or at least once,
+//! as you choose.
 //!
 //! A task asks a paid model for a plan, edits a file and sends a mail. A driver kills the agent at random moments and starts it
 //! again. At the end a ledger counts from the files alone: what the model billed, what is in the outbox, what the store says.

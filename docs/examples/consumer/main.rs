@@ -1,7 +1,7 @@
-//! A queue consumer that handles each message once, through two hundred kill -9.
+//! A queue consumer that is killed 200 times: each message is handled at most once or at least once, as you choose.
 //!
-//! The queue delivers in order and remembers one number, the committed offset. Whoever dies is given everything after
-//! it again. So the consumer claims the messages of a poll, handles them, completes them with the next poll's claims in
+//! The queue delivers in order and remembers one number, the committed offset. After a crash, it delivers everything after
+//! that again. So the consumer claims the messages of a poll, handles them, completes them with the next poll's claims in
 //! one write, and commits the offset only then.
 //!
 //! ```text
