@@ -3,6 +3,7 @@
 //! Promises: no thread for each claim, and no I/O in the thread that keeps the time; nothing is renewed beyond the ceiling, or
 //! once the claim has ended. Never: keeps a claim or a store alive by itself: it knows the claim weakly.
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
