@@ -19,11 +19,12 @@ use crate::claim::{State, reserve, shown, wall, wall_millis};
 use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Seen, Walk, Which};
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
+use crate::operation::Lies;
 use crate::protocol::{Phase, Presence, is_delayed, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::sealed::listed::ListedFile;
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Lsn, WallMillis};
+use crate::types::{KeyHash, Lsn, Token, WallMillis};
 use crate::{Error, Key, Result, limits};
 
 /// Repairs the store in `dir`, which no process may have open. Rebuilds a lost manifest, and drops damaged records if
@@ -165,12 +166,43 @@ impl StateKind {
 #[must_use = "a walk does nothing until it is asked for its next key"]
 pub struct Iter {
     shared: Arc<Shared>,
+    /// `Err`: why it can't be known, which the first step returns.
+    scope: Result<Scope>,
     states: Option<Vec<StateKind>>,
     prefix: Option<Key<'static>>,
     walk: Option<Walk>,
     /// `None`: in no particular order.
     by_age: Option<ByAge>,
     is_over: bool,
+}
+
+/// The keys of a walk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Those in no namespace.
+    Root,
+    /// Those in the namespace of that id.
+    Space(Token),
+    /// There is no such namespace.
+    Nothing,
+}
+
+impl Scope {
+    fn has(self, key: &Key<'_>) -> bool {
+        match key.lies() {
+            Lies::InRoot => self == Scope::Root,
+            Lies::In(id) => self == Scope::Space(id),
+            Lies::Names(_) => false,
+        }
+    }
+
+    /// A key that was shown, as it is stored.
+    fn stored(self, key: &Key<'_>) -> Key<'static> {
+        match self {
+            Scope::Space(id) => key.in_space(id),
+            Scope::Root | Scope::Nothing => key.clone().into_owned(),
+        }
+    }
 }
 
 /// A walk in the order of age.
@@ -185,8 +217,9 @@ struct ByAge {
 }
 
 impl Iter {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Iter { shared, states: None, prefix: None, walk: None, by_age: None, is_over: false }
+    pub(crate) fn new(shared: Arc<Shared>, scope: Result<Scope>) -> Self {
+        let (states, prefix, walk, by_age) = (None, None, None, None);
+        Iter { shared, scope, states, prefix, walk, by_age, is_over: false }
     }
 
     /// Shows only keys in one of these states.
@@ -304,7 +337,10 @@ impl Iter {
         key: Key<'static>,
         hash: KeyHash,
     ) -> Result<Option<(Key<'static>, Seen)>> {
-        if self.prefix.as_ref().is_some_and(|prefix| !key.starts_with(prefix)) {
+        if !self.scope.as_ref().is_ok_and(|scope| scope.has(&key)) {
+            return Ok(None);
+        }
+        if self.prefix.as_ref().is_some_and(|prefix| !key.shown().starts_with(prefix)) {
             return Ok(None);
         }
         let Some(seen) = engine.look_from(inside, &key, hash)? else { return Ok(None) };
@@ -326,6 +362,14 @@ impl Iterator for Iter {
         if self.is_over {
             return None;
         }
+        let scope = match std::mem::replace(&mut self.scope, Ok(Scope::Nothing)) {
+            Ok(scope) => scope,
+            Err(e) => {
+                self.is_over = true;
+                return Some(Err(e));
+            }
+        };
+        self.scope = Ok(scope);
         let shared = Arc::clone(&self.shared);
         let entered = shared.embedded().and_then(|engine| Ok((engine, engine.enter()?)));
         let (engine, inside) = match entered {
@@ -358,7 +402,7 @@ impl Iterator for Iter {
         self.walk = Some(walk);
         let secret = self.shared.secret();
         next.map(|found| {
-            found.and_then(|(key, seen)| Ok((key.clone(), state_of(&key, seen, secret)?)))
+            found.and_then(|(key, seen)| Ok((key.shown().clone(), state_of(&key, seen, secret)?)))
         })
     }
 }
@@ -408,7 +452,7 @@ impl Iter {
                 match met {
                     Ok((key, seen)) => {
                         let since = wall_millis(seen.state.since, seen.state.wall_offset);
-                        left.push(Cursor::new(since, key));
+                        left.push(Cursor::new(since, key.shown().clone()));
                     }
                     // Each further step would fail, too.
                     Err(e) if engine.is_closing() => {
@@ -426,8 +470,12 @@ impl Iter {
             by_age.left = Some(left);
         }
         while let Some(cursor) = by_age.left.as_mut().and_then(Vec::pop) {
-            let hash = engine.hash(cursor.key());
-            let met = self.look(engine, inside, cursor.key().clone(), hash);
+            let key = self
+                .scope
+                .as_ref()
+                .map_or_else(|_| cursor.key().clone(), |scope| scope.stored(cursor.key()));
+            let hash = engine.hash(&key);
+            let met = self.look(engine, inside, key, hash);
             by_age.last = Some(cursor);
             if let Some(found) = met.transpose() {
                 return Some(found);

@@ -77,6 +77,9 @@ struct Detail {
 pub enum ErrorKind {
     /// Another attempt took the key over, or the claim has ended. Stop, and change nothing more.
     ClaimLost,
+    /// The namespace of this handle has passed to another version (`Store::version`): stop using this handle. Or it was
+    /// dropped while the call was made: make the call again.
+    Superseded,
     /// No claim on the key is granted until `Store::resolve` resolves the key.
     Held,
     /// Something in flight blocks this call: a live claim (wait for it, or name its token), a step that runs in another

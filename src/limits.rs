@@ -2,6 +2,8 @@
 
 /// Longest key. A key names an operation; anything longer is content, and belongs in the fingerprint.
 pub(crate) const KEY_BYTES_MAX: usize = 4096;
+/// Former versions that a namespace remembers, 16 bytes each.
+pub(crate) const VERSIONS_MAX: usize = 64;
 
 /// Longest owner label and longest reason: enough for a host, a process and a sentence.
 pub(crate) const LABEL_BYTES_MAX: usize = 512;

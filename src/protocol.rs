@@ -245,6 +245,8 @@ pub enum Call {
     ResolveRetry(Token),
     /// An operator's word: the attempt is interrupted, and its owner can do nothing more.
     Revoke(Token),
+    /// The outcome recorded under that token is replaced by a new one, as of a key that was absent.
+    Replace(Token),
     /// The key is to be as if it had never been, unless its owner is at work.
     Forget,
     /// The same, if the key is still in the state that the caller saw.
@@ -313,6 +315,7 @@ impl Call {
             | Call::Attach(_)
             | Call::ResolveRetry(_)
             | Call::Revoke(_)
+            | Call::Replace(_)
             | Call::Forget
             | Call::ForgetSeen(_)
             | Call::ForgetClaimed(_) => false,
@@ -657,6 +660,12 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
             Some(state) if is_claimed_under(state, presence, token) => done(Change::Revoked(state)),
             _ => told(Answer::Unchanged),
         },
+        Call::Replace(seen) => match state {
+            Some(state) if state.token == seen && state.phase == Phase::Completed => {
+                done(Change::Recorded { from: None, phase: Phase::Completed })
+            }
+            _ => told(Answer::Unchanged),
+        },
         Call::Forget => match state {
             None => told(Answer::Unchanged),
             Some(state) if phase_shown(state, presence) == Phase::Claimed => {
@@ -780,6 +789,8 @@ pub(crate) enum OpenAs {
     Detached,
     /// The next attempt has to wait for a delay; once that has passed, the key is no longer open.
     Delayed,
+    /// It names a namespace. It needs nobody, but has to be found without knowing its name.
+    Space,
 }
 
 /// Whether a record leaves its key open, so that operators are shown the key. `phase` is what it leaves the key in; `None`: it

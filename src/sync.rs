@@ -97,6 +97,44 @@ impl<T> Mutex<T> {
     }
 }
 
+/// A lock that many may read at once, as little poisoned as [`Mutex`].
+#[derive(Debug)]
+pub(crate) struct RwLock<T>(InnerRw<T>);
+
+#[cfg(not(any(loom, shuttle)))]
+type InnerRw<T> = parking_lot::RwLock<T>;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) type ReadGuard<'a, T> = parking_lot::RwLockReadGuard<'a, T>;
+#[cfg(not(any(loom, shuttle)))]
+pub(crate) type WriteGuard<'a, T> = parking_lot::RwLockWriteGuard<'a, T>;
+
+#[cfg(any(loom, shuttle))]
+type InnerRw<T> = explored::RwLock<T>;
+#[cfg(any(loom, shuttle))]
+pub(crate) type ReadGuard<'a, T> = explored::RwLockReadGuard<'a, T>;
+#[cfg(any(loom, shuttle))]
+pub(crate) type WriteGuard<'a, T> = explored::RwLockWriteGuard<'a, T>;
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        RwLock(InnerRw::new(value))
+    }
+
+    pub(crate) fn read(&self) -> ReadGuard<'_, T> {
+        #[cfg(not(any(loom, shuttle)))]
+        return self.0.read();
+        #[cfg(any(loom, shuttle))]
+        return self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+    }
+
+    pub(crate) fn write(&self) -> WriteGuard<'_, T> {
+        #[cfg(not(any(loom, shuttle)))]
+        return self.0.write();
+        #[cfg(any(loom, shuttle))]
+        return self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+    }
+}
+
 #[cfg(loom)]
 use loom::sync as explored;
 #[cfg(shuttle)]

@@ -21,7 +21,7 @@ use super::{Embedded, Terms};
 use crate::clock::nanos;
 #[cfg(feature = "backend")]
 use crate::engine::Waits;
-use crate::engine::{Alarm, Applied, Asks, Seen, Writing};
+use crate::engine::{Alarm, Applied, Asks, Named, Seen, Writing};
 use crate::operation::{Keeping, Key};
 #[cfg(feature = "backend")]
 use crate::protocol::Conditions;
@@ -227,6 +227,19 @@ impl Shared {
                 let ask = Ask::Step { life, name: name.to_owned() };
                 let request = Request { key: key.clone().into_owned(), ask };
                 backend.send(request).wait().map(Reply::into_seen)
+            }
+        }
+    }
+
+    /// Returns the namespace of that name, in the one of the given id or in none.
+    pub(crate) fn named(&self, parent: Option<Token>, name: &str) -> Result<Option<Named>> {
+        match self {
+            Shared::Embedded(embedded) => embedded.named(parent, name),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => {
+                let key = Key::of_space(parent, name);
+                let seen = self.look(&key, self.hash(&key))?;
+                Ok(seen.as_ref().and_then(Named::of_seen))
             }
         }
     }

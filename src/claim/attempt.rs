@@ -80,6 +80,11 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
+        self.seen.key.shown()
+    }
+
+    /// The key as it is stored: in its namespace.
+    pub(crate) fn stored_key(&self) -> &Key<'static> {
         &self.seen.key
     }
 

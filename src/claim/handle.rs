@@ -138,7 +138,7 @@ impl ClaimHandle {
     /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
-        &self.0.key
+        self.0.key.shown()
     }
 
     /// Returns the claim's fencing token. Pass the token to the resource that the work changes, so that the resource

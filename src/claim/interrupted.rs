@@ -245,7 +245,7 @@ impl Interrupted {
     }
 
     fn renewing(&self, lease: Duration) -> Result<RenewingQuestion> {
-        let (key, lease_ms) = (self.attempt.key().clone(), lease_millis(lease)?);
+        let (key, lease_ms) = (self.attempt.stored_key().clone(), lease_millis(lease)?);
         Ok(RenewingQuestion { key, question: self.question, lease_ms })
     }
 
@@ -274,7 +274,7 @@ impl Interrupted {
         match (applied.answer, applied.claimed) {
             (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
                 Arc::clone(&self.shared),
-                self.attempt.key(),
+                self.attempt.stored_key(),
                 self.hash,
                 claimed,
                 self.settings.clone(),
@@ -289,7 +289,7 @@ impl Interrupted {
     }
 
     fn lost(&self) -> Error {
-        changed(self.attempt.key())
+        changed(self.attempt.stored_key())
     }
 }
 
@@ -321,7 +321,7 @@ impl Word {
 impl Asks for Word {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
         let Interrupted { shared, attempt, settings, fingerprint, .. } = &self.lost;
-        let key = attempt.key();
+        let key = attempt.stored_key();
         with(key, self.call, &granting(shared.result_bytes_max(), settings, key, *fingerprint))
     }
 }
@@ -330,7 +330,7 @@ impl KeyCall for Word {
     type Answer = ClaimGuard;
 
     fn key(&self) -> &Key<'_> {
-        self.lost.attempt.key()
+        self.lost.attempt.stored_key()
     }
 
     fn shared(&self) -> Option<&Arc<Shared>> {
@@ -355,7 +355,7 @@ impl Asks for HoldingLost {
         let (reason, extras) = (Some(self.reason.as_str()), Some(&extras));
         let conditions = Conditions { reason, extras, ..Conditions::default() };
         let writing = Writing { conditions, ..Writing::default() };
-        with(attempt.key(), Call::Hold(attempt.token()), &writing)
+        with(attempt.stored_key(), Call::Hold(attempt.token()), &writing)
     }
 }
 
@@ -363,7 +363,7 @@ impl KeyCall for HoldingLost {
     type Answer = ();
 
     fn key(&self) -> &Key<'_> {
-        self.lost.attempt.key()
+        self.lost.attempt.stored_key()
     }
 
     fn shared(&self) -> Option<&Arc<Shared>> {
@@ -404,7 +404,7 @@ impl KeyCall for RenewingQuestion {
 
 impl Drop for Interrupted {
     fn drop(&mut self) {
-        self.shared.unask(self.attempt.key(), self.hash, self.question);
+        self.shared.unask(self.attempt.stored_key(), self.hash, self.question);
     }
 }
 

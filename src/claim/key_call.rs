@@ -10,7 +10,7 @@ use crate::claim::seen::{broken, in_progress};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{Key, Operation, Outcome, OutcomeParts, Policy, Settings};
 use crate::protocol::{Answer, Call, Conditions, Sight, Wants};
-use crate::types::KeyHash;
+use crate::types::{KeyHash, Token};
 use crate::{Error, Result};
 
 /// A call on one key that is about to be made, alone or with others.
@@ -264,7 +264,17 @@ impl<'k> From<&'k State> for ToForget<'k> {
     }
 }
 
-impl ToForget<'_> {
+impl<'k> ToForget<'k> {
+    /// The key, if that alone was named; otherwise itself.
+    pub(crate) fn named(self) -> Result<Key<'k>, Self> {
+        if self.sight.is_none() { Ok(self.key) } else { Err(self) }
+    }
+
+    /// The key where no key can be.
+    pub(crate) fn nowhere(self) -> Self {
+        ToForget { key: self.key.in_space(Token(u64::MAX)), sight: self.sight }
+    }
+
     pub(crate) fn into_owned(self) -> ToForget<'static> {
         ToForget { key: self.key.into_owned(), sight: self.sight }
     }

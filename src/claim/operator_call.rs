@@ -38,7 +38,7 @@ impl Resolving {
                 ResolvedBy::Outcome(outcome.into_parts(shared.keeping())?)
             }
         };
-        let (key, seen) = (attempt.key().clone(), attempt.token());
+        let (key, seen) = (attempt.stored_key().clone(), attempt.token());
         Ok(Resolving { key, seen, settings: defaults.resolve()?, how })
     }
 }
@@ -102,7 +102,7 @@ pub(crate) struct Revoking {
 
 impl Revoking {
     pub(crate) fn new(attempt: &Attempt, reason: String, defaults: &Policy) -> Result<Self> {
-        let (key, seen) = (attempt.key().clone(), attempt.token());
+        let (key, seen) = (attempt.stored_key().clone(), attempt.token());
         Ok(Revoking { key, seen, reason: cut_label(reason), settings: defaults.resolve()? })
     }
 }
@@ -179,7 +179,7 @@ impl Attaching {
         if !ticket.is_of(shared.secret()) {
             return Err(not_attached(ticket.key(), "the ticket is not of this store"));
         }
-        let (key, token) = (ticket.key().clone(), ticket.token());
+        let (key, token) = (ticket.stored_key().clone(), ticket.token());
         Ok(Attaching { key, token, settings: defaults.resolve()? })
     }
 }

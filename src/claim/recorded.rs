@@ -90,6 +90,11 @@ impl Recorded {
     /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
+        self.key.shown()
+    }
+
+    /// The key as it is stored: in its namespace.
+    pub(super) fn stored_key(&self) -> &Key<'static> {
         &self.key
     }
 

@@ -49,8 +49,8 @@ impl State {
             State::InProgress(attempt)
             | State::Interrupted(attempt)
             | State::Held(attempt)
-            | State::Aborted(attempt) => attempt.key(),
-            State::Completed(record) | State::Failed(record) => record.key(),
+            | State::Aborted(attempt) => attempt.stored_key(),
+            State::Completed(record) | State::Failed(record) => record.stored_key(),
             State::Expired(expired) => &expired.key,
         }
     }

@@ -70,6 +70,11 @@ impl Ticket {
     /// ```
     #[must_use]
     pub fn key(&self) -> &Key<'static> {
+        self.key.shown()
+    }
+
+    /// The key as it is stored: in its namespace.
+    pub(crate) fn stored_key(&self) -> &Key<'static> {
         &self.key
     }
 

@@ -12,7 +12,7 @@ use crate::log::open::lifecycle::Inside;
 use crate::log::{Backing, NoRoom, Placed, Room, Segments, Span};
 use crate::operation::{Durability, Key, OutcomeParts};
 use crate::protocol::{
-    self, Answer, Asker, Becomes, Call, Conditions, Current, KeyState, Moment, Next, Phase,
+    self, Answer, Asker, Becomes, Call, Conditions, Current, KeyState, Moment, Next, OpenAs, Phase,
     Presence,
 };
 use crate::record::{Body, Record};
@@ -165,7 +165,7 @@ impl Found {
 }
 
 /// For an unknown key.
-static NOTHING: Found = Found {
+pub(super) static NOTHING: Found = Found {
     state: None,
     presence: Presence::Nobody,
     place: None,
@@ -200,6 +200,11 @@ impl Done {
     /// The same, with the record that was placed for it.
     pub(super) fn with(self, placed: Option<Placed>) -> Self {
         Done { placed, ..self }
+    }
+
+    /// Where its record is.
+    pub(super) fn placed(&self) -> Option<Lsn> {
+        self.placed.map(|placed| placed.lsn)
     }
 
     /// The record that the answer is derived from.
@@ -635,7 +640,7 @@ impl Engine {
     }
 
     /// Notes that an owner or a claimant left a key without a record.
-    fn left(&self, live: &Live) {
+    pub(super) fn left(&self, live: &Live) {
         if live.presence == Presence::Owner {
             self.log.release(live.reserved);
             self.ended_one();
@@ -874,7 +879,10 @@ impl Engine {
         let is_timed = state
             .and_then(|state| state.extras.as_ref())
             .is_some_and(|extras| extras.detached.is_some() || extras.retry_at.is_some());
-        let open = protocol::open_as(state.map(|state| state.phase), is_timed);
+        let open = match Key::is_kind_of_space(key.kind()) {
+            true => Some(OpenAs::Space),
+            false => protocol::open_as(state.map(|state| state.phase), is_timed),
+        };
         let place = Place::new(placed.lsn, level, open);
         let live = state.filter(|_| next.presence == Presence::Owner).map(|state| {
             Box::new(Live {

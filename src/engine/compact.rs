@@ -19,7 +19,7 @@ use crate::index::recent::{Entry, Place};
 use crate::limits;
 use crate::log::{Due, NoRoom, Oldest, Room, Span};
 use crate::operation::{Durability, Key};
-use crate::protocol::{self, KeyState};
+use crate::protocol::{self, KeyState, OpenAs};
 use crate::record::{Body, Draft, Record};
 use crate::remembered::{Memory, MemoryFile, Newest};
 use crate::sealed::listed::{ListedFile, ListedMemories};
@@ -502,7 +502,8 @@ impl Reclaim<'_> {
             let Some(draft) = fate.moves(record, &body) else { return Ok(()) };
             let Some(key) = Key::from_stored(body.key_kind, body.key) else { return Ok(()) };
             let is_newest = self.newest_of(&key)? == Some(record.lsn);
-            if is_newest && (!key.is_step() || self.needs_step(&key)?) {
+            let is_needed = !self.is_known_as_dropped(&key);
+            if is_newest && is_needed && (!key.is_step() || self.needs_step(&key)?) {
                 moving.take(draft.len());
             }
             Ok(())
@@ -542,6 +543,9 @@ impl Reclaim<'_> {
         memories: &mut Vec<Memory>,
         room: &mut Room,
     ) -> Result<u64> {
+        if self.is_known_as_dropped(key) {
+            return Ok(0);
+        }
         let body = self.body_of(record)?;
         if key.is_step() && !self.needs_step(key)? {
             return Ok(0);
@@ -602,7 +606,10 @@ impl Reclaim<'_> {
                     debug_assert!(record.lsn < placed.lsn, "a copy is younger than its original");
                     // The copy counts as durable: its original stays listed until it is.
                     let alive = state.as_ref().filter(|_| fate == Fate::Alive);
-                    let open = alive.and_then(KeyState::open_as);
+                    let open = match Key::is_kind_of_space(key.kind()) {
+                        true => Some(OpenAs::Space),
+                        false => alive.and_then(KeyState::open_as),
+                    };
                     let place = Place::new(placed.lsn, Durability::Lazy, open);
                     match shard.entry_at(hash, record.lsn) {
                         // A copy is as open as its original.
@@ -763,6 +770,8 @@ impl Reclaim<'_> {
     pub(crate) fn compact(&self, budget: u64) -> Result<Compacted> {
         let _inside = self.enter()?;
         let _span = self.log.events.compacting();
+        // If they can't be read, nothing of theirs is known to be dead.
+        let _ = self.read_spaces();
         // The background leaves reclaim to this call: two threads that take turns in the log are no faster than one,
         // and take two processors from writers.
         self.work.lock().compact_calls += 1;

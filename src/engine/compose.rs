@@ -123,6 +123,9 @@ fn phase_of(record: &Record<'_>) -> Option<Phase> {
 
 /// Returns how a record leaves its key open.
 pub(super) fn opens_as(record: &Record<'_>, body: &Body<'_>) -> Option<OpenAs> {
+    if Key::is_kind_of_space(body.key_kind) {
+        return Some(OpenAs::Space);
+    }
     let is_timed =
         body.rare.as_ref().is_some_and(|rare| rare.lease.is_some() || rare.retry_at.is_some());
     protocol::open_as(phase_of(record), is_timed)
@@ -263,6 +266,7 @@ mod tests {
             Call::Detach,
             Call::Attach,
             Call::Revoke,
+            Call::Replace,
         ];
         let seen = |phase| Sight::Record { token: TOKEN, phase, time: StoreMillis(60_000) };
         let mut calls = vec![Call::Claim(Wants::default()), Call::Forget];

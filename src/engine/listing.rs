@@ -51,7 +51,7 @@ impl OpenCounts {
     fn add(&mut self, entry: &Entry, now: StoreMillis, timed: &mut Vec<Timed>) {
         let live = entry.live.as_deref();
         match entry.place.open() {
-            None => {}
+            None | Some(OpenAs::Space) => {}
             Some(OpenAs::Held) => self.held += 1,
             Some(open @ (OpenAs::Detached | OpenAs::Delayed)) if live.is_none() => {
                 timed.push((entry.place.lsn(), open));
@@ -84,12 +84,21 @@ impl OpenCounts {
 }
 
 impl KeyCounts {
-    fn add(&mut self, entry: &Entry, covered: Lsn, now: StoreMillis, timed: &mut Vec<Timed>) {
+    /// `timed`: as for the open keys; `None`: it is a key of a dropped namespace, which needs nobody.
+    fn add(
+        &mut self,
+        entry: &Entry,
+        covered: Lsn,
+        now: StoreMillis,
+        timed: Option<&mut Vec<Timed>>,
+    ) {
         let live = entry.live.as_deref();
         let is_sealed = entry.place.lsn() < covered;
         self.unsealed += u64::from(!is_sealed);
         self.sealed_live += u64::from(is_sealed && live.is_some());
-        self.open.add(entry, now, timed);
+        if let Some(timed) = timed {
+            self.open.add(entry, now, timed);
+        }
         if let Some(since) = live.and_then(|live| since(live, now)) {
             self.oldest_claim = Some(self.oldest_claim.map_or(since, |oldest| oldest.min(since)));
         }
@@ -221,12 +230,14 @@ impl Engine {
     /// Counts the keys in memory, among which are all open keys.
     pub(crate) fn count_keys(&self, inside: Option<&Inside<'_>>) -> KeyCounts {
         let (mut counts, mut timed) = (KeyCounts::default(), Vec::new());
+        let dropped = inside.map(|_inside| self.dropped_open_keys()).unwrap_or_default();
         let now = self.log.now();
         for index in 0..limits::SHARDS {
             let Some(shard) = self.recent.nth_shard(index) else { break };
             let covered = shard.tables().covered;
             for entry in shard.iter() {
-                counts.add(entry, covered, now, &mut timed);
+                let is_open = !dropped.contains(&entry.place.lsn());
+                counts.add(entry, covered, now, is_open.then_some(&mut timed));
             }
         }
         if inside.is_some() {
@@ -238,10 +249,12 @@ impl Engine {
     /// Counts the open keys alone, in time proportional to their number.
     pub(super) fn count_open_keys(&self) -> OpenCounts {
         let (mut counts, mut timed) = (OpenCounts::default(), Vec::new());
+        let dropped = self.dropped_open_keys();
         let now = self.log.now();
         for index in 0..limits::SHARDS {
             let Some(shard) = self.recent.nth_shard(index) else { break };
-            shard.open_entries().for_each(|entry| counts.add(entry, now, &mut timed));
+            let open = shard.open_entries().filter(|entry| !dropped.contains(&entry.place.lsn()));
+            open.for_each(|entry| counts.add(entry, now, &mut timed));
         }
         self.count_timed(&mut counts, &timed, now);
         counts

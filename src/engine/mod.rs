@@ -7,7 +7,7 @@
 //! `call` does one call on one key, `placing` is a call in progress, `waits` has the callers that wait for a key, `compose`
 //! makes a record, `view` reads without changing, `close` ends the store. `background` does the background work: `checkpoint`
 //! keeps memory small, `merge` keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
-//! `mend` rebuilds tables from the log, `rebuild` fills the index at an open, `verify` reads everything.
+//! `mend` rebuilds tables from the log, `spaces` knows the namespaces, `rebuild` fills the index at an open, `verify` reads everything.
 
 mod background;
 mod call;
@@ -22,6 +22,7 @@ mod merge;
 mod placing;
 mod rebuild;
 mod sample;
+mod spaces;
 mod told;
 mod verify;
 mod view;
@@ -38,6 +39,8 @@ pub(crate) use compact::Compacted;
 pub(crate) use listing::KeyCounts;
 pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;
+pub(crate) use spaces::Named;
+use spaces::Spaces;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk, Which};
 pub(crate) use waits::{Alarm, Turn, Waits, WaitsTo};
@@ -70,6 +73,7 @@ pub(crate) struct Engine {
     timed: Mutex<BTreeMap<Lsn, StoreMillis>>,
     /// The same as in every shard of `recent`, or soon to be. Changes under the lock of `work`.
     tables: Mutex<Arc<Tables>>,
+    spaces: Spaces,
     work: Mutex<background::Work>,
     /// The thread that keeps the index sleeps on it.
     index_word: WakeWord,
@@ -194,6 +198,7 @@ impl Engine {
             hints: Mutex::new(Vec::new()),
             timed: Mutex::new(BTreeMap::new()),
             tables: Mutex::new(tables),
+            spaces: Spaces::new(),
             work: Mutex::new(background::Work::default()),
             index_word: WakeWord::new(),
             checkpoint_keys: opening.checkpoint_keys,

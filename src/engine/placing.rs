@@ -13,7 +13,7 @@ use super::compact::Pass;
 use super::waits::{Turn, WaitsTo, Wakes};
 use crate::events;
 use crate::log::Room;
-use crate::operation::Key;
+use crate::operation::{Key, Lies};
 use crate::protocol::{self, Answer, Call};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Result};
@@ -87,6 +87,8 @@ pub(super) enum WaitsFor {
     Room { bytes: u64, room: Room },
     /// A change of its key, which another call makes, or the end of a time.
     Turn,
+    /// The records of the namespaces, or of open keys.
+    Spaces,
 }
 
 /// Why a try did not finish.
@@ -158,6 +160,57 @@ impl<A: Asks> Placing<A> {
     /// Continues a call as far as that takes neither I/O nor waiting.
     #[inline]
     pub(crate) fn go_on(&mut self, engine: &Engine) -> Result<Progress> {
+        match self.asks.ask(|key, _, _| key.lies()) {
+            Lies::InRoot => self.go_on_in(engine),
+            lies if self.is_untried() => self.go_on_in_space(engine, lies),
+            _ => Ok(Progress::Waits),
+        }
+    }
+
+    /// The same, for a key of a namespace or the name of one. While the key is looked at and its record placed, the
+    /// namespace is not dropped; and while the drop is placed, no other call on a key of a namespace is.
+    #[cold]
+    fn go_on_in_space(&mut self, engine: &Engine, lies: Lies) -> Result<Progress> {
+        let absent = |placing: &Self| {
+            placing
+                .asks
+                .ask(|key, call, _| engine.answer_in_dropped(key, call))
+                .map(Progress::Placed)
+        };
+        match lies {
+            Lies::InRoot => self.go_on_in(engine),
+            Lies::In(id) => {
+                let spaces = engine.spaces.read();
+                if !spaces.are_read() {
+                    self.waits_for = WaitsFor::Spaces;
+                    return Ok(Progress::Waits);
+                }
+                if !spaces.lives(id) { absent(self) } else { self.go_on_in(engine) }
+            }
+            Lies::Names(parent) => {
+                let mut spaces = engine.spaces.write();
+                let is_known = spaces.are_read()
+                    && self.asks.ask(|key, call, _| engine.may_change_space(&spaces, key, call))?;
+                if !is_known {
+                    self.waits_for = WaitsFor::Spaces;
+                    return Ok(Progress::Waits);
+                }
+                if parent.is_some_and(|parent| !spaces.lives(parent)) {
+                    return absent(self);
+                }
+                let progress = self.go_on_in(engine)?;
+                if let Progress::Placed(done) = &progress {
+                    self.asks.ask(|key, call, writing| {
+                        engine.space_changed(&mut spaces, key, call, writing, done)
+                    });
+                }
+                Ok(progress)
+            }
+        }
+    }
+
+    #[inline]
+    fn go_on_in(&mut self, engine: &Engine) -> Result<Progress> {
         loop {
             self.note_turn();
             let tried = match self.waits_for {
@@ -304,6 +357,12 @@ impl<A: Asks> Placing<A> {
             WaitsFor::ReadClaim(seen) => {
                 let read = self.asks.ask(|step, _, _| engine.read_claim(step, seen))?;
                 self.claim = read.map(Box::new);
+            }
+            WaitsFor::Spaces => {
+                engine.read_spaces()?;
+                if matches!(self.asks.ask(|key, _, _| key.lies()), Lies::Names(_)) {
+                    engine.read_open_keys()?;
+                }
             }
             WaitsFor::Beginning => {
                 engine.begin_writing()?;

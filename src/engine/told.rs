@@ -118,6 +118,7 @@ fn call_name(call: Call) -> &'static str {
         Call::ResolveFail(_) => "resolve_fail",
         Call::ResolveRetry(_) => "resolve_retry",
         Call::Revoke(_) => "revoke",
+        Call::Replace(_) => "replace",
         Call::Forget | Call::ForgetSeen(_) => "forget",
         Call::ForgetClaimed(_) => "forget_claimed",
     }
@@ -167,6 +168,7 @@ fn weight(call: Call, answer: Answer) -> Weight {
             | Call::Park(_)
             | Call::Interrupt(_)
             | Call::Revoke(_)
+            | Call::Replace(_)
             | Call::ForgetClaimed(_),
             Answer::Done,
         ) => Weight::Alarming,
@@ -205,6 +207,7 @@ fn tally(call: Call, answer: Answer) -> Tally {
             | Call::ResolveFail(_)
             | Call::ResolveRetry(_)
             | Call::Revoke(_)
+            | Call::Replace(_)
             | Call::Forget
             | Call::ForgetSeen(_)
             | Call::ForgetClaimed(_),

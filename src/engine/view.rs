@@ -12,7 +12,7 @@ use crate::limits;
 use crate::log::Segments;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::{Durability, Key};
-use crate::protocol::{self, Asker, KeyState, Phase, Presence};
+use crate::protocol::{self, Asker, KeyState, OpenAs, Phase, Presence};
 use crate::sealed::EntryCursor;
 use crate::sealed::listed::ListedTable;
 use crate::sync::yield_now;
@@ -55,6 +55,9 @@ impl Engine {
         key: &Key<'_>,
         hash: KeyHash,
     ) -> Result<Option<Seen>> {
+        if self.is_dropped(key)? {
+            return self.settle_absence().map(|()| None);
+        }
         match self.find(key, hash)? {
             Some(seen) => self.shown(seen).map(Some),
             None => self.settle_absence().map(|()| None),
@@ -128,7 +131,11 @@ impl Engine {
                 let placed = |entry: &Entry| (entry.hash, entry.place);
                 match which {
                     Which::All => recent.extend(shard.iter().map(placed)),
-                    Which::Open => recent.extend(shard.open_entries().map(placed)),
+                    Which::Open => {
+                        let needs_somebody =
+                            |entry: &&Entry| entry.place.open() != Some(OpenAs::Space);
+                        recent.extend(shard.open_entries().filter(needs_somebody).map(placed));
+                    }
                 }
             }
             // Taken after the entries: a newly listed segment may hold one of them. A segment is removed only after
@@ -232,7 +239,7 @@ impl Engine {
         )
     }
 
-    fn is_at(&self, hash: KeyHash, place: Place) -> Result<bool> {
+    pub(super) fn is_at(&self, hash: KeyHash, place: Place) -> Result<bool> {
         Ok(self.shard(hash)?.candidates(hash).any(|entry| entry.place == place))
     }
 }

@@ -67,6 +67,7 @@ fn code_of(open: OpenAs) -> u8 {
         OpenAs::Held => 2,
         OpenAs::Detached => 3,
         OpenAs::Delayed => 4,
+        OpenAs::Space => 5,
     }
 }
 
@@ -102,6 +103,7 @@ impl RawOpenKey {
             2 => OpenAs::Held,
             3 => OpenAs::Detached,
             4 => OpenAs::Delayed,
+            5 => OpenAs::Space,
             _ => return None,
         };
         let offset = u64::from(self.offset.get()) * record::ALIGN as u64;

@@ -24,6 +24,8 @@ pub(crate) struct Place(u64);
 const HIGH: u64 = 1 << 63;
 const LOW: u64 = 7;
 const LEVELS: u64 = 3;
+/// The code of a namespace's record, which is always placed at `Sync`.
+const SPACE: u64 = 15;
 
 impl Place {
     #[inline]
@@ -34,8 +36,9 @@ impl Place {
             Durability::Flush => 1,
             Durability::Sync => 2,
         };
-        // Four bits hold up to five pairs of a state and a level.
+        // Four bits hold up to five pairs of a state and a level, and one more.
         let code = match open {
+            Some(OpenAs::Space) => SPACE,
             None => level,
             Some(OpenAs::Attempt) => level + LEVELS,
             Some(OpenAs::Held) => level + 2 * LEVELS,
@@ -55,6 +58,7 @@ impl Place {
 
     pub(crate) fn level(self) -> Durability {
         match self.code() % LEVELS {
+            _ if self.code() == SPACE => Durability::Sync,
             0 => Durability::Lazy,
             1 => Durability::Flush,
             _ => Durability::Sync,
@@ -67,7 +71,8 @@ impl Place {
             1 => Some(OpenAs::Attempt),
             2 => Some(OpenAs::Held),
             3 => Some(OpenAs::Detached),
-            _ => Some(OpenAs::Delayed),
+            4 => Some(OpenAs::Delayed),
+            _ => Some(OpenAs::Space),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The name of an operation: [`Key`] and its parts.
 //!
 //! Promises: two keys are equal only if their kinds and bytes are equal; a list of parts never equals plain bytes, and
-//! parts never run together. Never: hashes, or knows of namespaces. On disk, a key is its [`kind`](Key::kind) and its
+//! parts never run together; a key of a namespace equals none outside it, and the name of a namespace equals no key. Never:
+//! hashes, or knows which namespaces there are. On disk, a key is its [`kind`](Key::kind) and its
 //! [`bytes`](Key::bytes); only [`Key::from_stored`] makes a key from them. How parts become bytes: `key_part`.
 
 use std::borrow::Cow;
@@ -23,6 +24,13 @@ const KIND_PARTS: u8 = 3;
 const KIND_NEGATIVE: u8 = 4;
 const KIND_LARGE: u8 = 5;
 const KIND_STEP: u8 = 6;
+/// A key of a namespace: the namespace's id, then the kind and the bytes of the key in it.
+const KIND_SPACED: u8 = 7;
+/// A namespace: the id of the one that it lies in (0: none), then its name.
+const KIND_SPACE: u8 = 8;
+
+/// The bytes of a namespace's id.
+const ID_BYTES: usize = 8;
 
 /// The name of an operation. The same key means the same operation, which is done once.
 ///
@@ -83,6 +91,29 @@ enum Form<'k> {
     Parts(Cow<'k, [u8]>),
     /// A step of a claim, which only the store names. Encoded as a [`StepKey`].
     Step(Cow<'k, [u8]>),
+    /// Boxed, because most keys are in no namespace.
+    Spaced(Box<Spaced>),
+    /// A namespace, as a key.
+    Space(Box<[u8]>),
+}
+
+/// A key of a namespace.
+#[derive(Clone)]
+struct Spaced {
+    bytes: Box<[u8]>,
+    /// The key in it, as it is shown.
+    inner: Key<'static>,
+}
+
+/// Where a key lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lies {
+    /// In no namespace.
+    InRoot,
+    /// In the namespace of that id.
+    In(Token),
+    /// It is no key of a caller, but names a namespace, in that of the given id, or in none.
+    Names(Option<Token>),
 }
 
 impl<'k> Key<'k> {
@@ -133,6 +164,8 @@ impl<'k> Key<'k> {
             Form::Number(number) => Form::Number(number),
             Form::Parts(bytes) => Form::Parts(Cow::Owned(bytes.into_owned())),
             Form::Step(bytes) => Form::Step(Cow::Owned(bytes.into_owned())),
+            Form::Spaced(spaced) => Form::Spaced(spaced),
+            Form::Space(bytes) => Form::Space(bytes),
         })
     }
 
@@ -150,7 +183,63 @@ impl<'k> Key<'k> {
     pub(crate) fn as_step(&self) -> Option<StepKey<'_>> {
         match &self.0 {
             Form::Step(bytes) => StepKey::decode(bytes),
-            Form::Raw(_) | Form::Number(_) | Form::Parts(_) => None,
+            _ => None,
+        }
+    }
+
+    /// This key in the namespace of that id.
+    pub(crate) fn in_space(&self, id: Token) -> Key<'static> {
+        let inner = self.clone().into_owned();
+        let mut bytes = Vec::with_capacity(ID_BYTES + 1 + inner.bytes().len());
+        bytes.extend(id.0.to_le_bytes());
+        bytes.push(inner.kind());
+        bytes.extend(inner.bytes());
+        Key(Form::Spaced(Box::new(Spaced { bytes: bytes.into(), inner })))
+    }
+
+    /// The namespace of that name, in the one of the given id or in none.
+    pub(crate) fn of_space(parent: Option<Token>, name: &str) -> Key<'static> {
+        let mut bytes = Vec::with_capacity(ID_BYTES + name.len());
+        bytes.extend(parent.map_or(0, |parent| parent.0).to_le_bytes());
+        bytes.extend(name.as_bytes());
+        Key(Form::Space(bytes.into()))
+    }
+
+    #[inline]
+    pub(crate) fn lies(&self) -> Lies {
+        match &self.0 {
+            Form::Raw(_) | Form::Number(_) | Form::Parts(_) => Lies::InRoot,
+            Form::Spaced(spaced) => Lies::In(id_in(&spaced.bytes)),
+            // As its claim's key.
+            Form::Step(bytes) => {
+                StepKey::decode(bytes).map_or(Lies::InRoot, |step| step.key.lies())
+            }
+            Form::Space(bytes) => {
+                let parent = id_in(bytes);
+                Lies::Names((parent.0 != 0).then_some(parent))
+            }
+        }
+    }
+
+    /// Whether keys of that kind name namespaces. All their records are found without knowing their names: also that which
+    /// forgets one, as long as the log may have a key of it.
+    pub(crate) fn is_kind_of_space(kind: u8) -> bool {
+        kind == KIND_SPACE
+    }
+
+    /// The name of the namespace, if it names one.
+    pub(crate) fn space_name(&self) -> Option<&str> {
+        match &self.0 {
+            Form::Space(bytes) => std::str::from_utf8(bytes.get(ID_BYTES..)?).ok(),
+            _ => None,
+        }
+    }
+
+    /// The key as its callers know it: without its namespace.
+    pub(crate) fn shown(&self) -> &Key<'k> {
+        match &self.0 {
+            Form::Spaced(spaced) => &spaced.inner,
+            _ => self,
         }
     }
 
@@ -167,6 +256,8 @@ impl<'k> Key<'k> {
             Form::Number(Number::Large(_)) => KIND_LARGE,
             Form::Parts(_) => KIND_PARTS,
             Form::Step(_) => KIND_STEP,
+            Form::Spaced(_) => KIND_SPACED,
+            Form::Space(_) => KIND_SPACE,
         }
     }
 
@@ -175,6 +266,8 @@ impl<'k> Key<'k> {
         match &self.0 {
             Form::Raw(bytes) | Form::Parts(bytes) | Form::Step(bytes) => bytes,
             Form::Number(number) => number.bytes(),
+            Form::Spaced(spaced) => &spaced.bytes,
+            Form::Space(bytes) => bytes,
         }
     }
 
@@ -195,6 +288,18 @@ impl<'k> Key<'k> {
             KIND_PARTS => Parts(bytes)
                 .all(|part| part.is_some_and(|part| !part.is_empty()))
                 .then_some(Key(Form::Parts(Cow::Borrowed(bytes)))),
+            KIND_SPACED => {
+                let (kind, inner) = bytes.get(ID_BYTES..)?.split_first()?;
+                let is_key =
+                    id_in(bytes).0 != 0 && !matches!(*kind, KIND_STEP | KIND_SPACED | KIND_SPACE);
+                let inner = Key::from_stored(*kind, inner).filter(|_| is_key)?.into_owned();
+                Some(Key(Form::Spaced(Box::new(Spaced { bytes: bytes.into(), inner }))))
+            }
+            KIND_SPACE => {
+                let name = bytes.get(ID_BYTES..).filter(|name| !name.is_empty())?;
+                let is_text = std::str::from_utf8(name).is_ok();
+                is_text.then(|| Key(Form::Space(bytes.into())))
+            }
             _ => None,
         }
     }
@@ -216,7 +321,8 @@ impl<'k> Key<'k> {
         }
         match &self.0 {
             Form::Parts(encoded) => self.check_parts(encoded),
-            Form::Raw(_) | Form::Number(_) => Ok(()),
+            Form::Spaced(spaced) => spaced.inner.check(),
+            Form::Raw(_) | Form::Number(_) | Form::Space(_) => Ok(()),
             Form::Step(_) => {
                 Err(Error::invalid("the key of a step can't be passed: pass the key of its claim"))
             }
@@ -264,6 +370,8 @@ impl<'k> From<&'k Key<'_>> for Key<'k> {
             Form::Number(number) => Form::Number(*number),
             Form::Parts(bytes) => Form::Parts(Cow::Borrowed(bytes)),
             Form::Step(bytes) => Form::Step(Cow::Borrowed(bytes)),
+            Form::Spaced(spaced) => Form::Spaced(spaced.clone()),
+            Form::Space(bytes) => Form::Space(bytes.clone()),
         })
     }
 }
@@ -297,6 +405,8 @@ impl fmt::Display for Key<'_> {
             Form::Number(number) => number.fmt(f),
             Form::Parts(bytes) => fmt_parts(bytes, f),
             Form::Step(bytes) => fmt_step(bytes, f),
+            Form::Spaced(spaced) => spaced.inner.fmt(f),
+            Form::Space(_) => write!(f, "namespace {:?}", self.space_name().unwrap_or_default()),
         }
     }
 }
@@ -333,6 +443,10 @@ impl fmt::Debug for Key<'_> {
             Form::Number(number) => write!(f, "({number})"),
             Form::Parts(bytes) => fmt_parts(bytes, f),
             Form::Step(bytes) => fmt_step(bytes, f),
+            Form::Spaced(spaced) => {
+                write!(f, "({:?} of namespace {})", spaced.inner, id_in(&spaced.bytes))
+            }
+            Form::Space(_) => write!(f, "({self})"),
         }
     }
 }
@@ -343,6 +457,11 @@ fn fmt_step(encoded: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Some(StepKey { name, key, .. }) => write!(f, "the step {name:?} of {key}"),
         None => fmt_hex(encoded, f),
     }
+}
+
+/// The id at the beginning of the bytes of a key of a namespace, or of a namespace. No such key is shorter.
+fn id_in(bytes: &[u8]) -> Token {
+    Token(bytes.first_chunk().map_or(0, |id| u64::from_le_bytes(*id)))
 }
 
 /// As a tuple of Rust: `("a", 17)`, `("a",)`, `()`.
@@ -469,6 +588,47 @@ mod tests {
 
     fn stored(key: &Key<'_>) -> (u8, Vec<u8>) {
         (key.kind(), key.bytes().to_vec())
+    }
+
+    #[test]
+    fn a_key_of_a_namespace_equals_no_other_whatever_its_bytes() {
+        let (one, other) = (Token(8), Token(16));
+        let key = Key::from("k").in_space(one);
+        assert_ne!(key, Key::from("k"));
+        assert_ne!(key, Key::from("k").in_space(other));
+        // Bytes that look like it, at the root and in a namespace.
+        let forged = Key::from(key.bytes().to_vec());
+        assert_ne!(key, forged);
+        assert_ne!(key.bytes(), forged.in_space(one).bytes());
+        assert_ne!(Key::of_space(None, "k"), Key::from(Key::of_space(None, "k").bytes().to_vec()));
+        assert_ne!(Key::of_space(Some(one), "k"), Key::of_space(None, "k"));
+        let keys = [Key::from("k"), Key::from(-7), Key::from(("a", 1)), Key::from(u128::MAX)];
+        for key in keys.iter().map(|key| key.in_space(one)).chain([Key::of_space(Some(one), "ä")])
+        {
+            let read = Key::from_stored(key.kind(), key.bytes()).unwrap();
+            assert_eq!((&read, read.lies()), (&key, key.lies()));
+            assert_eq!(read.shown(), key.shown());
+        }
+        assert_eq!(Key::from(("a", 1)).in_space(one).to_string(), r#"("a", 1)"#);
+        assert_eq!(Key::from("k").in_space(one).lies(), Lies::In(one));
+        assert_eq!(Key::of_space(Some(one), "k").lies(), Lies::Names(Some(one)));
+        assert_eq!(Key::of_space(None, "k").lies(), Lies::Names(None));
+        // One of a later version, of no namespace, in a namespace within its bytes, or without a name.
+        let nested = Key::from("k").in_space(one).in_space(other);
+        assert!(Key::from_stored(7, nested.bytes()).is_none());
+        for (kind, bytes) in [(7, &[0; 10][..]), (7, &[1; 9]), (8, &[0; 8]), (8, &[0xff; 9])] {
+            assert!(Key::from_stored(kind, bytes).is_none(), "{kind} {bytes:?}");
+        }
+    }
+
+    /// Version 1 of the format.
+    #[test]
+    fn the_bytes_of_keys_of_namespaces_never_change() {
+        let key = Key::from("k").in_space(Token(0x0102));
+        assert_eq!((key.kind(), key.bytes()), (7, &b"\x02\x01\0\0\0\0\0\0\x01k"[..]));
+        let name = Key::of_space(Some(Token(0x0102)), "k");
+        assert_eq!((name.kind(), name.bytes()), (8, &b"\x02\x01\0\0\0\0\0\0k"[..]));
+        assert_eq!(Key::of_space(None, "k").bytes(), b"\0\0\0\0\0\0\0\0k");
     }
 
     proptest! {

@@ -16,6 +16,7 @@ mod step_key;
 
 pub use fingerprint::Fingerprint;
 pub use key::Key;
+pub(crate) use key::Lies;
 pub use key_part::KeyPart;
 pub use outcome::{Abort, Outcome};
 pub(crate) use outcome::{Keeping, OutcomeParts, cut_label, decode_meta};
@@ -103,6 +104,11 @@ impl<'k> Operation<'k> {
 
     pub(crate) fn key(&self) -> &Key<'k> {
         &self.key
+    }
+
+    /// The same operation on another key.
+    pub(crate) fn on(&self, key: Key<'static>) -> Operation<'static> {
+        Operation { key, fingerprint: self.fingerprint, policy: self.policy.clone() }
     }
 
     pub(crate) fn fingerprint_given(&self) -> Option<Fingerprint> {

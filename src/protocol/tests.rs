@@ -589,7 +589,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
 /// Calls that name a token, and the page's answer when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
-const BY_TOKEN: [ByToken; 21] = [
+const BY_TOKEN: [ByToken; 22] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),
@@ -611,6 +611,7 @@ const BY_TOKEN: [ByToken; 21] = [
     ("resolve, failed", Call::ResolveFail, false),
     ("resolve, retry", Call::ResolveRetry, false),
     ("interrupt", Call::Revoke, false),
+    ("replace", Call::Replace, false),
 ];
 
 /// The row of a step that has ended.

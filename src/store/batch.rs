@@ -56,7 +56,11 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Result<Vec<Result<Claim>>> {
-        let claiming = |op: O| Claiming::new(&self.shared, op.into(), &self.policy);
+        let claiming = |op: O| {
+            let mut op = op.into();
+            self.place(&mut op)?;
+            Claiming::new(&self.shared, op, &self.policy)
+        };
         make_all(&self.shared, ops.into_iter().map(claiming))
     }
 
@@ -77,7 +81,7 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Pending<Vec<Result<Claim>>> {
-        let claiming = |op: O| Claiming::new(&self.shared, op.into().into_owned(), &self.policy);
+        let claiming = |op: O| Claiming::new(&self.shared, self.owned(op.into())?, &self.policy);
         send_all(&self.shared, ops.into_iter().map(claiming))
     }
 
@@ -170,7 +174,14 @@ impl Store {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Result<bool>>> {
-        make_all(&self.shared, keys.into_iter().map(|key| Forgetting::new(key.into())))
+        let forgetting = |key: K| self.forgetting(key.into());
+        make_all(&self.shared, keys.into_iter().map(forgetting))
+    }
+
+    /// In a namespace that doesn't exist there is nothing to forget: its name finds none of its keys.
+    pub(super) fn forgetting<'k>(&self, what: ToForget<'k>) -> Result<Forgetting<'k>> {
+        let shown = what.clone();
+        Forgetting::new(self.find_to_forget(what)?.unwrap_or_else(|| shown.nowhere()))
     }
 
     /// Forgets many keys as [`forget_many`](Self::forget_many) does, and gives the answers later, all together.
@@ -190,7 +201,7 @@ impl Store {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Pending<Vec<Result<bool>>> {
-        let forgetting = |key: K| Forgetting::new(key.into().into_owned());
+        let forgetting = |key: K| self.forgetting(key.into().into_owned());
         send_all(&self.shared, keys.into_iter().map(forgetting))
     }
 
@@ -227,7 +238,11 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Result<Vec<Result<Mark>>> {
-        let marking = |op: O| Marking::new(op.into(), &self.policy);
+        let marking = |op: O| {
+            let mut op = op.into();
+            self.place(&mut op)?;
+            Marking::new(op, &self.policy)
+        };
         make_all(&self.shared, ops.into_iter().map(marking))
     }
 
@@ -249,7 +264,7 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Pending<Vec<Result<Mark>>> {
-        let marking = |op: O| Marking::new(op.into().into_owned(), &self.policy);
+        let marking = |op: O| Marking::new(self.owned(op.into())?, &self.policy);
         send_all(&self.shared, ops.into_iter().map(marking))
     }
 }
@@ -386,8 +401,10 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn claim<'k>(&mut self, op: impl Into<Operation<'k>>) -> &mut Self {
-        let op = op.into().into_owned();
-        let claiming = Claiming::new(&self.store.shared, op, &self.store.policy);
+        let mut op = op.into().into_owned();
+        let placed = self.store.place(&mut op);
+        let claiming =
+            placed.and_then(|()| Claiming::new(&self.store.shared, op, &self.store.policy));
         self.add(AnswerList::Claims, claiming.map(Mixed::Claim))
     }
 
@@ -488,7 +505,9 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn mark<'k>(&mut self, op: impl Into<Operation<'k>>) -> &mut Self {
-        let marking = Marking::new(op.into().into_owned(), &self.store.policy);
+        let mut op = op.into().into_owned();
+        let placed = self.store.place(&mut op);
+        let marking = placed.and_then(|()| Marking::new(op, &self.store.policy));
         self.add(AnswerList::Marks, marking.map(Mixed::Mark))
     }
 
@@ -506,7 +525,7 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn forget<'k>(&mut self, what: impl Into<ToForget<'k>>) -> &mut Self {
-        let forgetting = Forgetting::new(what.into().into_owned());
+        let forgetting = self.store.forgetting(what.into().into_owned());
         self.add(AnswerList::Forgotten, forgetting.map(Mixed::Forget))
     }
 

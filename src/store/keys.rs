@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::Store;
-use crate::admin::Iter;
+use crate::admin::{Iter, Scope};
 use crate::claim::seen::{shown_state, state_of};
 use crate::claim::{
     Attaching, Attempt, ClaimGuard, Forgetting, ForgettingClaimed, Pending, Resolution, Resolving,
     Revoking, State, Ticket, ToForget, make, send,
 };
 use crate::types::Token;
-use crate::{Key, Result};
+use crate::{Error, Key, Result};
 
 impl Store {
     /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
@@ -30,7 +30,7 @@ impl Store {
     /// One read, or none for a key in progress. Nothing is written, unless the lookup finds a table of the index
     /// damaged. Then that table is mended first, which reads the part of the log that the table covers.
     pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
-        let key = key.into();
+        let Some(key) = self.find(key.into())? else { return Ok(None) };
         key.check()?;
         match self.shared.look(&key, self.shared.hash(&key))? {
             Some(seen) => state_of(&key, seen, self.shared.secret()).map(Some),
@@ -51,7 +51,11 @@ impl Store {
     /// # Errors
     /// The errors of [`get`](Self::get), as the answer.
     pub fn get_async<'k>(&self, key: impl Into<Key<'k>>) -> Pending<Option<State>> {
-        let key = key.into().into_owned();
+        let key = match self.find(key.into().into_owned()) {
+            Ok(Some(key)) => key,
+            Ok(None) => return Pending::ready(Ok(None)),
+            Err(e) => return Pending::ready(Err(e)),
+        };
         if let Err(e) = key.check() {
             return Pending::ready(Err(e));
         }
@@ -194,7 +198,7 @@ impl Store {
     /// # Cost
     /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
     pub fn attach(&self, ticket: &Ticket) -> Result<ClaimGuard> {
-        make(&self.shared, Attaching::new(&self.shared, ticket, &self.policy)?)
+        make(&self.shared, self.attaching(ticket)?)
     }
 
     /// Attaches a detached claim as [`attach`](Self::attach) does, and gives the guard later. Dropped before that, the claim
@@ -214,7 +218,18 @@ impl Store {
     /// # Errors
     /// The errors of [`attach`](Self::attach), as the answer.
     pub fn attach_async(&self, ticket: &Ticket) -> Pending<ClaimGuard> {
-        send(&self.shared, Attaching::new(&self.shared, ticket, &self.policy))
+        send(&self.shared, self.attaching(ticket))
+    }
+
+    fn attaching(&self, ticket: &Ticket) -> Result<Attaching> {
+        let attaching = Attaching::new(&self.shared, ticket, &self.policy)?;
+        let key = ticket.stored_key();
+        // One of a namespace that was dropped is answered as lost.
+        if !self.has(key)? && self.shared.look(key, self.shared.hash(key))?.is_some() {
+            let message = format!("{}: the ticket is of another namespace", ticket.key());
+            return Err(Error::invalid(message));
+        }
+        Ok(attaching)
     }
 
     /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was
@@ -246,7 +261,18 @@ impl Store {
     /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). Also the errors of
     /// [`claim`](Self::claim).
     pub fn forget<'k>(&self, what: impl Into<ToForget<'k>>) -> Result<bool> {
-        make(&self.shared, Forgetting::new(what.into())?)
+        match self.find_to_forget(what.into())? {
+            Some(what) => make(&self.shared, Forgetting::new(what)?),
+            None => Ok(false),
+        }
+    }
+
+    /// A state knows its key in the store.
+    pub(super) fn find_to_forget<'k>(&self, what: ToForget<'k>) -> Result<Option<ToForget<'k>>> {
+        match what.named() {
+            Ok(key) => Ok(self.find(key)?.map(ToForget::from)),
+            Err(what) => Ok(Some(what)),
+        }
     }
 
     /// Forgets a key as [`forget`](Self::forget) does, and gives the answer later.
@@ -262,7 +288,7 @@ impl Store {
     /// # Errors
     /// The errors of [`forget`](Self::forget), as the answer.
     pub fn forget_async<'k>(&self, what: impl Into<ToForget<'k>>) -> Pending<bool> {
-        send(&self.shared, Forgetting::new(what.into().into_owned()))
+        send(&self.shared, self.forgetting(what.into().into_owned()))
     }
 
     /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the
@@ -284,7 +310,7 @@ impl Store {
     /// # Errors
     /// `ClaimLost` if the key isn't claimed under `token`. Also the errors of [`claim`](Self::claim).
     pub fn forget_claimed<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Result<()> {
-        make(&self.shared, ForgettingClaimed::new(key.into(), token)?)
+        make(&self.shared, self.forgetting_claimed(key.into(), token)?)
     }
 
     /// Forgets a claimed key as [`forget_claimed`](Self::forget_claimed) does, and gives the answer later.
@@ -301,7 +327,13 @@ impl Store {
     /// # Errors
     /// The errors of [`forget_claimed`](Self::forget_claimed), as the answer.
     pub fn forget_claimed_async<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Pending<()> {
-        send(&self.shared, ForgettingClaimed::new(key.into().into_owned(), token))
+        send(&self.shared, self.forgetting_claimed(key.into().into_owned(), token))
+    }
+
+    /// In a namespace that doesn't exist no key is claimed.
+    fn forgetting_claimed<'k>(&self, key: Key<'k>, token: Token) -> Result<ForgettingClaimed<'k>> {
+        let nowhere = key.in_space(Token(u64::MAX));
+        ForgettingClaimed::new(self.find(key)?.unwrap_or(nowhere), token)
     }
 
     /// Returns an iterator over all keys and their states, in no particular order. Changes made during the iteration
@@ -324,6 +356,12 @@ impl Store {
     /// One read per key; if only open states are requested, as in the example, a read or two per open key (see
     /// [`Iter`]). Nothing is written, unless the index is damaged, as in [`get`](Self::get).
     pub fn iter(&self) -> Iter {
-        Iter::new(Arc::clone(&self.shared))
+        let scope = match &self.space {
+            None => Ok(Scope::Root),
+            Some(space) => {
+                space.find(&self.shared).map(|id| id.map_or(Scope::Nothing, Scope::Space))
+            }
+        };
+        Iter::new(Arc::clone(&self.shared), scope)
     }
 }

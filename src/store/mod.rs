@@ -7,6 +7,7 @@ pub(crate) mod batch;
 mod keys;
 mod open;
 pub(crate) mod run;
+mod space;
 #[cfg(feature = "backend")]
 mod served;
 mod upkeep;
@@ -48,6 +49,8 @@ use crate::{Operation, Outcome, Policy, Result};
 pub struct Store {
     shared: Arc<Shared>,
     policy: Policy,
+    /// `None`: the root of the store.
+    space: Option<Arc<space::Space>>,
 }
 
 impl Store {
@@ -65,7 +68,7 @@ impl Store {
     ///
     /// Nothing is written. An invalid policy is refused as `Invalid` by the call that uses it, not by this call.
     pub fn with_policy(&self, policy: Policy) -> Store {
-        Store { shared: Arc::clone(&self.shared), policy: policy.or(&self.policy) }
+        Store { policy: policy.or(&self.policy), ..self.clone() }
     }
 
     /// Claims a key. The answer says whether to do the work, to replay its result, or to stay away.
@@ -207,11 +210,19 @@ impl Store {
     }
 
     fn send_claim(&self, op: Operation<'_>, patience: Option<u64>) -> Pending<Claim> {
-        let claiming = Claiming::new(&self.shared, op.into_owned(), &self.policy);
+        let claiming = self.owned(op).and_then(|op| Claiming::new(&self.shared, op, &self.policy));
         send_patiently(&self.shared, claiming, patience)
     }
 
     pub(crate) fn claim_as(&self, op: &Operation<'_>, reconciles: bool) -> Result<Claim> {
+        let placed;
+        let op = match &self.space {
+            None => op,
+            Some(space) => {
+                placed = op.on(space.key(&self.shared, op.key())?);
+                &placed
+            }
+        };
         let key = op.key();
         key.check()?;
         let settings = op.policy().resolve_over(&self.policy)?;
@@ -242,7 +253,8 @@ impl Store {
     /// # Cost
     /// One write, and one sync at `Sync`. A key that was seen before costs no write and no sync.
     pub fn mark<'k>(&self, op: impl Into<Operation<'k>>) -> Result<Mark> {
-        let op = op.into();
+        let mut op = op.into();
+        self.place(&mut op)?;
         let key = op.key();
         key.check()?;
         let settings = op.policy().resolve_over(&self.policy)?;
@@ -266,7 +278,8 @@ impl Store {
     /// # Errors
     /// The errors of [`claim`](Self::claim), as the answer.
     pub fn mark_async<'k>(&self, op: impl Into<Operation<'k>>) -> Pending<Mark> {
-        send(&self.shared, Marking::new(op.into().into_owned(), &self.policy))
+        let marking = self.owned(op.into()).and_then(|op| Marking::new(op, &self.policy));
+        send(&self.shared, marking)
     }
 
     /// Records an outcome for a key without a claim, unless the key was seen before: a mark with a result. For a result that
@@ -293,7 +306,9 @@ impl Store {
     /// # Cost
     /// One write, and one sync at `Sync`. A key that was seen before costs no write and no sync.
     pub fn record<'k>(&self, op: impl Into<Operation<'k>>, outcome: Outcome) -> Result<Mark> {
-        make(&self.shared, Recording::new(&self.shared, op.into(), outcome, &self.policy)?)
+        let mut op = op.into();
+        self.place(&mut op)?;
+        make(&self.shared, Recording::new(&self.shared, op, outcome, &self.policy)?)
     }
 
     /// Records an outcome for a key as [`record`](Self::record) does, and gives the answer later.
@@ -312,8 +327,9 @@ impl Store {
         op: impl Into<Operation<'k>>,
         outcome: Outcome,
     ) -> Pending<Mark> {
-        let op = op.into().into_owned();
-        send(&self.shared, Recording::new(&self.shared, op, outcome, &self.policy))
+        let op = self.owned(op.into());
+        let new = |op| Recording::new(&self.shared, op, outcome, &self.policy);
+        send(&self.shared, op.and_then(new))
     }
 
     /// Makes everything acknowledged so far durable, whatever its level. The call costs one sync.
@@ -425,7 +441,7 @@ impl Store {
     }
 
     pub(crate) fn new(shared: Shared, policy: Policy) -> Self {
-        Store { shared: Arc::new(shared), policy }
+        Store { shared: Arc::new(shared), policy, space: None }
     }
 
     pub(crate) fn policy(&self) -> &Policy {

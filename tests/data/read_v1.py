@@ -123,6 +123,10 @@ def show_number(tag, key):
 
 
 def show_key(kind, key):
+    if kind == 7:
+        return "%d/%s" % (struct.unpack_from("<Q", key)[0], show_key(key[8], key[9:]))
+    if kind == 8:
+        return 'namespace "%s" in %d' % (key[8:].decode(), struct.unpack_from("<Q", key)[0])
     if kind in (2, 4, 5):
         return show_number(max(kind - 1, 2), key)
     if kind == 1:
@@ -148,7 +152,7 @@ def show_key(kind, key):
 
 
 def main(directory):
-    keys = {}
+    keys, spaces = {}, {}
     for kind, flags, lsn, body in records(directory):
         if kind not in (1, 2, 3, 4):
             continue
@@ -170,6 +174,17 @@ def main(directory):
         keys[(said["key kind"], said["key"])] = line
         if kind == 4:
             del keys[(said["key kind"], said["key"])]
+        if said["key kind"] == 8:
+            spaces[said["key"]] = said["token"] if kind == 3 else None
+    # What lies in a namespace that was dropped is gone, however deep.
+    left = None
+    while left != len(keys):
+        left = len(keys)
+        ids = {0} | {spaces[name] for kind, name in keys if kind == 8}
+        keys = {
+            key: line for key, line in keys.items()
+            if key[0] < 7 or struct.unpack_from("<Q", key[1])[0] in ids
+        }  # fmt: skip
     print("\n".join(sorted(keys.values())))
 
 

@@ -77,6 +77,8 @@ mod scarcity;
 mod script;
 /// What is shown of a key, in words and in walks.
 mod shown;
+/// Namespaces, dropped at any moment and found again.
+mod spaces;
 /// Sizes that change between two opens.
 mod sizes;
 /// Spares that an earlier open left.

@@ -456,6 +456,35 @@ fn shutdown(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(left.iter().map(|left| left.key().to_string()).collect())
 }
 
+fn tenants(dir: &Path) -> Result<Vec<String>, Error> {
+    let policy = Policy::new().retention(7 * DAY).claim_durability(Durability::Flush);
+    let store = Store::builder().policy(policy).open_or_create(dir)?;
+    let hold = Policy::new().on_interrupted(OnInterrupted::Hold).claim_durability(Durability::Sync);
+    let (acme, beta) = (store.namespace("acme").with_policy(hold), store.namespace("beta"));
+    let _a = acme.claim(("charge", "order", 17u64))?; // never meets beta's
+    let _b = beta.claim(
+        Operation::new(("charge", "order", 17u64))
+            .retention(90 * DAY)
+            .remember_expired(365 * DAY)
+            .durability(Durability::Lazy),
+    )?;
+    let left = store.close(Duration::ZERO)?;
+    Ok(left.iter().map(|left| left.key().to_string()).collect())
+}
+
+#[test]
+fn program_10_tenants() {
+    let dir = tempfile::tempdir().unwrap();
+    let left = tenants(dir.path()).unwrap();
+    assert_eq!(left, [r#"("charge", "order", 17)"#; 2]);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.namespaces().unwrap(), ["acme", "beta"]);
+    let order = ("charge", "order", 17u64);
+    assert!(matches!(store.namespace("acme").claim(order).unwrap(), Claim::Held(_)));
+    assert!(matches!(store.namespace("beta").claim(order).unwrap(), Claim::Interrupted(_)));
+    assert!(matches!(store.claim(order).unwrap(), Claim::Acquired(_)));
+}
+
 #[test]
 fn program_10_policies_and_shutdown() {
     let dir = tempfile::tempdir().unwrap();

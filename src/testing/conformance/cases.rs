@@ -874,6 +874,122 @@ pub(super) const CASES: &[(&str, &str)] = &[
         forget_seen b => yes",
     ),
     (
+        "a namespace is a key space of its own",
+        "
+        mark k => first
+        get a/k => absent
+        mark a/k => first
+        mark b/k => first
+        mark a/b/k => first
+        mark a/k => again
+        forget k => yes
+        get a/k => success  by 1
+        get a/b/k => success  by 1
+        restart
+        mark a/b/k => again
+        forget a/k => yes
+        get b/k => success  by 1
+        get a/b/k => success  by 1
+        forget c/k => no",
+    ),
+    (
+        "a namespace is dropped with all that is in it, and comes back empty",
+        "
+        forget_all a => no
+        mark k => first
+        mark a/k => first
+        mark a/b/k => first
+        mark c/k => first
+        claim a/i as i => granted 1
+        drop i => yes
+        mark a/e +keep=100 +remember=60000 => first
+        wait 100
+        get a/e => expired
+        forget_all a => yes
+        forget_all a => no
+        get a/k => absent
+        get a/e => absent
+        get a/i => absent
+        get a/b/k => absent
+        restart
+        get a/k => absent
+        mark a/b/k => first
+        mark a/k => first
+        mark a/e => first
+        mark c/k => again
+        mark k => again
+        restart
+        mark a/k => again",
+    ),
+    (
+        "a namespace is not dropped while a key in it is claimed",
+        "
+        claim a/b/k +lease=100 as g => granted 1
+        forget_all a => busy
+        forget_all a/b => busy
+        detach g 100 => yes
+        forget_all a => busy
+        restart
+        forget_all a => busy
+        get a/b/k as seen => detached running 1
+        wait 100
+        get a/b/k => interrupted 1
+        forget_all a => yes
+        get a/b/k => absent",
+    ),
+    (
+        "owners and claimants of a dropped namespace have lost",
+        "
+        claim a/k +lease=100 as g => granted 1
+        claim a/l as h => granted 1
+        drop h => yes
+        claim a/l as q => asked 1
+        get a/l as seen => interrupted 1
+        wait 100
+        forget_all a => yes
+        complete g v => lost
+        take_over q => lost
+        resolve seen retry => no
+        forget_seen a/l => no
+        claim a/k as g => granted 1
+        complete g w => yes
+        claim a/k => success w by 1",
+    ),
+    (
+        "a namespace passes to another version, and never back",
+        "
+        mark a@1/k => first
+        mark a@1/k => again
+        mark a/k => again
+        get a@2/k => absent
+        mark a@1/k => again
+        mark a@2/k => first
+        get a@1/k => superseded
+        mark a@1/l => superseded
+        claim a@1/k => superseded
+        forget_all a@1 => superseded
+        restart
+        mark a@1/k => superseded
+        mark a@2/k => again
+        mark a@3/k => first
+        mark a@1/k => superseded
+        mark a@2/k => superseded
+        mark a/k => again
+        forget_all a => yes
+        mark a@1/k => first",
+    ),
+    (
+        "a namespace without a version is another one, and passes on only without claims",
+        "
+        claim a/k as g => granted 1
+        mark a/l => first
+        forget_all a@1 => no
+        complete g v => yes
+        mark a@1/l => first
+        get a/k => absent
+        mark a/l => again",
+    ),
+    (
         "a claim is forgotten only under its token, and its owner is fenced off",
         "
         claim k as old => granted 1

@@ -42,15 +42,37 @@ impl Machine {
         }
     }
 
-    pub fn call(&mut self, key: &str, call: &Call) -> Result<Said> {
+    /// The handle and the key that a script means by `space/key`. A space may have a version: `space@version`.
+    pub fn within<'k>(&self, path: &'k str) -> (Store, &'k str) {
+        let (mut store, mut rest) = (self.store.clone(), path);
+        while let Some((space, key)) = rest.split_once('/') {
+            let (name, version) = space.split_once('@').unwrap_or((space, ""));
+            store = store.namespace(name);
+            if !version.is_empty() {
+                store = store.version(version);
+            }
+            rest = key;
+        }
+        (store, rest)
+    }
+
+    pub fn call(&mut self, path: &str, call: &Call) -> Result<Said> {
+        match self.make(path, call) {
+            Err(e) if e.kind() == ErrorKind::Superseded => Ok((Told::Superseded, None)),
+            said => said,
+        }
+    }
+
+    fn make(&mut self, path: &str, call: &Call) -> Result<Said> {
+        let (store, key) = self.within(path);
         let told = match call {
-            Call::Claim { ask, question } => return self.claim(key, ask, *question),
+            Call::Claim { ask, question } => return self.claim(&store, key, ask, *question),
             Call::Mark { ask } => {
-                let marked = self.store.mark(operation(key, ask));
+                let marked = store.mark(operation(key, ask));
                 self.marked(marked?)
             }
             Call::Record { ask, how } => {
-                let marked = self.store.record(operation(key, ask), outcome(how));
+                let marked = store.record(operation(key, ask), outcome(how));
                 self.marked(marked?)
             }
             Call::Word { word, question, .. } => return self.word(*word, *question),
@@ -100,7 +122,7 @@ impl Machine {
             }
             Call::Attach { token } => {
                 let ticket = self.tickets[token].parse().expect("a ticket");
-                match self.store.attach(&ticket) {
+                match store.attach(&ticket) {
                     Ok(guard) => {
                         assert_eq!(guard.token().get(), *token);
                         self.handles.insert(*token, guard.handle());
@@ -108,6 +130,7 @@ impl Machine {
                         Told::Yes
                     }
                     Err(e) if e.kind() == ErrorKind::ClaimLost => Told::Lost,
+                    Err(e) if e.kind() == ErrorKind::Invalid => Told::Invalid,
                     Err(e) => return Err(e),
                 }
             }
@@ -133,20 +156,20 @@ impl Machine {
                 let attempt = &self.seen[&seen.expect("a token")];
                 yes_or_busy(self.store.resolve(attempt, resolution))?
             }
-            Call::Forget => yes_or_busy(self.store.forget(key))?,
-            Call::ForgetSeen => match self.looked.get(key) {
+            Call::Forget => yes_or_busy(store.forget(key))?,
+            Call::ForgetSeen => match self.looked.get(path) {
                 None => Told::No,
                 Some(seen) => yes_or_busy(self.store.forget(seen))?,
             },
             Call::ForgetClaimed { token } => {
                 let token = self.handles[token].token();
-                yes_or_lost(self.store.forget_claimed(key, token))?
+                yes_or_lost(store.forget_claimed(key, token))?
             }
             Call::Get => {
-                let seen = self.store.get(key)?;
+                let seen = store.get(key)?;
                 match seen.clone() {
-                    Some(state) => drop(self.looked.insert(key.to_owned(), state)),
-                    None => drop(self.looked.remove(key)),
+                    Some(state) => drop(self.looked.insert(path.to_owned(), state)),
+                    None => drop(self.looked.remove(path)),
                 }
                 Told::State(seen.map(|state| self.shown(state)))
             }
@@ -281,8 +304,8 @@ impl Machine {
         }
     }
 
-    fn claim(&mut self, key: &str, ask: &Ask, question: u64) -> Result<Said> {
-        let claim = self.store.claim(operation(key, ask));
+    fn claim(&mut self, store: &Store, key: &str, ask: &Ask, question: u64) -> Result<Said> {
+        let claim = store.claim(operation(key, ask));
         self.claimed(claim, question)
     }
 

@@ -50,7 +50,7 @@ use std::time::Duration;
 use self::cases::CASES;
 use self::machine::Machine;
 use self::spec::{Ask, Call, End, PLAIN, Ran, Shown, Told, View, Word};
-use crate::{Durability, Store};
+use crate::{Durability, ErrorKind, Store};
 
 /// A store that the suite tests, and the events that the suite needs.
 pub trait Subject {
@@ -143,6 +143,18 @@ impl<'s> CaseRun<'s> {
                 self.make_waiting();
                 self.subject.wait(Duration::from_millis(millis.parse().unwrap()));
             }
+            ["forget_all", space] => {
+                self.make_waiting();
+                let (store, _) = self.machine.as_mut().unwrap().within(&format!("{space}/"));
+                let told = match store.forget_all() {
+                    Ok(true) => "yes",
+                    Ok(false) => "no",
+                    Err(e) if e.kind() == ErrorKind::InProgress => "busy",
+                    Err(e) if e.kind() == ErrorKind::Superseded => "superseded",
+                    Err(e) => panic!("{}: {line}: {e}", self.case),
+                };
+                assert_eq!(told, expected, "{}: {line}", self.case);
+            }
             ["restart"] => {
                 self.make_waiting();
                 self.subject.die();
@@ -152,7 +164,8 @@ impl<'s> CaseRun<'s> {
             }
             _ => {
                 let (key, call) = call_of(&words, ask, at, &self.names);
-                let can_batch = Machine::can_batch(&call);
+                // A batch is of one handle.
+                let can_batch = Machine::can_batch(&call) && !key.contains('/');
                 if !can_batch {
                     self.make_waiting();
                 }
@@ -334,6 +347,7 @@ fn words_of(told: &Told) -> String {
         Told::IsHeld => "is held".to_owned(),
         Told::Lost => "lost".to_owned(),
         Told::Invalid => "invalid".to_owned(),
+        Told::Superseded => "superseded".to_owned(),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::backend::{
     self, Answer, Asker, Backend, Claimed, Extras, InFlight, KeyState, KeyView, Lease, Phase,
     Presence, Reply, Request, Sent, Sight, StoreMillis, Stored, Terms,
 };
+use crate::operation::Lies;
 use crate::sync::Mutex;
 use crate::{Durability, Error, ErrorKind, Fingerprint, Key, OnInterrupted, Result, Token};
 
@@ -247,6 +248,41 @@ impl Everything {
         let (tick, fresh) = (self.now, self.tokens);
         let now = Now { tick, store: (tick, tick) };
         let name = (request.key.kind(), request.key.bytes().to_vec());
+        if self.is_dropped(&request.key) {
+            let mut nothing = None;
+            let told = spec::call(&mut nothing, now, &call, Some(fresh));
+            if nothing.is_some() {
+                return Err(Error::new(ErrorKind::Superseded, "the namespace was dropped"));
+            }
+            let mut reply = Reply::done(StoreMillis(tick));
+            self.put(&mut reply, &call, told, (fresh, fresh), None);
+            return Ok(reply);
+        }
+        if let backend::Ask::Call(asked, terms) = &request.ask {
+            use backend::Call as Asked;
+            let drops = matches!(asked, Asked::Forget | Asked::ForgetSeen(_) | Asked::Replace(_));
+            if drops && self.is_busy(&request.key) {
+                return Ok(Reply { answer: Answer::InProgress, ..Reply::done(StoreMillis(tick)) });
+            }
+            if let Asked::Replace(seen) = asked {
+                let mut reply = Reply::done(StoreMillis(tick));
+                let old = self.keys.get(&name).and_then(Option::as_ref);
+                let is_it = old.is_some_and(|old| {
+                    old.token == Some(seen.get()) && matches!(old.is, Is::Success(_))
+                });
+                if is_it {
+                    let (ask, value) = (self.ask(terms), self.keep(terms));
+                    let how = End::Success { value, keep: None };
+                    let mut new = None;
+                    spec::call(&mut new, now, &Call::Record { ask, how }, Some(fresh));
+                    self.changed.insert(name.clone(), tick);
+                    self.keys.insert(name, new);
+                } else {
+                    reply.answer = Answer::Unchanged;
+                }
+                return Ok(reply);
+            }
+        }
         let slot = self.keys.entry(name.clone()).or_default();
         let is_over = |times: Option<(u64, u64)>| times.is_some_and(|(at, _)| at <= tick);
         if let Some(key) = slot.as_mut().filter(|key| is_over(key.gone_at)) {
@@ -278,6 +314,7 @@ impl Everything {
             *changed = tick;
         }
         let time = StoreMillis(*changed);
+        let print = slot.as_ref().and_then(|key| key.print);
         // The guard by a ticket goes on with what is recorded.
         let is_attached = matches!(call, Call::Attach { .. }) && told == Told::Yes;
         let attached = slot.as_ref().filter(|_| is_attached).map(|key| spec::shown(key, now));
@@ -296,8 +333,54 @@ impl Everything {
         self.put(&mut reply, &call, told, (fresh, life), until);
         if let Some(found) = &mut reply.found {
             found.state.time = time;
+            found.state.fingerprint =
+                print.and_then(|print| self.prints.get(usize::from(print)).copied());
         }
         Ok(reply)
+    }
+
+    /// The namespace of that id, as a key.
+    fn space(&self, id: Token) -> Option<Key<'static>> {
+        self.keys.iter().find_map(|((kind, bytes), key)| {
+            let is_it = key.as_ref().is_some_and(|key| key.token == Some(id.get()));
+            let key = Key::from_stored(*kind, bytes).filter(|_| is_it)?;
+            matches!(key.lies(), Lies::Names(_)).then(|| key.into_owned())
+        })
+    }
+
+    /// Whether a key lies in a namespace that was dropped, or in one that lay in such a one.
+    fn is_dropped(&self, key: &Key<'_>) -> bool {
+        match key.lies() {
+            Lies::InRoot | Lies::Names(None) => false,
+            Lies::In(id) | Lies::Names(Some(id)) => {
+                self.space(id).is_none_or(|space| self.is_dropped(&space))
+            }
+        }
+    }
+
+    /// Whether a key in the namespace of that name, or in one in it, is claimed.
+    fn is_busy(&self, name: &Key<'_>) -> bool {
+        let is_within = |key: &Key<'_>| {
+            let mut key = key.clone().into_owned();
+            while let Lies::In(id) | Lies::Names(Some(id)) = key.lies() {
+                let Some(space) = self.space(id) else { return false };
+                if space == *name {
+                    return true;
+                }
+                key = space;
+            }
+            false
+        };
+        let now = Now { tick: self.now, store: (self.now, self.now) };
+        self.keys.iter().any(|((kind, bytes), key)| {
+            let mut key = key.clone();
+            if let Some(key) = &mut key {
+                spec::settle(key, |(at, _)| at <= now.tick);
+            }
+            let shown = spec::call(&mut key, now, &Call::Get, None);
+            matches!(shown, Told::State(Some(Shown::Running(_))))
+                && Key::from_stored(*kind, bytes).is_some_and(|key| is_within(&key))
+        })
     }
 
     /// Converts the call into one of `spec`.
@@ -379,6 +462,8 @@ impl Everything {
                 Call::Resolve { seen: Some(seen.get()), how: End::Nothing }
             }
             Asked::Forget | Asked::ForgetSeen(_) => Call::Forget,
+            // Answered by `answer`.
+            Asked::Replace(_) => Call::Get,
             Asked::ForgetClaimed(token) => Call::ForgetClaimed { token: token.get() },
             Asked::Park(token) => Call::Park { token: token.get() },
         })
@@ -510,7 +595,9 @@ impl Everything {
                 Answer::Done
             }
             Told::Step { .. } => panic!("the calls of a step come one by one"),
-            Told::Invalid => panic!("a store refuses that before it asks a backend"),
+            Told::Invalid | Told::Superseded => {
+                panic!("a store refuses that before it asks a backend")
+            }
         };
     }
 

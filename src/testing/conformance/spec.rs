@@ -197,6 +197,8 @@ pub enum Told {
     Lost,
     /// Refused because the request is invalid.
     Invalid,
+    /// The namespace passed to another version.
+    Superseded,
 }
 
 /// Whether the work of a step ran for a call.
