@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use onlyonce::admin::{AcceptLoss, StateKind};
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, ErrorKind, Result, State, Store, Ticket};
+use onlyonce::{Claim, Error, ErrorKind, Result, State, Store, Ticket};
 use proptest::prelude::*;
 
 use crate::index::{files, open, rest};
@@ -491,4 +491,40 @@ fn without_its_key(after: &Spaces, op: &Op, before: &Spaces) -> Spaces {
         }
     }
     spaces
+}
+
+/// The steps of a claim lie where its key does.
+#[test]
+fn steps_go_with_their_namespace() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let space = |store: &Store| store.namespace("tenant");
+    let long = "x".repeat(600);
+    for round in 0..3 {
+        for n in 0..20 {
+            let key = format!("{n}");
+            let Claim::Acquired(claim) = space(&store).claim(key.as_str()).unwrap() else {
+                panic!()
+            };
+            for step in 0..5 {
+                let text = format!("{round} {step} {long}");
+                claim.step(format!("{step}"), |_| Ok::<_, Error>(text)).unwrap();
+            }
+            drop(claim);
+            let Claim::Interrupted(lost) = space(&store).claim(key.as_str()).unwrap() else {
+                panic!()
+            };
+            let claim = lost.take_over().unwrap();
+            let kept: String = claim.step("4", |_| Err(Error::invalid("it has ended"))).unwrap();
+            assert!(kept.starts_with(&format!("{round} 4")), "{kept}");
+        }
+        // Interrupted keys with steps: all of it goes with one record.
+        assert!(space(&store).forget_all().unwrap());
+        assert_eq!(space(&store).iter().count(), 0);
+    }
+    let before = store.stats().log_bytes;
+    while !store.compact(u64::MAX).unwrap().is_complete() {}
+    let after = store.stats().log_bytes;
+    assert!(after * 2 < before, "{before} bytes before, {after} after");
+    assert!(store.verify().unwrap().damages.is_empty());
 }
