@@ -154,6 +154,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn record(self, outcome: Outcome) -> Result<()> {
+        self.may_end()?;
         self.is_past_its_effect();
         // Without an `EndingCall`: every completion passes here, and one is large to move.
         match outcome.into_parts(self.0.shared.keeping()) {
@@ -253,6 +254,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
+        self.may_end()?;
         self.aborting(why.into()).make()
     }
 
@@ -271,6 +273,9 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete), as the answer.
     pub fn abort_async(self, why: impl Into<Abort>) -> Pending<()> {
+        if let Err(e) = self.may_end() {
+            return Pending::ready(Err(e));
+        }
         self.aborting(why.into()).send()
     }
 
@@ -295,6 +300,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn hold(self, reason: impl Into<String>) -> Result<()> {
+        self.may_end()?;
         self.parking(cut_label(reason.into())).make()
     }
 
@@ -313,6 +319,9 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete), as the answer.
     pub fn hold_async(self, reason: impl Into<String>) -> Pending<()> {
+        if let Err(e) = self.may_end() {
+            return Pending::ready(Err(e));
+        }
         self.parking(cut_label(reason.into())).send()
     }
 
@@ -372,6 +381,7 @@ impl ClaimGuard {
     }
 
     fn detaching(self, lease: Duration) -> Result<Detaching> {
+        self.may_end()?;
         match lease_millis(lease) {
             Ok(lease_ms) => Ok(Detaching { guard: self, lease_ms }),
             Err(e) => Err(e.giving_back(self)),
@@ -415,6 +425,7 @@ impl ClaimGuard {
 
     /// The ending with this outcome, to be made; or why it can't be recorded, with the guard.
     pub(crate) fn ending(self, outcome: Outcome) -> Result<EndingCall> {
+        self.may_end()?;
         self.is_past_its_effect();
         match outcome.into_parts(self.0.shared.keeping()) {
             Ok(parts) => Ok(EndingCall { guard: self, how: How::Outcome(parts) }),
@@ -432,6 +443,12 @@ impl ClaimGuard {
 
     /// An outcome exists, or is about to, so the effect may have happened: from here on a drop can't mean that nothing
     /// happened.
+    /// Refuses an ending after a step has held the claim: that is the owner's word on it, until somebody resolves the key.
+    #[inline]
+    fn may_end(&self) -> Result<()> {
+        if self.has_ended() { Err(self.0.held_by_step()) } else { Ok(()) }
+    }
+
     fn is_past_its_effect(&self) {
         self.on_drop(OnDrop::Interrupt);
     }

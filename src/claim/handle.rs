@@ -112,6 +112,12 @@ impl ClaimInner {
         Error::new(ErrorKind::ClaimLost, message)
     }
 
+    #[cold]
+    pub(super) fn held_by_step(&self) -> Error {
+        let message = format!("{} is held by one of its steps: resolve it", self.key);
+        Error::new(ErrorKind::Held, message)
+    }
+
     pub(super) fn held(&self) -> Error {
         let message = format!("{} is held: its owner may still complete or abort", self.key);
         Error::new(ErrorKind::Held, message)
@@ -261,7 +267,8 @@ impl ClaimHandle {
 
     /// Renews the lease in the background from now on, each time by the lease of the claim's operation, until `ceiling` has
     /// passed since this call. The claim isn't renewed beyond that: then its lease has passed, as if its owner had stood still. A
-    /// claim without a lease gets one that lasts until the ceiling. A further call begins anew, with another ceiling.
+    /// claim without a lease gets one that lasts until the ceiling. A further call begins anew, with another ceiling. A longer
+    /// [renewal](Self::renew) of your own is replaced by the next one in the background.
     ///
     /// For work of which you know how long it takes at most, but don't want others to wait that long if it dies. Whether the
     /// claim is still its own, the work asks by [`is_live`](Self::is_live), or learns by [`ended`](Self::ended).

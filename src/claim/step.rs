@@ -225,7 +225,7 @@ impl StepHandle {
 
     /// Holds the claim's key, because nobody can say whether the step ran: no claim is granted until the key is
     /// [resolved](crate::Store::resolve). Returns the error that the work must return. `Held`: the key is held, and the claim has
-    /// ended. `ClaimLost`: another attempt took over, or the claim had ended. Any other kind: the error that
+    /// ended; its guard's endings are refused as `Held`, too. `ClaimLost`: another attempt took over, or the claim had ended. Any other kind: the error that
     /// [`ClaimGuard::hold`](crate::ClaimGuard::hold) would return; the key is not held, or for `Indeterminate` may be.
     ///
     /// The hold is durable on return, always at `Sync`. It costs one write and one sync. A reason of more than 512 bytes is

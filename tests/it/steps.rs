@@ -703,3 +703,33 @@ fn a_step_that_ends_twice_keeps_its_first_result() {
     drop(claim);
     assert_eq!(granted(&store, "k").step("a", never::<String>).unwrap(), first);
 }
+
+/// The hold is the owner's word on its claim: work that goes on regardless doesn't complete it unnoticed.
+#[test]
+fn a_claim_that_a_step_held_takes_no_other_ending() {
+    let store = Sim::new(1).open().unwrap();
+    let endings: [fn(ClaimGuard) -> Result<()>; 7] = [
+        |claim| claim.complete("v"),
+        |claim| claim.fail("v"),
+        |claim| claim.abort("nothing happened"),
+        |claim| claim.hold("another word"),
+        |claim| claim.complete_async("v").wait(),
+        |claim| claim.abort_async("nothing happened").wait(),
+        |claim| claim.detach(std::time::Duration::from_secs(9)).map(drop),
+    ];
+    for (n, end) in endings.into_iter().enumerate() {
+        let key = format!("k{n}");
+        let claim = granted(&store, &key);
+        let held = claim.step("send", |step| Err::<(), _>(step.hold("nobody knows")));
+        assert_eq!(held.unwrap_err().kind(), ErrorKind::Held);
+        assert_eq!(end(claim).unwrap_err().kind(), ErrorKind::Held, "{n}");
+        let Some(State::Held(attempt)) = store.get(key.as_str()).unwrap() else { panic!("{n}") };
+        assert_eq!(attempt.reason(), Some("nobody knows"), "{n}");
+    }
+    let run = store.run("swallowed", |claim| {
+        let _ = claim.step("send", |step| Err::<(), _>(step.hold("nobody knows")));
+        Ok::<_, Error>("done".to_owned())
+    });
+    assert!(matches!(run.unwrap(), Run::Unrecorded(_, e) if e.kind() == ErrorKind::Held));
+    assert!(matches!(store.get("swallowed").unwrap(), Some(State::Held(_))));
+}
