@@ -464,6 +464,8 @@ type BegunSteps = Option<Box<BTreeMap<Arc<str>, Begun>>>;
 struct Begun {
     is_running: bool,
     is_announced: bool,
+    /// Its work was about to run.
+    may_have_run: bool,
 }
 
 impl Steps {
@@ -527,7 +529,8 @@ impl StepRun {
         let was_announced =
             before.is_some_and(|begun| begun.is_announced) || steps.announced.contains(&name);
         let is_suspect = steps.is_suspect && !step.is_announced;
-        let may_have_run = before.is_some() || was_announced || is_suspect;
+        let has_begun = before.is_some_and(|begun| begun.may_have_run);
+        let may_have_run = has_begun || was_announced || is_suspect;
         let is_unannounced = step.is_announced && !was_announced;
         let handle = StepHandle { claim: claim.clone(), name, may_have_run };
         Ok(StepRun { handle, step, next: NextCall::Check, is_unannounced, recorded: None })
@@ -549,8 +552,11 @@ impl StepRun {
     /// Takes the answer to that call.
     fn told(&mut self, told: Result<StepTold>) -> Result<()> {
         let claim = &self.handle.claim;
+        let told = told?;
+        let is_before_work =
+            matches!(told, StepTold::Checked | StepTold::NotEnded | StepTold::Announced);
         let before_work = if self.is_unannounced { NextCall::Announce } else { NextCall::None };
-        match told? {
+        match told {
             StepTold::Checked => {
                 let may_have_ended = claim.0.steps.has_earlier || self.handle.may_have_run;
                 self.next = if may_have_ended { NextCall::Look } else { before_work };
@@ -570,6 +576,13 @@ impl StepRun {
                 )));
             }
             StepTold::Lost => return Err(claim.lost()),
+        }
+        if is_before_work && matches!(self.next, NextCall::None) {
+            // A handle may outlive its guard: another one may have gone on meanwhile.
+            if claim.0.has_ended.load(Ordering::SeqCst) {
+                return Err(claim.lost());
+            }
+            self.note(|begun| begun.may_have_run = true);
         }
         Ok(())
     }

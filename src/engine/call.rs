@@ -118,6 +118,8 @@ pub(crate) struct Found {
     pub(crate) outcome: Option<Stored>,
     /// When the memory passes that the key has or may have from an older life.
     pub(super) memory_until: Option<StoreMillis>,
+    /// The hashes of the announced steps that had not ended when the record was read, with what memory had under each.
+    pub(super) open_steps: Vec<(KeyHash, Vec<Place>)>,
 }
 
 impl Found {
@@ -174,6 +176,7 @@ pub(super) static NOTHING: Found = Found {
     asker: None,
     outcome: None,
     memory_until: None,
+    open_steps: Vec::new(),
 };
 
 /// A call that is decided and its record, if any, placed.
@@ -691,6 +694,7 @@ impl Engine {
                 asker: live.asker.clone(),
                 outcome: None,
                 memory_until: live.state.memory_until,
+                open_steps: Vec::new(),
             });
             Some((found, self.log.now()))
         })

@@ -148,9 +148,15 @@ impl Engine {
         };
         for name in state.announced().to_vec() {
             let step = Key::of_step(key, state.life, &name);
-            if let Some(seen) = self.find(&step, self.hash(&step))? {
-                self.log.commit_earlier(seen.place.lsn(), seen.place.level())?;
-                state.end_step(&name);
+            let hash = self.hash(&step);
+            // Before it is looked up: an end that comes later is noticed by it.
+            let places = places_under(&*self.shard(hash)?, hash);
+            match self.find(&step, hash)? {
+                Some(seen) => {
+                    self.log.commit_earlier(seen.place.lsn(), seen.place.level())?;
+                    state.end_step(&name);
+                }
+                None => found.open_steps.push((hash, places)),
             }
         }
         Ok(found)
@@ -182,4 +188,14 @@ impl Engine {
                 .map(|found| found.and_then(|found| found.state).as_ref().is_some_and(is_needed));
         }
     }
+}
+
+fn places_under(shard: &Shard, hash: KeyHash) -> Vec<Place> {
+    shard.candidates(hash).map(|entry| entry.place).collect()
+}
+
+/// Whether the announced steps of what was read are still open: none of them has ended since. They are in the claim's shard.
+pub(super) fn has_open_steps(shard: &Shard, found: Option<&Found>) -> bool {
+    let mut steps = found.into_iter().flat_map(|found| &found.open_steps);
+    steps.all(|(hash, places)| places_under(shard, *hash) == *places)
 }

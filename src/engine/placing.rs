@@ -9,6 +9,7 @@ use std::task::Waker;
 
 use super::Engine;
 use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
+use super::claim_step::has_open_steps;
 use super::compact::Pass;
 use super::waits::{Turn, WaitsTo, Wakes};
 use crate::events;
@@ -328,7 +329,7 @@ impl<A: Asks> Placing<A> {
                 return Ok(told(found, answer, seen.now));
             }
             let mut shard = engine.shard(hash)?;
-            if !is_as_read(&shard, key, hash, &seen) {
+            if !is_as_read(&shard, key, hash, &seen) || !has_open_steps(&shard, found.as_deref()) {
                 return Err(Stop::WaitsFor(WaitsFor::Nothing));
             }
             let now = engine.log.now();

@@ -733,3 +733,83 @@ fn a_claim_that_a_step_held_takes_no_other_ending() {
     assert!(matches!(run.unwrap(), Run::Unrecorded(_, e) if e.kind() == ErrorKind::Held));
     assert!(matches!(store.get("swallowed").unwrap(), Some(State::Held(_))));
 }
+
+/// A ticket is attached while its owner's last step ends. The names of open steps came from a record that was read before, and
+/// went to memory with the attached claim: the ended step was shown as open, and the new owner's abort was taken for an
+/// interruption.
+#[test]
+fn a_step_that_ends_while_its_claim_is_read_is_not_shown_as_open() {
+    use std::time::Duration;
+    for read in 0..3 {
+        let sim = Sim::small(7);
+        let store = sim.open_with(small().map(false)).unwrap();
+        let mut claim = Some(granted(&store, "k"));
+        let handle = claim.as_ref().unwrap().handle();
+        std::thread::scope(|scope| {
+            let mut attaching = None;
+            let ended = handle.step(Step::new("a").announced(), |_| {
+                let mut ticket = None;
+                handle.step(Step::new("b").announced(), |_| {
+                    ticket = Some(claim.take().unwrap().detach(Duration::from_secs(600))?);
+                    Ok::<_, Error>("B".to_owned())
+                })?;
+                let gate = sim.hold_read(read);
+                let (store, ticket) = (&store, ticket.unwrap());
+                let thread = scope.spawn(move || store.attach(&ticket));
+                gate.wait_arrived(Duration::from_secs(2));
+                attaching = Some((gate, thread));
+                Ok::<_, Error>("A".to_owned())
+            });
+            assert_eq!(ended.unwrap(), "A");
+            let (gate, thread) = attaching.unwrap();
+            gate.open();
+            let guard = thread.join().unwrap().unwrap();
+            let Some(State::InProgress(attempt)) = store.get("k").unwrap() else { panic!() };
+            assert_eq!(attempt.open_steps().count(), 0, "read {read}");
+            guard.abort("no effect").unwrap();
+            let Claim::Acquired(_next) = store.claim("k").unwrap() else { panic!("read {read}") };
+        });
+    }
+}
+
+/// Refused before its work: the next call must not be told that it may have run, or it would hold its claim for nothing.
+#[test]
+fn a_step_that_was_refused_did_not_run() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    let open = |name: &str| claim.step(Step::new(name).announced(), |_| Err::<(), _>(failed()));
+    (0..16).for_each(|n| assert!(open(&format!("{n}")).is_err()));
+    let refused = claim.step(Step::new("x").announced(), never::<String>).unwrap_err();
+    assert!(refused.to_string().contains("16 steps"), "{refused}");
+    claim.step(Step::new("0").announced(), |_| Ok::<_, Error>(())).unwrap();
+    let ran = claim
+        .step(Step::new("x").announced(), |step| Ok::<_, Error>(step.may_have_run().to_string()));
+    assert_eq!(ran.unwrap(), "false");
+}
+
+/// A future that was begun before its claim was handed over must not run the work of a step that the new owner has done.
+#[test]
+fn a_step_that_was_begun_before_a_hand_over_does_not_run_after_it() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    for polls in 0..6 {
+        let key = format!("k{polls}");
+        let claim = granted(&store, &key);
+        let handle = claim.handle();
+        let mut old = Box::pin(handle.step_async(Step::new("a").announced(), |_| async {
+            Ok::<_, Error>("old".to_owned())
+        }));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let done = (0..polls).any(|_| old.as_mut().poll(&mut context).is_ready());
+        let ticket = claim.detach(std::time::Duration::from_secs(600)).unwrap();
+        let guard = store.attach(&ticket).unwrap();
+        let new =
+            guard.step(Step::new("a").announced(), |_| Ok::<_, Error>("new".to_owned())).unwrap();
+        assert!(new == "old" || !done, "{polls}: it ran again");
+        if new == "new" {
+            let error = futures_executor::block_on(old).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ClaimLost, "{polls}");
+        }
+    }
+}
