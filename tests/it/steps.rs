@@ -756,7 +756,7 @@ fn a_step_that_ends_while_its_claim_is_read_is_not_shown_as_open() {
                 let gate = sim.hold_read(read);
                 let (store, ticket) = (&store, ticket.unwrap());
                 let thread = scope.spawn(move || store.attach(&ticket));
-                gate.wait_arrived(Duration::from_secs(2));
+                let _arrived = gate.wait_arrived(Duration::from_secs(2));
                 attaching = Some((gate, thread));
                 Ok::<_, Error>("A".to_owned())
             });
