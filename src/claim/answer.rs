@@ -14,7 +14,7 @@ use crate::{Fingerprint, Key, Result};
 impl Claim {
     /// `settings` and `fingerprint` are those of the claim: a grant keeps them for its ending.
     // Every claim passes here, and the answers are large to hand on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn answered(
         shared: &Arc<Shared>,
         key: &Key<'_>,

@@ -41,6 +41,8 @@ pub struct ClaimGuard {
 }
 
 impl ClaimGuard {
+    // Every granted claim passes here, and its parts are large to hand on.
+    #[inline(always)]
     pub(crate) fn new(
         shared: Arc<Shared>,
         key: &Key<'_>,
