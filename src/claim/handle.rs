@@ -202,7 +202,7 @@ impl ClaimHandle {
     /// Renews the lease, which then runs for `lease` from now.
     ///
     /// A lease is kept only in memory, so the renewal doesn't have to be durable: the next open of the store finds the
-    /// attempt interrupted, even if its lease has not lapsed. The lease of a [detached](ClaimGuard::detach) claim, which
+    /// attempt interrupted, even if its lease has not lapsed. The lease of a [detached](crate::ClaimGuard::detach) claim, which
     /// was attached by its ticket, is recorded: its renewal is durable on return at the level of
     /// [`claim_durability`](crate::Policy::claim_durability).
     ///

@@ -70,11 +70,10 @@ impl Store {
         })
     }
 
-    /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be
-    /// retried. An aborted attempt can be resolved too, because its key is held once
-    /// [`attempts_max`](Policy::attempts_max) is reached. Returns `false`, and changes nothing, if the key has another attempt
-    /// or an outcome by now. As long as the attempt is the key's newest, a later word replaces an earlier one, also a hold or a
-    /// retry that you did not see.
+    /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be retried. An
+    /// aborted attempt can be resolved too, because its key is held once [`attempts_max`](crate::Policy::attempts_max) is
+    /// reached. Returns `false`, and changes nothing, if the key has another attempt or an outcome by now. As long as the
+    /// attempt is the key's newest, a later word replaces an earlier one, also a hold or a retry that you did not see.
     ///
     /// The owner label of this handle's policy is recorded as the one that decided it, see
     /// [`Attempt::decided_by`](crate::Attempt::decided_by).

@@ -93,8 +93,8 @@ impl Store {
     ///
     /// # Errors
     /// `StorageFull` if there is no space (nothing was done); `Indeterminate` if the write or sync failed (the store is
-    /// then poisoned); `Poisoned`, `Closed` or `Forked` (see [`ErrorKind`]); `Corrupt` if the key's record is damaged;
-    /// `Invalid` or `TooLarge` if the key or the policy is not valid.
+    /// then poisoned); `Poisoned`, `Closed` or `Forked` (see [`ErrorKind`](crate::ErrorKind)); `Corrupt` if the key's record
+    /// is damaged; `Invalid` or `TooLarge` if the key or the policy is not valid.
     ///
     /// # Cost
     /// A grant costs one write, and one sync at `Sync`. A replay costs one read.
@@ -408,7 +408,7 @@ impl Store {
     ///   after they began, whichever is later. In both cases the store accepts no more calls, and its directory stays
     ///   locked. A later `close` continues, or returns the result.
     /// - `Closed`: the store is closed already, or another `close` is running.
-    /// - `Forked`: see [`ErrorKind`].
+    /// - `Forked`: see [`ErrorKind`](crate::ErrorKind).
     ///
     /// # Cost
     /// In addition to the wait: a write and a sync of what is not durable yet; a table of the keys since the last
