@@ -422,6 +422,10 @@ impl Engine {
     /// Wakes the callers that wait for the key, if the call changed it.
     #[inline]
     fn told_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Again>) {
+        if matches!(tried, Err(Again::Changed)) {
+            // A lapse was written.
+            self.log.events.lapsed(key);
+        }
         if self.waits.may_concern(hash) {
             self.tell_waiting(key, hash, call, tried);
         }
@@ -435,9 +439,6 @@ impl Engine {
             Err(again) => matches!(again, Again::Changed),
         };
         if is_changed {
-            if tried.is_err() {
-                self.log.events.lapsed(key);
-            }
             let wakes = if call.has_answer_for_all() { Wakes::All } else { Wakes::First };
             self.waits.tell(key, hash, wakes);
         }
