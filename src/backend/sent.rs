@@ -192,7 +192,7 @@ impl Course {
     }
 
     /// Sleeps until its key may have changed, or the time is up.
-    fn sleep(&mut self, engine: &Engine) {
+    fn wait_turn(&mut self, engine: &Engine) {
         match &mut self.way {
             Way::Placing(placing) => placing.wait_turn(&|| engine.nanos()),
             Way::Watch(watch) => match watch.look(engine, self.hash, None) {
@@ -242,7 +242,7 @@ impl Course {
         loop {
             match self.go_on(engine) {
                 Awaits::Work => self.work(engine),
-                Awaits::Turn => self.sleep(engine),
+                Awaits::Turn => self.wait_turn(engine),
                 Awaits::Desk(desk) => self.way = desk.wait(),
                 placed => return placed,
             }

@@ -134,10 +134,6 @@ impl Found {
         Found { state: Some(state), presence, lease_until, asker, outcome, ..Found::default() }
     }
 
-    pub(super) fn place(&self) -> Option<Place> {
-        self.place
-    }
-
     /// The position of the record that was found, if it was found in this store's log.
     pub(crate) fn recorded_at(&self) -> Option<Lsn> {
         self.place.map(Place::lsn)
@@ -194,10 +190,6 @@ impl Done {
 
     pub(crate) fn into_applied(self) -> Applied {
         self.applied
-    }
-
-    pub(super) fn has_placed(&self) -> bool {
-        self.placed.is_some()
     }
 
     /// The same, with the record that was placed for it.

@@ -115,7 +115,7 @@ impl Engine {
                 let level = writing.level.unwrap_or(Durability::Sync);
                 let place = Place::new(placed.lsn, level, None);
                 shard.insert(Entry { hash, place, live: None });
-                let place = owned.place();
+                let place = owned.place;
                 let entry = place.and_then(|place| shard.entry_at(claim_hash, place.lsn()));
                 if let Some(live) = entry.and_then(|entry| entry.live.as_mut()) {
                     live.state.end_step(of.name);

@@ -25,7 +25,7 @@ impl Engine {
             (None, None) => (None, None),
         };
         // The owner of an attached claim left, and the claim goes on.
-        let goes_on = matches!(call, Call::Interrupt(_)) && !done.has_placed();
+        let goes_on = matches!(call, Call::Interrupt(_)) && done.placed().is_none();
         let (weight, tally) = match goes_on {
             true => (Weight::Routine, Tally::Nothing),
             false => (weight(call, answer), tally(call, answer)),
