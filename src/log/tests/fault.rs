@@ -26,7 +26,8 @@ fn is_fit(error: &Error) -> bool {
 /// call prepares something that nothing depends on yet.
 fn falls_silent(calls: &[faulty::Op], is_full: bool) -> Result<(), String> {
     use Class::{Create, Exchange, Rename, Sync, SyncDir, Truncate, Write};
-    let is_prepared = |path: &Path| path.ends_with("spare.new") || path.ends_with("MANIFEST.next");
+    let prepared = ["spare.new", "MANIFEST.next", "MANIFEST.new"];
+    let is_prepared = |path: &Path| prepared.iter().any(|name| path.ends_with(name));
     let failed = calls.iter().position(|call| {
         let writes = matches!(call.class, Write | Sync | SyncDir);
         writes && !call.ok && !(is_full && is_prepared(&call.path))
