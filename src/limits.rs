@@ -137,6 +137,10 @@ pub(crate) const TABLE_PIECE_BYTES: usize = 64 << 10;
 /// A checkpoint is due after so many bytes of log: roughly what an open after a kill has to read.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
 
+/// A close leaves fewer bytes of log than this without a table: an open reads some hundred records in a fraction of the time
+/// that a table costs, which is three syncs.
+pub(crate) const UNSEALED_AT_CLOSE_BYTES: u64 = 64 << 10;
+
 /// The memory that the index may take by default, and the memory that one key takes.
 pub(crate) const INDEX_MEMORY_DEFAULT: u64 = 64 << 20;
 pub(crate) const INDEX_BYTES_PER_KEY: u64 = 64;

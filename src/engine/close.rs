@@ -212,7 +212,7 @@ impl Engine {
         closed.map(|()| left)
     }
 
-    /// Seals the index in memory, so that the next open has nothing to read, and closes the log.
+    /// Seals the index in memory, so that the next open has little to read, and closes the log.
     fn close_log(&self, reclaim_until: Option<u64>) -> Result<()> {
         if !self.writes_at_close() {
             // Without locking `work`: in a poisoned store a thread that holds it may hang in a sync.
@@ -222,9 +222,9 @@ impl Engine {
         self.merges().give_up_merge(&mut work);
         // The close is clean even if reclaim fails.
         let _ = self.compaction().reclaim_at_close(&mut work, reclaim_until);
-        let sealed = self.seal();
-        // Without space for a table the log closes nevertheless, and the next open reads it.
-        let change = sealed.ok().flatten();
+        // Without a table the log closes nevertheless, and the next open reads it: where there is no space for one, and where
+        // reading is sooner done.
+        let change = if self.is_soon_read() { None } else { self.seal().ok().flatten() };
         let done = self.log.resuming().close(|manifest| {
             if let Some(change) = &change {
                 change.apply(manifest);
@@ -234,6 +234,14 @@ impl Engine {
             self.install(change);
         }
         done
+    }
+
+    /// Whether the next open reads the records that no table covers sooner than this close would write a table of them, and
+    /// has the memory for them. A short life then costs the fewest syncs.
+    fn is_soon_read(&self) -> bool {
+        let bytes = self.log.bytes_since(self.tables.lock().covered);
+        let keys = bytes / limits::RECORD_BYTES_LEAST;
+        bytes < limits::UNSEALED_AT_CLOSE_BYTES && keys < self.checkpoint_keys as u64
     }
 
     pub(super) fn interrupt_all(&self) -> Vec<(Key<'static>, KeyState)> {

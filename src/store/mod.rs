@@ -412,7 +412,8 @@ impl Store {
     ///
     /// # Cost
     /// In addition to the wait: a write and a sync of what is not durable yet; a table of the keys since the last
-    /// checkpoint, 16 bytes each; and a new manifest, which costs a few small writes and syncs and a rename. The close
+    /// checkpoint, 16 bytes each, if the log since then is 64 KiB or longer; and a new manifest, which costs a small write,
+    /// two syncs and a rename. The close
     /// also reclaims up to two segments, until the deadline or for 200 ms, whichever is longer. Another thread does
     /// these writes. If the store wrote nothing while it was open, the close writes nothing.
     pub fn close(&self, deadline: Duration) -> Result<Vec<Attempt>> {

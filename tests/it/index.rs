@@ -124,7 +124,7 @@ fn a_large_table_mended_with_little_memory_stays_one_table() {
 fn a_damaged_table_larger_than_memory_is_sealed_again_before_any_answer() {
     for (newer, map) in [(0, true), (40, true), (40, false)] {
         let sim = Sim::small(7);
-        let store = open(&sim, 1000);
+        let store = open(&sim, 100);
         (0..100).for_each(|n| mark(&store, "k", n));
         drop(store);
         let large = files(&sim, "tab").pop().unwrap();
@@ -166,7 +166,7 @@ fn memory_replaces_a_damaged_table_of_any_size_without_space() {
     for (killed, budget) in [(false, false), (true, false), (false, true), (true, true)] {
         let context = format!("killed: {killed}, budget: {budget}");
         let sim = Sim::small(7);
-        let store = open(&sim, 1000);
+        let store = open(&sim, 200);
         (0..200).for_each(|n| mark(&store, "k", n));
         drop(store);
         let store = open(&sim, 1000);
@@ -550,7 +550,7 @@ fn tables_wait_for_space_and_a_close_needs_none() {
 fn an_open_after_a_clean_close_reads_no_record() {
     let sim = Sim::small(7);
     for round in 0..4 {
-        let store = open(&sim, 1000);
+        let store = open(&sim, 20);
         let opening = store.stats().opening;
         assert_eq!((opening.was_clean, opening.records_read), (true, 0), "round {round}");
         assert_eq!(store.stats().keys_in_memory, 0);
@@ -563,6 +563,43 @@ fn an_open_after_a_clean_close_reads_no_record() {
     }
     let store = open(&sim, 1000);
     assert!((0..80).all(|n| is_marked(&store, "k", n)));
+}
+
+/// A short life costs no table. The log that no table covers stays shorter than what an open reads in a moment.
+#[test]
+fn short_lives_seal_a_table_once_in_a_while() {
+    let sim = Sim::small(7);
+    let (mut most, mut seals) = (0, 0);
+    for life in 0..1500_u64 {
+        let store = open(&sim, 10_000);
+        let opening = store.stats().opening;
+        assert!(opening.was_clean);
+        most = most.max(opening.records_read);
+        mark(&store, "k", life);
+        let before = store.stats().tables;
+        store.close(Duration::ZERO).unwrap();
+        seals += u32::from(files(&sim, "tab").len() > before as usize);
+    }
+    println!("{seals} tables, {most} records read at most");
+    assert!((1..20).contains(&seals) && (100..1500).contains(&most), "{seals}, {most}");
+    let store = open(&sim, 10_000);
+    assert!((0..1500).all(|n| is_marked(&store, "k", n)));
+}
+
+/// Two before the first record, two for the pair, two for the close.
+#[test]
+fn a_life_of_one_pair_costs_six_syncs() {
+    let sim = Sim::small(7);
+    drop(open(&sim, 10_000));
+    for life in 0..3_u64 {
+        let calls = sim.calls_of(|| {
+            let store = open(&sim, 10_000);
+            acquired(store.claim(life).unwrap()).complete("done").unwrap();
+            store.close(Duration::ZERO).unwrap();
+        });
+        let syncs = calls.iter().filter(|(kind, _)| kind == "Sync" || kind == "SyncDir").count();
+        assert_eq!(syncs, 6, "life {life}: {calls:?}");
+    }
 }
 
 /// Ways in which the whole index goes missing while the store is closed.
@@ -995,7 +1032,7 @@ fn the_list_of_tables_never_exceeds_what_an_open_accepts() {
     let sim = Sim::new(7);
     let (mut marked, mut most) = (0, 0);
     for count in (1..=70).rev() {
-        let store = open(&sim, 1000);
+        let store = open(&sim, count);
         (marked..marked + count).for_each(|n| mark(&store, "k", n));
         marked += count;
         store.close(Duration::ZERO).unwrap();

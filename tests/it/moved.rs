@@ -139,7 +139,6 @@ fn a_backup_restored_under_an_open_store_is_not_changed() {
             std::fs::remove_dir_all(&keys).unwrap();
         } else {
             std::fs::remove_dir_all(keys.join("log")).unwrap();
-            std::fs::remove_dir_all(keys.join("index")).unwrap();
             std::fs::remove_file(keys.join("MANIFEST")).unwrap();
         }
         copy(&backup, &keys);
