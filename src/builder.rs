@@ -2,6 +2,8 @@
 //!
 //! Never: opens a store; `store::open` does.
 
+use std::time::Duration;
+
 use crate::limits;
 use crate::log::Sizes;
 use crate::{Error, Policy, Result};
@@ -33,6 +35,7 @@ pub struct StoreBuilder {
     pub(crate) map: bool,
     pub(crate) manual_maintenance: bool,
     pub(crate) allow_network_fs: bool,
+    pub(crate) open_timeout: Duration,
 }
 
 impl Default for StoreBuilder {
@@ -47,6 +50,7 @@ impl Default for StoreBuilder {
             map: true,
             manual_maintenance: false,
             allow_network_fs: false,
+            open_timeout: limits::OPEN_TIMEOUT,
         }
     }
 }
@@ -230,6 +234,31 @@ impl StoreBuilder {
     /// ```
     pub fn allow_network_fs(mut self, allow: bool) -> Self {
         self.allow_network_fs = allow;
+        self
+    }
+
+    /// Sets how long an opening waits while another process has the store open, before it returns `Locked`. Default: one
+    /// second, so that short processes that open a store one after the other don't refuse each other. Zero: it doesn't wait.
+    ///
+    /// Processes that wait are not served in order. A store that was opened earlier in this process counts as another one,
+    /// so a thread that has the store open itself waits in vain.
+    ///
+    /// ```
+    /// # use onlyonce::{ErrorKind, Store};
+    /// # use std::time::Duration;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let keys = dir.path().join("keys");
+    /// let old = Store::open_or_create(&keys)?;
+    /// let at_once = Store::builder().open_timeout(Duration::ZERO).open(&keys);
+    /// assert_eq!(at_once.unwrap_err().kind(), ErrorKind::Locked);
+    ///
+    /// std::thread::spawn(move || old.close(Duration::from_secs(20)));
+    /// let new = Store::builder().open_timeout(Duration::from_secs(30)).open(&keys)?;
+    /// assert!(new.mark("k")?.is_first());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.open_timeout = timeout;
         self
     }
 

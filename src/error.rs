@@ -96,7 +96,7 @@ pub enum ErrorKind {
     Forked,
     /// There is no space. Nothing was done; free some space and call again, without reopening.
     StorageFull,
-    /// Another process has the store open.
+    /// Another process has the store open, and still had it when [`open_timeout`](crate::StoreBuilder::open_timeout) had passed.
     Locked,
     /// There is no store at that path. `Store::open_or_create` makes one.
     NotFound,

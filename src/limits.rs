@@ -1,5 +1,7 @@
 //! Every limit and default: name, unit, reason, and the relations between them.
 
+use std::time::Duration;
+
 /// Longest key. A key names an operation; anything longer is content, and belongs in the fingerprint.
 pub(crate) const KEY_BYTES_MAX: usize = 4096;
 /// Former versions that a namespace remembers, 16 bytes each.
@@ -136,6 +138,12 @@ pub(crate) const TABLE_PIECE_BYTES: usize = 64 << 10;
 
 /// A checkpoint is due after so many bytes of log: roughly what an open after a kill has to read.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
+
+/// How long an opening waits by default while another process has the store open: several short lives, one after the other.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// While it waits, it tries again after at most so many milliseconds, at random: those that wait don't try at the same time.
+pub(crate) const LOCK_TRY_MILLIS_MAX: u64 = 20;
 
 /// A close leaves fewer bytes of log than this without a table: an open reads some hundred records in a fraction of the time
 /// that a table costs, which is three syncs.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::events::Events;
 use crate::index::Hasher;
@@ -96,7 +97,7 @@ pub(crate) fn run(
     accept: AcceptLoss,
 ) -> Result<RepairReport> {
     let _span = Events::repairing(dir);
-    let (seams, _lock) = directory::lock(seams, dir, false)?;
+    let (seams, _lock) = directory::lock(seams, dir, false, Duration::ZERO)?;
     let report = run_locked(&seams, dir, sizes, accept)?;
     Events::repaired(dir, report.is_repaired, report.is_loss);
     Ok(report)

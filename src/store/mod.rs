@@ -27,7 +27,7 @@ use crate::{Operation, Outcome, Policy, Result};
 /// An open store, which remembers the outcomes of operations by their keys.
 ///
 /// A clone is another handle to the same store, and dropping the last handle closes the store. A claim counts as a
-/// handle, so it keeps the store open. Only one process can open a store at a time; a second one gets `Locked`.
+/// handle, so it keeps the store open. Only one process can open a store at a time; a second one waits for a second and then gets `Locked`.
 ///
 /// ```
 /// # use onlyonce::{Store, testing::Sim};

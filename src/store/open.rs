@@ -33,7 +33,8 @@ impl Store {
     /// watermark covered, cuts off a torn tail, and reports the cut in [`stats`](Self::stats).
     ///
     /// # Errors
-    /// `NotFound` if there is no store; `Locked` if another process has the store open (the error names that process);
+    /// `NotFound` if there is no store; `Locked` if another process has the store open for longer than
+    /// [`open_timeout`](StoreBuilder::open_timeout), which is one second by default (the error names that process);
     /// `Corrupt` if bytes that were once durable are damaged or missing; `Incompatible` if the store was written in
     /// another version of the format; `Io` if the operating system reports an error.
     ///
@@ -143,7 +144,7 @@ impl StoreBuilder {
         let began = clock.monotonic_nanos();
         let sizes = self.sizes()?;
         self.policy.resolve()?;
-        let (seams, lock) = directory::lock(seams, dir, create)?;
+        let (seams, lock) = directory::lock(seams, dir, create, self.open_timeout)?;
         if !self.allow_network_fs {
             directory::refuse_network_fs(&seams, dir)?;
         }

@@ -203,7 +203,7 @@ impl Sim {
     }
 
     /// Opens or creates the store like [`open`](Self::open), with your own settings. There is never a background
-    /// thread.
+    /// thread, and an opening doesn't wait for another one.
     ///
     /// ```
     /// # use onlyonce::{Claim, ErrorKind, Store, testing::Sim};
@@ -217,7 +217,8 @@ impl Sim {
     /// # Errors
     /// Those of [`StoreBuilder::open_or_create`].
     pub fn open_with(&self, builder: StoreBuilder) -> Result<Store> {
-        builder.manual_maintenance(true).open_on(self.seams(), Path::new(DIR), true)
+        let builder = builder.manual_maintenance(true).open_timeout(Duration::ZERO);
+        builder.open_on(self.seams(), Path::new(DIR), true)
     }
 
     /// Calls of the disk that read.
@@ -815,7 +816,8 @@ impl Sim {
 
     /// Opens an existing store, with a background thread if requested.
     pub fn open_existing(&self, builder: StoreBuilder, thread: bool) -> Result<Store> {
-        builder.manual_maintenance(!thread).open_on(self.seams(), Path::new(DIR), false)
+        let builder = builder.manual_maintenance(!thread).open_timeout(Duration::ZERO);
+        builder.open_on(self.seams(), Path::new(DIR), false)
     }
 
     /// Repairs the store on the simulated disk.

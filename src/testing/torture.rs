@@ -204,7 +204,9 @@ fn torture(world: &Arc<World>, lives: u64) {
         if matches!(&closed, Err(e) if e.kind() == ErrorKind::InProgress) {
             waited += 1;
             assert!(
-                matches!(crate::Store::builder().open_on(seams_of(world), &world.dir, false),
+                matches!(crate::Store::builder()
+                        .open_timeout(Duration::ZERO)
+                        .open_on(seams_of(world), &world.dir, false),
                 Err(e) if e.kind() == ErrorKind::Locked),
                 "{case:?}"
             );

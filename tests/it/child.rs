@@ -4,6 +4,7 @@ use crate::{errors, process, room, scarcity, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const ROLE: &str = "ONLYONCE_TEST_ROLE";
 
@@ -27,6 +28,7 @@ fn plays_its_role() {
     match role.split_once(':').unwrap_or((role, "")) {
         ("pairs", round) => pairs(dir, round),
         ("hold", _) => process::hold(dir),
+        ("short", n) => process::short(dir, n),
         ("open", _) => process::open(dir),
         ("submits", job) => process::submits(dir, job),
         ("webhook", ticket) => process::webhook(dir, ticket),
@@ -47,7 +49,8 @@ fn plays_its_role() {
 }
 
 pub(crate) fn small() -> StoreBuilder {
-    Store::builder().segment_bytes(64 << 10).result_bytes_max(1 << 10)
+    let builder = Store::builder().segment_bytes(64 << 10).result_bytes_max(1 << 10);
+    builder.open_timeout(Duration::ZERO)
 }
 
 /// Claims and completes at Flush and Sync until it is killed. Prints before each call what it is about to do, and after

@@ -18,6 +18,18 @@ pub(crate) fn hold(dir: &Path) {
     let _ = std::io::stdin().read_line(&mut String::new());
 }
 
+/// The role of a process that lives for one pair.
+pub(crate) fn short(dir: &Path, n: &str) {
+    let builder = small().open_timeout(std::time::Duration::from_secs(60));
+    let store = builder.open_or_create(dir).unwrap();
+    let Claim::Acquired(claim) = store.claim(("short", n)).unwrap() else {
+        panic!("{n} was known")
+    };
+    claim.complete(n).unwrap();
+    store.close(std::time::Duration::from_secs(60)).unwrap();
+    println!("closed");
+}
+
 /// The role of a second opener.
 pub(crate) fn open(dir: &Path) {
     let error = small().open(dir).unwrap_err();
@@ -345,6 +357,56 @@ fn a_second_opener_in_another_process_learns_the_owner_and_leaves_no_trace() {
     assert!(owner.wait().unwrap().success());
     let store = small().open(&keys).unwrap();
     assert!(matches!(store.claim("marked").unwrap(), Claim::Completed(_)));
+}
+
+/// 376 of 400 were refused.
+#[test]
+fn short_processes_at_the_same_time_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let lives = if std::env::var_os("ONLYONCE_LONG").is_some() { 400 } else { 40 };
+    let next = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::SeqCst);
+                    if n >= lives {
+                        return;
+                    }
+                    let (mut short, mut lines) = start(&format!("short:{n}"), &keys);
+                    expect(&mut lines, "closed");
+                    assert!(short.wait().unwrap().success());
+                }
+            });
+        }
+    });
+    let store = small().open(&keys).unwrap();
+    assert!((0..lives).all(|n| {
+        let found = store.get(("short", n.to_string())).unwrap();
+        matches!(found, Some(State::Completed(_)))
+    }));
+}
+
+#[test]
+fn an_opening_waits_until_the_store_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let old = small().open_or_create(&keys).unwrap();
+    assert!(old.mark("k").unwrap().is_first());
+    let minute = std::time::Duration::from_secs(60);
+    std::thread::scope(|scope| {
+        let new = scope.spawn(|| small().open_timeout(minute).open(&keys).unwrap());
+        (0..100).for_each(|n| drop(old.mark(("meanwhile", n)).unwrap()));
+        assert!(!new.is_finished());
+        old.close(minute).unwrap();
+        assert!(!new.join().unwrap().mark("k").unwrap().is_first());
+    });
+    // What waiting doesn't change is refused at once.
+    let missing = dir.path().join("missing");
+    let forever = std::time::Duration::MAX;
+    let error = small().open_timeout(forever).open(&missing).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
 #[test]

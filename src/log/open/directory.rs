@@ -6,27 +6,54 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{birth, scan};
-use crate::clock::SystemClock;
+use crate::clock::{SystemClock, nanos};
 use crate::entropy::OsEntropy;
+use crate::limits;
 use crate::log::{Seams, Sizes};
 use crate::manifest::{self, Manifest};
 use crate::storage::{DirLock, OsStorage, Storage, TakenDir};
+use crate::sync::WakeWord;
 use crate::{Error, ErrorKind, Result};
 
-/// Locks the directory, and makes it first if `create` is set. Returns the lock with the seams to use in the
-/// directory.
-pub(crate) fn lock(seams: Seams, dir: &Path, create: bool) -> Result<(Seams, Box<dyn DirLock>)> {
-    let TakenDir { lock, storage } = match seams.storage.lock_dir(dir) {
+/// Locks the directory, and makes it first if `create` is set. While another process has the lock, waits at most `timeout`.
+/// Returns the lock with the seams to use in the directory.
+pub(crate) fn lock(
+    seams: Seams,
+    dir: &Path,
+    create: bool,
+    timeout: Duration,
+) -> Result<(Seams, Box<dyn DirLock>)> {
+    let TakenDir { lock, storage } = match lock_within(&seams, dir, timeout)? {
         Ok(locked) => locked,
         Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
             create_dirs(&*seams.storage, dir)?;
-            seams.storage.lock_dir(dir).map_err(|e| not_locked(&seams, dir, e))?
+            lock_within(&seams, dir, timeout)?.map_err(|e| not_locked(&seams, dir, timeout, e))?
         }
-        Err(e) => return Err(not_locked(&seams, dir, e)),
+        Err(e) => return Err(not_locked(&seams, dir, timeout, e)),
     };
     Ok((Seams { storage, ..seams }, lock))
+}
+
+/// The system has no lock that is waited for with a time limit, so the lock is tried again and again. The processor's time is
+/// measured by the real clock: that of a test may stand still.
+fn lock_within(seams: &Seams, dir: &Path, timeout: Duration) -> Result<io::Result<TakenDir>> {
+    // A longer time than the clock's range is for ever.
+    let nanos_most = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+    let began = nanos();
+    let pause = WakeWord::new();
+    loop {
+        let locked = seams.storage.lock_dir(dir);
+        let left = nanos_most.saturating_sub(nanos() - began);
+        let is_taken = locked.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+        if !is_taken || left == 0 {
+            return Ok(locked);
+        }
+        let millis = 1 + seams.draw_u64()? % limits::LOCK_TRY_MILLIS_MAX;
+        pause.wait(pause.read(), Some(millis.min(left.div_ceil(1_000_000))));
+    }
 }
 
 /// Refuses a directory on a network file system: its lock and its syncs promise nothing.
@@ -104,7 +131,7 @@ fn parent_of(dir: &Path) -> PathBuf {
 }
 
 /// Returns the error of a directory that could not be locked, with its cause and the next step.
-fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
+fn not_locked(seams: &Seams, dir: &Path, timeout: Duration, error: io::Error) -> Error {
     let storage = &*seams.storage;
     match error.kind() {
         io::ErrorKind::NotFound => Error::new(
@@ -141,8 +168,10 @@ fn not_locked(seams: &Seams, dir: &Path, error: io::Error) -> Error {
             Error::new(
                 ErrorKind::Locked,
                 format!(
-                    "{} is open in {who}{since}: one process opens a store at a time",
-                    dir.display()
+                    "{} is open in {who}{since}: one process opens a store at a time, and this one has waited for {} ms \
+                     (open_timeout)",
+                    dir.display(),
+                    timeout.as_millis(),
                 ),
             )
             .at(dir)
