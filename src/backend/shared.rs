@@ -23,9 +23,9 @@ use crate::clock::nanos;
 use crate::engine::Waits;
 use crate::engine::{Alarm, Applied, Asks, Named, Seen, Writing};
 use crate::operation::{Keeping, Key};
-#[cfg(feature = "backend")]
-use crate::protocol::Conditions;
 use crate::protocol::{Call, KeyState};
+#[cfg(feature = "backend")]
+use crate::protocol::{Conditions, Presence};
 use crate::sync;
 #[cfg(feature = "backend")]
 use crate::sync::{AtomicBool, Mutex, Ordering};
@@ -206,6 +206,24 @@ impl Shared {
             Shared::Other(backend) => {
                 let request = Request { key: key.clone().into_owned(), ask: Ask::Look };
                 backend.send(request).wait().map(Reply::into_seen)
+            }
+        }
+    }
+
+    /// Whether the claim of that token is its owner's. An engine knows that without a read: a live claim is in memory.
+    pub(crate) fn is_live(&self, key: &Key<'_>, hash: KeyHash, token: Token) -> bool {
+        match self {
+            Shared::Embedded(embedded) => {
+                // A closed store has no live claim.
+                let inside = embedded.enter().ok();
+                inside.and_then(|_inside| embedded.is_live(key, hash, token)).is_some()
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => {
+                let seen = self.look(key, hash).ok().flatten();
+                seen.is_some_and(|seen| {
+                    seen.presence == Presence::Owner && seen.state.token == token
+                })
             }
         }
     }

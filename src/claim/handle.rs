@@ -12,7 +12,7 @@ use super::{Attempt, KeyCall, Pending, make, progress, reserve, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Writing};
 use crate::operation::Settings;
-use crate::protocol::{Answer, Call, CallExtras, Conditions, Presence};
+use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{KeyHash, Lsn, Token};
 use crate::{Encode, Error, ErrorKind, Key, OnDrop, Payload, Result};
@@ -384,8 +384,8 @@ impl ClaimHandle {
         self.0.progress.lock().value.as_deref().and_then(progress::decode)
     }
 
-    /// Returns whether the claim is still this attempt's: it has not ended, its lease has not passed, and nobody took over
-    /// or revoked it. Work that takes long asks now and then, and stops.
+    /// Returns whether the claim is still this attempt's: it has not ended, its lease has not passed, nobody took over or
+    /// revoked it, and the store is open. Work that takes long asks now and then, and stops.
     ///
     /// ```
     /// # use onlyonce::{Claim, State, testing::Sim};
@@ -399,18 +399,13 @@ impl ClaimHandle {
     /// ```
     ///
     /// # Cost
-    /// A look into memory. Once the claim is no longer live, up to one read.
+    /// A look into memory: the call never waits for the disk. A store on another backend asks that backend, and waits for the
+    /// answer; a task waits for [`ended`](Self::ended) instead.
     #[must_use]
     pub fn is_live(&self) -> bool {
         let inner = &self.0;
-        if inner.has_ended.load(Ordering::SeqCst) {
-            return false;
-        }
-        match inner.shared.look(&inner.key, inner.hash) {
-            Ok(Some(seen)) => seen.presence == Presence::Owner && seen.state.token == inner.token,
-            // Closed, or poisoned: the work can record nothing more.
-            _ => false,
-        }
+        let has_ended = inner.has_ended.load(Ordering::SeqCst);
+        !has_ended && inner.shared.is_live(&inner.key, inner.hash, inner.token)
     }
 
     /// Waits until the claim is no longer this attempt's: it has ended, its lease has passed, somebody took over or revoked it,

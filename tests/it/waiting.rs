@@ -331,6 +331,20 @@ fn an_owner_is_told_of_the_end_of_its_claim() {
     }
 }
 
+/// So that a task may ask: it must not wait for a slow disk.
+#[test]
+fn whether_a_claim_is_live_takes_no_read() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let claim = acquired(&store, "k");
+    let Some(State::InProgress(seen)) = store.get("k").unwrap() else { panic!() };
+    assert!(store.interrupt(&seen, "stuck").unwrap());
+    let Claim::Interrupted(lost) = store.claim("k").unwrap() else { panic!() };
+    lost.take_over().unwrap().complete("v").unwrap();
+    drop(store.claim("another").unwrap()); // a record that is not durable yet
+    assert_eq!(sim.calls_of(|| assert!(!claim.is_live())), []);
+}
+
 #[test]
 fn a_waiting_claim_that_is_dropped_leaves_nothing() {
     let store = Sim::new(1).open().unwrap();
