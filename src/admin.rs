@@ -495,7 +495,7 @@ impl fmt::Debug for Iter {
 
 /// Whether a store accepts writes. See [`Store::health`](crate::Store::health).
 ///
-/// Raise an alarm for any value except `Writable`, because claims are then refused. `Full` and `WaitsForRoom` end as
+/// Raise an alarm for any value except `Writable`, because claims are then refused. `Full` and `WaitsForSpace` end as
 /// soon as there is space; `Poisoned` ends when the store is reopened. [`Stats::background_error`] is set earlier,
 /// because the space that is prepared ahead lasts for a while.
 ///
@@ -509,8 +509,8 @@ impl fmt::Debug for Iter {
 /// match store.health() {
 ///     Health::Writable => println!("ok"),
 ///     Health::Poisoned { cause } => println!("drop the store and open it again: {cause}"),
-///     Health::Full { since, cause } => println!("no room for claims since {since:?}: {cause}"),
-///     Health::WaitsForRoom => println!("the disk is full"),
+///     Health::Full { since, cause } => println!("no space for claims since {since:?}: {cause}"),
+///     Health::WaitsForSpace => println!("the disk is full"),
 ///     other => println!("{other:?}"),
 /// }
 /// # assert!(matches!(store.health(), Health::Poisoned { .. }));
@@ -527,7 +527,7 @@ pub enum Health {
         cause: String,
     },
     /// Records that the last open found unsynced can't be synced without space: free some.
-    WaitsForRoom,
+    WaitsForSpace,
     /// Only new claims are refused, as `StorageFull`: claims in flight can end, results are replayed, and keys can be
     /// forgotten and compacted away. Background work checks for space once a second.
     Full {
@@ -560,7 +560,7 @@ impl Health {
         }
         match engine.log.poison_cause() {
             Some(cause) => Health::Poisoned { cause: cause.to_string() },
-            None if engine.log.has_unsettled_tail() => Health::WaitsForRoom,
+            None if engine.log.has_unsettled_tail() => Health::WaitsForSpace,
             None => match Health::room(engine, reserve_bytes) {
                 Some((since, cause)) => {
                     Health::Full { since: shown(since), cause: cause.to_string() }
@@ -592,7 +592,7 @@ impl Health {
             Health::Poisoned { .. } => Err(engine.log.poisoned()),
             Health::Closed => Err(engine.log.closed()),
             Health::Forked => engine.enter().map(|_inside| ()),
-            Health::WaitsForRoom => {
+            Health::WaitsForSpace => {
                 full("the unsynced records that the last open found wait for space: free some")
             }
             Health::Full { cause, .. } | Health::Refused { cause } => full(cause),

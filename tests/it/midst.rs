@@ -607,7 +607,7 @@ fn the_leftovers_of_a_moved_unsynced_tail_are_no_damage() {
         }
         sim.set_disk_bytes_max(sim.disk_bytes());
         let store = open_unmapped(&sim, 8);
-        assert_eq!(store.health(), Health::WaitsForRoom);
+        assert_eq!(store.health(), Health::WaitsForSpace);
         // Not read, and not damaged.
         let found = store.verify().unwrap();
         assert!(found.damages.is_empty(), "{found:?}");

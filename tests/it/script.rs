@@ -824,7 +824,7 @@ impl<'s> World<'s> {
                 let keys = match look(self.store()) {
                     // A full disk: records that no watermark covers are served when there is space to sync them.
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
-                        assert_eq!(self.store().health(), Health::WaitsForRoom);
+                        assert_eq!(self.store().health(), Health::WaitsForSpace);
                         self.sim.set_disk_bytes_max(u64::MAX);
                         self.sim.set_disk_files_max(u64::MAX);
                         let keys = look(self.store())?;
