@@ -25,7 +25,7 @@ use crate::{Error, Key, Result};
 /// assert_eq!(store.iter().in_states(&[StateKind::Interrupted]).after(&cursor).count(), 0);
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Cursor {
     since: WallMillis,
     key: Key<'static>,

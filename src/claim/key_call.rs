@@ -260,7 +260,7 @@ impl<'k, K: Into<Key<'k>>> From<K> for ToForget<'k> {
 impl<'k> From<&'k State> for ToForget<'k> {
     /// The key, unless it has changed since: see [`Store::forget`](crate::Store::forget).
     fn from(seen: &'k State) -> Self {
-        ToForget { key: seen.key().into(), sight: Some(seen.sight()) }
+        ToForget { key: seen.stored_key().into(), sight: Some(seen.sight()) }
     }
 }
 

@@ -124,7 +124,19 @@ impl Claim {
     /// Formats the message, and reads nothing. For a grant, add the cost of dropping it.
     #[must_use]
     pub fn refused(self) -> Refused {
-        Refused { message: self.to_string(), kind: self.kind() }
+        let (message, kind) = (self.to_string(), self.kind());
+        let attempt = match self {
+            Claim::InProgress(attempt) | Claim::Held(attempt) | Claim::Delayed(attempt) => {
+                Some(attempt)
+            }
+            Claim::Interrupted(lost) => Some(lost.attempt().clone()),
+            Claim::Acquired(_)
+            | Claim::Completed(_)
+            | Claim::Failed(_)
+            | Claim::Mismatch(_)
+            | Claim::Expired(_) => None,
+        };
+        Refused { message, kind, attempt }
     }
 
     fn kind(&self) -> RefusedKind {
@@ -141,6 +153,9 @@ impl Claim {
         }
     }
 }
+
+const OTHER_REQUEST: &str = "the key was already used for another request";
+const NO_LONGER_KEPT: &str = "done before, and its result is no longer kept";
 
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -161,8 +176,8 @@ impl fmt::Display for Claim {
                 write!(f, "held: {attempt}; it waits for someone to resolve it")
             }
             Claim::Delayed(attempt) => write!(f, "delayed: {attempt}"),
-            Claim::Mismatch(_) => f.write_str("the key was already used for another request"),
-            Claim::Expired(_) => f.write_str("done before, and its result is no longer kept"),
+            Claim::Mismatch(_) => f.write_str(OTHER_REQUEST),
+            Claim::Expired(_) => f.write_str(NO_LONGER_KEPT),
         }
     }
 }
@@ -185,6 +200,7 @@ impl fmt::Display for Claim {
 pub struct Refused {
     message: String,
     kind: RefusedKind,
+    attempt: Option<Attempt>,
 }
 
 /// The answer that a [`Refused`] was made from.
@@ -240,6 +256,26 @@ impl Refused {
         self.kind
     }
 
+    /// Returns the attempt that the key was refused for: the one in progress, interrupted, held, or delayed. `None` for any
+    /// other answer.
+    ///
+    /// ```
+    /// # use onlyonce::{Abort, Error, Run, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # let onlyonce::Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
+    /// claim.abort(Abort::new("the server is busy").retry_in(Duration::from_secs(30)))?;
+    /// let run = store.run("mail-1", |_claim| Ok::<_, Error>("sent".to_owned()))?;
+    /// let Run::Refused(refused) = run else { unreachable!() };
+    /// let retry_after = refused.attempt().and_then(|attempt| attempt.retry_in());
+    /// assert_eq!(retry_after, Some(Duration::from_secs(30)));
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn attempt(&self) -> Option<&Attempt> {
+        self.attempt.as_ref()
+    }
+
     /// The same refusal with a hint of what would have helped.
     pub(crate) fn hinting(mut self, hint: &str) -> Self {
         self.message = format!("{} ({hint})", self.message);
@@ -248,6 +284,8 @@ impl Refused {
 }
 
 /// The answer to a mark. See [`Store::mark`](crate::Store::mark).
+///
+/// `Display` says what is known of the key, and never shows a result.
 ///
 /// ```
 /// # use onlyonce::{Mark, testing::Sim};
@@ -262,7 +300,7 @@ impl Refused {
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
 #[must_use = "the work is to be done only if the mark was the first"]
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Mark {
     /// The key was not seen before, and is marked now.
@@ -302,6 +340,20 @@ impl Mark {
     }
 }
 
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mark::First => f.write_str("marked: the first"),
+            Mark::Again => f.write_str("marked or completed before"),
+            Mark::InProgress(attempt) => write!(f, "in progress: {attempt}"),
+            Mark::Interrupted(attempt) => write!(f, "interrupted or held: {attempt}"),
+            Mark::Delayed(attempt) => write!(f, "delayed: {attempt}"),
+            Mark::Mismatch(_) => f.write_str(OTHER_REQUEST),
+            Mark::Expired(_) => f.write_str(NO_LONGER_KEPT),
+        }
+    }
+}
+
 /// An operator's decision about an interrupted or held attempt. See [`Store::resolve`](crate::Store::resolve).
 ///
 /// ```
@@ -314,7 +366,9 @@ impl Mark {
 /// assert!(matches!(store.claim("mail-1")?, Claim::Acquired(_)));
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Debug)]
+#[must_use = "nothing is resolved before `resolve` is given it"]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Resolution {
     /// Records this outcome, because the effect happened, or never will happen.
     Record(Outcome),

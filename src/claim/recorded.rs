@@ -25,7 +25,7 @@ use crate::{Error, Fingerprint, Key, Payload, Result};
 /// assert_eq!((done.meta("status"), done.attempt()), (Some("201"), 1));
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Recorded {
     key: Key<'static>,
     payload: Payload,
@@ -359,6 +359,20 @@ impl Expired {
             remembered_until: wall(until, state.wall_offset),
             until,
         }
+    }
+
+    /// Returns the key.
+    ///
+    /// ```
+    /// use onlyonce::Expired;
+    ///
+    /// fn words(expired: &Expired) -> String {
+    ///     format!("{} was done before", expired.key())
+    /// }
+    /// ```
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        self.key.shown()
     }
 
     /// Returns the time at which the key's outcome was recorded, to the minute.

@@ -10,7 +10,9 @@ use crate::{Error, ErrorKind, Key, Result};
 
 /// The state of a key, as [`Store::get`](crate::Store::get) returns it.
 ///
-/// `Display` and `Debug` describe the attempt or the record, and never show a result.
+/// `Display` and `Debug` describe the attempt or the record, and never show a result. Two states are equal if the store told the
+/// same at the same time: an attempt's lease, for example, is part of it. To learn whether a key changed, let
+/// [`forget`](crate::Store::forget) or [`resolve`](crate::Store::resolve) compare.
 ///
 /// ```
 /// # use onlyonce::{State, testing::Sim};
@@ -23,7 +25,7 @@ use crate::{Error, ErrorKind, Key, Result};
 /// }
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum State {
     /// The key's owner is at work.
@@ -43,8 +45,23 @@ pub enum State {
 }
 
 impl State {
-    /// The key whose state it is.
-    pub(crate) fn key(&self) -> &Key<'static> {
+    /// Returns the key whose state it is.
+    ///
+    /// ```
+    /// # use onlyonce::{Key, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let _ = store.mark("message-7")?;
+    /// let seen = store.get("message-7")?.expect("it was marked");
+    /// assert_eq!(seen.key(), &Key::from("message-7"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn key(&self) -> &Key<'static> {
+        self.stored_key().shown()
+    }
+
+    /// The key as it is stored: in its namespace.
+    pub(crate) fn stored_key(&self) -> &Key<'static> {
         match self {
             State::InProgress(attempt)
             | State::Interrupted(attempt)

@@ -36,7 +36,7 @@ const HEAD_BYTES: usize = 2 + 8 + MAC_BYTES;
 /// store.attach(&ticket)?.complete("done")?;
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
     pub(super) key: Key<'static>,
     pub(super) token: Token,

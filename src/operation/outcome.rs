@@ -33,6 +33,7 @@ use crate::{Decode, Encode, Error, ErrorKind, Payload, Result};
 /// let declined = Outcome::failure("card expired").meta("status", 402);
 /// ```
 #[must_use = "an outcome is recorded only when a claim is given it"]
+#[derive(Clone)]
 pub struct Outcome {
     failure: bool,
     value: OutcomeValue,
@@ -45,6 +46,16 @@ enum OutcomeValue {
     Encoded(Result<(Format, Vec<u8>)>),
     /// Not kept, for that reason.
     NotKept(String),
+}
+
+impl Clone for OutcomeValue {
+    fn clone(&self) -> Self {
+        match self {
+            OutcomeValue::Encoded(Ok(encoded)) => OutcomeValue::Encoded(Ok(encoded.clone())),
+            OutcomeValue::Encoded(Err(why)) => OutcomeValue::Encoded(Err(why.again())),
+            OutcomeValue::NotKept(reason) => OutcomeValue::NotKept(reason.clone()),
+        }
+    }
 }
 
 /// An outcome that was checked: all that goes into its record.
@@ -470,6 +481,23 @@ mod tests {
             .unwrap();
         assert_eq!((parts.codec, parts.bytes.len()), (NOT_KEPT, 0));
         assert_eq!(parts.missing, Some("r".repeat(LABEL_BYTES_MAX)));
+    }
+
+    /// For a second try, after the first was refused for want of space.
+    #[test]
+    fn a_clone_is_recorded_like_the_outcome() {
+        struct Broken;
+        impl Encode for Broken {
+            fn encode(&self, _: &mut Vec<u8>) -> Result<Format> {
+                Err(Error::invalid("on purpose"))
+            }
+        }
+        let outcome = Outcome::success("paid").meta("status", 201);
+        let [one, other] = [outcome.clone(), outcome].map(|it| it.into_parts(KEEPING).unwrap());
+        assert_eq!((one.bytes, one.meta), (other.bytes, other.meta));
+        let broken = Outcome::success(&Broken);
+        let [one, other] = [broken.clone(), broken].map(|it| it.into_parts(KEEPING).unwrap_err());
+        assert_eq!((one.kind(), one.to_string()), (ErrorKind::Invalid, other.to_string()));
     }
 
     #[test]

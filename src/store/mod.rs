@@ -67,6 +67,7 @@ impl Store {
     /// ```
     ///
     /// Nothing is written. An invalid policy is refused as `Invalid` by the call that uses it, not by this call.
+    #[must_use = "the handle is the only thing that this call makes"]
     pub fn with_policy(&self, policy: Policy) -> Store {
         Store { policy: policy.or(&self.policy), ..self.clone() }
     }

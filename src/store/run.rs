@@ -123,6 +123,8 @@ impl<T> fmt::Debug for Run<T> {
 /// assert!(matches!(run, Run::Done(())));
 /// # Ok::<(), Error>(())
 /// ```
+#[must_use = "a run learns of it only if the hook returns it"]
+#[non_exhaustive]
 pub enum Reconciled<T> {
     /// The attempt had its effect, with this result. The result is recorded, the closure does not run, and the run
     /// answers [`Run::Done`].
@@ -159,7 +161,9 @@ impl<T> fmt::Debug for Reconciled<T> {
 /// }
 /// # assert!(matches!(judge(&Fault::Busy), Verdict::Abort(_)));
 /// ```
-#[derive(Debug)]
+#[must_use = "a run learns of it only if the hook returns it"]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Verdict {
     /// The closure had no effect: the next claim is granted, unless an announced step is open or an earlier attempt's fate is.
     Abort(Abort),

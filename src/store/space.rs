@@ -63,6 +63,7 @@ impl Store {
     /// # Cost
     /// Nine bytes in each record of a key, and a few small allocations and a lookup in memory for each call. The first use of any
     /// namespace after an open reads a record per namespace. Keys outside namespaces cost nothing more.
+    #[must_use = "the handle is the only thing that this call makes"]
     pub fn namespace(&self, name: impl Into<String>) -> Store {
         let name = name.into().into_boxed_str();
         let space = Space { parent: self.space.clone(), name, version: None };
@@ -95,6 +96,7 @@ impl Store {
     /// # Errors
     /// Calls on the handle return `InProgress` if a key of the other version is claimed: see [`forget_all`](Self::forget_all).
     /// `Invalid` on a handle that is of no namespace.
+    #[must_use = "the handle is the only thing that this call makes"]
     pub fn version(&self, version: impl AsRef<str>) -> Store {
         let version = version.as_ref();
         let version = Some((Fingerprint::of(version), version.into()));

@@ -67,6 +67,14 @@ impl Deref for ValueBytes {
     }
 }
 
+impl PartialEq for ValueBytes {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for ValueBytes {}
+
 impl fmt::Debug for ValueBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.len())

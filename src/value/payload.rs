@@ -33,7 +33,8 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// `payload.to_vec()` copies the bytes and lets go. Do that with payloads that you keep for long, such as in a cache.
 ///
-/// `Display` and `Debug` show the length and the format, never the contents.
+/// `Display` and `Debug` show the length and the format, never the contents. Payloads are equal if they have the same bytes in
+/// the same format.
 ///
 /// ```
 /// # use onlyonce::{Claim, testing::Sim};
@@ -45,14 +46,14 @@ use crate::{Error, ErrorKind, Result};
 /// assert_eq!(done.result().decode::<String>()?, "text");
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Payload {
     content: PayloadContent,
     /// `None`: in a codec that this version doesn't know.
     format: Option<Format>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 enum PayloadContent {
     Bytes(ValueBytes),
     /// Nothing was kept, for that reason.

@@ -4,7 +4,10 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Error, Fingerprint, Operation, Outcome, Policy, Resolution, State, Store};
+use onlyonce::{
+    Abort, Claim, Error, Fingerprint, Key, Mark, Operation, Outcome, Policy, Resolution, State,
+    Store,
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LEASE: Duration = Duration::from_secs(30);
@@ -109,6 +112,52 @@ fn every_state_has_words_without_its_result() {
     sim.advance(2 * DAY);
     let expired = "expired: done at 2026-01-01T00:00:00Z, remembered until 2026-01-11T00:00:00Z";
     assert_eq!(shown("remembered"), expired);
+}
+
+/// Each answer to a mark in one line that a person can read. It has no other request's result in it.
+#[test]
+fn every_mark_has_words() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let shown = |op: Operation<'_>| store.mark(op).unwrap().to_string();
+    let key = |key| Operation::new(key).fingerprint(Fingerprint::of("a"));
+    let Claim::Acquired(live) = store.claim("live").unwrap() else { panic!() };
+    let Claim::Acquired(busy) = store.claim("busy").unwrap() else { panic!() };
+    busy.abort(Abort::new("busy").retry_in(Duration::from_secs(9))).unwrap();
+    let kept = store.record(key("kept"), Outcome::success("secret")).unwrap();
+    assert_eq!((kept.to_string(), kept), ("marked: the first".to_owned(), Mark::First));
+    assert_eq!(shown(key("kept")), "marked or completed before");
+    let other = Operation::new("kept").fingerprint(Fingerprint::of("b"));
+    assert_eq!(shown(other), "the key was already used for another request");
+    assert_eq!(shown(Operation::new("live")), "in progress: attempt 1, since 0 s");
+    drop(live);
+    let interrupted = "interrupted or held: attempt 1, since 0 s, dropped without a word";
+    assert_eq!(shown(Operation::new("live")), interrupted);
+    let delayed = "delayed: attempt 1, since 0 s, to be tried again in 9 s, busy";
+    assert_eq!(shown(Operation::new("busy")), delayed);
+    let short = key("short").retention(DAY).remember_expired(DAY);
+    assert_eq!(store.mark(short.clone()).unwrap(), Mark::First);
+    sim.advance(DAY);
+    assert_eq!(shown(short), "done before, and its result is no longer kept");
+}
+
+/// What was recorded is compared, not where its bytes lie.
+#[test]
+fn states_are_equal_if_the_store_told_the_same() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap().namespace("acme");
+    for (key, value) in [("k", "v"), ("l", "w")] {
+        assert_eq!(store.record(key, Outcome::success(value)).unwrap(), Mark::First);
+    }
+    let seen = store.get("k").unwrap().unwrap();
+    assert_eq!(seen.key(), &Key::from("k"), "without its namespace");
+    drop(store);
+    let store = sim.open().unwrap().namespace("acme");
+    assert_eq!(store.get("k").unwrap().as_ref(), Some(&seen));
+    assert_ne!(store.get("l").unwrap().as_ref(), Some(&seen));
+    assert!(store.forget(&seen).unwrap(), "a state knows its namespace");
+    assert_eq!(store.record("k", Outcome::success("w")).unwrap(), Mark::First);
+    assert_ne!(store.get("k").unwrap().as_ref(), Some(&seen));
 }
 
 /// Headers of HTTP may come several times, and their order counts. The later value of a name once replaced the earlier.

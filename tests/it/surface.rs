@@ -70,6 +70,8 @@ fn items_in_source_are_listed_as_their_callers_see_them() {
         pub mod extra { pub fn call(n: u64) -> u64 { n } pub use super::inner::NotShown as Renamed; }
         #[cfg(any(test, feature = "extra"))]
         pub mod more { pub const MOST: u64 = 1; }
+        #[cfg(any(feature = "extra", feature = "other"))]
+        impl From<u8> for Shown { fn from(n: u8) -> Self { Shown(n.into()) } }
         #[cfg(test)]
         mod tests { pub fn test() {} }
     "#;
@@ -88,6 +90,7 @@ Open: pub field: Vec<u8>
 Shown: pub struct Shown
 Shown: #[must_use] pub fn long(&self, other: impl Into<Vec<u8>>) -> Result<(), Kind> where Self: Sized
 Shown: impl From<u64> for Shown
+Shown: impl From<u8> for Shown (feature = "extra" or "other")
 Asked: pub trait Asked: Send
 Asked: const NAME: &'static str
 Asked: fn ask(&self) -> u64 { .. }
@@ -370,7 +373,7 @@ impl Crate {
         let public: BTreeSet<&str> = names.iter().map(|name| name.defined.as_str()).collect();
         for name in &names {
             let head = match &name.feature {
-                Some(feature) => format!("{} (feature = \"{feature}\")", name.shown),
+                Some(feature) => format!("{} (feature = {feature})", name.shown),
                 None => name.shown.clone(),
             };
             let Some(lines) = self.items.get(&name.defined) else {
@@ -380,7 +383,7 @@ impl Crate {
             let (first, mut rest) = (lines[0].clone(), lines[1..].to_vec());
             let with = |line: &str, feature: &Option<String>| match feature {
                 Some(needed) if *feature != name.feature => {
-                    format!("{line} (feature = \"{needed}\")")
+                    format!("{line} (feature = {needed})")
                 }
                 _ => line.to_owned(),
             };
@@ -433,13 +436,15 @@ fn is_left_out(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// The feature that an item needs, by its own `cfg`.
+/// The features that an item needs, by its own `cfg`: `any(…)` of them is shown with "or".
 fn feature(attrs: &[Attribute]) -> Option<String> {
     let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg"));
     cfgs.filter_map(|attr| {
         let words = attr.meta.require_list().ok()?.tokens.to_string().replace(' ', "");
-        let (_, rest) = words.split_once("feature=\"")?;
-        Some(rest.split('"').next()?.to_owned())
+        let named = words.split("feature=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let named: Vec<_> = named.map(|name| format!("{name:?}")).collect();
+        assert!(named.len() < 2 || words.starts_with("any("), "no words for cfg({words})");
+        (!named.is_empty()).then(|| named.join(" or "))
     })
     .next()
 }
