@@ -251,8 +251,7 @@ impl Iter {
         self
     }
 
-    /// Shows the keys in the order of the time since which they are in their attempt: when it was claimed, or, of an
-    /// outcome, when it was recorded. The times are those of the wall clock then, as [`Attempt::since`] shows them. At the
+    /// Sorts by the start of the attempt; a key with an outcome by the time it was recorded. The times are those of the wall clock then, as [`Attempt::since`] shows them. At the
     /// same time, keys are ordered by their bytes. Errors come after all keys.
     ///
     /// To show pages, take some keys from the walk, and hand its [`cursor`](Self::cursor) to the next request:
@@ -656,7 +655,7 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes of the log's segments, including the space prepared ahead.
     pub log_bytes: u64,
-    /// The time at which the oldest claim in flight was granted.
+    /// The time at which the oldest claim in flight was granted, or the oldest open question was asked, whichever is earlier.
     pub oldest_claim: Option<SystemTime>,
     /// Bytes of the log written after the last checkpoint. Opening the store after a crash has to read them.
     pub log_bytes_since_checkpoint: u64,
@@ -836,7 +835,7 @@ impl Estimate {
 /// ```
 /// # let store = onlyonce::testing::Sim::new(1).open()?;
 /// let done = store.compact(u64::MAX)?;
-/// println!("{} bytes given back, {} moved for it", done.bytes_reclaimed(), done.bytes_moved());
+/// println!("{} bytes reclaimed, {} moved for it", done.bytes_reclaimed(), done.bytes_moved());
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -26,6 +26,14 @@
 //!
 //! - [`Store`]: [`claim`](Store::claim), [`run`](Store::run) for a closure, [`mark`](Store::mark) to detect repetitions
 //! - [`Claim`], the answer: a [`ClaimGuard`] for you to end, or an [`Interrupted`] for you to decide about
+//! - [`claim_wait`](Store::claim_wait) waits for another owner's result; a call `…_async` returns a [`Pending`], which a task
+//!   awaits on any executor
+//! - [`ClaimHandle`], for the work: [`step`](ClaimHandle::step) does a part once across attempts,
+//!   [`save_progress`](ClaimHandle::save_progress), [`keep_alive`](ClaimHandle::keep_alive)
+//! - [`Ticket`]: a claim that another task, process or request ends, by [`detach`](ClaimGuard::detach) and
+//!   [`attach`](Store::attach)
+//! - [`Store::namespace`]: a key space of its own, for a tenant, a build or a prompt; [`Store::batch`]: many calls with one
+//!   write and one sync
 //! - [`Operation`] and [`Policy`]: fingerprints, leases, retention, what an interruption means
 //! - [`Outcome`], [`Payload`], [`Encode`], [`Decode`] and [`value`]: recorded results, as bytes and as types
 //! - [`Error`] and [`ErrorKind`]: what went wrong, and what to do next

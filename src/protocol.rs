@@ -189,14 +189,16 @@ pub enum Call {
     Record {
         /// The request's fingerprint, as for a claim.
         fingerprint: Option<Fingerprint>,
-        /// It failed for good.
+        /// Whether the outcome is a final failure.
         failure: bool,
     },
-    /// Word of a claimant that was asked, naming the attempt it saw: the key is granted, and the earlier fate stays open.
+    /// A claimant that was asked takes the key over, naming the attempt that it saw: the key is granted to it, and the fate of
+    /// that attempt stays open.
     TakeOver(Token),
-    /// The attempt had no effect, nor had any before it: the key is granted, and all fates are closed.
+    /// A claimant that was asked says that the attempt it saw had no effect, nor had any before it: the key is granted to it,
+    /// and all fates are closed.
     NotApplied(Token),
-    /// The key is held until it is resolved.
+    /// A claimant that was asked holds the key, naming the attempt that it saw: no claim is granted until the key is resolved.
     Hold(Token),
     /// The claimant that was asked this question needs more time to decide.
     RenewQuestion(u64),
@@ -206,25 +208,25 @@ pub enum Call {
         allow(dead_code, reason = "the engine's own claimants need no call")
     )]
     DropQuestion(u64),
-    /// The owner's ending: done, with a result.
+    /// Ends the claim: the work is done, and its result is recorded.
     Complete(Token),
-    /// The owner's ending: it failed for good.
+    /// Ends the claim: the work failed for good, and the failure is recorded.
     Fail(Token),
-    /// It had no effect.
+    /// Ends the claim: the attempt had no effect.
     Abort(Token),
-    /// It was granted and never delivered, so no work began: an abort that is no attempt.
+    /// Ends a claim that was granted and never delivered, so that no work began: the attempt doesn't count for `attempts_max`.
     Withdraw(Token),
-    /// The owner's word that no claim is granted until the key is resolved: done without a result, or not to be decided here.
+    /// Ends the claim without an outcome, and holds the key: no claim is granted until the key is resolved.
     Park(Token),
-    /// The owner dropped its guard without an ending.
+    /// Ends the claim without an outcome, because its guard was dropped: the attempt is interrupted.
     Interrupt(Token),
     /// The owner renews its lease.
     Renew(Token),
-    /// The owner saves how far it has come.
+    /// The owner saves its progress.
     Progress(Token),
-    /// The owner is about to begin a step, of which nothing is recorded before it ends.
+    /// The owner begins a step whose beginning is not recorded.
     BeginStep(Token),
-    /// The owner announces a step, whose name the key carries until the step has ended.
+    /// The owner begins a step whose name is recorded with the key until the step has ended.
     Announce(Token),
     /// The owner records that a step has ended, and its result. Decided by the state of the claim's key, not of the step's.
     EndStep {
@@ -235,21 +237,21 @@ pub enum Call {
     },
     /// The owner hands the claim over: from now on it lasts as long as the lease, which is stored.
     Detach(Token),
-    /// A new owner of a detached claim, by its ticket.
+    /// A new owner attaches a detached claim by its ticket.
     Attach(Token),
-    /// An operator's word, naming the attempt it saw: done, with a result.
+    /// An operator records that the attempt it saw did the work, with a result.
     ResolveComplete(Token),
-    /// It failed for good.
+    /// An operator records that the attempt it saw failed for good.
     ResolveFail(Token),
-    /// It had no effect, and is to be tried again.
+    /// An operator says that the attempt it saw had no effect: the next claim is granted.
     ResolveRetry(Token),
-    /// An operator's word: the attempt is interrupted, and its owner can do nothing more.
+    /// An operator revokes the claim of the attempt it saw: the attempt is interrupted, and its owner can do nothing more.
     Revoke(Token),
-    /// The outcome recorded under that token is replaced by a new one, as of a key that was absent.
+    /// Replaces the outcome recorded under that token, as if the key had been absent.
     Replace(Token),
-    /// The key is to be as if it had never been, unless its owner is at work.
+    /// Forgets the key, unless its owner is at work: the next claim treats it as new.
     Forget,
-    /// The same, if the key is still in the state that the caller saw.
+    /// Forgets the key as `Forget` does, if it is still in the state that the caller saw.
     ForgetSeen(Sight),
     /// Forgets a key that is claimed under this token.
     ForgetClaimed(Token),
@@ -459,7 +461,7 @@ pub enum Answer {
     Interrupted,
     /// The last owner asked that the next attempt wait, and that time has not passed.
     Delayed,
-    /// As many steps are announced, and have not ended, as may be at a time.
+    /// The key has the maximum number of open steps.
     TooManySteps,
     /// The call was carried out.
     Done,

@@ -1,9 +1,10 @@
 //! The threads that do for calls of tasks what would block their executor. Each is started by the first call that needs it.
 //!
 //! `onlyonce-commit` writes and syncs for all calls that wait for the disk, many with one sync. `onlyonce-call` does what a call
-//! waits for before it is placed: reads, and the preparing of space. `onlyonce-time` wakes claims whose time to wait is up.
-//! A store with manual maintenance has no threads: there the task itself does that work, and the time is seen to by
-//! [`Store::step`](crate::Store::step).
+//! waits for before it is placed: reads, and the preparing of space. `onlyonce-time` wakes claims whose time to wait is up,
+//! and renews claims that are kept alive.
+//! A store with manual maintenance has no threads: there the task itself does that work, and
+//! [`Store::step`](crate::Store::step) does that of `onlyonce-time`.
 //!
 //! Never: decides, or changes a key by itself.
 

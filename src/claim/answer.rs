@@ -53,7 +53,7 @@ impl Claim {
                 let attempt = attempt()?;
                 let last = attempt.reason().map(|why| format!("; the last one: {why}"));
                 let reason = format!(
-                    "it has had as many attempts as attempts_max allows, Resolution::Retry allows as many again{}",
+                    "attempts_max is reached: resolve the key with Resolution::Retry to allow as many again{}",
                     last.unwrap_or_default()
                 );
                 Claim::Held(attempt.because(&reason))

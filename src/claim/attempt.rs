@@ -110,7 +110,7 @@ impl Attempt {
     /// # use onlyonce::{Claim, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let Claim::Acquired(claim) = store.claim("mail-1")? else { unreachable!() };
-    /// let outbox = vec![(claim.token(), "dear customer")]; // the effect, with the token beside it
+    /// let outbox = vec![(claim.token(), "dear customer")]; // the effect, with the token next to it
     /// drop(claim);
     /// let Claim::Interrupted(lost) = store.claim("mail-1")? else { unreachable!() };
     /// let was_sent = outbox.iter().any(|(token, _)| *token == lost.attempt().token());
@@ -148,7 +148,7 @@ impl Attempt {
         self.seen.asker.as_ref().map_or(self.seen.state.since, |asker| asker.since)
     }
 
-    /// Returns whether the attempt is over and a claimant was asked what to do about it, who has not decided yet. Then
+    /// Returns whether a claimant is deciding about this interrupted attempt. Then
     /// [`owner`](Self::owner), [`since`](Self::since) and [`lease_left`](Self::lease_left) are those of that claimant.
     ///
     /// ```

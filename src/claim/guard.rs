@@ -110,11 +110,13 @@ impl ClaimGuard {
     /// ```
     ///
     /// # Errors
-    /// - `ClaimLost`: another attempt took over. Nothing was changed.
+    /// - `ClaimLost`: another attempt took over, or the claim was revoked. Nothing was changed.
+    /// - `Held`: a step held the claim ([`StepHandle::hold`](crate::StepHandle::hold)). Resolve the key.
     /// - `TooLarge`, `StorageFull`, `Io`, or a value that did not encode: nothing was written, and
     ///   [`Error::into_claim`] returns the guard. Dropping the error with the guard in it interrupts the attempt,
     ///   whatever [`OnDrop`] is set, because the effect may have happened.
     /// - `Indeterminate`: the result may or may not be recorded. Reopen the store and call `get`.
+    /// - `Poisoned`, `Closed` or `Forked` (see [`ErrorKind`]): nothing was written by this call.
     pub fn complete<V: Encode + ?Sized>(self, value: &V) -> Result<()> {
         self.is_past_its_effect();
         self.record(Outcome::success(value))
@@ -443,14 +445,14 @@ impl ClaimGuard {
         EndingCall { guard: self, how: How::Park(reason) }
     }
 
-    /// An outcome exists, or is about to, so the effect may have happened: from here on a drop can't mean that nothing
-    /// happened.
     /// Refuses an ending after a step has held the claim: that is the owner's word on it, until somebody resolves the key.
     #[inline]
     fn may_end(&self) -> Result<()> {
         if self.has_ended() { Err(self.0.held_by_step()) } else { Ok(()) }
     }
 
+    /// An outcome exists, or is about to, so the effect may have happened: from here on a drop can't mean that nothing
+    /// happened.
     fn is_past_its_effect(&self) {
         self.on_drop(OnDrop::Interrupt);
     }

@@ -266,12 +266,12 @@ impl ClaimHandle {
     }
 
     /// Renews the lease in the background from now on, each time by the lease of the claim's operation, until `ceiling` has
-    /// passed since this call. The claim isn't renewed beyond that: then its lease has passed, as if its owner had stood still. A
+    /// passed since this call. The claim isn't renewed beyond that: its lease then passes, as if its owner had stopped renewing. A
     /// claim without a lease gets one that lasts until the ceiling. A further call begins anew, with another ceiling. A longer
     /// [renewal](Self::renew) of your own is replaced by the next one in the background.
     ///
-    /// For work of which you know how long it takes at most, but don't want others to wait that long if it dies. Whether the
-    /// claim is still its own, the work asks by [`is_live`](Self::is_live), or learns by [`ended`](Self::ended).
+    /// Use it if the work has a known maximum time, but others should not wait that long after a crash. The work calls
+    /// [`is_live`](Self::is_live), or waits for [`ended`](Self::ended), to learn that it lost the claim.
     ///
     /// The renewals end with the claim, or when its guard is dropped. They take no thread for each claim: one thread of the store
     /// keeps the time for all of them, and with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance)
@@ -336,7 +336,7 @@ impl ClaimHandle {
 
     /// Saves how far the work has come as [`save_progress`](Self::save_progress) does, and gives the answer later.
     ///
-    /// Calls of which none waits for the one before may be recorded in another order.
+    /// Calls in flight at the same time may be recorded in any order.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
@@ -409,14 +409,14 @@ impl ClaimHandle {
     }
 
     /// Waits until the claim is no longer this attempt's: it has ended, its lease has passed, somebody took over or revoked it,
-    /// or the store was closed. The answer comes as soon as [`is_live`](Self::is_live) is false. Work that can be stopped waits
-    /// for this beside the work.
+    /// or the store was closed. The answer comes as soon as [`is_live`](Self::is_live) is false. A task that can
+    /// stop its work waits for this and the work at the same time.
     ///
     /// ```
     /// # use onlyonce::{Claim, State, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// # let Claim::Acquired(claim) = store.claim("import")? else { unreachable!() };
-    /// let ended = claim.ended(); // in a select!, beside the work
+    /// let ended = claim.ended(); // in a select!, next to the work
     /// # let State::InProgress(attempt) = store.get("import")?.unwrap() else { unreachable!() };
     /// # store.interrupt(&attempt, "the wrong file")?;
     /// ended.wait()?;

@@ -93,7 +93,7 @@ impl Interrupted {
     ///
     /// # Errors
     /// `ClaimLost` if the attempt is no longer interrupted as you saw it: for example, its owner ended it or renewed
-    /// its lease.
+    /// its lease. Also the errors of [`Store::claim`](crate::Store::claim).
     pub fn take_over(self) -> Result<ClaimGuard> {
         self.taking_over().make()
     }
@@ -221,6 +221,7 @@ impl Interrupted {
     ///
     /// # Errors
     /// `ClaimLost` if the time was up, or the attempt is no longer interrupted as you saw it. `Invalid` for a lease of zero.
+    /// `Closed`, `Forked`.
     pub fn renew(&self, lease: Duration) -> Result<()> {
         make(&self.shared, self.renewing(lease)?)
     }

@@ -35,7 +35,7 @@ pub(crate) trait KeyCall: Asks {
     /// Its caller is gone after it was sent, and before its answer was taken.
     fn left(&self) {}
 
-    /// Drops it without a call. The error gives back what can be given back.
+    /// Drops it without a call. The error takes along the guard, if there is one.
     fn refused(self, error: Error) -> Error
     where
         Self: Sized,

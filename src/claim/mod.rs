@@ -1,10 +1,19 @@
 //! The answers to a claim ([`Claim`]), to a mark and to a resolution.
 //!
-//! `guard` is the owner's side of a claim, `ending` the call that ends it, `handle` what the work may do, `progress` what it
-//! saves on the way, and `ticket` what it hands over, and `keep_alive` renews it; `interrupted` is the side of a claimant that has to decide. `key_call` is one call on a key, made alone or with others,
-//! and `operator_call` one by others than its claimants; `pending` is a call whose answer comes later. `attempt` and `recorded` are
-//! what other callers see. `seen` converts the state found of a key into these types, and `answer`
-//! converts a decision of the rules into the answer.
+//! - `guard`: the owner's side of a claim; `ending` is the call that ends it.
+//! - `handle`: what the work may do with its claim.
+//! - `progress`: what the work saves on the way.
+//! - `step`: the steps of a claim, each done once across attempts.
+//! - `downstream`: the keys for calls on other services.
+//! - `keep_alive`: renews a claim in the background.
+//! - `ticket`: hands a claim over to another task, process or request.
+//! - `interrupted`: the side of a claimant that has to decide about an interrupted attempt.
+//! - `key_call`: one call on a key, made alone or with others.
+//! - `operator_call`: one call on a key that doesn't come from its claimants.
+//! - `pending`: a call whose answer comes later.
+//! - `attempt` and `recorded`: what other callers see.
+//! - `seen`: converts the state found of a key into these types; `date` converts its times.
+//! - `answer`: converts a decision of the rules into the answer.
 
 mod answer;
 mod attempt;
@@ -410,7 +419,7 @@ pub(crate) fn granting<'a>(
             fingerprint,
             hold: settings.on_interrupted == Some(crate::OnInterrupted::Hold),
             owner: settings.owner.as_deref(),
-            // Of a grant that is never delivered.
+            // For the abort of a grant that is never delivered.
             retention_ms: settings.retention_ms,
             ..Conditions::default()
         },

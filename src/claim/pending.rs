@@ -106,8 +106,9 @@ where
 ///
 /// Dropped before its answer was taken:
 ///
-/// - A claim is withdrawn, or the grant that nobody took is released by an abort that is no attempt: no work can have begun. A
-///   claim that was attached is detached again.
+/// - A claim is withdrawn: no work can have begun, so a grant that nobody took doesn't count for
+///   [`attempts_max`](crate::Policy::attempts_max). After `take_over_async`, the key is interrupted, as it was before. A claim
+///   that was attached is detached again.
 /// - The ending of a claim goes on, and so do its hand-over by [`detach`](crate::ClaimGuard::detach), a batch, and a close. The
 ///   claim is not the caller's any more.
 /// - Any other call may or may not have been made.
@@ -169,7 +170,8 @@ impl<T> Pending<T> {
     /// ```
     ///
     /// # Errors
-    /// The errors of the call. `Indeterminate` if the store was closed meanwhile.
+    /// The errors of the call. `Indeterminate` if the store was closed meanwhile. `Invalid` if the answer was taken before, by
+    /// polling or by [`wait_timeout`](Self::wait_timeout).
     pub fn wait(self) -> Result<T> {
         match self.state {
             PendingState::Ready(told) => told,
@@ -192,7 +194,7 @@ impl<T> Pending<T> {
     /// ```
     ///
     /// # Errors
-    /// The errors of the call.
+    /// The errors of [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, timeout: Duration) -> Option<Result<T>> {
         let sleeper = Arc::new(Sleeper { word: WakeWord::new() });
         let waker = Waker::from(Arc::clone(&sleeper));

@@ -275,8 +275,8 @@ impl Store {
 /// completion of the same key is answered `Completed`. [`Committed`] has an answer for each. A batch is not a transaction:
 /// after a crash, any prefix of it may exist.
 ///
-/// Nothing is done before [`commit`](Self::commit). A batch that is dropped drops its claims and questions, as by
-/// themselves: the attempts of the claims are interrupted, and the questions unanswered.
+/// Nothing is done before [`commit`](Self::commit). Dropping a batch drops its claims and questions: the attempts of the
+/// claims are interrupted, and the questions stay unanswered.
 ///
 /// ```
 /// # use onlyonce::{Claim, testing::Sim};

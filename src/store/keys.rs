@@ -24,7 +24,8 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `Corrupt` if the key's record is damaged; `Closed`, `Forked`, `Indeterminate`.
+    /// `Corrupt` if the key's record is damaged; `Invalid` or `TooLarge` if the key is not valid; `Superseded` if the store has
+    /// left the version of this handle's namespace; `Closed`, `Forked`, `Indeterminate`.
     ///
     /// # Cost
     /// One read, or none for a key in progress. Nothing is written, unless the lookup finds a table of the index
@@ -193,7 +194,9 @@ impl Store {
     ///
     /// # Errors
     /// `ClaimLost` if the ticket is not of this store, somebody took over, the claim has ended, or a guard of it is attached
-    /// already. `StorageFull` if there is no space for its ending. Also the errors of [`claim`](Self::claim).
+    /// already: then nothing is left to do. `Invalid` if this store made the ticket, but in another namespace than this handle's:
+    /// the claim still counts, so use a handle of that namespace. `StorageFull` if there is no space for its ending. Also the
+    /// errors of [`claim`](Self::claim).
     ///
     /// # Cost
     /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
@@ -237,7 +240,7 @@ impl Store {
     ///
     /// Takes a key, or the [`State`] in which it was seen. Then the call also returns `false`, and changes nothing, if the key
     /// has changed since, as [`resolve`](Self::resolve) does: what a person or a program has judged is forgotten, and nothing
-    /// else. Every record of the key counts as a change, one of saved progress, too. A claimant that is asked changes nothing.
+    /// else. Every record of the key counts as a change, including saved progress. An open question is not a change.
     /// Two records of one attempt in one state are told apart by their times, to the millisecond.
     ///
     /// The change is durable on return, always at `Sync`, and costs one write and one sync. The key's bytes stay in the

@@ -138,8 +138,8 @@ impl Store {
     /// `InProgress` or `Delayed` only if the time is up.
     ///
     /// The call is woken by whatever may free the key: its owner's ending, a lease that passes, the end of a delay, a decision
-    /// about an interruption. Those that wait for one key have their turn in the order in which they came. Every claimant
-    /// that waits is answered once a result is recorded. A claim that doesn't wait may come in between.
+    /// about an interruption. Waiters for one key are served in order of arrival, and all of them are answered once
+    /// a result is recorded. A claim that doesn't wait may come in between.
     ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};

@@ -10,10 +10,10 @@ use crate::{Policy, Result};
 impl Store {
     /// Makes a store that sends its calls to `backend`. `policy` supplies the settings that an operation leaves unset.
     ///
-    /// All calls on keys work as on an embedded store: claims and their endings, marks, `run`, `get`, `resolve`,
-    /// `forget`. `sync`, `drain`, `close` and `health` work, too. `stats` counts nothing. Calls that read or change the
-    /// files of an embedded store (`iter`, `verify`, `compact`, `estimate`, `rebuild_index`, `step`) are refused as
-    /// `Invalid`: make them on the store that has the files.
+    /// All calls on keys work as on an embedded store: claims and their endings, steps, tickets, marks, batches, `run`,
+    /// `get`, `resolve`, `interrupt`, `forget`, each also in a namespace. `sync`, `drain`, `close` and `health` work, too.
+    /// `stats` counts nothing. Calls that read or change the files of an embedded store (`iter`, `namespaces`, `verify`,
+    /// `compact`, `estimate`, `rebuild_index`, `step`) are refused as `Invalid`: make them on the store that has the files.
     ///
     /// See [`backend`](crate::backend) for an example program.
     ///

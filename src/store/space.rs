@@ -53,7 +53,7 @@ impl Store {
     /// Only [`attach`](Self::attach) refuses the ticket of another namespace. `stats`, `estimate`, `verify`, `compact`,
     /// `sync`, `drain` and `close` are about the whole store.
     ///
-    /// The call itself does nothing and never fails. A namespace exists from the first call on that may write a key in it. That
+    /// The call itself does nothing and never fails. The first call that may write a key in it creates the namespace. That
     /// call waits until the namespace is durable: one write and one sync, also if it is a call `…_async`.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Store {
         Store { space: Some(Arc::new(space)), ..self.clone() }
     }
 
-    /// Returns a handle to the same namespace as that of one version: of a build, a model, a prompt. Its keys are dropped, by one
+    /// Returns a handle that binds the namespace to a version: of a build, a model, a prompt. Its keys are dropped, by one
     /// record, when a handle of another version first claims or marks a key in it.
     ///
     /// ```

@@ -48,8 +48,9 @@ impl Store {
     /// Only an embedded store is counted: on a store made by `with_backend`, every figure is zero.
     ///
     /// # Cost
-    /// The disk is not read, except by the first call after an open, which may read a few records to decide which keys are
-    /// open. But the call is not free. It visits all keys in memory, under the locks of their 64 shards
+    /// Few records are read, and each of them once: by the first call after an open, those that decide which keys are open; by
+    /// any call, one for each key that was detached or delayed since the call before; and, in a store with namespaces, one for
+    /// each open key without an owner. The call visits all keys in memory, under the locks of their 64 shards
     /// one after the other, which takes a millisecond or two per million keys, and it copies the list of segments. It
     /// waits while a segment is prepared ahead or a manifest is replaced.
     #[must_use]
@@ -70,7 +71,7 @@ impl Store {
     /// # let store = Sim::new(1).open()?;
     /// # let _ = store.mark("k")?;
     /// let estimate = store.estimate()?;
-    /// println!("{} bytes could be given back", estimate.dead_bytes);
+    /// println!("{} bytes could be reclaimed", estimate.dead_bytes);
     /// # assert_eq!((estimate.completed, estimate.held), (1, 0));
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
@@ -208,7 +209,8 @@ impl Store {
     ///
     /// Call it only on a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); in any
     /// other store two threads do this work. The work syncs bytes written a second ago, covers them with a watermark,
-    /// prepares segments, seals keys in tables, merges tables, and reclaims dead records.
+    /// prepares segments, seals keys in tables, merges tables, and reclaims dead records. Each call also wakes the claims
+    /// whose time to wait is up, and renews the claims that are [kept alive](crate::ClaimHandle::keep_alive), if that is due.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;

@@ -6,14 +6,15 @@
 
 use onlyonce::testing::conformance::{machine, spec};
 
-/// What is shown while a forget, or a close, is still on its way.
+/// The order of modules, as the page has it.
 mod architecture;
+/// What is shown while a forget, or a close, is still on its way.
 mod absence;
 /// Calls of tasks, on several executors.
 mod asynchronous;
 /// Sent calls, and stores on another backend.
 mod backend;
-/// Batches of marks.
+/// Many calls made together, of one kind or several.
 mod batches;
 /// Roles that this binary plays in a process of its own.
 mod child;
@@ -83,6 +84,7 @@ mod spaces;
 mod sizes;
 /// Spares that an earlier open left.
 mod spares;
+/// Steps of a claim, each done once across attempts.
 mod steps;
 /// The public surface, and the page that lists it.
 mod surface;
