@@ -963,7 +963,7 @@ impl Inspector for Gathering<'_> {
 /// # let _ = sim.open()?.mark("k")?;
 /// # let _ = sim.open()?.mark("l")?;
 /// let opening = sim.open()?.stats().opening; // of a store that was closed
-/// assert!(opening.was_clean && opening.records_read == 0);
+/// assert!(opening.was_clean && opening.records_read < 10); // a close leaves a short log without a table
 /// assert!(opening.records_resynced == 0 && opening.cut.is_none());
 /// # onlyonce::Result::<()>::Ok(())
 /// ```
