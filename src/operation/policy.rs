@@ -467,10 +467,15 @@ policy_setters! {
     /// Sets how many attempts a key is granted. After that, claims are answered `Held`, with this limit as the reason,
     /// until the key is resolved. [`Resolution::Retry`](crate::Resolution::Retry) allows as many attempts again.
     ///
+    /// The limit is the claimant's, and no part of the key: another operation may have another one, or none. So
+    /// [`Store::get`](crate::Store::get) and [`Store::iter`](crate::Store::iter) show such a key as its last attempt left it,
+    /// `Aborted` or `Interrupted`. Either can be resolved, by the attempt that a claim showed as `Held`, too. `docs/operations.md`
+    /// says how to find such keys.
+    ///
     /// Zero is `Invalid`. Default: no limit.
     ///
     /// ```
-    /// # use onlyonce::{Claim, Operation, Resolution, testing::Sim};
+    /// # use onlyonce::{Claim, Operation, Resolution, State, testing::Sim};
     /// # let store = Sim::new(1).open()?;
     /// let op = Operation::new("mail-1").attempts_max(2); // a Policy has it too
     /// for _ in 0..2 {
@@ -478,6 +483,7 @@ policy_setters! {
     ///     claim.abort("the server is down")?;
     /// }
     /// let Claim::Held(attempt) = store.claim(&op)? else { unreachable!() };
+    /// assert!(matches!(store.get("mail-1")?, Some(State::Aborted(_))));
     /// assert!(store.resolve(&attempt, Resolution::retry("the server is up again"))?); // the server is up again
     /// assert!(matches!(store.claim(&op)?, Claim::Acquired(claim) if claim.attempt() == 3));
     /// # onlyonce::Result::<()>::Ok(())
