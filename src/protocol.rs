@@ -67,6 +67,9 @@ pub struct Extras {
     /// The names of the steps that were announced and have not ended, in the order of their announcements. As a record has
     /// them, steps among them may have ended since.
     pub announced: Vec<Arc<str>>,
+    /// If the state only notes that the attempt's lease had passed: when the record before was made. The key was shown in
+    /// this state by that record, too.
+    pub before_lapse: Option<StoreMillis>,
 }
 
 /// The lease of a detached claim, which its record carries.
@@ -116,6 +119,7 @@ pub(crate) struct NextExtras<'a> {
     pub(crate) announced: &'a [Arc<str>],
     /// Announced by this call, in addition.
     pub(crate) announces: Option<&'a str>,
+    pub(crate) before_lapse: Option<StoreMillis>,
 }
 
 impl NextExtras<'_> {
@@ -239,12 +243,12 @@ pub enum Call {
     Detach(Token),
     /// A new owner attaches a detached claim by its ticket.
     Attach(Token),
-    /// An operator records that the attempt it saw did the work, with a result.
-    ResolveComplete(Token),
-    /// An operator records that the attempt it saw failed for good.
-    ResolveFail(Token),
-    /// An operator says that the attempt it saw had no effect: the next claim is granted.
-    ResolveRetry(Token),
+    /// An operator records that the attempt did the work, with a result, if the key is still in the state that it saw.
+    ResolveComplete(Sight),
+    /// An operator records that the attempt failed for good, likewise.
+    ResolveFail(Sight),
+    /// An operator says that the attempt had no effect, likewise: the next claim is granted.
+    ResolveRetry(Sight),
     /// An operator revokes the claim of the attempt it saw: the attempt is interrupted, and its owner can do nothing more.
     Revoke(Token),
     /// Replaces the outcome recorded under that token, as if the key had been absent.
@@ -324,14 +328,29 @@ impl Call {
         }
     }
 
+    /// Whether it names the state that its caller saw, as [`Sight`] does.
+    fn is_by_sight(self) -> bool {
+        matches!(
+            self,
+            Call::ResolveComplete(_)
+                | Call::ResolveFail(_)
+                | Call::ResolveRetry(_)
+                | Call::ForgetSeen(_)
+        )
+    }
+
     /// Whether it is about a question, which only memory knows.
     fn is_about_question(self) -> bool {
         matches!(self, Call::RenewQuestion(_) | Call::DropQuestion(_))
     }
 }
 
+// It is handed on by value wherever a key is claimed.
+const _: () = assert!(size_of::<Call>() <= 32);
+
 /// What identifies the state in which a caller saw a key. Each record of a key changes it, so that whatever happened since is
-/// noticed: progress and a renewed lease, too.
+/// noticed: progress and a renewed lease, too. Only the record of a lapse doesn't, since the key was shown as interrupted
+/// before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sight {
     /// A state by its record.
@@ -651,13 +670,13 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
         }),
         Call::Detach(token) => detach(state, presence, token),
         Call::Attach(token) => attach(state, presence, token),
-        Call::ResolveComplete(seen) => {
-            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Completed, true))
-        }
-        Call::ResolveFail(seen) => {
-            resolve(state, presence, seen, |state| Change::Ended(state, Phase::Failed, true))
-        }
-        Call::ResolveRetry(seen) => resolve(state, presence, seen, Change::Retried),
+        Call::ResolveComplete(sight) => resolve(as_seen(state, current, sight, now), |state| {
+            Change::Ended(state, Phase::Completed, true)
+        }),
+        Call::ResolveFail(sight) => resolve(as_seen(state, current, sight, now), |state| {
+            Change::Ended(state, Phase::Failed, true)
+        }),
+        Call::ResolveRetry(sight) => resolve(as_seen(state, current, sight, now), Change::Retried),
         Call::Revoke(token) => match state {
             Some(state) if is_claimed_under(state, presence, token) => done(Change::Revoked(state)),
             _ => told(Answer::Unchanged),
@@ -675,14 +694,11 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
             }
             Some(_) => done(Change::Absent),
         },
-        Call::ForgetSeen(sight) => {
-            let is_over = has_lapsed(current.presence, current.lease_until, now);
-            let presence = if is_over { Presence::Nobody } else { presence };
-            match state {
-                Some(state) => forget_seen(state, phase_shown(state, presence), sight),
-                None => told(Answer::Unchanged),
-            }
-        }
+        Call::ForgetSeen(sight) => match as_seen(state, current, sight, now) {
+            None => told(Answer::Unchanged),
+            Some((_, Phase::Claimed)) => told(Answer::InProgress),
+            Some(_) => done(Change::Absent),
+        },
         Call::ForgetClaimed(token) => match state {
             Some(state) if is_claimed_under(state, presence, token) => done(Change::Absent),
             _ => told(Answer::Lost),
@@ -727,13 +743,13 @@ fn has_lapsed(presence: Presence, lease_until: Option<StoreMillis>, now: StoreMi
 }
 
 /// Whether a lease has passed that this call is the first to come upon. Owners don't: the word of the key's own counts as long
-/// as nobody else has come, and that of a former one changes nothing. Nor does a caller that names what it saw: the record of
-/// the lapse would be another one.
+/// as nobody else has come, and that of a former one changes nothing. Nor does a caller that names what it saw: it saw the
+/// attempt interrupted, so its own record is enough, and if it saw another state, nothing is to change.
 fn is_noticed_lapse(state: &KeyState, current: &Current<'_>, call: Call, now: StoreMillis) -> bool {
     has_lapsed(current.presence, current.lease_until, now)
         && state.phase == Phase::Claimed
         && call.of_owner().is_none()
-        && !matches!(call, Call::ForgetSeen(_))
+        && !call.is_by_sight()
         && !call.is_about_question()
 }
 
@@ -1024,31 +1040,35 @@ fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'
     }
 }
 
-fn resolve<'a>(
+/// The key and the state in which it is shown, if it is the one that the caller saw.
+fn as_seen<'a>(
     state: Option<&'a KeyState>,
-    presence: Presence,
-    seen: Token,
-    change: impl FnOnce(&'a KeyState) -> Change<'a>,
-) -> Ruling<'a> {
-    match state {
-        Some(state) if state.token == seen => match phase_shown(state, presence) {
-            // Aborted: beyond `attempts_max` nobody but an operator gets the key any further.
-            Phase::Interrupted | Phase::Held | Phase::Aborted => done(change(state)),
-            Phase::Claimed => told(Answer::InProgress),
-            Phase::Completed | Phase::Failed => told(Answer::Unchanged),
-        },
-        _ => told(Answer::Unchanged),
-    }
+    current: &Current<'_>,
+    sight: Sight,
+    now: StoreMillis,
+) -> Option<(&'a KeyState, Phase)> {
+    let (state, Sight::Record { token, phase: seen, time }) = (state?, sight) else { return None };
+    let phase = match has_lapsed(current.presence, current.lease_until, now) {
+        true => phase_shown(state, Presence::Nobody),
+        false => {
+            phase_shown(state, on_it(Some(state), current.presence, current.lease_until, now).0)
+        }
+    };
+    // A claim in progress is the one that was seen, however far it has come since.
+    let is_record =
+        phase == Phase::Claimed || state.time == time || state.before_lapse() == Some(time);
+    (state.token == token && phase == seen && is_record).then_some((state, phase))
 }
 
-fn forget_seen(state: &KeyState, phase: Phase, sight: Sight) -> Ruling<'_> {
-    let Sight::Record { token, phase: seen, time } = sight else { return told(Answer::Unchanged) };
-    match phase {
-        _ if state.token != token || seen != phase => told(Answer::Unchanged),
-        // However far it has come since.
-        Phase::Claimed => told(Answer::InProgress),
-        _ if state.time != time => told(Answer::Unchanged),
-        _ => done(Change::Absent),
+fn resolve<'a>(
+    seen: Option<(&'a KeyState, Phase)>,
+    change: impl FnOnce(&'a KeyState) -> Change<'a>,
+) -> Ruling<'a> {
+    match seen {
+        // Aborted: beyond `attempts_max` nobody but an operator gets the key any further.
+        Some((state, Phase::Interrupted | Phase::Held | Phase::Aborted)) => done(change(state)),
+        Some((_, Phase::Claimed)) => told(Answer::InProgress),
+        Some((_, Phase::Completed | Phase::Failed)) | None => told(Answer::Unchanged),
     }
 }
 
@@ -1124,8 +1144,12 @@ fn next<'a>(
         }
         Change::Lapsed(state) => {
             let (phase, reason) = (Phase::Interrupted, Some(LEASE_PASSED));
+            let (progress, announced) = (state.progress(), state.announced());
+            let before_lapse = Some(state.time);
+            let extras =
+                NextExtras { progress, announced, before_lapse, ..NextExtras::default() }.boxed();
             let state = gone_on(state, phase, Lasting::hiding(older), reason, moment);
-            nobody(Some(Becomes::State(state)))
+            nobody(Some(Becomes::State(NextState { extras, ..state })))
         }
         Change::Spent(from, phase, forgiven) => {
             let state = gone_on(from, phase, Lasting::hiding(older), conditions.reason, moment);
@@ -1373,6 +1397,7 @@ impl NextState<'_> {
                     by: extras.by.map(Arc::from),
                     progress: extras.progress.map(Arc::from),
                     announced: extras.all_announced().map(Arc::from).collect(),
+                    before_lapse: extras.before_lapse,
                 })
             }),
         }
@@ -1433,6 +1458,10 @@ impl KeyState {
 
     pub(crate) fn announced(&self) -> &[Arc<str>] {
         self.extras.as_ref().map_or(&[], |extras| &extras.announced)
+    }
+
+    pub(crate) fn before_lapse(&self) -> Option<StoreMillis> {
+        self.extras.as_ref()?.before_lapse
     }
 
     /// Bytes by which the records of the attempt are longer than others: the saved progress, and the names of open steps.

@@ -93,11 +93,12 @@ const HAS_RETRY: u32 = 1 << 15;
 const HAS_PACKED: u32 = 1 << 16;
 const HAS_BY: u32 = 1 << 17;
 const HAS_ANNOUNCED: u32 = 1 << 18;
+const HAS_BEFORE_LAPSE: u32 = 1 << 19;
 /// The fields that this version knows. The rest are for later versions, `docs/format.md`, "Fields to come": zero until
 /// then.
 const KNOWN: u32 = ((1 << 12) - 1) | RARE;
 /// The fields of a [`Rare`].
-const RARE: u32 = LEASE | HAS_RETRY | HAS_PACKED | HAS_BY | HAS_ANNOUNCED;
+const RARE: u32 = LEASE | HAS_RETRY | HAS_PACKED | HAS_BY | HAS_ANNOUNCED | HAS_BEFORE_LAPSE;
 const LEASE: u32 = HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE;
 
 /// Lengths of the labels, which follow it in this order.
@@ -260,6 +261,8 @@ pub(crate) struct Rare<'a> {
     pub(crate) by: &'a str,
     /// The names of the steps that were announced and had not ended, as [`encode_names`] encodes them; empty: there is none.
     pub(crate) announced: Cow<'a, [u8]>,
+    /// The time of the record before, if this one only notes that a lease had passed.
+    pub(crate) before_lapse: Option<StoreMillis>,
 }
 
 /// Encodes names of steps: for each its length in one byte, and its text.
@@ -293,6 +296,7 @@ impl Rare<'_> {
             | bit(self.packed.is_some(), HAS_PACKED)
             | bit(!self.by.is_empty(), HAS_BY)
             | bit(!self.announced.is_empty(), HAS_ANNOUNCED)
+            | bit(self.before_lapse.is_some(), HAS_BEFORE_LAPSE)
     }
 
     #[cold]
@@ -310,6 +314,7 @@ impl Rare<'_> {
                 out.extend_from_slice(two_bytes(bytes.len()).as_bytes());
             }
         }
+        encode_number(self.before_lapse.map(|time| time.0), out);
     }
 }
 
@@ -335,6 +340,9 @@ fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, [u16; 2])
         if fields & bit != 0 {
             *length = take::<U16>(rest).map(|len| len.get()).filter(|len| *len > 0)?;
         }
+    }
+    if fields & HAS_BEFORE_LAPSE != 0 {
+        rare.before_lapse = Some(StoreMillis(number(rest)?));
     }
     Some((rare, lengths))
 }
@@ -644,6 +652,7 @@ impl<'a> Record<'a> {
                 || !rare.announced.is_empty() && (is_aborted || is_outcome)
                 || rare.retry_at.is_some() && !is_aborted
                 || rare.packed.is_some() && !is_outcome
+                || rare.before_lapse.is_some() && self.ending() != Some(Ending::Interrupted)
             {
                 return Err(Bad::BodyFields);
             }
@@ -942,6 +951,30 @@ mod tests {
         }
     }
 
+    /// It comes after the lengths of the word's label and of the names, in bit order.
+    #[test]
+    fn the_time_of_the_record_before_a_lapse_is_read_back() {
+        let announced = encode_names(["send"].into_iter());
+        let lapse = |by, announced| {
+            let before_lapse = Some(StoreMillis(0x0102_0304_0506));
+            let rare = Some(Box::new(Rare { by, announced, before_lapse, ..Rare::default() }));
+            Body { codec: 0, version: 0, remembers: false, rare, ..full_body() }
+        };
+        for body in [lapse("", Cow::default()), lapse("ann", (&*announced).into())] {
+            let bytes = sealed(Draft::end(Ending::Interrupted, &body));
+            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+            assert_eq!(record.body().as_ref(), Ok(&body));
+            let moved = sealed(Draft::moved(&record, &body));
+            assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(&body));
+        }
+        let mut bytes = Vec::new();
+        encode_body(&Body { key: b"k", ..lapse("ann", (&*announced).into()) }, &mut bytes);
+        let field = [3, 0, 5, 0, 6, 5, 4, 3, 2, 1, 0, 0, b'k'];
+        let found = bytes.windows(field.len()).any(|bytes| bytes == field);
+        assert!(found, "{}", hex(&bytes));
+        assert_eq!(bytes[2] & 0b1110, 0b1110, "bits 17 to 19");
+    }
+
     /// They come after the word's label, and only while steps may be open.
     #[test]
     fn the_names_of_announced_steps_are_read_back_and_limited() {
@@ -1008,8 +1041,8 @@ mod tests {
         assert_eq!(bytes[2] & 0b11, 0b11, "bits 16 and 17");
     }
 
-    /// More attempts forgiven than there were, a result's codec or length where there is no result, a lease or a delay
-    /// where no attempt has one, or a part of a lease.
+    /// More attempts forgiven than there were, a result's codec or length where there is no result, a lease, a delay or a
+    /// lapse where no attempt has one, or a part of a lease.
     #[test]
     fn a_body_that_no_attempt_can_leave_is_damage() {
         let held = Body { codec: 0, version: 0, ..full_body() };
@@ -1023,6 +1056,10 @@ mod tests {
             Body { rare: rare(Some((time, 1, 1)), None), ..held.clone() },
             Body {
                 rare: Some(Box::new(Rare { packed: Some(1), ..Rare::default() })),
+                ..held.clone()
+            },
+            Body {
+                rare: Some(Box::new(Rare { before_lapse: Some(time), ..Rare::default() })),
                 ..held.clone()
             },
         ];

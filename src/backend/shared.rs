@@ -37,7 +37,7 @@ use crate::{Error, ErrorKind, Result};
 pub struct InFlight {
     /// The key.
     pub key: Key<'static>,
-    /// The state of its attempt.
+    /// The state that the close leaves it in: interrupted, or still claimed if that could not be recorded.
     pub state: KeyState,
     /// Store time at the close.
     pub now: StoreMillis,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::date::wall;
 use super::downstream::{Purpose, downstream_key};
 use super::progress;
-use crate::protocol::{Asker, KeyState, Phase, is_delayed};
+use crate::protocol::{Asker, KeyState, Phase, Presence, Sight, is_delayed, phase_shown};
 use crate::types::{Secret, StoreMillis, Token};
 use crate::{Fingerprint, Key, Payload};
 
@@ -35,6 +35,8 @@ pub struct Attempt {
 struct SeenAttempt {
     key: Key<'static>,
     state: KeyState,
+    /// The state in which the key was shown.
+    phase: Phase,
     lease_until: Option<StoreMillis>,
     now: StoreMillis,
     reason: Option<Arc<str>>,
@@ -48,12 +50,13 @@ impl Attempt {
     pub(crate) fn new(
         key: &Key<'_>,
         state: KeyState,
-        lease_until: Option<StoreMillis>,
+        (presence, lease_until): (Presence, Option<StoreMillis>),
         now: StoreMillis,
         secret: Secret,
     ) -> Self {
         let (key, reason) = (key.clone().into_owned(), state.reason.clone());
-        let seen = SeenAttempt { key, state, lease_until, now, reason, asker: None, secret };
+        let phase = phase_shown(&state, presence);
+        let seen = SeenAttempt { key, state, phase, lease_until, now, reason, asker: None, secret };
         Attempt { seen: Box::new(seen) }
     }
 
@@ -122,9 +125,10 @@ impl Attempt {
         self.seen.state.token
     }
 
-    /// When the record was made that it was read from.
-    pub(super) fn stored_at(&self) -> StoreMillis {
-        self.seen.state.time
+    /// What tells the state in which it was shown from every other state of its key.
+    pub(super) fn sight(&self) -> Sight {
+        let SeenAttempt { state, phase, .. } = &*self.seen;
+        Sight::Record { token: state.token, phase: *phase, time: state.time }
     }
 
     /// Returns the time of the claim, as the wall clock showed it then.

@@ -8,14 +8,14 @@ use super::{Attempt, ClaimGuard, KeyCall, Resolution, Ticket};
 use crate::backend::Shared;
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{OutcomeParts, Policy, Settings, cut_label};
-use crate::protocol::{Answer, Call, CallExtras, Conditions};
+use crate::protocol::{Answer, Call, CallExtras, Conditions, Sight};
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Key, Result};
 
 /// An operator's decision about an attempt.
 pub(crate) struct Resolving {
     key: Key<'static>,
-    seen: Token,
+    seen: Sight,
     settings: Settings,
     how: ResolvedBy,
 }
@@ -38,7 +38,7 @@ impl Resolving {
                 ResolvedBy::Outcome(outcome.into_parts(shared.keeping())?)
             }
         };
-        let (key, seen) = (attempt.stored_key().clone(), attempt.token());
+        let (key, seen) = (attempt.stored_key().clone(), attempt.sight());
         Ok(Resolving { key, seen, settings: defaults.resolve()?, how })
     }
 }

@@ -74,18 +74,16 @@ impl State {
 
     /// What tells it from every other state of its key.
     pub(crate) fn sight(&self) -> Sight {
-        let (token, phase, time) = match self {
-            State::InProgress(attempt) => (attempt.token(), Phase::Claimed, attempt.stored_at()),
-            State::Interrupted(attempt) => {
-                (attempt.token(), Phase::Interrupted, attempt.stored_at())
-            }
-            State::Held(attempt) => (attempt.token(), Phase::Held, attempt.stored_at()),
-            State::Aborted(attempt) => (attempt.token(), Phase::Aborted, attempt.stored_at()),
-            State::Completed(done) => (done.token(), Phase::Completed, done.time),
-            State::Failed(failed) => (failed.token(), Phase::Failed, failed.time),
+        let (done, phase) = match self {
+            State::InProgress(attempt)
+            | State::Interrupted(attempt)
+            | State::Held(attempt)
+            | State::Aborted(attempt) => return attempt.sight(),
+            State::Completed(done) => (done, Phase::Completed),
+            State::Failed(failed) => (failed, Phase::Failed),
             State::Expired(expired) => return Sight::Expired { until: expired.until },
         };
-        Sight::Record { token, phase, time }
+        Sight::Record { token: done.token(), phase, time: done.time }
     }
 }
 
@@ -122,7 +120,7 @@ pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, secret: Secret) -> 
     let is_decided = on_it.0 == Presence::Asked && applied.answer == Answer::InProgress;
     let is_claimed = phase_shown(&state, on_it.0) == Phase::Claimed;
     let lease_until = on_it.1.filter(|_| is_decided || is_claimed);
-    let attempt = Attempt::new(key, state, lease_until, applied.now, secret);
+    let attempt = Attempt::new(key, state, (on_it.0, lease_until), applied.now, secret);
     let asker = found.asker.as_ref().filter(|_| is_decided);
     Ok(match asker {
         Some(asker) => attempt.being_decided(asker),
@@ -175,7 +173,7 @@ fn state_in(
         return Recorded::read(key, &state, outcome).map(State::Failed);
     }
     let lease_until = lease_until.filter(|_| phase == Phase::Claimed);
-    let attempt = Attempt::new(key, state, lease_until, now, secret);
+    let attempt = Attempt::new(key, state, (presence, lease_until), now, secret);
     Ok(match phase {
         Phase::Claimed => State::InProgress(attempt),
         Phase::Interrupted => State::Interrupted(attempt),

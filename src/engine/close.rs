@@ -14,7 +14,7 @@ use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
 use crate::log::Room;
 use crate::operation::Key;
-use crate::protocol::{self, Call, Conditions, Current, KeyState, OpenAs, Presence};
+use crate::protocol::{self, Becomes, Call, Conditions, Current, KeyState, OpenAs, Presence};
 use crate::storage::DirLock;
 use crate::sync::{Mutex, Ordering, WakeWord};
 use crate::types::StoreMillis;
@@ -259,24 +259,24 @@ impl Engine {
                 if live.presence == Presence::Owner {
                     self.ended_one();
                     // A detached claim outlives the process: its ticket attaches again.
-                    if self.interrupt_for_close(&key, entry, &live, now) {
-                        left.push((key, live.state));
-                    }
+                    left.extend(
+                        self.interrupt_for_close(&key, entry, &live, now).map(|state| (key, state)),
+                    );
                 }
             }
         }
         left
     }
 
-    /// Returns whether the claim is interrupted. Recording that is best effort: without the record, the next open concludes
-    /// the same from the claim's record.
+    /// Returns the state in which the key is left if the claim is interrupted. Recording that is best effort: without the
+    /// record, the next open concludes the same from the claim's record.
     fn interrupt_for_close(
         &self,
         key: &Key<'_>,
         entry: &mut Entry,
         live: &Live,
         now: StoreMillis,
-    ) -> bool {
+    ) -> Option<KeyState> {
         let current = Current {
             state: Some(&live.state),
             memory_until: live.state.memory_until,
@@ -290,12 +290,20 @@ impl Engine {
         let call = Call::Interrupt(live.state.token);
         let moment = self.moment(now);
         let next = protocol::decide(&current, call, &conditions, moment).next;
-        let Some(becomes) = next.and_then(|next| next.becomes) else { return false };
+        let becomes = next.and_then(|next| next.becomes)?;
         // The token stays, so that none is issued.
         let draft = compose(key, &becomes, 0, moment, None);
-        if let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) {
-            entry.place = Place::new(placed.lsn, entry.place.level(), Some(OpenAs::Attempt));
+        let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) else {
+            return Some(live.state.clone());
+        };
+        entry.place = Place::new(placed.lsn, entry.place.level(), Some(OpenAs::Attempt));
+        match becomes {
+            Becomes::State(interrupted) => Some(interrupted.stored(live.state.token)),
+            // An interruption is a state of the key.
+            Becomes::Step(_) | Becomes::Absent { .. } => {
+                let _ = self.log.bug("a claim that the close interrupts becomes something else");
+                None
+            }
         }
-        true
     }
 }

@@ -169,6 +169,7 @@ fn rare<'a>(extras: Option<&NextExtras<'a>>, packed: Option<u32>) -> Option<Box<
         announced: extras
             .map_or(Vec::new(), |extras| record::encode_names(extras.all_announced()))
             .into(),
+        before_lapse: extras.and_then(|extras| extras.before_lapse),
     };
     (rare != Rare::default()).then(|| Box::new(rare))
 }
@@ -191,6 +192,7 @@ fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
             .flatten()
             .map(Arc::from)
             .collect(),
+        before_lapse: rare.before_lapse,
     }))
 }
 
@@ -238,6 +240,7 @@ mod tests {
                     }
                     Phase::Aborted | Phase::Completed | Phase::Failed => Vec::new(),
                 },
+                before_lapse: (phase == Phase::Interrupted).then_some(StoreMillis(55_000)),
             })),
             ..bare
         }
@@ -254,9 +257,6 @@ mod tests {
             Call::Park,
             Call::Interrupt,
             Call::Renew,
-            Call::ResolveComplete,
-            Call::ResolveFail,
-            Call::ResolveRetry,
             Call::ForgetClaimed,
             Call::Withdraw,
             Call::Progress,
@@ -271,6 +271,10 @@ mod tests {
         let seen = |phase| Sight::Record { token: TOKEN, phase, time: StoreMillis(60_000) };
         let mut calls = vec![Call::Claim(Wants::default()), Call::Forget];
         calls.push(Call::ForgetSeen(seen(Phase::Completed)));
+        for phase in [Phase::Interrupted, Phase::Held, Phase::Aborted] {
+            let by_sight = [Call::ResolveComplete, Call::ResolveFail, Call::ResolveRetry];
+            calls.extend(by_sight.map(|call| call(seen(phase))));
+        }
         calls.extend([false, true].map(|failure| Call::Record { fingerprint: None, failure }));
         calls.extend(by_token.map(|call| call(TOKEN)));
         calls

@@ -21,7 +21,7 @@ const COLUMNS: [&str; 12] = [
 ];
 
 /// The columns of a next state on the page, after the calls that lead to it and the written state.
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 19] = [
     "token",
     "life",
     "open fate",
@@ -37,6 +37,7 @@ const FIELDS: [&str; 18] = [
     "by",
     "progress",
     "steps",
+    "before lapse",
     "expiry",
     "memory",
     "on it",
@@ -168,7 +169,7 @@ impl<'a> Fields<'a> {
         };
         let next = |becomes| Next { becomes, presence, lease_until };
         if written == "in memory" {
-            assert!(self.cells[..17].iter().all(|says| *says == "stays"), "{:?}", self.cells);
+            assert!(self.cells[..18].iter().all(|says| *says == "stays"), "{:?}", self.cells);
             return next(None);
         }
         if written == "step" {
@@ -195,7 +196,7 @@ impl<'a> Fields<'a> {
         }
         let older = current.memory_until.filter(|until| *until > NOW);
         if written == "absent" {
-            assert!(self.cells[..16].iter().all(|says| *says == "none"), "{:?}", self.cells);
+            assert!(self.cells[..17].iter().all(|says| *says == "none"), "{:?}", self.cells);
             assert_eq!(self.get("memory"), "older");
             return next(Some(Becomes::Absent { memory_until: older }));
         }
@@ -304,6 +305,10 @@ impl<'a> Fields<'a> {
                     _ => state.unwrap().announced(),
                 },
                 announces: extras.step.filter(|_| self.get("steps") == "call's"),
+                before_lapse: match choose("before lapse", &["none", "time"]) {
+                    0 => None,
+                    _ => state.map(|state| state.time),
+                },
             }
             .boxed(),
         })))
@@ -416,6 +421,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
                         by: hold.then(|| "someone".into()),
                         progress: progress.map(Into::into),
                         announced: (0..announced).map(|n| format!("step {n}").into()).collect(),
+                        before_lapse: lapse_noted(phase, announced),
                     }))
                     .filter(|extras| **extras != Extras::default()),
                 };
@@ -451,6 +457,13 @@ fn every_rare(phase: Phase) -> Vec<Rare> {
     };
     [(None, None, None, 0)].into_iter().chain(some).collect()
 }
+
+/// The time of the record before, of an interrupted key whose record only notes a lapse.
+fn lapse_noted(phase: Phase, announced: usize) -> Option<StoreMillis> {
+    (phase == Phase::Interrupted && announced == 2).then_some(BEFORE)
+}
+
+const BEFORE: StoreMillis = StoreMillis(550);
 
 type Side = (bool, bool, bool, u32, Option<StoreMillis>, Option<(StoreMillis, bool)>);
 
@@ -589,7 +602,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
 /// Calls that name a token, and the page's answer when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
-const BY_TOKEN: [ByToken; 22] = [
+const BY_TOKEN: [ByToken; 19] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),
@@ -607,11 +620,18 @@ const BY_TOKEN: [ByToken; 22] = [
     ("attach", Call::Attach, true),
     ("forget_claimed", Call::ForgetClaimed, true),
     ("the owner ends without an outcome", Call::Interrupt, false),
-    ("resolve, completed", Call::ResolveComplete, false),
-    ("resolve, failed", Call::ResolveFail, false),
-    ("resolve, retry", Call::ResolveRetry, false),
     ("interrupt", Call::Revoke, false),
     ("replace", Call::Replace, false),
+];
+
+/// Calls that name what was seen, and their rows where that is another state.
+type BySight = (&'static str, fn(Sight) -> Call, &'static str);
+
+const BY_SIGHT: [BySight; 4] = [
+    ("resolve, completed", Call::ResolveComplete, "resolve, another state"),
+    ("resolve, failed", Call::ResolveFail, "resolve, another state"),
+    ("resolve, retry", Call::ResolveRetry, "resolve, another state"),
+    ("forget_seen", Call::ForgetSeen, "forget_seen, another state"),
 ];
 
 /// The row of a step that has ended.
@@ -628,8 +648,10 @@ fn every_call(
     let mut out = every_claim(state);
     for conditions in all_conditions() {
         for (sight, is_it) in sights {
-            let row = if *is_it { "forget_seen" } else { "forget_seen, another state" };
-            out.push((Call::ForgetSeen(*sight), conditions, vec![row]));
+            for (row, call, another) in BY_SIGHT {
+                let row = if *is_it { row } else { another };
+                out.push((call(*sight), conditions, vec![row]));
+            }
         }
         out.push((Call::Forget, conditions, vec!["forget"]));
         out.push((Call::RenewQuestion(QUESTION), conditions, vec!["renew_question"]));
@@ -712,6 +734,7 @@ fn every_sight(
     vec![
         (record(TOKEN, phase, state.time), true),
         (record(TOKEN, phase, NOW), is_claimed),
+        (record(TOKEN, phase, BEFORE), is_claimed || state.before_lapse() == Some(BEFORE)),
         (record(OTHER, phase, state.time), false),
         (record(TOKEN, other, state.time), false),
         (expired(NOW), false),
@@ -848,6 +871,7 @@ fn the_stored_state_is_the_decided_one() {
                 progress: state.progress(),
                 announced: state.announced(),
                 announces: None,
+                before_lapse: state.before_lapse(),
             }
             .boxed(),
         };

@@ -73,8 +73,10 @@ impl Store {
 
     /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be retried. An
     /// aborted attempt can be resolved too, because its key is held once [`attempts_max`](crate::Policy::attempts_max) is
-    /// reached. Returns `false`, and changes nothing, if the key has another attempt or an outcome by now. As long as the
-    /// attempt is the key's newest, a later word replaces an earlier one, also a hold or a retry that you did not see.
+    /// reached. Returns `false`, and changes nothing, if the key is no longer in the state in which you saw the attempt, as
+    /// [`forget`](Self::forget) does of a [`State`]: your word overrules no hold, no retry, no progress and no announced step
+    /// that you did not see. An attempt that you saw in progress can't be resolved once it is interrupted: look again. A lapse
+    /// that is recorded after you saw the attempt interrupted is no change.
     ///
     /// The owner label of this handle's policy is recorded as the one that decided it, see
     /// [`Attempt::decided_by`](crate::Attempt::decided_by).
@@ -105,7 +107,8 @@ impl Store {
         make(&self.shared, Resolving::new(&self.shared, attempt, resolution, &self.policy)?)
     }
 
-    /// Resolves an attempt as [`resolve`](Self::resolve) does, and gives the answer later.
+    /// Resolves an attempt as [`resolve`](Self::resolve) does, and gives the answer later: `false` if the key is no longer in
+    /// the state in which you saw the attempt.
     ///
     /// ```
     /// # use onlyonce::{Resolution, State, testing::Sim};
@@ -240,7 +243,8 @@ impl Store {
     ///
     /// Takes a key, or the [`State`] in which it was seen. Then the call also returns `false`, and changes nothing, if the key
     /// has changed since, as [`resolve`](Self::resolve) does: what a person or a program has judged is forgotten, and nothing
-    /// else. Every record of the key counts as a change, including saved progress. An open question is not a change.
+    /// else. Every record of the key counts as a change, including saved progress, except one that only notes that a lease had
+    /// passed: the key was shown as interrupted before. An open question is not a change.
     /// Two records of one attempt in one state are told apart by their times, to the millisecond.
     ///
     /// The change is durable on return, always at `Sync`, and costs one write and one sync. The key's bytes stay in the

@@ -21,6 +21,7 @@ use crate::claim::{
     Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, marking, send,
     send_patiently,
 };
+use crate::protocol::Presence;
 use crate::types::Secret;
 use crate::{Operation, Outcome, Policy, Result};
 
@@ -461,7 +462,9 @@ impl Store {
 }
 
 fn left_in_flight(left: Vec<InFlight>, secret: Secret) -> Vec<Attempt> {
-    let attempt = |left: InFlight| Attempt::new(&left.key, left.state, None, left.now, secret);
+    // Nobody is on a key any more, so each is shown as interrupted.
+    let nobody = (Presence::Nobody, None);
+    let attempt = |left: InFlight| Attempt::new(&left.key, left.state, nobody, left.now, secret);
     left.into_iter().map(attempt).collect()
 }
 

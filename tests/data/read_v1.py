@@ -87,7 +87,7 @@ def records(directory):
 
 def fields(body, flags, lsn):
     mask, key_length, low, high = struct.unpack_from("<IHHI", body)
-    assert mask & 0xF0F80000 == 0, "a field of a later version"
+    assert mask & 0xF0F00000 == 0, "a field of a later version"
     time = low | high << 16
     at, out = 12, {"key kind": mask >> 24, "time": time, "attempt": 1, "expiry": 0, "wall": 0}
     out["token"], out["since"] = lsn, time
@@ -98,6 +98,7 @@ def fields(body, flags, lsn):
         (8, "lengths", "<HHHH"), (9, "format", "<HI"), (10, "memory", "<Q"),
         (12, "lease", "<Q"), (13, "lease length", "<Q"), (14, "reserve", "<Q"), (15, "retry at", "<Q"),
         (16, "length uncompressed", "<I"), (17, "by length", "<H"), (18, "steps length", "<H"),
+        (19, "before lapse", "<Q"),
     ]:  # fmt: skip
         if mask >> bit & 1:
             value = struct.unpack_from(form, body, at)

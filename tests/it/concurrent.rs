@@ -6,6 +6,7 @@
 //! time is in all of them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::mem::{Discriminant, discriminant};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use onlyonce::testing::Sim;
 use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Operation, Store};
 
 use crate::machine::Machine;
-use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Ran, Told, Word};
+use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Ran, Shown, Told, Word};
 
 /// One call, its answer, and its times.
 #[derive(Clone, Debug)]
@@ -30,19 +31,38 @@ enum Act {
         call: Call,
         told: Box<Told>,
         token: Option<u64>,
+        /// The number of the call that showed the attempt, if it goes by the state that was shown.
+        shown_by: Option<u64>,
+        /// Its own number, if another call goes by what it showed.
+        shows: Option<u64>,
     },
     /// All clocks move on.
     Advance(u64),
 }
 
-type State = (Option<Key>, u64);
+/// The state of the spec, and what it takes to know whether a key is as it was seen.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+struct State {
+    slot: Option<Key>,
+    tick: u64,
+    /// How often the key was changed, and when last.
+    changed: (u64, u64),
+    /// How it was shown by calls on whose answers others rely, by their numbers.
+    sights: BTreeMap<u64, Sight>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Sight {
+    is: Discriminant<Shown>,
+    changed: (u64, u64),
+}
 
 /// The state of the spec after that call; `None` if it would have answered otherwise.
 fn after(state: &State, act: &Act) -> Option<State> {
-    let (mut slot, tick) = state.clone();
-    let (call, said, token) = match act {
-        Act::Advance(millis) => return Some((slot, tick + millis)),
-        Act::Call { call, told, token } => (call, &**told, token),
+    let State { mut slot, tick, mut changed, mut sights } = state.clone();
+    let (call, said, token, shown_by, shows) = match act {
+        Act::Advance(millis) => return Some(State { tick: tick + millis, ..state.clone() }),
+        Act::Call { call, told, token, shown_by, shows } => (call, &**told, token, shown_by, shows),
     };
     if slot.as_ref().and_then(|key| key.gone_at).is_some_and(|(at, _)| at <= tick) {
         slot = None;
@@ -50,14 +70,52 @@ fn after(state: &State, act: &Act) -> Option<State> {
     if let Some(key) = &mut slot {
         spec::settle(key, |(at, _)| at <= tick);
     }
-    let told = spec::call(&mut slot, Now { tick, store: (tick, tick) }, call, *token);
+    let now = Now { tick, store: (tick, tick) };
+    let before = slot.clone();
+    let is_as_seen = match shown_by {
+        Some(by) => is_as_seen(&slot, now, changed, *sights.get(by)?, said),
+        None => true,
+    };
+    let told = if is_as_seen { spec::call(&mut slot, now, call, *token) } else { Told::No };
+    if spec::has_changed(&before, &slot, now, call, &told) {
+        changed = (changed.0 + 1, tick);
+    }
     if !as_one_call(told).agrees(as_one_call(said.clone())) {
         return None;
+    }
+    if let Some(number) = shows {
+        sights.insert(*number, Sight { is: discriminant(&shown(&slot, now)?), changed });
     }
     if let (Some(key), Some(shown)) = (&mut slot, said.clone().token()) {
         key.token = key.token.or(*shown);
     }
-    Some((slot, tick))
+    Some(State { slot, tick, changed, sights })
+}
+
+/// Whether a resolution meets the state that was shown. Two records in a millisecond are not told apart, and on a real disk
+/// nobody knows which those are.
+fn is_as_seen(
+    slot: &Option<Key>,
+    now: Now,
+    changed: (u64, u64),
+    sight: Sight,
+    said: &Told,
+) -> bool {
+    match shown(slot, now) {
+        Some(is) if discriminant(&is) == sight.is => {
+            let is_running = matches!(is, Shown::Running(_));
+            let may_be = sight.changed.1 == changed.1 && *said != Told::No;
+            is_running || sight.changed == changed || may_be
+        }
+        _ => false,
+    }
+}
+
+fn shown(slot: &Option<Key>, now: Now) -> Option<Shown> {
+    match spec::call(&mut slot.clone(), now, &Call::Get, None) {
+        Told::State(shown) => shown,
+        told => panic!("{told:?}"),
+    }
 }
 
 /// A step is several calls: whether it began when another attempt was suspect, or came too late to end, depends on their
@@ -76,7 +134,7 @@ fn is_linearisable(events: &[Event]) -> bool {
     events.sort_by_key(|event| event.ended);
     let mut search =
         Search { is_done: vec![0; events.len().div_ceil(64)], events, seen: HashSet::new() };
-    search.goes_on(0, &(None, 0))
+    search.goes_on(0, &State::default())
 }
 
 struct Search {
@@ -116,7 +174,8 @@ impl Search {
 #[test]
 fn the_checker_accepts_right_histories_and_rejects_wrong_ones() {
     let event = |begun, ended, call: &Call, told, token| {
-        let act = Act::Call { call: call.clone(), told: Box::new(told), token };
+        let told = Box::new(told);
+        let act = Act::Call { call: call.clone(), told, token, shown_by: None, shows: None };
         Event { act, begun, ended }
     };
     let claim = Call::Claim { ask: PLAIN, question: 0 };
@@ -194,6 +253,8 @@ struct Player<'a> {
     tickets: Vec<(usize, u64)>,
     next_question: u64,
     history: Vec<(Option<usize>, Event)>,
+    /// Which event of the history showed an attempt last, by token.
+    shown: BTreeMap<u64, usize>,
 }
 
 impl Player<'_> {
@@ -205,9 +266,36 @@ impl Player<'_> {
         let begun = self.moment();
         let (told, token) = self.machine.call(&self.keys[key], &call).unwrap();
         let ended = self.moment();
-        let act = Act::Call { call, told: Box::new(told.clone()), token };
-        self.history.push((Some(key), Event { act, begun, ended }));
+        let shown_by = match &call {
+            Call::Resolve { seen, .. } => Some(self.relies_on(seen.unwrap(), begun)),
+            _ => None,
+        };
+        self.note(key, call, (told.clone(), token), shown_by, (begun, ended));
         (told, token)
+    }
+
+    fn note(
+        &mut self,
+        key: usize,
+        call: Call,
+        (mut told, token): (Told, Option<u64>),
+        shown_by: Option<u64>,
+        (begun, ended): (u64, u64),
+    ) {
+        if let Some(Some(token)) = told.view().map(|view| view.token) {
+            self.shown.insert(token, self.history.len());
+        }
+        let act = Act::Call { call, told: Box::new(told), token, shown_by, shows: None };
+        self.history.push((Some(key), Event { act, begun, ended }));
+    }
+
+    /// Has the call that showed an attempt be remembered under that number.
+    fn relies_on(&mut self, token: u64, number: u64) -> u64 {
+        let (_, event) = &mut self.history[self.shown[&token]];
+        match &mut event.act {
+            Act::Call { shows, .. } => *shows.get_or_insert(number),
+            act => panic!("{act:?}"),
+        }
     }
 
     fn claim(&mut self, key: usize, ask: Ask) {
@@ -277,8 +365,7 @@ impl Player<'_> {
                 }
                 self.take(key, token, *ask);
             }
-            let act = Act::Call { call, told: Box::new(told), token };
-            self.history.push((Some(key), Event { act, begun, ended }));
+            self.note(key, call, (told, token), None, (begun, ended));
         }
     }
 
@@ -427,6 +514,7 @@ fn play(store: &Store, sim: Option<&Sim>, threads: u64, keys: u64, calls: u64, s
                         tickets: Vec::new(),
                         next_question: thread << 32,
                         history: Vec::new(),
+                        shown: BTreeMap::new(),
                     };
                     barrier.wait();
                     (0..calls).for_each(|_| player.play());

@@ -80,6 +80,8 @@ mod script;
 mod shown;
 /// Namespaces, dropped at any moment and found again.
 mod spaces;
+/// What a resolution or a forget goes by.
+mod sight;
 /// Sizes that change between two opens.
 mod sizes;
 /// Spares that an earlier open left.

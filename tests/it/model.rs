@@ -8,6 +8,7 @@
 //! shrunk case, and its seed goes to `tests/it/model-regressions.txt`, which every later run tries first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use onlyonce::backend::{self, Backend, Request};
@@ -244,6 +245,14 @@ struct Question {
     ask: Ask,
 }
 
+/// In which state an attempt was shown last.
+struct Sight {
+    is: Discriminant<Shown>,
+    /// When the key had changed, as in [`World`].
+    changed: Option<u64>,
+    restarts: u64,
+}
+
 /// The store under test, and the state of the spec.
 struct World {
     sim: Sim,
@@ -253,6 +262,10 @@ struct World {
     questions: Vec<Question>,
     /// Attempts that were shown at any time: key and token.
     attempts: Vec<(usize, u64)>,
+    /// How each of them was shown, by token.
+    sights: BTreeMap<u64, Sight>,
+    /// At which tick of this open each key was changed last; `None`: before it.
+    changed: [Option<u64>; KEYS.len()],
     /// Tickets that were made at any time: key, token and text.
     tickets: Vec<(usize, u64, String)>,
     next_question: u64,
@@ -296,6 +309,8 @@ impl World {
             guards: Vec::new(),
             questions: Vec::new(),
             attempts: Vec::new(),
+            sights: BTreeMap::new(),
+            changed: [None; KEYS.len()],
             tickets: Vec::new(),
             next_question: 0,
             log: Vec::new(),
@@ -609,7 +624,13 @@ impl World {
         }
         let now = self.now();
         let before = self.keys[key].clone();
-        let told = spec::call(&mut self.keys[key], now, call, token);
+        let told = match self.is_as_seen(key, call, &said) {
+            true => spec::call(&mut self.keys[key], now, call, token),
+            false => Told::No,
+        };
+        if spec::has_changed(&before, &self.keys[key], now, call, &told) {
+            self.changed[key] = Some(self.tick);
+        }
         assert!(
             told.agrees(said.clone()),
             "{call:?} on {before:?}\n spec:  {told:?}\n store: {said:?}"
@@ -619,8 +640,43 @@ impl World {
         (said, token)
     }
 
+    /// Whether a resolution meets its key in the state that was shown. Where the clocks leave that open, the store decides.
+    fn is_as_seen(&self, key: usize, call: &Call, said: &Told) -> bool {
+        let Call::Resolve { seen: Some(token), .. } = call else { return true };
+        let may_be = *said != Told::No;
+        let Some(sight) = self.sights.get(token) else { return may_be };
+        let Some(is) = self.shown(key) else { return false };
+        let is_running = matches!(is, Shown::Running(_));
+        match (sight.changed, self.changed[key]) {
+            _ if discriminant(&is) != sight.is => false,
+            _ if is_running => true,
+            // Records may have been lost, and are of times that are known in bounds only.
+            _ if sight.restarts != self.restarts => may_be,
+            (before, now) if before == now => true,
+            // To the millisecond.
+            (Some(_), _) => false,
+            (None, _) => may_be,
+        }
+    }
+
+    fn shown(&self, key: usize) -> Option<Shown> {
+        match spec::call(&mut self.keys[key].clone(), self.now(), &Call::Get, None) {
+            Told::State(shown) => shown,
+            told => panic!("{told:?}"),
+        }
+    }
+
+    /// Notes how an attempt was shown.
+    fn saw(&mut self, key: usize, mut said: Told) {
+        let Some(Some(token)) = said.view().map(|view| view.token) else { return };
+        let Some(shown) = self.shown(key) else { return };
+        let (changed, restarts) = (self.changed[key], self.restarts);
+        self.sights.insert(token, Sight { is: discriminant(&shown), changed, restarts });
+    }
+
     /// The token, which the spec can't predict.
     fn learn(&mut self, key: usize, mut said: Told) {
+        self.saw(key, said.clone());
         let Some(Some(token)) = said.token().map(|token| *token) else { return };
         if let Some(known) = self.keys[key].as_mut().filter(|known| known.token.is_none()) {
             assert!(!self.tokens.contains(&token), "a token that was issued before");
@@ -763,8 +819,9 @@ impl World {
             [stage] => *stage,
             _ => {
                 let state = self.machine().store.get(KEYS[key]).unwrap();
-                let shown = state.map(|state| self.machine().shown(state));
-                Stage::of(&Told::State(shown))
+                let told = Told::State(state.map(|state| self.machine().shown(state)));
+                self.saw(key, told.clone());
+                Stage::of(&told)
             }
         };
         assert!(stages.contains(&stage), "{} is {stage:?}, and may be {stages:?}", KEYS[key]);
@@ -935,6 +992,7 @@ impl World {
     /// Finds the longest prefix of the log that explains what the store shows, and continues from there.
     fn find_survivors(&mut self) {
         self.stage = [Stage::Kept; KEYS.len()];
+        self.changed = [None; KEYS.len()];
         let mut said = Vec::new();
         for key in KEYS {
             let (told, _) = self.machine().call(key, &Call::Get).unwrap();

@@ -419,7 +419,142 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k as a => running 1
         resolve a retry => busy
         drop g => yes
-        resolve a retry => yes",
+        resolve a retry => no
+        get k as b => interrupted 1
+        resolve b retry => yes",
+    ),
+    (
+        "an operator overrules no word that it has not seen",
+        "
+        claim a +lease=100 as g => granted 1
+        wait 100
+        claim a as q => asked 1
+        get a as seen => interrupted 1
+        hold q => yes
+        resolve seen success v => no
+        get a as held => held 1
+        wait 1
+        hold g => yes
+        resolve held success v => no
+        get a as again => held 1
+        resolve again retry => yes
+        resolve again success v => no
+        get a as old => aborted 1
+        wait 1
+        resolve old retry => yes
+        resolve old success v => no
+        get a as new => aborted 1
+        resolve new failure v => yes
+        claim a => failure v by 1",
+    ),
+    (
+        "an operator is told of progress, of announced steps and of a renewed lease that it has not seen",
+        "
+        claim a +lease=100 as g => granted 1
+        wait 100
+        get a as seen => interrupted 1
+        save g half => yes
+        resolve seen retry => no
+        get a as seen => interrupted 1 at half
+        wait 1
+        announced_step g 1 => ran: failed
+        resolve seen retry => no
+        get a as seen => interrupted 1 at half in step 1
+        wait 1
+        announced_step g 1 a => ran, perhaps again: a
+        resolve seen retry => yes
+        claim b +lease=100 as g => granted 1
+        wait 100
+        mark b as seen => unsure 1
+        wait 1
+        renew g 100 => yes
+        resolve seen retry => no
+        wait 100
+        resolve seen retry => no
+        get b as seen => interrupted 1
+        resolve seen success v => yes
+        complete g w => lost
+        claim b => success v by 1
+        claim c as g => granted 1
+        claim c as seen => in progress 1
+        wait 1
+        save g half => yes
+        resolve seen retry => busy
+        drop g => yes
+        resolve seen retry => no",
+    ),
+    (
+        "a lapse that another call noticed is none to an operator that saw it",
+        "
+        claim a +lease=100 as g => granted 1
+        save g half => yes
+        wait 100
+        get a as seen => interrupted 1 at half
+        wait 1
+        claim a as q => asked 1 at half
+        restart
+        resolve seen success v => yes
+        claim a => success v by 1
+        claim b +lease=100 as g => granted 1
+        wait 100
+        get b as seen => interrupted 1
+        wait 1
+        save g half => yes
+        mark b => unsure 1 at half
+        resolve seen retry => no
+        claim c +lease=100 as g => granted 1
+        wait 100
+        get c as seen => interrupted 1
+        wait 1
+        mark c => unsure 1
+        renew g 100 => yes
+        wait 101
+        mark c => unsure 1
+        resolve seen retry => no
+        claim d +lease=100 as g => granted 1
+        claim d as live => in progress 1
+        wait 100
+        resolve live retry => no
+        get d as seen => interrupted 1
+        resolve seen retry => yes
+        complete g v => lost
+        claim d => granted 2",
+    ),
+    (
+        "an attempt knows its state, whichever call showed it",
+        "
+        claim a +hold as g => granted 1
+        drop g => yes
+        claim a as seen => held 1
+        resolve seen retry => yes
+        claim b as g => granted 1
+        hold g => yes
+        mark b as seen => unsure 1
+        restart
+        resolve seen retry => yes
+        claim c +max=1 as g => granted 1
+        drop g => yes
+        claim c +max=1 as seen => too many 1
+        resolve seen success v => yes
+        claim d as g => granted 1
+        drop g => yes
+        claim d as q => asked 1
+        claim d as seen => being decided 1
+        resolve seen retry => yes
+        take_over q => lost
+        claim e +print=1 as g => granted 1
+        hold g => yes
+        claim e +print=2 as seen => mismatch held 1
+        resolve seen retry => yes
+        claim f as g => granted 1
+        get f as seen => running 1
+        restart
+        resolve seen retry => no
+        claim f as q => asked 1
+        get f as seen => interrupted 1
+        restart
+        resolve seen retry => yes
+        claim f => granted 2",
     ),
     (
         "an operator's stale attempt changes nothing",
@@ -848,15 +983,44 @@ pub(super) const CASES: &[(&str, &str)] = &[
         forget_seen e => no",
     ),
     (
-        "a lapse that another call noticed, progress, and a lease that was renewed count as changes",
+        "a lapse that another call noticed is none to a caller that saw it",
         "
         claim a +lease=100 as g => granted 1
+        save g half => yes
         wait 100
-        get a => interrupted 1
+        get a => interrupted 1 at half
         wait 1
-        claim a as q => asked 1
+        claim a as q => asked 1 at half
         drop q => yes
-        forget_seen a => no
+        restart
+        forget_seen a => yes
+        claim b +lease=100 as g => granted 1
+        wait 100
+        get b => interrupted 1
+        save g half => yes
+        wait 1
+        mark b => unsure 1 at half
+        forget_seen b => no
+        claim c +lease=100 as g => granted 1
+        wait 100
+        get c => interrupted 1
+        wait 1
+        mark c => unsure 1
+        renew g 100 => yes
+        wait 101
+        mark c => unsure 1
+        forget_seen c => no
+        claim d +lease=100 as g => granted 1
+        wait 100
+        get d => interrupted 1
+        wait 1
+        mark d => unsure 1
+        save g half => yes
+        forget_seen d => no",
+    ),
+    (
+        "progress, and a lease that was renewed, count as changes",
+        "
         claim b +lease=100 as g => granted 1
         wait 100
         mark b => unsure 1

@@ -50,7 +50,7 @@ use std::time::Duration;
 use self::cases::CASES;
 use self::machine::Machine;
 use self::spec::{Ask, Call, End, PLAIN, Ran, Shown, Told, View, Word};
-use crate::{Durability, ErrorKind, Store};
+use crate::{Attempt, Durability, ErrorKind, Store};
 
 /// A store that the suite tests, and the events that the suite needs.
 pub trait Subject {
@@ -81,9 +81,23 @@ pub fn check<S: Subject>(mut make: impl FnMut() -> S) -> usize {
 
 /// The values that a script can name.
 enum Held {
-    Guard { key: String, token: u64, ask: Ask },
-    Question { key: String, id: u64, seen: Option<u64>, ask: Ask },
-    Attempt { key: String, seen: Option<u64> },
+    Guard {
+        key: String,
+        token: u64,
+        ask: Ask,
+    },
+    Question {
+        key: String,
+        id: u64,
+        seen: Option<u64>,
+        ask: Ask,
+    },
+    /// `shown`: as it was shown then.
+    Attempt {
+        key: String,
+        seen: Option<u64>,
+        shown: Option<Attempt>,
+    },
 }
 
 /// The run of one script.
@@ -169,6 +183,13 @@ impl<'s> CaseRun<'s> {
                 if !can_batch {
                     self.make_waiting();
                 }
+                if let (Call::Resolve { .. }, Some(Held::Attempt { shown: Some(shown), .. })) =
+                    (&call, self.names.get(words[1]))
+                {
+                    // It may have been shown again since, in another state.
+                    let seen = &mut self.machine.as_mut().unwrap().seen;
+                    seen.insert(shown.token().get(), shown.clone());
+                }
                 let (expected, name_given) = (expected.to_owned(), name_given.to_owned());
                 let text = line.to_owned();
                 self.waiting.push(CaseLine { text, key, call, expected, ask, at, name_given });
@@ -202,7 +223,10 @@ impl<'s> CaseRun<'s> {
             let held = match (token, &told) {
                 (Some(token), _) => Held::Guard { key, token, ask },
                 (None, Told::Asked(_)) => Held::Question { key, id: at, seen, ask },
-                (None, _) => Held::Attempt { key, seen },
+                (None, _) => {
+                    let shown = seen.and_then(|token| machine.seen.get(&token).cloned());
+                    Held::Attempt { key, seen, shown }
+                }
             };
             if !name_given.is_empty() {
                 self.names.insert(name_given, held);
@@ -259,7 +283,7 @@ fn call_of(
             let Held::Guard { token, .. } = names[words[2]] else { panic!("{words:?}") };
             (words[1].to_owned(), Call::ForgetClaimed { token })
         }
-        ("resolve", Some(Held::Attempt { key, seen })) => {
+        ("resolve", Some(Held::Attempt { key, seen, .. })) => {
             let how = end(words[2], words.get(3).unwrap_or(&""));
             (key.clone(), Call::Resolve { seen: *seen, how })
         }
@@ -286,7 +310,7 @@ fn call_of(
         ("hold", Some(Held::Guard { key, token, .. })) => {
             (key.clone(), Call::Park { token: *token })
         }
-        ("interrupt", Some(Held::Attempt { key, seen })) => {
+        ("interrupt", Some(Held::Attempt { key, seen, .. })) => {
             (key.clone(), Call::Revoke { seen: *seen })
         }
         ("renew", Some(Held::Question { key, id, .. })) => {

@@ -1,6 +1,6 @@
 //! A backend in memory that answers by the rules of `spec` and uses no code of the engine to decide.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -222,7 +222,8 @@ impl Everything {
         let held = self.keys.iter().filter_map(|((kind, bytes), key)| {
             let key = key.as_ref().filter(|key| matches!(key.on_it, OnIt::Owner(_)))?;
             let view = plain(key.attempt, key.token, key.hold);
-            let state = self.view(Phase::Claimed, Presence::Owner, &view, None).state;
+            let mut state = self.view(Phase::Claimed, Presence::Owner, &view, None).state;
+            state.time = StoreMillis(*self.changed.get(&(*kind, bytes.clone()))?);
             let key = Key::from_stored(*kind, bytes)?.into_owned();
             Some(InFlight { key, state, now })
         });
@@ -301,18 +302,14 @@ impl Everything {
         };
         let before = slot.clone();
         let changed = self.changed.entry(name).or_default();
-        let told = match request.ask {
-            backend::Ask::Call(backend::Call::ForgetSeen(sight), _)
-                if !is_as_seen(slot.as_ref(), now, *changed, sight) =>
-            {
-                Told::No
-            }
+        let told = match sight_of(&request.ask) {
+            Some(sight) if !is_as_seen(slot.as_ref(), now, *changed, sight) => Told::No,
             _ => spec::call(slot, now, &call, Some(fresh)),
         };
-        let is_of_step = matches!(call, Call::EndStep { .. });
-        if !is_of_step && recorded(before.as_ref()) != recorded(slot.as_ref()) {
+        if spec::has_changed(&before, slot, now, &call, &told) {
             *changed = tick;
         }
+        let phase = phase_shown(slot.as_ref(), now);
         let time = StoreMillis(*changed);
         let print = slot.as_ref().and_then(|key| key.print);
         // The guard by a ticket goes on with what is recorded.
@@ -332,6 +329,14 @@ impl Everything {
         reply.found = attached.or(granted).and_then(|shown| self.shown(shown, until));
         self.put(&mut reply, &call, told, (fresh, life), until);
         if let Some(found) = &mut reply.found {
+            // Whatever the claimant is told, an operator sees the key as it is.
+            let may_differ = matches!(
+                reply.answer,
+                Answer::Held | Answer::TooManyAttempts | Answer::Interrupted
+            );
+            if let Some(phase) = phase.filter(|_| may_differ) {
+                found.state.phase = phase;
+            }
             found.state.time = time;
             found.state.fingerprint =
                 print.and_then(|print| self.prints.get(usize::from(print)).copied());
@@ -450,16 +455,16 @@ impl Everything {
                 let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
                 Call::Renew { token: token.get(), lease, ask }
             }
-            Asked::ResolveComplete(seen) => {
+            Asked::ResolveComplete(sight) => {
                 let how = End::Success { value: self.keep(terms), keep: terms.retention_millis };
-                Call::Resolve { seen: Some(seen.get()), how }
+                Call::Resolve { seen: token_of(sight), how }
             }
-            Asked::ResolveFail(seen) => {
+            Asked::ResolveFail(sight) => {
                 let how = End::Failure { value: self.keep(terms), keep: terms.retention_millis };
-                Call::Resolve { seen: Some(seen.get()), how }
+                Call::Resolve { seen: token_of(sight), how }
             }
-            Asked::ResolveRetry(seen) => {
-                Call::Resolve { seen: Some(seen.get()), how: End::Nothing }
+            Asked::ResolveRetry(sight) => {
+                Call::Resolve { seen: token_of(sight), how: End::Nothing }
             }
             Asked::Forget | Asked::ForgetSeen(_) => Call::Forget,
             // Answered by `answer`.
@@ -635,6 +640,7 @@ impl Everything {
                 retry_at: view.is_delayed.then(|| now.plus(1)),
                 by: None,
                 progress: view.progress.as_deref().map(Arc::from),
+                before_lapse: None,
                 announced: {
                     let name = |name: &u8| self.names.get(usize::from(*name));
                     view.open_steps
@@ -684,42 +690,54 @@ fn step_of(terms: &Terms) -> Result<&str> {
     terms.step.as_deref().ok_or_else(|| Error::invalid("no step"))
 }
 
-/// What of a key is in a record: a question is only in memory, as is which guard there is.
-fn recorded(key: Option<&spec::Key>) -> Option<(bool, spec::Key)> {
-    let key = key?.clone();
-    let is_owned = matches!(key.on_it, OnIt::Owner(_) | OnIt::Attached);
-    // Steps have records of their own.
-    let (steps, begun_steps) = (BTreeMap::new(), BTreeSet::new());
-    let (on_it, left, is_suspect, by_ticket) = (OnIt::Nobody, false, false, false);
-    let key = spec::Key { on_it, left, is_suspect, by_ticket, steps, begun_steps, ..key };
-    Some((is_owned, key))
-}
-
 /// Whether a key is still as a caller saw it. `changed`: when it was changed last.
 fn is_as_seen(key: Option<&spec::Key>, now: Now, changed: u64, sight: Sight) -> bool {
-    let mut key = key.cloned();
-    let Told::State(Some(mut shown)) = spec::call(&mut key, now, &Call::Get, None) else {
-        return false;
-    };
-    let phase = match shown {
-        Shown::Running(_) => Phase::Claimed,
-        Shown::Interrupted(_) => Phase::Interrupted,
-        Shown::Held(_) => Phase::Held,
-        Shown::Aborted(_) => Phase::Aborted,
-        Shown::Success { .. } => Phase::Completed,
-        Shown::Failure { .. } => Phase::Failed,
-        Shown::Expired => {
-            let until = key.and_then(|key| key.memory).map(|(_, until)| StoreMillis(until));
-            return matches!(sight, Sight::Expired { until: seen } if Some(seen) == until);
-        }
-    };
-    let token = shown.token().and_then(|token| *token).map(Token::new);
-    match sight {
-        Sight::Record { token: seen, phase: as_phase, time } => {
+    let token = key.and_then(|key| key.token).map(Token::new);
+    match (sight, phase_shown(key, now)) {
+        (Sight::Record { token: seen, phase: as_phase, time }, Some(phase)) => {
             let is_same = token == Some(seen) && phase == as_phase;
             is_same && (phase == Phase::Claimed || time.0 == changed)
         }
-        Sight::Expired { .. } => false,
+        (Sight::Expired { until: seen }, None) => {
+            let until = key.and_then(|key| key.memory).map(|(_, until)| StoreMillis(until));
+            Some(seen) == until
+        }
+        _ => false,
+    }
+}
+
+/// The state in which a key is shown; `None`: it is absent or expired.
+fn phase_shown(key: Option<&spec::Key>, now: Now) -> Option<Phase> {
+    match spec::call(&mut key.cloned(), now, &Call::Get, None) {
+        Told::State(Some(Shown::Running(_))) => Some(Phase::Claimed),
+        Told::State(Some(Shown::Interrupted(_))) => Some(Phase::Interrupted),
+        Told::State(Some(Shown::Held(_))) => Some(Phase::Held),
+        Told::State(Some(Shown::Aborted(_))) => Some(Phase::Aborted),
+        Told::State(Some(Shown::Success { .. })) => Some(Phase::Completed),
+        Told::State(Some(Shown::Failure { .. })) => Some(Phase::Failed),
+        _ => None,
+    }
+}
+
+/// What the caller of a request saw, if it says so.
+fn sight_of(ask: &backend::Ask) -> Option<Sight> {
+    use backend::Call as Asked;
+    match ask {
+        backend::Ask::Call(
+            Asked::ForgetSeen(sight)
+            | Asked::ResolveComplete(sight)
+            | Asked::ResolveFail(sight)
+            | Asked::ResolveRetry(sight),
+            _,
+        ) => Some(*sight),
+        _ => None,
+    }
+}
+
+fn token_of(sight: Sight) -> Option<u64> {
+    match sight {
+        Sight::Record { token, .. } => Some(token.get()),
+        Sight::Expired { .. } => None,
     }
 }
 

@@ -286,7 +286,8 @@ impl Told {
         own == said
     }
 
-    fn view(&mut self) -> Option<&mut View> {
+    /// Returns the attempt that was shown, if one was.
+    pub fn view(&mut self) -> Option<&mut View> {
         match self {
             Told::Asked(view)
             | Told::InProgress(view)
@@ -392,23 +393,7 @@ impl Now {
 
 /// Applies one call to one key. `fresh` is the token that the store issued if it granted the claim.
 pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -> Told {
-    if !matches!(
-        call,
-        Call::End { .. }
-            | Call::Withdraw { .. }
-            | Call::Park { .. }
-            | Call::Drop { .. }
-            | Call::Renew { .. }
-            | Call::Progress { .. }
-            | Call::BeginStep { .. }
-            | Call::Announce { .. }
-            | Call::EndStep { .. }
-            | Call::Step { .. }
-            | Call::Detach { .. }
-            | Call::RenewQuestion { .. }
-            | Call::DropQuestion { .. }
-            | Call::Get
-    ) {
+    if notices_lapse(call) {
         notice_lapse(slot, now);
     }
     match call {
@@ -574,6 +559,70 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             Told::State(seen.as_ref().map(|key| shown(key, now)))
         }
     }
+}
+
+/// Whether it finds a key without an owner once the lease has passed. Owners don't, and a look changes nothing.
+fn notices_lapse(call: &Call) -> bool {
+    !matches!(
+        call,
+        Call::End { .. }
+            | Call::Withdraw { .. }
+            | Call::Park { .. }
+            | Call::Drop { .. }
+            | Call::Renew { .. }
+            | Call::Progress { .. }
+            | Call::BeginStep { .. }
+            | Call::Announce { .. }
+            | Call::EndStep { .. }
+            | Call::Step { .. }
+            | Call::Detach { .. }
+            | Call::RenewQuestion { .. }
+            | Call::DropQuestion { .. }
+            | Call::Get
+    )
+}
+
+/// Whether a call has changed what the store records of a key, and by that the state in which callers see it. The record of
+/// a lapse is none: the key was shown so before.
+pub fn has_changed(
+    before: &Option<Key>,
+    after: &Option<Key>,
+    now: Now,
+    call: &Call,
+    told: &Told,
+) -> bool {
+    match call {
+        // Recorded again, even if it is the same.
+        Call::Park { .. }
+        | Call::Progress { .. }
+        | Call::Announce { .. }
+        | Call::Resolve { .. } => *told == Told::Yes,
+        // Its end has a record of its own.
+        Call::EndStep { .. } => false,
+        Call::Step { name, is_announced, .. } => {
+            let is_begun = matches!(told, Told::Step { ran: Ran::First | Ran::MayBeAgain, .. });
+            let is_open = before.as_ref().is_some_and(|key| key.open_steps.contains(name));
+            *is_announced && is_begun && !is_open
+        }
+        call => {
+            let mut before = before.clone();
+            if notices_lapse(call) {
+                notice_lapse(&mut before, now);
+            }
+            recorded(before.as_ref()) != recorded(after.as_ref())
+        }
+    }
+}
+
+/// What of a key is in its record: a question is only in memory, as is which guard there is.
+fn recorded(key: Option<&Key>) -> Option<(bool, Key)> {
+    let key = key?.clone();
+    let is_owned = matches!(key.on_it, OnIt::Owner(_));
+    // Steps have records of their own.
+    let (steps, begun_steps) = (BTreeMap::new(), BTreeSet::new());
+    let (on_it, left, is_suspect, by_ticket) = (OnIt::Nobody, false, false, false);
+    let key = Key { on_it, left, is_suspect, by_ticket, steps, begun_steps, ..key };
+    Some((is_owned, key))
 }
 
 /// The key, while the owner of that token may begin and end steps.
