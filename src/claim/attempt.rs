@@ -443,7 +443,10 @@ impl fmt::Display for Attempt {
         }
         write!(f, ", since {} s", self.seen.now.since(self.begun()) / 1000)?;
         if let Some(left) = self.lease_left() {
-            write!(f, ", {} s left", left.as_secs())?;
+            match left.as_secs() {
+                0 => write!(f, ", {} ms left", left.as_millis())?,
+                seconds => write!(f, ", {seconds} s left")?,
+            }
         }
         if let Some(delay) = self.retry_in() {
             write!(f, ", to be tried again in {} s", delay.as_secs_f64().ceil())?;

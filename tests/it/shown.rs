@@ -83,6 +83,23 @@ fn debug_output_equals_display_output() {
     assert_eq!(format!("{seen:?}"), format!("Completed({debug})"));
 }
 
+/// A lease of 300 ms was shown as "0 s left", as if it had passed.
+#[test]
+fn less_than_a_second_of_a_lease_is_shown_in_milliseconds() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let op = Operation::new("k").lease(Duration::from_millis(1500));
+    let claim = store.claim(&op).unwrap();
+    let mut shown = Vec::new();
+    for millis in [0, 500, 1, 998] {
+        sim.advance(Duration::from_millis(millis));
+        shown.push(store.get("k").unwrap().unwrap().to_string());
+    }
+    let expected = ["0 s, 1 s left", "0 s, 1 s left", "0 s, 999 ms left", "1 s, 1 ms left"];
+    assert_eq!(shown, expected.map(|words| format!("in progress: attempt 1, since {words}")));
+    drop(claim);
+}
+
 /// Each state in one line that a person can read, and in none of them what was recorded.
 #[test]
 fn every_state_has_words_without_its_result() {
