@@ -20,7 +20,7 @@ use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Seen, Walk, 
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::Lies;
-use crate::protocol::{Phase, Presence, is_delayed, is_expired, phase_shown};
+use crate::protocol::{OpenAs, Phase, Presence, is_delayed, is_expired, phase_shown};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::sealed::listed::ListedFile;
 use crate::sync::Ordering;
@@ -119,10 +119,17 @@ impl StateKind {
         }
     }
 
-    /// Whether keys in this state are found without a walk over all keys: see `protocol::open_as`.
-    fn is_open(self) -> bool {
-        use StateKind::{Delayed, Detached, Held, InProgress, Interrupted};
-        matches!(self, InProgress | Detached | Interrupted | Held | Delayed)
+    /// How the records of keys in this state leave them open, so that they are found without a walk over all keys: see
+    /// `protocol::open_as`. Nothing: they don't.
+    fn open_as(self) -> &'static [OpenAs] {
+        match self {
+            // A claim ends without a record: its process ends, or its lease passes.
+            StateKind::InProgress | StateKind::Interrupted => &[OpenAs::Attempt, OpenAs::Detached],
+            StateKind::Detached => &[OpenAs::Detached],
+            StateKind::Held => &[OpenAs::Held],
+            StateKind::Delayed => &[OpenAs::Delayed],
+            StateKind::Aborted | StateKind::Completed | StateKind::Failed => &[],
+        }
     }
 
     fn is_of(self, seen: &Seen) -> bool {
@@ -154,8 +161,9 @@ impl StateKind {
 ///
 /// # Cost
 /// If only states of open keys are requested ([`InProgress`](StateKind::InProgress), [`Detached`](StateKind::Detached),
-/// [`Interrupted`](StateKind::Interrupted), [`Held`](StateKind::Held), [`Delayed`](StateKind::Delayed)), the walk reads the records of the open keys, one or
-/// two reads each, and holds their positions in memory, 24 bytes each. The number of other keys doesn't matter, except
+/// [`Interrupted`](StateKind::Interrupted), [`Held`](StateKind::Held), [`Delayed`](StateKind::Delayed)), the walk reads the records of the keys that can be in one of them, one or
+/// two reads each, and holds their positions in memory, 24 bytes each. Keys in progress and interrupted ones are told apart
+/// only by these reads. The number of other keys doesn't matter, except
 /// that the keys since the last checkpoint, which are in memory, may be visited there.
 ///
 /// Otherwise the walk reads the whole index and one record per key, because states and prefixes are checked after the
@@ -381,7 +389,7 @@ impl Iterator for Iter {
         };
         let begun = match self.walk.take() {
             Some(walk) => Ok(walk),
-            None => engine.settle_absence().and_then(|()| engine.begin_walk(&inside, self.which())),
+            None => engine.settle_absence().and_then(|()| self.begin(engine, &inside)),
         };
         let mut walk = match begun {
             Ok(walk) => walk,
@@ -407,11 +415,13 @@ impl Iterator for Iter {
 }
 
 impl Iter {
-    /// The keys that can be in the requested states.
-    fn which(&self) -> Which {
+    /// Begins the walk over the keys that can be in the requested states.
+    fn begin(&self, engine: &Engine, inside: &Inside<'_>) -> Result<Walk> {
+        let states = self.states.as_deref().unwrap_or_default();
+        let ways: Vec<OpenAs> = states.iter().flat_map(|kind| kind.open_as()).copied().collect();
         let are_open =
-            self.states.as_ref().is_some_and(|states| states.iter().all(|kind| kind.is_open()));
-        if are_open { Which::Open } else { Which::All }
+            self.states.is_some() && states.iter().all(|kind| !kind.open_as().is_empty());
+        engine.begin_walk(inside, if are_open { Which::Open(&ways) } else { Which::All })
     }
 
     fn next_in(

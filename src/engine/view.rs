@@ -111,15 +111,15 @@ impl Engine {
         Ok(seen)
     }
 
-    /// Returns the current places of keys, for a walk: of all, or of the open ones, all of which are in memory.
-    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>, which: Which) -> Result<Walk> {
+    /// Returns the current places of keys, for a walk: of all, or of open ones, all of which are in memory.
+    pub(crate) fn begin_walk(&self, _inside: &Inside<'_>, which: Which<'_>) -> Result<Walk> {
         if self.log.has_unsettled_tail() {
             // This moves keys, so it is done before the walk. If there is no space yet, the reads report it.
             let _ = self.begin_writing();
         }
         let undecided = match which {
             Which::All => Vec::new(),
-            Which::Open => self.decide_hints(),
+            Which::Open(_) => self.decide_hints(),
         };
         loop {
             let tables = self.tables();
@@ -131,10 +131,11 @@ impl Engine {
                 let placed = |entry: &Entry| (entry.hash, entry.place);
                 match which {
                     Which::All => recent.extend(shard.iter().map(placed)),
-                    Which::Open => {
-                        let needs_somebody =
-                            |entry: &&Entry| entry.place.open() != Some(OpenAs::Space);
-                        recent.extend(shard.open_entries().filter(needs_somebody).map(placed));
+                    Which::Open(ways) => {
+                        let is_one = |entry: &&Entry| {
+                            entry.place.open().is_some_and(|open| ways.contains(&open))
+                        };
+                        recent.extend(shard.open_entries().filter(is_one).map(placed));
                     }
                 }
             }
@@ -145,7 +146,7 @@ impl Engine {
                 recent.sort_unstable_by_key(|(hash, _)| (hash.high, hash.low));
                 let cursors = match which {
                     Which::All => tables.cursors(),
-                    Which::Open => Vec::new(),
+                    Which::Open(_) => Vec::new(),
                 };
                 return Ok(Walk { recent, at: 0, cursors, tables, segments, undecided });
             }
@@ -246,10 +247,10 @@ impl Engine {
 
 /// The keys of a walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Which {
+pub(crate) enum Which<'w> {
     All,
-    /// Those of which `protocol::open_as` says so.
-    Open,
+    /// Those that are open in one of these ways: see `protocol::open_as`.
+    Open(&'w [OpenAs]),
 }
 
 /// A walk over keys: those in memory, then those of the tables.

@@ -337,6 +337,37 @@ fn five_open_keys_are_listed_and_counted_by_few_reads_in_a_store_of_any_size() {
     assert_eq!(counts[0], counts[1]);
 }
 
+/// All open keys were read, whatever state was asked for.
+#[test]
+fn keys_of_one_state_are_listed_without_reading_those_of_the_others() {
+    let sim = Sim::small(1);
+    let store = open(&sim, 1000);
+    for n in 0..200_u64 {
+        drop(store.claim(("interrupted", n)).unwrap());
+    }
+    for n in 0..2_u64 {
+        let Claim::Acquired(claim) = store.claim(("held", n)).unwrap() else { panic!() };
+        claim.hold("a person decides").unwrap();
+    }
+    let Claim::Acquired(claim) = store.claim("delayed").unwrap() else { panic!() };
+    claim.abort(Abort::new("busy").retry_in(Duration::from_secs(600))).unwrap();
+    let Claim::Acquired(claim) = store.claim("detached").unwrap() else { panic!() };
+    claim.detach(Duration::from_secs(600)).unwrap();
+    store.close(Duration::ZERO).unwrap();
+    drop(store);
+    let store = open(&sim, 1000);
+    let many = [
+        (StateKind::Held, 2),
+        (StateKind::Delayed, 1),
+        (StateKind::Detached, 1),
+        (StateKind::Interrupted, 200),
+    ];
+    for (state, count) in many {
+        let read = reads(&sim, || assert_eq!(store.iter().in_states(&[state]).count(), count));
+        assert!(state == StateKind::Interrupted || read <= 4 * count, "{state:?}: {read} reads");
+    }
+}
+
 /// Pages of any size, each read by another request, after a crash, and while keys change.
 #[test]
 fn pages_of_the_oldest_keys_follow_each_other() {
