@@ -208,7 +208,7 @@ impl Scope {
     fn stored(self, key: &Key<'_>) -> Key<'static> {
         match self {
             Scope::Space(id) => key.in_space(id),
-            Scope::Root | Scope::Nothing => key.clone().into_owned(),
+            Scope::Root | Scope::Nothing => key.to_static(),
         }
     }
 }

@@ -114,10 +114,7 @@ pub struct KeyView {
 
 impl Request {
     pub(crate) fn of(key: &Key<'_>, call: Call, writing: &Writing<'_>) -> Self {
-        Request {
-            key: key.clone().into_owned(),
-            ask: Ask::Call(call, Box::new(Terms::of(writing))),
-        }
+        Request { key: key.to_static(), ask: Ask::Call(call, Box::new(Terms::of(writing))) }
     }
 }
 

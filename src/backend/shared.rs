@@ -204,7 +204,7 @@ impl Shared {
             Shared::Embedded(embedded) => embedded.look(key, hash),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
-                let request = Request { key: key.clone().into_owned(), ask: Ask::Look };
+                let request = Request { key: key.to_static(), ask: Ask::Look };
                 backend.send(request).wait().map(Reply::into_seen)
             }
         }
@@ -243,7 +243,7 @@ impl Shared {
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let ask = Ask::Step { life, name: name.to_owned() };
-                let request = Request { key: key.clone().into_owned(), ask };
+                let request = Request { key: key.to_static(), ask };
                 backend.send(request).wait().map(Reply::into_seen)
             }
         }
@@ -271,7 +271,7 @@ impl Shared {
         patience: Option<u64>,
     ) -> Underway {
         let terms = Box::new(Terms { wait_millis: patience, ..Terms::of(writing) });
-        let key = key.clone().into_owned();
+        let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
                 let sent = SentCall::send(self, embedded, key, call, terms);
@@ -292,7 +292,7 @@ impl Shared {
         match &**self {
             Shared::Embedded(embedded) => {
                 let owned = |key: &Key<'_>, call, writing: &Writing<'_>| Owned {
-                    key: key.clone().into_owned(),
+                    key: key.to_static(),
                     call,
                     terms: Box::new(Terms::of(writing)),
                 };
@@ -336,7 +336,7 @@ impl Shared {
 
     /// Begins a read of a key's state.
     pub(crate) fn send_look(self: &Arc<Self>, key: &Key<'_>) -> Underway {
-        let key = key.clone().into_owned();
+        let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
                 Underway::Embedded(Box::new(SentCall::look(self, embedded, key)))
@@ -363,14 +363,14 @@ impl Shared {
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let ask = Ask::Step { life, name: name.to_owned() };
-                Underway::Other(backend.send(Request { key: key.clone().into_owned(), ask }))
+                Underway::Other(backend.send(Request { key: key.to_static(), ask }))
             }
         }
     }
 
     /// Begins to wait until the claim of that token is no longer live.
     pub(crate) fn send_watch(self: &Arc<Self>, key: &Key<'_>, token: Token) -> Underway {
-        let key = key.clone().into_owned();
+        let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
                 Underway::Embedded(Box::new(SentCall::watch(self, embedded, key, token)))

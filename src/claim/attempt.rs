@@ -54,7 +54,7 @@ impl Attempt {
         now: StoreMillis,
         secret: Secret,
     ) -> Self {
-        let (key, reason) = (key.clone().into_owned(), state.reason.clone());
+        let (key, reason) = (key.to_static(), state.reason.clone());
         let phase = phase_shown(&state, presence);
         let seen = SeenAttempt { key, state, phase, lease_until, now, reason, asker: None, secret };
         Attempt { seen: Box::new(seen) }

@@ -55,7 +55,7 @@ impl ClaimGuard {
         ClaimGuard {
             handle: ClaimHandle(Arc::new(ClaimInner {
                 shared,
-                key: key.clone().into_owned(),
+                key: key.to_static(),
                 hash,
                 token: claimed.token,
                 attempt: claimed.attempt,

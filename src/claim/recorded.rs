@@ -64,7 +64,7 @@ impl Recorded {
             None => (Payload::empty(), Vec::new()),
         };
         Ok(Recorded {
-            key: key.clone().into_owned(),
+            key: key.to_static(),
             payload,
             meta,
             owner: state.owner.clone(),
@@ -354,7 +354,7 @@ impl Expired {
         let minutes = |time: StoreMillis| StoreMillis(time.0 / 60_000 * 60_000);
         let until = state.memory_until.unwrap_or(state.time);
         Expired {
-            key: key.clone().into_owned(),
+            key: key.to_static(),
             completed_at: wall(minutes(state.time), state.wall_offset),
             remembered_until: wall(until, state.wall_offset),
             until,

@@ -46,7 +46,7 @@ pub struct Ticket {
 impl Ticket {
     /// Makes the ticket of a claim. `secret`: the store's.
     pub(super) fn new(secret: Secret, key: &Key<'_>, token: Token) -> Self {
-        Ticket { key: key.clone().into_owned(), token, mac: mac_of(secret, key, token) }
+        Ticket { key: key.to_static(), token, mac: mac_of(secret, key, token) }
     }
 
     /// Whether it was made with that secret.

@@ -93,7 +93,7 @@ impl Waits {
 
     /// Joins the callers that wait for a key, at the end.
     pub(crate) fn join(self: &Arc<Self>, key: &Key<'_>, hash: KeyHash, to: WaitsTo) -> Turn {
-        let turn = Turn { alarm: Alarm::new(self), key: key.clone().into_owned(), hash, to };
+        let turn = Turn { alarm: Alarm::new(self), key: key.to_static(), hash, to };
         if let Some(shard) = self.shard(hash) {
             let mut queues = shard.queues.lock();
             shard.callers.fetch_add(1, Ordering::SeqCst);

@@ -169,6 +169,19 @@ impl<'k> Key<'k> {
         })
     }
 
+    /// A copy that borrows nothing.
+    pub(crate) fn to_static(&self) -> Key<'static> {
+        let owned = |bytes: &Cow<'_, [u8]>| Cow::Owned(bytes.to_vec());
+        Key(match &self.0 {
+            Form::Raw(bytes) => Form::Raw(owned(bytes)),
+            Form::Number(number) => Form::Number(*number),
+            Form::Parts(bytes) => Form::Parts(owned(bytes)),
+            Form::Step(bytes) => Form::Step(owned(bytes)),
+            Form::Spaced(spaced) => Form::Spaced(spaced.clone()),
+            Form::Space(bytes) => Form::Space(bytes.clone()),
+        })
+    }
+
     /// The stored key of a step of a claim on `key`.
     pub(crate) fn of_step(key: &Key<'_>, life: Token, name: &str) -> Key<'static> {
         debug_assert!(!key.is_step(), "{key:?}");
@@ -189,7 +202,7 @@ impl<'k> Key<'k> {
 
     /// This key in the namespace of that id.
     pub(crate) fn in_space(&self, id: Token) -> Key<'static> {
-        let inner = self.clone().into_owned();
+        let inner = self.to_static();
         let mut bytes = Vec::with_capacity(ID_BYTES + 1 + inner.bytes().len());
         bytes.extend(id.0.to_le_bytes());
         bytes.push(inner.kind());

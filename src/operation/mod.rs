@@ -143,7 +143,7 @@ mod tests {
 
     /// The key as every call of the store takes it.
     fn key_of<'k>(operation: impl Into<Operation<'k>>) -> Key<'static> {
-        operation.into().key().clone().into_owned()
+        operation.into().key().to_static()
     }
 
     #[test]

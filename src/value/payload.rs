@@ -299,7 +299,11 @@ impl<const N: usize> Encode for &[u8; N] {
 }
 
 fn encode_bytes(bytes: &[u8], out: &mut Vec<u8>) -> Result<Format> {
-    out.extend_from_slice(bytes);
+    if out.is_empty() {
+        *out = bytes.to_vec();
+    } else {
+        out.extend_from_slice(bytes);
+    }
     Ok(Format::BYTES)
 }
 
