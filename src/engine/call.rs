@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::compose::{compose, state_of};
-use super::placing::{Asked, Placing, Progress};
+use super::placing::{Asked, Placing, Progress, Stop, WaitsFor};
 use super::waits::Wakes;
 use super::{Engine, Seen};
 use crate::index::recent::{Entry, Live, Place, Shard};
@@ -479,7 +479,14 @@ impl Engine {
         if let Call::EndStep { life, .. } = call {
             return self.place_step(key, life, call, writing);
         }
-        self.place_to_end(Placing::new(Asked { key, call, writing }, hash))
+        let asked = Asked { key, call, writing };
+        // Most calls are placed at once. What a call waits for is kept only for the others.
+        let waits_for = match self.try_at_once(&asked, hash) {
+            Ok(done) => return Ok(done),
+            Err(Stop::WaitsFor(waits_for)) => waits_for,
+            Err(Stop::Failed(e)) => return Err(self.log.explained(e)),
+        };
+        self.place_to_end(asked, hash, waits_for)
     }
 
     /// The end of a step is placed under the step's own key.
@@ -493,18 +500,18 @@ impl Engine {
     ) -> Result<Done> {
         let step = self.step_of(key, life, writing)?;
         let hash = self.hash(&step);
-        self.place_to_end(Placing::new(Asked { key: &step, call, writing }, hash))
+        self.place_to_end(Asked { key: &step, call, writing }, hash, WaitsFor::Nothing)
     }
 
-    // Every call passes here; as a function of its own it would be called with all of the call's parts.
-    #[inline(always)]
-    fn place_to_end(&self, mut placing: Placing<Asked<'_>>) -> Result<Done> {
+    #[inline(never)]
+    fn place_to_end(&self, asked: Asked<'_>, hash: KeyHash, waits_for: WaitsFor) -> Result<Done> {
+        let mut placing = Placing::tried(asked, hash, waits_for);
         loop {
-            let gone_on = placing.go_on(self).and_then(|progress| match progress {
-                Progress::Placed(done) => Ok(Some(done)),
-                Progress::Waits => placing.wait(self).map(|()| None),
-            });
-            if let Some(done) = gone_on.map_err(|e| self.log.explained(e))? {
+            let gone_on = match placing.is_untried() {
+                true => placing.go_on(self),
+                false => placing.wait(self).map(|()| Progress::Waits),
+            };
+            if let Progress::Placed(done) = gone_on.map_err(|e| self.log.explained(e))? {
                 return Ok(done);
             }
         }
@@ -1030,13 +1037,20 @@ impl Known {
     }
 
     pub(super) fn of(shard: &Shard, hash: KeyHash, now: StoreMillis) -> Self {
-        let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
-        let places = entries.map(|entry| entry.place).collect();
-        Known { places, tables: Arc::clone(shard.tables()), now }
+        Known { places: Known::places_of(shard, hash), tables: Arc::clone(shard.tables()), now }
     }
 
-    pub(super) fn is_nothing(&self) -> bool {
-        self.places.is_empty() && self.tables.is_empty()
+    /// What has to be read before it is known what became of a key that memory doesn't answer for. `None`: nothing, it is absent.
+    #[inline]
+    pub(super) fn to_read(shard: &Shard, hash: KeyHash, now: StoreMillis) -> Option<Self> {
+        let places = Known::places_of(shard, hash);
+        let is_nothing = places.is_empty() && shard.tables().is_empty();
+        (!is_nothing).then(|| Known { places, tables: Arc::clone(shard.tables()), now })
+    }
+
+    fn places_of(shard: &Shard, hash: KeyHash) -> Vec<Place> {
+        let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
+        entries.map(|entry| entry.place).collect()
     }
 }
 

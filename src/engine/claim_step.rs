@@ -50,8 +50,7 @@ impl Engine {
                 found
             }
             None => {
-                let known = Known::of(&shard, hash, self.log.now());
-                if !known.is_nothing() {
+                if let Some(known) = Known::to_read(&shard, hash, self.log.now()) {
                     return Err(Stop::WaitsFor(WaitsFor::Read(known)));
                 }
                 None
@@ -86,8 +85,7 @@ impl Engine {
                 read.found.as_deref().unwrap_or(&nothing)
             }
             (None, _) => {
-                let known = Known::of(shard, claim_hash, now);
-                if !known.is_nothing() {
+                if let Some(known) = Known::to_read(shard, claim_hash, now) {
                     return Err(Again::Claim(known));
                 }
                 &nothing

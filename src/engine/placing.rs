@@ -114,7 +114,11 @@ pub(crate) enum Progress {
 
 impl<A: Asks> Placing<A> {
     pub(crate) fn new(asks: A, hash: KeyHash) -> Self {
-        let waits_for = WaitsFor::Nothing;
+        Placing::tried(asks, hash, WaitsFor::Nothing)
+    }
+
+    /// A call that was tried once, and waits for that.
+    pub(super) fn tried(asks: A, hash: KeyHash, waits_for: WaitsFor) -> Self {
         Placing { asks, hash, waits_for, pass: None, patience: None, claim: None }
     }
 
@@ -389,8 +393,22 @@ impl<A: Asks> Placing<A> {
 }
 
 impl Engine {
+    /// Tries a call once, before anything is kept of it.
+    // Every call of a thread passes here; as a function of its own it would be called with all of the call's parts.
+    #[inline(always)]
+    pub(super) fn try_at_once(&self, asked: &Asked<'_>, hash: KeyHash) -> Result<Done, Stop> {
+        if asked.key.lies() != Lies::InRoot {
+            return Err(Stop::WaitsFor(WaitsFor::Nothing));
+        }
+        let done = self.try_in_memory(asked, hash, None)?;
+        if events::ARE_TOLD {
+            self.tell(asked.key, asked.call, &done);
+        }
+        Ok(done)
+    }
+
     /// Tries once. Memory answers under one lock; records that are only in the log are read without it.
-    #[inline]
+    #[inline(always)]
     fn try_in_memory<A: Asks>(
         &self,
         asks: &A,
@@ -405,11 +423,11 @@ impl Engine {
             let (found, now) = match self.look_in_memory(&shard, key, hash) {
                 Some((found, now)) => (Some(found), now),
                 None => {
-                    let known = Known::of(&shard, hash, self.log.now());
-                    if !known.is_nothing() {
+                    let now = self.log.now();
+                    if let Some(known) = Known::to_read(&shard, hash, now) {
                         return Err(Stop::WaitsFor(WaitsFor::Read(known)));
                     }
-                    (None, known.now)
+                    (None, now)
                 }
             };
             let tried = self.act(&mut shard, key, hash, found, call, writing, now);
