@@ -351,3 +351,25 @@ proptest! {
         prop_assert!(listed.buckets >= listed.homes && SLOTS as u64 * listed.buckets >= listed.slots);
     }
 }
+
+/// Short keys are hashed in one piece and long ones in two: both as the hash of the same bytes.
+#[test]
+fn a_hash_does_not_depend_on_the_length_up_to_which_keys_are_copied() {
+    use siphasher::sip128::{Hasher128 as _, SipHasher13};
+    use std::hash::Hasher as _;
+
+    use super::Hasher;
+    use crate::manifest::Secrets;
+    use crate::operation::Key;
+
+    let secrets = Secrets { hash_key: [3; 16], derivation: [0; 32] };
+    for len in 1..200 {
+        let bytes: Vec<u8> = (0..len).collect();
+        let key = Key::from(bytes.clone());
+        let mut expected = SipHasher13::new_with_key(&[3; 16]);
+        expected.write_u8(key.kind());
+        expected.write(&bytes);
+        let (high, low) = expected.finish128().as_u64();
+        assert_eq!(Hasher::new(&secrets).hash(&key), KeyHash { high, low }, "{len} bytes");
+    }
+}
