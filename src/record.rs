@@ -12,6 +12,7 @@ use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::limits;
+use crate::sync::Lazy;
 use crate::types::{Lsn, StoreId, StoreMillis, Token, WallMillis};
 
 /// Records start at multiples of this, and are padded with zeros to it.
@@ -437,7 +438,7 @@ impl Draft {
         // Readers refuse a longer one.
         debug_assert!(body.len() <= BODY_BYTES_MAX, "{} bytes", body.len());
         let body_bytes = body.len() as u32;
-        let mut body_sum = crc32fast::Hasher::new();
+        let mut body_sum = new_sum();
         body_sum.update(body);
         bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
         Draft { kind, flags, bytes, body_bytes, body_sum }
@@ -471,7 +472,7 @@ impl Draft {
     pub(crate) fn seal(self, out: &mut Vec<u8>, lsn: Lsn, watermark: Lsn, seal: &Seal) {
         debug_assert!(watermark <= lsn && lsn.get() % ALIGN as u64 == 0, "{watermark} at {lsn}");
         let suffix = seal.suffix(lsn);
-        let mut body_sum = self.body_sum.clone();
+        let mut body_sum = self.body_sum;
         body_sum.update(&suffix);
         let mut header = RecordHeader {
             magic: MAGIC.into(),
@@ -482,13 +483,16 @@ impl Draft {
             body_sum: body_sum.finalize().into(),
             header_sum: 0.into(),
         };
-        // Reset instead of made anew, which would query the processor's features.
-        let mut sum = self.body_sum;
-        sum.reset();
-        header.header_sum = header_sum(sum, &header, &suffix).into();
+        header.header_sum = header_sum(new_sum(), &header, &suffix).into();
         out.extend_from_slice(header.as_bytes());
         out.extend_from_slice(self.bytes.split_at(HEADER_BYTES).1);
     }
+}
+
+/// The checksum of nothing, to be updated. It is a copy: one that is made anew queries the processor's features.
+fn new_sum() -> crc32fast::Hasher {
+    static SUM: Lazy<crc32fast::Hasher> = Lazy::new(crc32fast::Hasher::new);
+    SUM.get().clone()
 }
 
 fn header_sum(mut sum: crc32fast::Hasher, header: &RecordHeader, suffix: &[u8; 32]) -> u32 {
@@ -565,7 +569,7 @@ pub(crate) fn parse_head(bytes: &[u8], lsn: Lsn, seal: &Seal) -> Result<Head, Ba
     if header.magic.get() != MAGIC {
         return Err(Bad::NoHeader);
     }
-    if header.header_sum.get() != header_sum(crc32fast::Hasher::new(), &header, &seal.suffix(lsn)) {
+    if header.header_sum.get() != header_sum(new_sum(), &header, &seal.suffix(lsn)) {
         return Err(Bad::HeaderSum);
     }
     let kind = Kind::from_byte(header.kind).ok_or(Bad::HeaderFields)?;
@@ -595,7 +599,7 @@ impl<'a> Record<'a> {
     pub(crate) fn behind(head: Head, bytes: &'a [u8], lsn: Lsn, seal: &Seal) -> Result<Self, Bad> {
         let padded = bytes.get(HEADER_BYTES..head.len()).ok_or(Bad::Short)?;
         let (body, padding) = padded.split_at_checked(head.body_bytes).ok_or(Bad::Short)?;
-        let mut sum = crc32fast::Hasher::new();
+        let mut sum = new_sum();
         sum.update(body);
         sum.update(&seal.suffix(lsn));
         if sum.finalize() != head.body_sum || padding.iter().any(|&byte| byte != 0) {

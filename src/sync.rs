@@ -52,6 +52,19 @@ pub(crate) fn wake(waker: std::task::Waker) {
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
 }
 
+/// A value that is made when it is first needed. Making it waits for nothing, so it has no schedules to explore.
+pub(crate) struct Lazy<T>(std::sync::LazyLock<T>);
+
+impl<T> Lazy<T> {
+    pub(crate) const fn new(make: fn() -> T) -> Self {
+        Lazy(std::sync::LazyLock::new(make))
+    }
+
+    pub(crate) fn get(&self) -> &T {
+        &self.0
+    }
+}
+
 /// A mutex that is never poisoned: a panic inside is handled where it happens.
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(Inner<T>);
