@@ -163,6 +163,23 @@ fn spares_of_a_burst_are_removed() {
     assert!(sim.disk_bytes() < before + (5 << 20), "{} bytes after a kill", sim.disk_bytes());
 }
 
+/// Each spare is synced by itself: ten thousand claims in flight waited for more than forty, one after the other.
+#[test]
+fn a_burst_of_claims_is_given_room_in_few_pieces() {
+    let sim = Sim::new(1);
+    let store = sim.open_with(Store::builder()).unwrap();
+    let claims: Vec<_> = (0..10_000_u64).map(|n| store.claim(n).unwrap()).collect();
+    let spares = spares(&sim);
+    let bytes: u64 = spares.iter().map(|(_, bytes)| bytes).sum();
+    // Each keeps 4 KiB and more, and no spare is larger than four times the first segment.
+    assert!(bytes > 10_000 * 4096, "{bytes} bytes");
+    let least = spares.iter().map(|(_, bytes)| *bytes).min().unwrap();
+    assert!(spares.iter().all(|(_, bytes)| *bytes <= 4 * least), "{spares:?}");
+    assert!(spares.len() < 22, "{} spares", spares.len());
+    assert!(bytes < 10_000 * 4500 * 5 / 4, "{bytes} bytes");
+    drop(claims);
+}
+
 /// A load that goes up and down keeps what it needs: nothing is prepared and removed in turn.
 #[test]
 fn spares_of_a_recurring_load_are_prepared_once() {
