@@ -1,7 +1,8 @@
 //! How many claim-and-complete pairs a second, compared with the floor? One question, one table of ratios.
 //!
 //! `cargo bench --bench pairs` runs every contender in turn, several rounds, and prints medians.
-//! `-- --case sync-1 --pairs 1000` runs one case of the store alone, for `strace -c -f` and `callgrind`.
+//! `-- --case sync-1 --pairs 1000` runs one case of the store alone, for `strace -c -f` and `callgrind`;
+//! `-- --marks 1000` and `-- --replays 1000` make so many marks of new keys, and claims of a hundred completed keys, at `Flush`.
 //!
 //! The work: claim a new 36-byte key with a 16-byte fingerprint, complete it with 256 bytes.
 //! `bare` is a loop of write and fdatasync of the same bytes on a file of written zeros. `floor` adds plain
@@ -45,6 +46,12 @@ fn main() {
         let figures = store_pairs(&dir.path().join("keys"), case, number("--pairs", 1000), None);
         println!("{}: {figures:?}", case.name);
         return;
+    }
+    for (name, calls) in [("--marks", marks as fn(&Store, u64)), ("--replays", replays)] {
+        if value(name).is_some() {
+            calls(&open(&scratch().path().join("keys"), CASES[5]), number(name, 1000));
+            return;
+        }
     }
     let rounds = number("--rounds", 5) as usize;
     let seconds = Duration::from_millis(number("--millis", 400));
@@ -152,19 +159,45 @@ fn run(
     Figures { rate: all.len() as f64 / elapsed, syncs_per_pair: 0.0, p50: at(0.5), p99: at(0.99) }
 }
 
-fn store_pairs(dir: &Path, case: Case, pairs: u64, time: Option<Duration>) -> Figures {
+fn open(dir: &Path, case: Case) -> Store {
     let policy = Policy::new().claim_durability(case.claim).durability(case.outcome);
     let store = Store::builder().policy(policy).open_or_create(dir).unwrap();
     // The first write of an open clears the clean flag, which is not part of a pair.
     store.mark("warm").map(drop).unwrap();
+    store
+}
+
+fn key(thread: usize, n: u64) -> String {
+    format!("{thread:08}-0000-0000-0000-{n:015}")
+}
+
+fn claim(store: &Store, key: &str) -> Claim {
+    let operation = Operation::new(key).fingerprint(Fingerprint::from_bytes([9; 16]));
+    store.claim(operation).unwrap()
+}
+
+fn pair(store: &Store, thread: usize, n: u64) {
+    let Claim::Acquired(claim) = claim(store, &key(thread, n)) else { panic!("not granted") };
+    claim.complete(&[7_u8; 256]).unwrap();
+}
+
+fn marks(store: &Store, count: u64) {
+    for n in 0..count {
+        assert!(store.mark(key(0, n).as_str()).unwrap().is_first());
+    }
+}
+
+fn replays(store: &Store, count: u64) {
+    (0..100).for_each(|n| pair(store, 0, n));
+    for n in 0..count {
+        assert!(matches!(claim(store, &key(0, n % 100)), Claim::Completed(_)));
+    }
+}
+
+fn store_pairs(dir: &Path, case: Case, pairs: u64, time: Option<Duration>) -> Figures {
+    let store = open(dir, case);
     let before = store.stats().syncs;
-    let result = [7_u8; 256];
-    let figures = run(case.threads, pairs, time, |thread, n| {
-        let key = format!("{thread:08}-0000-0000-0000-{n:015}");
-        let operation = Operation::new(&key).fingerprint(Fingerprint::from_bytes([9; 16]));
-        let Claim::Acquired(claim) = store.claim(operation).unwrap() else { panic!("not granted") };
-        claim.complete(&result).unwrap();
-    });
+    let figures = run(case.threads, pairs, time, |thread, n| pair(&store, thread, n));
     let syncs = store.stats().syncs - before;
     let total = figures.rate * time.map_or(1.0, |time| time.as_secs_f64());
     let total = if time.is_some() { total } else { (pairs * case.threads as u64) as f64 };
