@@ -713,6 +713,8 @@ impl Engine {
     }
 
     /// The same, with the announced steps as the record has them.
+    // Inlined into the other: every replay passes both.
+    #[inline(always)]
     pub(super) fn look_without_steps(
         &self,
         key: &Key<'_>,
