@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::compose::{compose, state_of};
-use super::placing::{Asked, Placing, Progress, Stop, WaitsFor};
+use super::placing::{Asked, Placing, Progress, WaitsFor};
 use super::waits::Wakes;
 use super::{Engine, Seen};
 use crate::index::recent::{Entry, Live, Place, Shard};
@@ -483,8 +483,7 @@ impl Engine {
         // Most calls are placed at once. What a call waits for is kept only for the others.
         let waits_for = match self.try_at_once(&asked, hash) {
             Ok(done) => return Ok(done),
-            Err(Stop::WaitsFor(waits_for)) => waits_for,
-            Err(Stop::Failed(e)) => return Err(self.log.explained(e)),
+            Err(stop) => self.stopped(stop).map_err(|e| self.log.explained(e))?,
         };
         self.place_to_end(asked, hash, waits_for)
     }

@@ -58,8 +58,7 @@ impl Engine {
         };
         let now = self.log.now();
         let ended = self.end_step(&mut shard, step, hash, &of, found, claim, call, writing, now);
-        drop(shard);
-        ended.map_err(|again| self.stopped(again))
+        ended.map_err(Stop::Again)
     }
 
     /// Checks the claim and records its step, under the lock of the shard that has both.

@@ -95,6 +95,8 @@ pub(super) enum WaitsFor {
 /// Why a try did not finish.
 pub(super) enum Stop {
     WaitsFor(WaitsFor),
+    /// It came upon something that is to be done first.
+    Again(Again),
     Failed(Error),
 }
 
@@ -165,75 +167,69 @@ impl<A: Asks> Placing<A> {
     /// Continues a call as far as that takes neither I/O nor waiting.
     #[inline]
     pub(crate) fn go_on(&mut self, engine: &Engine) -> Result<Progress> {
-        match self.asks.ask(|key, _, _| key.lies()) {
-            Lies::InRoot => self.go_on_in(engine),
-            lies if self.is_untried() => self.go_on_in_space(engine, lies),
-            _ => Ok(Progress::Waits),
-        }
-    }
-
-    /// The same, for a key of a namespace or the name of one. While the key is looked at and its record placed, the
-    /// namespace is not dropped; and while the drop is placed, no other call on a key of a namespace is.
-    #[cold]
-    fn go_on_in_space(&mut self, engine: &Engine, lies: Lies) -> Result<Progress> {
-        let absent = |placing: &Self| {
-            placing
-                .asks
-                .ask(|key, call, _| engine.answer_in_dropped(key, call))
-                .map(Progress::Placed)
-        };
-        match lies {
-            Lies::InRoot => self.go_on_in(engine),
-            Lies::In(id) => {
-                let spaces = engine.spaces.read();
-                if !spaces.are_read() {
-                    self.waits_for = WaitsFor::Spaces;
-                    return Ok(Progress::Waits);
-                }
-                if !spaces.lives(id) { absent(self) } else { self.go_on_in(engine) }
-            }
-            Lies::Names(parent) => {
-                let mut spaces = engine.spaces.write();
-                let is_known = spaces.are_read()
-                    && self.asks.ask(|key, call, _| engine.may_change_space(&spaces, key, call))?;
-                if !is_known {
-                    self.waits_for = WaitsFor::Spaces;
-                    return Ok(Progress::Waits);
-                }
-                if parent.is_some_and(|parent| !spaces.lives(parent)) {
-                    return absent(self);
-                }
-                let progress = self.go_on_in(engine)?;
-                if let Progress::Placed(done) = &progress {
-                    self.asks.ask(|key, call, writing| {
-                        engine.space_changed(&mut spaces, key, call, writing, done)
-                    });
-                }
-                Ok(progress)
-            }
-        }
-    }
-
-    #[inline]
-    fn go_on_in(&mut self, engine: &Engine) -> Result<Progress> {
-        loop {
+        while self.is_untried() {
             self.note_turn();
-            let tried = match self.waits_for {
-                WaitsFor::Nothing => {
-                    engine.try_in_memory(&self.asks, self.hash, self.claim.as_deref())
-                }
-                WaitsFor::Look { .. } => self.try_as_read(engine),
-                _ => return Ok(Progress::Waits),
+            let tried = match self.asks.ask(|key, _, _| key.lies()) {
+                Lies::InRoot => self.try_once(engine),
+                lies => self.try_in_space(engine, lies),
             };
+            // Told here: an observer or a waker may call the store, so no lock is held any more.
+            self.asks.ask(|key, call, _| engine.tell_change(key, self.hash, call, &tried));
             match tried {
                 Ok(done) if self.patience.is_some() => match self.wait_on(engine, &done) {
                     Some(waits_for) => self.waits_for = waits_for,
                     None => return Ok(self.placed(engine, done)),
                 },
                 Ok(done) => return Ok(self.placed(engine, done)),
-                Err(Stop::WaitsFor(waits_for)) => self.waits_for = waits_for,
-                Err(Stop::Failed(e)) => return Err(e),
+                Err(stop) => self.waits_for = engine.stopped(stop)?,
             }
+        }
+        Ok(Progress::Waits)
+    }
+
+    /// Tries once, for a key of a namespace or the name of one. While the key is looked at and its record placed, the
+    /// namespace is not dropped; and while the drop is placed, no other call on a key of a namespace is.
+    #[cold]
+    fn try_in_space(&mut self, engine: &Engine, lies: Lies) -> Result<Done, Stop> {
+        let absent = |placing: &Self| {
+            Ok(placing.asks.ask(|key, call, _| engine.answer_in_dropped(key, call))?)
+        };
+        match lies {
+            Lies::InRoot => self.try_once(engine),
+            Lies::In(id) => {
+                let spaces = engine.spaces.read();
+                if !spaces.are_read() {
+                    return Err(Stop::WaitsFor(WaitsFor::Spaces));
+                }
+                if !spaces.lives(id) { absent(self) } else { self.try_once(engine) }
+            }
+            Lies::Names(parent) => {
+                let mut spaces = engine.spaces.write();
+                let is_known = spaces.are_read()
+                    && self.asks.ask(|key, call, _| engine.may_change_space(&spaces, key, call))?;
+                if !is_known {
+                    return Err(Stop::WaitsFor(WaitsFor::Spaces));
+                }
+                if parent.is_some_and(|parent| !spaces.lives(parent)) {
+                    return absent(self);
+                }
+                let done = self.try_once(engine)?;
+                let left = self.asks.ask(|key, call, writing| {
+                    engine.space_changed(&mut spaces, key, call, writing, &done)
+                });
+                drop(spaces);
+                engine.tell_dropped(&left);
+                Ok(done)
+            }
+        }
+    }
+
+    /// Tries once, with what memory has or with what was read.
+    #[inline]
+    fn try_once(&mut self, engine: &Engine) -> Result<Done, Stop> {
+        match self.waits_for {
+            WaitsFor::Look { .. } => self.try_as_read(engine),
+            _ => engine.try_in_memory(&self.asks, self.hash, self.claim.as_deref()),
         }
     }
 
@@ -337,10 +333,7 @@ impl<A: Asks> Placing<A> {
                 return Err(Stop::WaitsFor(WaitsFor::Nothing));
             }
             let now = engine.log.now();
-            let tried = engine.act(&mut shard, key, hash, found, call, writing, now);
-            drop(shard);
-            engine.told_waiting(key, hash, call, &tried);
-            tried.map_err(|again| engine.stopped(again))
+            engine.act(&mut shard, key, hash, found, call, writing, now).map_err(Stop::Again)
         })
     }
 
@@ -400,11 +393,36 @@ impl Engine {
         if asked.key.lies() != Lies::InRoot {
             return Err(Stop::WaitsFor(WaitsFor::Nothing));
         }
-        let done = self.try_in_memory(asked, hash, None)?;
+        let tried = self.try_in_memory(asked, hash, None);
+        self.tell_change(asked.key, hash, asked.call, &tried);
         if events::ARE_TOLD {
-            self.tell(asked.key, asked.call, &done);
+            if let Ok(done) = &tried {
+                self.tell(asked.key, asked.call, done);
+            }
         }
-        Ok(done)
+        tried
+    }
+
+    /// Wakes the callers that wait for the key, if the call changed it.
+    #[inline]
+    fn tell_change(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Stop>) {
+        // A lapse was written.
+        let has_lapsed = matches!(tried, Err(Stop::Again(Again::Changed)));
+        if has_lapsed {
+            self.log.events.lapsed(key);
+        }
+        if self.waits.may_concern(hash) {
+            let has_changed = has_lapsed || matches!(tried, Ok(done) if done.has_changed);
+            self.tell_waiting(key, hash, call, has_changed);
+        }
+    }
+
+    #[cold]
+    fn tell_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, has_changed: bool) {
+        if has_changed {
+            let wakes = if call.has_answer_for_all() { Wakes::All } else { Wakes::First };
+            self.waits.tell(key, hash, wakes);
+        }
     }
 
     /// Tries once. Memory answers under one lock; records that are only in the log are read without it.
@@ -430,50 +448,27 @@ impl Engine {
                     (None, now)
                 }
             };
-            let tried = self.act(&mut shard, key, hash, found, call, writing, now);
-            drop(shard);
-            self.told_waiting(key, hash, call, &tried);
-            tried.map_err(|again| self.stopped(again))
+            self.act(&mut shard, key, hash, found, call, writing, now).map_err(Stop::Again)
         })
     }
 
-    /// Wakes the callers that wait for the key, if the call changed it.
-    #[inline]
-    fn told_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Again>) {
-        if matches!(tried, Err(Again::Changed)) {
-            // A lapse was written.
-            self.log.events.lapsed(key);
-        }
-        if self.waits.may_concern(hash) {
-            self.tell_waiting(key, hash, call, tried);
-        }
-    }
-
+    /// What a call waits for that was stopped.
     #[cold]
-    fn tell_waiting(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Again>) {
-        let is_changed = match tried {
-            Ok(done) => done.has_changed,
-            // A lapse was written.
-            Err(again) => matches!(again, Again::Changed),
+    pub(super) fn stopped(&self, stop: Stop) -> Result<WaitsFor> {
+        let again = match stop {
+            Stop::WaitsFor(waits_for) => return Ok(waits_for),
+            Stop::Failed(e) => return Err(e),
+            Stop::Again(again) => again,
         };
-        if is_changed {
-            let wakes = if call.has_answer_for_all() { Wakes::All } else { Wakes::First };
-            self.waits.tell(key, hash, wakes);
-        }
-    }
-
-    #[cold]
-    pub(super) fn stopped(&self, again: Again) -> Stop {
-        Stop::WaitsFor(match again {
+        Ok(match again {
             Again::Changed => WaitsFor::Nothing,
             Again::NotWriting => WaitsFor::Beginning,
             Again::Room { bytes, room } => WaitsFor::Room { bytes, room },
             Again::Claim(known) => WaitsFor::ReadClaim(known),
-            Again::Bug(what) => return Stop::Failed(self.log.bug(what)),
+            Again::Bug(what) => return Err(self.log.bug(what)),
             Again::NoMoreLsns => {
                 let message = "the log has used up its 2^62 positions: begin a new store";
-                let error = Error::new(ErrorKind::StorageFull, message).at(self.log.dir());
-                return Stop::Failed(error);
+                return Err(Error::new(ErrorKind::StorageFull, message).at(self.log.dir()));
             }
         })
     }

@@ -76,6 +76,9 @@ struct OpenRecord {
     until: Option<StoreMillis>,
 }
 
+/// A key of a dropped namespace that had an owner or a claimant.
+pub(super) type LeftKey = (KeyHash, Key<'static>);
+
 /// A namespace as it was read: the id of the one that it lies in, and its name.
 type ReadSpace = (Option<Token>, Box<str>, Named);
 
@@ -414,6 +417,7 @@ impl Engine {
     }
 
     /// Brings the table up to date after a call on the name of a namespace, under the lock under which the call was placed.
+    /// Returns whom to tell once that is released.
     pub(super) fn space_changed(
         &self,
         table: &mut SpaceTable,
@@ -421,11 +425,11 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
         done: &Done,
-    ) {
+    ) -> Vec<LeftKey> {
         let (Lies::Names(parent), Some(name), Some(placed), Some(ahead)) =
             (key.lies(), key.space_name(), done.placed(), self.log.ahead())
         else {
-            return;
+            return Vec::new();
         };
         let dropped = table.remove(parent, name);
         if matches!(call, Call::Record { .. } | Call::Replace(_)) {
@@ -443,13 +447,12 @@ impl Engine {
         }
         // What a caller finds no longer there must not come back.
         self.forgotten.fetch_max(placed.get(), Ordering::SeqCst);
-        if !dropped.is_empty() {
-            self.leave_dropped(&dropped);
-        }
+        if dropped.is_empty() { Vec::new() } else { self.leave_dropped(&dropped) }
     }
 
     /// Takes owners whose lease has passed, and claimants that were asked, off the keys of dropped namespaces.
-    fn leave_dropped(&self, dropped: &BTreeSet<u64>) {
+    fn leave_dropped(&self, dropped: &BTreeSet<u64>) -> Vec<LeftKey> {
+        let mut left = Vec::new();
         for index in 0..limits::SHARDS {
             let Some(mut shard) = self.recent.nth_shard(index) else { break };
             let mut gone = Vec::new();
@@ -461,15 +464,20 @@ impl Engine {
                     }
                 }
             }
-            for (hash, lsn, _) in &gone {
-                if let Some(live) = shard.let_go(*hash, *lsn) {
+            for (hash, lsn, key) in gone {
+                if let Some(live) = shard.let_go(hash, lsn) {
                     self.left(&live);
                 }
+                left.push((hash, key));
             }
-            drop(shard);
-            for (hash, _, key) in &gone {
-                self.waits.tell(key, *hash, Wakes::First);
-            }
+        }
+        left
+    }
+
+    /// Wakes the callers that wait for keys of a namespace that was dropped. Called without a lock.
+    pub(super) fn tell_dropped(&self, left: &[LeftKey]) {
+        for (hash, key) in left {
+            self.waits.tell(key, *hash, Wakes::First);
         }
     }
 }

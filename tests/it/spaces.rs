@@ -4,11 +4,17 @@
 //! no key of a dropped namespace is found again; what was dropped gives its space back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use onlyonce::admin::{AcceptLoss, StateKind};
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Error, ErrorKind, Result, State, Store, Ticket};
+use onlyonce::{Claim, Error, ErrorKind, Operation, Result, State, Store, Ticket};
 use proptest::prelude::*;
 
 use crate::index::{files, open, rest};
@@ -528,4 +534,56 @@ fn steps_go_with_their_namespace() {
     let after = store.stats().log_bytes;
     assert!(after * 2 < before, "{before} bytes before, {after} after");
     assert!(store.verify().unwrap().damages.is_empty());
+}
+
+/// A waker that makes a namespace, which no other call in a namespace may go on beside.
+struct Maker(Store, AtomicU64);
+
+impl Wake for Maker {
+    fn wake(self: Arc<Self>) {
+        let n = self.1.fetch_add(1, Ordering::SeqCst);
+        assert!(self.0.namespace(format!("woken {n}")).mark("k").unwrap().is_first());
+    }
+}
+
+/// Wakers were called under the lock of the namespaces: one that called the store in turn waited for itself.
+#[test]
+fn a_waker_may_call_the_store() {
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        let sim = Sim::small(1);
+        let store = sim.open().unwrap();
+        let acme = store.namespace("acme");
+        let maker = Arc::new(Maker(store.clone(), AtomicU64::new(0)));
+        let waker = Waker::from(Arc::clone(&maker));
+        let woken = || maker.1.load(Ordering::SeqCst);
+        let lease = Duration::from_secs(10);
+        let Claim::Acquired(owner) = acme.claim(Operation::new("k").lease(lease)).unwrap() else {
+            panic!()
+        };
+        let wait = || {
+            let mut waiting = acme.claim_wait_async("k", 100 * lease);
+            assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+            waiting
+        };
+        let (first, second) = (wait(), wait());
+        // By the ending of the owner, and by the first of those that waited, who leaves the queue.
+        owner.abort("busy").unwrap();
+        assert_eq!(woken(), 1);
+        let Claim::Acquired(owner) = first.wait().unwrap() else { panic!() };
+        assert_eq!(woken(), 2);
+        drop((owner, second));
+        // By a drop of the namespace.
+        let Claim::Acquired(_late) = acme.claim(Operation::new("l").lease(lease)).unwrap() else {
+            panic!()
+        };
+        let mut waiting = acme.claim_wait_async("l", 100 * lease);
+        assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)).is_pending());
+        sim.advance(2 * lease);
+        let before = woken();
+        assert!(acme.forget_all().unwrap());
+        assert!(woken() > before);
+        tell.send(()).unwrap();
+    });
+    assert!(told.recv_timeout(Duration::from_secs(60)).is_ok(), "it failed, or waits for itself");
 }
