@@ -82,6 +82,7 @@ mod sent;
 mod sent_batch;
 mod serving;
 mod shared;
+mod space;
 mod terms;
 
 #[cfg(feature = "backend")]
@@ -109,6 +110,9 @@ pub(crate) use sent_batch::{ManyUnderway, place_all};
 pub(crate) use shared::Elsewhere;
 #[cfg(not(feature = "backend"))]
 pub(crate) use shared::InFlight;
-pub(crate) use shared::{Errand, Shared, Syncing, Underway};
+pub(crate) use shared::{EngineErrand, Errand, ForgettingSpace, Shared, Syncing, Underway};
+pub(crate) use space::{
+    Entered, Entering, NOWHERE, Space, SpaceGoal, SpaceKnown, elsewhere, is_in,
+};
 #[cfg(not(feature = "backend"))]
 pub(crate) use terms::Terms;

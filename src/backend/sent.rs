@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use super::desk::{Desk, Seat};
 #[cfg(feature = "backend")]
 use super::{Ask, Reply, Request, Sent};
-use super::{Embedded, Shared, Terms};
+use super::{Embedded, Entering, Shared, Terms};
 use crate::engine::{
     Applied, Asks, Done, Engine, Needs, Placing, Progress, Turn, WaitsTo, Writing,
 };
@@ -50,6 +50,8 @@ struct Course {
 }
 
 enum Way {
+    /// The namespace of its key has to be found or made.
+    Entering(Entering, OnceEntered),
     Placing(Placing<Owned>),
     /// Its record is placed; it may have a seat among those that wait for the disk.
     Placed(Owned, Done, Option<Arc<Seat>>),
@@ -59,9 +61,15 @@ enum Way {
     /// Waits until everything placed before it is durable.
     Sync(Needs, Option<Arc<Seat>>),
     /// Another thread does what it waits for.
-    Working(Arc<Desk<Way>>),
+    Working(Arc<Desk<Course>>),
     Told(Result<Applied>),
     Over,
+}
+
+/// What is to be done with a key once it is in its namespace.
+enum OnceEntered {
+    Call(Owned),
+    Look(Key<'static>),
 }
 
 /// What a call waits for.
@@ -71,7 +79,7 @@ enum Awaits {
     /// Work that may block.
     Work,
     /// Another thread, which does that work.
-    Desk(Arc<Desk<Way>>),
+    Desk(Arc<Desk<Course>>),
     /// A change of its key, or the end of a time.
     Turn,
     /// Its records, to be written and synced.
@@ -118,7 +126,10 @@ impl Course {
                     return Awaits::Answer(Err(Error::new(ErrorKind::Bug, message)));
                 }
                 Way::Working(desk) => match desk.take() {
-                    Some(way) => way,
+                    Some(course) => {
+                        self.hash = course.hash;
+                        course.way
+                    }
                     None => {
                         self.way = Way::Working(Arc::clone(&desk));
                         return Awaits::Desk(desk);
@@ -163,7 +174,7 @@ impl Course {
                     self.way = Way::Watch(watch);
                     return Awaits::Turn;
                 }
-                way @ (Way::Placing(_) | Way::Look(_)) => {
+                way @ (Way::Entering(..) | Way::Placing(_) | Way::Look(_)) => {
                     self.way = way;
                     return Awaits::Work;
                 }
@@ -174,6 +185,7 @@ impl Course {
     /// Does the work that it waits for.
     fn work(&mut self, engine: &Engine) {
         self.way = match std::mem::replace(&mut self.way, Way::Over) {
+            Way::Entering(entering, wanted) => self.enter(engine, &entering, wanted),
             Way::Placing(mut placing) => {
                 let waited = engine
                     .enter()
@@ -183,12 +195,23 @@ impl Course {
                     Err(e) => Way::Told(Err(e)),
                 }
             }
-            Way::Look(key) => {
-                let seen = engine.look(&key, self.hash);
-                Way::Told(seen.map(|seen| Applied::of_seen(seen, engine.log.now())))
-            }
+            Way::Look(key) => looked(engine, &key, self.hash),
             way => way,
         };
+    }
+
+    /// Finds or makes the namespace of the call, and goes on with the call in it.
+    fn enter(&mut self, engine: &Engine, entering: &Entering, wanted: OnceEntered) -> Way {
+        let (OnceEntered::Call(Owned { key, .. }) | OnceEntered::Look(key)) = &wanted;
+        let key = match entering.place(engine, key) {
+            Ok(key) => key,
+            Err(e) => return Way::Told(Err(e)),
+        };
+        self.hash = engine.hash(&key);
+        match wanted {
+            OnceEntered::Call(owned) => begin(engine, Owned { key, ..owned }, self.hash),
+            OnceEntered::Look(_) => looked(engine, &key, self.hash),
+        }
     }
 
     /// Sleeps until its key may have changed, or the time is up.
@@ -243,7 +266,7 @@ impl Course {
             match self.go_on(engine) {
                 Awaits::Work => self.work(engine),
                 Awaits::Turn => self.wait_turn(engine),
-                Awaits::Desk(desk) => self.way = desk.wait(),
+                Awaits::Desk(desk) => *self = desk.wait(),
                 placed => return placed,
             }
         }
@@ -251,14 +274,19 @@ impl Course {
 }
 
 impl SentCall {
-    /// Begins a call. Does no I/O and doesn't wait.
+    /// Begins a call. Does no I/O and doesn't wait. `entering`: the namespace of the key, unless it is known.
     pub(crate) fn send(
         shared: &Arc<Shared>,
         engine: &Embedded,
         key: Key<'static>,
         call: Call,
         terms: Box<Terms>,
+        entering: Option<Entering>,
     ) -> Self {
+        if let Some(entering) = entering {
+            let wanted = OnceEntered::Call(Owned { key, call, terms });
+            return SentCall::enter(shared, engine, entering, wanted);
+        }
         let step = match call {
             Call::EndStep { life, .. } => {
                 let extras = terms.extras();
@@ -287,25 +315,37 @@ impl SentCall {
                 engine.let_go(&key, hash, call, reason, &terms.writing(&extras));
                 Way::Told(Ok(Applied::done(engine.log.now())))
             }
-            call => {
-                let patience = terms.wait_millis;
-                let owned = Owned { key, call, terms };
-                let placing = match patience {
-                    Some(millis) => Placing::patient(owned, hash, millis, engine),
-                    None => Placing::new(owned, hash),
-                };
-                // What is in flight is bounded: beyond that, a call is placed when it is waited for.
-                match engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX {
-                    true => try_to_place(engine, placing),
-                    false => Way::Placing(placing),
-                }
-            }
+            call => begin(engine, Owned { key, call, terms }, hash),
         };
         SentCall { shared: Arc::clone(shared), course: Course { hash, way } }
     }
 
-    /// Begins a read of a key's state.
-    pub(crate) fn look(shared: &Arc<Shared>, engine: &Embedded, key: Key<'static>) -> Self {
+    /// Begins a call whose namespace has to be found or made: by another thread, or, if there is none, by a poll.
+    fn enter(
+        shared: &Arc<Shared>,
+        engine: &Embedded,
+        entering: Entering,
+        wanted: OnceEntered,
+    ) -> Self {
+        // Its own hash isn't known before its namespace is.
+        let course = Course { hash: NO_HASH, way: Way::Entering(entering, wanted) };
+        let mut sent = SentCall { shared: Arc::clone(shared), course };
+        if engine.has_threads() {
+            sent.hand_over(engine);
+        }
+        sent
+    }
+
+    /// Begins a read of a key's state. `entering`: the namespace of the key, unless it is known.
+    pub(crate) fn look(
+        shared: &Arc<Shared>,
+        engine: &Embedded,
+        key: Key<'static>,
+        entering: Option<Entering>,
+    ) -> Self {
+        if let Some(entering) = entering {
+            return SentCall::enter(shared, engine, entering, OnceEntered::Look(key));
+        }
         let hash = engine.hash(&key);
         SentCall { shared: Arc::clone(shared), course: Course { hash, way: Way::Look(key) } }
     }
@@ -329,8 +369,7 @@ impl SentCall {
             false => Ok(Way::Sync(engine.needs_of_all(), None)),
         });
         let way = begun.unwrap_or_else(|e| Way::Told(Err(e)));
-        let hash = KeyHash { high: 0, low: 0 };
-        SentCall { shared: Arc::clone(shared), course: Course { hash, way } }
+        SentCall { shared: Arc::clone(shared), course: Course { hash: NO_HASH, way } }
     }
 
     /// Waits for the answer.
@@ -394,13 +433,11 @@ impl SentCall {
         engine.do_job(Box::new(move |engine| {
             let mut course = Course { hash, way };
             // A panic is the caller's, which doesn't run this: it is told of a bug, and the thread goes on.
-            let worked = catch_unwind(AssertUnwindSafe(|| course.work(engine)));
-            let way = match worked {
-                Ok(()) => course.way,
-                Err(_) => Way::Told(Err(engine.log.bug("a call panicked"))),
-            };
-            if let Some(way) = desk.put(way) {
-                give_up(engine, Course { hash, way });
+            if catch_unwind(AssertUnwindSafe(|| course.work(engine))).is_err() {
+                course.way = Way::Told(Err(engine.log.bug("a call panicked")));
+            }
+            if let Some(course) = desk.put(course) {
+                give_up(engine, course);
             }
         }));
     }
@@ -409,6 +446,27 @@ impl SentCall {
 pub(super) fn outlived(e: Error) -> Error {
     let message = "the store was closed before this call was waited for: open it, and ask what became of the key";
     Error::new(ErrorKind::Indeterminate, message).because(e)
+}
+
+/// For a call that is on no key, or not yet.
+const NO_HASH: KeyHash = KeyHash { high: 0, low: 0 };
+
+/// Begins a call whose key is known.
+fn begin(engine: &Engine, owned: Owned, hash: KeyHash) -> Way {
+    let placing = match owned.terms.wait_millis {
+        Some(millis) => Placing::patient(owned, hash, millis, engine),
+        None => Placing::new(owned, hash),
+    };
+    // What is in flight is bounded: beyond that, a call is placed when it is waited for.
+    match engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX {
+        true => try_to_place(engine, placing),
+        false => Way::Placing(placing),
+    }
+}
+
+fn looked(engine: &Engine, key: &Key<'_>, hash: KeyHash) -> Way {
+    let seen = engine.look(key, hash);
+    Way::Told(seen.map(|seen| Applied::of_seen(seen, engine.log.now())))
 }
 
 /// Goes on with a call as far as that takes neither I/O nor waiting.
@@ -475,14 +533,13 @@ impl Drop for SentCall {
             // Its locks may be held by threads that the fork doesn't have.
             return std::mem::forget(way);
         }
-        let way = match way {
+        let course = match way {
             Way::Working(desk) => match desk.abandon() {
-                Some(way) => way,
+                Some(course) => course,
                 None => return,
             },
-            way => way,
+            way => Course { hash, way },
         };
-        let course = Course { hash, way };
         match &course.way {
             Way::Placing(placing) if placing.asks().call.of_owner().is_some() => {
                 engine.do_job(Box::new(move |engine| give_up(engine, course)));
@@ -496,16 +553,15 @@ impl Drop for SentCall {
 #[cfg(feature = "backend")]
 pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
     let sent = shared.embedded().map(|engine| match request.ask {
-        Ask::Look => SentCall::look(shared, engine, request.key),
+        Ask::Look => SentCall::look(shared, engine, request.key, None),
         Ask::Step { life, name } => {
-            SentCall::look(shared, engine, Key::of_step(&request.key, life, &name))
+            SentCall::look(shared, engine, Key::of_step(&request.key, life, &name), None)
         }
         Ask::Ended(token) => SentCall::watch(shared, engine, request.key, token),
-        Ask::Call(call, terms) => SentCall::send(shared, engine, request.key, call, terms),
+        Ask::Call(call, terms) => SentCall::send(shared, engine, request.key, call, terms, None),
     });
-    let hash = KeyHash { high: 0, low: 0 };
     let failed = |e| {
-        let course = Course { hash, way: Way::Told(Err(e)) };
+        let course = Course { hash: NO_HASH, way: Way::Told(Err(e)) };
         SentCall { shared: Arc::clone(shared), course }
     };
     Box::new(sent.unwrap_or_else(failed))

@@ -13,18 +13,23 @@ use std::task::{Context, Poll};
 use super::desk::{Desk, Seat};
 use super::sent::{Owned, outlived};
 #[cfg(feature = "backend")]
-use super::{Backend, Reply, Request, Sent};
-use super::{Embedded, Shared};
+use super::space::SearchElsewhere;
+use super::space::moved;
+#[cfg(feature = "backend")]
+use super::{Ask, Backend, Reply, Request, Sent};
+use super::{Embedded, Entering, NOWHERE, Shared};
 #[cfg(feature = "backend")]
 use crate::engine::Writing;
 use crate::engine::{Applied, Asks, Engine, Inside, PlacedBatch};
 use crate::limits;
-use crate::operation::Durability;
 #[cfg(feature = "backend")]
 use crate::operation::Key;
+use crate::operation::{Durability, Lies};
 #[cfg(feature = "backend")]
 use crate::protocol::{Answer, Call, Conditions};
 use crate::types::KeyHash;
+#[cfg(feature = "backend")]
+use crate::types::Token;
 use crate::{Error, ErrorKind, Result};
 
 /// The answers to the calls, in their order.
@@ -37,8 +42,9 @@ pub(crate) struct SentBatch {
 }
 
 enum BatchWay {
-    /// What is in flight is bounded: beyond that, calls are placed when they are waited for.
-    Unsent(Vec<Owned>),
+    /// What is in flight is bounded: beyond that, calls are placed when they are waited for. So are those whose namespace has to
+    /// be found or made first, where no other thread does that.
+    Unsent(Vec<Owned>, Option<Entering>),
     /// Another thread places them.
     Working(Arc<Desk<BatchWay>>),
     Placed(PlacedCalls, Option<Arc<Seat>>),
@@ -48,16 +54,25 @@ enum BatchWay {
 
 /// Calls whose records are placed.
 struct PlacedCalls {
-    calls: Vec<(Owned, KeyHash, Result<Applied>)>,
+    calls: Vec<PlacedCall>,
     batch: PlacedBatch,
 }
 
+/// An error: it was not made.
+type PlacedCall = Result<(Owned, KeyHash, Result<Applied>)>;
+
 impl SentBatch {
-    /// Begins the calls. Does no I/O and doesn't wait.
-    pub(super) fn send(shared: &Arc<Shared>, engine: &Embedded, calls: Vec<Owned>) -> Self {
-        let way = match engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX {
-            true => placed_by_another(engine, calls),
-            false => BatchWay::Unsent(calls),
+    /// Begins the calls. Does no I/O and doesn't wait. `entering`: the namespace of those that lie [`NOWHERE`].
+    pub(super) fn send(
+        shared: &Arc<Shared>,
+        engine: &Embedded,
+        calls: Vec<Owned>,
+        entering: Option<Entering>,
+    ) -> Self {
+        let may_wait = entering.is_none() || engine.has_threads();
+        let way = match may_wait && engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX {
+            true => placed_by_another(engine, calls, entering),
+            false => BatchWay::Unsent(calls, entering),
         };
         SentBatch { shared: Arc::clone(shared), way }
     }
@@ -68,7 +83,7 @@ impl SentBatch {
         loop {
             self.way = match std::mem::replace(&mut self.way, BatchWay::Over) {
                 _ if engine.is_foreign() => return engine.enter().map(|_inside| Vec::new()),
-                BatchWay::Unsent(calls) => place(engine, calls),
+                BatchWay::Unsent(calls, entering) => place(engine, calls, entering.as_ref()),
                 BatchWay::Working(desk) => desk.wait(),
                 BatchWay::Placed(placed, seat) => {
                     let needs = engine.needs_of_batch(&placed.batch);
@@ -98,7 +113,7 @@ impl SentBatch {
                     self.way = way;
                     return Poll::Ready(engine.enter().map(|_inside| Vec::new()));
                 }
-                BatchWay::Unsent(calls) => placed_by_another(engine, calls),
+                BatchWay::Unsent(calls, entering) => placed_by_another(engine, calls, entering),
                 BatchWay::Working(desk) => match desk.take() {
                     Some(way) => way,
                     None => {
@@ -137,13 +152,13 @@ fn told(engine: &Engine, placed: PlacedCalls) -> ControlFlow<Result<ManyAnswers>
         Err(e) => return ControlFlow::Break(Err(e)),
     };
     if engine.are_met(engine.needs_of_batch(&placed.batch)) {
-        let answers = placed.calls.into_iter().map(|(_, _, applied)| applied);
+        let answers = placed.calls.into_iter().map(|call| call.and_then(|(_, _, applied)| applied));
         return ControlFlow::Break(Ok(answers.collect()));
     }
     if !engine.log.is_poisoned() {
         return ControlFlow::Continue(placed);
     }
-    for (call, hash, applied) in &placed.calls {
+    for (call, hash, applied) in placed.calls.iter().flatten() {
         if let Ok(applied) = applied {
             engine.take_back(&call.key, *hash, applied);
         }
@@ -152,12 +167,12 @@ fn told(engine: &Engine, placed: PlacedCalls) -> ControlFlow<Result<ManyAnswers>
 }
 
 /// Has the thread of calls place them, if there is one.
-fn placed_by_another(engine: &Embedded, calls: Vec<Owned>) -> BatchWay {
+fn placed_by_another(engine: &Embedded, calls: Vec<Owned>, entering: Option<Entering>) -> BatchWay {
     let desk = Desk::new();
     let way = BatchWay::Working(Arc::clone(&desk));
     engine.do_job(Box::new(move |engine| {
         // A panic is the caller's, which doesn't run this: it is told of a bug, and the thread goes on.
-        let placed = catch_unwind(AssertUnwindSafe(|| place(engine, calls)));
+        let placed = catch_unwind(AssertUnwindSafe(|| place(engine, calls, entering.as_ref())));
         let placed = placed
             .unwrap_or_else(|_| BatchWay::Failed(engine.log.bug("a batch of calls panicked")));
         if let Some(placed) = desk.put(placed) {
@@ -167,7 +182,8 @@ fn placed_by_another(engine: &Embedded, calls: Vec<Owned>) -> BatchWay {
     way
 }
 
-fn place(engine: &Engine, calls: Vec<Owned>) -> BatchWay {
+fn place(engine: &Engine, calls: Vec<Owned>, entering: Option<&Entering>) -> BatchWay {
+    let entered = entering.map(|entering| entering.find(engine));
     let inside = match engine.enter() {
         Ok(inside) => inside,
         Err(e) => return BatchWay::Failed(e),
@@ -176,7 +192,15 @@ fn place(engine: &Engine, calls: Vec<Owned>) -> BatchWay {
         return BatchWay::Failed(engine.log.poisoned());
     }
     let mut placed = Vec::with_capacity(calls.len());
-    let batch = place_all(engine, &inside, calls.into_iter().map(Ok), |call| placed.extend(call));
+    let in_its_space = |owned: Owned| match &entered {
+        Some(found) if owned.key.lies() == Lies::In(NOWHERE) => {
+            let found = found.as_ref().map_err(Error::again)?;
+            Ok(Owned { key: moved(&owned.key, *found), ..owned })
+        }
+        _ => Ok(owned),
+    };
+    let calls = calls.into_iter().map(in_its_space);
+    let batch = place_all(engine, &inside, calls, |call| placed.push(call));
     engine.log.wake_upkeep();
     BatchWay::Placed(PlacedCalls { calls: placed, batch }, None)
 }
@@ -224,7 +248,7 @@ pub(crate) fn place_all<A: Asks>(
 /// Releases what the calls of a batch that nobody waits for were granted.
 fn release(engine: &Engine, way: BatchWay) {
     if let BatchWay::Placed(placed, _) = way {
-        for (call, hash, applied) in &placed.calls {
+        for (call, hash, applied) in placed.calls.iter().flatten() {
             if let Ok(applied) = applied {
                 call.release(engine, *hash, applied);
             }
@@ -247,9 +271,9 @@ impl Drop for SentBatch {
                 }
             }
             // The endings among them go on, and so does the rest: each may depend on those before it.
-            BatchWay::Unsent(calls) => {
-                engine.do_job(Box::new(move |engine| release(engine, place(engine, calls))));
-            }
+            BatchWay::Unsent(calls, entering) => engine.do_job(Box::new(move |engine| {
+                release(engine, place(engine, calls, entering.as_ref()));
+            })),
             way => release(engine, way),
         }
     }
@@ -260,6 +284,10 @@ impl Drop for SentBatch {
 #[cfg(feature = "backend")]
 pub(crate) struct SentElsewhere {
     shared: Arc<Shared>,
+    /// The namespace of those that lie [`NOWHERE`] is asked for first.
+    search: Option<SearchElsewhere>,
+    /// It was found; or the reason why it wasn't.
+    found: Result<Token>,
     rest: VecDeque<Request>,
     sent: Vec<SentRequest>,
     /// The keys of what was sent and isn't known to be answered.
@@ -281,15 +309,29 @@ struct SentRequest {
 
 #[cfg(feature = "backend")]
 impl SentElsewhere {
-    pub(super) fn send(shared: &Arc<Shared>, backend: &dyn Backend, calls: Vec<Request>) -> Self {
+    pub(super) fn send(
+        shared: &Arc<Shared>,
+        backend: &dyn Backend,
+        calls: Vec<Request>,
+        entering: Option<Entering>,
+    ) -> Self {
+        let search = entering.map(|entering| SearchElsewhere::send(backend, entering)).transpose();
+        let (search, found) = match search {
+            Ok(search) => (search, Ok(NOWHERE)),
+            Err(e) => (None, Err(e)),
+        };
         let mut batch = SentElsewhere {
             shared: Arc::clone(shared),
+            search,
+            found,
             rest: calls.into(),
             sent: Vec::new(),
             keys: HashSet::new(),
             answered: 0,
         };
-        batch.send_more(backend);
+        if batch.search.is_none() {
+            batch.send_more(backend);
+        }
         batch
     }
 
@@ -297,7 +339,18 @@ impl SentElsewhere {
         if self.answered == self.sent.len() {
             self.keys.clear();
         }
-        while let Some(request) = self.rest.pop_front() {
+        while let Some(mut request) = self.rest.pop_front() {
+            if request.key.lies() == Lies::In(NOWHERE) {
+                match &self.found {
+                    Ok(found) => request.key = moved(&request.key, *found),
+                    Err(e) => {
+                        let (level, retention_ms) = request.kept();
+                        let (key, told) = (request.key, Some(Err(e.again())));
+                        self.sent.push(SentRequest { key, level, retention_ms, sent: None, told });
+                        continue;
+                    }
+                }
+            }
             if !self.keys.insert(request.key.clone()) {
                 return self.rest.push_front(request);
             }
@@ -311,10 +364,15 @@ impl SentElsewhere {
     pub(super) fn wait(mut self) -> Result<ManyAnswers> {
         let shared = Arc::clone(&self.shared);
         let backend = shared.other()?;
+        if let Some(mut search) = self.search.take() {
+            self.found = search.wait(backend);
+            self.send_more(backend);
+        }
         while self.answered < self.sent.len() {
             if let Some(next) = self.sent.get_mut(self.answered) {
-                let told = next.sent.take().map(|sent| sent.wait().map(Reply::into_applied));
-                next.told = told;
+                if let Some(sent) = next.sent.take() {
+                    next.told = Some(sent.wait().map(Reply::into_applied));
+                }
             }
             self.answered += 1;
             self.send_more(backend);
@@ -328,6 +386,11 @@ impl SentElsewhere {
             Ok(backend) => backend,
             Err(e) => return Poll::Ready(Err(e)),
         };
+        if let Some(search) = &mut self.search {
+            let Poll::Ready(found) = search.poll(backend, context) else { return Poll::Pending };
+            (self.found, self.search) = (found, None);
+            self.send_more(backend);
+        }
         while let Some(next) = self.sent.get_mut(self.answered) {
             if let Some(sent) = &mut next.sent {
                 match sent.poll(context) {
@@ -349,10 +412,18 @@ impl SentElsewhere {
     }
 }
 
-/// What was granted and answered is released; a call that wasn't answered is the backend's to release.
+/// What was granted and answered is released; a call that wasn't answered is the backend's to release. The endings that were
+/// not sent yet are.
 #[cfg(feature = "backend")]
 impl Drop for SentElsewhere {
     fn drop(&mut self) {
+        if let Ok(backend) = self.shared.other() {
+            for request in self.rest.drain(..) {
+                if matches!(&request.ask, Ask::Call(call, _) if call.of_owner().is_some()) {
+                    drop(backend.send(request));
+                }
+            }
+        }
         let hash = KeyHash { high: 0, low: 0 };
         for request in &self.sent {
             let Some(Ok(applied)) = &request.told else { continue };

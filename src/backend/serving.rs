@@ -146,6 +146,11 @@ impl Embedded {
         }
     }
 
+    /// Whether there are threads that work for calls, or will be.
+    pub(super) fn has_threads(&self) -> bool {
+        self.serving.has_threads.load(Ordering::Relaxed) && !self.is_closing()
+    }
+
     /// Does a piece of work that may block, on another thread if there is one.
     pub(super) fn do_job(&self, job: Job) {
         let serving = &self.serving;
@@ -175,7 +180,7 @@ impl Embedded {
         name: &str,
         body: impl FnOnce(&Serving, &Engine) + Send + 'static,
     ) -> bool {
-        let may_start = self.serving.has_threads.load(Ordering::Relaxed) && !self.is_closing();
+        let may_start = self.has_threads();
         let mut is_started = lane.is_started.lock();
         if !*is_started && may_start {
             let (serving, engine) = (Arc::clone(&self.serving), self.engine());

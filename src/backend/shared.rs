@@ -15,13 +15,16 @@ use super::sent::{Owned, SentCall};
 use super::sent_batch::SentElsewhere;
 use super::sent_batch::{ManyUnderway, SentBatch};
 #[cfg(feature = "backend")]
+use super::space::SentAfter;
+use super::space::{Entering, Space, SpaceKnown};
+#[cfg(feature = "backend")]
 use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Terms};
 #[cfg(feature = "backend")]
 use crate::clock::nanos;
 #[cfg(feature = "backend")]
 use crate::engine::Waits;
-use crate::engine::{Alarm, Applied, Asks, Named, Seen, Writing};
+use crate::engine::{Alarm, Applied, Asks, Engine, Named, Seen, Writing};
 use crate::operation::{Keeping, Key};
 use crate::protocol::{Call, KeyState};
 #[cfg(feature = "backend")]
@@ -262,32 +265,75 @@ impl Shared {
         }
     }
 
-    /// Begins one call on one key. `patience`: how long a claim waits for its key, in milliseconds.
+    /// What is known of a namespace without I/O and without waiting. `makes`: it is wanted in any case. Of another backend nothing
+    /// is known.
+    pub(crate) fn known(&self, space: &Space, makes: bool) -> Result<SpaceKnown> {
+        match self {
+            Shared::Embedded(embedded) => space.known(embedded, makes),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => Ok(SpaceKnown::Unknown),
+        }
+    }
+
+    /// Begins to drop a namespace.
+    pub(crate) fn send_forget_space(self: &Arc<Self>, space: &Arc<Space>) -> ForgettingSpace {
+        let space = Arc::clone(space);
+        match &**self {
+            Shared::Embedded(embedded) => {
+                let work = move |engine: &Engine| space.forget(engine);
+                ForgettingSpace::Embedded(EngineErrand::begin(self, embedded, work))
+            }
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => {
+                let work = move |shared: &Shared| space.forget(shared);
+                ForgettingSpace::Other(Errand::run(self, "onlyonce-forget", work))
+            }
+        }
+    }
+
+    /// Begins one call on one key. `patience`: how long a claim waits for its key, in milliseconds. `entering`: the key's namespace,
+    /// unless it is known.
     pub(crate) fn send(
         self: &Arc<Self>,
         key: &Key<'_>,
         call: Call,
         writing: &Writing<'_>,
         patience: Option<u64>,
+        entering: Option<Entering>,
     ) -> Underway {
         let terms = Box::new(Terms { wait_millis: patience, ..Terms::of(writing) });
         let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
-                let sent = SentCall::send(self, embedded, key, call, terms);
+                let sent = SentCall::send(self, embedded, key, call, terms, entering);
                 Underway::Embedded(Box::new(sent))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
-                Underway::Other(backend.send(Request { key, ask: Ask::Call(call, terms) }))
+                let request = Request { key, ask: Ask::Call(call, terms) };
+                self.send_after(&**backend, entering, request)
             }
         }
     }
 
-    /// Begins calls that are made in their order, and waited for together.
+    #[cfg(feature = "backend")]
+    fn send_after(
+        self: &Arc<Self>,
+        backend: &dyn Backend,
+        entering: Option<Entering>,
+        request: Request,
+    ) -> Underway {
+        let Some(entering) = entering else { return Underway::Other(backend.send(request)) };
+        SentAfter::send(self, backend, entering, request)
+            .map_or_else(Underway::Refused, Underway::Other)
+    }
+
+    /// Begins calls that are made in their order, and waited for together. `entering`: the namespace of those of them that lie
+    /// nowhere.
     pub(crate) fn send_many<'i, A: Asks + 'i>(
         self: &Arc<Self>,
         items: impl Iterator<Item = &'i A>,
+        entering: Option<Entering>,
     ) -> ManyUnderway {
         match &**self {
             Shared::Embedded(embedded) => {
@@ -297,12 +343,12 @@ impl Shared {
                     terms: Box::new(Terms::of(writing)),
                 };
                 let calls = items.map(|item| item.ask(owned)).collect();
-                ManyUnderway::Embedded(SentBatch::send(self, embedded, calls))
+                ManyUnderway::Embedded(SentBatch::send(self, embedded, calls, entering))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let calls = items.map(|item| item.ask(Request::of)).collect();
-                ManyUnderway::Other(SentElsewhere::send(self, &**backend, calls))
+                ManyUnderway::Other(SentElsewhere::send(self, &**backend, calls, entering))
             }
         }
     }
@@ -334,16 +380,20 @@ impl Shared {
         Errand::run(self, "onlyonce-close", move |shared| shared.close(deadline))
     }
 
-    /// Begins a read of a key's state.
-    pub(crate) fn send_look(self: &Arc<Self>, key: &Key<'_>) -> Underway {
+    /// Begins a read of a key's state. `entering`: the key's namespace, unless it is known.
+    pub(crate) fn send_look(
+        self: &Arc<Self>,
+        key: &Key<'_>,
+        entering: Option<Entering>,
+    ) -> Underway {
         let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
-                Underway::Embedded(Box::new(SentCall::look(self, embedded, key)))
+                Underway::Embedded(Box::new(SentCall::look(self, embedded, key, entering)))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
-                Underway::Other(backend.send(Request { key, ask: Ask::Look }))
+                self.send_after(&**backend, entering, Request { key, ask: Ask::Look })
             }
         }
     }
@@ -358,7 +408,7 @@ impl Shared {
         match &**self {
             Shared::Embedded(embedded) => {
                 let step = Key::of_step(key, life, name);
-                Underway::Embedded(Box::new(SentCall::look(self, embedded, step)))
+                Underway::Embedded(Box::new(SentCall::look(self, embedded, step, None)))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
@@ -526,11 +576,119 @@ impl Syncing {
     }
 }
 
+/// Work on the engine by the thread of calls. Without threads, whoever waits for it does it, or the first poll.
+pub(crate) struct EngineErrand<T> {
+    shared: Arc<Shared>,
+    stage: ErrandStage<T>,
+}
+
+type EngineWork<T> = Box<dyn FnOnce(&Engine) -> Result<T> + Send>;
+
+enum ErrandStage<T> {
+    Unbegun(EngineWork<T>),
+    Working(Arc<Desk<Result<T>>>),
+}
+
+impl<T: Send + 'static> EngineErrand<T> {
+    pub(crate) fn begin(
+        shared: &Arc<Shared>,
+        engine: &Embedded,
+        work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Self {
+        let stage = ErrandStage::Unbegun(Box::new(work));
+        let mut errand = EngineErrand { shared: Arc::clone(shared), stage };
+        if engine.has_threads() {
+            errand.hand_over(engine);
+        }
+        errand
+    }
+
+    /// Returns where the result will lie.
+    fn hand_over(&mut self, engine: &Embedded) -> Arc<Desk<Result<T>>> {
+        let desk = match &self.stage {
+            ErrandStage::Working(desk) => return Arc::clone(desk),
+            ErrandStage::Unbegun(_) => Desk::new(),
+        };
+        let working = ErrandStage::Working(Arc::clone(&desk));
+        if let ErrandStage::Unbegun(work) = std::mem::replace(&mut self.stage, working) {
+            let desk = Arc::clone(&desk);
+            engine.do_job(Box::new(move |engine| {
+                // A panic is the caller's, which doesn't run this.
+                let told = catch_unwind(AssertUnwindSafe(|| work(engine)));
+                let panicked = |_| Err(engine.log.bug("a call panicked"));
+                // Dropped if nobody waits for it any more.
+                let _ = desk.put(told.unwrap_or_else(panicked));
+            }));
+        }
+        desk
+    }
+
+    pub(crate) fn wait(mut self) -> Result<T> {
+        let shared = Arc::clone(&self.shared);
+        let engine = shared.embedded()?;
+        if engine.is_foreign() {
+            // The thread that does it is the parent's. Returns why a fork may do nothing.
+            engine.enter().map(drop)?;
+        }
+        self.hand_over(engine).wait()
+    }
+
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
+        let shared = Arc::clone(&self.shared);
+        let engine = match shared.embedded() {
+            Ok(engine) => engine,
+            Err(e) => return Poll::Ready(Err(e)),
+        };
+        if engine.is_foreign() {
+            if let Err(e) = engine.enter().map(drop) {
+                return Poll::Ready(Err(e));
+            }
+        }
+        let desk = self.hand_over(engine);
+        loop {
+            if let Some(told) = desk.take() {
+                return Poll::Ready(told);
+            }
+            if desk.set_waker(context.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// A drop of a namespace that was begun, on whichever backend.
+pub(crate) enum ForgettingSpace {
+    Embedded(EngineErrand<bool>),
+    #[cfg(feature = "backend")]
+    Other(Errand<bool>),
+}
+
+impl ForgettingSpace {
+    pub(crate) fn wait(self) -> Result<bool> {
+        match self {
+            ForgettingSpace::Embedded(errand) => errand.wait(),
+            #[cfg(feature = "backend")]
+            ForgettingSpace::Other(errand) => errand.wait(),
+        }
+    }
+
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<bool>> {
+        match self {
+            ForgettingSpace::Embedded(errand) => errand.poll(context),
+            #[cfg(feature = "backend")]
+            ForgettingSpace::Other(errand) => errand.poll(context),
+        }
+    }
+}
+
 /// A call that was begun, on whichever backend.
 pub(crate) enum Underway {
     Embedded(Box<SentCall>),
     #[cfg(feature = "backend")]
     Other(Box<dyn Sent>),
+    /// It was not made.
+    #[cfg(feature = "backend")]
+    Refused(Error),
 }
 
 impl Underway {
@@ -540,6 +698,8 @@ impl Underway {
             Underway::Embedded(sent) => SentCall::wait(*sent),
             #[cfg(feature = "backend")]
             Underway::Other(sent) => sent.wait().map(Reply::into_applied),
+            #[cfg(feature = "backend")]
+            Underway::Refused(e) => Err(e),
         }
     }
 
@@ -549,6 +709,8 @@ impl Underway {
             Underway::Embedded(sent) => SentCall::poll(sent, context),
             #[cfg(feature = "backend")]
             Underway::Other(sent) => sent.poll(context).map(|told| told.map(Reply::into_applied)),
+            #[cfg(feature = "backend")]
+            Underway::Refused(e) => Poll::Ready(Err(e.again())),
         }
     }
 }

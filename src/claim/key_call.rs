@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use super::{Claim, Mark, Pending, State, granting};
-use crate::backend::Shared;
+use crate::backend::{Entered, Entering, NOWHERE, Shared, Space, SpaceGoal, SpaceKnown, is_in};
 use crate::claim::seen::{broken, in_progress};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
-use crate::operation::{Key, Operation, Outcome, OutcomeParts, Policy, Settings};
+use crate::operation::{Key, Lies, Operation, Outcome, OutcomeParts, Policy, Settings};
 use crate::protocol::{Answer, Call, Conditions, Sight, Wants};
 use crate::types::{KeyHash, Token};
 use crate::{Error, Result};
@@ -18,6 +18,14 @@ pub(crate) trait KeyCall: Asks {
     type Answer;
 
     fn key(&self) -> &Key<'_>;
+
+    /// What the call wants of the namespace of its handle; `None`: its key is that of the store already.
+    fn goal(&self) -> Option<SpaceGoal> {
+        None
+    }
+
+    /// Moves its key to the namespace of that id, unless it is that of the store already.
+    fn enter(&mut self, _space: Token) {}
 
     /// The store of the claim or the question that it holds, if it holds one.
     fn shared(&self) -> Option<&Arc<Shared>> {
@@ -52,31 +60,91 @@ pub(crate) fn make<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I::Answe
     item.answered(shared, hash, applied)
 }
 
-/// Sends one call, whose answer comes later.
+/// Sends one call on a key that is that of the store. Its answer comes later.
 pub(crate) fn send<I: KeyCall + Send + 'static>(
     shared: &Arc<Shared>,
     item: Result<I>,
 ) -> Pending<I::Answer> {
-    send_patiently(shared, item, None)
+    send_in(shared, None, item, None)
 }
 
-/// As [`send`]. `patience`: how long a claim waits for its key, in milliseconds.
-pub(crate) fn send_patiently<I: KeyCall + Send + 'static>(
+/// As [`send`], in the namespace of a handle. `patience`: how long a claim waits for its key, in milliseconds.
+///
+/// Nothing here does I/O or waits. A namespace that memory doesn't know is found or made where the call does what it waits for.
+pub(crate) fn send_in<I: KeyCall + Send + 'static>(
     shared: &Arc<Shared>,
+    space: Option<&Arc<Space>>,
     item: Result<I>,
     patience: Option<u64>,
 ) -> Pending<I::Answer> {
-    let item = match item {
+    let mut entering = None;
+    let item = match item.and_then(|item| in_space(shared, space, item, &mut entering)) {
         Ok(item) => item,
         Err(e) => return Pending::ready(Err(e)),
     };
     let hash = shared.hash(item.key());
-    let underway = item.ask(|key, call, writing| shared.send(key, call, writing, patience));
+    let entered = entering.as_ref().map(Entering::entered);
+    let begin = |key: &Key<'_>, call, writing: &Writing<'_>| {
+        shared.send(key, call, writing, patience, entering)
+    };
+    let underway = item.ask(begin);
     let (shared, mut sent) = (Arc::clone(shared), SentItem(Some(item)));
-    Pending::new(underway, move |told| match sent.0.take() {
-        Some(item) => item.answered(&shared, hash, told),
-        None => Err(broken()),
+    Pending::new(underway, move |told| match (sent.0.take(), entered) {
+        (Some(item), None) => item.answered(&shared, hash, told),
+        (Some(item), Some(entered)) => {
+            let item = has_entered(item, &entered);
+            let hash = shared.hash(item.key());
+            item.answered(&shared, hash, told)
+        }
+        (None, _) => Err(broken()),
     })
+}
+
+/// Moves a call to the namespace of its handle, if memory knows that. Otherwise its key lies nowhere, until it is placed together
+/// with what `entering` says.
+pub(crate) fn in_space<I: KeyCall>(
+    shared: &Shared,
+    space: Option<&Arc<Space>>,
+    mut item: I,
+    entering: &mut Option<Entering>,
+) -> Result<I> {
+    let Some(goal) = item.goal() else { return Ok(item) };
+    let known = match (space, &*entering) {
+        (None, _) => None,
+        (Some(_), Some(_)) => Some(SpaceKnown::Unknown),
+        (Some(space), None) => Some(shared.known(space, goal == SpaceGoal::Enter)?),
+    };
+    let is_placed = match (goal, known) {
+        (SpaceGoal::Check, None) => is_in(item.key(), None),
+        (SpaceGoal::Check, Some(SpaceKnown::It(id))) => is_in(item.key(), Some(id)),
+        (SpaceGoal::Check, Some(_)) => false,
+        (_, None) => true,
+        (_, Some(SpaceKnown::It(id))) => {
+            item.enter(id);
+            true
+        }
+        (_, Some(SpaceKnown::Nowhere)) => {
+            item.enter(NOWHERE);
+            true
+        }
+        (_, Some(SpaceKnown::Unknown)) => {
+            item.enter(NOWHERE);
+            false
+        }
+    };
+    item.key().check()?;
+    if !is_placed {
+        entering.get_or_insert_with(|| Entering::new(space, goal)).join(goal);
+    }
+    Ok(item)
+}
+
+/// A call that was placed together with what was to be found out about its namespace.
+pub(crate) fn has_entered<I: KeyCall>(mut item: I, entered: &Entered) -> I {
+    if let Some(id) = entered.id().filter(|_| item.key().lies() == Lies::In(NOWHERE)) {
+        item.enter(id);
+    }
+    item
 }
 
 /// A call that was sent. Dropped before its answer was taken, it tells the item.
@@ -88,6 +156,11 @@ impl<I: KeyCall> Drop for SentItem<I> {
             item.left();
         }
     }
+}
+
+fn enter(op: &mut Operation<'_>, space: Token) {
+    let key = op.key().shown().in_space(space);
+    op.move_to(key);
 }
 
 /// A claim of a key.
@@ -128,6 +201,14 @@ impl KeyCall for Claiming<'_> {
         self.op.key()
     }
 
+    fn goal(&self) -> Option<SpaceGoal> {
+        Some(SpaceGoal::Enter)
+    }
+
+    fn enter(&mut self, space: Token) {
+        enter(&mut self.op, space);
+    }
+
     fn answered(
         self,
         shared: &Arc<Shared>,
@@ -165,6 +246,14 @@ impl KeyCall for Marking<'_> {
 
     fn key(&self) -> &Key<'_> {
         self.op.key()
+    }
+
+    fn goal(&self) -> Option<SpaceGoal> {
+        Some(SpaceGoal::Enter)
+    }
+
+    fn enter(&mut self, space: Token) {
+        enter(&mut self.op, space);
     }
 
     fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
@@ -217,6 +306,14 @@ impl KeyCall for Recording<'_> {
         self.marking.key()
     }
 
+    fn goal(&self) -> Option<SpaceGoal> {
+        self.marking.goal()
+    }
+
+    fn enter(&mut self, space: Token) {
+        self.marking.enter(space);
+    }
+
     fn answered(
         self,
         shared: &Arc<Shared>,
@@ -265,16 +362,6 @@ impl<'k> From<&'k State> for ToForget<'k> {
 }
 
 impl<'k> ToForget<'k> {
-    /// The key, if that alone was named; otherwise itself.
-    pub(crate) fn named(self) -> Result<Key<'k>, Self> {
-        if self.sight.is_none() { Ok(self.key) } else { Err(self) }
-    }
-
-    /// The key where no key can be.
-    pub(crate) fn nowhere(self) -> Self {
-        ToForget { key: self.key.in_space(Token(u64::MAX)), sight: self.sight }
-    }
-
     pub(crate) fn into_owned(self) -> ToForget<'static> {
         ToForget { key: self.key.into_owned(), sight: self.sight }
     }
@@ -302,6 +389,17 @@ impl KeyCall for Forgetting<'_> {
 
     fn key(&self) -> &Key<'_> {
         &self.0.key
+    }
+
+    /// A state knows its key in the store.
+    fn goal(&self) -> Option<SpaceGoal> {
+        self.0.sight.is_none().then_some(SpaceGoal::Find)
+    }
+
+    fn enter(&mut self, space: Token) {
+        if self.0.sight.is_none() {
+            self.0.key = self.0.key.shown().in_space(space);
+        }
     }
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {

@@ -43,8 +43,8 @@ pub use interrupted::Interrupted;
 pub(crate) use interrupted::Word;
 pub use key_call::ToForget;
 pub(crate) use key_call::{
-    Claiming, Forgetting, KeyCall, Marking, Recording, claiming, make, marking, send,
-    send_patiently,
+    Claiming, Forgetting, KeyCall, Marking, Recording, claiming, has_entered, in_space, make,
+    marking, send, send_in,
 };
 pub(crate) use operator_call::{Attaching, ForgettingClaimed, Resolving, Revoking};
 pub use pending::Pending;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::seen::{broken, in_progress};
 use super::{Attempt, ClaimGuard, KeyCall, Resolution, Ticket};
-use crate::backend::Shared;
+use crate::backend::{Shared, SpaceGoal};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{OutcomeParts, Policy, Settings, cut_label};
 use crate::protocol::{Answer, Call, CallExtras, Conditions, Sight};
@@ -156,6 +156,14 @@ impl KeyCall for ForgettingClaimed<'_> {
         &self.key
     }
 
+    fn goal(&self) -> Option<SpaceGoal> {
+        Some(SpaceGoal::Find)
+    }
+
+    fn enter(&mut self, space: Token) {
+        self.key = self.key.shown().in_space(space);
+    }
+
     fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
         match applied?.answer {
             Answer::Done => Ok(()),
@@ -199,6 +207,11 @@ impl KeyCall for Attaching {
 
     fn key(&self) -> &Key<'_> {
         &self.key
+    }
+
+    /// The ticket is to be of this namespace. One of a namespace that was dropped is answered as lost.
+    fn goal(&self) -> Option<SpaceGoal> {
+        Some(SpaceGoal::Check)
     }
 
     fn answered(

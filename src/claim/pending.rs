@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use crate::backend::{Errand, ManyUnderway, Syncing, Underway};
+use crate::backend::{EngineErrand, Errand, ForgettingSpace, ManyUnderway, Syncing, Underway};
 use crate::clock::nanos;
 use crate::engine::Applied;
 use crate::sync::WakeWord;
@@ -44,6 +44,8 @@ begun! {
     Underway => Result<Applied>,
     ManyUnderway => Result<Vec<Result<Applied>>>,
     Syncing => Result<()>,
+    ForgettingSpace => Result<bool>,
+    EngineErrand<Vec<String>> => Result<Vec<String>>,
     Errand<Vec<crate::backend::InFlight>> => Result<Vec<crate::backend::InFlight>>,
 }
 
@@ -100,8 +102,8 @@ where
 /// made when it is polled or waited for.
 ///
 /// Polling never blocks: other threads of the store write and sync (`onlyonce-commit`), and do what a call waits for before it
-/// can be made (`onlyonce-call`): reads of the disk, and the preparing of space. They are started by the first call that needs
-/// them. A store with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance) has no threads; there a poll does that work
+/// can be made (`onlyonce-call`): reads of the disk, the preparing of space, and the finding or making of its
+/// [namespace](crate::Store::namespace). They are started by the first call that needs them. A store with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance) has no threads; there a poll does that work
 /// itself.
 ///
 /// Dropped before its answer was taken:

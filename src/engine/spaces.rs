@@ -11,10 +11,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+#[cfg(feature = "backend")]
+use super::Seen;
 use super::call::{Done, NOTHING, told};
 use super::compose::state_of;
 use super::waits::Wakes;
-use super::{Engine, Seen, Writing};
+use super::{Engine, Writing};
 use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
 use crate::operation::{Durability, Fingerprint, Key, Lies};
@@ -182,6 +184,17 @@ impl Engine {
         let _inside = self.enter()?;
         self.read_spaces()?;
         Ok(self.spaces.read().get(parent, name).cloned())
+    }
+
+    /// The same without I/O and without waiting; `None`: the records of the namespaces have to be read.
+    pub(crate) fn named_in_memory(
+        &self,
+        parent: Option<Token>,
+        name: &str,
+    ) -> Result<Option<Option<Named>>> {
+        let _inside = self.enter()?;
+        let table = self.spaces.read();
+        Ok(table.are_read().then(|| table.get(parent, name).cloned()))
     }
 
     /// Returns the names of the namespaces that lie in that one, or in none, once a crash can't undo them.

@@ -111,6 +111,11 @@ impl<'k> Operation<'k> {
         Operation { key, fingerprint: self.fingerprint, policy: self.policy.clone() }
     }
 
+    /// The operation from now on is one on that key.
+    pub(crate) fn move_to(&mut self, key: Key<'static>) {
+        self.key = key;
+    }
+
     pub(crate) fn fingerprint_given(&self) -> Option<Fingerprint> {
         self.fingerprint
     }

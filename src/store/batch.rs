@@ -7,12 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Store;
-use crate::backend::{Embedded, Shared, place_all};
+use crate::backend::{Embedded, Entering, Shared, SpaceGoal, place_all};
 use crate::claim::seen::broken;
-use crate::claim::{Claiming, EndingCall, Forgetting, KeyCall, Marking, Pending, Word};
+use crate::claim::{
+    Claiming, EndingCall, Forgetting, KeyCall, Marking, Pending, Word, has_entered, in_space,
+};
 use crate::engine::{Applied, Asks, Writing};
 use crate::protocol::Call;
-use crate::types::KeyHash;
+use crate::types::{KeyHash, Token};
 use crate::{
     Abort, Claim, ClaimGuard, Encode, Error, ErrorKind, Interrupted, Key, Mark, Operation, Outcome,
     Result, ToForget,
@@ -81,8 +83,8 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Pending<Vec<Result<Claim>>> {
-        let claiming = |op: O| Claiming::new(&self.shared, self.owned(op.into())?, &self.policy);
-        send_all(&self.shared, ops.into_iter().map(claiming))
+        let claiming = |op: O| Claiming::new(&self.shared, op.into().into_owned(), &self.policy);
+        send_all(self, ops.into_iter().map(claiming))
     }
 
     /// Ends many claims, each with its outcome, with one write and one sync. Returns an answer for each claim, in the order
@@ -144,7 +146,7 @@ impl Store {
         ends: impl IntoIterator<Item = (ClaimGuard, Outcome)>,
     ) -> Pending<Vec<Result<()>>> {
         let ending = |(guard, outcome): (ClaimGuard, Outcome)| guard.ending(outcome);
-        send_all(&self.shared, ends.into_iter().map(ending))
+        send_all(self, ends.into_iter().map(ending))
     }
 
     /// Forgets many keys with one write and one sync. Returns for each key, in the order of the keys, whether there was
@@ -174,14 +176,8 @@ impl Store {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Result<bool>>> {
-        let forgetting = |key: K| self.forgetting(key.into());
+        let forgetting = |key: K| self.found(Forgetting::new(key.into())?);
         make_all(&self.shared, keys.into_iter().map(forgetting))
-    }
-
-    /// In a namespace that doesn't exist there is nothing to forget: its name finds none of its keys.
-    pub(super) fn forgetting<'k>(&self, what: ToForget<'k>) -> Result<Forgetting<'k>> {
-        let shown = what.clone();
-        Forgetting::new(self.find_to_forget(what)?.unwrap_or_else(|| shown.nowhere()))
     }
 
     /// Forgets many keys as [`forget_many`](Self::forget_many) does, and gives the answers later, all together.
@@ -201,8 +197,8 @@ impl Store {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Pending<Vec<Result<bool>>> {
-        let forgetting = |key: K| self.forgetting(key.into().into_owned());
-        send_all(&self.shared, keys.into_iter().map(forgetting))
+        let forgetting = |key: K| Forgetting::new(key.into().into_owned());
+        send_all(self, keys.into_iter().map(forgetting))
     }
 
     /// Marks many keys with one write and one sync. Returns an answer for each key, in the order of the keys.
@@ -264,8 +260,8 @@ impl Store {
         &self,
         ops: impl IntoIterator<Item = O>,
     ) -> Pending<Vec<Result<Mark>>> {
-        let marking = |op: O| Marking::new(self.owned(op.into())?, &self.policy);
-        send_all(&self.shared, ops.into_iter().map(marking))
+        let marking = |op: O| Marking::new(op.into().into_owned(), &self.policy);
+        send_all(self, ops.into_iter().map(marking))
     }
 }
 
@@ -401,10 +397,8 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn claim<'k>(&mut self, op: impl Into<Operation<'k>>) -> &mut Self {
-        let mut op = op.into().into_owned();
-        let placed = self.store.place(&mut op);
-        let claiming =
-            placed.and_then(|()| Claiming::new(&self.store.shared, op, &self.store.policy));
+        let op = op.into().into_owned();
+        let claiming = Claiming::new(&self.store.shared, op, &self.store.policy);
         self.add(AnswerList::Claims, claiming.map(Mixed::Claim))
     }
 
@@ -505,9 +499,7 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn mark<'k>(&mut self, op: impl Into<Operation<'k>>) -> &mut Self {
-        let mut op = op.into().into_owned();
-        let placed = self.store.place(&mut op);
-        let marking = placed.and_then(|()| Marking::new(op, &self.store.policy));
+        let marking = Marking::new(op.into().into_owned(), &self.store.policy);
         self.add(AnswerList::Marks, marking.map(Mixed::Mark))
     }
 
@@ -525,7 +517,7 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn forget<'k>(&mut self, what: impl Into<ToForget<'k>>) -> &mut Self {
-        let forgetting = self.store.forgetting(what.into().into_owned());
+        let forgetting = Forgetting::new(what.into().into_owned());
         self.add(AnswerList::Forgotten, forgetting.map(Mixed::Forget))
     }
 
@@ -560,7 +552,8 @@ impl Batch {
     pub fn commit(self) -> Result<Committed> {
         let Batch { store, items } = self;
         let (lists, items): (Vec<AnswerList>, Vec<Result<Mixed>>) = items.into_iter().unzip();
-        Ok(Committed::of(lists, make_all(&store.shared, items.into_iter())?))
+        let found = items.into_iter().map(|item| item.and_then(|item| store.found(item)));
+        Ok(Committed::of(lists, make_all(&store.shared, found)?))
     }
 
     /// Makes the calls as [`commit`](Self::commit) does, and gives the answers later, all together.
@@ -583,7 +576,7 @@ impl Batch {
     pub fn commit_async(self) -> Pending<Committed> {
         let Batch { store, items } = self;
         let (lists, items): (Vec<AnswerList>, Vec<Result<Mixed>>) = items.into_iter().unzip();
-        let sent = send_all(&store.shared, items.into_iter());
+        let sent = send_all(&store, items.into_iter());
         sent.map(move |answers| Committed::of(lists, answers))
     }
 
@@ -646,6 +639,24 @@ impl KeyCall for Mixed {
         }
     }
 
+    fn goal(&self) -> Option<SpaceGoal> {
+        match self {
+            Mixed::Claim(claiming) => claiming.goal(),
+            Mixed::Word(_) | Mixed::Ending(_) => None,
+            Mixed::Mark(marking) => marking.goal(),
+            Mixed::Forget(forgetting) => forgetting.goal(),
+        }
+    }
+
+    fn enter(&mut self, space: Token) {
+        match self {
+            Mixed::Claim(claiming) => claiming.enter(space),
+            Mixed::Word(_) | Mixed::Ending(_) => {}
+            Mixed::Mark(marking) => marking.enter(space),
+            Mixed::Forget(forgetting) => forgetting.enter(space),
+        }
+    }
+
     fn shared(&self) -> Option<&Arc<Shared>> {
         match self {
             Mixed::Word(word) => word.shared(),
@@ -695,7 +706,7 @@ fn make_all<I: KeyCall>(
         #[cfg(feature = "backend")]
         Shared::Other(_) => {
             let items: Vec<_> = items.collect();
-            let told = shared.send_many(items.iter().flatten()).wait()?;
+            let told = shared.send_many(items.iter().flatten(), None).wait()?;
             Ok(answered(shared, items, told))
         }
     }
@@ -703,16 +714,25 @@ fn make_all<I: KeyCall>(
 
 /// Sends the calls, whose answers come later, all together.
 fn send_all<I: KeyCall + Send + 'static>(
-    shared: &Arc<Shared>,
+    store: &Store,
     items: impl Iterator<Item = Result<I>>,
 ) -> Pending<Vec<Result<I::Answer>>> {
-    let items = items.map(|item| item.and_then(|item| of_this_store(shared, item)));
+    let (shared, space, mut entering) = (&store.shared, store.space.as_ref(), None);
+    let mut ready = |item| {
+        of_this_store(shared, item).and_then(|item| in_space(shared, space, item, &mut entering))
+    };
+    let items = items.map(|item| item.and_then(&mut ready));
     let mut sent = SentItems(items.collect());
-    let underway = shared.send_many(sent.0.iter().flatten());
+    let entered = entering.as_ref().map(Entering::entered);
+    let underway = shared.send_many(sent.0.iter().flatten(), entering);
     let shared = Arc::clone(shared);
     Pending::new(underway, move |told| {
-        let told = told?;
-        let mut answers = answered(&shared, std::mem::take(&mut sent.0), told);
+        let (told, mut items) = (told?, std::mem::take(&mut sent.0));
+        if let Some(entered) = entered {
+            let placed = items.into_iter().map(|item| item.map(|item| has_entered(item, &entered)));
+            items = placed.collect();
+        }
+        let mut answers = answered(&shared, items, told);
         refused_whole(&mut answers)?;
         Ok(answers)
     })

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::Store;
 use crate::admin::{Iter, Scope};
+use crate::backend::{Entering, NOWHERE, SpaceGoal, SpaceKnown, elsewhere};
 use crate::claim::seen::{shown_state, state_of};
 use crate::claim::{
     Attaching, Attempt, ClaimGuard, Forgetting, ForgettingClaimed, Pending, Resolution, Resolving,
     Revoking, State, Ticket, ToForget, make, send,
 };
 use crate::types::Token;
-use crate::{Error, Key, Result};
+use crate::{Key, Result};
 
 impl Store {
     /// Returns the state of a key, or `None` if the key is absent: never claimed, forgotten, or past its retention.
@@ -52,23 +53,37 @@ impl Store {
     /// # Errors
     /// The errors of [`get`](Self::get), as the answer.
     pub fn get_async<'k>(&self, key: impl Into<Key<'k>>) -> Pending<Option<State>> {
-        let key = match self.find(key.into().into_owned()) {
-            Ok(Some(key)) => key,
+        let (key, entering) = match self.to_look_at(key.into()) {
+            Ok(Some(sought)) => sought,
             Ok(None) => return Pending::ready(Ok(None)),
             Err(e) => return Pending::ready(Err(e)),
         };
-        if let Err(e) = key.check() {
-            return Pending::ready(Err(e));
-        }
-        let underway = self.shared.send_look(&key);
+        let entered = entering.as_ref().map(Entering::entered);
+        let underway = self.shared.send_look(&key, entering);
         let secret = self.shared.secret();
         Pending::new(underway, move |told| {
             let applied = told?;
+            let id = entered.and_then(|entered| entered.id());
+            let key = id.map_or(key.clone(), |id| key.shown().in_space(id));
             match applied.found {
                 Some(_) => shown_state(&key, applied, secret).map(Some),
                 None => Ok(None),
             }
         })
+    }
+
+    /// The key in the namespace of this handle, and that namespace if memory doesn't know it. `None`: it doesn't exist.
+    fn to_look_at(&self, key: Key<'_>) -> Result<Option<(Key<'static>, Option<Entering>)>> {
+        key.check()?;
+        let Some(space) = &self.space else { return Ok(Some((key.into_owned(), None))) };
+        let (id, entering) = match self.shared.known(space, false)? {
+            SpaceKnown::It(id) => (id, None),
+            SpaceKnown::Nowhere => return Ok(None),
+            SpaceKnown::Unknown => (NOWHERE, Some(Entering::new(Some(space), SpaceGoal::Find))),
+        };
+        let key = key.in_space(id);
+        key.check()?;
+        Ok(Some((key, entering)))
     }
 
     /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be retried. An
@@ -204,7 +219,13 @@ impl Store {
     /// # Cost
     /// One read. Nothing is written, unless the store has written nothing yet since it was opened.
     pub fn attach(&self, ticket: &Ticket) -> Result<ClaimGuard> {
-        make(&self.shared, self.attaching(ticket)?)
+        let attaching = Attaching::new(&self.shared, ticket, &self.policy)?;
+        let key = ticket.stored_key();
+        // One of a namespace that was dropped is answered as lost.
+        if !self.has(key)? && self.shared.look(key, self.shared.hash(key))?.is_some() {
+            return Err(elsewhere(key));
+        }
+        make(&self.shared, attaching)
     }
 
     /// Attaches a detached claim as [`attach`](Self::attach) does, and gives the guard later. Dropped before that, the claim
@@ -224,18 +245,7 @@ impl Store {
     /// # Errors
     /// The errors of [`attach`](Self::attach), as the answer.
     pub fn attach_async(&self, ticket: &Ticket) -> Pending<ClaimGuard> {
-        send(&self.shared, self.attaching(ticket))
-    }
-
-    fn attaching(&self, ticket: &Ticket) -> Result<Attaching> {
-        let attaching = Attaching::new(&self.shared, ticket, &self.policy)?;
-        let key = ticket.stored_key();
-        // One of a namespace that was dropped is answered as lost.
-        if !self.has(key)? && self.shared.look(key, self.shared.hash(key))?.is_some() {
-            let message = format!("{}: the ticket is of another namespace", ticket.key());
-            return Err(Error::invalid(message));
-        }
-        Ok(attaching)
+        self.send(Attaching::new(&self.shared, ticket, &self.policy))
     }
 
     /// Forgets a key that is not claimed right now; the next claim treats the key as new. Returns `false` if there was
@@ -268,18 +278,7 @@ impl Store {
     /// `InProgress` if the key is claimed: see [`forget_claimed`](Self::forget_claimed). Also the errors of
     /// [`claim`](Self::claim).
     pub fn forget<'k>(&self, what: impl Into<ToForget<'k>>) -> Result<bool> {
-        match self.find_to_forget(what.into())? {
-            Some(what) => make(&self.shared, Forgetting::new(what)?),
-            None => Ok(false),
-        }
-    }
-
-    /// A state knows its key in the store.
-    pub(super) fn find_to_forget<'k>(&self, what: ToForget<'k>) -> Result<Option<ToForget<'k>>> {
-        match what.named() {
-            Ok(key) => Ok(self.find(key)?.map(ToForget::from)),
-            Err(what) => Ok(Some(what)),
-        }
+        make(&self.shared, self.found(Forgetting::new(what.into())?)?)
     }
 
     /// Forgets a key as [`forget`](Self::forget) does, and gives the answer later.
@@ -295,7 +294,7 @@ impl Store {
     /// # Errors
     /// The errors of [`forget`](Self::forget), as the answer.
     pub fn forget_async<'k>(&self, what: impl Into<ToForget<'k>>) -> Pending<bool> {
-        send(&self.shared, self.forgetting(what.into().into_owned()))
+        self.send(Forgetting::new(what.into().into_owned()))
     }
 
     /// Forgets a key that is claimed right now under `token`. The owner is fenced off, and nothing records what the
@@ -317,7 +316,7 @@ impl Store {
     /// # Errors
     /// `ClaimLost` if the key isn't claimed under `token`. Also the errors of [`claim`](Self::claim).
     pub fn forget_claimed<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Result<()> {
-        make(&self.shared, self.forgetting_claimed(key.into(), token)?)
+        make(&self.shared, self.found(ForgettingClaimed::new(key.into(), token)?)?)
     }
 
     /// Forgets a claimed key as [`forget_claimed`](Self::forget_claimed) does, and gives the answer later.
@@ -334,13 +333,7 @@ impl Store {
     /// # Errors
     /// The errors of [`forget_claimed`](Self::forget_claimed), as the answer.
     pub fn forget_claimed_async<'k>(&self, key: impl Into<Key<'k>>, token: Token) -> Pending<()> {
-        send(&self.shared, self.forgetting_claimed(key.into().into_owned(), token))
-    }
-
-    /// In a namespace that doesn't exist no key is claimed.
-    fn forgetting_claimed<'k>(&self, key: Key<'k>, token: Token) -> Result<ForgettingClaimed<'k>> {
-        let nowhere = key.in_space(Token(u64::MAX));
-        ForgettingClaimed::new(self.find(key)?.unwrap_or(nowhere), token)
+        self.send(ForgettingClaimed::new(key.into().into_owned(), token))
     }
 
     /// Returns an iterator over all keys and their states, in no particular order. Changes made during the iteration
@@ -359,6 +352,8 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
+    /// On a store that another backend answers, which lists nothing, the iterator yields one error: `Invalid`.
+    ///
     /// # Cost
     /// One read per key; if only open states are requested, as in the example, a read or two per open key (see
     /// [`Iter`]). Nothing is written, unless the index is damaged, as in [`get`](Self::get).
@@ -366,7 +361,7 @@ impl Store {
         let scope = match &self.space {
             None => Ok(Scope::Root),
             Some(space) => {
-                space.find(&self.shared).map(|id| id.map_or(Scope::Nothing, Scope::Space))
+                space.resolve(&self.shared, false).map(|id| id.map_or(Scope::Nothing, Scope::Space))
             }
         };
         Iter::new(Arc::clone(&self.shared), scope)

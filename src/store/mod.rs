@@ -16,10 +16,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{InFlight, Shared};
+use crate::backend::{InFlight, Shared, Space};
 use crate::claim::{
-    Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, marking, send,
-    send_patiently,
+    Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, marking, send_in,
 };
 use crate::protocol::Presence;
 use crate::types::Secret;
@@ -51,7 +50,7 @@ pub struct Store {
     shared: Arc<Shared>,
     policy: Policy,
     /// `None`: the root of the store.
-    space: Option<Arc<space::Space>>,
+    space: Option<Arc<Space>>,
 }
 
 impl Store {
@@ -212,8 +211,8 @@ impl Store {
     }
 
     fn send_claim(&self, op: Operation<'_>, patience: Option<u64>) -> Pending<Claim> {
-        let claiming = self.owned(op).and_then(|op| Claiming::new(&self.shared, op, &self.policy));
-        send_patiently(&self.shared, claiming, patience)
+        let claiming = Claiming::new(&self.shared, op.into_owned(), &self.policy);
+        send_in(&self.shared, self.space.as_ref(), claiming, patience)
     }
 
     pub(crate) fn claim_as(&self, op: &Operation<'_>, reconciles: bool) -> Result<Claim> {
@@ -221,7 +220,7 @@ impl Store {
         let op = match &self.space {
             None => op,
             Some(space) => {
-                placed = op.on(space.key(&self.shared, op.key())?);
+                placed = op.on(space::key_in(space, &self.shared, op.key())?);
                 &placed
             }
         };
@@ -280,8 +279,7 @@ impl Store {
     /// # Errors
     /// The errors of [`claim`](Self::claim), as the answer.
     pub fn mark_async<'k>(&self, op: impl Into<Operation<'k>>) -> Pending<Mark> {
-        let marking = self.owned(op.into()).and_then(|op| Marking::new(op, &self.policy));
-        send(&self.shared, marking)
+        self.send(Marking::new(op.into().into_owned(), &self.policy))
     }
 
     /// Records an outcome for a key without a claim, unless the key was seen before: a mark with a result. For a result that
@@ -329,9 +327,8 @@ impl Store {
         op: impl Into<Operation<'k>>,
         outcome: Outcome,
     ) -> Pending<Mark> {
-        let op = self.owned(op.into());
-        let new = |op| Recording::new(&self.shared, op, outcome, &self.policy);
-        send(&self.shared, op.and_then(new))
+        let op = op.into().into_owned();
+        self.send(Recording::new(&self.shared, op, outcome, &self.policy))
     }
 
     /// Makes everything acknowledged so far durable, whatever its level. The call costs one sync.

@@ -612,11 +612,10 @@ where
         match by {
             RunBy::Thread => self.store.claim_as(&self.op, reconciles),
             RunBy::Task => {
-                let op = self.store.owned(self.op.clone());
-                let new = |op| Claiming::new(&self.store.shared, op, &self.store.policy);
-                let claiming = op.and_then(new);
+                let op = self.op.clone().into_owned();
+                let claiming = Claiming::new(&self.store.shared, op, &self.store.policy);
                 let claiming = claiming.map(|claiming| claiming.reconciling(reconciles));
-                send(&self.store.shared, claiming).await
+                self.store.send(claiming).await
             }
         }
     }

@@ -1,34 +1,17 @@
 //! Namespaces: [`Store::namespace`], [`Store::version`], [`Store::namespaces`] and [`Store::forget_all`].
 //!
-//! Promises: a handle remembers only names. Which namespace a name means is asked for every call, so that a handle never
-//! reaches the keys of one that was dropped. Never: decides whether a namespace may be dropped; `engine` does.
+//! Promises: every call of a handle takes place in its namespace; one that gives its answer later neither does I/O nor waits in
+//! order to find that. Never: knows which namespace a name means; `backend::space` finds that out.
 
 use std::sync::Arc;
 
 use super::Store;
-use crate::backend::Shared;
-use crate::engine::{EncodedOutcome, Named, Writing};
-use crate::limits::VERSIONS_MAX;
-use crate::operation::{Fingerprint, Key, Lies, Operation};
-use crate::protocol::{Answer, Call, Conditions, Phase, Sight};
+use crate::backend::{EngineErrand, NOWHERE, Shared, Space, SpaceGoal, is_in};
+use crate::claim::{KeyCall, Pending, send_in};
+use crate::engine::Engine;
+use crate::operation::{Fingerprint, Key, Operation};
 use crate::types::Token;
 use crate::{Error, ErrorKind, Result};
-
-/// The namespace of a handle, by its name.
-pub(super) struct Space {
-    parent: Option<Arc<Space>>,
-    name: Box<str>,
-    version: Option<(Fingerprint, Box<str>)>,
-}
-
-/// What a handle finds under the name of its namespace.
-enum NameState {
-    It(Token),
-    /// The name is free.
-    Nothing,
-    /// A namespace of another version, which gives way to the handle's.
-    OtherVersion(Named),
-}
 
 impl Store {
     /// Returns a handle to a namespace of this store: a key space of its own, in which all calls of the handle take place.
@@ -54,7 +37,8 @@ impl Store {
     /// `sync`, `drain` and `close` are about the whole store.
     ///
     /// The call itself does nothing and never fails. The first call that may write a key in it creates the namespace. That
-    /// call waits until the namespace is durable: one write and one sync, also if it is a call `…_async`.
+    /// call is made once the namespace is durable, which takes one write and one sync more. A call `…_async` blocks for that
+    /// neither when it is made nor in a poll: see [`Pending`].
     ///
     /// # Errors
     /// Calls on the handle are refused as `Invalid` if the name is empty, and as `TooLarge` if it has more than 4088 bytes. A
@@ -62,7 +46,8 @@ impl Store {
     ///
     /// # Cost
     /// Nine bytes in each record of a key, and a few small allocations and a lookup in memory for each call. The first use of any
-    /// namespace after an open reads a record per namespace. Keys outside namespaces cost nothing more.
+    /// namespace after an open reads a record per namespace. Keys outside namespaces cost nothing more. On a store that another
+    /// backend answers, each call asks that for its namespace first, with a request for each level.
     #[must_use = "the handle is the only thing that this call makes"]
     pub fn namespace(&self, name: impl Into<String>) -> Store {
         let name = name.into().into_boxed_str();
@@ -122,7 +107,7 @@ impl Store {
     /// ```
     ///
     /// # Errors
-    /// `Invalid` on a store that another backend answers. `Corrupt` if the record of a namespace is damaged; `Superseded`,
+    /// `Invalid` on a store that another backend answers: a backend lists nothing. `Corrupt` if the record of a namespace is damaged; `Superseded`,
     /// `Closed`, `Forked`.
     ///
     /// # Cost
@@ -131,10 +116,33 @@ impl Store {
         let engine = self.shared.embedded()?;
         match &self.space {
             None => engine.names_in(None),
-            Some(space) => match space.find(&self.shared)? {
-                Some(id) => engine.names_in(Some(id)),
-                None => Ok(Vec::new()),
-            },
+            Some(space) => space.names(engine),
+        }
+    }
+
+    /// Returns the names of the namespaces in this one as [`namespaces`](Self::namespaces) does, later.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let _ = store.namespace("acme").mark("task-42")?;
+    /// assert_eq!(store.namespaces_async().wait()?, ["acme"]);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`namespaces`](Self::namespaces), as the answer.
+    pub fn namespaces_async(&self) -> Pending<Vec<String>> {
+        let space = self.space.clone();
+        let work = move |engine: &Engine| match &space {
+            None => engine.names_in(None),
+            Some(space) => space.names(engine),
+        };
+        match self.shared.embedded() {
+            Ok(engine) => {
+                Pending::new(EngineErrand::begin(&self.shared, engine, work), |told| told)
+            }
+            Err(e) => Pending::ready(Err(e)),
         }
     }
 
@@ -168,42 +176,43 @@ impl Store {
     /// One write and one sync, and a look at the open keys in memory. The first drop after an open reads a record for each key
     /// that is interrupted, held, delayed or detached, if any is detached.
     pub fn forget_all(&self) -> Result<bool> {
-        let Some(space) = &self.space else {
-            let message = "this handle is of no namespace: to forget a whole store, close it and remove its directory";
-            return Err(Error::invalid(message));
-        };
-        loop {
-            let (parent, found) = match space.look(&self.shared)? {
-                Some((parent, Some(named)))
-                    if matches!(space.judge(&named), Ok(NameState::It(_))) =>
-                {
-                    (parent, named)
-                }
-                Some((_, Some(named))) => return space.judge(&named).map(|_| false),
-                _ => return Ok(false),
-            };
-            let (token, time) = (found.id, found.made);
-            let call = Call::ForgetSeen(Sight::Record { token, phase: Phase::Completed, time });
-            if space.call(&self.shared, parent, call, &Writing::default())? == Answer::Done {
-                return Ok(true);
-            }
+        self.to_be_dropped()?.forget(&*self.shared)
+    }
+
+    /// Drops the namespace of this handle as [`forget_all`](Self::forget_all) does, and gives the answer later.
+    ///
+    /// ```
+    /// # use onlyonce::testing::Sim;
+    /// # let store = Sim::new(1).open()?;
+    /// let acme = store.namespace("acme");
+    /// let _ = acme.mark(("order", 17))?;
+    /// assert!(acme.forget_all_async().wait()?);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`forget_all`](Self::forget_all), as the answer.
+    pub fn forget_all_async(&self) -> Pending<bool> {
+        match self.to_be_dropped() {
+            Ok(space) => Pending::new(self.shared.send_forget_space(space), |told| told),
+            Err(e) => Pending::ready(Err(e)),
         }
     }
 
-    /// Moves an operation into the namespace of this handle.
+    fn to_be_dropped(&self) -> Result<&Arc<Space>> {
+        self.space.as_ref().ok_or_else(|| {
+            let message = "this handle is of no namespace: to forget a whole store, close it and remove its directory";
+            Error::invalid(message)
+        })
+    }
+
+    /// Moves an operation into the namespace of this handle. Waits for that, as the calls below do.
     #[inline]
     pub(super) fn place(&self, op: &mut Operation<'_>) -> Result<()> {
         if let Some(space) = &self.space {
-            *op = op.on(space.key(&self.shared, op.key())?);
+            *op = op.on(key_in(space, &self.shared, op.key())?);
         }
         Ok(())
-    }
-
-    /// The operation in the namespace of this handle, for a call whose answer comes later.
-    pub(super) fn owned(&self, op: Operation<'_>) -> Result<Operation<'static>> {
-        let mut op = op.into_owned();
-        self.place(&mut op)?;
-        Ok(op)
     }
 
     /// The key as it is in the namespace of this handle; `None`: that doesn't exist, so nor does the key.
@@ -213,123 +222,47 @@ impl Store {
             None => Ok(Some(key)),
             Some(space) => {
                 key.check()?;
-                Ok(space.find(&self.shared)?.map(|id| key.in_space(id)))
+                Ok(space.resolve(&self.shared, false)?.map(|id| key.in_space(id)))
             }
         }
     }
 
     /// Whether a key of the store, as that of a ticket, is in the namespace of this handle.
     pub(super) fn has(&self, key: &Key<'_>) -> Result<bool> {
-        Ok(match (&self.space, key.lies()) {
-            (None, Lies::InRoot) => true,
-            (Some(space), Lies::In(id)) => space.find(&self.shared)? == Some(id),
-            _ => false,
-        })
+        match &self.space {
+            None => Ok(is_in(key, None)),
+            Some(space) => {
+                let found = space.resolve(&self.shared, false)?;
+                Ok(found.is_some_and(|id| is_in(key, Some(id))))
+            }
+        }
+    }
+
+    /// Moves a call into the namespace of this handle, as far as it wants that. Where there is none, there is no key.
+    pub(super) fn found<I: KeyCall>(&self, mut item: I) -> Result<I> {
+        if let (Some(space), Some(goal)) = (&self.space, item.goal()) {
+            let found = space.resolve(&self.shared, goal == SpaceGoal::Enter)?;
+            item.enter(found.unwrap_or(NOWHERE));
+            item.key().check()?;
+        }
+        Ok(item)
+    }
+
+    /// Sends a call in the namespace of this handle.
+    pub(super) fn send<I: KeyCall + Send + 'static>(&self, item: Result<I>) -> Pending<I::Answer> {
+        send_in(&self.shared, self.space.as_ref(), item, None)
     }
 }
 
-impl Space {
-    /// The key in this namespace, which is made if there is none.
-    pub(super) fn key(&self, shared: &Shared, key: &Key<'_>) -> Result<Key<'static>> {
-        key.check()?;
-        let key = key.in_space(self.enter(shared)?);
-        key.check()?;
-        Ok(key)
-    }
+/// The key in that namespace, which is made if there is none.
+pub(super) fn key_in(space: &Arc<Space>, shared: &Shared, key: &Key<'_>) -> Result<Key<'static>> {
+    key.check()?;
+    let key = key.in_space(id_in(space, shared)?);
+    key.check()?;
+    Ok(key)
+}
 
-    fn check(&self) -> Result<()> {
-        if self.name.is_empty() {
-            let message = "a namespace needs a name, and only a namespace has a version";
-            return Err(Error::invalid(message));
-        }
-        Key::of_space(None, &self.name).check()
-    }
-
-    /// The id of this namespace, which is made, or passes to this version, if it has to.
-    fn enter(&self, shared: &Shared) -> Result<Token> {
-        self.check()?;
-        let parent = self.parent.as_ref().map(|parent| parent.enter(shared)).transpose()?;
-        let version = self.version.as_ref().map(|(version, _)| *version);
-        let conditions = Conditions { fingerprint: version, ..Conditions::default() };
-        loop {
-            let found = shared.named(parent, &self.name)?;
-            match found.map_or(Ok(NameState::Nothing), |named| self.judge(&named))? {
-                NameState::It(id) => return Ok(id),
-                NameState::Nothing => {
-                    let call = Call::Record { fingerprint: version, failure: false };
-                    self.call(shared, parent, call, &Writing { conditions, ..Writing::default() })?;
-                }
-                NameState::OtherVersion(old) => {
-                    let mut past: Vec<_> = old.past.iter().copied().chain(old.version).collect();
-                    let from = past.len() - past.len().min(VERSIONS_MAX);
-                    let past: Vec<u8> =
-                        past.drain(from..).flat_map(Fingerprint::to_bytes).collect();
-                    let (codec, version, meta, packed) = (0, 0, &[][..], None);
-                    let outcome = EncodedOutcome { codec, version, meta, packed, bytes: &past };
-                    let outcome = Some(outcome);
-                    let writing = Writing { conditions, outcome, ..Writing::default() };
-                    self.call(shared, parent, Call::Replace(old.id), &writing)?;
-                }
-            }
-        }
-    }
-
-    /// The id of this namespace, if it exists in this version. Changes nothing.
-    pub(super) fn find(&self, shared: &Shared) -> Result<Option<Token>> {
-        let Some((_, Some(named))) = self.look(shared)? else { return Ok(None) };
-        Ok(match self.judge(&named)? {
-            NameState::It(id) => Some(id),
-            NameState::Nothing | NameState::OtherVersion(_) => None,
-        })
-    }
-
-    /// The namespace that this one lies in, if there is one, and what is under this one's name there.
-    fn look(&self, shared: &Shared) -> Result<Option<(Option<Token>, Option<Named>)>> {
-        self.check()?;
-        let parent = match &self.parent {
-            None => None,
-            Some(parent) => match parent.find(shared)? {
-                Some(id) => Some(id),
-                None => return Ok(None),
-            },
-        };
-        Ok(Some((parent, shared.named(parent, &self.name)?)))
-    }
-
-    fn judge(&self, named: &Named) -> Result<NameState> {
-        let Some((version, shown)) = &self.version else { return Ok(NameState::It(named.id)) };
-        if named.version == Some(*version) {
-            return Ok(NameState::It(named.id));
-        }
-        if named.past.contains(version) {
-            let message = format!(
-                "the namespace {:?} has passed from version {shown:?} to another: stop using this version, or drop \
-                 the namespace with forget_all on a handle without a version",
-                self.name
-            );
-            return Err(Error::new(ErrorKind::Superseded, message));
-        }
-        Ok(NameState::OtherVersion(named.clone()))
-    }
-
-    fn call(
-        &self,
-        shared: &Shared,
-        parent: Option<Token>,
-        call: Call,
-        writing: &Writing<'_>,
-    ) -> Result<Answer> {
-        let key = Key::of_space(parent, &self.name);
-        let answer = shared.apply(&key, shared.hash(&key), call, writing)?.answer;
-        match answer {
-            Answer::InProgress => {
-                let message = format!(
-                    "a key in the namespace {:?} is claimed right now: wait for its owner",
-                    self.name
-                );
-                Err(Error::new(ErrorKind::InProgress, message))
-            }
-            answer => Ok(answer),
-        }
-    }
+fn id_in(space: &Arc<Space>, shared: &Shared) -> Result<Token> {
+    let made = space.resolve(shared, true)?;
+    made.ok_or_else(|| Error::new(ErrorKind::Bug, "a namespace was not made"))
 }

@@ -13,7 +13,7 @@ use onlyonce::{
     Resolution, State, Store,
 };
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 fn store(dir: &tempfile::TempDir) -> Store {
     Store::open_or_create(dir.path().join("keys")).unwrap()
@@ -132,7 +132,7 @@ fn a_call_that_has_to_read_is_answered() {
 }
 
 /// Polls a future a number of times and drops it. Returns whether it was answered before.
-fn polled<T>(future: impl Future<Output = T>, polls: u64) -> Option<T> {
+pub fn polled<T>(future: impl Future<Output = T>, polls: u64) -> Option<T> {
     struct Still;
     impl Wake for Still {
         fn wake(self: Arc<Self>) {}
@@ -184,7 +184,7 @@ fn a_future_dropped_at_any_point_leaves_a_documented_state() {
     }
 }
 
-fn acquired(store: &Store, key: &str) -> ClaimGuard {
+pub fn acquired(store: &Store, key: &str) -> ClaimGuard {
     match store.claim(key).unwrap() {
         Claim::Acquired(claim) => claim,
         other => panic!("{key}: {other}"),
@@ -201,7 +201,7 @@ fn asked(store: &Store, key: &str) -> onlyonce::Interrupted {
 }
 
 /// Another thread may still be at it.
-fn becomes(store: &Store, key: &str, is_it: impl Fn(Option<&State>) -> bool) {
+pub fn becomes(store: &Store, key: &str, is_it: impl Fn(Option<&State>) -> bool) {
     let most = std::time::Instant::now() + MINUTE;
     loop {
         let state = store.get(key).unwrap();
@@ -399,14 +399,26 @@ fn every_twin_answers_on_each_executor() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(every_twin(local));
     let (local, _dir) = opened();
+    let space = local.namespace("acme").namespace("plans");
+    runtime.block_on(every_twin(space.version("model-7")));
+    drop(local);
+    let (local, _dir) = opened();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     runtime.block_on(async { tokio::spawn(every_twin(local)).await.unwrap() });
     let (local, _dir) = opened();
+    let space = local.namespace("acme");
+    runtime.block_on(async { tokio::spawn(every_twin(space)).await.unwrap() });
+    drop(local);
+    let (local, _dir) = opened();
     futures_executor::block_on(every_twin(local));
     // Where a poll does the work itself, and on another backend.
-    futures_executor::block_on(every_twin(Sim::new(1).open().unwrap()));
-    let (local, _dir) = opened();
-    futures_executor::block_on(every_twin(Store::with_backend(local, Policy::new())));
+    for space in [None, Some("acme")] {
+        let in_space = |store: Store| space.map_or(store.clone(), |name| store.namespace(name));
+        futures_executor::block_on(every_twin(in_space(Sim::new(1).open().unwrap())));
+        let (local, _dir) = opened();
+        let other = Store::with_backend(local, Policy::new());
+        futures_executor::block_on(every_twin(in_space(other)));
+    }
 }
 
 /// While the disk stands still, no twin holds up the executor that polls or drops it.
@@ -577,11 +589,13 @@ fn a_failed_sync_is_told_to_every_task() {
 }
 
 /// Has the disk stand still in the sync of a mark.
-fn stand_still(sim: &Sim, store: &Store) -> (SimGate, Pending<Mark>) {
+pub fn stand_still(sim: &Sim, store: &Store) -> (SimGate, Pending<Mark>) {
+    // A key that was marked before would need no sync.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     // The background may sync a segment that it prepares: then the next sync is held instead.
-    let held = (0..100_u64).find_map(|n| {
+    let held = (0..100).find_map(|_| {
         let gate = sim.hold_sync();
-        let mut slow = store.mark_async(("slow", n));
+        let mut slow = store.mark_async(("slow", NEXT.fetch_add(1, Ordering::SeqCst)));
         match slow.wait_timeout(Duration::from_millis(20)) {
             None => Some((gate, slow)),
             Some(_) => {
@@ -608,7 +622,7 @@ fn a_slow_disk_holds_up_no_task() {
     assert!(store.close(MINUTE).unwrap().is_empty());
 }
 
-trait OpenExistingOrNew {
+pub trait OpenExistingOrNew {
     fn open_existing_or_new(&self) -> Store;
 }
 

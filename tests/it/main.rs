@@ -82,6 +82,8 @@ mod shown;
 mod spaces;
 /// What a resolution or a forget goes by.
 mod sight;
+/// Calls of tasks in namespaces.
+mod space_calls;
 /// Sizes that change between two opens.
 mod sizes;
 /// Spares that an earlier open left.
