@@ -500,7 +500,7 @@ impl Reclaim<'_> {
             let body = self.body_of(record)?;
             let fate = Fate::of(state_of(record, &body).as_ref(), &body, self.log.now());
             let Some(draft) = fate.moves(record, &body) else { return Ok(()) };
-            let Some(key) = Key::from_stored(body.key_kind, body.key) else { return Ok(()) };
+            let key = self.key_of(&body, record.lsn)?;
             let is_newest = self.newest_of(&key)? == Some(record.lsn);
             let is_needed = !self.is_known_as_dropped(&key);
             if is_newest && is_needed && (!key.is_step() || self.needs_step(&key)?) {
@@ -518,10 +518,7 @@ impl Reclaim<'_> {
         let mut keyed = Vec::with_capacity(run.len());
         for record in run.iter().rev() {
             let body = self.body_of(record)?;
-            let Some(key) = Key::from_stored(body.key_kind, body.key) else {
-                let what = format_args!("an impossible key at lsn {}", record.lsn);
-                return Err(Error::corrupt(self.log.dir(), 0, what));
-            };
+            let key = self.key_of(&body, record.lsn)?;
             let hash = self.hash(&key);
             let is_last = newest.find(hash.high, |(later, _)| *later == key).is_none();
             if is_last {

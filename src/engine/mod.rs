@@ -57,7 +57,7 @@ use crate::log::open::steps::{self, Earlier};
 use crate::log::{Log, Seams, Sizes};
 use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
-use crate::record::Record;
+use crate::record::{Body, Record};
 use crate::storage::DirLock;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
@@ -235,6 +235,15 @@ impl Engine {
         self.hasher.hash(key)
     }
 
+    /// The key of a record. Bytes that are no key of their kind, as one too short to name a namespace, are damage: they are
+    /// never taken for an absence.
+    pub(super) fn key_of<'k>(&self, body: &Body<'k>, lsn: Lsn) -> Result<Key<'k>> {
+        Key::from_stored(body.key_kind, body.key).ok_or_else(|| {
+            let what = format_args!("an impossible key at lsn {lsn}");
+            Error::corrupt(self.log.dir(), 0, what)
+        })
+    }
+
     /// Whether this process is a fork of the one that opened the store: then nothing may be touched.
     pub(crate) fn is_foreign(&self) -> bool {
         self.log.gate().is_foreign()
@@ -270,11 +279,7 @@ impl Engine {
         }
         self.log.resuming().begin_writing(&mut |from: Lsn, record: &Record<'_>| {
             let body = self.body_of(record)?;
-            let Some(key) = Key::from_stored(body.key_kind, body.key) else {
-                let what = format_args!("an impossible key at lsn {}", record.lsn);
-                return Err(Error::corrupt(self.log.dir(), 0, what));
-            };
-            let hash = self.hasher.hash(&key);
+            let hash = self.hasher.hash(&self.key_of(&body, record.lsn)?);
             let mut shard = self.shard(hash)?;
             // If there is none, a later record is its key's newest.
             if let Some(entry) = shard.entry_at(hash, from) {

@@ -263,11 +263,12 @@ impl Engine {
             let body = self.body_of(&record)?;
             let state = state_of(&record, &body);
             let named = state.and_then(|state| Named::of(&state, body.result));
-            let key = Key::from_stored(body.key_kind, body.key);
-            Ok(named.zip(key).and_then(|(named, key)| {
-                let Lies::Names(parent) = key.lies() else { return None };
-                Some((parent, Box::from(key.space_name()?), Named { placed: lsn, ..named }))
-            }))
+            let key = self.key_of(&body, record.lsn)?;
+            let (Lies::Names(parent), Some(name)) = (key.lies(), key.space_name()) else {
+                let what = format_args!("the key at lsn {lsn} names no namespace");
+                return Err(Error::corrupt(self.log.dir(), 0, what));
+            };
+            Ok(named.map(|named| (parent, Box::from(name), Named { placed: lsn, ..named })))
         })
     }
 
@@ -297,9 +298,7 @@ impl Engine {
             let read = self.log.reading().read(self.compaction().place_to_read(lsn), |record| {
                 let body = self.body_of(&record)?;
                 let until = body.rare.as_deref().and_then(|rare| rare.lease).map(|lease| lease.0);
-                let key = Key::from_stored(body.key_kind, body.key).map(Key::into_owned);
-                let what = format_args!("an impossible key at lsn {lsn}");
-                let key = key.ok_or_else(|| Error::corrupt(self.log.dir(), 0, what))?;
+                let key = self.key_of(&body, record.lsn)?.into_owned();
                 Ok(OpenRecord { key, until })
             });
             match read {
@@ -491,6 +490,43 @@ impl Engine {
     pub(super) fn tell_dropped(&self, left: &[LeftKey]) {
         for (hash, key) in left {
             self.waits.tell(key, *hash, Wakes::First);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Room, Span};
+    use crate::record::{Draft, Ending};
+    use crate::testing::Sim;
+
+    /// A name too short for the id before it was taken for a namespace that had been dropped: a new one was made in its place.
+    #[test]
+    fn a_name_that_is_no_key_is_damage() {
+        for (key_kind, key) in [(8, &b"\x01\0\0"[..]), (7, b"\x01\0\0\0\0\0\0\0"), (1, b"k")] {
+            let store = Sim::small(1).open().unwrap();
+            assert!(store.mark("k").unwrap().is_first());
+            let engine = store.engine();
+            let body = Body { key_kind, key, ..Body::default() };
+            let span = Span { until: None, ends: None };
+            let draft = Draft::end(Ending::Completed, &body);
+            let placed = engine.log.place_for(draft, Room::Free, span);
+            let Ok(placed) = placed else { panic!("no space") };
+            let place = Place::new(placed.lsn, Durability::Sync, Some(OpenAs::Space));
+            let hash = KeyHash { high: 7, low: 7 };
+            engine.shard(hash).unwrap().insert(Entry { hash, place, live: None });
+            store.sync().unwrap();
+            let kind = |e: Error| e.kind();
+            let space = store.namespace("acme");
+            assert_eq!(space.mark("k").map_err(kind).unwrap_err(), ErrorKind::Corrupt);
+            assert_eq!(space.get("k").map_err(kind).unwrap_err(), ErrorKind::Corrupt);
+            assert_eq!(store.namespaces().map_err(kind).unwrap_err(), ErrorKind::Corrupt);
+            assert_eq!(
+                store.namespaces_async().wait().map_err(kind).unwrap_err(),
+                ErrorKind::Corrupt
+            );
+            assert!(!store.mark("k").unwrap().is_first());
         }
     }
 }

@@ -188,10 +188,7 @@ impl Engine {
     /// Checks that the index leads from the record's key to it, or to a newer one.
     fn verify_record(&self, record: &Record<'_>) -> Result<()> {
         let body = self.body_of(record)?;
-        let Some(key) = Key::from_stored(body.key_kind, body.key) else {
-            let what = format_args!("an impossible key at lsn {}", record.lsn);
-            return Err(Error::corrupt(self.log.dir(), 0, what));
-        };
+        let key = self.key_of(&body, record.lsn)?;
         match self.newest_of(&key)? {
             Some(lsn) if lsn > record.lsn => Ok(()),
             Some(lsn) if lsn == record.lsn => self.verify_listed(record, &key),

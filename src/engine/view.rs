@@ -234,8 +234,8 @@ impl Engine {
             self.compaction().place_to_read(place.lsn()),
             |record| {
                 let body = self.body_of(&record)?;
-                let key = Key::from_stored(body.key_kind, body.key).filter(|key| !key.is_step());
-                Ok(key.map(Key::into_owned))
+                let key = self.key_of(&body, record.lsn)?;
+                Ok((!key.is_step()).then(|| key.into_owned()))
             },
         )
     }
