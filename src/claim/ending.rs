@@ -7,7 +7,6 @@ use crate::backend::Shared;
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{OutcomeParts, Settings};
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
-use crate::sync::Ordering;
 use crate::types::{KeyHash, Token};
 use crate::{Abort, Error, Key, Result};
 
@@ -102,6 +101,10 @@ impl KeyCall for EndingCall {
         Some(&self.guard.0.shared)
     }
 
+    fn may_be_made(&self) -> Result<()> {
+        self.guard.may_end()
+    }
+
     fn answered(self, _: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<()> {
         self.guard.ended(done)
     }
@@ -112,7 +115,7 @@ impl KeyCall for EndingCall {
 
     /// The ending goes on without its caller.
     fn left(&self) {
-        self.guard.0.has_ended.store(true, Ordering::SeqCst);
+        self.guard.0.liveness.end();
     }
 }
 
@@ -160,6 +163,6 @@ impl KeyCall for Detaching {
 
     /// It goes on without its caller: the claim lasts until the lease has passed.
     fn left(&self) {
-        self.guard.0.has_ended.store(true, Ordering::SeqCst);
+        self.guard.0.liveness.end();
     }
 }

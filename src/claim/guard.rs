@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ending::{Detaching, How, recording};
-use super::handle::{ClaimInner, DROPPED, Saved, lease_millis};
+use super::handle::{ClaimInner, DROPPED, Liveness, Saved, lease_millis};
 use super::step::{EarlierSteps, Steps};
 use super::{Before, ClaimHandle, EndingCall, Pending, Ticket, make, send};
 use crate::backend::Shared;
 use crate::engine::{Applied, Claimed};
 use crate::operation::{Settings, cut_label};
 use crate::protocol::{Answer, KeyState};
-use crate::sync::{self, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{self, AtomicBool, AtomicU64, Mutex};
 use crate::types::KeyHash;
 use crate::{Abort, Encode, Error, ErrorKind, Key, OnDrop, OnUnkept, Outcome, Result};
 
@@ -63,9 +63,9 @@ impl ClaimGuard {
                 interruption: before.interruption,
                 progress: Mutex::new(Saved { order: (None, 0), value: before.progress }),
                 saves: AtomicU64::new(0),
-                is_attached: false,
+                is_attached: before.is_attached,
                 drop_aborts,
-                has_ended: AtomicBool::new(false),
+                liveness: Liveness::new(),
                 steps: Steps::new(claimed, before.steps),
                 kept_alive: Mutex::new(None),
             })),
@@ -84,12 +84,8 @@ impl ClaimGuard {
         let progress = state.extras.as_ref().and_then(|extras| extras.progress.clone());
         // Another process may have begun steps of this attempt.
         let steps = EarlierSteps::of_open(Some(state));
-        let before = Before { interruption: None, progress, steps };
-        let mut guard = ClaimGuard::new(shared, key, hash, claimed, settings, before);
-        if let Some(inner) = Arc::get_mut(&mut guard.handle.0) {
-            inner.is_attached = true;
-        }
-        guard
+        let before = Before { interruption: None, progress, steps, is_attached: true };
+        ClaimGuard::new(shared, key, hash, claimed, settings, before)
     }
 
     /// Ends the claim with a result, which every later claim replays.
@@ -258,8 +254,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn abort(self, why: impl Into<Abort>) -> Result<()> {
-        self.may_end()?;
-        self.aborting(why.into()).make()
+        self.aborting(why.into())?.make()
     }
 
     /// Ends the claim as [`abort`](Self::abort) does, and gives the answer later, as
@@ -277,10 +272,10 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete), as the answer.
     pub fn abort_async(self, why: impl Into<Abort>) -> Pending<()> {
-        if let Err(e) = self.may_end() {
-            return Pending::ready(Err(e));
+        match self.aborting(why.into()) {
+            Ok(ending) => ending.send(),
+            Err(e) => Pending::ready(Err(e)),
         }
-        self.aborting(why.into()).send()
     }
 
     /// Ends the claim without an outcome and holds its key: no claim is granted, under any policy, until the key is
@@ -304,8 +299,7 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete).
     pub fn hold(self, reason: impl Into<String>) -> Result<()> {
-        self.may_end()?;
-        self.parking(cut_label(reason.into())).make()
+        self.parking(cut_label(reason.into()))?.make()
     }
 
     /// Holds the key as [`hold`](Self::hold) does, and gives the answer later, as [`complete_async`](Self::complete_async)
@@ -323,10 +317,10 @@ impl ClaimGuard {
     /// # Errors
     /// The errors of [`complete`](Self::complete), as the answer.
     pub fn hold_async(self, reason: impl Into<String>) -> Pending<()> {
-        if let Err(e) = self.may_end() {
-            return Pending::ready(Err(e));
+        match self.parking(cut_label(reason.into())) {
+            Ok(ending) => ending.send(),
+            Err(e) => Pending::ready(Err(e)),
         }
-        self.parking(cut_label(reason.into())).send()
     }
 
     /// Hands the claim over: from now on it lasts until `lease` has passed, whatever becomes of this process, and its
@@ -424,7 +418,7 @@ impl ClaimGuard {
             let outcome = Outcome::without_result(reason);
             return self.ending(if failure { outcome.into_failure() } else { outcome });
         }
-        Ok(self.parking(reason))
+        self.parking(reason)
     }
 
     /// The ending with this outcome, to be made; or why it can't be recorded, with the guard.
@@ -437,18 +431,23 @@ impl ClaimGuard {
         }
     }
 
-    pub(crate) fn aborting(self, why: Abort) -> EndingCall {
-        EndingCall { guard: self, how: How::Abort(why) }
+    /// The abort, to be made.
+    pub(crate) fn aborting(self, why: Abort) -> Result<EndingCall> {
+        self.may_end()?;
+        Ok(EndingCall { guard: self, how: How::Abort(why) })
     }
 
-    fn parking(self, reason: String) -> EndingCall {
-        EndingCall { guard: self, how: How::Park(reason) }
+    /// The hold for that reason, to be made.
+    fn parking(self, reason: String) -> Result<EndingCall> {
+        self.may_end()?;
+        Ok(EndingCall { guard: self, how: How::Park(reason) })
     }
 
-    /// Refuses an ending after a step has held the claim: that is the owner's word on it, until somebody resolves the key.
+    /// Refuses an ending after a step has held the claim, which is the owner's word on it until somebody resolves the key; and
+    /// after a step was told that the claim is lost.
     #[inline]
-    fn may_end(&self) -> Result<()> {
-        if self.has_ended() { Err(self.0.held_by_step()) } else { Ok(()) }
+    pub(super) fn may_end(&self) -> Result<()> {
+        if self.0.liveness.is_live() { Ok(()) } else { Err(self.0.not_live()) }
     }
 
     /// An outcome exists, or is about to, so the effect may have happened: from here on a drop can't mean that nothing
@@ -460,7 +459,7 @@ impl ClaimGuard {
     pub(super) fn ended(self, done: Result<Applied>) -> Result<()> {
         match done {
             Ok(applied) => {
-                self.0.has_ended.store(true, Ordering::SeqCst);
+                self.0.liveness.end();
                 if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
             }
             // Space was needed and could not be made: nothing was written.
@@ -469,8 +468,9 @@ impl ClaimGuard {
             }
             Err(e) => {
                 // Placed, and it is unknown whether it is durable: this claim can't be ended another way.
-                let is_unknown = e.kind() == ErrorKind::Indeterminate;
-                self.0.has_ended.fetch_or(is_unknown, Ordering::SeqCst);
+                if e.kind() == ErrorKind::Indeterminate {
+                    self.0.liveness.end();
+                }
                 Err(e)
             }
         }

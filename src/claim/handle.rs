@@ -13,7 +13,7 @@ use crate::backend::Shared;
 use crate::engine::{Applied, Asks, Writing};
 use crate::operation::Settings;
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::types::{KeyHash, Lsn, Token};
 use crate::{Encode, Error, ErrorKind, Key, OnDrop, Payload, Result};
 
@@ -54,7 +54,7 @@ pub(super) struct ClaimInner {
     pub(super) is_attached: bool,
     /// What a drop means from now on.
     pub(super) drop_aborts: AtomicBool,
-    pub(super) has_ended: AtomicBool,
+    pub(super) liveness: Liveness,
     pub(super) steps: Steps,
     /// What renews it in the background, if it is to be kept alive.
     pub(super) kept_alive: Mutex<Option<KeptAlive>>,
@@ -74,6 +74,43 @@ pub(crate) struct Before {
     pub(crate) interruption: Option<Attempt>,
     pub(crate) progress: Option<Arc<[u8]>>,
     pub(crate) steps: EarlierSteps,
+    /// The claim was detached, and is attached by its ticket.
+    pub(crate) is_attached: bool,
+}
+
+/// Whether the claim can still be ended, as far as its guard and its handles know.
+pub(super) struct Liveness(AtomicU32);
+
+/// Nobody said a word that ends it.
+const LIVE: u32 = 0;
+/// Its guard ended it, handed it over or was dropped, or one of its steps was told that it is lost.
+const OVER: u32 = 1;
+/// One of its steps held it, or sent that hold.
+const HELD_BY_STEP: u32 = 2;
+
+impl Liveness {
+    pub(super) fn new() -> Self {
+        Liveness(AtomicU32::new(LIVE))
+    }
+
+    #[inline]
+    pub(super) fn is_live(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == LIVE
+    }
+
+    fn is_held_by_step(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == HELD_BY_STEP
+    }
+
+    /// Returns whether it was live until now.
+    pub(super) fn end(&self) -> bool {
+        self.0.compare_exchange(LIVE, OVER, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// The word of a step counts unless the claim was over before.
+    pub(super) fn hold_by_step(&self) {
+        let _ = self.0.compare_exchange(LIVE, HELD_BY_STEP, Ordering::SeqCst, Ordering::SeqCst);
+    }
 }
 
 /// The reason recorded for an attempt whose guard was dropped without an ending.
@@ -82,7 +119,7 @@ pub(super) const DROPPED: &str = "dropped without a word";
 impl ClaimInner {
     /// The owner leaves without an ending: an interruption, or the abort that `OnDrop::Abort` requested beforehand.
     pub(super) fn leave(&self, reason: &str) {
-        if self.has_ended.swap(true, Ordering::SeqCst) {
+        if !self.liveness.end() {
             return;
         }
         let abort = !self.is_attached && self.drop_aborts.load(Ordering::SeqCst);
@@ -112,8 +149,12 @@ impl ClaimInner {
         Error::new(ErrorKind::ClaimLost, message)
     }
 
+    /// Why a claim that is no longer live takes no ending.
     #[cold]
-    pub(super) fn held_by_step(&self) -> Error {
+    pub(super) fn not_live(&self) -> Error {
+        if !self.liveness.is_held_by_step() {
+            return self.lost();
+        }
         let message = format!("{} is held by one of its steps: resolve it", self.key);
         Error::new(ErrorKind::Held, message)
     }
@@ -362,10 +403,7 @@ impl ClaimHandle {
 
     /// A claim that has ended can't be changed.
     fn may_change(&self) -> Result<()> {
-        match self.0.has_ended.load(Ordering::SeqCst) {
-            true => Err(self.lost()),
-            false => Ok(()),
-        }
+        if self.0.liveness.is_live() { Ok(()) } else { Err(self.lost()) }
     }
 
     /// Returns what was saved last, by this attempt or by one before it.
@@ -404,8 +442,7 @@ impl ClaimHandle {
     #[must_use]
     pub fn is_live(&self) -> bool {
         let inner = &self.0;
-        let has_ended = inner.has_ended.load(Ordering::SeqCst);
-        !has_ended && inner.shared.is_live(&inner.key, inner.hash, inner.token)
+        inner.liveness.is_live() && inner.shared.is_live(&inner.key, inner.hash, inner.token)
     }
 
     /// Waits until the claim is no longer this attempt's: it has ended, its lease has passed, somebody took over or revoked it,
@@ -428,7 +465,7 @@ impl ClaimHandle {
     /// A look into memory, and one more for each change of the key.
     pub fn ended(&self) -> Pending<()> {
         let inner = &self.0;
-        if inner.has_ended.load(Ordering::SeqCst) {
+        if !inner.liveness.is_live() {
             return Pending::ready(Ok(()));
         }
         Pending::new(inner.shared.send_watch(&inner.key, inner.token), |told| told.map(|_| ()))
@@ -451,9 +488,9 @@ impl ClaimHandle {
         self.0.drop_aborts.store(on_drop == OnDrop::Abort, Ordering::SeqCst);
     }
 
-    /// Whether the claim has ended by a word of its owner, or by a drop of its guard.
+    /// Whether the claim has ended by a word of its owner, or by a drop of its guard, or was found to be lost.
     pub(crate) fn has_ended(&self) -> bool {
-        self.0.has_ended.load(Ordering::SeqCst)
+        !self.0.liveness.is_live()
     }
 
     pub(super) fn lost(&self) -> Error {
@@ -503,7 +540,7 @@ impl KeyCall for Renewing {
         let inner = &self.handle.0;
         match applied?.answer {
             // The guard was dropped meanwhile, so no guard is left to end the renewed claim.
-            Answer::Done if inner.has_ended.load(Ordering::SeqCst) => {
+            Answer::Done if !inner.liveness.is_live() => {
                 inner.let_go(false, DROPPED);
                 Err(inner.lost())
             }
@@ -515,7 +552,7 @@ impl KeyCall for Renewing {
 
     /// The same, if it was renewed.
     fn left(&self) {
-        if self.handle.0.has_ended.load(Ordering::SeqCst) {
+        if !self.handle.0.liveness.is_live() {
             self.handle.0.let_go(false, DROPPED);
         }
     }

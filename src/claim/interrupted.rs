@@ -283,6 +283,7 @@ impl Interrupted {
                     interruption: Some(self.attempt.clone()),
                     progress: before.and_then(|state| state.extras?.progress.clone()),
                     steps,
+                    is_attached: false,
                 },
             )),
             _ => Err(self.lost()),

@@ -92,10 +92,9 @@ impl Renewer {
         // Dropped after the lock is: it may be the last that holds the claim.
         let inner = this.claim.upgrade();
         let mut state = this.state.lock();
-        let inner = inner.as_ref().filter(|inner| {
-            let has_ended = inner.has_ended.load(Ordering::SeqCst);
-            !has_ended && !this.is_over.load(Ordering::SeqCst)
-        });
+        let inner = inner
+            .as_ref()
+            .filter(|inner| inner.liveness.is_live() && !this.is_over.load(Ordering::SeqCst));
         let goes_on = inner.is_some_and(|inner| this.renew(inner, &mut state));
         if !goes_on {
             state.renewal = None;

@@ -32,6 +32,11 @@ pub(crate) trait KeyCall: Asks {
         None
     }
 
+    /// Whether the claim that it holds still takes the call.
+    fn may_be_made(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The answer, once the call is made. Not to be shown before a crash can't undo it.
     fn answered(
         self,

@@ -17,7 +17,7 @@ use crate::engine::{Applied, Asks, Claimed, EncodedOutcome, Stored, Writing};
 use crate::limits::{ANNOUNCED_MAX, STEP_NAME_BYTES_MAX};
 use crate::operation::{OutcomeParts, cut_label};
 use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState};
-use crate::sync::{Mutex, Ordering};
+use crate::sync::Mutex;
 use crate::types::{KeyHash, Token};
 use crate::{Decode, Encode, Error, ErrorKind, Fingerprint, Key, Outcome, Result};
 
@@ -506,7 +506,7 @@ enum NextCall {
 impl StepRun {
     fn begin(claim: &ClaimHandle, step: Step) -> Result<Self> {
         step.check()?;
-        if claim.0.has_ended.load(Ordering::SeqCst) {
+        if !claim.0.liveness.is_live() {
             return Err(claim.lost());
         }
         let name: Arc<str> = step.name.as_str().into();
@@ -579,7 +579,7 @@ impl StepRun {
         }
         if is_before_work && matches!(self.next, NextCall::None) {
             // A handle may outlive its guard: another one may have gone on meanwhile.
-            if claim.0.has_ended.load(Ordering::SeqCst) {
+            if !claim.0.liveness.is_live() {
                 return Err(claim.lost());
             }
             self.note(|begun| begun.may_have_run = true);
@@ -757,15 +757,20 @@ impl KeyCall for Holding {
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<Error> {
         let claim = &self.step.claim.0;
-        let answer = done?.answer;
-        claim.has_ended.store(true, Ordering::SeqCst);
-        if answer != Answer::Done {
-            return Err(self.step.claim.lost());
+        if done?.answer != Answer::Done {
+            claim.liveness.end();
+            return Err(claim.lost());
         }
+        claim.liveness.hold_by_step();
         let message = format!(
             "{} is held, because of its step {:?}: {}; resolve it",
             claim.key, self.step.name, self.reason
         );
         Ok(Error::new(ErrorKind::Held, message))
+    }
+
+    /// The hold goes on without its caller.
+    fn left(&self) {
+        self.step.claim.0.liveness.hold_by_step();
     }
 }

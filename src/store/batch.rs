@@ -446,7 +446,7 @@ impl Batch {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     pub fn abort(&mut self, claim: ClaimGuard, why: impl Into<Abort>) -> &mut Self {
-        self.add(AnswerList::Endings, Ok(Mixed::Ending(claim.aborting(why.into()))))
+        self.add(AnswerList::Endings, claim.aborting(why.into()).map(Mixed::Ending))
     }
 
     /// Adds a take-over, as [`Interrupted::take_over`].
@@ -665,6 +665,13 @@ impl KeyCall for Mixed {
         }
     }
 
+    fn may_be_made(&self) -> Result<()> {
+        match self {
+            Mixed::Ending(ending) => ending.may_be_made(),
+            Mixed::Claim(_) | Mixed::Word(_) | Mixed::Mark(_) | Mixed::Forget(_) => Ok(()),
+        }
+    }
+
     fn answered(
         self,
         shared: &Arc<Shared>,
@@ -700,7 +707,7 @@ fn make_all<I: KeyCall>(
     shared: &Arc<Shared>,
     items: impl Iterator<Item = Result<I>>,
 ) -> Result<Vec<Result<I::Answer>>> {
-    let items = items.map(|item| item.and_then(|item| of_this_store(shared, item)));
+    let items = items.map(|item| item.and_then(|item| checked(shared, item)));
     match &**shared {
         Shared::Embedded(engine) => make_embedded(shared, engine, items),
         #[cfg(feature = "backend")]
@@ -718,9 +725,8 @@ fn send_all<I: KeyCall + Send + 'static>(
     items: impl Iterator<Item = Result<I>>,
 ) -> Pending<Vec<Result<I::Answer>>> {
     let (shared, space, mut entering) = (&store.shared, store.space.as_ref(), None);
-    let mut ready = |item| {
-        of_this_store(shared, item).and_then(|item| in_space(shared, space, item, &mut entering))
-    };
+    let mut ready =
+        |item| checked(shared, item).and_then(|item| in_space(shared, space, item, &mut entering));
     let items = items.map(|item| item.and_then(&mut ready));
     let mut sent = SentItems(items.collect());
     let entered = entering.as_ref().map(Entering::entered);
@@ -773,16 +779,17 @@ fn refused_whole<T>(answers: &mut Vec<Result<T>>) -> Result<()> {
     }
 }
 
-/// A claim of another store under the same key may even have the same token.
-fn of_this_store<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I> {
-    match item.shared() {
-        Some(of) if !Arc::ptr_eq(of, shared) => {
-            let message =
-                format!("the claim on {} is of another store: end it by itself", item.key());
-            Err(item.refused(Error::invalid(message)))
-        }
-        _ => Ok(item),
+/// Refuses the call on a claim of another store, which under the same key may even have the same token, and the ending of a claim
+/// that is over since it was added.
+fn checked<I: KeyCall>(shared: &Arc<Shared>, item: I) -> Result<I> {
+    if item.shared().is_some_and(|of| !Arc::ptr_eq(of, shared)) {
+        let key = item.key();
+        let message =
+            format!("the claim or question about {key} is of another store: make the call there");
+        return Err(item.refused(Error::invalid(message)));
     }
+    item.may_be_made()?;
+    Ok(item)
 }
 
 fn make_embedded<I: KeyCall>(

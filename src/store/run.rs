@@ -711,7 +711,7 @@ where
     /// interrupted.
     async fn carry_out(&mut self, by: RunBy, guard: ClaimGuard, verdict: Verdict) {
         let recorded = match verdict {
-            Verdict::Abort(why) => by.make(self.store, Ok(guard.aborting(why))).await,
+            Verdict::Abort(why) => by.make(self.store, guard.aborting(why)).await,
             Verdict::Fail(outcome) => self.end(by, guard, outcome.into_failure()).await,
             Verdict::Unknown => {
                 guard.on_drop(OnDrop::Interrupt);

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{
-    Abort, Attempt, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind, Fingerprint,
-    OnInterrupted, Operation, Policy, Reconciled, Result, Run, State, Step, StepHandle, Store,
+    Abort, Attempt, Batch, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind,
+    Fingerprint, OnInterrupted, Operation, Policy, Reconciled, Result, Run, State, Step,
+    StepHandle, Store,
 };
 
 fn granted(store: &Store, key: &str) -> ClaimGuard {
@@ -704,25 +705,34 @@ fn a_step_that_ends_twice_keeps_its_first_result() {
     assert_eq!(granted(&store, "k").step("a", never::<String>).unwrap(), first);
 }
 
+/// Commits a batch of one ending.
+fn in_batch(store: &Store, add: impl FnOnce(&mut Batch) -> &mut Batch) -> Result<()> {
+    let mut batch = store.batch();
+    add(&mut batch);
+    batch.commit()?.endings.remove(0)
+}
+
 /// The hold is the owner's word on its claim: work that goes on regardless doesn't complete it unnoticed.
 #[test]
 fn a_claim_that_a_step_held_takes_no_other_ending() {
     let store = Sim::new(1).open().unwrap();
-    let endings: [fn(ClaimGuard) -> Result<()>; 7] = [
-        |claim| claim.complete("v"),
-        |claim| claim.fail("v"),
-        |claim| claim.abort("nothing happened"),
-        |claim| claim.hold("another word"),
-        |claim| claim.complete_async("v").wait(),
-        |claim| claim.abort_async("nothing happened").wait(),
-        |claim| claim.detach(std::time::Duration::from_secs(9)).map(drop),
+    let endings: [fn(&Store, ClaimGuard) -> Result<()>; 9] = [
+        |_, claim| claim.complete("v"),
+        |_, claim| claim.fail("v"),
+        |_, claim| claim.abort("nothing happened"),
+        |_, claim| claim.hold("another word"),
+        |_, claim| claim.complete_async("v").wait(),
+        |_, claim| claim.abort_async("nothing happened").wait(),
+        |_, claim| claim.detach(std::time::Duration::from_secs(9)).map(drop),
+        |store, claim| in_batch(store, |batch| batch.complete(claim, "v")),
+        |store, claim| in_batch(store, |batch| batch.abort(claim, "nothing happened")),
     ];
     for (n, end) in endings.into_iter().enumerate() {
         let key = format!("k{n}");
         let claim = granted(&store, &key);
         let held = claim.step("send", |step| Err::<(), _>(step.hold("nobody knows")));
         assert_eq!(held.unwrap_err().kind(), ErrorKind::Held);
-        assert_eq!(end(claim).unwrap_err().kind(), ErrorKind::Held, "{n}");
+        assert_eq!(end(&store, claim).unwrap_err().kind(), ErrorKind::Held, "{n}");
         let Some(State::Held(attempt)) = store.get(key.as_str()).unwrap() else { panic!("{n}") };
         assert_eq!(attempt.reason(), Some("nobody knows"), "{n}");
     }
@@ -732,6 +742,71 @@ fn a_claim_that_a_step_held_takes_no_other_ending() {
     });
     assert!(matches!(run.unwrap(), Run::Unrecorded(_, e) if e.kind() == ErrorKind::Held));
     assert!(matches!(store.get("swallowed").unwrap(), Some(State::Held(_))));
+}
+
+/// The batch has the claim's guard already when a step that still runs holds the claim.
+#[test]
+fn an_ending_in_a_batch_does_not_override_a_hold_that_came_before_the_commit() {
+    for is_async in [false, true] {
+        let store = Sim::new(1).open().unwrap();
+        let (ended, aborted) = (granted(&store, "ended"), granted(&store, "aborted"));
+        let handles = [ended.handle(), aborted.handle()];
+        let mut batch = store.batch();
+        batch.complete(ended, "v").abort(aborted, "nothing happened");
+        for claim in &handles {
+            let held = claim.step("send", |step| Err::<(), _>(step.hold("nobody knows")));
+            assert_eq!(held.unwrap_err().kind(), ErrorKind::Held);
+        }
+        let committed = if is_async { batch.commit_async().wait() } else { batch.commit() };
+        for ending in committed.unwrap().endings {
+            assert_eq!(ending.unwrap_err().kind(), ErrorKind::Held);
+        }
+        for claim in &handles {
+            let Some(State::Held(attempt)) = store.get(claim.key()).unwrap() else { panic!() };
+            assert_eq!(attempt.reason(), Some("nobody knows"));
+        }
+    }
+}
+
+/// The hold that was sent goes on, and must count for the guard as if it had been waited for.
+#[test]
+fn a_hold_whose_future_is_dropped_takes_no_other_ending() {
+    for is_polled in [false, true] {
+        let store = Sim::new(1).open().unwrap();
+        let claim = granted(&store, "k");
+        let _ = claim.step("send", |step| {
+            let holding = step.hold_async("nobody knows");
+            if is_polled {
+                let _ = polled(holding, 1);
+            }
+            Err::<(), _>(failed())
+        });
+        assert_eq!(claim.complete("v").unwrap_err().kind(), ErrorKind::Held, "{is_polled}");
+        let Some(State::Held(attempt)) = store.get("k").unwrap() else { panic!("{is_polled}") };
+        assert_eq!(attempt.reason(), Some("nobody knows"));
+    }
+}
+
+/// The owner whose claim is gone must hear that, and not that there is something to resolve.
+#[test]
+fn a_claim_that_a_step_could_not_hold_is_lost() {
+    let endings: [fn(&Store, ClaimGuard) -> Result<()>; 4] = [
+        |_, claim| claim.complete("v"),
+        |_, claim| claim.abort_async("nothing happened").wait(),
+        |_, claim| claim.detach(std::time::Duration::from_secs(9)).map(drop),
+        |store, claim| in_batch(store, |batch| batch.abort(claim, "nothing happened")),
+    ];
+    for end in endings {
+        let store = Sim::new(1).open().unwrap();
+        let claim = granted(&store, "k");
+        let Some(State::InProgress(attempt)) = store.get("k").unwrap() else { panic!() };
+        assert!(store.interrupt(&attempt, "the wrong file").unwrap());
+        let lost = claim.step("send", |step| Err::<(), _>(step.hold("nobody knows")));
+        assert_eq!(lost.unwrap_err().kind(), ErrorKind::ClaimLost);
+        let error = end(&store, claim).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ClaimLost, "{error}");
+        assert!(matches!(store.get("k").unwrap(), Some(State::Interrupted(_))));
+    }
 }
 
 /// A ticket is attached while its owner's last step ends. The names of open steps came from a record that was read before, and
