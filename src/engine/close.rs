@@ -74,6 +74,8 @@ impl Engine {
             self.log.events.draining();
         }
         self.log.gate().drain();
+        // Claims that wait for their key are refused now.
+        self.waits.tell_all();
     }
 
     /// Takes no new claims, waits for those in flight at most `deadline` milliseconds, and lets nothing in any more. Once

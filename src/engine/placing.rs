@@ -176,7 +176,7 @@ impl<A: Asks> Placing<A> {
             // Told here: an observer or a waker may call the store, so no lock is held any more.
             self.asks.ask(|key, call, _| engine.tell_change(key, self.hash, call, &tried));
             match tried {
-                Ok(done) if self.patience.is_some() => match self.wait_on(engine, &done) {
+                Ok(done) if self.patience.is_some() => match self.wait_on(engine, &done)? {
                     Some(waits_for) => self.waits_for = waits_for,
                     None => return Ok(self.placed(engine, done)),
                 },
@@ -214,11 +214,14 @@ impl<A: Asks> Placing<A> {
                     return absent(self);
                 }
                 let done = self.try_once(engine)?;
-                let left = self.asks.ask(|key, call, writing| {
+                let has_dropped = self.asks.ask(|key, call, writing| {
                     engine.space_changed(&mut spaces, key, call, writing, &done)
                 });
                 drop(spaces);
-                engine.tell_dropped(&left);
+                if has_dropped {
+                    // Claims that wait for a key of it are refused, whoever is on the key.
+                    engine.waits.tell_all();
+                }
                 Ok(done)
             }
         }
@@ -252,26 +255,29 @@ impl<A: Asks> Placing<A> {
         }
     }
 
-    /// What a patient claim waits for before it is answered; `None`: nothing.
+    /// What a patient claim waits for before it is answered; `None`: nothing. An error if it would wait in vain.
     #[cold]
-    fn wait_on(&mut self, engine: &Engine, done: &Done) -> Option<WaitsFor> {
-        let (applied, patience) = (&done.applied, self.patience.as_deref_mut()?);
+    fn wait_on(&mut self, engine: &Engine, done: &Done) -> Result<Option<WaitsFor>> {
+        let Some(patience) = self.patience.as_deref_mut() else { return Ok(None) };
+        let applied = &done.applied;
         let is_taken = matches!(applied.answer, Answer::InProgress | Answer::Delayed);
         if !is_taken {
             patience.turn = None;
-            return None;
+            return Ok(None);
         }
         if patience.is_over || engine.nanos() >= patience.until {
-            return None;
+            return Ok(None);
         }
         let Some(_turn) = &patience.turn else {
             let join = |key: &Key<'_>| engine.waits.join(key, self.hash, WaitsTo::Claim);
             patience.turn = Some(self.asks.ask(|key, _, _| join(key)));
             // It may have changed before the claim joined.
-            return Some(WaitsFor::Nothing);
+            return Ok(Some(WaitsFor::Nothing));
         };
+        // A drain wakes the claims that have joined; one that joins later finds it here.
+        self.asks.ask(|_, call, _| engine.begins(call))?;
         patience.free_in = applied.found.as_ref().and_then(|found| found.free_in(applied.now));
-        Some(WaitsFor::Turn)
+        Ok(Some(WaitsFor::Turn))
     }
 
     /// Sleeps until the key may have changed, or the time is up. Called outside the gate: a close doesn't wait for it.

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use super::Seen;
 use super::call::{Done, NOTHING, told};
 use super::compose::state_of;
-use super::waits::Wakes;
 use super::{Engine, Writing};
 use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
@@ -77,9 +76,6 @@ struct OpenRecord {
     /// When its lease passes, if it is detached.
     until: Option<StoreMillis>,
 }
-
-/// A key of a dropped namespace that had an owner or a claimant.
-pub(super) type LeftKey = (KeyHash, Key<'static>);
 
 /// A namespace as it was read: the id of the one that it lies in, and its name.
 type ReadSpace = (Option<Token>, Box<str>, Named);
@@ -429,7 +425,7 @@ impl Engine {
     }
 
     /// Brings the table up to date after a call on the name of a namespace, under the lock under which the call was placed.
-    /// Returns whom to tell once that is released.
+    /// Returns whether it dropped one: then callers that wait for a key are to be woken, once that lock is released.
     pub(super) fn space_changed(
         &self,
         table: &mut SpaceTable,
@@ -437,11 +433,11 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
         done: &Done,
-    ) -> Vec<LeftKey> {
+    ) -> bool {
         let (Lies::Names(parent), Some(name), Some(placed), Some(ahead)) =
             (key.lies(), key.space_name(), done.placed(), self.log.ahead())
         else {
-            return Vec::new();
+            return false;
         };
         let dropped = table.remove(parent, name);
         if matches!(call, Call::Record { .. } | Call::Replace(_)) {
@@ -459,12 +455,14 @@ impl Engine {
         }
         // What a caller finds no longer there must not come back.
         self.forgotten.fetch_max(placed.get(), Ordering::SeqCst);
-        if dropped.is_empty() { Vec::new() } else { self.leave_dropped(&dropped) }
+        if !dropped.is_empty() {
+            self.leave_dropped(&dropped);
+        }
+        !dropped.is_empty()
     }
 
     /// Takes owners whose lease has passed, and claimants that were asked, off the keys of dropped namespaces.
-    fn leave_dropped(&self, dropped: &BTreeSet<u64>) -> Vec<LeftKey> {
-        let mut left = Vec::new();
+    fn leave_dropped(&self, dropped: &BTreeSet<u64>) {
         for index in 0..limits::SHARDS {
             let Some(mut shard) = self.recent.nth_shard(index) else { break };
             let mut gone = Vec::new();
@@ -472,24 +470,15 @@ impl Engine {
                 let key = entry.live.as_deref().and_then(key_of);
                 if let Some(key) = key {
                     if matches!(key.lies(), Lies::In(id) if dropped.contains(&id.0)) {
-                        gone.push((entry.hash, entry.place.lsn(), key.into_owned()));
+                        gone.push((entry.hash, entry.place.lsn()));
                     }
                 }
             }
-            for (hash, lsn, key) in gone {
+            for (hash, lsn) in gone {
                 if let Some(live) = shard.let_go(hash, lsn) {
                     self.left(&live);
                 }
-                left.push((hash, key));
             }
-        }
-        left
-    }
-
-    /// Wakes the callers that wait for keys of a namespace that was dropped. Called without a lock.
-    pub(super) fn tell_dropped(&self, left: &[LeftKey]) {
-        for (hash, key) in left {
-            self.waits.tell(key, *hash, Wakes::First);
         }
     }
 }

@@ -143,7 +143,7 @@ impl Waits {
         self.shards.iter().map(|shard| u64::from(shard.callers.load(Ordering::Relaxed))).sum()
     }
 
-    /// Wakes everybody: the store closes.
+    /// Wakes everybody: what changed may concern any key. Called without a lock.
     pub(crate) fn tell_all(&self) {
         for shard in &self.shards {
             let queues = shard.queues.lock();

@@ -163,7 +163,7 @@ impl Store {
     ///
     /// # Errors
     /// The errors of [`claim`](Self::claim). `Closed` if the store is closed meanwhile, or drained: a close doesn't wait for
-    /// those that wait.
+    /// those that wait. `Superseded` if the namespace of the key is dropped meanwhile. Both come at once.
     ///
     /// # Cost
     /// That of [`claim`](Self::claim), once more for each time that it is woken.
@@ -365,7 +365,8 @@ impl Store {
         Pending::new(self.shared.send_sync(), |told| told)
     }
 
-    /// Refuses new claims from now on; claims in flight continue. See [`close`](Self::close).
+    /// Refuses new claims from now on, also those that wait for their key; claims in flight continue. See
+    /// [`close`](Self::close).
     ///
     /// Nothing is written. A drain can't be undone.
     ///

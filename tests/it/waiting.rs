@@ -290,6 +290,51 @@ fn a_close_lets_those_that_wait_go_and_waits_for_none() {
     drop(guard);
 }
 
+/// The waiter was told when its whole time was up.
+#[test]
+fn a_drain_lets_those_that_wait_go() {
+    let store = Sim::new(1).open().unwrap();
+    let guard = acquired(&store, "k");
+    acquired(&store, "delayed").abort(Abort::new("busy").retry_in(MINUTE)).unwrap();
+    let mut waiting = [waiter(&store, "k"), waiter(&store, "k"), waiter(&store, "delayed")];
+    let mut ended = Task::new(guard.ended());
+    let blocked = {
+        let store = store.clone();
+        std::thread::spawn(move || store.claim_wait("k", 300 * SECOND))
+    };
+    store.drain();
+    for waiting in &mut waiting {
+        assert_eq!(waiting.answer().unwrap_err().kind(), ErrorKind::Closed);
+    }
+    assert_eq!(blocked.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    // The owner goes on.
+    assert!(ended.waits() && guard.is_live());
+    guard.complete("v").unwrap();
+    ended.answer().unwrap();
+}
+
+/// The waiter slept on, while a plain claim of the same key was granted.
+#[test]
+fn a_dropped_namespace_lets_those_that_wait_for_its_keys_go() {
+    let drops: [fn(&Store); 2] = [
+        |store| assert!(store.namespace("n").forget_all().unwrap()),
+        |store| assert!(store.namespace("n").version("2").mark("other").unwrap().is_first()),
+    ];
+    for drops in drops {
+        let store = Sim::new(1).open().unwrap();
+        let _elsewhere = acquired(&store, "k");
+        let mut elsewhere = waiter(&store, "k");
+        let old = store.namespace("n").version("1");
+        acquired(&old, "k").abort(Abort::new("busy").retry_in(MINUTE)).unwrap();
+        let mut waiting = [waiter(&old, "k"), waiter(&old, "k")];
+        drops(&store);
+        for waiting in &mut waiting {
+            assert_eq!(waiting.answer().unwrap_err().kind(), ErrorKind::Superseded);
+        }
+        assert!(elsewhere.waits());
+    }
+}
+
 #[test]
 fn an_owner_is_told_of_the_end_of_its_claim() {
     let sim = Sim::new(1);
