@@ -17,8 +17,12 @@ pub(crate) const PROGRESS_BYTES_MAX: usize = 16 << 10;
 pub(crate) const STEP_NAME_BYTES_MAX: usize = 255;
 /// Steps of a key that are announced at a time and have not ended: each record of the key repeats their names.
 pub(crate) const ANNOUNCED_MAX: usize = 16;
-/// All of them, each with its length.
-pub(crate) const ANNOUNCED_BYTES_MAX: usize = ANNOUNCED_MAX * (1 + STEP_NAME_BYTES_MAX);
+/// Bytes that a record has for each of them: the length of its name, the name, and its input's fingerprint if it has one.
+pub(crate) const fn announced_bytes(name: usize, has_input: bool) -> usize {
+    1 + name + 1 + if has_input { 16 } else { 0 }
+}
+pub(crate) const ANNOUNCED_BYTES_MAX: usize =
+    ANNOUNCED_MAX * announced_bytes(STEP_NAME_BYTES_MAX, true);
 /// Longest stored key of a step: the key of its claim, the name, and the fields of `operation::step_key`.
 pub(crate) const STEP_KEY_BYTES_MAX: usize = KEY_BYTES_MAX + STEP_NAME_BYTES_MAX + 10;
 const _: () =

@@ -64,12 +64,21 @@ pub struct Extras {
     pub by: Option<Arc<str>>,
     /// What the newest attempt saved of its progress, encoded.
     pub progress: Option<Arc<[u8]>>,
-    /// The names of the steps that were announced and have not ended, in the order of their announcements. As a record has
-    /// them, steps among them may have ended since.
-    pub announced: Vec<Arc<str>>,
+    /// The steps that were announced and have not ended, in the order of their announcements. As a record has them, steps
+    /// among them may have ended since.
+    pub announced: Vec<OpenStep>,
     /// If the state only notes that the attempt's lease had passed: when the record before was made. The key was shown in
     /// this state by that record, too.
     pub before_lapse: Option<StoreMillis>,
+}
+
+/// A step that was announced and has not ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenStep {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The fingerprint of its input, if one was given when it was announced.
+    pub input: Option<Fingerprint>,
 }
 
 /// The lease of a detached claim, which its record carries.
@@ -116,24 +125,28 @@ pub(crate) struct NextExtras<'a> {
     pub(crate) retry_at: Option<StoreMillis>,
     pub(crate) by: Option<&'a str>,
     pub(crate) progress: Option<&'a [u8]>,
-    pub(crate) announced: &'a [Arc<str>],
-    /// Announced by this call, in addition.
-    pub(crate) announces: Option<&'a str>,
+    pub(crate) announced: &'a [OpenStep],
+    /// Announced by this call, in addition: its name and input.
+    pub(crate) announces: Option<(&'a str, Option<Fingerprint>)>,
     pub(crate) before_lapse: Option<StoreMillis>,
 }
 
-impl NextExtras<'_> {
-    /// The names of all steps that are announced from now on.
-    pub(crate) fn all_announced(&self) -> impl Iterator<Item = &str> + Clone {
-        let before = self.announced.iter().map(|name| &**name);
-        let is_new = |name: &&str| self.announced.iter().all(|before| **before != **name);
-        before.chain(self.announces.filter(is_new))
+impl<'a> NextExtras<'a> {
+    /// All steps that are announced from now on: their names and inputs.
+    pub(crate) fn all_announced(
+        &self,
+    ) -> impl Iterator<Item = (&'a str, Option<Fingerprint>)> + Clone + use<'a> {
+        let before = self.announced;
+        let is_new = |(name, _): &(&str, _)| before.iter().all(|before| *before.name != **name);
+        before.iter().map(|step| (&*step.name, step.input)).chain(self.announces.filter(is_new))
     }
 
     /// See [`KeyState::carried_bytes`].
     pub(crate) fn carried_bytes(&self) -> u64 {
-        let names = self.all_announced().map(|name| 1 + name.len()).sum::<usize>();
-        (self.progress.map_or(0, <[u8]>::len) + names) as u64
+        let bytes_of =
+            |(name, input): (&str, Option<_>)| limits::announced_bytes(name.len(), input.is_some());
+        let steps = self.all_announced().map(bytes_of).sum::<usize>();
+        (self.progress.map_or(0, <[u8]>::len) + steps) as u64
     }
 
     /// `None`: there is nothing of it.
@@ -428,7 +441,7 @@ pub(crate) struct CallExtras<'a> {
     pub(crate) by: Option<&'a str>,
     /// What the owner saves of its progress, encoded.
     pub(crate) progress: Option<&'a [u8]>,
-    /// The name of the step that the owner announces or ends.
+    /// The name of the step that the owner begins, announces or ends.
     pub(crate) step: Option<&'a str>,
     /// How long the next attempt has to wait after an abort.
     pub(crate) retry_ms: Option<u64>,
@@ -482,6 +495,8 @@ pub enum Answer {
     Delayed,
     /// The key has the maximum number of open steps.
     TooManySteps,
+    /// The step was announced with another input, and has not ended.
+    OtherInput,
     /// The call was carried out.
     Done,
     /// There was nothing to do, or the key is no longer in the state that the caller saw.
@@ -578,7 +593,7 @@ pub(crate) fn decide<'a>(
     conditions: &Conditions<'a>,
     moment: Moment,
 ) -> Decision<'a> {
-    let Ruling { answer, change } = rule(current, call, moment.now);
+    let Ruling { answer, change } = rule(current, call, conditions, moment.now);
     let next = change.map(|change| next(change, current, conditions, moment));
     Decision { answer, next }
 }
@@ -588,14 +603,20 @@ pub(crate) fn decide<'a>(
 pub(crate) fn decide_unchanged(
     current: &Current<'_>,
     call: Call,
+    conditions: &Conditions<'_>,
     now: StoreMillis,
 ) -> Option<Answer> {
-    let Ruling { answer, change } = rule(current, call, now);
+    let Ruling { answer, change } = rule(current, call, conditions, now);
     answer.filter(|_| change.is_none())
 }
 
 #[inline]
-fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
+fn rule<'a>(
+    current: &Current<'a>,
+    call: Call,
+    conditions: &Conditions<'_>,
+    now: StoreMillis,
+) -> Ruling<'a> {
     let Current { state, question, .. } = *current;
     if let Some(state) = state.filter(|state| is_noticed_lapse(state, current, call, now)) {
         return Ruling { answer: None, change: Some(Change::Lapsed(state)) };
@@ -653,9 +674,12 @@ fn rule<'a>(current: &Current<'a>, call: Call, now: StoreMillis) -> Ruling<'a> {
         Call::Progress(token) => {
             noting(state, presence, token, |state, phase| done(Change::Progressed(state, phase)))
         }
-        Call::BeginStep(token) => noting(state, presence, token, |_, _| told(Answer::Done)),
+        Call::BeginStep(token) => noting(state, presence, token, |state, _| {
+            told(if has_other_input(state, conditions) { Answer::OtherInput } else { Answer::Done })
+        }),
         Call::Announce(token) => noting(state, presence, token, |state, phase| {
             match state.announced().len() < limits::ANNOUNCED_MAX {
+                _ if has_other_input(state, conditions) => told(Answer::OtherInput),
                 true => done(Change::Announced(state, phase)),
                 false => told(Answer::TooManySteps),
             }
@@ -893,8 +917,15 @@ fn next_attempt(state: &KeyState) -> u32 {
     state.attempt.saturating_add(1)
 }
 
-/// Two requests are known to differ only if both said what they are.
-fn differs(recorded: Option<Fingerprint>, given: Option<Fingerprint>) -> bool {
+/// Whether the call's step was announced with another input, and has not ended.
+fn has_other_input(state: &KeyState, conditions: &Conditions<'_>) -> bool {
+    let name = conditions.extras.and_then(|extras| extras.step);
+    let open = state.announced().iter().find(|step| Some(&*step.name) == name);
+    open.is_some_and(|open| differs(open.input, conditions.fingerprint))
+}
+
+/// Two requests, or two inputs of a step, are known to differ only if it was said of both what they are.
+pub(crate) fn differs(recorded: Option<Fingerprint>, given: Option<Fingerprint>) -> bool {
     matches!((recorded, given), (Some(recorded), Some(given)) if recorded != given)
 }
 
@@ -1186,7 +1217,9 @@ fn next<'a>(
             let state = gone_on(from, phase, Lasting::hiding(older), reason, moment);
             let call = conditions.extras.copied().unwrap_or_default();
             let (progress, announces) = match change {
-                Change::Announced(..) => (from.progress(), call.step),
+                Change::Announced(..) => {
+                    (from.progress(), call.step.map(|name| (name, conditions.fingerprint)))
+                }
                 _ => (call.progress, None),
             };
             let detached = from.detached().filter(|_| is_claimed);
@@ -1396,7 +1429,10 @@ impl NextState<'_> {
                     retry_at: extras.retry_at,
                     by: extras.by.map(Arc::from),
                     progress: extras.progress.map(Arc::from),
-                    announced: extras.all_announced().map(Arc::from).collect(),
+                    announced: extras
+                        .all_announced()
+                        .map(|(name, input)| OpenStep { name: name.into(), input })
+                        .collect(),
                     before_lapse: extras.before_lapse,
                 })
             }),
@@ -1456,7 +1492,7 @@ impl KeyState {
         self.extras.as_ref()?.progress.as_deref()
     }
 
-    pub(crate) fn announced(&self) -> &[Arc<str>] {
+    pub(crate) fn announced(&self) -> &[OpenStep] {
         self.extras.as_ref().map_or(&[], |extras| &extras.announced)
     }
 
@@ -1464,17 +1500,20 @@ impl KeyState {
         self.extras.as_ref()?.before_lapse
     }
 
-    /// Bytes by which the records of the attempt are longer than others: the saved progress, and the names of open steps.
+    /// Bytes by which the records of the attempt are longer than others: the saved progress, and the open steps.
     pub(crate) fn carried_bytes(&self) -> u64 {
-        let names = self.announced().iter().map(|name| 1 + name.len()).sum::<usize>();
-        (self.progress().map_or(0, <[u8]>::len) + names) as u64
+        let bytes_of =
+            |step: &OpenStep| limits::announced_bytes(step.name.len(), step.input.is_some());
+        let steps = self.announced().iter().map(bytes_of).sum::<usize>();
+        (self.progress().map_or(0, <[u8]>::len) + steps) as u64
     }
 
     /// Removes a step that has ended from those that are announced.
     pub(crate) fn end_step(&mut self, name: &str) {
-        if self.announced().iter().any(|announced| **announced == *name) {
+        if self.announced().iter().any(|step| *step.name == *name) {
             let extras = self.extras.as_mut().map(Arc::make_mut);
-            extras.into_iter().for_each(|extras| extras.announced.retain(|other| **other != *name));
+            let retain = |extras: &mut Extras| extras.announced.retain(|step| *step.name != *name);
+            extras.into_iter().for_each(retain);
         }
     }
 

@@ -6,8 +6,6 @@
 //!
 //! One record tells the whole state of its key: the newest by position is the state, and a copy needs no other record.
 
-use std::borrow::Cow;
-
 use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -260,33 +258,49 @@ pub(crate) struct Rare<'a> {
     pub(crate) packed: Option<u32>,
     /// The label of the claimant or operator whose word the state goes back to; empty: there is none.
     pub(crate) by: &'a str,
-    /// The names of the steps that were announced and had not ended, as [`encode_names`] encodes them; empty: there is none.
-    pub(crate) announced: Cow<'a, [u8]>,
+    /// The steps that were announced and had not ended.
+    pub(crate) announced: Vec<AnnouncedStep<'a>>,
     /// The time of the record before, if this one only notes that a lease had passed.
     pub(crate) before_lapse: Option<StoreMillis>,
 }
 
-/// Encodes names of steps: for each its length in one byte, and its text.
-pub(crate) fn encode_names<'n>(names: impl Iterator<Item = &'n str>) -> Vec<u8> {
-    let mut out = Vec::new();
-    for name in names {
+/// A step that was announced and had not ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct AnnouncedStep<'a> {
+    pub(crate) name: &'a str,
+    /// The fingerprint of its input.
+    pub(crate) input: Option<[u8; 16]>,
+}
+
+/// Encodes steps: for each the length of its name in one byte, the name, one byte that says whether it has an input, and the
+/// fingerprint of that.
+fn encode_steps(steps: &[AnnouncedStep<'_>], out: &mut Vec<u8>) {
+    for AnnouncedStep { name, input } in steps {
         debug_assert!(name.len() <= limits::STEP_NAME_BYTES_MAX, "{} bytes", name.len());
         out.push(name.len() as u8);
         out.extend_from_slice(name.as_bytes());
+        out.push(input.is_some().into());
+        out.extend_from_slice(input.as_ref().map_or(&[], |input| input));
     }
-    out
 }
 
-/// Reads them back; `None` if they are not names of steps.
-pub(crate) fn decode_names(mut bytes: &[u8]) -> Option<Vec<&str>> {
-    let mut names = Vec::new();
-    while let Some((len, rest)) = bytes.split_first() {
-        let (name, rest) = rest.split_at_checked((*len).into())?;
-        let name = std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?;
-        names.push(name);
-        bytes = rest;
+/// Reads them back; `None` if they are no steps.
+fn decode_steps(mut rest: &[u8]) -> Option<Vec<AnnouncedStep<'_>>> {
+    let mut steps = Vec::new();
+    while !rest.is_empty() {
+        let len = take::<u8>(&mut rest)?;
+        let name = std::str::from_utf8(slice(&mut rest, len.into())?).ok()?;
+        let input = match take::<u8>(&mut rest)? {
+            0 => None,
+            1 => Some(take::<[u8; 16]>(&mut rest)?),
+            _ => return None,
+        };
+        if name.is_empty() || steps.len() == limits::ANNOUNCED_MAX {
+            return None;
+        }
+        steps.push(AnnouncedStep { name, input });
     }
-    (names.len() <= limits::ANNOUNCED_MAX).then_some(names)
+    Some(steps)
 }
 
 impl Rare<'_> {
@@ -310,16 +324,19 @@ impl Rare<'_> {
         if let Some(len) = self.packed {
             out.extend_from_slice(&len.to_le_bytes());
         }
-        for bytes in [self.by.as_bytes(), &self.announced] {
-            if !bytes.is_empty() {
-                out.extend_from_slice(two_bytes(bytes.len()).as_bytes());
+        let bytes_of = |step: &AnnouncedStep<'_>| {
+            limits::announced_bytes(step.name.len(), step.input.is_some())
+        };
+        for len in [self.by.len(), self.announced.iter().map(bytes_of).sum()] {
+            if len > 0 {
+                out.extend_from_slice(two_bytes(len).as_bytes());
             }
         }
         encode_number(self.before_lapse.map(|time| time.0), out);
     }
 }
 
-/// Reads the fixed fields of a [`Rare`], and the lengths of its label and of its names.
+/// Reads the fixed fields of a [`Rare`], and the lengths of its label and of its steps.
 #[cold]
 fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, [u16; 2])> {
     let (mut rare, mut lengths) = (Rare::default(), [0, 0]);
@@ -756,7 +773,7 @@ fn encode_body(body: &Body<'_>, out: &mut Vec<u8>) {
     }
     if let Some(rare) = &body.rare {
         out.extend_from_slice(rare.by.as_bytes());
-        out.extend_from_slice(&rare.announced);
+        encode_steps(&rare.announced, out);
     }
     out.extend_from_slice(body.result);
 }
@@ -833,9 +850,7 @@ fn decode_body(bytes: &[u8]) -> Option<Body<'_>> {
     }
     if let Some((mut rare, [by, announced])) = rare {
         rare.by = std::str::from_utf8(slice(&mut rest, by)?).ok()?;
-        let announced = slice(&mut rest, announced)?;
-        decode_names(announced)?;
-        rare.announced = Cow::Borrowed(announced);
+        rare.announced = decode_steps(slice(&mut rest, announced)?)?;
         body.rare = Some(Box::new(rare));
     }
     body.result = rest;
@@ -958,13 +973,13 @@ mod tests {
     /// It comes after the lengths of the word's label and of the names, in bit order.
     #[test]
     fn the_time_of_the_record_before_a_lapse_is_read_back() {
-        let announced = encode_names(["send"].into_iter());
+        let send = vec![AnnouncedStep { name: "send", input: None }];
         let lapse = |by, announced| {
             let before_lapse = Some(StoreMillis(0x0102_0304_0506));
             let rare = Some(Box::new(Rare { by, announced, before_lapse, ..Rare::default() }));
             Body { codec: 0, version: 0, remembers: false, rare, ..full_body() }
         };
-        for body in [lapse("", Cow::default()), lapse("ann", (&*announced).into())] {
+        for body in [lapse("", Vec::new()), lapse("ann", send.clone())] {
             let bytes = sealed(Draft::end(Ending::Interrupted, &body));
             let record = Record::parse(&bytes, AT, &SEAL).unwrap();
             assert_eq!(record.body().as_ref(), Ok(&body));
@@ -972,8 +987,8 @@ mod tests {
             assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(&body));
         }
         let mut bytes = Vec::new();
-        encode_body(&Body { key: b"k", ..lapse("ann", (&*announced).into()) }, &mut bytes);
-        let field = [3, 0, 5, 0, 6, 5, 4, 3, 2, 1, 0, 0, b'k'];
+        encode_body(&Body { key: b"k", ..lapse("ann", send) }, &mut bytes);
+        let field = [3, 0, 6, 0, 6, 5, 4, 3, 2, 1, 0, 0, b'k'];
         let found = bytes.windows(field.len()).any(|bytes| bytes == field);
         assert!(found, "{}", hex(&bytes));
         assert_eq!(bytes[2] & 0b1110, 0b1110, "bits 17 to 19");
@@ -981,14 +996,16 @@ mod tests {
 
     /// They come after the word's label, and only while steps may be open.
     #[test]
-    fn the_names_of_announced_steps_are_read_back_and_limited() {
-        let of = |names: &[&str], by| {
-            let announced = encode_names(names.iter().copied()).into();
+    fn announced_steps_are_read_back_and_limited() {
+        let input = |name: &str| (name != "send").then_some([name.len() as u8; 16]);
+        let of = |names: &[&'static str], by| {
+            let step = |name: &&'static str| AnnouncedStep { name, input: input(name) };
+            let announced = names.iter().map(step).collect();
             let rare = Some(Box::new(Rare { by, announced, ..Rare::default() }));
             Body { codec: 0, version: 0, remembers: false, rare, ..full_body() }
         };
-        let long = "n".repeat(limits::STEP_NAME_BYTES_MAX);
-        let most = [&*long; limits::ANNOUNCED_MAX];
+        let long = &*"n".repeat(limits::STEP_NAME_BYTES_MAX).leak();
+        let most = [long; limits::ANNOUNCED_MAX];
         for body in [of(&["send"], ""), of(&["a", "ü", "b"], "ann"), of(&most, "")] {
             let ended = [Ending::Held, Ending::Interrupted].map(|end| Draft::end(end, &body));
             for draft in ended.into_iter().chain([Draft::claim(&body), Draft::update(&body)]) {
@@ -999,12 +1016,15 @@ mod tests {
                 assert_eq!(Record::parse(&moved, AT, &SEAL).unwrap().body().as_ref(), Ok(&body));
             }
         }
-        let mut too_many = of(&[&most[..], &["one more"]].concat(), "");
-        for _ in 0..2 {
-            let bytes = sealed(Draft::update(&too_many));
-            let record = Record::parse(&bytes, AT, &SEAL).unwrap();
-            assert_eq!(record.body(), Err(Bad::BodyFields));
-            too_many.rare.as_mut().unwrap().announced = Cow::Borrowed(b"\x05send");
+        let too_many = of(&[&most[..], &["one more"]].concat(), "");
+        let bytes = sealed(Draft::update(&too_many));
+        let record = Record::parse(&bytes, AT, &SEAL).unwrap();
+        assert_eq!(record.body(), Err(Bad::BodyFields));
+        let without_input = [&b"\x01a\x01"[..], &[0; 15]].concat();
+        for bad in
+            [b"\x05send", &b"\x04send"[..], b"\0\0", b"\x01\xff\0", b"\x01a\x02", &without_input]
+        {
+            assert_eq!(decode_steps(bad), None, "{bad:?}");
         }
         for ending in [Ending::Completed, Ending::Failed, Ending::Aborted] {
             let bytes = sealed(Draft::end(ending, &of(&["send"], "")));
@@ -1013,8 +1033,8 @@ mod tests {
         }
         let mut bytes = Vec::new();
         encode_body(&Body { key: b"k", ..of(&["send"], "ann") }, &mut bytes);
-        let lengths = bytes.windows(4).position(|bytes| bytes == [3, 0, 5, 0]);
-        let names = bytes.windows(8).position(|bytes| bytes == b"ann\x04send");
+        let lengths = bytes.windows(4).position(|bytes| bytes == [3, 0, 6, 0]);
+        let names = bytes.windows(9).position(|bytes| bytes == b"ann\x04send\0");
         assert!(lengths < names && lengths.is_some(), "{}", hex(&bytes));
         assert_eq!(bytes[2] & 0b110, 0b110, "bits 17 and 18");
     }

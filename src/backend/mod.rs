@@ -89,7 +89,7 @@ mod terms;
 pub use crate::engine::{Claimed, Stored};
 #[cfg(feature = "backend")]
 pub use crate::protocol::{
-    Answer, Asker, Call, Extras, KeyState, Lease, Phase, Presence, Sight, Wants,
+    Answer, Asker, Call, Extras, KeyState, Lease, OpenStep, Phase, Presence, Sight, Wants,
 };
 #[cfg(feature = "backend")]
 pub use crate::types::StoreMillis;

@@ -317,7 +317,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn open_step(&self) -> Option<&str> {
-        self.seen.state.announced().last().map(|name| &**name)
+        self.seen.state.announced().last().map(|step| &*step.name)
     }
 
     /// Returns the names of all steps that were announced and have not ended, in the order of their announcements. See
@@ -332,7 +332,7 @@ impl Attempt {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     pub fn open_steps(&self) -> impl Iterator<Item = &str> {
-        self.seen.state.announced().iter().map(|name| &**name)
+        self.seen.state.announced().iter().map(|step| &*step.name)
     }
 
     /// Returns the key that [`ClaimHandle::downstream_key`](crate::ClaimHandle::downstream_key) returned to the attempt for

@@ -16,7 +16,7 @@ use crate::claim::seen::broken;
 use crate::engine::{Applied, Asks, Claimed, EncodedOutcome, Stored, Writing};
 use crate::limits::{ANNOUNCED_MAX, STEP_NAME_BYTES_MAX};
 use crate::operation::{OutcomeParts, cut_label};
-use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState};
+use crate::protocol::{Answer, Call, CallExtras, Conditions, KeyState, OpenStep, differs};
 use crate::sync::Mutex;
 use crate::types::{KeyHash, Token};
 use crate::{Decode, Encode, Error, ErrorKind, Fingerprint, Key, Outcome, Result};
@@ -57,8 +57,9 @@ impl Step {
         Step { name: name.into(), input: None, is_announced: false }
     }
 
-    /// Sets the fingerprint of the step's input. If the step was recorded with another input, running it is an `Invalid` error,
-    /// and the step is neither replayed nor run, because the recorded result belongs to other input.
+    /// Sets the fingerprint of the step's input. If the step was recorded or [announced](Self::announced) with another input,
+    /// running it is an `Invalid` error, and the step is neither replayed nor run: the recorded result, or what the step that
+    /// was announced may have done, belongs to other input.
     ///
     /// ```
     /// # use onlyonce::{Claim, Error, ErrorKind, Fingerprint, Step, testing::Sim};
@@ -432,7 +433,7 @@ pub(crate) struct EarlierSteps {
     /// A step of which nothing is recorded may have run before.
     pub(super) is_suspect: bool,
     /// Announced, and not ended.
-    pub(super) announced: Vec<Arc<str>>,
+    pub(super) announced: Vec<OpenStep>,
 }
 
 impl EarlierSteps {
@@ -452,7 +453,7 @@ pub(super) struct Steps {
     /// A step that nothing was recorded of may have run before.
     is_suspect: bool,
     /// Announced by earlier attempts, and not ended when the claim was granted.
-    announced: Vec<Arc<str>>,
+    announced: Vec<OpenStep>,
     /// Begun by this owner.
     begun: Mutex<BegunSteps>,
 }
@@ -526,8 +527,9 @@ impl StepRun {
             begun.insert(Arc::clone(&name), now);
             known
         };
+        let is_it = |step: &OpenStep| step.name == name;
         let was_announced =
-            before.is_some_and(|begun| begun.is_announced) || steps.announced.contains(&name);
+            before.is_some_and(|begun| begun.is_announced) || steps.announced.iter().any(is_it);
         let is_suspect = steps.is_suspect && !step.is_announced;
         let has_begun = before.is_some_and(|begun| begun.may_have_run);
         let may_have_run = has_begun || was_announced || is_suspect;
@@ -563,10 +565,10 @@ impl StepRun {
             }
             StepTold::NotEnded => self.next = before_work,
             StepTold::Announced => self.note(|begun| begun.is_announced = true),
-            StepTold::Ended(recorded) => {
-                self.check_input(&recorded)?;
-                self.recorded = Some(*recorded);
+            StepTold::Ended(recorded) if differs(recorded.fingerprint(), self.step.input) => {
+                return Err(self.other_input());
             }
+            StepTold::Ended(recorded) => self.recorded = Some(*recorded),
             StepTold::Recorded => {}
             StepTold::EndedMeanwhile => self.next = NextCall::LookAgain,
             StepTold::TooMany => {
@@ -575,6 +577,7 @@ impl StepRun {
                     claim.0.key
                 )));
             }
+            StepTold::OtherInput => return Err(self.other_input()),
             StepTold::Lost => return Err(claim.lost()),
         }
         if is_before_work && matches!(self.next, NextCall::None) {
@@ -606,15 +609,11 @@ impl StepRun {
         }
     }
 
-    /// Two inputs are known to differ only if both are known, as with fingerprints of requests.
-    fn check_input(&self, recorded: &Recorded) -> Result<()> {
-        match (recorded.fingerprint(), self.step.input) {
-            (Some(recorded), Some(given)) if recorded != given => Err(Error::invalid(format!(
-                "the step {:?} of {} has ended with another input: give each step its own name",
-                self.handle.name, self.handle.claim.0.key
-            ))),
-            _ => Ok(()),
-        }
+    fn other_input(&self) -> Error {
+        Error::invalid(format!(
+            "the step {:?} of {} was begun with another input: give each step its own name",
+            self.handle.name, self.handle.claim.0.key
+        ))
     }
 }
 
@@ -647,6 +646,7 @@ enum StepTold {
     Recorded,
     EndedMeanwhile,
     TooMany,
+    OtherInput,
     Lost,
 }
 
@@ -727,6 +727,7 @@ impl KeyCall for StepCall {
             (Answer::Done, Does::End(_)) => StepTold::Recorded,
             (Answer::Unchanged, Does::End(_)) => StepTold::EndedMeanwhile,
             (Answer::TooManySteps, Does::Announce) => StepTold::TooMany,
+            (Answer::OtherInput, Does::Check | Does::Announce) => StepTold::OtherInput,
             (Answer::Lost, _) => StepTold::Lost,
             _ => return Err(broken()),
         })

@@ -11,7 +11,7 @@ use super::placing::{ReadClaim, Stop, WaitsFor};
 use crate::index::recent::{Entry, Place, Shard};
 use crate::log::{Room, Span};
 use crate::operation::{Durability, Key, StepKey};
-use crate::protocol::{self, Becomes, Call, Current, KeyState};
+use crate::protocol::{self, Becomes, Call, Current, KeyState, OpenStep};
 use crate::types::{KeyHash, StoreMillis, Token};
 use crate::{Error, Result};
 
@@ -143,7 +143,7 @@ impl Engine {
         let Some(state) = found.state.as_mut().filter(|state| !state.announced().is_empty()) else {
             return Ok(found);
         };
-        for name in state.announced().to_vec() {
+        for OpenStep { name, .. } in state.announced().to_vec() {
             let step = Key::of_step(key, state.life, &name);
             let hash = self.hash(&step);
             // Before it is looked up: an end that comes later is noticed by it.

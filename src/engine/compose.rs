@@ -8,8 +8,10 @@ use super::Engine;
 use super::call::EncodedOutcome;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
-use crate::protocol::{self, Becomes, Extras, KeyState, Lease, Moment, NextExtras, OpenAs, Phase};
-use crate::record::{self, Body, Draft, Ending, Kind, Rare, Record};
+use crate::protocol::{
+    self, Becomes, Extras, KeyState, Lease, Moment, NextExtras, OpenAs, OpenStep, Phase,
+};
+use crate::record::{AnnouncedStep, Body, Draft, Ending, Kind, Rare, Record};
 use crate::types::StoreMillis;
 
 /// Returns the record of a key's next state. `ahead`: how far tokens run ahead of LSNs where it is placed.
@@ -166,9 +168,13 @@ fn rare<'a>(extras: Option<&NextExtras<'a>>, packed: Option<u32>) -> Option<Box<
         retry_at: extras.and_then(|extras| extras.retry_at),
         packed,
         by: extras.and_then(|extras| extras.by).unwrap_or(""),
-        announced: extras
-            .map_or(Vec::new(), |extras| record::encode_names(extras.all_announced()))
-            .into(),
+        announced: extras.map_or(Vec::new(), |extras| {
+            let step = |(name, input): (_, Option<Fingerprint>)| AnnouncedStep {
+                name,
+                input: input.map(Fingerprint::to_bytes),
+            };
+            extras.all_announced().map(step).collect()
+        }),
         before_lapse: extras.and_then(|extras| extras.before_lapse),
     };
     (rare != Rare::default()).then(|| Box::new(rare))
@@ -186,11 +192,13 @@ fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
         retry_at: rare.retry_at,
         by: (!rare.by.is_empty()).then(|| Arc::from(rare.by)),
         progress: (!body.progress.is_empty()).then(|| Arc::from(body.progress)),
-        // They were decoded with the record.
-        announced: record::decode_names(&rare.announced)
+        announced: rare
+            .announced
             .into_iter()
-            .flatten()
-            .map(Arc::from)
+            .map(|AnnouncedStep { name, input }| OpenStep {
+                name: name.into(),
+                input: input.map(Fingerprint::from_bytes),
+            })
             .collect(),
         before_lapse: rare.before_lapse,
     }))
@@ -236,7 +244,11 @@ mod tests {
                 progress: Some(b"3 of 9"[..].into()),
                 announced: match phase {
                     Phase::Claimed | Phase::Interrupted | Phase::Held => {
-                        vec!["plan".into(), "ü".into()]
+                        let input = Some(Fingerprint::of("its input"));
+                        vec![
+                            OpenStep { name: "plan".into(), input },
+                            OpenStep { name: "ü".into(), input: None },
+                        ]
                     }
                     Phase::Aborted | Phase::Completed | Phase::Failed => Vec::new(),
                 },

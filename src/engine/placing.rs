@@ -329,8 +329,9 @@ impl<A: Asks> Placing<A> {
                 );
             }
             let current = found.as_ref().map(|read| read.current());
-            let unchanged =
-                current.and_then(|current| protocol::decide_unchanged(&current, call, seen.now));
+            let unchanged = current.and_then(|current| {
+                protocol::decide_unchanged(&current, call, &writing.conditions, seen.now)
+            });
             if let Some(answer) = unchanged {
                 return Ok(told(found, answer, seen.now));
             }

@@ -19,7 +19,7 @@ use super::{Engine, Writing};
 use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
 use crate::operation::{Durability, Fingerprint, Key, Lies};
-use crate::protocol::{self, Call, KeyState, OpenAs, Phase};
+use crate::protocol::{self, Call, Conditions, KeyState, OpenAs, Phase};
 use crate::record::Body;
 use crate::sync::{Mutex, Ordering, ReadGuard, RwLock, WriteGuard};
 use crate::types::{KeyHash, Lsn, StoreMillis, Token};
@@ -362,7 +362,7 @@ impl Engine {
     /// The answer to a call on a key of a dropped namespace: that to an absent key. But nothing is granted there.
     pub(super) fn answer_in_dropped(&self, key: &Key<'_>, call: Call) -> Result<Done> {
         let now = self.log.now();
-        match protocol::decide_unchanged(&NOTHING.current(), call, now) {
+        match protocol::decide_unchanged(&NOTHING.current(), call, &Conditions::default(), now) {
             Some(answer) => Ok(told(None, answer, now)),
             None => {
                 let message = format!(

@@ -147,6 +147,7 @@ fn answer_name(answer: Answer) -> &'static str {
         Answer::Interrupted => "interrupted",
         Answer::Delayed => "delayed",
         Answer::TooManySteps => "too_many_steps",
+        Answer::OtherInput => "other_input",
         Answer::Done => "done",
         Answer::Unchanged => "unchanged",
         Answer::Lost => "lost",
@@ -161,6 +162,7 @@ fn weight(call: Call, answer: Answer) -> Weight {
             | Answer::Held
             | Answer::TooManyAttempts
             | Answer::TooManySteps
+            | Answer::OtherInput
             | Answer::Mismatch,
         )
         | (

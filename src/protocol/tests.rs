@@ -102,6 +102,7 @@ fn answer(word: &str) -> Option<Answer> {
         "interrupted" => Answer::Interrupted,
         "delayed" => Answer::Delayed,
         "too many steps" => Answer::TooManySteps,
+        "other input" => Answer::OtherInput,
         "done" => Answer::Done,
         "nothing" => Answer::Unchanged,
         "lost" => Answer::Lost,
@@ -304,7 +305,10 @@ impl<'a> Fields<'a> {
                     0 => &[],
                     _ => state.unwrap().announced(),
                 },
-                announces: extras.step.filter(|_| self.get("steps") == "call's"),
+                announces: extras
+                    .step
+                    .filter(|_| self.get("steps") == "call's")
+                    .map(|name| (name, conditions.fingerprint)),
                 before_lapse: match choose("before lapse", &["none", "time"]) {
                     0 => None,
                     _ => state.map(|state| state.time),
@@ -420,7 +424,7 @@ fn states() -> Vec<(&'static str, Option<KeyState>, Option<StoreMillis>, OnIt)> 
                         retry_at,
                         by: hold.then(|| "someone".into()),
                         progress: progress.map(Into::into),
-                        announced: (0..announced).map(|n| format!("step {n}").into()).collect(),
+                        announced: (0..announced).map(open_step).collect(),
                         before_lapse: lapse_noted(phase, announced),
                     }))
                     .filter(|extras| **extras != Extras::default()),
@@ -458,6 +462,12 @@ fn every_rare(phase: Phase) -> Vec<Rare> {
     [(None, None, None, 0)].into_iter().chain(some).collect()
 }
 
+/// The first has an input, and the others none.
+fn open_step(n: usize) -> OpenStep {
+    let input = (n == 0).then(|| Fingerprint::of("this"));
+    OpenStep { name: format!("step {n}").into(), input }
+}
+
 /// The time of the record before, of an interrupted key whose record only notes a lapse.
 fn lapse_noted(phase: Phase, announced: usize) -> Option<StoreMillis> {
     (phase == Phase::Interrupted && announced == 2).then_some(BEFORE)
@@ -490,7 +500,7 @@ fn every_side() -> Vec<Side> {
 }
 
 /// Variants of a call's conditions, except those that a claim compares.
-fn all_conditions() -> [Conditions<'static>; 6] {
+fn all_conditions() -> [Conditions<'static>; 8] {
     let none = Conditions::default();
     let (owner, reason) = (Some("who comes"), Some("why"));
     [
@@ -555,7 +565,17 @@ fn all_conditions() -> [Conditions<'static>; 6] {
             hold: true,
             ..none
         },
+        of_step("this"),
+        of_step("that"),
     ]
+}
+
+/// Those of a call of a step that may be open with the input "this".
+fn of_step(input: &str) -> Conditions<'static> {
+    let extras =
+        CallExtras { retry_ms: None, reserve: 0, by: None, progress: None, step: Some("step 0") };
+    let (fingerprint, extras) = (Some(Fingerprint::of(input)), Some(&*Box::leak(extras.into())));
+    Conditions { fingerprint, extras, ..Conditions::default() }
 }
 
 const FINGERPRINTS: [Option<&str>; 3] = [None, Some("this"), Some("that")];
@@ -589,7 +609,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
                     let fingerprint = fingerprint.map(Fingerprint::of);
                     let wants = Wants { fingerprint, on_interrupted, attempts_max, reconciles };
                     // All its conditions, in turn.
-                    let conditions = all_conditions()[out.len() % 6];
+                    let conditions = all_conditions()[out.len() % 8];
                     let conditions = Conditions { fingerprint, ..conditions };
                     out.push((Call::Claim(wants), conditions, claim_rows(state, wants)));
                 }
@@ -683,6 +703,12 @@ fn every_call(
             let is_stepping = announced > 0;
             rows.extend((row == "abort" && is_stepping).then_some("abort, a step open"));
             rows.extend((row == "withdraw" && is_stepping).then_some("withdraw, a step open"));
+            let step = conditions.extras.and_then(|extras| extras.step);
+            let other = is_stepping
+                && step == Some("step 0")
+                && conditions.fingerprint.is_some_and(|input| input != Fingerprint::of("this"));
+            rows.extend((row == "begin_step" && other).then_some("begin_step, another input"));
+            rows.extend((row == "announce" && other).then_some("announce, another input"));
             let is_full = announced == ANNOUNCED_MAX;
             rows.extend((row == "announce" && is_full).then_some("announce, too many"));
             let is_detached = state.is_some_and(|state| state.detached().is_some());
@@ -777,7 +803,7 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
             let why = || format!("{row} in {column}: {call:?} by {conditions:?} on {current:?}");
             assert_eq!(got, expected, "{}", why());
             let unchanged = expected.answer.filter(|_| expected.next.is_none());
-            assert_eq!(decide_unchanged(&current, call, NOW), unchanged, "{}", why());
+            assert_eq!(decide_unchanged(&current, call, &conditions, NOW), unchanged, "{}", why());
             walked.insert((row, column));
             decisions += 1;
         }

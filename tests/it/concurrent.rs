@@ -425,7 +425,7 @@ impl Player<'_> {
                     // A beginning that is announced is a call of its own, which the end may not follow.
                     _ => {
                         let (name, value) = (self.dice.index(2).unwrap() as u8, Some(value));
-                        Call::Step { token, name, is_announced: false, value, ask }
+                        Call::Step { token, name, input: None, is_announced: false, value, ask }
                     }
                 };
                 self.call(key, call);

@@ -23,6 +23,9 @@ use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Ran, Shown, Told, Wo
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 const DAY: u64 = 86_400_000;
+/// Inputs and results of steps that have ended.
+type Steps = BTreeMap<u8, (Option<u8>, Vec<u8>)>;
+
 /// Names of steps.
 const STEPS: u8 = 3;
 
@@ -44,7 +47,7 @@ enum Op {
     Park(usize),
     Progress(usize, u8),
     /// A step of that name, announced or not, whose work returns so many bytes, or fails.
-    WorkStep(usize, u8, bool, Option<u16>),
+    WorkStep(usize, u8, Option<u8>, bool, Option<u16>),
     Detach(usize, u64),
     /// By one of the tickets there ever were.
     Attach(usize),
@@ -175,8 +178,16 @@ fn op() -> impl Strategy<Value = Op> {
         4 => one().prop_map(Op::Drop),
         1 => one().prop_map(Op::Park),
         3 => (one(), any::<u8>()).prop_map(|(at, byte)| Op::Progress(at, byte)),
-        4 => (one(), 0..STEPS, any::<bool>(), prop_oneof![1 => Just(None), 3 => (0..900_u16).prop_map(Some)])
-            .prop_map(|(at, name, announced, value)| Op::WorkStep(at, name, announced, value)),
+        4 => (
+            one(),
+            0..STEPS,
+            prop_oneof![2 => Just(None), 3 => Just(Some(0)), 1 => Just(Some(1))],
+            any::<bool>(),
+            prop_oneof![1 => Just(None), 3 => (0..900_u16).prop_map(Some)],
+        )
+            .prop_map(|(at, name, input, announced, value)| {
+                Op::WorkStep(at, name, input, announced, value)
+            }),
         2 => (one(), prop_oneof![Just(9_000_u64), Just(DAY)]).prop_map(|(at, lease)| Op::Detach(at, lease)),
         3 => one().prop_map(Op::Attach),
         1 => (one(), Just(30_000_u64)).prop_map(|(at, lease)| Op::RenewQuestion(at, lease)),
@@ -430,12 +441,12 @@ impl World {
                 let value = vec![*byte; usize::from(*byte) * 4];
                 self.call(key, &Call::Progress { token, value, ask });
             }
-            Op::WorkStep(at, name, is_announced, len) => {
+            Op::WorkStep(at, name, input, is_announced, len) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
                 let Guard { key, token, ask, .. } = self.guards[at];
                 let value = len.map(|len| vec![*name; len.into()]);
-                let (name, is_announced) = (*name, *is_announced);
-                self.call(key, &Call::Step { token, name, is_announced, value, ask });
+                let (name, input, is_announced) = (*name, *input, *is_announced);
+                self.call(key, &Call::Step { token, name, input, is_announced, value, ask });
             }
             Op::Detach(at, lease) => {
                 let Some(at) = pick(*at, self.guards.len()) else { return };
@@ -736,7 +747,7 @@ impl World {
 
     /// A step writes up to two records: one of its claim that announces it, and one of its own that ends it.
     fn account_step(&mut self, key: usize, before: Option<Key>, call: &Call, told: &Told) {
-        let (Call::Step { name, ask, .. }, Told::Step { value, ran }) = (call, told) else {
+        let (Call::Step { name, input, ask, .. }, Told::Step { value, ran }) = (call, told) else {
             panic!("{call:?}, {told:?}")
         };
         let (before, after) = (durable_part(&before), durable_part(&self.keys[key]));
@@ -752,9 +763,9 @@ impl World {
         let mut announced = before.clone();
         let opens = after.as_ref().is_some_and(|after| after.level != before.level)
             || matches!(call, Call::Step { is_announced: true, .. })
-                && !before.open_steps.contains(name);
+                && !spec::is_open(&before, *name);
         if opens {
-            announced.open_steps.push(*name);
+            announced.open_steps.push((*name, *input));
             announced.level = ask.claim_level;
             self.newest[key] = self.log.len();
             self.log.push((key, Some(announced)));
@@ -1028,7 +1039,7 @@ impl World {
     }
 
     /// The steps that the store has of a key in that life; `None` for a key whose steps no attempt can use any more.
-    fn steps_of(&self, key: usize, slot: &Key) -> Option<BTreeMap<u8, Vec<u8>>> {
+    fn steps_of(&self, key: usize, slot: &Key) -> Option<Steps> {
         if !matches!(slot.is, Is::Begun | Is::Held | Is::Aborted) {
             return None;
         }
@@ -1038,7 +1049,15 @@ impl World {
             let ask = backend::Ask::Step { life, name: name.to_string() };
             let request = Request { key: KEYS[key].into(), ask };
             let found = store.send(request).wait().unwrap().found;
-            found.map(|view| (name, view.outcome.unwrap().bytes.to_vec()))
+            found.map(|view| {
+                let print = |print: onlyonce::Fingerprint| {
+                    (0..2)
+                        .find(|input| onlyonce::Fingerprint::of([*input]) == print)
+                        .expect("an input of ours")
+                };
+                let input = view.state.fingerprint.map(print);
+                (name, (input, view.outcome.unwrap().bytes.to_vec()))
+            })
         };
         Some((0..STEPS).filter_map(look).collect())
     }

@@ -1,6 +1,7 @@
 //! Steps of claims: what their calls promise beyond the rules, which the suite for backends has.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{
@@ -74,6 +75,40 @@ fn other_input_under_the_same_name_is_refused_before_it_runs() {
     let error = claim.step(of("that"), never::<String>).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("another input"), "{error}");
+}
+
+/// Whatever the first one did, it may have had an effect with its own input, under the key that the second would use.
+#[test]
+fn other_input_is_refused_while_the_step_is_open_in_this_and_in_later_attempts() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    let send = |to| Step::new("send").announced().input(Fingerprint::of(to));
+    claim.step(send("ann"), |_| Err::<(), _>(failed())).unwrap_err();
+    let refused = |claim: &ClaimHandle, step: Step| {
+        let error = claim.step(step, never::<String>).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("another input"), "{error}");
+    };
+    refused(&claim, send("bob"));
+    refused(&claim, Step::new("send").input(Fingerprint::of("bob")));
+    // The names and inputs stay in the records that follow, however the next attempt learns them.
+    claim.save_progress("half").unwrap();
+    let ticket = claim.detach(Duration::from_secs(60)).unwrap();
+    drop(store);
+    let store = sim.open().unwrap();
+    let claim = store.attach(&ticket).unwrap();
+    refused(&claim, send("bob"));
+    drop((claim, store));
+    sim.advance(Duration::from_secs(61));
+    let store = sim.open().unwrap();
+    let claim = granted(&store, "k");
+    refused(&claim, send("bob"));
+    let sent = claim.step(send("ann"), |step| {
+        assert!(step.may_have_run());
+        Ok::<_, Error>("sent".to_owned())
+    });
+    assert_eq!(sent.unwrap(), "sent");
 }
 
 #[test]

@@ -1537,6 +1537,32 @@ pub(super) const CASES: &[(&str, &str)] = &[
         step g 4 d => ran, perhaps again: d",
     ),
     (
+        "a step is refused with another input than that under which it was announced or has ended",
+        "
+        claim k as g => granted 1
+        announced_step g 1 +input=1 => ran: failed
+        announced_step g 1 b +input=2 => other input
+        step g 1 b +input=2 => other input
+        get k => running 1 in step 1
+        announced_step g 2 => ran: failed
+        restart
+        claim k as q => asked 1 in step 1 in step 2
+        take_over q as g => granted 2
+        announced_step g 1 b +input=2 => other input
+        announced_step g 2 b +input=2 => ran, perhaps again: b
+        save g half => yes
+        step g 1 b +input=2 => other input
+        step g 1 a +input=1 => ran, perhaps again: a
+        announced_step g 1 b +input=2 => other input
+        step g 1 b => recorded: a
+        step g 2 b +input=1 => other input
+        announced_step g 3 +input=1 => ran: failed
+        drop g => yes
+        claim k as q => asked 2 at half in step 3
+        not_applied q as g => granted 3
+        announced_step g 3 c +input=2 => ran: c",
+    ),
+    (
         "an abort does not speak for an announced step that did not end",
         "
         claim k as g => granted 1

@@ -99,8 +99,8 @@ impl Machine {
             Call::Progress { token, value, .. } => {
                 yes_or_lost(self.handles[token].save_progress(value))?
             }
-            Call::Step { token, name, is_announced, value, .. } => {
-                self.step(*token, *name, *is_announced, value.as_ref())?
+            Call::Step { token, name, input, is_announced, value, .. } => {
+                self.step(*token, *name, *input, *is_announced, value.as_ref())?
             }
             Call::BeginStep { .. } | Call::Announce { .. } | Call::EndStep { .. } => {
                 panic!("no call of the API says just that")
@@ -181,10 +181,12 @@ impl Machine {
         &mut self,
         token: u64,
         name: u8,
+        input: Option<u8>,
         is_announced: bool,
         value: Option<&Vec<u8>>,
     ) -> Result<Told> {
         let step = Step::new(name.to_string());
+        let step = input.into_iter().fold(step, |step, input| step.input(Fingerprint::of([input])));
         let step = if is_announced { step.announced() } else { step };
         let mut ran = Ran::Not;
         let done = self.handles[&token].step(step, |step| {
@@ -195,6 +197,7 @@ impl Machine {
             Ok(value) => Ok(Told::Step { value: Some(value), ran }),
             Err(StepFault(None)) => Ok(Told::Step { value: None, ran }),
             Err(StepFault(Some(e))) if e.kind() == ErrorKind::ClaimLost => Ok(Told::Lost),
+            Err(StepFault(Some(e))) if e.kind() == ErrorKind::Invalid => Ok(Told::OtherInput),
             Err(StepFault(Some(e))) => Err(e),
         }
     }

@@ -240,7 +240,7 @@ fn with_option(ask: Ask, option: &str) -> Ask {
     let number = || value.parse().unwrap();
     let level = || if value == "flush" { Durability::Flush } else { Durability::Lazy };
     match name {
-        "print" => Ask { print: Some(value.parse().unwrap()), ..ask },
+        "print" | "input" => Ask { print: Some(value.parse().unwrap()), ..ask },
         "lease" => Ask { lease: Some(number()), ..ask },
         "keep" => Ask { keep: Some(number()), ..ask },
         "remember" => Ask { remember: Some(number()), ..ask },
@@ -295,10 +295,11 @@ fn call_of(
             let value = value.as_bytes().to_vec();
             (key.clone(), Call::Progress { token: *token, value, ask: *ask })
         }
-        ("step" | "announced_step", Some(Held::Guard { key, token, ask })) => {
+        ("step" | "announced_step", Some(Held::Guard { key, token, ask: of })) => {
             let (is_announced, name) = (words[0] == "announced_step", value.parse().unwrap());
             let value = words.get(3).map(|value| value.as_bytes().to_vec());
-            let call = Call::Step { token: *token, name, is_announced, value, ask: *ask };
+            let (token, input) = (*token, ask.print);
+            let call = Call::Step { token, name, input, is_announced, value, ask: *of };
             (key.clone(), call)
         }
         ("detach", Some(Held::Guard { key, token, .. })) => {
@@ -370,6 +371,7 @@ fn words_of(told: &Told) -> String {
         Told::Busy => "busy".to_owned(),
         Told::IsHeld => "is held".to_owned(),
         Told::Lost => "lost".to_owned(),
+        Told::OtherInput => "other input".to_owned(),
         Told::Invalid => "invalid".to_owned(),
         Told::Superseded => "superseded".to_owned(),
     }

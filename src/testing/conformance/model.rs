@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::spec::{self, Ask, Call, End, Is, Now, OnIt, PLAIN, Shown, Told, View, Word};
 use crate::backend::{
-    self, Answer, Asker, Backend, Claimed, Extras, InFlight, KeyState, KeyView, Lease, Phase,
-    Presence, Reply, Request, Sent, Sight, StoreMillis, Stored, Terms,
+    self, Answer, Asker, Backend, Claimed, Extras, InFlight, KeyState, KeyView, Lease, OpenStep,
+    Phase, Presence, Reply, Request, Sent, Sight, StoreMillis, Stored, Terms,
 };
 use crate::operation::Lies;
 use crate::sync::Mutex;
@@ -47,8 +47,6 @@ struct Everything {
     prints: Vec<Fingerprint>,
     /// Names of steps, likewise.
     names: Vec<String>,
-    /// The fingerprints of steps' inputs, by the number of the outcome.
-    inputs: BTreeMap<usize, Fingerprint>,
     now: u64,
     tokens: u64,
     questions: u64,
@@ -432,17 +430,17 @@ impl Everything {
                 let value = terms.progress.clone().ok_or_else(|| Error::invalid("no progress"))?;
                 Call::Progress { token: token.get(), value, ask }
             }
-            Asked::BeginStep(token) => Call::BeginStep { token: token.get() },
+            Asked::BeginStep(token) => {
+                let name = self.named(step_of(terms)?);
+                Call::BeginStep { token: token.get(), name, input: ask.print }
+            }
             Asked::Announce(token) => {
                 let name = self.named(step_of(terms)?);
-                Call::Announce { token: token.get(), name, ask }
+                Call::Announce { token: token.get(), name, input: ask.print, ask }
             }
             Asked::EndStep { token, .. } => {
                 let (name, value) = (self.named(step_of(terms)?), self.keep(terms));
-                if let Some(input) = terms.fingerprint {
-                    self.inputs.insert(self.outcomes.len(), input);
-                }
-                Call::EndStep { token: token.get(), name, value }
+                Call::EndStep { token: token.get(), name, input: ask.print, value }
             }
             Asked::Detach(token) => {
                 let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
@@ -489,11 +487,11 @@ impl Everything {
         let mut reply = Reply::done(StoreMillis(self.now));
         let slot = self.keys.get(&(key.kind(), key.bytes().to_vec())).and_then(Option::as_ref);
         let in_life = slot.filter(|key| key.life == Some(life.get()));
-        if let Some(value) = in_life.and_then(|key| key.steps.get(&name)) {
+        if let Some((input, value)) = in_life.and_then(|key| key.steps.get(&name)) {
             let shown = Shown::Success { value: value.clone(), attempt: 1, token: None };
-            let number: Option<usize> = String::from_utf8_lossy(value).parse().ok();
             reply.found = self.shown(shown, None).map(|mut view| {
-                view.state.fingerprint = number.and_then(|n| self.inputs.get(&n).copied());
+                let print = |input| self.prints.get(usize::from(input)).copied();
+                view.state.fingerprint = input.and_then(print);
                 view
             });
         }
@@ -555,6 +553,7 @@ impl Everything {
             Told::Busy => Answer::InProgress,
             Told::IsHeld => Answer::Held,
             Told::Lost => Answer::Lost,
+            Told::OtherInput => Answer::OtherInput,
             Told::Again => Answer::Completed,
             Told::Asked(view) => {
                 found(Phase::Claimed, Presence::Asked, &view);
@@ -646,7 +645,7 @@ impl Everything {
                     view.open_steps
                         .iter()
                         .filter_map(name)
-                        .map(|name| name.as_str().into())
+                        .map(|name| OpenStep { name: name.as_str().into(), input: None })
                         .collect()
                 },
             })),

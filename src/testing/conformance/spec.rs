@@ -70,21 +70,26 @@ pub enum Call {
     /// The three calls of a step.
     BeginStep {
         token: u64,
+        name: u8,
+        input: Option<u8>,
     },
     Announce {
         token: u64,
         name: u8,
+        input: Option<u8>,
         ask: Ask,
     },
     EndStep {
         token: u64,
         name: u8,
+        input: Option<u8>,
         value: Vec<u8>,
     },
     /// A whole step, whose work returns that value, or an error.
     Step {
         token: u64,
         name: u8,
+        input: Option<u8>,
         is_announced: bool,
         value: Option<Vec<u8>>,
         ask: Ask,
@@ -190,6 +195,8 @@ pub enum Told {
         value: Option<Vec<u8>>,
         ran: Ran,
     },
+    /// The step was begun with another input.
+    OtherInput,
     Yes,
     No,
     Busy,
@@ -332,10 +339,10 @@ pub struct Key {
     pub progress: Option<Vec<u8>>,
     /// The token of the key's first claim since it was absent, as far as it is known.
     pub life: Option<u64>,
-    /// Results of steps, which later attempts in the same life use.
-    pub steps: BTreeMap<u8, Vec<u8>>,
-    /// Announced and not ended.
-    pub open_steps: Vec<u8>,
+    /// Inputs and results of steps, which later attempts in the same life use.
+    pub steps: BTreeMap<u8, (Option<u8>, Vec<u8>)>,
+    /// Announced and not ended, each with its input.
+    pub open_steps: Vec<(u8, Option<u8>)>,
     /// Begun by this attempt, as far as its owner knows: in memory only.
     pub begun_steps: BTreeSet<u8>,
     /// The attempt follows an interrupted one: in memory only.
@@ -475,29 +482,33 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
             }
             _ => Told::Lost,
         },
-        Call::BeginStep { token } => match stepping(slot, *token, now) {
+        Call::BeginStep { token, name, input } => match stepping(slot, *token, now) {
+            Some(key) if is_open_otherwise(key, *name, *input) => Told::OtherInput,
             Some(_) => Told::Yes,
             None => Told::Lost,
         },
-        Call::Announce { token, name, ask } => match stepping(slot, *token, now) {
+        Call::Announce { token, name, input, ask } => match stepping(slot, *token, now) {
+            Some(key) if is_open_otherwise(key, *name, *input) => Told::OtherInput,
             Some(key) => {
-                announce(key, *name, ask);
+                announce(key, *name, *input, ask);
                 Told::Yes
             }
             None => Told::Lost,
         },
-        Call::EndStep { token, name, value } => match stepping(slot, *token, now) {
+        Call::EndStep { token, name, input, value } => match stepping(slot, *token, now) {
             Some(key) if key.steps.contains_key(name) => Told::No,
             Some(key) => {
-                end_step(key, *name, value);
+                end_step(key, *name, *input, value);
                 Told::Yes
             }
             None => Told::Lost,
         },
-        Call::Step { token, name, is_announced, value, ask } => match stepping(slot, *token, now) {
-            Some(key) => step(key, *name, *is_announced, value.as_ref(), ask),
-            None => Told::Lost,
-        },
+        Call::Step { token, name, input, is_announced, value, ask } => {
+            match stepping(slot, *token, now) {
+                Some(key) => step(key, *name, *input, *is_announced, value.as_ref(), ask),
+                None => Told::Lost,
+            }
+        }
         Call::Detach { token, lease } => match open(slot, *token) {
             Some(key) if key.is == Is::Held => Told::IsHeld,
             Some(key) => {
@@ -601,7 +612,7 @@ pub fn has_changed(
         Call::EndStep { .. } => false,
         Call::Step { name, is_announced, .. } => {
             let is_begun = matches!(told, Told::Step { ran: Ran::First | Ran::MayBeAgain, .. });
-            let is_open = before.as_ref().is_some_and(|key| key.open_steps.contains(name));
+            let is_open = before.as_ref().is_some_and(|key| is_open(key, *name));
             *is_announced && is_begun && !is_open
         }
         call => {
@@ -630,31 +641,56 @@ fn stepping(slot: &mut Option<Key>, token: u64, now: Now) -> Option<&mut Key> {
     open(slot, token).filter(|key| key.is == Is::Begun && !is_asked(key, now))
 }
 
-fn announce(key: &mut Key, name: u8, ask: &Ask) {
-    if !key.open_steps.contains(&name) {
-        key.open_steps.push(name);
+pub fn is_open(key: &Key, name: u8) -> bool {
+    key.open_steps.iter().any(|(open, _)| *open == name)
+}
+
+/// Inputs are compared like the fingerprints of requests.
+fn are_other_inputs(one: Option<u8>, other: Option<u8>) -> bool {
+    one.is_some() && other.is_some() && one != other
+}
+
+fn is_open_otherwise(key: &Key, name: u8, input: Option<u8>) -> bool {
+    key.open_steps.iter().any(|(open, of)| *open == name && are_other_inputs(*of, input))
+}
+
+fn announce(key: &mut Key, name: u8, input: Option<u8>, ask: &Ask) {
+    if !is_open(key, name) {
+        key.open_steps.push((name, input));
     }
     key.level = ask.claim_level;
 }
 
-fn end_step(key: &mut Key, name: u8, value: &[u8]) {
-    key.steps.insert(name, value.to_vec());
-    key.open_steps.retain(|open| *open != name);
+fn end_step(key: &mut Key, name: u8, input: Option<u8>, value: &[u8]) {
+    key.steps.insert(name, (input, value.to_vec()));
+    key.open_steps.retain(|(open, _)| *open != name);
 }
 
-fn step(key: &mut Key, name: u8, is_announced: bool, value: Option<&Vec<u8>>, ask: &Ask) -> Told {
-    if let Some(value) = key.steps.get(&name) {
+fn step(
+    key: &mut Key,
+    name: u8,
+    input: Option<u8>,
+    is_announced: bool,
+    value: Option<&Vec<u8>>,
+    ask: &Ask,
+) -> Told {
+    let ended = key.steps.get(&name);
+    let has_ended_otherwise = ended.is_some_and(|(of, _)| are_other_inputs(*of, input));
+    if has_ended_otherwise || is_open_otherwise(key, name, input) {
+        return Told::OtherInput;
+    }
+    if let Some((_, value)) = ended {
         return Told::Step { value: Some(value.clone()), ran: Ran::Not };
     }
     let is_suspect = !is_announced && (key.is_suspect || key.by_ticket);
-    let is_open = key.open_steps.contains(&name);
+    let is_open = is_open(key, name);
     let may_be_again = is_suspect || is_open || key.begun_steps.contains(&name);
     key.begun_steps.insert(name);
     if is_announced && !is_open {
-        announce(key, name, ask);
+        announce(key, name, input, ask);
     }
     if let Some(value) = value {
-        end_step(key, name, value);
+        end_step(key, name, input, value);
     }
     let ran = if may_be_again { Ran::MayBeAgain } else { Ran::First };
     Told::Step { value: value.cloned(), ran }
@@ -924,7 +960,7 @@ fn view(key: &Key, now: Now) -> View {
         left,
         is_detached: key.is == Is::Begun && key.detached.is_some(),
         progress: key.progress.clone(),
-        open_steps: key.open_steps.clone(),
+        open_steps: key.open_steps.iter().map(|(name, _)| *name).collect(),
         is_being_decided: false,
         is_delayed: key.delay.is_some(),
     }
