@@ -432,14 +432,11 @@ impl Attempt {
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "attempt {}", self.number())?;
-        if let Some(owner) = self.owner() {
-            write!(
-                f,
-                "{} by {owner}",
-                if self.is_being_decided() { " being decided" } else { "" }
-            )?;
-        } else if self.is_being_decided() {
+        if self.is_being_decided() {
             f.write_str(" being decided")?;
+        }
+        if let Some(owner) = self.owner() {
+            write!(f, " by {owner}")?;
         }
         write!(f, ", since {} s", self.seen.now.since(self.begun()) / 1000)?;
         if let Some(left) = self.lease_left() {
@@ -451,8 +448,13 @@ impl fmt::Display for Attempt {
         if let Some(delay) = self.retry_in() {
             write!(f, ", to be tried again in {} s", delay.as_secs_f64().ceil())?;
         }
+        // What follows is about the attempt, and not about the claimant that decides.
+        if self.is_being_decided() {
+            write!(f, "; attempt {} was interrupted", self.number())?;
+        }
         if let Some(reason) = self.reason() {
-            write!(f, ", {reason}")?;
+            let colon = if self.is_being_decided() { ":" } else { "," };
+            write!(f, "{colon} {reason}")?;
         }
         if let Some(by) = self.decided_by() {
             write!(f, ", said by {by}")?;

@@ -411,7 +411,10 @@ impl KeyCall for Forgetting<'_> {
         match applied?.answer {
             Answer::Done => Ok(true),
             Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(&self.0.key)),
+            _ => Err(in_progress(
+                &self.0.key,
+                "revoke its claim with `interrupt` and forget it then, or forget it at once with `forget_claimed`",
+            )),
         }
     }
 }

@@ -87,7 +87,7 @@ impl KeyCall for Resolving {
         match applied?.answer {
             Answer::Done => Ok(true),
             Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(&self.key)),
+            _ => Err(in_progress(&self.key, "revoke its claim with `interrupt` and look again")),
         }
     }
 }

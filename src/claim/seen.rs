@@ -108,8 +108,10 @@ pub(crate) fn broken() -> Error {
     Error::new(ErrorKind::Bug, message)
 }
 
-pub(crate) fn in_progress(key: &Key<'_>) -> Error {
-    Error::new(ErrorKind::InProgress, format!("{key} is claimed right now: wait for its owner"))
+/// `instead`: what the caller can do besides waiting.
+pub(crate) fn in_progress(key: &Key<'_>, instead: &str) -> Error {
+    let message = format!("{key} is claimed right now: wait for its owner, or {instead}");
+    Error::new(ErrorKind::InProgress, message)
 }
 
 pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, secret: Secret) -> Result<Attempt> {

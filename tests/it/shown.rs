@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use onlyonce::testing::Sim;
 use onlyonce::{
-    Abort, Claim, Error, Fingerprint, Key, Mark, Operation, Outcome, Policy, Resolution, State,
-    Store,
+    Abort, Claim, Error, ErrorKind, Fingerprint, Key, Mark, Operation, Outcome, Policy, Resolution,
+    State, Store,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -98,6 +98,48 @@ fn less_than_a_second_of_a_lease_is_shown_in_milliseconds() {
     let expected = ["0 s, 1 s left", "0 s, 1 s left", "0 s, 999 ms left", "1 s, 1 ms left"];
     assert_eq!(shown, expected.map(|words| format!("in progress: attempt 1, since {words}")));
     drop(claim);
+}
+
+/// "…being decided by web-1, 30 s left, its lease passed" read as if the lease of web-1 had passed.
+#[test]
+fn why_an_attempt_is_over_is_not_said_of_its_claimant() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let op = |owner| Operation::new("k").owner(owner).lease(LEASE);
+    let dead = store.claim(op("host-1")).unwrap();
+    sim.advance(LEASE);
+    let asked = store.claim(op("web-1")).unwrap();
+    let Claim::InProgress(seen) = store.claim("k").unwrap() else { panic!() };
+    let words = "attempt 1 being decided by web-1, since 0 s, 30 s left; \
+                 attempt 1 was interrupted: its lease passed";
+    assert_eq!(seen.to_string(), words);
+    drop((asked, dead));
+    let asked = store.claim("k").unwrap();
+    let Claim::InProgress(seen) = store.claim("k").unwrap() else { panic!() };
+    let words = "attempt 1 being decided, since 0 s; attempt 1 was interrupted: its lease passed";
+    assert_eq!(seen.to_string(), words);
+    drop(asked);
+}
+
+/// "Wait for its owner" alone is no advice for an owner that hangs.
+#[test]
+fn a_refusal_for_a_claimed_key_names_what_an_operator_can_do() {
+    let store = Sim::small(1).open().unwrap();
+    let Claim::Acquired(guard) = store.claim("k").unwrap() else { panic!() };
+    let refused = store.forget("k").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InProgress);
+    for call in ["`interrupt`", "`forget_claimed`"] {
+        assert!(refused.to_string().contains(call), "{refused}");
+    }
+    drop(guard);
+    let Some(State::Interrupted(lost)) = store.get("k").unwrap() else { panic!() };
+    let Claim::Interrupted(question) = store.claim("k").unwrap() else { panic!() };
+    let guard = question.take_over().unwrap();
+    assert!(!store.resolve(&lost, Resolution::retry("it is another attempt's")).unwrap());
+    let Some(State::InProgress(live)) = store.get("k").unwrap() else { panic!() };
+    let refused = store.resolve(&live, Resolution::retry("too soon")).unwrap_err();
+    assert!(refused.to_string().contains("`interrupt`"), "{refused}");
+    drop(guard);
 }
 
 /// Each state in one line that a person can read, and in none of them what was recorded.
