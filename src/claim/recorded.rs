@@ -31,6 +31,7 @@ pub struct Recorded {
     payload: Payload,
     meta: Vec<(String, String)>,
     owner: Option<Arc<str>>,
+    decided_by: Option<Arc<str>>,
     fingerprint: Option<Fingerprint>,
     attempt: u32,
     token: Token,
@@ -68,6 +69,7 @@ impl Recorded {
             payload,
             meta,
             owner: state.owner.clone(),
+            decided_by: state.extras.as_ref().and_then(|extras| extras.by.clone()),
             fingerprint: state.fingerprint,
             attempt: state.attempt,
             token: state.token,
@@ -98,8 +100,9 @@ impl Recorded {
         &self.key
     }
 
-    /// Returns the name of the owner that recorded the outcome, if the record names one. See
-    /// [`owner`](crate::Policy::owner).
+    /// Returns the name of the owner of the attempt that has the outcome, if the record names one. See
+    /// [`owner`](crate::Policy::owner). An outcome that an operator recorded has the owner of the resolved attempt:
+    /// [`decided_by`](Self::decided_by) names the operator.
     ///
     /// ```
     /// # use onlyonce::{Claim, Recorded, testing::Sim};
@@ -116,6 +119,26 @@ impl Recorded {
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
         self.owner.as_deref()
+    }
+
+    /// Returns the label of the operator that recorded the outcome by [`Store::resolve`](crate::Store::resolve): the owner label
+    /// of the policy of its handle. `None` if the attempt's owner recorded the outcome, or the operator's handle had no label.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Outcome, Policy, Resolution, State, testing::Sim};
+    /// # let store = Sim::new(1).open()?;
+    /// # let Claim::Acquired(claim) = store.claim("refund-7")? else { unreachable!() };
+    /// claim.hold("somebody has to approve it")?;
+    /// let ann = store.with_policy(Policy::new().owner("ann"));
+    /// let Some(State::Held(held)) = ann.get("refund-7")? else { unreachable!() };
+    /// ann.resolve(&held, Resolution::Record(Outcome::success("approved")))?;
+    /// let Claim::Completed(done) = store.claim("refund-7")? else { unreachable!() };
+    /// assert_eq!(done.decided_by(), Some("ann"));
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn decided_by(&self) -> Option<&str> {
+        self.decided_by.as_deref()
     }
 
     /// Returns the fingerprint of the request that was done, if its claim gave one.
@@ -305,6 +328,9 @@ impl fmt::Display for Recorded {
         write!(f, "attempt {}", self.attempt)?;
         if let Some(owner) = self.owner() {
             write!(f, " by {owner}")?;
+        }
+        if let Some(by) = self.decided_by() {
+            write!(f, ", decided by {by}")?;
         }
         write!(f, ", {}", self.payload)?;
         for (at, (name, _)) in self.meta.iter().enumerate() {

@@ -94,7 +94,7 @@ impl Store {
     /// that is recorded after you saw the attempt interrupted is no change.
     ///
     /// The owner label of this handle's policy is recorded as the one that decided it, see
-    /// [`Attempt::decided_by`](crate::Attempt::decided_by).
+    /// [`Attempt::decided_by`](crate::Attempt::decided_by) and [`Recorded::decided_by`](crate::Recorded::decided_by).
     ///
     /// After [`Retry`](Resolution::Retry) the next claim is granted, and `attempts_max` counts from zero again. Attempt
     /// numbers are not reset.

@@ -285,3 +285,36 @@ fn words_carry_the_name_of_those_who_said_them() {
     assert_eq!(seen.decided_by(), Some("bob"));
     assert!(seen.to_string().contains("bob"), "{seen}");
 }
+
+/// After an approval only the owner that had asked for it could be read, and not the one who approved.
+#[test]
+fn an_outcome_names_the_operator_that_recorded_it() {
+    let sim = Sim::small(7);
+    let store = sim.open().unwrap();
+    let ann = store.with_policy(Policy::new().owner("ann"));
+    for key in ["given", "denied", "own"] {
+        let op = Operation::new(key).owner("web-1");
+        let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!() };
+        if key == "own" {
+            claim.complete("yes").unwrap();
+            continue;
+        }
+        claim.hold("a person decides").unwrap();
+        let Some(State::Held(held)) = store.get(key).unwrap() else { panic!() };
+        let outcome = if key == "given" { Outcome::success("yes") } else { Outcome::failure("no") };
+        assert!(ann.resolve(&held, Resolution::Record(outcome)).unwrap());
+    }
+    sim.kill();
+    drop((ann, store));
+    let store = sim.open().unwrap();
+    let Claim::Completed(given) = store.claim("given").unwrap() else { panic!() };
+    let Some(State::Failed(denied)) = store.get("denied").unwrap() else { panic!() };
+    for done in [given, denied] {
+        assert_eq!((done.owner(), done.decided_by()), (Some("web-1"), Some("ann")));
+        assert!(done.to_string().starts_with("attempt 1 by web-1, decided by ann, "), "{done}");
+        assert!(format!("{done:?}").contains("decided by ann"), "{done:?}");
+    }
+    let Some(State::Completed(own)) = store.get("own").unwrap() else { panic!() };
+    assert_eq!(own.decided_by(), None);
+    assert!(!own.to_string().contains("decided"), "{own}");
+}
