@@ -383,6 +383,10 @@ pub enum Resolution {
     Record(Outcome),
     /// Allows a retry, because the effect did not happen: the next claim is granted, however many attempts there were.
     /// The text says why, for people; [`retry`](Resolution::retry) makes one.
+    ///
+    /// That claim may be one with another [`fingerprint`](crate::Operation::fingerprint): a request that had no effect may be
+    /// corrected. So if the decision was about the request, too, say so in the request's key, or compare
+    /// [`Attempt::fingerprint`] with the request before the claim is made.
     Retry(String),
 }
 

@@ -321,7 +321,9 @@ impl fmt::Debug for Outcome {
     }
 }
 
-/// The ending of an attempt that had no effect, with the reason. The next claimant is granted the key.
+/// The ending of an attempt that had no effect, with the reason. The next claimant is granted the key, even with another
+/// [`fingerprint`](crate::Operation::fingerprint): a request that had no effect may be corrected. If it must be the same
+/// request, compare [`Attempt::fingerprint`](crate::Attempt::fingerprint) of the aborted attempt before the claim is made.
 ///
 /// Text converts into an `Abort`: `claim.abort("busy")`. The reason is for people. A reason longer than 512 bytes is
 /// cut, so that a long error message never prevents an abort.
