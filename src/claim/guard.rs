@@ -61,6 +61,7 @@ impl ClaimGuard {
                 attempt: claimed.attempt,
                 settings,
                 interruption: before.interruption,
+                is_earlier_fate_open: before.is_fate_open,
                 progress: Mutex::new(Saved { order: (None, 0), value: before.progress }),
                 saves: AtomicU64::new(0),
                 is_attached: before.is_attached,
@@ -84,7 +85,9 @@ impl ClaimGuard {
         let progress = state.extras.as_ref().and_then(|extras| extras.progress.clone());
         // Another process may have begun steps of this attempt.
         let steps = EarlierSteps::of_open(Some(state));
-        let before = Before { interruption: None, progress, steps, is_attached: true };
+        let is_fate_open = state.open_fate.is_some();
+        let before =
+            Before { interruption: None, is_fate_open, progress, steps, is_attached: true };
         ClaimGuard::new(shared, key, hash, claimed, settings, before)
     }
 

@@ -46,6 +46,8 @@ pub(super) struct ClaimInner {
     pub(super) attempt: u32,
     pub(super) settings: Settings,
     pub(super) interruption: Option<Attempt>,
+    /// The fate of an earlier attempt is open.
+    pub(super) is_earlier_fate_open: bool,
     /// What was saved last.
     pub(super) progress: Mutex<Saved>,
     /// Counts the calls that save progress.
@@ -72,6 +74,7 @@ pub(super) struct Saved {
 #[derive(Default)]
 pub(crate) struct Before {
     pub(crate) interruption: Option<Attempt>,
+    pub(crate) is_fate_open: bool,
     pub(crate) progress: Option<Arc<[u8]>>,
     pub(crate) steps: EarlierSteps,
     /// The claim was detached, and is attached by its ticket.
@@ -223,6 +226,10 @@ impl ClaimHandle {
 
     /// Returns the interrupted attempt that this attempt follows, if there is one.
     ///
+    /// Only the claimant that decided about that attempt knows it: after [`attach`](crate::Store::attach) this is always `None`,
+    /// also in the same process, because a ticket and its record don't carry it. To learn whether an effect may have happened
+    /// before, ask [`is_earlier_fate_open`](Self::is_earlier_fate_open).
+    ///
     /// ```
     /// # use onlyonce::{Claim, testing::Sim};
     /// # let store = Sim::new(1).open()?;
@@ -238,6 +245,32 @@ impl ClaimHandle {
     #[must_use]
     pub fn interruption(&self) -> Option<&Attempt> {
         self.0.interruption.as_ref()
+    }
+
+    /// Returns whether the fate of an earlier attempt is open: it was interrupted, this attempt or one before took over, and
+    /// nobody has said since that it was not applied. So its effect may have happened, and an
+    /// [`abort`](crate::ClaimGuard::abort) of this attempt leads back to interrupted.
+    ///
+    /// Unlike [`interruption`](Self::interruption), this also holds for a claim that was attached by its ticket.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, testing::Sim};
+    /// # use std::time::Duration;
+    /// # let store = Sim::new(1).open()?;
+    /// # drop(store.claim("refund-7")?);
+    /// # let Claim::Interrupted(lost) = store.claim("refund-7")? else { unreachable!() };
+    /// let claim = lost.take_over()?;
+    /// let ticket = claim.detach(Duration::from_secs(900))?;
+    /// let claim = store.attach(&ticket)?; // in the webhook
+    /// if claim.is_earlier_fate_open() {
+    ///     println!("it may have been refunded before: ask the bank");
+    /// }
+    /// # assert!(claim.is_earlier_fate_open());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn is_earlier_fate_open(&self) -> bool {
+        self.0.is_earlier_fate_open
     }
 
     /// Renews the lease, which then runs for `lease` from now.

@@ -281,6 +281,7 @@ impl Interrupted {
                 self.settings.clone(),
                 Before {
                     interruption: Some(self.attempt.clone()),
+                    is_fate_open: matches!(call, Call::TakeOver(_)),
                     progress: before.and_then(|state| state.extras?.progress.clone()),
                     steps,
                     is_attached: false,

@@ -94,6 +94,8 @@ mod steps;
 mod surface;
 /// Store time over reopens.
 mod time;
+/// Claims handed over by a ticket.
+mod tickets;
 /// Fencing tokens over restored copies, wrong clocks and repairs.
 mod tokens;
 /// Days of pairs with mixed retention, in simulated time.

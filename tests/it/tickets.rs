@@ -1,0 +1,52 @@
+//! Claims handed over by a ticket: what the new owner is told, and for how long it keeps them.
+
+use std::time::Duration;
+
+use onlyonce::testing::Sim;
+use onlyonce::{Claim, ClaimGuard, State, Store};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn acquired(claim: Claim) -> ClaimGuard {
+    match claim {
+        Claim::Acquired(guard) => guard,
+        other => panic!("{other}"),
+    }
+}
+
+fn interrupted(store: &Store, key: &str) -> onlyonce::Interrupted {
+    match store.claim(key).unwrap() {
+        Claim::Interrupted(question) => question,
+        other => panic!("{other}"),
+    }
+}
+
+/// `interruption` is `None` after a hand-over, as if nothing could have happened before.
+#[test]
+fn a_claim_says_whether_an_earlier_fate_is_open_however_it_was_got() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let handed_over = |claim: ClaimGuard| {
+        let ticket = claim.detach(HOUR).unwrap();
+        let claim = store.attach(&ticket).unwrap();
+        assert!(claim.interruption().is_none(), "no record has it");
+        claim
+    };
+    let claim = handed_over(acquired(store.claim("k").unwrap()));
+    assert!(!claim.is_earlier_fate_open(), "nothing was before");
+    claim.abort("not yet").unwrap();
+    let claim = acquired(store.claim("k").unwrap());
+    assert!(!claim.is_earlier_fate_open(), "it was aborted");
+    drop(claim);
+    let claim = interrupted(&store, "k").take_over().unwrap();
+    assert!(claim.is_earlier_fate_open());
+    let claim = handed_over(claim);
+    assert!(claim.is_earlier_fate_open());
+    claim.abort("nothing sent").unwrap();
+    let claim = interrupted(&store, "k").not_applied().unwrap();
+    assert!(!claim.is_earlier_fate_open(), "somebody has found out");
+    let claim = handed_over(claim);
+    assert!(!claim.is_earlier_fate_open());
+    claim.abort("nothing sent").unwrap();
+    assert!(matches!(store.get("k").unwrap(), Some(State::Aborted(_))));
+}
