@@ -79,9 +79,12 @@ impl ClaimGuard {
         key: &Key<'_>,
         hash: KeyHash,
         state: &KeyState,
-        settings: Settings,
+        mut settings: Settings,
     ) -> Self {
         let claimed = Claimed { token: state.token, life: state.life, attempt: state.attempt };
+        // The operation that set the lease is not known here, but its claim's record is.
+        let recorded = state.detached().map(|lease| lease.millis);
+        settings.lease_ms = settings.lease_ms.or(recorded);
         let progress = state.extras.as_ref().and_then(|extras| extras.progress.clone());
         // Another process may have begun steps of this attempt.
         let steps = EarlierSteps::of_open(Some(state));

@@ -344,6 +344,10 @@ impl ClaimHandle {
     /// claim without a lease gets one that lasts until the ceiling. A further call begins anew, with another ceiling. A longer
     /// [renewal](Self::renew) of your own is replaced by the next one in the background.
     ///
+    /// A claim that was attached by its ticket is renewed by the lease of the policy of the handle that attached it. If that
+    /// policy has none, it is renewed by the length of the lease that was recorded last: by
+    /// [`detach`](crate::ClaimGuard::detach), or by a renewal.
+    ///
     /// Use it if the work has a known maximum time, but others should not wait that long after a crash. The work calls
     /// [`is_live`](Self::is_live), or waits for [`ended`](Self::ended), to learn that it lost the claim.
     ///

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, ClaimGuard, State, Store};
+use onlyonce::{Claim, ClaimGuard, Operation, Policy, State, Store};
 
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn acquired(claim: Claim) -> ClaimGuard {
@@ -18,6 +19,31 @@ fn interrupted(store: &Store, key: &str) -> onlyonce::Interrupted {
     match store.claim(key).unwrap() {
         Claim::Interrupted(question) => question,
         other => panic!("{other}"),
+    }
+}
+
+/// The lease was renewed to the ceiling at once, so that others waited for an hour if its process died.
+#[test]
+fn an_attached_claim_is_kept_alive_by_the_recorded_lease() {
+    for (policy, passes) in [(None, 30), (Some(10 * SECOND), 10)] {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let op = Operation::new("job").lease(30 * SECOND);
+        let ticket = acquired(store.claim(op).unwrap()).detach(30 * SECOND).unwrap();
+        let handle = match policy {
+            Some(lease) => store.with_policy(Policy::new().lease(lease)),
+            None => store.clone(),
+        };
+        let claim = handle.attach(&ticket).unwrap();
+        claim.keep_alive(HOUR).unwrap();
+        let Some(State::InProgress(seen)) = store.get("job").unwrap() else { panic!() };
+        assert_eq!(seen.lease_left(), Some(passes * SECOND));
+        sim.kill();
+        drop((claim, handle, store));
+        let store = sim.open().unwrap();
+        let Some(State::InProgress(_)) = store.get("job").unwrap() else { panic!() };
+        sim.advance(passes * SECOND);
+        drop(interrupted(&store, "job"));
     }
 }
 
