@@ -45,7 +45,9 @@ impl Embedded {
 
     /// See [`Engine::close`].
     pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Unended> {
-        self.engine.close(deadline, self)
+        let closed = self.engine.close(deadline, self);
+        self.serving.drain_commits(&self.engine);
+        closed
     }
 }
 
@@ -57,10 +59,16 @@ impl Threads for Embedded {
             // A join fails only if the thread panicked, and there is no caller to report that to.
             let _ = thread.join();
         }
-        self.serving.drain(&self.engine);
+        self.serving.drain_jobs(&self.engine);
     }
 
     fn start(&self, work: Box<dyn FnOnce() + Send>) -> bool {
+        let (serving, engine) = (Arc::clone(&self.serving), self.engine());
+        let work = move || {
+            work();
+            // The close may have given up waiting for it.
+            serving.drain_commits(&engine);
+        };
         self.start("onlyonce-close", work).is_ok()
     }
 }

@@ -12,7 +12,7 @@ use super::desk::{Desk, Seat};
 use super::{Ask, Reply, Request, Sent};
 use super::{Embedded, Entering, Shared, Terms};
 use crate::engine::{
-    Applied, Asks, Done, Engine, Needs, Placing, Progress, Turn, WaitsTo, Writing,
+    Applied, Asks, Done, Engine, Needs, PlacedFate, Placing, Progress, Turn, WaitsTo, Writing,
 };
 use crate::limits;
 use crate::operation::Key;
@@ -136,34 +136,34 @@ impl Course {
                     }
                 },
                 Way::Placed(owned, done, seat) => {
-                    // A close has ended what was in flight, and synced what it could.
-                    let _inside = match engine.enter().map_err(outlived) {
-                        Ok(inside) => inside,
-                        Err(e) => return Awaits::Answer(Err(e)),
-                    };
-                    let Some(needs) = engine.needs(&done, owned.terms.durability) else {
-                        return Awaits::Answer(Ok(done.into_applied()));
-                    };
-                    if engine.log.is_poisoned() {
-                        engine.take_back(&owned.key, self.hash, done.applied());
-                        return Awaits::Answer(Err(engine.log.indeterminate()));
+                    let needs = || engine.needs(&done, owned.terms.durability);
+                    match engine.fate_of_placed(needs, done.applied().lasts(owned.call)) {
+                        PlacedFate::Met => return Awaits::Answer(Ok(done.into_applied())),
+                        PlacedFate::Unmet(needs) => {
+                            self.way = Way::Placed(owned, done, seat);
+                            return Awaits::Disk(needs);
+                        }
+                        PlacedFate::Lost(e) => {
+                            // A close ends what is in flight itself.
+                            if let Ok(_inside) = engine.enter() {
+                                engine.take_back(&owned.key, self.hash, done.applied());
+                            }
+                            return Awaits::Answer(Err(e));
+                        }
                     }
-                    self.way = Way::Placed(owned, done, seat);
-                    return Awaits::Disk(needs);
                 }
                 Way::Sync(needs, seat) => {
-                    let _inside = match engine.enter().map_err(outlived) {
-                        Ok(inside) => inside,
-                        Err(e) => return Awaits::Answer(Err(e)),
-                    };
-                    if engine.are_met(needs) {
-                        return Awaits::Answer(Ok(Applied::done(engine.log.now())));
+                    let unmet = || (!engine.are_met(needs)).then_some(needs);
+                    match engine.fate_of_placed(unmet, true) {
+                        PlacedFate::Met => {
+                            return Awaits::Answer(Ok(Applied::done(engine.log.now())));
+                        }
+                        PlacedFate::Unmet(needs) => {
+                            self.way = Way::Sync(needs, seat);
+                            return Awaits::Disk(needs);
+                        }
+                        PlacedFate::Lost(e) => return Awaits::Answer(Err(e)),
                     }
-                    if engine.log.is_poisoned() {
-                        return Awaits::Answer(Err(engine.log.indeterminate()));
-                    }
-                    self.way = Way::Sync(needs, seat);
-                    return Awaits::Disk(needs);
                 }
                 Way::Placing(placing) if placing.is_untried() => try_to_place(engine, placing),
                 Way::Placing(placing) if placing.is_turn() => {
@@ -441,11 +441,6 @@ impl SentCall {
             }
         }));
     }
-}
-
-pub(super) fn outlived(e: Error) -> Error {
-    let message = "the store was closed before this call was waited for: open it, and ask what became of the key";
-    Error::new(ErrorKind::Indeterminate, message).because(e)
 }
 
 /// For a call that is on no key, or not yet.

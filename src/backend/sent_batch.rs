@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::desk::{Desk, Seat};
-use super::sent::{Owned, outlived};
+use super::sent::Owned;
 #[cfg(feature = "backend")]
 use super::space::SearchElsewhere;
 use super::space::moved;
@@ -20,7 +20,7 @@ use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Entering, NOWHERE, Shared};
 #[cfg(feature = "backend")]
 use crate::engine::Writing;
-use crate::engine::{Applied, Asks, Engine, Inside, PlacedBatch};
+use crate::engine::{Applied, Asks, Engine, Inside, PlacedBatch, PlacedFate, outlived};
 use crate::limits;
 #[cfg(feature = "backend")]
 use crate::operation::Key;
@@ -147,23 +147,35 @@ fn asked_twice() -> Error {
 
 /// The answers, if the disk has what they need; otherwise the calls are returned.
 fn told(engine: &Engine, placed: PlacedCalls) -> ControlFlow<Result<ManyAnswers>, PlacedCalls> {
-    let _inside = match engine.enter().map_err(outlived) {
-        Ok(inside) => inside,
-        Err(e) => return ControlFlow::Break(Err(e)),
+    let needs = engine.needs_of_batch(&placed.batch);
+    let needs = || (!engine.are_met(needs)).then_some(needs);
+    let e = match engine.fate_of_placed(needs, true) {
+        PlacedFate::Met => return ControlFlow::Break(Ok(answers(engine, placed))),
+        PlacedFate::Unmet(_) => return ControlFlow::Continue(placed),
+        PlacedFate::Lost(e) => e,
     };
-    if engine.are_met(engine.needs_of_batch(&placed.batch)) {
-        let answers = placed.calls.into_iter().map(|call| call.and_then(|(_, _, applied)| applied));
-        return ControlFlow::Break(Ok(answers.collect()));
-    }
-    if !engine.log.is_poisoned() {
-        return ControlFlow::Continue(placed);
-    }
-    for (call, hash, applied) in placed.calls.iter().flatten() {
-        if let Ok(applied) = applied {
-            engine.take_back(&call.key, *hash, applied);
+    // A close ends what is in flight itself.
+    if let Ok(_inside) = engine.enter() {
+        for (call, hash, applied) in placed.calls.iter().flatten() {
+            if let Ok(applied) = applied {
+                engine.take_back(&call.key, *hash, applied);
+            }
         }
     }
-    ControlFlow::Break(Err(engine.log.indeterminate()))
+    ControlFlow::Break(Err(e))
+}
+
+/// The answers, once the disk has what they need.
+fn answers(engine: &Engine, placed: PlacedCalls) -> ManyAnswers {
+    let closed = engine.enter().err();
+    let answer = |call: Result<(Owned, KeyHash, Result<Applied>)>| {
+        let (call, _, applied) = call?;
+        match (&closed, applied?) {
+            (Some(e), applied) if !applied.lasts(call.call) => Err(outlived(e.again())),
+            (_, applied) => Ok(applied),
+        }
+    };
+    placed.calls.into_iter().map(answer).collect()
 }
 
 /// Has the thread of calls place them, if there is one.

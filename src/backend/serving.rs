@@ -96,8 +96,12 @@ impl Serving {
     fn run_commits(&self, engine: &Engine) {
         while let Some(calls) = self.commits.take(&|| engine.is_closing()) {
             let all = calls.iter().fold(Needs::default(), |all, (needs, _)| all.and(*needs));
-            // A store that closes syncs everything itself.
-            engine.provide_inside(all);
+            if !engine.try_to_provide(all) {
+                // The close waits for this thread, syncs everything, and answers them.
+                self.commits.queue.lock().extend(calls);
+                self.drain_commits(engine);
+                return;
+            }
             calls.into_iter().for_each(|(_, seat)| seat.serve());
         }
     }
@@ -108,15 +112,19 @@ impl Serving {
         }
     }
 
-    /// Answers the calls that came when their thread had ended, because the store closes. Called by the close once the threads
+    /// Does the jobs that came when their thread had ended, because the store closes. Called by the close once the threads
     /// have ended, and by each call that sees the close after it was queued: one of the two comes last.
-    pub(super) fn drain(&self, engine: &Engine) {
-        self.drain_commits();
+    pub(super) fn drain_jobs(&self, engine: &Engine) {
         let jobs = std::mem::take(&mut *self.jobs.queue.lock());
         jobs.into_iter().for_each(|job| job(engine));
     }
 
-    fn drain_commits(&self) {
+    /// Wakes the calls that still wait for the disk when no close is at work any more. Called by the close at its end, and by
+    /// each call that sees it after it was queued: one of the two comes last.
+    pub(super) fn drain_commits(&self, engine: &Engine) {
+        if engine.is_at_close() {
+            return;
+        }
         let calls = std::mem::take(&mut *self.commits.queue.lock());
         calls.into_iter().for_each(|(_, seat)| seat.serve());
     }
@@ -133,12 +141,12 @@ impl Embedded {
         let is_served = self.serves(&serving.commits, "onlyonce-commit", |serving, engine| {
             serving.run_commits(engine);
         });
-        if is_served {
+        if is_served || self.is_closing() {
             let new = Seat::new(waker);
             *seat = Some(Arc::clone(&new));
             serving.commits.put((needs, new));
             if self.is_closing() {
-                serving.drain_commits();
+                serving.drain_commits(self);
             }
         } else {
             self.provide_inside(needs);
@@ -162,7 +170,7 @@ impl Embedded {
         }
         serving.jobs.put(job);
         if self.is_closing() {
-            serving.drain(self);
+            serving.drain_jobs(self);
         }
     }
 

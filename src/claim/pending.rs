@@ -172,8 +172,9 @@ impl<T> Pending<T> {
     /// ```
     ///
     /// # Errors
-    /// The errors of the call. `Indeterminate` if the store was closed meanwhile. `Invalid` if the answer was taken before, by
-    /// polling or by [`wait_timeout`](Self::wait_timeout).
+    /// The errors of the call. A close answers what was placed before it, once that is durable; `Indeterminate` if it could not
+    /// make that durable or has given up, or if it has ended the claim that was granted. `Invalid` if the answer was taken
+    /// before, by polling or by [`wait_timeout`](Self::wait_timeout).
     pub fn wait(self) -> Result<T> {
         match self.state {
             PendingState::Ready(told) => told,

@@ -79,6 +79,20 @@ pub(crate) struct Applied {
 }
 
 impl Applied {
+    /// Whether that answer to `call` still holds once the store is closed. A close ends the claims and questions in flight: an
+    /// answer by which a caller would go on working doesn't outlast it.
+    pub(crate) fn lasts(&self, call: Call) -> bool {
+        let works_on = match call {
+            Call::Attach(_)
+            | Call::BeginStep(_)
+            | Call::Announce(_)
+            | Call::Renew(_)
+            | Call::RenewQuestion(_) => self.answer == Answer::Done,
+            _ => self.claimed.is_some() || self.answer == Answer::Asked,
+        };
+        !works_on
+    }
+
     /// The answer to a call that was carried out, about which nothing else is to be told.
     pub(crate) fn done(now: StoreMillis) -> Self {
         Applied { answer: Answer::Done, found: None, claimed: None, now, question: 0 }
@@ -220,6 +234,22 @@ impl Needs {
     pub(crate) fn and(self, other: Needs) -> Needs {
         Needs { synced: self.synced.max(other.synced), written: self.written.max(other.written) }
     }
+}
+
+/// What has become of placed records.
+pub(crate) enum PlacedFate {
+    /// Their answers may be shown.
+    Met,
+    /// The disk has to have more.
+    Unmet(Needs),
+    /// The store was closed or poisoned before.
+    Lost(Error),
+}
+
+/// The answer to a call whose record was placed, and whose fate a close left open.
+pub(crate) fn outlived(e: Error) -> Error {
+    let message = "the store was closed before this call was waited for: open it, and ask what became of the key";
+    Error::new(ErrorKind::Indeterminate, message).because(e)
 }
 
 /// Calls that were placed one after the other and are waited for together.
@@ -391,11 +421,41 @@ impl Engine {
         holds(needs.synced, Durability::Sync) && holds(needs.written, Durability::Flush)
     }
 
-    /// As [`provide`](Self::provide), for callers outside the gate. A store that closes syncs everything itself.
+    /// What has become of the records that need that, if anything. Judged by the log first: a close makes durable what was placed
+    /// before it. `lasts`: the answer holds also once the store is closed.
+    pub(crate) fn fate_of_placed(
+        &self,
+        needs: impl FnOnce() -> Option<Needs>,
+        lasts: bool,
+    ) -> PlacedFate {
+        let inside = self.enter();
+        // Before the log is asked: once the close is over, it stays as it is.
+        let is_at_close = self.is_at_close();
+        match (needs(), inside) {
+            (None, Ok(_)) => PlacedFate::Met,
+            (None, Err(_)) if lasts => PlacedFate::Met,
+            (Some(_), _) if self.log.is_poisoned() => PlacedFate::Lost(self.log.indeterminate()),
+            (Some(needs), Ok(_)) => PlacedFate::Unmet(needs),
+            (Some(needs), Err(_)) if is_at_close => PlacedFate::Unmet(needs),
+            (_, Err(e)) => PlacedFate::Lost(outlived(e)),
+        }
+    }
+
+    /// As [`provide`](Self::provide), for callers outside the gate. A store that closes syncs everything itself: they wait for
+    /// that.
     pub(crate) fn provide_inside(&self, needs: Needs) {
-        if let Ok(_inside) = self.enter() {
+        if !self.try_to_provide(needs) {
+            self.await_close();
+        }
+    }
+
+    /// The same, without waiting for a close. Returns whether it was not closed.
+    pub(crate) fn try_to_provide(&self, needs: Needs) -> bool {
+        let inside = self.enter();
+        if inside.is_ok() {
             self.provide(needs);
         }
+        inside.is_ok()
     }
 
     /// Writes and syncs what the callers of a round need. If that fails, the store is poisoned, and each of them finds that.

@@ -115,12 +115,15 @@ impl Engine {
             // An earlier close has waited in vain.
             LockState::Finishing(finish) => finish,
             LockState::Open(lock) => {
+                // Before the gate closes: a call that finds it closed waits for this close, or finds it over.
+                self.is_at_close.store(true, Ordering::SeqCst);
                 gate.begin_closing();
                 self.ended.wake_all();
                 self.wake_background();
                 let most = left(limits::CLOSE_MILLIS_LEAST);
                 if !gate.left().wait_until(most, &nanos, &|| gate.is_quiet()) {
                     *locked = LockState::Open(lock);
+                    self.is_over();
                     return Err(self.not_closed());
                 }
                 // In a poisoned store a thread may be in a sync, which is not waited for; it ends by itself.
@@ -189,10 +192,22 @@ impl Engine {
     /// Runs the last part. A panic is passed on to the thread that waits for it.
     fn run_finish(&self, finish: &Finish) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.finish(finish)));
+        self.is_over();
         finish.set(match ended {
             Ok(closed) => FinishState::Over(closed),
             Err(panic) => FinishState::Panicked(panic),
         });
+    }
+
+    /// A close has made durable what it could, or has given up.
+    fn is_over(&self) {
+        self.is_at_close.store(false, Ordering::SeqCst);
+        self.ended.wake_all();
+    }
+
+    /// Waits until no close is at work. Called from outside the gate.
+    pub(super) fn await_close(&self) {
+        self.ended.wait_until(None, &|| self.nanos(), &|| !self.is_at_close());
     }
 
     /// Does the last part of a close, once nothing is inside.

@@ -31,7 +31,7 @@ mod waits;
 pub(crate) use crate::log::open::lifecycle::Inside;
 #[cfg(feature = "backend")]
 pub(crate) use call::Found;
-pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, Writing};
+pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, PlacedFate, Writing, outlived};
 pub use call::{Claimed, Stored};
 pub(crate) use call::{Done, Needs};
 pub(crate) use close::{Threads, Unended};
@@ -59,7 +59,7 @@ use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
 use crate::record::{Body, Record};
 use crate::storage::DirLock;
-use crate::sync::{AtomicU64, Mutex, Ordering, WakeWord};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
 
@@ -104,8 +104,10 @@ pub(crate) struct Engine {
     in_flight: AtomicU64,
     /// When observers were told the numbers last, in milliseconds of the monotonic clock; 0: not yet.
     gauges_at: AtomicU64,
-    /// Changes when a claim that a thread waits for ends.
+    /// Changes when a claim that a thread waits for ends, and when a close does.
     ended: WakeWord,
+    /// A close is at work, and will make durable what was placed before it, or lose it.
+    is_at_close: AtomicBool,
     /// Callers that wait for a key.
     pub(crate) waits: Arc<Waits>,
     /// The directory's lock. Locked by a close, so that only one runs at a time.
@@ -218,6 +220,7 @@ impl Engine {
             in_flight: AtomicU64::new(0),
             gauges_at: AtomicU64::new(0),
             ended: WakeWord::new(),
+            is_at_close: AtomicBool::new(false),
             waits: Waits::new(),
             lock: Mutex::new(close::LockState::Open(lock)),
         };
@@ -311,6 +314,11 @@ impl Engine {
     /// Whether a close has begun.
     pub(crate) fn is_closing(&self) -> bool {
         self.log.gate().is_closing()
+    }
+
+    /// Whether a close is at work: once it is not, what it hasn't made durable stays so.
+    pub(crate) fn is_at_close(&self) -> bool {
+        self.is_at_close.load(Ordering::SeqCst)
     }
 
     pub(crate) fn tables(&self) -> Arc<Tables> {

@@ -396,7 +396,8 @@ impl Store {
     /// ```
     ///
     /// Everything acknowledged is durable on return, whatever its level. Every later call on a handle or guard of this
-    /// store is refused as `Closed`.
+    /// store is refused as `Closed`. A call `…_async` whose record was placed before has its answer, also if it is waited for
+    /// later; only a grant or a question, which the close has ended, is `Indeterminate` then.
     ///
     /// # Errors
     /// - `Poisoned` or `Indeterminate`: a write or sync failed, now or earlier. The store is closed nevertheless, and

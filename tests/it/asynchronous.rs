@@ -700,3 +700,114 @@ fn calls_in_flight_are_bounded_by_their_bytes() {
     }
     assert!(matches!(store.get(39_u64).unwrap(), Some(State::Completed(_))));
 }
+
+/// A graceful shutdown: the last calls in flight were told that their fate is unknown, and the record of each was there
+/// after the close. A hand-over lost its ticket.
+#[test]
+fn what_was_sent_before_a_close_is_answered() {
+    for threads in [false, true] {
+        let sim = Sim::new(1);
+        let store = if threads { sim.open_existing_or_new() } else { sim.open().unwrap() };
+        let _first = store.mark("first").unwrap();
+        let guards = ["completed", "held", "aborted", "detached", "many", "batch"];
+        let guards = guards.map(|key| acquired(&store, key));
+        let [completed, held, aborted, detached, many, batched] = guards;
+        let mark = store.mark_async("mark");
+        let record = store.record_async("record", Outcome::success("v"));
+        let ends =
+            [completed.complete_async("v"), held.hold_async("why"), aborted.abort_async("busy")];
+        let detached = detached.detach_async(MINUTE);
+        let many = store.complete_many_async([(many, Outcome::success("v"))]);
+        let mut batch = store.batch();
+        batch.complete(batched, "v").mark("batch mark");
+        let batch = batch.commit_async();
+        let sync = store.sync_async();
+        // It waits until the last of the claims is ended.
+        assert!(store.close(MINUTE).unwrap().is_empty());
+        assert!(mark.wait().unwrap().is_first());
+        assert!(record.wait().unwrap().is_first());
+        for mut end in ends {
+            end.wait_timeout(MINUTE).expect("an answer").unwrap();
+        }
+        let ticket = futures_executor::block_on(detached).unwrap();
+        assert!(matches!(many.wait().unwrap().as_slice(), [Ok(())]));
+        let batch = futures_executor::block_on(batch).unwrap();
+        assert!(matches!(batch.endings.as_slice(), [Ok(())]));
+        sync.wait().unwrap();
+        drop(store);
+        let store = sim.open().unwrap();
+        assert!(store.attach(&ticket).is_ok());
+        for key in ["mark", "record", "completed", "many", "batch"] {
+            assert!(matches!(store.get(key).unwrap(), Some(State::Completed(_))), "{key}");
+        }
+        assert!(matches!(store.get("held").unwrap(), Some(State::Held(_))));
+        assert!(matches!(store.get("aborted").unwrap(), Some(State::Aborted(_))));
+    }
+}
+
+/// A close ends what is in flight: a grant or a question that comes after that would have its caller work on a lost claim.
+#[test]
+fn a_grant_that_a_close_ended_is_not_handed_out() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let ticket = acquired(&store, "ticket").detach(MINUTE).unwrap();
+    let (claim, attached) = (store.claim_async("claim"), store.attach_async(&ticket));
+    let mut batch = store.batch();
+    batch.claim("batch").mark("mark");
+    let batch = batch.commit_async();
+    store.close(Duration::ZERO).unwrap();
+    assert_eq!(claim.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+    // Not made, or taken back.
+    let kind = attached.wait().unwrap_err().kind();
+    assert!(matches!(kind, ErrorKind::Closed | ErrorKind::Indeterminate), "{kind:?}");
+    let mut batch = batch.wait().unwrap();
+    assert!(batch.marks.pop().unwrap().unwrap().is_first());
+    let claim = batch.claims.pop().unwrap();
+    assert_eq!(claim.unwrap_err().kind(), ErrorKind::Indeterminate);
+    drop(store);
+    let store = sim.open().unwrap();
+    assert!(matches!(store.claim("claim").unwrap(), Claim::Interrupted(_)));
+    assert!(store.attach(&ticket).is_ok());
+}
+
+#[test]
+fn what_a_close_could_not_make_durable_is_indeterminate() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let _first = store.mark("first").unwrap();
+    let (mark, many) = (store.mark_async("mark"), store.mark_many_async(["a", "b"]));
+    sim.fail_sync(0, DiskFault::Io);
+    store.close(MINUTE).unwrap_err();
+    assert_eq!(mark.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+    assert_eq!(many.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+}
+
+/// The close is in its last sync: what was placed before it waits for that, and is woken.
+#[test]
+fn a_call_waits_for_the_close_that_makes_it_durable() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let _first = store.mark("first").unwrap();
+    let mut sent: Vec<_> = (0..3_u64).map(|n| store.mark_async(n)).collect();
+    let mut many = store.mark_many_async(["a", "b"]);
+    std::thread::scope(|scope| {
+        let gate = sim.hold_sync();
+        let closing = store.clone();
+        scope.spawn(move || assert!(closing.close(MINUTE).unwrap().is_empty()));
+        assert!(gate.wait_arrived(MINUTE));
+        assert!(sent[0].wait_timeout(Duration::ZERO).is_none());
+        assert!(many.wait_timeout(Duration::ZERO).is_none());
+        let slept = sent.pop().unwrap();
+        let slept = scope.spawn(move || slept.wait());
+        let mut timed = sent.pop().unwrap();
+        let timed = scope.spawn(move || timed.wait_timeout(MINUTE).expect("it was not woken"));
+        while store.get("first").is_ok() {
+            std::thread::yield_now();
+        }
+        gate.open();
+        assert!(slept.join().unwrap().unwrap().is_first());
+        assert!(timed.join().unwrap().unwrap().is_first());
+    });
+    assert!(sent[0].wait_timeout(MINUTE).expect("it was not woken").unwrap().is_first());
+    assert_eq!(many.wait_timeout(MINUTE).expect("it was not woken").unwrap().len(), 2);
+}

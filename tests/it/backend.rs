@@ -89,13 +89,16 @@ fn a_decision_on_a_read_key_requires_that_it_is_unchanged() {
 }
 
 #[test]
-fn a_call_that_outlives_the_store_is_indeterminate() {
+fn a_call_that_outlives_the_store_is_answered_by_the_close() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
     let token = granted(&store, "k");
     let ending = store.send(request("k", Call::Complete(token)));
+    let grant = store.send(claim("granted"));
     let _ = Store::close(&store, Duration::ZERO).unwrap();
-    assert_eq!(ending.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
+    ending.wait().unwrap();
+    // The close has ended that claim.
+    assert_eq!(grant.wait().unwrap_err().kind(), ErrorKind::Indeterminate);
     let late = store.send(claim("l")).wait();
     assert_eq!(late.unwrap_err().kind(), ErrorKind::Closed);
     drop(store);
