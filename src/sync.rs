@@ -327,9 +327,16 @@ pub(crate) fn spawn(
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
+pub(crate) use std::thread::ThreadId;
+
+/// The calling thread.
+pub(crate) fn thread_id() -> ThreadId {
+    std::thread::current().id()
+}
+
 /// Whether the calling thread is that of `handle`.
 pub(crate) fn is_current(handle: &std::thread::JoinHandle<()>) -> bool {
-    handle.thread().id() == std::thread::current().id()
+    handle.thread().id() == thread_id()
 }
 
 #[cfg(all(test, not(any(loom, shuttle)), target_os = "linux"))]

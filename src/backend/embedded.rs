@@ -88,6 +88,8 @@ impl Drop for Embedded {
             std::mem::forget(std::mem::take(&mut *self.threads.lock()));
             return;
         }
+        // An ending that was sent goes on, also without its caller.
+        self.serving.finish_jobs(&self.engine);
         // A drop can't report an error; what was acknowledged is on disk, and the next open recovers.
         let _ = self.close(None);
     }

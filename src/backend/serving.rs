@@ -9,13 +9,14 @@
 //! Never: decides, or changes a key by itself.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::Embedded;
 use super::desk::Seat;
 use crate::engine::{Engine, Needs};
-use crate::sync::{AtomicBool, Mutex, Ordering, WakeWord, wake};
+use crate::sync::{self, AtomicBool, AtomicU32, Mutex, Ordering, ThreadId, WakeWord, wake};
 
 /// A piece of work for the thread of calls.
 pub(super) type Job = Box<dyn FnOnce(&Engine) + Send>;
@@ -25,7 +26,17 @@ pub(super) struct Serving {
     has_threads: AtomicBool,
     commits: Lane<(Needs, Arc<Seat>)>,
     jobs: Lane<Job>,
+    jobs_done: JobsDone,
     timers: Lane<()>,
+}
+
+/// What [`Serving::finish_jobs`] waits for.
+struct JobsDone {
+    /// Threads that do jobs, or look for one.
+    at_work: AtomicU32,
+    /// The thread of jobs, once it has started.
+    thread: Mutex<Option<ThreadId>>,
+    is_awaited: AtomicBool,
 }
 
 /// A thread's queue.
@@ -55,16 +66,23 @@ impl<T> Lane<T> {
         }
     }
 
-    /// Takes everything that is queued; waits for it until `stop` says so. `None`: it is to stop.
-    fn take(&self, stop: &dyn Fn() -> bool) -> Option<VecDeque<T>> {
+    fn take_all(&self) -> VecDeque<T> {
+        std::mem::take(&mut *self.queue.lock())
+    }
+
+    fn take_one(&self) -> Option<T> {
+        self.queue.lock().pop_front()
+    }
+
+    /// Waits until something is queued. `false`: nothing is, and `stop` says that nothing will be.
+    fn await_some(&self, stop: &dyn Fn() -> bool) -> bool {
         loop {
             let seen = self.word.read();
-            let taken = std::mem::take(&mut *self.queue.lock());
-            if !taken.is_empty() {
-                return Some(taken);
+            if !self.queue.lock().is_empty() {
+                return true;
             }
             if stop() {
-                return None;
+                return false;
             }
             self.word.wait(seen, None);
         }
@@ -77,6 +95,11 @@ impl Serving {
             has_threads: AtomicBool::new(false),
             commits: Lane::new(),
             jobs: Lane::new(),
+            jobs_done: JobsDone {
+                at_work: AtomicU32::new(0),
+                thread: Mutex::new(None),
+                is_awaited: AtomicBool::new(false),
+            },
             timers: Lane::new(),
         })
     }
@@ -94,7 +117,8 @@ impl Serving {
     }
 
     fn run_commits(&self, engine: &Engine) {
-        while let Some(calls) = self.commits.take(&|| engine.is_closing()) {
+        while self.commits.await_some(&|| engine.is_closing()) {
+            let calls = self.commits.take_all();
             let all = calls.iter().fold(Needs::default(), |all, (needs, _)| all.and(*needs));
             if !engine.try_to_provide(all) {
                 // The close waits for this thread, syncs everything, and answers them.
@@ -107,16 +131,46 @@ impl Serving {
     }
 
     fn run_jobs(&self, engine: &Engine) {
-        while let Some(jobs) = self.jobs.take(&|| engine.is_closing()) {
-            jobs.into_iter().for_each(|job| job(engine));
+        *self.jobs_done.thread.lock() = Some(sync::thread_id());
+        while self.jobs.await_some(&|| engine.is_closing()) {
+            self.do_jobs(engine);
         }
+    }
+
+    /// Does all jobs that are queued, one after the other.
+    fn do_jobs(&self, engine: &Engine) {
+        let done = &self.jobs_done;
+        // Before one is taken: as long as a job is neither queued nor done, a thread is at work.
+        done.at_work.fetch_add(1, Ordering::SeqCst);
+        while let Some(job) = self.jobs.take_one() {
+            // Its caller is gone, and learns of no panic.
+            if catch_unwind(AssertUnwindSafe(|| job(engine))).is_err() {
+                let _ = engine.log.bug("a call whose caller is gone panicked");
+            }
+        }
+        done.at_work.fetch_sub(1, Ordering::SeqCst);
+        if done.is_awaited.load(Ordering::SeqCst) {
+            engine.log.gate().left().wake_all();
+        }
+    }
+
+    /// Does what callers that are gone have left to be done, and waits for what the thread of jobs is doing. Nothing is queued
+    /// any more meanwhile.
+    pub(super) fn finish_jobs(&self, engine: &Engine) {
+        self.do_jobs(engine);
+        let done = &self.jobs_done;
+        // A job that wakes a task may have it drop the last handle: that job ends after this.
+        let own = u32::from(*done.thread.lock() == Some(sync::thread_id()));
+        done.is_awaited.store(true, Ordering::SeqCst);
+        // In a poisoned store it may hang in a sync, which is not waited for.
+        let are_done = || done.at_work.load(Ordering::SeqCst) <= own || engine.log.is_poisoned();
+        engine.log.gate().left().wait_until(None, &|| engine.nanos(), &are_done);
     }
 
     /// Does the jobs that came when their thread had ended, because the store closes. Called by the close once the threads
     /// have ended, and by each call that sees the close after it was queued: one of the two comes last.
     pub(super) fn drain_jobs(&self, engine: &Engine) {
-        let jobs = std::mem::take(&mut *self.jobs.queue.lock());
-        jobs.into_iter().for_each(|job| job(engine));
+        self.do_jobs(engine);
     }
 
     /// Wakes the calls that still wait for the disk when no close is at work any more. Called by the close at its end, and by
@@ -125,7 +179,7 @@ impl Serving {
         if engine.is_at_close() {
             return;
         }
-        let calls = std::mem::take(&mut *self.commits.queue.lock());
+        let calls = self.commits.take_all();
         calls.into_iter().for_each(|(_, seat)| seat.serve());
     }
 }

@@ -112,7 +112,8 @@ where
 ///   [`attempts_max`](crate::Policy::attempts_max). After `take_over_async`, the key is interrupted, as it was before. A claim
 ///   that was attached is detached again.
 /// - The ending of a claim goes on, and so do its hand-over by [`detach`](crate::ClaimGuard::detach), a batch, and a close. The
-///   claim is not the caller's any more.
+///   claim is not the caller's any more. That is done even if the last handle of the store is dropped right after; a
+///   [`close`](crate::Store::close) waits for it until its deadline.
 /// - Any other call may or may not have been made.
 ///
 /// ```

@@ -811,3 +811,38 @@ fn a_call_waits_for_the_close_that_makes_it_durable() {
     assert!(sent[0].wait_timeout(MINUTE).expect("it was not woken").unwrap().is_first());
     assert_eq!(many.wait_timeout(MINUTE).expect("it was not woken").unwrap().len(), 2);
 }
+
+/// Endings that were sent go on, also when all handles are dropped at once: those beyond what may be in flight are placed by
+/// then.
+#[test]
+fn endings_that_were_sent_go_on_when_the_last_handle_is_dropped() {
+    for (threads, batch) in [(false, false), (true, false), (false, true), (true, true)] {
+        let sim = Sim::new(1);
+        let builder = || Store::builder().result_bytes_max(8 << 20);
+        drop(sim.open_with(builder()).unwrap());
+        let store = sim.open_existing(builder(), threads).unwrap();
+        let value = vec![7_u8; 250 << 10];
+        let guards: Vec<_> = (0..40_u64).map(|n| acquired(&store, &n.to_string())).collect();
+        match batch {
+            false => {
+                let sent = guards.into_iter().map(|guard| guard.complete_async(&value));
+                drop(sent.collect::<Vec<_>>());
+            }
+            true => {
+                let sent = guards
+                    .into_iter()
+                    .map(|guard| store.complete_many_async([(guard, Outcome::success(&value))]));
+                drop(sent.collect::<Vec<_>>());
+            }
+        }
+        drop(store);
+        let store = sim.open_with(builder()).unwrap();
+        for n in 0..40_u64 {
+            let state = store.get(n.to_string()).unwrap();
+            assert!(
+                matches!(state, Some(State::Completed(_))),
+                "{threads}, {batch}, {n}: {state:?}"
+            );
+        }
+    }
+}
