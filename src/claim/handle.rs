@@ -406,8 +406,8 @@ impl ClaimHandle {
     ///
     /// # Errors
     /// `ClaimLost` if another attempt took over, the claim has ended, or its lease has lapsed and a claimant was asked about it
-    /// (a [renewal](Self::renew) may still get it back). `TooLarge` for more than 16 KiB, or more than the longest result. Also
-    /// the errors of [`Store::claim`](crate::Store::claim).
+    /// (a [renewal](Self::renew) may still get it back). `TooLarge` for a value of more than 16,378 bytes, or more than
+    /// the longest result. Also the errors of [`Store::claim`](crate::Store::claim).
     pub fn save_progress<V: Encode + ?Sized>(&self, value: &V) -> Result<()> {
         make(&self.0.shared, self.saving(value)?)
     }

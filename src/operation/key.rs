@@ -31,6 +31,8 @@ const KIND_SPACE: u8 = 8;
 
 /// The bytes of a namespace's id.
 const ID_BYTES: usize = 8;
+/// The longest key in a namespace: the namespace's id and the key's kind come before it.
+const KEY_BYTES_MAX_IN_SPACE: usize = KEY_BYTES_MAX - ID_BYTES - 1;
 
 /// The name of an operation. The same key means the same operation, which is done once.
 ///
@@ -326,11 +328,17 @@ impl<'k> Key<'k> {
             ));
         }
         if len > KEY_BYTES_MAX {
-            let message = format!(
-                "a key of {len} bytes, at most {KEY_BYTES_MAX}: name the operation by an id or a hash, \
-                 and put what it says into the fingerprint"
-            );
-            return Err(Error::new(ErrorKind::TooLarge, message));
+            return Err(match &self.0 {
+                Form::Spaced(spaced) => too_long(&spaced.inner, KEY_BYTES_MAX_IN_SPACE),
+                Form::Space(name) => {
+                    let (len, most) = (name.len() - ID_BYTES, KEY_BYTES_MAX - ID_BYTES);
+                    let message = format!("a namespace's name of {len} bytes, at most {most}");
+                    Error::new(ErrorKind::TooLarge, message)
+                }
+                Form::Raw(_) | Form::Number(_) | Form::Parts(_) | Form::Step(_) => {
+                    too_long(self, KEY_BYTES_MAX)
+                }
+            });
         }
         match &self.0 {
             Form::Parts(encoded) => self.check_parts(encoded),
@@ -339,6 +347,14 @@ impl<'k> Key<'k> {
             Form::Step(_) => {
                 Err(Error::invalid("the key of a step can't be passed: pass the key of its claim"))
             }
+        }
+    }
+
+    /// Whether the key, which lies in no namespace yet, can be stored in one.
+    pub(crate) fn check_in_space(&self) -> Result<()> {
+        match self.bytes().len() > KEY_BYTES_MAX_IN_SPACE {
+            true => Err(too_long(self, KEY_BYTES_MAX_IN_SPACE)),
+            false => self.check(),
         }
     }
 
@@ -503,6 +519,15 @@ fn fmt_unquoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+fn too_long(key: &Key<'_>, most: usize) -> Error {
+    let message = format!(
+        "a key of {} bytes, at most {most}: name the operation by an id or a hash, and put what it says into the \
+         fingerprint",
+        key.bytes().len()
+    );
+    Error::new(ErrorKind::TooLarge, message)
 }
 
 #[cfg(test)]

@@ -74,16 +74,17 @@ impl Store {
 
     /// The key in the namespace of this handle, and that namespace if memory doesn't know it. `None`: it doesn't exist.
     fn to_look_at(&self, key: Key<'_>) -> Result<Option<(Key<'static>, Option<Entering>)>> {
-        key.check()?;
-        let Some(space) = &self.space else { return Ok(Some((key.into_owned(), None))) };
+        let Some(space) = &self.space else {
+            key.check()?;
+            return Ok(Some((key.into_owned(), None)));
+        };
+        key.check_in_space()?;
         let (id, entering) = match self.shared.known(space, false)? {
             SpaceKnown::It(id) => (id, None),
             SpaceKnown::Nowhere => return Ok(None),
             SpaceKnown::Unknown => (NOWHERE, Some(Entering::new(Some(space), SpaceGoal::Find))),
         };
-        let key = key.in_space(id);
-        key.check()?;
-        Ok(Some((key, entering)))
+        Ok(Some((key.in_space(id), entering)))
     }
 
     /// Resolves an interrupted or held attempt with what you found out: records an outcome, or lets the work be retried. An

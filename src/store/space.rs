@@ -221,7 +221,7 @@ impl Store {
         match &self.space {
             None => Ok(Some(key)),
             Some(space) => {
-                key.check()?;
+                key.check_in_space()?;
                 Ok(space.resolve(&self.shared, false)?.map(|id| key.in_space(id)))
             }
         }
@@ -256,10 +256,8 @@ impl Store {
 
 /// The key in that namespace, which is made if there is none.
 pub(super) fn key_in(space: &Arc<Space>, shared: &Shared, key: &Key<'_>) -> Result<Key<'static>> {
-    key.check()?;
-    let key = key.in_space(id_in(space, shared)?);
-    key.check()?;
-    Ok(key)
+    key.check_in_space()?;
+    Ok(key.in_space(id_in(space, shared)?))
 }
 
 fn id_in(space: &Arc<Space>, shared: &Shared) -> Result<Token> {

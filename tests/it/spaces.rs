@@ -286,6 +286,23 @@ fn every_call_of_a_handle_is_in_its_namespace() {
     }
     assert!(acme.mark("k".repeat(4087)).unwrap().is_first());
     assert_eq!(acme.mark("k".repeat(4088)).map_err(kind).unwrap_err(), ErrorKind::TooLarge);
+    // The caller's own bytes, and the limit on those.
+    let long = "k".repeat(4088);
+    for told in [
+        acme.mark(&long).map(drop),
+        acme.get(&long).map(drop),
+        acme.mark_many([&long]).and_then(|mut told| told.remove(0).map(drop)),
+        acme.mark_async(&long).wait().map(drop),
+        acme.get_async(&long).wait().map(drop),
+        acme.mark("k".repeat(4097)).map(drop),
+    ] {
+        let error = told.unwrap_err().to_string();
+        let bytes = if error.contains("4097") { 4097 } else { 4088 };
+        let expected = format!("a key of {bytes} bytes, at most 4087: ");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+    let error = store.namespace("n".repeat(4089)).mark("k").unwrap_err().to_string();
+    assert_eq!(error, "a namespace's name of 4089 bytes, at most 4088");
     assert_eq!(acme.mark("").map_err(kind).unwrap_err(), ErrorKind::Invalid);
     assert_eq!(store.forget_all().map_err(kind).unwrap_err(), ErrorKind::Invalid);
 }
