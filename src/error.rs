@@ -53,6 +53,8 @@ struct Detail {
     back: Option<Box<dyn Any + Send + Sync>>,
     /// One entry of a list of damage: the caller that asked for the list has already taken the next step.
     is_listed: bool,
+    /// It says that a value doesn't decode again.
+    is_not_decodable_again: bool,
 }
 
 /// The kind of an error, which tells the caller what to do next.
@@ -244,6 +246,17 @@ impl Error {
         Error::new(ErrorKind::Undecodable, message)
     }
 
+    /// A value that encodes and does not decode again. Only builds with debug assertions look.
+    pub(crate) fn not_decodable_again(message: impl Into<String>) -> Self {
+        let mut error = Error::invalid(message);
+        error.detail.is_not_decodable_again = true;
+        error
+    }
+
+    pub(crate) fn is_not_decodable_again(&self) -> bool {
+        self.detail.is_not_decodable_again
+    }
+
     pub(crate) fn at(mut self, path: &Path) -> Self {
         self.detail.path = Some(path.to_path_buf());
         self
@@ -281,6 +294,7 @@ impl Error {
             offset: self.detail.offset,
             back: None,
             is_listed: self.detail.is_listed,
+            is_not_decodable_again: self.detail.is_not_decodable_again,
         };
         Error {
             message: self.message.clone(),

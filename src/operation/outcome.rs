@@ -213,7 +213,7 @@ impl Outcome {
                 let message = format!(
                     "the result does not decode as {name}, so it would never be replayed: {why}"
                 );
-                self.value = OutcomeValue::Encoded(Err(Error::invalid(message)));
+                self.value = OutcomeValue::Encoded(Err(Error::not_decodable_again(message)));
             }
         }
         self

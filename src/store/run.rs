@@ -43,6 +43,10 @@ pub enum Run<T> {
     /// exist; after any other error, the key is in the state interrupted. In both cases the key is not free. After a
     /// failed write or sync the store accepts no more writes: reopen the store, and call [`Store::get`] for the key's
     /// state.
+    ///
+    /// In builds with debug assertions, this is also the answer for a value that encodes and does not decode again (the error is
+    /// `Invalid`), so that a test which runs once fails. The key is left as for [`Done`](Run::Done) with a result that can't be
+    /// kept.
     Unrecorded(T, Error),
     /// The work was done before; this is the recorded result, and its record.
     Replayed(T, Recorded),
@@ -660,7 +664,7 @@ where
             let reason = cut_label(why.to_string());
             if store.policy().resolve()?.on_unkept == OnUnkept::Hold {
                 let held = by.make(&store, Ok(lost.holding(reason))).await;
-                let held = held.map(|()| self.tell(why));
+                let held = held.and_then(|()| self.without_result(why));
                 return Ok(Resumed::Over(self.done_or_unrecorded(held, value)?));
             }
             outcome = Outcome::without_result(reason);
@@ -671,12 +675,7 @@ where
         let resolution = Resolution::Record(outcome);
         let resolving = Resolving::new(&store.shared, lost.attempt(), resolution, store.policy());
         let recorded = match by.make(&store, resolving).await {
-            Ok(true) => {
-                if let Some(why) = &unkept {
-                    self.tell(why);
-                }
-                Ok(())
-            }
+            Ok(true) => unkept.as_ref().map_or(Ok(()), |why| self.without_result(why)),
             Ok(false) => Err(Error::new(
                 ErrorKind::ClaimLost,
                 "the attempt changed while it was reconciled: run again",
@@ -733,7 +732,16 @@ where
         // Without the guard that may be in it: no caller is left to end that.
         let ended = by.make(self.store, guard.unkept(&why, failure)).await;
         ended.map_err(|e| e.again())?;
-        self.tell(&why);
+        self.without_result(&why)
+    }
+
+    /// The attempt ended without its result, because of `why`. A type that never decodes is a fault of the program, which its
+    /// first run has to show.
+    fn without_result(&mut self, why: &Error) -> Result<()> {
+        if why.is_not_decodable_again() {
+            return Err(why.again());
+        }
+        self.tell(why);
         Ok(())
     }
 

@@ -54,7 +54,8 @@ use crate::{Decode, Encode, Error, Payload, Result};
 /// JSON has no number for infinity or NaN, and its nesting is limited to 127 levels.
 ///
 /// In builds with debug assertions, each value is decoded once when it is recorded, and a value that doesn't decode is
-/// refused as `Invalid`, so tests find such types. Other builds don't spend that time, and record the value.
+/// refused as `Invalid`, so tests find such types; a run returns it as [`Run::Unrecorded`](crate::Run::Unrecorded). Other builds
+/// don't spend that time, and record the value.
 ///
 /// bincode does not limit the number of elements that take no bytes (`Vec<()>`), or the depth of a recursive type. Don't
 /// record such types in bincode if others can choose the bytes.
@@ -112,7 +113,7 @@ fn check_decodes<T: DeserializeOwned>(bytes: &[u8], format: Format) -> Result<()
     }
     let decoded = decode_serde::<T>(bytes, format, format);
     decoded.map(drop).map_err(|why| {
-        Error::invalid(format!(
+        Error::not_decodable_again(format!(
             "{} encodes in {format} and does not decode again, so it would never be replayed: {why}",
             type_name::<T>()
         ))

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim};
-use onlyonce::value::Format;
+use onlyonce::value::{Codec, Format};
 use onlyonce::{
     Abort, Claim, ClaimGuard, Decode, Encode, Error, ErrorKind, OnDrop, OnInterrupted, OnUnkept,
     Operation, Outcome, Payload, Reconciled, RefusedKind, Run, State, Store, Verdict,
@@ -132,6 +132,35 @@ impl Decode for Unencodable {
     fn decode(_: &Payload, _: Format) -> onlyonce::Result<Self> {
         panic!("nothing was kept")
     }
+}
+
+/// A value that can't be read back, which only builds with debug assertions notice.
+#[derive(Debug)]
+struct WriteOnly;
+
+impl Encode for WriteOnly {
+    fn encode(&self, _: &mut Vec<u8>) -> onlyonce::Result<Format> {
+        Ok(Format { codec: Codec::Custom(1), version: 0 })
+    }
+}
+
+impl Decode for WriteOnly {
+    fn decode(_: &Payload, _: Format) -> onlyonce::Result<Self> {
+        Err(Error::undecodable("never"))
+    }
+}
+
+fn undecodable(store: &Store) -> &'static str {
+    let mut why = None;
+    let runner = store.runner(op()).on_unrecorded(|e| why = Some(e.kind()));
+    let ran = runner.run(|_| Ok::<_, Fault>(WriteOnly)).unwrap();
+    if !cfg!(debug_assertions) {
+        assert!(matches!(ran, Run::Done(WriteOnly)), "{ran:?}");
+        return "the value, and Invalid";
+    }
+    let Run::Unrecorded(WriteOnly, error) = ran else { panic!("{ran:?}") };
+    assert_eq!((error.kind(), why), (ErrorKind::Invalid, Some(ErrorKind::Invalid)));
+    "the value, and Invalid"
 }
 
 /// Runs a closure whose result can't be kept, and returns the caller's answer.
@@ -395,6 +424,7 @@ fn end(ending: &str) -> [&'static str; 3] {
             assert!(matches!(run, Run::Done(Unencodable)));
             "the value"
         }
+        "`run`: a value that doesn't decode again" => undecodable(&store),
         "`run`: `on_error` says Fail, with a value that won't encode" => {
             judged(op(), &store, Verdict::Fail(Outcome::failure(&Unencodable)))
         }

@@ -4,7 +4,7 @@ use onlyonce::testing::Sim;
 use onlyonce::value::{Bincode, Codec, Format, Json, Typed};
 use onlyonce::{Claim, ClaimGuard, Decode, Encode, Error, ErrorKind, Payload, Recorded, Result};
 use onlyonce::{
-    Fingerprint, OnDrop, OnInterrupted, Operation, Outcome, Reconciled, Run, State, Store,
+    Fingerprint, OnDrop, OnInterrupted, OnUnkept, Operation, Outcome, Reconciled, Run, State, Store,
 };
 use serde_json::json;
 
@@ -109,7 +109,9 @@ fn a_run_whose_value_could_not_be_replayed_says_so_and_is_not_repeated() {
         .on_unrecorded(|e| told = Some(e.kind()))
         .run(|_| Ok::<_, Error>(value()))
         .unwrap();
-    assert!(matches!(run, Run::Done(done) if done == value()));
+    // A test that runs once must fail: a result that was only kept for this caller looks done.
+    let Run::Unrecorded(done, why) = run else { panic!("{run:?}") };
+    assert_eq!((done, why.kind()), (value(), ErrorKind::Invalid));
     assert_eq!(told, Some(ErrorKind::Invalid));
     let missing = replayed(&store, "k").missing().unwrap().to_owned();
     assert!(missing.contains("does not decode again"), "{missing}");
@@ -196,11 +198,21 @@ fn a_run_whose_outcome_later_runs_can_not_decode_is_recorded_without_it() {
         }
     }
     let store = Sim::small(1).open().unwrap();
-    assert!(matches!(store.run("own", |_| Ok::<_, Error>(WriteOnly)).unwrap(), Run::Done(_)));
+    let own = store.run("own", |_| Ok::<_, Error>(WriteOnly)).unwrap();
+    assert!(matches!(own, Run::Unrecorded(WriteOnly, _)), "{own:?}");
     let other =
         store.runner("other").outcome(|number: &Json<u64>| Outcome::success(&number.0.to_string()));
-    assert!(matches!(other.run(|_| Ok::<_, Error>(Json(17))).unwrap(), Run::Done(Json(17))));
-    for key in ["own", "other"] {
+    let other = other.run(|_| Ok::<_, Error>(Json(17))).unwrap();
+    assert!(matches!(other, Run::Unrecorded(Json(17), _)), "{other:?}");
+    drop(claimed(&store, "found"));
+    let found = store.runner("found").reconcile(|_| Ok::<_, Error>(Reconciled::Applied(WriteOnly)));
+    let found = found.run(|_| panic!("it was done")).unwrap();
+    assert!(matches!(found, Run::Unrecorded(WriteOnly, _)), "{found:?}");
+    let parking = || Operation::new("held").on_unkept(OnUnkept::Hold);
+    let held = store.run(parking(), |_| Ok::<_, Error>(WriteOnly)).unwrap();
+    assert!(matches!(held, Run::Unrecorded(WriteOnly, _)), "{held:?}");
+    assert!(matches!(store.claim(parking()).unwrap(), Claim::Held(_)));
+    for key in ["own", "other", "found"] {
         let missing = replayed(&store, key).missing().unwrap().to_owned();
         assert!(missing.contains("would never be replayed"), "{missing}");
     }
