@@ -7,7 +7,7 @@ use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{
     Abort, Attempt, Batch, Claim, ClaimGuard, ClaimHandle, Durability, Error, ErrorKind,
     Fingerprint, OnInterrupted, Operation, Policy, Reconciled, Result, Run, State, Step,
-    StepHandle, Store,
+    StepHandle, Store, Ticket,
 };
 
 fn granted(store: &Store, key: &str) -> ClaimGuard {
@@ -922,4 +922,112 @@ fn a_step_that_was_begun_before_a_hand_over_does_not_run_after_it() {
             assert_eq!(error.kind(), ErrorKind::ClaimLost, "{polls}");
         }
     }
+}
+
+/// A step that an old handle of a claim ends, while the guard that was attached since goes on. `meanwhile` runs with that ticket
+/// and with the gate at which the late end reads; it does not run if the late end reads less often.
+fn ends_late(
+    sim: &Sim,
+    store: &Store,
+    read: u64,
+    meanwhile: impl FnOnce(Ticket),
+) -> (bool, Result<String>) {
+    let claim = granted(store, "k");
+    let handle = claim.handle();
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (go, goes) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let late = scope.spawn(move || {
+            handle.step("a", |_| {
+                begun.send(()).unwrap();
+                goes.recv().unwrap();
+                Ok::<_, Error>("late".to_owned())
+            })
+        });
+        begins.recv().unwrap();
+        let ticket = claim.detach(Duration::from_secs(600)).unwrap();
+        // What isn't live is looked for in the tables, and read without a lock.
+        store.merge_index().unwrap();
+        let gate = sim.hold_read(read);
+        go.send(()).unwrap();
+        let is_held = gate.wait_arrived(Duration::from_secs(2));
+        if is_held {
+            meanwhile(ticket);
+        }
+        gate.open();
+        (is_held, late.join().unwrap())
+    })
+}
+
+/// The first end of a step stays, also if another one looked for the step before that and found nothing.
+#[test]
+fn a_step_that_ends_while_another_end_of_it_looks_keeps_its_first_result() {
+    let mut held = 0;
+    for read in 0..4 {
+        let sim = Sim::small(7);
+        let store = sim.open_with(small().map(false)).unwrap();
+        let mut first = None;
+        let (is_held, late) = ends_late(&sim, &store, read, |ticket| {
+            let guard = store.attach(&ticket).unwrap();
+            let done = guard.step("a", |_| Ok::<_, Error>("first".to_owned()));
+            first = Some(done.unwrap());
+        });
+        if is_held {
+            held += 1;
+            assert_eq!(
+                (first.as_deref(), &*late.unwrap()),
+                (Some("first"), "first"),
+                "read {read}"
+            );
+            drop(store);
+            // The detached claim's lease passes.
+            sim.advance(Duration::from_secs(601));
+            let claim = granted(&sim.open_with(small()).unwrap(), "k");
+            assert_eq!(claim.step("a", never::<String>).unwrap(), "first", "read {read}");
+        }
+    }
+    assert!(held > 0, "no end was held");
+}
+
+/// A claim that was read as open may have an outcome by the time its step is recorded.
+#[test]
+fn a_step_that_ends_while_its_claim_ends_is_lost() {
+    let mut held = 0;
+    for read in 0..4 {
+        let sim = Sim::small(7);
+        let store = sim.open_with(small().map(false)).unwrap();
+        let (is_held, late) = ends_late(&sim, &store, read, |ticket| {
+            store.attach(&ticket).unwrap().complete("v").unwrap();
+        });
+        if is_held {
+            held += 1;
+            assert_eq!(late.unwrap_err().kind(), ErrorKind::ClaimLost, "read {read}");
+        }
+    }
+    assert!(held > 0, "no end was held");
+}
+
+/// A result that was replayed is not taken back, whoever placed its record and left before it was durable.
+#[test]
+fn a_replayed_result_of_a_step_is_as_durable_as_its_level_says() {
+    let mut left = 0;
+    for polls in 0..10 {
+        let sim = Sim::small(1);
+        let store = sim.open().unwrap();
+        let claim = granted(&store, "k");
+        let handle = claim.handle();
+        let mut first =
+            Box::pin(handle.step_async("a", |_| async { Ok::<_, Error>("first".to_owned()) }));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let is_done = (0..polls).any(|_| first.as_mut().poll(&mut context).is_ready());
+        drop(first);
+        let told = claim.step("a", |_| Ok::<_, Error>("second".to_owned())).unwrap();
+        left += u32::from(told == "first" && !is_done);
+        sim.power_loss();
+        drop((claim, handle, store));
+        let claim = granted(&sim.open().unwrap(), "k");
+        let again = claim.step("a", |_| Ok::<_, Error>("third".to_owned())).unwrap();
+        assert_eq!(again, told, "{polls} polls");
+    }
+    assert!(left > 0, "no end was left");
 }
