@@ -92,6 +92,8 @@ pub(crate) enum Tally {
 /// A call on a key that was decided.
 pub(crate) struct DecidedCall<'a> {
     pub(crate) key: &'a dyn Display,
+    /// The id of the namespace that the key lies in.
+    pub(crate) namespace: Option<u64>,
     pub(crate) call: &'static str,
     pub(crate) answer: &'static str,
     pub(crate) weight: Weight,
@@ -205,16 +207,17 @@ impl Events {
 
     /// A call on a key was decided. Whether a crash can undo it is not known yet.
     pub(crate) fn decided(&self, decided: &DecidedCall<'_>) {
-        let DecidedCall { key, call, answer, weight, tally, token, attempt, owner } = *decided;
+        let DecidedCall { key, namespace, call, answer, weight, tally, token, attempt, owner } =
+            *decided;
         match weight {
             Weight::Routine => {
-                event!(DEBUG, self, %key, call, answer, token, attempt, owner, "{call}: {answer}");
+                event!(DEBUG, self, %key, namespace, call, answer, token, attempt, owner, "{call}: {answer}");
             }
             Weight::Notable => {
-                event!(INFO, self, %key, call, answer, token, attempt, owner, "{call}: {answer}");
+                event!(INFO, self, %key, namespace, call, answer, token, attempt, owner, "{call}: {answer}");
             }
             Weight::Alarming => {
-                event!(WARN, self, %key, call, answer, token, attempt, owner, "{call}: {answer}");
+                event!(WARN, self, %key, namespace, call, answer, token, attempt, owner, "{call}: {answer}");
             }
         }
         match tally {
@@ -229,22 +232,22 @@ impl Events {
 
     /// A lease was found to have passed: the attempt is interrupted from now on.
     #[inline]
-    pub(crate) fn lapsed(&self, key: &dyn Display) {
-        event!(WARN, self, %key, "a lease has passed: the attempt is interrupted");
+    pub(crate) fn lapsed(&self, key: &dyn Display, namespace: Option<u64>) {
+        event!(WARN, self, %key, namespace, "a lease has passed: the attempt is interrupted");
         self.count(&LAPSED, None, 1);
     }
 
     /// A claim is over without a record of its end: the key reads interrupted.
     #[inline]
-    pub(crate) fn left(&self, key: &dyn Display, token: u64) {
-        event!(WARN, self, %key, token, "a claim is over without a record of its end: the key reads interrupted");
-        self.count(&ENDINGS, Some(("kind", "interrupt")), 1);
+    pub(crate) fn left(&self, key: &dyn Display, namespace: Option<u64>, token: u64) {
+        event!(WARN, self, %key, namespace, token, "a claim is over without a record of its end: the key reads interrupted");
+        self.count(&ENDINGS, Some(("kind", "drop")), 1);
     }
 
     /// A claimant dropped its question.
     #[inline]
-    pub(crate) fn unasked(&self, key: &dyn Display) {
-        event!(DEBUG, self, %key, "a claimant left without deciding about an interruption");
+    pub(crate) fn unasked(&self, key: &dyn Display, namespace: Option<u64>) {
+        event!(DEBUG, self, %key, namespace, "a claimant left without deciding about an interruption");
     }
 
     /// The first failure, after which nothing is written.
@@ -341,9 +344,14 @@ impl Events {
     }
 
     /// A claim that a close interrupted.
-    pub(crate) fn interrupted_by_close(&self, key: &dyn Display, token: u64) {
-        event!(WARN, self, %key, token, "the close left a claim interrupted");
-        self.count(&ENDINGS, Some(("kind", "interrupt")), 1);
+    pub(crate) fn interrupted_by_close(
+        &self,
+        key: &dyn Display,
+        namespace: Option<u64>,
+        token: u64,
+    ) {
+        event!(WARN, self, %key, namespace, token, "the close left a claim interrupted");
+        self.count(&ENDINGS, Some(("kind", "close")), 1);
     }
 
     /// The close ended, in whichever way. A closed store has nothing to measure.

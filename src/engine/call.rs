@@ -1049,7 +1049,7 @@ impl Engine {
             self.left(&live);
         }
         drop(shard);
-        self.log.events.left(key, token.get());
+        self.log.events.left(key, key.namespace(), token.get());
         self.waits.tell(key, hash, Wakes::First);
     }
 
@@ -1072,7 +1072,7 @@ impl Engine {
         }
         drop(shard);
         if place.is_some() {
-            self.log.events.unasked(key);
+            self.log.events.unasked(key, key.namespace());
         }
         self.waits.tell(key, hash, Wakes::First);
     }

@@ -217,7 +217,7 @@ impl Engine {
         let _span = self.log.events.closing();
         let left = self.interrupt_all();
         for (key, state) in &left {
-            self.log.events.interrupted_by_close(key, state.token.get());
+            self.log.events.interrupted_by_close(key, key.namespace(), state.token.get());
         }
         let closed = self.log.guarded(|| self.close_log(finish.reclaim_until));
         gate.end();

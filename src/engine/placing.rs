@@ -239,7 +239,7 @@ impl<A: Asks> Placing<A> {
     #[inline]
     fn placed(&self, engine: &Engine, done: Done) -> Progress {
         if events::ARE_TOLD {
-            self.asks.ask(|key, call, _| engine.tell(key, call, &done));
+            self.asks.ask(|key, call, writing| engine.tell(key, call, writing, &done));
         }
         Progress::Placed(done)
     }
@@ -404,7 +404,7 @@ impl Engine {
         self.tell_change(asked.key, hash, asked.call, &tried);
         if events::ARE_TOLD {
             if let Ok(done) = &tried {
-                self.tell(asked.key, asked.call, done);
+                self.tell(asked.key, asked.call, asked.writing, done);
             }
         }
         tried
@@ -416,7 +416,7 @@ impl Engine {
         // A lapse was written.
         let has_lapsed = matches!(tried, Err(Stop::Again(Again::Changed)));
         if has_lapsed {
-            self.log.events.lapsed(key);
+            self.log.events.lapsed(key, key.namespace());
         }
         if self.waits.may_concern(hash) {
             let has_changed = has_lapsed || matches!(tried, Ok(done) if done.has_changed);

@@ -4,20 +4,21 @@
 //! not known yet. Never: called under a shard's lock.
 
 use super::Engine;
-use super::call::{Applied, Done};
+use super::call::{Applied, Done, Writing};
 use super::listing::KeyCounts;
 use crate::events::{self, DecidedCall, Gauges, Opened, Tally, Weight};
 use crate::limits;
 use crate::log::open::lifecycle::Inside;
-use crate::operation::Key;
+use crate::operation::{Key, Lies};
 use crate::protocol::{Answer, Call};
 use crate::sync::Ordering;
 
 impl Engine {
     /// Tells about a decided call.
-    pub(super) fn tell(&self, key: &Key<'_>, call: Call, done: &Done) {
+    pub(super) fn tell(&self, key: &Key<'_>, call: Call, writing: &Writing<'_>, done: &Done) {
         let Applied { answer, found, claimed, .. } = &done.applied;
-        let (name, answer) = (call_name(call), carried_out(call, *answer));
+        let lies = key.lies();
+        let (name, answer) = (call_name(lies, call, writing), carried_out(call, *answer));
         let state = found.as_ref().and_then(|found| found.state.as_ref());
         let (token, attempt) = match (claimed, state) {
             (Some(claimed), _) => (Some(claimed.token), Some(claimed.attempt)),
@@ -28,10 +29,11 @@ impl Engine {
         let goes_on = matches!(call, Call::Interrupt(_)) && done.placed().is_none();
         let (weight, tally) = match goes_on {
             true => (Weight::Routine, Tally::Nothing),
-            false => (weight(call, answer), tally(call, answer)),
+            false => (weight(call, answer), tally(lies, call, answer)),
         };
         self.log.events.decided(&DecidedCall {
             key,
+            namespace: key.namespace(),
             call: name,
             answer: answer_name(answer),
             weight,
@@ -92,21 +94,28 @@ impl Engine {
     }
 }
 
-fn call_name(call: Call) -> &'static str {
+/// The name of a call: the method of the API that makes it, or as docs/operations.md says.
+fn call_name(lies: Lies, call: Call, writing: &Writing<'_>) -> &'static str {
+    match (lies, call) {
+        (Lies::Names(_), Call::Record { .. }) => return "namespace",
+        (Lies::Names(_), Call::Replace(_)) => return "version",
+        (Lies::Names(_), Call::Forget | Call::ForgetSeen(_)) => return "forget_all",
+        _ => {}
+    }
     match call {
         Call::Claim(_) => "claim",
+        Call::Record { failure: false, .. } if writing.outcome.is_none() => "mark",
         Call::Record { .. } => "record",
         Call::TakeOver(_) => "take_over",
         Call::NotApplied(_) => "not_applied",
         Call::Hold(_) => "hold",
-        Call::RenewQuestion(_) => "renew_question",
-        Call::DropQuestion(_) => "drop_question",
+        Call::RenewQuestion(_) => "renew",
         Call::Complete(_) => "complete",
         Call::Fail(_) => "fail",
         Call::Abort(_) => "abort",
         Call::Withdraw(_) => "withdraw",
-        Call::Park(_) => "park",
-        Call::Interrupt(_) => "interrupt",
+        Call::Park(_) => "hold",
+        Call::Interrupt(_) | Call::DropQuestion(_) => "drop",
         Call::Renew(_) => "renew",
         Call::Progress(_) => "save_progress",
         Call::BeginStep(_) => "begin_step",
@@ -117,7 +126,7 @@ fn call_name(call: Call) -> &'static str {
         Call::ResolveComplete(_) => "resolve_complete",
         Call::ResolveFail(_) => "resolve_fail",
         Call::ResolveRetry(_) => "resolve_retry",
-        Call::Revoke(_) => "revoke",
+        Call::Revoke(_) => "interrupt",
         Call::Replace(_) => "replace",
         Call::Forget | Call::ForgetSeen(_) => "forget",
         Call::ForgetClaimed(_) => "forget_claimed",
@@ -188,8 +197,10 @@ fn weight(call: Call, answer: Answer) -> Weight {
     }
 }
 
-fn tally(call: Call, answer: Answer) -> Tally {
+fn tally(lies: Lies, call: Call, answer: Answer) -> Tally {
     match (call, answer) {
+        // A namespace is made when a key in it is, by nobody's decision.
+        (Call::Record { .. }, _) if matches!(lies, Lies::Names(_)) => Tally::Nothing,
         (Call::Claim(_), _) => Tally::Claim,
         (Call::Record { .. }, _) => Tally::Mark,
         (_, Answer::Lost) => Tally::Lost,

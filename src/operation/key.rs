@@ -236,6 +236,14 @@ impl<'k> Key<'k> {
         }
     }
 
+    /// The id of the namespace that the key lies in.
+    pub(crate) fn namespace(&self) -> Option<u64> {
+        match self.lies() {
+            Lies::In(id) | Lies::Names(Some(id)) => Some(id.0),
+            Lies::InRoot | Lies::Names(None) => None,
+        }
+    }
+
     /// Whether keys of that kind name namespaces. All their records are found without knowing their names: also that which
     /// forgets one, as long as the log may have a key of it.
     pub(crate) fn is_kind_of_space(kind: u8) -> bool {

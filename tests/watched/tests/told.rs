@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{
-    Abort, Claim, ClaimGuard, ErrorKind, Fingerprint, Interrupted, OnDrop, Operation, Outcome,
-    Resolution, State, Store,
+    Abort, Claim, ClaimGuard, Error, ErrorKind, Fingerprint, Interrupted, OnDrop, Operation,
+    Outcome, Resolution, State, Step, Store,
 };
 use watched::{Described, Lines, Numbers};
 
@@ -87,13 +87,13 @@ fn claims(sim: &Sim, store: &Store, told: &Lines) {
     assert!(matches!(store.claim(op("job")).unwrap(), Claim::Completed(_)));
     assert_told(&told.take(), "DEBUG claim: completed", &["key=job"]);
     assert!(store.mark("m").unwrap().is_first());
-    assert_told(&told.take(), "DEBUG record: granted", &["key=m"]);
+    assert_told(&told.take(), "DEBUG mark: granted", &["key=m"]);
 }
 
 /// What an interruption, and the words of claimants and operators about it, tell.
 fn words(store: &Store, told: &Lines) {
     drop(acquired(store.claim(op("word")).unwrap()));
-    assert_told(&told.take(), "WARN interrupt: done", &["key=word"]);
+    assert_told(&told.take(), "WARN drop: done", &["key=word"]);
     drop(asked(store.claim(op("word")).unwrap()));
     assert_told(&told.take(), "DEBUG a claimant left without deciding", &["key=word"]);
     asked(store.claim(op("word")).unwrap()).hold(SECRET).unwrap();
@@ -120,7 +120,7 @@ fn words(store: &Store, told: &Lines) {
     assert!(!lines.concat().contains(&ticket.to_string()), "{lines:?}");
     let Some(State::InProgress(attempt)) = store.get("far").unwrap() else { panic!() };
     assert!(store.interrupt(&attempt, SECRET).unwrap());
-    assert_told(&told.take(), "WARN revoke: done", &["key=far"]);
+    assert_told(&told.take(), "WARN interrupt: done", &["key=far"]);
     drop(guard);
 
     drop(acquired(store.claim(op("gone").on_drop(OnDrop::Abort)).unwrap()));
@@ -391,6 +391,86 @@ fn documented() -> BTreeMap<String, (Described, BTreeSet<String>)> {
         (name.trim_matches('`').to_owned(), (described, labels))
     })
     .collect()
+}
+
+/// What the store writes for a namespace is told as that, and is no mark of the program's.
+#[test]
+fn namespaces_are_told_as_what_they_are() {
+    let (_one, told, numbers) = observers();
+    let store = Sim::small(12).open().unwrap();
+    let names = [
+        "onlyonce_marks_total{answer=granted}",
+        "onlyonce_decisions_total{kind=forget}",
+        "onlyonce_decisions_total{kind=forget_all}",
+        "onlyonce_decisions_total{kind=version}",
+    ];
+    let read = || names.map(|name| numbers.value(name).unwrap_or(0));
+    let before = read();
+    let tenant = store.namespace("tenant");
+    let _ = told.take();
+    assert!(tenant.mark("x").unwrap().is_first());
+    let lines = told.take();
+    let made = lines.iter().find(|line| line.starts_with("DEBUG namespace: granted")).unwrap();
+    assert!(made.contains("tenant") && !made.contains(" namespace="), "it lies in none: {made}");
+    let id = lines.iter().find_map(|line| Some(line.split_once(" namespace=")?.1)).unwrap();
+    let id = id.split(' ').next().unwrap();
+    let lies = format!("namespace={id}");
+    assert_told(&lines, "DEBUG mark: granted", &["key=x", &lies]);
+    let claim = acquired(tenant.claim(Operation::new("late").lease(SECOND)).unwrap());
+    assert_told(&told.take(), "DEBUG claim: granted", &["key=late", &lies]);
+    drop(claim);
+    assert_told(&told.take(), "WARN drop: done", &["key=late", &lies]);
+    drop(asked(tenant.claim("late").unwrap()));
+    assert_told(&told.take(), "DEBUG a claimant left", &["key=late", &lies]);
+    assert!(tenant.namespace("inner").mark("x").unwrap().is_first());
+    assert_told(&told.take(), "DEBUG namespace: granted", &["inner", &lies]);
+    assert!(store.mark("x").unwrap().is_first());
+    let lines = told.take();
+    assert!(!lines.concat().contains(" namespace="), "{lines:?}");
+    assert!(tenant.version("2").mark("x").unwrap().is_first());
+    assert_told(&told.take(), "WARN version: done", &["tenant"]);
+    assert!(tenant.forget_all().unwrap());
+    assert_told(&told.take(), "DEBUG forget_all: done", &["tenant"]);
+    let grown: Vec<_> = read().iter().zip(before).map(|(after, before)| after - before).collect();
+    assert_eq!(grown, [4, 0, 1, 1]);
+}
+
+/// Each name of a call that observers are told.
+fn calls(told: &Lines) -> BTreeSet<String> {
+    let name = |line: &String| Some(line.split_once(" call=\"")?.1.split_once('"')?.0.to_owned());
+    told.all().iter().filter_map(name).collect()
+}
+
+#[test]
+fn docs_operations_lists_the_names_of_calls_and_no_others() {
+    let (_one, told, _) = observers();
+    let sim = Sim::small(13);
+    let store = sim.open().unwrap();
+    claims(&sim, &store, &told);
+    words(&store, &told);
+    let space = store.namespace("space");
+    assert!(space.mark("x").unwrap().is_first());
+    assert!(space.version("2").mark("x").unwrap().is_first());
+    assert!(space.forget_all().unwrap());
+    let claim = acquired(store.claim(op("steps").lease(SECOND)).unwrap());
+    claim.renew(SECOND).unwrap();
+    claim.step(Step::new("a").announced(), |_| Ok::<_, Error>(())).unwrap();
+    store.forget_claimed("steps", claim.token()).unwrap();
+    assert!(store.record("recorded", Outcome::success("v")).unwrap().is_first());
+    for (key, found) in [("won", Outcome::success("v")), ("lost", Outcome::failure("v"))] {
+        drop(acquired(store.claim(op(key)).unwrap()));
+        let Some(State::Interrupted(attempt)) = store.get(key).unwrap() else { panic!() };
+        assert!(store.resolve(&attempt, Resolution::Record(found)).unwrap());
+    }
+    drop(acquired(store.claim(op("doubt")).unwrap()));
+    asked(store.claim(op("doubt")).unwrap()).not_applied().unwrap().hold(SECRET).unwrap();
+    drop(store.claim_async("undelivered"));
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, table) = page.split_once("\n| `call` | made by |\n| --- | --- |\n").unwrap();
+    let rows = table.lines().take_while(|line| line.starts_with("| `"));
+    let listed: BTreeSet<_> = rows.map(|row| row.split('`').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(calls(&told), listed);
 }
 
 #[test]
