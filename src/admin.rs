@@ -16,7 +16,7 @@ use crate::backend::Shared;
 use crate::builder::StoreBuilder;
 use crate::claim::seen::state_of;
 use crate::claim::{State, reserve, shown, wall, wall_millis};
-use crate::engine::{Alive, Compacted, Engine, Inspector, KeyCounts, Seen, Walk, Which};
+use crate::engine::{Alive, BackedUp, Compacted, Engine, Inspector, KeyCounts, Seen, Walk, Which};
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::Lies;
@@ -894,6 +894,54 @@ impl Compaction {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.done.is_complete
+    }
+}
+
+/// What [`Store::backup`](crate::Store::backup) made: see there.
+///
+/// ```
+/// # let sim = onlyonce::testing::Sim::new(1);
+/// # let store = sim.open()?;
+/// let made = store.backup("/backups/monday")?;
+/// println!("{} of {} bytes were copied", made.bytes_copied(), made.bytes_copied() + made.bytes_linked());
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backup {
+    made: BackedUp,
+}
+
+impl Backup {
+    pub(crate) fn new(made: BackedUp) -> Self {
+        Backup { made }
+    }
+
+    /// Returns the bytes of files that the backup shares with the store. They take no space of their own while the store has
+    /// them, too.
+    ///
+    /// ```
+    /// # let sim = onlyonce::testing::Sim::new(1);
+    /// # let store = sim.open()?;
+    /// assert_eq!(store.backup("/backups/monday")?.bytes_linked(), 0); // all of it is in the segment in use
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn bytes_linked(&self) -> u64 {
+        self.made.linked
+    }
+
+    /// Returns the bytes of files that were copied.
+    ///
+    /// ```
+    /// # let sim = onlyonce::testing::Sim::new(1);
+    /// # let store = sim.open()?;
+    /// # let _ = store.mark("k")?;
+    /// assert!(store.backup("/backups/monday")?.bytes_copied() > 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn bytes_copied(&self) -> u64 {
+        self.made.copied
     }
 }
 

@@ -163,6 +163,9 @@ pub(crate) const RECORD_BYTES_LEAST: u64 = 40;
 /// Slots that one step of a merge moves.
 pub(crate) const MERGE_SLOTS: u64 = 1 << 16;
 
+/// How many bytes a backup copies at a time; then it looks whether a close waits for it.
+pub(crate) const BACKUP_PIECE_BYTES: usize = 256 << 10;
+
 /// How many bytes of the oldest segment one step of compaction reads, and how fast it may move live records. A step
 /// reads a page less than a reader reads at once, so that its last record seldom needs another read.
 pub(crate) const COMPACTION_PIECE_BYTES: u64 = (256 << 10) - PAGE_BYTES as u64;

@@ -351,6 +351,25 @@ pub(crate) fn load(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>
     Manifest::decode(&bytes, &path).map(Some)
 }
 
+/// Reads the id of the store that `dir` is; `None` if it has no file that begins as a manifest does. A switch that happens
+/// meanwhile doesn't change the id.
+pub(crate) fn store_in(storage: &dyn Storage, dir: &Path) -> Result<Option<StoreId>> {
+    use std::io::ErrorKind as Io;
+    let path = path(dir);
+    let file = match storage.open(&path, Access::Read) {
+        Ok(file) => file,
+        Err(e) => match e.kind() {
+            Io::NotFound | Io::NotADirectory | Io::PermissionDenied => return Ok(None),
+            Io::IsADirectory | Io::InvalidInput => return Ok(None),
+            _ => return Err(Error::io("opening", &path, e)),
+        },
+    };
+    let mut header = [0; FILE_HEADER_BYTES];
+    let read = storage::read_full_at(&*file, &mut header, 0)
+        .map_err(|e| Error::io("reading", &path, e))?;
+    Ok(FileHeader::check(header.split_at(read).0, FileKind::Manifest, &path).ok())
+}
+
 fn manifest_bytes_max() -> u64 {
     bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX, limits::TABLES_MAX) as u64
 }

@@ -110,6 +110,9 @@ fn run_locked(
     accept: AcceptLoss,
 ) -> Result<RepairReport> {
     let storage = &*seams.storage;
+    if matches!(manifest::load(storage, dir), Ok(None)) {
+        directory::refuse_unfinished(storage, dir)?;
+    }
     let mut found = survey(storage, dir)?;
     let remembered = Remembered::survey(storage, dir, &mut found)?;
     let memories_lost = remembered.lost;

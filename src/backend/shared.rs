@@ -5,6 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "backend")]
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use super::{Embedded, Terms};
 use crate::clock::nanos;
 #[cfg(feature = "backend")]
 use crate::engine::Waits;
-use crate::engine::{Alarm, Applied, Asks, Engine, Named, Seen, Writing};
+use crate::engine::{Alarm, Applied, Asks, BackedUp, Engine, Named, Seen, Writing};
 use crate::operation::{Keeping, Key};
 use crate::protocol::{Call, KeyState};
 #[cfg(feature = "backend")]
@@ -378,6 +379,11 @@ impl Shared {
     /// Begins to close the store.
     pub(crate) fn send_close(self: &Arc<Self>, deadline: Duration) -> Errand<Vec<InFlight>> {
         Errand::run(self, "onlyonce-close", move |shared| shared.close(deadline))
+    }
+
+    /// Begins to make a backup in `dir`.
+    pub(crate) fn send_backup(self: &Arc<Self>, dir: PathBuf) -> Errand<BackedUp> {
+        Errand::run(self, "onlyonce-backup", move |shared| shared.embedded()?.backup(&dir))
     }
 
     /// Begins a read of a key's state. `entering`: the key's namespace, unless it is known.

@@ -47,6 +47,7 @@ begun! {
     ForgettingSpace => Result<bool>,
     EngineErrand<Vec<String>> => Result<Vec<String>>,
     Errand<Vec<crate::backend::InFlight>> => Result<Vec<crate::backend::InFlight>>,
+    Errand<crate::engine::BackedUp> => Result<crate::engine::BackedUp>,
 }
 
 /// What is made of a call's answer may be made of in turn.

@@ -7,9 +7,11 @@
 //! `call` does one call on one key, `placing` is a call in progress, `waits` has the callers that wait for a key, `compose`
 //! makes a record, `view` reads without changing, `close` ends the store. `background` does the background work: `checkpoint`
 //! keeps memory small, `merge` keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
-//! `mend` rebuilds tables from the log, `spaces` knows the namespaces, `rebuild` fills the index at an open, `verify` reads everything.
+//! `mend` rebuilds tables from the log, `spaces` knows the namespaces, `rebuild` fills the index at an open, `verify` reads everything,
+//! `backup` makes another store of one moment of this one.
 
 mod background;
+mod backup;
 mod call;
 mod checkpoint;
 mod claim_step;
@@ -29,6 +31,7 @@ mod view;
 mod waits;
 
 pub(crate) use crate::log::open::lifecycle::Inside;
+pub(crate) use backup::BackedUp;
 #[cfg(feature = "backend")]
 pub(crate) use call::Found;
 pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, PlacedFate, Writing, outlived};

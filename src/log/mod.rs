@@ -47,12 +47,14 @@ use commit::{CommitQueue, Failed};
 use open::lifecycle::{self, Gate, Inside, KeptOut};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use probe::probe_segment;
-pub(crate) use read::Segments;
+pub(crate) use read::{Segments, StoreMoment};
 pub(crate) use reader::Scrubbed;
 use room::{Keeper, Leaving};
 pub(crate) use room::{NoRoom, Room};
-pub(crate) use segment::Backing;
 use segment::Segment;
+pub(crate) use segment::{
+    Backing, file_name as segment_file_name, ordinal_of as segment_ordinal_of,
+};
 pub(crate) use upkeep::Due;
 use write::{LogWriter, Tail};
 
@@ -81,6 +83,8 @@ pub(crate) struct Sizes {
 pub(crate) struct Log {
     /// Its storage passes the gate.
     seams: Seams,
+    /// The same without the gate, for what is not the store's own.
+    outside: Arc<dyn Storage>,
     dir: PathBuf,
     store: StoreId,
     gate: Arc<Gate>,
@@ -293,6 +297,12 @@ impl Log {
     /// Returns the pace at which tables and expired keys are written while this log is in use.
     pub(crate) fn pace(&self) -> Pace {
         Pace::beside(&self.syncs)
+    }
+
+    /// Returns the seams for changes of other directories than the store's, which also work once this store takes no
+    /// writes any more.
+    pub(crate) fn seams_outside(&self) -> Seams {
+        Seams { storage: Arc::clone(&self.outside), ..self.seams.clone() }
     }
 
     /// Returns the oldest segment, if nothing is written to it any more.

@@ -5,11 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::commit::Failed;
+use super::open::recovery::Plan;
 use super::open::steps;
 use super::reader::{self, Scrubbed};
 use super::segment::{self, Backing, Segment};
 use super::{Log, format};
-use crate::record::Record;
+use crate::manifest::{Manifest, Opener};
+use crate::record::{Record, TimeField};
+use crate::storage::File;
 use crate::types::{Lsn, Spot};
 use crate::{Error, ErrorKind, Result, manifest, storage};
 
@@ -236,10 +239,59 @@ impl Reading<'_> {
         })
     }
 
+    /// Returns the store at one moment, cut off where its durable part ends. Nothing that was durable by then is missing.
+    pub(crate) fn moment(&self) -> Result<StoreMoment> {
+        // Under its lock nothing leaves the list, and the first write since the open moves no record.
+        let keeper = self.keeper.lock();
+        let end = match &keeper.plan {
+            // What no watermark covers after a crash is not durable yet.
+            Plan::Fork { covered, .. } => *covered,
+            Plan::Continue => self.durable(),
+        };
+        if keeper.manifest.durable > end {
+            // A failure in the midst of the first write.
+            return Err(match self.is_poisoned() {
+                true => self.poisoned(),
+                false => self.bug("the manifest knows of durable records that the log doesn't"),
+            });
+        }
+        let mut segments = keeper.manifest.segments.clone();
+        segments.retain(|item| item.base < end);
+        let last = segments.last().and_then(|last| {
+            let list = self.segments.lock();
+            list.iter().find(|segment| segment.identity.ordinal == last.ordinal).cloned()
+        });
+        let last = last.ok_or_else(|| self.bug("no segment holds the end of the durable log"))?;
+        // No clean end and no boot id: an open continues above the clock with its tokens, and trusts no clock of this
+        // boot.
+        let time =
+            TimeField { boot_id: [0; 16], ..self.store_clock.note(&*self.seams.clock).into() };
+        let manifest = Manifest {
+            generation: 1,
+            clean: None,
+            durable: end,
+            time,
+            opener: Opener::default(),
+            segments,
+            ..keeper.manifest.clone()
+        };
+        Ok(StoreMoment { manifest, end, last: last.file()? })
+    }
+
     /// Returns the listed segments, the oldest first.
     pub(crate) fn listed(&self) -> Vec<manifest::Listed> {
         self.keeper.lock().manifest.segments.clone()
     }
+}
+
+/// The store at one moment.
+pub(crate) struct StoreMoment {
+    /// What a store that begins there says. The files it lists are never written again, except the last segment's.
+    pub(crate) manifest: Manifest,
+    /// Where the durable log ended.
+    pub(crate) end: Lsn,
+    /// The segment in which it ended.
+    pub(crate) last: Arc<dyn File>,
 }
 
 /// A snapshot of the listed segments.

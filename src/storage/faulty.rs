@@ -30,6 +30,7 @@ pub(crate) enum Class {
     Open,
     Rename,
     Exchange,
+    Link,
     Remove,
     List,
     SyncDir,
@@ -44,13 +45,14 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    pub(crate) const ALL: [Class; 16] = [
+    pub(crate) const ALL: [Class; 17] = [
         Class::CreateDir,
         Class::Lock,
         Class::Create,
         Class::Open,
         Class::Rename,
         Class::Exchange,
+        Class::Link,
         Class::Remove,
         Class::List,
         Class::SyncDir,
@@ -70,10 +72,21 @@ impl Class {
 
     /// Whether such a call changes the disk.
     pub(crate) const fn changes(self) -> bool {
-        use Class::{Create, CreateDir, Exchange, Remove, Rename, Sync, SyncDir, Truncate, Write};
+        use Class::{
+            Create, CreateDir, Exchange, Link, Remove, Rename, Sync, SyncDir, Truncate, Write,
+        };
         matches!(
             self,
-            CreateDir | Create | Rename | Exchange | Remove | SyncDir | Write | Sync | Truncate
+            CreateDir
+                | Create
+                | Rename
+                | Exchange
+                | Link
+                | Remove
+                | SyncDir
+                | Write
+                | Sync
+                | Truncate
         )
     }
 }
@@ -269,7 +282,7 @@ impl fmt::Debug for Hold {
 pub(crate) struct Op {
     pub(crate) class: Class,
     pub(crate) path: PathBuf,
-    /// The new name of a rename, the second of an exchange.
+    /// The new name of a rename or a link, the second of an exchange.
     pub(crate) to: Option<PathBuf>,
     /// Offset of a read or write, length of a truncation or map.
     pub(crate) offset: u64,
@@ -500,6 +513,11 @@ impl Storage for FaultyStorage {
         self.script.run(call, |_| self.inner.exchange(a, b))
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let call = CallOf { to: Some(to), ..CallOf::of(Class::Link, from) };
+        self.script.run(call, |_| self.inner.link(from, to))
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.script.run(CallOf::of(Class::Remove, path), |_| self.inner.remove(path))
     }
@@ -596,6 +614,7 @@ mod tests {
         storage.rename(path(), Path::new("/dir/other"))?;
         // With itself: it is a call like any other.
         storage.exchange(Path::new("/dir/other"), Path::new("/dir/other"))?;
+        storage.link(Path::new("/dir/other"), path())?;
         storage.sync_dir(Path::new("/dir"))?;
         storage.list(Path::new("/dir"))?;
         storage.remove(Path::new("/dir/other"))
@@ -611,7 +630,7 @@ mod tests {
         for class in Class::ALL {
             assert_eq!(faulty.count(Calls::Of(class)), 1, "{class:?}");
         }
-        assert_eq!(faulty.count(Calls::Any), 16);
+        assert_eq!(faulty.count(Calls::Any), 17);
         assert_eq!(faulty.count(Calls::Changing), memory.changes());
         assert_eq!(faulty.hits(), 0);
     }
@@ -651,7 +670,7 @@ mod tests {
             assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
             failures += 1;
         }
-        assert_eq!(failures, 16);
+        assert_eq!(failures, 17);
     }
 
     #[test]

@@ -29,10 +29,11 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// Creates one directory, readable by its owner only. `AlreadyExists` if something has the name.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Takes the exclusive lock of the directory itself, or fails with `WouldBlock` at once.
+    /// Takes the exclusive lock of the directory itself, or fails with `WouldBlock` at once. What this storage has locked
+    /// before stays locked, and the returned storage leads into it, too.
     fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir>;
 
-    /// Whether a directory is still the one at its path: the locked one, or one directly below it that this storage has
+    /// Whether a directory is still the one at its path: a locked one, or one directly below it that this storage has
     /// used. `Here` where nothing is locked.
     fn standing(&self, dir: &Path) -> io::Result<Standing>;
 
@@ -53,6 +54,11 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// `sync_dir`. A file system that doesn't support it answers with an error that [`cannot_exchange`] recognises, and
     /// does nothing.
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()>;
+
+    /// Gives the file at `from` a second name, `to`. `AlreadyExists` if something has that name. Both names are the same
+    /// file, so it is only for files that are never written again. Durable after `sync_dir`. [`cannot_link`] recognises
+    /// the error of a file that can't have that name; nothing was done then.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file's name. Open files of it live on.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -202,6 +208,22 @@ impl Failure {
 pub(crate) fn cannot_exchange(e: &io::Error) -> bool {
     // File systems say EINVAL, old kernels ENOSYS, macOS ENOTSUP, and filters of system calls EPERM.
     let refusals = [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::PERM];
+    Errno::from_io_error(e).is_some_and(|errno| refusals.contains(&errno))
+}
+
+/// Whether a link was refused because the two names can't be of one file: they lie on different file systems, the file
+/// system has no links or no more of them for this file, or the file would belong to another user than its directory.
+pub(crate) fn cannot_link(e: &io::Error) -> bool {
+    let refusals = [
+        Errno::XDEV,
+        Errno::MLINK,
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::NOSYS,
+        Errno::NOTSUP,
+        Errno::OPNOTSUPP,
+        Errno::INVAL,
+    ];
     Errno::from_io_error(e).is_some_and(|errno| refusals.contains(&errno))
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an open file
 //! of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the directory's own `flock`, so
-//! no file is added to the data, and it ends with its process. Once a directory is locked, paths below it are looked up
-//! from its descriptor, and its names are synced through descriptors that are open already. Files that root makes there
+//! no file is added to the data, and it ends with its process. Once directories are locked, paths below them are looked up
+//! from their descriptors, and its names are synced through descriptors that are open already. Files that root makes there
 //! belong to the directory's owner.
 //! Never: retries (except an interrupted open), falls back, or opens a device, a pipe or a directory as a file.
 
@@ -30,10 +30,10 @@ use crate::sync::Mutex;
 /// The file system of the machine.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct OsStorage {
-    locked: Option<Arc<LockedDir>>,
+    locked: Vec<Arc<LockedDir>>,
 }
 
-/// The locked directory, and those directly below it that were used: held open, so that neither a rename of one of them
+/// A locked directory, and those directly below it that were used: held open, so that neither a rename of one of them
 /// nor a shortage of descriptors keeps the store from its files.
 #[derive(Debug)]
 struct LockedDir {
@@ -75,12 +75,16 @@ impl From {
 }
 
 impl OsStorage {
+    /// The locked directory that `path` names or lies in, and the rest of the path. The innermost, if there are several.
+    fn locked_above<'p>(&self, path: &'p Path) -> Option<(&Arc<LockedDir>, &'p Path)> {
+        let all = self.locked.iter();
+        let above = all.filter_map(|locked| Some((locked, path.strip_prefix(&locked.path).ok()?)));
+        above.min_by_key(|(_, rest)| rest.as_os_str().len())
+    }
+
     /// Where to look `path` up from, and the rest of the path.
     fn at<'p>(&self, path: &'p Path) -> io::Result<(From, &'p Path)> {
-        let below = |locked: &'_ Arc<LockedDir>| {
-            Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
-        };
-        let Some((locked, path)) = self.locked.as_ref().and_then(below) else {
+        let Some((locked, path)) = self.locked_above(path) else {
             return Ok((From::Anywhere, path));
         };
         let mut names = path.components();
@@ -95,10 +99,7 @@ impl OsStorage {
 
     /// The held descriptor of a directory, if it is the locked one or directly below it.
     fn held(&self, dir: &Path) -> io::Result<Option<Arc<Descriptor>>> {
-        let below = |locked: &'_ Arc<LockedDir>| {
-            Some((Arc::clone(locked), dir.strip_prefix(&locked.path).ok()?))
-        };
-        let Some((locked, name)) = self.locked.as_ref().and_then(below) else { return Ok(None) };
+        let Some((locked, name)) = self.locked_above(dir) else { return Ok(None) };
         match name.components().count() {
             0 => Ok(Some(Arc::clone(&locked.dir))),
             1 => locked.held(name).map(Some),
@@ -111,7 +112,7 @@ impl Storage for OsStorage {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         let (from, name) = self.at(path)?;
         rustix::fs::mkdirat(from.fd()?, name, Mode::RWXU)?;
-        if let Some(heir) = self.heir() {
+        if let Some(heir) = self.heir(path) {
             let given = open_dir(from.fd()?, name).and_then(|dir| give(dir.as_fd(), heir));
             if given.is_err() {
                 let _ = rustix::fs::unlinkat(from.fd()?, name, AtFlags::REMOVEDIR);
@@ -119,7 +120,7 @@ impl Storage for OsStorage {
             given?;
         }
         let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
-        if let Some(locked) = self.locked.as_ref().filter(is_in) {
+        if let Some(locked) = self.locked.iter().find(is_in) {
             // The held one of that name is not the directory at that path now.
             locked.below.lock().remove(name.as_os_str());
         }
@@ -133,17 +134,16 @@ impl Storage for OsStorage {
         let lock = OsDirLock { dir: Arc::clone(&dir) };
         let below = Mutex::new(BTreeMap::new());
         let heir = heir_of(dir.fd()?)?;
-        let locked = LockedDir { path: path.to_owned(), dir, below, heir };
-        let storage = OsStorage { locked: Some(Arc::new(locked)) };
+        let mut storage = self.clone();
+        storage.locked.push(Arc::new(LockedDir { path: path.to_owned(), dir, below, heir }));
         Ok(TakenDir { lock: Box::new(lock), storage: Arc::new(storage) })
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {
-        let Some(locked) = &self.locked else { return Ok(Standing::Here) };
+        let Some((locked, name)) = self.locked_above(dir) else { return Ok(Standing::Here) };
         let (held, now) = if dir == locked.path {
             (Some(Arc::clone(&locked.dir)), rustix::fs::stat(dir))
         } else {
-            let name = dir.strip_prefix(&locked.path).unwrap_or(dir);
             let held = locked.below.lock().get(name.as_os_str()).cloned();
             (held, rustix::fs::statat(locked.dir.fd()?, name, AtFlags::empty()))
         };
@@ -164,7 +164,7 @@ impl Storage for OsStorage {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let file = self.open_at(path, flags)?;
-        if let Some(heir) = self.heir() {
+        if let Some(heir) = self.heir(path) {
             give(file.as_fd(), heir).inspect_err(|_| {
                 let _ = self.remove(path);
             })?;
@@ -194,6 +194,20 @@ impl Storage for OsStorage {
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
         let ((a_dir, a), (b_dir, b)) = (self.at(a)?, self.at(b)?);
         exchange(a_dir.fd()?, a, b_dir.fd()?, b)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let heir = self.heir(to);
+        let ((from_dir, from), (to_dir, to)) = (self.at(from)?, self.at(to)?);
+        if let Some((owner, _)) = heir {
+            let stat = rustix::fs::statat(from_dir.fd()?, from, AtFlags::empty())?;
+            if Uid::from_raw(stat.st_uid) != owner {
+                return Err(Errno::PERM.into());
+            }
+        }
+        // A symbolic link would lead elsewhere from there.
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        Ok(rustix::fs::linkat(from_dir.fd()?, from, to_dir.fd()?, to, follow)?)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -227,8 +241,9 @@ impl Storage for OsStorage {
 }
 
 impl OsStorage {
-    fn heir(&self) -> Option<(Uid, Gid)> {
-        self.locked.as_ref().and_then(|locked| locked.heir)
+    /// To whom what is made at `path` is given.
+    fn heir(&self, path: &Path) -> Option<(Uid, Gid)> {
+        self.locked_above(path).and_then(|(locked, _)| locked.heir)
     }
 
     fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
@@ -425,7 +440,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
 
-    const OS: OsStorage = OsStorage { locked: None };
+    const OS: OsStorage = OsStorage { locked: Vec::new() };
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -504,6 +519,55 @@ mod tests {
         OS.lock_dir(dir.path()).unwrap();
         assert_eq!(OS.list(dir.path()).unwrap(), []);
         assert!(OS.lock_dir(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn a_link_leads_from_one_locked_directory_into_another_wherever_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let make = |name: &str| {
+            OS.create_dir(&path(name)).unwrap();
+            OS.create_dir(&path(name).join("log")).unwrap();
+        };
+        make("a");
+        make("b");
+        let first = OS.lock_dir(&path("a")).unwrap();
+        let both = first.storage.lock_dir(&path("b")).unwrap();
+        let (from, to) = (path("a/log/x"), path("b/log/y"));
+        both.storage.create(&from).unwrap().write_at(b"12", 0).unwrap();
+        for (name, moved) in [("a", "c"), ("b", "d")] {
+            fs::rename(path(name), path(moved)).unwrap();
+            make(name);
+            assert_eq!(both.storage.standing(&path(name)).unwrap(), Standing::Another);
+        }
+        both.storage.link(&from, &to).unwrap();
+        assert_eq!(fs::read(path("d/log/y")).unwrap(), b"12");
+        assert!(!from.exists() && !to.exists());
+        let again = both.storage.link(&from, &to).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert!(super::super::cannot_link(
+            &both.storage.link(&path("a/log"), &path("b/dir")).unwrap_err()
+        ));
+        assert_eq!(OS.lock_dir(&path("c")).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(OS.lock_dir(&path("d")).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// The owner of the directory could not open the file.
+    #[test]
+    fn root_links_no_file_of_another_user_into_a_users_directory() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        OS.create_dir(&path("target")).unwrap();
+        OS.create(&path("file")).unwrap();
+        std::os::unix::fs::chown(path("target"), Some(12345), Some(12345)).unwrap();
+        let target = OS.lock_dir(&path("target")).unwrap();
+        let refused = target.storage.link(&path("file"), &path("target/file")).unwrap_err();
+        assert!(super::super::cannot_link(&refused), "{refused}");
+        std::os::unix::fs::chown(path("file"), Some(12345), Some(12345)).unwrap();
+        target.storage.link(&path("file"), &path("target/file")).unwrap();
     }
 
     #[test]

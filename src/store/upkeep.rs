@@ -1,13 +1,16 @@
 //! The condition of a store, and its upkeep: counts, checks, and the work that keeps its files small and whole.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
 use super::Store;
 use crate::Result;
-use crate::admin::{Compaction, Estimate, Gathering, Health, Stats, Verification};
+use crate::admin::{Backup, Compaction, Estimate, Gathering, Health, Stats, Verification};
 use crate::backend::Shared;
+use crate::claim::Pending;
 use crate::log::Due;
+use crate::log::open::directory;
 
 impl Store {
     /// Returns whether the store accepts writes and, if not, why.
@@ -169,6 +172,83 @@ impl Store {
     /// Reads the log and writes its live records.
     pub fn compact(&self, budget: u64) -> Result<Compaction> {
         self.shared.embedded()?.compaction().compact(budget).map(Compaction::new)
+    }
+
+    /// Makes a backup of the store in `dir`, while other calls continue. The directory is missing or empty, and is then a
+    /// store of its own: the store as it was at one moment during this call. Everything acknowledged before the call is in it,
+    /// whatever its level.
+    ///
+    /// ```
+    /// use onlyonce::{Claim, Store};
+    ///
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let (keys, backup) = (dir.path().join("keys"), dir.path().join("backup"));
+    /// let store = Store::open_or_create(&keys)?;
+    /// let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// claim.complete("paid")?;
+    /// let in_flight = store.claim("order-18")?;
+    /// store.backup(&backup)?;
+    ///
+    /// let restored = Store::open(&backup)?; // on the day when the store is lost
+    /// assert!(matches!(restored.claim("order-17")?, Claim::Completed(_)));
+    /// assert!(matches!(restored.claim("order-18")?, Claim::Interrupted(_)));
+    /// # drop(in_flight);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// Files that are never written again get a second name (a hard link) in the backup: full segments, tables and files of
+    /// remembered keys. So a backup on the store's own file system is quick and takes little space, and both stay whole
+    /// whatever becomes of the other. The segment in use is copied, and so is every file that can't be linked. In a backup on
+    /// another file system, everything is copied. To survive the loss of the disk, a backup has to be moved away from it.
+    ///
+    /// The backup is durable on return. If it is opened, claims that were in flight are interrupted, and new fencing tokens are
+    /// greater than those that the store has issued since, unless its clock ran ahead ([`docs::operations`], "Backup and
+    /// restore"). The backup has the store's secrets: keep it as private as the store.
+    ///
+    /// A store that is poisoned can be backed up: the backup has everything that was durable. Damage is not noticed: call
+    /// [`verify`](Self::verify).
+    ///
+    /// [`docs::operations`]: crate::docs::operations
+    ///
+    /// # Errors
+    /// - `Invalid`: the directory is not empty, is not a directory, or lies in the store or in a backup of it.
+    /// - `StorageFull` or `Io`: a file could not be made, or the directory was moved meanwhile. `Locked`: another process
+    ///   uses it.
+    /// - `Corrupt`: a file of the store is missing or too short.
+    /// - `Poisoned`: a write or a sync of the store itself failed just now, or its directory was moved. `Closed`, also if the
+    ///   store is closed meanwhile; `Forked`.
+    ///
+    /// After an error the directory holds no store, and what was made in it is removed as far as possible. `backup` accepts
+    /// the same directory again, also after a crash.
+    ///
+    /// # Cost
+    /// A sync of what is not durable yet, a link for each file, a copy of the segment in use (up to
+    /// [`segment_bytes`](crate::StoreBuilder::segment_bytes)) and of what can't be linked, and about ten syncs. If the store
+    /// removes a file before it is taken, the files that are new since then are taken, too. Opening a backup costs what an
+    /// open after a crash costs.
+    pub fn backup(&self, dir: impl AsRef<Path>) -> Result<Backup> {
+        let dir = directory::absolute(dir.as_ref())?;
+        self.shared.embedded()?.backup(&dir).map(Backup::new)
+    }
+
+    /// Makes a backup as [`backup`](Self::backup) does, and gives the answer later. A thread of its own does the work, which
+    /// goes on if this value is dropped.
+    ///
+    /// ```
+    /// # let sim = onlyonce::testing::Sim::new(1);
+    /// # let store = sim.open()?;
+    /// let made = store.backup_async("/backups/monday").wait()?;
+    /// # assert!(made.bytes_copied() > 0);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`backup`](Self::backup), as the answer.
+    pub fn backup_async(&self, dir: impl AsRef<Path>) -> Pending<Backup> {
+        match directory::absolute(dir.as_ref()) {
+            Ok(dir) => Pending::new(self.shared.send_backup(dir), |told| told.map(Backup::new)),
+            Err(e) => Pending::ready(Err(e)),
+        }
     }
 
     /// Rebuilds the index from the log. A lookup or an open mends the damage that it notices, so this call is needed

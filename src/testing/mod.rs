@@ -797,6 +797,20 @@ impl Sim {
         SimGate(gate)
     }
 
+    /// Lets `after` links succeed and makes the next one wait until the gate opens.
+    #[must_use]
+    pub fn hold_link(&self, after: u64) -> SimGate {
+        let gate = Arc::new(CallGate::default());
+        self.inject(Fault::once(Calls::Of(Class::Link), after, Effect::Wait(Arc::clone(&gate))));
+        SimGate(gate)
+    }
+
+    /// Refuses every link from now on, as between two file systems.
+    pub fn refuse_links(&self) {
+        let refused = CallFailure::Errno(rustix::io::Errno::XDEV.raw_os_error());
+        self.inject(Fault::from(Calls::Of(Class::Link), 0, Effect::Fail(refused)));
+    }
+
     /// Runs `work` and returns the disk calls that all threads made meanwhile, by kind and file.
     pub fn calls_of(&self, work: impl FnOnce()) -> Vec<(String, PathBuf)> {
         let faulty = self.disk.lock().faulty.clone();

@@ -14,6 +14,8 @@ mod absence;
 mod asynchronous;
 /// Sent calls, and stores on another backend.
 mod backend;
+/// Backups of an open store, and what becomes of them.
+mod backup;
 /// Many calls made together, of one kind or several.
 mod batches;
 /// Roles that this binary plays in a process of its own.

@@ -14,7 +14,7 @@ use crate::entropy::OsEntropy;
 use crate::limits;
 use crate::log::{Seams, Sizes};
 use crate::manifest::{self, Manifest};
-use crate::storage::{DirLock, OsStorage, Storage, TakenDir};
+use crate::storage::{Access, DirLock, OsStorage, Storage, TakenDir};
 use crate::sync::WakeWord;
 use crate::{Error, ErrorKind, Result};
 
@@ -106,7 +106,7 @@ pub(crate) fn absolute(dir: &Path) -> Result<PathBuf> {
 
 /// Syncs every directory that leads to `dir`. Not only those just created: a process that was killed here may have
 /// left a name that is only in the page cache, and the whole store would be lost with it.
-fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
+pub(crate) fn make_path_durable(storage: &dyn Storage, dir: &Path) -> Result<()> {
     let mut below = dir.to_path_buf();
     loop {
         let parent = parent_of(&below);
@@ -191,6 +191,7 @@ pub(crate) fn load_or_create(
     if let Some(manifest) = manifest::load(storage, dir)? {
         return Ok(manifest);
     }
+    refuse_unfinished(storage, dir)?;
     let path = manifest::path(dir);
     if scan::holds_records(storage, dir)? {
         return Err(Error::corrupt(&path, 0, "the manifest of a log is missing:"));
@@ -215,6 +216,27 @@ pub(crate) fn load_or_create(
     birth::create(seams, dir, sizes)?;
     manifest::load(storage, dir)?
         .ok_or_else(|| Error::corrupt(&path, 0, "the manifest just written is missing:"))
+}
+
+/// The file that marks a directory in which a backup was begun, until the backup has its manifest.
+pub(crate) fn unfinished_path(dir: &Path) -> PathBuf {
+    dir.join("backup.unfinished")
+}
+
+/// Refuses a directory without a manifest in which a backup was begun: its log may lack any number of records.
+pub(crate) fn refuse_unfinished(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let mark = unfinished_path(dir);
+    match storage.open(&mark, Access::Read) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("opening", &mark, e)),
+        Ok(_) => {
+            let message = format!(
+                "{} holds no store, but a backup that was not finished: make it again, or remove the directory",
+                dir.display()
+            );
+            Err(Error::new(ErrorKind::NotFound, message).at(dir))
+        }
+    }
 }
 
 /// Whether an interrupted birth may have left the name, or a file system puts it into a fresh volume.

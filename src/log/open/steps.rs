@@ -68,6 +68,7 @@ pub(crate) fn open(
     visit: &mut Visit<'_>,
 ) -> Result<(Log, Report)> {
     let gate = Arc::new(Gate::new());
+    let outside = Arc::clone(&seams.storage);
     seams.storage = Arc::new(GatedStorage::new(seams.storage, Arc::clone(&gate)));
     let storage = &*seams.storage;
     let log_dir = dir.join("log");
@@ -170,6 +171,7 @@ pub(crate) fn open(
         bytes_written: AtomicU64::new(0),
         sizes,
         seams,
+        outside,
     };
     Ok((log, report))
 }

@@ -139,8 +139,8 @@ pub(super) struct FileNode {
     /// How many write-back errors there were, and whether the last one was reported.
     errors: u64,
     error_told: bool,
-    /// Whether a name leads here, as the program sees it.
-    pub(super) linked: bool,
+    /// Number of names that lead here, as the program sees it.
+    pub(super) names: u64,
     /// Number of open files and maps.
     pub(super) opens: u64,
 }
@@ -148,7 +148,7 @@ pub(super) struct FileNode {
 impl FileNode {
     /// A file as it is after a boot.
     pub(super) fn booted(content: Content) -> Self {
-        FileNode { seen: content.clone(), device: content, linked: true, ..FileNode::default() }
+        FileNode { seen: content.clone(), device: content, names: 1, ..FileNode::default() }
     }
 
     pub(super) fn write(&mut self, seq: u64, offset: u64, data: &[u8]) {

@@ -234,6 +234,11 @@ fn crashed(disk: &MemoryDisk, crash: Crash) -> MemoryDisk {
     next.nodes.clear();
     let mut queue = vec![ROOT];
     while let Some(id) = queue.pop() {
+        if let Some(Node::File(file)) = next.nodes.get_mut(&id) {
+            // Another name of it.
+            file.names = file.names.saturating_add(1);
+            continue;
+        }
         let node = match disk.nodes.get(&id) {
             Some(Node::File(file)) => Node::File(FileNode::booted(data.content(id, file))),
             Some(Node::Dir(_)) => {

@@ -243,6 +243,21 @@ impl MemoryDisk {
         Ok(())
     }
 
+    pub(super) fn link<'p>(
+        &mut self,
+        from: impl Into<At<'p>>,
+        to: impl Into<At<'p>>,
+    ) -> io::Result<()> {
+        let node = self.find(from)?;
+        let to = self.vacant(to)?;
+        match self.nodes.get_mut(&node) {
+            Some(Node::File(file)) => file.names = file.names.saturating_add(1),
+            _ => return Err(Errno::PERM.into()),
+        }
+        self.rename_names(None, Some(to), node);
+        Ok(())
+    }
+
     pub(super) fn remove<'p>(&mut self, path: impl Into<At<'p>>) -> io::Result<()> {
         let place = self.place(path)?;
         let node = self.at(&place).ok_or(Errno::NOENT)?;
@@ -260,13 +275,13 @@ impl MemoryDisk {
         self.rename_names(Some(place), None, top);
         let mut queue = vec![top];
         while let Some(id) = queue.pop() {
-            match self.nodes.get_mut(&id) {
-                Some(Node::File(file)) => file.linked = false,
-                Some(Node::Dir(dir)) => {
-                    dir.linked = false;
-                    queue.extend(std::mem::take(&mut dir.seen).into_values());
+            let Some(Node::Dir(dir)) = self.nodes.get_mut(&id) else { continue };
+            dir.linked = false;
+            for below in std::mem::take(&mut dir.seen).into_values() {
+                match self.nodes.get_mut(&below) {
+                    Some(Node::File(file)) => file.names = file.names.saturating_sub(1),
+                    _ => queue.push(below),
                 }
-                None => {}
             }
         }
         Ok(())
@@ -450,7 +465,7 @@ impl MemoryDisk {
             gone = self.seen_names(*dir).and_then(|names| names.insert(name.clone(), node));
         }
         match gone.and_then(|gone| self.nodes.get_mut(&gone)) {
-            Some(Node::File(file)) => file.linked = false,
+            Some(Node::File(file)) => file.names = file.names.saturating_sub(1),
             Some(Node::Dir(dir)) => dir.linked = false,
             None => {}
         }
@@ -474,7 +489,7 @@ impl MemoryDisk {
     /// Files that have a name or are open take space; directories take a block each.
     pub(super) fn blocks_used(&self) -> u64 {
         let used = self.nodes.iter().filter(|(id, _)| **id != ROOT).map(|(_, node)| match node {
-            Node::File(file) if file.linked || file.opens > 0 => file.seen.block_count(),
+            Node::File(file) if file.names > 0 || file.opens > 0 => file.seen.block_count(),
             Node::Dir(dir) if dir.linked => 1,
             _ => 0,
         });
@@ -490,7 +505,7 @@ impl MemoryDisk {
 
     pub(super) fn nodes_used(&self) -> u64 {
         let used = self.nodes.iter().filter(|(id, node)| match node {
-            Node::File(file) => file.linked || file.opens > 0,
+            Node::File(file) => file.names > 0 || file.opens > 0,
             Node::Dir(dir) => **id != ROOT && dir.linked,
         });
         used.count() as u64
@@ -515,7 +530,7 @@ impl MemoryDisk {
         self.nodes.retain(|id, node| {
             referenced.contains(id)
                 || match node {
-                    Node::File(file) => file.linked || file.opens > 0,
+                    Node::File(file) => file.names > 0 || file.opens > 0,
                     Node::Dir(dir) => dir.linked,
                 }
         });

@@ -41,10 +41,10 @@ use disk::{At, MemoryDisk, Node};
 #[derive(Clone)]
 pub(crate) struct MemoryStorage {
     disk: Arc<Mutex<MemoryDisk>>,
-    locked: Option<Arc<RootedDir>>,
+    locked: Vec<Arc<RootedDir>>,
 }
 
-/// The directory that a handle is rooted in, as `storage::os` holds it open.
+/// A directory that a handle is rooted in, as `storage::os` holds it open.
 struct RootedDir {
     path: PathBuf,
     node: u64,
@@ -59,17 +59,19 @@ impl MemoryStorage {
     }
 
     fn of(disk: MemoryDisk) -> Self {
-        MemoryStorage { disk: Arc::new(Mutex::new(disk)), locked: None }
+        MemoryStorage { disk: Arc::new(Mutex::new(disk)), locked: Vec::new() }
     }
 
-    /// Where a path leads from: below the locked directory, from the nodes held of it.
+    /// The locked directory that `path` names or lies in, and the rest of the path, as `storage::os` finds them.
+    fn locked_above<'p>(&self, path: &'p Path) -> Option<(&Arc<RootedDir>, &'p Path)> {
+        let all = self.locked.iter();
+        let above = all.filter_map(|locked| Some((locked, path.strip_prefix(&locked.path).ok()?)));
+        above.min_by_key(|(_, rest)| rest.as_os_str().len())
+    }
+
+    /// Where a path leads from: below a locked directory, from the nodes held of it.
     fn at<'p>(&self, disk: &MemoryDisk, path: &'p Path) -> io::Result<At<'p>> {
-        let below = |locked: &'_ Arc<RootedDir>| {
-            Some((Arc::clone(locked), path.strip_prefix(&locked.path).ok()?))
-        };
-        let Some((locked, path)) = self.locked.as_ref().and_then(below) else {
-            return Ok(path.into());
-        };
+        let Some((locked, path)) = self.locked_above(path) else { return Ok(path.into()) };
         let mut names = path.components();
         match (names.next(), names.as_path()) {
             (Some(dir), rest) if rest != Path::new("") => {
@@ -83,8 +85,8 @@ impl MemoryStorage {
     /// The same for a directory itself.
     fn dir_at<'p>(&self, disk: &MemoryDisk, dir: &'p Path) -> io::Result<At<'p>> {
         let at = self.at(disk, dir)?;
-        match &self.locked {
-            Some(locked) if at.from == locked.node && at.path != Path::new("") => {
+        match self.locked_above(dir) {
+            Some((locked, _)) if at.from == locked.node && at.path != Path::new("") => {
                 let from = locked.held(disk, at.path)?;
                 Ok(At { from, path: Path::new("") })
             }
@@ -214,7 +216,7 @@ impl Storage for MemoryStorage {
         let at = self.at(&disk, path)?;
         disk.create_dir(at)?;
         let is_in = |locked: &&Arc<RootedDir>| path.parent() == Some(&locked.path);
-        if let Some(locked) = self.locked.as_ref().filter(is_in) {
+        if let Some(locked) = self.locked.iter().find(is_in) {
             locked.below.lock().remove(at.path);
         }
         Ok(())
@@ -231,23 +233,21 @@ impl Storage for MemoryStorage {
             return Err(Errno::WOULDBLOCK.into());
         }
         let locked = RootedDir { path: dir.to_owned(), node, below: Mutex::default() };
+        let mut storage = self.clone();
+        storage.locked.push(Arc::new(locked));
         Ok(TakenDir {
             lock: Box::new(MemoryLock { disk: Arc::clone(&self.disk), node }),
-            storage: Arc::new(MemoryStorage {
-                disk: Arc::clone(&self.disk),
-                locked: Some(Arc::new(locked)),
-            }),
+            storage: Arc::new(storage),
         })
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {
         let mut disk = self.disk.lock();
         disk.reads = disk.reads.saturating_add(1);
-        let Some(locked) = &self.locked else { return Ok(Standing::Here) };
+        let Some((locked, name)) = self.locked_above(dir) else { return Ok(Standing::Here) };
         let (held, now) = if dir == locked.path {
             (locked.node, disk.find(dir))
         } else {
-            let name = dir.strip_prefix(&locked.path).unwrap_or(dir);
             let Some(held) = locked.below.lock().get(name).copied() else {
                 return Ok(Standing::Here);
             };
@@ -295,6 +295,13 @@ impl Storage for MemoryStorage {
         disk.exchange(a, b)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.count("link", &[from, to], 0, &[]);
+        let (from, to) = (self.at(&disk, from)?, self.at(&disk, to)?);
+        disk.link(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.count("remove", &[path], 0, &[]);
@@ -312,7 +319,7 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk.lock();
         disk.count("sync_dir", &[dir], 0, &[]);
         let at = self.dir_at(&disk, dir)?;
-        if self.locked.is_some() && !disk.nodes.contains_key(&at.from) {
+        if self.locked_above(dir).is_some() && !disk.nodes.contains_key(&at.from) {
             // It was removed, and has no names.
             return Ok(());
         }
@@ -356,7 +363,7 @@ impl Drop for Handle {
         let mut disk = self.disk.lock();
         let Ok(file) = disk.file(self.node) else { return };
         file.opens = file.opens.saturating_sub(1);
-        if file.opens == 0 && !file.linked {
+        if file.opens == 0 && file.names == 0 {
             disk.collect();
         }
     }

@@ -48,6 +48,37 @@ fn a_name_is_lost_without_its_directorys_sync() {
 }
 
 #[test]
+fn a_link_is_a_second_name_of_the_same_file() {
+    let disk = MemoryStorage::new();
+    disk.create_dir(p("/d")).unwrap();
+    let file = synced(&disk, "/a", b"x");
+    let used = (disk.bytes_used(), disk.nodes_used());
+    disk.link(p("/a"), p("/d/b")).unwrap();
+    assert_eq!((disk.bytes_used(), disk.nodes_used()), used);
+    assert_eq!(names(&disk.crash_clone(named(NameFate::None))), ["/a"]);
+    assert_eq!(names(&disk.crash_clone(named(NameFate::All))), ["/a", "/d/b"]);
+    disk.sync_dir(p("/d")).unwrap();
+    assert_eq!(names(&disk.crash_clone(Crash::NONE)), ["/a", "/d/b"]);
+    // Written under either name, and there as long as one of them is, whoever boots.
+    file.write_at(b"y", 0).unwrap();
+    file.sync_data().unwrap();
+    drop(file);
+    let booted = disk.crash_clone(Crash::NONE);
+    for disk in [disk, booted] {
+        disk.remove(p("/a")).unwrap();
+        assert_eq!(disk.read(p("/d/b")).unwrap(), b"y");
+        assert_eq!((disk.bytes_used(), disk.nodes_used()), used);
+        disk.remove(p("/d/b")).unwrap();
+        assert!(disk.bytes_used() < used.0 && disk.nodes_used() < used.1);
+        let error = |from: &str, to: &str| disk.link(p(from), p(to)).unwrap_err().kind();
+        assert_eq!(error("/a", "/c"), ErrorKind::NotFound);
+        assert_eq!(error("/d", "/c"), ErrorKind::PermissionDenied);
+        disk.create(p("/c")).unwrap();
+        assert_eq!(error("/c", "/d"), ErrorKind::AlreadyExists);
+    }
+}
+
+#[test]
 fn a_directorys_own_name_needs_its_parents_sync() {
     let disk = MemoryStorage::new();
     disk.create_dir(p("/d")).unwrap();

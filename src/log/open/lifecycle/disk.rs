@@ -95,6 +95,11 @@ impl Storage for GatedStorage {
         self.inner.exchange(a, b)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        pass(&self.gate)?;
+        self.inner.link(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         pass(&self.gate)?;
         self.inner.remove(path)
