@@ -21,7 +21,13 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use crate::machine::Machine;
 use crate::spec::{self, Ask, Call, End, Is, Key, Now, OnIt, Ran, Shown, Told, Word};
 
-const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+const KEYS: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
+/// The first of them lie in no namespace.
+const ROOT: usize = 4;
+/// The others: one namespace lies in another, and one has versions.
+const SPACES: [(&str, &[usize]); 3] =
+    [("outer/", &[4, 5]), ("outer/inner/", &[5]), ("plans/", &[VERSIONED])];
+const VERSIONED: usize = 6;
 const DAY: u64 = 86_400_000;
 /// Inputs and results of steps that have ended.
 type Steps = BTreeMap<u8, (Option<u8>, Vec<u8>)>;
@@ -62,6 +68,10 @@ enum Op {
     /// A look, and then a forget by what it has shown.
     ForgetSeen(usize),
     ForgetClaimed(usize, usize),
+    /// Drops a namespace.
+    DropSpace(usize),
+    /// The namespace with versions is used by another one.
+    NewVersion,
     Get(usize),
     Iter,
     /// Reads everything, and finds it whole.
@@ -133,7 +143,7 @@ fn end() -> impl Strategy<Value = End> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let key = || 0..KEYS.len();
+    let key = || prop_oneof![3 => 0..ROOT, 1 => ROOT..KEYS.len()];
     let one = || 0..8_usize;
     let word =
         prop_oneof![3 => Just(Word::TakeOver), 2 => Just(Word::NotApplied), 1 => Just(Word::Hold)];
@@ -199,6 +209,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => key().prop_map(Op::Forget),
         1 => key().prop_map(Op::ForgetSeen),
         1 => (key(), one()).prop_map(|(key, at)| Op::ForgetClaimed(key, at)),
+        2 => (0..SPACES.len()).prop_map(Op::DropSpace),
+        1 => Just(Op::NewVersion),
         2 => key().prop_map(Op::Get),
         1 => Just(Op::Iter),
         1 => Just(Op::Verify),
@@ -259,8 +271,8 @@ struct Question {
 /// In which state an attempt was shown last.
 struct Sight {
     is: Discriminant<Shown>,
-    /// When the key had changed, as in [`World`].
-    changed: Option<u64>,
+    /// When the record was made by which it was shown, as in [`World`].
+    recorded: Option<u64>,
     restarts: u64,
 }
 
@@ -277,9 +289,13 @@ struct World {
     sights: BTreeMap<u64, Sight>,
     /// At which tick of this open each key was changed last; `None`: before it.
     changed: [Option<u64>; KEYS.len()],
+    /// At which tick a lapse was recorded since, which changes nothing: what follows in that millisecond is not told from it.
+    lapsed: [Option<u64>; KEYS.len()],
     /// Tickets that were made at any time: key, token and text.
     tickets: Vec<(usize, u64, String)>,
     next_question: u64,
+    /// The version that the callers use of the namespace with versions.
+    version: u64,
 
     /// The written records in order: the key, and its state from then on.
     log: Vec<(usize, Option<Key>)>,
@@ -322,8 +338,10 @@ impl World {
             attempts: Vec::new(),
             sights: BTreeMap::new(),
             changed: [None; KEYS.len()],
+            lapsed: [None; KEYS.len()],
             tickets: Vec::new(),
             next_question: 0,
+            version: 1,
             log: Vec::new(),
             written: 0,
             durable: 0,
@@ -539,6 +557,8 @@ impl World {
                 let token = *self.machine().handles.keys().rev().nth(at).unwrap();
                 self.call(*key, &Call::ForgetClaimed { token });
             }
+            Op::DropSpace(at) => self.drop_space(*at),
+            Op::NewVersion => self.new_version(),
             Op::Get(key) => drop(self.call(*key, &Call::Get)),
             Op::Iter => self.iter(),
             Op::Sync => {
@@ -565,18 +585,99 @@ impl World {
         self.segments_most = self.segments_most.max(segments);
     }
 
+    /// The key, and the namespace in which it lies.
+    fn path(&self, key: usize) -> String {
+        match key {
+            0..ROOT => KEYS[key].to_owned(),
+            VERSIONED => format!("plans@{}/{}", self.version, KEYS[key]),
+            _ => {
+                let (space, _) = SPACES.iter().rfind(|(_, keys)| keys.contains(&key)).unwrap();
+                format!("{space}{}", KEYS[key])
+            }
+        }
+    }
+
+    /// What the store shows of a key.
+    fn look(&self, key: usize) -> Option<State> {
+        let path = self.path(key);
+        let (store, name) = self.machine.as_ref().unwrap().within(&path);
+        store.get(name).unwrap()
+    }
+
+    fn is_claimed(&self, key: usize) -> bool {
+        let mut slot = self.keys[key].clone();
+        slot.is_some() && spec::call(&mut slot, self.now(), &Call::Forget, None) == Told::Busy
+    }
+
+    /// Drops a namespace, unless a key in it is claimed.
+    fn drop_space(&mut self, at: usize) {
+        let (space, keys) = SPACES[at];
+        keys.iter().for_each(|key| self.expire(*key));
+        let is_claimed = keys.iter().any(|key| self.is_claimed(*key));
+        let (store, _) = self.machine().within(space);
+        match store.forget_all() {
+            Err(e) => assert!(is_claimed && e.kind() == ErrorKind::InProgress, "{space}: {e}"),
+            Ok(was_there) => {
+                let is_there = keys.iter().any(|key| self.keys[*key].is_some());
+                assert!(!is_claimed && (was_there || !is_there), "{space}: {was_there}");
+                if was_there {
+                    self.all_gone(keys);
+                }
+            }
+        }
+    }
+
+    /// Has the namespace with versions pass to the next one, unless a key in it is claimed.
+    fn new_version(&mut self) {
+        self.expire(VERSIONED);
+        let (is_claimed, is_there) = (self.is_claimed(VERSIONED), self.keys[VERSIONED].is_some());
+        let version = self.version;
+        let (old, _) = self.machine().within(&format!("plans@{version}/"));
+        let (new, _) = self.machine().within(&format!("plans@{}/", version + 1));
+        // A read changes nothing.
+        assert!(new.get(KEYS[VERSIONED]).unwrap().is_none());
+        match new.mark("version") {
+            Err(e) => assert!(is_claimed && e.kind() == ErrorKind::InProgress, "{e}"),
+            Ok(mark) => {
+                assert!(!is_claimed && mark.is_first(), "{is_claimed}");
+                match old.get(KEYS[VERSIONED]) {
+                    Err(e) => assert_eq!(e.kind(), ErrorKind::Superseded),
+                    // It was made by the newer version.
+                    Ok(found) => assert!(!is_there && found.is_none()),
+                }
+                self.version += 1;
+                self.all_gone(&[VERSIONED]);
+            }
+        }
+    }
+
+    /// All keys of a namespace are gone, durably.
+    fn all_gone(&mut self, keys: &[usize]) {
+        for key in keys {
+            if self.keys[*key].take().is_some() {
+                self.newest[*key] = self.log.len();
+                self.log.push((*key, None));
+            }
+            self.stage[*key] = Stage::Kept;
+            self.older_memory[*key] = 0;
+            self.steps.retain(|(of, ..)| of != key);
+        }
+        self.all_durable();
+    }
+
     /// Makes calls together on the store, and one after the other on the spec: each must be answered as by itself.
     fn batch(&mut self, items: &[Op]) {
         (0..KEYS.len()).for_each(|key| self.expire(key));
         let mut calls: Vec<(usize, Call)> = Vec::new();
         for item in items {
+            // The batch is one of the root; what ends in it may lie anywhere.
             let call = match item {
                 Op::Claim(key, ask) => {
                     self.next_question += 1;
                     let question = self.next_question - 1;
-                    (*key, Call::Claim { ask: self.asked(ask), question })
+                    (*key % ROOT, Call::Claim { ask: self.asked(ask), question })
                 }
-                Op::Mark(key, ask) => (*key, Call::Mark { ask: self.asked(ask) }),
+                Op::Mark(key, ask) => (*key % ROOT, Call::Mark { ask: self.asked(ask) }),
                 Op::Word(at, word) => {
                     let Some(at) = pick(*at, self.questions.len()) else { continue };
                     let Question { key, id, seen, ask } = self.questions.remove(at);
@@ -587,7 +688,7 @@ impl World {
                     let Guard { key, token, ask, .. } = self.guards.remove(at);
                     (key, Call::End { token, how: how.clone(), ask })
                 }
-                Op::Forget(key) => (*key, Call::Forget),
+                Op::Forget(key) => (*key % ROOT, Call::Forget),
                 other => panic!("{other:?}"),
             };
             calls.push(call);
@@ -614,7 +715,8 @@ impl World {
     /// Makes one call on the store and on the spec.
     fn call(&mut self, key: usize, call: &Call) -> (Told, Option<u64>) {
         self.expire(key);
-        let answer = self.machine().call(KEYS[key], call);
+        let path = self.path(key);
+        let answer = self.machine().call(&path, call);
         let answer = answer.unwrap_or_else(|e| panic!("{call:?}: {e:?}"));
         self.check(key, call, answer)
     }
@@ -639,8 +741,12 @@ impl World {
             true => spec::call(&mut self.keys[key], now, call, token),
             false => Told::No,
         };
+        if spec::records_lapse(&before, now, call) {
+            self.lapsed[key] = Some(self.tick);
+        }
         if spec::has_changed(&before, &self.keys[key], now, call, &told) {
             self.changed[key] = Some(self.tick);
+            self.lapsed[key] = None;
         }
         assert!(
             told.agrees(said.clone()),
@@ -658,12 +764,13 @@ impl World {
         let Some(sight) = self.sights.get(token) else { return may_be };
         let Some(is) = self.shown(key) else { return false };
         let is_running = matches!(is, Shown::Running(_));
-        match (sight.changed, self.changed[key]) {
+        let recorded = self.lapsed[key].or(self.changed[key]);
+        match (sight.recorded, self.changed[key]) {
             _ if discriminant(&is) != sight.is => false,
             _ if is_running => true,
             // Records may have been lost, and are of times that are known in bounds only.
             _ if sight.restarts != self.restarts => may_be,
-            (before, now) if before == now => true,
+            (before, now) if before == now || before == recorded => true,
             // To the millisecond.
             (Some(_), _) => false,
             (None, _) => may_be,
@@ -680,9 +787,12 @@ impl World {
     /// Notes how an attempt was shown.
     fn saw(&mut self, key: usize, mut said: Told) {
         let Some(Some(token)) = said.view().map(|view| view.token) else { return };
+        // Where the clocks leave open whether a lease has passed, it was shown as the store sees it.
+        self.pass(key);
         let Some(shown) = self.shown(key) else { return };
-        let (changed, restarts) = (self.changed[key], self.restarts);
-        self.sights.insert(token, Sight { is: discriminant(&shown), changed, restarts });
+        let recorded = self.lapsed[key].or(self.changed[key]);
+        let restarts = self.restarts;
+        self.sights.insert(token, Sight { is: discriminant(&shown), recorded, restarts });
     }
 
     /// The token, which the spec can't predict.
@@ -829,7 +939,7 @@ impl World {
         let stage = match stages.as_slice() {
             [stage] => *stage,
             _ => {
-                let state = self.machine().store.get(KEYS[key]).unwrap();
+                let state = self.look(key);
                 let told = Told::State(state.map(|state| self.machine().shown(state)));
                 self.saw(key, told.clone());
                 Stage::of(&told)
@@ -849,9 +959,9 @@ impl World {
     /// Ends a detached claim's lease, or a delay, that has passed. Where the clocks leave that open, the store decides.
     fn pass(&mut self, key: usize) {
         let Some(mut state) = self.keys[key].clone() else { return };
-        let (now, store) = (self.store_time, self.machine().store.clone());
+        let now = self.store_time;
         spec::settle(&mut state, |bounds| {
-            has_passed(bounds, now).unwrap_or_else(|| match store.get(KEYS[key]).unwrap() {
+            has_passed(bounds, now).unwrap_or_else(|| match self.look(key) {
                 Some(State::InProgress(_)) => false,
                 Some(State::Aborted(attempt)) => attempt.retry_in().is_none(),
                 _ => true,
@@ -869,13 +979,19 @@ impl World {
 
     fn iter(&mut self) {
         (0..KEYS.len()).for_each(|key| self.expire(key));
-        let store = self.machine().store.clone();
         let mut found = BTreeMap::new();
-        for entry in store.iter() {
-            let (key, state) = entry.unwrap();
-            let at = at_of(&key);
-            let shown = self.machine().shown(state);
-            assert!(found.insert(at, shown).is_none(), "a key twice in one walk");
+        for of in [0, 4, 5, VERSIONED] {
+            let path = self.path(of);
+            let (store, _) = self.machine().within(&path);
+            for entry in store.iter() {
+                let (key, state) = entry.unwrap();
+                if key == onlyonce::Key::from("version") {
+                    assert_eq!(of, VERSIONED);
+                    continue;
+                }
+                let shown = self.machine().shown(state);
+                assert!(found.insert(at_of(&key), shown).is_none(), "a key twice in one walk");
+            }
         }
         for key in 0..KEYS.len() {
             let said = Told::State(found.remove(&key));
@@ -1004,9 +1120,11 @@ impl World {
     fn find_survivors(&mut self) {
         self.stage = [Stage::Kept; KEYS.len()];
         self.changed = [None; KEYS.len()];
+        self.lapsed = [None; KEYS.len()];
         let mut said = Vec::new();
-        for key in KEYS {
-            let (told, _) = self.machine().call(key, &Call::Get).unwrap();
+        for key in 0..KEYS.len() {
+            let path = self.path(key);
+            let (told, _) = self.machine().call(&path, &Call::Get).unwrap();
             said.push(told);
         }
         self.steps.clear();
@@ -1040,7 +1158,8 @@ impl World {
 
     /// The steps that the store has of a key in that life; `None` for a key whose steps no attempt can use any more.
     fn steps_of(&self, key: usize, slot: &Key) -> Option<Steps> {
-        if !matches!(slot.is, Is::Begun | Is::Held | Is::Aborted) {
+        // A request names a key of the root.
+        if key >= ROOT || !matches!(slot.is, Is::Begun | Is::Held | Is::Aborted) {
             return None;
         }
         let store = &self.machine.as_ref().unwrap().store;

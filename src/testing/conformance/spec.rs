@@ -625,6 +625,14 @@ pub fn has_changed(
     }
 }
 
+/// Whether a call is the first to come upon a lease that has passed, and records that before anything else. A call that names
+/// what its caller saw changes nothing if it saw the attempt in progress, and needs no such record otherwise.
+pub fn records_lapse(key: &Option<Key>, now: Now, call: &Call) -> bool {
+    let is_by_sight = matches!(call, Call::Resolve { .. } | Call::ForgetSeen);
+    let is_lapsed = |key: &Key| key.is == Is::Begun && has_lapsed(key, now);
+    notices_lapse(call) && !is_by_sight && key.as_ref().is_some_and(is_lapsed)
+}
+
 /// What of a key is in its record: a question is only in memory, as is which guard there is.
 fn recorded(key: Option<&Key>) -> Option<(bool, Key)> {
     let key = key?.clone();
@@ -699,14 +707,19 @@ fn step(
 /// A lease that has passed leaves the key without an owner, for every caller except the owner.
 fn notice_lapse(slot: &mut Option<Key>, now: Now) {
     if let Some(key) = slot {
-        let is_over = match key.on_it {
-            OnIt::Owner(Some(until)) | OnIt::Asked(_, Some(until)) => until <= now.tick,
-            OnIt::Attached => key.detached.is_none(),
-            _ => false,
-        };
-        if is_over {
+        let is_late = matches!(key.on_it, OnIt::Asked(_, Some(until)) if until <= now.tick);
+        if is_late || has_lapsed(key, now) {
             key.on_it = OnIt::Nobody;
         }
+    }
+}
+
+/// Whether the owner's lease has passed.
+fn has_lapsed(key: &Key, now: Now) -> bool {
+    match key.on_it {
+        OnIt::Owner(until) => until.is_some_and(|until| until <= now.tick),
+        OnIt::Attached => key.detached.is_none(),
+        OnIt::Nobody | OnIt::Asked(..) => false,
     }
 }
 
