@@ -240,6 +240,61 @@ fn a_ticket_is_attached_in_its_own_namespace_only() {
     assert_eq!(store.namespace("acme").attach(&ticket).unwrap_err().kind(), ErrorKind::ClaimLost);
 }
 
+/// Claims in the namespace itself and in one that lies in it, attached and detached, in memory and after an open.
+#[test]
+fn a_drop_waits_for_every_owner_inside_and_for_none_whose_lease_has_passed() {
+    let lease = Duration::from_secs(60);
+    for path in [&["acme"][..], &["acme", "plans"]] {
+        let sim = Sim::small(1);
+        let store = sim.open().unwrap();
+        let inside =
+            |store: &Store| path.iter().fold(store.clone(), |at, name| at.namespace(*name));
+        let is_refused = |store: &Store| {
+            let error = store.namespace("acme").forget_all().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InProgress);
+            assert!(inside(store).get("job").unwrap().is_some());
+        };
+        let Claim::Acquired(claim) = inside(&store).claim("job").unwrap() else { panic!() };
+        is_refused(&store);
+        claim.detach(lease).unwrap();
+        is_refused(&store);
+        drop(store);
+        let store = sim.open().unwrap();
+        is_refused(&store);
+        sim.advance(lease);
+        assert!(store.namespace("acme").forget_all().unwrap());
+        assert!(inside(&store).get("job").unwrap().is_none());
+        // An owner in this process whose lease has passed.
+        let late = Operation::new("job").lease(lease);
+        let Claim::Acquired(late) = inside(&store).claim(late).unwrap() else { panic!() };
+        is_refused(&store);
+        sim.advance(lease);
+        assert!(store.namespace("acme").forget_all().unwrap());
+        assert_eq!(late.complete("late").unwrap_err().kind(), ErrorKind::ClaimLost);
+        assert!(store.namespaces().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_namespace_knows_the_last_64_versions_that_it_had() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let version = |n: u64| store.namespace("plans").version(n.to_string());
+    for n in 0..=65 {
+        assert!(version(n).mark("k").unwrap().is_first());
+    }
+    for n in 1..=64 {
+        assert_eq!(version(n).get("k").unwrap_err().kind(), ErrorKind::Superseded, "{n}");
+    }
+    assert!(!version(65).mark("k").unwrap().is_first());
+    // The oldest one is not known any more: it is a new one.
+    assert!(version(0).get("k").unwrap().is_none());
+    assert!(version(0).mark("k").unwrap().is_first());
+    for n in 2..=65 {
+        assert_eq!(version(n).mark("k").unwrap_err().kind(), ErrorKind::Superseded, "{n}");
+    }
+}
+
 /// Many calls, waits, `run`, and the limits of names.
 #[test]
 fn every_call_of_a_handle_is_in_its_namespace() {
