@@ -84,8 +84,8 @@ pub enum ErrorKind {
     Superseded,
     /// No claim on the key is granted until `Store::resolve` resolves the key.
     Held,
-    /// Something in flight blocks this call: a live claim (wait for it, or name its token), a step that runs in another
-    /// thread or task, or calls that a close has to wait for.
+    /// Something in flight blocks this call: a live claim (wait for it, or name its token), a guard that is attached by the
+    /// same ticket, a step that runs in another thread or task, or calls that a close has to wait for.
     InProgress,
     /// The record may or may not be on disk. Reopen the store and ask `Store::get`; never treat it as "failed".
     Indeterminate,

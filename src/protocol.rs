@@ -1046,7 +1046,8 @@ fn attach(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<
             let is_claimed = phase_shown(state, presence) == Phase::Claimed;
             match (presence, state.detached()) {
                 (Presence::Detached, Some(lease)) => done(Change::Attached(lease)),
-                _ if is_claimed => told(Answer::Lost),
+                // By a guard, which may leave the claim as it was.
+                _ if is_claimed => told(Answer::InProgress),
                 _ => told(Answer::Done),
             }
         }

@@ -221,9 +221,16 @@ impl KeyCall for Attaching {
         applied: Result<Applied>,
     ) -> Result<ClaimGuard> {
         let applied = applied?;
-        if applied.answer != Answer::Done {
-            let why = "the claim has ended, somebody took over, or it is attached already";
-            return Err(not_attached(&self.key, why));
+        match applied.answer {
+            Answer::Done => {}
+            Answer::InProgress => {
+                let message = format!(
+                    "{} is attached by another guard right now: attach again once that one has ended the claim or left it",
+                    self.key
+                );
+                return Err(Error::new(ErrorKind::InProgress, message));
+            }
+            _ => return Err(not_attached(&self.key, "the claim has ended, or somebody took over")),
         }
         let state = applied.found.and_then(|found| found.state).ok_or_else(broken)?;
         Ok(ClaimGuard::attached(Arc::clone(shared), &self.key, hash, &state, self.settings))

@@ -206,14 +206,16 @@ impl Store {
     /// match store.attach(&ticket) {
     ///     Ok(claim) => claim.complete("done")?,
     ///     Err(e) if e.kind() == ErrorKind::ClaimLost => println!("too late: {e}"),
+    ///     Err(e) if e.kind() == ErrorKind::InProgress => println!("try again: {e}"),
     ///     Err(e) => return Err(e),
     /// }
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
     /// # Errors
-    /// `ClaimLost` if the ticket is not of this store, somebody took over, the claim has ended, or a guard of it is attached
-    /// already: then nothing is left to do. `Invalid` if this store made the ticket, but in another namespace than this handle's:
+    /// `ClaimLost` if the ticket is not of this store, somebody took over, or the claim has ended: then nothing is left to do.
+    /// `InProgress` if a guard of the claim is attached right now: it may still end the claim, or leave it as it was, so try
+    /// again later. `Invalid` if this store made the ticket, but in another namespace than this handle's:
     /// the claim still counts, so use a handle of that namespace. `StorageFull` if there is no space for its ending. Also the
     /// errors of [`claim`](Self::claim).
     ///

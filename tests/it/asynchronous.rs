@@ -330,7 +330,7 @@ async fn every_twin(store: Store) {
     let ticket = claim.detach_async(MINUTE).await.unwrap();
     let claim = store.attach_async(&ticket).await.unwrap();
     let twice = store.attach_async(&ticket).await.unwrap_err();
-    assert_eq!(twice.kind(), ErrorKind::ClaimLost);
+    assert_eq!(twice.kind(), ErrorKind::InProgress);
     assert_eq!(claim.progress().unwrap().decode::<String>().unwrap(), "3 of 9");
     claim.renew_async(MINUTE).await.unwrap();
     claim.hold_async("look into it").await.unwrap();

@@ -482,12 +482,16 @@ impl World {
             Op::Attach(at) => {
                 let Some(at) = pick(*at, self.tickets.len()) else { return };
                 let (key, token, text) = self.tickets[self.tickets.len() - 1 - at].clone();
-                // This process has one already, which would be dropped here.
-                if self.guards.iter().any(|guard| guard.token == token) {
+                // This process has one already, which would be dropped here. While that is at work, no other is attached.
+                let is_here = self.guards.iter().any(|guard| guard.token == token);
+                self.expire(key);
+                let is_at_work = matches!(self.shown(key), Some(Shown::Running(view)) if view.token == Some(token));
+                if is_here && !is_at_work {
                     return;
                 }
                 self.machine().tickets.insert(token, text);
                 let (told, _) = self.call(key, &Call::Attach { token });
+                assert!(!is_here || told == Told::Busy, "{told:?}");
                 if told == Told::Yes {
                     // It takes the store's policy, and a drop leaves the claim as it was.
                     let ask = spec::PLAIN;

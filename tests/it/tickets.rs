@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, ClaimGuard, Operation, Policy, State, Store};
+use onlyonce::{Claim, ClaimGuard, ErrorKind, Operation, Policy, State, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -75,4 +75,22 @@ fn a_claim_says_whether_an_earlier_fate_is_open_however_it_was_got() {
     assert!(!claim.is_earlier_fate_open());
     claim.abort("nothing sent").unwrap();
     assert!(matches!(store.get("k").unwrap(), Some(State::Aborted(_))));
+}
+
+/// The second of two deliveries at once was told that the claim is lost, although the first may still leave it as it was.
+#[test]
+fn a_claim_that_is_attached_right_now_is_told_from_one_that_has_ended() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let ticket = acquired(store.claim("job").unwrap()).detach(HOUR).unwrap();
+    let refused = || store.attach(&ticket).unwrap_err();
+    let claim = store.attach(&ticket).unwrap();
+    assert_eq!(refused().kind(), ErrorKind::InProgress);
+    assert!(refused().to_string().contains("attached by another guard"), "{}", refused());
+    assert_eq!(store.attach_async(&ticket).wait().unwrap_err().kind(), ErrorKind::InProgress);
+    drop(claim); // it could not do it
+    let claim = store.attach(&ticket).unwrap();
+    assert_eq!(refused().kind(), ErrorKind::InProgress);
+    claim.complete("done").unwrap();
+    assert_eq!(refused().kind(), ErrorKind::ClaimLost);
 }

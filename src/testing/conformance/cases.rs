@@ -1394,7 +1394,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         detach g 500 => yes
         restart
         attach g => yes
-        attach g => lost
+        attach g => busy
         claim k => detached in progress 1 at half
         drop g => yes
         claim k => detached in progress 1 at half

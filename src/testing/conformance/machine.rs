@@ -130,6 +130,7 @@ impl Machine {
                         Told::Yes
                     }
                     Err(e) if e.kind() == ErrorKind::ClaimLost => Told::Lost,
+                    Err(e) if e.kind() == ErrorKind::InProgress => Told::Busy,
                     Err(e) if e.kind() == ErrorKind::Invalid => Told::Invalid,
                     Err(e) => return Err(e),
                 }

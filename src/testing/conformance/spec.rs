@@ -522,10 +522,11 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
         },
         Call::Attach { token } => match slot {
             Some(key)
-                if key.token == Some(*token)
-                    && matches!(key.is, Is::Begun | Is::Held)
-                    && !key.on_it.is_owner() =>
+                if key.token == Some(*token) && key.is == Is::Begun && key.on_it.is_owner() =>
             {
+                Told::Busy
+            }
+            Some(key) if key.token == Some(*token) && matches!(key.is, Is::Begun | Is::Held) => {
                 key.left = false;
                 key.by_ticket = true;
                 key.begun_steps.clear();
