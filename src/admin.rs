@@ -20,7 +20,9 @@ use crate::engine::{Alive, BackedUp, Compacted, Engine, Inspector, KeyCounts, Se
 use crate::log::open::directory;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::Lies;
-use crate::protocol::{OpenAs, Phase, Presence, is_delayed, is_expired, phase_shown};
+use crate::protocol::{
+    OpenAs, Phase, Presence, is_being_decided, is_delayed, is_expired, phase_shown,
+};
 pub use crate::repair::{AcceptLoss, RepairReport};
 use crate::sealed::listed::ListedFile;
 use crate::sync::Ordering;
@@ -89,11 +91,12 @@ pub fn repair(dir: impl AsRef<Path>, accept: AcceptLoss) -> Result<RepairReport>
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StateKind {
-    /// The key's owner is at work, or its claim is detached.
+    /// The key's owner is at work, or its claim is detached, or a claimant decides about an interrupted attempt
+    /// ([`is_being_decided`](crate::Attempt::is_being_decided)).
     InProgress,
     /// The key's claim is detached, and its lease has not passed. Such a key is in progress, too.
     Detached,
-    /// An attempt ended without an outcome.
+    /// An attempt ended without an outcome, and no claimant decides about it right now.
     Interrupted,
     /// The key waits to be resolved.
     Held,
@@ -136,6 +139,7 @@ impl StateKind {
         match self {
             StateKind::Detached => seen.presence == Presence::Detached,
             StateKind::Delayed => is_delayed(&seen.state, seen.now),
+            kind if is_being_decided(&seen.state, seen.presence) => kind == StateKind::InProgress,
             kind => kind == StateKind::of(phase_shown(&seen.state, seen.presence)),
         }
     }
@@ -259,7 +263,7 @@ impl Iter {
         self
     }
 
-    /// Sorts by the start of the attempt; a key with an outcome by the time it was recorded. The times are those of the wall clock then, as [`Attempt::since`] shows them. At the
+    /// Sorts by the start of the attempt, even while a claimant decides about it; a key with an outcome by the time it was recorded. The times are those of the wall clock then, as [`Attempt::since`] shows them. At the
     /// same time, keys are ordered by their bytes. Errors come after all keys.
     ///
     /// To show pages, take some keys from the walk, and hand its [`cursor`](Self::cursor) to the next request:
@@ -650,10 +654,11 @@ pub struct Stats {
     /// Known keys, including expired ones, and steps that have ended, until compaction removes them. A key may be counted twice if it changed after it was sealed, or if it was
     /// forgotten but is not yet compacted away.
     pub keys: u64,
-    /// Claims in flight.
+    /// Claims in flight: granted ones that have not ended, and those that were told of an interruption and have not decided.
+    /// A detached claim counts while a guard of it is attached.
     pub in_flight: u64,
-    /// Keys that are interrupted now: an attempt ended without an outcome, or its lease has lapsed. This is not an
-    /// estimate.
+    /// Keys that are interrupted now: an attempt ended without an outcome, or its lease has lapsed, and no claimant decides
+    /// about it right now. This is not an estimate.
     pub interrupted: u64,
     /// Keys that are held now, and wait to be resolved. This is not an estimate.
     pub held: u64,
@@ -743,7 +748,7 @@ impl Stats {
         let report = &engine.report;
         Stats {
             keys: tables.iter().map(|table| table.listed.slots).sum::<u64>() + counts.unsealed,
-            in_flight,
+            in_flight: in_flight + counts.open.asked,
             interrupted: counts.open.interrupted,
             held: counts.open.held,
             detached: counts.open.detached,

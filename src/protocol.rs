@@ -650,12 +650,14 @@ fn rule<'a>(
         }),
         Call::Hold(seen) => word(state, presence, seen, Change::Held),
         Call::RenewQuestion(asked) => match state {
-            Some(state) if is_asked(state, presence) && asked == question => done(Change::Asked),
+            Some(state) if is_being_decided(state, presence) && asked == question => {
+                done(Change::Asked)
+            }
             _ => told(Answer::Lost),
         },
         // However late: memory is not to keep it.
         Call::DropQuestion(asked) => match state {
-            Some(state) if is_asked(state, current.presence) && asked == question => {
+            Some(state) if is_being_decided(state, current.presence) && asked == question => {
                 done(Change::Left)
             }
             _ => told(Answer::Unchanged),
@@ -730,7 +732,10 @@ fn rule<'a>(
     }
 }
 
-fn is_asked(state: &KeyState, presence: Presence) -> bool {
+/// Whether a claimant decides about an interrupted attempt. To all others the key is in progress meanwhile, whether they claim
+/// it, look at it or list it, and they see that claimant. The state in which they saw the key is nevertheless the interrupted
+/// one, since no record makes a question: they may resolve or forget it during the question and after it.
+pub(crate) fn is_being_decided(state: &KeyState, presence: Presence) -> bool {
     presence == Presence::Asked && phase_shown(state, presence) == Phase::Interrupted
 }
 

@@ -153,7 +153,11 @@ impl Attempt {
     }
 
     /// Returns whether a claimant is deciding about this interrupted attempt. Then
-    /// [`owner`](Self::owner), [`since`](Self::since) and [`lease_left`](Self::lease_left) are those of that claimant.
+    /// [`owner`](Self::owner), [`since`](Self::since) and [`lease_left`](Self::lease_left) are those of that claimant, and the
+    /// number, the token and the reason those of the interrupted attempt.
+    ///
+    /// An operator may [resolve](crate::Store::resolve) the attempt nevertheless: then the claimant's decision is lost. Once the
+    /// question has ended without a decision, the key is interrupted again, and the attempt that was seen here still resolves it.
     ///
     /// ```
     /// # use onlyonce::{Claim, Operation, testing::Sim};

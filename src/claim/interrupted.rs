@@ -14,8 +14,10 @@ use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::KeyHash;
 use crate::{Error, ErrorKind, Key, Result};
 
-/// An interrupted attempt, about which you decide because its effect is unknown. While you hold this value, other
-/// callers see `InProgress`.
+/// An interrupted attempt, about which you decide because its effect is unknown. While you hold this value, and the lease of
+/// your claim has not passed, other callers see the key in progress, with your label and your lease: in the answer to a claim,
+/// in [`get`](crate::Store::get), in a list ([`iter`](crate::Store::iter)) and in the counts
+/// ([`stats`](crate::Store::stats)). See [`Attempt::is_being_decided`].
 ///
 /// Nothing is granted yet, and the attempt's owner may still complete or abort it. Dropping this value without a
 /// decision writes nothing: the attempt stays interrupted, and the next claimant has to decide.

@@ -97,7 +97,8 @@ pub enum Claim {
     Completed(Recorded),
     /// The work failed for good; this is the recorded failure.
     Failed(Recorded),
-    /// The key's owner is at work.
+    /// The key's owner is at work, or a claimant decides about an interrupted attempt
+    /// ([`is_being_decided`](Attempt::is_being_decided)).
     InProgress(Attempt),
     /// No claim of the key is granted until the key is resolved: after an interrupted attempt under
     /// [`OnInterrupted::Hold`](crate::OnInterrupted::Hold), after a call of `hold`, or beyond

@@ -1,10 +1,14 @@
 //! Converts the state found of a key into the types of the public API.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::{Attempt, Expired, Recorded};
 use crate::engine::{Applied, Seen, Stored};
-use crate::protocol::{Answer, KeyState, Phase, Presence, Sight, is_expired, phase_shown, shown};
+use crate::protocol::{
+    Answer, Asker, KeyState, Phase, Presence, Sight, is_being_decided, is_expired, phase_shown,
+    shown,
+};
 use crate::types::{Secret, StoreMillis};
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -28,9 +32,10 @@ use crate::{Error, ErrorKind, Key, Result};
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum State {
-    /// The key's owner is at work.
+    /// The key's owner is at work, or a claimant decides about an interrupted attempt
+    /// ([`is_being_decided`](Attempt::is_being_decided)).
     InProgress(Attempt),
-    /// An attempt ended without an outcome.
+    /// An attempt ended without an outcome, and no claimant decides about it right now.
     Interrupted(Attempt),
     /// The key is held until it is resolved.
     Held(Attempt),
@@ -119,7 +124,7 @@ pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, secret: Secret) -> 
     let mut state = found.state.clone().ok_or_else(broken)?;
     let on_it = shown(&mut state, found.presence, found.lease_until, applied.now);
     // Others see the claimant that was asked on the key, and not the attempt that is over.
-    let is_decided = on_it.0 == Presence::Asked && applied.answer == Answer::InProgress;
+    let is_decided = is_being_decided(&state, on_it.0) && applied.answer == Answer::InProgress;
     let is_claimed = phase_shown(&state, on_it.0) == Phase::Claimed;
     let lease_until = on_it.1.filter(|_| is_decided || is_claimed);
     let attempt = Attempt::new(key, state, (on_it.0, lease_until), applied.now, secret);
@@ -144,22 +149,22 @@ pub(crate) fn expired(key: &Key<'_>, applied: Applied) -> Result<Expired> {
 
 pub(crate) fn shown_state(key: &Key<'_>, applied: Applied, secret: Secret) -> Result<State> {
     let found = *applied.found.ok_or_else(broken)?;
-    let state = found.state.ok_or_else(broken)?;
-    let mut state = state;
-    let (presence, lease_until) = shown(&mut state, found.presence, found.lease_until, applied.now);
-    state_in(key, state, presence, lease_until, found.outcome, applied.now, secret)
+    let mut state = found.state.ok_or_else(broken)?;
+    let on_it = shown(&mut state, found.presence, found.lease_until, applied.now);
+    state_in(key, state, on_it, found.asker.as_ref(), found.outcome, applied.now, secret)
 }
 
 /// Converts the state found of a key into the public one.
 pub(crate) fn state_of(key: &Key<'_>, seen: Seen, secret: Secret) -> Result<State> {
-    state_in(key, seen.state, seen.presence, seen.lease_until, seen.outcome, seen.now, secret)
+    let on_it = (seen.presence, seen.lease_until);
+    state_in(key, seen.state, on_it, seen.asker.as_ref(), seen.outcome, seen.now, secret)
 }
 
 fn state_in(
     key: &Key<'_>,
     state: KeyState,
-    presence: Presence,
-    lease_until: Option<StoreMillis>,
+    (presence, lease_until): (Presence, Option<StoreMillis>),
+    asker: Option<&Arc<Asker>>,
     outcome: Option<Stored>,
     now: StoreMillis,
     secret: Secret,
@@ -174,8 +179,12 @@ fn state_in(
     if phase == Phase::Failed {
         return Recorded::read(key, &state, outcome).map(State::Failed);
     }
-    let lease_until = lease_until.filter(|_| phase == Phase::Claimed);
+    let asker = asker.filter(|_| is_being_decided(&state, presence));
+    let lease_until = lease_until.filter(|_| phase == Phase::Claimed || asker.is_some());
     let attempt = Attempt::new(key, state, (presence, lease_until), now, secret);
+    if let Some(asker) = asker {
+        return Ok(State::InProgress(attempt.being_decided(asker)));
+    }
     Ok(match phase {
         Phase::Claimed => State::InProgress(attempt),
         Phase::Interrupted => State::Interrupted(attempt),

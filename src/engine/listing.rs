@@ -35,8 +35,10 @@ pub(crate) struct KeyCounts {
 /// The open keys, counted by what they are shown as.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct OpenCounts {
-    /// Including those that are detached.
+    /// Including those that are detached, and those about which a claimant decides.
     pub(crate) in_progress: u64,
+    /// Those about which a claimant decides.
+    pub(crate) asked: u64,
     pub(crate) interrupted: u64,
     pub(crate) held: u64,
     pub(crate) detached: u64,
@@ -59,14 +61,16 @@ impl OpenCounts {
             // A claimant never waits on an aborted key.
             Some(OpenAs::Delayed) => {}
             Some(OpenAs::Attempt | OpenAs::Detached) => {
-                let is_owned = live.is_some_and(|live| {
+                let (is_owned, is_asked) = live.map_or((false, false), |live| {
                     let mut state = live.state.clone();
                     let (presence, until) = (live.presence, live.lease_until);
                     let (presence, _) = protocol::shown(&mut state, presence, until, now);
-                    protocol::phase_shown(&state, presence) == Phase::Claimed
+                    let is_owned = protocol::phase_shown(&state, presence) == Phase::Claimed;
+                    (is_owned, protocol::is_being_decided(&state, presence))
                 });
-                self.in_progress += u64::from(is_owned);
-                self.interrupted += u64::from(!is_owned);
+                self.in_progress += u64::from(is_owned || is_asked);
+                self.asked += u64::from(is_asked);
+                self.interrupted += u64::from(!is_owned && !is_asked);
             }
         }
     }

@@ -868,6 +868,19 @@ fn a_passed_lease_is_shown_as_the_next_call_will_find_it() {
     }
 }
 
+/// In that column alone, whatever is recorded: the key is shown in progress there, and to a sight it is interrupted.
+#[test]
+fn a_claimant_decides_about_a_key_that_is_asked() {
+    for (column, state, _, (presence, lease_until)) in states() {
+        let Some(mut state) = state else { continue };
+        let (presence, _) = shown(&mut state, presence, lease_until, NOW);
+        assert_eq!(is_being_decided(&state, presence), column == "asked", "{column}: {state:?}");
+        if column == "asked" {
+            assert_eq!(phase_shown(&state, presence), Phase::Interrupted);
+        }
+    }
+}
+
 /// The stored state takes the issued token where the next state has none, and nothing else changes.
 #[test]
 fn the_stored_state_is_the_decided_one() {

@@ -144,7 +144,8 @@ impl Store {
     }
 
     /// Revokes a live claim: the attempt is interrupted, with this reason, and its owner can do nothing more. Returns
-    /// `false`, and changes nothing, if the key is no longer claimed by the attempt that you saw.
+    /// `false`, and changes nothing, if the key is no longer claimed by the attempt that you saw. An attempt about which a
+    /// claimant decides is interrupted already: [`resolve`](Self::resolve) it, or wait for that claimant.
     ///
     /// The work itself isn't stopped: its owner learns of it by [`is_live`](crate::ClaimHandle::is_live), or by the
     /// `ClaimLost` of its next call. What the work has done until then is unknown, so the next claimant is told of an

@@ -498,7 +498,8 @@ fn an_error_in_a_batch_is_in_its_place_and_gives_its_guard_back() {
     let Claim::Interrupted(of_other) = other.claim("k").unwrap() else { panic!() };
     drop(acquired(&store, "lost"));
     let Claim::Interrupted(lost) = store.claim("lost").unwrap() else { panic!() };
-    let Some(State::Interrupted(attempt)) = store.get("lost").unwrap() else { panic!() };
+    let Some(State::InProgress(attempt)) = store.get("lost").unwrap() else { panic!() };
+    assert!(attempt.is_being_decided());
     assert!(store.resolve(&attempt, onlyonce::Resolution::retry("never sent")).unwrap());
     let mut batch = store.batch();
     batch

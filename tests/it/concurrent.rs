@@ -113,7 +113,7 @@ fn is_as_seen(
 
 fn shown(slot: &Option<Key>, now: Now) -> Option<Shown> {
     match spec::call(&mut slot.clone(), now, &Call::Get, None) {
-        Told::State(shown) => shown,
+        Told::State(shown) => shown.map(Shown::without_question),
         told => panic!("{told:?}"),
     }
 }

@@ -783,7 +783,7 @@ impl World {
 
     fn shown(&self, key: usize) -> Option<Shown> {
         match spec::call(&mut self.keys[key].clone(), self.now(), &Call::Get, None) {
-            Told::State(shown) => shown,
+            Told::State(shown) => shown.map(Shown::without_question),
             told => panic!("{told:?}"),
         }
     }
@@ -827,10 +827,12 @@ impl World {
         let is_shown = !is_by_handle
             && !matches!(
                 told,
-                Told::InProgress(_)
-                    | Told::Busy
-                    | Told::State(Some(Shown::Running(_)))
-                    | Told::Invalid
+                Told::InProgress(_) | Told::Busy | Told::Invalid
+            )
+            // A look waits for the record of an interruption, whether somebody decides about it or not.
+            && !matches!(
+                told,
+                Told::State(Some(Shown::Running(view))) if !view.is_being_decided
             );
         if let (Call::Step { .. }, Told::Step { .. }) = (call, told) {
             return self.account_step(key, before, call, told);

@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use onlyonce::admin::StateKind;
 use onlyonce::testing::Sim;
 use onlyonce::{
     Abort, Claim, Error, ErrorKind, Fingerprint, Key, Mark, Operation, Outcome, Policy, Resolution,
@@ -50,8 +51,77 @@ fn the_reasons_for_the_end_of_an_attempt_are_distinguished() {
     let Claim::Interrupted(lost) = store.claim("lives").unwrap() else { panic!() };
     assert_eq!(lost.attempt().reason(), Some("its process is gone"));
     assert!(lost.attempt().to_string().ends_with("its process is gone"));
-    // The thread that asked holds it meanwhile, and sees the same.
-    assert_eq!(reason(&store, "lives"), "its process is gone");
+    // While somebody decides about it, the reason is the same.
+    let Some(State::InProgress(seen)) = store.get("lives").unwrap() else { panic!() };
+    assert_eq!((seen.is_being_decided(), seen.reason()), (true, Some("its process is gone")));
+}
+
+/// While a claimant decided, `get`, a walk and the counts showed the dead attempt, and only a claim its claimant.
+#[test]
+fn a_claimant_that_decides_is_seen_wherever_the_key_is_shown() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    drop(store.claim(Operation::new("k").owner("dead")).unwrap());
+    let listed = |kind| {
+        let mut listed = store.iter().in_states(&[kind]).map(|entry| entry.unwrap().1);
+        (listed.next(), listed.next().is_none())
+    };
+    let counts = || {
+        let stats = store.stats();
+        (stats.in_flight, stats.interrupted, stats.oldest_claim)
+    };
+    assert_eq!(counts(), (0, 1, None));
+    sim.advance(LEASE);
+    let op = Operation::new("k").owner("asker").lease(LEASE).fingerprint(Fingerprint::of("a"));
+    let question = store.claim(&op).unwrap();
+    assert!(matches!(question, Claim::Interrupted(_)), "{question}");
+    sim.advance(Duration::from_secs(10));
+    let told = store.claim("k").unwrap();
+    let Claim::InProgress(attempt) = told else { panic!("{told}") };
+    let seen = store.get("k").unwrap();
+    assert_eq!(seen, Some(State::InProgress(attempt.clone())), "as a claim is told");
+    assert_eq!(store.get_async("k").wait().unwrap(), seen);
+    assert_eq!(listed(StateKind::InProgress), (seen.clone(), true));
+    assert_eq!(listed(StateKind::Interrupted), (None, true));
+    assert_eq!((attempt.number(), attempt.owner()), (1, Some("asker")));
+    assert!(attempt.is_being_decided() && !attempt.is_detached());
+    assert_eq!(attempt.lease_left(), Some(Duration::from_secs(20)));
+    assert_eq!(counts(), (1, 0, Some(attempt.since())));
+    assert_eq!(store.estimate().unwrap().open, 1);
+    let words = "in progress: attempt 1 being decided by asker, since 10 s, 20 s left; \
+                 attempt 1 was interrupted: dropped without a word";
+    assert_eq!(seen.as_ref().unwrap().to_string(), words);
+    // Its lease passes: the question has ended, whether its claimant is there or not.
+    sim.advance(LEASE);
+    assert_eq!(listed(StateKind::InProgress), (None, true));
+    let (Some(State::Interrupted(lost)), true) = listed(StateKind::Interrupted) else { panic!() };
+    assert_eq!((lost.owner(), lost.is_being_decided()), (Some("dead"), false));
+    assert_eq!(counts(), (0, 1, None));
+    // What was seen during the question still resolves the key.
+    assert!(!store.interrupt(&attempt, "it is over anyway").unwrap());
+    assert!(store.resolve(&attempt, Resolution::retry("nothing happened")).unwrap());
+    let Claim::Interrupted(question) = question else { panic!() };
+    assert_eq!(question.take_over().unwrap_err().kind(), ErrorKind::ClaimLost);
+}
+
+/// An operator need not wait for a claimant that decides.
+#[test]
+fn a_key_about_which_a_claimant_decides_can_be_resolved_and_forgotten() {
+    let store = Sim::small(1).open().unwrap();
+    for forgets in [false, true] {
+        drop(store.claim("k").unwrap());
+        let Claim::Interrupted(question) = store.claim("k").unwrap() else { panic!() };
+        let seen = store.get("k").unwrap().unwrap();
+        let State::InProgress(attempt) = &seen else { panic!("{seen}") };
+        let is_done = match forgets {
+            true => store.forget(&seen),
+            false => store.resolve(attempt, Resolution::retry("nothing happened")),
+        };
+        assert!(is_done.unwrap());
+        assert_eq!(question.not_applied().unwrap_err().kind(), ErrorKind::ClaimLost);
+        assert_eq!(store.stats().in_flight, 0);
+    }
+    assert_eq!(store.get("k").unwrap(), None);
 }
 
 #[test]

@@ -1387,6 +1387,29 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k => asked 1",
     ),
     (
+        "while a claimant decides, a look shows it, and the key can be resolved or forgotten",
+        "
+        claim k +lease=500 as g => granted 1
+        drop g => yes
+        get k => interrupted 1
+        claim k +lease=100 as q => asked 1
+        get k as seen => being decided 1
+        interrupt seen => no
+        wait 100
+        get k => interrupted 1
+        resolve seen retry => yes
+        get k => aborted 1
+        take_over q => lost
+        claim k +print=1 as g => granted 2
+        drop g => yes
+        claim k as q => asked 2
+        claim k +print=2 => mismatch being decided 2
+        get k => being decided 2
+        forget_seen k => yes
+        get k => absent
+        not_applied q => lost",
+    ),
+    (
         "a ticket attaches a claim, once at a time, also after a restart",
         "
         claim k as g => granted 1

@@ -389,6 +389,7 @@ fn words_of_view(word: &str, view: &View) -> String {
 fn words_of_shown(shown: &Shown) -> String {
     let with = words_of_view;
     match shown {
+        Shown::Running(view) if view.is_being_decided => with("being decided", view),
         Shown::Running(view) => with("running", view),
         Shown::Interrupted(view) => with("interrupted", view),
         Shown::Held(view) => with("held", view),

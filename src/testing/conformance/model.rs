@@ -381,7 +381,7 @@ impl Everything {
                 spec::settle(key, |(at, _)| at <= now.tick);
             }
             let shown = spec::call(&mut key, now, &Call::Get, None);
-            matches!(shown, Told::State(Some(Shown::Running(_))))
+            matches!(shown, Told::State(Some(Shown::Running(view))) if !view.is_being_decided)
                 && Key::from_stored(*kind, bytes).is_some_and(|key| is_within(&key))
         })
     }
@@ -664,7 +664,11 @@ impl Everything {
         };
         let nobody = Presence::Nobody;
         Some(match shown {
-            Shown::Running(view) => self.view(Phase::Claimed, Presence::Owner, &view, None),
+            Shown::Running(view) => {
+                let is_decided = view.is_being_decided;
+                let presence = if is_decided { Presence::Asked } else { Presence::Owner };
+                self.view(Phase::Claimed, presence, &view, None)
+            }
             Shown::Interrupted(view) => self.view(Phase::Interrupted, nobody, &view, None),
             Shown::Held(view) => self.view(Phase::Held, nobody, &view, None),
             Shown::Aborted(view) => self.view(Phase::Aborted, nobody, &view, None),
@@ -707,14 +711,17 @@ fn is_as_seen(key: Option<&spec::Key>, now: Now, changed: u64, sight: Sight) -> 
 
 /// The state in which a key is shown; `None`: it is absent or expired.
 fn phase_shown(key: Option<&spec::Key>, now: Now) -> Option<Phase> {
-    match spec::call(&mut key.cloned(), now, &Call::Get, None) {
-        Told::State(Some(Shown::Running(_))) => Some(Phase::Claimed),
-        Told::State(Some(Shown::Interrupted(_))) => Some(Phase::Interrupted),
-        Told::State(Some(Shown::Held(_))) => Some(Phase::Held),
-        Told::State(Some(Shown::Aborted(_))) => Some(Phase::Aborted),
-        Told::State(Some(Shown::Success { .. })) => Some(Phase::Completed),
-        Told::State(Some(Shown::Failure { .. })) => Some(Phase::Failed),
-        _ => None,
+    let Told::State(shown) = spec::call(&mut key.cloned(), now, &Call::Get, None) else {
+        return None;
+    };
+    match shown?.without_question() {
+        Shown::Running(_) => Some(Phase::Claimed),
+        Shown::Interrupted(_) => Some(Phase::Interrupted),
+        Shown::Held(_) => Some(Phase::Held),
+        Shown::Aborted(_) => Some(Phase::Aborted),
+        Shown::Success { .. } => Some(Phase::Completed),
+        Shown::Failure { .. } => Some(Phase::Failed),
+        Shown::Expired => None,
     }
 }
 

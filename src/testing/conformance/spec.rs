@@ -250,6 +250,14 @@ pub struct View {
 }
 
 impl Shown {
+    /// The state that its caller may resolve or forget. A question is none of its own.
+    pub fn without_question(self) -> Shown {
+        match self {
+            Shown::Running(view) if view.is_being_decided => Shown::Interrupted(view),
+            shown => shown,
+        }
+    }
+
     pub fn token(&mut self) -> Option<&mut Option<u64>> {
         match self {
             Shown::Running(view)
@@ -781,11 +789,7 @@ fn claim(slot: &mut Option<Key>, now: Now, ask: &Ask, question: u64, fresh: Opti
             Told::Granted { attempt }
         }
         (Is::Begun, _) if is_running(key) => Told::InProgress(view(key, now)),
-        (Is::Begun, OnIt::Asked(_, until)) => {
-            let left = until.map(|until| until - now.tick);
-            let view = View { left, is_being_decided: true, ..view(key, now) };
-            Told::InProgress(view)
-        }
+        (Is::Begun, _) if is_asked(key, now) => Told::InProgress(decided_view(key, now)),
         (Is::Begun, _) if too_many => Told::TooMany(view(key, now)),
         (Is::Begun, _) if key.hold || ask.hold == Some(true) => Told::Held(view(key, now)),
         (Is::Begun, _) => {
@@ -980,11 +984,18 @@ fn view(key: &Key, now: Now) -> View {
     }
 }
 
+/// An interrupted attempt, while a claimant decides about it.
+fn decided_view(key: &Key, now: Now) -> View {
+    let OnIt::Asked(_, until) = key.on_it else { panic!("nobody was asked: {key:?}") };
+    View { left: until.map(|until| until - now.tick), is_being_decided: true, ..view(key, now) }
+}
+
 /// A key as other callers see it.
 pub fn shown(key: &Key, now: Now) -> Shown {
     let (attempt, token) = (key.attempt, key.token);
     match &key.is {
         Is::Begun if is_running(key) => Shown::Running(view(key, now)),
+        Is::Begun if is_asked(key, now) => Shown::Running(decided_view(key, now)),
         Is::Begun => Shown::Interrupted(view(key, now)),
         Is::Held => Shown::Held(view(key, now)),
         Is::Aborted => Shown::Aborted(view(key, now)),
