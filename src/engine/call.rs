@@ -168,6 +168,12 @@ impl Found {
         Some(until.since(now))
     }
 
+    /// Whether it has an owner that came by a ticket.
+    fn is_attached(&self) -> bool {
+        let is_detached = self.state.as_ref().is_some_and(|state| state.detached().is_some());
+        self.presence == Presence::Owner && is_detached
+    }
+
     /// Returns its record, if only another record ends it.
     fn endless(&self) -> Option<Lsn> {
         let state = self.state.as_ref()?;
@@ -677,7 +683,11 @@ impl Engine {
         } else {
             // The ending of a detached claim has room like any other, from when it is attached.
             reserved = state.detached().map_or(0, |lease| lease.reserve) + state.carried_bytes();
-            self.log.reserve(reserved).map_err(Again::of)?;
+            match self.log.reserve(reserved) {
+                // Its effect may have happened, so it has to end even if there is no space for its result: `ending_room`.
+                Err(NoRoom::Wanted { .. }) if self.log.rooms().is_full() => reserved = 0,
+                made => made.map_err(Again::of)?,
+            }
             self.in_flight.fetch_add(1, Ordering::SeqCst);
         }
         let live = Some(Box::new(Live {
@@ -930,7 +940,7 @@ impl Engine {
                 Room::Free
             }
             None | Some(Phase::Aborted) => Room::Clear(found.reserved),
-            Some(_) => Room::Spend(found.reserved),
+            Some(_) => ending_room(found, writing.outcome.as_ref()),
         };
         let span = Span { until, ends: found.endless() };
         let placed = self.log.place_for(draft, room, span).map_err(Again::of)?;
@@ -1075,6 +1085,18 @@ impl Engine {
             self.log.events.unasked(key, key.namespace());
         }
         self.waits.tell(key, hash, Wakes::First);
+    }
+}
+
+/// The space for the record of an ending. A claim that was attached when there was no space has no reserve: without a result,
+/// it may use the space that is kept for forgets and aborts, since it frees its key in the same way.
+#[inline]
+fn ending_room(found: &Found, outcome: Option<&EncodedOutcome<'_>>) -> Room {
+    let is_bare =
+        |outcome: &EncodedOutcome<'_>| outcome.bytes.is_empty() && outcome.meta.is_empty();
+    match found.reserved == 0 && found.is_attached() && outcome.is_none_or(is_bare) {
+        true => Room::Clear(0),
+        false => Room::Spend(found.reserved),
     }
 }
 

@@ -380,7 +380,12 @@ impl<A: Asks> Placing<A> {
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
                         let pass =
                             self.pass.get_or_insert_with(|| engine.compaction().begin_pass());
-                        if !engine.compaction().reclaim(pass, room) {
+                        let is_reclaimed = engine.compaction().reclaim(pass, room);
+                        // A claim is attached without a reserve rather than not at all, see `Engine::note`.
+                        let needs_none =
+                            self.asks.ask(|_, call, _| matches!(call, Call::Attach(_)));
+                        let goes_on = is_reclaimed || needs_none && engine.log.rooms().is_full();
+                        if !goes_on {
                             return Err(e);
                         }
                     }

@@ -471,6 +471,11 @@ impl Rooms<'_> {
         }
     }
 
+    /// Whether the last attempt to prepare space failed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.tail.lock().room.is_full
+    }
+
     /// Returns since when there is no space for a claim's record of `bytes` that reserves so much, and why; `None` if
     /// there is space.
     pub(crate) fn is_full_for(&self, bytes: u64, reserve: u64) -> Option<(WallMillis, Error)> {

@@ -217,8 +217,9 @@ impl Store {
     /// `ClaimLost` if the ticket is not of this store, somebody took over, or the claim has ended: then nothing is left to do.
     /// `InProgress` if a guard of the claim is attached right now: it may still end the claim, or leave it as it was, so try
     /// again later. `Invalid` if this store made the ticket, but in another namespace than this handle's:
-    /// the claim still counts, so use a handle of that namespace. `StorageFull` if there is no space for its ending. Also the
-    /// errors of [`claim`](Self::claim).
+    /// the claim still counts, so use a handle of that namespace. Also the errors of [`claim`](Self::claim), except that a full
+    /// disk is none: if there is no space for a result, the claim is attached nevertheless. It then ends without a result
+    /// ([`Outcome::without_result`](crate::Outcome::without_result), `abort`, `hold`), and with one only if space is free.
     ///
     /// # Cost
     /// One read. Nothing is written, unless the store has written nothing yet since it was opened.

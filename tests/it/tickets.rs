@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, ClaimGuard, ErrorKind, Operation, Policy, State, Store};
+use onlyonce::{Claim, ClaimGuard, ErrorKind, Operation, Outcome, Policy, State, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -93,4 +93,75 @@ fn a_claim_that_is_attached_right_now_is_told_from_one_that_has_ended() {
     assert_eq!(refused().kind(), ErrorKind::InProgress);
     claim.complete("done").unwrap();
     assert_eq!(refused().kind(), ErrorKind::ClaimLost);
+}
+
+/// Records until neither a claim nor a mark has space.
+fn fill(store: &Store, round: u64) {
+    let is_full = |done: onlyonce::Result<()>| match done {
+        Ok(()) => false,
+        Err(e) if e.kind() == ErrorKind::StorageFull => true,
+        Err(e) => panic!("{e}"),
+    };
+    let claimed = |n: u64| acquired_or(store.claim(("report", round, n)))?.complete(&[7; 2000]);
+    (0..).find(|n| is_full(claimed(*n))).unwrap();
+    let marked = |n: u64| store.mark(("mark", round, n)).map(|mark| assert!(mark.is_first()));
+    (0..).find(|n| is_full(marked(*n))).unwrap();
+}
+
+fn acquired_or(claim: onlyonce::Result<Claim>) -> onlyonce::Result<ClaimGuard> {
+    claim.map(acquired)
+}
+
+/// "Claims in flight can still end": those that were detached were refused as `StorageFull` when they were attached.
+#[test]
+fn a_detached_claim_ends_on_a_full_disk() {
+    for reopens in [false, true] {
+        let sim = Sim::new(5);
+        let open = || {
+            let builder = Store::builder().segment_bytes(64 << 10).result_bytes_max(4096);
+            sim.open_with(builder.disk_bytes_max(1 << 20)).unwrap()
+        };
+        let mut store = open();
+        let claim = |key: &str| acquired(store.claim(key).unwrap());
+        let mut tickets: Vec<_> = ["result", "aborted", "held", "left"]
+            .map(|key| claim(key).detach(HOUR).unwrap())
+            .into();
+        let late = claim("late");
+        fill(&store, 0);
+        // It frees what the claim had reserved, as an opening does.
+        tickets.push(late.detach(HOUR).unwrap());
+        if reopens {
+            drop(store);
+            store = open();
+        }
+        fill(&store, 1);
+        assert_eq!(store.claim("new").unwrap_err().kind(), ErrorKind::StorageFull);
+        for ticket in &tickets {
+            let key = ticket.key().to_string();
+            let claim = match key.as_str() {
+                "left" => store.attach_async(ticket).wait(),
+                _ => store.attach(ticket),
+            };
+            let claim = claim.unwrap_or_else(|e| panic!("{key}: {e}"));
+            match key.as_str() {
+                "aborted" => claim.abort("not yet").unwrap(),
+                "held" => claim.hold("see the other system").unwrap(),
+                "left" => drop(claim),
+                _ => {
+                    let refused = claim.complete(&[1; 2000]).unwrap_err();
+                    assert_eq!(refused.kind(), ErrorKind::StorageFull);
+                    let claim = refused.into_claim().expect("the guard comes back");
+                    claim.record(Outcome::without_result("see the other system")).unwrap();
+                }
+            }
+        }
+        let shown = |key| store.get(key).unwrap().unwrap();
+        for key in ["result", "late"] {
+            assert!(matches!(shown(key), State::Completed(_)), "{}", shown(key));
+        }
+        assert!(matches!(shown("aborted"), State::Aborted(_)));
+        assert!(matches!(shown("held"), State::Held(_)));
+        assert!(matches!(shown("left"), State::InProgress(seen) if seen.is_detached()));
+        assert!(store.forget("aborted").unwrap(), "space is left for that");
+    }
 }
