@@ -312,7 +312,7 @@ impl SentCall {
             Call::Interrupt(_) => {
                 let reason = terms.reason.as_deref().unwrap_or_default();
                 let extras = terms.extras();
-                engine.let_go(&key, hash, call, reason, &terms.writing(&extras));
+                engine.leave(&key, hash, call, reason, &terms.writing(&extras));
                 Way::Told(Ok(Applied::done(engine.log.now())))
             }
             call => begin(engine, Owned { key, call, terms }, hash),
@@ -480,42 +480,98 @@ fn try_to_place(engine: &Engine, mut placing: Placing<Owned>) -> Way {
     }
 }
 
-/// Ends a call whose caller is gone: an owner's word continues, and what was granted is released.
+/// Ends a call whose caller is gone, on a thread that may wait: an owner's word continues, and what was granted is released.
 fn give_up(engine: &Engine, mut course: Course) {
     let hash = course.hash;
-    match &course.way {
-        Way::Placing(placing) => {
-            let (key, call) = (placing.asks().key.clone(), placing.asks().call);
-            if call.of_owner().is_none() {
-                return;
-            }
-            let placed = course.until_placed(engine);
-            engine.log.wake_upkeep();
-            // Refused, an ending leaves nobody who could end the claim.
-            if let (Awaits::Answer(Err(_)), Some(token)) = (placed, call.ends()) {
-                let call = Call::Interrupt(token);
-                engine.let_go(&key, hash, call, "its ending failed", &Writing::default());
-            }
+    if let Way::Placing(placing) = &course.way {
+        let (key, call) = (placing.asks().key.clone(), placing.asks().call);
+        if call.of_owner().is_none() {
+            return;
         }
-        Way::Placed(owned, done, _) => owned.release(engine, hash, done.applied()),
-        _ => {}
+        let placed = course.until_placed(engine);
+        engine.log.wake_upkeep();
+        // Refused, an ending leaves nobody who could end the claim.
+        if let (Awaits::Answer(Err(_)), Some(token)) = (placed, call.ends()) {
+            let owned = Owned { key, call, terms: Box::default() };
+            owned.with(Call::Interrupt(token), "its ending failed").make(engine, hash);
+        }
+        return;
+    }
+    last_call(course.way).into_iter().for_each(|last| last.make(engine, hash));
+}
+
+/// The call to make if nobody takes the answer of a call that isn't waited for any more.
+fn last_call(way: Way) -> Option<LastCall> {
+    match way {
+        Way::Placed(owned, done, _) => owned.releasing(done.applied()),
+        // Nothing was granted, or another thread sees to it.
+        _ => None,
+    }
+}
+
+/// The last call on behalf of a caller that is gone.
+pub(super) struct LastCall(Owned);
+
+impl LastCall {
+    /// Makes it, on a thread that may wait.
+    pub(super) fn make(&self, engine: &Engine, hash: KeyHash) {
+        self.try_to_make(engine, hash, true);
+    }
+
+    /// Makes it on the thread of a caller, or has another thread make it if it has to wait.
+    pub(super) fn send(self, engine: &Embedded, hash: KeyHash) {
+        if !self.try_to_make(engine, hash, false) {
+            engine.do_job(Box::new(move |engine| self.make(engine, hash)));
+        }
+    }
+
+    fn try_to_make(&self, engine: &Engine, hash: KeyHash, may_wait: bool) -> bool {
+        let Owned { key, call, terms } = &self.0;
+        if let Call::DropQuestion(question) = *call {
+            engine.unask(key, hash, question);
+            return true;
+        }
+        let (extras, reason) = (terms.extras(), terms.reason.as_deref().unwrap_or_default());
+        engine.let_go(key, hash, *call, reason, &terms.writing(&extras), may_wait)
+    }
+}
+
+impl Embedded {
+    /// Makes the call that ends a claim whose caller is gone. A withdrawal doesn't wait where the store has threads.
+    pub(super) fn leave(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        call: Call,
+        reason: &str,
+        writing: &Writing<'_>,
+    ) {
+        if !self.let_go(key, hash, call, reason, writing, false) {
+            let terms = Terms { reason: Some(reason.to_owned()), ..Terms::of(writing) };
+            let last =
+                LastCall(Owned { key: key.clone().into_owned(), call, terms: Box::new(terms) });
+            self.do_job(Box::new(move |engine| last.make(engine, hash)));
+        }
     }
 }
 
 impl Owned {
     /// Releases what an answer that nobody takes has granted.
-    pub(super) fn release(&self, engine: &Engine, hash: KeyHash, applied: &Applied) {
+    pub(super) fn releasing(self, applied: &Applied) -> Option<LastCall> {
         let call = match (self.call, applied.claimed) {
             (_, Some(claimed)) => Call::Withdraw(claimed.token),
             // It stays detached.
             (Call::Attach(token), None) if applied.answer == Answer::Done => Call::Interrupt(token),
-            _ if applied.answer == Answer::Asked => {
-                return engine.unask(&self.key, hash, applied.question);
-            }
-            _ => return,
+            _ if applied.answer == Answer::Asked => Call::DropQuestion(applied.question),
+            _ => return None,
         };
-        let extras = self.terms.extras();
-        engine.let_go(&self.key, hash, call, UNDELIVERED, &self.terms.writing(&extras));
+        Some(self.with(call, UNDELIVERED))
+    }
+
+    fn with(self, call: Call, reason: &str) -> LastCall {
+        let reason = Some(reason.to_owned());
+        let terms = Box::new(Terms { reason, outcome: None, ..*self.terms });
+        LastCall(Owned { key: self.key, call, terms })
     }
 }
 
@@ -528,18 +584,19 @@ impl Drop for SentCall {
             // Its locks may be held by threads that the fork doesn't have.
             return std::mem::forget(way);
         }
-        let course = match way {
+        let Course { hash, way } = match way {
             Way::Working(desk) => match desk.abandon() {
                 Some(course) => course,
                 None => return,
             },
             way => Course { hash, way },
         };
-        match &course.way {
+        match way {
             Way::Placing(placing) if placing.asks().call.of_owner().is_some() => {
+                let course = Course { hash, way: Way::Placing(placing) };
                 engine.do_job(Box::new(move |engine| give_up(engine, course)));
             }
-            _ => give_up(engine, course),
+            way => last_call(way).into_iter().for_each(|last| last.send(engine, hash)),
         }
     }
 }

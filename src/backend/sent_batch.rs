@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::desk::{Desk, Seat};
-use super::sent::Owned;
+use super::sent::{LastCall, Owned};
 #[cfg(feature = "backend")]
 use super::space::SearchElsewhere;
 use super::space::moved;
@@ -188,7 +188,7 @@ fn placed_by_another(engine: &Embedded, calls: Vec<Owned>, entering: Option<Ente
         let placed = placed
             .unwrap_or_else(|_| BatchWay::Failed(engine.log.bug("a batch of calls panicked")));
         if let Some(placed) = desk.put(placed) {
-            release(engine, placed);
+            release(placed, |last, hash| last.make(engine, hash));
         }
     }));
     way
@@ -258,12 +258,11 @@ pub(crate) fn place_all<A: Asks>(
 }
 
 /// Releases what the calls of a batch that nobody waits for were granted.
-fn release(engine: &Engine, way: BatchWay) {
+fn release(way: BatchWay, mut make: impl FnMut(LastCall, KeyHash)) {
     if let BatchWay::Placed(placed, _) = way {
-        for (call, hash, applied) in placed.calls.iter().flatten() {
-            if let Ok(applied) = applied {
-                call.release(engine, *hash, applied);
-            }
+        for (call, hash, told) in placed.calls.into_iter().flatten() {
+            let last = told.ok().and_then(|applied| call.releasing(&applied));
+            last.into_iter().for_each(|last| make(last, hash));
         }
     }
 }
@@ -279,14 +278,15 @@ impl Drop for SentBatch {
         match way {
             BatchWay::Working(desk) => {
                 if let Some(way) = desk.abandon() {
-                    release(engine, way);
+                    release(way, |last, hash| last.send(engine, hash));
                 }
             }
             // The endings among them go on, and so does the rest: each may depend on those before it.
             BatchWay::Unsent(calls, entering) => engine.do_job(Box::new(move |engine| {
-                release(engine, place(engine, calls, entering.as_ref()));
+                let placed = place(engine, calls, entering.as_ref());
+                release(placed, |last, hash| last.make(engine, hash));
             })),
-            way => release(engine, way),
+            way => release(way, |last, hash| last.send(engine, hash)),
         }
     }
 }

@@ -448,7 +448,7 @@ impl Shared {
         writing: &Writing<'_>,
     ) {
         match self {
-            Shared::Embedded(embedded) => embedded.let_go(key, hash, call, reason, writing),
+            Shared::Embedded(embedded) => embedded.leave(key, hash, call, reason, writing),
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let conditions = Conditions { reason: Some(reason), ..writing.conditions };

@@ -994,9 +994,11 @@ impl Engine {
         }
     }
 
-    /// Makes the call that ends a claim whose guard was dropped without an ending, or whose grant nobody waited for. Doesn't
-    /// wait: without a record, the key reads interrupted. Only an abort, which `OnDrop` requests, waits if the log has to
-    /// continue in another segment.
+    /// Makes the call that ends a claim whose guard was dropped without an ending, or whose grant nobody waited for. Returns
+    /// false, and has done nothing, if a withdrawal needs space which has to be waited for and may not: the claim stays in
+    /// flight until another thread has made the call. An abort waits, since whoever dropped the guard may claim next. An
+    /// interruption needs none: without a record, the key reads interrupted.
+    #[must_use]
     pub(crate) fn let_go(
         &self,
         key: &Key<'_>,
@@ -1004,27 +1006,35 @@ impl Engine {
         call: Call,
         reason: &str,
         writing: &Writing<'_>,
-    ) {
-        let Some(token) = call.of_owner() else { return };
-        let waits = matches!(call, Call::Abort(_));
+        may_wait: bool,
+    ) -> bool {
+        let Some(token) = call.of_owner() else { return true };
         // A close interrupts claims in flight itself.
-        let Ok(_inside) = self.enter() else { return };
+        let Ok(_inside) = self.enter() else { return true };
         let conditions = Conditions { reason: Some(reason), ..writing.conditions };
         let writing = Writing { conditions, ..*writing };
         let mut placing = Placing::new(Asked { key, call, writing: &writing }, hash);
         loop {
             match placing.go_on(self) {
-                Ok(Progress::Placed(_)) => return self.log.wake_upkeep(),
+                Ok(Progress::Placed(_)) => {
+                    self.log.wake_upkeep();
+                    return true;
+                }
                 Ok(Progress::Waits) => {}
-                Err(_) => return self.forget_owner(key, hash, token),
+                Err(_) => {
+                    self.forget_owner(key, hash, token);
+                    return true;
+                }
             }
-            let goes_on = match placing.take_room() {
-                Some((bytes, room)) => waits && self.log.rooms().make_room(bytes, room).is_ok(),
-                None => placing.is_read() && placing.wait(self).is_ok(),
-            };
-            if !goes_on {
+            let needs_record = !matches!(call, Call::Interrupt(_));
+            if !placing.is_read() && matches!(call, Call::Withdraw(_)) && !may_wait {
+                return false;
+            }
+            let goes_on = placing.is_read() || needs_record;
+            if !goes_on || placing.wait(self).is_err() {
                 // No space, or nothing may be written: by the claim's own record the next call finds it interrupted.
-                return self.forget_owner(key, hash, token);
+                self.forget_owner(key, hash, token);
+                return true;
             }
         }
     }

@@ -140,13 +140,6 @@ impl<A: Asks> Placing<A> {
         self.asks
     }
 
-    /// Takes the space that it waits for, if it does: it is tried again then.
-    pub(super) fn take_room(&mut self) -> Option<(u64, Room)> {
-        let WaitsFor::Room { bytes, room } = self.waits_for else { return None };
-        self.waits_for = WaitsFor::Nothing;
-        Some((bytes, room))
-    }
-
     /// Whether it waits only for a read.
     pub(super) fn is_read(&self) -> bool {
         matches!(self.waits_for, WaitsFor::Read(_) | WaitsFor::ReadClaim(_))

@@ -65,7 +65,8 @@ pub enum OnDrop {
     #[default]
     Interrupt,
     /// The attempt had no effect: it is aborted, and the next claimant is granted the key. If an announced step has not
-    /// ended, the attempt is interrupted instead.
+    /// ended, the attempt is interrupted instead. The drop waits for no sync, but it may wait for the disk where the log
+    /// has to continue in another segment: in a task, end the claim with [`abort_async`](crate::ClaimGuard::abort_async).
     ///
     /// This is right only until the first effect. Just before that effect, call `claim.on_drop(OnDrop::Interrupt)`. A
     /// crash of the process is an interruption, whatever is set here.

@@ -846,3 +846,30 @@ fn endings_that_were_sent_go_on_when_the_last_handle_is_dropped() {
         }
     }
 }
+
+/// A release that came when a segment was full had no space, and the key read interrupted: of a hundred requests that were
+/// cancelled at a time, several.
+#[test]
+fn claims_that_are_dropped_at_once_are_all_released() {
+    for (threads, many) in [(false, false), (true, false), (false, true), (true, true)] {
+        let sim = Sim::small(1);
+        let store = if threads { sim.open_existing_or_new() } else { sim.open().unwrap() };
+        let _first = store.mark("first").unwrap();
+        for round in 0..10_u64 {
+            let keys = (0..200_u64).map(|n| (round, n));
+            match many {
+                true => drop(store.claim_many_async(keys)),
+                false => drop(keys.map(|key| store.claim_async(key)).collect::<Vec<_>>()),
+            }
+        }
+        // What is left to another thread is done by then.
+        drop(store);
+        let store = sim.open().unwrap();
+        assert!(store.stats().opening.was_clean);
+        for key in (0..10_u64).flat_map(|round| (0..200_u64).map(move |n| (round, n))) {
+            let state = store.get(key).unwrap();
+            let is_released = matches!(state, None | Some(State::Aborted(_)));
+            assert!(is_released, "{threads}, {many}, {key:?}: {state:?}");
+        }
+    }
+}
