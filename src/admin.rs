@@ -411,9 +411,8 @@ impl Iterator for Iter {
             }
         };
         self.walk = Some(walk);
-        let secret = self.shared.secret();
         next.map(|found| {
-            found.and_then(|(key, seen)| Ok((key.shown().clone(), state_of(&key, seen, secret)?)))
+            found.and_then(|(key, seen)| Ok((key.shown().clone(), state_of(&key, seen, &shared)?)))
         })
     }
 }
@@ -604,7 +603,7 @@ impl Health {
             Health::Writable => Ok(()),
             Health::Poisoned { .. } => Err(engine.log.poisoned()),
             Health::Closed => Err(engine.log.closed()),
-            Health::Forked => engine.enter().map(|_inside| ()),
+            Health::Forked => Err(engine.log.forked()),
             Health::WaitsForSpace => {
                 full("the unsynced records that the last open found wait for space: free some")
             }
@@ -662,9 +661,10 @@ pub struct Stats {
     pub interrupted: u64,
     /// Keys that are held now, and wait to be resolved. This is not an estimate.
     pub held: u64,
-    /// Claims that are detached now: a ticket stands for them, and their lease has not passed. This is not an estimate.
+    /// Claims that are detached now: a ticket stands for them, and their lease has not passed. This is not an estimate,
+    /// except that a claim whose record can't be read is not counted: [`Store::verify`](crate::Store::verify) reports it.
     pub detached: u64,
-    /// Keys whose last attempt had no effect and asked for a delay that has not passed. This is not an estimate.
+    /// Keys whose last attempt had no effect and asked for a delay that has not passed, counted as `detached` is.
     pub delayed: u64,
     /// Segments of the log.
     pub segments: u64,

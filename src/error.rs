@@ -118,8 +118,9 @@ pub enum ErrorKind {
     NotKept,
     /// The operating system reported an error.
     Io,
-    /// The store found its own state inconsistent, which is a bug in onlyonce. Nothing was done, and nothing more is
-    /// written. Reopen the store and report the message.
+    /// The store found its own state inconsistent, which is a bug in onlyonce. Nothing more is written: reopen the store, ask
+    /// `Store::get` what became of the key, and report the message. On a store that another backend answers, a reply breaks the
+    /// rules: only this call fails.
     Bug,
 }
 

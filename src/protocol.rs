@@ -290,7 +290,22 @@ impl Call {
             | Call::Announce(token)
             | Call::EndStep { token, .. }
             | Call::Detach(token) => Some(token),
-            _ => None,
+            Call::Claim(_)
+            | Call::Record { .. }
+            | Call::TakeOver(_)
+            | Call::NotApplied(_)
+            | Call::Hold(_)
+            | Call::RenewQuestion(_)
+            | Call::DropQuestion(_)
+            | Call::Attach(_)
+            | Call::ResolveComplete(_)
+            | Call::ResolveFail(_)
+            | Call::ResolveRetry(_)
+            | Call::Revoke(_)
+            | Call::Replace(_)
+            | Call::Forget
+            | Call::ForgetSeen(_)
+            | Call::ForgetClaimed(_) => None,
         }
     }
 
@@ -350,6 +365,11 @@ impl Call {
                 | Call::ResolveRetry(_)
                 | Call::ForgetSeen(_)
         )
+    }
+
+    /// Whether it says for how long the claim lasts from now on, in its conditions.
+    pub(crate) fn names_lease(self) -> bool {
+        matches!(self, Call::Detach(_) | Call::Renew(_))
     }
 
     /// Whether it is about a question, which only memory knows.
@@ -1250,6 +1270,7 @@ fn next<'a>(
         }
         Change::Leased(from, presence) => {
             let state = gone_on(from, Phase::Claimed, Lasting::hiding(older), None, moment);
+            // Without one it would lapse at once: such calls are refused before they are decided, see `names_lease`.
             let millis = conditions.lease_ms.unwrap_or(0);
             let until = moment.now.plus(millis);
             let reserve = conditions.extras.map_or(0, |extras| extras.reserve);

@@ -108,7 +108,7 @@ pub struct KeyView {
     pub lease_until: Option<StoreMillis>,
     /// The claimant that was asked, if one was.
     pub asker: Option<Arc<Asker>>,
-    /// Its outcome, if it has one.
+    /// Its outcome, if it has one. A key that was marked without a result may have none.
     pub outcome: Option<Stored>,
 }
 

@@ -3,6 +3,7 @@
 //! Promises: [`SentCall::poll`] does no I/O and doesn't wait, where the store has threads; a call whose caller is gone is
 //! withdrawn if it can be, and an ending goes on. Never: decides; `protocol` does.
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -18,7 +19,7 @@ use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{Answer, Call};
 use crate::types::{KeyHash, Token};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// The reason recorded for an attempt whose grant was never waited for.
 pub(super) const UNDELIVERED: &str = "granted, and not waited for";
@@ -63,6 +64,8 @@ enum Way {
     /// Another thread does what it waits for.
     Working(Arc<Desk<Course>>),
     Told(Result<Applied>),
+    /// It was refused before its record was placed.
+    Refused(Owned, Error),
     Over,
 }
 
@@ -121,9 +124,10 @@ impl Course {
         loop {
             self.way = match std::mem::replace(&mut self.way, Way::Over) {
                 Way::Told(told) => return Awaits::Answer(told),
+                Way::Refused(_, e) => return Awaits::Answer(Err(e)),
                 Way::Over => {
-                    let message = "a call was asked for its answer twice";
-                    return Awaits::Answer(Err(Error::new(ErrorKind::Bug, message)));
+                    let twice = engine.log.bug("a call was asked for its answer twice");
+                    return Awaits::Answer(Err(twice));
                 }
                 Way::Working(desk) => match desk.take() {
                     Some(course) => {
@@ -192,11 +196,17 @@ impl Course {
                     .and_then(|_inside| placing.wait(engine).map_err(|e| engine.log.explained(e)));
                 match waited {
                     Ok(()) => try_to_place(engine, placing),
-                    Err(e) => Way::Told(Err(e)),
+                    Err(e) => Way::Refused(placing.into_asks(), e),
                 }
             }
             Way::Look(key) => looked(engine, &key, self.hash),
-            way => way,
+            way @ (Way::Placed(..)
+            | Way::Watch(_)
+            | Way::Sync(..)
+            | Way::Working(_)
+            | Way::Told(_)
+            | Way::Refused(..)
+            | Way::Over) => way,
         };
     }
 
@@ -224,7 +234,15 @@ impl Course {
                     turn.wait(seen, left);
                 }
             },
-            _ => {}
+            // It goes on.
+            Way::Entering(..)
+            | Way::Placed(..)
+            | Way::Look(_)
+            | Way::Sync(..)
+            | Way::Working(_)
+            | Way::Told(_)
+            | Way::Refused(..)
+            | Way::Over => {}
         }
     }
 
@@ -256,18 +274,26 @@ impl Course {
                 }
                 true
             }
-            _ => false,
+            Way::Entering(..)
+            | Way::Placed(..)
+            | Way::Look(_)
+            | Way::Sync(..)
+            | Way::Working(_)
+            | Way::Told(_)
+            | Way::Refused(..)
+            | Way::Over => false,
         }
     }
 
     /// Goes on until it has its answer, or only the disk is left to wait for.
-    fn until_placed(&mut self, engine: &Engine) -> Awaits {
+    fn until_placed(&mut self, engine: &Engine) -> ControlFlow<Result<Applied>, Needs> {
         loop {
             match self.go_on(engine) {
                 Awaits::Work => self.work(engine),
                 Awaits::Turn => self.wait_turn(engine),
                 Awaits::Desk(desk) => *self = desk.wait(),
-                placed => return placed,
+                Awaits::Answer(told) => return ControlFlow::Break(told),
+                Awaits::Disk(needs) => return ControlFlow::Continue(needs),
             }
         }
     }
@@ -304,19 +330,7 @@ impl SentCall {
             }
         };
         let hash = engine.hash(&key);
-        let way = match call {
-            Call::DropQuestion(question) => {
-                engine.unask(&key, hash, question);
-                Way::Told(Ok(Applied::done(engine.log.now())))
-            }
-            Call::Interrupt(_) => {
-                let reason = terms.reason.as_deref().unwrap_or_default();
-                let extras = terms.extras();
-                engine.leave(&key, hash, call, reason, &terms.writing(&extras));
-                Way::Told(Ok(Applied::done(engine.log.now())))
-            }
-            call => begin(engine, Owned { key, call, terms }, hash),
-        };
+        let way = begin(engine, Owned { key, call, terms }, hash);
         SentCall { shared: Arc::clone(shared), course: Course { hash, way } }
     }
 
@@ -378,13 +392,12 @@ impl SentCall {
         let engine = shared.embedded()?;
         if engine.is_foreign() {
             // A lock may be held by a thread that the fork doesn't have.
-            return engine.enter().map(|_inside| Applied::done(engine.log.now()));
+            return Err(engine.log.forked());
         }
         loop {
             match self.course.until_placed(engine) {
-                Awaits::Answer(told) => return told,
-                Awaits::Disk(needs) => engine.provide_inside(needs),
-                _ => {}
+                ControlFlow::Break(told) => return told,
+                ControlFlow::Continue(needs) => engine.provide_inside(needs),
             }
         }
     }
@@ -397,7 +410,7 @@ impl SentCall {
             Err(e) => return Poll::Ready(Err(e)),
         };
         if engine.is_foreign() {
-            return Poll::Ready(engine.enter().map(|_inside| Applied::done(engine.log.now())));
+            return Poll::Ready(Err(engine.log.forked()));
         }
         let waker = context.waker();
         let mut has_looked = false;
@@ -452,8 +465,11 @@ fn begin(engine: &Engine, owned: Owned, hash: KeyHash) -> Way {
         Some(millis) => Placing::patient(owned, hash, millis, engine),
         None => Placing::new(owned, hash),
     };
-    // What is in flight is bounded: beyond that, a call is placed when it is waited for.
-    match engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX {
+    // What is in flight is bounded: beyond that, a call is placed when it is waited for. A question that is dropped has no
+    // record, and nobody may wait for that call.
+    let is_placed_now = matches!(placing.asks().call, Call::DropQuestion(_))
+        || engine.log.buffered() < limits::IN_FLIGHT_BYTES_MAX;
+    match is_placed_now {
         true => try_to_place(engine, placing),
         false => Way::Placing(placing),
     }
@@ -467,7 +483,7 @@ fn looked(engine: &Engine, key: &Key<'_>, hash: KeyHash) -> Way {
 /// Goes on with a call as far as that takes neither I/O nor waiting.
 fn try_to_place(engine: &Engine, mut placing: Placing<Owned>) -> Way {
     let gone_on = engine.enter().and_then(|_inside| {
-        engine.begins(placing.asks().call)?;
+        placing.asks().ask(|_, call, writing| engine.begins(call, writing))?;
         placing.go_on(engine).map_err(|e| engine.log.explained(e))
     });
     match gone_on {
@@ -476,7 +492,7 @@ fn try_to_place(engine: &Engine, mut placing: Placing<Owned>) -> Way {
             Way::Placed(placing.into_asks(), done, None)
         }
         Ok(Progress::Waits) => Way::Placing(placing),
-        Err(e) => Way::Told(Err(e)),
+        Err(e) => Way::Refused(placing.into_asks(), e),
     }
 }
 
@@ -490,10 +506,9 @@ fn give_up(engine: &Engine, mut course: Course) {
         }
         let placed = course.until_placed(engine);
         engine.log.wake_upkeep();
-        // Refused, an ending leaves nobody who could end the claim.
-        if let (Awaits::Answer(Err(_)), Some(token)) = (placed, call.ends()) {
-            let owned = Owned { key, call, terms: Box::default() };
-            owned.with(Call::Interrupt(token), "its ending failed").make(engine, hash);
+        if let ControlFlow::Break(Err(_)) = placed {
+            let refused = Owned { key, call, terms: Box::default() }.refused();
+            refused.into_iter().for_each(|last| last.make(engine, hash));
         }
         return;
     }
@@ -504,8 +519,10 @@ fn give_up(engine: &Engine, mut course: Course) {
 fn last_call(way: Way) -> Option<LastCall> {
     match way {
         Way::Placed(owned, done, _) => owned.releasing(done.applied()),
+        Way::Refused(owned, _) => owned.refused(),
         // Nothing was granted, or another thread sees to it.
-        _ => None,
+        Way::Entering(..) | Way::Placing(_) | Way::Look(_) | Way::Watch(_) | Way::Sync(..) => None,
+        Way::Told(_) | Way::Working(_) | Way::Over => None,
     }
 }
 
@@ -548,9 +565,8 @@ impl Embedded {
     ) {
         if !self.let_go(key, hash, call, reason, writing, false) {
             let terms = Terms { reason: Some(reason.to_owned()), ..Terms::of(writing) };
-            let last =
-                LastCall(Owned { key: key.clone().into_owned(), call, terms: Box::new(terms) });
-            self.do_job(Box::new(move |engine| last.make(engine, hash)));
+            let (key, terms) = (key.clone().into_owned(), Box::new(terms));
+            LastCall(Owned { key, call, terms }).send(self, hash);
         }
     }
 }
@@ -566,6 +582,12 @@ impl Owned {
             _ => return None,
         };
         Some(self.with(call, UNDELIVERED))
+    }
+
+    /// An ending that was refused leaves nobody who could end the claim.
+    pub(super) fn refused(self) -> Option<LastCall> {
+        let token = self.call.ends()?;
+        Some(self.with(Call::Interrupt(token), "its ending failed"))
     }
 
     fn with(self, call: Call, reason: &str) -> LastCall {

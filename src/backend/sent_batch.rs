@@ -30,7 +30,7 @@ use crate::protocol::{Answer, Call, Conditions};
 use crate::types::KeyHash;
 #[cfg(feature = "backend")]
 use crate::types::Token;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// The answers to the calls, in their order.
 type ManyAnswers = Vec<Result<Applied>>;
@@ -80,9 +80,11 @@ impl SentBatch {
     pub(super) fn wait(mut self) -> Result<ManyAnswers> {
         let shared = Arc::clone(&self.shared);
         let engine = shared.embedded()?;
+        if engine.is_foreign() {
+            return Err(engine.log.forked());
+        }
         loop {
             self.way = match std::mem::replace(&mut self.way, BatchWay::Over) {
-                _ if engine.is_foreign() => return engine.enter().map(|_inside| Vec::new()),
                 BatchWay::Unsent(calls, entering) => place(engine, calls, entering.as_ref()),
                 BatchWay::Working(desk) => desk.wait(),
                 BatchWay::Placed(placed, seat) => {
@@ -96,7 +98,7 @@ impl SentBatch {
                     }
                 }
                 BatchWay::Failed(e) => return Err(e),
-                BatchWay::Over => return Err(asked_twice()),
+                BatchWay::Over => return Err(asked_twice(engine)),
             };
         }
     }
@@ -107,12 +109,11 @@ impl SentBatch {
             Ok(engine) => engine,
             Err(e) => return Poll::Ready(Err(e)),
         };
+        if engine.is_foreign() {
+            return Poll::Ready(Err(engine.log.forked()));
+        }
         loop {
             self.way = match std::mem::replace(&mut self.way, BatchWay::Over) {
-                way if engine.is_foreign() => {
-                    self.way = way;
-                    return Poll::Ready(engine.enter().map(|_inside| Vec::new()));
-                }
                 BatchWay::Unsent(calls, entering) => placed_by_another(engine, calls, entering),
                 BatchWay::Working(desk) => match desk.take() {
                     Some(way) => way,
@@ -135,14 +136,14 @@ impl SentBatch {
                     }
                 },
                 BatchWay::Failed(e) => return Poll::Ready(Err(e)),
-                BatchWay::Over => return Poll::Ready(Err(asked_twice())),
+                BatchWay::Over => return Poll::Ready(Err(asked_twice(engine))),
             };
         }
     }
 }
 
-fn asked_twice() -> Error {
-    Error::new(ErrorKind::Bug, "a batch was asked for its answers twice")
+fn asked_twice(engine: &Engine) -> Error {
+    engine.log.bug("a batch was asked for its answers twice")
 }
 
 /// The answers, if the disk has what they need; otherwise the calls are returned.
@@ -261,7 +262,10 @@ pub(crate) fn place_all<A: Asks>(
 fn release(way: BatchWay, mut make: impl FnMut(LastCall, KeyHash)) {
     if let BatchWay::Placed(placed, _) = way {
         for (call, hash, told) in placed.calls.into_iter().flatten() {
-            let last = told.ok().and_then(|applied| call.releasing(&applied));
+            let last = match &told {
+                Ok(applied) => call.releasing(applied),
+                Err(_) => call.refused(),
+            };
             last.into_iter().for_each(|last| make(last, hash));
         }
     }
@@ -420,7 +424,8 @@ impl SentElsewhere {
     fn take_answers(&mut self) -> Result<ManyAnswers> {
         let sent = std::mem::take(&mut self.sent).into_iter();
         self.answered = 0;
-        sent.map(|sent| sent.told.ok_or_else(asked_twice)).collect()
+        let twice = || self.shared.bug("a batch was asked for its answers twice");
+        sent.map(|sent| sent.told.ok_or_else(twice)).collect()
     }
 }
 

@@ -2,9 +2,8 @@
 //!
 //! Promises: an embedded store pays nothing for other backends, neither a copy nor an indirect call.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(feature = "backend")]
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -34,7 +33,7 @@ use crate::sync;
 #[cfg(feature = "backend")]
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{KeyHash, Secret, StoreMillis, Token};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// A claim that was in flight when the store closed.
 #[derive(Clone, Debug)]
@@ -81,7 +80,10 @@ impl Elsewhere {
         let theirs = Arc::clone(&new);
         let body = move || theirs.run_timers(&nanos, &|| is_over.load(Ordering::SeqCst));
         let started = sync::spawn("onlyonce-time", body);
-        started.map_err(|e| Error::io("starting a thread for", Path::new("a store"), e))?;
+        started.map_err(|e| {
+            let message = format!("starting the thread that keeps the time of a store: {e}");
+            Error::new(crate::ErrorKind::Io, message).because(e)
+        })?;
         *timers = Some(Arc::clone(&new));
         Ok(new)
     }
@@ -144,6 +146,26 @@ impl Shared {
                 let message =
                     "this store is answered by another backend, which this call has to be made on";
                 Err(Error::invalid(message))
+            }
+        }
+    }
+
+    pub(crate) fn is_embedded(&self) -> bool {
+        matches!(self, Shared::Embedded(_))
+    }
+
+    /// An invariant of ours doesn't hold: from now on nothing is written. If another backend answers, its reply breaks the
+    /// rules, and only the call fails.
+    #[cold]
+    pub(crate) fn bug(&self, what: impl fmt::Display) -> Error {
+        match self {
+            Shared::Embedded(embedded) => embedded.log.bug(what),
+            #[cfg(feature = "backend")]
+            Shared::Other(_) => {
+                let message = format!(
+                    "{what}: this is a bug of onlyonce or of the backend that answers, please report it"
+                );
+                Error::new(crate::ErrorKind::Bug, message)
             }
         }
     }
@@ -359,9 +381,7 @@ impl Shared {
     pub(super) fn other(&self) -> Result<&dyn Backend> {
         match self {
             Shared::Other(backend) => Ok(&**backend),
-            Shared::Embedded(_) => {
-                Err(Error::new(ErrorKind::Bug, "an embedded store was taken for another backend"))
-            }
+            Shared::Embedded(_) => Err(self.bug("an embedded store was taken for another backend")),
         }
     }
 
@@ -475,7 +495,7 @@ impl Shared {
         match self {
             Shared::Embedded(embedded) => {
                 if embedded.is_foreign() {
-                    return embedded.enter().map(|_inside| Vec::new());
+                    return Err(embedded.log.forked());
                 }
                 // Limited to a `u64`: what is longer is for ever.
                 let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
@@ -528,10 +548,11 @@ impl<T: Send + 'static> Errand<T> {
         let work = move || {
             // A panic is the caller's, which doesn't run this.
             let told = catch_unwind(AssertUnwindSafe(|| their_body(&their_shared)));
+            let told =
+                told.unwrap_or_else(|_| Err(their_shared.bug("a call on the store panicked")));
             drop(their_shared);
-            let panicked = |_| Err(Error::new(ErrorKind::Bug, "a call on the store panicked"));
             // Dropped if nobody waits for it any more.
-            let _ = theirs.put(told.unwrap_or_else(panicked));
+            let _ = theirs.put(told);
         };
         if sync::spawn(name, work).is_err() {
             let _ = desk.put(body(shared));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::seen::{broken, expired, recorded, seen_attempt, shown_state};
+use super::seen::{expired, lacking, recorded, seen_attempt, shown_state, unexpected};
 use super::{Before, Claim, ClaimGuard, Interrupted, Mark};
 use crate::backend::Shared;
 use crate::engine::Applied;
@@ -23,20 +23,19 @@ impl Claim {
         fingerprint: Option<Fingerprint>,
         applied: Applied,
     ) -> Result<Claim> {
-        let secret = || shared.secret();
-        let shared = || Arc::clone(shared);
-        let attempt = || seen_attempt(key, &applied, secret());
+        let attempt = || seen_attempt(key, &applied, shared);
         Ok(match applied.answer {
             Answer::Granted => {
-                let claimed = applied.claimed.ok_or_else(broken)?;
+                let claimed = applied.claimed.ok_or_else(|| lacking(shared, "its grant"))?;
                 let progress =
                     applied.found.and_then(|found| found.state?.extras?.progress.clone());
                 let before = Before { progress, ..Before::default() };
-                Claim::Acquired(ClaimGuard::new(shared(), key, hash, claimed, settings, before))
+                let shared = Arc::clone(shared);
+                Claim::Acquired(ClaimGuard::new(shared, key, hash, claimed, settings, before))
             }
             Answer::Asked => {
                 let question = applied.question;
-                let (shared, attempt) = (shared(), attempt()?);
+                let (shared, attempt) = (Arc::clone(shared), attempt()?);
                 Claim::Interrupted(Interrupted::new(
                     shared,
                     hash,
@@ -58,27 +57,39 @@ impl Claim {
                 );
                 Claim::Held(attempt.because(&reason))
             }
-            Answer::Completed => Claim::Completed(recorded(key, applied)?),
-            Answer::Failed => Claim::Failed(recorded(key, applied)?),
-            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied, secret())?),
-            Answer::Expired => Claim::Expired(expired(key, applied)?),
-            _ => return Err(broken()),
+            Answer::Completed => Claim::Completed(recorded(key, applied, shared)?),
+            Answer::Failed => Claim::Failed(recorded(key, applied, shared)?),
+            Answer::Mismatch => Claim::Mismatch(shown_state(key, applied, shared)?),
+            Answer::Expired => Claim::Expired(expired(key, &applied, shared)?),
+            other @ (Answer::Interrupted
+            | Answer::TooManySteps
+            | Answer::OtherInput
+            | Answer::Done
+            | Answer::Unchanged
+            | Answer::Lost) => return Err(unexpected(shared, "a claim", other)),
         })
     }
 }
 
 impl Mark {
     pub(crate) fn answered(key: &Key<'_>, applied: Applied, shared: &Shared) -> Result<Mark> {
-        let secret = || shared.secret();
         Ok(match applied.answer {
             Answer::Granted => Mark::First,
             Answer::Completed => Mark::Again,
-            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied, secret())?),
-            Answer::Delayed => Mark::Delayed(seen_attempt(key, &applied, secret())?),
-            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied, secret())?),
-            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied, secret())?),
-            Answer::Expired => Mark::Expired(expired(key, applied)?),
-            _ => return Err(broken()),
+            Answer::InProgress => Mark::InProgress(seen_attempt(key, &applied, shared)?),
+            Answer::Delayed => Mark::Delayed(seen_attempt(key, &applied, shared)?),
+            Answer::Interrupted => Mark::Interrupted(seen_attempt(key, &applied, shared)?),
+            Answer::Mismatch => Mark::Mismatch(shown_state(key, applied, shared)?),
+            Answer::Expired => Mark::Expired(expired(key, &applied, shared)?),
+            other @ (Answer::Asked
+            | Answer::Held
+            | Answer::TooManyAttempts
+            | Answer::Failed
+            | Answer::TooManySteps
+            | Answer::OtherInput
+            | Answer::Done
+            | Answer::Unchanged
+            | Answer::Lost) => return Err(unexpected(shared, "a mark", other)),
         })
     }
 }

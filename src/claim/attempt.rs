@@ -302,7 +302,7 @@ impl Attempt {
     /// ```
     #[must_use]
     pub fn progress(&self) -> Option<Payload> {
-        self.seen.state.progress().and_then(progress::decode)
+        self.seen.state.progress().map(progress::decode)
     }
 
     /// Returns the name of the step that was [announced](crate::Step::announced) last and has not ended, by this attempt or by

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::ending::{Detaching, How, recording};
 use super::handle::{ClaimInner, DROPPED, Liveness, Saved, lease_millis};
+use super::seen::unexpected;
 use super::step::{EarlierSteps, Steps};
 use super::{Before, ClaimHandle, EndingCall, Pending, Ticket, make, send};
 use crate::backend::Shared;
@@ -466,7 +467,11 @@ impl ClaimGuard {
         match done {
             Ok(applied) => {
                 self.0.liveness.end();
-                if applied.answer == Answer::Done { Ok(()) } else { Err(self.lost()) }
+                match applied.answer {
+                    Answer::Done => Ok(()),
+                    Answer::Lost => Err(self.lost()),
+                    other => Err(unexpected(&self.0.shared, "an ending", other)),
+                }
             }
             // Space was needed and could not be made: nothing was written.
             Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) => {

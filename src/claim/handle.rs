@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keep_alive::{KeptAlive, Renewer};
+use super::seen::unexpected;
 use super::step::{EarlierSteps, Steps};
 use super::{Attempt, KeyCall, Pending, make, progress, reserve, send};
 use crate::backend::Shared;
@@ -168,12 +169,14 @@ impl ClaimInner {
     }
 }
 
-/// Limited to a `u64`, which store time never reaches.
 pub(super) fn lease_millis(lease: Duration) -> Result<u64> {
-    match u64::try_from(lease.as_millis()).unwrap_or(u64::MAX) {
-        0 => Err(Error::invalid("a lease of zero lapses at once: give a longer one")),
-        millis => Ok(millis),
-    }
+    let millis = whole_millis(lease);
+    millis.ok_or_else(|| Error::invalid("a lease of zero lapses at once: give a longer one"))
+}
+
+/// `None`: less than one. Limited to a `u64`, which store time never reaches.
+fn whole_millis(time: Duration) -> Option<u64> {
+    Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).filter(|millis| *millis > 0)
 }
 
 impl ClaimHandle {
@@ -376,7 +379,8 @@ impl ClaimHandle {
     /// Nothing is written, except for a claim that was attached by its ticket: each of its renewals is a record. A renewal is made
     /// whenever half of the lease has passed.
     pub fn keep_alive(&self, ceiling: Duration) -> Result<()> {
-        let ceiling_ms = lease_millis(ceiling)?;
+        let ceiling_ms = whole_millis(ceiling)
+            .ok_or_else(|| Error::invalid("a ceiling of zero renews nothing: give a longer one"))?;
         self.may_change()?;
         let kept = Renewer::begin(self, self.0.settings.lease_ms, ceiling_ms)?;
         // The one before ends outside the lock.
@@ -456,7 +460,7 @@ impl ClaimHandle {
     /// ```
     #[must_use]
     pub fn progress(&self) -> Option<Payload> {
-        self.0.progress.lock().value.as_deref().and_then(progress::decode)
+        self.0.progress.lock().value.as_deref().map(progress::decode)
     }
 
     /// Returns whether the claim is still this attempt's: it has not ended, its lease has not passed, nobody took over or
@@ -583,7 +587,8 @@ impl KeyCall for Renewing {
             }
             Answer::Done => Ok(()),
             Answer::Held => Err(inner.held()),
-            _ => Err(inner.lost()),
+            Answer::Lost => Err(inner.lost()),
+            other => Err(unexpected(&inner.shared, "a renewal", other)),
         }
     }
 
@@ -625,8 +630,10 @@ impl KeyCall for Saving {
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
         let (inner, applied) = (&self.handle.0, applied?);
-        if applied.answer != Answer::Done {
-            return Err(inner.lost());
+        match applied.answer {
+            Answer::Done => {}
+            Answer::Lost => return Err(inner.lost()),
+            other => return Err(unexpected(&inner.shared, "saved progress", other)),
         }
         // An older progress must not replace a newer one.
         let replaced = applied.found.as_ref().and_then(|found| found.recorded_at());

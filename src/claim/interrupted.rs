@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::lease_millis;
+use super::seen::{lacking, unexpected};
 use super::step::EarlierSteps;
 use super::{Attempt, Before, ClaimGuard, KeyCall, Pending, granting, make, send};
 use crate::backend::Shared;
@@ -259,22 +260,23 @@ impl Interrupted {
 
     /// The word of [`take_over`](Self::take_over), to be said.
     pub(crate) fn taking_over(self) -> Word {
-        Word { call: Call::TakeOver(self.attempt.token()), lost: self }
+        Word { says: Says::TakeOver, lost: self }
     }
 
     /// The word of [`not_applied`](Self::not_applied), to be said.
     pub(crate) fn disclaiming(self) -> Word {
-        Word { call: Call::NotApplied(self.attempt.token()), lost: self }
+        Word { says: Says::NotApplied, lost: self }
     }
 
-    fn decided(&self, call: Call, applied: Applied) -> Result<ClaimGuard> {
+    fn decided(&self, says: Says, applied: Applied) -> Result<ClaimGuard> {
         let before = applied.found.and_then(|found| found.state);
-        let steps = match call {
-            Call::TakeOver(_) => EarlierSteps::of_open(before.as_ref()),
-            // "It was not applied" speaks for the announced steps, and the others stay suspect.
-            _ => EarlierSteps::of_open(None),
+        let steps = match says {
+            Says::TakeOver => EarlierSteps::of_open(before.as_ref()),
+            // It speaks for the announced steps, and the others stay suspect.
+            Says::NotApplied => EarlierSteps::of_open(None),
         };
         match (applied.answer, applied.claimed) {
+            (Answer::Granted, None) => Err(lacking(&self.shared, "its grant")),
             (Answer::Granted, Some(claimed)) => Ok(ClaimGuard::new(
                 Arc::clone(&self.shared),
                 self.attempt.stored_key(),
@@ -283,13 +285,14 @@ impl Interrupted {
                 self.settings.clone(),
                 Before {
                     interruption: Some(self.attempt.clone()),
-                    is_fate_open: matches!(call, Call::TakeOver(_)),
+                    is_fate_open: matches!(says, Says::TakeOver),
                     progress: before.and_then(|state| state.extras?.progress.clone()),
                     steps,
                     is_attached: false,
                 },
             )),
-            _ => Err(self.lost()),
+            (Answer::Lost, _) => Err(self.lost()),
+            (other, _) => Err(unexpected(&self.shared, "a word on an interruption", other)),
         }
     }
 
@@ -307,7 +310,14 @@ fn changed(key: &Key<'_>) -> Error {
 /// A claimant's word that grants it the key, to be said. Dropped before that, it is as its question dropped.
 pub(crate) struct Word {
     lost: Interrupted,
-    call: Call,
+    says: Says,
+}
+
+/// What a claimant that is granted the key says of the attempt that it saw.
+#[derive(Clone, Copy)]
+enum Says {
+    TakeOver,
+    NotApplied,
 }
 
 impl Word {
@@ -319,7 +329,7 @@ impl Word {
     fn make(self) -> Result<ClaimGuard> {
         let (shared, hash) = (&self.lost.shared, self.lost.hash);
         let said = self.ask(|key, call, writing| shared.apply(key, hash, call, writing));
-        self.lost.decided(self.call, said?)
+        self.lost.decided(self.says, said?)
     }
 }
 
@@ -327,7 +337,11 @@ impl Asks for Word {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
         let Interrupted { shared, attempt, settings, fingerprint, .. } = &self.lost;
         let key = attempt.stored_key();
-        with(key, self.call, &granting(shared.result_bytes_max(), settings, key, *fingerprint))
+        let call = match self.says {
+            Says::TakeOver => Call::TakeOver(attempt.token()),
+            Says::NotApplied => Call::NotApplied(attempt.token()),
+        };
+        with(key, call, &granting(shared.result_bytes_max(), settings, key, *fingerprint))
     }
 }
 
@@ -343,7 +357,7 @@ impl KeyCall for Word {
     }
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<ClaimGuard> {
-        self.lost.decided(self.call, said?)
+        self.lost.decided(self.says, said?)
     }
 }
 
@@ -376,7 +390,11 @@ impl KeyCall for HoldingLost {
     }
 
     fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<()> {
-        if said?.answer == Answer::Granted { Ok(()) } else { Err(self.lost.lost()) }
+        match said?.answer {
+            Answer::Granted => Ok(()),
+            Answer::Lost => Err(self.lost.lost()),
+            other => Err(unexpected(&self.lost.shared, "a claimant's hold", other)),
+        }
     }
 }
 
@@ -402,8 +420,12 @@ impl KeyCall for RenewingQuestion {
         &self.key
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
-        if applied?.answer == Answer::Done { Ok(()) } else { Err(changed(&self.key)) }
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
+        match applied?.answer {
+            Answer::Done => Ok(()),
+            Answer::Lost => Err(changed(&self.key)),
+            other => Err(unexpected(shared, "a question's renewal", other)),
+        }
     }
 }
 

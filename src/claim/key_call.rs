@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Claim, Mark, Pending, State, granting};
 use crate::backend::{Entered, Entering, NOWHERE, Shared, Space, SpaceGoal, SpaceKnown, is_in};
-use crate::claim::seen::{broken, in_progress};
+use crate::claim::seen::{in_progress, unexpected};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{Key, Lies, Operation, Outcome, OutcomeParts, Policy, Settings};
 use crate::protocol::{Answer, Call, Conditions, Sight, Wants};
@@ -101,7 +101,7 @@ pub(crate) fn send_in<I: KeyCall + Send + 'static>(
             let hash = shared.hash(item.key());
             item.answered(&shared, hash, told)
         }
-        (None, _) => Err(broken()),
+        (None, _) => Err(shared.bug("a call was answered twice")),
     })
 }
 
@@ -407,14 +407,15 @@ impl KeyCall for Forgetting<'_> {
         }
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
         match applied?.answer {
             Answer::Done => Ok(true),
             Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(
+            Answer::InProgress => Err(in_progress(
                 &self.0.key,
                 "revoke its claim with `interrupt` and forget it then, or forget it at once with `forget_claimed`",
             )),
+            other => Err(unexpected(shared, "a forget", other)),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::seen::{broken, in_progress};
+use super::seen::{in_progress, lacking, unexpected};
 use super::{Attempt, ClaimGuard, KeyCall, Resolution, Ticket};
 use crate::backend::{Shared, SpaceGoal};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
@@ -83,11 +83,14 @@ impl KeyCall for Resolving {
         &self.key
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
         match applied?.answer {
             Answer::Done => Ok(true),
             Answer::Unchanged => Ok(false),
-            _ => Err(in_progress(&self.key, "revoke its claim with `interrupt` and look again")),
+            Answer::InProgress => {
+                Err(in_progress(&self.key, "revoke its claim with `interrupt` and look again"))
+            }
+            other => Err(unexpected(shared, "a resolution", other)),
         }
     }
 }
@@ -125,8 +128,12 @@ impl KeyCall for Revoking {
         &self.key
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
-        Ok(applied?.answer == Answer::Done)
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<bool> {
+        match applied?.answer {
+            Answer::Done => Ok(true),
+            Answer::Unchanged => Ok(false),
+            other => Err(unexpected(shared, "an operator's interruption", other)),
+        }
     }
 }
 
@@ -164,13 +171,14 @@ impl KeyCall for ForgettingClaimed<'_> {
         self.key = self.key.shown().in_space(space);
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
         match applied?.answer {
             Answer::Done => Ok(()),
-            _ => {
+            Answer::Lost => {
                 let message = format!("{} is not claimed under token {}", self.key, self.token);
                 Err(Error::new(ErrorKind::ClaimLost, message))
             }
+            other => Err(unexpected(shared, "a forget of a claimed key", other)),
         }
     }
 }
@@ -230,9 +238,13 @@ impl KeyCall for Attaching {
                 );
                 return Err(Error::new(ErrorKind::InProgress, message));
             }
-            _ => return Err(not_attached(&self.key, "the claim has ended, or somebody took over")),
+            Answer::Lost => {
+                return Err(not_attached(&self.key, "the claim has ended, or somebody took over"));
+            }
+            other => return Err(unexpected(shared, "a ticket's attachment", other)),
         }
-        let state = applied.found.and_then(|found| found.state).ok_or_else(broken)?;
+        let state = applied.found.and_then(|found| found.state);
+        let state = state.ok_or_else(|| lacking(shared, "the state of its key"))?;
         Ok(ClaimGuard::attached(Arc::clone(shared), &self.key, hash, &state, self.settings))
     }
 }

@@ -28,12 +28,15 @@ pub(super) fn encode<V: Encode + ?Sized>(value: &V, most: u32) -> Result<Vec<u8>
     Ok(out)
 }
 
-/// Reads it back; `None` if the format is one that this version doesn't know.
-pub(super) fn decode(saved: &[u8]) -> Option<Payload> {
-    let (codec, rest) = saved.split_first_chunk::<2>()?;
-    let (version, bytes) = rest.split_first_chunk::<4>()?;
-    let format = Format::from_stored(u16::from_le_bytes(*codec), u32::from_le_bytes(*version))?;
-    Some(Payload::new(bytes, format))
+/// Reads it back. If this version doesn't know its format, the payload doesn't decode.
+pub(super) fn decode(saved: &[u8]) -> Payload {
+    let read = || {
+        let (codec, rest) = saved.split_first_chunk::<2>()?;
+        let (version, bytes) = rest.split_first_chunk::<4>()?;
+        let format = Format::from_stored(u16::from_le_bytes(*codec), u32::from_le_bytes(*version));
+        Some(Payload::new(bytes, format))
+    };
+    read().unwrap_or_else(|| Payload::unreadable("the saved progress has no format".into()))
 }
 
 #[cfg(test)]
@@ -44,10 +47,10 @@ mod tests {
     fn progress_is_read_back_as_it_was_saved() {
         for text in ["", "3 of 9"] {
             let saved = encode(text, 100).unwrap();
-            assert_eq!(decode(&saved).unwrap().decode::<String>().unwrap(), text);
+            assert_eq!(decode(&saved).decode::<String>().unwrap(), text);
         }
         let bytes = vec![7; PROGRESS_BYTES_MAX - FORMAT_BYTES];
-        assert_eq!(&decode(&encode(&bytes, u32::MAX).unwrap()).unwrap()[..], bytes);
+        assert_eq!(&decode(&encode(&bytes, u32::MAX).unwrap())[..], bytes);
     }
 
     #[test]
@@ -58,11 +61,12 @@ mod tests {
         }
     }
 
-    /// Hostile bytes, or those of a later version.
+    /// Hostile bytes, or those of a later version. The next attempt must not take it that nothing was saved.
     #[test]
-    fn progress_that_no_format_explains_is_none() {
+    fn progress_that_no_format_explains_does_not_decode() {
         for saved in [&b""[..], b"\0", b"\0\0\0\0\0", &[9, 0, 0, 0, 0, 0, 1]] {
-            assert!(decode(saved).is_none(), "{saved:?}");
+            let error = decode(saved).decode::<Vec<u8>>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Undecodable, "{saved:?}");
         }
     }
 }

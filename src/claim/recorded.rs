@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::date::{Date, wall};
+use super::seen::lacking;
+use crate::backend::Shared;
 use crate::engine::Stored;
 use crate::operation::decode_meta;
 use crate::protocol::KeyState;
@@ -42,7 +44,12 @@ pub struct Recorded {
 
 impl Recorded {
     #[inline]
-    pub(crate) fn read(key: &Key<'_>, state: &KeyState, stored: Option<Stored>) -> Result<Self> {
+    pub(crate) fn read(
+        shared: &Shared,
+        key: &Key<'_>,
+        state: &KeyState,
+        stored: Option<Stored>,
+    ) -> Result<Self> {
         let (payload, meta) = match stored {
             Some(stored) => {
                 let meta = decode_meta(&stored.meta)
@@ -62,7 +69,9 @@ impl Recorded {
                 };
                 (payload, meta)
             }
-            None => (Payload::empty(), Vec::new()),
+            // Another backend has none for a key that was marked.
+            None if !shared.is_embedded() => (Payload::empty(), Vec::new()),
+            None => return Err(lacking(shared, "the outcome of its key")),
         };
         Ok(Recorded {
             key: key.to_static(),
@@ -376,15 +385,16 @@ pub struct Expired {
 }
 
 impl Expired {
-    pub(crate) fn new(key: &Key<'_>, state: &KeyState) -> Self {
+    pub(crate) fn new(shared: &Shared, key: &Key<'_>, state: &KeyState) -> Result<Self> {
         let minutes = |time: StoreMillis| StoreMillis(time.0 / 60_000 * 60_000);
-        let until = state.memory_until.unwrap_or(state.time);
-        Expired {
+        let until = state.memory_until;
+        let until = until.ok_or_else(|| lacking(shared, "how long its key is remembered"))?;
+        Ok(Expired {
             key: key.to_static(),
             completed_at: wall(minutes(state.time), state.wall_offset),
             remembered_until: wall(until, state.wall_offset),
             until,
-        }
+        })
     }
 
     /// Returns the key.
@@ -449,20 +459,42 @@ mod tests {
     use super::*;
     use crate::ErrorKind;
     use crate::protocol::Phase;
+    use crate::testing::Sim;
 
     /// A writer that is hostile, or has a later version, or a build that lacks a feature: the key's state is known.
     #[test]
     fn a_result_that_can_not_be_read_leaves_its_key_completed() {
         let state = KeyState::of_memory(StoreMillis(1), StoreMillis(2));
         let state = KeyState { phase: Phase::Completed, ..state };
+        let store = Sim::new(1).open().unwrap();
+        let shared = store.shared();
         let cases = [(0, Some(5), &b""[..]), (0, Some(u32::MAX), b""), (9, None, b"junk")];
         for (codec, packed, shown) in cases {
             let (meta, bytes) = (Vec::new(), b"junk"[..].into());
             let stored = Stored { codec, version: 0, meta, packed, bytes };
-            let done = Recorded::read(&Key::from("k"), &state, Some(stored)).unwrap();
+            let done = Recorded::read(shared, &Key::from("k"), &state, Some(stored)).unwrap();
             assert_eq!((&done.result()[..], done.missing()), (shown, None));
             assert_eq!(done.decode::<Vec<u8>>().unwrap_err().kind(), ErrorKind::Undecodable);
             assert!(!done.to_string().contains("junk"), "{done}");
+        }
+    }
+
+    /// An empty result, or a time that is made up, would be taken for what was recorded.
+    #[test]
+    fn what_an_answer_lacks_is_a_bug_after_which_nothing_is_written() {
+        let key = Key::from("k");
+        let state = KeyState::of_memory(StoreMillis(1), StoreMillis(2));
+        let forgetful = KeyState { memory_until: None, ..state.clone() };
+        type Read = fn(&Shared, &Key<'_>, &KeyState, &KeyState) -> Error;
+        let read: [Read; 2] = [
+            |shared, key, state, _| Recorded::read(shared, key, state, None).unwrap_err(),
+            |shared, key, _, forgetful| Expired::new(shared, key, forgetful).unwrap_err(),
+        ];
+        for read in read {
+            let store = Sim::new(1).open().unwrap();
+            let error = read(store.shared(), &key, &state, &forgetful);
+            assert_eq!(error.kind(), ErrorKind::Bug, "{error}");
+            assert_eq!(store.mark("l").unwrap_err().kind(), ErrorKind::Poisoned);
         }
     }
 }

@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Attempt, Expired, Recorded};
-use crate::engine::{Applied, Seen, Stored};
+use crate::backend::Shared;
+use crate::engine::{Applied, Found, Seen, Stored};
 use crate::protocol::{
     Answer, Asker, KeyState, Phase, Presence, Sight, is_being_decided, is_expired, phase_shown,
     shown,
 };
-use crate::types::{Secret, StoreMillis};
+use crate::types::StoreMillis;
 use crate::{Error, ErrorKind, Key, Result};
 
 /// The state of a key, as [`Store::get`](crate::Store::get) returns it.
@@ -108,9 +109,21 @@ impl fmt::Display for State {
 }
 
 /// The error for an answer that the rules never give to that call.
-pub(crate) fn broken() -> Error {
-    let message = "the rules gave an answer that this call has no words for: this is a bug of onlyonce, please report it";
-    Error::new(ErrorKind::Bug, message)
+#[cold]
+pub(crate) fn unexpected(shared: &Shared, call: &str, answer: Answer) -> Error {
+    shared.bug(format_args!("{call} was answered {answer:?}"))
+}
+
+/// The error for an answer that lacks what belongs to it.
+#[cold]
+pub(crate) fn lacking(shared: &Shared, what: &str) -> Error {
+    shared.bug(format_args!("an answer lacks {what}"))
+}
+
+/// What the answer is about.
+fn state_found<'f>(shared: &Shared, found: Option<&'f Found>) -> Result<&'f KeyState> {
+    let state = found.and_then(|found| found.state.as_ref());
+    state.ok_or_else(|| lacking(shared, "the state of its key"))
 }
 
 /// `instead`: what the caller can do besides waiting.
@@ -119,45 +132,46 @@ pub(crate) fn in_progress(key: &Key<'_>, instead: &str) -> Error {
     Error::new(ErrorKind::InProgress, message)
 }
 
-pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, secret: Secret) -> Result<Attempt> {
-    let found = applied.found.as_ref().ok_or_else(broken)?;
-    let mut state = found.state.clone().ok_or_else(broken)?;
-    let on_it = shown(&mut state, found.presence, found.lease_until, applied.now);
+pub(crate) fn seen_attempt(key: &Key<'_>, applied: &Applied, shared: &Shared) -> Result<Attempt> {
+    let found = applied.found.as_deref();
+    let mut state = state_found(shared, found)?.clone();
+    let (presence, lease_until, asker) = found.map_or((Presence::Nobody, None, None), |found| {
+        (found.presence, found.lease_until, found.asker.as_ref())
+    });
+    let on_it = shown(&mut state, presence, lease_until, applied.now);
     // Others see the claimant that was asked on the key, and not the attempt that is over.
     let is_decided = is_being_decided(&state, on_it.0) && applied.answer == Answer::InProgress;
     let is_claimed = phase_shown(&state, on_it.0) == Phase::Claimed;
     let lease_until = on_it.1.filter(|_| is_decided || is_claimed);
-    let attempt = Attempt::new(key, state, (on_it.0, lease_until), applied.now, secret);
-    let asker = found.asker.as_ref().filter(|_| is_decided);
-    Ok(match asker {
+    let attempt = Attempt::new(key, state, (on_it.0, lease_until), applied.now, shared.secret());
+    Ok(match asker.filter(|_| is_decided) {
         Some(asker) => attempt.being_decided(asker),
         None => attempt,
     })
 }
 
 #[inline]
-pub(crate) fn recorded(key: &Key<'_>, applied: Applied) -> Result<Recorded> {
-    let mut found = applied.found.ok_or_else(broken)?;
-    let outcome = found.outcome.take();
-    Recorded::read(key, found.state.as_ref().ok_or_else(broken)?, outcome)
+pub(crate) fn recorded(key: &Key<'_>, applied: Applied, shared: &Shared) -> Result<Recorded> {
+    let mut found = applied.found;
+    let outcome = found.as_mut().and_then(|found| found.outcome.take());
+    Recorded::read(shared, key, state_found(shared, found.as_deref())?, outcome)
 }
 
-pub(crate) fn expired(key: &Key<'_>, applied: Applied) -> Result<Expired> {
-    let state = applied.found.and_then(|found| found.state);
-    state.map(|state| Expired::new(key, &state)).ok_or_else(broken)
+pub(crate) fn expired(key: &Key<'_>, applied: &Applied, shared: &Shared) -> Result<Expired> {
+    Expired::new(shared, key, state_found(shared, applied.found.as_deref())?)
 }
 
-pub(crate) fn shown_state(key: &Key<'_>, applied: Applied, secret: Secret) -> Result<State> {
-    let found = *applied.found.ok_or_else(broken)?;
-    let mut state = found.state.ok_or_else(broken)?;
+pub(crate) fn shown_state(key: &Key<'_>, applied: Applied, shared: &Shared) -> Result<State> {
+    let found = applied.found.map(|found| *found).unwrap_or_default();
+    let mut state = found.state.ok_or_else(|| lacking(shared, "the state of its key"))?;
     let on_it = shown(&mut state, found.presence, found.lease_until, applied.now);
-    state_in(key, state, on_it, found.asker.as_ref(), found.outcome, applied.now, secret)
+    state_in(key, state, on_it, found.asker.as_ref(), found.outcome, applied.now, shared)
 }
 
 /// Converts the state found of a key into the public one.
-pub(crate) fn state_of(key: &Key<'_>, seen: Seen, secret: Secret) -> Result<State> {
+pub(crate) fn state_of(key: &Key<'_>, seen: Seen, shared: &Shared) -> Result<State> {
     let on_it = (seen.presence, seen.lease_until);
-    state_in(key, seen.state, on_it, seen.asker.as_ref(), seen.outcome, seen.now, secret)
+    state_in(key, seen.state, on_it, seen.asker.as_ref(), seen.outcome, seen.now, shared)
 }
 
 fn state_in(
@@ -167,28 +181,24 @@ fn state_in(
     asker: Option<&Arc<Asker>>,
     outcome: Option<Stored>,
     now: StoreMillis,
-    secret: Secret,
+    shared: &Shared,
 ) -> Result<State> {
     if is_expired(&state, now) {
-        return Ok(State::Expired(Expired::new(key, &state)));
+        return Expired::new(shared, key, &state).map(State::Expired);
     }
     let phase = phase_shown(&state, presence);
-    if phase == Phase::Completed {
-        return Recorded::read(key, &state, outcome).map(State::Completed);
-    }
-    if phase == Phase::Failed {
-        return Recorded::read(key, &state, outcome).map(State::Failed);
-    }
     let asker = asker.filter(|_| is_being_decided(&state, presence));
     let lease_until = lease_until.filter(|_| phase == Phase::Claimed || asker.is_some());
-    let attempt = Attempt::new(key, state, (presence, lease_until), now, secret);
+    let attempt = |state| Attempt::new(key, state, (presence, lease_until), now, shared.secret());
     if let Some(asker) = asker {
-        return Ok(State::InProgress(attempt.being_decided(asker)));
+        return Ok(State::InProgress(attempt(state).being_decided(asker)));
     }
     Ok(match phase {
-        Phase::Claimed => State::InProgress(attempt),
-        Phase::Interrupted => State::Interrupted(attempt),
-        Phase::Held => State::Held(attempt),
-        _ => State::Aborted(attempt),
+        Phase::Claimed => State::InProgress(attempt(state)),
+        Phase::Interrupted => State::Interrupted(attempt(state)),
+        Phase::Held => State::Held(attempt(state)),
+        Phase::Aborted => State::Aborted(attempt(state)),
+        Phase::Completed => State::Completed(Recorded::read(shared, key, &state, outcome)?),
+        Phase::Failed => State::Failed(Recorded::read(shared, key, &state, outcome)?),
     })
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::downstream::{Purpose, downstream_key};
 use super::{ClaimHandle, KeyCall, Pending, Recorded, make, send};
 use crate::backend::Shared;
-use crate::claim::seen::broken;
+use crate::claim::seen::{lacking, unexpected};
 use crate::engine::{Applied, Asks, Claimed, EncodedOutcome, Stored, Writing};
 use crate::limits::{ANNOUNCED_MAX, STEP_NAME_BYTES_MAX};
 use crate::operation::{OutcomeParts, cut_label};
@@ -682,13 +682,16 @@ impl StepCall {
     }
 
     fn seen(&self, found: Option<(KeyState, Option<Stored>)>) -> Result<StepTold> {
+        let claim = &self.step.claim.0;
         match (found, &self.does) {
             (Some((state, outcome)), _) => {
-                let recorded = Recorded::read(&self.step.claim.0.key, &state, outcome)?;
+                let recorded = Recorded::read(&claim.shared, &claim.key, &state, outcome)?;
                 Ok(StepTold::Ended(Box::new(recorded)))
             }
-            (None, Does::Look) => Ok(StepTold::NotEnded),
-            (None, _) => Err(broken()),
+            (None, Does::LookAgain) => Err(lacking(&claim.shared, "the step that had ended")),
+            (None, Does::Look | Does::Check | Does::Announce | Does::End(_)) => {
+                Ok(StepTold::NotEnded)
+            }
         }
     }
 }
@@ -706,7 +709,9 @@ impl Asks for StepCall {
                 (call, settings.durability, Some(EncodedOutcome::of(parts)))
             }
             Does::Announce => (Call::Announce(claim.token), settings.claim_durability, None),
-            _ => (Call::BeginStep(claim.token), settings.claim_durability, None),
+            Does::Check | Does::Look | Does::LookAgain => {
+                (Call::BeginStep(claim.token), settings.claim_durability, None)
+            }
         };
         let reserve = claim.reserve();
         with(&claim.key, call, &Writing { level: Some(level), reserve, conditions, outcome })
@@ -720,7 +725,7 @@ impl KeyCall for StepCall {
         &self.step.claim.0.key
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, told: Result<Applied>) -> Result<StepTold> {
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, told: Result<Applied>) -> Result<StepTold> {
         Ok(match (told?.answer, &self.does) {
             (Answer::Done, Does::Check) => StepTold::Checked,
             (Answer::Done, Does::Announce) => StepTold::Announced,
@@ -729,7 +734,7 @@ impl KeyCall for StepCall {
             (Answer::TooManySteps, Does::Announce) => StepTold::TooMany,
             (Answer::OtherInput, Does::Check | Does::Announce) => StepTold::OtherInput,
             (Answer::Lost, _) => StepTold::Lost,
-            _ => return Err(broken()),
+            (other, _) => return Err(unexpected(shared, "a call of a step", other)),
         })
     }
 }
@@ -756,11 +761,15 @@ impl KeyCall for Holding {
         &self.step.claim.0.key
     }
 
-    fn answered(self, _: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<Error> {
+    fn answered(self, shared: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<Error> {
         let claim = &self.step.claim.0;
-        if done?.answer != Answer::Done {
-            claim.liveness.end();
-            return Err(claim.lost());
+        match done?.answer {
+            Answer::Done => claim.liveness.hold_by_step(),
+            Answer::Lost => {
+                claim.liveness.end();
+                return Err(claim.lost());
+            }
+            other => return Err(unexpected(shared, "a hold", other)),
         }
         claim.liveness.hold_by_step();
         let message = format!(

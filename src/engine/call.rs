@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::compose::{compose, state_of};
-use super::placing::{Asked, Placing, Progress, WaitsFor};
+use super::placing::{Asked, Placing, Progress, Stop, WaitsFor};
 use super::waits::Wakes;
 use super::{Engine, Seen};
 use crate::index::recent::{Entry, Live, Place, Shard};
@@ -541,7 +541,7 @@ impl Engine {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Done> {
-        self.begins(call)?;
+        self.begins(call, writing)?;
         if let Call::EndStep { life, .. } = call {
             return self.place_step(key, life, call, writing);
         }
@@ -583,12 +583,22 @@ impl Engine {
     }
 
     /// Returns an error if a call of that kind may not begin.
-    pub(crate) fn begins(&self, call: Call) -> Result<()> {
-        if matches!(call, Call::Claim(_) | Call::Record { .. }) && self.log.gate().is_draining() {
-            let message = "the store is draining: it takes no new claims";
-            return Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()));
+    #[inline]
+    pub(crate) fn begins(&self, call: Call, writing: &Writing<'_>) -> Result<()> {
+        match call {
+            Call::Claim(_) | Call::Record { .. } => match self.log.gate().is_draining() {
+                true => {
+                    let message = "the store is draining: it takes no new claims";
+                    Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()))
+                }
+                false => Ok(()),
+            },
+            // Another backend's client may leave it out.
+            call if call.names_lease() && writing.conditions.lease_ms.is_none() => {
+                Err(Error::invalid("this call has to name a lease"))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Decides by what was found and writes the record, under the shard lock. `now` was read under it, too: a later
@@ -657,12 +667,14 @@ impl Engine {
         now: StoreMillis,
     ) -> Result<u64, Again> {
         // Only what was recorded has anybody on it.
-        let (Some(place), Some(state)) = (found.place, &found.state) else { return Ok(0) };
+        let (Some(place), Some(state)) = (found.place, &found.state) else {
+            return Err(Again::Bug("somebody was to be on a key of which nothing is recorded"));
+        };
         let begins = match next.presence {
             Presence::Nobody | Presence::Detached => {
-                if let Some(live) = shard.let_go(hash, place.lsn()) {
-                    self.left(&live);
-                }
+                let live = shard.let_go(hash, place.lsn());
+                let live = live.ok_or(Again::Bug("nobody was on a key that was to be left"))?;
+                self.left(&live);
                 return Ok(0);
             }
             Presence::Asked => !matches!(call, Call::RenewQuestion(_)),
@@ -670,9 +682,8 @@ impl Engine {
         };
         if !begins {
             let live = shard.entry_at(hash, place.lsn()).and_then(|entry| entry.live.as_mut());
-            if let Some(live) = live {
-                live.lease_until = next.lease_until;
-            }
+            let live = live.ok_or(Again::Bug("nobody was on a key whose lease was renewed"))?;
+            live.lease_until = next.lease_until;
             return Ok(0);
         }
         let (mut question, mut asker, mut reserved) = (0, None, 0);
@@ -995,9 +1006,10 @@ impl Engine {
     }
 
     /// Makes the call that ends a claim whose guard was dropped without an ending, or whose grant nobody waited for. Returns
-    /// false, and has done nothing, if a withdrawal needs space which has to be waited for and may not: the claim stays in
-    /// flight until another thread has made the call. An abort waits, since whoever dropped the guard may claim next. An
-    /// interruption needs none: without a record, the key reads interrupted.
+    /// false, and has done nothing, if that has to wait and may not: a withdrawal for space, or any but an interruption for a
+    /// read, since the key has no owner in memory. The claim stays in flight until another thread has made the call. An abort
+    /// waits for space, since whoever dropped the guard may claim next. An interruption needs neither: without a record, the
+    /// key reads interrupted.
     #[must_use]
     pub(crate) fn let_go(
         &self,
@@ -1027,11 +1039,14 @@ impl Engine {
                 }
             }
             let needs_record = !matches!(call, Call::Interrupt(_));
-            if !placing.is_read() && matches!(call, Call::Withdraw(_)) && !may_wait {
+            if placing.is_read() && !needs_record {
+                // It changes nothing where the owner isn't in memory, whatever the record says.
+                return true;
+            }
+            if (placing.is_read() || matches!(call, Call::Withdraw(_))) && !may_wait {
                 return false;
             }
-            let goes_on = placing.is_read() || needs_record;
-            if !goes_on || placing.wait(self).is_err() {
+            if !needs_record || placing.wait(self).is_err() {
                 // No space, or nothing may be written: by the claim's own record the next call finds it interrupted.
                 self.forget_owner(key, hash, token);
                 return true;
@@ -1081,20 +1096,17 @@ impl Engine {
     }
 
     fn drop_question(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
+        let call = Call::DropQuestion(question);
         let Some(mut shard) = self.recent.shard(hash) else { return };
-        let place = shard.candidates(hash).find_map(|entry| {
-            let live = entry.live.as_ref()?;
-            let is_it = live.asker.as_ref().is_some_and(|asker| asker.question == question);
-            is_it.then_some(entry.place.lsn())
-        });
-        if let Some(lsn) = place {
-            shard.let_go(hash, lsn);
-        }
+        // Only memory knows a question.
+        let Some((found, now)) = self.look_in_memory(&shard, key, hash) else { return };
+        let tried = self.act(&mut shard, key, hash, Some(found), call, &Writing::default(), now);
         drop(shard);
-        if place.is_some() {
+        let tried = tried.map_err(Stop::Again);
+        self.tell_change(key, hash, call, &tried);
+        if matches!(&tried, Ok(done) if done.has_changed) {
             self.log.events.unasked(key, key.namespace());
         }
-        self.waits.tell(key, hash, Wakes::First);
     }
 }
 

@@ -32,7 +32,6 @@ mod waits;
 
 pub(crate) use crate::log::open::lifecycle::Inside;
 pub(crate) use backup::BackedUp;
-#[cfg(feature = "backend")]
 pub(crate) use call::Found;
 pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, PlacedFate, Writing, outlived};
 pub use call::{Claimed, Stored};

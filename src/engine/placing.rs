@@ -268,7 +268,7 @@ impl<A: Asks> Placing<A> {
             return Ok(Some(WaitsFor::Nothing));
         };
         // A drain wakes the claims that have joined; one that joins later finds it here.
-        self.asks.ask(|_, call, _| engine.begins(call))?;
+        self.asks.ask(|_, call, writing| engine.begins(call, writing))?;
         patience.free_in = applied.found.as_ref().and_then(|found| found.free_in(applied.now));
         Ok(Some(WaitsFor::Turn))
     }
@@ -410,7 +410,7 @@ impl Engine {
 
     /// Wakes the callers that wait for the key, if the call changed it.
     #[inline]
-    fn tell_change(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Stop>) {
+    pub(super) fn tell_change(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Stop>) {
         // A lapse was written.
         let has_lapsed = matches!(tried, Err(Stop::Again(Again::Changed)));
         if has_lapsed {

@@ -188,8 +188,8 @@ impl Sampling<'_> {
             let body = self.body_of(&record)?;
             let state = state_of(&record, &body).filter(|state| !protocol::is_expired(state, now));
             let state = state.filter(|_| !self.lies_in_dropped(&body));
-            let key = Key::from_stored(body.key_kind, body.key);
-            Ok(state.zip(key).map(|(state, key)| {
+            let key = self.key_of(&body, lsn)?;
+            Ok(state.map(|state| {
                 let kept = (key.is_step() || wants_key(&key)).then(|| key.into_owned());
                 (kept, state.phase, record.len())
             }))

@@ -193,7 +193,44 @@ fn weight(call: Call, answer: Answer) -> Weight {
             | Call::ResolveRetry(_),
             Answer::Done,
         ) => Weight::Notable,
-        _ => Weight::Routine,
+        (
+            Call::Claim(_)
+            | Call::Record { .. }
+            | Call::TakeOver(_)
+            | Call::NotApplied(_)
+            | Call::Hold(_)
+            | Call::RenewQuestion(_)
+            | Call::DropQuestion(_)
+            | Call::Complete(_)
+            | Call::Fail(_)
+            | Call::Abort(_)
+            | Call::Withdraw(_)
+            | Call::Park(_)
+            | Call::Interrupt(_)
+            | Call::Renew(_)
+            | Call::Progress(_)
+            | Call::BeginStep(_)
+            | Call::Announce(_)
+            | Call::EndStep { .. }
+            | Call::Detach(_)
+            | Call::Attach(_)
+            | Call::ResolveComplete(_)
+            | Call::ResolveFail(_)
+            | Call::ResolveRetry(_)
+            | Call::Revoke(_)
+            | Call::Replace(_)
+            | Call::Forget
+            | Call::ForgetSeen(_)
+            | Call::ForgetClaimed(_),
+            Answer::Granted
+            | Answer::InProgress
+            | Answer::Completed
+            | Answer::Failed
+            | Answer::Expired
+            | Answer::Delayed
+            | Answer::Done
+            | Answer::Unchanged,
+        ) => Weight::Routine,
     }
 }
 
@@ -226,6 +263,38 @@ fn tally(lies: Lies, call: Call, answer: Answer) -> Tally {
             | Call::ForgetClaimed(_),
             Answer::Done,
         ) => Tally::Decision,
-        _ => Tally::Nothing,
+        // Told by the calls that follow, or nothing was decided.
+        (
+            Call::RenewQuestion(_)
+            | Call::DropQuestion(_)
+            | Call::Renew(_)
+            | Call::Progress(_)
+            | Call::BeginStep(_)
+            | Call::Announce(_)
+            | Call::EndStep { .. }
+            | Call::Detach(_)
+            | Call::Attach(_),
+            _,
+        ) => Tally::Nothing,
+        (
+            Call::Complete(_)
+            | Call::Fail(_)
+            | Call::Abort(_)
+            | Call::Withdraw(_)
+            | Call::Park(_)
+            | Call::Interrupt(_)
+            | Call::TakeOver(_)
+            | Call::NotApplied(_)
+            | Call::Hold(_)
+            | Call::ResolveComplete(_)
+            | Call::ResolveFail(_)
+            | Call::ResolveRetry(_)
+            | Call::Revoke(_)
+            | Call::Replace(_)
+            | Call::Forget
+            | Call::ForgetSeen(_)
+            | Call::ForgetClaimed(_),
+            _,
+        ) => Tally::Nothing,
     }
 }

@@ -165,12 +165,13 @@ impl Log {
     pub(crate) fn enter(&self) -> Result<Inside<'_>> {
         self.gate.enter().map_err(|refused| match refused {
             KeptOut::Closed => self.closed(),
-            KeptOut::Forked => Error::new(
-                ErrorKind::Forked,
-                "this process is a fork of the one that opened the store: use it in the parent, or, once the parent has closed it or ended, open it here",
-            )
-            .at(&self.dir),
+            KeptOut::Forked => self.forked(),
         })
+    }
+
+    pub(crate) fn forked(&self) -> Error {
+        let message = "this process is a fork of the one that opened the store: use it in the parent, or, once the parent has closed it or ended, open it here";
+        Error::new(ErrorKind::Forked, message).at(&self.dir)
     }
 
     pub(crate) fn closed(&self) -> Error {

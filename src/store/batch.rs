@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Store;
 use crate::backend::{Embedded, Entering, Shared, SpaceGoal, place_all};
-use crate::claim::seen::broken;
+use crate::claim::seen::lacking;
 use crate::claim::{
     Claiming, EndingCall, Forgetting, KeyCall, Marking, Pending, Word, has_entered, in_space,
 };
@@ -762,7 +762,7 @@ fn answered<I: KeyCall>(
     let mut told = told.into_iter();
     let answer = |item: I| {
         let hash = shared.hash(item.key());
-        item.answered(shared, hash, told.next().ok_or_else(broken)?)
+        item.answered(shared, hash, told.next().ok_or_else(|| lacking(shared, "one of its calls"))?)
     };
     let mut answer = answer;
     items.into_iter().map(|item| item.and_then(&mut answer)).collect()

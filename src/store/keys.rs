@@ -35,7 +35,7 @@ impl Store {
         let Some(key) = self.find(key.into())? else { return Ok(None) };
         key.check()?;
         match self.shared.look(&key, self.shared.hash(&key))? {
-            Some(seen) => state_of(&key, seen, self.shared.secret()).map(Some),
+            Some(seen) => state_of(&key, seen, &self.shared).map(Some),
             None => Ok(None),
         }
     }
@@ -60,13 +60,13 @@ impl Store {
         };
         let entered = entering.as_ref().map(Entering::entered);
         let underway = self.shared.send_look(&key, entering);
-        let secret = self.shared.secret();
+        let shared = Arc::clone(&self.shared);
         Pending::new(underway, move |told| {
             let applied = told?;
             let id = entered.and_then(|entered| entered.id());
             let key = id.map_or(key.clone(), |id| key.shown().in_space(id));
             match applied.found {
-                Some(_) => shown_state(&key, applied, secret).map(Some),
+                Some(_) => shown_state(&key, applied, &shared).map(Some),
                 None => Ok(None),
             }
         })

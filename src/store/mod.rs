@@ -451,6 +451,11 @@ impl Store {
     }
 
     #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    #[cfg(test)]
     pub(crate) fn engine(&self) -> &crate::engine::Engine {
         self.shared.embedded().unwrap()
     }

@@ -5,6 +5,7 @@ use std::future::{Future, ready};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
+use crate::backend::Shared;
 use crate::claim::{
     Attempt, Claim, ClaimGuard, ClaimHandle, Claiming, Interrupted, KeyCall, Recorded, Refused,
     Resolution, Resolving, make, send,
@@ -344,10 +345,13 @@ impl RunBy {
 }
 
 /// A run by a thread waits inside the calls that it makes, so its first poll is its last.
-fn at_once<T, E: From<Error>>(run: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+fn at_once<T, E: From<Error>>(
+    shared: &Shared,
+    run: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     match pin!(run).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(told) => told,
-        Poll::Pending => Err(Error::new(ErrorKind::Bug, "a run by a thread waits").into()),
+        Poll::Pending => Err(shared.bug("a run by a thread waits").into()),
     }
 }
 
@@ -539,7 +543,8 @@ where
             let message = "a hook of reconcile_async is a future: use run_async";
             return Err(Error::invalid(message).into());
         }
-        at_once(self.run_by(RunBy::Thread, |guard| ready(work(guard.handle_ref()))))
+        let shared = &self.store.shared;
+        at_once(shared, self.run_by(RunBy::Thread, |guard| ready(work(guard.handle_ref()))))
     }
 
     /// Runs the future of `work` if the claim is granted, as [`run`](Self::run) does. See [`Store::run_async`].

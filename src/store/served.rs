@@ -1,11 +1,12 @@
 //! A store on another backend, and a store as the backend of others.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Store;
 use crate::admin::Health;
-use crate::backend::{Backend, Elsewhere, InFlight, Request, Sent, Shared, send};
-use crate::{Policy, Result};
+use crate::backend::{Backend, Elsewhere, InFlight, Reply, Request, Sent, Shared, send};
+use crate::{Error, Policy, Result};
 
 impl Store {
     /// Makes a store that sends its calls to `backend`. `policy` supplies the settings that an operation leaves unset.
@@ -25,8 +26,15 @@ impl Store {
 }
 
 /// Makes a store usable as a backend, for example from another thread or for another process.
+///
+/// A request says all that counts for it, so the policy of the handle is not used. A handle to a
+/// [namespace](Store::namespace) refuses every request as `Invalid`: a request names its namespace by itself. Make the store
+/// the backend, and call `namespace` on the store that it answers.
 impl Backend for Store {
     fn send(&self, request: Request) -> Box<dyn Sent> {
+        if self.space.is_some() {
+            return Box::new(RefusedRequest(Some(is_namespace())));
+        }
         match &*self.shared {
             Shared::Embedded(_) => send(&self.shared, request),
             Shared::Other(backend) => backend.send(request),
@@ -42,6 +50,9 @@ impl Backend for Store {
     }
 
     fn check(&self) -> Result<()> {
+        if self.space.is_some() {
+            return Err(is_namespace());
+        }
         match &*self.shared {
             Shared::Embedded(engine) => {
                 Health::of(engine, self.policy.reserved()).as_result(engine)
@@ -60,5 +71,31 @@ impl Backend for Store {
 
     fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
         self.shared.close(deadline)
+    }
+}
+
+fn is_namespace() -> Error {
+    Error::invalid(
+        "a namespace answers no requests: make the store the backend, and call namespace on the store that it answers",
+    )
+}
+
+/// A request that is answered by an error, which is taken once.
+struct RefusedRequest(Option<Error>);
+
+impl RefusedRequest {
+    fn take(&mut self) -> Error {
+        let twice = || Error::invalid("the reply to this request was taken already");
+        self.0.take().unwrap_or_else(twice)
+    }
+}
+
+impl Sent for RefusedRequest {
+    fn wait(mut self: Box<Self>) -> Result<Reply> {
+        Err(self.take())
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<Result<Reply>> {
+        Poll::Ready(Err(self.take()))
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use onlyonce::testing::{DiskFault, Sim, SimGate};
 use onlyonce::{
-    Claim, ClaimGuard, Durability, ErrorKind, Mark, Operation, Outcome, Pending, Policy,
+    Claim, ClaimGuard, Durability, ErrorKind, Mark, OnDrop, Operation, Outcome, Pending, Policy,
     Resolution, State, Store,
 };
 
@@ -872,4 +872,63 @@ fn claims_that_are_dropped_at_once_are_all_released() {
             assert!(is_released, "{threads}, {many}, {key:?}: {state:?}");
         }
     }
+}
+/// The lease passed, a claimant noticed that and left, and the key's record is in no memory when the owner drops its guard: the
+/// drop read the record, on a task's executor, too.
+#[test]
+fn a_late_guard_that_is_dropped_reads_nothing() {
+    for on_drop in [OnDrop::Interrupt, OnDrop::Abort] {
+        let sim = Sim::small(1);
+        let store = sim.open_existing_or_new();
+        let op = Operation::new("k").lease(MINUTE).on_drop(on_drop);
+        let Claim::Acquired(late) = store.claim(op).unwrap() else { panic!() };
+        sim.advance(2 * MINUTE);
+        drop(store.claim("k").unwrap());
+        let gate = sim.hold_read(0);
+        let (tell, told) = std::sync::mpsc::channel();
+        let dropping = std::thread::spawn(move || {
+            drop(late);
+            tell.send(()).unwrap();
+        });
+        let is_dropped = told.recv_timeout(MINUTE).is_ok();
+        gate.open();
+        dropping.join().unwrap();
+        assert!(is_dropped, "{on_drop:?}: the drop waits for a read");
+        becomes(&store, "k", |state| match on_drop {
+            OnDrop::Abort => matches!(state, Some(State::Aborted(_))),
+            _ => matches!(state, Some(State::Interrupted(_))),
+        });
+    }
+}
+
+/// A thread of the store tried to place the ending, and had no space for it. Nobody takes the error, nor the guard in it.
+#[test]
+fn an_ending_that_is_refused_and_dropped_interrupts_the_claim() {
+    let sim = Sim::small(1);
+    let store = sim.open_existing_or_new();
+    let Claim::Acquired(claim) = store.claim(Operation::new("k").reserve_bytes(0)).unwrap() else {
+        panic!()
+    };
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
+    let mut ending = claim.complete_async(&vec![7_u8; 12 << 10]);
+    let (woken, waker) = woken();
+    assert!(Pin::new(&mut ending).poll(&mut Context::from_waker(&waker)).is_pending());
+    woken.recv_timeout(MINUTE).unwrap();
+    drop(ending);
+    becomes(&store, "k", |state| matches!(state, Some(State::Interrupted(_))));
+    assert_eq!(store.stats().in_flight, 0);
+}
+
+/// A waker that tells a channel.
+fn woken() -> (std::sync::mpsc::Receiver<()>, Waker) {
+    struct Tells(std::sync::mpsc::Sender<()>);
+    impl Wake for Tells {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.send(());
+        }
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    (told, Waker::from(Arc::new(Tells(tell))))
 }

@@ -74,6 +74,33 @@ fn an_ending_without_a_waiter_still_completes() {
     }
 }
 
+/// These two are mostly sent and dropped. Waited for, they were answered `Done` whatever the key was, and before a crash could
+/// not undo it.
+#[test]
+fn an_interruption_and_a_dropped_question_are_answered_by_the_rules() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let told = |key, call| store.send(request(key, call)).wait().unwrap().answer;
+    let other = granted(&store, "other");
+    assert_eq!(told("absent", Call::DropQuestion(1)), Answer::Unchanged);
+    assert_eq!(told("absent", Call::Interrupt(other)), Answer::Unchanged);
+    let owner = granted(&store, "k");
+    assert_eq!(told("k", Call::DropQuestion(1)), Answer::Unchanged);
+    assert_eq!(told("k", Call::Interrupt(other)), Answer::Unchanged);
+    let syncs = store.stats().syncs;
+    assert_eq!(told("k", Call::Interrupt(owner)), Answer::Done);
+    assert_eq!(store.stats().syncs - syncs, 1);
+    assert_eq!(told("k", Call::Interrupt(owner)), Answer::Unchanged);
+    let asked = store.send(claim("k")).wait().unwrap();
+    assert_eq!(asked.answer, Answer::Asked);
+    let question = asked.question;
+    assert_eq!(told("k", Call::DropQuestion(question + 1)), Answer::Unchanged);
+    assert_eq!(told("k", Call::Claim(Wants::default())), Answer::InProgress);
+    assert_eq!(told("k", Call::DropQuestion(question)), Answer::Done);
+    assert_eq!(told("k", Call::DropQuestion(question)), Answer::Unchanged);
+    assert_eq!(told("k", Call::Claim(Wants::default())), Answer::Asked);
+}
+
 #[test]
 fn a_decision_on_a_read_key_requires_that_it_is_unchanged() {
     let sim = Sim::new(1);
@@ -139,4 +166,31 @@ fn a_store_on_another_backend_reports_unsupported_calls() {
     assert_eq!(store.claim("new").unwrap_err().kind(), ErrorKind::Closed);
     assert!(Store::close(&store, Duration::ZERO).unwrap().is_empty());
     assert_eq!(store.health(), Health::Closed);
+}
+
+/// The requests of a store on a namespace went to the root, where they met the keys of others.
+#[test]
+fn a_namespace_is_no_backend() {
+    let embedded = Sim::new(1).open().unwrap();
+    let acme = embedded.namespace("acme");
+    let store = Store::with_backend(acme.clone(), Policy::new());
+    assert_eq!(store.mark("k").unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(store.mark_async("k").wait().unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(acme.check().unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(embedded.get("k").unwrap().is_none());
+    let store = Store::with_backend(embedded.clone(), Policy::new());
+    assert!(store.namespace("acme").mark("k").unwrap().is_first());
+    assert!(acme.get("k").unwrap().is_some());
+}
+
+/// A lease that a request left out was taken for one of zero, and the claim was over at once.
+#[test]
+fn a_call_that_names_no_lease_is_refused() {
+    let store = Sim::new(1).open().unwrap();
+    let token = granted(&store, "k");
+    for call in [Call::Detach(token), Call::Renew(token)] {
+        let error = store.send(request("k", call)).wait().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(matches!(store.get("k").unwrap(), Some(State::InProgress(_))));
+    }
 }

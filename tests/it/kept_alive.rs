@@ -78,7 +78,9 @@ fn a_claim_without_a_lease_lasts_until_the_ceiling_too() {
     let sim = Sim::new(1);
     let store = sim.open().unwrap();
     let Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
-    assert_eq!(claim.keep_alive(Duration::ZERO).unwrap_err().kind(), ErrorKind::Invalid);
+    let refused = claim.keep_alive(Duration::ZERO).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    assert!(refused.to_string().contains("ceiling"), "{refused}");
     claim.keep_alive(10 * SECOND).unwrap();
     pass(&sim, &store, 9 * SECOND);
     assert!(claim.is_live());
