@@ -1,7 +1,12 @@
 //! The tables of `docs/protocol.md`, read from the page, against every cell of the code and every field of the next state.
 
+use std::sync::Arc;
+
+use super::time::LEASE_PASSED;
 use super::*;
 use crate::limits::ANNOUNCED_MAX;
+use crate::operation::{Fingerprint, OnInterrupted};
+use crate::types::Token;
 
 const PAGE: &str = include_str!("../../docs/protocol.md");
 
