@@ -5,8 +5,10 @@
 //! does.
 
 use super::Engine;
-use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
+use super::applied::{Done, Found, told};
+use super::call::{Again, Writing};
 use super::compose::compose;
+use super::look::{Known, is_as_read};
 use super::placing::{ReadClaim, Stop, WaitsFor};
 use crate::index::recent::{Entry, Place, Shard};
 use crate::log::{Room, Span};

@@ -12,8 +12,8 @@ use hashbrown::HashTable;
 
 use super::Engine;
 use super::background::Work;
-use super::call::Known;
 use super::compose::state_of;
+use super::look::Known;
 use super::sample::LiveEstimate;
 use crate::index::recent::{Entry, Place};
 use crate::limits;
@@ -576,7 +576,7 @@ impl Reclaim<'_> {
                     RecordStanding::Newest => {}
                 }
                 shard = self.shard(hash)?;
-                if !super::call::is_as_read(&shard, key, hash, &seen) {
+                if !super::look::is_as_read(&shard, key, hash, &seen) {
                     continue;
                 }
                 known = Some(seen);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::call::EncodedOutcome;
+use super::applied::EncodedOutcome;
 use crate::limits;
 use crate::operation::{Fingerprint, Key};
 use crate::protocol::{

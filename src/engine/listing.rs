@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Engine;
-use super::call::{Known, is_as_read};
 use super::compact::RecordStanding;
+use super::look::{Known, is_as_read};
 use crate::index::recent::{Entry, Live, Place};
 use crate::index::table::Table;
 use crate::limits;

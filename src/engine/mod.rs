@@ -4,12 +4,13 @@
 //! in one step under the key's shard lock; no answer, except `InProgress`, shows a state that a crash could undo at
 //! the level of the record it is derived from. Never: I/O, or waiting for space, under a shard lock.
 //!
-//! `call` does one call on one key, `placing` is a call in progress, `waits` has the callers that wait for a key, `compose`
+//! `call` does one call on one key, with `look`, `applied`, `settle` and `leave`; `placing` is a call in progress, `waits` has the callers that wait for a key, `compose`
 //! makes a record, `view` reads without changing, `close` ends the store. `background` does the background work: `checkpoint`
 //! keeps memory small, `merge` keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
 //! `mend` rebuilds tables from the log, `spaces` knows the namespaces, `rebuild` fills the index at an open, `verify` reads everything,
 //! `backup` makes another store of one moment of this one.
 
+mod applied;
 mod background;
 mod backup;
 mod call;
@@ -18,12 +19,15 @@ mod claim_step;
 mod close;
 mod compact;
 mod compose;
+mod leave;
 mod listing;
+mod look;
 mod mend;
 mod merge;
 mod placing;
 mod rebuild;
 mod sample;
+mod settle;
 mod spaces;
 mod told;
 mod verify;
@@ -31,16 +35,19 @@ mod view;
 mod waits;
 
 pub(crate) use crate::log::open::lifecycle::Inside;
+pub(crate) use applied::Done;
+pub(crate) use applied::Found;
+pub(crate) use applied::{Applied, EncodedOutcome};
+pub use applied::{Claimed, Stored};
 pub(crate) use backup::BackedUp;
-pub(crate) use call::Found;
-pub(crate) use call::{Applied, EncodedOutcome, PlacedBatch, PlacedFate, Writing, outlived};
-pub use call::{Claimed, Stored};
-pub(crate) use call::{Done, Needs};
+pub(crate) use call::Writing;
 pub(crate) use close::{Threads, Unended};
 pub(crate) use compact::Compacted;
 pub(crate) use listing::KeyCounts;
 pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;
+pub(crate) use settle::Needs;
+pub(crate) use settle::{PlacedBatch, PlacedFate, outlived};
 pub(crate) use spaces::Named;
 use spaces::Spaces;
 pub(crate) use verify::Inspector;

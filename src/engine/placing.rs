@@ -8,9 +8,11 @@
 use std::task::Waker;
 
 use super::Engine;
-use super::call::{Again, Done, Found, Known, Writing, is_as_read, told};
+use super::applied::{Done, Found, told};
+use super::call::{Again, Writing};
 use super::claim_step::has_open_steps;
 use super::compact::Pass;
+use super::look::{Known, is_as_read};
 use super::waits::{Turn, WaitsTo, Wakes};
 use crate::events;
 use crate::log::Room;
@@ -410,7 +412,13 @@ impl Engine {
 
     /// Wakes the callers that wait for the key, if the call changed it.
     #[inline]
-    pub(super) fn tell_change(&self, key: &Key<'_>, hash: KeyHash, call: Call, tried: &Result<Done, Stop>) {
+    pub(super) fn tell_change(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        call: Call,
+        tried: &Result<Done, Stop>,
+    ) {
         // A lapse was written.
         let has_lapsed = matches!(tried, Err(Stop::Again(Again::Changed)));
         if has_lapsed {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "backend")]
 use super::Seen;
-use super::call::{Done, NOTHING, told};
+use super::applied::{Done, NOTHING, told};
 use super::compose::state_of;
 use super::{Engine, Writing};
 use crate::index::recent::{Entry, Live, Place};

@@ -4,7 +4,8 @@
 //! not known yet. Never: called under a shard's lock.
 
 use super::Engine;
-use super::call::{Applied, Done, Writing};
+use super::applied::{Applied, Done};
+use super::call::Writing;
 use super::listing::KeyCounts;
 use crate::events::{self, DecidedCall, Gauges, Opened, Tally, Weight};
 use crate::limits;

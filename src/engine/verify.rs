@@ -228,7 +228,7 @@ impl Engine {
                     live.is_some_and(|live| live.is_key(key.kind(), key.bytes()))
                 };
                 let live = shard.candidates(hash).find(is_key).map(|entry| entry.place.lsn());
-                (live, super::call::Known::of(&shard, hash, self.log.now()))
+                (live, super::look::Known::of(&shard, hash, self.log.now()))
             };
             if live.is_some() {
                 return Ok(live);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 #[cfg(feature = "backend")]
-use super::call::Found;
-use super::call::Known;
+use super::applied::Found;
+use super::look::Known;
 use super::{Engine, Stored};
 use crate::index::recent::{Entry, Live, Place};
 use crate::index::tables::Tables;
