@@ -1,0 +1,137 @@
+//! Whether a store takes claims: [`Health`].
+
+use std::time::SystemTime;
+
+#[cfg(feature = "backend")]
+use crate::ErrorKind;
+use crate::claim::{reserve, shown};
+use crate::engine::Engine;
+use crate::types::WallMillis;
+use crate::{Error, limits};
+
+/// Whether a store accepts writes. See [`Store::health`](crate::Store::health).
+///
+/// Raise an alarm for any value except `Writable`, because claims are then refused. `Full` and `WaitsForSpace` end as
+/// soon as there is space; `Poisoned` ends when the store is reopened. [`Stats::background_error`](super::Stats::background_error) is set earlier,
+/// because the space that is prepared ahead lasts for a while.
+///
+/// ```
+/// # use onlyonce::{admin::Health, testing::{DiskFault, Sim}};
+/// # let sim = Sim::new(1);
+/// # let store = sim.open()?;
+/// # let _ = store.mark("k")?;
+/// # sim.fail_call(0, DiskFault::Io);
+/// # let _ = store.mark("l");
+/// match store.health() {
+///     Health::Writable => println!("ok"),
+///     Health::Poisoned { cause } => println!("drop the store and open it again: {cause}"),
+///     Health::Full { since, cause } => println!("no space for claims since {since:?}: {cause}"),
+///     Health::WaitsForSpace => println!("the disk is full"),
+///     other => println!("{other:?}"),
+/// }
+/// # assert!(matches!(store.health(), Health::Poisoned { .. }));
+/// # onlyonce::Result::<()>::Ok(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Health {
+    /// The store accepts writes.
+    Writable,
+    /// A write or sync failed. Results are still replayed, but nothing is written until the store is reopened.
+    Poisoned {
+        /// What failed, and where.
+        cause: String,
+    },
+    /// Records that the last open found unsynced can't be synced without space: free some.
+    WaitsForSpace,
+    /// Only new claims are refused, as `StorageFull`: claims in flight can end, results are replayed, and keys can be
+    /// forgotten and compacted away. Background work checks for space once a second.
+    Full {
+        /// When the space ran out.
+        since: SystemTime,
+        /// What could not be prepared, and what to do about it.
+        cause: String,
+    },
+    /// The store was closed.
+    Closed,
+    /// This process is a fork of the one that opened the store.
+    Forked,
+    /// The store has another backend, which refuses claims.
+    #[cfg(feature = "backend")]
+    Refused {
+        /// Why the backend refuses claims, and what to do about it.
+        cause: String,
+    },
+}
+
+impl Health {
+    /// Judges a claim that reserves so many bytes.
+    pub(crate) fn of(engine: &Engine, reserve_bytes: u32) -> Self {
+        // First: in a fork, a lock that another thread of the parent held is never released.
+        if engine.is_foreign() {
+            return Health::Forked;
+        }
+        if engine.is_closing() {
+            return Health::Closed;
+        }
+        match engine.log.poison_cause() {
+            Some(cause) => Health::Poisoned { cause: cause.to_string() },
+            None if engine.log.has_unsettled_tail() => Health::WaitsForSpace,
+            None => match Health::room(engine, reserve_bytes) {
+                Some((since, cause)) => {
+                    Health::Full { since: shown(since), cause: cause.to_string() }
+                }
+                None => Health::Writable,
+            },
+        }
+    }
+
+    /// Judges by what another backend says of a claim now.
+    #[cfg(feature = "backend")]
+    pub(crate) fn of_backend(refused: Option<&Error>) -> Self {
+        let Some(error) = refused else { return Health::Writable };
+        match error.kind() {
+            ErrorKind::Closed => Health::Closed,
+            ErrorKind::Forked => Health::Forked,
+            ErrorKind::Poisoned => Health::Poisoned { cause: error.to_string() },
+            _ => Health::Refused { cause: error.to_string() },
+        }
+    }
+
+    /// The answer that a claim would get now.
+    #[cfg(feature = "backend")]
+    pub(crate) fn as_result(&self, engine: &Engine) -> crate::Result<()> {
+        let full =
+            |cause: &str| Err(Error::new(ErrorKind::StorageFull, cause).at(engine.log.dir()));
+        match self {
+            Health::Writable => Ok(()),
+            Health::Poisoned { .. } => Err(engine.log.poisoned()),
+            Health::Closed => Err(engine.log.closed()),
+            Health::Forked => Err(engine.log.forked()),
+            Health::WaitsForSpace => {
+                full("the unsynced records that the last open found wait for space: free some")
+            }
+            Health::Full { cause, .. } | Health::Refused { cause } => full(cause),
+        }
+    }
+
+    /// Since when an ordinary claim has no space, and why, if so.
+    fn room(engine: &Engine, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
+        let reserve = reserve(engine.result_bytes_max, reserve_bytes, limits::ORDINARY_KEY_BYTES);
+        engine.log.rooms().is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
+    }
+
+    /// Returns whether the store accepts writes.
+    ///
+    /// ```
+    /// # let store = onlyonce::testing::Sim::new(1).open()?;
+    /// assert!(store.health().is_writable());
+    /// store.close(std::time::Duration::ZERO)?;
+    /// assert!(!store.health().is_writable());
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        *self == Health::Writable
+    }
+}
