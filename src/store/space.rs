@@ -56,7 +56,9 @@ impl Store {
     }
 
     /// Returns a handle that binds the namespace to a version: of a build, a model, a prompt. Its keys are dropped, by one
-    /// record, when a handle of another version first claims or marks a key in it.
+    /// record, when a handle of another version first claims or marks a key in it: interrupted, held and delayed ones, too,
+    /// whatever their attempts may have done outside. Only a claimed key refuses that. Keep what a person still has to decide in
+    /// a namespace without a version.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, testing::Sim};
@@ -149,7 +151,7 @@ impl Store {
     /// Drops the namespace of this handle: all its keys and all namespaces in it, by one record, however many they are. Returns
     /// `false` if there was no such namespace.
     ///
-    /// The keys are absent at once, also those that had expired and were remembered. After a crash at any moment either all of
+    /// The keys are absent at once: also those that are interrupted or held, and those that had expired and were remembered. After a crash at any moment either all of
     /// them are there or none. The first later claim in a namespace of the same name makes a new, empty one. Their bytes stay in
     /// the log until it is compacted.
     ///
