@@ -95,7 +95,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         get k => interrupted 1
         claim k as q => asked 1
         claim k => being decided 1
-        get k => interrupted 1
+        get k => being decided 1
         drop q => yes
         claim k => asked 1",
     ),
@@ -429,7 +429,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim a +lease=100 as g => granted 1
         wait 100
         claim a as q => asked 1
-        get a as seen => interrupted 1
+        get a as seen => being decided 1
         hold q => yes
         resolve seen success v => no
         get a as held => held 1
@@ -551,7 +551,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         restart
         resolve seen retry => no
         claim f as q => asked 1
-        get f as seen => interrupted 1
+        get f as seen => being decided 1
         restart
         resolve seen retry => yes
         claim f => granted 2",
@@ -574,7 +574,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim k +lease=100 as g => granted 1
         wait 100
         claim k as q => asked 1
-        get k as a => interrupted 1
+        get k as a => being decided 1
         resolve a success paid => yes
         take_over q => lost
         complete g v => lost
@@ -689,7 +689,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         drop g => yes
         claim k +print=2 => mismatch interrupted 1
         claim k +print=1 as q => asked 1
-        claim k +print=2 => mismatch interrupted 1
+        claim k +print=2 => mismatch being decided 1
         hold q => yes
         claim k +print=2 => mismatch held 1",
     ),
@@ -1108,7 +1108,7 @@ pub(super) const CASES: &[(&str, &str)] = &[
         claim a/l as h => granted 1
         drop h => yes
         claim a/l as q => asked 1
-        get a/l as seen => interrupted 1
+        get a/l as seen => being decided 1
         wait 100
         forget_all a => yes
         complete g v => lost
