@@ -47,6 +47,8 @@ struct State {
     tick: u64,
     /// How often the key was changed, and when last.
     changed: (u64, u64),
+    /// When a call recorded that a lease had passed, since then. That is no change, but a record of its own.
+    lapsed: Option<u64>,
     /// How it was shown by calls on whose answers others rely, by their numbers.
     sights: BTreeMap<u64, Sight>,
 }
@@ -54,12 +56,14 @@ struct State {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Sight {
     is: Discriminant<Shown>,
-    changed: (u64, u64),
+    changes: u64,
+    /// When the record was made that it was shown by.
+    recorded: u64,
 }
 
 /// The state of the spec after that call; `None` if it would have answered otherwise.
 fn after(state: &State, act: &Act) -> Option<State> {
-    let State { mut slot, tick, mut changed, mut sights } = state.clone();
+    let State { mut slot, tick, mut changed, mut lapsed, mut sights } = state.clone();
     let (call, said, token, shown_by, shows) = match act {
         Act::Advance(millis) => return Some(State { tick: tick + millis, ..state.clone() }),
         Act::Call { call, told, token, shown_by, shows } => (call, &**told, token, shown_by, shows),
@@ -73,23 +77,28 @@ fn after(state: &State, act: &Act) -> Option<State> {
     let now = Now { tick, store: (tick, tick) };
     let before = slot.clone();
     let is_as_seen = match shown_by {
-        Some(by) => is_as_seen(&slot, now, changed, *sights.get(by)?, said),
+        Some(by) => is_as_seen(&slot, now, (changed, lapsed), *sights.get(by)?, said),
         None => true,
     };
+    if spec::records_lapse(&slot, now, call) {
+        lapsed = Some(tick);
+    }
     let told = if is_as_seen { spec::call(&mut slot, now, call, *token) } else { Told::No };
     if spec::has_changed(&before, &slot, now, call, &told) {
-        changed = (changed.0 + 1, tick);
+        (changed, lapsed) = ((changed.0 + 1, tick), None);
     }
     if !as_one_call(told).agrees(as_one_call(said.clone())) {
         return None;
     }
     if let Some(number) = shows {
-        sights.insert(*number, Sight { is: discriminant(&shown(&slot, now)?), changed });
+        let recorded = lapsed.unwrap_or(changed.1);
+        let is = discriminant(&shown(&slot, now)?);
+        sights.insert(*number, Sight { is, changes: changed.0, recorded });
     }
     if let (Some(key), Some(shown)) = (&mut slot, said.clone().token()) {
         key.token = key.token.or(*shown);
     }
-    Some(State { slot, tick, changed, sights })
+    Some(State { slot, tick, changed, lapsed, sights })
 }
 
 /// Whether a resolution meets the state that was shown. Two records in a millisecond are not told apart, and on a real disk
@@ -97,15 +106,16 @@ fn after(state: &State, act: &Act) -> Option<State> {
 fn is_as_seen(
     slot: &Option<Key>,
     now: Now,
-    changed: (u64, u64),
+    (changed, lapsed): ((u64, u64), Option<u64>),
     sight: Sight,
     said: &Told,
 ) -> bool {
     match shown(slot, now) {
         Some(is) if discriminant(&is) == sight.is => {
             let is_running = matches!(is, Shown::Running(_));
-            let may_be = sight.changed.1 == changed.1 && *said != Told::No;
-            is_running || sight.changed == changed || may_be
+            // The record of a lapse has the time of the one before it, too.
+            let is_time = sight.recorded == changed.1 || lapsed == Some(sight.recorded);
+            is_running || sight.changes == changed.0 || is_time && *said != Told::No
         }
         _ => false,
     }
