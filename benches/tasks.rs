@@ -11,6 +11,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::disallowed_methods)]
 #![allow(missing_docs)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use onlyonce::{Claim, ClaimGuard, Outcome, Pending, Store};
@@ -51,17 +53,28 @@ fn waiters(tasks: u64) {
     let Claim::Acquired(owner) = store.claim(("price", "of", "the", 17)).unwrap() else { panic!() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let wait = |store: Store| async move {
-            let claim = store.claim_wait_async(("price", "of", "the", 17), HOUR).await.unwrap();
-            matches!(claim, Claim::Completed(_))
+        let begun = Arc::new(AtomicU64::new(0));
+        let wait = |store: Store| {
+            let begun = Arc::clone(&begun);
+            async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                let claim = store.claim_wait_async(("price", "of", "the", 17), HOUR).await.unwrap();
+                matches!(claim, Claim::Completed(_))
+            }
+        };
+        // An executor polls some tasks, and then the one that began them.
+        let until_all_wait = async |count| {
+            while begun.load(Ordering::Relaxed) < count {
+                tokio::task::yield_now().await;
+            }
         };
         // So that threads and allocator have what they need before it is measured.
         let mut waiting: Vec<_> = (0..10).map(|_| tokio::spawn(wait(store.clone()))).collect();
-        tokio::task::yield_now().await;
+        until_all_wait(10).await;
         waiting.reserve(usize::try_from(tasks).unwrap());
         let before = resident();
         waiting.extend((0..tasks).map(|_| tokio::spawn(wait(store.clone()))));
-        tokio::task::yield_now().await;
+        until_all_wait(10 + tasks).await;
         let each = (resident() - before) / tasks;
         let began = Instant::now();
         owner.complete_async("17.50").await.unwrap();

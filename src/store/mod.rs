@@ -171,8 +171,8 @@ impl Store {
         self.claim_wait_async(op, timeout).wait()
     }
 
-    /// As [`claim_wait`](Self::claim_wait), and gives the answer later. Any number of tasks may wait: each takes less than
-    /// 1 KiB, and none a thread.
+    /// As [`claim_wait`](Self::claim_wait), and gives the answer later. Any number of tasks may wait: each takes about
+    /// 1.5 KiB, and none a thread.
     ///
     /// ```
     /// # use onlyonce::{Claim, Result, Store};
