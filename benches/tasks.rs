@@ -2,7 +2,7 @@
 //! thread gains by batches and by calls in flight.
 //!
 //! `cargo bench --bench tasks -- waiters [TASKS]`: so many tasks on one thread wait for one completion. Prints the memory that
-//! each takes, and how long it takes until all are answered.
+//! each call takes, that of an idle task of the executor, and how long it takes until all are answered.
 //! `cargo bench --bench tasks -- pairs [TASKS]`: so many tasks at once make a claim and its completion at `Sync`, on an executor
 //! of two threads; then 64 threads make as many. Prints the rates, and the syncs a pair.
 //! `cargo bench --bench tasks -- one-thread [SIZE]`: one thread makes pairs at `Sync` one by one, then in batches of that size,
@@ -19,6 +19,7 @@ use onlyonce::{Claim, ClaimGuard, Outcome, Pending, Store};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const THREADS: u64 = 64;
+const KEY: (&str, &str, &str, i32) = ("price", "of", "the", 17);
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
@@ -50,16 +51,15 @@ fn resident() -> u64 {
 fn waiters(tasks: u64) {
     let dir = tempfile::tempdir().unwrap();
     let store = store(&dir);
-    let Claim::Acquired(owner) = store.claim(("price", "of", "the", 17)).unwrap() else { panic!() };
+    let Claim::Acquired(owner) = store.claim(KEY).unwrap() else { panic!() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let begun = Arc::new(AtomicU64::new(0));
-        let wait = |store: Store| {
-            let begun = Arc::clone(&begun);
+        let wait = || {
+            let (begun, waiting) = (Arc::clone(&begun), store.claim_wait_async(KEY, HOUR));
             async move {
                 begun.fetch_add(1, Ordering::Relaxed);
-                let claim = store.claim_wait_async(("price", "of", "the", 17), HOUR).await.unwrap();
-                matches!(claim, Claim::Completed(_))
+                matches!(waiting.await.unwrap(), Claim::Completed(_))
             }
         };
         // An executor polls some tasks, and then the one that began them.
@@ -69,11 +69,16 @@ fn waiters(tasks: u64) {
             }
         };
         // So that threads and allocator have what they need before it is measured.
-        let mut waiting: Vec<_> = (0..10).map(|_| tokio::spawn(wait(store.clone()))).collect();
+        let mut waiting: Vec<_> = (0..10).map(|_| tokio::spawn(wait())).collect();
         until_all_wait(10).await;
         waiting.reserve(usize::try_from(tasks).unwrap());
+        // What the executor takes for a task that waits for something else.
         let before = resident();
-        waiting.extend((0..tasks).map(|_| tokio::spawn(wait(store.clone()))));
+        let idle: Vec<_> = (0..tasks).map(|_| tokio::spawn(std::future::pending::<bool>())).collect();
+        let of_executor = (resident() - before) / tasks;
+        // Not ended before the measurement: their memory would be used again.
+        let before = resident();
+        waiting.extend((0..tasks).map(|_| tokio::spawn(wait())));
         until_all_wait(10 + tasks).await;
         let each = (resident() - before) / tasks;
         let began = Instant::now();
@@ -83,8 +88,11 @@ fn waiters(tasks: u64) {
             answered += u64::from(task.await.unwrap());
         }
         assert_eq!(answered, tasks + 10);
+        idle.iter().for_each(|task| task.abort());
         println!(
-            "{tasks} tasks on one thread: {each} bytes each, all answered {:.1} ms after the completion began",
+            "{tasks} tasks on one thread: {} bytes each for the call, {of_executor} for an idle task; all answered {:.1} ms after \
+             the completion began",
+            each.saturating_sub(of_executor),
             began.elapsed().as_secs_f64() * 1000.0
         );
     });

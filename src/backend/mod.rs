@@ -100,7 +100,7 @@ pub use contract::{Ask, Backend, KeyView, Reply, Request, Sent};
 #[cfg(feature = "backend")]
 pub use shared::InFlight;
 #[cfg(feature = "backend")]
-pub use terms::Terms;
+pub use terms::{Details, Terms};
 
 pub(crate) use embedded::Embedded;
 #[cfg(feature = "backend")]

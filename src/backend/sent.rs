@@ -548,7 +548,7 @@ impl LastCall {
             engine.unask(key, hash, question);
             return true;
         }
-        let (extras, reason) = (terms.extras(), terms.reason.as_deref().unwrap_or_default());
+        let (extras, reason) = (terms.extras(), terms.reason().unwrap_or_default());
         engine.let_go(key, hash, *call, reason, &terms.writing(&extras), may_wait)
     }
 }
@@ -564,9 +564,8 @@ impl Embedded {
         writing: &Writing<'_>,
     ) {
         if !self.let_go(key, hash, call, reason, writing, false) {
-            let terms = Terms { reason: Some(reason.to_owned()), ..Terms::of(writing) };
-            let (key, terms) = (key.clone().into_owned(), Box::new(terms));
-            LastCall(Owned { key, call, terms }).send(self, hash);
+            let (key, terms) = (key.clone().into_owned(), Box::new(Terms::of(writing)));
+            Owned { key, call, terms }.with(call, reason).send(self, hash);
         }
     }
 }
@@ -591,9 +590,10 @@ impl Owned {
     }
 
     fn with(self, call: Call, reason: &str) -> LastCall {
-        let reason = Some(reason.to_owned());
-        let terms = Box::new(Terms { reason, outcome: None, ..*self.terms });
-        LastCall(Owned { key: self.key, call, terms })
+        let Owned { key, mut terms, .. } = self;
+        let details = terms.details_mut();
+        (details.reason, details.outcome) = (Some(reason.to_owned()), None);
+        LastCall(Owned { key, call, terms })
     }
 }
 

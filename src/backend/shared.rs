@@ -329,7 +329,7 @@ impl Shared {
         match &**self {
             Shared::Embedded(embedded) => {
                 let sent = SentCall::send(self, embedded, key, call, terms, entering);
-                Underway::Embedded(Box::new(sent))
+                Underway::Embedded(sent)
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
@@ -388,9 +388,7 @@ impl Shared {
     /// Begins to wait until everything acknowledged so far is durable.
     pub(crate) fn send_sync(self: &Arc<Self>) -> Syncing {
         match &**self {
-            Shared::Embedded(embedded) => {
-                Syncing::Embedded(Box::new(SentCall::sync(self, embedded)))
-            }
+            Shared::Embedded(embedded) => Syncing::Embedded(SentCall::sync(self, embedded)),
             #[cfg(feature = "backend")]
             Shared::Other(_) => Syncing::Other(Errand::run(self, "onlyonce-sync", Shared::sync)),
         }
@@ -415,7 +413,7 @@ impl Shared {
         let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
-                Underway::Embedded(Box::new(SentCall::look(self, embedded, key, entering)))
+                Underway::Embedded(SentCall::look(self, embedded, key, entering))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
@@ -434,7 +432,7 @@ impl Shared {
         match &**self {
             Shared::Embedded(embedded) => {
                 let step = Key::of_step(key, life, name);
-                Underway::Embedded(Box::new(SentCall::look(self, embedded, step, None)))
+                Underway::Embedded(SentCall::look(self, embedded, step, None))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
@@ -449,7 +447,7 @@ impl Shared {
         let key = key.to_static();
         match &**self {
             Shared::Embedded(embedded) => {
-                Underway::Embedded(Box::new(SentCall::watch(self, embedded, key, token)))
+                Underway::Embedded(SentCall::watch(self, embedded, key, token))
             }
             #[cfg(feature = "backend")]
             Shared::Other(backend) => {
@@ -578,7 +576,7 @@ impl<T: Send + 'static> Errand<T> {
 
 /// A sync that was begun, on whichever backend.
 pub(crate) enum Syncing {
-    Embedded(Box<SentCall>),
+    Embedded(SentCall),
     #[cfg(feature = "backend")]
     Other(Errand<()>),
 }
@@ -586,7 +584,7 @@ pub(crate) enum Syncing {
 impl Syncing {
     pub(crate) fn wait(self) -> Result<()> {
         match self {
-            Syncing::Embedded(sent) => SentCall::wait(*sent).map(|_done| ()),
+            Syncing::Embedded(sent) => SentCall::wait(sent).map(|_done| ()),
             #[cfg(feature = "backend")]
             Syncing::Other(errand) => errand.wait(),
         }
@@ -710,7 +708,7 @@ impl ForgettingSpace {
 
 /// A call that was begun, on whichever backend.
 pub(crate) enum Underway {
-    Embedded(Box<SentCall>),
+    Embedded(SentCall),
     #[cfg(feature = "backend")]
     Other(Box<dyn Sent>),
     /// It was not made.
@@ -722,7 +720,7 @@ impl Underway {
     /// Waits for the answer.
     pub(crate) fn wait(self) -> Result<Applied> {
         match self {
-            Underway::Embedded(sent) => SentCall::wait(*sent),
+            Underway::Embedded(sent) => SentCall::wait(sent),
             #[cfg(feature = "backend")]
             Underway::Other(sent) => sent.wait().map(Reply::into_applied),
             #[cfg(feature = "backend")]

@@ -23,8 +23,19 @@ pub struct Terms {
     pub fingerprint: Option<Fingerprint>,
     /// Whether the key is held if this attempt is interrupted.
     pub hold: bool,
+    /// How long a claim waits while its key is in progress or delayed, in milliseconds, before it is answered so. `None`: it
+    /// is answered at once.
+    pub wait_millis: Option<u64>,
     /// The owner's name.
-    pub owner: Option<String>,
+    pub owner: Option<Box<str>>,
+    /// What only some calls have. Boxed: a claim that waits for its key has none of it.
+    pub details: Option<Box<Details>>,
+}
+
+/// The values of a record that a claim doesn't have.
+#[derive(Clone, Default, Debug)]
+#[non_exhaustive]
+pub struct Details {
     /// Why the attempt ends this way, for people to read.
     pub reason: Option<String>,
     /// The name of the claimant or operator that holds, interrupts or resolves the key by this call.
@@ -35,9 +46,6 @@ pub struct Terms {
     pub step: Option<String>,
     /// How long the next attempt has to wait after an abort, in milliseconds.
     pub retry_millis: Option<u64>,
-    /// How long a claim waits while its key is in progress or delayed, in milliseconds, before it is answered so. `None`: it
-    /// is answered at once.
-    pub wait_millis: Option<u64>,
     /// The result or the recorded failure.
     pub outcome: Option<Stored>,
 }
@@ -45,7 +53,6 @@ pub struct Terms {
 impl Terms {
     pub(super) fn of(writing: &Writing<'_>) -> Self {
         let conditions = &writing.conditions;
-        let extras = conditions.extras.copied().unwrap_or_default();
         Terms {
             durability: writing.level,
             reserve: writing.reserve,
@@ -54,35 +61,31 @@ impl Terms {
             remember_millis: conditions.remember_ms,
             fingerprint: conditions.fingerprint,
             hold: conditions.hold,
-            owner: conditions.owner.map(str::to_owned),
-            reason: conditions.reason.map(str::to_owned),
-            by: extras.by.map(str::to_owned),
-            progress: extras.progress.map(<[u8]>::to_vec),
-            step: extras.step.map(str::to_owned),
-            retry_millis: extras.retry_ms,
             wait_millis: None,
-            outcome: writing.outcome.map(|outcome| Stored {
-                codec: outcome.codec,
-                version: outcome.version,
-                meta: outcome.meta.to_vec(),
-                packed: outcome.packed,
-                bytes: outcome.bytes.into(),
-            }),
+            owner: conditions.owner.map(Into::into),
+            details: Details::of(writing),
         }
     }
 
+    /// The details, to be set.
+    pub fn details_mut(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
+    }
+
     pub(super) fn extras(&self) -> CallExtras<'_> {
+        let details = self.details.as_deref();
         CallExtras {
-            by: self.by.as_deref(),
-            progress: self.progress.as_deref(),
-            step: self.step.as_deref(),
-            retry_ms: self.retry_millis,
+            by: details.and_then(|details| details.by.as_deref()),
+            progress: details.and_then(|details| details.progress.as_deref()),
+            step: details.and_then(|details| details.step.as_deref()),
+            retry_ms: details.and_then(|details| details.retry_millis),
             reserve: self.reserve,
         }
     }
 
     /// `extras`: those of these terms.
     pub(super) fn writing<'t>(&'t self, extras: &'t CallExtras<'t>) -> Writing<'t> {
+        let outcome = self.details.as_ref().and_then(|details| details.outcome.as_ref());
         Writing {
             level: self.durability,
             reserve: self.reserve,
@@ -93,10 +96,10 @@ impl Terms {
                 fingerprint: self.fingerprint,
                 hold: self.hold,
                 owner: self.owner.as_deref(),
-                reason: self.reason.as_deref(),
+                reason: self.reason(),
                 extras: Some(extras),
             },
-            outcome: self.outcome.as_ref().map(|stored| EncodedOutcome {
+            outcome: outcome.map(|stored| EncodedOutcome {
                 codec: stored.codec,
                 version: stored.version,
                 meta: &stored.meta,
@@ -104,5 +107,40 @@ impl Terms {
                 bytes: &stored.bytes,
             }),
         }
+    }
+
+    /// Why the attempt ends this way, if that is said.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.details.as_ref().and_then(|details| details.reason.as_deref())
+    }
+}
+
+impl Details {
+    /// The details of a call; `None`: it has none.
+    fn of(writing: &Writing<'_>) -> Option<Box<Self>> {
+        let conditions = &writing.conditions;
+        let CallExtras { by, progress, step, retry_ms, reserve: _ } =
+            conditions.extras.copied().unwrap_or_default();
+        let details = Details {
+            reason: conditions.reason.map(str::to_owned),
+            by: by.map(str::to_owned),
+            progress: progress.map(<[u8]>::to_vec),
+            step: step.map(str::to_owned),
+            retry_millis: retry_ms,
+            outcome: writing.outcome.map(|outcome| Stored {
+                codec: outcome.codec,
+                version: outcome.version,
+                meta: outcome.meta.to_vec(),
+                packed: outcome.packed,
+                bytes: outcome.bytes.into(),
+            }),
+        };
+        let has_any = conditions.reason.is_some()
+            || by.is_some()
+            || progress.is_some()
+            || step.is_some()
+            || retry_ms.is_some()
+            || writing.outcome.is_some();
+        has_any.then(|| Box::new(details))
     }
 }

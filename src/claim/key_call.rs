@@ -8,7 +8,9 @@ use super::{Claim, Mark, Pending, State, granting};
 use crate::backend::{Entered, Entering, NOWHERE, Shared, Space, SpaceGoal, SpaceKnown, is_in};
 use crate::claim::seen::{in_progress, unexpected};
 use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
-use crate::operation::{Key, Lies, Operation, Outcome, OutcomeParts, Policy, Settings};
+use crate::operation::{
+    Fingerprint, Key, Lies, Operation, Outcome, OutcomeParts, Policy, Settings,
+};
 use crate::protocol::{Answer, Call, Conditions, Sight, Wants};
 use crate::types::{KeyHash, Token};
 use crate::{Error, Result};
@@ -163,14 +165,25 @@ impl<I: KeyCall> Drop for SentItem<I> {
     }
 }
 
-fn enter(op: &mut Operation<'_>, space: Token) {
-    let key = op.key().shown().in_space(space);
-    op.move_to(key);
+fn enter(key: &mut Key<'_>, space: Token) {
+    *key = key.shown().in_space(space);
+}
+
+/// The parts of an operation that a call keeps, with its policy resolved. Fails if its key is too long.
+fn resolved<'k>(
+    op: Operation<'k>,
+    defaults: &Policy,
+) -> Result<(Key<'k>, Option<Fingerprint>, Settings)> {
+    op.key().check()?;
+    let settings = op.policy().resolve_over(defaults)?;
+    let (key, fingerprint) = op.into_parts();
+    Ok((key, fingerprint, settings))
 }
 
 /// A claim of a key.
 pub(crate) struct Claiming<'k> {
-    op: Operation<'k>,
+    key: Key<'k>,
+    fingerprint: Option<Fingerprint>,
     settings: Settings,
     result_bytes_max: u32,
     reconciles: bool,
@@ -179,10 +192,9 @@ pub(crate) struct Claiming<'k> {
 impl<'k> Claiming<'k> {
     /// `defaults`: what counts where the operation sets nothing.
     pub(crate) fn new(shared: &Shared, op: Operation<'k>, defaults: &Policy) -> Result<Self> {
-        op.key().check()?;
-        let settings = op.policy().resolve_over(defaults)?;
+        let (key, fingerprint, settings) = resolved(op, defaults)?;
         let result_bytes_max = shared.result_bytes_max();
-        Ok(Claiming { op, settings, result_bytes_max, reconciles: false })
+        Ok(Claiming { key, fingerprint, settings, result_bytes_max, reconciles: false })
     }
 
     /// `reconciles`: the claimant can find out what became of an attempt.
@@ -193,9 +205,9 @@ impl<'k> Claiming<'k> {
 
 impl Asks for Claiming<'_> {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        let Claiming { op, settings, result_bytes_max, reconciles } = self;
-        let (call, writing) = claiming(*result_bytes_max, op, settings, *reconciles);
-        with(op.key(), call, &writing)
+        let Claiming { key, fingerprint, settings, result_bytes_max, reconciles } = self;
+        let (call, writing) = claiming(*result_bytes_max, key, *fingerprint, settings, *reconciles);
+        with(key, call, &writing)
     }
 }
 
@@ -203,7 +215,7 @@ impl KeyCall for Claiming<'_> {
     type Answer = Claim;
 
     fn key(&self) -> &Key<'_> {
-        self.op.key()
+        &self.key
     }
 
     fn goal(&self) -> Option<SpaceGoal> {
@@ -211,7 +223,7 @@ impl KeyCall for Claiming<'_> {
     }
 
     fn enter(&mut self, space: Token) {
-        enter(&mut self.op, space);
+        enter(&mut self.key, space);
     }
 
     fn answered(
@@ -220,29 +232,29 @@ impl KeyCall for Claiming<'_> {
         hash: KeyHash,
         applied: Result<Applied>,
     ) -> Result<Claim> {
-        let Claiming { op, settings, .. } = self;
-        Claim::answered(shared, op.key(), hash, settings, op.fingerprint_given(), applied?)
+        let Claiming { key, fingerprint, settings, .. } = self;
+        Claim::answered(shared, &key, hash, settings, fingerprint, applied?)
     }
 }
 
 /// A mark of a key.
 pub(crate) struct Marking<'k> {
-    op: Operation<'k>,
+    key: Key<'k>,
+    fingerprint: Option<Fingerprint>,
     settings: Settings,
 }
 
 impl<'k> Marking<'k> {
     pub(crate) fn new(op: Operation<'k>, defaults: &Policy) -> Result<Self> {
-        op.key().check()?;
-        let settings = op.policy().resolve_over(defaults)?;
-        Ok(Marking { op, settings })
+        let (key, fingerprint, settings) = resolved(op, defaults)?;
+        Ok(Marking { key, fingerprint, settings })
     }
 }
 
 impl Asks for Marking<'_> {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
-        let (call, writing) = marking(&self.op, &self.settings);
-        with(self.op.key(), call, &writing)
+        let (call, writing) = marking(self.fingerprint, &self.settings);
+        with(&self.key, call, &writing)
     }
 }
 
@@ -250,7 +262,7 @@ impl KeyCall for Marking<'_> {
     type Answer = Mark;
 
     fn key(&self) -> &Key<'_> {
-        self.op.key()
+        &self.key
     }
 
     fn goal(&self) -> Option<SpaceGoal> {
@@ -258,11 +270,11 @@ impl KeyCall for Marking<'_> {
     }
 
     fn enter(&mut self, space: Token) {
-        enter(&mut self.op, space);
+        enter(&mut self.key, space);
     }
 
     fn answered(self, shared: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<Mark> {
-        Mark::answered(self.op.key(), applied?, shared)
+        Mark::answered(&self.key, applied?, shared)
     }
 }
 
@@ -422,8 +434,10 @@ impl KeyCall for Forgetting<'_> {
 
 /// The call that marks a key, and what its record says.
 #[inline]
-pub(crate) fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, Writing<'a>) {
-    let fingerprint = op.fingerprint_given();
+pub(crate) fn marking(
+    fingerprint: Option<Fingerprint>,
+    settings: &Settings,
+) -> (Call, Writing<'_>) {
     let conditions = Conditions {
         fingerprint,
         owner: settings.owner.as_deref(),
@@ -440,17 +454,17 @@ pub(crate) fn marking<'a>(op: &Operation<'_>, settings: &'a Settings) -> (Call, 
 #[inline]
 pub(crate) fn claiming<'a>(
     result_bytes_max: u32,
-    op: &Operation<'_>,
+    key: &Key<'_>,
+    fingerprint: Option<Fingerprint>,
     settings: &'a Settings,
     reconciles: bool,
 ) -> (Call, Writing<'a>) {
-    let fingerprint = op.fingerprint_given();
     let wants = Wants {
         fingerprint,
         on_interrupted: settings.on_interrupted,
         attempts_max: settings.attempts_max,
         reconciles,
     };
-    let writing = granting(result_bytes_max, settings, op.key(), fingerprint);
+    let writing = granting(result_bytes_max, settings, key, fingerprint);
     (Call::Claim(wants), writing)
 }

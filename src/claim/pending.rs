@@ -132,7 +132,8 @@ pub struct Pending<T> {
 }
 
 enum PendingState<T> {
-    Ready(Result<T>),
+    /// Boxed: rare, and a call that waits would carry room for it.
+    Ready(Box<Result<T>>),
     Underway(Box<dyn Answering<T>>),
     Over,
 }
@@ -143,7 +144,7 @@ impl<T> Unpin for Pending<T> {}
 impl<T> Pending<T> {
     /// An answer that is there already.
     pub(crate) fn ready(told: Result<T>) -> Self {
-        Pending { state: PendingState::Ready(told) }
+        Pending { state: PendingState::Ready(Box::new(told)) }
     }
 
     /// `finish` makes the answer; dropped without being called, it ends what the call was given.
@@ -179,7 +180,7 @@ impl<T> Pending<T> {
     /// before, by polling or by [`wait_timeout`](Self::wait_timeout).
     pub fn wait(self) -> Result<T> {
         match self.state {
-            PendingState::Ready(told) => told,
+            PendingState::Ready(told) => *told,
             PendingState::Underway(answered) => answered.wait(),
             PendingState::Over => Err(taken()),
         }
@@ -237,7 +238,7 @@ impl<T> Future for Pending<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
         match std::mem::replace(&mut self.state, PendingState::Over) {
-            PendingState::Ready(told) => Poll::Ready(told),
+            PendingState::Ready(told) => Poll::Ready(*told),
             PendingState::Underway(mut answered) => match answered.poll(context) {
                 Poll::Ready(told) => Poll::Ready(told),
                 Poll::Pending => {

@@ -47,7 +47,7 @@ pub(crate) struct Placing<A> {
     hash: KeyHash,
     waits_for: WaitsFor,
     /// Where it began to reclaim, if it was refused space.
-    pass: Option<Pass>,
+    pass: Option<Box<Pass>>,
     /// Until when it waits for its key, and where; `None`: it is answered at once.
     patience: Option<Box<Patience>>,
     /// The claim of the step that it ends, if that is not in memory.
@@ -373,8 +373,9 @@ impl<A: Asks> Placing<A> {
                 match engine.log.rooms().make_room(bytes, room) {
                     // Before it is refused, dead records are reclaimed, with the help of this call.
                     Err(e) if e.kind() == ErrorKind::StorageFull => {
-                        let pass =
-                            self.pass.get_or_insert_with(|| engine.compaction().begin_pass());
+                        let pass = self
+                            .pass
+                            .get_or_insert_with(|| engine.compaction().begin_pass().into());
                         let is_reclaimed = engine.compaction().reclaim(pass, room);
                         // A claim is attached without a reserve rather than not at all, see `Engine::note`.
                         let needs_none =

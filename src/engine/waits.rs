@@ -93,7 +93,7 @@ impl Waits {
 
     /// Joins the callers that wait for a key, at the end.
     pub(crate) fn join(self: &Arc<Self>, key: &Key<'_>, hash: KeyHash, to: WaitsTo) -> Turn {
-        let turn = Turn { alarm: Alarm::new(self), key: key.to_static(), hash, to };
+        let turn = Turn { alarm: Alarm::new(self), hash, to };
         if let Some(shard) = self.shard(hash) {
             let mut queues = shard.queues.lock();
             shard.callers.fetch_add(1, Ordering::SeqCst);
@@ -111,7 +111,7 @@ impl Waits {
                     queues.insert_unique(hash.high, queue, |queue| queue.hash.high).into_mut()
                 }
             };
-            queue.of(to).insert(turn.alarm.number, Arc::clone(&turn.alarm.waiter));
+            queue.callers_mut(to).insert(turn.alarm.number, Arc::clone(&turn.alarm.waiter));
         }
         turn
     }
@@ -188,10 +188,12 @@ impl Waits {
     fn leave(&self, turn: &Turn) -> Option<Arc<Waiter>> {
         let shard = self.shard(turn.hash)?;
         let mut queues = shard.queues.lock();
-        let mut found = queues.find_entry(turn.hash.high, |queue| queue.is_of(&turn.key)).ok()?;
+        let is_in = |queue: &Queue| queue.callers(turn.to).contains_key(&turn.alarm.number);
+        let mut found = queues.find_entry(turn.hash.high, is_in).ok()?;
         let queue = found.get_mut();
-        let first = queue.of(turn.to).first_key_value().map(|(number, _)| *number);
-        queue.of(turn.to).remove(&turn.alarm.number)?;
+        let callers = queue.callers_mut(turn.to);
+        let first = callers.first_key_value().map(|(number, _)| *number);
+        callers.remove(&turn.alarm.number)?;
         shard.callers.fetch_sub(1, Ordering::SeqCst);
         let next = queue.claimants.first_key_value().map(|(_, waiter)| Arc::clone(waiter));
         if queue.claimants.is_empty() && queue.owners.is_empty() {
@@ -206,7 +208,14 @@ impl Queue {
         self.key_kind == key.kind() && *self.key == *key.bytes()
     }
 
-    fn of(&mut self, to: WaitsTo) -> &mut BTreeMap<u64, Arc<Waiter>> {
+    fn callers(&self, to: WaitsTo) -> &BTreeMap<u64, Arc<Waiter>> {
+        match to {
+            WaitsTo::Claim => &self.claimants,
+            WaitsTo::End => &self.owners,
+        }
+    }
+
+    fn callers_mut(&mut self, to: WaitsTo) -> &mut BTreeMap<u64, Arc<Waiter>> {
         match to {
             WaitsTo::Claim => &mut self.claimants,
             WaitsTo::End => &mut self.owners,
@@ -215,10 +224,9 @@ impl Queue {
 }
 
 /// A place among the callers that wait for a key. Dropped, it is given up, and the next claimant is woken: it may be answered
-/// differently, or has to learn of another lease.
+/// differently, or has to learn of another lease. It knows its queue by its own number, and keeps no copy of the key.
 pub(crate) struct Turn {
     alarm: Alarm,
-    key: Key<'static>,
     hash: KeyHash,
     to: WaitsTo,
 }
@@ -228,9 +236,11 @@ impl Turn {
     pub(crate) fn is_first(&self) -> bool {
         let Some(shard) = self.alarm.waits.shard(self.hash) else { return false };
         let queues = shard.queues.lock();
-        let queue = queues.find(self.hash.high, |queue| queue.is_of(&self.key));
-        let first = queue.and_then(|queue| queue.claimants.first_key_value());
-        first.is_some_and(|(number, _)| *number == self.alarm.number)
+        let is_first = |queue: &Queue| {
+            let first = queue.callers(self.to).first_key_value();
+            first.is_some_and(|(number, _)| *number == self.alarm.number)
+        };
+        queues.find(self.hash.high, is_first).is_some()
     }
 
     /// What is to be read before the key is looked at: a wake-up after that ends [`wait`](Self::wait) at once.

@@ -111,9 +111,9 @@ impl<'k> Operation<'k> {
         Operation { key, fingerprint: self.fingerprint, policy: self.policy.clone() }
     }
 
-    /// The operation from now on is one on that key.
-    pub(crate) fn move_to(&mut self, key: Key<'static>) {
-        self.key = key;
+    /// Its key and its fingerprint, once its policy was resolved.
+    pub(crate) fn into_parts(self) -> (Key<'k>, Option<Fingerprint>) {
+        (self.key, self.fingerprint)
     }
 
     pub(crate) fn fingerprint_given(&self) -> Option<Fingerprint> {

@@ -719,8 +719,8 @@ fn a_step_that_ends_twice_keeps_its_first_result() {
     let first = claim.step("a", |_| Ok::<_, Error>("first".to_owned())).unwrap();
     for _ in 0..2 {
         let mut terms = Terms::default();
-        terms.step = Some("a".to_owned());
-        terms.outcome = Some(Stored {
+        terms.details_mut().step = Some("a".to_owned());
+        terms.details_mut().outcome = Some(Stored {
             codec: 0,
             version: 0,
             meta: Vec::new(),

@@ -399,7 +399,7 @@ impl Everything {
                 let ask = Ask { hold, max: wants.attempts_max, ..ask };
                 Call::Claim { ask, question: self.questions }
             }
-            Asked::Record { .. } if terms.outcome.is_none() => Call::Mark { ask },
+            Asked::Record { .. } if outcome_of(terms).is_none() => Call::Mark { ask },
             Asked::Record { failure, .. } => {
                 let (value, keep) = (self.keep(terms), None);
                 let how = match failure {
@@ -427,7 +427,8 @@ impl Everything {
             }
             Asked::DropQuestion(question) => Call::DropQuestion { question },
             Asked::Progress(token) => {
-                let value = terms.progress.clone().ok_or_else(|| Error::invalid("no progress"))?;
+                let value = terms.details.as_ref().and_then(|details| details.progress.clone());
+                let value = value.ok_or_else(|| Error::invalid("no progress"))?;
                 Call::Progress { token: token.get(), value, ask }
             }
             Asked::BeginStep(token) => {
@@ -514,7 +515,7 @@ impl Everything {
             hold: Some(terms.hold),
             keep: terms.retention_millis,
             remember: terms.remember_millis,
-            delay: terms.retry_millis,
+            delay: terms.details.as_ref().and_then(|details| details.retry_millis),
             claim_level: level,
             level,
             ..PLAIN
@@ -523,7 +524,7 @@ impl Everything {
 
     /// Keeps an outcome. Returns the bytes that represent it in `spec`.
     fn keep(&mut self, terms: &Terms) -> Vec<u8> {
-        self.outcomes.extend(terms.outcome.clone());
+        self.outcomes.extend(outcome_of(terms).cloned());
         self.outcomes.len().to_string().into_bytes()
     }
 
@@ -689,8 +690,13 @@ impl Everything {
     }
 }
 
+fn outcome_of(terms: &Terms) -> Option<&Stored> {
+    terms.details.as_ref().and_then(|details| details.outcome.as_ref())
+}
+
 fn step_of(terms: &Terms) -> Result<&str> {
-    terms.step.as_deref().ok_or_else(|| Error::invalid("no step"))
+    let step = terms.details.as_ref().and_then(|details| details.step.as_deref());
+    step.ok_or_else(|| Error::invalid("no step"))
 }
 
 /// Whether a key is still as a caller saw it. `changed`: when it was changed last.
