@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::limits;
 use crate::sync::Lazy;
-use crate::types::{Lsn, StoreId, StoreMillis, Token, WallMillis};
+use crate::types::{Lsn, Origin, SessionId, StoreId, StoreMillis, Token, WallMillis};
 
 /// Records start at multiples of this, and are padded with zeros to it.
 pub(crate) const ALIGN: usize = 8;
@@ -93,11 +93,20 @@ const HAS_PACKED: u32 = 1 << 16;
 const HAS_BY: u32 = 1 << 17;
 const HAS_ANNOUNCED: u32 = 1 << 18;
 const HAS_BEFORE_LAPSE: u32 = 1 << 19;
+const HAS_ORIGIN: u32 = 1 << 20;
+const HAS_TENURE: u32 = 1 << 21;
 /// The fields that this version knows. The rest are for later versions, `docs/format.md`, "Fields to come": zero until
 /// then.
 const KNOWN: u32 = ((1 << 12) - 1) | RARE;
 /// The fields of a [`Rare`].
-const RARE: u32 = LEASE | HAS_RETRY | HAS_PACKED | HAS_BY | HAS_ANNOUNCED | HAS_BEFORE_LAPSE;
+const RARE: u32 = LEASE
+    | HAS_RETRY
+    | HAS_PACKED
+    | HAS_BY
+    | HAS_ANNOUNCED
+    | HAS_BEFORE_LAPSE
+    | HAS_ORIGIN
+    | HAS_TENURE;
 const LEASE: u32 = HAS_LEASE | HAS_LEASE_LENGTH | HAS_RESERVE;
 
 /// Lengths of the labels, which follow it in this order.
@@ -262,6 +271,20 @@ pub(crate) struct Rare<'a> {
     pub(crate) announced: Vec<AnnouncedStep<'a>>,
     /// The time of the record before, if this one only notes that a lease had passed.
     pub(crate) before_lapse: Option<StoreMillis>,
+    /// The call that made the record, if it was another process's.
+    pub(crate) origin: Option<Origin>,
+    /// Of a claim that such a process has.
+    pub(crate) tenure: Option<Tenure>,
+}
+
+/// How a claim is held that belongs to another process than the one that wrote its record: what the next process to write needs
+/// to know in order to let the owner keep it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tenure {
+    /// For how long its lease was given, in milliseconds; `None`: it has none.
+    pub(crate) lease_millis: Option<u64>,
+    /// Bytes of log space that it reserves for its ending.
+    pub(crate) reserve: u64,
 }
 
 /// A step that was announced and had not ended.
@@ -312,6 +335,8 @@ impl Rare<'_> {
             | bit(!self.by.is_empty(), HAS_BY)
             | bit(!self.announced.is_empty(), HAS_ANNOUNCED)
             | bit(self.before_lapse.is_some(), HAS_BEFORE_LAPSE)
+            | bit(self.origin.is_some(), HAS_ORIGIN)
+            | bit(self.tenure.is_some(), HAS_TENURE)
     }
 
     #[cold]
@@ -333,6 +358,16 @@ impl Rare<'_> {
             }
         }
         encode_number(self.before_lapse.map(|time| time.0), out);
+        if let Some(Origin { session, request, item }) = self.origin {
+            encode_number(Some(session.get()), out);
+            encode_number(Some(request), out);
+            out.extend_from_slice(&item.to_le_bytes());
+        }
+        if let Some(Tenure { lease_millis, reserve }) = self.tenure {
+            // No lease is that long in store time.
+            encode_number(Some(lease_millis.unwrap_or(u64::MAX)), out);
+            encode_number(Some(reserve), out);
+        }
     }
 }
 
@@ -361,6 +396,15 @@ fn decode_rare<'a>(fields: u32, rest: &mut &[u8]) -> Option<(Rare<'a>, [u16; 2])
     }
     if fields & HAS_BEFORE_LAPSE != 0 {
         rare.before_lapse = Some(StoreMillis(number(rest)?));
+    }
+    if fields & HAS_ORIGIN != 0 {
+        let (session, request) = (SessionId::new(number(rest)?)?, number(rest)?);
+        let item = take::<U32>(rest)?.get();
+        rare.origin = Some(Origin { session, request, item });
+    }
+    if fields & HAS_TENURE != 0 {
+        let lease_millis = Some(number(rest)?).filter(|millis| *millis < u64::MAX);
+        rare.tenure = Some(Tenure { lease_millis, reserve: number(rest)? });
     }
     Some((rare, lengths))
 }
@@ -674,6 +718,7 @@ impl<'a> Record<'a> {
                 || rare.retry_at.is_some() && !is_aborted
                 || rare.packed.is_some() && !is_outcome
                 || rare.before_lapse.is_some() && self.ending() != Some(Ending::Interrupted)
+                || rare.tenure.is_some() && !(is_claimed && rare.origin.is_some())
             {
                 return Err(Bad::BodyFields);
             }
@@ -992,6 +1037,55 @@ mod tests {
         let found = bytes.windows(field.len()).any(|bytes| bytes == field);
         assert!(found, "{}", hex(&bytes));
         assert_eq!(bytes[2] & 0b1110, 0b1110, "bits 17 to 19");
+    }
+
+    /// They come last of the fixed fields, in bit order, and each kind of record may have an origin.
+    #[test]
+    fn an_origin_and_a_tenure_are_read_back() {
+        let origin = Origin { session: SessionId::new(0x0807).unwrap(), request: 6, item: 5 };
+        let of = |lease_millis, by| {
+            let tenure = Some(Tenure { lease_millis, reserve: 0x0102 });
+            let rare = Rare { by, origin: Some(origin), tenure, ..Rare::default() };
+            Body { codec: 0, version: 0, remembers: false, rare: Some(rare.into()), ..full_body() }
+        };
+        let read = |draft: Draft| {
+            let bytes = sealed(draft);
+            Record::parse(&bytes, AT, &SEAL).unwrap().body().map(|body| body.rare)
+        };
+        for body in [of(None, ""), of(Some(1), "ann"), of(Some(u64::MAX - 1), "")] {
+            assert_eq!(read(Draft::claim(&body)), Ok(body.rare.clone()));
+            assert_eq!(read(Draft::update(&body)), Ok(body.rare.clone()));
+            // It has no owner that could keep it.
+            assert_eq!(read(Draft::end(Ending::Held, &body)), Err(Bad::BodyFields));
+            let by_host = Rare { origin: None, ..*body.rare.clone().unwrap() };
+            let body = Body { rare: Some(by_host.into()), ..body };
+            assert_eq!(read(Draft::claim(&body)), Err(Bad::BodyFields));
+        }
+        let rare = Some(Box::new(Rare { origin: Some(origin), ..Rare::default() }));
+        let body = Body { codec: 0, version: 0, rare, ..full_body() };
+        let endings = [Ending::Aborted, Ending::Completed, Ending::Held, Ending::Interrupted];
+        let ends = endings.map(|ending| Draft::end(ending, &body));
+        for draft in ends.into_iter().chain([Draft::forget(&body)]) {
+            assert_eq!(read(draft), Ok(body.rare.clone()));
+        }
+        let mut bytes = Vec::new();
+        encode_body(&Body { key: b"k", ..of(Some(4), "ann") }, &mut bytes);
+        let fields = [
+            &[3, 0][..],
+            &[7, 8, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0],
+            &[4, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
+            b"k",
+        ]
+        .concat();
+        let found = bytes.windows(fields.len()).any(|bytes| bytes == fields);
+        assert!(found, "{}", hex(&bytes));
+        assert_eq!(bytes[2] & 0b11_0010, 0b11_0010, "bits 17, 20 and 21");
+        for session in [0, SessionId::END] {
+            let mut bad = bytes.clone();
+            let at = bad.windows(8).position(|bytes| bytes == [7, 8, 0, 0, 0, 0, 0, 0]).unwrap();
+            bad[at..at + 8].copy_from_slice(&session.to_le_bytes());
+            assert!(decode_body(&bad).is_none(), "{session}");
+        }
     }
 
     /// They come after the word's label, and only while steps may be open.

@@ -138,6 +138,33 @@ impl StoreMillis {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub(crate) struct WallMillis(pub(crate) u64);
 
+/// One opening of a store by a process that shares it with others. The number lives as long as the opening does: it is a locked
+/// byte of the file `sessions`, at that offset.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct SessionId(u64);
+
+impl SessionId {
+    /// Sessions are below it: the last byte that can be locked is below 2^63.
+    pub(crate) const END: u64 = 1 << 62;
+
+    /// `None`: no session has that number.
+    pub(crate) const fn new(number: u64) -> Option<Self> {
+        if number > 0 && number < Self::END { Some(SessionId(number)) } else { None }
+    }
+
+    pub(crate) const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// Which call made a record: one of another process. Its session numbers its requests, and an item is one call of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Origin {
+    pub(crate) session: SessionId,
+    pub(crate) request: u64,
+    pub(crate) item: u32,
+}
+
 /// Names one store for good; every file of it carries it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct StoreId(pub(crate) [u8; 16]);

@@ -446,7 +446,7 @@ mod tests {
     use crate::limits::{KEY_BYTES_MAX, LABEL_BYTES_MAX, STORE_MILLIS_MAX};
     use crate::record::{Body, Draft, Ending, Rare};
     use crate::testing::Sim;
-    use crate::types::{StoreMillis, Token};
+    use crate::types::{Origin, SessionId, StoreMillis, Token};
     use crate::value::NOT_KEPT;
 
     /// A record that ends a claim without a result has space on a full disk, however little was reserved.
@@ -454,6 +454,8 @@ mod tests {
     fn an_ending_without_a_result_is_within_every_reserve() {
         let store = Sim::small(1).open().unwrap();
         let label = "r".repeat(LABEL_BYTES_MAX);
+        let session = SessionId::new(1).unwrap();
+        let origin = Some(Origin { session, request: u64::MAX, item: u32::MAX });
         for key_bytes in [1, 36, KEY_BYTES_MAX] {
             let key = Key::from(vec![b'k'; key_bytes]);
             let longest = Body {
@@ -474,7 +476,7 @@ mod tests {
                 owner: &label,
                 reason: &label,
                 codec: NOT_KEPT,
-                rare: Some(Box::new(Rare { by: &label, ..Rare::default() })),
+                rare: Some(Box::new(Rare { by: &label, origin, ..Rare::default() })),
                 ..Body::default()
             };
             for reserve_bytes in [0, 1, 4096] {
