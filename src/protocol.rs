@@ -5,14 +5,16 @@
 //! cell and every field. Never: knows a record, a log, a lock or a thread.
 //!
 //! `state` is what is stored of a key, `call` what callers ask and are answered, `rule` decides, `next` fills in the next
-//! state, and `time` is what passes by itself.
+//! state, and `time` is what passes by itself. `again` is about calls that are sent a second time.
 
+mod again;
 mod call;
 mod next;
 mod rule;
 mod state;
 mod time;
 
+pub(crate) use again::{Newest, decide_again};
 pub use call::{Answer, Call, Sight, Wants};
 pub(crate) use call::{CallExtras, Conditions};
 pub use state::{Asker, Extras, KeyState, Lease, OpenStep, Phase, Presence};

@@ -1,6 +1,6 @@
 //! What the record of a call contains in addition to the decision, as plain owned data.
 
-use crate::engine::{EncodedOutcome, Stored, Writing};
+use crate::engine::{EncodedOutcome, Sending, Stored, Writing};
 use crate::operation::{Durability, Fingerprint};
 use crate::protocol::{CallExtras, Conditions};
 
@@ -48,6 +48,8 @@ pub struct Details {
     pub retry_millis: Option<u64>,
     /// The result or the recorded failure.
     pub outcome: Option<Stored>,
+    /// Which call of another process it is.
+    pub(crate) sending: Option<Sending>,
 }
 
 impl Terms {
@@ -85,7 +87,8 @@ impl Terms {
 
     /// `extras`: those of these terms.
     pub(super) fn writing<'t>(&'t self, extras: &'t CallExtras<'t>) -> Writing<'t> {
-        let outcome = self.details.as_ref().and_then(|details| details.outcome.as_ref());
+        let details = self.details.as_deref();
+        let outcome = details.and_then(|details| details.outcome.as_ref());
         Writing {
             level: self.durability,
             reserve: self.reserve,
@@ -99,6 +102,7 @@ impl Terms {
                 reason: self.reason(),
                 extras: Some(extras),
             },
+            sending: details.and_then(|details| details.sending.as_ref()),
             outcome: outcome.map(|stored| EncodedOutcome {
                 codec: stored.codec,
                 version: stored.version,
@@ -134,13 +138,15 @@ impl Details {
                 packed: outcome.packed,
                 bytes: outcome.bytes.into(),
             }),
+            sending: writing.sending.copied(),
         };
         let has_any = conditions.reason.is_some()
             || by.is_some()
             || progress.is_some()
             || step.is_some()
             || retry_ms.is_some()
-            || writing.outcome.is_some();
+            || writing.outcome.is_some()
+            || writing.sending.is_some();
         has_any.then(|| Box::new(details))
     }
 }

@@ -429,6 +429,7 @@ pub(crate) fn granting<'a>(
             ..Conditions::default()
         },
         outcome: None,
+        sending: None,
     }
 }
 

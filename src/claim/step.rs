@@ -714,7 +714,8 @@ impl Asks for StepCall {
             }
         };
         let reserve = claim.reserve();
-        with(&claim.key, call, &Writing { level: Some(level), reserve, conditions, outcome })
+        let level = Some(level);
+        with(&claim.key, call, &Writing { level, reserve, conditions, outcome, sending: None })
     }
 }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::Seen;
-use crate::index::recent::Place;
+use crate::index::recent::{OfGuest, Place};
 use crate::log::Placed;
 use crate::operation::OutcomeParts;
-use crate::protocol::{self, Answer, Asker, Call, Current, KeyState, Presence};
+use crate::protocol::{self, Answer, Asker, Call, Current, KeyState, Phase, Presence};
 use crate::types::{KeyHash, Lsn, StoreMillis, Token};
 use crate::value::ValueBytes;
 
@@ -97,6 +97,14 @@ pub struct Claimed {
     pub attempt: u32,
 }
 
+impl Claimed {
+    /// The attempt that a key is claimed by; `None`: it is not.
+    pub(super) fn of(state: &KeyState) -> Option<Self> {
+        let KeyState { phase, token, life, attempt, .. } = *state;
+        (phase == Phase::Claimed).then_some(Claimed { token, life, attempt })
+    }
+}
+
 /// What was found of a key.
 #[derive(Default)]
 pub(crate) struct Found {
@@ -111,6 +119,8 @@ pub(crate) struct Found {
     pub(super) memory_until: Option<StoreMillis>,
     /// The hashes of the announced steps that had not ended when the record was read, with what memory had under each.
     pub(super) open_steps: Vec<(KeyHash, Vec<Place>)>,
+    /// As in [`Live`](crate::index::recent::Live).
+    pub(super) guest: Option<Box<OfGuest>>,
 }
 
 impl Found {
@@ -145,6 +155,16 @@ impl Found {
         Some(until.since(now))
     }
 
+    /// Whether its owner is another process.
+    pub(super) fn is_guests(&self) -> bool {
+        let is_detached = self.state.as_ref().is_some_and(|state| state.detached().is_some());
+        let has_origin = |guest: &OfGuest| match is_detached {
+            true => guest.attached.is_some(),
+            false => guest.origin.is_some(),
+        };
+        self.presence == Presence::Owner && self.guest.as_deref().is_some_and(has_origin)
+    }
+
     /// Whether it has an owner that came by a ticket.
     pub(super) fn is_attached(&self) -> bool {
         let is_detached = self.state.as_ref().is_some_and(|state| state.detached().is_some());
@@ -170,6 +190,7 @@ pub(super) static NOTHING: Found = Found {
     outcome: None,
     memory_until: None,
     open_steps: Vec::new(),
+    guest: None,
 };
 
 /// A call that is decided and its record, if any, placed.

@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::applied::{Applied, Claimed, Done, EncodedOutcome, Found, NOTHING};
-use super::compose::compose;
+use super::compose::{Stamp, compose};
 use super::look::Known;
 use super::placing::{Asked, Placing, Progress, WaitsFor};
-use crate::index::recent::{Entry, Live, Place, Shard};
+use crate::index::recent::{Entry, Live, OfGuest, Place, Shard};
 use crate::log::open::lifecycle::Inside;
 use crate::log::{NoRoom, Placed, Room, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{
-    self, Answer, Asker, Becomes, Call, Conditions, Moment, Next, OpenAs, Phase, Presence,
+    self, Answer, Asker, Becomes, Call, Conditions, Decision, Moment, Newest, Next, OpenAs, Phase,
+    Presence,
 };
+use crate::record::Tenure;
 use crate::sync::Ordering;
-use crate::types::{KeyHash, StoreMillis, Token};
+use crate::types::{KeyHash, Lsn, Origin, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 
 /// What a call writes and requires, in addition to its kind.
@@ -28,6 +30,17 @@ pub(crate) struct Writing<'a> {
     /// The conditions that the rules check.
     pub(crate) conditions: Conditions<'a>,
     pub(crate) outcome: Option<EncodedOutcome<'a>>,
+    /// Which call of another process it is; `None`: it is this process's.
+    pub(crate) sending: Option<&'a Sending>,
+}
+
+/// Which call of another process a call is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Sending {
+    pub(crate) origin: Origin,
+    /// If it is sent again, because its answer was lost: the end of the log as its process had last heard of it when it was sent
+    /// first.
+    pub(crate) heard: Option<Lsn>,
 }
 
 /// Work that a call needs before it can be placed, and that isn't done under a shard lock.
@@ -41,6 +54,8 @@ pub(super) enum Again {
     NoMoreLsns,
     /// The contents of the records that may be the newest of a step's claim.
     Claim(Known),
+    /// Whether the call was made can't be known.
+    Indeterminate,
     Bug(&'static str),
 }
 
@@ -175,7 +190,7 @@ impl Engine {
     ) -> Result<Done, Again> {
         let known = found.as_deref().unwrap_or(&NOTHING);
         let moment = self.moment(now);
-        let decision = protocol::decide(&known.current(), call, &writing.conditions, moment);
+        let decision = self.decide(known, call, writing, moment)?;
         let (placed, claimed, question) = match &decision.next {
             None => {
                 if matches!(call, Call::BeginStep(_)) && decision.answer == Some(Answer::Done) {
@@ -183,7 +198,9 @@ impl Engine {
                     self.log.reserve(writing.reserve).map_err(Again::of)?;
                     self.log.release(writing.reserve);
                 }
-                (None, None, 0)
+                // Only an answer that was lost grants without a record.
+                let is_granted = decision.answer == Some(Answer::Granted);
+                (None, known.state.as_ref().filter(|_| is_granted).and_then(Claimed::of), 0)
             }
             Some(next @ Next { becomes: None, .. }) => {
                 (None, None, self.note(shard, key, hash, known, call, next, writing, now)?)
@@ -207,6 +224,48 @@ impl Engine {
         let Some(answer) = decision.answer else { return Err(Again::Changed) };
         let has_changed = decision.next.is_some();
         Ok(Done { applied: Applied { answer, found, claimed, now, question }, placed, has_changed })
+    }
+
+    /// Decides a call by what was found of its key.
+    // The call of another process that is sent again is rare.
+    #[inline]
+    pub(super) fn decide<'a>(
+        &self,
+        found: &'a Found,
+        call: Call,
+        writing: &Writing<'a>,
+        moment: Moment,
+    ) -> Result<Decision<'a>, Again> {
+        let current = found.current();
+        let Some(sending) = writing.sending.filter(|sending| sending.heard.is_some()) else {
+            return Ok(protocol::decide(&current, call, &writing.conditions, moment));
+        };
+        let newest = self.newest(found, call, sending);
+        let decided = protocol::decide_again(newest, &current, call, &writing.conditions, moment);
+        decided.ok_or(Again::Indeterminate)
+    }
+
+    /// What a call that is sent again finds of its first sending.
+    #[cold]
+    fn newest(&self, found: &Found, call: Call, sending: &Sending) -> Newest {
+        let guest = found.guest.as_deref();
+        let made = match call {
+            Call::Attach(_) => guest.and_then(|guest| guest.attached),
+            _ => guest.and_then(|guest| guest.origin),
+        };
+        if made == Some(sending.origin) {
+            return Newest::Own;
+        }
+        let Origin { session, request, item } = sending.origin;
+        let is_later =
+            |of: Origin| (of.session, of.request) == (session, request) && of.item > item;
+        if guest.and_then(|guest| guest.origin).is_some_and(is_later) {
+            return Newest::LaterItem;
+        }
+        // The record of an absence may be gone: then whatever was forgotten since the open counts.
+        let newest = found.place.map(Place::lsn).or_else(|| self.newest_forget());
+        let is_heard = newest.is_none_or(|lsn| Some(lsn) < sending.heard);
+        if is_heard { Newest::Heard } else { Newest::Unheard }
     }
 
     /// Changes who is on a key, and until when: that is only in memory. Returns the question's number if a claimant is
@@ -243,6 +302,9 @@ impl Engine {
             let live = shard.entry_at(hash, place.lsn()).and_then(|entry| entry.live.as_mut());
             let live = live.ok_or(Again::Bug("nobody was on a key whose lease was renewed"))?;
             live.lease_until = next.lease_until;
+            if let Some(guest) = &mut live.guest {
+                guest.lease_millis = writing.conditions.lease_ms;
+            }
             return Ok(0);
         }
         let (mut question, mut asker, mut reserved) = (0, None, 0);
@@ -258,7 +320,13 @@ impl Engine {
                 Err(NoRoom::Wanted { .. }) if self.log.rooms().is_full() => reserved = 0,
                 made => made.map_err(Again::of)?,
             }
-            self.in_flight.fetch_add(1, Ordering::SeqCst);
+            self.begun_one(writing.sending.is_some());
+        }
+        let attached = writing.sending.map(|sending| sending.origin);
+        let attached = attached.filter(|_| next.presence == Presence::Owner);
+        let mut guest = found.guest.clone();
+        if attached.is_some() {
+            guest.get_or_insert_default().attached = attached;
         }
         let live = Some(Box::new(Live {
             key_kind: key.kind(),
@@ -268,6 +336,7 @@ impl Engine {
             lease_until: next.lease_until,
             reserved,
             asker,
+            guest,
         }));
         match shard.entry_at(hash, place.lsn()) {
             Some(entry) => entry.live = live,
@@ -299,7 +368,6 @@ impl Engine {
     ) -> Result<(Placed, Option<Claimed>), Again> {
         // Read before the body is composed: the first write after an open may change it.
         let Some(ahead) = self.log.ahead() else { return Err(Again::NotWriting) };
-        let draft = compose(key, becomes, ahead, moment, writing.outcome.as_ref());
         let (state, until) = match becomes {
             Becomes::State(state) => {
                 let phase = Some(state.phase);
@@ -313,6 +381,18 @@ impl Engine {
         };
         let carried = state.and_then(|state| state.extras.as_ref());
         let reserve = writing.reserve + carried.map_or(0, |extras| extras.carried_bytes());
+        let stamp = writing.sending.map(|sending| {
+            let held = state.filter(|_| next.presence == Presence::Owner);
+            let goes_on = held.is_some_and(|state| !state.is_grant())
+                && next.lease_until == found.lease_until;
+            let lease_millis = match goes_on {
+                true => found.guest.as_ref().and_then(|guest| guest.lease_millis),
+                false => writing.conditions.lease_ms,
+            };
+            let tenure = Tenure { lease_millis, reserve: reserve.max(found.reserved) };
+            Stamp { origin: sending.origin, tenure: held.map(|_| tenure) }
+        });
+        let draft = compose(key, becomes, ahead, moment, writing.outcome.as_ref(), stamp);
         let room = match state.map(|state| state.phase) {
             // What the claim has reserved already stays.
             Some(Phase::Claimed) if next.presence == Presence::Owner => {
@@ -352,13 +432,16 @@ impl Engine {
                 lease_until: next.lease_until,
                 reserved: reserve.max(found.reserved),
                 asker: None,
+                guest: stamp.map(|stamp| {
+                    let lease_millis = stamp.tenure.and_then(|tenure| tenure.lease_millis);
+                    let attached = found.guest.as_ref().and_then(|guest| guest.attached);
+                    Box::new(OfGuest { origin: Some(stamp.origin), lease_millis, attached })
+                }),
             })
         });
-        match (found.presence == Presence::Owner, live.is_some()) {
-            (false, true) => {
-                self.in_flight.fetch_add(1, Ordering::SeqCst);
-            }
-            (true, false) => self.ended_one(),
+        match (found.presence == Presence::Owner, &live) {
+            (false, Some(live)) => self.begun_one(live.owner().is_some()),
+            (true, None) => self.ended_one(found.is_guests()),
             _ => {}
         }
         let granted = state.filter(|state| state.is_grant());

@@ -7,7 +7,7 @@
 use super::Engine;
 use super::applied::{Done, Found, told};
 use super::call::{Again, Writing};
-use super::compose::compose;
+use super::compose::{Stamp, compose};
 use super::look::{Known, is_as_read};
 use super::placing::{ReadClaim, Stop, WaitsFor};
 use crate::index::recent::{Entry, Place, Shard};
@@ -107,7 +107,10 @@ impl Engine {
                 // Read before the body is composed: the first write after an open may change it.
                 let Some(ahead) = self.log.ahead() else { return Err(Again::NotWriting) };
                 let becomes = Becomes::State(state);
-                let draft = compose(step, &becomes, ahead, moment, writing.outcome.as_ref());
+                let stamp =
+                    writing.sending.map(|sending| Stamp { origin: sending.origin, tenure: None });
+                let outcome = writing.outcome.as_ref();
+                let draft = compose(step, &becomes, ahead, moment, outcome, stamp);
                 // Only compaction can tell from when on a step is dead.
                 let span = Span { until: None, ends: None };
                 let placed = self.log.place_for(draft, Room::Free, span).map_err(Again::of)?;

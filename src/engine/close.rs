@@ -104,7 +104,8 @@ impl Engine {
         let gate = self.log.gate();
         self.drain();
         // Another close may have an earlier deadline.
-        let may_end = || self.in_flight.load(Ordering::SeqCst) == 0 || gate.is_closing();
+        let of_guests = || self.in_flight_of_guests.load(Ordering::SeqCst);
+        let may_end = || self.in_flight.load(Ordering::SeqCst) <= of_guests() || gate.is_closing();
         if deadline.is_some() {
             self.ended.wait_until(deadline, &nanos, &may_end);
         }
@@ -273,8 +274,11 @@ impl Engine {
                     let _ = self.log.bug("a claim in memory has an impossible key");
                     continue;
                 };
-                if live.presence == Presence::Owner {
-                    self.ended_one();
+                if live.owner().is_some() {
+                    // It lives on: its record says so to whoever hosts next.
+                    self.ended_one(true);
+                } else if live.presence == Presence::Owner {
+                    self.ended_one(false);
                     // A detached claim outlives the process: its ticket attaches again.
                     left.extend(
                         self.interrupt_for_close(&key, entry, &live, now).map(|state| (key, state)),
@@ -309,7 +313,7 @@ impl Engine {
         let next = protocol::decide(&current, call, &conditions, moment).next;
         let becomes = next.and_then(|next| next.becomes)?;
         // The token stays, so that none is issued.
-        let draft = compose(key, &becomes, 0, moment, None);
+        let draft = compose(key, &becomes, 0, moment, None, None);
         let Ok(placed) = self.log.place(draft, Room::Spend(live.reserved)) else {
             return Some(live.state.clone());
         };

@@ -11,8 +11,16 @@ use crate::operation::{Fingerprint, Key};
 use crate::protocol::{
     self, Becomes, Extras, KeyState, Lease, Moment, NextExtras, OpenAs, OpenStep, Phase,
 };
-use crate::record::{AnnouncedStep, Body, Draft, Ending, Kind, Rare, Record};
-use crate::types::StoreMillis;
+use crate::record::{AnnouncedStep, Body, Draft, Ending, Kind, Rare, Record, Tenure};
+use crate::types::{Origin, StoreMillis};
+
+/// What the record of another process's call says in addition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp {
+    pub(super) origin: Origin,
+    /// Of a claim that such a process has from then on, unless it is detached.
+    pub(super) tenure: Option<Tenure>,
+}
 
 /// Returns the record of a key's next state. `ahead`: how far tokens run ahead of LSNs where it is placed.
 pub(super) fn compose(
@@ -21,11 +29,12 @@ pub(super) fn compose(
     ahead: u64,
     moment: Moment,
     outcome: Option<&EncodedOutcome<'_>>,
+    stamp: Option<Stamp>,
 ) -> Draft {
     let state = match becomes {
         Becomes::State(state) => state,
         Becomes::Absent { memory_until } => {
-            return forget(key, *memory_until, ahead, moment);
+            return forget(key, *memory_until, ahead, moment, stamp);
         }
         // It is composed under the step's key.
         Becomes::Step(state) => state,
@@ -65,9 +74,9 @@ pub(super) fn compose(
         owner: state.owner.unwrap_or(""),
         reason: state.reason.unwrap_or(""),
         progress: state.extras.as_ref().and_then(|extras| extras.progress).unwrap_or(&[]),
-        rare: match (state.extras.as_deref(), outcome.and_then(|outcome| outcome.packed)) {
-            (None, None) => None,
-            (extras, packed) => rare(extras, packed),
+        rare: match (state.extras.as_deref(), outcome.and_then(|outcome| outcome.packed), stamp) {
+            (None, None, None) => None,
+            (extras, packed, stamp) => rare(extras, packed, stamp),
         },
         meta,
         codec,
@@ -78,7 +87,13 @@ pub(super) fn compose(
 }
 
 #[cold]
-fn forget(key: &Key<'_>, memory_until: Option<StoreMillis>, ahead: u64, moment: Moment) -> Draft {
+fn forget(
+    key: &Key<'_>,
+    memory_until: Option<StoreMillis>,
+    ahead: u64,
+    moment: Moment,
+    stamp: Option<Stamp>,
+) -> Draft {
     Draft::forget(&Body {
         key_kind: key.kind(),
         key: key.bytes(),
@@ -87,6 +102,7 @@ fn forget(key: &Key<'_>, memory_until: Option<StoreMillis>, ahead: u64, moment: 
         attempt: 1,
         memory_until,
         wall_offset: moment.wall_offset,
+        rare: stamp.and_then(|stamp| rare(None, None, Some(stamp))),
         ..Body::default()
     })
 }
@@ -161,7 +177,11 @@ pub(super) fn state_of(record: &Record<'_>, body: &Body<'_>) -> Option<KeyState>
 
 /// The fields that few records have.
 #[cold]
-fn rare<'a>(extras: Option<&NextExtras<'a>>, packed: Option<u32>) -> Option<Box<Rare<'a>>> {
+fn rare<'a>(
+    extras: Option<&NextExtras<'a>>,
+    packed: Option<u32>,
+    stamp: Option<Stamp>,
+) -> Option<Box<Rare<'a>>> {
     let lease = extras.and_then(|extras| extras.detached);
     let rare = Rare {
         lease: lease.map(|Lease { until, millis, reserve }| (until, millis, reserve)),
@@ -176,13 +196,24 @@ fn rare<'a>(extras: Option<&NextExtras<'a>>, packed: Option<u32>) -> Option<Box<
             extras.all_announced().map(step).collect()
         }),
         before_lapse: extras.and_then(|extras| extras.before_lapse),
+        origin: stamp.map(|stamp| stamp.origin),
+        // The lease of a detached claim is stored by itself.
+        tenure: stamp.and_then(|stamp| stamp.tenure).filter(|_| lease.is_none()),
     };
     (rare != Rare::default()).then(|| Box::new(rare))
 }
 
 fn extras_of(body: &Body<'_>) -> Option<Arc<Extras>> {
-    // The length of a compressed result is no part of the state.
-    let is_of_state = |rare: &Rare<'_>| Rare { packed: None, ..rare.clone() } != Rare::default();
+    // The length of a compressed result is no part of the state, nor is who made the call.
+    let is_of_state = |rare: &Rare<'_>| {
+        let Rare { lease, retry_at, packed: _, by, announced, before_lapse, origin: _, tenure: _ } =
+            rare;
+        lease.is_some()
+            || retry_at.is_some()
+            || !by.is_empty()
+            || !announced.is_empty()
+            || before_lapse.is_some()
+    };
     if !body.rare.as_deref().is_some_and(is_of_state) && body.progress.is_empty() {
         return None;
     }
@@ -362,7 +393,7 @@ mod tests {
                 Becomes::Absent { .. } => false,
             };
             let outcome = is_outcome.then_some(&result);
-            let bytes = sealed(compose(&key, becomes, AHEAD, moment, outcome));
+            let bytes = sealed(compose(&key, becomes, AHEAD, moment, outcome, None));
             let record = Record::parse(&bytes, AT, &SEAL).unwrap();
             let read = record.body().unwrap();
             assert_eq!((read.key_kind, read.key, read.time), (key.kind(), key.bytes(), NOW));
@@ -419,7 +450,7 @@ mod tests {
         ] {
             let next = decide(&current, call, &Conditions::default(), moment).next.unwrap();
             let becomes = next.becomes.unwrap();
-            let bytes = sealed(compose(&key, &becomes, AHEAD, moment, None));
+            let bytes = sealed(compose(&key, &becomes, AHEAD, moment, None, None));
             let body = Record::parse(&bytes, AT, &SEAL).unwrap().body().unwrap();
             assert_eq!(body.since, says, "{call:?}");
         }

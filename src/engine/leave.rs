@@ -28,11 +28,23 @@ impl Engine {
     pub(super) fn left(&self, live: &Live) {
         if live.presence == Presence::Owner {
             self.log.release(live.reserved);
-            self.ended_one();
+            self.ended_one(live.owner().is_some());
         }
     }
 
-    pub(super) fn ended_one(&self) {
+    /// Notes that a claim is in flight; whether it is another process's.
+    pub(super) fn begun_one(&self, is_guests: bool) {
+        // In this order, and ended in the reverse one: a close never takes a claim of this process for a guest's.
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        if is_guests {
+            self.in_flight_of_guests.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn ended_one(&self, is_guests: bool) {
+        if is_guests {
+            self.in_flight_of_guests.fetch_sub(1, Ordering::SeqCst);
+        }
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
         if self.log.gate().is_draining() {
             self.ended.wake_all();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::applied::{Found, Stored};
 use super::compose::state_of;
-use crate::index::recent::{Entry, Live, Place, Shard};
+use crate::index::recent::{Entry, Live, OfGuest, Place, Shard};
 use crate::index::tables::Tables;
 use crate::log::{Backing, Segments};
 use crate::operation::{Durability, Key};
@@ -50,6 +50,15 @@ impl Known {
         let entries = shard.candidates(hash).filter(|entry| entry.live.is_none());
         entries.map(|entry| entry.place).collect()
     }
+}
+
+/// What a record says of the process whose call made it.
+#[inline]
+pub(super) fn guest_of(body: &Body<'_>) -> Option<Box<OfGuest>> {
+    let rare = body.rare.as_deref()?;
+    let origin = Some(rare.origin?);
+    let lease_millis = rare.tenure.and_then(|tenure| tenure.lease_millis);
+    Some(Box::new(OfGuest { origin, lease_millis, attached: None }))
 }
 
 /// Whether what was read outside the lock is still complete for the key. A miss in the tables holds only for those
@@ -106,6 +115,7 @@ impl Engine {
                 outcome: None,
                 memory_until: live.state.memory_until,
                 open_steps: Vec::new(),
+                guest: live.guest.clone(),
             });
             Some((found, self.log.now()))
         })
@@ -191,6 +201,7 @@ impl Engine {
                         state: state_of(&record, &body),
                         place: Some(place),
                         memory_until: body.memory_until,
+                        guest: guest_of(&body),
                         ..Found::default()
                     });
                     match &mut found.state {

@@ -323,7 +323,8 @@ impl<A: Asks> Placing<A> {
                     writing,
                 );
             }
-            let current = found.as_ref().map(|read| read.current());
+            let is_again = writing.sending.is_some_and(|sending| sending.heard.is_some());
+            let current = found.as_ref().filter(|_| !is_again).map(|read| read.current());
             let unchanged = current.and_then(|current| {
                 protocol::decide_unchanged(&current, call, &writing.conditions, seen.now)
             });
@@ -479,6 +480,11 @@ impl Engine {
             Again::NotWriting => WaitsFor::Beginning,
             Again::Room { bytes, room } => WaitsFor::Room { bytes, room },
             Again::Claim(known) => WaitsFor::ReadClaim(known),
+            Again::Indeterminate => {
+                let message = "the process that was asked first has gone, and the key has changed since: whether this call \
+                    was made is unknown; ask what became of the key";
+                return Err(Error::new(ErrorKind::Indeterminate, message));
+            }
             Again::Bug(what) => return Err(self.log.bug(what)),
             Again::NoMoreLsns => {
                 let message = "the log has used up its 2^62 positions: begin a new store";

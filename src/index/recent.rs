@@ -14,7 +14,7 @@ use crate::limits::{self, SHARDS};
 use crate::operation::Durability;
 use crate::protocol::{Asker, KeyState, OpenAs, Presence};
 use crate::sync::{Mutex, MutexGuard};
-use crate::types::{KeyHash, Lsn, StoreMillis, in_memory};
+use crate::types::{KeyHash, Lsn, Origin, SessionId, StoreMillis, in_memory};
 
 /// The place of a key's newest record, the durability level that its answers wait for, and whether it leaves its key open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,9 +104,29 @@ pub(crate) struct Live {
     pub(crate) reserved: u64,
     /// The claimant that was asked.
     pub(crate) asker: Option<Arc<Asker>>,
+    /// What is known of the other process that made the key's newest record, or has the claim; `None`: there is none.
+    pub(crate) guest: Option<Box<OfGuest>>,
+}
+
+/// What is known of a key whose newest record goes back to the call of another process, or whose claim is that process's.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct OfGuest {
+    /// The call that made the record.
+    pub(crate) origin: Option<Origin>,
+    /// For how long its lease was given, if it has one.
+    pub(crate) lease_millis: Option<u64>,
+    /// The call that attached the detached claim, which makes no record.
+    pub(crate) attached: Option<Origin>,
 }
 
 impl Live {
+    /// The session that has the claim; `None`: the process itself.
+    pub(crate) fn owner(&self) -> Option<SessionId> {
+        let guest = self.guest.as_ref().filter(|_| self.presence == Presence::Owner)?;
+        let origin = if self.state.detached().is_some() { guest.attached } else { guest.origin };
+        origin.map(|origin| origin.session)
+    }
+
     pub(crate) fn is_key(&self, kind: u8, key: &[u8]) -> bool {
         self.key_kind == kind && *self.key == *key
     }

@@ -826,6 +826,101 @@ fn every_cell_of_the_tables_is_what_the_code_does() {
     println!("protocol: {} cells, {} next states, {decisions} decisions", cells.len(), nexts.len());
 }
 
+/// The name of a call in the table of calls that are sent again.
+fn base(call: Call) -> &'static str {
+    match call {
+        Call::Claim(_) => "claim",
+        Call::Record { failure: false, .. } => "mark",
+        Call::Record { failure: true, .. } => "record",
+        Call::TakeOver(_) => "take_over",
+        Call::NotApplied(_) => "not_applied",
+        Call::Hold(_) => "hold",
+        Call::RenewQuestion(_) => "renew_question",
+        Call::DropQuestion(_) => "drop_question",
+        Call::Complete(_) => "complete",
+        Call::Fail(_) => "fail",
+        Call::Abort(_) => "abort",
+        Call::Withdraw(_) => "withdraw",
+        Call::Park(_) => "park",
+        Call::Interrupt(_) => "the owner ends without an outcome",
+        Call::Renew(_) => "renew",
+        Call::Progress(_) => "save_progress",
+        Call::BeginStep(_) => "begin_step",
+        Call::Announce(_) => "announce",
+        Call::EndStep { .. } => "end_step",
+        Call::Detach(_) => "detach",
+        Call::Attach(_) => "attach",
+        Call::ResolveComplete(_) | Call::ResolveFail(_) | Call::ResolveRetry(_) => "resolve",
+        Call::Revoke(_) => "interrupt",
+        Call::Replace(_) => "replace",
+        Call::Forget => "forget",
+        Call::ForgetSeen(_) => "forget_seen",
+        Call::ForgetClaimed(_) => "forget_claimed",
+    }
+}
+
+/// The columns of the table of calls that are sent again.
+const NEWEST: [(&str, Newest); 4] = [
+    ("its own", Newest::Own),
+    ("of a later item", Newest::LaterItem),
+    ("unheard", Newest::Unheard),
+    ("heard", Newest::Heard),
+];
+
+/// Of each cell both ways out occur, where it has two.
+#[test]
+fn every_cell_of_the_calls_sent_again_is_what_the_code_does() {
+    let rows = table("| call sent again |", &NEWEST.map(|(name, _)| name));
+    let mut walked = std::collections::HashSet::new();
+    let moment = Moment { now: NOW, wall_offset: WALL };
+    for (column, state, memory_until, (presence, lease_until)) in states() {
+        let current = current(state.as_ref(), memory_until, presence, lease_until);
+        let alive = state.as_ref().filter(|_| column != "absent" && column != "expired");
+        let sights = every_sight(column, state.as_ref(), presence, lease_until);
+        for (call, conditions, _) in every_call(alive, false, &sights) {
+            let is_it = |(calls, _): &&Row| calls.split(", ").any(|known| known == base(call));
+            let (_, cells) = rows.iter().find(is_it).unwrap_or_else(|| panic!("{call:?}"));
+            let made = decide(&current, call, &conditions, moment);
+            let told = |answer| Some(Decision { answer: Some(answer), next: None });
+            let is_refused = matches!(made.answer, Some(Answer::Lost | Answer::Unchanged));
+            let changes = made.next.is_some() && made.answer.is_some();
+            let is_owned = presence == Presence::Owner
+                && state.as_ref().is_some_and(|state| state.phase == Phase::Claimed);
+            for ((name, newest), says) in NEWEST.iter().zip(cells) {
+                let (way, expected) = match *says {
+                    "granted, if its owner has the claim; otherwise made" if is_owned => {
+                        (1, told(Answer::Granted))
+                    }
+                    "granted, if its owner has the claim; otherwise made" => {
+                        (0, Some(made.clone()))
+                    }
+                    "granted" => (0, told(Answer::Granted)),
+                    "done" => (0, told(Answer::Done)),
+                    "indeterminate" => (0, None),
+                    "made" => (0, Some(made.clone())),
+                    "if it stands" if is_refused => (1, None),
+                    "if unchanged" if changes => (1, None),
+                    "if it stands" | "if unchanged" => (0, Some(made.clone())),
+                    other => panic!("no cell says {other}"),
+                };
+                let got = decide_again(*newest, &current, call, &conditions, moment);
+                assert_eq!(got, expected, "{call:?} in {column}, {name}: {current:?}");
+                walked.insert((base(call), *name, way));
+            }
+        }
+    }
+    for (calls, cells) in &rows {
+        for call in calls.split(", ") {
+            for ((name, _), says) in NEWEST.iter().zip(cells) {
+                let ways = if says.contains("if ") { 2 } else { 1 };
+                let all = (0..ways).all(|way| walked.contains(&(call, *name, way)));
+                assert!(all, "{call}, {name}: {says}");
+            }
+        }
+    }
+    println!("protocol: {} ways of calls sent again", walked.len());
+}
+
 fn current<'a>(
     state: Option<&'a KeyState>,
     memory_until: Option<StoreMillis>,

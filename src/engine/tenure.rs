@@ -1,0 +1,336 @@
+//! Claims of other processes, which outlive the process that hosted the store: whoever hosts it next gives them back to their
+//! owners.
+//!
+//! Promises: the claim of a session that lives is in progress from the first call on, with a whole lease. Its reserve is kept
+//! where there is space for it. Never: decides; `protocol` does.
+
+use std::collections::BTreeMap;
+
+use super::Engine;
+use super::applied::Found;
+use crate::index::recent::{Live, Place};
+use crate::log::NoRoom;
+use crate::operation::Key;
+use crate::protocol::{OpenAs, Phase, Presence};
+use crate::record::Tenure;
+use crate::types::{KeyHash, Lsn, SessionId, Token};
+use crate::{Error, ErrorKind, Result};
+
+/// A claim that its owner keeps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Kept {
+    pub(crate) session: SessionId,
+    pub(crate) key: Key<'static>,
+    pub(crate) token: Token,
+}
+
+type ClaimOfGuest = (Key<'static>, KeyHash, Place, Box<Found>, Tenure);
+
+impl Engine {
+    /// Gives the claims of living sessions back to their owners, and returns them. Called if any session lives, and before any
+    /// call is let in. Takes time in proportion to the number of open keys.
+    pub(crate) fn keep_tenures(
+        &self,
+        lives: &dyn Fn(SessionId) -> Result<bool>,
+    ) -> Result<Vec<Kept>> {
+        let _inside = self.enter()?;
+        // Those that can't be decided can't be read either.
+        let _ = self.decide_hints();
+        // The reserves need it, and it may write the claims' records anew. Before it, what a crash left isn't read.
+        match self.begin_writing() {
+            Err(e) if e.kind() == ErrorKind::StorageFull => {}
+            begun => begun?,
+        }
+        let mut known = BTreeMap::new();
+        let mut is_alive = |found: &Found| {
+            let origin = found.guest.as_ref().and_then(|guest| guest.origin);
+            let Some(session) = origin.map(|origin| origin.session) else { return Ok(None) };
+            let is_alive = match known.get(&session) {
+                Some(is_alive) => *is_alive,
+                None => *known.entry(session).or_insert(lives(session)?),
+            };
+            Ok::<_, Error>(is_alive.then_some(session))
+        };
+        let mut kept = Vec::new();
+        for (key, hash, place, found, tenure) in self.claims_of_guests()? {
+            if let Some(session) = is_alive(&found)? {
+                let token = self.keep(&key, hash, place, *found, tenure)?;
+                kept.extend(token.map(|token| Kept { session, key, token }));
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Returns the claims of other processes. A key whose record is damaged answers with that error; one that can't be read yet
+    /// must not be taken for one without an owner.
+    fn claims_of_guests(&self) -> Result<Vec<ClaimOfGuest>> {
+        let mut claims = Vec::new();
+        for (hash, place) in self.recent.open_in(Lsn::ZERO, Lsn::new(u64::MAX)) {
+            if place.open() != Some(OpenAs::Attempt) {
+                continue;
+            }
+            match self.claim_at(place) {
+                Ok(Some((key, found, tenure))) => claims.push((key, hash, place, found, tenure)),
+                Ok(None) => {}
+                Err(e) if e.kind() == ErrorKind::Corrupt => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(claims)
+    }
+
+    /// Reads the claim of another process at a place; `None`: the record is none.
+    fn claim_at(&self, place: Place) -> Result<Option<(Key<'static>, Box<Found>, Tenure)>> {
+        let read = self.log.reading().read(place.lsn(), |record| {
+            let body = self.body_of(&record)?;
+            let key = self.key_of(&body, place.lsn())?.into_owned();
+            Ok((key, body.rare.as_ref().and_then(|rare| rare.tenure)))
+        })?;
+        let (key, Some(tenure)) = read else { return Ok(None) };
+        let Some(found) = self.look_in_log(&key, &[place])? else { return Ok(None) };
+        let found = self.without_ended_steps(&key, found)?;
+        let is_claim = found
+            .state
+            .as_ref()
+            .is_some_and(|state| state.phase == Phase::Claimed && state.detached().is_none());
+        Ok(is_claim.then_some((key, found, tenure)))
+    }
+
+    /// Puts the owner of a claim back on its key.
+    fn keep(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        place: Place,
+        found: Found,
+        tenure: Tenure,
+    ) -> Result<Option<Token>> {
+        let Found { state: Some(mut state), guest, .. } = found else { return Ok(None) };
+        // Read as that of a claim whose owner is gone.
+        state.reason = None;
+        let token = state.token;
+        let reserved = if self.keep_reserve(tenure.reserve)? { tenure.reserve } else { 0 };
+        let mut shard = self.shard(hash)?;
+        let now = self.log.now();
+        let entry = shard.entry_at(hash, place.lsn()).filter(|entry| entry.live.is_none());
+        let Some(entry) = entry else {
+            self.log.release(reserved);
+            return Ok(None);
+        };
+        entry.live = Some(Box::new(Live {
+            key_kind: key.kind(),
+            key: key.bytes().into(),
+            state,
+            presence: Presence::Owner,
+            lease_until: tenure.lease_millis.map(|millis| now.plus(millis)),
+            reserved,
+            asker: None,
+            guest,
+        }));
+        self.begun_one(true);
+        Ok(Some(token))
+    }
+
+    /// Reserves space for an ending, if there is enough. Without, the ending uses what is free then.
+    fn keep_reserve(&self, bytes: u64) -> Result<bool> {
+        loop {
+            match self.log.reserve(bytes) {
+                Ok(()) => return Ok(true),
+                Err(NoRoom::Wanted { bytes, room }) => {
+                    match self.log.rooms().make_room(bytes, room) {
+                        Err(e) if e.kind() == ErrorKind::StorageFull => return Ok(false),
+                        made => made?,
+                    }
+                }
+                // Nothing can be written: the disk is full.
+                Err(NoRoom::NotWriting | NoRoom::Full) => return Ok(false),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Applied, Sending, Writing};
+    use crate::protocol::{Answer, Call, Conditions, Wants};
+    use crate::testing::Sim;
+    use crate::types::Origin;
+    use crate::{Claim, Policy, State, Store};
+    use std::time::Duration;
+
+    fn session(number: u64) -> SessionId {
+        SessionId::new(number).unwrap()
+    }
+
+    /// Makes a call as a guest's: the session and the request, and what it had heard if it is sent again.
+    fn call(
+        store: &Store,
+        key: &str,
+        (number, request): (u64, u64),
+        heard: Option<Lsn>,
+        call: Call,
+        lease_ms: Option<u64>,
+    ) -> Result<Applied> {
+        let origin = Origin { session: session(number), request, item: 0 };
+        let sending = Sending { origin, heard };
+        let conditions = Conditions { lease_ms, ..Conditions::default() };
+        let writing =
+            Writing { reserve: 500, conditions, sending: Some(&sending), ..Writing::default() };
+        let key = Key::from(key);
+        let engine = store.engine();
+        engine.apply(&key, engine.hash(&key), call, &writing)
+    }
+
+    fn granted(store: &Store, key: &str, of: (u64, u64), lease_ms: Option<u64>) -> Token {
+        let applied = call(store, key, of, None, Call::Claim(Wants::default()), lease_ms).unwrap();
+        assert_eq!(applied.answer, Answer::Granted);
+        applied.claimed.unwrap().token
+    }
+
+    fn end(store: &Store) -> Lsn {
+        store.engine().log.end()
+    }
+
+    fn lives(numbers: &'static [u64]) -> impl Fn(SessionId) -> Result<bool> {
+        |of: SessionId| Ok(numbers.contains(&of.get()))
+    }
+
+    fn state(store: &Store, key: &str) -> State {
+        store.get(key).unwrap().unwrap()
+    }
+
+    /// After a kill and after a close, however the records reached the next host: by the log or by a table.
+    #[test]
+    fn the_claims_of_living_sessions_stay_in_progress() {
+        for way in ["killed", "closed", "sealed"] {
+            let sim = Sim::new(1);
+            let store = sim.open().unwrap();
+            let first = granted(&store, "first", (1, 1), Some(5000));
+            let second = granted(&store, "second", (2, 1), None);
+            let Claim::Acquired(own) = store.claim("own").unwrap() else { panic!() };
+            let applied = call(&store, "first", (1, 2), None, Call::Progress(first), None);
+            assert_eq!(applied.unwrap().answer, Answer::Done);
+            sim.advance(Duration::from_secs(4));
+            match way {
+                "killed" => {
+                    sim.kill();
+                    drop(own);
+                }
+                _ => {
+                    if way == "sealed" {
+                        store.merge_index().unwrap();
+                    }
+                    let left = store.close(Duration::ZERO).unwrap();
+                    let keys: Vec<_> = left.iter().map(|left| left.key().to_string()).collect();
+                    assert_eq!(keys, ["own"], "a guest's claim is not the host's to end");
+                    drop(own);
+                }
+            }
+            drop(store);
+            let store = sim.open().unwrap();
+            let kept = store.engine().keep_tenures(&lives(&[1])).unwrap();
+            let key = Key::from("first").into_owned();
+            assert_eq!(kept, [Kept { session: session(1), key, token: first }], "{way}");
+            let State::InProgress(attempt) = state(&store, "first") else { panic!("{way}") };
+            // A whole lease from the opening on, of the length that the claim was given.
+            assert_eq!(attempt.lease_left(), Some(Duration::from_secs(5)), "{way}");
+            for gone in ["second", "own"] {
+                assert!(matches!(state(&store, gone), State::Interrupted(_)), "{gone}, {way}");
+            }
+            assert_eq!(store.stats().in_flight, 1, "{way}");
+            // Its owner ends it, and the late owner of the other can, too.
+            for (key, token, of) in [("first", first, (1, 3)), ("second", second, (2, 2))] {
+                let applied = call(&store, key, of, None, Call::Complete(token), None).unwrap();
+                assert_eq!(applied.answer, Answer::Done, "{key}, {way}");
+            }
+            assert_eq!(store.stats().in_flight, 0, "{way}");
+        }
+    }
+
+    /// A claim that was kept lapses like any other.
+    #[test]
+    fn a_lease_that_was_given_anew_passes() {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let _first = granted(&store, "k", (1, 1), Some(5000));
+        sim.kill();
+        drop(store);
+        let store = sim.open().unwrap();
+        assert_eq!(store.engine().keep_tenures(&lives(&[1])).unwrap().len(), 1);
+        assert!(matches!(store.claim("k").unwrap(), Claim::InProgress(_)));
+        sim.advance(Duration::from_secs(6));
+        assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+    }
+
+    /// The table of calls that are sent again, through the log: own records are found in memory, in the log and in tables.
+    #[test]
+    fn a_call_that_is_sent_again_is_answered_by_its_own_record() {
+        for is_sealed in [false, true] {
+            let sim = Sim::new(1);
+            let store = sim.open().unwrap();
+            let heard = end(&store);
+            let reopened = |store: Store| {
+                if is_sealed {
+                    store.merge_index().unwrap();
+                }
+                sim.kill();
+                drop(store);
+                let store = sim.open().unwrap();
+                store.engine().keep_tenures(&lives(&[1])).unwrap();
+                store
+            };
+            let again = |store: &Store, request, of: Call| {
+                call(store, "k", (1, request), Some(heard), of, None)
+            };
+            let token = granted(&store, "k", (1, 1), None);
+            let store = reopened(store);
+            let applied = again(&store, 1, Call::Claim(Wants::default())).unwrap();
+            assert_eq!(applied.answer, Answer::Granted);
+            assert_eq!(applied.claimed.unwrap().token, token);
+            let done = call(&store, "k", (1, 2), None, Call::Complete(token), None).unwrap();
+            assert_eq!(done.answer, Answer::Done);
+            let store = reopened(store);
+            assert_eq!(again(&store, 2, Call::Complete(token)).unwrap().answer, Answer::Done);
+            // Another call of the same session isn't that one.
+            let unknown = |told: Result<Applied>| {
+                let error: Error = told.err().expect("an error");
+                assert_eq!(error.kind(), ErrorKind::Indeterminate);
+            };
+            unknown(again(&store, 3, Call::Complete(token)));
+            unknown(again(&store, 4, Call::Forget));
+            assert!(matches!(state(&store, "k"), State::Completed(_)));
+            let now = end(&store);
+            let forgotten = call(&store, "k", (1, 5), Some(now), Call::Forget, None).unwrap();
+            assert_eq!(forgotten.answer, Answer::Done, "nobody was on the key since");
+            let store = reopened(store);
+            assert_eq!(again(&store, 5, Call::Forget).unwrap().answer, Answer::Done);
+            let mark = Call::Record { fingerprint: None, failure: false };
+            unknown(again(&store, 6, mark));
+            let marked = call(&store, "k", (1, 7), None, mark, None).unwrap();
+            assert_eq!(marked.answer, Answer::Granted);
+            let store = reopened(store);
+            assert_eq!(again(&store, 7, mark).unwrap().answer, Answer::Granted, "it was the first");
+            assert_eq!(again(&store, 8, mark).unwrap().answer, Answer::Completed);
+        }
+    }
+
+    /// Where the space doesn't suffice for the reserve, the claim is kept all the same.
+    #[test]
+    fn a_claim_is_kept_on_a_full_disk() {
+        let sim = Sim::small(1);
+        let store = sim.open().unwrap();
+        let token = granted(&store, "k", (1, 1), None);
+        assert!(store.close(Duration::ZERO).unwrap().is_empty());
+        drop(store);
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        let store = sim.open().unwrap();
+        assert_eq!(store.engine().keep_tenures(&lives(&[1])).unwrap().len(), 1);
+        assert!(matches!(state(&store, "k"), State::InProgress(_)));
+        sim.set_disk_bytes_max(u64::MAX);
+        let done = call(&store, "k", (1, 2), None, Call::Complete(token), None).unwrap();
+        assert_eq!(done.answer, Answer::Done);
+        let policy = Policy::new();
+        assert!(matches!(store.with_policy(policy).claim("k").unwrap(), Claim::Completed(_)));
+    }
+}
