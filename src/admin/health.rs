@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-#[cfg(feature = "backend")]
 use crate::ErrorKind;
 use crate::claim::{reserve, shown};
 use crate::engine::Engine;
@@ -57,7 +56,6 @@ pub enum Health {
     /// This process is a fork of the one that opened the store.
     Forked,
     /// The store has another backend, which refuses claims.
-    #[cfg(feature = "backend")]
     Refused {
         /// Why the backend refuses claims, and what to do about it.
         cause: String,
@@ -87,7 +85,6 @@ impl Health {
     }
 
     /// Judges by what another backend says of a claim now.
-    #[cfg(feature = "backend")]
     pub(crate) fn of_backend(refused: Option<&Error>) -> Self {
         let Some(error) = refused else { return Health::Writable };
         match error.kind() {
@@ -99,7 +96,6 @@ impl Health {
     }
 
     /// The answer that a claim would get now.
-    #[cfg(feature = "backend")]
     pub(crate) fn as_result(&self, engine: &Engine) -> crate::Result<()> {
         let full =
             |cause: &str| Err(Error::new(ErrorKind::StorageFull, cause).at(engine.log.dir()));

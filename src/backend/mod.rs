@@ -74,7 +74,6 @@
 //! # onlyonce::Result::<()>::Ok(())
 //! ```
 
-#[cfg(feature = "backend")]
 mod contract;
 mod desk;
 mod embedded;
@@ -102,17 +101,18 @@ pub use shared::InFlight;
 #[cfg(feature = "backend")]
 pub use terms::{Details, Terms};
 
+#[cfg(not(feature = "backend"))]
+pub(crate) use contract::{Ask, Backend, KeyView, Reply, Request, Sent};
 pub(crate) use embedded::Embedded;
-#[cfg(feature = "backend")]
 pub(crate) use sent::send;
 pub(crate) use sent_batch::{ManyUnderway, place_all};
-#[cfg(feature = "backend")]
-pub(crate) use shared::Elsewhere;
 #[cfg(not(feature = "backend"))]
 pub(crate) use shared::InFlight;
-pub(crate) use shared::{EngineErrand, Errand, ForgettingSpace, Shared, Syncing, Underway};
+pub(crate) use shared::{
+    Elsewhere, EngineErrand, Errand, ForgettingSpace, Shared, Syncing, Underway,
+};
 pub(crate) use space::{
     Entered, Entering, NOWHERE, Space, SpaceGoal, SpaceKnown, elsewhere, is_in,
 };
 #[cfg(not(feature = "backend"))]
-pub(crate) use terms::Terms;
+pub(crate) use terms::{Details, Terms};

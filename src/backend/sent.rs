@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::desk::{Desk, Seat};
-#[cfg(feature = "backend")]
 use super::{Ask, Reply, Request, Sent};
 use super::{Embedded, Entering, Shared, Terms};
 use crate::engine::{
@@ -624,7 +623,6 @@ impl Drop for SentCall {
 }
 
 /// Begins a request on the embedded engine of `shared`. Does no I/O and doesn't wait.
-#[cfg(feature = "backend")]
 pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
     let sent = shared.embedded().map(|engine| match request.ask {
         Ask::Look => SentCall::look(shared, engine, request.key, None),
@@ -641,7 +639,6 @@ pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
     Box::new(sent.unwrap_or_else(failed))
 }
 
-#[cfg(feature = "backend")]
 impl Sent for SentCall {
     fn wait(self: Box<Self>) -> Result<Reply> {
         (*self).wait().map(Reply::of_applied)

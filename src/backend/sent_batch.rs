@@ -3,7 +3,6 @@
 //! Promises: the calls are decided in their order; polling does no I/O and doesn't wait, where the store has threads; dropped,
 //! the batch goes on, and what its calls were granted is released.
 
-#[cfg(feature = "backend")]
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,23 +11,17 @@ use std::task::{Context, Poll};
 
 use super::desk::{Desk, Seat};
 use super::sent::{LastCall, Owned};
-#[cfg(feature = "backend")]
 use super::space::SearchElsewhere;
 use super::space::moved;
-#[cfg(feature = "backend")]
 use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Entering, NOWHERE, Shared};
-#[cfg(feature = "backend")]
 use crate::engine::Writing;
 use crate::engine::{Applied, Asks, Engine, Inside, PlacedBatch, PlacedFate, outlived};
 use crate::limits;
-#[cfg(feature = "backend")]
 use crate::operation::Key;
 use crate::operation::{Durability, Lies};
-#[cfg(feature = "backend")]
 use crate::protocol::{Answer, Call, Conditions};
 use crate::types::KeyHash;
-#[cfg(feature = "backend")]
 use crate::types::Token;
 use crate::{Error, Result};
 
@@ -297,7 +290,6 @@ impl Drop for SentBatch {
 
 /// Calls on another backend. All are sent before the first is waited for; only a call on a key that is among them waits for
 /// those before it.
-#[cfg(feature = "backend")]
 pub(crate) struct SentElsewhere {
     shared: Arc<Shared>,
     /// The namespace of those that lie [`NOWHERE`] is asked for first.
@@ -313,7 +305,6 @@ pub(crate) struct SentElsewhere {
 }
 
 /// One of these calls.
-#[cfg(feature = "backend")]
 struct SentRequest {
     key: Key<'static>,
     /// For the release of a grant that nobody takes.
@@ -323,7 +314,6 @@ struct SentRequest {
     told: Option<Result<Applied>>,
 }
 
-#[cfg(feature = "backend")]
 impl SentElsewhere {
     pub(super) fn send(
         shared: &Arc<Shared>,
@@ -431,7 +421,6 @@ impl SentElsewhere {
 
 /// What was granted and answered is released; a call that wasn't answered is the backend's to release. The endings that were
 /// not sent yet are.
-#[cfg(feature = "backend")]
 impl Drop for SentElsewhere {
     fn drop(&mut self) {
         if let Ok(backend) = self.shared.other() {
@@ -460,7 +449,6 @@ impl Drop for SentElsewhere {
 /// Many calls that were begun, on whichever backend.
 pub(crate) enum ManyUnderway {
     Embedded(SentBatch),
-    #[cfg(feature = "backend")]
     Other(SentElsewhere),
 }
 
@@ -469,7 +457,6 @@ impl ManyUnderway {
     pub(crate) fn wait(self) -> Result<ManyAnswers> {
         match self {
             ManyUnderway::Embedded(sent) => sent.wait(),
-            #[cfg(feature = "backend")]
             ManyUnderway::Other(sent) => sent.wait(),
         }
     }
@@ -478,7 +465,6 @@ impl ManyUnderway {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<ManyAnswers>> {
         match self {
             ManyUnderway::Embedded(sent) => sent.poll(context),
-            #[cfg(feature = "backend")]
             ManyUnderway::Other(sent) => sent.poll(context),
         }
     }

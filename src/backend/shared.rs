@@ -11,26 +11,19 @@ use std::time::Duration;
 
 use super::desk::Desk;
 use super::sent::{Owned, SentCall};
-#[cfg(feature = "backend")]
 use super::sent_batch::SentElsewhere;
 use super::sent_batch::{ManyUnderway, SentBatch};
-#[cfg(feature = "backend")]
 use super::space::SentAfter;
 use super::space::{Entering, Space, SpaceKnown};
-#[cfg(feature = "backend")]
 use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Terms};
-#[cfg(feature = "backend")]
 use crate::clock::nanos;
-#[cfg(feature = "backend")]
 use crate::engine::Waits;
 use crate::engine::{Alarm, Applied, Asks, BackedUp, Engine, Named, Seen, Writing};
 use crate::operation::{Keeping, Key};
 use crate::protocol::{Call, KeyState};
-#[cfg(feature = "backend")]
 use crate::protocol::{Conditions, Presence};
 use crate::sync;
-#[cfg(feature = "backend")]
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{KeyHash, Secret, StoreMillis, Token};
 use crate::{Error, Result};
@@ -50,12 +43,10 @@ pub struct InFlight {
 pub(crate) enum Shared {
     /// Inline, so that a call costs no more than one on the engine.
     Embedded(Embedded),
-    #[cfg(feature = "backend")]
     Other(Elsewhere),
 }
 
 /// Another backend, and what the handles need beside it.
-#[cfg(feature = "backend")]
 pub(crate) struct Elsewhere {
     backend: Box<dyn Backend>,
     /// Those that are to be woken at a time, once there are some. A thread of the store does that.
@@ -63,7 +54,6 @@ pub(crate) struct Elsewhere {
     is_over: Arc<AtomicBool>,
 }
 
-#[cfg(feature = "backend")]
 impl Elsewhere {
     pub(crate) fn new(backend: Box<dyn Backend>) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
@@ -89,7 +79,6 @@ impl Elsewhere {
     }
 }
 
-#[cfg(feature = "backend")]
 impl std::ops::Deref for Elsewhere {
     type Target = dyn Backend;
 
@@ -98,7 +87,6 @@ impl std::ops::Deref for Elsewhere {
     }
 }
 
-#[cfg(feature = "backend")]
 impl Drop for Elsewhere {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
@@ -113,7 +101,6 @@ impl Shared {
     pub(crate) fn alarm(&self) -> Result<Alarm> {
         Ok(match self {
             Shared::Embedded(embedded) => Alarm::new(&embedded.waits),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => Alarm::new(&backend.timers()?),
         })
     }
@@ -122,7 +109,6 @@ impl Shared {
     pub(crate) fn nanos(&self) -> u64 {
         match self {
             Shared::Embedded(embedded) => embedded.nanos(),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => nanos(),
         }
     }
@@ -132,7 +118,6 @@ impl Shared {
         match self {
             Shared::Embedded(embedded) => embedded.keep_time(),
             // Its thread runs since the first alarm.
-            #[cfg(feature = "backend")]
             Shared::Other(_) => {}
         }
     }
@@ -141,7 +126,6 @@ impl Shared {
     pub(crate) fn embedded(&self) -> Result<&Embedded> {
         match self {
             Shared::Embedded(embedded) => Ok(embedded),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => {
                 let message =
                     "this store is answered by another backend, which this call has to be made on";
@@ -160,7 +144,6 @@ impl Shared {
     pub(crate) fn bug(&self, what: impl fmt::Display) -> Error {
         match self {
             Shared::Embedded(embedded) => embedded.log.bug(what),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => {
                 let message = format!(
                     "{what}: this is a bug of onlyonce or of the backend that answers, please report it"
@@ -173,7 +156,6 @@ impl Shared {
     pub(crate) fn result_bytes_max(&self) -> u32 {
         match self {
             Shared::Embedded(embedded) => embedded.result_bytes_max,
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.result_bytes_max(),
         }
     }
@@ -182,7 +164,6 @@ impl Shared {
     pub(crate) fn secret(&self) -> Secret {
         Secret(match self {
             Shared::Embedded(embedded) => embedded.secret,
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.secret(),
         })
     }
@@ -191,7 +172,6 @@ impl Shared {
     pub(crate) fn keeping(&self) -> Keeping {
         let compress_over = match self {
             Shared::Embedded(embedded) => embedded.compress_over,
-            #[cfg(feature = "backend")]
             Shared::Other(_) => None,
         };
         Keeping { result_bytes_max: self.result_bytes_max(), compress_over }
@@ -201,7 +181,6 @@ impl Shared {
     pub(crate) fn hash(&self, key: &Key<'_>) -> KeyHash {
         match self {
             Shared::Embedded(embedded) => embedded.hash(key),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => KeyHash { high: 0, low: 0 },
         }
     }
@@ -216,7 +195,6 @@ impl Shared {
     ) -> Result<Applied> {
         match self {
             Shared::Embedded(embedded) => embedded.apply(key, hash, call, writing),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let request = Request::of(key, call, writing);
                 backend.send(request).wait().map(Reply::into_applied)
@@ -228,7 +206,6 @@ impl Shared {
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         match self {
             Shared::Embedded(embedded) => embedded.look(key, hash),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let request = Request { key: key.to_static(), ask: Ask::Look };
                 backend.send(request).wait().map(Reply::into_seen)
@@ -244,7 +221,6 @@ impl Shared {
                 let inside = embedded.enter().ok();
                 inside.and_then(|_inside| embedded.is_live(key, hash, token)).is_some()
             }
-            #[cfg(feature = "backend")]
             Shared::Other(_) => {
                 let seen = self.look(key, hash).ok().flatten();
                 seen.is_some_and(|seen| {
@@ -266,7 +242,6 @@ impl Shared {
                 let step = Key::of_step(key, life, name);
                 embedded.look(&step, embedded.hash(&step))
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let ask = Ask::Step { life, name: name.to_owned() };
                 let request = Request { key: key.to_static(), ask };
@@ -279,7 +254,6 @@ impl Shared {
     pub(crate) fn named(&self, parent: Option<Token>, name: &str) -> Result<Option<Named>> {
         match self {
             Shared::Embedded(embedded) => embedded.named(parent, name),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => {
                 let key = Key::of_space(parent, name);
                 let seen = self.look(&key, self.hash(&key))?;
@@ -293,7 +267,6 @@ impl Shared {
     pub(crate) fn known(&self, space: &Space, makes: bool) -> Result<SpaceKnown> {
         match self {
             Shared::Embedded(embedded) => space.known(embedded, makes),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => Ok(SpaceKnown::Unknown),
         }
     }
@@ -306,7 +279,6 @@ impl Shared {
                 let work = move |engine: &Engine| space.forget(engine);
                 ForgettingSpace::Embedded(EngineErrand::begin(self, embedded, work))
             }
-            #[cfg(feature = "backend")]
             Shared::Other(_) => {
                 let work = move |shared: &Shared| space.forget(shared);
                 ForgettingSpace::Other(Errand::run(self, "onlyonce-forget", work))
@@ -331,7 +303,6 @@ impl Shared {
                 let sent = SentCall::send(self, embedded, key, call, terms, entering);
                 Underway::Embedded(sent)
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let request = Request { key, ask: Ask::Call(call, terms) };
                 self.send_after(&**backend, entering, request)
@@ -339,7 +310,6 @@ impl Shared {
         }
     }
 
-    #[cfg(feature = "backend")]
     fn send_after(
         self: &Arc<Self>,
         backend: &dyn Backend,
@@ -368,7 +338,6 @@ impl Shared {
                 let calls = items.map(|item| item.ask(owned)).collect();
                 ManyUnderway::Embedded(SentBatch::send(self, embedded, calls, entering))
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let calls = items.map(|item| item.ask(Request::of)).collect();
                 ManyUnderway::Other(SentElsewhere::send(self, &**backend, calls, entering))
@@ -377,7 +346,6 @@ impl Shared {
     }
 
     /// The other backend.
-    #[cfg(feature = "backend")]
     pub(super) fn other(&self) -> Result<&dyn Backend> {
         match self {
             Shared::Other(backend) => Ok(&**backend),
@@ -389,7 +357,6 @@ impl Shared {
     pub(crate) fn send_sync(self: &Arc<Self>) -> Syncing {
         match &**self {
             Shared::Embedded(embedded) => Syncing::Embedded(SentCall::sync(self, embedded)),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => Syncing::Other(Errand::run(self, "onlyonce-sync", Shared::sync)),
         }
     }
@@ -415,7 +382,6 @@ impl Shared {
             Shared::Embedded(embedded) => {
                 Underway::Embedded(SentCall::look(self, embedded, key, entering))
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 self.send_after(&**backend, entering, Request { key, ask: Ask::Look })
             }
@@ -434,7 +400,6 @@ impl Shared {
                 let step = Key::of_step(key, life, name);
                 Underway::Embedded(SentCall::look(self, embedded, step, None))
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let ask = Ask::Step { life, name: name.to_owned() };
                 Underway::Other(backend.send(Request { key: key.to_static(), ask }))
@@ -449,7 +414,6 @@ impl Shared {
             Shared::Embedded(embedded) => {
                 Underway::Embedded(SentCall::watch(self, embedded, key, token))
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 Underway::Other(backend.send(Request { key, ask: Ask::Ended(token) }))
             }
@@ -467,7 +431,6 @@ impl Shared {
     ) {
         match self {
             Shared::Embedded(embedded) => embedded.leave(key, hash, call, reason, writing),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let conditions = Conditions { reason: Some(reason), ..writing.conditions };
                 let writing = Writing { conditions, ..*writing };
@@ -480,7 +443,6 @@ impl Shared {
     pub(crate) fn unask(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
         match self {
             Shared::Embedded(embedded) => embedded.unask(key, hash, question),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => {
                 let call = Call::DropQuestion(question);
                 drop(backend.send(Request::of(key, call, &Writing::default())));
@@ -501,7 +463,6 @@ impl Shared {
                 let left = embedded.close(Some(millis))?;
                 Ok(left.into_iter().map(|(key, state)| InFlight { key, state, now }).collect())
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.close(deadline),
         }
     }
@@ -516,7 +477,6 @@ impl Shared {
                 }
                 embedded.log.sync()
             }
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.sync(),
         }
     }
@@ -525,7 +485,6 @@ impl Shared {
     pub(crate) fn drain(&self) {
         match self {
             Shared::Embedded(embedded) => embedded.drain(),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => backend.drain(),
         }
     }
@@ -577,7 +536,6 @@ impl<T: Send + 'static> Errand<T> {
 /// A sync that was begun, on whichever backend.
 pub(crate) enum Syncing {
     Embedded(SentCall),
-    #[cfg(feature = "backend")]
     Other(Errand<()>),
 }
 
@@ -585,7 +543,6 @@ impl Syncing {
     pub(crate) fn wait(self) -> Result<()> {
         match self {
             Syncing::Embedded(sent) => SentCall::wait(sent).map(|_done| ()),
-            #[cfg(feature = "backend")]
             Syncing::Other(errand) => errand.wait(),
         }
     }
@@ -595,7 +552,6 @@ impl Syncing {
             Syncing::Embedded(sent) => {
                 SentCall::poll(sent, context).map(|told| told.map(|_done| ()))
             }
-            #[cfg(feature = "backend")]
             Syncing::Other(errand) => errand.poll(context),
         }
     }
@@ -684,7 +640,6 @@ impl<T: Send + 'static> EngineErrand<T> {
 /// A drop of a namespace that was begun, on whichever backend.
 pub(crate) enum ForgettingSpace {
     Embedded(EngineErrand<bool>),
-    #[cfg(feature = "backend")]
     Other(Errand<bool>),
 }
 
@@ -692,7 +647,6 @@ impl ForgettingSpace {
     pub(crate) fn wait(self) -> Result<bool> {
         match self {
             ForgettingSpace::Embedded(errand) => errand.wait(),
-            #[cfg(feature = "backend")]
             ForgettingSpace::Other(errand) => errand.wait(),
         }
     }
@@ -700,7 +654,6 @@ impl ForgettingSpace {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<bool>> {
         match self {
             ForgettingSpace::Embedded(errand) => errand.poll(context),
-            #[cfg(feature = "backend")]
             ForgettingSpace::Other(errand) => errand.poll(context),
         }
     }
@@ -709,10 +662,8 @@ impl ForgettingSpace {
 /// A call that was begun, on whichever backend.
 pub(crate) enum Underway {
     Embedded(SentCall),
-    #[cfg(feature = "backend")]
     Other(Box<dyn Sent>),
     /// It was not made.
-    #[cfg(feature = "backend")]
     Refused(Error),
 }
 
@@ -721,9 +672,7 @@ impl Underway {
     pub(crate) fn wait(self) -> Result<Applied> {
         match self {
             Underway::Embedded(sent) => SentCall::wait(sent),
-            #[cfg(feature = "backend")]
             Underway::Other(sent) => sent.wait().map(Reply::into_applied),
-            #[cfg(feature = "backend")]
             Underway::Refused(e) => Err(e),
         }
     }
@@ -732,9 +681,7 @@ impl Underway {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Applied>> {
         match self {
             Underway::Embedded(sent) => SentCall::poll(sent, context),
-            #[cfg(feature = "backend")]
             Underway::Other(sent) => sent.poll(context).map(|told| told.map(Reply::into_applied)),
-            #[cfg(feature = "backend")]
             Underway::Refused(e) => Poll::Ready(Err(e.again())),
         }
     }

@@ -5,11 +5,9 @@
 //! carries on by waiting, or a task by its polls. Never: decides whether a namespace may be dropped; `engine` does.
 
 use std::sync::Arc;
-#[cfg(feature = "backend")]
 use std::task::{Context, Poll};
 
 use super::Shared;
-#[cfg(feature = "backend")]
 use super::{Ask, Backend, Reply, Request, Sent};
 use crate::engine::{EncodedOutcome, Engine, Named, Writing};
 use crate::limits::VERSIONS_MAX;
@@ -384,7 +382,6 @@ pub(crate) fn elsewhere(key: &Key<'_>) -> Error {
 }
 
 /// A search by requests to another backend.
-#[cfg(feature = "backend")]
 pub(super) struct SearchElsewhere {
     entering: Entering,
     /// `None`: the root of the store was found.
@@ -392,7 +389,6 @@ pub(super) struct SearchElsewhere {
     asked: Option<Box<dyn Sent>>,
 }
 
-#[cfg(feature = "backend")]
 impl SearchElsewhere {
     /// Sends the first request.
     pub(super) fn send(backend: &dyn Backend, entering: Entering) -> Result<Self> {
@@ -453,13 +449,11 @@ impl SearchElsewhere {
 }
 
 /// A call on another backend, whose namespace is asked for first.
-#[cfg(feature = "backend")]
 pub(super) struct SentAfter {
     shared: Arc<Shared>,
     stage: SentStage,
 }
 
-#[cfg(feature = "backend")]
 enum SentStage {
     Search(SearchElsewhere, Request),
     /// The key is to be absent.
@@ -468,7 +462,6 @@ enum SentStage {
     Over,
 }
 
-#[cfg(feature = "backend")]
 impl SentAfter {
     pub(super) fn send(
         shared: &Arc<Shared>,
@@ -503,7 +496,6 @@ impl SentAfter {
     }
 }
 
-#[cfg(feature = "backend")]
 impl Sent for SentAfter {
     fn wait(mut self: Box<Self>) -> Result<Reply> {
         let backend = self.shared.other()?;
@@ -568,7 +560,6 @@ impl Sent for SentAfter {
     }
 }
 
-#[cfg(feature = "backend")]
 fn asked_twice() -> Error {
     Error::new(ErrorKind::Bug, "a call was asked for its answer twice")
 }

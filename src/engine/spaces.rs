@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-#[cfg(feature = "backend")]
 use super::Seen;
 use super::applied::{Done, NOTHING, told};
 use super::compose::state_of;
@@ -56,7 +55,6 @@ impl Named {
     }
 
     /// The same, as another backend shows it.
-    #[cfg(feature = "backend")]
     pub(crate) fn of_seen(seen: &Seen) -> Option<Self> {
         let past = seen.outcome.as_ref().map_or(&[][..], |outcome| &outcome.bytes);
         Named::of(&seen.state, past)

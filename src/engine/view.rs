@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-#[cfg(feature = "backend")]
 use super::applied::Found;
 use super::look::Known;
 use super::{Engine, Stored};
@@ -32,7 +31,6 @@ pub(crate) struct Seen {
 
 impl Seen {
     /// A key as another backend found it; `None`: it is absent.
-    #[cfg(feature = "backend")]
     pub(crate) fn elsewhere(found: Found, now: StoreMillis) -> Option<Self> {
         let Found { state, presence, lease_until, asker, outcome, .. } = found;
         // What the other backend shows is durable there.

@@ -27,10 +27,6 @@ pub enum Call {
     /// The claimant that was asked this question needs more time to decide.
     RenewQuestion(u64),
     /// The claimant that was asked this question ends without a word.
-    #[cfg_attr(
-        not(feature = "backend"),
-        allow(dead_code, reason = "the engine's own claimants need no call")
-    )]
     DropQuestion(u64),
     /// Ends the claim: the work is done, and its result is recorded.
     Complete(Token),

@@ -710,7 +710,6 @@ fn make_all<I: KeyCall>(
     let items = items.map(|item| item.and_then(|item| checked(shared, item)));
     match &**shared {
         Shared::Embedded(engine) => make_embedded(shared, engine, items),
-        #[cfg(feature = "backend")]
         Shared::Other(_) => {
             let items: Vec<_> = items.collect();
             let told = shared.send_many(items.iter().flatten(), None).wait()?;

@@ -8,7 +8,6 @@ mod keys;
 mod open;
 pub(crate) mod run;
 mod space;
-#[cfg(feature = "backend")]
 mod served;
 mod upkeep;
 

@@ -30,7 +30,6 @@ impl Store {
     pub fn health(&self) -> Health {
         match &*self.shared {
             Shared::Embedded(engine) => Health::of(engine, self.policy.reserved()),
-            #[cfg(feature = "backend")]
             Shared::Other(backend) => Health::of_backend(backend.check().err().as_ref()),
         }
     }
@@ -60,7 +59,6 @@ impl Store {
     pub fn stats(&self) -> Stats {
         match &*self.shared {
             Shared::Embedded(engine) => Stats::of(engine),
-            #[cfg(feature = "backend")]
             Shared::Other(_) => Stats::default(),
         }
     }
