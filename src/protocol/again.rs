@@ -20,7 +20,7 @@ pub(crate) enum Newest {
 }
 
 /// What a call does to a key on which others were since it was sent first.
-enum Again {
+enum Repeated {
     /// It is made as if it were sent now: made twice, it is as good as made once.
     Made,
     /// It names the state that it changes: it is made if that still stands. If not, it may have been made.
@@ -31,7 +31,7 @@ enum Again {
     Never,
 }
 
-impl Again {
+impl Repeated {
     fn of(call: Call) -> Self {
         match call {
             Call::Claim(_)
@@ -46,7 +46,7 @@ impl Again {
             | Call::BeginStep(_)
             | Call::Announce(_)
             | Call::EndStep { .. }
-            | Call::Attach(_) => Again::Made,
+            | Call::Attach(_) => Repeated::Made,
             Call::Complete(_)
             | Call::Fail(_)
             | Call::Abort(_)
@@ -59,9 +59,9 @@ impl Again {
             | Call::Revoke(_)
             | Call::Replace(_)
             | Call::ForgetSeen(_)
-            | Call::ForgetClaimed(_) => Again::IfItStands,
-            Call::Record { .. } => Again::IfUnchanged,
-            Call::Forget => Again::Never,
+            | Call::ForgetClaimed(_) => Repeated::IfItStands,
+            Call::Record { .. } => Repeated::IfUnchanged,
+            Call::Forget => Repeated::Never,
         }
     }
 }
@@ -82,18 +82,18 @@ pub(crate) fn decide_again<'a>(
     if newest == Newest::LaterItem {
         return None;
     }
-    let again = if newest == Newest::Unheard { Again::of(call) } else { Again::Made };
-    if matches!(again, Again::Never) {
+    let again = if newest == Newest::Unheard { Repeated::of(call) } else { Repeated::Made };
+    if matches!(again, Repeated::Never) {
         return None;
     }
     let decision = decide(current, call, conditions, moment);
     let is_refused = matches!(decision.answer, Some(Answer::Lost | Answer::Unchanged));
     let is_made = decision.answer.is_some() && decision.next.is_some();
     let is_known = match again {
-        Again::Made => true,
-        Again::IfItStands => !is_refused,
-        Again::IfUnchanged => !is_made,
-        Again::Never => false,
+        Repeated::Made => true,
+        Repeated::IfItStands => !is_refused,
+        Repeated::IfUnchanged => !is_made,
+        Repeated::Never => false,
     };
     is_known.then_some(decision)
 }
