@@ -18,7 +18,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// A claim that its owner keeps.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Kept {
+pub(crate) struct KeptClaim {
     pub(crate) session: SessionId,
     pub(crate) key: Key<'static>,
     pub(crate) token: Token,
@@ -32,7 +32,7 @@ impl Engine {
     pub(crate) fn keep_tenures(
         &self,
         lives: &dyn Fn(SessionId) -> Result<bool>,
-    ) -> Result<Vec<Kept>> {
+    ) -> Result<Vec<KeptClaim>> {
         let _inside = self.enter()?;
         // Those that can't be decided can't be read either.
         let _ = self.decide_hints();
@@ -55,7 +55,7 @@ impl Engine {
         for (key, hash, place, found, tenure) in self.claims_of_guests()? {
             if let Some(session) = is_alive(&found)? {
                 let token = self.keep(&key, hash, place, *found, tenure)?;
-                kept.extend(token.map(|token| Kept { session, key, token }));
+                kept.extend(token.map(|token| KeptClaim { session, key, token }));
             }
         }
         Ok(kept)
@@ -231,7 +231,7 @@ mod tests {
             let store = sim.open().unwrap();
             let kept = store.engine().keep_tenures(&lives(&[1])).unwrap();
             let key = Key::from("first").into_owned();
-            assert_eq!(kept, [Kept { session: session(1), key, token: first }], "{way}");
+            assert_eq!(kept, [KeptClaim { session: session(1), key, token: first }], "{way}");
             let State::InProgress(attempt) = state(&store, "first") else { panic!("{way}") };
             // A whole lease from the opening on, of the length that the claim was given.
             assert_eq!(attempt.lease_left(), Some(Duration::from_secs(5)), "{way}");

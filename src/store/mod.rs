@@ -8,6 +8,7 @@ mod keys;
 mod open;
 pub(crate) mod run;
 mod space;
+#[cfg(feature = "backend")]
 mod served;
 mod upkeep;
 

@@ -8,7 +8,6 @@ use crate::admin::Health;
 use crate::backend::{Backend, Elsewhere, InFlight, Reply, Request, Sent, Shared, send};
 use crate::{Error, Policy, Result};
 
-#[cfg(feature = "backend")]
 impl Store {
     /// Makes a store that sends its calls to `backend`. `policy` supplies the settings that an operation leaves unset.
     ///
