@@ -14,7 +14,7 @@ mod rule;
 mod state;
 mod time;
 
-pub(crate) use again::{Newest, decide_again};
+pub(crate) use again::{NewestIs, decide_again};
 pub use call::{Answer, Call, Sight, Wants};
 pub(crate) use call::{CallExtras, Conditions};
 pub use state::{Asker, Extras, KeyState, Lease, OpenStep, Phase, Presence};

@@ -12,8 +12,8 @@ use crate::log::open::lifecycle::Inside;
 use crate::log::{NoRoom, Placed, Room, Span};
 use crate::operation::{Durability, Key};
 use crate::protocol::{
-    self, Answer, Asker, Becomes, Call, Conditions, Decision, Moment, Newest, Next, OpenAs, Phase,
-    Presence,
+    self, Answer, Asker, Becomes, Call, Conditions, Decision, Moment, NewestIs, Next, OpenAs,
+    Phase, Presence,
 };
 use crate::record::Tenure;
 use crate::sync::Ordering;
@@ -247,25 +247,25 @@ impl Engine {
 
     /// What a call that is sent again finds of its first sending.
     #[cold]
-    fn newest(&self, found: &Found, call: Call, sending: &Sending) -> Newest {
+    fn newest(&self, found: &Found, call: Call, sending: &Sending) -> NewestIs {
         let guest = found.guest.as_deref();
         let made = match call {
             Call::Attach(_) => guest.and_then(|guest| guest.attached),
             _ => guest.and_then(|guest| guest.origin),
         };
         if made == Some(sending.origin) {
-            return Newest::Own;
+            return NewestIs::Own;
         }
         let Origin { session, request, item } = sending.origin;
         let is_later =
             |of: Origin| (of.session, of.request) == (session, request) && of.item > item;
         if guest.and_then(|guest| guest.origin).is_some_and(is_later) {
-            return Newest::LaterItem;
+            return NewestIs::LaterItem;
         }
         // The record of an absence may be gone: then whatever was forgotten since the open counts.
         let newest = found.place.map(Place::lsn).or_else(|| self.newest_forget());
         let is_heard = newest.is_none_or(|lsn| Some(lsn) < sending.heard);
-        if is_heard { Newest::Heard } else { Newest::Unheard }
+        if is_heard { NewestIs::Heard } else { NewestIs::Unheard }
     }
 
     /// Changes who is on a key, and until when: that is only in memory. Returns the question's number if a claimant is

@@ -8,7 +8,7 @@ use super::{Answer, Call, Conditions, Current, Decision, Moment, Phase, Presence
 
 /// How the newest record of a key stands to a call that is sent again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Newest {
+pub(crate) enum NewestIs {
     /// The call made it.
     Own,
     /// A later item of the same batch made it: the call was decided, and its answer is gone.
@@ -68,21 +68,21 @@ impl Repeated {
 
 /// Decides a call that is sent again. `None`: whether it was made can't be known, and it isn't made now.
 pub(crate) fn decide_again<'a>(
-    newest: Newest,
+    newest: NewestIs,
     current: &Current<'a>,
     call: Call,
     conditions: &Conditions<'a>,
     moment: Moment,
 ) -> Option<Decision<'a>> {
-    if newest == Newest::Own {
+    if newest == NewestIs::Own {
         if let Some(answer) = answer_of_own(current, call) {
             return Some(Decision { answer: Some(answer), next: None });
         }
     }
-    if newest == Newest::LaterItem {
+    if newest == NewestIs::LaterItem {
         return None;
     }
-    let again = if newest == Newest::Unheard { Repeated::of(call) } else { Repeated::Made };
+    let again = if newest == NewestIs::Unheard { Repeated::of(call) } else { Repeated::Made };
     if matches!(again, Repeated::Never) {
         return None;
     }

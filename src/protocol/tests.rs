@@ -860,11 +860,11 @@ fn base(call: Call) -> &'static str {
 }
 
 /// The columns of the table of calls that are sent again.
-const NEWEST: [(&str, Newest); 4] = [
-    ("its own", Newest::Own),
-    ("of a later item", Newest::LaterItem),
-    ("unheard", Newest::Unheard),
-    ("heard", Newest::Heard),
+const NEWEST: [(&str, NewestIs); 4] = [
+    ("its own", NewestIs::Own),
+    ("of a later item", NewestIs::LaterItem),
+    ("unheard", NewestIs::Unheard),
+    ("heard", NewestIs::Heard),
 ];
 
 /// Of each cell both ways out occur, where it has two.
