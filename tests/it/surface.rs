@@ -148,8 +148,17 @@ struct Crate {
     methods: Vec<Method>,
     impls: Vec<Implementation>,
     traits: BTreeSet<String>,
-    /// Items made by macros: the heads of the impls in them, and how they are called.
-    macros: BTreeSet<String>,
+    /// Macros that make items, by their names.
+    macros: BTreeMap<String, ItemMaker>,
+}
+
+/// A macro that makes items.
+#[derive(Default)]
+struct ItemMaker {
+    /// The heads of the impls in it, and how it is called.
+    lines: BTreeSet<String>,
+    /// The traits that it implements.
+    of_traits: BTreeSet<String>,
 }
 
 impl Place {
@@ -339,10 +348,12 @@ impl Crate {
         let body = without_comments(&text[it.mac.tokens.span().byte_range()]);
         match name {
             Some(name) => {
+                let maker = self.macros.entry(name.clone()).or_default();
                 for part in body.split("impl").skip(1) {
                     let head = part.split('{').next().unwrap();
-                    if head.contains(" for ") {
-                        self.macros.insert(format!("{name}!: {}", tidy(&format!("impl{head}"))));
+                    if let Some((of_trait, _)) = head.split_once(" for ") {
+                        maker.of_traits.insert(last_name(of_trait.rsplit(' ').next().unwrap()));
+                        maker.lines.insert(format!("{name}!: {}", tidy(&format!("impl{head}"))));
                     }
                 }
             }
@@ -357,7 +368,8 @@ impl Crate {
                 }
             }
             None => {
-                self.macros.insert(format!("{called}!({})", tidy(&body)));
+                let line = format!("{called}!({})", tidy(&body));
+                self.macros.entry(called).or_default().lines.insert(line);
             }
         }
     }
@@ -404,10 +416,15 @@ impl Crate {
                 out += &format!("{head}: {line}\n");
             }
         }
-        if !self.macros.is_empty() {
+        // What implements nothing but our own traits shows nothing.
+        let is_private = |name: &String| self.traits.contains(name) && !public.contains(&**name);
+        let is_shown = |of: &BTreeSet<String>| of.is_empty() || !of.iter().all(&is_private);
+        let macros = self.macros.values().filter(|maker| is_shown(&maker.of_traits));
+        let lines: Vec<_> = macros.flat_map(|maker| &maker.lines).collect();
+        if !lines.is_empty() {
             out += "\n# By macros.\n";
         }
-        for line in &self.macros {
+        for line in lines {
             out += &format!("{line}\n");
         }
         out
