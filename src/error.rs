@@ -57,6 +57,43 @@ struct Detail {
     is_not_decodable_again: bool,
 }
 
+/// An error as plain data, by which another process is told of it.
+#[derive(Debug)]
+pub(crate) struct ErrorParts {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) offset: Option<u64>,
+    pub(crate) is_listed: bool,
+    pub(crate) is_not_decodable_again: bool,
+    /// The nearest first.
+    pub(crate) causes: Vec<ErrorCause>,
+}
+
+/// What an error was caused by.
+#[derive(Debug)]
+pub(crate) enum ErrorCause {
+    /// The system's own error, by its number. It has no cause of its own.
+    System(i32),
+    /// Any other, as it shows itself.
+    Text(String),
+}
+
+/// The cause of an error of another process.
+#[derive(thiserror::Error)]
+#[error("{text}")]
+struct CauseElsewhere {
+    text: String,
+    #[source]
+    source: Option<Cause>,
+}
+
+impl fmt::Debug for CauseElsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// The kind of an error, which tells the caller what to do next.
 ///
 /// ```
@@ -302,6 +339,42 @@ impl Error {
             source: self.source.clone(),
             detail: Box::new(detail),
         }
+    }
+
+    /// What another process is told of it: all but what is returned with it.
+    pub(crate) fn to_parts(&self) -> ErrorParts {
+        let mut causes = Vec::new();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let errno = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            causes.push(
+                errno.map_or_else(|| ErrorCause::Text(cause.to_string()), ErrorCause::System),
+            );
+            source = cause.source();
+        }
+        ErrorParts {
+            kind: self.kind(),
+            message: self.message.clone(),
+            path: self.detail.path.clone(),
+            offset: self.detail.offset,
+            is_listed: self.detail.is_listed,
+            is_not_decodable_again: self.detail.is_not_decodable_again,
+            causes,
+        }
+    }
+
+    pub(crate) fn from_parts(parts: ErrorParts) -> Self {
+        let ErrorParts { kind, message, path, offset, .. } = parts;
+        let ErrorParts { is_listed, is_not_decodable_again, causes, .. } = parts;
+        let kind = Some(kind);
+        let detail = Detail { kind, path, offset, back: None, is_listed, is_not_decodable_again };
+        let source = causes.into_iter().rev().fold(None, |source, cause| {
+            Some(Cause(match cause {
+                ErrorCause::System(errno) => Arc::new(io::Error::from_raw_os_error(errno)),
+                ErrorCause::Text(text) => Arc::new(CauseElsewhere { text, source }),
+            }))
+        });
+        Error { message, source, detail: Box::new(detail) }
     }
 
     /// Marks one entry of a list of damage, which repeats no advice.

@@ -14,6 +14,9 @@ use std::time::Duration;
 use crate::index::table::Table;
 use crate::log::probe_segment;
 use crate::manifest::Manifest;
+use crate::processes::{
+    Drawn, Draws, Frames, FromGuest, FromHost, Travels, frame_bytes_max, put_frame,
+};
 use crate::record::{Draft, Ending, Kind, Record, Seal};
 use crate::remembered::MemoryFile;
 use crate::sealed::EntryCursor;
@@ -146,6 +149,59 @@ pub fn packed(data: &[u8]) {
         assert!(packed.len() < data.len());
         assert_eq!(compression::unpack(&packed, data.len() as u32).ok().as_deref(), Some(data));
     }
+}
+
+/// What one process sends another, in two ways: the length of a piece, then a stream that arrives in pieces of that length;
+/// and a frame made of the same bytes, which is sent.
+pub fn frames(data: &[u8]) {
+    let Some((piece, stream)) = data.split_first() else { return };
+    received::<FromGuest>(stream, usize::from(*piece));
+    received::<FromHost>(stream, usize::from(*piece));
+    let draws = &mut Draws(stream);
+    sent(&FromGuest::drawn(draws));
+    sent(&FromHost::drawn(draws));
+}
+
+fn received<T: Travels + std::fmt::Debug>(stream: &[u8], piece: usize) {
+    let mut frames = Frames::new(frame_bytes_max(0));
+    for piece in stream.chunks(piece.max(1)) {
+        frames.arrived(piece);
+        loop {
+            match frames.next::<T>() {
+                Ok(Some(frame)) => sent(&frame),
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+        assert!(frames.buffered() <= stream.len());
+    }
+}
+
+/// An input of the target `frames`: what a guest sends, or the host, made of these bytes.
+pub fn stream(by_guest: bool, draws: &[u8]) -> Vec<u8> {
+    let (draws, mut out) = (&mut Draws(draws), vec![7]);
+    for _ in 0..3 {
+        let put = match by_guest {
+            true => put_frame(&FromGuest::drawn(draws), frame_bytes_max(0), &mut out),
+            false => put_frame(&FromHost::drawn(draws), frame_bytes_max(0), &mut out),
+        };
+        assert!(put.is_ok());
+    }
+    out
+}
+
+/// What is sent arrives.
+fn sent<T: Travels + std::fmt::Debug>(frame: &T) {
+    let (most, mut bytes) = (frame_bytes_max(0), Vec::new());
+    assert!(put_frame(frame, most, &mut bytes).is_ok());
+    let mut frames = Frames::new(most);
+    frames.arrived(&bytes);
+    let arrived = frames.next::<T>().ok().flatten();
+    assert_eq!(format!("{arrived:?}"), format!("{:?}", Some(frame)));
+    assert!(!frames.is_within());
+    let mut again = Vec::new();
+    assert!(arrived.is_some_and(|frame| put_frame(&frame, most, &mut again).is_ok()));
+    assert_eq!(again, bytes);
 }
 
 /// A whole file of expired keys.

@@ -91,6 +91,8 @@ mod builder; // how a store is opened
 // Without the feature it shows nothing.
 #[cfg_attr(not(feature = "backend"), doc(hidden))]
 pub mod backend; // what answers its calls
+#[allow(dead_code, unused_imports, reason = "what sends and receives it is still to come")]
+mod processes; // several processes on one store
 mod claim; // what a claim is answered with
 mod operation; // what is claimed, and how
 pub mod admin; // the operator's view

@@ -207,6 +207,27 @@ pub(crate) const TOKENS_CLOCK_OFF: u64 = 3_600_000 * TOKENS_A_MILLI;
 /// than usually passes between two boots of a machine without a clock of its own, so that a clock set right catches up.
 pub(crate) const TOKEN_STEP_OFF: u64 = 1 << 36;
 
+/// Longest message of an error that another process is told of, and the longest of a cause: a key that is shown escaped takes
+/// five times its bytes, and a message shows two at most.
+pub(crate) const ERROR_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Causes of an error that another process is told of. Errors of ours have one or two.
+pub(crate) const ERROR_CAUSES_MAX: usize = 8;
+
+/// The part of a frame between processes that its result doesn't take: what a request or a reply says beside it, or an error.
+pub(crate) const FRAME_WORDS_BYTES_MAX: u32 = (STEP_KEY_BYTES_MAX
+    + 4 * LABEL_BYTES_MAX
+    + PROGRESS_BYTES_MAX
+    + META_BYTES_MAX
+    + 4 * META_COUNT_MAX
+    + ANNOUNCED_BYTES_MAX
+    + 8 * ANNOUNCED_MAX
+    + (2 + ERROR_CAUSES_MAX) * (ERROR_TEXT_BYTES_MAX + 8)
+    + 1024) as u32;
+/// A frame has space for so many bytes of a list, however short the results are: a batch of thousands of calls, and as much as
+/// may be in flight.
+pub(crate) const FRAME_LIST_BYTES_MAX: u32 = 4 << 20;
+const _: () = assert!(FRAME_LIST_BYTES_MAX as u64 <= IN_FLIGHT_BYTES_MAX);
+
 /// Entries that a shard of the in-memory table keeps space for.
 pub(crate) const SHARD_KEYS_LEAST: usize = 64;
 

@@ -181,3 +181,9 @@ pub(crate) struct KeyHash {
 /// A store's secret, from which tickets and downstream keys are made. No output shows it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}

@@ -32,11 +32,15 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    pub(super) fn new(since: WallMillis, key: Key<'static>) -> Self {
+    pub(crate) fn new(since: WallMillis, key: Key<'static>) -> Self {
         Cursor { since, key }
     }
 
-    pub(super) fn key(&self) -> &Key<'static> {
+    pub(crate) fn since(&self) -> WallMillis {
+        self.since
+    }
+
+    pub(crate) fn key(&self) -> &Key<'static> {
         &self.key
     }
 

@@ -131,7 +131,7 @@ pub struct Iter {
 }
 
 /// The keys of a walk.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Scope {
     /// Those in no namespace.
     Root,

@@ -265,10 +265,10 @@ pub struct Opening {
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cut {
-    path: PathBuf,
-    offset: u64,
-    bytes: u64,
-    whole_records: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) whole_records: u64,
 }
 
 impl Cut {

@@ -327,6 +327,18 @@ impl<'k> Key<'k> {
         }
     }
 
+    /// Makes what keys are compared with by [`starts_with`](Self::starts_with) from its parts. Other than a key, it may be
+    /// empty, have empty parts, and be longer than keys are.
+    pub(crate) fn from_prefix(kind: u8, bytes: &[u8]) -> Option<Key<'static>> {
+        match kind {
+            KIND_RAW => Some(Key(Form::Raw(Cow::Owned(bytes.to_vec())))),
+            KIND_PARTS => Parts(bytes)
+                .all(|part| part.is_some())
+                .then(|| Key(Form::Parts(Cow::Owned(bytes.to_vec())))),
+            _ => Key::from_stored(kind, bytes).map(Key::into_owned),
+        }
+    }
+
     /// Whether the key can be stored. Every call checks this first.
     pub(crate) fn check(&self) -> Result<()> {
         let len = self.bytes().len();

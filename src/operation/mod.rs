@@ -19,7 +19,7 @@ pub use key::Key;
 pub(crate) use key::Lies;
 pub use key_part::KeyPart;
 pub use outcome::{Abort, Outcome};
-pub(crate) use outcome::{Keeping, OutcomeParts, cut_label, decode_meta};
+pub(crate) use outcome::{Keeping, OutcomeParts, cut_label, decode_meta, floor_char_boundary};
 pub(crate) use policy::Settings;
 pub use policy::{Durability, OnDrop, OnInterrupted, OnUnkept, Policy};
 pub(crate) use step_key::StepKey;

@@ -395,7 +395,7 @@ pub(crate) fn cut_label(mut label: String) -> String {
 }
 
 /// The greatest index up to `bytes` that is a character boundary.
-fn floor_char_boundary(text: &str, bytes: usize) -> usize {
+pub(crate) fn floor_char_boundary(text: &str, bytes: usize) -> usize {
     let mut place = bytes.min(text.len());
     // Index 0 is one.
     while !text.is_char_boundary(place) {

@@ -15,7 +15,7 @@ use onlyonce::{Claim, fuzzing};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("record", fuzzing::record),
     ("key", fuzzing::key),
     ("manifest", fuzzing::manifest),
@@ -23,6 +23,7 @@ const TARGETS: [(&str, Target); 8] = [
     ("table", fuzzing::table),
     ("expired", fuzzing::expired),
     ("packed", fuzzing::packed),
+    ("frames", fuzzing::frames),
     ("directory", fuzzing::directory),
 ];
 
@@ -117,6 +118,12 @@ fn make() {
     ];
     for (name, len, block) in blocks {
         write("packed", name, &[&len.to_le_bytes()[..], block].concat());
+    }
+    for seed in 1..=6_u8 {
+        let draws: Vec<u8> =
+            (0..250).map(|at: u8| at.wrapping_mul(37).wrapping_mul(seed) ^ at >> 3).collect();
+        write("frames", &format!("guest-{seed}"), &fuzzing::stream(true, &draws));
+        write("frames", &format!("host-{seed}"), &fuzzing::stream(false, &draws));
     }
     write("key", "bytes", b"\x01task-42");
     write("key", "number", b"\x02\x11\0\0\0\0\0\0\0");
