@@ -114,6 +114,7 @@ mod types; // one newtype per unit
 // The seams, through which everything comes that can surprise.
 mod clock;
 mod entropy;
+mod neighbours;
 mod storage;
 mod sync;
 #[cfg(any(test, feature = "testing"))]

@@ -228,6 +228,9 @@ pub(crate) const FRAME_WORDS_BYTES_MAX: u32 = (STEP_KEY_BYTES_MAX
 pub(crate) const FRAME_LIST_BYTES_MAX: u32 = 4 << 20;
 const _: () = assert!(FRAME_LIST_BYTES_MAX as u64 <= IN_FLIGHT_BYTES_MAX);
 
+/// Connections that wait to be accepted: more than join at once after a handover. The system may allow fewer.
+pub(crate) const WAITING_CONNECTIONS_MAX: i32 = 1024;
+
 /// Entries that a shard of the in-memory table keeps space for.
 pub(crate) const SHARD_KEYS_LEAST: usize = 64;
 

@@ -8,6 +8,9 @@
 //! Never: notices a child made without the C library's `fork`, by `clone` or `vfork` directly; for those that exec,
 //! close-on-exec does the same. A descriptor that another thread is opening during the fork may stay open in the child:
 //! no lock, see [`Descriptor::alone`].
+//!
+//! Also here are the two calls on descriptors for which no safe wrapper exists: locks of bytes, which belong to an open
+//! file description as a `Descriptor` does, and the process at the other end of a socket.
 
 #![expect(clippy::disallowed_types, reason = "a fork handler may touch nothing but plain atomics")]
 
@@ -73,6 +76,15 @@ impl Descriptor {
     /// Opens a descriptor that no child has a copy of: a lock taken through it is released when it is closed. Opens it
     /// again if a fork happened in between, since the child would not know of the copy.
     pub(crate) fn alone(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Self> {
+        Descriptor::alone_after(open, |_| ())
+    }
+
+    /// The same, for what must be ended by more than a close, because a child may have a copy: `end` is called for each
+    /// descriptor that isn't returned.
+    pub(crate) fn alone_after(
+        open: impl Fn() -> io::Result<OwnedFd>,
+        end: impl Fn(BorrowedFd<'_>),
+    ) -> io::Result<Self> {
         loop {
             let begun = BEGUN.load(Ordering::SeqCst);
             if ENDED.load(Ordering::SeqCst) != begun {
@@ -83,6 +95,7 @@ impl Descriptor {
             if BEGUN.load(Ordering::SeqCst) == begun {
                 return Ok(descriptor);
             }
+            end(descriptor.fd()?);
         }
     }
 
@@ -96,6 +109,17 @@ impl Descriptor {
 
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         self.file().map(AsFd::as_fd)
+    }
+
+    /// Gives up the number without closing it: the program closed it, and it may be another file's by now.
+    pub(crate) fn abandon(mut self) {
+        let Some(file) = self.file.take() else { return };
+        // A child's own descriptor may have the number by now.
+        let is_own = self.generation == generation();
+        if let Some((_, word, bit)) = place(&file).filter(|_| is_own) {
+            word.fetch_and(!bit, Ordering::SeqCst);
+        }
+        std::mem::forget(file);
     }
 }
 
@@ -119,6 +143,89 @@ fn place(fd: &impl AsRawFd) -> Option<(usize, &'static AtomicU64, u64)> {
     let number = usize::try_from(fd.as_raw_fd()).ok()?;
     let index = number / 64;
     Some((index, KEPT.get(index)?, 1 << (number % 64)))
+}
+
+/// Takes the lock of one byte of a file for the open file description, so that closing another descriptor of the file
+/// doesn't release it. `false` if another description has it. A lock that the description has is taken again.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(crate) fn lock_byte(file: BorrowedFd<'_>, byte: u64) -> io::Result<bool> {
+    match byte_lock(file, libc::F_OFD_SETLK, libc::F_WRLCK, byte..byte.saturating_add(1)) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Releases the lock of one byte, although a child that is being forked may still have a copy of the descriptor.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(crate) fn unlock_byte(file: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
+    byte_lock(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte..byte.saturating_add(1)).map(drop)
+}
+
+/// One of the locks that other descriptions, in this process or another, have of bytes in this range: the bytes that it
+/// is of. Not the first of them.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(crate) fn locked_bytes(
+    file: BorrowedFd<'_>,
+    bytes: std::ops::Range<u64>,
+) -> io::Result<Option<std::ops::Range<u64>>> {
+    let found = byte_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK, bytes)?;
+    if found.l_type == libc::F_UNLCK as libc::c_short {
+        return Ok(None);
+    }
+    let start = u64::try_from(found.l_start).map_err(io::Error::other)?;
+    // 0 is to the end of all files.
+    let len = u64::try_from(found.l_len).ok().filter(|len| *len > 0);
+    Ok(Some(start..len.map_or(u64::MAX, |len| start.saturating_add(len))))
+}
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#[expect(unsafe_code, reason = "no safe wrapper of these locks exists")]
+fn byte_lock(
+    file: BorrowedFd<'_>,
+    command: libc::c_int,
+    kind: libc::c_int,
+    bytes: std::ops::Range<u64>,
+) -> io::Result<libc::flock> {
+    let offset = |bytes| libc::off_t::try_from(bytes).map_err(|_| io::Error::from(Errno::INVAL));
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: offset(bytes.start)?,
+        l_len: offset(bytes.end.saturating_sub(bytes.start))?,
+        // Required.
+        l_pid: 0,
+    };
+    // SAFETY: `file` is open while it is borrowed, and both commands take a pointer to one `flock`, which `lock` is
+    // during the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(lock),
+    }
+}
+
+/// The process that made the other end of a Unix socket; 0 if it is in another process namespace, which rustix's type
+/// for it can't be.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#[expect(unsafe_code, reason = "no safe wrapper that allows for 0 exists")]
+pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `socket` is open while it is borrowed, and the option is written to `peer`, whose size is `len`, and which
+    // may be any three numbers.
+    let told = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    match told {
+        0 => u32::try_from(peer.pid).map_err(io::Error::other),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Installs the handlers; further calls cost nothing. Fails only if memory is short, and may be tried again.
@@ -177,6 +284,20 @@ fn close(number: usize) {
     }
 }
 
+/// Runs `work` while no other test of this process forks, or has anything else run by this: a fork ends a connection
+/// that is being accepted, for instance.
+#[cfg(test)]
+pub(crate) fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+    // No lock of a library: a child inherits this one, and releases it, too.
+    static IS_BUSY: AtomicBool = AtomicBool::new(false);
+    while IS_BUSY.swap(true, Ordering::SeqCst) {
+        crate::sync::yield_now();
+    }
+    let result = work();
+    IS_BUSY.store(false, Ordering::SeqCst);
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +306,7 @@ mod tests {
     #[expect(unsafe_code, reason = "a real fork is what this is about")]
     fn in_a_child(work: impl FnOnce() -> bool) -> bool {
         // SAFETY: the child makes system calls, and allocates, which glibc allows after a fork.
-        let child = unsafe { libc::fork() };
+        let child = undisturbed(|| unsafe { libc::fork() });
         if child == 0 {
             let code = i32::from(!work());
             // SAFETY: ends the child without running what belongs to the parent.
@@ -224,7 +345,11 @@ mod tests {
         let is_so = in_a_child(|| {
             let kept = kept.take().unwrap();
             let is_closed = kept.file().is_err() && !is_open(number);
-            // The child's own descriptor, under the same number, outlives the parent's.
+            // The child's own descriptor, under the same number, outlives the parent's. Lower numbers may be free, too:
+            // other tests had descriptors.
+            let opens = std::iter::repeat_with(|| fs::File::open("/dev/null").unwrap());
+            let _lower: Vec<_> =
+                opens.take(1000).take_while(|own| own.as_raw_fd() < number).collect();
             let own = fs::File::open("/dev/null").unwrap();
             let is_reused = own.as_raw_fd() == number;
             drop(kept);
@@ -255,25 +380,39 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_opened_during_a_fork_is_opened_again() {
+    fn a_descriptor_opened_during_a_fork_is_ended_and_opened_again() {
         register().unwrap();
-        let opened = std::cell::Cell::new(0);
-        let descriptor = Descriptor::alone(|| {
+        let (opened, ended) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+        let open = || {
             let file = null();
             opened.set(opened.get() + 1);
             // The child has a copy that it doesn't know of.
             assert!(opened.get() > 1 || in_a_child(|| true));
             file
-        });
+        };
+        let descriptor = Descriptor::alone_after(open, |_| ended.set(ended.get() + 1));
         assert!(descriptor.unwrap().file().is_ok());
-        assert!(opened.get() > 1);
+        assert!(opened.get() > 1 && ended.get() == opened.get() - 1);
+    }
+
+    #[test]
+    fn an_abandoned_descriptor_is_not_closed_here_nor_in_a_child() {
+        register().unwrap();
+        let is_so = in_a_child(|| {
+            let Ok(abandoned) = Descriptor::alone(null) else { return false };
+            let Ok(number) = abandoned.file().map(AsRawFd::as_raw_fd) else { return false };
+            abandoned.abandon();
+            let is_open = || fs::metadata(format!("/proc/self/fd/{number}")).is_ok();
+            is_open() && in_a_child(is_open)
+        });
+        assert!(is_so);
     }
 
     #[test]
     fn no_descriptor_is_opened_while_a_fork_is_under_way() {
         let is_opened = AtomicBool::new(false);
         let (tell, told) = std::sync::mpsc::channel();
-        before();
+        undisturbed(|| before());
         std::thread::scope(|scope| {
             let opens = scope.spawn(|| {
                 tell.send(()).unwrap();

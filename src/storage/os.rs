@@ -579,7 +579,7 @@ mod tests {
         let (end, tell_end) = std::os::unix::net::UnixStream::pair().unwrap();
         // SAFETY: the child makes system calls and frees one box; glibc renews in a child each lock of the allocator
         // that this takes.
-        let child = unsafe { libc::fork() };
+        let child = fork::undisturbed(|| unsafe { libc::fork() });
         if child == 0 {
             drop(lock);
             let _ = (&tell_dropped).write(b"x");
