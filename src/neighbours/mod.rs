@@ -2,7 +2,7 @@
 //! host and its guests.
 //!
 //! Promises: nothing above this module touches a socket or a session's byte but through [`Neighbours`], so a test can
-//! have several processes in one and end one of them at any byte. No call waits, except [`wait`]. Never:
+//! have several processes in one (`memory`) and end one of them at any byte. No call waits, except [`wait`]. Never:
 //! retries, or interprets what is sent. Who hosts is decided by the directory's lock, which is
 //! [`Storage`](crate::storage::Storage)'s, as is the number of descriptors that a process may have.
 
@@ -10,6 +10,8 @@
 
 #[cfg(test)]
 mod contract_tests;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod memory;
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 mod nowhere;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
