@@ -36,6 +36,7 @@ pub struct StoreBuilder {
     pub(crate) manual_maintenance: bool,
     pub(crate) allow_network_fs: bool,
     pub(crate) open_timeout: Duration,
+    pub(crate) shared: bool,
 }
 
 impl Default for StoreBuilder {
@@ -51,6 +52,7 @@ impl Default for StoreBuilder {
             manual_maintenance: false,
             allow_network_fs: false,
             open_timeout: limits::OPEN_TIMEOUT,
+            shared: false,
         }
     }
 }
@@ -234,6 +236,31 @@ impl StoreBuilder {
     /// ```
     pub fn allow_network_fs(mut self, allow: bool) -> Self {
         self.allow_network_fs = allow;
+        self
+    }
+
+    /// Shares the store with other processes of this machine that open it so, too. By default a store is opened by one process.
+    ///
+    /// One of the processes *hosts* the store: it has the files. The others are its *guests*: their calls go to the host. Nobody
+    /// starts or configures anything: whoever opens the store first hosts it. When the host closes or ends, in whatever way, a
+    /// guest takes its place, and the claims of all others live on. See the page `processes` of the documentation.
+    ///
+    /// With [`manual_maintenance`](Self::manual_maintenance) a store is never shared.
+    ///
+    /// ```
+    /// # use onlyonce::{Claim, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// let store = Store::builder().shared(true).open_or_create(dir.path().join("keys"))?;
+    /// // Here, or in any other process:
+    /// let other = Store::builder().shared(true).open(dir.path().join("keys"))?;
+    /// let Claim::Acquired(claim) = store.claim("order-17")? else { unreachable!() };
+    /// assert!(matches!(other.claim("order-17")?, Claim::InProgress(_)));
+    /// claim.complete("paid")?;
+    /// assert!(matches!(other.claim("order-17")?, Claim::Completed(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn shared(mut self, shared: bool) -> Self {
+        self.shared = shared;
         self
     }
 

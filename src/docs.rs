@@ -17,6 +17,7 @@ macro_rules! links {
          [format]: crate::docs::format\n\
          [operations]: crate::docs::operations\n\
          [performance]: crate::docs::performance\n\
+         [processes]: crate::docs::processes\n\
          [protocol]: crate::docs::protocol\n\
          [recipes]: crate::docs::recipes\n\
          [sizing]: crate::docs::sizing\n\n"
@@ -33,6 +34,6 @@ macro_rules! pages {
 }
 
 pages! {
-    recipes operations protocol durability sizing performance format
+    recipes operations processes protocol durability sizing performance format
     cli changelog architecture design contributing
 }

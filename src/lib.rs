@@ -92,6 +92,7 @@ mod builder; // how a store is opened
 #[cfg_attr(not(feature = "backend"), doc(hidden))]
 pub mod backend; // what answers its calls
 #[allow(dead_code, unused_imports, reason = "what sends and receives it is still to come")]
+mod hosting; // the host of a store, and its guests
 mod processes; // several processes on one store
 mod claim; // what a claim is answered with
 mod operation; // what is claimed, and how

@@ -250,3 +250,34 @@ const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(META_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(LABEL_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PROGRESS_BYTES_MAX <= u16::MAX as usize);
+
+/// Calls of one guest that may be open: as many as a program has threads, and far below what memory holds.
+pub(crate) const GUEST_CALLS_MAX: usize = 1024;
+/// Bytes that wait to be sent to a guest, from where on nothing more is read from it.
+pub(crate) const GUEST_OUT_BYTES_MAX: usize = 4 << 20;
+/// Bytes that are read at once.
+pub(crate) const GUEST_READ_BYTES: usize = 64 << 10;
+/// How long a reader stays awake before it sleeps until something comes: an answer that needs no sync is there sooner.
+pub(crate) const GUEST_AWAKE_NANOS: u64 = 50_000;
+/// How long a reader sleeps at most, to see whether it is still needed.
+pub(crate) const GUEST_WAIT: Duration = Duration::from_secs(1);
+/// How long an opening waits for a host that has accepted it to answer.
+pub(crate) const WELCOME_NANOS_MAX: u64 = 10_000_000_000;
+/// Claims that a guest names in one frame: with the longest keys, a quarter of what a frame may hold.
+pub(crate) const HELD_IN_FRAME: usize = 240;
+const _: () = assert!(HELD_IN_FRAME * (STEP_KEY_BYTES_MAX + 64) < FRAME_LIST_BYTES_MAX as usize);
+/// Hosts that one request is sent to: one that ends each of them must not end all.
+pub(crate) const HOSTS_A_REQUEST: u32 = 2;
+/// After so many hosts that went soon, one after the other, a guest hosts no more.
+pub(crate) const HOSTS_SEEN_DIE: u32 = 3;
+/// A host that goes sooner goes soon.
+pub(crate) const HOST_LIFE_LEAST_NANOS: u64 = 1_000_000_000;
+/// How long a host that goes waits for what was begun.
+pub(crate) const HOST_ANSWERS_NANOS: u64 = 100_000_000;
+/// How often a host looks whether sessions without a connection live.
+pub(crate) const HOST_TICK_NANOS: u64 = 5_000_000;
+pub(crate) const HOST_TICK: Duration = Duration::from_nanos(HOST_TICK_NANOS);
+/// How long a frame may take to arrive, from its first byte on.
+pub(crate) const FRAME_NANOS_MAX: u64 = 10_000_000_000;
+/// How long nobody is accepted once descriptors are scarce.
+pub(crate) const ACCEPT_RESTS_NANOS: u64 = 20_000_000;

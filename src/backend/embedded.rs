@@ -11,14 +11,42 @@ use crate::{Error, Result};
 /// An engine and its threads. Dropping it closes the store.
 pub(crate) struct Embedded {
     engine: Arc<Engine>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     pub(super) serving: Arc<Serving>,
+    /// What a close does before it lets nothing in any more: other processes are sent away.
+    parts: Mutex<Option<Parting>>,
+    /// Its handles don't count.
+    is_view: bool,
 }
+
+type Parting = Box<dyn FnOnce() + Send>;
 
 impl Embedded {
     pub(crate) fn new(engine: Engine) -> Self {
         let serving = Serving::new();
-        Embedded { engine: Arc::new(engine), threads: Mutex::new(Vec::new()), serving }
+        Embedded {
+            engine: Arc::new(engine),
+            threads: Arc::new(Mutex::new(Vec::new())),
+            serving,
+            parts: Mutex::new(None),
+            is_view: false,
+        }
+    }
+
+    /// The same store for callers that don't keep it open.
+    pub(crate) fn view(&self) -> Self {
+        Embedded {
+            engine: Arc::clone(&self.engine),
+            threads: Arc::clone(&self.threads),
+            serving: Arc::clone(&self.serving),
+            parts: Mutex::new(None),
+            is_view: true,
+        }
+    }
+
+    /// Has a close call `parting` before it lets nothing in any more.
+    pub(crate) fn at_close(&self, parting: impl FnOnce() + Send + 'static) {
+        *self.parts.lock() = Some(Box::new(parting));
     }
 
     pub(super) fn engine(&self) -> Arc<Engine> {
@@ -52,6 +80,13 @@ impl Embedded {
 }
 
 impl Threads for Embedded {
+    fn part(&self) {
+        let parting = self.parts.lock().take();
+        if let Some(parting) = parting {
+            parting();
+        }
+    }
+
     fn join(&self) {
         self.serving.wake();
         let threads = std::mem::take(&mut *self.threads.lock());
@@ -83,6 +118,9 @@ impl std::ops::Deref for Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
+        if self.is_view {
+            return;
+        }
         if self.engine.is_foreign() {
             // The threads are the parent's. Descriptors detect the fork themselves.
             std::mem::forget(std::mem::take(&mut *self.threads.lock()));

@@ -55,7 +55,8 @@ enum Way {
     Placing(Placing<Owned>),
     /// Its record is placed; it may have a seat among those that wait for the disk.
     Placed(Owned, Done, Option<Arc<Seat>>),
-    Look(Key<'static>),
+    /// Whether it is for another process.
+    Look(Key<'static>, bool),
     /// Waits until a claim is no longer live.
     Watch(Watch),
     /// Waits until everything placed before it is durable.
@@ -139,7 +140,8 @@ impl Course {
                     }
                 },
                 Way::Placed(owned, done, seat) => {
-                    let needs = || engine.needs(&done, owned.terms.durability);
+                    let is_guests = owned.terms.is_guests();
+                    let needs = || engine.needs(&done, owned.terms.durability, is_guests);
                     match engine.fate_of_placed(needs, done.applied().lasts(owned.call)) {
                         PlacedFate::Met => return Awaits::Answer(Ok(done.into_applied())),
                         PlacedFate::Unmet(needs) => {
@@ -177,7 +179,7 @@ impl Course {
                     self.way = Way::Watch(watch);
                     return Awaits::Turn;
                 }
-                way @ (Way::Entering(..) | Way::Placing(_) | Way::Look(_)) => {
+                way @ (Way::Entering(..) | Way::Placing(_) | Way::Look(..)) => {
                     self.way = way;
                     return Awaits::Work;
                 }
@@ -198,7 +200,7 @@ impl Course {
                     Err(e) => Way::Refused(placing.into_asks(), e),
                 }
             }
-            Way::Look(key) => looked(engine, &key, self.hash),
+            Way::Look(key, is_guests) => looked(engine, &key, self.hash, is_guests),
             way @ (Way::Placed(..)
             | Way::Watch(_)
             | Way::Sync(..)
@@ -219,7 +221,7 @@ impl Course {
         self.hash = engine.hash(&key);
         match wanted {
             OnceEntered::Call(owned) => begin(engine, Owned { key, ..owned }, self.hash),
-            OnceEntered::Look(_) => looked(engine, &key, self.hash),
+            OnceEntered::Look(_) => looked(engine, &key, self.hash, false),
         }
     }
 
@@ -236,7 +238,7 @@ impl Course {
             // It goes on.
             Way::Entering(..)
             | Way::Placed(..)
-            | Way::Look(_)
+            | Way::Look(..)
             | Way::Sync(..)
             | Way::Working(_)
             | Way::Told(_)
@@ -275,7 +277,7 @@ impl Course {
             }
             Way::Entering(..)
             | Way::Placed(..)
-            | Way::Look(_)
+            | Way::Look(..)
             | Way::Sync(..)
             | Way::Working(_)
             | Way::Told(_)
@@ -360,7 +362,7 @@ impl SentCall {
             return SentCall::enter(shared, engine, entering, OnceEntered::Look(key));
         }
         let hash = engine.hash(&key);
-        SentCall { shared: Arc::clone(shared), course: Course { hash, way: Way::Look(key) } }
+        SentCall { shared: Arc::clone(shared), course: Course { hash, way: Way::Look(key, false) } }
     }
 
     /// Begins to wait until the claim of that token is no longer live.
@@ -474,8 +476,11 @@ fn begin(engine: &Engine, owned: Owned, hash: KeyHash) -> Way {
     }
 }
 
-fn looked(engine: &Engine, key: &Key<'_>, hash: KeyHash) -> Way {
-    let seen = engine.look(key, hash);
+fn looked(engine: &Engine, key: &Key<'_>, hash: KeyHash, is_guests: bool) -> Way {
+    let seen = match is_guests {
+        true => engine.look_for_guest(key, hash),
+        false => engine.look(key, hash),
+    };
     Way::Told(seen.map(|seen| Applied::of_seen(seen, engine.log.now())))
 }
 
@@ -520,7 +525,7 @@ fn last_call(way: Way) -> Option<LastCall> {
         Way::Placed(owned, done, _) => owned.releasing(done.applied()),
         Way::Refused(owned, _) => owned.refused(),
         // Nothing was granted, or another thread sees to it.
-        Way::Entering(..) | Way::Placing(_) | Way::Look(_) | Way::Watch(_) | Way::Sync(..) => None,
+        Way::Entering(..) | Way::Placing(_) | Way::Look(..) | Way::Watch(_) | Way::Sync(..) => None,
         Way::Told(_) | Way::Working(_) | Way::Over => None,
     }
 }
@@ -624,11 +629,22 @@ impl Drop for SentCall {
 
 /// Begins a request on the embedded engine of `shared`. Does no I/O and doesn't wait.
 pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
+    Box::new(begun(shared, request, false))
+}
+
+/// The same for another process.
+pub(crate) fn send_for_guest(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
+    Box::new(begun(shared, request, true))
+}
+
+fn begun(shared: &Arc<Shared>, request: Request, is_guests: bool) -> SentCall {
+    let looks = |engine: &Embedded, key: Key<'static>| {
+        let (hash, shared) = (engine.hash(&key), Arc::clone(shared));
+        SentCall { shared, course: Course { hash, way: Way::Look(key, is_guests) } }
+    };
     let sent = shared.embedded().map(|engine| match request.ask {
-        Ask::Look => SentCall::look(shared, engine, request.key, None),
-        Ask::Step { life, name } => {
-            SentCall::look(shared, engine, Key::of_step(&request.key, life, &name), None)
-        }
+        Ask::Look => looks(engine, request.key),
+        Ask::Step { life, name } => looks(engine, Key::of_step(&request.key, life, &name)),
         Ask::Ended(token) => SentCall::watch(shared, engine, request.key, token),
         Ask::Call(call, terms) => SentCall::send(shared, engine, request.key, call, terms, None),
     });
@@ -636,7 +652,7 @@ pub(crate) fn send(shared: &Arc<Shared>, request: Request) -> Box<dyn Sent> {
         let course = Course { hash: NO_HASH, way: Way::Told(Err(e)) };
         SentCall { shared: Arc::clone(shared), course }
     };
-    Box::new(sent.unwrap_or_else(failed))
+    sent.unwrap_or_else(failed)
 }
 
 impl Sent for SentCall {

@@ -25,7 +25,7 @@ use crate::protocol::{Call, KeyState};
 use crate::protocol::{Conditions, Presence};
 use crate::sync;
 use crate::sync::{AtomicBool, Mutex, Ordering};
-use crate::types::{KeyHash, Secret, StoreMillis, Token};
+use crate::types::{KeyHash, Lsn, Secret, StoreMillis, Token};
 use crate::{Error, Result};
 
 /// A claim that was in flight when the store closed.
@@ -119,6 +119,22 @@ impl Shared {
             Shared::Embedded(embedded) => embedded.keep_time(),
             // Its thread runs since the first alarm.
             Shared::Other(_) => {}
+        }
+    }
+
+    /// Store time.
+    pub(crate) fn now(&self) -> StoreMillis {
+        match self {
+            Shared::Embedded(embedded) => embedded.log.now(),
+            Shared::Other(_) => StoreMillis(0),
+        }
+    }
+
+    /// How far the log is written: what this process leaves if it is killed.
+    pub(crate) fn written(&self) -> Option<Lsn> {
+        match self {
+            Shared::Embedded(embedded) => Some(embedded.log.written()),
+            Shared::Other(_) => None,
         }
     }
 

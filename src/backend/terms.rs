@@ -113,6 +113,11 @@ impl Terms {
         }
     }
 
+    /// Whether the call is another process's.
+    pub(super) fn is_guests(&self) -> bool {
+        self.details.as_ref().is_some_and(|details| details.sending.is_some())
+    }
+
     /// Why the attempt ends this way, if that is said.
     pub(super) fn reason(&self) -> Option<&str> {
         self.details.as_ref().and_then(|details| details.reason.as_deref())

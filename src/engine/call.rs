@@ -160,13 +160,16 @@ impl Engine {
     #[inline]
     pub(crate) fn begins(&self, call: Call, writing: &Writing<'_>) -> Result<()> {
         match call {
-            Call::Claim(_) | Call::Record { .. } => match self.log.gate().is_draining() {
-                true => {
-                    let message = "the store is draining: it takes no new claims";
-                    Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()))
+            // The close of one process's handle sends no other process away before its time.
+            Call::Claim(_) | Call::Record { .. } if writing.sending.is_none() => {
+                match self.log.gate().is_draining() {
+                    true => {
+                        let message = "the store is draining: it takes no new claims";
+                        Err(Error::new(ErrorKind::Closed, message).at(self.log.dir()))
+                    }
+                    false => Ok(()),
                 }
-                false => Ok(()),
-            },
+            }
             // Another backend's client may leave it out.
             call if call.names_lease() && writing.conditions.lease_ms.is_none() => {
                 Err(Error::invalid("this call has to name a lease"))

@@ -62,6 +62,8 @@ impl Finish {
 
 /// A store's threads, as a close uses them.
 pub(crate) trait Threads {
+    /// Sends those away whom the store answers besides its own handles. Before the gate closes.
+    fn part(&self);
     /// Waits for the threads that have nothing more to do.
     fn join(&self);
     /// Runs `work` on another thread. Returns whether one could be started.
@@ -116,6 +118,7 @@ impl Engine {
             // An earlier close has waited in vain.
             LockState::Finishing(finish) => finish,
             LockState::Open(lock) => {
+                threads.part();
                 // Before the gate closes: a call that finds it closed waits for this close, or finds it over.
                 self.is_at_close.store(true, Ordering::SeqCst);
                 gate.begin_closing();

@@ -29,7 +29,6 @@ mod rebuild;
 mod sample;
 mod settle;
 mod spaces;
-#[cfg_attr(not(test), expect(dead_code, reason = "the next host's opening, to come, calls it"))]
 mod tenure;
 mod told;
 mod verify;
@@ -52,6 +51,7 @@ pub(crate) use settle::Needs;
 pub(crate) use settle::{PlacedBatch, PlacedFate, outlived};
 pub(crate) use spaces::Named;
 use spaces::Spaces;
+pub(crate) use tenure::KeptClaim;
 pub(crate) use verify::Inspector;
 pub(crate) use view::{Seen, Walk, Which};
 pub(crate) use waits::{Alarm, Turn, Waits, WaitsTo};

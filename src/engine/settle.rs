@@ -149,9 +149,20 @@ impl Engine {
     }
 
     /// What has to be written or synced before the answer of a call placed at `level` may be shown; `None`: nothing more. As
-    /// [`settle`](Self::settle), for a caller that doesn't block.
-    pub(crate) fn needs(&self, done: &Done, level: Option<Durability>) -> Option<Needs> {
+    /// [`settle`](Self::settle), for a caller that doesn't block. `is_guests`: it is shown to another process, which outlives
+    /// this one: all that it rests on is written before.
+    pub(crate) fn needs(
+        &self,
+        done: &Done,
+        level: Option<Durability>,
+        is_guests: bool,
+    ) -> Option<Needs> {
         let mut needs = Needs::default();
+        let least = |level| match level {
+            Durability::Lazy if is_guests => Durability::Flush,
+            level => level,
+        };
+        let level = level.map(least);
         if let Some(placed) = done.placed {
             self.log.wake_upkeep();
             match level.unwrap_or(Durability::Sync) {
@@ -163,7 +174,7 @@ impl Engine {
             }
         }
         if let Some((lsn, level)) = self.rests_on(done) {
-            self.need(&mut needs, lsn, level);
+            self.need(&mut needs, lsn, least(level));
         }
         (needs != Needs::default()).then_some(needs)
     }

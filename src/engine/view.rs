@@ -46,6 +46,16 @@ impl Engine {
         self.look_from(&inside, key, hash)
     }
 
+    /// The same for another process, which outlives this one: what it is shown is written before.
+    pub(crate) fn look_for_guest(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
+        let seen = self.look(key, hash)?;
+        if let Some(seen) = &seen {
+            let level = seen.place.level().max(Durability::Flush);
+            self.log.commit_earlier(seen.place.lsn(), level)?;
+        }
+        Ok(seen)
+    }
+
     /// The same, for a caller that is inside the gate.
     pub(crate) fn look_from(
         &self,

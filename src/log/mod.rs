@@ -278,6 +278,10 @@ impl Log {
         self.queue.durable()
     }
 
+    pub(crate) fn written(&self) -> Lsn {
+        self.queue.written()
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

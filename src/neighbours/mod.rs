@@ -6,11 +6,9 @@
 //! retries, or interprets what is sent. Who hosts is decided by the directory's lock, which is
 //! [`Storage`](crate::storage::Storage)'s, as is the number of descriptors that a process may have.
 
-#![allow(dead_code, unused_imports, reason = "what joins and hosts by it is added next")]
-
 #[cfg(test)]
 mod contract_tests;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(test)]
 pub(crate) mod memory;
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 mod nowhere;
@@ -40,6 +38,10 @@ use crate::types::SessionId;
 /// one for all calls, whatever is at its path by then.
 pub(crate) trait Neighbours: Send + Sync + fmt::Debug {
     /// Whether the directory is still at its path, and the file that tells who lives still in it.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "what compares it before each switch comes next")
+    )]
     fn standing(&self) -> io::Result<Standing>;
 
     /// Whether this process may host: it is run by the directory's owner or by root. What another user made would be
@@ -78,6 +80,7 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
     /// is another by now: the others don't see this session.
     ///
     /// After `false` the session is over for good, and its id must not be used again.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what asks on each joining comes next"))]
     fn live_on(&mut self) -> io::Result<bool>;
 }
 

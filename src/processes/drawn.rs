@@ -170,7 +170,7 @@ drawn_from! {
 impl<T: Drawn> Drawn for Versioned<T> {
     fn drawn(from: &mut Draws<'_>) -> Self {
         match from.byte() % 8 {
-            7 => Versioned::Other(super::WIRE_VERSION + 1 + u32::from(from.byte())),
+            7 => Versioned::Other(super::frame::WIRE_VERSION + 1 + u32::from(from.byte())),
             _ => Versioned::Same(T::drawn(from)),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! - `codec`: how plain data becomes bytes, and is read back.
 //! - `frame`: the frames, and which of them each side sends.
+//! - `requests`: the guest's side, and `server`: the host's.
 //! - `drawn`: values of all these types, for tests.
 //!
 //! Promises: pure. Bytes in, values out, and the reverse; the same value gives the same bytes. What arrives is hostile until
@@ -12,12 +13,15 @@ mod codec;
 #[cfg(any(test, feature = "testing"))]
 mod drawn;
 mod frame;
+mod requests;
+mod server;
 
-pub(crate) use codec::{Malformed, Taking, Travels};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use codec::Travels;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use drawn::{Drawn, Draws};
-pub(crate) use frame::{
-    ErrandReply, Frames, FromGuest, FromHost, HeldClaim, Hello, HostErrand, KeyPage, KeyPrefix,
-    ListedKey, Listing, PageAt, TooLong, Versioned, WIRE_VERSION, Welcome, frame_bytes_max,
-    put_frame,
-};
+pub(crate) use frame::{ErrandReply, FromGuest, HostErrand, Welcome, put_frame};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use frame::{Frames, FromHost, frame_bytes_max};
+pub(crate) use requests::{HostTold, News, Question, Requests};
+pub(crate) use server::{LineId, Server};

@@ -7,6 +7,7 @@ pub(crate) mod batch;
 mod keys;
 mod open;
 pub(crate) mod run;
+mod shared;
 mod space;
 #[cfg(feature = "backend")]
 mod served;

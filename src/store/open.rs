@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Store;
+use super::{Store, shared};
 use crate::Result;
 use crate::backend::{Embedded, Shared};
 use crate::builder::StoreBuilder;
@@ -14,6 +14,7 @@ use crate::events::Events;
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
+use crate::storage::DirLock;
 use crate::types::in_memory;
 
 impl Store {
@@ -107,7 +108,9 @@ impl StoreBuilder {
     /// The errors of [`Store::open`]; `Invalid` if the settings are not valid.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<Store> {
         let dir = directory::absolute(dir.as_ref())?;
-        self.open_on(directory::system(&dir)?, &dir, false)
+        let exclusive = !self.shared;
+        let store = self.open_on(directory::system(&dir)?, &dir, false)?;
+        if exclusive { shared::alone(store, &dir) } else { Ok(store) }
     }
 
     /// Opens the store in `dir`, or creates one. A new store is durable on return. See [`Store::open_or_create`], also
@@ -126,7 +129,9 @@ impl StoreBuilder {
     /// The errors of [`Store::open_or_create`]; `Invalid` if the settings are not valid.
     pub fn open_or_create(self, dir: impl AsRef<Path>) -> Result<Store> {
         let dir = directory::absolute(dir.as_ref())?;
-        self.open_on(directory::system(&dir)?, &dir, true)
+        let exclusive = !self.shared;
+        let store = self.open_on(directory::system(&dir)?, &dir, true)?;
+        if exclusive { shared::alone(store, &dir) } else { Ok(store) }
     }
 
     /// Opens on any storage, clock and entropy.
@@ -140,11 +145,32 @@ impl StoreBuilder {
     }
 
     fn try_to_open_on(self, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
-        let clock = Arc::clone(&seams.clock);
-        let began = clock.monotonic_nanos();
-        let sizes = self.sizes()?;
+        self.sizes()?;
         self.policy.resolve()?;
+        if self.shared && !self.manual_maintenance {
+            return shared::open(self, seams, dir, create);
+        }
+        let began = seams.clock.monotonic_nanos();
         let (seams, lock) = directory::lock(seams, dir, create, self.open_timeout)?;
+        let policy = self.policy.clone();
+        let embedded = self.open_locked(seams, lock, dir, create, began)?;
+        if !self.manual_maintenance {
+            embedded.start_upkeep()?;
+        }
+        Ok(Store::new(Shared::Embedded(embedded), policy))
+    }
+
+    /// Opens the store of a directory that is locked, without its threads.
+    pub(super) fn open_locked(
+        &self,
+        seams: Seams,
+        lock: Box<dyn DirLock>,
+        dir: &Path,
+        create: bool,
+        began: u64,
+    ) -> Result<Embedded> {
+        let clock = Arc::clone(&seams.clock);
+        let sizes = self.sizes()?;
         if !self.allow_network_fs {
             directory::refuse_network_fs(&seams, dir)?;
         }
@@ -156,10 +182,6 @@ impl StoreBuilder {
             EngineOpening { seams, dir, sizes, result_bytes_max, compress_over, checkpoint_keys };
         let engine = Engine::open(&opening, manifest, lock)?;
         engine.tell_opened(clock.monotonic_nanos() - began);
-        let embedded = Embedded::new(engine);
-        if !self.manual_maintenance {
-            embedded.start_upkeep()?;
-        }
-        Ok(Store::new(Shared::Embedded(embedded), self.policy))
+        Ok(Embedded::new(engine))
     }
 }

@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{errors, process, room, scarcity, time};
+use crate::{errors, process, processes, room, scarcity, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,6 +30,7 @@ fn plays_its_role() {
         ("hold", _) => process::hold(dir),
         ("short", n) => process::short(dir, n),
         ("open", _) => process::open(dir),
+        ("peer", _) => processes::peer(dir),
         ("submits", job) => process::submits(dir, job),
         ("webhook", ticket) => process::webhook(dir, ticket),
         ("asks", job) => process::asks(dir, job),

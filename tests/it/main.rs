@@ -62,6 +62,7 @@ mod open_keys;
 mod pages;
 /// A second opener, and a forked child.
 mod process;
+mod processes;
 /// Reclaim when the background gets no processor, and what it reads.
 mod reclaim;
 /// What `repair` saves, what it reports as lost, and its own crashes.

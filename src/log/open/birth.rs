@@ -24,7 +24,7 @@ impl Seams {
         Ok(bytes)
     }
 
-    pub(in crate::log) fn draw_u64(&self) -> Result<u64> {
+    pub(crate) fn draw_u64(&self) -> Result<u64> {
         self.draw().map(u64::from_le_bytes)
     }
 

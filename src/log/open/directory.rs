@@ -241,5 +241,5 @@ pub(crate) fn refuse_unfinished(storage: &dyn Storage, dir: &Path) -> Result<()>
 
 /// Whether an interrupted birth may have left the name, or a file system puts it into a fresh volume.
 fn is_ours(name: &str) -> bool {
-    matches!(name, "log" | "MANIFEST.next" | "lost+found")
+    matches!(name, "log" | "MANIFEST.next" | "lost+found" | "sessions" | "socket")
 }

@@ -1,0 +1,823 @@
+//! A store that another process hosts, as this process uses it: the connection, who reads from it, and what happens when the host
+//! goes.
+//!
+//! Whoever waits for an answer reads for all; a thread is started only for tasks, and for calls that nobody waits for. When the
+//! connection ends, the next reader looks for another host, and becomes the host itself if there is none. From then on calls go
+//! to the engine in this process.
+//!
+//! Promises: a call that is under way when the host goes is answered as if nothing had happened, or `Indeterminate`. Its claims live
+//! on. Never: decides about a key.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::admin::Health;
+use crate::backend::{Ask, Backend, InFlight, Reply, Request, Sent, Shared, Terms, send};
+use crate::clock::nanos;
+use crate::limits;
+use crate::neighbours::{self, Connection, Interest, Neighbours, Notifier, Received, Session};
+use crate::operation::Key;
+use crate::processes::{
+    ErrandReply, FromGuest, HostErrand, HostTold, News, Question, Requests, Welcome, put_frame,
+};
+use crate::protocol::{Answer, Call};
+use crate::storage::fork;
+use crate::sync::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, WakeWord};
+use crate::{Error, ErrorKind, Result};
+
+/// Opens the store as its host. `None`: another process does, or is about to.
+pub(crate) type Hosting = Box<dyn Fn() -> Result<Option<Arc<Shared>>> + Send + Sync>;
+
+/// A store that another process hosts. Dropped, it leaves.
+pub(crate) struct Guest {
+    core: Arc<Core>,
+}
+
+struct Core {
+    dir: PathBuf,
+    neighbours: Arc<dyn Neighbours>,
+    notifier: Arc<dyn Notifier>,
+    /// Lives as long as this opening.
+    _session: Box<dyn Session>,
+    host: Hosting,
+    draw: Box<dyn Fn() -> u64 + Send + Sync>,
+    secret: [u8; 32],
+    result_bytes_max: AtomicU32,
+    state: Mutex<GuestState>,
+    /// What the thread that reads for tasks sleeps on.
+    thread_word: WakeWord,
+    has_thread: Mutex<bool>,
+    is_draining: AtomicBool,
+    /// No handle is left.
+    is_over: AtomicBool,
+    generation: u32,
+}
+
+struct GuestState {
+    role: Role,
+    requests: Requests,
+    /// A thread reads, or looks for a host.
+    is_driven: bool,
+    /// Processes that hosted the store and went within a second, one after the other.
+    short_lived: u32,
+    joined_at: u64,
+    /// Since when there is no host.
+    apart_since: u64,
+}
+
+enum Role {
+    Joined(Arc<dyn Connection>),
+    /// The host has gone.
+    Apart,
+    Host(Arc<Shared>),
+    Over(Error),
+}
+
+/// What a process joins with.
+pub(crate) struct Joiner {
+    pub(crate) dir: PathBuf,
+    pub(crate) neighbours: Arc<dyn Neighbours>,
+    pub(crate) session: Box<dyn Session>,
+    pub(crate) host: Hosting,
+    pub(crate) draw: Box<dyn Fn() -> u64 + Send + Sync>,
+    pub(crate) result_bytes_max: u32,
+}
+
+impl Guest {
+    /// Joins the host at the other end of a connection.
+    pub(crate) fn join(joiner: Joiner, connection: Arc<dyn Connection>) -> Result<Self> {
+        let Joiner { dir, neighbours, session, host, draw, result_bytes_max } = joiner;
+        let notifier = neighbours.notifier().map_err(|e| Error::io("waiting at", &dir, e))?;
+        let mut requests = Requests::new(session.id(), std::process::id(), result_bytes_max);
+        requests.connected();
+        let began = nanos();
+        let welcome = welcomed(&mut requests, &*connection, &dir, |waited| {
+            waited < limits::WELCOME_NANOS_MAX
+        })?;
+        let state = GuestState {
+            role: Role::Joined(connection),
+            requests,
+            is_driven: false,
+            short_lived: 0,
+            joined_at: began,
+            apart_since: began,
+        };
+        Ok(Guest {
+            core: Arc::new(Core {
+                dir,
+                neighbours,
+                notifier,
+                _session: session,
+                host,
+                draw,
+                secret: welcome.secret.0,
+                result_bytes_max: AtomicU32::new(welcome.result_bytes_max),
+                state: Mutex::new(state),
+                thread_word: WakeWord::new(),
+                has_thread: Mutex::new(false),
+                is_draining: AtomicBool::new(false),
+                is_over: AtomicBool::new(false),
+                generation: fork::generation(),
+            }),
+        })
+    }
+}
+
+/// Sends what is to be sent first, and waits until the host answers. `may_wait`: whether that may have taken so many nanoseconds.
+fn welcomed(
+    requests: &mut Requests,
+    connection: &dyn Connection,
+    dir: &Path,
+    may_wait: impl Fn(u64) -> bool,
+) -> Result<Welcome> {
+    let gone = || {
+        let message = "the process that hosts the store has gone";
+        Error::new(ErrorKind::Locked, message).at(dir)
+    };
+    let began = nanos();
+    let mut buf = vec![0; limits::GUEST_READ_BYTES];
+    loop {
+        while !requests.to_send().is_empty() {
+            match connection.send(requests.to_send()) {
+                neighbours::SendResult::Bytes(bytes) => requests.was_sent(bytes),
+                neighbours::SendResult::Full => break,
+                // What it has said before may say why.
+                neighbours::SendResult::Gone => break,
+            }
+        }
+        match connection.receive(&mut buf) {
+            Received::Bytes(bytes) => {
+                match requests.received(buf.get(..bytes).unwrap_or_default()) {
+                    News::Welcome(welcome) => return Ok(welcome),
+                    News::Refused(error) => return Err(error),
+                    News::Over => return Err(gone()),
+                    News::Nothing => continue,
+                }
+            }
+            Received::End => return Err(gone()),
+            Received::Nothing => {}
+        }
+        if !may_wait(nanos() - began) {
+            let message = format!(
+                "process {} hosts the store and has not answered for {} ms: it is stopped, or waits for its disk",
+                connection.peer(),
+                (nanos() - began) / 1_000_000
+            );
+            return Err(Error::new(ErrorKind::Locked, message).at(dir));
+        }
+        let interest = Interest { receive: true, send: !requests.to_send().is_empty() };
+        let waited =
+            neighbours::wait(&[(connection.waitable(), interest)], Some(Duration::from_millis(20)));
+        waited.map_err(|e| Error::io("waiting at", dir, e))?;
+    }
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, GuestState> {
+        self.state.lock()
+    }
+
+    fn is_foreign(&self) -> bool {
+        self.generation != fork::generation()
+    }
+
+    fn forked(&self) -> Error {
+        let message = "this process is a fork of the one that opened the store: open it here";
+        Error::new(ErrorKind::Forked, message).at(&self.dir)
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, "the store was closed: open it again").at(&self.dir)
+    }
+
+    /// Sends what can be sent without waiting.
+    fn push(&self, state: &mut GuestState) {
+        let Role::Joined(connection) = &state.role else { return };
+        state.requests.flush();
+        while !state.requests.to_send().is_empty() {
+            match connection.send(state.requests.to_send()) {
+                neighbours::SendResult::Bytes(bytes) => state.requests.was_sent(bytes),
+                // Whoever reads sends the rest.
+                neighbours::SendResult::Full => {
+                    self.notifier.notify();
+                    break;
+                }
+                // Its last answers are read before its end counts.
+                neighbours::SendResult::Gone => break,
+            }
+        }
+    }
+
+    /// Reads answers for all that wait, and looks for another host when this one goes, until request `until` is answered. `None`: as
+    /// long as tasks wait, and no thread does. The caller has set `is_driven`.
+    fn drive(self: &Arc<Self>, until: Option<u64>) {
+        let mut buf = vec![0; limits::GUEST_READ_BYTES];
+        loop {
+            let mut state = self.lock();
+            let is_done = match until {
+                Some(number) => state.requests.is_told(number),
+                None => !state.requests.has_open() || state.requests.another_thread(None).is_some(),
+            };
+            let connection = match &state.role {
+                Role::Host(_) | Role::Over(_) => None,
+                _ if is_done => None,
+                Role::Joined(connection) => Some(Some(Arc::clone(connection))),
+                Role::Apart => Some(None),
+            };
+            let Some(connection) = connection else {
+                state.is_driven = false;
+                self.pass_on(&mut state, until);
+                return;
+            };
+            let Some(connection) = connection else {
+                drop(state);
+                self.search();
+                continue;
+            };
+            self.push(&mut state);
+            let send = !state.requests.to_send().is_empty();
+            drop(state);
+            match self.receive(&*connection, &mut buf, send) {
+                Received::Bytes(bytes) => {
+                    let mut state = self.lock();
+                    let news = state.requests.received(buf.get(..bytes).unwrap_or_default());
+                    if matches!(news, News::Over | News::Refused(_)) {
+                        self.lose(&mut state);
+                    }
+                }
+                Received::Nothing => {}
+                Received::End => self.lose(&mut self.lock()),
+            }
+        }
+    }
+
+    /// Waits for bytes, or for work that another thread has left. A short while awake: an answer is mostly on its way.
+    fn receive(&self, connection: &dyn Connection, buf: &mut [u8], send: bool) -> Received {
+        let began = nanos();
+        loop {
+            match connection.receive(buf) {
+                Received::Nothing => {}
+                received => return received,
+            }
+            if send || nanos() - began > limits::GUEST_AWAKE_NANOS {
+                break;
+            }
+            sync::yield_now();
+        }
+        let interest = Interest { receive: true, send };
+        let told = Interest { receive: true, send: false };
+        let on = [(connection.waitable(), interest), (self.notifier.waitable(), told)];
+        match neighbours::wait(&on, Some(limits::GUEST_WAIT)) {
+            // Without it, the processor is left to others before the next try.
+            Err(_) => sync::yield_now(),
+            Ok(_) => self.notifier.clear(),
+        }
+        connection.receive(buf)
+    }
+
+    /// The reader leaves: another that waits goes on, or the thread for tasks.
+    fn pass_on(self: &Arc<Self>, state: &mut GuestState, than: Option<u64>) {
+        if let Some(word) = state.requests.another_thread(than) {
+            word.wake_all();
+        } else if state.requests.has_open() {
+            self.start_thread();
+        }
+    }
+
+    /// The connection has ended.
+    fn lose(&self, state: &mut GuestState) {
+        if !matches!(state.role, Role::Joined(_)) {
+            return;
+        }
+        state.role = Role::Apart;
+        state.apart_since = nanos();
+        state.requests.disconnected();
+        match nanos() - state.joined_at < limits::HOST_LIFE_LEAST_NANOS {
+            true => state.short_lived += 1,
+            false => state.short_lived = 0,
+        }
+    }
+
+    /// Finds another host, or becomes it. Returns when that is done, or another thread should look.
+    fn search(self: &Arc<Self>) {
+        if let Ok(Some(connection)) = self.neighbours.connect() {
+            let connection: Arc<dyn Connection> = connection.into();
+            self.lock().requests.connected();
+            let joined = self.join_again(&*connection);
+            let mut state = self.lock();
+            match joined {
+                Ok(welcome) => {
+                    self.result_bytes_max.fetch_max(welcome.result_bytes_max, Ordering::Relaxed);
+                    state.role = Role::Joined(connection);
+                    state.joined_at = nanos();
+                    self.push(&mut state);
+                    return;
+                }
+                Err(e) if e.kind() != ErrorKind::Locked => {
+                    state.requests.disconnected();
+                    state.role = Role::Over(e);
+                    state.requests.wake_all();
+                    return;
+                }
+                Err(_) => state.requests.disconnected(),
+            }
+        }
+        let may_host = {
+            let mut state = self.lock();
+            let may_host = state.short_lived < limits::HOSTS_SEEN_DIE;
+            if !may_host && nanos() - state.apart_since > limits::WELCOME_NANOS_MAX {
+                let message = format!(
+                    "{} processes that hosted the store have ended within a second, one after the other, so this one doesn't try; \
+                     nobody else has for 10 s: find out what ends them, and open the store again",
+                    state.short_lived
+                );
+                let error = Error::new(ErrorKind::Locked, message).at(&self.dir);
+                state.role = Role::Over(error);
+                return state.requests.wake_all();
+            }
+            may_host
+        };
+        match may_host.then(|| (self.host)()) {
+            Some(Ok(Some(shared))) => return self.become_host(shared),
+            Some(Err(e)) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
+                let mut state = self.lock();
+                state.role = Role::Over(e);
+                return state.requests.wake_all();
+            }
+            // Another is about to host, or what kept this one from it may pass.
+            Some(Ok(None) | Err(_)) | None => {}
+        }
+        let pause = WakeWord::new();
+        pause.wait(pause.read(), Some(1 + (self.draw)() % limits::LOCK_TRY_MILLIS_MAX));
+    }
+
+    /// The same as a first joining, without the lock of what others ask meanwhile being held for long.
+    fn join_again(&self, connection: &dyn Connection) -> Result<Welcome> {
+        let mut buf = vec![0; limits::GUEST_READ_BYTES];
+        let gone = || Error::new(ErrorKind::Locked, "the host has gone").at(&self.dir);
+        loop {
+            let send = {
+                let mut state = self.lock();
+                while !state.requests.to_send().is_empty() {
+                    match connection.send(state.requests.to_send()) {
+                        neighbours::SendResult::Bytes(bytes) => state.requests.was_sent(bytes),
+                        neighbours::SendResult::Full | neighbours::SendResult::Gone => break,
+                    }
+                }
+                !state.requests.to_send().is_empty()
+            };
+            match self.receive(connection, &mut buf, send) {
+                Received::Bytes(bytes) => {
+                    let bytes = buf.get(..bytes).unwrap_or_default();
+                    match self.lock().requests.received(bytes) {
+                        News::Welcome(welcome) => return Ok(welcome),
+                        News::Refused(error) => return Err(error),
+                        News::Over => return Err(gone()),
+                        News::Nothing => {}
+                    }
+                }
+                Received::End => return Err(gone()),
+                Received::Nothing => {}
+            }
+        }
+    }
+
+    /// This process hosts the store from now on. What nobody waits for is done first.
+    fn become_host(self: &Arc<Self>, shared: Arc<Shared>) {
+        let (left, attached) = {
+            let mut state = self.lock();
+            (state.requests.take_left(), state.requests.attached())
+        };
+        for (key, token) in attached {
+            let ask = Ask::Call(Call::Attach(token), Box::default());
+            let request = self.lock().requests.as_own(Request { key, ask });
+            let _ = send(&shared, request).wait();
+        }
+        for question in left {
+            if let Question::Call(request) = question {
+                // Dropped, it goes on, or is given back.
+                drop(send(&shared, request));
+            }
+        }
+        let mut state = self.lock();
+        state.role = Role::Host(shared);
+        state.requests.wake_all();
+    }
+
+    /// Starts the thread that reads for tasks, or wakes it.
+    fn start_thread(self: &Arc<Self>) {
+        let mut has_thread = self.has_thread.lock();
+        if !*has_thread {
+            let core = Arc::clone(self);
+            // Without a thread to be had, the next call tries again.
+            *has_thread = sync::spawn("onlyonce-guest", move || core.run_thread()).is_ok();
+        }
+        drop(has_thread);
+        self.thread_word.wake_all();
+    }
+
+    fn run_thread(self: &Arc<Self>) {
+        loop {
+            let seen = self.thread_word.read();
+            {
+                let mut state = self.lock();
+                let is_at_end = matches!(state.role, Role::Host(_) | Role::Over(_));
+                if self.is_over.load(Ordering::SeqCst) && (is_at_end || !state.requests.has_open())
+                {
+                    return;
+                }
+                let is_needed = !state.is_driven
+                    && !is_at_end
+                    && state.requests.has_open()
+                    && state.requests.another_thread(None).is_none();
+                if is_needed {
+                    state.is_driven = true;
+                    drop(state);
+                    self.drive(None);
+                    continue;
+                }
+            }
+            self.thread_word.wait(seen, None);
+        }
+    }
+
+    /// Asks the host, and waits.
+    fn ask(self: &Arc<Self>, what: HostErrand) -> Result<ErrandReply> {
+        let number = {
+            let mut state = self.lock();
+            if let Role::Over(e) = &state.role {
+                return Err(e.again());
+            }
+            let number = state.requests.ask(Question::Errand(what))?;
+            self.push(&mut state);
+            number
+        };
+        match self.wait_for(number) {
+            Waited::Told(HostTold::Errand(told)) => told,
+            Waited::Over(e) => Err(e),
+            Waited::Host(..) | Waited::Told(HostTold::Reply(_)) => {
+                Err(Error::invalid("an errand was answered as a call"))
+            }
+        }
+    }
+
+    fn wait_for(self: &Arc<Self>, number: u64) -> Waited {
+        loop {
+            let mut state = self.lock();
+            if let Some(told) = state.requests.take(number) {
+                return Waited::Told(told);
+            }
+            match &state.role {
+                Role::Over(e) => return Waited::Over(e.again()),
+                Role::Host(shared) => {
+                    let shared = Arc::clone(shared);
+                    return match state.requests.take_open(number) {
+                        Some(question) => Waited::Host(shared, question),
+                        None => Waited::Over(taken()),
+                    };
+                }
+                Role::Joined(_) | Role::Apart => {}
+            }
+            let Some(word) = state.requests.sleep_on(number) else {
+                return Waited::Over(taken());
+            };
+            if !state.is_driven {
+                state.is_driven = true;
+                drop(state);
+                self.drive(Some(number));
+                continue;
+            }
+            let seen = word.read();
+            drop(state);
+            word.wait(seen, None);
+        }
+    }
+
+    /// Waits until nothing is open, or so many milliseconds have passed.
+    fn settle(self: &Arc<Self>, millis: u64) {
+        let began = nanos();
+        let word = WakeWord::new();
+        loop {
+            {
+                let state = self.lock();
+                let is_at_end = matches!(state.role, Role::Host(_) | Role::Over(_));
+                let has_time = (nanos() - began) / 1_000_000 < millis;
+                if is_at_end || !state.requests.has_open() || !has_time {
+                    return;
+                }
+            }
+            self.start_thread();
+            word.wait(word.read(), Some(1));
+        }
+    }
+
+    /// Leaves the host, or closes the store that this process hosts.
+    fn leave(self: &Arc<Self>, deadline: Duration) -> Result<Vec<InFlight>> {
+        let role = {
+            let mut state = self.lock();
+            std::mem::replace(&mut state.role, Role::Over(self.closed()))
+        };
+        let left = match role {
+            Role::Host(shared) => shared.close(deadline),
+            Role::Joined(connection) => {
+                let mut bytes = Vec::new();
+                if put_frame(&FromGuest::Leave, u32::MAX, &mut bytes).is_ok() {
+                    let _ = connection.send(&bytes);
+                }
+                connection.end();
+                Ok(Vec::new())
+            }
+            Role::Apart => Ok(Vec::new()),
+            Role::Over(e) => Err(e),
+        };
+        self.lock().requests.wake_all();
+        self.is_over.store(true, Ordering::SeqCst);
+        self.thread_word.wake_all();
+        self.notifier.notify();
+        left
+    }
+}
+
+fn taken() -> Error {
+    Error::invalid("the answer of this call was taken already")
+}
+
+/// How a wait for a host ended.
+enum Waited {
+    Told(HostTold),
+    /// This process hosts the store by now.
+    Host(Arc<Shared>, Question),
+    Over(Error),
+}
+
+/// A call that was sent to the host.
+struct SentToHost {
+    core: Arc<Core>,
+    /// `None`: its answer was taken, or this process makes it itself.
+    number: Option<u64>,
+    own: Option<Own>,
+}
+
+/// A call on the engine in this process.
+struct Own {
+    sent: Box<dyn Sent>,
+    key: Key<'static>,
+    call: Option<(Call, u64)>,
+}
+
+impl Own {
+    fn begin(shared: &Arc<Shared>, request: Request) -> Self {
+        let key = request.key.clone();
+        let call = match &request.ask {
+            Ask::Call(call, terms) => Some((*call, terms.reserve)),
+            _ => None,
+        };
+        Own { sent: send(shared, request), key, call }
+    }
+
+    fn noted(core: &Core, key: &Key<'static>, call: Option<(Call, u64)>, told: &Result<Reply>) {
+        if let (Some((call, reserve)), Ok(reply)) = (call, told) {
+            core.lock().requests.note(key, call, reserve, reply);
+        }
+    }
+}
+
+impl Sent for SentToHost {
+    fn wait(mut self: Box<Self>) -> Result<Reply> {
+        let core = Arc::clone(&self.core);
+        if core.is_foreign() {
+            return Err(core.forked());
+        }
+        if let Some(number) = self.number.take() {
+            match core.wait_for(number) {
+                Waited::Told(HostTold::Reply(told)) => return *told,
+                Waited::Told(HostTold::Errand(_)) => return Err(taken()),
+                Waited::Over(e) => return Err(e),
+                Waited::Host(shared, Question::Call(request)) => {
+                    self.own = Some(Own::begin(&shared, request));
+                }
+                Waited::Host(_, Question::Errand(_)) => return Err(taken()),
+            }
+        }
+        let Some(Own { sent, key, call }) = self.own.take() else { return Err(taken()) };
+        let told = sent.wait();
+        Own::noted(&core, &key, call, &told);
+        told
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>> {
+        let core = Arc::clone(&self.core);
+        if core.is_foreign() {
+            return Poll::Ready(Err(core.forked()));
+        }
+        if let Some(number) = self.number {
+            let mut state = core.lock();
+            if let Some(told) = state.requests.take(number) {
+                self.number = None;
+                return Poll::Ready(match told {
+                    HostTold::Reply(told) => *told,
+                    HostTold::Errand(_) => Err(taken()),
+                });
+            }
+            let shared = match &state.role {
+                Role::Over(e) => {
+                    self.number = None;
+                    return Poll::Ready(Err(e.again()));
+                }
+                Role::Host(shared) => Arc::clone(shared),
+                Role::Joined(_) | Role::Apart => {
+                    if !state.requests.set_waker(number, context.waker()) {
+                        return Poll::Ready(Err(taken()));
+                    }
+                    if !state.is_driven {
+                        core.start_thread();
+                    }
+                    return Poll::Pending;
+                }
+            };
+            self.number = None;
+            let Some(Question::Call(request)) = state.requests.take_open(number) else {
+                return Poll::Ready(Err(taken()));
+            };
+            drop(state);
+            self.own = Some(Own::begin(&shared, request));
+        }
+        let Some(own) = &mut self.own else { return Poll::Ready(Err(taken())) };
+        let Poll::Ready(told) = own.sent.poll(context) else { return Poll::Pending };
+        if let Some(Own { key, call, .. }) = self.own.take() {
+            Own::noted(&core, &key, call, &told);
+        }
+        Poll::Ready(told)
+    }
+}
+
+impl Drop for SentToHost {
+    fn drop(&mut self) {
+        if self.core.is_foreign() {
+            return;
+        }
+        if let Some(number) = self.number.take() {
+            let mut state = self.core.lock();
+            if let Role::Host(shared) = &state.role {
+                let shared = Arc::clone(shared);
+                if let Some(Question::Call(request)) = state.requests.take_open(number) {
+                    drop(state);
+                    drop(send(&shared, request));
+                }
+                return;
+            }
+            state.requests.leave(number);
+            self.core.push(&mut state);
+            if state.requests.has_open() && !state.is_driven {
+                self.core.start_thread();
+            }
+        }
+        if let Some(Own { key, call, .. }) = &self.own {
+            // It is given back, or goes on.
+            if let Some(token) = call.and_then(|(call, _)| call.ends()) {
+                let _ = (key, token);
+                self.core.lock().requests.let_go(token);
+            }
+        }
+    }
+}
+
+/// A call that was not made.
+struct NotSent(Option<Error>);
+
+impl Sent for NotSent {
+    fn wait(mut self: Box<Self>) -> Result<Reply> {
+        Err(self.0.take().unwrap_or_else(taken))
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<Result<Reply>> {
+        Poll::Ready(Err(self.0.take().unwrap_or_else(taken)))
+    }
+}
+
+impl Backend for Guest {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        let core = &self.core;
+        if core.is_foreign() {
+            return Box::new(NotSent(Some(core.forked())));
+        }
+        let begins = matches!(&request.ask, Ask::Call(Call::Claim(_) | Call::Record { .. }, _));
+        if begins && core.is_draining.load(Ordering::SeqCst) {
+            let message = "the store is draining: it takes no new claims";
+            let error = Error::new(ErrorKind::Closed, message).at(&core.dir);
+            return Box::new(NotSent(Some(error)));
+        }
+        let mut state = core.lock();
+        let (number, own) = match &state.role {
+            Role::Over(e) => return Box::new(NotSent(Some(e.again()))),
+            Role::Host(shared) => {
+                let shared = Arc::clone(shared);
+                let request = state.requests.as_own(request);
+                drop(state);
+                (None, Some(Own::begin(&shared, request)))
+            }
+            Role::Joined(_) | Role::Apart => match state.requests.ask(Question::Call(request)) {
+                Err(e) => return Box::new(NotSent(Some(e))),
+                Ok(number) => {
+                    core.push(&mut state);
+                    (Some(number), None)
+                }
+            },
+        };
+        Box::new(SentToHost { core: Arc::clone(core), number, own })
+    }
+
+    fn result_bytes_max(&self) -> u32 {
+        self.core.result_bytes_max.load(Ordering::Relaxed)
+    }
+
+    fn secret(&self) -> [u8; 32] {
+        self.core.secret
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.core.is_foreign() {
+            return Err(self.core.forked());
+        }
+        let shared = match &self.core.lock().role {
+            Role::Over(e) => return Err(e.again()),
+            Role::Host(shared) => Some(Arc::clone(shared)),
+            Role::Joined(_) | Role::Apart => None,
+        };
+        match shared {
+            Some(shared) => {
+                let engine = shared.embedded()?;
+                Health::of(engine, 0).as_result(engine)
+            }
+            None => self.core.ask(HostErrand::Health { reserve_bytes: 0 }).map(drop),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        if self.core.is_foreign() {
+            return Err(self.core.forked());
+        }
+        let shared = match &self.core.lock().role {
+            Role::Host(shared) => Some(Arc::clone(shared)),
+            _ => None,
+        };
+        match shared {
+            Some(shared) => shared.sync(),
+            None => self.core.ask(HostErrand::Sync).map(drop),
+        }
+    }
+
+    fn drain(&self) {
+        self.core.is_draining.store(true, Ordering::SeqCst);
+    }
+
+    fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
+        let core = &self.core;
+        if core.is_foreign() {
+            return Err(core.forked());
+        }
+        self.drain();
+        let began = nanos();
+        let word = WakeWord::new();
+        let waited = || Duration::from_nanos(nanos() - began);
+        while !core.lock().requests.held().is_empty() && waited() < deadline {
+            word.wait(word.read(), Some(1));
+        }
+        let mut in_flight = Vec::new();
+        for (key, token) in core.lock().requests.held() {
+            let mut terms = Terms::default();
+            terms.details_mut().reason = Some("the store was closed".to_owned());
+            let ask = Ask::Call(Call::Interrupt(token), Box::new(terms));
+            let ended = self.send(Request { key: key.clone(), ask }).wait();
+            if ended.is_ok_and(|reply| reply.answer == Answer::Done) {
+                let seen = self.send(Request { key: key.clone(), ask: Ask::Look }).wait()?;
+                let now = seen.now;
+                in_flight.extend(seen.found.map(|view| InFlight { key, state: view.state, now }));
+            }
+        }
+        let millis = u64::try_from(deadline.saturating_sub(waited()).as_millis());
+        core.settle(millis.unwrap_or(u64::MAX).max(limits::CLOSE_MILLIS_LEAST));
+        in_flight.extend(core.leave(deadline)?);
+        Ok(in_flight)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if self.core.is_foreign() {
+            return;
+        }
+        // What was sent and nobody waits for goes on.
+        self.core.settle(limits::CLOSE_WRITES_MILLIS_LEAST);
+        let _ = self.core.leave(Duration::ZERO);
+    }
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest").field("dir", &self.core.dir).finish_non_exhaustive()
+    }
+}

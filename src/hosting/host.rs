@@ -1,0 +1,225 @@
+//! The thread by which the host of a store serves its guests.
+//!
+//! One thread accepts, reads, begins calls and answers; the store's other threads write and sync, and do what a call waits for. A
+//! call that needs neither is answered at once.
+//!
+//! Promises: nobody connects after the store's directory was given up. A guest that doesn't read, or sends nothing, holds up nobody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::backend::Shared;
+use crate::clock::nanos;
+use crate::engine::KeptClaim;
+use crate::limits;
+use crate::neighbours::{
+    self, Accepted, Connection, Interest, Listener, Neighbours, Notifier, Received, SendResult,
+    Waitable,
+};
+use crate::processes::{LineId, Server};
+use crate::sync::{self, AtomicBool, Mutex, Ordering};
+use crate::types::SessionId;
+use crate::{Error, Result};
+
+/// The guests of a store that this process hosts.
+pub(crate) struct Guests {
+    stops: Arc<AtomicBool>,
+    notifier: Arc<dyn Notifier>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Guests {
+    /// Serves guests from now on. `shared`: a view of the store, whose handles it doesn't count among. `kept`: the claims of living
+    /// sessions.
+    pub(crate) fn serve(
+        shared: Arc<Shared>,
+        neighbours: Arc<dyn Neighbours>,
+        listener: Box<dyn Listener>,
+        kept: Vec<KeptClaim>,
+    ) -> Result<Self> {
+        let dir = shared.embedded()?.dir();
+        let notifier = neighbours.notifier().map_err(|e| Error::io("waiting at", &dir, e))?;
+        let stops = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&notifier);
+        let server = Server::new(shared, std::process::id(), kept, move || told.notify());
+        let mut serving = HostLoop {
+            server,
+            neighbours,
+            listener,
+            notifier: Arc::clone(&notifier),
+            lines: BTreeMap::new(),
+            stops: Arc::clone(&stops),
+            rests_until: 0,
+            asked_at: nanos(),
+        };
+        let thread = sync::spawn("onlyonce-host", move || serving.run())
+            .map_err(|e| Error::io("starting the thread that serves guests for", &dir, e))?;
+        Ok(Guests { stops, notifier, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Takes nobody in any more, answers what can be answered, and ends all connections. Returns once the thread has.
+    pub(crate) fn stop(&self) {
+        self.stops.store(true, Ordering::SeqCst);
+        self.notifier.notify();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread.filter(|thread| !sync::is_current(thread)) {
+            // Fails only if it panicked, and there is no caller to report that to.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct HostLoop {
+    server: Server,
+    neighbours: Arc<dyn Neighbours>,
+    listener: Box<dyn Listener>,
+    notifier: Arc<dyn Notifier>,
+    lines: BTreeMap<LineId, Box<dyn Connection>>,
+    stops: Arc<AtomicBool>,
+    /// Until when nobody is accepted, for lack of descriptors.
+    rests_until: u64,
+    /// When it was last asked which sessions live.
+    asked_at: u64,
+}
+
+impl HostLoop {
+    fn run(&mut self) {
+        let mut buf = vec![0; limits::GUEST_READ_BYTES];
+        while !self.stops.load(Ordering::SeqCst) {
+            self.wait(&mut buf);
+            self.notifier.clear();
+            self.server.go_on();
+            self.server.end_late(nanos());
+            self.send_all();
+            self.ask_who_lives();
+        }
+        // Only the holder of the directory's lock touches the name.
+        let _ = self.listener.unlink();
+        let began = nanos();
+        // What was begun is answered, for a while: a guest asks the next host about the rest.
+        while !self.server.is_idle() && nanos() - began < limits::HOST_ANSWERS_NANOS {
+            let told = Interest { receive: true, send: false };
+            let _ = neighbours::wait(&[(self.notifier.waitable(), told)], Some(limits::HOST_TICK));
+            self.notifier.clear();
+            self.server.go_on();
+            self.send_all();
+        }
+        self.server.go();
+        self.send_all();
+        self.lines.values().for_each(|line| line.end());
+        for line in std::mem::take(&mut self.lines).into_keys() {
+            self.server.ended(line);
+        }
+    }
+
+    /// Waits until there is something to do, and takes in what has come.
+    fn wait(&mut self, buf: &mut [u8]) {
+        let rests = nanos() < self.rests_until;
+        let told = Interest { receive: true, send: false };
+        let mut on: Vec<(&dyn Waitable, Interest)> = vec![(self.notifier.waitable(), told)];
+        on.push((self.listener.waitable(), Interest { receive: !rests, send: false }));
+        for (id, line) in &self.lines {
+            let receive = !self.server.is_clogged(*id);
+            let send = !self.server.to_send(*id).is_empty();
+            on.push((line.waitable(), Interest { receive, send }));
+        }
+        let needs_tick = rests || !self.server.unconnected().is_empty();
+        let timeout = match (needs_tick, self.server.may_be_late()) {
+            (true, _) => Some(limits::HOST_TICK),
+            (false, true) => Some(limits::GUEST_WAIT),
+            (false, false) => None,
+        };
+        let Ok(ready) = neighbours::wait(&on, timeout) else {
+            return sync::yield_now();
+        };
+        let readable: Vec<LineId> = self
+            .lines
+            .keys()
+            .zip(ready.iter().skip(2))
+            .filter(|(_, ready)| ready.receive)
+            .map(|(id, _)| *id)
+            .collect();
+        if ready.get(1).is_some_and(|ready| ready.receive) {
+            self.accept();
+        }
+        for id in readable {
+            self.read(id, buf);
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.listener.accept() {
+                Ok(Accepted::Guest(connection)) => {
+                    let id = self.server.connected(nanos());
+                    self.lines.insert(id, connection);
+                }
+                Ok(Accepted::Nobody) => return,
+                Ok(Accepted::Scarce) | Err(_) => {
+                    self.rests_until = nanos() + limits::ACCEPT_RESTS_NANOS;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, id: LineId, buf: &mut [u8]) {
+        // Once around, so that a guest that sends without end holds up nobody.
+        let Some(line) = self.lines.get(&id) else { return };
+        match line.receive(buf) {
+            Received::Bytes(bytes) => {
+                self.server.received(id, buf.get(..bytes).unwrap_or_default(), nanos())
+            }
+            Received::Nothing => {}
+            Received::End => {
+                self.lines.remove(&id);
+                self.server.ended(id);
+                // Its process may be gone.
+                self.asked_at = 0;
+            }
+        }
+    }
+
+    fn send_all(&mut self) {
+        let mut over = Vec::new();
+        for (id, line) in &self.lines {
+            while !self.server.to_send(*id).is_empty() {
+                match line.send(self.server.to_send(*id)) {
+                    SendResult::Bytes(bytes) => self.server.drained(*id, bytes),
+                    // The end is found by a read.
+                    SendResult::Full | SendResult::Gone => break,
+                }
+            }
+            if self.server.is_over(*id) {
+                over.push(*id);
+            }
+        }
+        for id in over {
+            if let Some(line) = self.lines.remove(&id) {
+                line.end();
+            }
+            self.server.ended(id);
+        }
+    }
+
+    /// A session without a connection may have ended: then its claims are interrupted.
+    fn ask_who_lives(&mut self) {
+        let unconnected = self.server.unconnected();
+        let is_due = nanos() - self.asked_at >= limits::HOST_TICK_NANOS;
+        if unconnected.is_empty() || !is_due {
+            return;
+        }
+        self.asked_at = nanos();
+        for session in unconnected {
+            if self.has_ended(session) {
+                self.server.died(session);
+            }
+        }
+    }
+
+    fn has_ended(&self, session: SessionId) -> bool {
+        // What can't be known is asked again.
+        self.neighbours.lives(session).is_ok_and(|lives| !lives)
+    }
+}

@@ -1,0 +1,530 @@
+//! The guest's side of its connection, pure: calls in, frames out; frames in, answers out.
+//!
+//! Promises: a call is kept until it is answered, whatever becomes of its caller: a grant that nobody takes is given back. After a
+//! host has gone, what isn't answered is sent to the next, which is told so, owners' words first; to two hosts at most. The words
+//! of one claim are sent one after another. Never: does I/O, or waits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::frame::{
+    ErrandReply, Frames, FromGuest, FromHost, HeldClaim, Hello, HostErrand, TooLong, Versioned,
+    WIRE_VERSION, Welcome, frame_bytes_max, put_frame,
+};
+use crate::backend::{Ask, Reply, Request, Terms};
+use crate::engine::Sending;
+use crate::limits;
+use crate::operation::Key;
+use crate::protocol::{Answer, Call};
+use crate::sync::{WakeWord, wake};
+use crate::types::{Lsn, Origin, SessionId, Token};
+use crate::{Error, ErrorKind, Result};
+
+/// What is asked of a host.
+#[derive(Clone, Debug)]
+pub(crate) enum Question {
+    Call(Request),
+    Errand(HostErrand),
+}
+
+/// What it answers.
+#[derive(Debug)]
+pub(crate) enum HostTold {
+    Reply(Box<Result<Reply>>),
+    Errand(Result<ErrandReply>),
+}
+
+/// The open requests of one session, and the claims it holds.
+pub(crate) struct Requests {
+    session: SessionId,
+    pid: u32,
+    result_bytes_max: u32,
+    next: u64,
+    /// The end of the log, as it was heard last.
+    heard: Lsn,
+    open: BTreeMap<u64, OpenRequest>,
+    held: BTreeMap<Token, OwnClaim>,
+    link: Option<Link>,
+}
+
+/// What belongs to one connection.
+struct Link {
+    frames: Frames,
+    out: Vec<u8>,
+    is_welcome: bool,
+}
+
+/// A request without an answer, or with one that was not taken.
+struct OpenRequest {
+    question: Question,
+    /// The end of the log, as it was heard last when the request was sent first.
+    heard: Lsn,
+    /// Whether it was sent on this connection.
+    is_sent: bool,
+    /// How many hosts it was sent to before.
+    hosts: u32,
+    /// Nobody waits for its answer any more.
+    is_left: bool,
+    told: Option<HostTold>,
+    /// A thread that waits sleeps on it.
+    word: Arc<WakeWord>,
+    waker: Option<Waker>,
+    /// Whether a thread waits for it.
+    has_thread: bool,
+}
+
+/// A claim that this process holds.
+struct OwnClaim {
+    key: Key<'static>,
+    reserve: u64,
+    /// By a ticket: the next host has to be told.
+    is_attached: bool,
+}
+
+/// What has arrived on a connection.
+#[derive(Debug)]
+pub(crate) enum News {
+    Nothing,
+    Welcome(Welcome),
+    /// The host takes no guest, or not this one.
+    Refused(Error),
+    /// The connection is of no more use: it breaks the rules, or the host goes.
+    Over,
+}
+
+impl Requests {
+    pub(crate) fn new(session: SessionId, pid: u32, result_bytes_max: u32) -> Self {
+        let (open, held) = (BTreeMap::new(), BTreeMap::new());
+        let (next, heard) = (1, Lsn::ZERO);
+        Requests { session, pid, result_bytes_max, next, heard, open, held, link: None }
+    }
+
+    /// Takes a request in. It is sent by [`flush`](Self::flush). `Err`: too many wait for the host.
+    pub(crate) fn ask(&mut self, question: Question) -> Result<u64> {
+        let waiting = self.open.values().filter(|open| open.told.is_none()).count();
+        if waiting >= limits::GUEST_CALLS_MAX {
+            let message = format!(
+                "{waiting} calls wait for the process that hosts the store: it is silent, or overloaded; `Store::health` names it"
+            );
+            return Err(Error::new(ErrorKind::InProgress, message));
+        }
+        Ok(self.add(question))
+    }
+
+    fn add(&mut self, question: Question) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        let open = OpenRequest {
+            question,
+            heard: Lsn::ZERO,
+            is_sent: false,
+            hosts: 0,
+            is_left: false,
+            told: None,
+            word: Arc::new(WakeWord::new()),
+            waker: None,
+            has_thread: false,
+        };
+        self.open.insert(number, open);
+        number
+    }
+
+    /// A connection was made: says who joins.
+    pub(crate) fn connected(&mut self) {
+        let frames = Frames::new(frame_bytes_max(limits::RESULT_BYTES_MAX));
+        let mut out = Vec::new();
+        // One frame has all: a key is at most so long that a thousand claims fit.
+        let held: Vec<_> = self.held.iter().map(|(token, held)| held.named(*token)).collect();
+        let mut parts: Vec<Vec<HeldClaim>> = Vec::new();
+        for claim in held {
+            match parts.last_mut().filter(|part| part.len() < limits::HELD_IN_FRAME) {
+                Some(part) => part.push(claim),
+                None => parts.push(vec![claim]),
+            }
+        }
+        let mut parts = parts.into_iter().peekable();
+        let first = parts.next().unwrap_or_default();
+        let hello = Hello {
+            session: self.session,
+            pid: self.pid,
+            result_bytes_max: self.result_bytes_max,
+            held: first,
+            more: parts.peek().is_some(),
+        };
+        let most = frame_bytes_max(self.result_bytes_max);
+        let _ = put_frame(&FromGuest::Hello(Versioned::Same(hello)), most, &mut out);
+        while let Some(held) = parts.next() {
+            let more = parts.peek().is_some();
+            let _ = put_frame(&FromGuest::Held { held, more }, most, &mut out);
+        }
+        self.link = Some(Link { frames, out, is_welcome: false });
+    }
+
+    /// The connection has ended. What was sent on it is to be sent again.
+    pub(crate) fn disconnected(&mut self) {
+        self.link = None;
+        for open in self.open.values_mut() {
+            if std::mem::take(&mut open.is_sent) {
+                open.hosts += 1;
+            }
+            if open.hosts >= limits::HOSTS_A_REQUEST && open.told.is_none() {
+                let message = "two processes that hosted the store have gone before they answered: whether this call was made is \
+                     unknown; ask what became of the key";
+                let error = Error::new(ErrorKind::Indeterminate, message);
+                open.tell(match open.question {
+                    Question::Call(_) => HostTold::Reply(Box::new(Err(error))),
+                    Question::Errand(_) => HostTold::Errand(Err(error)),
+                });
+            }
+        }
+        self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
+    }
+
+    /// Writes what can be sent: owners' words first.
+    pub(crate) fn flush(&mut self) {
+        let heard = self.heard;
+        let Some(link) = self.link.as_mut().filter(|link| link.is_welcome) else { return };
+        if self.open.values().all(|open| open.is_sent || open.told.is_some()) {
+            return;
+        }
+        for words_first in [true, false] {
+            let mut busy: Vec<Token> = Vec::new();
+            for (number, open) in &mut self.open {
+                let token = open.token();
+                let is_waiting = token.is_some_and(|token| busy.contains(&token));
+                if open.told.is_none() {
+                    busy.extend(token);
+                }
+                let is_due = !open.is_sent && open.told.is_none() && !is_waiting;
+                if !is_due || open.token().is_some() != words_first {
+                    continue;
+                }
+                let again = open.hosts > 0;
+                if !again {
+                    open.heard = heard;
+                }
+                let most = frame_bytes_max(self.result_bytes_max);
+                let request = *number;
+                let put = match &open.question {
+                    Question::Call(call) => {
+                        let calls = vec![call.clone()];
+                        let frame = FromGuest::Call { request, heard: open.heard, again, calls };
+                        put_frame(&frame, most, &mut link.out)
+                    }
+                    Question::Errand(what) => {
+                        let frame = FromGuest::Errand { request, again, what: what.clone() };
+                        put_frame(&frame, most, &mut link.out)
+                    }
+                };
+                match put {
+                    Ok(()) => {
+                        open.is_sent = true;
+                        if open.is_left && open.may_be_given_up() {
+                            let _ = put_frame(&FromGuest::GiveUp { request }, most, &mut link.out);
+                        }
+                    }
+                    Err(TooLong) => {
+                        let error = Error::new(
+                            ErrorKind::TooLarge,
+                            "the call is longer than any that the host of the store takes",
+                        );
+                        open.tell(HostTold::Reply(Box::new(Err(error))));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes to send on the connection, from the first on.
+    pub(crate) fn to_send(&self) -> &[u8] {
+        self.link.as_ref().map_or(&[], |link| &link.out)
+    }
+
+    pub(crate) fn was_sent(&mut self, bytes: usize) {
+        if let Some(link) = &mut self.link {
+            link.out.drain(..bytes.min(link.out.len()));
+        }
+    }
+
+    /// Takes bytes that have arrived.
+    pub(crate) fn received(&mut self, bytes: &[u8]) -> News {
+        if let Some(link) = &mut self.link {
+            link.frames.arrived(bytes);
+        }
+        let mut news = News::Nothing;
+        loop {
+            let Some(link) = &mut self.link else { return News::Over };
+            match link.frames.next::<FromHost>() {
+                Ok(None) => return news,
+                Err(_) => return News::Over,
+                Ok(Some(frame)) => match frame {
+                    FromHost::Welcome(Versioned::Same(welcome)) if !link.is_welcome => {
+                        link.is_welcome = true;
+                        self.result_bytes_max = self.result_bytes_max.max(welcome.result_bytes_max);
+                        self.heard = welcome.end;
+                        news = News::Welcome(welcome);
+                    }
+                    FromHost::Refused(Versioned::Same(error)) => return News::Refused(error),
+                    FromHost::Welcome(Versioned::Other(version))
+                    | FromHost::Refused(Versioned::Other(version)) => {
+                        let message = format!(
+                            "the process that hosts the store speaks version {version} with its guests, and this one version \
+                             {WIRE_VERSION}: run the same release in all processes that share a store"
+                        );
+                        return News::Refused(Error::new(ErrorKind::Incompatible, message));
+                    }
+                    FromHost::Welcome(_) => return News::Over,
+                    FromHost::Told { request, item: _, end, reply } => {
+                        self.heard = self.heard.max(end);
+                        self.told(request, HostTold::Reply(Box::new(reply)));
+                    }
+                    FromHost::ErrandTold { request, end, more: _, told } => {
+                        self.heard = self.heard.max(end);
+                        self.told(request, HostTold::Errand(told));
+                    }
+                    FromHost::Going => return News::Over,
+                },
+            }
+        }
+    }
+
+    fn told(&mut self, number: u64, told: HostTold) {
+        let Some(open) = self.open.get_mut(&number) else { return };
+        let replied = match &told {
+            HostTold::Reply(reply) => reply.as_ref().as_ref().ok(),
+            HostTold::Errand(_) => None,
+        };
+        if let (Question::Call(request), Some(reply)) = (&open.question, replied) {
+            let (key, reply) = (request.key.clone(), reply.clone());
+            if let Ask::Call(call, terms) = &request.ask {
+                let (call, reserve) = (*call, terms.reserve);
+                note(&mut self.held, &key, call, reserve, &reply);
+                if open.is_left {
+                    let release = releasing(call, &reply);
+                    self.open.remove(&number);
+                    if let Some(release) = release {
+                        let left = self.add(asking(key, release, "granted, and not waited for"));
+                        self.leave(left);
+                    }
+                    return;
+                }
+            }
+        }
+        if open.is_left {
+            self.open.remove(&number);
+        } else {
+            open.tell(told);
+        }
+    }
+
+    /// Nobody waits for that request any more.
+    pub(crate) fn leave(&mut self, number: u64) {
+        let Some(open) = self.open.get_mut(&number) else { return };
+        open.is_left = true;
+        (open.waker, open.has_thread) = (None, false);
+        match open.told.take() {
+            // It was answered, and the answer not taken.
+            Some(told) => self.told(number, told),
+            None if !open.is_sent && open.hosts == 0 && open.may_be_given_up() => {
+                self.open.remove(&number);
+            }
+            None if open.is_sent && open.may_be_given_up() => {
+                let most = frame_bytes_max(self.result_bytes_max);
+                if let Some(link) = &mut self.link {
+                    let frame = FromGuest::GiveUp { request: number };
+                    let _ = put_frame(&frame, most, &mut link.out);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The answer to a request, if it is there. The request is over then.
+    pub(crate) fn take(&mut self, number: u64) -> Option<HostTold> {
+        let told = self.open.get_mut(&number)?.told.take()?;
+        self.open.remove(&number);
+        Some(told)
+    }
+
+    pub(crate) fn is_told(&self, number: u64) -> bool {
+        self.open.get(&number).is_none_or(|open| open.told.is_some())
+    }
+
+    /// The claim of that token is not this process's any more.
+    pub(crate) fn let_go(&mut self, token: Token) {
+        self.held.remove(&token);
+    }
+
+    /// Has `waker` woken by the answer. Returns whether the request is open.
+    pub(crate) fn set_waker(&mut self, number: u64, waker: &Waker) -> bool {
+        let Some(open) = self.open.get_mut(&number) else { return false };
+        match &mut open.waker {
+            Some(kept) => kept.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        true
+    }
+
+    /// What the answer to a request wakes. A thread waits for it from now on.
+    pub(crate) fn sleep_on(&mut self, number: u64) -> Option<Arc<WakeWord>> {
+        let open = self.open.get_mut(&number)?;
+        open.has_thread = true;
+        Some(Arc::clone(&open.word))
+    }
+
+    /// A thread that waits, other than for that request, and can read for all.
+    pub(crate) fn another_thread(&self, than: Option<u64>) -> Option<Arc<WakeWord>> {
+        let waits = |(number, open): &(&u64, &OpenRequest)| {
+            open.has_thread && open.told.is_none() && Some(**number) != than
+        };
+        self.open.iter().find(waits).map(|(_, open)| Arc::clone(&open.word))
+    }
+
+    /// Whether any request waits for an answer.
+    pub(crate) fn has_open(&self) -> bool {
+        self.open.values().any(|open| open.told.is_none())
+    }
+
+    /// Wakes everybody that waits.
+    pub(crate) fn wake_all(&mut self) {
+        for open in self.open.values_mut() {
+            open.wake();
+        }
+    }
+
+    /// The claims that this process holds.
+    pub(crate) fn held(&self) -> Vec<(Key<'static>, Token)> {
+        self.held.iter().map(|(token, held)| (held.key.clone(), *token)).collect()
+    }
+
+    /// Claims that were made by a ticket: another host has to be told of them.
+    pub(crate) fn attached(&self) -> Vec<(Key<'static>, Token)> {
+        let attached = self.held.iter().filter(|(_, held)| held.is_attached);
+        attached.map(|(token, held)| (held.key.clone(), *token)).collect()
+    }
+
+    /// Keeps account of what a call that was made by this process itself, as the host, grants and ends.
+    pub(crate) fn note(&mut self, key: &Key<'static>, call: Call, reserve: u64, reply: &Reply) {
+        note(&mut self.held, key, call, reserve, reply);
+    }
+
+    /// Takes a request that waits for an answer, to be made by this process itself.
+    pub(crate) fn take_open(&mut self, number: u64) -> Option<Question> {
+        let open = self.open.get(&number).filter(|open| open.told.is_none())?;
+        let question = open.as_sent(self.session, number);
+        self.open.remove(&number);
+        Some(question)
+    }
+
+    /// Takes all requests that nobody waits for: owners' words first.
+    pub(crate) fn take_left(&mut self) -> Vec<Question> {
+        let left = self.open.iter().filter(|(_, open)| open.is_left && open.told.is_none());
+        let mut left: Vec<_> =
+            left.map(|(number, open)| (open.token().is_none(), *number)).collect();
+        left.sort_unstable();
+        left.into_iter().filter_map(|(_, number)| self.take_open(number)).collect()
+    }
+
+    /// A call that this process makes as the host: it carries the session, so that its claims outlive a close.
+    pub(crate) fn as_own(&mut self, mut request: Request) -> Request {
+        let number = self.next;
+        self.next += 1;
+        stamp(&mut request, self.session, number, None);
+        request
+    }
+}
+
+impl OpenRequest {
+    fn token(&self) -> Option<Token> {
+        match &self.question {
+            Question::Call(Request { ask: Ask::Call(call, _), .. }) => call.of_owner(),
+            _ => None,
+        }
+    }
+
+    /// Whether it is without effect if nobody takes its answer. All other calls are made.
+    fn may_be_given_up(&self) -> bool {
+        match &self.question {
+            Question::Call(Request { ask: Ask::Call(call, _), .. }) => matches!(
+                call,
+                Call::Claim(_) | Call::TakeOver(_) | Call::NotApplied(_) | Call::Attach(_)
+            ),
+            Question::Call(_) => true,
+            Question::Errand(_) => false,
+        }
+    }
+
+    fn tell(&mut self, told: HostTold) {
+        self.told = Some(told);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        self.word.wake_all();
+        if let Some(waker) = self.waker.take() {
+            wake(waker);
+        }
+    }
+
+    /// The question with what the engine has to know of the sendings before.
+    fn as_sent(&self, session: SessionId, number: u64) -> Question {
+        let mut question = self.question.clone();
+        if let Question::Call(request) = &mut question {
+            stamp(request, session, number, (self.hosts > 0).then_some(self.heard));
+        }
+        question
+    }
+}
+
+fn stamp(request: &mut Request, session: SessionId, number: u64, heard: Option<Lsn>) {
+    if let Ask::Call(_, terms) = &mut request.ask {
+        let origin = Origin { session, request: number, item: 0 };
+        terms.details_mut().sending = Some(Sending { origin, heard });
+    }
+}
+
+impl OwnClaim {
+    fn named(&self, token: Token) -> HeldClaim {
+        HeldClaim { key: self.key.clone(), token, lease_left_millis: None, reserve: self.reserve }
+    }
+}
+
+fn note(
+    held: &mut BTreeMap<Token, OwnClaim>,
+    key: &Key<'static>,
+    call: Call,
+    reserve: u64,
+    reply: &Reply,
+) {
+    if let Some(claimed) = reply.claimed {
+        let claim = OwnClaim { key: key.clone(), reserve, is_attached: false };
+        held.insert(claimed.token, claim);
+    }
+    match call {
+        Call::Attach(token) if reply.answer == Answer::Done => {
+            held.insert(token, OwnClaim { key: key.clone(), reserve: 0, is_attached: true });
+        }
+        call => {
+            if let Some(token) = call.ends() {
+                held.remove(&token);
+            }
+        }
+    }
+}
+
+/// The call that gives back what an answer that nobody takes has granted.
+fn releasing(call: Call, reply: &Reply) -> Option<Call> {
+    match (call, reply.claimed) {
+        (_, Some(claimed)) => Some(Call::Withdraw(claimed.token)),
+        (Call::Attach(token), None) if reply.answer == Answer::Done => Some(Call::Interrupt(token)),
+        _ if reply.answer == Answer::Asked => Some(Call::DropQuestion(reply.question)),
+        _ => None,
+    }
+}
+
+fn asking(key: Key<'static>, call: Call, reason: &str) -> Question {
+    let mut terms = Terms::default();
+    terms.details_mut().reason = Some(reason.to_owned());
+    Question::Call(Request { key, ask: Ask::Call(call, Box::new(terms)) })
+}

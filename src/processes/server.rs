@@ -1,0 +1,488 @@
+//! The host's side of the connections to guests, pure: frames in, calls on the engine and frames out.
+//!
+//! Promises: a guest's claim lives as long as its session does, connected or not. A session has one connection: a new one ends the
+//! old one. Nothing leaves for a guest before what it rests on is written. A guest that sends what it must not loses its
+//! connection, and nobody else waits for it. Never: does I/O, waits, or decides about a key.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use super::frame::{
+    ErrandReply, Frames, FromGuest, FromHost, HeldClaim, Hello, HostErrand, Versioned,
+    WIRE_VERSION, Welcome, frame_bytes_max, put_frame,
+};
+use crate::backend::{Ask, Reply, Request, Sent, Shared, send_for_guest};
+use crate::engine::{KeptClaim, Sending, Writing};
+use crate::limits;
+use crate::operation::{Durability, Key};
+use crate::protocol::{Answer, Call};
+use crate::sync::Mutex;
+use crate::types::{Lsn, Origin, SessionId, Token};
+use crate::{Error, ErrorKind, Result};
+
+/// One connection, by its number.
+pub(crate) type LineId = u64;
+
+/// What a call is known by: session, request, item.
+type CallId = (SessionId, u64, u32);
+
+/// All guests of a hosted store.
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    pid: u32,
+    result_bytes_max: u32,
+    guests: BTreeMap<SessionId, Joined>,
+    lines: BTreeMap<LineId, Line>,
+    next_line: LineId,
+    /// Numbers of the requests that guests know nothing of, from the end.
+    last_own: u64,
+    ready: Arc<ReadyCalls>,
+}
+
+/// Calls that can go on.
+struct ReadyCalls {
+    calls: Mutex<Vec<CallId>>,
+    notify: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Wakes one call.
+struct CallWaker {
+    id: CallId,
+    ready: Arc<ReadyCalls>,
+}
+
+impl Wake for CallWaker {
+    fn wake(self: Arc<Self>) {
+        self.ready.calls.lock().push(self.id);
+        (self.ready.notify)();
+    }
+}
+
+/// A connection.
+struct Line {
+    /// `None`: it has not said who it is.
+    session: Option<SessionId>,
+    frames: Frames,
+    out: VecDeque<u8>,
+    /// It is ended once everything in `out` was sent.
+    is_over: bool,
+    /// Since when the rest of a frame, or the first one, has not come: the clock's nanoseconds.
+    waits_since: Option<u64>,
+}
+
+/// A session that has joined, or has claims from the host before.
+#[derive(Default)]
+struct Joined {
+    line: Option<LineId>,
+    claims: BTreeMap<Token, Key<'static>>,
+    questions: BTreeMap<u64, Key<'static>>,
+    open: BTreeMap<(u64, u32), OpenCall>,
+}
+
+/// A call that is not answered.
+struct OpenCall {
+    key: Key<'static>,
+    call: Option<Call>,
+    sent: Box<dyn Sent>,
+    waker: Waker,
+}
+
+impl Server {
+    /// `kept`: the claims of living sessions. `notify` is called when [`go_on`](Self::go_on) has something to do, on any thread.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        pid: u32,
+        kept: Vec<KeptClaim>,
+        notify: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        let ready = ReadyCalls { calls: Mutex::new(Vec::new()), notify: Box::new(notify) };
+        let mut guests: BTreeMap<SessionId, Joined> = BTreeMap::new();
+        for KeptClaim { session, key, token } in kept {
+            guests.entry(session).or_default().claims.insert(token, key);
+        }
+        let result_bytes_max = shared.result_bytes_max();
+        let (lines, ready) = (BTreeMap::new(), Arc::new(ready));
+        Server {
+            shared,
+            pid,
+            result_bytes_max,
+            guests,
+            lines,
+            next_line: 0,
+            last_own: u64::MAX,
+            ready,
+        }
+    }
+
+    /// Sessions without a connection that have claims: whoever drives the server asks from time to time whether they live.
+    pub(crate) fn unconnected(&self) -> Vec<SessionId> {
+        let is_it = |(_, guest): &(&SessionId, &Joined)| guest.line.is_none();
+        self.guests.iter().filter(is_it).map(|(session, _)| *session).collect()
+    }
+
+    pub(crate) fn connected(&mut self, now: u64) -> LineId {
+        self.next_line += 1;
+        let frames = Frames::new(frame_bytes_max(self.result_bytes_max));
+        let (out, waits_since) = (VecDeque::new(), Some(now));
+        let line = Line { session: None, frames, out, is_over: false, waits_since };
+        self.lines.insert(self.next_line, line);
+        self.next_line
+    }
+
+    /// Takes bytes that have arrived.
+    pub(crate) fn received(&mut self, id: LineId, bytes: &[u8], now: u64) {
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        line.frames.arrived(bytes);
+        self.take_frames(id);
+        if let Some(line) = self.lines.get_mut(&id) {
+            let is_late = line.frames.is_within() || line.session.is_none();
+            line.waits_since = is_late.then(|| line.waits_since.unwrap_or(now));
+        }
+    }
+
+    /// Ends the connections on which a frame was begun long ago, or none has come.
+    pub(crate) fn end_late(&mut self, now: u64) {
+        for line in self.lines.values_mut() {
+            let since = line.waits_since.filter(|_| !line.is_over);
+            if since.is_some_and(|since| now - since > limits::FRAME_NANOS_MAX) {
+                (line.is_over, line.out) = (true, VecDeque::new());
+            }
+        }
+    }
+
+    /// Whether [`end_late`](Self::end_late) may have something to do later.
+    pub(crate) fn may_be_late(&self) -> bool {
+        self.lines.values().any(|line| line.waits_since.is_some())
+    }
+
+    fn take_frames(&mut self, id: LineId) {
+        while let Some(line) = self.lines.get_mut(&id).filter(|line| !line.is_over) {
+            match line.frames.next::<FromGuest>() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.take(id, frame),
+                Err(_) => self.end_line(id),
+            }
+        }
+    }
+
+    /// Bytes to send, from the first on. Those that were sent have to be [`drained`](Self::drained).
+    pub(crate) fn to_send(&self, id: LineId) -> &[u8] {
+        self.lines.get(&id).map_or(&[], |line| line.out.as_slices().0)
+    }
+
+    pub(crate) fn drained(&mut self, id: LineId, bytes: usize) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.out.drain(..bytes.min(line.out.len()));
+        }
+    }
+
+    /// Whether the connection is to be closed now.
+    pub(crate) fn is_over(&self, id: LineId) -> bool {
+        self.lines.get(&id).is_none_or(|line| line.is_over && line.out.is_empty())
+    }
+
+    /// A connection that a guest sends nothing more on takes no more than this before it is read no further.
+    pub(crate) fn is_clogged(&self, id: LineId) -> bool {
+        self.lines.get(&id).is_some_and(|line| line.out.len() > limits::GUEST_OUT_BYTES_MAX)
+    }
+
+    /// The connection has ended: what was asked on it is thrown away, and questions end.
+    pub(crate) fn ended(&mut self, id: LineId) {
+        let Some(line) = self.lines.remove(&id) else { return };
+        let Some(session) = line.session else { return };
+        let Some(guest) = self.guests.get_mut(&session).filter(|guest| guest.line == Some(id))
+        else {
+            return;
+        };
+        guest.line = None;
+        let (open, questions) =
+            (std::mem::take(&mut guest.open), std::mem::take(&mut guest.questions));
+        // Dropped: a grant is withdrawn, and an ending goes on.
+        drop(open);
+        for (question, key) in questions {
+            self.shared.unask(&key, self.shared.hash(&key), question);
+        }
+    }
+
+    /// The process of a session has ended: its claims are interrupted.
+    pub(crate) fn died(&mut self, session: SessionId) {
+        let Some(guest) = self.guests.remove(&session) else { return };
+        let Joined { claims, questions, open, line } = guest;
+        drop(open);
+        if let Some(line) = line {
+            self.lines.remove(&line);
+        }
+        for (question, key) in questions {
+            self.shared.unask(&key, self.shared.hash(&key), question);
+        }
+        for (token, key) in claims {
+            let (hash, call) = (self.shared.hash(&key), Call::Interrupt(token));
+            self.shared.let_go(&key, hash, call, "its process is gone", &Writing::default());
+        }
+    }
+
+    /// Goes on with the calls that can.
+    pub(crate) fn go_on(&mut self) {
+        let ready = std::mem::take(&mut *self.ready.calls.lock());
+        for (session, request, item) in ready {
+            self.poll(session, request, item);
+        }
+    }
+
+    /// Says to all guests that the host goes. Nothing more is taken from them.
+    pub(crate) fn go(&mut self) {
+        for line in self.lines.values_mut().filter(|line| line.session.is_some()) {
+            put(&FromHost::Going, self.result_bytes_max, &mut line.out);
+            line.is_over = true;
+        }
+    }
+
+    /// Whether calls of guests are not answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.guests.values().all(|guest| guest.open.is_empty())
+    }
+
+    fn end_line(&mut self, id: LineId) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.is_over = true;
+        }
+    }
+
+    fn take(&mut self, id: LineId, frame: FromGuest) {
+        let session = self.lines.get(&id).and_then(|line| line.session);
+        match (frame, session) {
+            (FromGuest::Hello(Versioned::Same(hello)), None) => self.join(id, hello),
+            (FromGuest::Hello(Versioned::Other(version)), None) => {
+                let message = format!(
+                    "the process that hosts the store, {}, speaks version {WIRE_VERSION} with its guests, and this one version \
+                     {version}: run the same release in all processes that share a store",
+                    self.pid
+                );
+                let refused = Error::new(ErrorKind::Incompatible, message);
+                if let Some(line) = self.lines.get_mut(&id) {
+                    let frame = FromHost::Refused(Versioned::Same(refused));
+                    put(&frame, self.result_bytes_max, &mut line.out);
+                    line.is_over = true;
+                }
+            }
+            (FromGuest::Held { held, more: _ }, Some(session)) => self.name(session, held),
+            (FromGuest::Call { request, heard, again, calls }, Some(session)) => {
+                self.begin(id, session, request, again.then_some(heard), calls);
+            }
+            (FromGuest::GiveUp { request }, Some(session)) => self.give_up(id, session, request),
+            (FromGuest::Errand { request, again: _, what }, Some(session)) => {
+                self.do_errand(session, request, what);
+            }
+            (FromGuest::Leave, Some(session)) => {
+                self.died(session);
+                self.lines.remove(&id);
+            }
+            (FromGuest::Hello(_), Some(_)) | (_, None) => self.end_line(id),
+        }
+    }
+
+    fn join(&mut self, id: LineId, hello: Hello) {
+        let old = self.guests.get(&hello.session).and_then(|guest| guest.line);
+        if let Some(old) = old {
+            self.ended(old);
+        }
+        self.result_bytes_max = self.result_bytes_max.max(hello.result_bytes_max);
+        self.guests.entry(hello.session).or_default().line = Some(id);
+        self.name(hello.session, hello.held);
+        let most = frame_bytes_max(self.result_bytes_max);
+        self.lines.values_mut().for_each(|line| line.frames.accept(most));
+        let welcome = Welcome {
+            pid: self.pid,
+            secret: self.shared.secret(),
+            result_bytes_max: self.result_bytes_max,
+            compress_over: self.shared.keeping().compress_over,
+            now: self.shared.now(),
+            end: self.heard(),
+        };
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.session = Some(hello.session);
+            let frame = FromHost::Welcome(Versioned::Same(welcome));
+            put(&frame, self.result_bytes_max, &mut line.out);
+        }
+    }
+
+    /// A guest that joins names the claims that it holds.
+    fn name(&mut self, session: SessionId, held: Vec<HeldClaim>) {
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        let mut attached = Vec::new();
+        for HeldClaim { key, token, .. } in held {
+            if guest.claims.insert(token, key.clone()).is_none() {
+                attached.push((key, token));
+            }
+        }
+        // Not among those that the opening found: they were attached by a ticket, and are again. Nobody waits for the answers.
+        for (key, token) in attached {
+            self.last_own -= 1;
+            let ask = Ask::Call(Call::Attach(token), Box::default());
+            let request = Request { key, ask };
+            self.begin_one(session, self.last_own, 0, None, request);
+        }
+    }
+
+    /// How far the log is written: what a process that is killed leaves behind.
+    fn heard(&self) -> Lsn {
+        self.shared.written().unwrap_or(Lsn::ZERO)
+    }
+
+    fn begin(
+        &mut self,
+        id: LineId,
+        session: SessionId,
+        request: u64,
+        heard: Option<Lsn>,
+        calls: Vec<Request>,
+    ) {
+        let is_too_many = self.guests.get(&session).is_none_or(|guest| {
+            guest.open.len() + calls.len() > limits::GUEST_CALLS_MAX
+                || guest.open.range((request, 0)..=(request, u32::MAX)).next().is_some()
+        });
+        if is_too_many {
+            return self.end_line(id);
+        }
+        for (item, made) in (0..).zip(calls) {
+            self.begin_one(session, request, item, heard, made);
+        }
+    }
+
+    fn begin_one(
+        &mut self,
+        session: SessionId,
+        request: u64,
+        item: u32,
+        heard: Option<Lsn>,
+        mut made: Request,
+    ) {
+        let mut call = None;
+        if let Ask::Call(of, terms) = &mut made.ask {
+            call = Some(*of);
+            if terms.durability == Some(Durability::Lazy) {
+                terms.durability = Some(Durability::Flush);
+            }
+            let origin = Origin { session, request, item };
+            terms.details_mut().sending = Some(Sending { origin, heard });
+        }
+        let key = made.key.clone();
+        let id = (session, request, item);
+        let waker = Waker::from(Arc::new(CallWaker { id, ready: Arc::clone(&self.ready) }));
+        let sent = send_for_guest(&self.shared, made);
+        if let Some(guest) = self.guests.get_mut(&session) {
+            guest.open.insert((request, item), OpenCall { key, call, sent, waker });
+        }
+        self.poll(session, request, item);
+    }
+
+    fn poll(&mut self, session: SessionId, request: u64, item: u32) {
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        let Some(open) = guest.open.get_mut(&(request, item)) else { return };
+        let waker = open.waker.clone();
+        let polled = open.sent.poll(&mut Context::from_waker(&waker));
+        let Poll::Ready(told) = polled else { return };
+        if let Some(OpenCall { key, call, .. }) = guest.open.remove(&(request, item)) {
+            guest.note(&key, call, &told);
+        }
+        let (end, most) = (self.heard(), self.result_bytes_max);
+        if let Some(line) = self.line_of(session) {
+            put_reply(request, item, end, told, most, line);
+        }
+    }
+
+    fn line_of(&mut self, session: SessionId) -> Option<&mut VecDeque<u8>> {
+        let id = self.guests.get(&session)?.line?;
+        self.lines.get_mut(&id).map(|line| &mut line.out)
+    }
+
+    /// Nobody waits for that request any more: a grant is given back.
+    fn give_up(&mut self, _id: LineId, session: SessionId, request: u64) {
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        let given_up: Vec<_> =
+            guest.open.range((request, 0)..=(request, u32::MAX)).map(|(id, _)| *id).collect();
+        for id in given_up {
+            // If it isn't open, its answer is on its way.
+            drop(guest.open.remove(&id));
+            let (end, now) = (self.shared.written().unwrap_or(Lsn::ZERO), self.shared.now());
+            let most = self.result_bytes_max;
+            let line = guest.line.and_then(|line| self.lines.get_mut(&line));
+            if let Some(line) = line {
+                put_reply(request, id.1, end, Ok(Reply::done(now)), most, &mut line.out);
+            }
+        }
+    }
+
+    fn do_errand(&mut self, session: SessionId, request: u64, what: HostErrand) {
+        let told = self.errand(what);
+        let end = self.heard();
+        let most = self.result_bytes_max;
+        if let Some(line) = self.line_of(session) {
+            put(&FromHost::ErrandTold { request, end, more: false, told }, most, line);
+        }
+    }
+
+    fn errand(&self, what: HostErrand) -> Result<ErrandReply> {
+        match what {
+            HostErrand::Sync => self.shared.sync().map(|()| ErrandReply::Done),
+            _ => Err(Error::invalid("this call is made by the process that hosts the store")),
+        }
+    }
+}
+
+impl Joined {
+    /// Keeps account of what the guest holds.
+    fn note(&mut self, key: &Key<'static>, call: Option<Call>, told: &Result<Reply>) {
+        let (Some(call), Ok(reply)) = (call, told) else { return };
+        if let Some(claimed) = reply.claimed {
+            self.claims.insert(claimed.token, key.clone());
+        }
+        match call {
+            Call::Attach(token) if reply.answer == Answer::Done => {
+                self.claims.insert(token, key.clone());
+            }
+            Call::TakeOver(_) | Call::NotApplied(_) | Call::Hold(_) => {
+                self.questions.retain(|_, asked| asked != key);
+            }
+            Call::DropQuestion(question) => {
+                self.questions.remove(&question);
+            }
+            _ => {}
+        }
+        if reply.answer == Answer::Asked {
+            self.questions.insert(reply.question, key.clone());
+        }
+        if let Some(token) = call.ends() {
+            self.claims.remove(&token);
+        }
+    }
+}
+
+fn put(frame: &FromHost, result_bytes_max: u32, out: &mut VecDeque<u8>) {
+    let mut bytes = Vec::new();
+    // What is too long for a frame is an answer of its own, see `put_reply`.
+    if put_frame(frame, frame_bytes_max(result_bytes_max), &mut bytes).is_ok() {
+        out.extend(bytes);
+    }
+}
+
+fn put_reply(
+    request: u64,
+    item: u32,
+    end: Lsn,
+    reply: Result<Reply>,
+    result_bytes_max: u32,
+    out: &mut VecDeque<u8>,
+) {
+    let mut bytes = Vec::new();
+    let frame = FromHost::Told { request, item, end, reply };
+    if put_frame(&frame, frame_bytes_max(result_bytes_max), &mut bytes).is_err() {
+        let message = "the recorded result is longer than any that the processes of this store may record now: open it with a \
+             greater result_bytes_max";
+        let reply = Err(Error::new(ErrorKind::TooLarge, message));
+        let frame = FromHost::Told { request, item, end, reply };
+        let _ = put_frame(&frame, frame_bytes_max(result_bytes_max), &mut bytes);
+    }
+    out.extend(bytes);
+}

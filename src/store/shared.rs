@@ -1,0 +1,135 @@
+//! Opens a store that several processes share: as its host, or as a guest of the process that hosts it.
+//!
+//! Promises: the directory's lock comes first, then the socket, then the recovery, and only then a guest is let in.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Store;
+use crate::backend::{Elsewhere, Embedded, Shared};
+use crate::builder::StoreBuilder;
+use crate::clock::nanos;
+use crate::hosting::{Guest, Guests, Joiner};
+use crate::limits;
+use crate::log::Seams;
+use crate::log::open::directory;
+use crate::neighbours::{Connection, Neighbours, OsNeighbours, Session};
+use crate::sync::WakeWord;
+use crate::types::SessionId;
+use crate::{Error, ErrorKind, Result};
+
+/// Opens the store, and waits for whoever is about to host it.
+pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
+    let nanos_most = u64::try_from(builder.open_timeout.as_nanos()).unwrap_or(u64::MAX);
+    let began = nanos();
+    let pause = WakeWord::new();
+    loop {
+        let refused = match host(&builder, &seams, dir, create) {
+            Ok(embedded) => {
+                return Ok(Store::new(Shared::Embedded(embedded), builder.policy));
+            }
+            Err(e) if e.kind() == ErrorKind::Locked => e,
+            Err(e) => return Err(e),
+        };
+        let neighbours = neighbours(dir)?;
+        if let Ok(Some(connection)) = neighbours.connect() {
+            match join(&builder, &seams, dir, neighbours, connection) {
+                Err(e) if e.kind() == ErrorKind::Locked => {}
+                joined => return joined,
+            }
+        }
+        if nanos() - began >= nanos_most {
+            return Err(refused);
+        }
+        pause.wait(pause.read(), Some(1 + seams.draw_u64()? % limits::LOCK_TRY_MILLIS_MAX));
+    }
+}
+
+/// Lets a store be opened by one process only if no other shares it: between two hosts, its claims would be taken from it.
+pub(super) fn alone(store: Store, dir: &Path) -> Result<Store> {
+    let living = neighbours(dir)?.living();
+    let living = living.map_err(|e| Error::io("finding the sessions of", dir, e))?;
+    if living.is_empty() {
+        return Ok(store);
+    }
+    let message = format!(
+        "{} is shared by {} openings that wait for a host: open it with `shared(true)`, too, or close them first",
+        dir.display(),
+        living.len()
+    );
+    Err(Error::new(ErrorKind::Locked, message).at(dir))
+}
+
+fn neighbours(dir: &Path) -> Result<Arc<dyn Neighbours>> {
+    let neighbours = OsNeighbours::new(dir);
+    Ok(Arc::new(neighbours.map_err(|e| Error::io("finding the other processes of", dir, e))?))
+}
+
+/// Opens the store as its host. `Locked`: another process has it.
+fn host(builder: &StoreBuilder, seams: &Seams, dir: &Path, create: bool) -> Result<Embedded> {
+    let began = seams.clock.monotonic_nanos();
+    let (seams, lock) = directory::lock(seams.clone(), dir, create, Duration::ZERO)?;
+    let neighbours = neighbours(dir)?;
+    // Where it can't listen, the store is opened by this process alone.
+    let listener = neighbours.listen();
+    let embedded = builder.open_locked(seams, lock, dir, create, began)?;
+    let living = neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e))?;
+    let lives = |session: SessionId| Ok(living.contains(&session));
+    let kept = match living.is_empty() {
+        true => Vec::new(),
+        false => embedded.keep_tenures(&lives)?,
+    };
+    embedded.start_upkeep()?;
+    if let Ok(listener) = listener {
+        let view = Arc::new(Shared::Embedded(embedded.view()));
+        let guests = Guests::serve(view, neighbours, listener, kept)?;
+        embedded.at_close(move || guests.stop());
+    }
+    Ok(embedded)
+}
+
+/// Joins the host at the other end of a connection.
+fn join(
+    builder: &StoreBuilder,
+    seams: &Seams,
+    dir: &Path,
+    neighbours: Arc<dyn Neighbours>,
+    connection: Box<dyn Connection>,
+) -> Result<Store> {
+    let session = begin_session(seams, &*neighbours, dir)?;
+    let (settings, theirs, at) = (builder.clone(), seams.clone(), dir.to_owned());
+    let hosting = move || match host(&settings, &theirs, &at, false) {
+        Ok(embedded) => Ok(Some(Arc::new(Shared::Embedded(embedded)))),
+        Err(e) if e.kind() == ErrorKind::Locked => Ok(None),
+        Err(e) => Err(e),
+    };
+    let theirs = seams.clone();
+    let joiner = Joiner {
+        dir: dir.to_owned(),
+        neighbours,
+        session,
+        host: Box::new(hosting),
+        draw: Box::new(move || theirs.draw_u64().unwrap_or(0)),
+        result_bytes_max: builder.result_bytes_max,
+    };
+    let guest = Guest::join(joiner, connection.into())?;
+    let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
+    Ok(Store::new(shared, builder.policy.clone()))
+}
+
+/// Draws a number that no session has, and begins a session of it.
+fn begin_session(
+    seams: &Seams,
+    neighbours: &dyn Neighbours,
+    dir: &Path,
+) -> Result<Box<dyn Session>> {
+    loop {
+        let Some(id) = SessionId::new(seams.draw_u64()? % SessionId::END) else { continue };
+        let begun = neighbours.begin(id);
+        let begun = begun.map_err(|e| Error::io("beginning a session at", dir, e))?;
+        if let Some(session) = begun {
+            return Ok(session);
+        }
+    }
+}

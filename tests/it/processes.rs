@@ -1,0 +1,275 @@
+//! Several processes on one store. Within one process, a second opening is a guest of the first.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, State, Store, StoreBuilder};
+
+use crate::child::child;
+
+pub(crate) fn shared() -> StoreBuilder {
+    Store::builder().shared(true).open_timeout(Duration::from_secs(20))
+}
+
+fn open(dir: &Path) -> Store {
+    shared().open_or_create(dir).unwrap()
+}
+
+fn acquired(store: &Store, key: &str) -> ClaimGuard {
+    match store.claim(key).unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_guest_s_calls_are_answered_by_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    let claim = acquired(&guest, "k");
+    assert!(matches!(host.claim("k").unwrap(), Claim::InProgress(_)));
+    claim.complete("done").unwrap();
+    for store in [&host, &guest] {
+        let Claim::Completed(done) = store.claim("k").unwrap() else { panic!() };
+        assert_eq!(done.decode::<String>().unwrap(), "done");
+        assert!(matches!(store.get("k").unwrap(), Some(State::Completed(_))));
+    }
+    assert!(matches!(guest.mark("m").unwrap(), Mark::First));
+    assert!(!host.mark("m").unwrap().is_first());
+    drop(acquired(&guest, "dropped"));
+    guest.sync().unwrap();
+    assert!(matches!(host.claim("dropped").unwrap(), Claim::Interrupted(_)));
+    assert!(guest.close(Duration::from_secs(5)).unwrap().is_empty());
+    assert_eq!(guest.claim("k").unwrap_err().kind(), ErrorKind::Closed);
+    assert!(matches!(host.claim("k").unwrap(), Claim::Completed(_)));
+}
+
+/// The host closes: the guest hosts from then on, its claims live on, and a third opening is its guest.
+#[test]
+fn a_guest_takes_the_place_of_a_host_that_closes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    let claim = acquired(&guest, "k");
+    let own = acquired(&host, "own");
+    assert_eq!(host.close(Duration::ZERO).unwrap().len(), 1);
+    drop(own);
+    assert!(matches!(guest.claim("k").unwrap(), Claim::InProgress(_)), "its own claim");
+    assert!(matches!(guest.claim("own").unwrap(), Claim::Interrupted(_)));
+    let third = open(dir.path());
+    assert!(matches!(third.claim("k").unwrap(), Claim::InProgress(_)));
+    claim.complete("done").unwrap();
+    assert!(matches!(third.claim("k").unwrap(), Claim::Completed(_)));
+    drop(guest);
+    assert!(matches!(third.claim("k").unwrap(), Claim::Completed(_)));
+}
+
+/// An opening for this process alone would take the claims of guests that look for a host.
+#[test]
+fn a_store_with_guests_is_not_opened_exclusively() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    let claim = acquired(&guest, "k");
+    drop(host);
+    let refused = Store::builder().open(dir.path()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked, "{refused}");
+    claim.complete("done").unwrap();
+    drop(guest);
+    let alone = Store::open(dir.path()).unwrap();
+    assert!(matches!(alone.claim("k").unwrap(), Claim::Completed(_)));
+    let refused = Store::builder().shared(true).open_timeout(Duration::ZERO).open(dir.path());
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Locked);
+}
+
+/// Waiting is woken across processes, and by a handover.
+#[test]
+fn a_guest_waits_for_a_claim_of_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    let claim = acquired(&host, "k");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| guest.claim_wait("k", Duration::from_secs(60)).unwrap());
+        let others = scope.spawn(|| {
+            for n in 0..100 {
+                assert!(guest.mark(("other", n)).unwrap().is_first());
+            }
+        });
+        others.join().unwrap();
+        claim.complete("done").unwrap();
+        assert!(matches!(waiting.join().unwrap(), Claim::Completed(_)));
+    });
+}
+
+#[test]
+fn tasks_of_a_guest_are_woken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let claim = acquired(&host, "k");
+        let waiting: Vec<_> = (0..50)
+            .map(|_| tokio::spawn(guest.claim_wait_async("k", Duration::from_secs(60))))
+            .collect();
+        for n in 0..50 {
+            assert!(guest.mark_async(n).await.unwrap().is_first());
+        }
+        // The host goes while they wait.
+        drop(claim);
+        drop(host);
+        let mut asked = 0;
+        for task in waiting {
+            match task.await.unwrap().unwrap() {
+                Claim::Interrupted(interrupted) => {
+                    // A question ends with the host that has asked it: then another task is asked.
+                    asked += 1;
+                    match interrupted.take_over_async().await {
+                        Ok(claim) => claim.complete("x").unwrap(),
+                        Err(e) => assert_eq!(e.kind(), ErrorKind::ClaimLost),
+                    }
+                }
+                Claim::Completed(_) => {}
+                other => panic!("{other}"),
+            }
+        }
+        assert!(asked >= 1);
+        assert!(matches!(guest.claim("k").unwrap(), Claim::Completed(_)));
+    });
+}
+
+/// A child of this test that plays a role, and its lines.
+struct Peer {
+    process: Child,
+    lines: BufReader<ChildStdout>,
+    orders: ChildStdin,
+}
+
+impl Peer {
+    fn start(role: &str, dir: &Path) -> Self {
+        let mut process = child(role, dir).stderr(Stdio::inherit()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap());
+        let orders = process.stdin.take().unwrap();
+        let mut peer = Peer { process, lines, orders };
+        peer.hear("open");
+        peer
+    }
+
+    fn order(&mut self, what: &str) {
+        writeln!(self.orders, "{what}").unwrap();
+    }
+
+    /// Waits for a line with that beginning, and returns the rest of it.
+    fn hear(&mut self, begins: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "ended before {begins}");
+            if let Some((_, rest)) = line.split_once(&format!("peer: {begins}")) {
+                return rest.trim().to_owned();
+            }
+        }
+    }
+
+    fn ask(&mut self, what: &str) -> String {
+        self.order(what);
+        self.hear("told ")
+    }
+
+    /// As its drop does.
+    fn kill(self) {}
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// Opens the store, and does what it is told by its input, line by line.
+pub(crate) fn peer(dir: &Path) {
+    let store = shared().open_or_create(dir).unwrap();
+    println!("peer: open");
+    let mut held = std::collections::HashMap::new();
+    for line in std::io::stdin().lock().lines() {
+        let line = line.unwrap();
+        let (what, key) = line.split_once(' ').unwrap();
+        let told = match what {
+            "claim" => match store.claim(key).unwrap() {
+                Claim::Acquired(claim) => {
+                    let token = claim.token();
+                    held.insert(key.to_owned(), claim);
+                    format!("acquired {token}")
+                }
+                Claim::InProgress(_) => "in progress".to_owned(),
+                Claim::Completed(_) => "completed".to_owned(),
+                Claim::Interrupted(_) => "interrupted".to_owned(),
+                other => format!("{other}"),
+            },
+            "complete" => match held.remove(key).unwrap().complete(key) {
+                Ok(_) => "done".to_owned(),
+                Err(e) => format!("{:?}", e.kind()),
+            },
+            "drop" => {
+                drop(held.remove(key));
+                "dropped".to_owned()
+            }
+            other => panic!("{other}"),
+        };
+        println!("peer: told {told}");
+    }
+}
+
+#[test]
+fn a_killed_guest_s_claims_are_interrupted_and_all_others_live_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = open(dir.path());
+    let mut killed = Peer::start("peer", dir.path());
+    let mut lives = Peer::start("peer", dir.path());
+    assert!(killed.ask("claim a").starts_with("acquired"));
+    assert!(lives.ask("claim b").starts_with("acquired"));
+    killed.kill();
+    let began = Instant::now();
+    loop {
+        match host.claim("a").unwrap() {
+            Claim::Interrupted(_) => break,
+            Claim::InProgress(_) if began.elapsed() < Duration::from_secs(60) => {
+                std::thread::yield_now();
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert!(matches!(host.claim("b").unwrap(), Claim::InProgress(_)));
+    assert_eq!(lives.ask("complete b"), "done");
+    assert!(matches!(host.claim("b").unwrap(), Claim::Completed(_)));
+}
+
+/// Again and again: the host is killed, one of its guests hosts, and the claims of all others live on.
+#[test]
+fn the_claims_of_guests_outlive_killed_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Peer::start("peer", dir.path());
+    let mut guests: Vec<Peer> = (0..3).map(|_| Peer::start("peer", dir.path())).collect();
+    let rounds = if std::env::var_os("ONLYONCE_LONG").is_some() { 20 } else { 3 };
+    for round in 0..rounds {
+        assert!(host.ask(&format!("claim host-{round}")).starts_with("acquired"));
+        for (n, guest) in guests.iter_mut().enumerate() {
+            assert!(guest.ask(&format!("claim {n}-{round}")).starts_with("acquired"));
+        }
+        // Who has seen three hosts end within a second hosts no more.
+        std::thread::sleep(Duration::from_millis(1100));
+        host.kill();
+        // The first that calls hosts, so that the next round kills it.
+        host = guests.remove(0);
+        assert_eq!(host.ask(&format!("claim 1-{round}")), "in progress");
+        assert_eq!(host.ask(&format!("claim host-{round}")), "interrupted");
+        assert_eq!(host.ask(&format!("complete 0-{round}")), "done");
+        for (n, guest) in guests.iter_mut().enumerate() {
+            assert_eq!(guest.ask(&format!("complete {}-{round}", n + 1)), "done");
+        }
+        let mut new = Peer::start("peer", dir.path());
+        for n in 0..3 {
+            assert_eq!(new.ask(&format!("claim {n}-{round}")), "completed");
+        }
+        guests.push(new);
+    }
+}
