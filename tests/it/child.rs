@@ -31,6 +31,7 @@ fn plays_its_role() {
         ("short", n) => process::short(dir, n),
         ("open", _) => process::open(dir),
         ("peer", _) => processes::peer(dir),
+        ("crowd", seed) => processes::crowd(dir, seed),
         ("submits", job) => process::submits(dir, job),
         ("webhook", ticket) => process::webhook(dir, ticket),
         ("asks", job) => process::asks(dir, job),
