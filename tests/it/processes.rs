@@ -322,7 +322,8 @@ pub(crate) fn crowd(dir: &Path, seed: &str) {
                     let held = std::fs::File::create(dir.join(format!("key-{key}"))).unwrap();
                     // The file of a killed owner is closed a little after its session has ended.
                     let is_alone = (0..2000).any(|_| {
-                        let is_alone = held.try_lock().is_ok();
+                        let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+                        let is_alone = rustix::fs::flock(&held, lock).is_ok();
                         if !is_alone {
                             std::thread::sleep(Duration::from_millis(1));
                         }
