@@ -94,6 +94,30 @@ pub(crate) enum Command {
     Forget(Forget),
     /// Revoke a live claim, whose owner hangs: its key becomes interrupted
     Interrupt(Interrupt),
+    /// Print keys as they change
+    Watch(Watch),
+    /// Say what in the store needs somebody, and what to do next
+    Doctor(Doctor),
+    /// Print the store's figures
+    Stats(StatsOf),
+    /// Read everything, and list all damage
+    Verify,
+    /// Reclaim the space of what was forgotten, has expired or was overwritten
+    Compact(Compact),
+    /// Make a backup, which is a store of its own
+    Backup(Backup),
+    /// Save what can be saved of a damaged store: only what loses nothing, unless told otherwise
+    Repair(Repair),
+    /// Rebuild the index from the log
+    RebuildIndex,
+    /// Print every key and its outcome as lines of JSON
+    Export(Export),
+    /// Record keys as done: exported ones, or ids of work that was done elsewhere
+    Import(Import),
+    /// Print the completions of a shell
+    Completions(Completions),
+    /// Print the manual page
+    Man(Man),
 }
 
 #[derive(Args, Debug)]
@@ -317,6 +341,107 @@ pub(crate) struct Interrupt {
     /// Only if the claim still has this token
     #[arg(long, value_name = "N")]
     pub(crate) token: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Watch {
+    /// Until these keys have an outcome, or wait for a decision (exit code 76)
+    #[arg(value_parser = key, value_name = "KEY", conflicts_with_all = ["state", "prefix", "older_than"])]
+    pub(crate) keys: Vec<Key<'static>>,
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// How long to wait between two looks
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
+    pub(crate) interval: Duration,
+    /// End after so long (exit code 75)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// Name so many stuck keys
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) limit: u64,
+    /// Stuck keys are nothing to look at before they are so old
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) stuck_for: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatsOf {
+    /// Estimate the live bytes and the keys in each state, too: a few hundred reads
+    #[arg(long)]
+    pub(crate) estimate: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Compact {
+    /// Move at most about so many bytes; the next call goes on [default: all]
+    #[arg(long, value_name = "N", value_parser = size)]
+    pub(crate) budget: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Backup {
+    /// A directory that is missing or empty
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Repair {
+    /// Drop damaged records: their keys may be granted again
+    #[arg(long)]
+    pub(crate) accept_loss: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Export {
+    /// Leave out the namespaces within
+    #[arg(long)]
+    pub(crate) this_namespace: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    /// The file to read [default: the standard input]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// What the lines are
+    #[arg(long, value_name = "WHAT", default_value = "json")]
+    pub(crate) ids: Ids,
+    /// How long imported keys are kept that say nothing of it [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) retention: Option<Duration>,
+    /// Make the store if there is none
+    #[arg(long)]
+    pub(crate) create: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ids {
+    /// Objects as `export` prints them; every other line is a key's text
+    Json,
+    /// A key's text
+    Text,
+    /// A key as it is displayed: 17 is a number, and "17" in quotes is text
+    Keys,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Man {
+    /// The page of this command
+    #[arg(value_name = "COMMAND")]
+    pub(crate) page: Option<String>,
+    /// Write all pages into this directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "page")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 fn key(text: &str) -> Result<Key<'static>, String> {

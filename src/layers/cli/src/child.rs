@@ -59,6 +59,8 @@ pub(crate) struct Ended {
 
 /// Bytes on the way from the threads that wait to the loop that polls: the number of a signal, or this.
 const CLAIM_ENDED: u8 = 0;
+/// Added to the number of a signal that the terminal has sent to the whole group, to which the command belongs.
+const BY_TERMINAL: u8 = 0x80;
 
 /// Runs the command. `pass` is given what it prints, at once.
 pub(crate) fn run(task: &Task<'_>, mut pass: impl FnMut(Stream, &[u8])) -> Result<Ended> {
@@ -81,6 +83,7 @@ pub(crate) fn run(task: &Task<'_>, mut pass: impl FnMut(Stream, &[u8])) -> Resul
         deadline: task.timeout.and_then(|timeout| now.checked_add(timeout)),
         kill_at: None,
         has_timed_out: false,
+        is_over: false,
     };
     let followed = follower.follow(task, &mut pass);
     followed.map_err(|e| Failure::itself("following the command", &e))
@@ -115,10 +118,10 @@ fn wakers(claim: Option<&ClaimHandle>) -> io::Result<(UnixStream, UnixStream)> {
     let mut by_signal = waker.try_clone()?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for origin in signals.forever() {
-            // The terminal sends the signals of its keys to the whole group, to which the command belongs.
             let is_key = matches!(origin.signal, SIGINT | SIGQUIT) && origin.cause == Cause::Kernel;
             let Ok(number) = u8::try_from(origin.signal) else { continue };
-            if !is_key && by_signal.write_all(&[number]).is_err() {
+            let byte = if is_key { number | BY_TERMINAL } else { number };
+            if by_signal.write_all(&[byte]).is_err() {
                 return; // the command has ended
             }
         }
@@ -151,6 +154,8 @@ struct Follower {
     deadline: Option<Instant>,
     kill_at: Option<Instant>,
     has_timed_out: bool,
+    /// Whether nothing more is waited for once the command has ended, though something has its output open.
+    is_over: bool,
 }
 
 impl Follower {
@@ -166,12 +171,14 @@ impl Follower {
         let mut buffer = vec![0; 64 << 10];
         while status.is_none() || stdout.is_some() || stderr.is_some() {
             self.keep_time(task, status.is_some())?;
-            if status.is_some() && self.has_timed_out {
-                break; // something else holds its output open
+            let is_over = status.is_some() && self.is_over;
+            let timeout = if is_over { Some(Duration::ZERO) } else { self.next_time() };
+            let ready = wait_for(&self.wakes, stdout.as_ref(), stderr.as_ref(), timeout)?;
+            if is_over && !ready.stdout && !ready.stderr {
+                break;
             }
-            let ready = wait_for(&self.wakes, stdout.as_ref(), stderr.as_ref(), self.next_time())?;
             if ready.wake {
-                status = self.woken()?.or(status);
+                status = self.woken(status.is_some())?.or(status);
             }
             if ready.stdout {
                 let read = read_some(&mut stdout, &mut buffer)?;
@@ -202,7 +209,8 @@ impl Follower {
         let now = Instant::now();
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
-            self.has_timed_out = true;
+            self.is_over = true;
+            self.has_timed_out = !has_exited;
             self.kill_at = task.kill_after.and_then(|after| now.checked_add(after));
             self.send(Signal::TERM, has_exited)?;
         }
@@ -226,19 +234,25 @@ impl Follower {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Passes signals on; returns the command's status if it has exited.
-    fn woken(&mut self) -> io::Result<Option<std::process::ExitStatus>> {
+    /// Passes signals on; returns the command's status if it has exited. After that a signal ends the waiting for its output.
+    fn woken(&mut self, has_exited: bool) -> io::Result<Option<std::process::ExitStatus>> {
         let mut bytes = [0; 64];
         let count = self.wakes.read(&mut bytes)?;
-        let exited = self.child.try_wait()?;
+        let exited = if has_exited { None } else { self.child.try_wait()? };
+        let has_exited = has_exited || exited.is_some();
         for byte in bytes.iter().take(count) {
+            let number = i32::from(byte & !BY_TERMINAL);
+            if number == SIGCHLD {
+                continue;
+            }
+            self.is_over |= has_exited;
             let signal = match *byte {
                 CLAIM_ENDED => Some(Signal::TERM),
-                byte if i32::from(byte) == SIGCHLD => None,
-                byte => Signal::from_named_raw(i32::from(byte)),
+                byte if byte & BY_TERMINAL != 0 => None,
+                _ => Signal::from_named_raw(number),
             };
             if let Some(signal) = signal {
-                self.send(signal, exited.is_some())?;
+                self.send(signal, has_exited)?;
             }
         }
         Ok(exited)

@@ -250,25 +250,22 @@ pub(crate) fn forget(common: &Common, forget: &Forget, screen: &Screen) -> Resul
         }
         return Ok(if was_there { 0 } else { exit::NO });
     }
-    let mut code = 0;
+    let mut forgetting = Forgetting { store: &store, forget, screen, batch: Vec::new(), code: 0 };
     for key in &forget.keys {
         match store.get(key)? {
-            Some(state) => forget_one(&store, &state, forget, screen, &mut code)?,
-            None => {
-                code = exit::NO;
-                screen.failure(&no_such_key(key));
-            }
+            Some(state) => forgetting.add(state)?,
+            None => forgetting.refuse(&no_such_key(key)),
         }
     }
     if forget.keys.is_empty() {
         for entry in walk(&store, &forget.which) {
             let (_, state) = entry?;
             if is_old_enough(&forget.which, &state) {
-                forget_one(&store, &state, forget, screen, &mut code)?;
+                forgetting.add(state)?;
             }
         }
     }
-    Ok(code)
+    forgetting.end()
 }
 
 fn is_undecided(state: &State) -> bool {
@@ -291,43 +288,65 @@ fn undecided(key: &onlyonce::Key<'_>) -> Failure {
     Failure { code: exit::HELD, kind: "undecided", message }
 }
 
-fn forget_one(
-    store: &Store,
-    state: &State,
-    forget: &Forget,
-    screen: &Screen,
-    code: &mut u8,
-) -> Result<()> {
-    let key = state.key();
-    if is_undecided(state) && !forget.force {
-        *code = exit::HELD;
-        screen.failure(&undecided(key));
-        return Ok(());
+/// So many keys share a sync.
+const BATCH: usize = 1000;
+
+/// Forgets keys as they were seen, many at a time.
+struct Forgetting<'f> {
+    store: &'f Store,
+    forget: &'f Forget,
+    screen: &'f Screen,
+    batch: Vec<State>,
+    /// The greatest of what was refused.
+    code: u8,
+}
+
+impl Forgetting<'_> {
+    fn refuse(&mut self, failure: &Failure) {
+        self.code = self.code.max(failure.code);
+        self.screen.failure(failure);
     }
-    let done = !forget.dry_run;
-    if done {
-        match store.forget(state) {
-            Ok(true) => {}
-            Ok(false) => {
-                *code = (*code).max(exit::NO);
-                screen.failure(&changed_meanwhile(key));
-                return Ok(());
+
+    fn add(&mut self, state: State) -> Result<()> {
+        if is_undecided(&state) && !self.forget.force {
+            self.refuse(&undecided(state.key()));
+            return Ok(());
+        }
+        self.batch.push(state);
+        if self.batch.len() < BATCH { Ok(()) } else { self.carry_out() }
+    }
+
+    fn carry_out(&mut self) -> Result<()> {
+        let states = std::mem::take(&mut self.batch);
+        if self.forget.dry_run {
+            return states.iter().try_for_each(|state| self.say(state, false));
+        }
+        let forgotten = self.store.forget_many(&states)?;
+        for (state, forgotten) in states.iter().zip(forgotten) {
+            match forgotten {
+                Ok(true) => self.say(state, true)?,
+                Ok(false) => self.refuse(&changed_meanwhile(state.key())),
+                Err(error) => self.refuse(&error.into()),
             }
-            Err(e) if e.kind() == onlyonce::ErrorKind::InProgress => {
-                let failure = Failure::from(e);
-                *code = (*code).max(failure.code);
-                screen.failure(&failure);
-                return Ok(());
+        }
+        Ok(())
+    }
+
+    fn say(&self, state: &State, done: bool) -> Result<()> {
+        let key = state.key();
+        match (self.screen.is_json(), done) {
+            (true, _) => {
+                let key = key.to_string();
+                self.screen.object(&ChangedLine { r#type: "forgotten", key: &key, done })
             }
-            Err(e) => return Err(e.into()),
+            (false, false) => self.screen.line(key),
+            (false, true) => Ok(()),
         }
     }
-    match (screen.is_json(), done) {
-        (true, _) => {
-            screen.object(&ChangedLine { r#type: "forgotten", key: &key.to_string(), done })
-        }
-        (false, false) => screen.line(key),
-        (false, true) => Ok(()),
+
+    fn end(mut self) -> Result<u8> {
+        self.carry_out()?;
+        Ok(self.code)
     }
 }
 

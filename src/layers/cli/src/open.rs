@@ -1,5 +1,7 @@
 //! Opens the store: the one place that says how.
 
+use std::path::Path;
+
 use onlyonce::{Policy, Store, StoreBuilder};
 
 use crate::args::Common;
@@ -22,14 +24,17 @@ pub(crate) fn open(common: &Common, needs: Needs) -> Result<Store> {
 
 /// Opens the store, and returns the view of the whole store.
 pub(crate) fn root(common: &Common, needs: Needs) -> Result<Store> {
-    let Some(dir) = &common.store else {
-        return Err(Failure::usage(
-            "which store? name its directory by --store DIR or in ONLYONCE_STORE",
-        ));
-    };
+    let dir = dir(common)?;
     let builder = builder(common, needs);
     let store = if needs.create { builder.open_or_create(dir) } else { builder.open(dir) };
     Ok(store?)
+}
+
+/// The store's directory.
+pub(crate) fn dir(common: &Common) -> Result<&Path> {
+    let none =
+        || Failure::usage("which store? name its directory by --store DIR or in ONLYONCE_STORE");
+    common.store.as_deref().ok_or_else(none)
 }
 
 fn builder(common: &Common, needs: Needs) -> StoreBuilder {

@@ -75,8 +75,10 @@ pub(crate) fn run(common: &Common, run: &Run, screen: &Screen) -> Result<u8> {
         None => runner.store.claim(&operation)?,
     };
     let mut report = runner.answer(claim)?;
-    // The exit code is right whatever the close finds: the outcome is durable.
-    runner.store.close(Duration::ZERO)?;
+    // The exit code is right whatever the close finds: what it tells is durable.
+    if let Err(error) = runner.store.close(Duration::ZERO) {
+        screen.note(format!("closing the store: {error}"));
+    }
     if let Some(note) = report.note.take() {
         screen.note(&note);
         report.line.message = Some(note);

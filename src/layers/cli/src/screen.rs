@@ -45,6 +45,10 @@ impl Screen {
         self.is_json
     }
 
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.is_quiet
+    }
+
     /// Prints an object for programs, as a line of its own, at once.
     pub(crate) fn object(&self, object: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(object)
@@ -64,7 +68,7 @@ impl Screen {
     pub(crate) fn note(&self, note: impl Display) {
         if !self.is_quiet && !self.is_json {
             // There is nobody to tell if that fails.
-            let _ = writeln!(anstream::stderr().lock(), "onlyonce: {note}");
+            let _ = writeln!(anstream::stderr().lock(), "onlyonce: {}", plain(&note.to_string()));
         }
     }
 
@@ -75,7 +79,7 @@ impl Screen {
             let _ = self.object(&ErrorLine { r#type: "error", kind, message, exit_code: *code });
         } else {
             let mut err = anstream::stderr().lock();
-            let _ = writeln!(err, "{BAD}onlyonce:{BAD:#} {}", failure.message);
+            let _ = writeln!(err, "{BAD}onlyonce:{BAD:#} {}", plain(&failure.message));
         }
     }
 }
@@ -88,4 +92,57 @@ pub(crate) fn plain(text: &str) -> String {
         c => c.to_string(),
     };
     text.chars().map(escape).collect()
+}
+
+/// Progress of long work: a bar on the terminal, and nothing where there is none.
+pub(crate) struct Bar(indicatif::ProgressBar);
+
+impl Bar {
+    /// For work whose length in bytes is known.
+    pub(crate) fn of_bytes(screen: &Screen, what: &'static str, bytes: u64) -> Self {
+        let style = "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes} {eta:>4}";
+        Bar::of(screen, what, indicatif::ProgressBar::new(bytes), style)
+    }
+
+    /// For work of a known number of parts.
+    pub(crate) fn of_parts(screen: &Screen, what: &'static str) -> Self {
+        Bar::of(
+            screen,
+            what,
+            indicatif::ProgressBar::no_length(),
+            "{spinner} {msg} {human_pos} {elapsed:>4}",
+        )
+    }
+
+    /// For work of which only the end is known.
+    pub(crate) fn of_work(screen: &Screen, what: &'static str) -> Self {
+        let bar = Bar::of(
+            screen,
+            what,
+            indicatif::ProgressBar::no_length(),
+            "{spinner} {msg} {elapsed:>4}",
+        );
+        bar.0.enable_steady_tick(std::time::Duration::from_millis(100));
+        bar
+    }
+
+    fn of(screen: &Screen, what: &'static str, bar: indicatif::ProgressBar, style: &str) -> Self {
+        if screen.is_quiet || screen.is_json {
+            return Bar(indicatif::ProgressBar::hidden());
+        }
+        if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        bar.tick();
+        Bar(bar)
+    }
+
+    pub(crate) fn at(&self, position: u64) {
+        self.0.set_position(position);
+    }
+
+    pub(crate) fn end(self) {
+        self.0.finish_and_clear();
+    }
 }

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use crate::store::{TestStore, wait_until};
+use crate::store::{TestStore, has_ended, wait_until};
 
 const WORK: &str = "echo done >> effects; echo $$ > pid; until test -e go; do sleep 0.01; done";
 
@@ -31,14 +31,6 @@ fn check(store: &TestStore, state: &str, had_effect: bool) {
         "absent" => assert_eq!((code, effects(store)), (0, 1)),
         "completed" => assert_eq!((code, effects(store)), (0, 1)),
         _ => assert_eq!((code, effects(store)), (76, usize::from(had_effect))),
-    }
-}
-
-/// Whether a process has ended. A container may have nobody who collects it.
-fn has_ended(pid: &str) -> bool {
-    match std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z')),
-        Err(_) => true,
     }
 }
 

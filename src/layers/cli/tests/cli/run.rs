@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use onlyonce::{Abort, Claim, OnInterrupted, Operation, Outcome};
 
-use crate::store::{TestStore, objects};
+use crate::store::{TestStore, has_ended, objects, wait_until};
 
 /// Appends a line to `effects`, and does `rest`.
 fn effect(rest: &str) -> String {
@@ -293,9 +293,30 @@ fn a_command_that_takes_too_long_is_stopped() {
     let words =
         ["run", "l", "--timeout", "50ms", "--kill-after", "50ms", "--", "sh", "-c", stubborn];
     assert_eq!((store.ends(words), store.state("l").as_str()), (137, "interrupted"));
-    // The command has ended in time, and nothing waits for what it left behind.
-    let words = ["run", "m", "--timeout", "0.5", "--", "sh", "-c", "sleep 60 & echo left"];
-    assert_eq!(store.prints(words).0, "left\n");
+    // The command has ended in time, and what it left behind isn't waited for any longer.
+    let left = "sleep 60 & echo $! > left; echo left";
+    let words = ["run", "m", "--timeout", "0.3", "--", "sh", "-c", left];
+    assert_eq!(store.prints(words), ("left\n".into(), String::new(), 0));
+    assert_eq!(store.state("m"), "completed");
+    end_what_was_left(&store);
+}
+
+fn end_what_was_left(store: &TestStore) {
+    let left = std::fs::read_to_string(store.dir().join("left")).unwrap();
+    assert!(Command::new("kill").arg(left.trim()).status().unwrap().success());
+}
+
+#[test]
+fn a_signal_ends_the_waiting_for_what_a_command_left_behind() {
+    let store = TestStore::new();
+    let left = "sleep 60 & echo $! > left; echo $$; exit 3";
+    let mut run = store.command(["run", "k", "--", "sh", "-c", left]).spawn().unwrap();
+    let mut pid = String::new();
+    BufReader::new(run.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+    wait_until(|| has_ended(&pid));
+    send(&run, "TERM");
+    assert_eq!((run.wait().unwrap().code(), store.state("k").as_str()), (Some(3), "failed"));
+    end_what_was_left(&store);
 }
 
 /// A command that says that it has begun, and waits.

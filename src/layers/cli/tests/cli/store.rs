@@ -99,6 +99,14 @@ impl TestStore {
     }
 }
 
+/// Whether a process has ended. A container may have nobody who collects it.
+pub(crate) fn has_ended(pid: &str) -> bool {
+    match std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())) {
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z')),
+        Err(_) => true,
+    }
+}
+
 pub(crate) fn wait_until(is_so: impl Fn() -> bool) {
     while !is_so() {
         std::thread::sleep(std::time::Duration::from_millis(2));
