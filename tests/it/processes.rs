@@ -335,13 +335,14 @@ pub(crate) fn crowd(dir: &Path, seed: &str) {
                         0 => drop(claim),
                         1 => match claim.abort("again") {
                             Ok(()) => {}
-                            Err(e) => assert!(known(&e), "{e}"),
+                            Err(e) => assert_eq!(e.kind(), ErrorKind::Indeterminate, "{e}"),
                         },
                         _ => match claim.complete(&token.to_string()) {
                             Ok(()) => {
                                 writeln!(acknowledged, "{key} {token}").unwrap();
                             }
-                            Err(e) => assert!(known(&e), "{e}"),
+                            // Nobody takes a claim from an owner that lives: it is never told that it has lost it.
+                            Err(e) => assert_eq!(e.kind(), ErrorKind::Indeterminate, "{e}"),
                         },
                     }
                     drop(held);
