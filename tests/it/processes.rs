@@ -272,6 +272,18 @@ fn the_claims_of_guests_outlive_killed_hosts() {
         }
         guests.push(new);
     }
+    // The new host knows whose the claims are that it has found.
+    let mut owner = guests.remove(0);
+    assert!(owner.ask("claim last").starts_with("acquired"));
+    std::thread::sleep(Duration::from_millis(1100));
+    host.kill();
+    let mut host = guests.remove(0);
+    assert_eq!(host.ask("claim last"), "in progress");
+    owner.kill();
+    while host.ask("claim last") == "in progress" {
+        std::thread::yield_now();
+    }
+    assert_eq!(host.ask("claim last"), "interrupted");
 }
 
 const CROWD_KEYS: u64 = 200;
