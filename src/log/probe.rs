@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::format::SEGMENT_HEADER_BYTES;
 use super::pool::Pool;
-use super::reader::{GO_ON, Met, Reader, look_behind};
+use super::reader::{GO_ON, Met, SegmentReader, look_behind};
 use super::segment::{self, Segment};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{self, Access, Storage};
@@ -26,7 +26,7 @@ pub(crate) fn probe_segment(bytes: &[u8]) {
     let listed = identity.listed();
     let Ok(segment) = Segment::open(&storage, dir, &listed, store, Access::Read) else { return };
     let limit = listed.end.since(listed.base);
-    let reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
+    let reader = SegmentReader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit);
     let Ok(mut reader) = reader else { return };
     let mut places = Vec::new();
     let walked = reader.walk(|met| {

@@ -1,6 +1,6 @@
 //! Reads records from one segment, in LSN order, and reports where they stop.
 //!
-//! Promises: every record that a walk reports passed its checksums. All walks through a log are [`Reader::walk`]: an
+//! Promises: every record that a walk reports passed its checksums. All walks through a log are [`SegmentReader::walk`]: an
 //! open ends at damage, a verification and a repair continue at the next whole record. Never: writes, repairs or
 //! decides; `recovery` cuts a torn tail.
 
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 const WINDOW_BYTES: usize = 1 << 18;
 
 /// The cursor of a walk through the records of one segment.
-pub(crate) struct Reader<'s> {
+pub(crate) struct SegmentReader<'s> {
     segment: &'s Segment,
     file: Arc<dyn File>,
     /// File offset at which the log in this segment ends.
@@ -82,13 +82,13 @@ impl Passed<'_> {
     }
 }
 
-impl<'s> Reader<'s> {
+impl<'s> SegmentReader<'s> {
     /// Reads from file offset `at` up to `limit`, by calls.
     pub(crate) fn new(segment: &'s Segment, at: u64, limit: u64) -> Result<Self> {
         // A segment may be listed up to a place within its header: then it is empty.
         let limit = limit.max(at);
         let (file, budget) = (segment.file()?, limit - at);
-        Ok(Reader { segment, file, limit, at, window: Vec::new(), window_at: at, budget })
+        Ok(SegmentReader { segment, file, limit, at, window: Vec::new(), window_at: at, budget })
     }
 
     /// Returns the place of the next record.
@@ -214,7 +214,7 @@ pub(crate) fn walk_some(
     let start = segment.offset(at).max(SEGMENT_HEADER_BYTES as u64);
     // `bytes` may be as large as `u64::MAX`.
     let stop = start.saturating_add(bytes);
-    let mut reader = Reader::new(segment, start, segment.offset(end))?;
+    let mut reader = SegmentReader::new(segment, start, segment.offset(end))?;
     while reader.at < stop {
         let mut run = reader.run(stop - reader.at)?;
         if run.is_empty() {
@@ -250,7 +250,7 @@ pub(crate) type Told<'t> = dyn FnMut(Scrubbed<'_>) -> ControlFlow<()> + 't;
 /// Reads one segment up to file offset `limit`, all of which was durable once. It continues after damage at the next
 /// whole record, and ends where the system can't read.
 pub(crate) fn scrub(segment: &Segment, limit: u64, told: &mut Told<'_>) -> ControlFlow<()> {
-    let mut reader = match Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit) {
+    let mut reader = match SegmentReader::new(segment, SEGMENT_HEADER_BYTES as u64, limit) {
         Ok(reader) => reader,
         Err(e) => return told(Scrubbed::Failed(e)),
     };
@@ -408,7 +408,7 @@ mod tests {
         storage::write_all_at(&*segment.file().unwrap(), &bytes, start).unwrap();
         let walk = |stops_at_damage: bool| {
             let mut met = Vec::new();
-            let mut reader = Reader::new(&segment, start, 1 << 20).unwrap();
+            let mut reader = SegmentReader::new(&segment, start, 1 << 20).unwrap();
             let walked = reader.walk(|what| {
                 let is_damage = matches!(what, Met::Damage { .. });
                 met.push(match what {

@@ -12,7 +12,7 @@ use super::open::recovery::OLDER_BY_TOKENS;
 use super::open::scan::{
     Unlisted, check_all_prepared, check_nothing_behind, look_at_unlisted, records_in,
 };
-use super::reader::{Flow, GO_ON, Met, Reader, look_behind};
+use super::reader::{Flow, GO_ON, Met, SegmentReader, look_behind};
 use super::segment::{self, Segment};
 use crate::limits;
 use crate::manifest::{self, Listed, Manifest, Secrets};
@@ -70,10 +70,10 @@ impl Part<'_> {
         self.identity.base
     }
 
-    /// Walks through all of it; see [`Reader::walk`].
+    /// Walks through all of it; see [`SegmentReader::walk`].
     pub(super) fn walk(&self, told: impl FnMut(Met<'_>) -> Flow) -> Result<()> {
         let segment = self.open()?;
-        Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, self.limit())?.walk(told)
+        SegmentReader::new(&segment, SEGMENT_HEADER_BYTES as u64, self.limit())?.walk(told)
     }
 
     /// Returns the file offset at which it ends.
@@ -178,7 +178,7 @@ fn read(part: &Part<'_>, told: &mut dyn FnMut(Lsn)) -> Result<Read> {
     let (segment, limit) = (&part.open()?, part.limit());
     let mut read = Read::default();
     let mut bad = Vec::new();
-    let mut reader = Reader::new(segment, SEGMENT_HEADER_BYTES as u64, limit)?;
+    let mut reader = SegmentReader::new(segment, SEGMENT_HEADER_BYTES as u64, limit)?;
     reader.walk(|met| {
         match met {
             Met::Record(record, _) => {

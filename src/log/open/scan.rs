@@ -13,7 +13,7 @@ use super::steps::{Earlier, Visit};
 use crate::limits;
 use crate::log::Sizes;
 use crate::log::format::SEGMENT_HEADER_BYTES;
-use crate::log::reader::{GO_ON, Met, Reader, look_behind};
+use crate::log::reader::{GO_ON, Met, SegmentReader, look_behind};
 use crate::log::segment::{self, Segment, Spare};
 use crate::manifest::{self, Manifest};
 use crate::record::{Bad, Kind, Record};
@@ -182,7 +182,7 @@ pub(super) fn scan(
         let end = manifest.clean.filter(|end| listed.base <= *end && *end < listed.end);
         let limit = end.unwrap_or(listed.end).since(listed.base);
         let start = segment.offset(manifest.covered.max(segment.identity.start()));
-        let mut reader = Reader::new(segment, start, limit)?;
+        let mut reader = SegmentReader::new(segment, start, limit)?;
         reader.walk(|met| {
             let (record, passed) = match met {
                 Met::Record(record, passed) => (record, passed),

@@ -18,7 +18,7 @@ use crate::events::Events;
 use crate::limits;
 use crate::log::commit::{CommitQueue, Placed};
 use crate::log::pool::Pool;
-use crate::log::reader::{GO_ON, Met, Passed, Reader};
+use crate::log::reader::{GO_ON, Met, Passed, SegmentReader};
 use crate::log::room::{Keeper, Reserves};
 use crate::log::segment::Segment;
 use crate::log::{Log, LogWriter, Seams, Sizes, Tail};
@@ -195,7 +195,7 @@ pub(in crate::log) fn walk(
         }
         let segment = reopen(item)?;
         let start = segment.offset(from.max(segment.identity.start()));
-        let mut reader = Reader::new(&segment, start, end.since(base))?;
+        let mut reader = SegmentReader::new(&segment, start, end.since(base))?;
         reader.walk(|met| {
             match met {
                 Met::Record(record, passed) if record.kind.is_about_key() => {

@@ -10,7 +10,7 @@ use super::*;
 use crate::limits;
 use crate::log::format::{Identity, SEGMENT_HEADER_BYTES};
 use crate::log::open::recovery::Plan;
-use crate::log::reader::{GO_ON, Met, Reader};
+use crate::log::reader::{GO_ON, Met, SegmentReader};
 use crate::log::segment::{self, Segment};
 use crate::log::survey;
 use crate::manifest::Listed;
@@ -88,7 +88,7 @@ impl Still {
     fn records_end(&self, listed: &Listed) -> u64 {
         let segment = self.segment(listed);
         let limit = listed.end.since(listed.base);
-        let mut reader = Reader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit).unwrap();
+        let mut reader = SegmentReader::new(&segment, SEGMENT_HEADER_BYTES as u64, limit).unwrap();
         let walked = reader.walk(|met| match met {
             Met::Record(..) => GO_ON,
             _ => Ok(ControlFlow::Break(())),
