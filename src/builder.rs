@@ -267,8 +267,9 @@ impl StoreBuilder {
     /// Sets how long an opening waits while another process has the store open, before it returns `Locked`. Default: one
     /// second, so that short processes that open a store one after the other don't refuse each other. Zero: it doesn't wait.
     ///
-    /// Processes that wait are not served in order. A store that was opened earlier in this process counts as another one,
-    /// so a thread that has the store open itself waits in vain.
+    /// Processes that wait are not served in order. A [`Reader`](crate::Reader) makes no opening fail: one that comes while a
+    /// reader checks the lock waits some milliseconds, whatever the timeout. A store that was opened earlier in this process
+    /// counts as another one, so a thread that has the store open itself waits in vain.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, Store};

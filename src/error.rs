@@ -117,7 +117,8 @@ pub enum ErrorKind {
     /// Another attempt took the key over, or the claim has ended. Stop, and change nothing more.
     ClaimLost,
     /// The namespace of this handle has passed to another version (`Store::version`): stop using this handle. Or it was
-    /// dropped while the call was made: make the call again.
+    /// dropped while the call was made: make the call again. Or the store was written to since a `Reader` of it was opened: open
+    /// another one.
     Superseded,
     /// No claim on the key is granted until `Store::resolve` resolves the key.
     Held,
@@ -136,6 +137,7 @@ pub enum ErrorKind {
     /// There is no space. Nothing was done; free some space and call again, without reopening.
     StorageFull,
     /// Another process has the store open, and still had it when [`open_timeout`](crate::StoreBuilder::open_timeout) had passed.
+    /// A `Reader` doesn't wait, and gets this from every call while a process has the store open, this process included.
     Locked,
     /// There is no store at that path. `Store::open_or_create` makes one.
     NotFound,
@@ -192,7 +194,8 @@ impl Error {
                 ": the file system is read-only: mount it for writing, or keep the store elsewhere"
             }
             io::ErrorKind::PermissionDenied => {
-                ": no permission: the store's directory and files must be writable for the user of this process"
+                ": no permission: the store's directory and files must be readable and, except for a Reader, \
+                 writable for the user of this process"
             }
             io::ErrorKind::IsADirectory => {
                 ": a directory has the name of one of the store's files: remove it"

@@ -37,7 +37,8 @@
 //! - [`Operation`] and [`Policy`]: fingerprints, leases, retention, what an interruption means
 //! - [`Outcome`], [`Payload`], [`Encode`], [`Decode`] and [`value`]: recorded results, as bytes and as types
 //! - [`Error`] and [`ErrorKind`]: what went wrong, and what to do next
-//! - [`admin`], [`Store::resolve`]: the operator's view; `testing`: a store on a simulated disk
+//! - [`admin`], [`Store::resolve`]: the operator's view; [`Reader`]: the files alone, without the lock and without a write;
+//!   `testing`: a store on a simulated disk
 //! - `docs`: programs to start from, how to operate a store, and its guarantees
 //!
 //! # What survives
@@ -144,6 +145,7 @@ pub use operation::{
 };
 pub use store::Store;
 pub use store::batch::{Batch, Committed};
+pub use store::reader::Reader;
 pub use store::run::{Reconciled, Run, Runner, Verdict};
 pub use types::Token;
 pub use value::payload::{Decode, Encode, Payload};

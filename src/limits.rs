@@ -149,6 +149,14 @@ pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 /// While it waits, it tries again after at most so many milliseconds, at random: those that wait don't try at the same time.
 pub(crate) const LOCK_TRY_MILLIS_MAX: u64 = 20;
 
+/// How much longer than its timeout an opening waits for readers, which have the lock shared for some microseconds at a time: as
+/// long as the system may keep one from running in between.
+pub(crate) const READER_NANOS_MAX: u64 = 1_000_000_000;
+
+/// So many keys of a reader's walk are read before one check covers them: the check takes as long as a few of these reads. Their
+/// results are in memory meanwhile.
+pub(crate) const READER_STEPS: usize = 16;
+
 /// A close leaves fewer bytes of log than this without a table: an open reads some hundred records in a fraction of the time
 /// that a table costs, which is three syncs.
 pub(crate) const UNSEALED_AT_CLOSE_BYTES: u64 = 64 << 10;

@@ -370,6 +370,24 @@ pub(crate) fn store_in(storage: &dyn Storage, dir: &Path) -> Result<Option<Store
     Ok(FileHeader::check(header.split_at(read).0, FileKind::Manifest, &path).ok())
 }
 
+/// Reads the first bytes of the manifest in `dir`, unchecked. Every switch changes them, since they have the generation.
+/// `None`: there is no such file.
+pub(crate) fn head_in(storage: &dyn Storage, dir: &Path) -> Result<Option<Vec<u8>>> {
+    use std::io::ErrorKind as Io;
+    let path = path(dir);
+    let file = match storage.open(&path, Access::Read) {
+        Err(e) if matches!(e.kind(), Io::NotFound | Io::IsADirectory | Io::InvalidInput) => {
+            return Ok(None);
+        }
+        opened => opened.map_err(|e| Error::io("opening", &path, e))?,
+    };
+    let mut head = vec![0; HEAD_BYTES];
+    let read =
+        storage::read_full_at(&*file, &mut head, 0).map_err(|e| Error::io("reading", &path, e))?;
+    head.truncate(read);
+    Ok(Some(head))
+}
+
 fn manifest_bytes_max() -> u64 {
     bytes_for(limits::SEGMENTS_MAX, limits::TABLES_MAX, limits::TABLES_MAX) as u64
 }

@@ -1,5 +1,6 @@
 //! Walks over the keys of a store: [`Iter`], by state, prefix and age.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use crate::backend::Shared;
 use crate::claim::seen::state_of;
 use crate::claim::{State, wall_millis};
 use crate::engine::{Engine, Seen, Walk, Which};
+use crate::limits;
+use crate::log::open::at_rest::AtRest;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::Lies;
 use crate::protocol::{
@@ -128,6 +131,10 @@ pub struct Iter {
     /// `None`: in no particular order.
     by_age: Option<ByAge>,
     is_over: bool,
+    /// The files that a reader's walk reads.
+    files: Option<Arc<AtRest>>,
+    /// Steps of a reader's walk that were checked and not shown yet.
+    ahead: VecDeque<Result<(Key<'static>, State)>>,
 }
 
 /// The keys of a walk.
@@ -173,7 +180,13 @@ struct ByAge {
 impl Iter {
     pub(crate) fn new(shared: Arc<Shared>, scope: Result<Scope>) -> Self {
         let (states, prefix, walk, by_age) = (None, None, None, None);
-        Iter { shared, scope, states, prefix, walk, by_age, is_over: false }
+        let (files, ahead) = (None, VecDeque::new());
+        Iter { shared, scope, states, prefix, walk, by_age, is_over: false, files, ahead }
+    }
+
+    /// The same for a reader: steps count only if the files are still at rest after them.
+    pub(crate) fn at_rest(self, files: &Arc<AtRest>) -> Self {
+        Iter { files: Some(Arc::clone(files)), ..self }
     }
 
     /// Shows only keys in one of these states.
@@ -390,13 +403,9 @@ impl Iter {
     }
 }
 
-impl Iterator for Iter {
-    type Item = Result<(Key<'static>, State)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.is_over {
-            return None;
-        }
+impl Iter {
+    /// Returns the next key; at the end it notes that the walk is over.
+    fn step(&mut self) -> Option<Result<(Key<'static>, State)>> {
         let scope = match std::mem::replace(&mut self.scope, Ok(Scope::Nothing)) {
             Ok(scope) => scope,
             Err(e) => {
@@ -438,6 +447,37 @@ impl Iterator for Iter {
         next.map(|found| {
             found.and_then(|(key, seen)| Ok((key.shown().clone(), state_of(&key, seen, &shared)?)))
         })
+    }
+}
+
+impl Iter {
+    /// Takes the steps that one check covers. In the order of age that is one: the cursor is that of the key shown last.
+    fn step_ahead(&mut self) {
+        let most = if self.by_age.is_some() { 1 } else { limits::READER_STEPS };
+        while self.ahead.len() < most && !self.is_over {
+            let step = self.step();
+            self.ahead.extend(step);
+        }
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<(Key<'static>, State)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Some(files) = self.files.clone() else {
+            return if self.is_over { None } else { self.step() };
+        };
+        if self.ahead.is_empty() && !self.is_over {
+            self.step_ahead();
+            // Even if nothing was found: the end of a walk is an answer, too.
+            if let Err(e) = files.check() {
+                self.ahead.clear();
+                (self.is_over, self.walk) = (true, None);
+                return Some(Err(e));
+            }
+        }
+        self.ahead.pop_front()
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) struct Embedded {
     pub(super) serving: Arc<Serving>,
     /// What a close does before it lets nothing in any more: other processes are sent away.
     parts: Mutex<Option<Parting>>,
-    /// Its handles don't count.
+    /// Its handles don't count: dropping it closes nothing.
     is_view: bool,
 }
 
@@ -31,6 +31,13 @@ impl Embedded {
             parts: Mutex::new(None),
             is_view: false,
         }
+    }
+
+    /// An engine on a disk whose changes stay in memory: it has no threads, and a close would write to memory alone.
+    pub(crate) fn reader(engine: Engine) -> Self {
+        let mut reader = Embedded::new(engine);
+        reader.is_view = true;
+        reader
     }
 
     /// The same store for callers that don't keep it open.

@@ -170,8 +170,7 @@ impl Log {
     }
 
     pub(crate) fn forked(&self) -> Error {
-        let message = "this process is a fork of the one that opened the store: use it in the parent, or, once the parent has closed it or ended, open it here";
-        Error::new(ErrorKind::Forked, message).at(&self.dir)
+        lifecycle::forked(&self.dir)
     }
 
     pub(crate) fn closed(&self) -> Error {

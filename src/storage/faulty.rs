@@ -34,7 +34,7 @@ pub(crate) enum Class {
     Remove,
     List,
     SyncDir,
-    /// `network_fs`, `standing`.
+    /// `network_fs`, `standing`, `is_locked`.
     Stat,
     Len,
     Read,
@@ -482,6 +482,15 @@ impl Storage for FaultyStorage {
             self.script.run(CallOf::of(Class::Lock, dir), |_| self.inner.lock_dir(dir))?;
         let storage = FaultyStorage { inner: storage, script: Arc::clone(&self.script) };
         Ok(TakenDir { lock, storage: Arc::new(storage) })
+    }
+
+    fn hold_dir(&self, dir: &Path) -> io::Result<Arc<dyn Storage>> {
+        let inner = self.script.run(CallOf::of(Class::Open, dir), |_| self.inner.hold_dir(dir))?;
+        Ok(Arc::new(FaultyStorage { inner, script: Arc::clone(&self.script) }))
+    }
+
+    fn is_locked(&self, dir: &Path) -> io::Result<bool> {
+        self.script.run(CallOf::of(Class::Stat, dir), |_| self.inner.is_locked(dir))
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {

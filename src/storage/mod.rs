@@ -11,6 +11,7 @@ mod map;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod memory;
 mod os;
+pub(crate) mod overlay;
 
 pub(crate) use os::OsStorage;
 
@@ -33,8 +34,18 @@ pub(crate) trait Storage: Send + Sync + fmt::Debug {
     /// before stays locked, and the returned storage leads into it, too.
     fn lock_dir(&self, dir: &Path) -> io::Result<TakenDir>;
 
-    /// Whether a directory is still the one at its path: a locked one, or one directly below it that this storage has
-    /// used. `Here` where nothing is locked.
+    /// Holds the directory open without its lock, to be read. The returned storage leads into it, whatever is at its path by
+    /// then, as that of [`lock_dir`](Self::lock_dir) does.
+    fn hold_dir(&self, dir: &Path) -> io::Result<Arc<dyn Storage>>;
+
+    /// Whether a storage has the exclusive lock of the directory.
+    ///
+    /// Takes that lock shared for an instant, and only if nothing has it exclusively, because the system has no other call
+    /// that tells. A [`lock_dir`](Self::lock_dir) in that instant fails, as if the directory were locked.
+    fn is_locked(&self, dir: &Path) -> io::Result<bool>;
+
+    /// Whether a directory is still the one at its path: one that is locked or held, or one directly below it that this
+    /// storage has used. `Here` where nothing is.
     fn standing(&self, dir: &Path) -> io::Result<Standing>;
 
     /// The process that holds the lock of `dir`, as far as the system tells.

@@ -2,9 +2,9 @@
 //!
 //! Promises: `sync_data` reaches the device: `fdatasync` on Linux, `F_FULLFSYNC` on macOS. Every `open` is an open file
 //! of its own. Files are 0600, directories 0700, descriptors close on exec. The lock is the directory's own `flock`, so
-//! no file is added to the data, and it ends with its process. Once directories are locked, paths below them are looked up
-//! from their descriptors, and its names are synced through descriptors that are open already. Files that root makes there
-//! belong to the directory's owner.
+//! no file is added to the data, and it ends with its process. Once directories are locked or held, paths below them are
+//! looked up from their descriptors, and its names are synced through descriptors that are open already. Files that root
+//! makes there belong to the directory's owner.
 //! Never: retries (except an interrupted open), falls back, or opens a device, a pipe or a directory as a file.
 
 #![expect(clippy::disallowed_methods, reason = "this is the storage seam")]
@@ -30,13 +30,13 @@ use crate::sync::Mutex;
 /// The file system of the machine.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct OsStorage {
-    locked: Vec<Arc<LockedDir>>,
+    held: Vec<Arc<HeldDir>>,
 }
 
-/// A locked directory, and those directly below it that were used: held open, so that neither a rename of one of them
-/// nor a shortage of descriptors keeps the store from its files.
+/// A directory that is locked, or only read, and those directly below it that were used: held open, so that neither a rename
+/// of one of them nor a shortage of descriptors keeps the store from its files.
 #[derive(Debug)]
-struct LockedDir {
+struct HeldDir {
     path: PathBuf,
     dir: Arc<Descriptor>,
     below: Mutex<BTreeMap<OsString, Arc<Descriptor>>>,
@@ -45,7 +45,7 @@ struct LockedDir {
     heir: Option<(Uid, Gid)>,
 }
 
-impl LockedDir {
+impl HeldDir {
     /// The directory of that name below this one.
     fn held(&self, name: &Path) -> io::Result<Arc<Descriptor>> {
         let mut below = self.below.lock();
@@ -75,16 +75,24 @@ impl From {
 }
 
 impl OsStorage {
-    /// The locked directory that `path` names or lies in, and the rest of the path. The innermost, if there are several.
-    fn locked_above<'p>(&self, path: &'p Path) -> Option<(&Arc<LockedDir>, &'p Path)> {
-        let all = self.locked.iter();
-        let above = all.filter_map(|locked| Some((locked, path.strip_prefix(&locked.path).ok()?)));
+    /// The held directory that `path` names or lies in, and the rest of the path. The innermost, if there are several.
+    fn held_above<'p>(&self, path: &'p Path) -> Option<(&Arc<HeldDir>, &'p Path)> {
+        let all = self.held.iter();
+        let above = all.filter_map(|held| Some((held, path.strip_prefix(&held.path).ok()?)));
         above.min_by_key(|(_, rest)| rest.as_os_str().len())
+    }
+
+    /// The same storage, which leads into one more directory.
+    fn rooted(&self, path: &Path, dir: Arc<Descriptor>) -> io::Result<Self> {
+        let (below, heir) = (Mutex::new(BTreeMap::new()), heir_of(dir.fd()?)?);
+        let mut storage = self.clone();
+        storage.held.push(Arc::new(HeldDir { path: path.to_owned(), dir, below, heir }));
+        Ok(storage)
     }
 
     /// Where to look `path` up from, and the rest of the path.
     fn at<'p>(&self, path: &'p Path) -> io::Result<(From, &'p Path)> {
-        let Some((locked, path)) = self.locked_above(path) else {
+        let Some((locked, path)) = self.held_above(path) else {
             return Ok((From::Anywhere, path));
         };
         let mut names = path.components();
@@ -99,7 +107,7 @@ impl OsStorage {
 
     /// The held descriptor of a directory, if it is the locked one or directly below it.
     fn held(&self, dir: &Path) -> io::Result<Option<Arc<Descriptor>>> {
-        let Some((locked, name)) = self.locked_above(dir) else { return Ok(None) };
+        let Some((locked, name)) = self.held_above(dir) else { return Ok(None) };
         match name.components().count() {
             0 => Ok(Some(Arc::clone(&locked.dir))),
             1 => locked.held(name).map(Some),
@@ -119,8 +127,8 @@ impl Storage for OsStorage {
             }
             given?;
         }
-        let is_in = |locked: &&Arc<LockedDir>| path.parent() == Some(&locked.path);
-        if let Some(locked) = self.locked.iter().find(is_in) {
+        let is_in = |locked: &&Arc<HeldDir>| path.parent() == Some(&locked.path);
+        if let Some(locked) = self.held.iter().find(is_in) {
             // The held one of that name is not the directory at that path now.
             locked.below.lock().remove(name.as_os_str());
         }
@@ -132,15 +140,27 @@ impl Storage for OsStorage {
         let dir = Arc::new(Descriptor::alone(|| open_dir(rustix::fs::CWD, path))?);
         rustix::fs::flock(dir.fd()?, FlockOperation::NonBlockingLockExclusive)?;
         let lock = OsDirLock { dir: Arc::clone(&dir) };
-        let below = Mutex::new(BTreeMap::new());
-        let heir = heir_of(dir.fd()?)?;
-        let mut storage = self.clone();
-        storage.locked.push(Arc::new(LockedDir { path: path.to_owned(), dir, below, heir }));
-        Ok(TakenDir { lock: Box::new(lock), storage: Arc::new(storage) })
+        Ok(TakenDir { lock: Box::new(lock), storage: Arc::new(self.rooted(path, dir)?) })
+    }
+
+    fn hold_dir(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        fork::register()?;
+        let dir = Arc::new(Descriptor::new(open_dir(rustix::fs::CWD, path)?)?);
+        Ok(Arc::new(self.rooted(path, dir)?))
+    }
+
+    fn is_locked(&self, dir: &Path) -> io::Result<bool> {
+        let (from, name) = self.at(dir)?;
+        // An open file of its own: through the one that has the lock this would give the lock away.
+        let dir = Descriptor::alone(|| open_dir(from.fd()?, name))?;
+        match rustix::fs::flock(dir.fd()?, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            taken => Ok(taken.map(|()| false)?),
+        }
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {
-        let Some((locked, name)) = self.locked_above(dir) else { return Ok(Standing::Here) };
+        let Some((locked, name)) = self.held_above(dir) else { return Ok(Standing::Here) };
         let (held, now) = if dir == locked.path {
             (Some(Arc::clone(&locked.dir)), rustix::fs::stat(dir))
         } else {
@@ -243,7 +263,7 @@ impl Storage for OsStorage {
 impl OsStorage {
     /// To whom what is made at `path` is given.
     fn heir(&self, path: &Path) -> Option<(Uid, Gid)> {
-        self.locked_above(path).and_then(|(locked, _)| locked.heir)
+        self.held_above(path).and_then(|(locked, _)| locked.heir)
     }
 
     fn open_at(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
@@ -384,15 +404,16 @@ fn lock_holder(_dir: &Path) -> Option<u32> {
     None
 }
 
-/// Lines read `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1053 0 EOF`; a waiter's has `->` after the number.
-/// A holder outside our process namespace is shown as 0.
+/// Lines read `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1053 0 EOF`; a waiter's has `->` after the number, and that of a shared
+/// lock `READ`. A holder outside our process namespace is shown as 0.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn find_holder(locks: &str, place: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_ascii_whitespace().skip(1);
         let flock = words.next() == Some("FLOCK");
-        let pid = words.nth(2)?.parse().ok().filter(|pid| *pid != 0)?;
-        (flock && words.next() == Some(place)).then_some(pid)
+        let is_exclusive = words.nth(1)? == "WRITE";
+        let pid = words.next()?.parse().ok().filter(|pid| *pid != 0)?;
+        (flock && is_exclusive && words.next() == Some(place)).then_some(pid)
     })
 }
 
@@ -440,7 +461,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
 
-    const OS: OsStorage = OsStorage { locked: Vec::new() };
+    const OS: OsStorage = OsStorage { held: Vec::new() };
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -509,7 +530,13 @@ mod tests {
     fn a_directory_is_locked_once_and_without_a_file() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(OS.lock_holder(dir.path()), None);
+        let held = OS.hold_dir(dir.path()).unwrap();
+        assert!(!OS.is_locked(dir.path()).unwrap() && !held.is_locked(dir.path()).unwrap());
         let lock = OS.lock_dir(dir.path()).unwrap();
+        for storage in [&OS as &dyn Storage, &*held, &*lock.storage] {
+            assert!(storage.is_locked(dir.path()).unwrap());
+        }
+        // None of these gave it away.
         assert_eq!(OS.lock_dir(dir.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         if cfg!(target_os = "linux") {
             assert_eq!(OS.lock_holder(dir.path()), Some(std::process::id()));
@@ -609,7 +636,8 @@ mod tests {
 4: FLOCK  ADVISORY  WRITE 0 fe:00:1056 0 EOF
 5: FLOCK
 6: FLOCK  ADVISORY  WRITE -1 fe:00:1056 0 EOF
-7: FLOCK  ADVISORY  WRITE 17 fe:00:1057 0 EOF
+7: FLOCK  ADVISORY  READ 16 fe:00:1057 0 EOF
+8: FLOCK  ADVISORY  WRITE 17 fe:00:1057 0 EOF
 ";
         for (place, holder) in [
             ("1053", Some(11)),

@@ -1,4 +1,5 @@
-//! The public interface: [`Store`] and its methods. `keys`, `batch`, `run` and `upkeep` have those of one subject each.
+//! The public interface: [`Store`] and its methods. `keys`, `batch`, `run` and `upkeep` have those of one subject each. `reader`
+//! shows the files of a store that no process has open.
 //!
 //! Promises: a handle is cheap to clone and may go to any thread; dropping the last one (guards included) closes the
 //! store. Never: decides; `protocol` decides what a call does to a key, and `engine` the order of writes.
@@ -6,6 +7,7 @@
 pub(crate) mod batch;
 mod keys;
 mod open;
+pub(crate) mod reader;
 pub(crate) mod run;
 mod shared;
 mod space;

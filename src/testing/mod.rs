@@ -25,7 +25,7 @@ use crate::storage::faulty::{CallFailure, CallGate, Calls, Class, Effect, Fault,
 use crate::storage::memory::{Crash, MemoryStorage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{KeyHash, WallMillis};
-use crate::{Result, Store, StoreBuilder};
+use crate::{Reader, Result, Store, StoreBuilder};
 
 /// A simulated disk and clock, on which a test opens a store, crashes it and opens it again.
 ///
@@ -219,6 +219,26 @@ impl Sim {
     pub fn open_with(&self, builder: StoreBuilder) -> Result<Store> {
         let builder = builder.manual_maintenance(true).open_timeout(Duration::ZERO);
         builder.open_on(self.seams(), Path::new(DIR), true)
+    }
+
+    /// Opens the store on the disk for reading.
+    ///
+    /// ```
+    /// # use onlyonce::{State, testing::Sim};
+    /// let sim = Sim::new(1);
+    /// let claim = sim.open()?.claim("k")?; // and the process dies on it
+    /// sim.kill();
+    /// let (reader, changes) = (sim.open_reader()?, sim.changes());
+    /// assert!(matches!(reader.get("k")?, Some(State::Interrupted(_))));
+    /// assert_eq!(changes, 0);
+    /// # drop(claim);
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Reader::open`].
+    pub fn open_reader(&self) -> Result<Reader> {
+        Reader::open_on(self.seams(), PathBuf::from(DIR))
     }
 
     /// Calls of the disk that read.

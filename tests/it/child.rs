@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{errors, process, processes, room, scarcity, time};
+use crate::{errors, process, processes, reader, room, scarcity, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -40,6 +40,8 @@ fn plays_its_role() {
         ("repair-many-segments", _) => scarcity::repair_many_segments(dir),
         ("no-thread", more) => scarcity::no_thread(dir, more),
         ("as-owner", _) => process::as_owner(dir),
+        ("reads-as-other", _) => reader::reads_as_other(dir),
+        ("reads-and-forks", _) => reader::reads_and_forks(dir),
         ("later", _) => time::later(dir),
         ("fork", _) => process::fork(dir),
         ("fork-outlives", _) => process::fork_outlives(dir),

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Default)]
-struct Tried {
+pub(crate) struct Tried {
     points: u64,
     reopenings: u64,
     /// The machines met so far, with what was expected of them: hashes, for there are hundreds of thousands.
@@ -25,7 +25,7 @@ struct Tried {
 
 impl Tried {
     /// False for a machine with the same files as an earlier one of which the same was expected: a check answers alike.
-    fn is_new(&mut self, sim: &Sim, expected: impl Hash) -> bool {
+    pub(crate) fn is_new(&mut self, sim: &Sim, expected: impl Hash) -> bool {
         let mut hasher = DefaultHasher::new();
         (sim.contents().unwrap(), expected).hash(&mut hasher);
         self.seen.insert(hasher.finish())
@@ -309,7 +309,7 @@ fn batches() -> Vec<Op> {
     ]
 }
 
-fn workloads() -> [(&'static str, Vec<Op>); 9] {
+pub(crate) fn workloads() -> [(&'static str, Vec<Op>); 9] {
     [
         ("hand-overs", hand_overs()),
         ("batches", batches()),
@@ -324,7 +324,7 @@ fn workloads() -> [(&'static str, Vec<Op>); 9] {
 }
 
 /// Runs `ops` from an empty disk until power is lost at change number `cut`. `None`: it never was.
-fn run_until(ops: &[Op], cut: u64) -> Option<(Sim, Ledger)> {
+pub(crate) fn run_until(ops: &[Op], cut: u64) -> Option<(Sim, Ledger)> {
     let sim = Sim::small(7);
     let mut world = World::new(&sim);
     world.cut_power_at(cut);

@@ -63,6 +63,8 @@ mod pages;
 /// A second opener, and a forked child.
 mod process;
 mod processes;
+/// Files that are read without the lock and without a write.
+mod reader;
 /// Reclaim when the background gets no processor, and what it reads.
 mod reclaim;
 /// What `repair` saves, what it reports as lost, and its own crashes.

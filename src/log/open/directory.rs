@@ -37,8 +37,19 @@ pub(crate) fn lock(
     Ok((Seams { storage, ..seams }, lock))
 }
 
+/// Holds the directory open without its lock, to read the store in it. Returns the seams to use there.
+pub(crate) fn hold(seams: Seams, dir: &Path) -> Result<Seams> {
+    match seams.storage.hold_dir(dir) {
+        Ok(storage) => Ok(Seams { storage, ..seams }),
+        Err(e) => Err(not_entered(dir, "opening", e)),
+    }
+}
+
 /// The system has no lock that is waited for with a time limit, so the lock is tried again and again. The processor's time is
 /// measured by the real clock: that of a test may stand still.
+///
+/// A reader that checks whether the lock is free has it shared for an instant. That makes no opening fail: once the timeout
+/// has passed, the lock is tried further while it is shared, so even an opening that doesn't wait gets it.
 fn lock_within(seams: &Seams, dir: &Path, timeout: Duration) -> Result<io::Result<TakenDir>> {
     // A longer time than the clock's range is for ever.
     let nanos_most = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
@@ -46,13 +57,21 @@ fn lock_within(seams: &Seams, dir: &Path, timeout: Duration) -> Result<io::Resul
     let pause = WakeWord::new();
     loop {
         let locked = seams.storage.lock_dir(dir);
-        let left = nanos_most.saturating_sub(nanos() - began);
+        let waited = nanos() - began;
+        let left = nanos_most.saturating_sub(waited);
         let is_taken = locked.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
-        if !is_taken || left == 0 {
+        if !is_taken {
             return Ok(locked);
         }
+        if left == 0 {
+            // A reader may be stopped in that instant.
+            let may_be_read = waited < nanos_most.saturating_add(limits::READER_NANOS_MAX);
+            if !may_be_read || seams.storage.is_locked(dir).unwrap_or(true) {
+                return Ok(locked);
+            }
+        }
         let millis = 1 + seams.draw_u64()? % limits::LOCK_TRY_MILLIS_MAX;
-        pause.wait(pause.read(), Some(millis.min(left.div_ceil(1_000_000))));
+        pause.wait(pause.read(), Some(millis.min(left.div_ceil(1_000_000).max(1))));
     }
 }
 
@@ -132,7 +151,34 @@ fn parent_of(dir: &Path) -> PathBuf {
 
 /// Returns the error of a directory that could not be locked, with its cause and the next step.
 fn not_locked(seams: &Seams, dir: &Path, timeout: Duration, error: io::Error) -> Error {
-    let storage = &*seams.storage;
+    if error.kind() != io::ErrorKind::WouldBlock {
+        return not_entered(dir, "locking", error);
+    }
+    let waited = timeout.as_millis();
+    let why = format_args!(
+        "one process opens a store at a time, and this one has waited for {waited} ms (open_timeout)"
+    );
+    locked_by(seams, dir, why).because(error)
+}
+
+/// Returns the error of a directory that another process has locked, which it names as far as that is known.
+pub(crate) fn locked_by(seams: &Seams, dir: &Path, why: impl std::fmt::Display) -> Error {
+    let holder = seams.storage.lock_holder(dir);
+    let opener = manifest::load(&*seams.storage, dir).ok().flatten();
+    let opener = opener.filter(|manifest| manifest.clean.is_none()).map(|m| m.opener);
+    let pid = holder.or(opener.map(|opener| opener.pid));
+    let who = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+    let since =
+        opener.filter(|opener| Some(opener.pid) == pid).map_or_else(String::new, |opener| {
+            // Only displayed: 0 if the clock was set back since.
+            format!(", for {} s", seams.clock.wall().0.saturating_sub(opener.since.0) / 1000)
+        });
+    let message = format!("{} is open in {who}{since}: {why}", dir.display());
+    Error::new(ErrorKind::Locked, message).at(dir)
+}
+
+/// Returns the error of a directory that could not be opened, with the next step.
+fn not_entered(dir: &Path, doing: &str, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::new(
             ErrorKind::NotFound,
@@ -148,36 +194,7 @@ fn not_locked(seams: &Seams, dir: &Path, timeout: Duration, error: io::Error) ->
                 .at(dir)
                 .because(error)
         }
-        io::ErrorKind::WouldBlock => {
-            let holder = storage.lock_holder(dir);
-            let opener = manifest::load(storage, dir).ok().flatten();
-            let opener = opener.filter(|manifest| manifest.clean.is_none()).map(|m| m.opener);
-            let pid = holder.or(opener.map(|opener| opener.pid));
-            let who =
-                pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
-            let since = opener.filter(|opener| Some(opener.pid) == pid).map_or_else(
-                String::new,
-                |opener| {
-                    // Only displayed: 0 if the clock was set back since.
-                    format!(
-                        ", for {} s",
-                        seams.clock.wall().0.saturating_sub(opener.since.0) / 1000
-                    )
-                },
-            );
-            Error::new(
-                ErrorKind::Locked,
-                format!(
-                    "{} is open in {who}{since}: one process opens a store at a time, and this one has waited for {} ms \
-                     (open_timeout)",
-                    dir.display(),
-                    timeout.as_millis(),
-                ),
-            )
-            .at(dir)
-            .because(error)
-        }
-        _ => Error::io("locking", dir, error),
+        _ => Error::io(doing, dir, error),
     }
 }
 

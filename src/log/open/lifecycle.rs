@@ -14,8 +14,10 @@ mod loom_tests;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
-use crate::Error;
+use std::path::Path;
+
 use crate::sync::{self, AtomicU32, AtomicU64, Mutex, Ordering, WakeWord};
+use crate::{Error, ErrorKind};
 
 /// LSNs may be taken: everything that must precede the first one is durable.
 const BEGUN: u32 = 1 << 0;
@@ -48,6 +50,12 @@ pub(crate) enum KeptOut {
     /// This process is a fork of the one that opened the store.
     Forked,
     Closed,
+}
+
+/// Returns the error of a call in a forked child on what its parent opened in `dir`.
+pub(in crate::log) fn forked(dir: &Path) -> Error {
+    let message = "this process is a fork of the one that opened the store: use it in the parent, or, once the parent has closed it or ended, open it here";
+    Error::new(ErrorKind::Forked, message).at(dir)
 }
 
 /// A sync outlasted the close of a poisoned store: its result must not be used.

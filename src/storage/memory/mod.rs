@@ -82,6 +82,14 @@ impl MemoryStorage {
         }
     }
 
+    /// The same storage, which leads into one more directory.
+    fn rooted(&self, path: &Path, node: u64) -> Self {
+        let mut storage = self.clone();
+        let dir = RootedDir { path: path.to_owned(), node, below: Mutex::default() };
+        storage.locked.push(Arc::new(dir));
+        storage
+    }
+
     /// The same for a directory itself.
     fn dir_at<'p>(&self, disk: &MemoryDisk, dir: &'p Path) -> io::Result<At<'p>> {
         let at = self.at(disk, dir)?;
@@ -232,13 +240,27 @@ impl Storage for MemoryStorage {
         if !disk.locks.insert(node) {
             return Err(Errno::WOULDBLOCK.into());
         }
-        let locked = RootedDir { path: dir.to_owned(), node, below: Mutex::default() };
-        let mut storage = self.clone();
-        storage.locked.push(Arc::new(locked));
         Ok(TakenDir {
             lock: Box::new(MemoryLock { disk: Arc::clone(&self.disk), node }),
-            storage: Arc::new(storage),
+            storage: Arc::new(self.rooted(dir, node)),
         })
+    }
+
+    fn hold_dir(&self, dir: &Path) -> io::Result<Arc<dyn Storage>> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        let node = disk.find(dir)?;
+        if !matches!(disk.nodes.get(&node), Some(Node::Dir(_))) {
+            return Err(Errno::NOTDIR.into());
+        }
+        Ok(Arc::new(self.rooted(dir, node)))
+    }
+
+    fn is_locked(&self, dir: &Path) -> io::Result<bool> {
+        let mut disk = self.disk.lock();
+        disk.reads = disk.reads.saturating_add(1);
+        let node = disk.find(self.dir_at(&disk, dir)?)?;
+        Ok(disk.locks.contains(&node))
     }
 
     fn standing(&self, dir: &Path) -> io::Result<Standing> {

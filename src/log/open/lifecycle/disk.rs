@@ -68,6 +68,14 @@ impl Storage for GatedStorage {
         self.inner.lock_dir(dir)
     }
 
+    fn hold_dir(&self, dir: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.inner.hold_dir(dir)
+    }
+
+    fn is_locked(&self, dir: &Path) -> io::Result<bool> {
+        self.inner.is_locked(dir)
+    }
+
     fn standing(&self, dir: &Path) -> io::Result<Standing> {
         self.inner.standing(dir)
     }
