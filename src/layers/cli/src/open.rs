@@ -39,6 +39,7 @@ pub(crate) fn dir(common: &Common) -> Result<&Path> {
 
 fn builder(common: &Common, needs: Needs) -> StoreBuilder {
     let builder = Store::builder()
+        .shared(true)
         .open_timeout(common.open_timeout)
         .allow_network_fs(common.allow_network_fs)
         .policy(Policy::new().owner(&owner()));
