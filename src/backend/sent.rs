@@ -269,7 +269,9 @@ impl Course {
                     self.way = Way::Told(Ok(Applied::done(engine.log.now())));
                     return false;
                 };
-                let due = left.map(|millis| engine.nanos().saturating_add(millis * 1_000_000));
+                let after =
+                    |millis: u64| engine.nanos().saturating_add(millis.saturating_mul(1_000_000));
+                let due = left.map(after);
                 if turn.set_due(due) {
                     engine.keep_time();
                 }

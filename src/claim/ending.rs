@@ -8,7 +8,7 @@ use crate::engine::{Applied, Asks, EncodedOutcome, Writing};
 use crate::operation::{OutcomeParts, Settings};
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::types::{KeyHash, Token};
-use crate::{Abort, Error, Key, Result};
+use crate::{Abort, Error, ErrorKind, Key, Result};
 
 /// An ending that is about to be recorded. Dropped before that, it is as its guard dropped.
 pub(crate) struct EndingCall {
@@ -128,6 +128,8 @@ pub(super) struct Detaching {
 impl Asks for Detaching {
     fn ask<R>(&self, with: impl FnOnce(&Key<'_>, Call, &Writing<'_>) -> R) -> R {
         let inner = &self.guard.0;
+        // Before it is made: a renewal after it would replace the lease of the ticket.
+        inner.liveness.hand_over();
         let (lease_ms, reserve) = (Some(self.lease_ms), inner.reserve());
         let extras = Some(&CallExtras { reserve, ..CallExtras::default() });
         let conditions = Conditions { lease_ms, extras, ..Conditions::default() };
@@ -150,14 +152,21 @@ impl KeyCall for Detaching {
     fn answered(self, shared: &Arc<Shared>, _: KeyHash, done: Result<Applied>) -> Result<Ticket> {
         let inner = &self.guard.0;
         let ticket = Ticket::new(shared.secret(), &inner.key, inner.token);
-        if matches!(&done, Ok(applied) if applied.answer == Answer::Held) {
-            return Err(inner.held().giving_back(self.guard));
+        match &done {
+            Ok(applied) if applied.answer == Answer::Held => {
+                inner.liveness.take_back();
+                return Err(inner.held().giving_back(self.guard));
+            }
+            // Unless it may have been made, the guard has the claim as before.
+            Err(e) if e.kind() != ErrorKind::Indeterminate => inner.liveness.take_back(),
+            Ok(_) | Err(_) => {}
         }
         self.guard.ended(done)?;
         Ok(ticket)
     }
 
     fn refused(self, error: Error) -> Error {
+        self.guard.0.liveness.take_back();
         error.giving_back(self.guard)
     }
 

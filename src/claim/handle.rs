@@ -91,6 +91,8 @@ const LIVE: u32 = 0;
 const OVER: u32 = 1;
 /// One of its steps held it, or sent that hold.
 const HELD_BY_STEP: u32 = 2;
+/// Its detach was sent: the token goes on, and is not this guard's any more.
+const HANDED_OVER: u32 = 3;
 
 impl Liveness {
     pub(super) fn new() -> Self {
@@ -109,6 +111,20 @@ impl Liveness {
     /// Returns whether it was live until now.
     pub(super) fn end(&self) -> bool {
         self.0.compare_exchange(LIVE, OVER, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Its detach is sent. From now on nothing is renewed, and nobody leaves: that would be said of whoever attaches the claim.
+    pub(super) fn hand_over(&self) {
+        let _ = self.0.compare_exchange(LIVE, HANDED_OVER, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// It was not detached.
+    pub(super) fn take_back(&self) {
+        let _ = self.0.compare_exchange(HANDED_OVER, LIVE, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    fn is_handed_over(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == HANDED_OVER
     }
 
     /// The word of a step counts unless the claim was over before.
@@ -580,9 +596,8 @@ impl KeyCall for Renewing {
     fn answered(self, _: &Arc<Shared>, _: KeyHash, applied: Result<Applied>) -> Result<()> {
         let inner = &self.handle.0;
         match applied?.answer {
-            // The guard was dropped meanwhile, so no guard is left to end the renewed claim.
             Answer::Done if !inner.liveness.is_live() => {
-                inner.let_go(false, DROPPED);
+                self.left();
                 Err(inner.lost())
             }
             Answer::Done => Ok(()),
@@ -592,9 +607,10 @@ impl KeyCall for Renewing {
         }
     }
 
-    /// The same, if it was renewed.
+    /// If the guard was dropped meanwhile, none is left to end the renewed claim. One that was handed over is another guard's.
     fn left(&self) {
-        if !self.handle.0.liveness.is_live() {
+        let liveness = &self.handle.0.liveness;
+        if !liveness.is_live() && !liveness.is_handed_over() {
             self.handle.0.let_go(false, DROPPED);
         }
     }

@@ -298,7 +298,8 @@ impl<A: Asks> Placing<A> {
         let Some(patience) = self.patience.as_deref_mut() else { return (true, false) };
         let Some(turn) = &mut patience.turn else { return (true, false) };
         let is_new = turn.set_waker(waker);
-        let free_at = patience.free_in.map(|millis| nanos.saturating_add(millis * 1_000_000));
+        let after = |millis: u64| nanos.saturating_add(millis.saturating_mul(1_000_000));
+        let free_at = patience.free_in.map(after);
         let free_at = free_at.filter(|_| turn.is_first());
         let due = free_at.map_or(patience.until, |at| at.min(patience.until));
         let is_timed = turn.set_due(Some(due));

@@ -732,14 +732,19 @@ fn send_all<I: KeyCall + Send + 'static>(
     let underway = shared.send_many(sent.0.iter().flatten(), entering);
     let shared = Arc::clone(shared);
     Pending::new(underway, move |told| {
-        let (told, mut items) = (told?, std::mem::take(&mut sent.0));
+        let mut items = std::mem::take(&mut sent.0);
+        let (told, failed) = match told {
+            Ok(told) => (told, None),
+            // Each is told, so that a claim that it holds is let go.
+            Err(e) => (items.iter().flatten().map(|_| Err(e.again())).collect(), Some(e)),
+        };
         if let Some(entered) = entered {
             let placed = items.into_iter().map(|item| item.map(|item| has_entered(item, &entered)));
             items = placed.collect();
         }
         let mut answers = answered(&shared, items, told);
         refused_whole(&mut answers)?;
-        Ok(answers)
+        failed.map_or(Ok(answers), Err)
     })
 }
 

@@ -165,3 +165,46 @@ fn a_detached_claim_ends_on_a_full_disk() {
         assert!(store.forget("aborted").unwrap(), "space is left for that");
     }
 }
+
+/// A renewal that was answered after the hand-over sent the guard away that had attached the claim by then: a second one could
+/// attach it, too. And one that was made in between replaced the lease of the ticket by its own.
+#[test]
+fn a_claim_is_renewed_by_nobody_once_its_detach_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_or_create(dir.path().join("keys")).unwrap();
+    let claim = acquired(store.claim(Operation::new("k").lease(30 * SECOND)).unwrap());
+    let handle = claim.handle();
+    let before = handle.renew_async(30 * SECOND);
+    let detached = claim.detach_async(HOUR);
+    let after = handle.renew_async(SECOND);
+    assert_eq!(handle.renew(SECOND).unwrap_err().kind(), ErrorKind::ClaimLost);
+    let ticket = detached.wait().unwrap();
+    let attached = store.attach(&ticket).unwrap();
+    assert_eq!(before.wait().unwrap_err().kind(), ErrorKind::ClaimLost, "answered too late");
+    assert_eq!(after.wait().unwrap_err().kind(), ErrorKind::ClaimLost);
+    assert!(attached.is_live());
+    assert_eq!(store.attach(&ticket).unwrap_err().kind(), ErrorKind::InProgress);
+    let Some(State::InProgress(seen)) = store.get("k").unwrap() else { panic!() };
+    assert!(seen.lease_left().unwrap() > HOUR - 60 * SECOND, "{:?}", seen.lease_left());
+    attached.complete("done").unwrap();
+}
+
+/// What is refused leaves the claim to its guard, as live as before.
+#[test]
+fn a_claim_that_was_not_detached_is_its_guard_s() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let claim = acquired(store.claim(Operation::new("k").reserve_bytes(0)).unwrap());
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
+    match claim.detach(HOUR) {
+        // What is left suffices for a record this short.
+        Ok(ticket) => store.attach(&ticket).unwrap().abort("it had space").unwrap(),
+        Err(e) => {
+            let claim = e.into_claim().expect("the claim is given back");
+            assert!(claim.is_live());
+            claim.abort("no space").unwrap();
+        }
+    }
+}
