@@ -1,8 +1,9 @@
 //! An embedded, crash-safe idempotency store.
 //!
 //! A program names an operation with a [`Key`]. [`Store::claim`] returns whether to do the work, to replay the recorded
-//! result, or to stay away because another thread is doing the work. The answer stays correct through crashes, power
-//! cuts, retries and races between threads. Only one process can open a store at a time.
+//! result, or to stay away because somebody else is doing the work. The answer stays correct through crashes, power
+//! cuts, retries and races between threads. By default one process opens a store at a time; with
+//! [`StoreBuilder::shared`], several processes of a machine share it.
 //!
 //! ```
 //! use onlyonce::{Claim, Store};

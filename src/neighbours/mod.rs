@@ -3,7 +3,7 @@
 //!
 //! Promises: nothing above this module touches a socket or a session's byte but through [`Neighbours`], so a test can
 //! have several processes in one (`memory`) and end one of them at any byte. No call waits, except [`wait`]. Never:
-//! retries, or interprets what is sent. Who hosts is decided by the directory's lock, which is
+//! retries, or interprets what is sent. The directory's lock decides which process hosts; it is
 //! [`Storage`](crate::storage::Storage)'s, as is the number of descriptors that a process may have.
 
 #[cfg(test)]
