@@ -289,3 +289,5 @@ pub(crate) const HOST_TICK: Duration = Duration::from_nanos(HOST_TICK_NANOS);
 pub(crate) const FRAME_NANOS_MAX: u64 = 10_000_000_000;
 /// How long nobody is accepted once descriptors are scarce.
 pub(crate) const ACCEPT_RESTS_NANOS: u64 = 20_000_000;
+/// How often an opening for one process alone asks whether sessions still live.
+pub(crate) const SESSION_END_TRIES: u32 = 10;

@@ -48,11 +48,16 @@ pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool
 
 /// Lets a store be opened by one process only if no other shares it: between two hosts, its claims would be taken from it.
 pub(super) fn alone(store: Store, dir: &Path) -> Result<Store> {
-    let living = neighbours(dir)?.living();
-    let living = living.map_err(|e| Error::io("finding the sessions of", dir, e))?;
-    if living.is_empty() {
-        return Ok(store);
+    let (neighbours, pause) = (neighbours(dir)?, WakeWord::new());
+    let living = || neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e));
+    // A process that is about to run another program keeps the sessions of its parent a moment longer.
+    for _ in 0..limits::SESSION_END_TRIES {
+        if living()?.is_empty() {
+            return Ok(store);
+        }
+        pause.wait(pause.read(), Some(limits::LOCK_TRY_MILLIS_MAX));
     }
+    let living = living()?;
     let message = format!(
         "{} is shared by {} openings that wait for a host: open it with `shared(true)`, too, or close them first",
         dir.display(),
