@@ -77,7 +77,7 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
 
     /// Whether the session still lives. A program that closes descriptors it doesn't know, as daemons do, ends it; then
     /// it begins anew, and the answer is whether that was possible. `false` also if the file in the directory
-    /// is another by now: the others don't see this session.
+    /// is another by now: then the others don't see the session.
     ///
     /// After `false` the session is over for good, and its id must not be used again.
     #[cfg_attr(not(test), expect(dead_code, reason = "what asks on each joining comes next"))]
