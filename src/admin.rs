@@ -2,6 +2,8 @@
 
 mod cursor;
 mod health;
+mod hosted;
+mod hosting;
 mod iter;
 mod stats;
 mod work;
@@ -9,6 +11,8 @@ mod work;
 pub use crate::repair::{AcceptLoss, RepairReport};
 pub use cursor::Cursor;
 pub use health::Health;
+pub(crate) use hosted::{Hosted, KeyPage, KeyPrefix, ListedKey, Listing, PageAt};
+pub use hosting::Hosting;
 pub(crate) use iter::Scope;
 pub use iter::{Iter, StateKind};
 pub use stats::{Cut, Estimate, Opening, Stats};

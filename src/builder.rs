@@ -243,7 +243,8 @@ impl StoreBuilder {
     ///
     /// One of the processes *hosts* the store: it has the files. The others are its *guests*: their calls go to the host. Nobody
     /// starts or configures anything: whoever opens the store first hosts it. When the host closes or ends, in whatever way, a
-    /// guest takes its place, and the claims of all others live on. See the page `processes` of the documentation.
+    /// guest takes its place, and the claims of all others live on. Every call of a store works in each of them;
+    /// [`Stats::hosting`](crate::admin::Stats::hosting) says which process hosts it. See the page `processes` of the documentation.
     ///
     /// With [`manual_maintenance`](Self::manual_maintenance) a store is never shared.
     ///

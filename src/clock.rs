@@ -81,6 +81,12 @@ pub(crate) fn nanos() -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
+/// The wall clock's time when [`nanos`] was so much, if it was not set since.
+pub(crate) fn wall_when(then: u64) -> WallMillis {
+    let wall = millis(rustix::time::clock_gettime(rustix::time::ClockId::Realtime));
+    WallMillis(wall.saturating_sub(nanos().saturating_sub(then) / 1_000_000))
+}
+
 /// 0 before the epoch: such a wall clock is wrong, and it is only shown.
 fn millis(time: rustix::time::Timespec) -> u64 {
     if time.tv_sec < 0 {

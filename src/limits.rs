@@ -274,6 +274,18 @@ pub(crate) const WELCOME_NANOS_MAX: u64 = 10_000_000_000;
 /// Claims that a guest names in one frame: with the longest keys, a quarter of what a frame may hold.
 pub(crate) const HELD_IN_FRAME: usize = 240;
 const _: () = assert!(HELD_IN_FRAME * (STEP_KEY_BYTES_MAX + 64) < FRAME_LIST_BYTES_MAX as usize);
+/// Keys that a guest asks for with the first page of a walk: many callers take only a few.
+pub(crate) const PAGE_KEYS_FIRST: u32 = 64;
+/// Keys of a page at most: each page costs the host a look at all keys in memory.
+pub(crate) const PAGE_KEYS_MAX: usize = 8192;
+/// Bytes of a page at most, unless it has one key.
+pub(crate) const PAGE_BYTES_MAX: usize = FRAME_LIST_BYTES_MAX as usize;
+/// Errands on the whole store that a host does for one guest at a time, each in a thread. Further ones wait.
+pub(crate) const GUEST_ERRANDS_AT_ONCE: usize = 8;
+/// A host that hasn't answered a question that needs no work for so long is called silent.
+pub(crate) const HOST_SILENT_NANOS: u64 = 1_000_000_000;
+/// When a guest that steps by hand may do so next: the host does the work.
+pub(crate) const GUEST_STEP_WAIT: Duration = Duration::from_secs(3600);
 /// Hosts that one request is sent to: one that ends each of them must not end all.
 pub(crate) const HOSTS_A_REQUEST: u32 = 2;
 /// After so many hosts that went soon, one after the other, a guest hosts no more.

@@ -60,6 +60,14 @@ pub enum Health {
         /// Why the backend refuses claims, and what to do about it.
         cause: String,
     },
+    /// Another process hosts the store, and doesn't answer: it is stopped, or its machine is overloaded. Calls wait for it, as they
+    /// would for a disk that hangs. When it ends, another process takes its place.
+    Silent {
+        /// The number of that process, in its own namespace of processes.
+        process: u32,
+        /// When it was heard last.
+        since: SystemTime,
+    },
 }
 
 impl Health {
@@ -108,6 +116,8 @@ impl Health {
                 full("the unsynced records that the last open found wait for space: free some")
             }
             Health::Full { cause, .. } | Health::Refused { cause } => full(cause),
+            // Only a guest says that, and it has no engine.
+            Health::Silent { .. } => full("the process that hosts the store doesn't answer"),
         }
     }
 

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Cursor;
+use super::hosted::{Hosted, KeyPrefix, ListedKey, Listing, PageAt};
 use crate::backend::Shared;
 use crate::claim::seen::state_of;
 use crate::claim::{State, wall_millis};
-use crate::engine::{Engine, Seen, Walk, Which};
+use crate::engine::{Engine, Found, Seen, Walk, Which};
 use crate::limits;
 use crate::log::open::at_rest::AtRest;
 use crate::log::open::lifecycle::Inside;
@@ -130,11 +131,24 @@ pub struct Iter {
     walk: Option<Walk>,
     /// `None`: in no particular order.
     by_age: Option<ByAge>,
+    /// Of a store that another process hosts.
+    pages: Option<Pages>,
     is_over: bool,
     /// The files that a reader's walk reads.
     files: Option<Arc<AtRest>>,
     /// Steps of a reader's walk that were checked and not shown yet.
     ahead: VecDeque<Result<(Key<'static>, State)>>,
+}
+
+/// A walk that the host of the store makes, page by page.
+struct Pages {
+    host: Arc<dyn Hosted>,
+    ready: VecDeque<Result<ListedKey>>,
+    /// Where the next page begins; `None`: at the first key.
+    next: Option<PageAt>,
+    is_last: bool,
+    /// How many keys to ask for: few at first, for a caller that takes only those.
+    most: u32,
 }
 
 /// The keys of a walk.
@@ -178,10 +192,18 @@ struct ByAge {
 }
 
 impl Iter {
-    pub(crate) fn new(shared: Arc<Shared>, scope: Result<Scope>) -> Self {
+    /// `host`: the store is hosted by another process.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        scope: Result<Scope>,
+        host: Option<Arc<dyn Hosted>>,
+    ) -> Self {
         let (states, prefix, walk, by_age) = (None, None, None, None);
-        let (files, ahead) = (None, VecDeque::new());
-        Iter { shared, scope, states, prefix, walk, by_age, is_over: false, files, ahead }
+        let most = limits::PAGE_KEYS_FIRST;
+        let (ready, next, is_last) = (VecDeque::new(), None, false);
+        let pages = host.map(|host| Pages { host, ready, next, is_last, most });
+        let (is_over, files, ahead) = (false, None, VecDeque::new());
+        Iter { shared, scope, states, prefix, walk, by_age, pages, is_over, files, ahead }
     }
 
     /// The same for a reader: steps count only if the files are still at rest after them.
@@ -296,7 +318,7 @@ impl Iter {
         self.by_age.as_ref()?.last.as_ref()
     }
 
-    fn look(
+    pub(super) fn look(
         &self,
         engine: &Engine,
         inside: &Inside<'_>,
@@ -323,7 +345,7 @@ impl Iter {
 
 impl Iter {
     /// Begins the walk over the keys that can be in the requested states.
-    fn begin(&self, engine: &Engine, inside: &Inside<'_>) -> Result<Walk> {
+    pub(super) fn begin(&self, engine: &Engine, inside: &Inside<'_>) -> Result<Walk> {
         let states = self.states.as_deref().unwrap_or_default();
         let ways: Vec<OpenAs> = states.iter().flat_map(|kind| kind.open_as()).copied().collect();
         let are_open =
@@ -404,8 +426,11 @@ impl Iter {
 }
 
 impl Iter {
-    /// Returns the next key; at the end it notes that the walk is over.
-    fn step(&mut self) -> Option<Result<(Key<'static>, State)>> {
+    /// Returns the next key as it was found; at the end it notes that the walk is over.
+    pub(super) fn step(&mut self) -> Option<Result<(Key<'static>, Seen)>> {
+        if self.is_over {
+            return None;
+        }
         let scope = match std::mem::replace(&mut self.scope, Ok(Scope::Nothing)) {
             Ok(scope) => scope,
             Err(e) => {
@@ -414,6 +439,11 @@ impl Iter {
             }
         };
         self.scope = Ok(scope);
+        if let Some(mut pages) = self.pages.take() {
+            let next = self.next_of_pages(&mut pages, scope);
+            self.pages = Some(pages);
+            return next;
+        }
         let shared = Arc::clone(&self.shared);
         let entered = shared.embedded().and_then(|engine| Ok((engine, engine.enter()?)));
         let (engine, inside) = match entered {
@@ -444,18 +474,85 @@ impl Iter {
             }
         };
         self.walk = Some(walk);
-        next.map(|found| {
-            found.and_then(|(key, seen)| Ok((key.shown().clone(), state_of(&key, seen, &shared)?)))
-        })
+        next
+    }
+
+    fn next_of_pages(
+        &mut self,
+        pages: &mut Pages,
+        scope: Scope,
+    ) -> Option<Result<(Key<'static>, Seen)>> {
+        loop {
+            if let Err(e) = pages.host.check_open() {
+                self.is_over = true;
+                return Some(Err(e));
+            }
+            let Some(listed) = pages.ready.pop_front() else {
+                if pages.is_last {
+                    self.is_over = true;
+                    return None;
+                }
+                if let Err(e) = self.read_page(pages, scope) {
+                    self.is_over = true;
+                    return Some(Err(e));
+                }
+                continue;
+            };
+            let ListedKey { key, view, now, since } = match listed {
+                Ok(listed) => listed,
+                Err(e) => return Some(Err(e)),
+            };
+            if let Some(by_age) = &mut self.by_age {
+                by_age.last = Some(Cursor::new(since, key.shown().clone()));
+            }
+            let found = Found::elsewhere(
+                view.state,
+                view.presence,
+                view.lease_until,
+                view.asker,
+                view.outcome,
+            );
+            if let Some(seen) = Seen::elsewhere(found, now) {
+                return Some(Ok((key, seen)));
+            }
+        }
+    }
+
+    fn read_page(&self, pages: &mut Pages, scope: Scope) -> Result<()> {
+        let first = || match &self.by_age {
+            None => PageAt::First,
+            Some(by_age) => by_age.last.clone().map_or(PageAt::Oldest, PageAt::After),
+        };
+        let listing = Listing {
+            scope,
+            states: self.states.clone(),
+            prefix: self.prefix.clone().map(KeyPrefix),
+            at: pages.next.take().unwrap_or_else(first),
+            most: pages.most,
+        };
+        let page = pages.host.page(listing)?;
+        pages.ready.extend(page.keys);
+        (pages.is_last, pages.next) = (page.next.is_none(), page.next);
+        pages.most = (pages.most * 2).min(limits::PAGE_KEYS_MAX as u32);
+        Ok(())
     }
 }
 
 impl Iter {
+    /// The next key as it is shown.
+    fn show_next(&mut self) -> Option<Result<(Key<'static>, State)>> {
+        self.step().map(|found| {
+            found.and_then(|(key, seen)| {
+                Ok((key.shown().clone(), state_of(&key, seen, &self.shared)?))
+            })
+        })
+    }
+
     /// Takes the steps that one check covers. In the order of age that is one: the cursor is that of the key shown last.
     fn step_ahead(&mut self) {
         let most = if self.by_age.is_some() { 1 } else { limits::READER_STEPS };
         while self.ahead.len() < most && !self.is_over {
-            let step = self.step();
+            let step = self.show_next();
             self.ahead.extend(step);
         }
     }
@@ -465,9 +562,7 @@ impl Iterator for Iter {
     type Item = Result<(Key<'static>, State)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let Some(files) = self.files.clone() else {
-            return if self.is_over { None } else { self.step() };
-        };
+        let Some(files) = self.files.clone() else { return self.show_next() };
         if self.ahead.is_empty() && !self.is_over {
             self.step_ahead();
             // Even if nothing was found: the end of a walk is an answer, too.

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::Hosting;
 use crate::Result;
+use crate::backend::Embedded;
 use crate::claim::wall;
 use crate::engine::{Alive, Engine, KeyCounts};
 use crate::sealed::listed::ListedFile;
@@ -90,12 +92,15 @@ pub struct Stats {
     pub records: u64,
     /// Bytes of records written since the store was opened.
     pub bytes_written: u64,
+    /// Which process hosts the store, and how many use it through that one. `None` if it is opened by this process alone.
+    pub hosting: Option<Hosting>,
     /// What the open found.
     pub opening: Opening,
 }
 
 impl Stats {
-    pub(crate) fn of(engine: &Engine) -> Self {
+    pub(crate) fn of(embedded: &Embedded) -> Self {
+        let engine: &Engine = embedded;
         // In a fork a lock may be held for ever; the counts are the parent's anyway.
         let in_flight = if engine.is_foreign() { 0 } else { engine.in_flight() };
         let inside = engine.enter().ok();
@@ -156,6 +161,7 @@ impl Stats {
             ),
             records: if is_ours { engine.log.records() } else { 0 },
             bytes_written: engine.log.bytes_written.load(Ordering::Relaxed),
+            hosting: if is_ours { Hosting::of(embedded) } else { None },
             opening: Opening {
                 was_clean: report.was_clean,
                 records_read: report.records,

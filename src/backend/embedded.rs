@@ -15,11 +15,21 @@ pub(crate) struct Embedded {
     pub(super) serving: Arc<Serving>,
     /// What a close does before it lets nothing in any more: other processes are sent away.
     parts: Mutex<Option<Parting>>,
+    /// `None`: it serves no other process.
+    guests: Arc<Mutex<Option<ServedGuests>>>,
     /// Its handles don't count: dropping it closes nothing.
     is_view: bool,
 }
 
 type Parting = Box<dyn FnOnce() + Send>;
+
+/// The other processes that a store serves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServedGuests {
+    pub(crate) joined: u64,
+    /// The greatest of this process and of theirs.
+    pub(crate) result_bytes_max: u32,
+}
 
 impl Embedded {
     pub(crate) fn new(engine: Engine) -> Self {
@@ -29,6 +39,7 @@ impl Embedded {
             threads: Arc::new(Mutex::new(Vec::new())),
             serving,
             parts: Mutex::new(None),
+            guests: Arc::new(Mutex::new(None)),
             is_view: false,
         }
     }
@@ -47,6 +58,7 @@ impl Embedded {
             threads: Arc::clone(&self.threads),
             serving: Arc::clone(&self.serving),
             parts: Mutex::new(None),
+            guests: Arc::clone(&self.guests),
             is_view: true,
         }
     }
@@ -54,6 +66,15 @@ impl Embedded {
     /// Has a close call `parting` before it lets nothing in any more.
     pub(crate) fn at_close(&self, parting: impl FnOnce() + Send + 'static) {
         *self.parts.lock() = Some(Box::new(parting));
+    }
+
+    /// The guests that it serves; `None`: it takes none.
+    pub(crate) fn guests(&self) -> Option<ServedGuests> {
+        *self.guests.lock()
+    }
+
+    pub(crate) fn set_guests(&self, guests: ServedGuests) {
+        *self.guests.lock() = Some(guests);
     }
 
     pub(super) fn engine(&self) -> Arc<Engine> {

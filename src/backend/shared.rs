@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use super::{Ask, Backend, Reply, Request, Sent};
 use super::{Embedded, Terms};
 use crate::clock::nanos;
 use crate::engine::Waits;
-use crate::engine::{Alarm, Applied, Asks, BackedUp, Engine, Named, Seen, Writing};
+use crate::engine::{Alarm, Applied, Asks, Engine, Named, Seen, Writing};
 use crate::operation::{Keeping, Key};
 use crate::protocol::{Call, KeyState};
 use crate::protocol::{Conditions, Presence};
@@ -382,11 +381,6 @@ impl Shared {
         Errand::run(self, "onlyonce-close", move |shared| shared.close(deadline))
     }
 
-    /// Begins to make a backup in `dir`.
-    pub(crate) fn send_backup(self: &Arc<Self>, dir: PathBuf) -> Errand<BackedUp> {
-        Errand::run(self, "onlyonce-backup", move |shared| shared.embedded()?.backup(&dir))
-    }
-
     /// Begins a read of a key's state. `entering`: the key's namespace, unless it is known.
     pub(crate) fn send_look(
         self: &Arc<Self>,
@@ -510,7 +504,7 @@ impl Shared {
 pub(crate) struct Errand<T>(Arc<Desk<Result<T>>>);
 
 impl<T: Send + 'static> Errand<T> {
-    fn run(
+    pub(crate) fn run(
         shared: &Arc<Shared>,
         name: &str,
         body: impl FnOnce(&Shared) -> Result<T> + Clone + Send + 'static,

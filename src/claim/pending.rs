@@ -46,8 +46,18 @@ begun! {
     Syncing => Result<()>,
     ForgettingSpace => Result<bool>,
     EngineErrand<Vec<String>> => Result<Vec<String>>,
-    Errand<Vec<crate::backend::InFlight>> => Result<Vec<crate::backend::InFlight>>,
-    Errand<crate::engine::BackedUp> => Result<crate::engine::BackedUp>,
+}
+
+impl<T: Send + 'static> Awaited for Errand<T> {
+    type Told = Result<T>;
+
+    fn wait(self) -> Result<T> {
+        Errand::wait(self)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
+        Errand::poll(self, context)
+    }
 }
 
 /// What is made of a call's answer may be made of in turn.

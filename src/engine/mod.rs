@@ -261,6 +261,12 @@ impl Engine {
         })
     }
 
+    /// Keeps background work and compactions from beginning.
+    #[cfg(test)]
+    pub(crate) fn hold_work(&self) -> impl Drop + '_ {
+        self.work.lock()
+    }
+
     /// Whether this process is a fork of the one that opened the store: then nothing may be touched.
     pub(crate) fn is_foreign(&self) -> bool {
         self.log.gate().is_foreign()

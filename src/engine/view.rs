@@ -6,6 +6,7 @@ use super::applied::Found;
 use super::look::Known;
 use super::{Engine, Stored};
 use crate::index::recent::{Entry, Live, Place};
+use crate::index::table::{hashes_of, prefix_of};
 use crate::index::tables::Tables;
 use crate::limits;
 use crate::log::Segments;
@@ -50,10 +51,15 @@ impl Engine {
     pub(crate) fn look_for_guest(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
         let seen = self.look(key, hash)?;
         if let Some(seen) = &seen {
-            let level = seen.place.level().max(Durability::Flush);
-            self.log.commit_earlier(seen.place.lsn(), level)?;
+            self.write_for_guest(seen)?;
         }
         Ok(seen)
+    }
+
+    /// Writes what another process is about to be shown.
+    pub(crate) fn write_for_guest(&self, seen: &Seen) -> Result<()> {
+        let level = seen.place.level().max(Durability::Flush);
+        self.log.commit_earlier(seen.place.lsn(), level)
     }
 
     /// The same, for a caller that is inside the gate.
@@ -184,13 +190,7 @@ impl Engine {
         if let Some(e) = walk.undecided.pop() {
             return Err(e);
         }
-        self.next_of_tables(walk).map_err(|e| {
-            // This walk misses the table's keys, and reports that; the next one finds it mended, if it can be.
-            match self.mending().names_table(&e) {
-                true => self.mending().heal(e.again()).err().unwrap_or(e),
-                false => e,
-            }
-        })
+        self.next_of_tables(walk).map_err(|e| self.damaged_table(e))
     }
 
     fn next_of_tables(&self, walk: &mut Walk) -> Result<Option<(Key<'static>, KeyHash)>> {
@@ -206,6 +206,81 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the next keys of a walk whose hashes have the same prefix, in the order of their hashes, without those up to the hash
+    /// `after`; `None` at the end. The order is the same for every walk, so that another can continue. An error replaces the key or
+    /// piece that it is about.
+    pub(crate) fn next_by_hash(
+        &self,
+        _inside: &Inside<'_>,
+        walk: &mut Walk,
+        after: Option<KeyHash>,
+    ) -> Result<Option<HashGroup>> {
+        self.may_stay()?;
+        let mut failed = Vec::new();
+        let mut least = walk.recent.get(walk.at).map(|(hash, _)| prefix_of(*hash));
+        let floor = after.map_or(0, prefix_of);
+        for cursor in &mut walk.cursors {
+            let head = loop {
+                match cursor.peek() {
+                    // What a page before had.
+                    Ok(Some(slot)) if slot.prefix() < floor => cursor.advance(),
+                    Ok(slot) => break slot,
+                    Err(e) => failed.push(self.damaged_table(e)),
+                }
+            };
+            least = head.map(|slot| slot.prefix()).into_iter().chain(least).min();
+        }
+        if least.is_none() && failed.is_empty() {
+            return Ok(None);
+        }
+        let prefix = least.unwrap_or(prefix_of(LAST_HASH));
+        // An error without a hash comes where its keys would: a page that ends with it is continued after it.
+        let (first, last) = hashes_of(prefix);
+        let at = if least.is_some() { first } else { last };
+        let mut group: HashGroup = failed.into_iter().map(|e| (at, Err(e))).collect();
+        while let Some(&(hash, place)) = walk.recent.get(walk.at) {
+            if prefix_of(hash) != prefix {
+                break;
+            }
+            walk.at += 1;
+            match self.key_in(&walk.segments, place) {
+                Ok(Some(key)) => group.push((hash, Ok(key))),
+                Ok(None) => {}
+                Err(_) if !self.is_at(hash, place)? => {}
+                Err(e) => group.push((hash, Err(e))),
+            }
+        }
+        let mut spots = Vec::new();
+        for cursor in &mut walk.cursors {
+            while let Ok(Some(slot)) = cursor.peek() {
+                if slot.prefix() != prefix {
+                    break;
+                }
+                spots.push(slot.spot);
+                cursor.advance();
+            }
+        }
+        for spot in spots {
+            match self.key_of_slot(walk, spot) {
+                Ok(Some((key, hash))) => group.push((hash, Ok(key))),
+                Ok(None) => {}
+                Err(e) => group.push((last, Err(self.damaged_table(e)))),
+            }
+        }
+        let rank = |hash: &KeyHash| (hash.high, hash.low);
+        group.retain(|(hash, _)| after.as_ref().is_none_or(|after| rank(hash) > rank(after)));
+        group.sort_by_key(|(hash, _)| rank(hash));
+        Ok(Some(group))
+    }
+
+    /// This walk misses the table's keys, and reports that; the next one finds it mended, if it can be.
+    fn damaged_table(&self, e: Error) -> Error {
+        match self.mending().names_table(&e) {
+            true => self.mending().heal(e.again()).err().unwrap_or(e),
+            false => e,
+        }
     }
 
     /// Returns the key of a slot; `None` if the walk finds the key at a newer place.
@@ -259,6 +334,28 @@ pub(crate) enum Which<'w> {
     All,
     /// Those that are open in one of these ways: see `protocol::open_as`.
     Open(&'w [OpenAs]),
+}
+
+/// Keys of a walk, or errors in their place, whose hashes have the same prefix.
+pub(crate) type HashGroup = Vec<(KeyHash, Result<Key<'static>>)>;
+
+/// No hash is greater.
+const LAST_HASH: KeyHash = KeyHash { high: u64::MAX, low: u64::MAX };
+
+impl Walk {
+    /// Leaves out most keys up to that hash, for a walk in the order of the hashes.
+    pub(crate) fn skip_to(&mut self, after: Option<KeyHash>) {
+        let Some(after) = after else { return };
+        self.at = self.recent.partition_point(|(hash, _)| prefix_of(*hash) < prefix_of(after));
+        if !self.cursors.is_empty() {
+            self.cursors = self.tables.cursors_from(after);
+        }
+    }
+
+    /// Errors about keys of which it is unknown whether they are open, which a walk in the order of the hashes doesn't return.
+    pub(crate) fn take_undecided(&mut self) -> Vec<Error> {
+        std::mem::take(&mut self.undecided)
+    }
 }
 
 /// A walk over keys: those in memory, then those of the tables.

@@ -12,24 +12,28 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use crate::admin::Health;
+use crate::admin::{Estimate, Health, Hosted, Hosting, KeyPage, Listing, Stats, Verification};
 use crate::backend::{Ask, Backend, InFlight, Reply, Request, Sent, Shared, Terms, send};
-use crate::clock::nanos;
+use crate::claim::shown;
+use crate::clock::{nanos, wall_when};
+use crate::engine::{BackedUp, Compacted};
 use crate::limits;
 use crate::neighbours::{self, Connection, Interest, Neighbours, Notifier, Received, Session};
 use crate::operation::Key;
 use crate::processes::{
     ErrandReply, FromGuest, HostErrand, HostTold, News, Question, Requests, Welcome, put_frame,
+    run_errand,
 };
 use crate::protocol::{Answer, Call};
 use crate::storage::fork;
-use crate::sync::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, WakeWord};
+use crate::sync::{self, AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, WakeWord};
+use crate::types::Token;
 use crate::{Error, ErrorKind, Result};
 
 /// Opens the store as its host. `None`: another process does, or is about to.
-pub(crate) type Hosting = Box<dyn Fn() -> Result<Option<Arc<Shared>>> + Send + Sync>;
+pub(crate) type OpenAsHost = Box<dyn Fn() -> Result<Option<Arc<Shared>>> + Send + Sync>;
 
 /// A store that another process hosts. Dropped, it leaves.
 pub(crate) struct Guest {
@@ -42,10 +46,12 @@ struct Core {
     notifier: Arc<dyn Notifier>,
     /// Lives as long as this opening.
     _session: Box<dyn Session>,
-    host: Hosting,
+    host: OpenAsHost,
     draw: Box<dyn Fn() -> u64 + Send + Sync>,
     secret: [u8; 32],
     result_bytes_max: AtomicU32,
+    /// When the host was heard last, by [`nanos`].
+    heard_at: AtomicU64,
     state: Mutex<GuestState>,
     /// What the thread that reads for tasks sleeps on.
     thread_word: WakeWord,
@@ -66,6 +72,10 @@ struct GuestState {
     joined_at: u64,
     /// Since when there is no host.
     apart_since: u64,
+    /// The process that hosts the store, or did so last.
+    host: u32,
+    /// A question that needs no work, and that the host has not answered in time.
+    probe: Option<u64>,
 }
 
 enum Role {
@@ -81,7 +91,7 @@ pub(crate) struct Joiner {
     pub(crate) dir: PathBuf,
     pub(crate) neighbours: Arc<dyn Neighbours>,
     pub(crate) session: Box<dyn Session>,
-    pub(crate) host: Hosting,
+    pub(crate) host: OpenAsHost,
     pub(crate) draw: Box<dyn Fn() -> u64 + Send + Sync>,
     pub(crate) result_bytes_max: u32,
 }
@@ -104,6 +114,8 @@ impl Guest {
             short_lived: 0,
             joined_at: began,
             apart_since: began,
+            host: welcome.pid,
+            probe: None,
         };
         Ok(Guest {
             core: Arc::new(Core {
@@ -115,6 +127,7 @@ impl Guest {
                 draw,
                 secret: welcome.secret.0,
                 result_bytes_max: AtomicU32::new(welcome.result_bytes_max),
+                heard_at: AtomicU64::new(nanos()),
                 state: Mutex::new(state),
                 thread_word: WakeWord::new(),
                 has_thread: Mutex::new(false),
@@ -123,6 +136,11 @@ impl Guest {
                 generation: fork::generation(),
             }),
         })
+    }
+
+    /// Makes the operators' calls.
+    pub(crate) fn operator(&self) -> Arc<dyn Hosted> {
+        Arc::new(GuestOperator(Arc::clone(&self.core)))
     }
 }
 
@@ -211,13 +229,14 @@ impl Core {
         }
     }
 
-    /// Reads answers for all that wait, and looks for another host when this one goes, until request `until` is answered. `None`: as
-    /// long as tasks wait, and no thread does. The caller has set `is_driven`.
-    fn drive(self: &Arc<Self>, until: Option<u64>) {
+    /// Reads answers for all that wait, and looks for another host when this one goes, until request `until` is answered, or
+    /// [`nanos`] is `deadline`. `None`: as long as tasks wait, and no thread does. The caller has set `is_driven`.
+    fn drive(self: &Arc<Self>, until: Option<u64>, deadline: Option<u64>) {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
         loop {
             let mut state = self.lock();
             let is_done = match until {
+                _ if is_past(deadline) => true,
                 Some(number) => state.requests.is_told(number),
                 None => !state.requests.has_open() || state.requests.another_thread(None).is_some(),
             };
@@ -234,14 +253,15 @@ impl Core {
             };
             let Some(connection) = connection else {
                 drop(state);
-                self.search();
+                self.search(deadline);
                 continue;
             };
             self.push(&mut state);
             let send = !state.requests.to_send().is_empty();
             drop(state);
-            match self.receive(&*connection, &mut buf, send) {
+            match self.receive(&*connection, &mut buf, send, deadline) {
                 Received::Bytes(bytes) => {
+                    self.heard_at.store(nanos(), Ordering::Relaxed);
                     let mut state = self.lock();
                     let news = state.requests.received(buf.get(..bytes).unwrap_or_default());
                     if matches!(news, News::Over | News::Refused(_)) {
@@ -255,7 +275,13 @@ impl Core {
     }
 
     /// Waits for bytes, or for work that another thread has left. A short while awake: an answer is mostly on its way.
-    fn receive(&self, connection: &dyn Connection, buf: &mut [u8], send: bool) -> Received {
+    fn receive(
+        &self,
+        connection: &dyn Connection,
+        buf: &mut [u8],
+        send: bool,
+        deadline: Option<u64>,
+    ) -> Received {
         let began = nanos();
         loop {
             match connection.receive(buf) {
@@ -270,7 +296,9 @@ impl Core {
         let interest = Interest { receive: true, send };
         let told = Interest { receive: true, send: false };
         let on = [(connection.waitable(), interest), (self.notifier.waitable(), told)];
-        match neighbours::wait(&on, Some(limits::GUEST_WAIT)) {
+        let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(nanos())));
+        let longest = left.unwrap_or(limits::GUEST_WAIT).min(limits::GUEST_WAIT);
+        match neighbours::wait(&on, Some(longest)) {
             // Without it, the processor is left to others before the next try.
             Err(_) => sync::yield_now(),
             Ok(_) => self.notifier.clear(),
@@ -302,17 +330,19 @@ impl Core {
     }
 
     /// Finds another host, or becomes it. Returns when that is done, or another thread should look.
-    fn search(self: &Arc<Self>) {
+    fn search(self: &Arc<Self>, deadline: Option<u64>) {
         if let Ok(Some(connection)) = self.neighbours.connect() {
             let connection: Arc<dyn Connection> = connection.into();
             self.lock().requests.connected();
-            let joined = self.join_again(&*connection);
+            let joined = self.join_again(&*connection, deadline);
             let mut state = self.lock();
             match joined {
                 Ok(welcome) => {
                     self.result_bytes_max.fetch_max(welcome.result_bytes_max, Ordering::Relaxed);
                     state.role = Role::Joined(connection);
+                    state.host = welcome.pid;
                     state.joined_at = nanos();
+                    self.heard_at.store(nanos(), Ordering::Relaxed);
                     self.push(&mut state);
                     return;
                 }
@@ -355,7 +385,7 @@ impl Core {
     }
 
     /// The same as a first joining, without the lock of what others ask meanwhile being held for long.
-    fn join_again(&self, connection: &dyn Connection) -> Result<Welcome> {
+    fn join_again(&self, connection: &dyn Connection, deadline: Option<u64>) -> Result<Welcome> {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
         let gone = || Error::new(ErrorKind::Locked, "the host has gone").at(&self.dir);
         loop {
@@ -369,7 +399,7 @@ impl Core {
                 }
                 !state.requests.to_send().is_empty()
             };
-            match self.receive(connection, &mut buf, send) {
+            match self.receive(connection, &mut buf, send, deadline) {
                 Received::Bytes(bytes) => {
                     let bytes = buf.get(..bytes).unwrap_or_default();
                     match self.lock().requests.received(bytes) {
@@ -380,6 +410,7 @@ impl Core {
                     }
                 }
                 Received::End => return Err(gone()),
+                Received::Nothing if is_past(deadline) => return Err(gone()),
                 Received::Nothing => {}
             }
         }
@@ -436,7 +467,7 @@ impl Core {
                 if is_needed {
                     state.is_driven = true;
                     drop(state);
-                    self.drive(None);
+                    self.drive(None, None);
                     continue;
                 }
             }
@@ -444,27 +475,81 @@ impl Core {
         }
     }
 
-    /// Asks the host, and waits.
+    /// Has the host do something, or does it if this process hosts the store.
     fn ask(self: &Arc<Self>, what: HostErrand) -> Result<ErrandReply> {
-        let number = {
-            let mut state = self.lock();
-            if let Role::Over(e) = &state.role {
-                return Err(e.again());
-            }
-            let number = state.requests.ask(Question::Errand(what))?;
-            self.push(&mut state);
-            number
-        };
-        match self.wait_for(number) {
-            Waited::Told(HostTold::Errand(told)) => told,
-            Waited::Over(e) => Err(e),
-            Waited::Host(..) | Waited::Told(HostTold::Reply(_)) => {
-                Err(Error::invalid("an errand was answered as a call"))
-            }
+        match self.begin_errand(what)? {
+            BegunErrand::Host(shared, what) => run_errand(&shared, what, usize::MAX),
+            BegunErrand::Number(number) => self.errand_told(self.wait_for(number, None)),
         }
     }
 
-    fn wait_for(self: &Arc<Self>, number: u64) -> Waited {
+    fn begin_errand(self: &Arc<Self>, what: HostErrand) -> Result<BegunErrand> {
+        if self.is_foreign() {
+            return Err(self.forked());
+        }
+        let mut state = self.lock();
+        match &state.role {
+            Role::Over(e) => return Err(e.again()),
+            Role::Host(shared) => return Ok(BegunErrand::Host(Arc::clone(shared), what)),
+            Role::Joined(_) | Role::Apart => {}
+        }
+        let number = state.requests.ask(Question::Errand(what))?;
+        self.push(&mut state);
+        Ok(BegunErrand::Number(number))
+    }
+
+    fn errand_told(&self, waited: Waited) -> Result<ErrandReply> {
+        match waited {
+            Waited::Told(HostTold::Errand(told)) => told,
+            Waited::Over(e) => Err(e),
+            Waited::Host(shared, Question::Errand(what)) => run_errand(&shared, what, usize::MAX),
+            Waited::Late => Err(self.silent()),
+            Waited::Host(_, Question::Call(_)) | Waited::Told(HostTold::Reply(_)) => Err(taken()),
+        }
+    }
+
+    /// Asks the host what it answers at once. `None`: it is silent.
+    fn probe(self: &Arc<Self>, reserve_bytes: u32) -> Result<Option<ErrandReply>> {
+        {
+            let state = self.lock();
+            // Until it answers that one, it isn't asked another.
+            if state.probe.is_some_and(|probe| !state.requests.is_told(probe)) {
+                return Ok(None);
+            }
+        }
+        let number = match self.begin_errand(HostErrand::Health { reserve_bytes })? {
+            BegunErrand::Host(shared, what) => {
+                return run_errand(&shared, what, usize::MAX).map(Some);
+            }
+            BegunErrand::Number(number) => number,
+        };
+        match self.wait_for(number, Some(nanos() + limits::HOST_SILENT_NANOS)) {
+            Waited::Late => {
+                let mut state = self.lock();
+                state.requests.leave(number);
+                state.probe = Some(number);
+                Ok(None)
+            }
+            waited => self.errand_told(waited).map(Some),
+        }
+    }
+
+    /// The host, and when it was heard last.
+    fn heard_last(&self) -> (u32, SystemTime) {
+        let heard = wall_when(self.heard_at.load(Ordering::Relaxed));
+        (self.lock().host, shown(heard))
+    }
+
+    fn silent(&self) -> Error {
+        let millis = nanos().saturating_sub(self.heard_at.load(Ordering::Relaxed)) / 1_000_000;
+        let message = format!(
+            "process {} hosts the store, and was heard last {millis} ms ago: it is stopped, or waits for its disk",
+            self.lock().host
+        );
+        Error::new(ErrorKind::InProgress, message).at(&self.dir)
+    }
+
+    fn wait_for(self: &Arc<Self>, number: u64, deadline: Option<u64>) -> Waited {
         loop {
             let mut state = self.lock();
             if let Some(told) = state.requests.take(number) {
@@ -481,18 +566,27 @@ impl Core {
                 }
                 Role::Joined(_) | Role::Apart => {}
             }
+            if is_past(deadline) {
+                state.requests.wait_later(number);
+                // It may have been asked to read for the others.
+                if !state.is_driven {
+                    self.pass_on(&mut state, Some(number));
+                }
+                return Waited::Late;
+            }
             let Some(word) = state.requests.sleep_on(number) else {
                 return Waited::Over(taken());
             };
             if !state.is_driven {
                 state.is_driven = true;
                 drop(state);
-                self.drive(Some(number));
+                self.drive(Some(number), deadline);
                 continue;
             }
             let seen = word.read();
             drop(state);
-            word.wait(seen, None);
+            let left = deadline.map(|deadline| deadline.saturating_sub(nanos()) / 1_000_000 + 1);
+            word.wait(seen, left);
         }
     }
 
@@ -541,8 +635,19 @@ impl Core {
     }
 }
 
+fn is_past(deadline: Option<u64>) -> bool {
+    deadline.is_some_and(|deadline| nanos() >= deadline)
+}
+
 fn taken() -> Error {
     Error::invalid("the answer of this call was taken already")
+}
+
+/// An errand that was begun.
+enum BegunErrand {
+    /// This process hosts the store.
+    Host(Arc<Shared>, HostErrand),
+    Number(u64),
 }
 
 /// How a wait for a host ended.
@@ -551,6 +656,8 @@ enum Waited {
     /// This process hosts the store by now.
     Host(Arc<Shared>, Question),
     Over(Error),
+    /// The host has not answered in time.
+    Late,
 }
 
 /// A call that was sent to the host.
@@ -592,10 +699,11 @@ impl Sent for SentToHost {
             return Err(core.forked());
         }
         if let Some(number) = self.number.take() {
-            match core.wait_for(number) {
+            match core.wait_for(number, None) {
                 Waited::Told(HostTold::Reply(told)) => return *told,
                 Waited::Told(HostTold::Errand(_)) => return Err(taken()),
                 Waited::Over(e) => return Err(e),
+                Waited::Late => return Err(taken()),
                 Waited::Host(shared, Question::Call(request)) => {
                     self.own = Some(Own::begin(&shared, request));
                 }
@@ -739,35 +847,27 @@ impl Backend for Guest {
     }
 
     fn check(&self) -> Result<()> {
-        if self.core.is_foreign() {
-            return Err(self.core.forked());
-        }
-        let shared = match &self.core.lock().role {
-            Role::Over(e) => return Err(e.again()),
-            Role::Host(shared) => Some(Arc::clone(shared)),
-            Role::Joined(_) | Role::Apart => None,
-        };
-        match shared {
-            Some(shared) => {
-                let engine = shared.embedded()?;
-                Health::of(engine, 0).as_result(engine)
+        let health = GuestOperator(Arc::clone(&self.core)).health(0);
+        let refused = |kind, cause: String| Err(Error::new(kind, cause).at(&self.core.dir));
+        match health {
+            Health::Writable => Ok(()),
+            Health::Poisoned { cause } => refused(ErrorKind::Poisoned, cause),
+            Health::WaitsForSpace => {
+                let cause =
+                    "the unsynced records that the last open found wait for space: free some";
+                refused(ErrorKind::StorageFull, cause.to_owned())
             }
-            None => self.core.ask(HostErrand::Health { reserve_bytes: 0 }).map(drop),
+            Health::Full { cause, .. } | Health::Refused { cause } => {
+                refused(ErrorKind::StorageFull, cause)
+            }
+            Health::Closed => Err(self.core.closed()),
+            Health::Forked => Err(self.core.forked()),
+            Health::Silent { .. } => Err(self.core.silent()),
         }
     }
 
     fn sync(&self) -> Result<()> {
-        if self.core.is_foreign() {
-            return Err(self.core.forked());
-        }
-        let shared = match &self.core.lock().role {
-            Role::Host(shared) => Some(Arc::clone(shared)),
-            _ => None,
-        };
-        match shared {
-            Some(shared) => shared.sync(),
-            None => self.core.ask(HostErrand::Sync).map(drop),
-        }
+        self.core.ask(HostErrand::Sync).map(drop)
     }
 
     fn drain(&self) {
@@ -802,6 +902,116 @@ impl Backend for Guest {
         core.settle(millis.unwrap_or(u64::MAX).max(limits::CLOSE_MILLIS_LEAST));
         in_flight.extend(core.leave(deadline)?);
         Ok(in_flight)
+    }
+}
+
+/// The operators' calls on a store that another process hosts.
+struct GuestOperator(Arc<Core>);
+
+fn not_asked() -> Error {
+    Error::new(
+        ErrorKind::Bug,
+        "the host of the store has answered another question: please report it",
+    )
+}
+
+/// Asks the host, and takes the answer out.
+macro_rules! ask {
+    ($operator:ident, $what:expr, $told:pat => $answer:expr) => {
+        match $operator.0.ask($what)? {
+            $told => Ok($answer),
+            _ => Err(not_asked()),
+        }
+    };
+}
+
+impl Hosted for GuestOperator {
+    fn stats(&self) -> Stats {
+        let core = &self.0;
+        let number = match core.begin_errand(HostErrand::Stats) {
+            Ok(BegunErrand::Number(number)) => number,
+            Ok(BegunErrand::Host(shared, _)) => {
+                return shared.embedded().map(Stats::of).unwrap_or_default();
+            }
+            Err(_) => return Stats::default(),
+        };
+        loop {
+            match core.wait_for(number, Some(nanos() + limits::HOST_SILENT_NANOS)) {
+                Waited::Late if matches!(core.probe(0), Ok(Some(_))) => {}
+                Waited::Late => {
+                    core.lock().requests.leave(number);
+                    let (process, since) = core.heard_last();
+                    let result_bytes_max = core.result_bytes_max.load(Ordering::Relaxed);
+                    let hosting = Some(Hosting::silent(process, result_bytes_max, since));
+                    return Stats { hosting, ..Stats::default() };
+                }
+                Waited::Told(HostTold::Errand(Ok(ErrandReply::Stats(mut stats)))) => {
+                    if let Some(hosting) = &mut stats.hosting {
+                        hosting.is_here = false;
+                    }
+                    return *stats;
+                }
+                Waited::Host(shared, _) => {
+                    return shared.embedded().map(Stats::of).unwrap_or_default();
+                }
+                Waited::Told(_) | Waited::Over(_) => return Stats::default(),
+            }
+        }
+    }
+
+    fn health(&self, reserve_bytes: u32) -> Health {
+        match self.0.probe(reserve_bytes) {
+            Ok(Some(ErrandReply::Health(health))) => health,
+            Ok(None) => {
+                let (process, since) = self.0.heard_last();
+                Health::Silent { process, since }
+            }
+            Ok(Some(_)) => Health::of_backend(Some(&not_asked())),
+            Err(e) => Health::of_backend(Some(&e)),
+        }
+    }
+
+    fn estimate(&self) -> Result<Estimate> {
+        ask!(self, HostErrand::Estimate, ErrandReply::Estimate(estimate) => estimate)
+    }
+
+    fn verify(&self) -> Result<Verification> {
+        ask!(self, HostErrand::Verify, ErrandReply::Verified(found) => found)
+    }
+
+    fn compact(&self, budget: u64) -> Result<Compacted> {
+        ask!(self, HostErrand::Compact { budget }, ErrandReply::Compacted(done) => done)
+    }
+
+    fn backup(&self, dir: &Path) -> Result<BackedUp> {
+        let dir = dir.to_owned();
+        ask!(self, HostErrand::Backup { dir }, ErrandReply::BackedUp(made) => made)
+    }
+
+    fn rebuild_index(&self) -> Result<()> {
+        ask!(self, HostErrand::RebuildIndex, ErrandReply::Done => ())
+    }
+
+    fn merge_index(&self) -> Result<()> {
+        ask!(self, HostErrand::MergeIndex, ErrandReply::Done => ())
+    }
+
+    fn names_in(&self, parent: Option<Token>) -> Result<Vec<String>> {
+        ask!(self, HostErrand::Spaces { parent }, ErrandReply::Names(names) => names)
+    }
+
+    fn page(&self, listing: Listing) -> Result<KeyPage> {
+        ask!(self, HostErrand::List(listing), ErrandReply::Page(page) => page)
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.0.is_foreign() {
+            return Err(self.0.forked());
+        }
+        match &self.0.lock().role {
+            Role::Over(e) => Err(e.again()),
+            _ => Ok(()),
+        }
     }
 }
 

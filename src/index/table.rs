@@ -58,6 +58,13 @@ pub(crate) fn prefix_of(hash: KeyHash) -> u64 {
     hash.high >> OFFSET_BITS
 }
 
+/// Returns the first and the last hash with a prefix.
+pub(crate) fn hashes_of(prefix: u64) -> (KeyHash, KeyHash) {
+    let high = prefix << OFFSET_BITS;
+    let last = KeyHash { high: high | ((1 << OFFSET_BITS) - 1), low: u64::MAX };
+    (KeyHash { high, low: 0 }, last)
+}
+
 /// Returns the bucket, out of `homes`, that a prefix points to.
 fn home_of(prefix: u64, homes: u64) -> u64 {
     let product = u128::from(prefix) * u128::from(homes);
@@ -194,6 +201,11 @@ impl Table {
     pub(crate) fn touch(&self, hashes: &[KeyHash]) -> u8 {
         let homes = self.listed.homes;
         self.touch_pages(hashes.iter().map(|hash| home_of(prefix_of(*hash), homes)))
+    }
+
+    /// Returns the bucket from which on a hash may lie.
+    pub(crate) fn home(&self, hash: KeyHash) -> u64 {
+        home_of(prefix_of(hash), self.listed.homes)
     }
 
     /// Returns the slots of one bucket.

@@ -56,6 +56,12 @@ impl Tables {
         self.list.iter().rev().map(|table| EntryCursor::new(Arc::clone(table))).collect()
     }
 
+    /// The same over all slots whose hashes have the prefix of that hash or a greater one, and some others before them.
+    pub(crate) fn cursors_from(&self, hash: KeyHash) -> Vec<EntryCursor<ListedTable>> {
+        let newest_last = self.list.iter().rev();
+        newest_last.map(|table| EntryCursor::at(Arc::clone(table), table.home(hash))).collect()
+    }
+
     /// Reads a byte of each bucket that the hashes point to. Most keys are in no table: each table costs a wait for
     /// memory, and the waits of independent reads overlap.
     pub(crate) fn touch(&self, hashes: &[KeyHash]) {

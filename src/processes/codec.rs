@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::admin::{Cursor, Cut, Estimate, Health, Opening, Scope, StateKind, Stats, Verification};
+use crate::admin::{
+    Cursor, Cut, Estimate, Health, Hosting, Opening, Scope, StateKind, Stats, Verification,
+};
 use crate::backend::{Ask, Details, KeyView, Reply, Request, Terms};
 use crate::engine::{BackedUp, Claimed, Compacted, Stored};
 use crate::error::{ErrorCause, ErrorParts};
@@ -760,6 +762,7 @@ tagged!(Health {
     5 => Closed,
     6 => Forked,
     7 => Refused { cause },
+    8 => Silent { process, since },
 });
 
 travels!(Estimate { live_bytes, dead_bytes, open, held, aborted, completed, failed });
@@ -767,6 +770,8 @@ travels!(Estimate { live_bytes, dead_bytes, open, held, aborted, completed, fail
 travels!(Cut { path, offset, bytes, whole_records });
 
 travels!(Opening { was_clean, records_read, records_resynced, cut });
+
+travels!(Hosting { process, is_here, guests, result_bytes_max, silent_since });
 
 travels!(Stats {
     keys,
@@ -796,6 +801,7 @@ travels!(Stats {
     sync_time,
     records,
     bytes_written,
+    hosting,
     opening,
 });
 
@@ -856,7 +862,7 @@ mod tests {
                 draws, Durability, OnInterrupted, Phase, Presence, Sight, Wants, Call, Answer, Lease, OpenStep, Extras,
                 KeyState, Asker, Stored, Claimed, KeyView, Reply, Terms, Details, Ask, Request,
             );
-            come_back!(draws, ErrorKind, ErrorCause, ErrorParts, Error, StateKind, Scope, Health, Estimate, Cut, Opening);
+            come_back!(draws, ErrorKind, ErrorCause, ErrorParts, Error, StateKind, Scope, Health, Estimate, Cut, Opening, Hosting);
             come_back!(draws, Stats, Verification, Compacted, BackedUp);
         }
 

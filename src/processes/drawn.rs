@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::frame::{KeyPrefix, Versioned};
+use super::frame::Versioned;
 use crate::Error;
-use crate::admin::Cursor;
+use crate::admin::{Cursor, KeyPrefix};
 use crate::error::ErrorParts;
 use crate::limits::LSN_MAX;
 use crate::operation::{Fingerprint, Key};

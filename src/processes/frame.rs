@@ -6,13 +6,15 @@
 //! Promises: a frame is at most [`frame_bytes_max`] long, which a length is compared with as soon as it has arrived; a
 //! buffer grows only as bytes arrive. Never: does I/O.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::codec::{Malformed, Taking, Travels, malformed, reserve_fits, tagged, travels};
 use crate::Error;
-use crate::admin::{Cursor, Estimate, Health, Scope, StateKind, Stats, Verification};
-use crate::backend::{KeyView, Reply, Request};
+use crate::admin::{
+    Estimate, Health, KeyPage, KeyPrefix, ListedKey, Listing, PageAt, Stats, Verification,
+};
+use crate::backend::{Reply, Request};
 use crate::engine::{BackedUp, Compacted};
 use crate::limits::{FRAME_LIST_BYTES_MAX, FRAME_WORDS_BYTES_MAX};
 use crate::operation::Key;
@@ -135,7 +137,6 @@ pub(crate) struct Welcome {
 #[derive(Clone, Debug)]
 pub(crate) enum HostErrand {
     Sync,
-    Drain,
     Stats,
     /// Whether a claim that reserves so many bytes would be accepted.
     Health {
@@ -152,7 +153,6 @@ pub(crate) enum HostErrand {
     },
     RebuildIndex,
     MergeIndex,
-    Step,
     /// Opens a poisoned store anew.
     Reopen,
     /// The names of the namespaces in that one; `None`: in no namespace.
@@ -160,35 +160,6 @@ pub(crate) enum HostErrand {
         parent: Option<Token>,
     },
     List(Listing),
-}
-
-/// Which keys a page of a walk has.
-#[derive(Clone, Debug)]
-pub(crate) struct Listing {
-    pub(crate) scope: Scope,
-    /// `None`: in any state.
-    pub(crate) states: Option<Vec<StateKind>>,
-    pub(crate) prefix: Option<KeyPrefix>,
-    pub(crate) at: PageAt,
-    /// The most keys that the guest wants; the host may send fewer.
-    pub(crate) most: u32,
-}
-
-/// What the keys of a walk begin with. Other than a key, it may be empty, or longer than keys are.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct KeyPrefix(pub(crate) Key<'static>);
-
-/// Where in a walk a page begins. The host keeps nothing between two pages, so that the next host can continue.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum PageAt {
-    /// At the first key, in the order of the hashes.
-    First,
-    /// After the keys with that hash. The hash is the same for every host of the store.
-    AfterHash { high: u64, low: u64 },
-    /// At the first key, in the order of age.
-    Oldest,
-    /// In the order of age, after that key.
-    After(Cursor),
 }
 
 /// How an errand ended.
@@ -202,30 +173,74 @@ pub(crate) enum ErrandReply {
     Verified(Verification),
     Compacted(Compacted),
     BackedUp(BackedUp),
-    /// When the next step is due.
-    Stepped {
-        wait: Duration,
-    },
     Names(Vec<String>),
     Page(KeyPage),
 }
 
-/// A page of a walk.
-#[derive(Debug)]
-pub(crate) struct KeyPage {
-    /// In place of a key that can't be read: why.
-    pub(crate) keys: Vec<Result<ListedKey, Error>>,
-    /// Where the next page begins; `None`: this is the last.
-    pub(crate) next: Option<PageAt>,
+impl ErrandReply {
+    /// Cuts the lists that one frame may not hold.
+    pub(super) fn into_parts(self) -> VecDeque<ErrandReply> {
+        match self {
+            ErrandReply::Names(names) => {
+                let parts = cut(names, |name| LENGTH_BYTES + name.len());
+                parts.into_iter().map(ErrandReply::Names).collect()
+            }
+            ErrandReply::Verified(mut found) => {
+                let (damages, unread) =
+                    (std::mem::take(&mut found.damages), std::mem::take(&mut found.unread));
+                let first = VecDeque::from([ErrandReply::Verified(found)]);
+                let none = || Verification::default();
+                let size = |error: &Error| put_bytes(error);
+                let damages = cut(damages, size).into_iter();
+                let unread = cut(unread, size).into_iter();
+                let damages = damages.map(|damages| Verification { damages, ..none() });
+                let unread = unread.map(|unread| Verification { unread, ..none() });
+                let rest = damages.chain(unread).map(ErrandReply::Verified);
+                first.into_iter().chain(rest).collect()
+            }
+            reply => VecDeque::from([reply]),
+        }
+    }
+
+    /// Adds the next part.
+    pub(super) fn and(self, next: ErrandReply) -> ErrandReply {
+        match (self, next) {
+            (ErrandReply::Names(mut names), ErrandReply::Names(more)) => {
+                names.extend(more);
+                ErrandReply::Names(names)
+            }
+            (ErrandReply::Verified(mut found), ErrandReply::Verified(more)) => {
+                found.damages.extend(more.damages);
+                found.unread.extend(more.unread);
+                ErrandReply::Verified(found)
+            }
+            (_, next) => next,
+        }
+    }
 }
 
-/// A key as a walk found it.
-#[derive(Debug)]
-pub(crate) struct ListedKey {
-    /// As it is stored: in its namespace.
-    pub(crate) key: Key<'static>,
-    pub(crate) view: KeyView,
-    pub(crate) now: StoreMillis,
+/// Cuts a list into parts that a frame holds; one part, if it is empty.
+fn cut<T>(list: Vec<T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let (mut parts, mut bytes) = (vec![Vec::new()], 0);
+    for one in list {
+        let its = size(&one);
+        if bytes + its > in_memory(u64::from(FRAME_LIST_BYTES_MAX)) {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += its;
+        if let Some(part) = parts.last_mut() {
+            part.push(one);
+        }
+    }
+    parts
+}
+
+/// How many bytes a value takes in a frame.
+pub(super) fn put_bytes<T: Travels>(value: &T) -> usize {
+    let mut bytes = Vec::new();
+    value.put(&mut bytes);
+    bytes.len()
 }
 
 tagged!(FromGuest {
@@ -280,19 +295,17 @@ travels!(Welcome { pid, secret, result_bytes_max, compress_over, now, end });
 
 tagged!(HostErrand {
     1 => Sync,
-    2 => Drain,
-    3 => Stats,
-    4 => Health { reserve_bytes },
-    5 => Estimate,
-    6 => Verify,
-    7 => Compact { budget },
-    8 => Backup { dir },
-    9 => RebuildIndex,
-    10 => MergeIndex,
-    11 => Step,
-    12 => Reopen,
-    13 => Spaces { parent },
-    14 => List(listing),
+    2 => Stats,
+    3 => Health { reserve_bytes },
+    4 => Estimate,
+    5 => Verify,
+    6 => Compact { budget },
+    7 => Backup { dir },
+    8 => RebuildIndex,
+    9 => MergeIndex,
+    10 => Reopen,
+    11 => Spaces { parent },
+    12 => List(listing),
 });
 
 travels!(Listing { scope, states, prefix, at, most });
@@ -325,14 +338,13 @@ tagged!(ErrandReply {
     5 => Verified(found),
     6 => Compacted(done),
     7 => BackedUp(made),
-    8 => Stepped { wait },
-    9 => Names(names),
-    10 => Page(page),
+    8 => Names(names),
+    9 => Page(page),
 });
 
 travels!(KeyPage { keys, next });
 
-travels!(ListedKey { key, view, now });
+travels!(ListedKey { key, view, now, since });
 
 /// Writes a frame, its length included, at the end of `out`. `most`: the greatest length that the other side takes. A list
 /// that is too long has to be sent in parts; one request, reply or error fits always.
@@ -426,7 +438,8 @@ mod tests {
 
     use super::*;
     use crate::ErrorKind;
-    use crate::backend::{Ask, Terms};
+    use crate::admin::Cursor;
+    use crate::backend::{Ask, KeyView, Terms};
     use crate::engine::Stored;
     use crate::limits::{
         ANNOUNCED_MAX, ERROR_CAUSES_MAX, ERROR_TEXT_BYTES_MAX, KEY_BYTES_MAX, LABEL_BYTES_MAX,
@@ -665,7 +678,10 @@ mod tests {
         // A page has the key, too, and the position of the next page.
         let at = Key::from(vec![b'k'; KEY_BYTES_MAX]);
         let next = Some(PageAt::After(Cursor::new(crate::types::WallMillis(1), at)));
-        let page = KeyPage { keys: vec![Ok(ListedKey { key, view, now })], next };
+        let page = KeyPage {
+            keys: vec![Ok(ListedKey { key, view, now, since: crate::types::WallMillis(1) })],
+            next,
+        };
         let told = Ok(ErrandReply::Page(page));
         (request, FromHost::ErrandTold { request: 1, end: Lsn::ZERO, more: true, told })
     }

@@ -2,6 +2,7 @@
 //!
 //! - `codec`: how plain data becomes bytes, and is read back.
 //! - `frame`: the frames, and which of them each side sends.
+//! - `errand`: the engine's calls by which the host does something on the whole store for a guest.
 //! - `requests`: the guest's side, and `server`: the host's.
 //! - `drawn`: values of all these types, for tests.
 //!
@@ -12,6 +13,7 @@
 mod codec;
 #[cfg(any(test, feature = "testing"))]
 mod drawn;
+mod errand;
 mod frame;
 mod requests;
 mod server;
@@ -20,6 +22,7 @@ mod server;
 pub(crate) use codec::Travels;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use drawn::{Drawn, Draws};
+pub(crate) use errand::run_errand;
 pub(crate) use frame::{ErrandReply, FromGuest, HostErrand, Welcome, put_frame};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use frame::{Frames, FromHost, frame_bytes_max};

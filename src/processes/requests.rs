@@ -66,6 +66,8 @@ struct OpenRequest {
     hosts: u32,
     /// Nobody waits for its answer any more.
     is_left: bool,
+    /// The parts of an errand's answer that have come, before the last.
+    begun: Option<ErrandReply>,
     told: Option<HostTold>,
     /// A thread that waits sleeps on it.
     word: Arc<WakeWord>,
@@ -121,6 +123,7 @@ impl Requests {
             is_sent: false,
             hosts: 0,
             is_left: false,
+            begun: None,
             told: None,
             word: Arc::new(WakeWord::new()),
             waker: None,
@@ -168,14 +171,11 @@ impl Requests {
             if std::mem::take(&mut open.is_sent) {
                 open.hosts += 1;
             }
+            open.begun = None;
             if open.hosts >= limits::HOSTS_A_REQUEST && open.told.is_none() {
                 let message = "two processes that hosted the store have gone before they answered: whether this call was made is \
                      unknown; ask what became of the key";
-                let error = Error::new(ErrorKind::Indeterminate, message);
-                open.tell(match open.question {
-                    Question::Call(_) => HostTold::Reply(Box::new(Err(error))),
-                    Question::Errand(_) => HostTold::Errand(Err(error)),
-                });
+                open.fail(Error::new(ErrorKind::Indeterminate, message));
             }
         }
         self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
@@ -229,7 +229,7 @@ impl Requests {
                             ErrorKind::TooLarge,
                             "the call is longer than any that the host of the store takes",
                         );
-                        open.tell(HostTold::Reply(Box::new(Err(error))));
+                        open.fail(error);
                     }
                 }
             }
@@ -279,13 +279,25 @@ impl Requests {
                         self.heard = self.heard.max(end);
                         self.told(request, HostTold::Reply(Box::new(reply)));
                     }
-                    FromHost::ErrandTold { request, end, more: _, told } => {
+                    FromHost::ErrandTold { request, end, more, told } => {
                         self.heard = self.heard.max(end);
-                        self.told(request, HostTold::Errand(told));
+                        self.told_errand(request, more, told);
                     }
                     FromHost::Going => return News::Over,
                 },
             }
+        }
+    }
+
+    fn told_errand(&mut self, number: u64, more: bool, told: Result<ErrandReply>) {
+        let Some(open) = self.open.get_mut(&number) else { return };
+        let told = match (open.begun.take(), told) {
+            (Some(begun), Ok(next)) => Ok(begun.and(next)),
+            (_, told) => told,
+        };
+        match told {
+            Ok(part) if more => open.begun = Some(part),
+            told => self.told(number, HostTold::Errand(told)),
         }
     }
 
@@ -373,6 +385,13 @@ impl Requests {
         Some(Arc::clone(&open.word))
     }
 
+    /// The thread that waited for it does something else meanwhile.
+    pub(crate) fn wait_later(&mut self, number: u64) {
+        if let Some(open) = self.open.get_mut(&number) {
+            open.has_thread = false;
+        }
+    }
+
     /// A thread that waits, other than for that request, and can read for all.
     pub(crate) fn another_thread(&self, than: Option<u64>) -> Option<Arc<WakeWord>> {
         let waits = |(number, open): &(&u64, &OpenRequest)| {
@@ -458,6 +477,13 @@ impl OpenRequest {
     fn tell(&mut self, told: HostTold) {
         self.told = Some(told);
         self.wake();
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.tell(match self.question {
+            Question::Call(_) => HostTold::Reply(Box::new(Err(error))),
+            Question::Errand(_) => HostTold::Errand(Err(error)),
+        });
     }
 
     fn wake(&mut self) {

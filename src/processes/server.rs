@@ -8,17 +8,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
+use super::errand::{is_quick, run_errand};
 use super::frame::{
     ErrandReply, Frames, FromGuest, FromHost, HeldClaim, Hello, HostErrand, Versioned,
     WIRE_VERSION, Welcome, frame_bytes_max, put_frame,
 };
-use crate::backend::{Ask, Reply, Request, Sent, Shared, send_for_guest};
+use crate::backend::{Ask, Errand, Reply, Request, Sent, ServedGuests, Shared, send_for_guest};
 use crate::engine::{KeptClaim, Sending, Writing};
 use crate::limits;
 use crate::operation::{Durability, Key};
 use crate::protocol::{Answer, Call};
 use crate::sync::Mutex;
-use crate::types::{Lsn, Origin, SessionId, Token};
+use crate::types::{Lsn, Origin, SessionId, Token, in_memory};
 use crate::{Error, ErrorKind, Result};
 
 /// One connection, by its number.
@@ -78,6 +79,15 @@ struct Joined {
     claims: BTreeMap<Token, Key<'static>>,
     questions: BTreeMap<u64, Key<'static>>,
     open: BTreeMap<(u64, u32), OpenCall>,
+    errands: BTreeMap<u64, OpenErrand>,
+    /// Errands that wait until there are fewer.
+    waiting: VecDeque<(u64, HostErrand)>,
+}
+
+/// Work on the whole store that a thread of its own does.
+struct OpenErrand {
+    errand: Errand<ErrandReply>,
+    waker: Waker,
 }
 
 /// A call that is not answered.
@@ -103,7 +113,7 @@ impl Server {
         }
         let result_bytes_max = shared.result_bytes_max();
         let (lines, ready) = (BTreeMap::new(), Arc::new(ready));
-        Server {
+        let server = Server {
             shared,
             pid,
             result_bytes_max,
@@ -112,7 +122,9 @@ impl Server {
             next_line: 0,
             last_own: u64::MAX,
             ready,
-        }
+        };
+        server.count_guests();
+        server
     }
 
     /// Sessions without a connection that have claims: whoever drives the server asks from time to time whether they live.
@@ -198,8 +210,11 @@ impl Server {
         guest.line = None;
         let (open, questions) =
             (std::mem::take(&mut guest.open), std::mem::take(&mut guest.questions));
+        // What has begun goes on, and nobody is told.
+        (guest.errands, guest.waiting) = (BTreeMap::new(), VecDeque::new());
         // Dropped: a grant is withdrawn, and an ending goes on.
         drop(open);
+        self.count_guests();
         for (question, key) in questions {
             self.shared.unask(&key, self.shared.hash(&key), question);
         }
@@ -208,8 +223,9 @@ impl Server {
     /// The process of a session has ended: its claims are interrupted.
     pub(crate) fn died(&mut self, session: SessionId) {
         let Some(guest) = self.guests.remove(&session) else { return };
-        let Joined { claims, questions, open, line } = guest;
+        let Joined { claims, questions, open, line, .. } = guest;
         drop(open);
+        self.count_guests();
         if let Some(line) = line {
             self.lines.remove(&line);
         }
@@ -240,7 +256,16 @@ impl Server {
 
     /// Whether calls of guests are not answered.
     pub(crate) fn is_idle(&self) -> bool {
-        self.guests.values().all(|guest| guest.open.is_empty())
+        self.guests.values().all(|guest| guest.open.is_empty() && guest.errands.is_empty())
+    }
+
+    /// Has the store show how many guests it has.
+    fn count_guests(&self) {
+        if let Ok(embedded) = self.shared.embedded() {
+            let joined = self.guests.values().filter(|guest| guest.line.is_some()).count() as u64;
+            let result_bytes_max = self.result_bytes_max;
+            embedded.set_guests(ServedGuests { joined, result_bytes_max });
+        }
     }
 
     fn end_line(&mut self, id: LineId) {
@@ -272,7 +297,7 @@ impl Server {
             }
             (FromGuest::GiveUp { request }, Some(session)) => self.give_up(id, session, request),
             (FromGuest::Errand { request, again: _, what }, Some(session)) => {
-                self.do_errand(session, request, what);
+                self.begin_errand(id, session, request, what);
             }
             (FromGuest::Leave, Some(session)) => {
                 self.died(session);
@@ -289,6 +314,7 @@ impl Server {
         }
         self.result_bytes_max = self.result_bytes_max.max(hello.result_bytes_max);
         self.guests.entry(hello.session).or_default().line = Some(id);
+        self.count_guests();
         self.name(hello.session, hello.held);
         let most = frame_bytes_max(self.result_bytes_max);
         self.lines.values_mut().for_each(|line| line.frames.accept(most));
@@ -379,6 +405,9 @@ impl Server {
 
     fn poll(&mut self, session: SessionId, request: u64, item: u32) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
+        if guest.errands.contains_key(&request) {
+            return self.poll_errand(session, request);
+        }
         let Some(open) = guest.open.get_mut(&(request, item)) else { return };
         let waker = open.waker.clone();
         let polled = open.sent.poll(&mut Context::from_waker(&waker));
@@ -414,19 +443,62 @@ impl Server {
         }
     }
 
-    fn do_errand(&mut self, session: SessionId, request: u64, what: HostErrand) {
-        let told = self.errand(what);
-        let end = self.heard();
-        let most = self.result_bytes_max;
-        if let Some(line) = self.line_of(session) {
-            put(&FromHost::ErrandTold { request, end, more: false, told }, most, line);
+    fn begin_errand(&mut self, id: LineId, session: SessionId, request: u64, what: HostErrand) {
+        if is_quick(&what) {
+            let told = run_errand(&self.shared, what, usize::MAX);
+            return self.tell_errand(session, request, told);
+        }
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        if guest.waiting.len() >= limits::GUEST_CALLS_MAX || guest.errands.contains_key(&request) {
+            return self.end_line(id);
+        }
+        guest.waiting.push_back((request, what));
+        self.begin_waiting(session);
+    }
+
+    fn begin_waiting(&mut self, session: SessionId) {
+        loop {
+            let Some(guest) = self.guests.get_mut(&session) else { return };
+            if guest.errands.len() >= limits::GUEST_ERRANDS_AT_ONCE {
+                return;
+            }
+            let Some((request, what)) = guest.waiting.pop_front() else { return };
+            let (id, ready) = ((session, request, 0), Arc::clone(&self.ready));
+            let waker = Waker::from(Arc::new(CallWaker { id, ready }));
+            let theirs = Arc::clone(&self.shared);
+            let most = in_memory(u64::from(frame_bytes_max(self.result_bytes_max)));
+            let work = move |_: &Shared| run_errand(&theirs, what, most);
+            let errand = Errand::run(&self.shared, "onlyonce-errand", work);
+            guest.errands.insert(request, OpenErrand { errand, waker });
+            self.poll_errand(session, request);
         }
     }
 
-    fn errand(&self, what: HostErrand) -> Result<ErrandReply> {
-        match what {
-            HostErrand::Sync => self.shared.sync().map(|()| ErrandReply::Done),
-            _ => Err(Error::invalid("this call is made by the process that hosts the store")),
+    fn poll_errand(&mut self, session: SessionId, request: u64) {
+        let Some(guest) = self.guests.get_mut(&session) else { return };
+        let Some(OpenErrand { errand, waker }) = guest.errands.get_mut(&request) else { return };
+        let Poll::Ready(told) = errand.poll(&mut Context::from_waker(&waker.clone())) else {
+            return;
+        };
+        guest.errands.remove(&request);
+        self.tell_errand(session, request, told);
+        self.begin_waiting(session);
+    }
+
+    fn tell_errand(&mut self, session: SessionId, request: u64, told: Result<ErrandReply>) {
+        // The guest asks the next host.
+        if told.as_ref().is_err_and(|e| e.kind() == ErrorKind::Closed) {
+            return;
+        }
+        let (end, most) = (self.heard(), self.result_bytes_max);
+        let Some(line) = self.line_of(session) else { return };
+        let mut parts = match told {
+            Ok(reply) => reply.into_parts().into_iter().map(Ok).collect(),
+            Err(e) => VecDeque::from([Err(e)]),
+        };
+        while let Some(told) = parts.pop_front() {
+            let more = !parts.is_empty();
+            put(&FromHost::ErrandTold { request, end, more, told }, most, line);
         }
     }
 }
@@ -485,4 +557,89 @@ fn put_reply(
         let _ = put_frame(&frame, frame_bytes_max(result_bytes_max), &mut bytes);
     }
     out.extend(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::Sim;
+
+    const FAR: Duration = Duration::from_secs(60);
+
+    /// What the server has put out for a guest since the last time.
+    fn told(server: &mut Server, id: LineId, frames: &mut Frames) -> Vec<FromHost> {
+        let bytes = server.to_send(id).to_vec();
+        server.drained(id, bytes.len());
+        frames.arrived(&bytes);
+        std::iter::from_fn(|| frames.next::<FromHost>().unwrap()).collect()
+    }
+
+    /// A compaction takes minutes. Guests ask on meanwhile, the same one and others.
+    #[test]
+    fn an_errand_delays_no_other_answer() {
+        let store = Sim::new(1).open().unwrap();
+        let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
+        let (notify, notified) = mpsc::channel();
+        let (tell, done) = mpsc::channel();
+        let working = store.clone();
+        let asked = std::thread::spawn(move || {
+            let mut server = Server::new(view, 1, Vec::new(), move || {
+                let _ = notify.send(());
+            });
+            let mut lines = Vec::new();
+            for session in [7, 8] {
+                let line = server.connected(0);
+                let session = SessionId::new(session).unwrap();
+                let (held, more) = (Vec::new(), false);
+                let hello = Hello { session, pid: 2, result_bytes_max: 1, held, more };
+                let hello = FromGuest::Hello(Versioned::Same(hello));
+                lines.push((line, Frames::new(u32::MAX), hello));
+            }
+            let errand = |request, what| FromGuest::Errand { request, again: false, what };
+            let look = Request { key: Key::from("k"), ask: Ask::Look };
+            let call =
+                FromGuest::Call { request: 2, heard: Lsn::ZERO, again: false, calls: vec![look] };
+            // As while another compaction works.
+            let work = working.engine().hold_work();
+            for (n, (line, frames, hello)) in lines.iter_mut().enumerate() {
+                let compact = errand(1, HostErrand::Compact { budget: u64::MAX });
+                let health = errand(3, HostErrand::Health { reserve_bytes: 0 });
+                let mut bytes = Vec::new();
+                put_frame(hello, u32::MAX, &mut bytes).unwrap();
+                if n == 0 {
+                    put_frame(&compact, u32::MAX, &mut bytes).unwrap();
+                }
+                put_frame(&call, u32::MAX, &mut bytes).unwrap();
+                put_frame(&health, u32::MAX, &mut bytes).unwrap();
+                server.received(*line, &bytes, 0);
+                let told = told(&mut server, *line, frames);
+                let [FromHost::Welcome(_), FromHost::Told { request: 2, .. }, last] = &told[..]
+                else {
+                    panic!("{told:?}");
+                };
+                assert!(matches!(last, FromHost::ErrandTold { request: 3, .. }), "{last:?}");
+            }
+            assert!(!server.is_idle());
+            drop(work);
+            let (line, frames, _) = &mut lines[0];
+            let mut last = Vec::new();
+            while last.is_empty() {
+                notified.recv_timeout(FAR).unwrap();
+                server.go_on();
+                last = told(&mut server, *line, frames);
+            }
+            let done = matches!(&last[..], [FromHost::ErrandTold { request: 1, told: Ok(_), .. }]);
+            assert!(done && server.is_idle(), "{last:?}");
+            tell.send(()).unwrap();
+        });
+        let in_time = done.recv_timeout(FAR).is_ok();
+        assert!(
+            in_time || asked.is_finished(),
+            "the thread that serves guests waits for a compaction"
+        );
+        asked.join().unwrap();
+    }
 }

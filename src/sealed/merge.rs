@@ -29,8 +29,13 @@ impl<L: Paged> EntryCursor<L> {
     const PIECE_PAGES: u64 = (limits::TABLE_PIECE_BYTES / size_of::<Page<L::Body>>()) as u64;
 
     pub(crate) fn new(file: Arc<SealedFile<L>>) -> Self {
+        EntryCursor::at(file, 0)
+    }
+
+    /// Begins with that page.
+    pub(crate) fn at(file: Arc<SealedFile<L>>, number: u64) -> Self {
         let page = L::Body::new_zeroed();
-        EntryCursor { file, is_salvage: false, next: 0, page, at: L::PAGE_ENTRIES }
+        EntryCursor { file, is_salvage: false, next: number, page, at: L::PAGE_ENTRIES }
     }
 
     /// Returns the current entry; `None` after the last one. An error stands for one page.

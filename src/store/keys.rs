@@ -357,7 +357,8 @@ impl Store {
     /// # Ok::<(), onlyonce::Error>(())
     /// ```
     ///
-    /// On a store that another backend answers, which lists nothing, the iterator yields one error: `Invalid`.
+    /// On a store that another backend answers, which lists nothing, the iterator yields one error: `Invalid`. If another process
+    /// hosts the store, that process is asked for page after page, and each key that doesn't change comes once.
     ///
     /// # Cost
     /// One read per key; if only open states are requested, as in the example, a read or two per open key (see
@@ -369,6 +370,6 @@ impl Store {
                 space.resolve(&self.shared, false).map(|id| id.map_or(Scope::Nothing, Scope::Space))
             }
         };
-        Iter::new(Arc::clone(&self.shared), scope)
+        Iter::new(Arc::clone(&self.shared), scope, self.host.clone())
     }
 }

@@ -19,6 +19,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admin::Hosted;
 use crate::backend::{InFlight, Shared, Space};
 use crate::claim::{
     Attempt, Claim, Claiming, Mark, Marking, Pending, Recording, claiming, make, marking, send_in,
@@ -54,6 +55,8 @@ pub struct Store {
     policy: Policy,
     /// `None`: the root of the store.
     space: Option<Arc<Space>>,
+    /// Makes the operators' calls, if another process hosts the store.
+    host: Option<Arc<dyn Hosted>>,
 }
 
 impl Store {
@@ -446,7 +449,12 @@ impl Store {
     }
 
     pub(crate) fn new(shared: Shared, policy: Policy) -> Self {
-        Store { shared: Arc::new(shared), policy, space: None }
+        Store { shared: Arc::new(shared), policy, space: None, host: None }
+    }
+
+    /// A store that another process hosts, whose operators' calls `host` makes.
+    pub(crate) fn hosted(shared: Shared, policy: Policy, host: Arc<dyn Hosted>) -> Self {
+        Store { host: Some(host), ..Store::new(shared, policy) }
     }
 
     pub(crate) fn policy(&self) -> &Policy {

@@ -119,8 +119,9 @@ fn join(
         result_bytes_max: builder.result_bytes_max,
     };
     let guest = Guest::join(joiner, connection.into())?;
+    let operator = guest.operator();
     let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
-    Ok(Store::new(shared, builder.policy.clone()))
+    Ok(Store::hosted(shared, builder.policy.clone(), operator))
 }
 
 /// Draws a number that no session has, and begins a session of it.

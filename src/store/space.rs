@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::Store;
-use crate::backend::{EngineErrand, NOWHERE, Shared, Space, SpaceGoal, is_in};
+use crate::admin::Hosted;
+use crate::backend::{EngineErrand, Errand, NOWHERE, Shared, Space, SpaceGoal, is_in};
 use crate::claim::{KeyCall, Pending, send_in};
 use crate::engine::Engine;
 use crate::operation::{Fingerprint, Key, Operation};
@@ -115,11 +116,7 @@ impl Store {
     /// # Cost
     /// A look into memory, and the reads of a first use: see [`namespace`](Self::namespace).
     pub fn namespaces(&self) -> Result<Vec<String>> {
-        let engine = self.shared.embedded()?;
-        match &self.space {
-            None => engine.names_in(None),
-            Some(space) => space.names(engine),
-        }
+        names_in(&self.shared, self.host.as_deref(), self.space.as_ref())
     }
 
     /// Returns the names of the namespaces in this one as [`namespaces`](Self::namespaces) does, later.
@@ -135,7 +132,11 @@ impl Store {
     /// # Errors
     /// The errors of [`namespaces`](Self::namespaces), as the answer.
     pub fn namespaces_async(&self) -> Pending<Vec<String>> {
-        let space = self.space.clone();
+        let (space, host) = (self.space.clone(), self.host.clone());
+        if host.is_some() {
+            let work = move |shared: &Shared| names_in(shared, host.as_deref(), space.as_ref());
+            return Pending::new(Errand::run(&self.shared, "onlyonce-names", work), |told| told);
+        }
         let work = move |engine: &Engine| match &space {
             None => engine.names_in(None),
             Some(space) => space.names(engine),
@@ -253,6 +254,25 @@ impl Store {
     /// Sends a call in the namespace of this handle.
     pub(super) fn send<I: KeyCall + Send + 'static>(&self, item: Result<I>) -> Pending<I::Answer> {
         send_in(&self.shared, self.space.as_ref(), item, None)
+    }
+}
+
+fn names_in(
+    shared: &Shared,
+    host: Option<&dyn Hosted>,
+    space: Option<&Arc<Space>>,
+) -> Result<Vec<String>> {
+    let Some(host) = host else {
+        let engine = shared.embedded()?;
+        return match space {
+            None => engine.names_in(None),
+            Some(space) => space.names(engine),
+        };
+    };
+    match space.map(|space| space.resolve(shared, false)).transpose()? {
+        None => host.names_in(None),
+        Some(Some(id)) => host.names_in(Some(id)),
+        Some(None) => Ok(Vec::new()),
     }
 }
 

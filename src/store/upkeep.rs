@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::Store;
 use crate::Result;
-use crate::admin::{Backup, Compaction, Estimate, Gathering, Health, Stats, Verification};
-use crate::backend::Shared;
+use crate::admin::{Backup, Compaction, Estimate, Gathering, Health, Hosted, Stats, Verification};
+use crate::backend::{Errand, Shared};
 use crate::claim::Pending;
+use crate::limits;
 use crate::log::Due;
 use crate::log::open::directory;
 
@@ -25,9 +26,13 @@ impl Store {
     /// The free space is compared with what a claim under this handle's policy needs.
     ///
     /// # Cost
-    /// Checks a few flags. The disk is not read.
+    /// Checks a few flags. The disk is not read. If another process hosts the store, it is asked, and called
+    /// [`Silent`](Health::Silent) if it hasn't answered within a second.
     #[must_use]
     pub fn health(&self) -> Health {
+        if let Some(host) = &self.host {
+            return host.health(self.policy.reserved());
+        }
         match &*self.shared {
             Shared::Embedded(engine) => Health::of(engine, self.policy.reserved()),
             Shared::Other(backend) => Health::of_backend(backend.check().err().as_ref()),
@@ -47,7 +52,8 @@ impl Store {
     /// # onlyonce::Result::<()>::Ok(())
     /// ```
     ///
-    /// Only an embedded store is counted: on a store made by `with_backend`, every figure is zero.
+    /// On a store made by `with_backend`, every figure is zero. If another process hosts the store, the figures are that process's.
+    /// If it doesn't answer, all of them are zero, and [`Hosting::silent_since`](crate::admin::Hosting::silent_since) says so.
     ///
     /// # Cost
     /// Few records are read, and each of them once: by the first call after an open, those that decide which keys are open; by
@@ -57,6 +63,9 @@ impl Store {
     /// waits while a segment is prepared ahead or a manifest is replaced.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        if let Some(host) = &self.host {
+            return host.stats();
+        }
         match &*self.shared {
             Shared::Embedded(engine) => Stats::of(engine),
             Shared::Other(_) => Stats::default(),
@@ -83,7 +92,10 @@ impl Store {
     /// # Cost
     /// A few hundred random reads.
     pub fn estimate(&self) -> Result<Estimate> {
-        Estimate::of(self.shared.embedded()?)
+        match &self.host {
+            Some(host) => host.estimate(),
+            None => Estimate::of(self.shared.embedded()?),
+        }
     }
 
     /// Reads every file of the store and reports damage: damaged records, damaged buckets of the index, and keys that
@@ -114,7 +126,7 @@ impl Store {
     }
 
     /// Does the same as [`verify`](Self::verify), and calls `progress` after each file with what was found so far.
-    /// `progress` may end the reading.
+    /// `progress` may end the reading. If another process hosts the store, `progress` is called once, at the end.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
@@ -134,6 +146,12 @@ impl Store {
         &self,
         mut progress: impl FnMut(&Verification) -> ControlFlow<()>,
     ) -> Result<Verification> {
+        if let Some(host) = &self.host {
+            let found = host.verify()?;
+            // Everything was read: there is nothing left that it could end.
+            let _ = progress(&found);
+            return Ok(found);
+        }
         let mut gathering = Gathering { found: Verification::default(), progress: &mut progress };
         self.shared.embedded()?.verify(&mut gathering)?;
         Ok(gathering.found)
@@ -169,7 +187,11 @@ impl Store {
     /// # Cost
     /// Reads the log and writes its live records.
     pub fn compact(&self, budget: u64) -> Result<Compaction> {
-        self.shared.embedded()?.compaction().compact(budget).map(Compaction::new)
+        let done = match &self.host {
+            Some(host) => host.compact(budget),
+            None => self.shared.embedded()?.compaction().compact(budget),
+        };
+        done.map(Compaction::new)
     }
 
     /// Makes a backup of the store in `dir`, while other calls continue. The directory is missing or empty, and is then a
@@ -226,7 +248,7 @@ impl Store {
     /// open after a crash costs.
     pub fn backup(&self, dir: impl AsRef<Path>) -> Result<Backup> {
         let dir = directory::absolute(dir.as_ref())?;
-        self.shared.embedded()?.backup(&dir).map(Backup::new)
+        make_backup(&self.shared, self.host.as_deref(), &dir)
     }
 
     /// Makes a backup as [`backup`](Self::backup) does, and gives the answer later. A thread of its own does the work, which
@@ -244,7 +266,11 @@ impl Store {
     /// The errors of [`backup`](Self::backup), as the answer.
     pub fn backup_async(&self, dir: impl AsRef<Path>) -> Pending<Backup> {
         match directory::absolute(dir.as_ref()) {
-            Ok(dir) => Pending::new(self.shared.send_backup(dir), |told| told.map(Backup::new)),
+            Ok(dir) => {
+                let host = self.host.clone();
+                let work = move |shared: &Shared| make_backup(shared, host.as_deref(), &dir);
+                Pending::new(Errand::run(&self.shared, "onlyonce-backup", work), |told| told)
+            }
             Err(e) => Pending::ready(Err(e)),
         }
     }
@@ -273,20 +299,26 @@ impl Store {
     /// # Cost
     /// Reads the log up to the last checkpoint and writes 16 bytes per key, for some keys several times.
     pub fn rebuild_index(&self) -> Result<()> {
-        self.shared.embedded()?.mending().rebuild_index()
+        match &self.host {
+            Some(host) => host.rebuild_index(),
+            None => self.shared.embedded()?.mending().rebuild_index(),
+        }
     }
 
     /// Seals what memory holds and merges the index into one table, without moving the log. For this crate's own
     /// benches; may change at any time.
     #[doc(hidden)]
     pub fn merge_index(&self) -> Result<()> {
-        self.shared.embedded()?.merges().merge_index()
+        match &self.host {
+            Some(host) => host.merge_index(),
+            None => self.shared.embedded()?.merges().merge_index(),
+        }
     }
 
     /// Does one piece of background work, if one is due, and returns the time until the next piece may be due.
     ///
     /// Call it only on a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); in any
-    /// other store two threads do this work. The work syncs bytes written a second ago, covers them with a watermark,
+    /// other store two threads do this work, or another process if that hosts the store: then the call does nothing. The work syncs bytes written a second ago, covers them with a watermark,
     /// prepares segments, seals keys in tables, merges tables, and reclaims dead records. Each call also wakes the claims
     /// whose time to wait is up, and renews the claims that are [kept alive](crate::ClaimHandle::keep_alive), if that is due.
     ///
@@ -306,6 +338,17 @@ impl Store {
     /// checkpoint, which writes 16 bytes for each key since the previous checkpoint; or a part of a merge or of
     /// compaction, a few hundred KiB.
     pub fn step(&self) -> Result<Duration> {
-        self.shared.embedded()?.step().map(Due::wait)
+        match &self.host {
+            Some(host) => host.check_open().map(|()| limits::GUEST_STEP_WAIT),
+            None => self.shared.embedded()?.step().map(Due::wait),
+        }
     }
+}
+
+fn make_backup(shared: &Shared, host: Option<&dyn Hosted>, dir: &Path) -> Result<Backup> {
+    let made = match host {
+        Some(host) => host.backup(dir),
+        None => shared.embedded()?.backup(dir),
+    };
+    made.map(Backup::new)
 }

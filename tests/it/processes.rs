@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
+use onlyonce::admin::{Health, Iter, StateKind};
 use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, State, Store, StoreBuilder};
 
 use crate::child::child;
@@ -412,4 +413,206 @@ fn no_key_has_two_owners_while_hosts_are_killed() {
             assert_eq!(token, done.token().to_string());
         }
     }
+}
+
+/// What an operator can learn of a store, in words.
+fn shown(store: &Store) -> Vec<String> {
+    let line = |entry: onlyonce::Result<(onlyonce::Key<'static>, State)>| {
+        let (key, state) = entry.unwrap();
+        match state {
+            State::InProgress(attempt) => format!("{key} in progress {}", attempt.token()),
+            State::Interrupted(attempt) => format!("{key} interrupted {}", attempt.token()),
+            State::Held(attempt) => format!("{key} held {}", attempt.token()),
+            State::Completed(done) => {
+                format!("{key} completed {}", done.decode::<String>().unwrap())
+            }
+            State::Aborted(attempt) => format!("{key} aborted {}", attempt.token()),
+            other => panic!("{key} {other:?}"),
+        }
+    };
+    let sorted = |walk: Iter| {
+        let mut lines: Vec<_> = walk.map(line).collect();
+        lines.sort();
+        lines
+    };
+    let acme = store.namespace("acme");
+    let mut all = sorted(store.iter());
+    all.push("open".to_owned());
+    all.extend(sorted(store.iter().in_states(&[StateKind::InProgress, StateKind::Held])));
+    all.push("prefix".to_owned());
+    all.extend(sorted(store.iter().prefix(("many", 1))));
+    all.push("acme".to_owned());
+    all.extend(sorted(acme.iter()));
+    all.push("nowhere".to_owned());
+    all.extend(sorted(store.namespace("nowhere").iter()));
+    all.push("oldest first".to_owned());
+    let mut walk = store.iter().oldest_first();
+    all.extend(walk.by_ref().take(3).map(line));
+    let cursor = walk.cursor().unwrap().clone();
+    all.push(format!("after {cursor}"));
+    all.extend(walk.map(line));
+    let rest: Vec<_> = store.iter().after(&cursor).map(line).collect();
+    assert!(!rest.is_empty());
+    assert_same(all.get(all.len().saturating_sub(rest.len())..).unwrap(), &rest);
+    let (root, inner) = (store.namespaces().unwrap(), acme.namespaces().unwrap());
+    assert_eq!(store.namespaces_async().wait().unwrap(), root);
+    all.push(format!("{root:?} {inner:?} {:?}", store.namespace("nowhere").namespaces().unwrap()));
+    let mut estimate = store.estimate().unwrap();
+    // The log grows by itself.
+    assert!(std::mem::take(&mut estimate.dead_bytes) > 0);
+    all.push(format!("{estimate:?} {:?}", store.health()));
+    let mut told = 0;
+    let found = store
+        .verify_with(|_| {
+            told += 1;
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert!(found.is_whole() && told > 0);
+    assert!(found.bytes > 0);
+    all.push(format!("{} records", found.records));
+    let stats = store.stats();
+    let hosting = stats.hosting.unwrap();
+    assert_eq!(hosting.process, std::process::id());
+    assert_eq!(hosting.silent_since, None);
+    all.push(format!(
+        "{} {} {} {} {} {} {:?}",
+        stats.keys,
+        stats.in_flight,
+        stats.interrupted,
+        stats.held,
+        stats.segments,
+        hosting.guests,
+        stats.oldest_claim
+    ));
+    all
+}
+
+/// Shows the first lines that differ, not all of them.
+fn assert_same(one: &[String], other: &[String]) {
+    let differing: Vec<_> = one.iter().zip(other).filter(|(one, other)| one != other).collect();
+    assert!(differing.is_empty(), "{:#?}", differing.get(..4).unwrap_or(&differing));
+    assert_eq!(one.len(), other.len());
+}
+
+/// The whole interface, not only the calls on keys.
+#[test]
+fn operators_calls_through_a_guest_give_what_they_give_on_the_host() {
+    let (dir, made) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    // Of the guest, so that they outlive the host.
+    let claim = acquired(&guest, "in progress");
+    drop(acquired(&guest, "interrupted"));
+    acquired(&guest, "held").hold("look at it").unwrap();
+    acquired(&guest, "aborted").abort("nothing was done").unwrap();
+    let fill = |from: u64| {
+        for n in from..from + 100 {
+            let Claim::Acquired(claim) = guest.claim(("many", n % 3, n)).unwrap() else { panic!() };
+            claim.complete(&format!("result {n}")).unwrap();
+        }
+    };
+    fill(0);
+    let acme = guest.namespace("acme");
+    acquired(&acme, "in acme").complete("there").unwrap();
+    acquired(&acme.namespace("plans"), "in plans").complete("there").unwrap();
+    host.sync().unwrap();
+    let seen = shown(&host);
+    assert!(seen.len() > 200, "{seen:#?}");
+    assert_same(&shown(&guest), &seen);
+    assert!(host.stats().hosting.unwrap().is_here && !guest.stats().hosting.unwrap().is_here);
+    assert_eq!(guest.stats().hosting.unwrap().guests, 1);
+
+    // In tables and in memory.
+    guest.merge_index().unwrap();
+    assert!(guest.stats().tables > 0);
+    fill(100);
+    assert_same(&shown(&guest), &shown(&host));
+    guest.rebuild_index().unwrap();
+    assert!(guest.step().unwrap() > Duration::ZERO);
+    let (one, other) = (made.path().join("one"), made.path().join("other"));
+    assert!(guest.backup(&one).unwrap().bytes_copied() > 0);
+    assert!(guest.backup_async(&other).wait().unwrap().bytes_copied() > 0);
+    assert_eq!(guest.backup(&one).unwrap_err().kind(), ErrorKind::Invalid);
+    for backup in [one, other] {
+        let restored = Store::open(backup).unwrap();
+        assert_eq!(restored.iter().count(), host.iter().count());
+    }
+    while !guest.compact(u64::MAX).unwrap().is_complete() {}
+    assert!(guest.namespace("acme").namespace("plans").forget_all().unwrap());
+    assert!(!host.namespace("acme").namespace("plans").forget_all().unwrap());
+    assert!(acme.namespaces().unwrap().is_empty());
+
+    let before = shown(&guest);
+    assert_same(&before, &shown(&host));
+    drop(host);
+    // The first that calls hosts the store.
+    assert!(matches!(guest.claim("held").unwrap(), Claim::Held(_)));
+    let third = open(dir.path());
+    assert!(guest.stats().hosting.unwrap().is_here);
+    let of_keys = |lines: &[String]| lines.get(..lines.len() - 3).unwrap().to_vec();
+    assert_same(&of_keys(&shown(&guest)), &of_keys(&before));
+    assert_same(&shown(&third), &shown(&guest));
+    claim.complete("done").unwrap();
+    guest.close(Duration::from_secs(5)).unwrap();
+    let closed = |error: onlyonce::Error| error.kind() == ErrorKind::Closed;
+    assert!(guest.iter().next().unwrap().is_err_and(closed));
+    assert!(guest.estimate().is_err_and(closed) && guest.verify().is_err_and(closed));
+    assert_eq!(guest.health(), Health::Closed);
+}
+
+/// A page says where the next begins, so the next host continues a walk: each key comes once.
+#[test]
+fn a_walk_goes_on_with_the_next_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Peer::start("peer", dir.path());
+    let guest = open(dir.path());
+    // More than the first pages have.
+    for n in 0..400_u64 {
+        assert!(guest.mark(n).unwrap().is_first());
+        if n == 200 {
+            guest.merge_index().unwrap();
+        }
+    }
+    let mut walks = [guest.iter(), guest.iter().oldest_first()];
+    let mut seen = walks.each_mut().map(|walk| {
+        walk.by_ref().take(70).map(|entry| entry.unwrap().0.to_string()).collect::<Vec<_>>()
+    });
+    host.kill();
+    for (walk, seen) in walks.into_iter().zip(&mut seen) {
+        seen.extend(walk.map(|entry| entry.unwrap().0.to_string()));
+        seen.sort();
+        let mut all: Vec<_> = (0..400).map(|n| n.to_string()).collect();
+        all.sort();
+        assert_eq!(*seen, all);
+    }
+    assert!(guest.stats().hosting.unwrap().is_here);
+}
+
+/// A stopped host holds up its guests as a disk that hangs would. They can say which process that is.
+#[test]
+fn a_stopped_host_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Peer::start("peer", dir.path());
+    let guest = open(dir.path());
+    assert_eq!(guest.health(), Health::Writable);
+    let pid = host.process.id();
+    let signal = |what: &str| {
+        let sent = std::process::Command::new("kill").args([what, &pid.to_string()]).status();
+        assert!(sent.unwrap().success());
+    };
+    signal("-STOP");
+    // It may answer until the signal has arrived.
+    let named = loop {
+        if let Health::Silent { process, .. } = guest.health() {
+            break process;
+        }
+    };
+    assert_eq!(named, pid);
+    let hosting = guest.stats().hosting.unwrap();
+    assert!(hosting.process == pid && hosting.silent_since.is_some(), "{hosting:?}");
+    signal("-CONT");
+    // The answers to what was asked before come first.
+    while guest.health() != Health::Writable {}
+    assert!(guest.mark("k").unwrap().is_first());
+    assert_eq!(guest.stats().hosting.unwrap().silent_since, None);
 }

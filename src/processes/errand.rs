@@ -1,0 +1,61 @@
+//! What the host of a store does on the whole store for a guest, and a guest by itself once it hosts the store. A thread of its
+//! own calls it: the engine may work for minutes.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::frame::{ErrandReply, HostErrand, put_bytes};
+use crate::admin::{Estimate, Gathering, Health, KeyPage, Stats, Verification};
+use crate::backend::Shared;
+use crate::{Error, Result};
+
+/// Whether it takes no longer than a call that writes nothing.
+pub(super) fn is_quick(what: &HostErrand) -> bool {
+    matches!(what, HostErrand::Health { .. })
+}
+
+/// Does it in this process, which hosts the store. `most`: the longest answer that arrives.
+pub(crate) fn run_errand(
+    shared: &Arc<Shared>,
+    what: HostErrand,
+    most: usize,
+) -> Result<ErrandReply> {
+    let engine = shared.embedded()?;
+    Ok(match what {
+        HostErrand::Sync => {
+            shared.sync()?;
+            ErrandReply::Done
+        }
+        HostErrand::Stats => ErrandReply::Stats(Box::new(Stats::of(engine))),
+        HostErrand::Health { reserve_bytes } => {
+            ErrandReply::Health(Health::of(engine, reserve_bytes))
+        }
+        HostErrand::Estimate => ErrandReply::Estimate(Estimate::of(engine)?),
+        HostErrand::Verify => {
+            let mut goes_on = |_: &Verification| ControlFlow::Continue(());
+            let found = Verification::default();
+            let mut gathering = Gathering { found, progress: &mut goes_on };
+            engine.verify(&mut gathering)?;
+            ErrandReply::Verified(gathering.found)
+        }
+        HostErrand::Compact { budget } => {
+            ErrandReply::Compacted(engine.compaction().compact(budget)?)
+        }
+        HostErrand::Backup { dir } => ErrandReply::BackedUp(engine.backup(&dir)?),
+        HostErrand::RebuildIndex => {
+            engine.mending().rebuild_index()?;
+            ErrandReply::Done
+        }
+        HostErrand::MergeIndex => {
+            engine.merges().merge_index()?;
+            ErrandReply::Done
+        }
+        HostErrand::Spaces { parent } => ErrandReply::Names(engine.names_in(parent)?),
+        HostErrand::List(listing) => {
+            ErrandReply::Page(KeyPage::read(shared, listing, &put_bytes, most)?)
+        }
+        HostErrand::Reopen => {
+            return Err(Error::invalid("no process does this for another"));
+        }
+    })
+}
