@@ -582,7 +582,8 @@ impl Asks for Renewing {
             conditions: Conditions { lease_ms, extras, ..Conditions::default() },
             ..Writing::default()
         };
-        with(&inner.key, Call::Renew(inner.token), &writing)
+        let call = Call::Renew { token: inner.token, attached: inner.is_attached };
+        with(&inner.key, call, &writing)
     }
 }
 

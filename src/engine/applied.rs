@@ -63,7 +63,7 @@ impl Applied {
             Call::Attach(_)
             | Call::BeginStep(_)
             | Call::Announce(_)
-            | Call::Renew(_)
+            | Call::Renew { .. }
             | Call::RenewQuestion(_) => self.answer == Answer::Done,
             _ => self.claimed.is_some() || self.answer == Answer::Asked,
         };

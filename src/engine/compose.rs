@@ -299,7 +299,7 @@ mod tests {
             Call::Abort,
             Call::Park,
             Call::Interrupt,
-            Call::Renew,
+            |token| Call::Renew { token, attached: false },
             Call::ForgetClaimed,
             Call::Withdraw,
             Call::Progress,

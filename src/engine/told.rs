@@ -117,7 +117,7 @@ fn call_name(lies: Lies, call: Call, writing: &Writing<'_>) -> &'static str {
         Call::Withdraw(_) => "withdraw",
         Call::Park(_) => "hold",
         Call::Interrupt(_) | Call::DropQuestion(_) => "drop",
-        Call::Renew(_) => "renew",
+        Call::Renew { .. } => "renew",
         Call::Progress(_) => "save_progress",
         Call::BeginStep(_) => "begin_step",
         Call::Announce(_) => "announce",
@@ -208,7 +208,7 @@ fn weight(call: Call, answer: Answer) -> Weight {
             | Call::Withdraw(_)
             | Call::Park(_)
             | Call::Interrupt(_)
-            | Call::Renew(_)
+            | Call::Renew { .. }
             | Call::Progress(_)
             | Call::BeginStep(_)
             | Call::Announce(_)
@@ -268,7 +268,7 @@ fn tally(lies: Lies, call: Call, answer: Answer) -> Tally {
         (
             Call::RenewQuestion(_)
             | Call::DropQuestion(_)
-            | Call::Renew(_)
+            | Call::Renew { .. }
             | Call::Progress(_)
             | Call::BeginStep(_)
             | Call::Announce(_)

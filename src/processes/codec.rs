@@ -517,7 +517,7 @@ tagged!(Call {
     11 => Withdraw(token),
     12 => Park(token),
     13 => Interrupt(token),
-    14 => Renew(token),
+    14 => Renew { token, attached },
     15 => Progress(token),
     16 => BeginStep(token),
     17 => Announce(token),

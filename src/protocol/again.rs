@@ -41,7 +41,7 @@ impl Repeated {
             | Call::DropQuestion(_)
             | Call::Withdraw(_)
             | Call::Interrupt(_)
-            | Call::Renew(_)
+            | Call::Renew { .. }
             | Call::Progress(_)
             | Call::BeginStep(_)
             | Call::Announce(_)

@@ -41,7 +41,13 @@ pub enum Call {
     /// Ends the claim without an outcome, because its guard was dropped: the attempt is interrupted.
     Interrupt(Token),
     /// The owner renews its lease.
-    Renew(Token),
+    Renew {
+        /// The claim's.
+        token: Token,
+        /// The owner got the claim by a ticket: its lease is stored. One that was granted the claim has handed it over once a
+        /// lease is stored.
+        attached: bool,
+    },
     /// The owner saves its progress.
     Progress(Token),
     /// The owner begins a step whose beginning is not recorded.
@@ -87,7 +93,7 @@ impl Call {
             | Call::Withdraw(token)
             | Call::Park(token)
             | Call::Interrupt(token)
-            | Call::Renew(token)
+            | Call::Renew { token, .. }
             | Call::Progress(token)
             | Call::BeginStep(token)
             | Call::Announce(token)
@@ -115,7 +121,7 @@ impl Call {
     /// The token of the claim that the call ends or hands over: its caller has no claim any more, even if it is refused.
     pub(crate) fn ends(self) -> Option<Token> {
         match self {
-            Call::Renew(_)
+            Call::Renew { .. }
             | Call::Progress(_)
             | Call::BeginStep(_)
             | Call::Announce(_)
@@ -143,7 +149,7 @@ impl Call {
             | Call::Abort(_)
             | Call::Withdraw(_)
             | Call::Interrupt(_)
-            | Call::Renew(_)
+            | Call::Renew { .. }
             | Call::Progress(_)
             | Call::BeginStep(_)
             | Call::Announce(_)
@@ -172,7 +178,7 @@ impl Call {
 
     /// Whether it says for how long the claim lasts from now on, in its conditions.
     pub(crate) fn names_lease(self) -> bool {
-        matches!(self, Call::Detach(_) | Call::Renew(_))
+        matches!(self, Call::Detach(_) | Call::Renew { .. })
     }
 
     /// Whether it is about a question, which only memory knows.

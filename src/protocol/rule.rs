@@ -128,7 +128,7 @@ pub(super) fn rule<'a>(
         Call::Withdraw(token) => ending(state, token, |state| aborted(state, 1)),
         Call::Park(token) => ending(state, token, |state| Change::Moved(state, Phase::Held)),
         Call::Interrupt(token) => interrupt(state, presence, token),
-        Call::Renew(token) => renew(state, presence, token),
+        Call::Renew { token, attached } => renew(state, presence, token, attached),
         Call::Progress(token) => {
             noting(state, presence, token, |state, phase| done(Change::Progressed(state, phase)))
         }
@@ -371,13 +371,23 @@ pub(super) fn attach(state: Option<&KeyState>, presence: Presence, token: Token)
     }
 }
 
-pub(super) fn renew(state: Option<&KeyState>, presence: Presence, token: Token) -> Ruling<'_> {
+/// What an owner that handed its claim over sent before, or one that was attached and left, doesn't touch the lease that was
+/// stored since.
+pub(super) fn renew(
+    state: Option<&KeyState>,
+    presence: Presence,
+    token: Token,
+    attached: bool,
+) -> Ruling<'_> {
     match state {
         Some(state) if state.token == token => match phase_shown(state, presence) {
-            // The lease of a detached claim is stored.
-            Phase::Claimed if state.detached().is_some() => {
-                let stays = if presence == Presence::Owner { presence } else { Presence::Nobody };
-                done(Change::Leased(state, stays))
+            Phase::Claimed | Phase::Interrupted if state.detached().is_some() && !attached => {
+                told(Answer::Lost)
+            }
+            Phase::Claimed if presence == Presence::Detached => told(Answer::Lost),
+            // The lease of an attached claim is stored, also once a record says that it had passed.
+            Phase::Claimed | Phase::Interrupted if attached => {
+                done(Change::Leased(state, Presence::Owner))
             }
             Phase::Claimed => done(Change::Renewed),
             Phase::Interrupted => done(Change::Moved(state, Phase::Claimed)),

@@ -627,7 +627,7 @@ fn every_claim(state: Option<&KeyState>) -> Vec<Asked> {
 /// Calls that name a token, and the page's answer when it is another one.
 type ByToken = (&'static str, fn(Token) -> Call, bool);
 
-const BY_TOKEN: [ByToken; 19] = [
+const BY_TOKEN: [ByToken; 20] = [
     ("take_over", Call::TakeOver, true),
     ("not_applied", Call::NotApplied, true),
     ("hold", Call::Hold, true),
@@ -636,7 +636,8 @@ const BY_TOKEN: [ByToken; 19] = [
     ("abort", Call::Abort, true),
     ("withdraw", Call::Withdraw, true),
     ("park", Call::Park, true),
-    ("renew", Call::Renew, true),
+    ("renew", |token| Call::Renew { token, attached: false }, true),
+    ("renew, attached", |token| Call::Renew { token, attached: true }, true),
     ("save_progress", Call::Progress, true),
     ("begin_step", Call::BeginStep, true),
     ("announce", Call::Announce, true),
@@ -717,7 +718,7 @@ fn every_call(
             let is_full = announced == ANNOUNCED_MAX;
             rows.extend((row == "announce" && is_full).then_some("announce, too many"));
             let is_detached = state.is_some_and(|state| state.detached().is_some());
-            rows.extend((row == "renew" && is_detached).then_some("renew, attached"));
+            rows.extend((row == "renew" && is_detached).then_some("renew, handed over"));
             let left = "the owner ends without an outcome";
             let attached = "the owner ends without an outcome, attached";
             rows.extend((row == left && is_detached).then_some(attached));
@@ -843,7 +844,7 @@ fn base(call: Call) -> &'static str {
         Call::Withdraw(_) => "withdraw",
         Call::Park(_) => "park",
         Call::Interrupt(_) => "the owner ends without an outcome",
-        Call::Renew(_) => "renew",
+        Call::Renew { .. } => "renew",
         Call::Progress(_) => "save_progress",
         Call::BeginStep(_) => "begin_step",
         Call::Announce(_) => "announce",

@@ -732,19 +732,16 @@ fn send_all<I: KeyCall + Send + 'static>(
     let underway = shared.send_many(sent.0.iter().flatten(), entering);
     let shared = Arc::clone(shared);
     Pending::new(underway, move |told| {
+        // Before an error of all of them: their endings don't go on, so each lets its claim go.
         let mut items = std::mem::take(&mut sent.0);
-        let (told, failed) = match told {
-            Ok(told) => (told, None),
-            // Each is told, so that a claim that it holds is let go.
-            Err(e) => (items.iter().flatten().map(|_| Err(e.again())).collect(), Some(e)),
-        };
+        let told = told?;
         if let Some(entered) = entered {
             let placed = items.into_iter().map(|item| item.map(|item| has_entered(item, &entered)));
             items = placed.collect();
         }
         let mut answers = answered(&shared, items, told);
         refused_whole(&mut answers)?;
-        failed.map_or(Ok(answers), Err)
+        Ok(answers)
     })
 }
 

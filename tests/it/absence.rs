@@ -19,23 +19,31 @@ fn absence_by_a_forget_is_shown_only_once_the_forget_is_durable() {
         let forget = scope.spawn(|| store.forget("k"));
         assert!(gate.wait_arrived(Duration::from_secs(10)));
         let (told, answers) = mpsc::channel();
-        for call in 0..3 {
+        for call in 0..5 {
             let (told, store) = (told.clone(), store.clone());
             scope.spawn(move || {
                 let quick = Operation::new("k").claim_durability(Durability::Flush);
                 match call {
                     0 => assert!(store.get("other").unwrap().is_none()),
                     1 => assert!(!store.forget("other").unwrap()),
+                    2 => assert!(!store.forget_many(["other"]).unwrap().remove(0).unwrap()),
+                    3 => {
+                        let mut batch = store.batch();
+                        batch.forget("other");
+                        let told = batch.commit_async().wait().unwrap();
+                        assert!(matches!(told.forgotten.as_slice(), [Ok(false)]));
+                    }
                     _ => assert!(matches!(store.claim(quick).unwrap(), Claim::Acquired(_))),
                 }
                 told.send(()).unwrap();
             });
         }
-        assert!(answers.recv_timeout(Duration::from_millis(100)).is_err(), "shown too early");
-        assert!(sim.after(SimCrash::NONE).open().unwrap().get("k").unwrap().is_some());
+        let is_early = answers.recv_timeout(Duration::from_millis(100)).is_ok();
+        let after = sim.after(SimCrash::NONE).open().unwrap().get("k").unwrap();
         gate.open();
+        assert!(!is_early && after.is_some(), "shown too early");
         assert!(forget.join().unwrap().unwrap());
-        (0..3).for_each(|_| answers.recv().unwrap());
+        (0..5).for_each(|_| answers.recv().unwrap());
     });
 }
 

@@ -904,24 +904,40 @@ fn a_late_guard_that_is_dropped_reads_nothing() {
 /// A thread of the store tried to place the ending, and had no space for it. Nobody takes the error, nor the guard in it.
 #[test]
 fn an_ending_that_is_refused_and_dropped_interrupts_the_claim() {
-    let sim = Sim::small(1);
-    let store = sim.open_existing_or_new();
-    let Claim::Acquired(claim) = store.claim(Operation::new("k").reserve_bytes(0)).unwrap() else {
-        panic!()
-    };
-    sim.set_disk_bytes_max(sim.disk_bytes());
-    let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
-    assert_eq!(full.kind(), ErrorKind::StorageFull);
-    let mut ending = claim.complete_async(&vec![7_u8; 12 << 10]);
+    for is_batch in [false, true] {
+        let sim = Sim::small(1);
+        let store = sim.open_existing_or_new();
+        let op = Operation::new("k").reserve_bytes(0);
+        let Claim::Acquired(claim) = store.claim(op).unwrap() else { panic!() };
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
+        assert_eq!(full.kind(), ErrorKind::StorageFull);
+        let value = vec![7_u8; 12 << 10];
+        match is_batch {
+            false => is_refused_and_dropped(claim.complete_async(&value), Result::is_err),
+            true => {
+                let ends = [(claim, Outcome::success(&value))];
+                type Told = onlyonce::Result<Vec<onlyonce::Result<()>>>;
+                let refused = |told: &Told| told.as_ref().unwrap()[0].is_err();
+                is_refused_and_dropped(store.complete_many_async(ends), refused);
+            }
+        }
+        becomes(&store, "k", |state| matches!(state, Some(State::Interrupted(_))));
+        assert_eq!(store.stats().in_flight, 0);
+    }
+}
+
+/// Polls it once, waits until it is woken, and drops it.
+fn is_refused_and_dropped<T>(
+    mut ending: Pending<T>,
+    is_refused: impl Fn(&onlyonce::Result<T>) -> bool,
+) {
     let (woken, waker) = woken();
     match Pin::new(&mut ending).poll(&mut Context::from_waker(&waker)) {
         Poll::Pending => woken.recv_timeout(MINUTE).unwrap(),
         // The thread that found no space was done before the poll was: its error has the guard.
-        Poll::Ready(told) => assert_eq!(told.unwrap_err().kind(), ErrorKind::StorageFull),
+        Poll::Ready(told) => assert!(is_refused(&told)),
     }
-    drop(ending);
-    becomes(&store, "k", |state| matches!(state, Some(State::Interrupted(_))));
-    assert_eq!(store.stats().in_flight, 0);
 }
 
 /// A waker that tells a channel.

@@ -188,7 +188,7 @@ fn a_namespace_is_no_backend() {
 fn a_call_that_names_no_lease_is_refused() {
     let store = Sim::new(1).open().unwrap();
     let token = granted(&store, "k");
-    for call in [Call::Detach(token), Call::Renew(token)] {
+    for call in [Call::Detach(token), Call::Renew { token, attached: false }] {
         let error = store.send(request("k", call)).wait().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
         assert!(matches!(store.get("k").unwrap(), Some(State::InProgress(_))));

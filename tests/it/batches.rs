@@ -288,6 +288,32 @@ fn a_failed_sync_grants_nothing_and_leaves_every_ending_undecided() {
     }
 }
 
+/// The endings were refused as a whole, and nothing said so to the claims: their guards were gone, and each still read live.
+#[test]
+fn endings_that_a_poisoned_store_refuses_end_their_claims() {
+    for is_mixed in [false, true] {
+        let sim = Sim::small(1);
+        let store = sim.open().unwrap();
+        let guards = granted(store.claim_many(["a", "b"]).unwrap());
+        let handles: Vec<_> = guards.iter().map(|guard| guard.handle()).collect();
+        sim.fail_sync(0, DiskFault::Io);
+        assert_eq!(store.mark("lost").unwrap_err().kind(), ErrorKind::Indeterminate);
+        let refused = match is_mixed {
+            false => store.complete_many_async(ends(guards)).wait().map(|_| ()),
+            true => {
+                let mut batch = store.batch();
+                for guard in guards {
+                    batch.complete(guard, "v");
+                }
+                batch.commit_async().wait().map(|_| ())
+            }
+        };
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Poisoned);
+        assert!(!handles.iter().any(|handle| handle.is_live()), "{is_mixed}");
+        assert_eq!(store.stats().in_flight, 0, "{is_mixed}");
+    }
+}
+
 #[test]
 fn claims_of_a_batch_that_a_close_meets_are_interrupted() {
     let sim = Sim::small(1);

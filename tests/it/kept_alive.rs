@@ -1,12 +1,12 @@
 //! Claims that are renewed in the background: how long they last, who is told, and what that costs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use onlyonce::backend::{Ask, Backend, Call, InFlight, Request, Sent};
+use onlyonce::backend::{Ask, Backend, Call, InFlight, Reply, Request, Sent};
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, ClaimGuard, ErrorKind, Operation, Pending, Policy, Result, State, Store};
 
@@ -215,7 +215,7 @@ struct Renewals {
 
 impl Backend for Renewals {
     fn send(&self, request: Request) -> Box<dyn Sent> {
-        if matches!(request.ask, Ask::Call(Call::Renew(_), _)) {
+        if matches!(request.ask, Ask::Call(Call::Renew { .. }, _)) {
             let _ = self.tell.send(());
         }
         self.store.send(request)
@@ -238,6 +238,144 @@ impl Backend for Renewals {
     fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
         Backend::close(&self.store, deadline)
     }
+}
+
+/// Renewals come to the store once they are let go on, or are refused for lack of space.
+struct Slow {
+    store: Store,
+    held: Arc<AtomicBool>,
+    refused: Arc<AtomicU64>,
+}
+
+impl Slow {
+    fn open(sim: &Sim) -> (Store, Arc<AtomicBool>, Arc<AtomicU64>) {
+        let (held, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let slow = Slow {
+            store: sim.open().unwrap(),
+            held: Arc::clone(&held),
+            refused: Arc::clone(&refused),
+        };
+        (Store::with_backend(slow, Policy::new()), held, refused)
+    }
+}
+
+/// A renewal that is on its way.
+struct Late {
+    store: Store,
+    request: Option<Request>,
+    held: Arc<AtomicBool>,
+    sent: Option<Box<dyn Sent>>,
+}
+
+impl Late {
+    /// `None`: it is still on its way.
+    fn arrived(&mut self) -> Option<&mut Box<dyn Sent>> {
+        if !self.held.load(Ordering::SeqCst) {
+            if let Some(request) = self.request.take() {
+                self.sent = Some(self.store.send(request));
+            }
+        }
+        self.sent.as_mut()
+    }
+}
+
+impl Sent for Late {
+    fn wait(mut self: Box<Self>) -> Result<Reply> {
+        self.arrived().expect("it is let go on before anybody waits");
+        self.sent.take().unwrap().wait()
+    }
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>> {
+        self.arrived().map_or(Poll::Pending, |sent| sent.poll(context))
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.arrived();
+    }
+}
+
+/// There is no space.
+struct Full;
+
+impl Sent for Full {
+    fn wait(self: Box<Self>) -> Result<Reply> {
+        Err(onlyonce::Error::with_kind(ErrorKind::StorageFull, "no space"))
+    }
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<Result<Reply>> {
+        Poll::Ready(Err(onlyonce::Error::with_kind(ErrorKind::StorageFull, "no space")))
+    }
+}
+
+impl Backend for Slow {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        let is_renewal = matches!(request.ask, Ask::Call(Call::Renew { .. }, _));
+        let (store, held) = (self.store.clone(), Arc::clone(&self.held));
+        let refuses = |left: u64| left.checked_sub(1);
+        match is_renewal {
+            true if self
+                .refused
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuses)
+                .is_ok() =>
+            {
+                Box::new(Full)
+            }
+            true => Box::new(Late { store, request: Some(request), held, sent: None }),
+            false => store.send(request),
+        }
+    }
+    fn result_bytes_max(&self) -> u32 {
+        self.store.result_bytes_max()
+    }
+    fn secret(&self) -> [u8; 32] {
+        self.store.secret()
+    }
+    fn check(&self) -> Result<()> {
+        self.store.check()
+    }
+    fn sync(&self) -> Result<()> {
+        Backend::sync(&self.store)
+    }
+    fn drain(&self) {
+        self.store.drain();
+    }
+    fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
+        Backend::close(&self.store, deadline)
+    }
+}
+
+/// A guard was dropped while a renewal was on its way: that came to an interrupted key, and made it a claim that nobody could end.
+#[test]
+fn a_renewal_that_comes_after_the_guard_s_drop_leaves_no_claim_behind() {
+    for is_dropped in [false, true] {
+        let (store, held, _) = Slow::open(&Sim::new(1));
+        let claim = leased(&store, "k", 10 * SECOND);
+        held.store(true, Ordering::SeqCst);
+        let renewal = claim.handle().renew_async(10 * SECOND);
+        drop(claim);
+        assert!(matches!(store.get("k").unwrap(), Some(State::Interrupted(_))));
+        held.store(false, Ordering::SeqCst);
+        match is_dropped {
+            true => drop(renewal),
+            false => assert_eq!(renewal.wait().unwrap_err().kind(), ErrorKind::ClaimLost),
+        }
+        let state = store.get("k").unwrap();
+        assert!(matches!(state, Some(State::Interrupted(_))), "{is_dropped}: {state:?}");
+    }
+}
+
+/// The disk was full for a moment: the claim lapsed, though most of its lease was left.
+#[test]
+fn a_claim_is_kept_alive_though_a_renewal_finds_no_space() {
+    let (store, _, refused) = Slow::open(&Sim::new(1));
+    refused.store(3, Ordering::SeqCst);
+    let claim = leased(&store, "k", Duration::from_millis(400));
+    claim.keep_alive(3600 * SECOND).unwrap();
+    let mut ended = claim.ended();
+    assert!(ended.wait_timeout(2 * SECOND).is_none(), "it has ended");
+    assert_eq!(refused.load(Ordering::SeqCst), 0, "three renewals were refused");
+    assert!(claim.is_live());
+    assert!(matches!(store.get("k").unwrap(), Some(State::InProgress(_))));
 }
 
 /// There a thread of the store keeps the time, by the real clock.

@@ -189,6 +189,55 @@ fn a_claim_is_renewed_by_nobody_once_its_detach_is_sent() {
     attached.complete("done").unwrap();
 }
 
+/// A claim was attached, its lease passed, and another call recorded that: the renewal after it was in memory only, and the drop
+/// of the guard interrupted a claim whose ticket was still out.
+#[test]
+fn an_attached_claim_is_renewed_in_the_log_however_late() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let ticket = acquired(store.claim("k").unwrap()).detach(SECOND).unwrap();
+    let claim = store.attach(&ticket).unwrap();
+    sim.advance(2 * SECOND);
+    drop(interrupted(&store, "k"));
+    claim.renew(HOUR).unwrap();
+    drop(claim);
+    let Some(State::InProgress(seen)) = store.get("k").unwrap() else { panic!() };
+    assert!(seen.is_detached());
+    sim.kill();
+    drop(store);
+    let store = sim.open().unwrap();
+    store.attach(&ticket).unwrap().complete("done").unwrap();
+}
+
+/// Each renewal of an attached claim is a record: one that reserved anew each time would soon have no space.
+#[test]
+fn an_attached_claim_reserves_once() {
+    let sim = Sim::small(1);
+    let store = sim.open_with(Store::builder().result_bytes_max(64 << 10)).unwrap();
+    let op = Operation::new("k").reserve_bytes(16 << 10);
+    let ticket = acquired(store.claim(op).unwrap()).detach(HOUR).unwrap();
+    let policy = Policy::new().reserve_bytes(16 << 10);
+    let claim = store.with_policy(policy).attach(&ticket).unwrap();
+    sim.set_disk_bytes_max(sim.disk_bytes() + (256 << 10));
+    (0..100).for_each(|_| claim.renew(HOUR).unwrap());
+    claim.complete(&vec![7_u8; 16 << 10]).unwrap();
+}
+
+/// Its progress goes with the record of its ending, so it has to be reserved for as well.
+#[test]
+fn an_attached_claim_has_space_for_its_progress() {
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let claim = acquired(store.claim(Operation::new("k").reserve_bytes(0)).unwrap());
+    claim.save_progress(&vec![7_u8; 12 << 10]).unwrap();
+    let ticket = claim.detach(HOUR).unwrap();
+    let claim = store.attach(&ticket).unwrap();
+    sim.set_disk_bytes_max(sim.disk_bytes());
+    let full = (0..100_000_u64).find_map(|n| store.mark(n).err()).expect("a full disk");
+    assert_eq!(full.kind(), ErrorKind::StorageFull);
+    claim.hold("a person has to look").unwrap();
+}
+
 /// What is refused leaves the claim to its guard, as live as before.
 #[test]
 fn a_claim_that_was_not_detached_is_its_guard_s() {

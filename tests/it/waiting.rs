@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use onlyonce::testing::Sim;
 use onlyonce::{
-    Abort, Claim, ClaimGuard, ErrorKind, Operation, Pending, Resolution, Result, State, Store,
+    Abort, Claim, ClaimGuard, ErrorKind, Operation, Pending, Policy, Resolution, Result, State,
+    Store,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -420,4 +421,19 @@ fn an_undelivered_grant_counts_for_no_limit() {
     assert_eq!(guard.attempt(), 2);
     guard.abort("busy").unwrap();
     assert!(matches!(store.claim(op()).unwrap(), Claim::Held(_)));
+}
+
+/// A call came upon a lease that had passed, and recorded that the attempt is interrupted. Nobody who waited was told.
+#[test]
+fn waiters_are_woken_by_the_record_of_a_lapse() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let late = acquired(&store.with_policy(Policy::new().lease(SECOND)), "k");
+    let mut tasks = [(); 2].map(|()| Task::new(store.claim_wait_async("k", 60 * MINUTE)));
+    sim.advance(2 * SECOND);
+    assert!(!tasks.iter().any(Task::is_woken), "nobody keeps the time here");
+    assert!(matches!(store.mark("k").unwrap(), onlyonce::Mark::Interrupted(_)));
+    assert!(tasks[0].is_woken());
+    let Some(Ok(Claim::Interrupted(question))) = tasks[0].poll() else { panic!() };
+    drop((question, late));
 }

@@ -1473,8 +1473,28 @@ pub(super) const CASES: &[(&str, &str)] = &[
         save g late => lost
         renew g 100 => yes
         take_over q => lost
-        claim k => in progress 1
+        claim k => detached in progress 1
+        drop g => yes
+        claim k => detached in progress 1
+        restart
+        wait 99
+        claim k => detached in progress 1
+        attach g => yes
         complete g v => yes",
+    ),
+    (
+        "a ticket that is attached after its lease has a stored lease again once it is renewed",
+        "
+        claim k as g => granted 1
+        detach g 100 => yes
+        wait 100
+        attach g => yes
+        renew g 100 => yes
+        claim k => detached in progress 1
+        drop g => yes
+        claim k => detached in progress 1
+        wait 100
+        claim k => asked 1",
     ),
     (
         "an operator interrupts a detached claim, and its ticket no longer counts",

@@ -450,7 +450,7 @@ impl Everything {
             Asked::Attach(token) => Call::Attach { token: token.get() },
             Asked::Revoke(seen) => Call::Revoke { seen: Some(seen.get()) },
             Asked::Interrupt(token) => Call::Drop { token: token.get(), aborts: false, ask },
-            Asked::Renew(token) => {
+            Asked::Renew { token, .. } => {
                 let lease = terms.lease_millis.ok_or_else(|| Error::invalid("no lease"))?;
                 Call::Renew { token: token.get(), lease, ask }
             }

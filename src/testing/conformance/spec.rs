@@ -471,8 +471,9 @@ pub fn call(slot: &mut Option<Key>, now: Now, call: &Call, fresh: Option<u64>) -
         }
         Call::Renew { token, lease, ask } => match open(slot, *token) {
             Some(key) if key.is == Is::Held => Told::IsHeld,
-            Some(key) if key.on_it == OnIt::Attached => {
+            Some(key) if key.by_ticket => {
                 key.detached = Some(now.after(*lease));
+                key.on_it = OnIt::Attached;
                 key.level = ask.claim_level;
                 Told::Yes
             }
