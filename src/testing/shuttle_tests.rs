@@ -21,7 +21,7 @@ use super::told::Testimony;
 use crate::log::Room;
 use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault, Hold};
 use crate::storage::fork;
-use crate::{Durability, Error, ErrorKind, Operation, Store};
+use crate::{Claim, ClaimGuard, Durability, Error, ErrorKind, Operation, Store};
 
 /// Few, so that threads and opens contend for them.
 const KEYS: u64 = 3;
@@ -303,6 +303,39 @@ fn held_beyond_a_close(seen: &Arc<Seen>) {
     drop(world.end_of_it());
 }
 
+/// Claims that wait for their key sleep without a deadline here. Whatever an owner does with the key, each of them is woken, however
+/// late it went to sleep, and gets its turn.
+fn claims_wait(seen: &Arc<Seen>) {
+    count(&seen.schedules, 1);
+    let sim = Sim::small(1);
+    let store = sim.open().unwrap();
+    let Claim::Acquired(first) = store.claim("k").unwrap() else { panic!("the key is new") };
+    let waiting = [0; 2].map(|_| {
+        let (store, seen) = (store.clone(), Arc::clone(seen));
+        thread::spawn(move || {
+            let granted = match store.claim_wait("k", Duration::from_secs(3600)).unwrap() {
+                Claim::Acquired(claim) => claim,
+                Claim::Interrupted(question) => question.take_over().unwrap(),
+                Claim::Completed(_) => return count(&seen.completed, 1),
+                other => panic!("{other}"),
+            };
+            count(&seen.granted, 1);
+            end(granted);
+        })
+    });
+    end(first);
+    waiting.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// As the schedule has it.
+fn end(claim: ClaimGuard) {
+    match roll(3) {
+        0 => claim.complete("done").unwrap(),
+        1 => claim.abort("nothing was done").unwrap(),
+        _ => drop(claim),
+    }
+}
+
 fn run(
     name: &str,
     scheduler: impl Scheduler + 'static,
@@ -433,4 +466,17 @@ fn shuttle_forks_during_everything_and_a_close() {
     let seen = run("random", RandomScheduler::new_from_seed(SEED, few), FORKS, Trouble::Fails);
     assert!(seen.forked.load(Ordering::Relaxed) > 0);
     run("PCT", PctScheduler::new_from_seed(SEED, DEPTH, few), FORKS, Trouble::Fails);
+}
+
+#[test]
+fn shuttle_claims_that_wait_for_their_key() {
+    let few = schedules(500);
+    for seen in [
+        explore("random", RandomScheduler::new_from_seed(SEED, few), claims_wait),
+        explore("PCT", PctScheduler::new_from_seed(SEED, DEPTH, few), claims_wait),
+    ] {
+        let [granted, replayed] =
+            [&seen.granted, &seen.completed].map(|one| one.load(Ordering::Relaxed));
+        assert!(granted > 0 && replayed > 0);
+    }
 }
