@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use crate::ErrorKind;
+use crate::backend::Embedded;
 use crate::claim::{reserve, shown};
 use crate::engine::Engine;
 use crate::types::WallMillis;
@@ -10,7 +11,7 @@ use crate::{Error, limits};
 
 /// Whether a store accepts writes. See [`Store::health`](crate::Store::health).
 ///
-/// Raise an alarm for any value except `Writable`, because claims are then refused. `Full` and `WaitsForSpace` end as
+/// Raise an alarm if it isn't [`is_writable`](Self::is_writable), because claims are then refused. `Full` and `WaitsForSpace` end as
 /// soon as there is space; `Poisoned` ends when the store is reopened. [`Stats::background_error`](super::Stats::background_error) is set earlier,
 /// because the space that is prepared ahead lasts for a while.
 ///
@@ -36,6 +37,12 @@ use crate::{Error, limits};
 pub enum Health {
     /// The store accepts writes.
     Writable,
+    /// The store accepts writes. It was opened with [`shared`](crate::StoreBuilder::shared), but this process can't listen for others,
+    /// which are refused as `Locked` while this one has the store open.
+    Alone {
+        /// Why it can't.
+        cause: String,
+    },
     /// A write or sync failed. Results are still replayed, but nothing is written until the store is reopened.
     Poisoned {
         /// What failed, and where.
@@ -72,7 +79,8 @@ pub enum Health {
 
 impl Health {
     /// Judges a claim that reserves so many bytes.
-    pub(crate) fn of(engine: &Engine, reserve_bytes: u32) -> Self {
+    pub(crate) fn of(embedded: &Embedded, reserve_bytes: u32) -> Self {
+        let engine: &Engine = embedded;
         // First: in a fork, a lock that another thread of the parent held is never released.
         if engine.is_foreign() {
             return Health::Forked;
@@ -87,7 +95,10 @@ impl Health {
                 Some((since, cause)) => {
                     Health::Full { since: shown(since), cause: cause.to_string() }
                 }
-                None => Health::Writable,
+                None => match embedded.serves_nobody() {
+                    Some(cause) => Health::Alone { cause },
+                    None => Health::Writable,
+                },
             },
         }
     }
@@ -108,7 +119,7 @@ impl Health {
         let full =
             |cause: &str| Err(Error::new(ErrorKind::StorageFull, cause).at(engine.log.dir()));
         match self {
-            Health::Writable => Ok(()),
+            Health::Writable | Health::Alone { .. } => Ok(()),
             Health::Poisoned { .. } => Err(engine.log.poisoned()),
             Health::Closed => Err(engine.log.closed()),
             Health::Forked => Err(engine.log.forked()),
@@ -138,6 +149,6 @@ impl Health {
     /// ```
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        *self == Health::Writable
+        matches!(self, Health::Writable | Health::Alone { .. })
     }
 }

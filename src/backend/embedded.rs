@@ -15,13 +15,21 @@ pub(crate) struct Embedded {
     pub(super) serving: Arc<Serving>,
     /// What a close does before it lets nothing in any more: other processes are sent away.
     parts: Mutex<Option<Parting>>,
-    /// `None`: it serves no other process.
-    guests: Arc<Mutex<Option<ServedGuests>>>,
+    sharing: Arc<Mutex<Sharing>>,
     /// Its handles don't count: dropping it closes nothing.
     is_view: bool,
 }
 
 type Parting = Box<dyn FnOnce() + Send>;
+
+/// Whether other processes can share a store.
+enum Sharing {
+    /// It was opened for this process alone.
+    No,
+    /// It was to be shared, and this process can't listen. Why.
+    CanNot(String),
+    Served(ServedGuests),
+}
 
 /// The other processes that a store serves.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +47,7 @@ impl Embedded {
             threads: Arc::new(Mutex::new(Vec::new())),
             serving,
             parts: Mutex::new(None),
-            guests: Arc::new(Mutex::new(None)),
+            sharing: Arc::new(Mutex::new(Sharing::No)),
             is_view: false,
         }
     }
@@ -58,7 +66,7 @@ impl Embedded {
             threads: Arc::clone(&self.threads),
             serving: Arc::clone(&self.serving),
             parts: Mutex::new(None),
-            guests: Arc::clone(&self.guests),
+            sharing: Arc::clone(&self.sharing),
             is_view: true,
         }
     }
@@ -70,11 +78,27 @@ impl Embedded {
 
     /// The guests that it serves; `None`: it takes none.
     pub(crate) fn guests(&self) -> Option<ServedGuests> {
-        *self.guests.lock()
+        match &*self.sharing.lock() {
+            Sharing::Served(guests) => Some(*guests),
+            Sharing::No | Sharing::CanNot(_) => None,
+        }
     }
 
     pub(crate) fn set_guests(&self, guests: ServedGuests) {
-        *self.guests.lock() = Some(guests);
+        *self.sharing.lock() = Sharing::Served(guests);
+    }
+
+    /// Other processes can't share this store, though they should.
+    pub(crate) fn serve_nobody(&self, why: &Error) {
+        *self.sharing.lock() = Sharing::CanNot(why.to_string());
+    }
+
+    /// Why other processes can't share this store, though they should.
+    pub(crate) fn serves_nobody(&self) -> Option<String> {
+        match &*self.sharing.lock() {
+            Sharing::CanNot(why) => Some(why.clone()),
+            Sharing::No | Sharing::Served(_) => None,
+        }
     }
 
     pub(super) fn engine(&self) -> Arc<Engine> {

@@ -850,7 +850,7 @@ impl Backend for Guest {
         let health = GuestOperator(Arc::clone(&self.core)).health(0);
         let refused = |kind, cause: String| Err(Error::new(kind, cause).at(&self.core.dir));
         match health {
-            Health::Writable => Ok(()),
+            Health::Writable | Health::Alone { .. } => Ok(()),
             Health::Poisoned { cause } => refused(ErrorKind::Poisoned, cause),
             Health::WaitsForSpace => {
                 let cause =

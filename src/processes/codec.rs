@@ -763,6 +763,7 @@ tagged!(Health {
     6 => Forked,
     7 => Refused { cause },
     8 => Silent { process, since },
+    9 => Alone { cause },
 });
 
 travels!(Estimate { live_bytes, dead_bytes, open, held, aborted, completed, failed });

@@ -1,6 +1,7 @@
 //! Opens a store that several processes share: as its host, or as a guest of the process that hosts it.
 //!
-//! Promises: the directory's lock comes first, then the socket, then the recovery, and only then a guest is let in.
+//! Promises: the directory's lock comes first, then the socket, then the recovery, and only then a guest is let in. Where a process
+//! can't listen, it opens the store alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,12 +34,13 @@ pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool
             Err(e) => return Err(e),
         };
         let neighbours = neighbours(dir)?;
-        if let Ok(Some(connection)) = neighbours.connect() {
-            match join(&builder, &seams, dir, neighbours, connection) {
-                Err(e) if e.kind() == ErrorKind::Locked => {}
+        let refused = match neighbours.connect() {
+            Ok(Some(connection)) => match join(&builder, &seams, dir, neighbours, connection) {
+                Err(e) if e.kind() == ErrorKind::Locked => e,
                 joined => return joined,
-            }
-        }
+            },
+            Ok(None) | Err(_) => refused,
+        };
         if nanos() - began >= nanos_most {
             return Err(refused);
         }
@@ -74,9 +76,9 @@ fn neighbours(dir: &Path) -> Result<Arc<dyn Neighbours>> {
 /// Opens the store as its host. `Locked`: another process has it.
 fn host(builder: &StoreBuilder, seams: &Seams, dir: &Path, create: bool) -> Result<Embedded> {
     let began = seams.clock.monotonic_nanos();
-    let (seams, lock) = directory::lock(seams.clone(), dir, create, Duration::ZERO)?;
+    let why = "it takes no guests: it was opened without `shared(true)`, or can't listen here, which its `Store::health` says";
+    let (seams, lock) = directory::lock_or(seams.clone(), dir, create, Duration::ZERO, why)?;
     let neighbours = neighbours(dir)?;
-    // Where it can't listen, the store is opened by this process alone.
     let listener = neighbours.listen();
     let embedded = builder.open_locked(seams, lock, dir, create, began)?;
     let living = neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e))?;
@@ -86,10 +88,20 @@ fn host(builder: &StoreBuilder, seams: &Seams, dir: &Path, create: bool) -> Resu
         false => embedded.keep_tenures(&lives)?,
     };
     embedded.start_upkeep()?;
-    if let Ok(listener) = listener {
-        let view = Arc::new(Shared::Embedded(embedded.view()));
-        let guests = Guests::serve(view, neighbours, listener, kept)?;
-        embedded.at_close(move || guests.stop());
+    let view = Arc::new(Shared::Embedded(embedded.view()));
+    let listener = listener.map_err(|e| Error::io("listening at the socket in", dir, e));
+    match listener.and_then(|listener| Guests::serve(view, neighbours, listener, kept)) {
+        Ok(guests) => embedded.at_close(move || guests.stop()),
+        Err(e) if living.is_empty() => embedded.serve_nobody(&e),
+        // They live, and could never join.
+        Err(e) => {
+            let message = format!(
+                "{} is shared by {} openings that wait for a host, and this process can't be theirs: {e}",
+                dir.display(),
+                living.len()
+            );
+            return Err(Error::new(ErrorKind::Locked, message).at(dir).because(e));
+        }
     }
     Ok(embedded)
 }

@@ -616,3 +616,35 @@ fn a_stopped_host_is_named() {
     assert!(guest.mark("k").unwrap().is_first());
     assert_eq!(guest.stats().hosting.unwrap().silent_since, None);
 }
+
+/// A file in the socket's place. Nothing else is wrong with the store, so it opens, and says why nobody can join.
+#[test]
+fn a_process_that_cannot_listen_opens_the_store_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let socket = dir.path().join("socket");
+    std::fs::write(&socket, "not a socket").unwrap();
+    let alone = open(dir.path());
+    let Health::Alone { cause } = alone.health() else { panic!("{:?}", alone.health()) };
+    assert!(cause.contains("not a socket") && alone.health().is_writable(), "{cause}");
+    assert_eq!(alone.stats().hosting, None);
+    assert!(alone.mark("k").unwrap().is_first());
+    let refused = shared().open_timeout(Duration::ZERO).open(dir.path()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    let own = format!("process {}", std::process::id());
+    let says = refused.to_string();
+    assert!(says.contains(&own) && says.contains("can't listen"), "{says}");
+    drop(alone);
+    std::fs::remove_file(&socket).unwrap();
+    let (host, guest) = (open(dir.path()), open(dir.path()));
+    assert_eq!((host.health(), guest.health()), (Health::Writable, Health::Writable));
+
+    // Guests that live could never join a process that can't listen.
+    let claim = acquired(&guest, "claim");
+    drop(host);
+    std::fs::write(&socket, "not a socket").unwrap();
+    let refused = shared().open_timeout(Duration::ZERO).open(dir.path()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked, "{refused}");
+    std::fs::remove_file(&socket).unwrap();
+    claim.complete("done").unwrap();
+}

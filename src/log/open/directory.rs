@@ -26,13 +26,28 @@ pub(crate) fn lock(
     create: bool,
     timeout: Duration,
 ) -> Result<(Seams, Box<dyn DirLock>)> {
+    let waited = timeout.as_millis();
+    let why = format!(
+        "one process opens a store at a time, and this one has waited for {waited} ms (open_timeout)"
+    );
+    lock_or(seams, dir, create, timeout, &why)
+}
+
+/// The same; `why` goes into the error of a directory that another process has locked.
+pub(crate) fn lock_or(
+    seams: Seams,
+    dir: &Path,
+    create: bool,
+    timeout: Duration,
+    why: &str,
+) -> Result<(Seams, Box<dyn DirLock>)> {
     let TakenDir { lock, storage } = match lock_within(&seams, dir, timeout)? {
         Ok(locked) => locked,
         Err(e) if create && e.kind() == io::ErrorKind::NotFound => {
             create_dirs(&*seams.storage, dir)?;
-            lock_within(&seams, dir, timeout)?.map_err(|e| not_locked(&seams, dir, timeout, e))?
+            lock_within(&seams, dir, timeout)?.map_err(|e| not_locked(&seams, dir, why, e))?
         }
-        Err(e) => return Err(not_locked(&seams, dir, timeout, e)),
+        Err(e) => return Err(not_locked(&seams, dir, why, e)),
     };
     Ok((Seams { storage, ..seams }, lock))
 }
@@ -150,14 +165,10 @@ fn parent_of(dir: &Path) -> PathBuf {
 }
 
 /// Returns the error of a directory that could not be locked, with its cause and the next step.
-fn not_locked(seams: &Seams, dir: &Path, timeout: Duration, error: io::Error) -> Error {
+fn not_locked(seams: &Seams, dir: &Path, why: &str, error: io::Error) -> Error {
     if error.kind() != io::ErrorKind::WouldBlock {
         return not_entered(dir, "locking", error);
     }
-    let waited = timeout.as_millis();
-    let why = format_args!(
-        "one process opens a store at a time, and this one has waited for {waited} ms (open_timeout)"
-    );
     locked_by(seams, dir, why).because(error)
 }
 

@@ -179,6 +179,8 @@ fn health(health: &Health) -> Check {
         word.replace('_', " ") + &cause.map(|cause| format!(": {cause}")).unwrap_or_default();
     let next = match health {
         Health::Writable => return Check::ok("health", message),
+        // No other process can look at the store while this one does, and nothing is wrong with its data.
+        Health::Alone { .. } => return Check::new("health", Level::Warning, message),
         Health::Full { .. } | Health::WaitsForSpace => "free some space: no restart is needed",
         _ => "look at the device, then open the store again",
     };

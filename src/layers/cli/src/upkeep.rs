@@ -114,6 +114,10 @@ impl StatsLine {
 pub(crate) fn health_words(health: &Health) -> (&'static str, Option<String>) {
     match health {
         Health::Writable => ("writable", None),
+        Health::Alone { cause } => ("alone", Some(cause.clone())),
+        Health::Silent { process, .. } => {
+            ("silent", Some(format!("process {process} hosts the store and does not answer")))
+        }
         Health::WaitsForSpace => ("waits_for_space", None),
         Health::Full { cause, .. } => ("full", Some(cause.clone())),
         Health::Poisoned { cause } => ("poisoned", Some(cause.clone())),
