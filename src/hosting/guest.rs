@@ -372,7 +372,13 @@ impl Core {
         };
         match may_host.then(|| (self.host)()) {
             Some(Ok(Some(shared))) => return self.become_host(shared),
-            Some(Err(e)) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Incompatible) => {
+            // No other process can do better; a reader asks no other.
+            Some(Err(e))
+                if matches!(
+                    e.kind(),
+                    ErrorKind::Corrupt | ErrorKind::Incompatible | ErrorKind::Superseded
+                ) =>
+            {
                 let mut state = self.lock();
                 state.role = Role::Over(e);
                 return state.requests.wake_all();

@@ -84,6 +84,20 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
     fn live_on(&mut self) -> io::Result<bool>;
 }
 
+/// A session that owns nothing, so that nobody has to see whether it lives: it has no lock.
+#[derive(Debug)]
+pub(crate) struct Unseen(pub(crate) SessionId);
+
+impl Session for Unseen {
+    fn id(&self) -> SessionId {
+        self.0
+    }
+
+    fn live_on(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
 /// What can be waited for.
 pub(crate) trait Waitable: Send + Sync + fmt::Debug {
     fn readiness(&self) -> Readiness<'_>;

@@ -1,13 +1,13 @@
 //! A store's files, read without the lock and without a write: [`Reader`].
 //!
 //! Promises: nothing is written, created, locked or mapped; an answer counts only if no process had the files open when it was
-//! read ([`AtRest`]). Never: recovers in a way of its own. An engine opens the files as for a [`Store`], over an [`Overlay`],
+//! read ([`AtRest`]), or if it is that of the process that hosts the store. Never: recovers in a way of its own. An engine opens the files as for a [`Store`], over an [`Overlay`],
 //! in which everything stays that an opening writes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Store;
+use super::{Store, shared};
 use crate::admin::{Iter, Stats, Verification};
 use crate::backend::{Embedded, Shared};
 use crate::claim::State;
@@ -51,8 +51,12 @@ use crate::{Error, ErrorKind, Key, Policy, Result};
 ///
 /// # While a process has the store open
 ///
-/// A reader refuses: the newest records may be in that process's memory, and its files change. Every call checks this after it has
-/// read. It returns `Locked` if a process has the store open at that moment, with the number of the process if the system
+/// If a process shares the store ([`shared`](crate::StoreBuilder::shared)), the reader asks the one that hosts it, and its answers are
+/// those of a guest: see [`docs::processes`](crate::docs::processes). It goes on with the next host, but never hosts the store
+/// itself: once nobody does, its calls return `Superseded`. It is in nobody's way, also of an opening for one process alone.
+///
+/// Beside any other process a reader refuses: the newest records may be in that process's memory, and its files change. Every call
+/// checks this after it has read. It returns `Locked` if a process has the store open at that moment, with the number of the process if the system
 /// tells it, and `Superseded` if one has had it open and changed it since the reader was opened. No answer is returned then. After
 /// `Locked` the reader may be asked again; after `Superseded`, open another one.
 ///
@@ -78,8 +82,9 @@ use crate::{Error, ErrorKind, Key, Policy, Result};
 /// keys.
 #[derive(Clone)]
 pub struct Reader {
-    files: Arc<AtRest>,
-    /// An open store over the files, whose writes stay in memory.
+    /// `None`: a process hosts the store, and answers.
+    files: Option<Arc<AtRest>>,
+    /// An open store over the files, whose writes stay in memory; or what asks the host.
     store: Store,
 }
 
@@ -104,26 +109,33 @@ impl Reader {
     /// ```
     ///
     /// # Errors
-    /// `NotFound` if there is no store; `Locked` if a process has the store open, at once; `Superseded` if one changed it
+    /// `NotFound` if there is no store; `Locked` if a process has the store open that can't be asked, at once, or, if it hosts the store
+    /// and doesn't answer, after ten seconds; `Superseded` if one changed it
     /// meanwhile; `Corrupt` if bytes that were once durable are damaged or missing; `Incompatible`; `Io`.
     ///
     /// # Cost
     /// That of [`Store::open`], without the writes and syncs: after a clean close, the headers of all files; after a crash, the
-    /// log since the last checkpoint.
+    /// log since the last checkpoint. Beside a host, a connection to it.
     pub fn open(dir: impl AsRef<Path>) -> Result<Reader> {
         let dir = directory::absolute(dir.as_ref())?;
-        Reader::open_on(directory::system(&dir)?, dir)
+        let seams = directory::system(&dir)?;
+        match Reader::open_on(seams.clone(), dir.clone()) {
+            // Beside a process that has the store open there is no answer in the files. That process is asked, if it hosts the store.
+            Err(e) if e.kind() == ErrorKind::Locked => match shared::join_to_read(&seams, &dir)? {
+                Some(store) => Ok(Reader { files: None, store }),
+                None => Err(e),
+            },
+            opened => opened,
+        }
     }
 
     /// Opens on any storage, clock and entropy.
     pub(crate) fn open_on(seams: Seams, dir: PathBuf) -> Result<Reader> {
         let seams = directory::hold(seams, &dir)?;
         let files = Arc::new(AtRest::begin(seams.clone(), dir.clone())?);
-        // Beside a process that has the store open there is no answer in the files. This is where a reader would ask that
-        // process instead.
         files.check()?;
         let store = files.vouch(read_in(seams, &dir))?;
-        Ok(Reader { files, store })
+        Ok(Reader { files: Some(files), store })
     }
 
     /// Returns the state of a key, or `None` if the key is absent. See [`Store::get`].
@@ -146,7 +158,7 @@ impl Reader {
     /// A read for each table of the index, usually a few, and one of the record. The check takes ten short system calls, in all
     /// about ten microseconds.
     pub fn get<'k>(&self, key: impl Into<Key<'k>>) -> Result<Option<State>> {
-        self.files.vouch(self.store.get(key))
+        self.vouch(self.store.get(key))
     }
 
     /// Returns an iterator over all keys and their states, as [`Store::iter`] does.
@@ -169,7 +181,10 @@ impl Reader {
     /// That of [`Store::iter`], and the check of [`get`](Self::get) for sixteen keys together, whose results are in memory until they
     /// are shown. In the order of age, for each key.
     pub fn iter(&self) -> Iter {
-        self.store.iter().at_rest(&self.files)
+        match &self.files {
+            Some(files) => self.store.iter().at_rest(files),
+            None => self.store.iter(),
+        }
     }
 
     /// Returns a reader of a namespace, as [`Store::namespace`] does. Does nothing and never fails.
@@ -185,7 +200,7 @@ impl Reader {
     /// ```
     #[must_use = "the reader is the only thing that this call makes"]
     pub fn namespace(&self, name: impl Into<String>) -> Reader {
-        Reader { files: Arc::clone(&self.files), store: self.store.namespace(name) }
+        Reader { files: self.files.clone(), store: self.store.namespace(name) }
     }
 
     /// Returns the names of the namespaces that lie directly in this one, or at the root of the store, in alphabetical order.
@@ -202,7 +217,7 @@ impl Reader {
     /// # Errors
     /// `Locked` or `Superseded` as in [`get`](Self::get); `Corrupt` if the record of a namespace is damaged; `Forked`, `Io`.
     pub fn namespaces(&self) -> Result<Vec<String>> {
-        self.files.vouch(self.store.namespaces())
+        self.vouch(self.store.namespaces())
     }
 
     /// Returns counts, and what was found when the reader was opened. See [`Store::stats`].
@@ -222,7 +237,11 @@ impl Reader {
     /// # Errors
     /// `Locked` or `Superseded` as in [`get`](Self::get).
     pub fn stats(&self) -> Result<Stats> {
-        self.files.vouch(Ok(self.store.stats()))
+        let stats = self.store.stats();
+        match &self.store.host {
+            Some(host) => host.check_open().map(|()| stats),
+            None => self.vouch(Ok(stats)),
+        }
     }
 
     /// Reads all files, and returns all damage. See [`Store::verify`].
@@ -241,7 +260,15 @@ impl Reader {
     /// # Errors
     /// `Locked` or `Superseded` as in [`get`](Self::get), after everything was read.
     pub fn verify(&self) -> Result<Verification> {
-        self.files.vouch(self.store.verify())
+        self.vouch(self.store.verify())
+    }
+
+    /// Returns `answer` if it counts. What a host says counts.
+    fn vouch<T>(&self, answer: Result<T>) -> Result<T> {
+        match &self.files {
+            Some(files) => files.vouch(answer),
+            None => answer,
+        }
     }
 }
 

@@ -15,10 +15,10 @@ use crate::hosting::{Guest, Guests, Joiner};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
-use crate::neighbours::{Connection, Neighbours, OsNeighbours, Session};
+use crate::neighbours::{Connection, Neighbours, OsNeighbours, Session, Unseen};
 use crate::sync::WakeWord;
 use crate::types::SessionId;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Policy, Result};
 
 /// Opens the store, and waits for whoever is about to host it.
 pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
@@ -114,26 +114,70 @@ fn join(
     neighbours: Arc<dyn Neighbours>,
     connection: Box<dyn Connection>,
 ) -> Result<Store> {
-    let session = begin_session(seams, &*neighbours, dir)?;
     let (settings, theirs, at) = (builder.clone(), seams.clone(), dir.to_owned());
     let hosting = move || match host(&settings, &theirs, &at, false) {
         Ok(embedded) => Ok(Some(Arc::new(Shared::Embedded(embedded)))),
         Err(e) if e.kind() == ErrorKind::Locked => Ok(None),
         Err(e) => Err(e),
     };
-    let theirs = seams.clone();
     let joiner = Joiner {
         dir: dir.to_owned(),
+        session: begin_session(seams, &*neighbours, dir)?,
         neighbours,
-        session,
         host: Box::new(hosting),
-        draw: Box::new(move || theirs.draw_u64().unwrap_or(0)),
+        draw: drawn_of(seams),
         result_bytes_max: builder.result_bytes_max,
     };
+    joined(joiner, connection, builder.policy.clone())
+}
+
+/// Joins whoever hosts the store, for calls that change nothing. `None`: nobody does that can be reached.
+///
+/// It owns nothing, so its session is not seen by others, and it never hosts the store: it writes nothing.
+pub(super) fn join_to_read(seams: &Seams, dir: &Path) -> Result<Option<Store>> {
+    let neighbours = neighbours(dir)?;
+    let Ok(Some(connection)) = neighbours.connect() else { return Ok(None) };
+    let (storage, at) = (Arc::clone(&seams.storage), dir.to_owned());
+    let never_hosting = move || match storage.is_locked(&at) {
+        Ok(false) => {
+            let message = format!(
+                "the process that hosted {} has gone, and no other has taken its place: open another reader",
+                at.display()
+            );
+            Err(Error::new(ErrorKind::Superseded, message).at(&at))
+        }
+        // Another is about to host.
+        Ok(true) => Ok(None),
+        Err(e) => Err(Error::io("determining whether a process has locked", &at, e)),
+    };
+    let joiner = Joiner {
+        dir: dir.to_owned(),
+        session: Box::new(Unseen(draw_session(seams)?)),
+        neighbours,
+        host: Box::new(never_hosting),
+        draw: drawn_of(seams),
+        result_bytes_max: 1,
+    };
+    joined(joiner, connection, Policy::new()).map(Some)
+}
+
+fn joined(joiner: Joiner, connection: Box<dyn Connection>, policy: Policy) -> Result<Store> {
     let guest = Guest::join(joiner, connection.into())?;
     let operator = guest.operator();
-    let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
-    Ok(Store::hosted(shared, builder.policy.clone(), operator))
+    Ok(Store::hosted(Shared::Other(Elsewhere::new(Box::new(guest))), policy, operator))
+}
+
+fn drawn_of(seams: &Seams) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let seams = seams.clone();
+    Box::new(move || seams.draw_u64().unwrap_or(0))
+}
+
+fn draw_session(seams: &Seams) -> Result<SessionId> {
+    loop {
+        if let Some(id) = SessionId::new(seams.draw_u64()? % SessionId::END) {
+            return Ok(id);
+        }
+    }
 }
 
 /// Draws a number that no session has, and begins a session of it.
@@ -143,8 +187,7 @@ fn begin_session(
     dir: &Path,
 ) -> Result<Box<dyn Session>> {
     loop {
-        let Some(id) = SessionId::new(seams.draw_u64()? % SessionId::END) else { continue };
-        let begun = neighbours.begin(id);
+        let begun = neighbours.begin(draw_session(seams)?);
         let begun = begun.map_err(|e| Error::io("beginning a session at", dir, e))?;
         if let Some(session) = begun {
             return Ok(session);

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use onlyonce::admin::{Health, Iter, StateKind};
-use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, State, Store, StoreBuilder};
+use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, Reader, State, Store, StoreBuilder};
 
 use crate::child::child;
 
@@ -647,4 +647,45 @@ fn a_process_that_cannot_listen_opens_the_store_alone() {
     assert_eq!(refused.kind(), ErrorKind::Locked, "{refused}");
     std::fs::remove_file(&socket).unwrap();
     claim.complete("done").unwrap();
+}
+
+/// A reader asks the host, and the next one. It leaves no trace: no file, and nobody that an opening waits for.
+#[test]
+fn a_reader_asks_the_process_that_hosts_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Peer::start("peer", dir.path());
+    assert!(host.ask("claim claimed").starts_with("acquired"));
+    let reader = Reader::open(dir.path()).unwrap();
+    let look = |pid: u32| {
+        let keys: Vec<_> = reader.iter().map(|entry| entry.unwrap().0.to_string()).collect();
+        assert_eq!(keys, ["claimed"]);
+        assert!(reader.get("absent").unwrap().is_none());
+        assert!(reader.namespace("acme").get("k").unwrap().is_none());
+        assert!(reader.namespaces().unwrap().is_empty());
+        assert!(reader.verify().unwrap().is_whole());
+        assert_eq!(reader.stats().unwrap().hosting.unwrap().process, pid);
+    };
+    assert!(matches!(reader.get("claimed").unwrap(), Some(State::InProgress(_))));
+    look(host.process.id());
+    assert!(!dir.path().join("sessions").exists());
+
+    let mut next = Peer::start("peer", dir.path());
+    host.kill();
+    assert_eq!(next.ask("claim claimed"), "interrupted");
+    assert!(matches!(reader.get("claimed").unwrap(), Some(State::Interrupted(_))));
+    look(next.process.id());
+
+    // A host that can't be reached is refused, as any process that has the store open.
+    let socket = dir.path().join("socket");
+    std::fs::rename(&socket, dir.path().join("hidden")).unwrap();
+    assert_eq!(Reader::open(dir.path()).unwrap_err().kind(), ErrorKind::Locked);
+    std::fs::rename(dir.path().join("hidden"), &socket).unwrap();
+
+    next.kill();
+    let gone = reader.get("claimed").unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::Superseded, "{gone}");
+    assert_eq!(reader.stats().unwrap_err().kind(), ErrorKind::Superseded);
+    let other = Reader::open(dir.path()).unwrap();
+    assert!(matches!(other.get("claimed").unwrap(), Some(State::Interrupted(_))));
+    drop(Store::open(dir.path()).unwrap());
 }
