@@ -1,5 +1,6 @@
 //! Whether a store takes claims: [`Health`].
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use crate::ErrorKind;
@@ -114,22 +115,37 @@ impl Health {
         }
     }
 
-    /// The answer that a claim would get now.
-    pub(crate) fn as_result(&self, engine: &Engine) -> crate::Result<()> {
-        let full =
-            |cause: &str| Err(Error::new(ErrorKind::StorageFull, cause).at(engine.log.dir()));
-        match self {
-            Health::Writable | Health::Alone { .. } => Ok(()),
-            Health::Poisoned { .. } => Err(engine.log.poisoned()),
-            Health::Closed => Err(engine.log.closed()),
-            Health::Forked => Err(engine.log.forked()),
-            Health::WaitsForSpace => {
-                full("the unsynced records that the last open found wait for space: free some")
+    /// The answer that a claim would get now on the store in `dir`.
+    pub(crate) fn as_result(&self, dir: &Path) -> crate::Result<()> {
+        let (kind, why) = match self {
+            Health::Writable | Health::Alone { .. } => return Ok(()),
+            Health::Poisoned { cause } => {
+                let why = format!(
+                    "the store takes no writes since an earlier one failed ({cause}); reopen it"
+                );
+                (ErrorKind::Poisoned, why)
             }
-            Health::Full { cause, .. } | Health::Refused { cause } => full(cause),
-            // Only a guest says that, and it has no engine.
-            Health::Silent { .. } => full("the process that hosts the store doesn't answer"),
-        }
+            Health::Closed => (ErrorKind::Closed, "the store was closed: open it again".into()),
+            Health::Forked => {
+                let why =
+                    "this process is a fork of the one that opened the store: open it here".into();
+                (ErrorKind::Forked, why)
+            }
+            Health::WaitsForSpace => {
+                let why = "the unsynced records that the last open found wait for space: free some";
+                (ErrorKind::StorageFull, why.into())
+            }
+            Health::Full { cause, .. } | Health::Refused { cause } => {
+                (ErrorKind::StorageFull, cause.clone())
+            }
+            Health::Silent { process, .. } => {
+                let why = format!(
+                    "process {process} hosts the store and doesn't answer: it is stopped, or waits for its disk"
+                );
+                (ErrorKind::InProgress, why)
+            }
+        };
+        Err(Error::new(kind, why).at(dir))
     }
 
     /// Since when an ordinary claim has no space, and why, if so.

@@ -853,23 +853,7 @@ impl Backend for Guest {
     }
 
     fn check(&self) -> Result<()> {
-        let health = GuestOperator(Arc::clone(&self.core)).health(0);
-        let refused = |kind, cause: String| Err(Error::new(kind, cause).at(&self.core.dir));
-        match health {
-            Health::Writable | Health::Alone { .. } => Ok(()),
-            Health::Poisoned { cause } => refused(ErrorKind::Poisoned, cause),
-            Health::WaitsForSpace => {
-                let cause =
-                    "the unsynced records that the last open found wait for space: free some";
-                refused(ErrorKind::StorageFull, cause.to_owned())
-            }
-            Health::Full { cause, .. } | Health::Refused { cause } => {
-                refused(ErrorKind::StorageFull, cause)
-            }
-            Health::Closed => Err(self.core.closed()),
-            Health::Forked => Err(self.core.forked()),
-            Health::Silent { .. } => Err(self.core.silent()),
-        }
+        GuestOperator(Arc::clone(&self.core)).health(0).as_result(&self.core.dir)
     }
 
     fn sync(&self) -> Result<()> {

@@ -321,17 +321,17 @@ mod tests {
         let mut opened = None;
         let read = reader.store.get("k").inspect(|_| opened = Some(sim.open().unwrap()));
         assert!(matches!(read, Ok(Some(_))));
-        assert_eq!(reader.files.vouch(read).unwrap_err().kind(), ErrorKind::Locked);
+        assert_eq!(reader.vouch(read).unwrap_err().kind(), ErrorKind::Locked);
 
         let read = reader.store.get("k");
         let store = opened.take().unwrap();
         assert!(store.forget("k").unwrap());
         drop(store);
         assert!(matches!(read, Ok(Some(_))));
-        assert_eq!(reader.files.vouch(read).unwrap_err().kind(), ErrorKind::Superseded);
+        assert_eq!(reader.vouch(read).unwrap_err().kind(), ErrorKind::Superseded);
         // What looked damaged may have been changed while it was read.
         let damaged = Err::<(), _>(Error::corrupt(Path::new("/store"), 0, "damage"));
-        assert_eq!(reader.files.vouch(damaged).unwrap_err().kind(), ErrorKind::Superseded);
+        assert_eq!(reader.vouch(damaged).unwrap_err().kind(), ErrorKind::Superseded);
         assert!(sim.open_reader().unwrap().get("k").unwrap().is_none());
     }
 }

@@ -55,7 +55,7 @@ impl Backend for Store {
         }
         match &*self.shared {
             Shared::Embedded(engine) => {
-                Health::of(engine, self.policy.reserved()).as_result(engine)
+                Health::of(engine, self.policy.reserved()).as_result(&engine.dir())
             }
             Shared::Other(backend) => backend.check(),
         }

@@ -110,6 +110,8 @@ pub(crate) enum Command {
     Repair(Repair),
     /// Rebuild the index from the log
     RebuildIndex,
+    /// Keep the store open for the processes that share it, until SIGTERM, SIGINT or SIGHUP
+    Serve(Serve),
     /// Print every key and its outcome as lines of JSON
     Export(Export),
     /// Record keys as done: exported ones, or ids of work that was done elsewhere
@@ -394,6 +396,13 @@ pub(crate) struct Repair {
     /// Drop damaged records: their keys may be granted again
     #[arg(long)]
     pub(crate) accept_loss: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// Make the store if there is none
+    #[arg(long)]
+    pub(crate) create: bool,
 }
 
 #[derive(Args, Debug)]

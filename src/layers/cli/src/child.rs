@@ -138,7 +138,7 @@ fn wakers(claim: Option<&ClaimHandle>) -> io::Result<(UnixStream, UnixStream)> {
 }
 
 /// One bit for each signal, the lowest for the number 1.
-fn ignored_signals() -> u64 {
+pub(crate) fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)

@@ -3,7 +3,7 @@
 //! It uses the library as any program does. `run` starts the command through itself ([`launch`]), so that the command
 //! dies with it, follows it ([`child`]) and records what it prints ([`recording`]). The other commands print what the
 //! library answers, for people or, with `--json`, for programs ([`shown`], `schema.json`): [`keys`] and [`watch`] about
-//! keys, [`upkeep`] and [`doctor`] about the whole store, [`moved`] to and from another one.
+//! keys, [`upkeep`] and [`doctor`] about the whole store, [`serve`] keeps it open for others, [`moved`] to and from another one.
 
 #![expect(
     clippy::disallowed_methods,
@@ -22,6 +22,7 @@ mod open;
 mod recording;
 mod run;
 mod screen;
+mod serve;
 mod shown;
 mod upkeep;
 mod watch;
@@ -75,6 +76,7 @@ fn carry_out(cli: &Cli, screen: &Screen) -> Result<u8> {
         Command::Backup(backup) => upkeep::backup(common, backup, screen),
         Command::Repair(repair) => upkeep::repair(common, repair, screen),
         Command::RebuildIndex => upkeep::rebuild_index(common, screen),
+        Command::Serve(serve) => serve::serve(common, serve, screen),
         Command::Export(export) => moved::export(common, export, screen),
         Command::Import(import) => moved::import(common, import, screen),
         Command::Completions(completions) => {

@@ -41,6 +41,8 @@ pub(crate) struct StatsLine {
     disk_bytes_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     background_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hosting: Option<HostingShown>,
     opening: OpeningShown,
     #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<EstimateShown>,
@@ -52,6 +54,16 @@ struct OpeningShown {
     records_read: u64,
     records_resynced: u64,
     cut_bytes: u64,
+}
+
+/// The process that hosts the store.
+#[derive(Serialize)]
+struct HostingShown {
+    process: u32,
+    is_here: bool,
+    guests: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silent_since: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -99,6 +111,12 @@ impl StatsLine {
             disk_bytes: stats.disk_bytes,
             disk_bytes_max: Some(stats.disk_bytes_max).filter(|max| *max != u64::MAX),
             background_error: stats.background_error.clone(),
+            hosting: stats.hosting.as_ref().map(|hosting| HostingShown {
+                process: hosting.process,
+                is_here: hosting.is_here,
+                guests: hosting.guests,
+                silent_since: hosting.silent_since.map(time),
+            }),
             opening: OpeningShown {
                 was_clean: stats.opening.was_clean,
                 records_read: stats.opening.records_read,
@@ -138,6 +156,9 @@ pub(crate) fn stats(common: &Common, of: &StatsOf, screen: &Screen) -> Result<u8
     }
     let row = |name: &str, value: String| screen.line(format!("{DIM}{name:<20}{DIM:#}{value}"));
     row("health", health_words(&store.health()).0.replace('_', " "))?;
+    if let Some(hosting) = stats.hosting.as_ref().filter(|hosting| !hosting.is_here) {
+        row("hosted by", format!("process {}, with {} guests", hosting.process, hosting.guests))?;
+    }
     row("keys", stats.keys.to_string())?;
     row("in flight", stats.in_flight.to_string())?;
     row("interrupted", stats.interrupted.to_string())?;
