@@ -6,7 +6,7 @@
 
 mod switch;
 
-pub(crate) use switch::{Switch, check_standing};
+pub(crate) use switch::{Switch, check_standing, misplaced};
 
 use std::path::{Path, PathBuf};
 

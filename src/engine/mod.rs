@@ -69,7 +69,7 @@ use crate::log::{Log, Seams, Sizes};
 use crate::manifest::{self, Manifest};
 use crate::operation::{Durability, Key};
 use crate::record::{Body, Record};
-use crate::storage::DirLock;
+use crate::storage::{DirLock, Failure, Standing};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, WakeWord};
 use crate::types::{KeyHash, Lsn, StoreMillis};
 use crate::{Error, ErrorKind, Result};
@@ -276,6 +276,17 @@ impl Engine {
     /// step of a walk is inside while it works, and none enters twice.
     pub(crate) fn enter(&self) -> Result<Inside<'_>> {
         self.log.enter()
+    }
+
+    /// Poisons the store if its path no longer names its directory, or its log. `sessions`: whether the file that tells who lives
+    /// is still at its place; another one doesn't show the sessions that this host knows.
+    pub(crate) fn check_standing(&self, sessions: Standing) -> Result<()> {
+        let _inside = self.enter()?;
+        self.log.rooms().check_standing()?;
+        match manifest::misplaced(&self.dir().join("sessions"), sessions) {
+            Some(error) => Err(self.log.failed(Failure::Poison(error))),
+            None => Ok(()),
+        }
     }
 
     /// Checked by long reads: a close waits for them.

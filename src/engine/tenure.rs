@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::Engine;
 use super::applied::Found;
+use super::waits::Wakes;
 use crate::index::recent::{Live, Place};
 use crate::log::NoRoom;
 use crate::operation::Key;
@@ -129,6 +130,33 @@ impl Engine {
         }));
         self.begun_one(true);
         Ok(Some(token))
+    }
+
+    /// Has the lease of a claim end when its owner knows it to end: so many milliseconds from now. Without effect if the owner has
+    /// another token, or is gone, or has no lease.
+    pub(crate) fn keep_lease(&self, key: &Key<'_>, token: Token, left_millis: u64) -> Result<()> {
+        let _inside = self.enter()?;
+        let hash = self.hash(key);
+        let mut shard = self.shard(hash)?;
+        let is_its = |live: &Live| {
+            live.is_key(key.kind(), key.bytes())
+                && live.presence == Presence::Owner
+                && live.state.token == token
+        };
+        let lsn = shard.candidates(hash).find_map(|entry| {
+            entry.live.as_deref().is_some_and(is_its).then_some(entry.place.lsn())
+        });
+        let now = self.log.now();
+        let entry = lsn.and_then(|lsn| shard.entry_at(hash, lsn));
+        if let Some(lease_until) =
+            entry.and_then(|entry| entry.live.as_mut()).and_then(|live| live.lease_until.as_mut())
+        {
+            *lease_until = now.plus(left_millis);
+        }
+        drop(shard);
+        // The one that waits for its end has to learn of it.
+        self.waits.tell(key, hash, Wakes::First);
+        Ok(())
     }
 
     /// Reserves space for an ending, if there is enough. Without, the ending uses what is free then.
@@ -261,6 +289,37 @@ mod tests {
         assert!(matches!(store.claim("k").unwrap(), Claim::InProgress(_)));
         sim.advance(Duration::from_secs(6));
         assert!(matches!(store.claim("k").unwrap(), Claim::Interrupted(_)));
+    }
+
+    /// Its owner has renewed it less than a whole lease before the next host opened the store.
+    #[test]
+    fn an_owner_that_joins_says_what_is_left_of_its_lease() {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let key = Key::from("k");
+        let token = granted(&store, "k", (1, 1), Some(5000));
+        sim.kill();
+        drop(store);
+        let store = sim.open().unwrap();
+        assert_eq!(store.engine().keep_tenures(&lives(&[1])).unwrap().len(), 1);
+        let left = || match state(&store, "k") {
+            State::InProgress(attempt) => attempt.lease_left().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(left(), Duration::from_secs(5));
+        store.engine().keep_lease(&key, token, 2000).unwrap();
+        assert_eq!(left(), Duration::from_secs(2));
+        // The length of the lease, which the next host goes by, is not the rest that is left of it.
+        let progress = call(&store, "k", (1, 2), None, Call::Progress(token), None).unwrap();
+        assert_eq!(progress.answer, Answer::Done);
+        sim.kill();
+        let again = sim.open().unwrap();
+        assert_eq!(again.engine().keep_tenures(&lives(&[1])).unwrap().len(), 1);
+        let State::InProgress(attempt) = state(&again, "k") else { panic!() };
+        assert_eq!(attempt.lease_left(), Some(Duration::from_secs(5)));
+        again.engine().keep_lease(&key, token, 2000).unwrap();
+        sim.advance(Duration::from_secs(3));
+        assert!(matches!(again.claim("k").unwrap(), Claim::Interrupted(_)));
     }
 
     /// The table of calls that are sent again, through the log: own records are found in memory, in the log and in tables.

@@ -23,8 +23,8 @@ use crate::limits;
 use crate::neighbours::{self, Connection, Interest, Neighbours, Notifier, Received, Session};
 use crate::operation::Key;
 use crate::processes::{
-    ErrandReply, FromGuest, HostErrand, HostTold, News, Question, Requests, Welcome, put_frame,
-    run_errand,
+    ClaimTerms, ErrandReply, FromGuest, HostErrand, HostTold, News, Question, Requests, Welcome,
+    put_frame, refused, run_errand,
 };
 use crate::protocol::{Answer, Call};
 use crate::storage::fork;
@@ -43,9 +43,8 @@ pub(crate) struct Guest {
 struct Core {
     dir: PathBuf,
     neighbours: Arc<dyn Neighbours>,
-    notifier: Arc<dyn Notifier>,
     /// Lives as long as this opening.
-    _session: Box<dyn Session>,
+    session: Mutex<Box<dyn Session>>,
     host: OpenAsHost,
     draw: Box<dyn Fn() -> u64 + Send + Sync>,
     secret: [u8; 32],
@@ -79,11 +78,17 @@ struct GuestState {
 }
 
 enum Role {
-    Joined(Arc<dyn Connection>),
+    Joined(Arc<HostLine>),
     /// The host has gone.
     Apart,
     Host(Arc<Shared>),
     Over(Error),
+}
+
+/// The connection to a host, and what wakes the thread that reads from it.
+struct HostLine {
+    connection: Box<dyn Connection>,
+    notifier: Arc<dyn Notifier>,
 }
 
 /// What a process joins with.
@@ -98,17 +103,18 @@ pub(crate) struct Joiner {
 
 impl Guest {
     /// Joins the host at the other end of a connection.
-    pub(crate) fn join(joiner: Joiner, connection: Arc<dyn Connection>) -> Result<Self> {
+    pub(crate) fn join(joiner: Joiner, connection: Box<dyn Connection>) -> Result<Self> {
         let Joiner { dir, neighbours, session, host, draw, result_bytes_max } = joiner;
         let notifier = neighbours.notifier().map_err(|e| Error::io("waiting at", &dir, e))?;
+        let line = HostLine { connection, notifier };
         let mut requests = Requests::new(session.id(), std::process::id(), result_bytes_max);
-        requests.connected();
         let began = nanos();
-        let welcome = welcomed(&mut requests, &*connection, &dir, |waited| {
+        requests.connected();
+        let welcome = welcomed(&mut requests, &*line.connection, &dir, |waited| {
             waited < limits::WELCOME_NANOS_MAX
         })?;
         let state = GuestState {
-            role: Role::Joined(connection),
+            role: Role::Joined(Arc::new(line)),
             requests,
             is_driven: false,
             short_lived: 0,
@@ -121,8 +127,7 @@ impl Guest {
             core: Arc::new(Core {
                 dir,
                 neighbours,
-                notifier,
-                _session: session,
+                session: Mutex::new(session),
                 host,
                 draw,
                 secret: welcome.secret.0,
@@ -213,14 +218,14 @@ impl Core {
 
     /// Sends what can be sent without waiting.
     fn push(&self, state: &mut GuestState) {
-        let Role::Joined(connection) = &state.role else { return };
+        let Role::Joined(line) = &state.role else { return };
         state.requests.flush();
         while !state.requests.to_send().is_empty() {
-            match connection.send(state.requests.to_send()) {
+            match line.connection.send(state.requests.to_send()) {
                 neighbours::SendResult::Bytes(bytes) => state.requests.was_sent(bytes),
                 // Whoever reads sends the rest.
                 neighbours::SendResult::Full => {
-                    self.notifier.notify();
+                    line.notifier.notify();
                     break;
                 }
                 // Its last answers are read before its end counts.
@@ -240,18 +245,18 @@ impl Core {
                 Some(number) => state.requests.is_told(number),
                 None => !state.requests.has_open() || state.requests.another_thread(None).is_some(),
             };
-            let connection = match &state.role {
+            let line = match &state.role {
                 Role::Host(_) | Role::Over(_) => None,
                 _ if is_done => None,
-                Role::Joined(connection) => Some(Some(Arc::clone(connection))),
+                Role::Joined(line) => Some(Some(Arc::clone(line))),
                 Role::Apart => Some(None),
             };
-            let Some(connection) = connection else {
+            let Some(line) = line else {
                 state.is_driven = false;
                 self.pass_on(&mut state, until);
                 return;
             };
-            let Some(connection) = connection else {
+            let Some(line) = line else {
                 drop(state);
                 self.search(deadline);
                 continue;
@@ -259,10 +264,11 @@ impl Core {
             self.push(&mut state);
             let send = !state.requests.to_send().is_empty();
             drop(state);
-            match self.receive(&*connection, &mut buf, send, deadline) {
+            match self.receive(&line, &mut buf, send, deadline) {
                 Received::Bytes(bytes) => {
                     self.heard_at.store(nanos(), Ordering::Relaxed);
                     let mut state = self.lock();
+                    state.requests.pass_to(nanos());
                     let news = state.requests.received(buf.get(..bytes).unwrap_or_default());
                     if matches!(news, News::Over | News::Refused(_)) {
                         self.lose(&mut state);
@@ -277,11 +283,12 @@ impl Core {
     /// Waits for bytes, or for work that another thread has left. A short while awake: an answer is mostly on its way.
     fn receive(
         &self,
-        connection: &dyn Connection,
+        line: &HostLine,
         buf: &mut [u8],
         send: bool,
         deadline: Option<u64>,
     ) -> Received {
+        let HostLine { connection, notifier } = line;
         let began = nanos();
         loop {
             match connection.receive(buf) {
@@ -295,13 +302,13 @@ impl Core {
         }
         let interest = Interest { receive: true, send };
         let told = Interest { receive: true, send: false };
-        let on = [(connection.waitable(), interest), (self.notifier.waitable(), told)];
+        let on = [(connection.waitable(), interest), (notifier.waitable(), told)];
         let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(nanos())));
         let longest = left.unwrap_or(limits::GUEST_WAIT).min(limits::GUEST_WAIT);
         match neighbours::wait(&on, Some(longest)) {
             // Without it, the processor is left to others before the next try.
             Err(_) => sync::yield_now(),
-            Ok(_) => self.notifier.clear(),
+            Ok(_) => notifier.clear(),
         }
         connection.receive(buf)
     }
@@ -331,15 +338,31 @@ impl Core {
 
     /// Finds another host, or becomes it. Returns when that is done, or another thread should look.
     fn search(self: &Arc<Self>, deadline: Option<u64>) {
+        // Its descriptors may be gone, and with them its session, as a daemon closes them.
+        match self.session.lock().live_on() {
+            Ok(true) => {}
+            Ok(false) => return self.end(&mut self.lock(), self.session_is_over()),
+            Err(_) => return self.rest(),
+        }
         if let Ok(Some(connection)) = self.neighbours.connect() {
-            let connection: Arc<dyn Connection> = connection.into();
-            self.lock().requests.connected();
-            let joined = self.join_again(&*connection, deadline);
+            // Anew each time: the last one may be gone with other descriptors.
+            let Ok(notifier) = self.neighbours.notifier() else { return self.rest() };
+            let line = HostLine { connection, notifier };
+            {
+                let mut state = self.lock();
+                state.requests.pass_to(nanos());
+                state.requests.connected();
+            }
+            let joined = self.join_again(&line, deadline);
             let mut state = self.lock();
             match joined {
                 Ok(welcome) => {
                     self.result_bytes_max.fetch_max(welcome.result_bytes_max, Ordering::Relaxed);
-                    state.role = Role::Joined(connection);
+                    state.role = Role::Joined(Arc::new(line));
+                    if welcome.pid == state.host && welcome.pid != 0 {
+                        // It was the connection that ended, not its host.
+                        state.short_lived = state.short_lived.saturating_sub(1);
+                    }
                     state.host = welcome.pid;
                     state.joined_at = nanos();
                     self.heard_at.store(nanos(), Ordering::Relaxed);
@@ -348,64 +371,79 @@ impl Core {
                 }
                 Err(e) if e.kind() != ErrorKind::Locked => {
                     state.requests.disconnected();
-                    state.role = Role::Over(e);
-                    state.requests.wake_all();
-                    return;
+                    return self.end(&mut state, e);
                 }
                 Err(_) => state.requests.disconnected(),
             }
         }
-        let may_host = {
-            let mut state = self.lock();
-            let may_host = state.short_lived < limits::HOSTS_SEEN_DIE;
-            if !may_host && nanos() - state.apart_since > limits::WELCOME_NANOS_MAX {
-                let message = format!(
-                    "{} processes that hosted the store have ended within a second, one after the other, so this one doesn't try; \
-                     nobody else has for 10 s: find out what ends them, and open the store again",
-                    state.short_lived
-                );
-                let error = Error::new(ErrorKind::Locked, message).at(&self.dir);
-                state.role = Role::Over(error);
-                return state.requests.wake_all();
-            }
-            may_host
-        };
+        let may_host = self.lock().short_lived < limits::HOSTS_SEEN_DIE;
         match may_host.then(|| (self.host)()) {
             Some(Ok(Some(shared))) => return self.become_host(shared),
             // No other process can do better; a reader asks no other.
-            Some(Err(e))
-                if matches!(
-                    e.kind(),
-                    ErrorKind::Corrupt | ErrorKind::Incompatible | ErrorKind::Superseded
-                ) =>
-            {
-                let mut state = self.lock();
-                state.role = Role::Over(e);
-                return state.requests.wake_all();
-            }
+            Some(Err(e)) if is_final(e.kind()) => return self.end(&mut self.lock(), e),
             // Another is about to host, or what kept this one from it may pass.
             Some(Ok(None) | Err(_)) | None => {}
         }
+        let is_entitled = self.neighbours.may_host().unwrap_or(true);
+        let mut state = self.lock();
+        let is_over = nanos() - state.apart_since > limits::WELCOME_NANOS_MAX;
+        if is_over && !(may_host && is_entitled) {
+            let message = match is_entitled {
+                true => format!(
+                    "{} processes that hosted the store have ended within a second, one after the other, so this one doesn't try; \
+                     nobody else has for 10 s: find out what ends them, and open the store again",
+                    state.short_lived
+                ),
+                false => "the process that hosted the store has gone, and this one may not: the directory belongs to another user, \
+                          no process of which has for 10 s: start one, and open the store again"
+                    .to_owned(),
+            };
+            let error = Error::new(ErrorKind::Locked, message).at(&self.dir);
+            return self.end(&mut state, error);
+        }
+        drop(state);
+        self.rest();
+    }
+
+    /// Lets others go first.
+    fn rest(&self) {
         let pause = WakeWord::new();
         pause.wait(pause.read(), Some(1 + (self.draw)() % limits::LOCK_TRY_MILLIS_MAX));
     }
 
+    /// This opening is of no more use: all calls are answered so, the ones that wait included.
+    fn end(&self, state: &mut GuestState, error: Error) {
+        state.requests.end(&error);
+        state.role = Role::Over(error);
+        state.requests.wake_all();
+    }
+
+    /// The error of an opening whose session has ended though its process lives.
+    fn session_is_over(&self) -> Error {
+        let message = format!(
+            "the file by which the processes at {} know each other was removed or replaced: this process has lost its claims; close \
+             this store, and open it again",
+            self.dir.display()
+        );
+        Error::new(ErrorKind::ClaimLost, message).at(&self.dir)
+    }
+
     /// The same as a first joining, without the lock of what others ask meanwhile being held for long.
-    fn join_again(&self, connection: &dyn Connection, deadline: Option<u64>) -> Result<Welcome> {
+    fn join_again(&self, line: &HostLine, deadline: Option<u64>) -> Result<Welcome> {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
         let gone = || Error::new(ErrorKind::Locked, "the host has gone").at(&self.dir);
         loop {
             let send = {
                 let mut state = self.lock();
                 while !state.requests.to_send().is_empty() {
-                    match connection.send(state.requests.to_send()) {
+                    match line.connection.send(state.requests.to_send()) {
                         neighbours::SendResult::Bytes(bytes) => state.requests.was_sent(bytes),
                         neighbours::SendResult::Full | neighbours::SendResult::Gone => break,
                     }
                 }
                 !state.requests.to_send().is_empty()
             };
-            match self.receive(connection, &mut buf, send, deadline) {
+            match self.receive(line, &mut buf, send, deadline) {
                 Received::Bytes(bytes) => {
                     let bytes = buf.get(..bytes).unwrap_or_default();
                     match self.lock().requests.received(bytes) {
@@ -424,10 +462,16 @@ impl Core {
 
     /// This process hosts the store from now on. What nobody waits for is done first.
     fn become_host(self: &Arc<Self>, shared: Arc<Shared>) {
-        let (left, attached) = {
+        let (left, attached, leases) = {
             let mut state = self.lock();
-            (state.requests.take_left(), state.requests.attached())
+            state.requests.pass_to(nanos());
+            (state.requests.take_left(), state.requests.attached(), state.requests.leases_left())
         };
+        if let Ok(engine) = shared.embedded() {
+            for (key, token, left) in leases {
+                let _ = engine.keep_lease(&key, token, left);
+            }
+        }
         for (key, token) in attached {
             let ask = Ask::Call(Call::Attach(token), Box::default());
             let request = self.lock().requests.as_own(Request { key, ask });
@@ -495,7 +539,7 @@ impl Core {
         }
         let mut state = self.lock();
         match &state.role {
-            Role::Over(e) => return Err(e.again()),
+            Role::Over(e) => return Err(not_of_owner(e)),
             Role::Host(shared) => return Ok(BegunErrand::Host(Arc::clone(shared), what)),
             Role::Joined(_) | Role::Apart => {}
         }
@@ -622,27 +666,40 @@ impl Core {
         };
         let left = match role {
             Role::Host(shared) => shared.close(deadline),
-            Role::Joined(connection) => {
+            Role::Joined(line) => {
                 let mut bytes = Vec::new();
                 if put_frame(&FromGuest::Leave, u32::MAX, &mut bytes).is_ok() {
-                    let _ = connection.send(&bytes);
+                    let _ = line.connection.send(&bytes);
                 }
-                connection.end();
+                line.connection.end();
+                line.notifier.notify();
                 Ok(Vec::new())
             }
             Role::Apart => Ok(Vec::new()),
-            Role::Over(e) => Err(e),
+            Role::Over(e) => Err(not_of_owner(&e)),
         };
         self.lock().requests.wake_all();
         self.is_over.store(true, Ordering::SeqCst);
         self.thread_word.wake_all();
-        self.notifier.notify();
         left
     }
 }
 
 fn is_past(deadline: Option<u64>) -> bool {
     deadline.is_some_and(|deadline| nanos() >= deadline)
+}
+
+/// Whether waiting doesn't help.
+fn is_final(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Corrupt | ErrorKind::Incompatible | ErrorKind::Superseded | ErrorKind::Poisoned
+    )
+}
+
+/// The error of a call that is no owner's.
+fn not_of_owner(why: &Error) -> Error {
+    refused(why, &Question::Errand(HostErrand::Sync))
 }
 
 fn taken() -> Error {
@@ -678,22 +735,29 @@ struct SentToHost {
 struct Own {
     sent: Box<dyn Sent>,
     key: Key<'static>,
-    call: Option<(Call, u64)>,
+    call: Option<(Call, ClaimTerms)>,
 }
 
 impl Own {
     fn begin(shared: &Arc<Shared>, request: Request) -> Self {
         let key = request.key.clone();
         let call = match &request.ask {
-            Ask::Call(call, terms) => Some((*call, terms.reserve)),
+            Ask::Call(call, terms) => Some((*call, ClaimTerms::of(terms))),
             _ => None,
         };
         Own { sent: send(shared, request), key, call }
     }
 
-    fn noted(core: &Core, key: &Key<'static>, call: Option<(Call, u64)>, told: &Result<Reply>) {
-        if let (Some((call, reserve)), Ok(reply)) = (call, told) {
-            core.lock().requests.note(key, call, reserve, reply);
+    fn noted(
+        core: &Core,
+        key: &Key<'static>,
+        call: Option<(Call, ClaimTerms)>,
+        told: &Result<Reply>,
+    ) {
+        if let (Some((call, asked)), Ok(reply)) = (call, told) {
+            let mut state = core.lock();
+            state.requests.pass_to(nanos());
+            state.requests.note(key, call, asked, reply);
         }
     }
 }
@@ -826,7 +890,10 @@ impl Backend for Guest {
         }
         let mut state = core.lock();
         let (number, own) = match &state.role {
-            Role::Over(e) => return Box::new(NotSent(Some(e.again()))),
+            Role::Over(e) => {
+                let error = refused(e, &Question::Call(request));
+                return Box::new(NotSent(Some(error)));
+            }
             Role::Host(shared) => {
                 let shared = Arc::clone(shared);
                 let request = state.requests.as_own(request);
@@ -999,7 +1066,7 @@ impl Hosted for GuestOperator {
             return Err(self.0.forked());
         }
         match &self.0.lock().role {
-            Role::Over(e) => Err(e.again()),
+            Role::Over(e) => Err(not_of_owner(e)),
             _ => Ok(()),
         }
     }

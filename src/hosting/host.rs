@@ -20,7 +20,7 @@ use crate::neighbours::{
 use crate::processes::{LineId, Server};
 use crate::sync::{self, AtomicBool, Mutex, Ordering};
 use crate::types::SessionId;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The guests of a store that this process hosts.
 pub(crate) struct Guests {
@@ -31,24 +31,28 @@ pub(crate) struct Guests {
 
 impl Guests {
     /// Serves guests from now on. `shared`: a view of the store, whose handles it doesn't count among. `kept`: the claims of living
-    /// sessions.
+    /// sessions. `files_max`: how many files this process may have open.
     pub(crate) fn serve(
         shared: Arc<Shared>,
         neighbours: Arc<dyn Neighbours>,
         listener: Box<dyn Listener>,
         kept: Vec<KeptClaim>,
+        files_max: Option<u64>,
     ) -> Result<Self> {
         let dir = shared.embedded()?.dir();
         let notifier = neighbours.notifier().map_err(|e| Error::io("waiting at", &dir, e))?;
         let stops = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&notifier);
-        let server = Server::new(shared, std::process::id(), kept, move || told.notify());
+        let kept_by = Arc::clone(&shared);
+        let server = Server::new(kept_by, std::process::id(), kept, move || told.notify());
         let mut serving = HostLoop {
+            shared,
             server,
             neighbours,
             listener,
             notifier: Arc::clone(&notifier),
             lines: BTreeMap::new(),
+            files_max,
             stops: Arc::clone(&stops),
             rests_until: 0,
             asked_at: nanos(),
@@ -71,11 +75,14 @@ impl Guests {
 }
 
 struct HostLoop {
+    shared: Arc<Shared>,
     server: Server,
     neighbours: Arc<dyn Neighbours>,
     listener: Box<dyn Listener>,
     notifier: Arc<dyn Notifier>,
     lines: BTreeMap<LineId, Box<dyn Connection>>,
+    /// Files that this process may have open. Guests have at most half of them.
+    files_max: Option<u64>,
     stops: Arc<AtomicBool>,
     /// Until when nobody is accepted, for lack of descriptors.
     rests_until: u64,
@@ -152,7 +159,11 @@ impl HostLoop {
         loop {
             match self.listener.accept() {
                 Ok(Accepted::Guest(connection)) => {
+                    self.check_standing();
                     let id = self.server.connected(nanos());
+                    if let Some(files) = self.files_max.filter(|files| self.takes_half(*files)) {
+                        self.server.refuse(id, self.too_many(files));
+                    }
                     self.lines.insert(id, connection);
                 }
                 Ok(Accepted::Nobody) => return,
@@ -161,6 +172,29 @@ impl HostLoop {
                     return;
                 }
             }
+        }
+    }
+
+    fn takes_half(&self, files: u64) -> bool {
+        self.lines.len() as u64 >= files / 2
+    }
+
+    fn too_many(&self, files: u64) -> Error {
+        let message = format!(
+            "process {} hosts the store and has {} guests, which takes half of the {files} files that it may have open: raise the \
+             limit of that process (`ulimit -n`), or close stores that nobody uses",
+            std::process::id(),
+            self.lines.len()
+        );
+        Error::new(ErrorKind::Locked, message)
+    }
+
+    /// A guest that comes by another path, or to other files at the same one, shows that the store isn't where it was opened.
+    fn check_standing(&self) {
+        // What can't be looked at now is looked at before the next manifest.
+        let Ok(sessions) = self.neighbours.standing() else { return };
+        if let Ok(embedded) = self.shared.embedded() {
+            let _ = embedded.check_standing(sessions);
         }
     }
 

@@ -34,7 +34,7 @@ impl Subject for Asked {
         let neighbours = || Arc::new(OsNeighbours::new(self.dir.path()).unwrap());
         let listener = neighbours().listen().unwrap();
         let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
-        let guests = Guests::serve(view, neighbours(), listener, Vec::new()).unwrap();
+        let guests = Guests::serve(view, neighbours(), listener, Vec::new(), None).unwrap();
         self.host = Some((store, guests));
         self.session += 1;
         let neighbours = neighbours();
@@ -48,7 +48,7 @@ impl Subject for Asked {
             draw: Box::new(|| 0),
             result_bytes_max: 1 << 10,
         };
-        let guest = Guest::join(joiner, connection.into()).unwrap();
+        let guest = Guest::join(joiner, connection).unwrap();
         Store::new(Shared::Other(Elsewhere::new(Box::new(guest))), Policy::new())
     }
 

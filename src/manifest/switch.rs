@@ -223,19 +223,26 @@ impl Switch {
 /// here, and the files that an open finds there belong to another store.
 pub(crate) fn check_standing(storage: &dyn Storage, dir: &Path) -> Result<(), Failure> {
     for dir in [dir.to_path_buf(), dir.join("log")] {
-        let standing = storage.standing(&dir);
-        let what = match standing.map_err(|e| before("looking at", &dir, e))? {
-            Standing::Here => continue,
-            Standing::Gone => "was moved or removed while the store had it open",
-            Standing::Another => "was replaced by another one while the store had it open",
-        };
-        let message = format!(
-            "the directory {} {what}: nothing is written any more, and what stands there now is left as it is; close this store, put the right directory there, and open it again",
-            dir.display()
-        );
-        return Err(Failure::Poison(Error::new(ErrorKind::Poisoned, message).at(&dir)));
+        let standing = storage.standing(&dir).map_err(|e| before("looking at", &dir, e))?;
+        if let Some(error) = misplaced(&dir, standing) {
+            return Err(Failure::Poison(error));
+        }
     }
     Ok(())
+}
+
+/// Returns the error of a store whose directory, or a part of it, isn't at its path any more.
+pub(crate) fn misplaced(path: &Path, standing: Standing) -> Option<Error> {
+    let what = match standing {
+        Standing::Here => return None,
+        Standing::Gone => "was moved or removed while the store had it open",
+        Standing::Another => "was replaced by another one while the store had it open",
+    };
+    let message = format!(
+        "{} {what}: nothing is written any more, and what stands there now is left as it is; close this store, put the right directory there, and open it again",
+        path.display()
+    );
+    Some(Error::new(ErrorKind::Poisoned, message).at(path))
 }
 
 fn before(doing: &str, path: &Path, e: std::io::Error) -> Failure {

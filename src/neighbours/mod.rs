@@ -38,10 +38,6 @@ use crate::types::SessionId;
 /// one for all calls, whatever is at its path by then.
 pub(crate) trait Neighbours: Send + Sync + fmt::Debug {
     /// Whether the directory is still at its path, and the file that tells who lives still in it.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "what compares it before each switch comes next")
-    )]
     fn standing(&self) -> io::Result<Standing>;
 
     /// Whether this process may host: it is run by the directory's owner or by root. What another user made would be
@@ -62,6 +58,8 @@ pub(crate) trait Neighbours: Send + Sync + fmt::Debug {
     fn living(&self) -> io::Result<Vec<SessionId>>;
 
     /// Takes the name of the socket, whoever has it, and listens. Only the holder of the directory's lock may call this.
+    ///
+    /// Where other users may write, makes the file that tells who lives if there is none: guests that may not host can't.
     fn listen(&self) -> io::Result<Box<dyn Listener>>;
 
     /// Connects to the process that listens. `None` if none does, or if too many connections wait to be accepted.
@@ -80,7 +78,6 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
     /// is another by now: then the others don't see the session.
     ///
     /// After `false` the session is over for good, and its id must not be used again.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what asks on each joining comes next"))]
     fn live_on(&mut self) -> io::Result<bool>;
 }
 

@@ -68,7 +68,7 @@ impl OsNeighbours {
 impl Neighbours for OsNeighbours {
     fn standing(&self) -> io::Result<Standing> {
         let dir = compare(self.dir.identity, rustix::fs::stat(&self.dir.path))?;
-        let asking = self.asking.lock().clone();
+        let asking = self.asking()?;
         match asking.filter(|_| dir == Standing::Here) {
             Some(asking) => compare(asking.identity, self.dir.stat(SESSIONS)),
             None => Ok(dir),
@@ -119,8 +119,11 @@ impl Neighbours for OsNeighbours {
         if !self.may_host()? {
             return Err(Errno::PERM.into());
         }
-        let socket = KeptFd::new(Descriptor::alone(make_socket)?)?;
         let mode = self.dir.mode()?;
+        if mode.intersects(Mode::WGRP | Mode::WOTH) && self.asking()?.is_none() {
+            self.dir.make_sessions()?;
+        }
+        let socket = KeptFd::new(Descriptor::alone(make_socket)?)?;
         // The name has it from its first moment on, as far as the process's umask allows.
         rustix::fs::fchmod(socket.fd()?, mode)?;
         self.dir.remove_socket(None)?;

@@ -26,5 +26,5 @@ pub(crate) use errand::run_errand;
 pub(crate) use frame::{ErrandReply, FromGuest, HostErrand, Welcome, put_frame};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use frame::{Frames, FromHost, frame_bytes_max};
-pub(crate) use requests::{HostTold, News, Question, Requests};
+pub(crate) use requests::{ClaimTerms, HostTold, News, Question, Requests, refused};
 pub(crate) use server::{LineId, Server};

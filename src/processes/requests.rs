@@ -43,6 +43,8 @@ pub(crate) struct Requests {
     next: u64,
     /// The end of the log, as it was heard last.
     heard: Lsn,
+    /// What time it is, in nanoseconds.
+    now: u64,
     open: BTreeMap<u64, OpenRequest>,
     held: BTreeMap<Token, OwnClaim>,
     link: Option<Link>,
@@ -53,6 +55,8 @@ struct Link {
     frames: Frames,
     out: Vec<u8>,
     is_welcome: bool,
+    /// The process that has answered.
+    host: Option<u32>,
 }
 
 /// A request without an answer, or with one that was not taken.
@@ -76,12 +80,33 @@ struct OpenRequest {
     has_thread: bool,
 }
 
+/// What a call asked for that the next host has to be told of.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ClaimTerms {
+    reserve: u64,
+    lease_millis: Option<u64>,
+}
+
+impl ClaimTerms {
+    pub(crate) fn of(terms: &Terms) -> Self {
+        ClaimTerms { reserve: terms.reserve, lease_millis: terms.lease_millis }
+    }
+}
+
 /// A claim that this process holds.
 struct OwnClaim {
     key: Key<'static>,
     reserve: u64,
+    lease: Option<OwnLease>,
     /// By a ticket: the next host has to be told.
     is_attached: bool,
+}
+
+/// A lease as its owner knows it: from the answer that gave it on.
+#[derive(Clone, Copy)]
+struct OwnLease {
+    millis: u64,
+    since: u64,
 }
 
 /// What has arrived on a connection.
@@ -98,17 +123,25 @@ pub(crate) enum News {
 impl Requests {
     pub(crate) fn new(session: SessionId, pid: u32, result_bytes_max: u32) -> Self {
         let (open, held) = (BTreeMap::new(), BTreeMap::new());
-        let (next, heard) = (1, Lsn::ZERO);
-        Requests { session, pid, result_bytes_max, next, heard, open, held, link: None }
+        let (next, heard, now) = (1, Lsn::ZERO, 0);
+        Requests { session, pid, result_bytes_max, next, heard, now, open, held, link: None }
+    }
+
+    /// Says what time it is, by which leases pass. Called before anything that has arrived is taken.
+    pub(crate) fn pass_to(&mut self, nanos: u64) {
+        self.now = nanos;
     }
 
     /// Takes a request in. It is sent by [`flush`](Self::flush). `Err`: too many wait for the host.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u64> {
         let waiting = self.open.values().filter(|open| open.told.is_none()).count();
         if waiting >= limits::GUEST_CALLS_MAX {
-            let message = format!(
-                "{waiting} calls wait for the process that hosts the store: it is silent, or overloaded; `Store::health` names it"
-            );
+            let host = match self.link.as_ref().and_then(|link| link.host) {
+                Some(pid) => format!("process {pid}, which hosts the store: it is stopped"),
+                None => "a process that hosts the store: none answers".to_owned(),
+            };
+            let message =
+                format!("{waiting} calls wait for {host}, or overloaded; try it again later");
             return Err(Error::new(ErrorKind::InProgress, message));
         }
         Ok(self.add(question))
@@ -138,7 +171,8 @@ impl Requests {
         let frames = Frames::new(frame_bytes_max(limits::RESULT_BYTES_MAX));
         let mut out = Vec::new();
         // One frame has all: a key is at most so long that a thousand claims fit.
-        let held: Vec<_> = self.held.iter().map(|(token, held)| held.named(*token)).collect();
+        let held: Vec<_> =
+            self.held.iter().map(|(token, held)| held.named(*token, self.now)).collect();
         let mut parts: Vec<Vec<HeldClaim>> = Vec::new();
         for claim in held {
             match parts.last_mut().filter(|part| part.len() < limits::HELD_IN_FRAME) {
@@ -161,7 +195,7 @@ impl Requests {
             let more = parts.peek().is_some();
             let _ = put_frame(&FromGuest::Held { held, more }, most, &mut out);
         }
-        self.link = Some(Link { frames, out, is_welcome: false });
+        self.link = Some(Link { frames, out, is_welcome: false, host: None });
     }
 
     /// The connection has ended. What was sent on it is to be sent again.
@@ -179,6 +213,26 @@ impl Requests {
             }
         }
         self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
+    }
+
+    /// No host is asked any more, for that reason. Whether what was sent was done stays unknown.
+    pub(crate) fn end(&mut self, why: &Error) {
+        for open in self.open.values_mut().filter(|open| open.told.is_none()) {
+            let is_call =
+                matches!(&open.question, Question::Call(call) if matches!(call.ask, Ask::Call(..)));
+            let error = match is_call && (open.is_sent || open.hosts > 0) {
+                true => {
+                    let message = format!("whether this call was made is unknown, and {why}");
+                    Error::new(ErrorKind::Indeterminate, message).because(why.again())
+                }
+                false => refused(why, &open.question),
+            };
+            open.tell(match open.question {
+                Question::Call(_) => HostTold::Reply(Box::new(Err(error))),
+                Question::Errand(_) => HostTold::Errand(Err(error)),
+            });
+        }
+        self.open.retain(|_, open| !open.is_left);
     }
 
     /// Writes what can be sent: owners' words first.
@@ -261,6 +315,7 @@ impl Requests {
                 Ok(Some(frame)) => match frame {
                     FromHost::Welcome(Versioned::Same(welcome)) if !link.is_welcome => {
                         link.is_welcome = true;
+                        link.host = Some(welcome.pid).filter(|pid| *pid != 0);
                         self.result_bytes_max = self.result_bytes_max.max(welcome.result_bytes_max);
                         self.heard = welcome.end;
                         news = News::Welcome(welcome);
@@ -310,8 +365,8 @@ impl Requests {
         if let (Question::Call(request), Some(reply)) = (&open.question, replied) {
             let (key, reply) = (request.key.clone(), reply.clone());
             if let Ask::Call(call, terms) = &request.ask {
-                let (call, reserve) = (*call, terms.reserve);
-                note(&mut self.held, &key, call, reserve, &reply);
+                let (call, asked) = (*call, ClaimTerms::of(terms));
+                note(&mut self.held, &key, call, asked, &reply, self.now);
                 if open.is_left {
                     let release = releasing(call, &reply);
                     self.open.remove(&number);
@@ -424,8 +479,22 @@ impl Requests {
     }
 
     /// Keeps account of what a call that was made by this process itself, as the host, grants and ends.
-    pub(crate) fn note(&mut self, key: &Key<'static>, call: Call, reserve: u64, reply: &Reply) {
-        note(&mut self.held, key, call, reserve, reply);
+    pub(crate) fn note(
+        &mut self,
+        key: &Key<'static>,
+        call: Call,
+        asked: ClaimTerms,
+        reply: &Reply,
+    ) {
+        note(&mut self.held, key, call, asked, reply, self.now);
+    }
+
+    /// What is left of the leases of this process's claims, in milliseconds.
+    pub(crate) fn leases_left(&self) -> Vec<(Key<'static>, Token, u64)> {
+        let left = |(token, held): (&Token, &OwnClaim)| {
+            Some((held.key.clone(), *token, held.lease?.left_millis(self.now)))
+        };
+        self.held.iter().filter_map(left).collect()
     }
 
     /// Takes a request that waits for an answer, to be made by this process itself.
@@ -454,12 +523,29 @@ impl Requests {
     }
 }
 
-impl OpenRequest {
+/// The error of a question to an opening that is over. The claims are lost to their owners alone.
+pub(crate) fn refused(why: &Error, question: &Question) -> Error {
+    match why.kind() {
+        ErrorKind::ClaimLost if question.token().is_none() => {
+            Error::new(ErrorKind::Poisoned, why.to_string()).because(why.again())
+        }
+        _ => why.again(),
+    }
+}
+
+impl Question {
+    /// The claim whose owner says it.
     fn token(&self) -> Option<Token> {
-        match &self.question {
+        match self {
             Question::Call(Request { ask: Ask::Call(call, _), .. }) => call.of_owner(),
             _ => None,
         }
+    }
+}
+
+impl OpenRequest {
+    fn token(&self) -> Option<Token> {
+        self.question.token()
     }
 
     /// Whether it is without effect if nobody takes its answer. All other calls are made.
@@ -511,8 +597,15 @@ fn stamp(request: &mut Request, session: SessionId, number: u64, heard: Option<L
 }
 
 impl OwnClaim {
-    fn named(&self, token: Token) -> HeldClaim {
-        HeldClaim { key: self.key.clone(), token, lease_left_millis: None, reserve: self.reserve }
+    fn named(&self, token: Token, now: u64) -> HeldClaim {
+        let lease_left_millis = self.lease.map(|lease| lease.left_millis(now));
+        HeldClaim { key: self.key.clone(), token, lease_left_millis, reserve: self.reserve }
+    }
+}
+
+impl OwnLease {
+    fn left_millis(self, now: u64) -> u64 {
+        self.millis.saturating_sub(now.saturating_sub(self.since) / 1_000_000)
     }
 }
 
@@ -520,16 +613,26 @@ fn note(
     held: &mut BTreeMap<Token, OwnClaim>,
     key: &Key<'static>,
     call: Call,
-    reserve: u64,
+    asked: ClaimTerms,
     reply: &Reply,
+    now: u64,
 ) {
+    let lease = asked.lease_millis.map(|millis| OwnLease { millis, since: now });
+    let key = || key.clone();
     if let Some(claimed) = reply.claimed {
-        let claim = OwnClaim { key: key.clone(), reserve, is_attached: false };
+        let claim = OwnClaim { key: key(), reserve: asked.reserve, lease, is_attached: false };
         held.insert(claimed.token, claim);
     }
     match call {
         Call::Attach(token) if reply.answer == Answer::Done => {
-            held.insert(token, OwnClaim { key: key.clone(), reserve: 0, is_attached: true });
+            // Its lease is that of its ticket, which is in the log.
+            let claim = OwnClaim { key: key(), reserve: 0, lease: None, is_attached: true };
+            held.insert(token, claim);
+        }
+        Call::Renew { token, attached: false } if reply.answer == Answer::Done => {
+            if let Some(claim) = held.get_mut(&token) {
+                claim.lease = lease;
+            }
         }
         call => {
             if let Some(token) = call.ends() {

@@ -142,6 +142,15 @@ impl Server {
         self.next_line
     }
 
+    /// Lets a connection say only why there is no more to it.
+    pub(crate) fn refuse(&mut self, id: LineId, why: Error) {
+        if let Some(line) = self.lines.get_mut(&id) {
+            let frame = FromHost::Refused(Versioned::Same(why));
+            put(&frame, self.result_bytes_max, &mut line.out);
+            line.is_over = true;
+        }
+    }
+
     /// Takes bytes that have arrived.
     pub(crate) fn received(&mut self, id: LineId, bytes: &[u8], now: u64) {
         let Some(line) = self.lines.get_mut(&id) else { return };
@@ -284,12 +293,7 @@ impl Server {
                      {version}: run the same release in all processes that share a store",
                     self.pid
                 );
-                let refused = Error::new(ErrorKind::Incompatible, message);
-                if let Some(line) = self.lines.get_mut(&id) {
-                    let frame = FromHost::Refused(Versioned::Same(refused));
-                    put(&frame, self.result_bytes_max, &mut line.out);
-                    line.is_over = true;
-                }
+                self.refuse(id, Error::new(ErrorKind::Incompatible, message));
             }
             (FromGuest::Held { held, more: _ }, Some(session)) => self.name(session, held),
             (FromGuest::Call { request, heard, again, calls }, Some(session)) => {
@@ -337,9 +341,15 @@ impl Server {
     fn name(&mut self, session: SessionId, held: Vec<HeldClaim>) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
         let mut attached = Vec::new();
-        for HeldClaim { key, token, .. } in held {
-            if guest.claims.insert(token, key.clone()).is_none() {
-                attached.push((key, token));
+        for HeldClaim { key, token, lease_left_millis, .. } in held {
+            let is_known = guest.claims.insert(token, key.clone()).is_some();
+            match (is_known, lease_left_millis, self.shared.embedded()) {
+                (true, Some(left), Ok(engine)) => {
+                    // A claim that has gone meanwhile has no lease to keep.
+                    let _ = engine.keep_lease(&key, token, left);
+                }
+                (true, ..) => {}
+                (false, ..) => attached.push((key, token)),
             }
         }
         // Not among those that the opening found: they were attached by a ticket, and are again. Nobody waits for the answers.

@@ -3,6 +3,7 @@
 //! Promises: the directory's lock comes first, then the socket, then the recovery, and only then a guest is let in. Where a process
 //! can't listen, it opens the store alone.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::hosting::{Guest, Guests, Joiner};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
+use crate::manifest;
 use crate::neighbours::{Connection, Neighbours, OsNeighbours, Session, Unseen};
 use crate::sync::WakeWord;
 use crate::types::SessionId;
@@ -26,7 +28,7 @@ pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool
     let began = nanos();
     let pause = WakeWord::new();
     loop {
-        let refused = match host(&builder, &seams, dir, create) {
+        let refused = match host(&builder, &seams, dir, create, None) {
             Ok(embedded) => {
                 return Ok(Store::new(Shared::Embedded(embedded), builder.policy));
             }
@@ -36,9 +38,12 @@ pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool
         let neighbours = neighbours(dir)?;
         let refused = match neighbours.connect() {
             Ok(Some(connection)) => match join(&builder, &seams, dir, neighbours, connection) {
-                Err(e) if e.kind() == ErrorKind::Locked => e,
+                Err(e) if e.kind() == ErrorKind::Locked => e.at(dir),
                 joined => return joined,
             },
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Error::io("connecting to the process that hosts", dir, e));
+            }
             Ok(None) | Err(_) => refused,
         };
         if nanos() - began >= nanos_most {
@@ -73,12 +78,28 @@ fn neighbours(dir: &Path) -> Result<Arc<dyn Neighbours>> {
     Ok(Arc::new(neighbours.map_err(|e| Error::io("finding the other processes of", dir, e))?))
 }
 
-/// Opens the store as its host. `Locked`: another process has it.
-fn host(builder: &StoreBuilder, seams: &Seams, dir: &Path, create: bool) -> Result<Embedded> {
+/// Opens the store as its host. `Locked`: another process has it, or this one may not host. `known`: the directory that this
+/// process is a guest of.
+fn host(
+    builder: &StoreBuilder,
+    seams: &Seams,
+    dir: &Path,
+    create: bool,
+    known: Option<Arc<dyn Neighbours>>,
+) -> Result<Embedded> {
     let began = seams.clock.monotonic_nanos();
+    // `None`: the directory is not there yet, or the lock says what is wrong with it.
+    let known = known.or_else(|| neighbours(dir).ok());
+    if let Some(known) = &known {
+        check_standing(&**known, dir)?;
+        check_may_host(&**known, dir)?;
+    }
     let why = "it takes no guests: it was opened without `shared(true)`, or can't listen here, which its `Store::health` says";
     let (seams, lock) = directory::lock_or(seams.clone(), dir, create, Duration::ZERO, why)?;
-    let neighbours = neighbours(dir)?;
+    let neighbours = known.map_or_else(|| neighbours(dir), Ok)?;
+    // What was locked is what was at the path meanwhile.
+    check_standing(&*neighbours, dir)?;
+    let files_max = seams.storage.files_max();
     let listener = neighbours.listen();
     let embedded = builder.open_locked(seams, lock, dir, create, began)?;
     let living = neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e))?;
@@ -90,7 +111,7 @@ fn host(builder: &StoreBuilder, seams: &Seams, dir: &Path, create: bool) -> Resu
     embedded.start_upkeep()?;
     let view = Arc::new(Shared::Embedded(embedded.view()));
     let listener = listener.map_err(|e| Error::io("listening at the socket in", dir, e));
-    match listener.and_then(|listener| Guests::serve(view, neighbours, listener, kept)) {
+    match listener.and_then(|listener| Guests::serve(view, neighbours, listener, kept, files_max)) {
         Ok(guests) => embedded.at_close(move || guests.stop()),
         Err(e) if living.is_empty() => embedded.serve_nobody(&e),
         // They live, and could never join.
@@ -106,6 +127,25 @@ fn host(builder: &StoreBuilder, seams: &Seams, dir: &Path, create: bool) -> Resu
     Ok(embedded)
 }
 
+/// Files that another user makes would be closed to the directory's owner.
+fn check_may_host(neighbours: &dyn Neighbours, dir: &Path) -> Result<()> {
+    if neighbours.may_host().map_err(|e| Error::io("looking at", dir, e))? {
+        return Ok(());
+    }
+    let message = format!(
+        "{} belongs to another user: only processes of that user, or of root, host the store, and none does; once one has it open \
+         with `shared(true)`, this process joins it",
+        dir.display()
+    );
+    Err(Error::new(ErrorKind::Locked, message).at(dir))
+}
+
+/// The store that is at the path by now may be another one.
+fn check_standing(neighbours: &dyn Neighbours, dir: &Path) -> Result<()> {
+    let standing = neighbours.standing().map_err(|e| Error::io("looking at", dir, e))?;
+    manifest::misplaced(dir, standing).map_or(Ok(()), Err)
+}
+
 /// Joins the host at the other end of a connection.
 fn join(
     builder: &StoreBuilder,
@@ -115,7 +155,8 @@ fn join(
     connection: Box<dyn Connection>,
 ) -> Result<Store> {
     let (settings, theirs, at) = (builder.clone(), seams.clone(), dir.to_owned());
-    let hosting = move || match host(&settings, &theirs, &at, false) {
+    let known = Arc::clone(&neighbours);
+    let hosting = move || match host(&settings, &theirs, &at, false, Some(Arc::clone(&known))) {
         Ok(embedded) => Ok(Some(Arc::new(Shared::Embedded(embedded)))),
         Err(e) if e.kind() == ErrorKind::Locked => Ok(None),
         Err(e) => Err(e),
@@ -162,7 +203,7 @@ pub(super) fn join_to_read(seams: &Seams, dir: &Path) -> Result<Option<Store>> {
 }
 
 fn joined(joiner: Joiner, connection: Box<dyn Connection>, policy: Policy) -> Result<Store> {
-    let guest = Guest::join(joiner, connection.into())?;
+    let guest = Guest::join(joiner, connection)?;
     let operator = guest.operator();
     Ok(Store::hosted(Shared::Other(Elsewhere::new(Box::new(guest))), policy, operator))
 }

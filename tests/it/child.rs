@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{errors, process, processes, reader, room, scarcity, time};
+use crate::{errors, guests, process, processes, reader, room, scarcity, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -31,6 +31,8 @@ fn plays_its_role() {
         ("short", n) => process::short(dir, n),
         ("open", _) => process::open(dir),
         ("peer", _) => processes::peer(dir),
+        ("host-of-few-files", _) => guests::host_of_few_files(dir),
+        ("peer-of-another-user", _) => guests::peer_of_another_user(dir),
         ("crowd", seed) => processes::crowd(dir, seed),
         ("submits", job) => process::submits(dir, job),
         ("webhook", ticket) => process::webhook(dir, ticket),

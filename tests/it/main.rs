@@ -63,6 +63,8 @@ mod pages;
 /// A second opener, and a forked child.
 mod process;
 mod processes;
+/// Guests that lack descriptors, rights, or room at the host.
+mod guests;
 /// Files that are read without the lock and without a write.
 mod reader;
 /// Reclaim when the background gets no processor, and what it reads.

@@ -7,7 +7,7 @@
 use crate::child::small;
 use crate::process::files;
 use onlyonce::testing::Sim;
-use onlyonce::{Claim, Error, ErrorKind, Store, admin::Health};
+use onlyonce::{Claim, ClaimGuard, Error, ErrorKind, Store, StoreBuilder, admin::Health};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -234,4 +234,102 @@ fn a_move_on_the_simulated_disk_is_noticed_too() {
             assert!(matches!(store.claim("in flight").unwrap(), Claim::Interrupted(_)));
         }
     }
+}
+
+fn shared() -> StoreBuilder {
+    small().shared(true).open_timeout(PATIENCE)
+}
+
+/// A session ends a moment after the last handle is dropped.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A store that this process hosts, its guest, a claim of the guest, and the directory.
+fn shared_life(dir: &Path) -> (Store, Store, ClaimGuard, PathBuf) {
+    let keys = dir.join("keys");
+    let (host, guest) = (shared().open_or_create(&keys).unwrap(), shared().open(&keys).unwrap());
+    assert!(guest.mark("before").unwrap().is_first());
+    let Claim::Acquired(claim) = guest.claim("in flight").unwrap() else { panic!() };
+    (host, guest, claim, keys)
+}
+
+fn check_refused(store: &Store, words: &str) {
+    let error = store.mark("after").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned, "{error:?}");
+    assert!(error.to_string().contains(words), "{words:?} is not in: {error}");
+    assert_ne!(store.health(), Health::Writable);
+}
+
+/// The guest learns by its first call that its host has gone, and hosts nothing.
+fn check_over(guest: &Store, words: &str) {
+    let told = guest.get("before").unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Poisoned, "{told:?}");
+    check_refused(guest, words);
+}
+
+/// Both would go on: the one writes what no open at its path finds, the other is sure to be at the right one.
+#[test]
+fn a_guest_that_comes_to_the_new_path_of_a_store_shows_that_it_was_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest, claim, keys) = shared_life(dir.path());
+    let moved = dir.path().join("moved");
+    std::fs::rename(&keys, &moved).unwrap();
+    let third = shared().open(&moved).unwrap();
+    for store in [&host, &guest, &third] {
+        check_refused(store, GONE);
+        assert!(matches!(store.claim("before").unwrap(), Claim::Completed(_)));
+    }
+    assert_eq!(claim.complete("done").unwrap_err().kind(), ErrorKind::Poisoned);
+    drop(host);
+    check_over(&guest, GONE);
+    drop(guest);
+    assert!(!keys.exists(), "something was made there");
+    assert!(matches!(third.claim("before").unwrap(), Claim::Completed(_)));
+    assert!(matches!(third.claim_wait("in flight", PATIENCE).unwrap(), Claim::Interrupted(_)));
+    assert!(third.mark("after").unwrap().is_first());
+}
+
+/// The next host would be that of the other store, in which each key is new.
+#[test]
+fn a_guest_never_hosts_what_was_put_in_the_place_of_its_store() {
+    for is_there in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, guest, claim, keys) = shared_life(dir.path());
+        std::fs::rename(&keys, dir.path().join("moved")).unwrap();
+        let mut before = BTreeMap::new();
+        if is_there {
+            let other = small().open_or_create(&keys).unwrap();
+            assert!(other.mark("of the other").unwrap().is_first());
+            drop(other);
+            before = files(&keys);
+        }
+        drop(host);
+        check_over(&guest, if is_there { REPLACED } else { GONE });
+        assert_eq!(claim.complete("done").unwrap_err().kind(), ErrorKind::Poisoned);
+        drop(guest);
+        assert_eq!(keys.exists(), is_there);
+        if is_there {
+            assert!(files(&keys) == before, "the other store was touched");
+        }
+        let moved = shared().open(dir.path().join("moved")).unwrap();
+        assert!(matches!(moved.claim("before").unwrap(), Claim::Completed(_)));
+        assert!(matches!(moved.claim_wait("in flight", PATIENCE).unwrap(), Claim::Interrupted(_)));
+    }
+}
+
+/// A newcomer makes another file of sessions, in which the host doesn't see that it lives: its claims would be given to others.
+#[test]
+fn a_host_whose_file_of_sessions_was_removed_grants_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest, claim, keys) = shared_life(dir.path());
+    std::fs::remove_file(keys.join("sessions")).unwrap();
+    let third = shared().open(&keys).unwrap();
+    for store in [&host, &guest, &third] {
+        check_refused(store, "sessions was ");
+    }
+    drop(host);
+    // The next host can't know whether it lives.
+    check_over(&guest, "has lost its claims");
+    assert_eq!(claim.complete("done").unwrap_err().kind(), ErrorKind::ClaimLost);
+    assert!(matches!(third.claim_wait("in flight", PATIENCE).unwrap(), Claim::Interrupted(_)));
+    assert!(third.mark("after").unwrap().is_first());
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
+
 use onlyonce::admin::{Health, Iter, StateKind};
 use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, Reader, State, Store, StoreBuilder};
 
@@ -14,7 +16,7 @@ pub(crate) fn shared() -> StoreBuilder {
     Store::builder().shared(true).open_timeout(Duration::from_secs(20))
 }
 
-fn open(dir: &Path) -> Store {
+pub(crate) fn open(dir: &Path) -> Store {
     shared().open_or_create(dir).unwrap()
 }
 
@@ -139,28 +141,51 @@ fn tasks_of_a_guest_are_woken() {
 }
 
 /// A child of this test that plays a role, and its lines.
-struct Peer {
+pub(crate) struct Peer {
     process: Child,
     lines: BufReader<ChildStdout>,
     orders: ChildStdin,
 }
 
 impl Peer {
-    fn start(role: &str, dir: &Path) -> Self {
-        let mut process = child(role, dir).stderr(Stdio::inherit()).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap());
-        let orders = process.stdin.take().unwrap();
-        let mut peer = Peer { process, lines, orders };
+    pub(crate) fn start(role: &str, dir: &Path) -> Self {
+        let mut peer = Peer::start_unready(role, dir);
         peer.hear("open");
         peer
     }
 
-    fn order(&mut self, what: &str) {
+    /// Starts it, and doesn't wait until it has the store open.
+    pub(crate) fn start_unready(role: &str, dir: &Path) -> Self {
+        let mut process = child(role, dir).stderr(Stdio::inherit()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap());
+        let orders = process.stdin.take().unwrap();
+        Peer { process, lines, orders }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Until it is told to go on, it does nothing, and holds what it has.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub(crate) fn order(&mut self, what: &str) {
         writeln!(self.orders, "{what}").unwrap();
     }
 
     /// Waits for a line with that beginning, and returns the rest of it.
-    fn hear(&mut self, begins: &str) -> String {
+    pub(crate) fn hear(&mut self, begins: &str) -> String {
         loop {
             let mut line = String::new();
             assert!(self.lines.read_line(&mut line).unwrap() > 0, "ended before {begins}");
@@ -170,7 +195,7 @@ impl Peer {
         }
     }
 
-    fn ask(&mut self, what: &str) -> String {
+    pub(crate) fn ask(&mut self, what: &str) -> String {
         self.order(what);
         self.hear("told ")
     }
@@ -210,6 +235,10 @@ pub(crate) fn peer(dir: &Path) {
                 Ok(_) => "done".to_owned(),
                 Err(e) => format!("{:?}", e.kind()),
             },
+            "close" => {
+                close_descriptors();
+                "closed".to_owned()
+            }
             "drop" => {
                 drop(held.remove(key));
                 "dropped".to_owned()
@@ -217,6 +246,15 @@ pub(crate) fn peer(dir: &Path) {
             other => panic!("{other}"),
         };
         println!("peer: told {told}");
+    }
+}
+
+/// What a program does that becomes a daemon.
+#[expect(unsafe_code, reason = "std closes no descriptor that it doesn't know")]
+fn close_descriptors() {
+    for number in 3..1024 {
+        // SAFETY: the store is to notice that its descriptors are gone; nothing else in this process has any.
+        unsafe { libc::close(number) };
     }
 }
 

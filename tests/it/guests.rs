@@ -1,0 +1,177 @@
+//! Guests that lack what they count on: their descriptors, the rights of the directory's owner, room at the host.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use onlyonce::{Claim, ErrorKind, Operation, State, Store};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::process::files;
+use crate::processes::{Peer, open, peer, shared};
+
+/// A session whose lock went with the descriptors would end with the next handover, and its claims with it.
+#[test]
+fn a_guest_that_closes_descriptors_it_doesn_t_know_keeps_what_it_claims_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = open(dir.path());
+    let mut daemon = Peer::start("peer", dir.path());
+    assert!(daemon.ask("claim before").starts_with("acquired"));
+    assert_eq!(daemon.ask("close descriptors"), "closed");
+    assert!(daemon.ask("claim after").starts_with("acquired"));
+    let next = open(dir.path());
+    drop(host);
+    assert!(matches!(next.claim("after").unwrap(), Claim::InProgress(_)));
+    // Nobody has claimed it meanwhile.
+    assert_eq!(daemon.ask("complete before"), "done");
+    assert_eq!(daemon.ask("complete after"), "done");
+    assert_eq!(daemon.ask("close descriptors"), "closed");
+    drop(next);
+    // It hosts the store now.
+    assert_eq!(daemon.ask("claim after"), "completed");
+    assert!(matches!(open(dir.path()).claim("before").unwrap(), Claim::Completed(_)));
+}
+
+/// A user that owns nothing.
+const OTHER: u32 = 54321;
+
+/// The role of a peer that another user runs than the directory's owner.
+#[expect(unsafe_code, reason = "std can't change the user of a process that runs")]
+pub(crate) fn peer_of_another_user(dir: &Path) {
+    // SAFETY: changes ids of this process, nothing in memory.
+    let changed = unsafe { (libc::setgroups(0, std::ptr::null()), libc::setgid(OTHER)) };
+    // SAFETY: as above.
+    assert_eq!((changed, unsafe { libc::setuid(OTHER) }), ((0, 0), 0));
+    if let Err(e) = shared().open_timeout(Duration::ZERO).open(dir) {
+        println!("peer: refused {:?} {e}", e.kind());
+    }
+    peer(dir);
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// What it wrote as the host would be closed to the owner.
+#[test]
+fn another_user_than_the_directory_s_owner_joins_and_never_hosts() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    for name in ["sessions", "socket"] {
+        let _ = std::fs::remove_file(dir.path().join(name));
+    }
+    let before = files(dir.path());
+    let mut other = Peer::start_unready("peer-of-another-user", dir.path());
+    let refused = other.hear("refused ");
+    assert!(
+        refused.starts_with("Locked") && refused.contains("belongs to another user"),
+        "{refused}"
+    );
+    assert!(files(dir.path()) == before, "it has left something");
+    let host = open(dir.path());
+    other.hear("open");
+    assert!(other.ask("claim k").starts_with("acquired"));
+    // A handover, during which nobody may host for a while.
+    drop(host);
+    other.order("claim l");
+    let host = open(dir.path());
+    assert!(other.hear("told ").starts_with("acquired"));
+    assert!(matches!(host.claim("k").unwrap(), Claim::InProgress(_)));
+    assert_eq!(other.ask("complete k"), "done");
+    drop(host);
+    let owners = files(dir.path()).into_keys().map(|path| path.metadata().unwrap().uid());
+    assert!(owners.into_iter().all(|owner| owner == 0));
+}
+
+/// The directory is not the other user's to change.
+#[test]
+fn a_user_without_the_right_to_write_is_told_so() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _host = open(dir.path());
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut other = Peer::start_unready("peer-of-another-user", dir.path());
+    let refused = other.hear("refused ");
+    assert!(refused.starts_with("Io") && refused.contains("no permission"), "{refused}");
+}
+
+/// The role of a host that may have few files open.
+pub(crate) fn host_of_few_files(dir: &Path) {
+    let most = Rlimit { current: Some(FEW_FILES), maximum: Some(FEW_FILES) };
+    setrlimit(Resource::Nofile, most).unwrap();
+    peer(dir);
+}
+
+const FEW_FILES: u64 = 96;
+
+/// They would leave it no descriptor to roll its log with.
+#[test]
+fn guests_take_at_most_half_of_the_host_s_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Peer::start("host-of-few-files", dir.path());
+    let mut guests: Vec<Store> = (0..FEW_FILES / 2).map(|_| open(dir.path())).collect();
+    let refused = shared().open_timeout(Duration::ZERO).open(dir.path()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    for words in [&host.pid().to_string(), "48 guests", "96 files", "ulimit -n"] {
+        assert!(refused.to_string().contains(words), "{words:?} is not in: {refused}");
+    }
+    let Claim::Acquired(claim) = guests[0].claim("k").unwrap() else { panic!() };
+    assert!(guests.iter().all(|guest| guest.get("k").unwrap().is_some()));
+    assert_eq!(host.ask("claim k"), "in progress");
+    claim.complete("done").unwrap();
+    // There is room again, and an opening waits for it.
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| open(dir.path()));
+        drop(guests.pop());
+        assert!(waits.join().unwrap().mark("m").unwrap().is_first());
+    });
+}
+
+/// Calls that nobody answers take no more and more memory.
+#[test]
+fn a_guest_of_a_stopped_host_says_which_process_it_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Peer::start("peer", dir.path());
+    let guest = open(dir.path());
+    host.stop();
+    let mut waiting: Vec<_> = (0..1024).map(|n| guest.mark_async(n)).collect();
+    let refused = guest.mark("one more").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InProgress);
+    assert!(refused.to_string().contains(&format!("process {}", host.pid())), "{refused}");
+    host.go_on();
+    assert!(waiting.drain(..).all(|call| call.wait().unwrap().is_first()));
+    assert!(guest.mark("one more").unwrap().is_first());
+    assert_eq!(host.ask("claim k").split(' ').next(), Some("acquired"));
+}
+
+/// Renewals are not in the log: the next host would go by the lease that the claim was granted with.
+#[test]
+fn what_is_left_of_a_lease_outlives_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, next, other) = (open(dir.path()), open(dir.path()), open(dir.path()));
+    let hour = Duration::from_secs(3600);
+    let claim = |store: &Store, key: &'static str| {
+        let Claim::Acquired(claim) = store.claim(Operation::new(key).lease(hour)).unwrap() else {
+            panic!("{key}")
+        };
+        claim.renew(hour / 4).unwrap();
+        claim
+    };
+    let _claims = (claim(&next, "of the next host"), claim(&other, "of another guest"));
+    drop(host);
+    let left = |key: &str| {
+        let Some(State::InProgress(attempt)) = next.get(key).unwrap() else { panic!("{key}") };
+        attempt.lease_left().unwrap()
+    };
+    assert!(left("of the next host") <= hour / 4);
+    // Until its owner joins, which may take longer than what is left.
+    assert!(left("of another guest") > hour / 2);
+    assert!(other.mark("it has joined").unwrap().is_first());
+    assert!(left("of another guest") <= hour / 2);
+}
