@@ -6,12 +6,14 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::{Guest, Guests, Joiner};
+use crate::admin::Health;
 use crate::backend::{Elsewhere, Shared};
 use crate::neighbours::{Neighbours, OsNeighbours};
+use crate::testing::DiskFault;
 use crate::testing::Sim;
 use crate::testing::conformance::{Subject, check};
 use crate::types::SessionId;
-use crate::{Error, ErrorKind, Policy, Store};
+use crate::{Claim, Error, ErrorKind, Policy, State, Store};
 
 /// The engine in a host, asked by a guest.
 struct Asked {
@@ -49,7 +51,9 @@ impl Subject for Asked {
             result_bytes_max: 1 << 10,
         };
         let guest = Guest::join(joiner, connection).unwrap();
-        Store::new(Shared::Other(Elsewhere::new(Box::new(guest))), Policy::new())
+        let operator = guest.operator();
+        let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
+        Store::hosted(shared, Policy::new(), operator)
     }
 
     fn wait(&mut self, time: Duration) {
@@ -67,4 +71,49 @@ impl Subject for Asked {
 #[test]
 fn a_guest_conforms() {
     println!("{} cases", check(Asked::new));
+}
+
+/// Another process would meet the same disk: the host keeps its guests, who read on, and are told which process that is. They live on
+/// when it opens the store anew.
+#[test]
+fn a_poisoned_host_keeps_its_guests() {
+    let mut asked = Asked::new();
+    let guest = asked.open();
+    assert!(guest.mark("done").unwrap().is_first());
+    let Claim::Acquired(claim) = guest.claim("claimed").unwrap() else { panic!() };
+    asked.sim.fail_call(0, DiskFault::Io);
+    let failed = guest.mark("lost").unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Indeterminate, "{failed}");
+
+    let host = format!("process {}", std::process::id());
+    let refused = guest.mark("refused").unwrap_err();
+    assert!(
+        refused.kind() == ErrorKind::Poisoned && refused.to_string().contains(&host),
+        "{refused}"
+    );
+    let Health::Poisoned { cause } = guest.health() else { panic!("{:?}", guest.health()) };
+    assert!(cause.contains(&host), "{cause}");
+    let refused = guest.sync().unwrap_err();
+    assert!(
+        refused.kind() == ErrorKind::Poisoned && refused.to_string().contains(&host),
+        "{refused}"
+    );
+    assert!(matches!(guest.claim("done").unwrap(), Claim::Completed(_)));
+    assert!(matches!(guest.get("claimed").unwrap(), Some(State::InProgress(_))));
+    let keys: Vec<crate::Result<String>> = guest.iter().map(|entry| Ok(entry?.0.to_string())).collect();
+    let listed: Vec<&str> = keys.iter().flatten().map(String::as_str).collect();
+    assert_eq!(listed.len(), 2, "{keys:?}");
+    let (store, _) = asked.host.as_ref().unwrap();
+    assert!(matches!(store.health(), Health::Poisoned { .. }));
+    assert_eq!(guest.stats().hosting.unwrap().guests, 1);
+
+    // The process that hosts it opens it anew, while this guest lives.
+    let (store, guests) = asked.host.take().unwrap();
+    guests.stop();
+    let _ = store.close(Duration::ZERO);
+    drop(store);
+    let other = asked.open();
+    assert_eq!(guest.health(), Health::Writable);
+    claim.complete("late").unwrap();
+    assert!(matches!(other.claim("claimed").unwrap(), Claim::Completed(_)));
 }

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::frame::{ErrandReply, HostErrand, put_bytes};
+use crate::Result;
 use crate::admin::{Estimate, Gathering, Health, KeyPage, Stats, Verification};
 use crate::backend::Shared;
-use crate::{Error, Result};
 
 /// Whether it takes no longer than a call that writes nothing.
 pub(super) fn is_quick(what: &HostErrand) -> bool {
@@ -53,9 +53,6 @@ pub(crate) fn run_errand(
         HostErrand::Spaces { parent } => ErrandReply::Names(engine.names_in(parent)?),
         HostErrand::List(listing) => {
             ErrandReply::Page(KeyPage::read(shared, listing, &put_bytes, most)?)
-        }
-        HostErrand::Reopen => {
-            return Err(Error::invalid("no process does this for another"));
         }
     })
 }

@@ -153,8 +153,6 @@ pub(crate) enum HostErrand {
     },
     RebuildIndex,
     MergeIndex,
-    /// Opens a poisoned store anew.
-    Reopen,
     /// The names of the namespaces in that one; `None`: in no namespace.
     Spaces {
         parent: Option<Token>,
@@ -303,9 +301,8 @@ tagged!(HostErrand {
     7 => Backup { dir },
     8 => RebuildIndex,
     9 => MergeIndex,
-    10 => Reopen,
-    11 => Spaces { parent },
-    12 => List(listing),
+    10 => Spaces { parent },
+    11 => List(listing),
 });
 
 travels!(Listing { scope, states, prefix, at, most });

@@ -13,6 +13,7 @@ use super::frame::{
     ErrandReply, Frames, FromGuest, FromHost, HeldClaim, Hello, HostErrand, Versioned,
     WIRE_VERSION, Welcome, frame_bytes_max, put_frame,
 };
+use crate::admin::Health;
 use crate::backend::{Ask, Errand, Reply, Request, Sent, ServedGuests, Shared, send_for_guest};
 use crate::engine::{KeptClaim, Sending, Writing};
 use crate::limits;
@@ -422,6 +423,8 @@ impl Server {
         let waker = open.waker.clone();
         let polled = open.sent.poll(&mut Context::from_waker(&waker));
         let Poll::Ready(told) = polled else { return };
+        let told = told.map_err(|e| self.named(e));
+        let Some(guest) = self.guests.get_mut(&session) else { return };
         if let Some(OpenCall { key, call, .. }) = guest.open.remove(&(request, item)) {
             guest.note(&key, call, &told);
         }
@@ -495,14 +498,32 @@ impl Server {
         self.begin_waiting(session);
     }
 
+    /// Says in which process the store takes no writes: poison is no handover, so it has to be opened anew there.
+    fn named(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::Poisoned {
+            return error;
+        }
+        let message = format!("{}: {error}", self.host_words());
+        Error::new(ErrorKind::Poisoned, message).because(error)
+    }
+
+    fn host_words(&self) -> String {
+        format!("process {}, which hosts the store", self.pid)
+    }
+
     fn tell_errand(&mut self, session: SessionId, request: u64, told: Result<ErrandReply>) {
         // The guest asks the next host.
         if told.as_ref().is_err_and(|e| e.kind() == ErrorKind::Closed) {
             return;
         }
-        let (end, most) = (self.heard(), self.result_bytes_max);
+        let told = told.map_err(|e| self.named(e));
+        let (end, most, host) = (self.heard(), self.result_bytes_max, self.host_words());
         let Some(line) = self.line_of(session) else { return };
         let mut parts = match told {
+            Ok(ErrandReply::Health(Health::Poisoned { cause })) => {
+                let cause = format!("{host}: {cause}");
+                VecDeque::from([Ok(ErrandReply::Health(Health::Poisoned { cause }))])
+            }
             Ok(reply) => reply.into_parts().into_iter().map(Ok).collect(),
             Err(e) => VecDeque::from([Err(e)]),
         };
