@@ -286,11 +286,11 @@ pub(crate) const GUEST_ERRANDS_AT_ONCE: usize = 8;
 pub(crate) const HOST_SILENT_NANOS: u64 = 1_000_000_000;
 /// When a guest that steps by hand may do so next: the host does the work.
 pub(crate) const GUEST_STEP_WAIT: Duration = Duration::from_secs(3600);
-/// Hosts that one request is sent to: one that ends each of them must not end all.
+/// Hosts that die after one request was sent to them: one that ends each of them must not end all.
 pub(crate) const HOSTS_A_REQUEST: u32 = 2;
-/// After so many hosts that went soon, one after the other, a guest hosts no more.
+/// After so many hosts that died soon, one after the other, a guest hosts no more.
 pub(crate) const HOSTS_SEEN_DIE: u32 = 3;
-/// A host that goes sooner goes soon.
+/// A host that dies sooner dies soon.
 pub(crate) const HOST_LIFE_LEAST_NANOS: u64 = 1_000_000_000;
 /// How long a host that goes waits for what was begun.
 pub(crate) const HOST_ANSWERS_NANOS: u64 = 100_000_000;

@@ -329,8 +329,8 @@ impl Core {
         }
         state.role = Role::Apart;
         state.apart_since = nanos();
-        state.requests.disconnected();
-        match nanos() - state.joined_at < limits::HOST_LIFE_LEAST_NANOS {
+        let has_closed = state.requests.disconnected();
+        match !has_closed && nanos() - state.joined_at < limits::HOST_LIFE_LEAST_NANOS {
             true => state.short_lived += 1,
             false => state.short_lived = 0,
         }
@@ -370,10 +370,12 @@ impl Core {
                     return;
                 }
                 Err(e) if e.kind() != ErrorKind::Locked => {
-                    state.requests.disconnected();
+                    let _ = state.requests.disconnected();
                     return self.end(&mut state, e);
                 }
-                Err(_) => state.requests.disconnected(),
+                Err(_) => {
+                    let _ = state.requests.disconnected();
+                }
             }
         }
         let may_host = self.lock().short_lived < limits::HOSTS_SEEN_DIE;

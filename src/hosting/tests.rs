@@ -100,7 +100,8 @@ fn a_poisoned_host_keeps_its_guests() {
     );
     assert!(matches!(guest.claim("done").unwrap(), Claim::Completed(_)));
     assert!(matches!(guest.get("claimed").unwrap(), Some(State::InProgress(_))));
-    let keys: Vec<crate::Result<String>> = guest.iter().map(|entry| Ok(entry?.0.to_string())).collect();
+    let keys: Vec<crate::Result<String>> =
+        guest.iter().map(|entry| Ok(entry?.0.to_string())).collect();
     let listed: Vec<&str> = keys.iter().flatten().map(String::as_str).collect();
     assert_eq!(listed.len(), 2, "{keys:?}");
     let (store, _) = asked.host.as_ref().unwrap();

@@ -1,7 +1,8 @@
 //! The guest's side of its connection, pure: calls in, frames out; frames in, answers out.
 //!
 //! Promises: a call is kept until it is answered, whatever becomes of its caller: a grant that nobody takes is given back. After a
-//! host has gone, what isn't answered is sent to the next, which is told so, owners' words first; to two hosts at most. The words
+//! host has gone, what isn't answered is sent to the next, which is told so, owners' words first; not to a third host after two have
+//! died over it. The words
 //! of one claim are sent one after another. Never: does I/O, or waits.
 
 use std::collections::BTreeMap;
@@ -57,6 +58,8 @@ struct Link {
     is_welcome: bool,
     /// The process that has answered.
     host: Option<u32>,
+    /// The host has said that it closes.
+    is_going: bool,
 }
 
 /// A request without an answer, or with one that was not taken.
@@ -66,8 +69,10 @@ struct OpenRequest {
     heard: Lsn,
     /// Whether it was sent on this connection.
     is_sent: bool,
-    /// How many hosts it was sent to before.
-    hosts: u32,
+    /// Whether another host was sent it before.
+    is_again: bool,
+    /// How many hosts have ended after it was sent to them, without a word: it may be what ends them.
+    deaths: u32,
     /// Nobody waits for its answer any more.
     is_left: bool,
     /// The parts of an errand's answer that have come, before the last.
@@ -154,7 +159,8 @@ impl Requests {
             question,
             heard: Lsn::ZERO,
             is_sent: false,
-            hosts: 0,
+            is_again: false,
+            deaths: 0,
             is_left: false,
             begun: None,
             told: None,
@@ -195,24 +201,26 @@ impl Requests {
             let more = parts.peek().is_some();
             let _ = put_frame(&FromGuest::Held { held, more }, most, &mut out);
         }
-        self.link = Some(Link { frames, out, is_welcome: false, host: None });
+        self.link = Some(Link { frames, out, is_welcome: false, host: None, is_going: false });
     }
 
-    /// The connection has ended. What was sent on it is to be sent again.
-    pub(crate) fn disconnected(&mut self) {
-        self.link = None;
+    /// The connection has ended. What was sent on it is to be sent again. Returns whether the host has closed, and not died.
+    pub(crate) fn disconnected(&mut self) -> bool {
+        let has_closed = self.link.take().is_some_and(|link| link.is_going);
         for open in self.open.values_mut() {
             if std::mem::take(&mut open.is_sent) {
-                open.hosts += 1;
+                open.is_again = true;
+                open.deaths += u32::from(!has_closed);
             }
             open.begun = None;
-            if open.hosts >= limits::HOSTS_A_REQUEST && open.told.is_none() {
-                let message = "two processes that hosted the store have gone before they answered: whether this call was made is \
+            if open.deaths >= limits::HOSTS_A_REQUEST && open.told.is_none() {
+                let message = "two processes that hosted the store have ended before they answered: whether this call was made is \
                      unknown; ask what became of the key";
                 open.fail(Error::new(ErrorKind::Indeterminate, message));
             }
         }
         self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
+        has_closed
     }
 
     /// No host is asked any more, for that reason. Whether what was sent was done stays unknown.
@@ -220,7 +228,7 @@ impl Requests {
         for open in self.open.values_mut().filter(|open| open.told.is_none()) {
             let is_call =
                 matches!(&open.question, Question::Call(call) if matches!(call.ask, Ask::Call(..)));
-            let error = match is_call && (open.is_sent || open.hosts > 0) {
+            let error = match is_call && (open.is_sent || open.is_again) {
                 true => {
                     let message = format!("whether this call was made is unknown, and {why}");
                     Error::new(ErrorKind::Indeterminate, message).because(why.again())
@@ -254,7 +262,7 @@ impl Requests {
                 if !is_due || open.token().is_some() != words_first {
                     continue;
                 }
-                let again = open.hosts > 0;
+                let again = open.is_again;
                 if !again {
                     open.heard = heard;
                 }
@@ -338,7 +346,10 @@ impl Requests {
                         self.heard = self.heard.max(end);
                         self.told_errand(request, more, told);
                     }
-                    FromHost::Going => return News::Over,
+                    FromHost::Going => {
+                        link.is_going = true;
+                        return News::Over;
+                    }
                 },
             }
         }
@@ -393,7 +404,7 @@ impl Requests {
         match open.told.take() {
             // It was answered, and the answer not taken.
             Some(told) => self.told(number, told),
-            None if !open.is_sent && open.hosts == 0 && open.may_be_given_up() => {
+            None if !open.is_sent && !open.is_again && open.may_be_given_up() => {
                 self.open.remove(&number);
             }
             None if open.is_sent && open.may_be_given_up() => {
@@ -583,7 +594,7 @@ impl OpenRequest {
     fn as_sent(&self, session: SessionId, number: u64) -> Question {
         let mut question = self.question.clone();
         if let Question::Call(request) = &mut question {
-            stamp(request, session, number, (self.hosts > 0).then_some(self.heard));
+            stamp(request, session, number, self.is_again.then_some(self.heard));
         }
         question
     }
@@ -656,4 +667,55 @@ fn asking(key: Key<'static>, call: Call, reason: &str) -> Question {
     let mut terms = Terms::default();
     terms.details_mut().reason = Some(reason.to_owned());
     Question::Call(Request { key, ask: Ask::Call(call, Box::new(terms)) })
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::types::{Secret, StoreMillis};
+
+    fn arrives(requests: &mut Requests, frame: &FromHost) -> News {
+        let mut bytes = Vec::new();
+        put_frame(frame, u32::MAX, &mut bytes).unwrap();
+        requests.received(&bytes)
+    }
+
+    /// Short commands that follow each other host the store in turn, and each closes it: a call met two of them, and was told that
+    /// nobody knows whether it was made. Only a host that dies may have died over it.
+    #[test]
+    fn hosts_that_close_are_not_counted_against_a_call() {
+        let mut requests = Requests::new(SessionId::new(1).unwrap(), 1, 1);
+        let ask = Ask::Call(Call::Forget, Box::default());
+        let call = Question::Call(Request { key: Key::from("k"), ask });
+        let number = requests.ask(call).unwrap();
+        let mut meets = |closes: bool| {
+            requests.connected();
+            let welcome = Welcome {
+                pid: 1,
+                secret: Secret([0; 32]),
+                result_bytes_max: 1,
+                compress_over: None,
+                now: StoreMillis(0),
+                end: Lsn::ZERO,
+            };
+            let welcome = FromHost::Welcome(Versioned::Same(welcome));
+            assert!(matches!(arrives(&mut requests, &welcome), News::Welcome(_)));
+            requests.was_sent(usize::MAX);
+            requests.flush();
+            assert!(!requests.to_send().is_empty());
+            if closes {
+                assert!(matches!(arrives(&mut requests, &FromHost::Going), News::Over));
+            }
+            assert_eq!(requests.disconnected(), closes);
+            requests.is_told(number)
+        };
+        for _ in 0..5 {
+            assert!(!meets(true));
+        }
+        assert!(!meets(false));
+        assert!(!meets(true));
+        assert!(meets(false));
+        let Some(HostTold::Reply(told)) = requests.take(number) else { panic!() };
+        assert_eq!(told.unwrap_err().kind(), ErrorKind::Indeterminate);
+    }
 }
