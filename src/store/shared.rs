@@ -12,6 +12,7 @@ use super::Store;
 use crate::backend::{Elsewhere, Embedded, Shared};
 use crate::builder::StoreBuilder;
 use crate::clock::nanos;
+use crate::error::is_scarce;
 use crate::hosting::{Guest, Guests, Joiner};
 use crate::limits;
 use crate::log::Seams;
@@ -41,7 +42,7 @@ pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool
                 Err(e) if e.kind() == ErrorKind::Locked => e.at(dir),
                 joined => return joined,
             },
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            Err(e) if is_own_lack(&e) => {
                 return Err(Error::io("connecting to the process that hosts", dir, e));
             }
             Ok(None) | Err(_) => refused,
@@ -138,6 +139,11 @@ fn check_may_host(neighbours: &dyn Neighbours, dir: &Path) -> Result<()> {
         dir.display()
     );
     Err(Error::new(ErrorKind::Locked, message).at(dir))
+}
+
+/// Whether the failure to connect says nothing of the host.
+fn is_own_lack(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::PermissionDenied || is_scarce(e)
 }
 
 /// The store that is at the path by now may be another one.

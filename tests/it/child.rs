@@ -31,6 +31,8 @@ fn plays_its_role() {
         ("short", n) => process::short(dir, n),
         ("open", _) => process::open(dir),
         ("peer", _) => processes::peer(dir),
+        ("forks", role) => guests::forks(dir, role),
+        ("shared-few-files", free) => scarcity::shared_few_files(dir, free),
         ("host-of-few-files", _) => guests::host_of_few_files(dir),
         ("peer-of-another-user", _) => guests::peer_of_another_user(dir),
         ("crowd", seed) => processes::crowd(dir, seed),

@@ -175,3 +175,84 @@ fn what_is_left_of_a_lease_outlives_the_host() {
     assert!(other.mark("it has joined").unwrap().is_first());
     assert!(left("of another guest") <= hour / 2);
 }
+
+/// The role of a process that forks while it hosts a store, is a guest of another process, or hosts what it was a guest of.
+#[expect(unsafe_code, reason = "a real fork is what this is about")]
+pub(crate) fn forks(dir: &Path, role: &str) {
+    let store = open(dir);
+    let store = match role {
+        "heir" => {
+            let guest = open(dir);
+            drop(store);
+            assert!(guest.mark("it hosts").unwrap().is_first());
+            guest
+        }
+        _ => store,
+    };
+    let claim = |key: &str| {
+        let Claim::Acquired(claim) = store.claim(key).unwrap() else { panic!("{key}") };
+        claim
+    };
+    let (ended, held) = (claim("ended"), claim("held"));
+    // SAFETY: the child allocates and makes system calls, which glibc allows after a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // A child that waits for a thread of its parent gets no error.
+        // SAFETY: as above.
+        unsafe { libc::alarm(60) };
+        let told = [
+            store.claim("new").map(drop),
+            store.mark("new").map(drop),
+            store.get("ended").map(drop),
+            store.forget("ended").map(drop),
+            store.sync(),
+            store.mark_async("new").wait().map(drop),
+            store.iter().next().map_or(Ok(()), |met| met.map(drop)),
+            ended.complete("by the child"),
+            store.close(Duration::ZERO).map(drop),
+        ];
+        let is_forked = |told: &onlyonce::Result<()>| {
+            told.as_ref().is_err_and(|e| e.kind() == ErrorKind::Forked)
+        };
+        let is_refused = told.iter().all(is_forked);
+        if !is_refused {
+            println!("told {told:?}");
+        }
+        let _ = (store.health(), store.stats());
+        drop((held, store));
+        let own = open(dir);
+        let lives = matches!(own.claim("held"), Ok(Claim::InProgress(_)));
+        let can_use = own.mark("by the child").is_ok_and(|mark| mark.is_first());
+        drop(own);
+        let code = i32::from(!is_refused) + 2 * i32::from(!lives) + 4 * i32::from(!can_use);
+        // SAFETY: ends the child without running what belongs to the parent.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = -1;
+    // SAFETY: `status` is a valid place for one int.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "{role}");
+    let other = open(dir);
+    for key in ["ended", "held"] {
+        assert!(matches!(other.claim(key).unwrap(), Claim::InProgress(_)), "{role}: {key}");
+    }
+    assert!(!other.mark("by the child").unwrap().is_first());
+    ended.complete("by the parent").unwrap();
+    held.complete("by the parent").unwrap();
+    println!("peer: fine");
+}
+
+/// Its copies of the session's lock, the directory's lock and the sockets are none of the child's.
+#[test]
+fn a_forked_child_ends_no_session_and_joins_by_an_opening_of_its_own() {
+    for role in ["host", "guest", "heir"] {
+        let dir = tempfile::tempdir().unwrap();
+        let host = (role == "guest").then(|| open(dir.path()));
+        let mut forks = Peer::start_unready(&format!("forks:{role}"), dir.path());
+        forks.hear("fine");
+        drop(forks);
+        drop(host);
+        let store = open(dir.path());
+        assert!(matches!(store.claim("held").unwrap(), Claim::Completed(_)), "{role}");
+    }
+}

@@ -148,6 +148,59 @@ fn with_few_free_descriptors_each_call_fails_before_any_effect_or_succeeds() {
     }
 }
 
+/// The role of a process that shares a store and runs out of descriptors: `host` or `guest`, and how many are free.
+pub(crate) fn shared_few_files(dir: &Path, role: &str) {
+    let (role, free) = role.split_once('-').unwrap();
+    let free: usize = free.parse().unwrap();
+    limit(Resource::Nofile, Some(FILES));
+    let builder = || small().shared(true);
+    for round in 0..2 {
+        let store = call(free, role, None, || builder().open_or_create(dir));
+        let key = |n: usize| format!("{role} {free} {round} {n:0>700}");
+        let in_flight = claim(&store, &format!("{role} {free} {round}")).unwrap();
+        for n in 0..100 {
+            let op = || Operation::new(key(n)).durability(Durability::Flush);
+            let _ = call(free, "mark", Some(&store), || store.mark(op()));
+        }
+        let claimed = call(free, "claim", Some(&store), || claim(&store, &key(1000)));
+        assert!(call(free, "get", Some(&store), || store.get(key(99))).is_some());
+        assert!(call(free, "forget", Some(&store), || store.forget(key(98))));
+        call(free, "sync", Some(&store), || store.sync());
+        let walk = || store.iter().collect::<Result<Vec<_>>>().map(|met| met.len());
+        assert!(call(free, "walk", Some(&store), walk) >= 100);
+        let _ = call(free, "later", Some(&store), || store.mark_async(key(2000)).wait());
+        for claim in [in_flight, claimed] {
+            let taken = leave(free);
+            let ended = claim.complete("done");
+            drop(taken);
+            ended.unwrap_or_else(|e| panic!("{free} free: a claim in flight can't end: {e:?}"));
+        }
+        let taken = leave(free);
+        let closed = store.close(Duration::ZERO);
+        drop(taken);
+        if let Err(e) = closed {
+            check_scarce(&e, &format!("{free} free: close"));
+        }
+    }
+    println!("fine");
+}
+
+#[test]
+fn with_few_free_descriptors_a_host_and_a_guest_fail_before_any_effect_or_succeed() {
+    for role in ["host", "guest"] {
+        for free in 0..=20 {
+            let dir = tempfile::tempdir().unwrap();
+            let host = (role == "guest").then(|| small().shared(true).open_or_create(dir.path()));
+            check_role(&format!("shared-few-files:{role}-{free}"), dir.path(), |_| {});
+            if let Some(host) = host {
+                let host = host.unwrap();
+                assert_eq!(host.health(), Health::Writable);
+                assert!(host.mark("the host goes on").unwrap().is_first());
+            }
+        }
+    }
+}
+
 /// The role of a process with many segments and few descriptors.
 pub(crate) fn many_segments(dir: &Path) {
     limit(Resource::Nofile, Some(FILES));
