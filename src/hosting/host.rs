@@ -159,7 +159,6 @@ impl HostLoop {
         loop {
             match self.listener.accept() {
                 Ok(Accepted::Guest(connection)) => {
-                    self.check_standing();
                     let id = self.server.connected(nanos());
                     if let Some(files) = self.files_max.filter(|files| self.takes_half(*files)) {
                         self.server.refuse(id, self.too_many(files));
@@ -203,7 +202,12 @@ impl HostLoop {
         let Some(line) = self.lines.get(&id) else { return };
         match line.receive(buf) {
             Received::Bytes(bytes) => {
-                self.server.received(id, buf.get(..bytes).unwrap_or_default(), nanos())
+                let had_joined = self.server.has_joined(id);
+                self.server.received(id, buf.get(..bytes).unwrap_or_default(), nanos());
+                if !had_joined && self.server.has_joined(id) {
+                    // Its session has begun, so from the first one on the file of sessions is known. It isn't welcomed yet.
+                    self.check_standing();
+                }
             }
             Received::Nothing => {}
             Received::End => {

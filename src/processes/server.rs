@@ -152,6 +152,11 @@ impl Server {
         }
     }
 
+    /// Whether the connection is a guest's by now.
+    pub(crate) fn has_joined(&self, id: LineId) -> bool {
+        self.lines.get(&id).is_some_and(|line| line.session.is_some())
+    }
+
     /// Takes bytes that have arrived.
     pub(crate) fn received(&mut self, id: LineId, bytes: &[u8], now: u64) {
         let Some(line) = self.lines.get_mut(&id) else { return };
