@@ -104,7 +104,7 @@ pub use terms::{Details, Terms};
 #[cfg(not(feature = "backend"))]
 pub(crate) use contract::{Ask, Backend, KeyView, Reply, Request, Sent};
 pub(crate) use embedded::{Embedded, ServedGuests};
-pub(crate) use sent::{send, send_for_guest};
+pub(crate) use sent::{outlives, send, send_for_guest};
 pub(crate) use sent_batch::{ManyUnderway, place_all};
 #[cfg(not(feature = "backend"))]
 pub(crate) use shared::InFlight;

@@ -389,6 +389,12 @@ impl SentCall {
         SentCall { shared: Arc::clone(shared), course: Course { hash: NO_HASH, way } }
     }
 
+    /// Begins to wait until everything placed so far is written.
+    fn written(shared: &Arc<Shared>, engine: &Embedded) -> Self {
+        let way = Way::Sync(engine.needs_to_outlive(), None);
+        SentCall { shared: Arc::clone(shared), course: Course { hash: NO_HASH, way } }
+    }
+
     /// Waits for the answer.
     pub(crate) fn wait(mut self) -> Result<Applied> {
         let shared = Arc::clone(&self.shared);
@@ -599,6 +605,8 @@ impl Owned {
         let Owned { key, mut terms, .. } = self;
         let details = terms.details_mut();
         (details.reason, details.outcome) = (Some(reason.to_owned()), None);
+        // It is a call of its own: taken for the one before, sent again, it would count as done.
+        details.sending = None;
         LastCall(Owned { key, call, terms })
     }
 }
@@ -639,6 +647,12 @@ pub(crate) fn send_for_guest(shared: &Arc<Shared>, request: Request) -> Box<dyn 
     Box::new(begun(shared, request, true))
 }
 
+/// Begins to wait until everything that was placed so far outlives this process, for another one.
+pub(crate) fn outlives(shared: &Arc<Shared>) -> Box<dyn Sent> {
+    let written = shared.embedded().map(|engine| SentCall::written(shared, engine));
+    Box::new(written.unwrap_or_else(|e| failed(shared, e)))
+}
+
 fn begun(shared: &Arc<Shared>, request: Request, is_guests: bool) -> SentCall {
     let looks = |engine: &Embedded, key: Key<'static>| {
         let (hash, shared) = (engine.hash(&key), Arc::clone(shared));
@@ -650,11 +664,12 @@ fn begun(shared: &Arc<Shared>, request: Request, is_guests: bool) -> SentCall {
         Ask::Ended(token) => SentCall::watch(shared, engine, request.key, token),
         Ask::Call(call, terms) => SentCall::send(shared, engine, request.key, call, terms, None),
     });
-    let failed = |e| {
-        let course = Course { hash: NO_HASH, way: Way::Told(Err(e)) };
-        SentCall { shared: Arc::clone(shared), course }
-    };
-    sent.unwrap_or_else(failed)
+    sent.unwrap_or_else(|e| failed(shared, e))
+}
+
+fn failed(shared: &Arc<Shared>, e: Error) -> SentCall {
+    let course = Course { hash: NO_HASH, way: Way::Told(Err(e)) };
+    SentCall { shared: Arc::clone(shared), course }
 }
 
 impl Sent for SentCall {

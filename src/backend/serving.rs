@@ -118,16 +118,23 @@ impl Serving {
 
     fn run_commits(&self, engine: &Engine) {
         while self.commits.await_some(&|| engine.is_closing()) {
-            let calls = self.commits.take_all();
-            let all = calls.iter().fold(Needs::default(), |all, (needs, _)| all.and(*needs));
-            if !engine.try_to_provide(all) {
+            if !self.commit_all(engine) {
                 // The close waits for this thread, syncs everything, and answers them.
-                self.commits.queue.lock().extend(calls);
-                self.drain_commits(engine);
-                return;
+                return self.drain_commits(engine);
             }
-            calls.into_iter().for_each(|(_, seat)| seat.serve());
         }
+    }
+
+    /// Writes and syncs for all calls that are queued. `false`: the store closes.
+    fn commit_all(&self, engine: &Engine) -> bool {
+        let calls = self.commits.take_all();
+        let all = calls.iter().fold(Needs::default(), |all, (needs, _)| all.and(*needs));
+        if !engine.try_to_provide(all) {
+            self.commits.queue.lock().extend(calls);
+            return false;
+        }
+        calls.into_iter().for_each(|(_, seat)| seat.serve());
+        true
     }
 
     fn run_jobs(&self, engine: &Engine) {
@@ -226,6 +233,32 @@ impl Embedded {
         if self.is_closing() {
             serving.drain_jobs(self);
         }
+    }
+
+    /// From now on the test does what the threads that work for calls would do, and there are none.
+    #[cfg(test)]
+    pub(crate) fn serve_by_hand(&self) {
+        let Serving { commits, jobs, timers, .. } = &*self.serving;
+        for is_started in [&commits.is_started, &jobs.is_started, &timers.is_started] {
+            *is_started.lock() = true;
+        }
+        self.serving.allow_threads();
+    }
+
+    /// How many calls wait for the disk, and how many for other work.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        (self.serving.commits.queue.lock().len(), self.serving.jobs.queue.lock().len())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn commit_queued(&self) {
+        self.serving.commit_all(self);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn work_queued(&self) {
+        self.serving.do_jobs(self);
     }
 
     /// Sees to it that claims which wait are woken when their time is up.

@@ -5,11 +5,12 @@ use super::applied::Applied;
 use super::call::Writing;
 use super::placing::{Asked, Placing, Progress, Stop};
 use super::waits::Wakes;
+use crate::Result;
 use crate::index::recent::Live;
-use crate::operation::Key;
+use crate::operation::{Durability, Key};
 use crate::protocol::{self, Answer, Call, Conditions, Presence};
 use crate::sync::Ordering;
-use crate::types::{KeyHash, Token};
+use crate::types::{KeyHash, Origin, Token};
 
 impl Engine {
     /// Drops the claim or question of a call that returns an error: its caller holds neither, whatever became of the
@@ -132,6 +133,26 @@ impl Engine {
         drop(shard);
         self.log.events.left(key, key.namespace(), token.get());
         self.waits.tell(key, hash, Wakes::First);
+    }
+
+    /// Withdraws the claim that a call of another process was granted, if it was, on behalf of a caller that doesn't know that and
+    /// never will. That is written on return.
+    pub(crate) fn disown(&self, key: &Key<'_>, call: Origin) -> Result<()> {
+        let inside = self.enter()?;
+        let hash = self.hash(key);
+        let found = self.look_in_memory(&*self.shard(hash)?, key, hash);
+        drop(inside);
+        let token = found.and_then(|(found, _)| {
+            let made_by = found.guest.as_ref().and_then(|guest| guest.origin);
+            let is_its = found.presence == Presence::Owner && made_by == Some(call);
+            found.state.as_ref().filter(|_| is_its).map(|state| state.token)
+        });
+        let Some(token) = token else { return Ok(()) };
+        let reason = Some("granted, and the answer was lost");
+        let conditions = Conditions { reason, ..Conditions::default() };
+        let level = Some(Durability::Flush);
+        let writing = Writing { level, conditions, ..Writing::default() };
+        self.apply(key, hash, Call::Withdraw(token), &writing).map(drop)
     }
 
     /// Removes a question that was dropped without a decision: the next claimant is asked. Doesn't wait.

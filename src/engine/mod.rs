@@ -53,6 +53,8 @@ pub(crate) use spaces::Named;
 use spaces::Spaces;
 pub(crate) use tenure::KeptClaim;
 pub(crate) use verify::Inspector;
+#[cfg(test)]
+pub(crate) use view::Newest;
 pub(crate) use view::{Seen, Walk, Which};
 pub(crate) use waits::{Alarm, Turn, Waits, WaitsTo};
 

@@ -195,6 +195,11 @@ impl Engine {
         Needs { synced: self.log.last_placed(), written: None }
     }
 
+    /// What everything that was placed so far needs to outlive this process.
+    pub(crate) fn needs_to_outlive(&self) -> Needs {
+        Needs { synced: None, written: self.log.last_placed() }
+    }
+
     /// Whether there is nothing more to write or sync for that.
     pub(crate) fn are_met(&self, needs: Needs) -> bool {
         let holds = |lsn: Option<Lsn>, level| lsn.is_none_or(|lsn| self.log.holds(lsn, level));

@@ -40,6 +40,49 @@ impl Seen {
     }
 }
 
+/// A key's newest record, and who is on the key.
+#[cfg(test)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Newest {
+    pub(crate) lsn: Lsn,
+    /// `None`: the key was forgotten.
+    pub(crate) state: Option<(Phase, crate::types::Token)>,
+    pub(crate) origin: Option<crate::types::Origin>,
+    pub(crate) presence: Presence,
+    pub(crate) question: u64,
+}
+
+#[cfg(test)]
+impl Engine {
+    /// Returns a key's newest record, placed or written.
+    pub(crate) fn newest_record(&self, key: &Key<'_>) -> Result<Option<Newest>> {
+        let _inside = self.enter()?;
+        let hash = self.hash(key);
+        let shard = self.shard(hash)?;
+        let found = match self.look_in_memory(&shard, key, hash) {
+            Some((found, _)) => Some(found),
+            None => {
+                let known = Known::of(&shard, hash, self.log.now());
+                drop(shard);
+                self.look_recorded(key, hash, &known)?
+            }
+        };
+        let Some(found) = found else { return Ok(None) };
+        Ok(found.place.map(|place| Newest {
+            lsn: place.lsn(),
+            state: found.state.as_ref().map(|state| (state.phase, state.token)),
+            origin: found.guest.as_ref().and_then(|guest| guest.origin),
+            presence: found.presence,
+            question: found.asker.as_ref().map_or(0, |asker| asker.question),
+        }))
+    }
+
+    /// How many questions were asked since the open.
+    pub(crate) fn questions_asked(&self) -> u64 {
+        self.questions.load(crate::sync::Ordering::Relaxed)
+    }
+}
+
 impl Engine {
     /// Returns what is known about a key, without changing anything.
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {

@@ -238,46 +238,56 @@ impl Core {
     /// [`nanos`] is `deadline`. `None`: as long as tasks wait, and no thread does. The caller has set `is_driven`.
     fn drive(self: &Arc<Self>, until: Option<u64>, deadline: Option<u64>) {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
-        loop {
-            let mut state = self.lock();
-            let is_done = match until {
-                _ if is_past(deadline) => true,
-                Some(number) => state.requests.is_told(number),
-                None => !state.requests.has_open() || state.requests.another_thread(None).is_some(),
-            };
-            let line = match &state.role {
-                Role::Host(_) | Role::Over(_) => None,
-                _ if is_done => None,
-                Role::Joined(line) => Some(Some(Arc::clone(line))),
-                Role::Apart => Some(None),
-            };
-            let Some(line) = line else {
-                state.is_driven = false;
-                self.pass_on(&mut state, until);
-                return;
-            };
-            let Some(line) = line else {
-                drop(state);
-                self.search(deadline);
-                continue;
-            };
-            self.push(&mut state);
-            let send = !state.requests.to_send().is_empty();
+        while self.drive_once(until, deadline, &mut buf) {}
+    }
+
+    /// One step of [`drive`](Self::drive): sends what can be sent, and waits for bytes once, or looks for a host once. Returns whether
+    /// another step is due; if not, another reader may begin.
+    fn drive_once(
+        self: &Arc<Self>,
+        until: Option<u64>,
+        deadline: Option<u64>,
+        buf: &mut [u8],
+    ) -> bool {
+        let mut state = self.lock();
+        let is_done = match until {
+            _ if is_past(deadline) => true,
+            Some(number) => state.requests.is_told(number),
+            None => !state.requests.has_open() || state.requests.another_thread(None).is_some(),
+        };
+        let line = match &state.role {
+            Role::Host(_) | Role::Over(_) => None,
+            _ if is_done => None,
+            Role::Joined(line) => Some(Some(Arc::clone(line))),
+            Role::Apart => Some(None),
+        };
+        let Some(line) = line else {
+            state.is_driven = false;
+            self.pass_on(&mut state, until);
+            return false;
+        };
+        let Some(line) = line else {
             drop(state);
-            match self.receive(&line, &mut buf, send, deadline) {
-                Received::Bytes(bytes) => {
-                    self.heard_at.store(nanos(), Ordering::Relaxed);
-                    let mut state = self.lock();
-                    state.requests.pass_to(nanos());
-                    let news = state.requests.received(buf.get(..bytes).unwrap_or_default());
-                    if matches!(news, News::Over | News::Refused(_)) {
-                        self.lose(&mut state);
-                    }
+            self.search(deadline);
+            return true;
+        };
+        self.push(&mut state);
+        let send = !state.requests.to_send().is_empty();
+        drop(state);
+        match self.receive(&line, buf, send, deadline) {
+            Received::Bytes(bytes) => {
+                self.heard_at.store(nanos(), Ordering::Relaxed);
+                let mut state = self.lock();
+                state.requests.pass_to(nanos());
+                let news = state.requests.received(buf.get(..bytes).unwrap_or_default());
+                if matches!(news, News::Over | News::Refused(_)) {
+                    self.lose(&mut state);
                 }
-                Received::Nothing => {}
-                Received::End => self.lose(&mut self.lock()),
             }
+            Received::Nothing => {}
+            Received::End => self.lose(&mut self.lock()),
         }
+        true
     }
 
     /// Waits for bytes, or for work that another thread has left. A short while awake: an answer is mostly on its way.
@@ -480,9 +490,10 @@ impl Core {
             let _ = send(&shared, request).wait();
         }
         for question in left {
-            if let Question::Call(request) = question {
+            match question {
                 // Dropped, it goes on, or is given back.
-                drop(send(&shared, request));
+                Question::Call(request) => drop(send(&shared, request)),
+                Question::Errand(what) => drop(run_errand(&shared, what, usize::MAX)),
             }
         }
         let mut state = self.lock();
@@ -1082,6 +1093,59 @@ impl Drop for Guest {
         // What was sent and nobody waits for goes on.
         self.core.settle(limits::CLOSE_WRITES_MILLIS_LEAST);
         let _ = self.core.leave(Duration::ZERO);
+    }
+}
+
+/// The reader of a guest, moved by a test alone: no thread is started for it.
+#[cfg(test)]
+pub(super) struct ByHand(Arc<Core>);
+
+#[cfg(test)]
+impl Guest {
+    pub(super) fn by_hand(&self) -> ByHand {
+        self.core.lock().is_driven = true;
+        ByHand(Arc::clone(&self.core))
+    }
+}
+
+#[cfg(test)]
+impl ByHand {
+    /// Takes one step of the reader: see [`Core::drive_once`].
+    pub(super) fn step(&self) {
+        let mut buf = vec![0; limits::GUEST_READ_BYTES];
+        self.0.lock().short_lived = 0;
+        self.0.drive_once(None, None, &mut buf);
+        self.0.lock().is_driven = true;
+    }
+
+    /// Whether the connection has something to be read: bytes, or its end. `None`: there is no connection.
+    pub(super) fn may_read(&self) -> Option<bool> {
+        let Role::Joined(line) = &self.0.lock().role else { return None };
+        let neighbours::Readiness::Known(ready) = line.connection.waitable().readiness() else {
+            panic!("a connection in memory")
+        };
+        Some(ready.receive)
+    }
+
+    pub(super) fn hosts(&self) -> bool {
+        matches!(self.0.lock().role, Role::Host(_))
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.0.lock().role, Role::Over(_))
+    }
+
+    pub(super) fn with_requests<T>(&self, look: impl FnOnce(&Requests) -> T) -> T {
+        look(&self.0.lock().requests)
+    }
+
+    /// Its process was killed: what is left of it does nothing more.
+    pub(super) fn abandon(&self) -> Option<Arc<Shared>> {
+        let closed = self.0.closed();
+        match std::mem::replace(&mut self.0.lock().role, Role::Over(closed)) {
+            Role::Host(shared) => Some(shared),
+            _ => None,
+        }
     }
 }
 

@@ -40,23 +40,10 @@ impl Guests {
         files_max: Option<u64>,
     ) -> Result<Self> {
         let dir = shared.embedded()?.dir();
-        let notifier = neighbours.notifier().map_err(|e| Error::io("waiting at", &dir, e))?;
         let stops = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&notifier);
-        let kept_by = Arc::clone(&shared);
-        let server = Server::new(kept_by, std::process::id(), kept, move || told.notify());
-        let mut serving = HostLoop {
-            shared,
-            server,
-            neighbours,
-            listener,
-            notifier: Arc::clone(&notifier),
-            lines: BTreeMap::new(),
-            files_max,
-            stops: Arc::clone(&stops),
-            rests_until: 0,
-            asked_at: nanos(),
-        };
+        let mut serving =
+            HostLoop::new(shared, neighbours, listener, kept, files_max, Arc::clone(&stops))?;
+        let notifier = Arc::clone(&serving.notifier);
         let thread = sync::spawn("onlyonce-host", move || serving.run())
             .map_err(|e| Error::io("starting the thread that serves guests for", &dir, e))?;
         Ok(Guests { stops, notifier, thread: Mutex::new(Some(thread)) })
@@ -74,23 +61,50 @@ impl Guests {
     }
 }
 
-struct HostLoop {
+pub(super) struct HostLoop {
     shared: Arc<Shared>,
-    server: Server,
+    pub(super) server: Server,
     neighbours: Arc<dyn Neighbours>,
     listener: Box<dyn Listener>,
-    notifier: Arc<dyn Notifier>,
-    lines: BTreeMap<LineId, Box<dyn Connection>>,
+    pub(super) notifier: Arc<dyn Notifier>,
+    pub(super) lines: BTreeMap<LineId, Box<dyn Connection>>,
     /// Files that this process may have open. Guests have at most half of them.
     files_max: Option<u64>,
     stops: Arc<AtomicBool>,
     /// Until when nobody is accepted, for lack of descriptors.
     rests_until: u64,
     /// When it was last asked which sessions live.
-    asked_at: u64,
+    pub(super) asked_at: u64,
 }
 
 impl HostLoop {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        neighbours: Arc<dyn Neighbours>,
+        listener: Box<dyn Listener>,
+        kept: Vec<KeptClaim>,
+        files_max: Option<u64>,
+        stops: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let dir = shared.embedded()?.dir();
+        let notifier = neighbours.notifier().map_err(|e| Error::io("waiting at", &dir, e))?;
+        let told = Arc::clone(&notifier);
+        let kept_by = Arc::clone(&shared);
+        let server = Server::new(kept_by, std::process::id(), kept, move || told.notify());
+        Ok(HostLoop {
+            shared,
+            server,
+            neighbours,
+            listener,
+            notifier,
+            lines: BTreeMap::new(),
+            files_max,
+            stops,
+            rests_until: 0,
+            asked_at: nanos(),
+        })
+    }
+
     fn run(&mut self) {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
         while !self.stops.load(Ordering::SeqCst) {
@@ -101,6 +115,11 @@ impl HostLoop {
             self.send_all();
             self.ask_who_lives();
         }
+        self.finish();
+    }
+
+    /// Takes nobody in any more, answers what can be answered, and ends all connections.
+    pub(super) fn finish(&mut self) {
         // Only the holder of the directory's lock touches the name.
         let _ = self.listener.unlink();
         let began = nanos();
@@ -155,7 +174,7 @@ impl HostLoop {
         }
     }
 
-    fn accept(&mut self) {
+    pub(super) fn accept(&mut self) {
         loop {
             match self.listener.accept() {
                 Ok(Accepted::Guest(connection)) => {
@@ -197,7 +216,7 @@ impl HostLoop {
         }
     }
 
-    fn read(&mut self, id: LineId, buf: &mut [u8]) {
+    pub(super) fn read(&mut self, id: LineId, buf: &mut [u8]) {
         // Once around, so that a guest that sends without end holds up nobody.
         let Some(line) = self.lines.get(&id) else { return };
         match line.receive(buf) {
@@ -219,7 +238,7 @@ impl HostLoop {
         }
     }
 
-    fn send_all(&mut self) {
+    pub(super) fn send_all(&mut self) {
         let mut over = Vec::new();
         for (id, line) in &self.lines {
             while !self.server.to_send(*id).is_empty() {
@@ -242,7 +261,7 @@ impl HostLoop {
     }
 
     /// A session without a connection may have ended: then its claims are interrupted.
-    fn ask_who_lives(&mut self) {
+    pub(super) fn ask_who_lives(&mut self) {
         let unconnected = self.server.unconnected();
         let is_due = nanos() - self.asked_at >= limits::HOST_TICK_NANOS;
         if unconnected.is_empty() || !is_due {

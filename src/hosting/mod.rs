@@ -8,6 +8,8 @@
 mod guest;
 mod host;
 #[cfg(all(test, not(any(loom, shuttle))))]
+mod handover_tests;
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub(crate) use guest::{Guest, Joiner};

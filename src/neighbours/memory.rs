@@ -150,6 +150,24 @@ impl MemoryNeighbours {
             .collect()
     }
 
+    /// The bytes themselves.
+    pub(crate) fn bytes_on_the_way(&self, process: ProcessNumber) -> Vec<Vec<u8>> {
+        let everyone = self.0.lock();
+        let open = everyone.connections.values().filter(|pipes| !pipes.has_ended);
+        open.flat_map(|pipes| pipes.sent_by(process).map(|sent| sent.iter().copied().collect()))
+            .collect()
+    }
+
+    /// All connections that anybody holds, with the bytes that lie in them, as a text that is the same for the same state.
+    pub(crate) fn shown(&self) -> String {
+        let everyone = self.0.lock();
+        let shown = everyone.connections.values().map(|pipes| {
+            let Pipes { processes, arrived, has_ended, held } = pipes;
+            format!("{processes:?} {arrived:?} {has_ended} {held}")
+        });
+        shown.collect::<Vec<_>>().join("\n")
+    }
+
     /// Sets what a process finds at the path of the directory.
     pub(crate) fn set_standing(&self, standing: Standing) {
         self.0.lock().standing = standing;

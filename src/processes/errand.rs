@@ -9,9 +9,9 @@ use crate::Result;
 use crate::admin::{Estimate, Gathering, Health, KeyPage, Stats, Verification};
 use crate::backend::Shared;
 
-/// Whether it takes no longer than a call that writes nothing.
+/// Whether it takes no longer than a call, and less than starting a thread for it.
 pub(super) fn is_quick(what: &HostErrand) -> bool {
-    matches!(what, HostErrand::Health { .. })
+    matches!(what, HostErrand::Health { .. } | HostErrand::Disown { .. })
 }
 
 /// Does it in this process, which hosts the store. `most`: the longest answer that arrives.
@@ -53,6 +53,10 @@ pub(crate) fn run_errand(
         HostErrand::Spaces { parent } => ErrandReply::Names(engine.names_in(parent)?),
         HostErrand::List(listing) => {
             ErrandReply::Page(KeyPage::read(shared, listing, &put_bytes, most)?)
+        }
+        HostErrand::Disown { key, call } => {
+            engine.disown(&key, call)?;
+            ErrandReply::Done
         }
     })
 }

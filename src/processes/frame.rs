@@ -18,7 +18,7 @@ use crate::backend::{Reply, Request};
 use crate::engine::{BackedUp, Compacted};
 use crate::limits::{FRAME_LIST_BYTES_MAX, FRAME_WORDS_BYTES_MAX};
 use crate::operation::Key;
-use crate::types::{Lsn, Secret, SessionId, StoreMillis, Token, in_memory};
+use crate::types::{Lsn, Origin, Secret, SessionId, StoreMillis, Token, in_memory};
 
 /// What both sides must agree on: the bytes of all frames, and what they mean. It changes with any of that.
 pub(crate) const WIRE_VERSION: u32 = 1;
@@ -158,6 +158,11 @@ pub(crate) enum HostErrand {
         parent: Option<Token>,
     },
     List(Listing),
+    /// Withdraws the claim that this call was granted, if it was: its answer is lost, and nobody has the claim.
+    Disown {
+        key: Key<'static>,
+        call: Origin,
+    },
 }
 
 /// How an errand ended.
@@ -303,7 +308,10 @@ tagged!(HostErrand {
     9 => MergeIndex,
     10 => Spaces { parent },
     11 => List(listing),
+    12 => Disown { key, call },
 });
+
+travels!(Origin { session, request, item });
 
 travels!(Listing { scope, states, prefix, at, most });
 

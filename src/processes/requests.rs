@@ -207,19 +207,29 @@ impl Requests {
     /// The connection has ended. What was sent on it is to be sent again. Returns whether the host has closed, and not died.
     pub(crate) fn disconnected(&mut self) -> bool {
         let has_closed = self.link.take().is_some_and(|link| link.is_going);
-        for open in self.open.values_mut() {
+        let mut disowned = Vec::new();
+        for (number, open) in &mut self.open {
             if std::mem::take(&mut open.is_sent) {
                 open.is_again = true;
                 open.deaths += u32::from(!has_closed);
             }
             open.begun = None;
-            if open.deaths >= limits::HOSTS_A_REQUEST && open.told.is_none() {
+            if open.deaths >= limits::HOSTS_A_REQUEST && open.told.is_none() && open.may_be_fatal()
+            {
+                disowned.extend(open.claims().map(|key| (key.clone(), *number)));
                 let message = "two processes that hosted the store have ended before they answered: whether this call was made is \
                      unknown; ask what became of the key";
                 open.fail(Error::new(ErrorKind::Indeterminate, message));
             }
         }
         self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
+        // What such a call was granted would be in progress for as long as this process lives. The call isn't sent again even so:
+        // it may be what ends the hosts.
+        for (key, request) in disowned {
+            let call = Origin { session: self.session, request, item: 0 };
+            let number = self.add(Question::Errand(HostErrand::Disown { key, call }));
+            self.leave(number);
+        }
         has_closed
     }
 
@@ -534,6 +544,32 @@ impl Requests {
     }
 }
 
+#[cfg(test)]
+impl Requests {
+    /// The number of the next request.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// A text that is the same for the same state.
+    pub(crate) fn shown(&self) -> String {
+        let mut shown = format!("{} {:?}", self.next, self.heard);
+        for (number, open) in &self.open {
+            let OpenRequest { question, heard, is_sent, is_again, deaths, is_left, told, .. } =
+                open;
+            shown += &format!(
+                "\n{number} {question:?} {heard:?} {is_sent} {is_again} {deaths} {is_left} {told:?}"
+            );
+        }
+        for (token, held) in &self.held {
+            shown += &format!("\n{token:?} {}", held.is_attached);
+        }
+        let link = self.link.as_ref();
+        let link = link.map(|link| (link.frames.buffered(), &link.out, link.is_welcome));
+        shown + &format!("\n{link:?}")
+    }
+}
+
 /// The error of a question to an opening that is over. The claims are lost to their owners alone.
 pub(crate) fn refused(why: &Error, question: &Question) -> Error {
     match why.kind() {
@@ -557,6 +593,22 @@ impl Question {
 impl OpenRequest {
     fn token(&self) -> Option<Token> {
         self.question.token()
+    }
+
+    /// Whether it may be what ended the hosts that it was sent to.
+    fn may_be_fatal(&self) -> bool {
+        !matches!(self.question, Question::Errand(HostErrand::Disown { .. }))
+    }
+
+    /// The key, if a claim of it may be granted.
+    fn claims(&self) -> Option<&Key<'static>> {
+        match &self.question {
+            Question::Call(Request { key, ask: Ask::Call(call, _) }) => {
+                matches!(call, Call::Claim(_) | Call::TakeOver(_) | Call::NotApplied(_))
+                    .then_some(key)
+            }
+            _ => None,
+        }
     }
 
     /// Whether it is without effect if nobody takes its answer. All other calls are made.

@@ -14,7 +14,9 @@ use super::frame::{
     WIRE_VERSION, Welcome, frame_bytes_max, put_frame,
 };
 use crate::admin::Health;
-use crate::backend::{Ask, Errand, Reply, Request, Sent, ServedGuests, Shared, send_for_guest};
+use crate::backend::{
+    Ask, Errand, Reply, Request, Sent, ServedGuests, Shared, outlives, send_for_guest,
+};
 use crate::engine::{KeptClaim, Sending, Writing};
 use crate::limits;
 use crate::operation::{Durability, Key};
@@ -305,7 +307,7 @@ impl Server {
             (FromGuest::Call { request, heard, again, calls }, Some(session)) => {
                 self.begin(id, session, request, again.then_some(heard), calls);
             }
-            (FromGuest::GiveUp { request }, Some(session)) => self.give_up(id, session, request),
+            (FromGuest::GiveUp { request }, Some(session)) => self.give_up(session, request),
             (FromGuest::Errand { request, again: _, what }, Some(session)) => {
                 self.begin_errand(id, session, request, what);
             }
@@ -444,20 +446,22 @@ impl Server {
         self.lines.get_mut(&id).map(|line| &mut line.out)
     }
 
-    /// Nobody waits for that request any more: a grant is given back.
-    fn give_up(&mut self, _id: LineId, session: SessionId, request: u64) {
+    /// Nobody waits for that request any more: a grant is given back. That is answered once a kill can't undo it.
+    fn give_up(&mut self, session: SessionId, request: u64) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
         let given_up: Vec<_> =
             guest.open.range((request, 0)..=(request, u32::MAX)).map(|(id, _)| *id).collect();
-        for id in given_up {
+        for (request, item) in given_up {
             // If it isn't open, its answer is on its way.
-            drop(guest.open.remove(&id));
-            let (end, now) = (self.shared.written().unwrap_or(Lsn::ZERO), self.shared.now());
-            let most = self.result_bytes_max;
-            let line = guest.line.and_then(|line| self.lines.get_mut(&line));
-            if let Some(line) = line {
-                put_reply(request, id.1, end, Ok(Reply::done(now)), most, &mut line.out);
-            }
+            let Some(guest) = self.guests.get_mut(&session) else { return };
+            let Some(OpenCall { key, sent, waker, .. }) = guest.open.remove(&(request, item))
+            else {
+                continue;
+            };
+            drop(sent);
+            let sent = outlives(&self.shared);
+            guest.open.insert((request, item), OpenCall { key, call: None, sent, waker });
+            self.poll(session, request, item);
         }
     }
 
@@ -539,6 +543,30 @@ impl Server {
     }
 }
 
+#[cfg(test)]
+impl Server {
+    /// A text that is the same for the same state.
+    pub(crate) fn shown(&self) -> String {
+        let mut shown = format!("{:?}", self.ready.calls.lock());
+        for (session, guest) in &self.guests {
+            let Joined { line, claims, questions, open, .. } = guest;
+            let open: Vec<_> = open.iter().map(|(id, open)| (id, open.call)).collect();
+            shown += &format!("\n{session:?} {line:?} {claims:?} {questions:?} {open:?}");
+        }
+        for (id, line) in &self.lines {
+            let Line { session, frames, out, is_over, .. } = line;
+            shown += &format!("\n{id} {session:?} {} {out:?} {is_over}", frames.buffered());
+        }
+        shown
+    }
+
+    /// The sessions whose calls are not answered.
+    pub(crate) fn unanswered(&self) -> Vec<SessionId> {
+        let open = self.guests.iter().filter(|(_, guest)| !guest.open.is_empty());
+        open.map(|(session, _)| *session).collect()
+    }
+}
+
 impl Joined {
     /// Keeps account of what the guest holds.
     fn note(&mut self, key: &Key<'static>, call: Option<Call>, told: &Result<Reply>) {
@@ -601,6 +629,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::protocol::Wants;
     use crate::testing::Sim;
 
     const FAR: Duration = Duration::from_secs(60);
@@ -677,5 +706,68 @@ mod tests {
             "the thread that serves guests waits for a compaction"
         );
         asked.join().unwrap();
+    }
+
+    /// A guest may send anything, and go in the midst of it.
+    #[test]
+    fn whatever_a_guest_sends_another_is_answered() {
+        let framed = |frames: &[FromGuest]| {
+            let mut bytes = Vec::new();
+            frames.iter().for_each(|frame| put_frame(frame, u32::MAX, &mut bytes).unwrap());
+            bytes
+        };
+        let hello = |session| {
+            let (session, held) = (SessionId::new(session).unwrap(), Vec::new());
+            let hello = Hello { session, pid: 2, result_bytes_max: 1, held, more: false };
+            FromGuest::Hello(Versioned::Same(hello))
+        };
+        let call = |request, call| {
+            let ask = Ask::Call(call, Box::default());
+            let calls = vec![Request { key: Key::from("k"), ask }];
+            FromGuest::Call { request, heard: Lsn::ZERO, again: false, calls }
+        };
+        let mark = Call::Record { fingerprint: None, failure: false };
+        let what = HostErrand::Health { reserve_bytes: 0 };
+        let stream = framed(&[
+            hello(7),
+            call(1, Call::Claim(Wants::default())),
+            FromGuest::GiveUp { request: 1 },
+            call(2, mark),
+            FromGuest::Errand { request: 3, again: true, what },
+            call(4, Call::Forget),
+            call(5, Call::Claim(Wants::default())),
+            FromGuest::Leave,
+        ]);
+        let cut = (0..=stream.len()).map(|at| stream[..at].to_vec());
+        let damaged = (0..stream.len()).flat_map(|at| {
+            [1, 0x80, 0xff].map(|by| {
+                let mut bytes = stream.clone();
+                bytes[at] ^= by;
+                bytes
+            })
+        });
+        let (mut runs, mut ended) = (0, 0);
+        for bytes in cut.chain(damaged) {
+            let store = Sim::small(1).open().unwrap();
+            let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
+            let mut server = Server::new(view, 1, Vec::new(), || ());
+            let (hostile, other) = (server.connected(0), server.connected(0));
+            server.received(hostile, &bytes, 0);
+            server.go_on();
+            ended += usize::from(server.lines.get(&hostile).is_none_or(|line| line.is_over));
+            let mut frames = Frames::new(u32::MAX);
+            server.received(other, &framed(&[hello(8), call(1, mark)]), 0);
+            server.go_on();
+            let of_other = told(&mut server, other, &mut frames);
+            let [FromHost::Welcome(_), FromHost::Told { request: 1, reply: Ok(_), .. }] =
+                &of_other[..]
+            else {
+                panic!("{of_other:?} after {bytes:?}");
+            };
+            server.ended(hostile);
+            server.died(SessionId::new(7).unwrap());
+            runs += 1;
+        }
+        println!("{runs} streams, {ended} ended the connection");
     }
 }

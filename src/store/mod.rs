@@ -9,7 +9,7 @@ mod keys;
 mod open;
 pub(crate) mod reader;
 pub(crate) mod run;
-mod shared;
+pub(crate) mod shared;
 mod space;
 #[cfg(feature = "backend")]
 mod served;

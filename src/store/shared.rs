@@ -12,13 +12,14 @@ use super::Store;
 use crate::backend::{Elsewhere, Embedded, Shared};
 use crate::builder::StoreBuilder;
 use crate::clock::nanos;
+use crate::engine::KeptClaim;
 use crate::error::is_scarce;
 use crate::hosting::{Guest, Guests, Joiner};
 use crate::limits;
 use crate::log::Seams;
 use crate::log::open::directory;
 use crate::manifest;
-use crate::neighbours::{Connection, Neighbours, OsNeighbours, Session, Unseen};
+use crate::neighbours::{Connection, Listener, Neighbours, OsNeighbours, Session, Unseen};
 use crate::sync::WakeWord;
 use crate::types::SessionId;
 use crate::{Error, ErrorKind, Policy, Result};
@@ -79,8 +80,7 @@ fn neighbours(dir: &Path) -> Result<Arc<dyn Neighbours>> {
     Ok(Arc::new(neighbours.map_err(|e| Error::io("finding the other processes of", dir, e))?))
 }
 
-/// Opens the store as its host. `Locked`: another process has it, or this one may not host. `known`: the directory that this
-/// process is a guest of.
+/// Opens the store as its host, and serves guests.
 fn host(
     builder: &StoreBuilder,
     seams: &Seams,
@@ -88,6 +88,47 @@ fn host(
     create: bool,
     known: Option<Arc<dyn Neighbours>>,
 ) -> Result<Embedded> {
+    let Hosted { embedded, neighbours, listener, kept, are_alone } =
+        open_as_host(builder, seams, dir, create, known)?;
+    embedded.start_upkeep()?;
+    let files_max = seams.storage.files_max();
+    let view = Arc::new(Shared::Embedded(embedded.view()));
+    let listener = listener.map_err(|e| Error::io("listening at the socket in", dir, e));
+    match listener.and_then(|listener| Guests::serve(view, neighbours, listener, kept, files_max)) {
+        Ok(guests) => embedded.at_close(move || guests.stop()),
+        Err(e) if are_alone => embedded.serve_nobody(&e),
+        // They live, and could never join.
+        Err(e) => {
+            let message = format!(
+                "{} is shared by other openings that wait for a host, and this process can't be theirs: {e}",
+                dir.display()
+            );
+            return Err(Error::new(ErrorKind::Locked, message).at(dir).because(e));
+        }
+    }
+    Ok(embedded)
+}
+
+/// A store that was opened by the process that hosts it, before its first guest.
+pub(crate) struct Hosted {
+    pub(crate) embedded: Embedded,
+    pub(crate) neighbours: Arc<dyn Neighbours>,
+    pub(crate) listener: io::Result<Box<dyn Listener>>,
+    /// The claims of living sessions.
+    pub(crate) kept: Vec<KeptClaim>,
+    /// No session lived.
+    are_alone: bool,
+}
+
+/// Opens the store as its host, without threads. `Locked`: another process has it, or this one may not host. `known`: the directory
+/// that this process is a guest of.
+pub(crate) fn open_as_host(
+    builder: &StoreBuilder,
+    seams: &Seams,
+    dir: &Path,
+    create: bool,
+    known: Option<Arc<dyn Neighbours>>,
+) -> Result<Hosted> {
     let began = seams.clock.monotonic_nanos();
     // `None`: the directory is not there yet, or the lock says what is wrong with it.
     let known = known.or_else(|| neighbours(dir).ok());
@@ -100,7 +141,6 @@ fn host(
     let neighbours = known.map_or_else(|| neighbours(dir), Ok)?;
     // What was locked is what was at the path meanwhile.
     check_standing(&*neighbours, dir)?;
-    let files_max = seams.storage.files_max();
     let listener = neighbours.listen();
     let embedded = builder.open_locked(seams, lock, dir, create, began)?;
     let living = neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e))?;
@@ -109,23 +149,8 @@ fn host(
         true => Vec::new(),
         false => embedded.keep_tenures(&lives)?,
     };
-    embedded.start_upkeep()?;
-    let view = Arc::new(Shared::Embedded(embedded.view()));
-    let listener = listener.map_err(|e| Error::io("listening at the socket in", dir, e));
-    match listener.and_then(|listener| Guests::serve(view, neighbours, listener, kept, files_max)) {
-        Ok(guests) => embedded.at_close(move || guests.stop()),
-        Err(e) if living.is_empty() => embedded.serve_nobody(&e),
-        // They live, and could never join.
-        Err(e) => {
-            let message = format!(
-                "{} is shared by {} openings that wait for a host, and this process can't be theirs: {e}",
-                dir.display(),
-                living.len()
-            );
-            return Err(Error::new(ErrorKind::Locked, message).at(dir).because(e));
-        }
-    }
-    Ok(embedded)
+    let are_alone = living.is_empty();
+    Ok(Hosted { embedded, neighbours, listener, kept, are_alone })
 }
 
 /// Files that another user makes would be closed to the directory's owner.

@@ -145,7 +145,7 @@ impl DiskFault {
 }
 
 /// The path of the store on a simulated disk.
-const DIR: &str = "/store";
+pub(crate) const DIR: &str = "/store";
 
 impl Sim {
     /// Makes an empty disk, and a clock that starts at the beginning of 2026. All random values are drawn from `seed`.
@@ -247,7 +247,7 @@ impl Sim {
         self.disk.lock().memory.reads()
     }
 
-    fn seams(&self) -> Seams {
+    pub(crate) fn seams(&self) -> Seams {
         let opening = self.openings.fetch_add(1, Ordering::Relaxed);
         Seams {
             storage: Arc::new(self.disk.lock().faulty.clone()),
