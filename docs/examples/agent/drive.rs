@@ -18,6 +18,8 @@ const SIGKILL: i32 = 9;
 const TASKS_A_LIFE: usize = 6;
 /// One kill in four falls so early: into the opening, or the recovery from the kill before.
 const OPENING: u64 = 20_000;
+/// How long a kill waits for a line.
+const LONGEST: Duration = Duration::from_millis(300);
 /// The others fall so soon after a line of the bill or of the outbox: the model and the mailer are slower to answer.
 const MICROS_AFTER_A_LINE: u64 = 4_000;
 
@@ -37,12 +39,25 @@ pub(crate) fn until_done(parent: &Path, choice: Choice, options: &Options) -> Re
     let begun = Instant::now();
     let dir = parent.join(choice.name());
     let world = World::open(&dir)?;
-    let tasks = ((options.kills + 1) * TASKS_A_LIFE) as u64;
+    let tasks = ((options.kills + 2 * options.processes) * TASKS_A_LIFE) as u64;
     let mut dice = Dice(options.seed ^ choice as u64);
+    let start =
+        |number, limit| start(&dir, choice, options, tasks, (number, options.processes), limit);
+    // Those that work while another is killed.
+    let mut beside = Vec::new();
+    for number in 0..options.processes {
+        beside.push(start(number, Some(TASKS_A_LIFE))?);
+    }
     for _ in 0..options.kills {
         let moment = Moment::choose(&mut dice, &world)?;
-        let child = start(&dir, choice, options.plant, tasks, Some(TASKS_A_LIFE))?;
+        let victim = dice.below(options.processes as u64) as usize;
+        let child = beside.get_mut(victim).ok_or("no such process")?;
         kill(child, &moment, &world)?;
+        *child = start(victim, Some(TASKS_A_LIFE))?;
+    }
+    for mut child in beside {
+        child.kill()?;
+        child.wait()?;
     }
     let mut driven = Driven {
         world,
@@ -54,9 +69,12 @@ pub(crate) fn until_done(parent: &Path, choice: Choice, options: &Options) -> Re
         were_sent: 0,
     };
     loop {
-        let status = start(&dir, choice, options.plant, tasks, None)?.wait()?;
-        if !status.success() {
-            return Err(format!("the agent failed: {status}").into());
+        let children = (0..options.processes).map(|number| start(number, None));
+        for child in children.collect::<Result<Vec<_>>>()?.iter_mut() {
+            let status = child.wait()?;
+            if !status.success() {
+                return Err(format!("the agent failed: {status}").into());
+            }
         }
         if resolve(&mut driven)? == 0 {
             break;
@@ -125,13 +143,13 @@ fn lines(world: &World, bill: bool) -> Result<usize> {
     Ok(if bill { world.billed()?.len() } else { world.mails()?.len() })
 }
 
-fn kill(mut child: Child, moment: &Moment, world: &World) -> Result<()> {
+fn kill(child: &mut Child, moment: &Moment, world: &World) -> Result<()> {
     let begun = Instant::now();
     match moment {
         Moment::After(wait) => thread::sleep(*wait),
         Moment::Lines { bill, count, later } => {
             // A life whose tasks are all held or replayed bills nothing.
-            while lines(world, *bill)? < *count && begun.elapsed() < Duration::from_secs(1) {
+            while lines(world, *bill)? < *count && begun.elapsed() < LONGEST {
                 thread::sleep(Duration::from_micros(200));
             }
             thread::sleep(*later);
@@ -149,12 +167,14 @@ fn kill(mut child: Child, moment: &Moment, world: &World) -> Result<()> {
 fn start(
     dir: &Path,
     choice: Choice,
-    plant: Option<Fault>,
+    options: &Options,
     tasks: u64,
+    (number, of): (usize, usize),
     limit: Option<usize>,
 ) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("work").arg(dir).arg(choice.name()).arg(Fault::name(plant)).arg(tasks.to_string());
+    command.arg("work").arg(dir).arg(choice.name()).arg(Fault::name(options.plant));
+    command.args([tasks.to_string(), number.to_string(), of.to_string()]);
     command.args(limit.map(|limit| limit.to_string()));
     Ok(command.spawn()?)
 }

@@ -7,6 +7,7 @@
 //! ```text
 //! cargo run --release -p agent                       killed 200 times, under each choice
 //! cargo run --release -p agent -- --kills 20         sooner done
+//! cargo run --release -p agent -- --processes 4      four of them, which share a store
 //! cargo run --release -p agent -- --plant bill       with a fault that the ledger finds
 //! cargo run --release -p agent -- --help             all options
 //! ```

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use crate::Result;
 
 pub(crate) const USAGE: &str = "\
-agent [--kills N] [--seed N] [--choice hold|take-over] [--plant bill|mail]
+agent [--kills N] [--seed N] [--choice hold|take-over] [--processes N] [--plant bill|mail]
 
   --kills N   kill the agent N times under each choice (200)
   --seed N    the moments of the kills (by the clock)
   --choice C  under this choice alone: what is done about an attempt that ended without a word
+  --processes N
+              so many share the store and compete for the tasks, and each kill takes one of them (1)
   --plant F   with a fault, so that the ledger doesn't balance:
               bill  the model is asked under another request id in each attempt
               mail  the mail is sent again without a look at whether it may have been sent";
@@ -34,6 +36,7 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) choice: Option<Choice>,
     pub(crate) plant: Option<Fault>,
+    pub(crate) processes: usize,
 }
 
 /// One life of the agent.
@@ -42,6 +45,9 @@ pub(crate) struct Life {
     pub(crate) choice: Choice,
     pub(crate) plant: Option<Fault>,
     pub(crate) tasks: u64,
+    /// The number of this process, among those that share the store.
+    pub(crate) number: usize,
+    pub(crate) processes: usize,
     /// It waits to be killed after so many.
     pub(crate) limit: Option<usize>,
 }
@@ -96,7 +102,7 @@ impl Options {
 
 pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Task> {
     let seed = std::time::UNIX_EPOCH.elapsed()?.as_secs();
-    let mut options = Options { kills: 200, seed, choice: None, plant: None };
+    let mut options = Options { kills: 200, seed, choice: None, plant: None, processes: 1 };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
@@ -104,12 +110,15 @@ pub(crate) fn parse(mut words: impl Iterator<Item = String>) -> Result<Task> {
             "--kills" => options.kills = value()?.parse()?,
             "--seed" => options.seed = value()?.parse()?,
             "--choice" => options.choice = Some(Choice::parse(&value()?)?),
+            "--processes" => options.processes = value()?.parse::<usize>()?.max(1),
             "--plant" => options.plant = Fault::parse(&value()?)?,
             "work" => {
                 let (dir, choice) = (value()?.into(), Choice::parse(&value()?)?);
                 let (plant, tasks) = (Fault::parse(&value()?)?, value()?.parse()?);
+                let (number, processes) = (value()?.parse()?, value()?.parse()?);
                 let limit = words.next().map(|limit| limit.parse()).transpose()?;
-                return Ok(Task::Work(Life { dir, choice, plant, tasks, limit }));
+                let life = Life { dir, choice, plant, tasks, number, processes, limit };
+                return Ok(Task::Work(life));
             }
             other => return Err(format!("no option {other}").into()),
         }

@@ -1,11 +1,12 @@
 //! One life of the agent: what a program needs of onlyonce.
 
+use std::collections::VecDeque;
 use std::thread;
 use std::time::Duration;
 
 use onlyonce::{
-    Attempt, ClaimHandle, Error, Fingerprint, OnInterrupted, Operation, Reconciled, Run, Step,
-    Store,
+    Attempt, ClaimHandle, Error, Fingerprint, OnInterrupted, Operation, Reconciled, RefusedKind,
+    Run, Step, Store,
 };
 
 use crate::Result;
@@ -47,11 +48,16 @@ pub(crate) fn operation(task: u64, choice: Choice) -> Operation<'static> {
 /// Does what is left of all tasks. Answers each once it is done, or held.
 pub(crate) fn work(life: &Life) -> Result<()> {
     let world = World::open(&life.dir)?;
-    let store = Store::open_or_create(world.keys())?;
+    // Several agents may have it open: one hosts it, and another takes its place when that one is killed.
+    let store = Store::builder().shared(life.processes > 1).open_or_create(world.keys())?;
     // Held ones are looked at again once the operator had a look: by the life that ends by itself.
     let answered = world.answered(life.limit.is_some())?;
-    let left = (0..life.tasks).filter(|task| !answered.contains(task));
-    for (done, task) in left.enumerate() {
+    // Each begins elsewhere, so that they meet in the midst of their work.
+    let first = life.tasks * life.number as u64 / life.processes as u64;
+    let tasks = (first..life.tasks).chain(0..first);
+    let mut left: VecDeque<u64> = tasks.filter(|task| !answered.contains(task)).collect();
+    let mut done = 0;
+    while let Some(task) = left.pop_front() {
         if life.limit.is_some_and(|limit| done >= limit) {
             // The driver kills it here, or has done so before.
             thread::sleep(Duration::from_secs(600));
@@ -71,9 +77,16 @@ pub(crate) fn work(life: &Life) -> Result<()> {
             Run::Done(result) | Run::Replayed(result, _) => {
                 world.answer(&Answer { task, result: Some(result) })?;
             }
+            // Another agent is at it.
+            Run::Refused(refused) if refused.kind() == RefusedKind::InProgress => {
+                left.push_back(task);
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            }
             Run::Refused(_) => world.answer(&Answer { task, result: None })?,
             other => return Err(format!("task {task}: {other}").into()),
         }
+        done += 1;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 //! ```text
 //! cargo run --release -p deliveries                  the main job, once through
 //! cargo run --release -p deliveries -- --kill        killed 50 times, under each choice
+//! cargo run --release -p deliveries -- --kill --processes 4
+//!                                                    the same, by four processes that share the store
 //! cargo run --release -p deliveries -- --help        all options
 //! ```
 //!
@@ -38,7 +40,7 @@ use std::{fs, thread};
 use feed::Delivery;
 use files::{Run, Tail};
 use ledger::Ledger;
-use options::{Choice, Options, Task};
+use options::{Choice, Options, Share, Task};
 use screen::Screen;
 
 /// Errors end the program with a message; nothing here tells one from another.
@@ -54,8 +56,12 @@ fn main() -> ExitCode {
             println!("{}", options::USAGE);
             return ExitCode::SUCCESS;
         }
-        Ok(Task::Work(run, None)) => work::work(&run, work::Parked::Left).map(|()| true),
-        Ok(Task::Work(run, Some(limit))) => work::work_until_killed(&run, limit).map(|()| true),
+        Ok(Task::Work(run, share, None)) => {
+            work::work(&run, share, work::Parked::Left).map(|()| true)
+        }
+        Ok(Task::Work(run, share, Some(limit))) => {
+            work::work_until_killed(&run, share, limit).map(|()| true)
+        }
         Ok(Task::All(options)) => all(&options),
     };
     match done {
@@ -92,8 +98,12 @@ fn ledgers(options: &Options, dir: &Path) -> Result<Vec<Ledger>> {
     let deliveries = feed::read(&file)?;
     println!("{}", feed::describe(&deliveries));
     println!(
-        "{} worker threads answer them; the store has two threads more, for its upkeep\n",
-        work::WORKERS
+        "{} worker threads of {} answer them; the store has two threads more, for its upkeep\n",
+        work::WORKERS,
+        match options.processes {
+            1 => "one process".to_owned(),
+            many => format!("each of {many} processes"),
+        }
     );
     let choices = options.choices().iter();
     choices.map(|choice| one(&Run::create(dir, *choice, &file)?, options, &deliveries)).collect()
@@ -104,25 +114,25 @@ fn one(run: &Run, options: &Options, deliveries: &[Delivery]) -> Result<Ledger> 
     let mut screen = Screen::new(run.choice, deliveries.len(), options.kills());
     let kills = match options.kills() {
         0 => undisturbed(run, &mut screen)?,
-        wanted => kill::until_done(run, wanted, options.seed, deliveries.len(), &mut screen)?,
+        wanted => kill::until_done(run, wanted, options, deliveries.len(), &mut screen)?,
     };
     let resolved = match run.choice {
         Choice::TakeOver => work::Resolved::default(),
         Choice::Hold => {
             let resolved = work::resolve_held(run)?;
             // Now the sender's repeats of what was parked are let through.
-            work::work(run, work::Parked::SentAgain)?;
+            work::work(run, Share::WHOLE, work::Parked::SentAgain)?;
             resolved
         }
     };
-    Ledger::count(run, deliveries, kills, resolved)
+    Ledger::count(run, deliveries, (options.processes, kills), resolved)
 }
 
 /// Runs the work in this process, and watches it from the outside. Returns the number of kills: none.
 fn undisturbed(run: &Run, screen: &mut Screen) -> Result<usize> {
     let mut answers = Tail::new(&run.answers());
     thread::scope(|scope| {
-        let work = scope.spawn(|| work::work(run, work::Parked::Left));
+        let work = scope.spawn(|| work::work(run, Share::WHOLE, work::Parked::Left));
         while !work.is_finished() {
             thread::sleep(screen::PAUSE);
             screen.show(answers.lines()?, 0);

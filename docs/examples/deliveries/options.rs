@@ -17,6 +17,7 @@ usage: cargo run --release -p deliveries -- [OPTIONS]
                     (take-over; with --kill both)
   --kill            runs the work as a child and kills it with SIGKILL, again and again
   --kills N         how often (50); implies --kill
+  --processes N     so many share the work and the store, and each kill takes one of them (1); needs --kill
   --dir PATH        keeps all files in PATH, a new or empty directory; otherwise they are removed
                     once the ledger balances
 
@@ -29,9 +30,9 @@ pub(crate) enum Task {
     Help,
     /// The whole: feed, work, ledger.
     All(Options),
-    /// The child that is killed; knows its files, and how many deliveries it may answer before it waits
+    /// The child that is killed; knows its files, its share, and how many deliveries it may answer before it waits
     /// for the kill. No number: all.
-    Work(Run, Option<usize>),
+    Work(Run, Share, Option<usize>),
 }
 
 pub(crate) struct Options {
@@ -39,8 +40,25 @@ pub(crate) struct Options {
     pub(crate) deliveries: usize,
     pub(crate) file: Option<PathBuf>,
     pub(crate) dir: Option<PathBuf>,
+    pub(crate) processes: usize,
     choice: Option<Vec<Choice>>,
     kills: Option<usize>,
+}
+
+/// Which of the processes that share the work this one is.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
+impl Share {
+    pub(crate) const WHOLE: Share = Share { number: 0, of: 1 };
+
+    /// Deliveries of one event are in the shares of different processes.
+    pub(crate) fn has(self, line: usize) -> bool {
+        line % self.of == self.number
+    }
 }
 
 /// What becomes of an event whose attempt died, perhaps before the effect, perhaps after it.
@@ -89,14 +107,22 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Task> {
     let mut args = args.peekable();
     // What `kill` starts; not for typing.
     if args.next_if_eq("work").is_some() {
-        let mut next = || args.next().ok_or("work: DIR CHOICE FILE [LIMIT]");
+        let mut next = || args.next().ok_or("work: DIR CHOICE FILE NUMBER OF [LIMIT]");
         let (dir, choice, file) = (next()?, next()?, next()?);
+        let share = Share { number: number("NUMBER", &next()?)?, of: number("OF", &next()?)? };
         let run = Run::new(dir.into(), Choice::parse(&choice)?, file.into());
         let limit = args.next().map(|limit| number("LIMIT", &limit)).transpose()?;
-        return Ok(Task::Work(run, limit));
+        return Ok(Task::Work(run, share, limit));
     }
-    let mut options =
-        Options { seed: 1, deliveries: 10_000, file: None, dir: None, choice: None, kills: None };
+    let mut options = Options {
+        seed: 1,
+        deliveries: 10_000,
+        file: None,
+        dir: None,
+        processes: 1,
+        choice: None,
+        kills: None,
+    };
     while let Some(name) = args.next() {
         let mut value = || args.next().ok_or(format!("{name} needs a value"));
         match name.as_str() {
@@ -107,6 +133,7 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Task> {
             "--dir" => options.dir = Some(value()?.into()),
             "--kill" => options.kills = options.kills.or(Some(KILLS)),
             "--kills" => options.kills = Some(number(&name, &value()?)?),
+            "--processes" => options.processes = number::<usize>(&name, &value()?)?.max(1),
             "--choice" => {
                 options.choice = Some(match value()?.as_str() {
                     "both" => vec![Choice::TakeOver, Choice::Hold],

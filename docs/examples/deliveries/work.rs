@@ -8,12 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use onlyonce::{Claim, OnInterrupted, Outcome, Policy, Resolution, State, Store};
+use onlyonce::{Claim, ErrorKind, OnInterrupted, Outcome, Policy, Resolution, State, Store};
 
 use crate::Result;
 use crate::feed::{self, Delivery};
 use crate::files::{self, Answer, Effect, Lines, Run, Said};
-use crate::options::Choice;
+use crate::options::{Choice, Share};
 use crate::random::Random;
 
 /// Several at once: their claims and results share syncs, so the disk's pace matters less.
@@ -48,39 +48,44 @@ pub(crate) struct Resolved {
 
 /// Answers every delivery that has no answer yet. Killed at any moment, it goes on from there when it is
 /// started again: the store knows about each event, and the sender repeats what he got no answer to.
-pub(crate) fn work(run: &Run, parked: Parked) -> Result<()> {
-    let consumer = Consumer::open(run)?;
-    consumer.answer_all(run, parked, usize::MAX)?;
+pub(crate) fn work(run: &Run, share: Share, parked: Parked) -> Result<()> {
+    let consumer = Consumer::open(run, share)?;
+    consumer.answer_all(run, share, parked, usize::MAX)?;
     consumer.store.close(Duration::from_secs(10))?;
     Ok(())
 }
 
 /// The same for a life that will be cut short: it leaves work for the lives to come by answering no more than
 /// `limit` deliveries, whenever the kill may fall.
-pub(crate) fn work_until_killed(run: &Run, limit: usize) -> Result<()> {
-    let consumer = Consumer::open(run)?;
-    consumer.answer_all(run, Parked::Left, limit)?;
+pub(crate) fn work_until_killed(run: &Run, share: Share, limit: usize) -> Result<()> {
+    let consumer = Consumer::open(run, share)?;
+    consumer.answer_all(run, share, Parked::Left, limit)?;
     thread::sleep(Duration::from_secs(60));
     Err("nobody has killed this process".into())
 }
 
 impl Consumer {
-    fn open(run: &Run) -> Result<Consumer> {
+    fn open(run: &Run, share: Share) -> Result<Consumer> {
         // The choice is made here, once, for every claim: what happens to an attempt whose fate is unknown.
         let policy = match run.choice {
             Choice::TakeOver => Policy::new().on_interrupted(OnInterrupted::Retry),
             Choice::Hold => Policy::new().on_interrupted(OnInterrupted::Hold),
         };
         Ok(Consumer {
-            store: Store::builder().policy(policy).open_or_create(run.keys())?,
+            // Several processes may have it open: one hosts it, and another takes its place when that one is killed.
+            store: Store::builder()
+                .policy(policy)
+                .shared(share.of > 1)
+                .open_or_create(run.keys())?,
             outbox: Lines::open(&run.outbox())?,
             answers: Lines::open(&run.answers())?,
         })
     }
 
-    fn answer_all(&self, run: &Run, parked: Parked, limit: usize) -> Result<()> {
+    fn answer_all(&self, run: &Run, share: Share, parked: Parked, limit: usize) -> Result<()> {
         let feed = feed::read(&run.feed)?;
         let mut queue = unanswered(&feed, run, parked)?;
+        queue.retain(|delivery| share.has(delivery.line));
         queue.truncate(limit);
         let queue = Mutex::new(queue);
         thread::scope(|scope| {
@@ -96,12 +101,13 @@ impl Consumer {
         let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let Some(delivery) = lock().pop_front() else { return Ok(()) };
-            match self.answer(delivery)? {
-                Some((said, receipt)) => {
+            match self.answer(delivery) {
+                Ok(Some((said, receipt))) => {
                     self.answers.append(&Answer { line: delivery.line, said, receipt })?;
                 }
+                Err(error) if !is_unknown(&*error) => return Err(error),
                 // "In progress, try again": the sender will, and later is better than at once.
-                None => {
+                Ok(None) | Err(_) => {
                     thread::sleep(Duration::from_millis(1));
                     lock().push_back(delivery);
                 }
@@ -146,6 +152,13 @@ impl Consumer {
         thread::sleep(random.micros_below(500));
         Ok(effect.receipt())
     }
+}
+
+/// Whether nobody knows if a call was made: the processes that hosted the store were killed over it. The next claim of the key
+/// tells.
+fn is_unknown(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<onlyonce::Error>();
+    error.is_some_and(|error| error.kind() == ErrorKind::Indeterminate)
 }
 
 /// The operator: looks into the outbox for each event that is held, and says what he saw.
