@@ -239,6 +239,10 @@ pub(crate) fn peer(dir: &Path) {
                 close_descriptors();
                 "closed".to_owned()
             }
+            "leave" => {
+                store.close(Duration::ZERO).unwrap();
+                "left".to_owned()
+            }
             "drop" => {
                 drop(held.remove(key));
                 "dropped".to_owned()
@@ -283,6 +287,22 @@ fn a_killed_guest_s_claims_are_interrupted_and_all_others_live_on() {
 }
 
 /// Again and again: the host is killed, one of its guests hosts, and the claims of all others live on.
+/// Processes that end at the same time close the store one after the other, each as its host for a moment. The last of them took
+/// them for hosts that something kills, and would not host the store itself.
+#[test]
+fn hosts_that_close_one_after_the_other_are_followed_by_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut others: Vec<_> = (0..4).map(|_| Peer::start("peer", dir.path())).collect();
+    let mut last = Peer::start("peer", dir.path());
+    for (n, host) in others.iter_mut().enumerate() {
+        // It hosts the store from this call on, and the last joins it.
+        assert!(host.ask(&format!("claim host-{n}")).starts_with("acquired"));
+        assert!(last.ask(&format!("claim last-{n}")).starts_with("acquired"));
+        assert_eq!(host.ask("leave now"), "left");
+    }
+    assert!(last.ask("claim end").starts_with("acquired"));
+}
+
 #[test]
 fn the_claims_of_guests_outlive_killed_hosts() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use onlyonce::{
-    Attempt, ClaimHandle, Error, Fingerprint, OnInterrupted, Operation, Reconciled, RefusedKind,
-    Run, Step, Store,
+    Attempt, ClaimHandle, Error, ErrorKind, Fingerprint, OnInterrupted, Operation, Reconciled,
+    RefusedKind, Run, Step, Store,
 };
 
 use crate::Result;
@@ -15,23 +15,28 @@ use crate::world::{Answer, Mail, World};
 
 /// Why a task stopped: an error of the store, or one of the world.
 #[derive(Debug)]
-pub(crate) struct TaskError(String);
+pub(crate) struct TaskError {
+    message: String,
+    /// Nobody knows whether a call was made: the processes that hosted the store were killed over it.
+    is_unknown: bool,
+}
 
 impl From<Error> for TaskError {
     fn from(error: Error) -> Self {
-        TaskError(error.to_string())
+        let is_unknown = error.kind() == ErrorKind::Indeterminate;
+        TaskError { message: error.to_string(), is_unknown }
     }
 }
 
 impl From<std::io::Error> for TaskError {
     fn from(error: std::io::Error) -> Self {
-        TaskError(error.to_string())
+        TaskError { message: error.to_string(), is_unknown: false }
     }
 }
 
 impl std::fmt::Display for TaskError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
@@ -72,8 +77,20 @@ pub(crate) fn work(life: &Life) -> Result<()> {
                     _ => Reconciled::NotApplied,
                 })
             })
-            .run(|claim| work_on(task, claim, &world, life))?;
+            .run(|claim| work_on(task, claim, &world, life));
+        let run = match run {
+            // The next run of the task finds out what its steps have done.
+            Err(e) if e.is_unknown => {
+                left.push_back(task);
+                continue;
+            }
+            run => run?,
+        };
         match run {
+            Run::Unrecorded(_, e) if e.kind() == ErrorKind::Indeterminate => {
+                left.push_back(task);
+                continue;
+            }
             Run::Done(result) | Run::Replayed(result, _) => {
                 world.answer(&Answer { task, result: Some(result) })?;
             }
