@@ -54,7 +54,7 @@ use spaces::Spaces;
 pub(crate) use tenure::KeptClaim;
 pub(crate) use verify::Inspector;
 #[cfg(test)]
-pub(crate) use view::Newest;
+pub(crate) use view::NewestRecord;
 pub(crate) use view::{Seen, Walk, Which};
 pub(crate) use waits::{Alarm, Turn, Waits, WaitsTo};
 

@@ -43,7 +43,7 @@ impl Seen {
 /// A key's newest record, and who is on the key.
 #[cfg(test)]
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Newest {
+pub(crate) struct NewestRecord {
     pub(crate) lsn: Lsn,
     /// `None`: the key was forgotten.
     pub(crate) state: Option<(Phase, crate::types::Token)>,
@@ -55,7 +55,7 @@ pub(crate) struct Newest {
 #[cfg(test)]
 impl Engine {
     /// Returns a key's newest record, placed or written.
-    pub(crate) fn newest_record(&self, key: &Key<'_>) -> Result<Option<Newest>> {
+    pub(crate) fn newest_record(&self, key: &Key<'_>) -> Result<Option<NewestRecord>> {
         let _inside = self.enter()?;
         let hash = self.hash(key);
         let shard = self.shard(hash)?;
@@ -68,7 +68,7 @@ impl Engine {
             }
         };
         let Some(found) = found else { return Ok(None) };
-        Ok(found.place.map(|place| Newest {
+        Ok(found.place.map(|place| NewestRecord {
             lsn: place.lsn(),
             state: found.state.as_ref().map(|state| (state.phase, state.token)),
             origin: found.guest.as_ref().and_then(|guest| guest.origin),

@@ -957,7 +957,9 @@ impl Backend for Guest {
             word.wait(word.read(), Some(1));
         }
         let mut in_flight = Vec::new();
-        for (key, token) in core.lock().requests.held() {
+        // Apart: the lock would be held while they are ended.
+        let held = core.lock().requests.held();
+        for (key, token) in held {
             let mut terms = Terms::default();
             terms.details_mut().reason = Some("the store was closed".to_owned());
             let ask = Ask::Call(Call::Interrupt(token), Box::new(terms));

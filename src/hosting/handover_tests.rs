@@ -17,7 +17,7 @@ use super::guest::ByHand;
 use super::host::HostLoop;
 use super::{Guest, Joiner};
 use crate::backend::{Elsewhere, Shared};
-use crate::engine::Newest;
+use crate::engine::NewestRecord;
 use crate::neighbours::memory::{MemoryNeighbours, MemoryProcess, ProcessNumber};
 use crate::neighbours::{
     Connection, Listener, Neighbours, Notifier, Readiness, Received, SendResult, Session, Waitable,
@@ -26,7 +26,7 @@ use crate::operation::Key;
 use crate::processes::LineId;
 use crate::protocol::{Phase, Presence};
 use crate::storage::Standing;
-use crate::store::shared::{Hosted, open_as_host};
+use crate::store::shared::{HostStore, open_as_host};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::testing::{DIR, Sim};
 use crate::types::{Lsn, Origin, SessionId, Token};
@@ -440,7 +440,7 @@ fn builder() -> StoreBuilder {
 fn host(sim: &Sim, process: &WiredProcess, create: bool) -> Result<Option<Arc<Shared>>, Error> {
     let known = Arc::new(process.clone());
     let opened = open_as_host(&builder(), &sim.seams(), Path::new(DIR), create, Some(known));
-    let Hosted { embedded, neighbours, listener, kept, .. } = match opened {
+    let HostStore { embedded, neighbours, listener, kept, .. } = match opened {
         Err(e) if e.kind() == ErrorKind::Locked => return Ok(None),
         opened => opened?,
     };
@@ -807,7 +807,7 @@ impl World {
     /// Takes down what has become of the key.
     fn look(&mut self) {
         let Some(newest) = self.newest() else { return };
-        let Some(Newest { lsn, state, origin, .. }) = newest else {
+        let Some(NewestRecord { lsn, state, origin, .. }) = newest else {
             if let Some(last) = self.log.last().filter(|last| last.state.is_some()) {
                 self.wrong.push(format!(
                     "a record is gone: {:?}",
@@ -836,7 +836,7 @@ impl World {
         self.log.push(Written { lsn, state, origin });
     }
 
-    fn newest(&self) -> Option<Option<Newest>> {
+    fn newest(&self) -> Option<Option<NewestRecord>> {
         let key = Key::from(KEY);
         self.with_host(|host| host.view.embedded().unwrap().newest_record(&key).unwrap())
     }
@@ -892,7 +892,7 @@ impl World {
     }
 
     /// What must hold of those that are on the key.
-    fn check_live(&self, newest: Option<&Newest>, wrong: &mut Vec<String>) {
+    fn check_live(&self, newest: Option<&NewestRecord>, wrong: &mut Vec<String>) {
         let claimed = newest.and_then(|newest| match newest.state {
             Some((Phase::Claimed, token)) if newest.presence == Presence::Owner => Some(token),
             _ => None,
@@ -913,7 +913,7 @@ impl World {
         let is_quiet = |program: &Program| {
             program.is_idle() && !on_the_way && !unanswered.contains(&program.session())
         };
-        if let (Some(token), Some(Newest { origin: Some(origin), .. })) = (claimed, newest) {
+        if let (Some(token), Some(NewestRecord { origin: Some(origin), .. })) = (claimed, newest) {
             let owner = self.programs.iter().find(|of| of.session() == origin.session);
             let owner = owner.unwrap();
             let has_it = owner.guard.as_ref().is_some_and(|guard| guard.token() == token);

@@ -27,11 +27,24 @@ impl Asked {
     fn new() -> Self {
         Asked { sim: Sim::small(1), dir: tempfile::tempdir().unwrap(), session: 0, host: None }
     }
+
+    /// Its thread would serve on, and keep its files open.
+    fn stop(&mut self) {
+        if let Some((_, guests)) = self.host.take() {
+            guests.stop();
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 impl Subject for Asked {
     fn open(&mut self) -> Store {
-        self.host = None;
+        self.stop();
         let store = self.sim.open().unwrap();
         let neighbours = || Arc::new(OsNeighbours::new(self.dir.path()).unwrap());
         let listener = neighbours().listen().unwrap();
@@ -62,9 +75,7 @@ impl Subject for Asked {
 
     fn die(&mut self) {
         self.sim.kill();
-        if let Some((_, guests)) = self.host.take() {
-            guests.stop();
-        }
+        self.stop();
     }
 }
 

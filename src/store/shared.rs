@@ -88,7 +88,7 @@ fn host(
     create: bool,
     known: Option<Arc<dyn Neighbours>>,
 ) -> Result<Embedded> {
-    let Hosted { embedded, neighbours, listener, kept, are_alone } =
+    let HostStore { embedded, neighbours, listener, kept, are_alone } =
         open_as_host(builder, seams, dir, create, known)?;
     embedded.start_upkeep()?;
     let files_max = seams.storage.files_max();
@@ -110,7 +110,7 @@ fn host(
 }
 
 /// A store that was opened by the process that hosts it, before its first guest.
-pub(crate) struct Hosted {
+pub(crate) struct HostStore {
     pub(crate) embedded: Embedded,
     pub(crate) neighbours: Arc<dyn Neighbours>,
     pub(crate) listener: io::Result<Box<dyn Listener>>,
@@ -128,7 +128,7 @@ pub(crate) fn open_as_host(
     dir: &Path,
     create: bool,
     known: Option<Arc<dyn Neighbours>>,
-) -> Result<Hosted> {
+) -> Result<HostStore> {
     let began = seams.clock.monotonic_nanos();
     // `None`: the directory is not there yet, or the lock says what is wrong with it.
     let known = known.or_else(|| neighbours(dir).ok());
@@ -150,7 +150,7 @@ pub(crate) fn open_as_host(
         false => embedded.keep_tenures(&lives)?,
     };
     let are_alone = living.is_empty();
-    Ok(Hosted { embedded, neighbours, listener, kept, are_alone })
+    Ok(HostStore { embedded, neighbours, listener, kept, are_alone })
 }
 
 /// Files that another user makes would be closed to the directory's owner.
