@@ -18,7 +18,7 @@ use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{Answer, Call};
 use crate::types::{KeyHash, Token};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The reason recorded for an attempt whose grant was never waited for.
 pub(super) const UNDELIVERED: &str = "granted, and not waited for";
@@ -124,7 +124,7 @@ impl Course {
         loop {
             self.way = match std::mem::replace(&mut self.way, Way::Over) {
                 Way::Told(told) => return Awaits::Answer(told),
-                Way::Refused(_, e) => return Awaits::Answer(Err(e)),
+                Way::Refused(owned, e) => return Awaits::Answer(Err(owned.refusal(e))),
                 Way::Over => {
                     let twice = engine.log.bug("a call was asked for its answer twice");
                     return Awaits::Answer(Err(twice));
@@ -593,6 +593,16 @@ impl Owned {
             _ => return None,
         };
         Some(self.with(call, UNDELIVERED))
+    }
+
+    /// The error of a call that was not made here: one that another host was sent before may have been made there.
+    fn refusal(&self, e: Error) -> Error {
+        let is_its_own = matches!(e.kind(), ErrorKind::Closed | ErrorKind::Forked);
+        if is_its_own || !self.terms.is_again() {
+            return e;
+        }
+        let message = format!("whether this call was made is unknown, and {e}");
+        Error::new(ErrorKind::Indeterminate, message).because(e)
     }
 
     /// An ending that was refused leaves nobody who could end the claim.

@@ -3,6 +3,7 @@
 use crate::engine::{EncodedOutcome, Sending, Stored, Writing};
 use crate::operation::{Durability, Fingerprint};
 use crate::protocol::{CallExtras, Conditions};
+use crate::types::Origin;
 
 /// Values that the record of a call contains in addition to the decision. A value that doesn't apply to the call is
 /// unset.
@@ -114,6 +115,18 @@ impl Terms {
     }
 
     /// Whether the call is another process's.
+    /// What the call is known by, if it is another process's.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        let sending = self.details.as_ref().and_then(|details| details.sending.as_ref());
+        sending.map(|sending| sending.origin)
+    }
+
+    /// Whether another host was sent the call before.
+    pub(super) fn is_again(&self) -> bool {
+        let sending = self.details.as_ref().and_then(|details| details.sending.as_ref());
+        sending.is_some_and(|sending| sending.heard.is_some())
+    }
+
     pub(super) fn is_guests(&self) -> bool {
         self.details.as_ref().is_some_and(|details| details.sending.is_some())
     }

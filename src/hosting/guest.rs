@@ -27,9 +27,9 @@ use crate::processes::{
     put_frame, refused, run_errand,
 };
 use crate::protocol::{Answer, Call};
-use crate::storage::fork;
+use crate::storage::{Standing, fork};
 use crate::sync::{self, AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, WakeWord};
-use crate::types::Token;
+use crate::types::{Origin, Token};
 use crate::{Error, ErrorKind, Result};
 
 /// Opens the store as its host. `None`: another process does, or is about to.
@@ -267,6 +267,7 @@ impl Core {
             return false;
         };
         let Some(line) = line else {
+            self.end_waits(&mut state);
             drop(state);
             self.search(deadline);
             return true;
@@ -284,10 +285,17 @@ impl Core {
                     self.lose(&mut state);
                 }
             }
-            Received::Nothing => {}
+            Received::Nothing => self.end_waits(&mut self.lock()),
             Received::End => self.lose(&mut self.lock()),
         }
         true
+    }
+
+    /// Callers that wait for a key go on once their time is up, though the host says nothing.
+    fn end_waits(&self, state: &mut GuestState) {
+        state.requests.pass_to(nanos());
+        let (heard_at, host) = (self.heard_at.load(Ordering::Relaxed), state.host);
+        state.requests.end_waits(heard_at, || self.silent(host));
     }
 
     /// Waits for bytes, or for work that another thread has left. A short while awake: an answer is mostly on its way.
@@ -392,7 +400,7 @@ impl Core {
         match may_host.then(|| (self.host)()) {
             Some(Ok(Some(shared))) => return self.become_host(shared),
             // No other process can do better; a reader asks no other.
-            Some(Err(e)) if is_final(e.kind()) => return self.end(&mut self.lock(), e),
+            Some(Err(e)) if self.is_final(e.kind()) => return self.end(&mut self.lock(), e),
             // Another is about to host, or what kept this one from it may pass.
             Some(Ok(None) | Err(_)) | None => {}
         }
@@ -415,6 +423,16 @@ impl Core {
         }
         drop(state);
         self.rest();
+    }
+
+    /// Whether the store can't be opened later either.
+    fn is_final(&self, kind: ErrorKind) -> bool {
+        match kind {
+            ErrorKind::Corrupt | ErrorKind::Incompatible | ErrorKind::Superseded => true,
+            // What a disk that fails has left of that opening is recovered by the next, unless it isn't the store any more.
+            ErrorKind::Poisoned => !matches!(self.neighbours.standing(), Ok(Standing::Here)),
+            _ => false,
+        }
     }
 
     /// Lets others go first.
@@ -467,7 +485,7 @@ impl Core {
                 }
                 Received::End => return Err(gone()),
                 Received::Nothing if is_past(deadline) => return Err(gone()),
-                Received::Nothing => {}
+                Received::Nothing => self.end_waits(&mut self.lock()),
             }
         }
     }
@@ -501,16 +519,18 @@ impl Core {
         state.requests.wake_all();
     }
 
-    /// Starts the thread that reads for tasks, or wakes it.
-    fn start_thread(self: &Arc<Self>) {
+    /// Starts the thread that reads for tasks, or wakes it. Returns whether there is one.
+    fn start_thread(self: &Arc<Self>) -> bool {
         let mut has_thread = self.has_thread.lock();
         if !*has_thread {
             let core = Arc::clone(self);
             // Without a thread to be had, the next call tries again.
             *has_thread = sync::spawn("onlyonce-guest", move || core.run_thread()).is_ok();
         }
+        let is_there = *has_thread;
         drop(has_thread);
         self.thread_word.wake_all();
+        is_there
     }
 
     fn run_thread(self: &Arc<Self>) {
@@ -566,7 +586,7 @@ impl Core {
             Waited::Told(HostTold::Errand(told)) => told,
             Waited::Over(e) => Err(e),
             Waited::Host(shared, Question::Errand(what)) => run_errand(&shared, what, usize::MAX),
-            Waited::Late => Err(self.silent()),
+            Waited::Late => Err(self.silent(self.lock().host)),
             Waited::Host(_, Question::Call(_)) | Waited::Told(HostTold::Reply(_)) => Err(taken()),
         }
     }
@@ -603,11 +623,10 @@ impl Core {
         (self.lock().host, shown(heard))
     }
 
-    fn silent(&self) -> Error {
+    fn silent(&self, host: u32) -> Error {
         let millis = nanos().saturating_sub(self.heard_at.load(Ordering::Relaxed)) / 1_000_000;
         let message = format!(
-            "process {} hosts the store, and was heard last {millis} ms ago: it is stopped, or waits for its disk",
-            self.lock().host
+            "process {host} hosts the store, and was heard last {millis} ms ago: it is stopped, or waits for its disk"
         );
         Error::new(ErrorKind::InProgress, message).at(&self.dir)
     }
@@ -702,14 +721,6 @@ fn is_past(deadline: Option<u64>) -> bool {
     deadline.is_some_and(|deadline| nanos() >= deadline)
 }
 
-/// Whether waiting doesn't help.
-fn is_final(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Corrupt | ErrorKind::Incompatible | ErrorKind::Superseded | ErrorKind::Poisoned
-    )
-}
-
 /// The error of a call that is no owner's.
 fn not_of_owner(why: &Error) -> Error {
     refused(why, &Question::Errand(HostErrand::Sync))
@@ -746,57 +757,87 @@ struct SentToHost {
 
 /// A call on the engine in this process.
 struct Own {
+    shared: Arc<Shared>,
     sent: Box<dyn Sent>,
     key: Key<'static>,
     call: Option<(Call, ClaimTerms)>,
+    origin: Option<Origin>,
 }
 
 impl Own {
     fn begin(shared: &Arc<Shared>, request: Request) -> Self {
         let key = request.key.clone();
-        let call = match &request.ask {
-            Ask::Call(call, terms) => Some((*call, ClaimTerms::of(terms))),
-            _ => None,
+        let (call, origin) = match &request.ask {
+            Ask::Call(call, terms) => (Some((*call, ClaimTerms::of(terms))), terms.origin()),
+            _ => (None, None),
         };
-        Own { sent: send(shared, request), key, call }
+        Own { shared: Arc::clone(shared), sent: send(shared, request), key, call, origin }
+    }
+
+    fn wait(self, core: &Core) -> Result<Reply> {
+        let Own { shared, sent, key, call, origin } = self;
+        let told = sent.wait();
+        Own::noted(core, &shared, &key, call, origin, &told);
+        told
     }
 
     fn noted(
         core: &Core,
+        shared: &Arc<Shared>,
         key: &Key<'static>,
         call: Option<(Call, ClaimTerms)>,
+        origin: Option<Origin>,
         told: &Result<Reply>,
     ) {
-        if let (Some((call, asked)), Ok(reply)) = (call, told) {
-            let mut state = core.lock();
-            state.requests.pass_to(nanos());
-            state.requests.note(key, call, asked, reply);
+        let Some((call, asked)) = call else { return };
+        match told {
+            Ok(reply) => {
+                let mut state = core.lock();
+                state.requests.pass_to(nanos());
+                state.requests.note(key, call, asked, reply);
+            }
+            // The host before may have granted it, and nobody has it.
+            Err(e) if e.kind() == ErrorKind::Indeterminate && call.may_grant() => {
+                if let Some(call) = origin {
+                    let _ = run_errand(shared, HostErrand::Disown { key: key.clone(), call }, 0);
+                }
+            }
+            Err(_) => {}
         }
     }
 }
 
-impl Sent for SentToHost {
-    fn wait(mut self: Box<Self>) -> Result<Reply> {
+impl SentToHost {
+    /// Waits for the reply until [`nanos`] is `deadline`, if the call is the host's to answer.
+    fn wait_until(mut self, deadline: Option<u64>) -> Result<Reply> {
         let core = Arc::clone(&self.core);
         if core.is_foreign() {
             return Err(core.forked());
         }
         if let Some(number) = self.number.take() {
-            match core.wait_for(number, None) {
+            match core.wait_for(number, deadline) {
                 Waited::Told(HostTold::Reply(told)) => return *told,
                 Waited::Told(HostTold::Errand(_)) => return Err(taken()),
                 Waited::Over(e) => return Err(e),
-                Waited::Late => return Err(taken()),
+                Waited::Late => {
+                    // It goes on.
+                    self.number = Some(number);
+                    let host = core.lock().host;
+                    return Err(core.silent(host));
+                }
                 Waited::Host(shared, Question::Call(request)) => {
                     self.own = Some(Own::begin(&shared, request));
                 }
                 Waited::Host(_, Question::Errand(_)) => return Err(taken()),
             }
         }
-        let Some(Own { sent, key, call }) = self.own.take() else { return Err(taken()) };
-        let told = sent.wait();
-        Own::noted(&core, &key, call, &told);
-        told
+        self.own.take().map_or_else(|| Err(taken()), |own| own.wait(&core))
+    }
+}
+
+impl Sent for SentToHost {
+    fn wait(self: Box<Self>) -> Result<Reply> {
+        self.wait_until(None)
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Reply>> {
@@ -823,8 +864,12 @@ impl Sent for SentToHost {
                     if !state.requests.set_waker(number, context.waker()) {
                         return Poll::Ready(Err(taken()));
                     }
-                    if !state.is_driven {
-                        core.start_thread();
+                    if !state.is_driven && !core.start_thread() {
+                        // Without a thread to be had, the caller reads itself, for a moment: another task may have to go on first.
+                        state.is_driven = true;
+                        drop(state);
+                        core.drive(Some(number), Some(nanos() + limits::HOST_TICK_NANOS));
+                        context.waker().wake_by_ref();
                     }
                     return Poll::Pending;
                 }
@@ -838,8 +883,8 @@ impl Sent for SentToHost {
         }
         let Some(own) = &mut self.own else { return Poll::Ready(Err(taken())) };
         let Poll::Ready(told) = own.sent.poll(context) else { return Poll::Pending };
-        if let Some(Own { key, call, .. }) = self.own.take() {
-            Own::noted(&core, &key, call, &told);
+        if let Some(Own { shared, key, call, origin, .. }) = self.own.take() {
+            Own::noted(&core, &shared, &key, call, origin, &told);
         }
         Poll::Ready(told)
     }
@@ -889,39 +934,44 @@ impl Sent for NotSent {
     }
 }
 
-impl Backend for Guest {
-    fn send(&self, request: Request) -> Box<dyn Sent> {
+impl Guest {
+    /// Begins a call.
+    fn begin(&self, request: Request) -> Result<SentToHost> {
         let core = &self.core;
         if core.is_foreign() {
-            return Box::new(NotSent(Some(core.forked())));
+            return Err(core.forked());
         }
         let begins = matches!(&request.ask, Ask::Call(Call::Claim(_) | Call::Record { .. }, _));
         if begins && core.is_draining.load(Ordering::SeqCst) {
             let message = "the store is draining: it takes no new claims";
-            let error = Error::new(ErrorKind::Closed, message).at(&core.dir);
-            return Box::new(NotSent(Some(error)));
+            return Err(Error::new(ErrorKind::Closed, message).at(&core.dir));
         }
         let mut state = core.lock();
         let (number, own) = match &state.role {
-            Role::Over(e) => {
-                let error = refused(e, &Question::Call(request));
-                return Box::new(NotSent(Some(error)));
-            }
+            Role::Over(e) => return Err(refused(e, &Question::Call(request))),
             Role::Host(shared) => {
                 let shared = Arc::clone(shared);
                 let request = state.requests.as_own(request);
                 drop(state);
                 (None, Some(Own::begin(&shared, request)))
             }
-            Role::Joined(_) | Role::Apart => match state.requests.ask(Question::Call(request)) {
-                Err(e) => return Box::new(NotSent(Some(e))),
-                Ok(number) => {
-                    core.push(&mut state);
-                    (Some(number), None)
-                }
-            },
+            Role::Joined(_) | Role::Apart => {
+                state.requests.pass_to(nanos());
+                let number = state.requests.ask(Question::Call(request))?;
+                core.push(&mut state);
+                (Some(number), None)
+            }
         };
-        Box::new(SentToHost { core: Arc::clone(core), number, own })
+        Ok(SentToHost { core: Arc::clone(core), number, own })
+    }
+}
+
+impl Backend for Guest {
+    fn send(&self, request: Request) -> Box<dyn Sent> {
+        match self.begin(request) {
+            Ok(sent) => Box::new(sent),
+            Err(e) => Box::new(NotSent(Some(e))),
+        }
     }
 
     fn result_bytes_max(&self) -> u32 {
@@ -957,15 +1007,22 @@ impl Backend for Guest {
             word.wait(word.read(), Some(1));
         }
         let mut in_flight = Vec::new();
+        let most = deadline.max(Duration::from_millis(limits::CLOSE_MILLIS_LEAST));
+        let until = began.saturating_add(u64::try_from(most.as_nanos()).unwrap_or(u64::MAX));
         // Apart: the lock would be held while they are ended.
         let held = core.lock().requests.held();
         for (key, token) in held {
             let mut terms = Terms::default();
             terms.details_mut().reason = Some("the store was closed".to_owned());
             let ask = Ask::Call(Call::Interrupt(token), Box::new(terms));
-            let ended = self.send(Request { key: key.clone(), ask }).wait();
+            let ended = self.begin(Request { key: key.clone(), ask })?.wait_until(Some(until));
+            if ended.as_ref().is_err_and(|e| e.kind() == ErrorKind::InProgress) {
+                // Its claims end with its session, once it is dropped.
+                return ended.map(|_| in_flight);
+            }
             if ended.is_ok_and(|reply| reply.answer == Answer::Done) {
-                let seen = self.send(Request { key: key.clone(), ask: Ask::Look }).wait()?;
+                let look = Request { key: key.clone(), ask: Ask::Look };
+                let seen = self.begin(look)?.wait_until(Some(until))?;
                 let now = seen.now;
                 in_flight.extend(seen.found.map(|view| InFlight { key, state: view.state, now }));
             }

@@ -243,7 +243,7 @@ impl HostLoop {
         for (id, line) in &self.lines {
             while !self.server.to_send(*id).is_empty() {
                 match line.send(self.server.to_send(*id)) {
-                    SendResult::Bytes(bytes) => self.server.drained(*id, bytes),
+                    SendResult::Bytes(bytes) => self.server.drained(*id, bytes, nanos()),
                     // The end is found by a read.
                     SendResult::Full | SendResult::Gone => break,
                 }

@@ -1,5 +1,6 @@
 //! A guest of a store on simulated seams, over real sockets: the suite of all backends.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,25 @@ impl Asked {
     }
 }
 
+/// Joins the host that listens there.
+fn join(dir: &Path, session: u64) -> Store {
+    let neighbours = Arc::new(OsNeighbours::new(dir).unwrap());
+    let connection = neighbours.connect().unwrap().unwrap();
+    let joiner = Joiner {
+        dir: dir.to_owned(),
+        session: neighbours.begin(SessionId::new(session).unwrap()).unwrap().unwrap(),
+        neighbours,
+        // What its own handles left is not to be waited for once the host has died.
+        host: Box::new(|| Err(Error::new(ErrorKind::Incompatible, "nobody hosts it again"))),
+        draw: Box::new(|| 0),
+        result_bytes_max: 1 << 10,
+    };
+    let guest = Guest::join(joiner, connection).unwrap();
+    let operator = guest.operator();
+    let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
+    Store::hosted(shared, Policy::new(), operator)
+}
+
 impl Drop for Asked {
     fn drop(&mut self) {
         self.stop();
@@ -52,21 +72,7 @@ impl Subject for Asked {
         let guests = Guests::serve(view, neighbours(), listener, Vec::new(), None).unwrap();
         self.host = Some((store, guests));
         self.session += 1;
-        let neighbours = neighbours();
-        let connection = neighbours.connect().unwrap().unwrap();
-        let joiner = Joiner {
-            dir: self.dir.path().to_owned(),
-            session: neighbours.begin(SessionId::new(self.session).unwrap()).unwrap().unwrap(),
-            neighbours,
-            // What its own handles left is not to be waited for once the host has died.
-            host: Box::new(|| Err(Error::new(ErrorKind::Incompatible, "nobody hosts it again"))),
-            draw: Box::new(|| 0),
-            result_bytes_max: 1 << 10,
-        };
-        let guest = Guest::join(joiner, connection).unwrap();
-        let operator = guest.operator();
-        let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
-        Store::hosted(shared, Policy::new(), operator)
+        join(self.dir.path(), self.session)
     }
 
     fn wait(&mut self, time: Duration) {
@@ -82,6 +88,35 @@ impl Subject for Asked {
 #[test]
 fn a_guest_conforms() {
     println!("{} cases", check(Asked::new));
+}
+
+/// A short process joins, works, and goes: the disk does no more for it than for a pair of the host's own.
+#[test]
+fn a_short_life_of_a_guest_takes_no_more_of_the_disk_than_its_pair() {
+    let mut asked = Asked::new();
+    drop(asked.open());
+    let pair = |store: &Store, key: &str| {
+        let Claim::Acquired(claim) = store.claim(key).unwrap() else { panic!() };
+        claim.complete("done").unwrap();
+    };
+    let (host, _) = asked.host.as_ref().unwrap();
+    let host = host.clone();
+    // The first write of an opening prepares more.
+    pair(&host, "first");
+    let changes = |mut calls: Vec<(String, PathBuf)>| {
+        calls.retain(|(class, _)| class != "Stat");
+        calls
+    };
+    let sim = &asked.sim;
+    let own = changes(sim.calls_of(|| pair(&host, "own")));
+    let dir = asked.dir.path();
+    let guests = changes(sim.calls_of(|| {
+        let guest = join(dir, 99);
+        pair(&guest, "guest's");
+        guest.close(Duration::from_secs(5)).unwrap();
+    }));
+    assert_eq!(own.iter().filter(|(class, _)| class == "Sync").count(), 2, "{own:?}");
+    assert_eq!(guests, own);
 }
 
 /// Another process would meet the same disk: the host keeps its guests, who read on, and are told which process that is. They live on

@@ -2,8 +2,8 @@
 //!
 //! Promises: a call is kept until it is answered, whatever becomes of its caller: a grant that nobody takes is given back. After a
 //! host has gone, what isn't answered is sent to the next, which is told so, owners' words first; not to a third host after two have
-//! died over it. The words
-//! of one claim are sent one after another. Never: does I/O, or waits.
+//! died over it. A claim of unknown fate is given back, and again to the next host. The words of one claim are sent one after
+//! another. Never: does I/O, or waits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,6 +48,10 @@ pub(crate) struct Requests {
     now: u64,
     open: BTreeMap<u64, OpenRequest>,
     held: BTreeMap<Token, OwnClaim>,
+    /// What nobody waits for and the host could not record: the next one is asked it.
+    unrecorded: Vec<Question>,
+    /// Why calls have no answer whose callers don't wait for it any longer.
+    late: BTreeMap<u64, Error>,
     link: Option<Link>,
 }
 
@@ -65,6 +69,8 @@ struct Link {
 /// A request without an answer, or with one that was not taken.
 struct OpenRequest {
     question: Question,
+    /// Until when its caller waits for the key, in nanoseconds. `None`: for as long as it takes.
+    waits_until: Option<u64>,
     /// The end of the log, as it was heard last when the request was sent first.
     heard: Lsn,
     /// Whether it was sent on this connection.
@@ -127,9 +133,19 @@ pub(crate) enum News {
 
 impl Requests {
     pub(crate) fn new(session: SessionId, pid: u32, result_bytes_max: u32) -> Self {
-        let (open, held) = (BTreeMap::new(), BTreeMap::new());
-        let (next, heard, now) = (1, Lsn::ZERO, 0);
-        Requests { session, pid, result_bytes_max, next, heard, now, open, held, link: None }
+        Requests {
+            session,
+            pid,
+            result_bytes_max,
+            next: 1,
+            heard: Lsn::ZERO,
+            now: 0,
+            open: BTreeMap::new(),
+            held: BTreeMap::new(),
+            unrecorded: Vec::new(),
+            late: BTreeMap::new(),
+            link: None,
+        }
     }
 
     /// Says what time it is, by which leases pass. Called before anything that has arrived is taken.
@@ -155,8 +171,13 @@ impl Requests {
     fn add(&mut self, question: Question) -> u64 {
         let number = self.next;
         self.next += 1;
+        let waits_until = question.wait_millis().map(|millis| {
+            let nanos = millis.saturating_mul(1_000_000);
+            self.now.saturating_add(nanos)
+        });
         let open = OpenRequest {
             question,
+            waits_until,
             heard: Lsn::ZERO,
             is_sent: false,
             is_again: false,
@@ -207,7 +228,7 @@ impl Requests {
     /// The connection has ended. What was sent on it is to be sent again. Returns whether the host has closed, and not died.
     pub(crate) fn disconnected(&mut self) -> bool {
         let has_closed = self.link.take().is_some_and(|link| link.is_going);
-        let mut disowned = Vec::new();
+        let mut granted = Vec::new();
         for (number, open) in &mut self.open {
             if std::mem::take(&mut open.is_sent) {
                 open.is_again = true;
@@ -216,21 +237,53 @@ impl Requests {
             open.begun = None;
             if open.deaths >= limits::HOSTS_A_REQUEST && open.told.is_none() && open.may_be_fatal()
             {
-                disowned.extend(open.claims().map(|key| (key.clone(), *number)));
+                granted.extend(open.claims().map(|key| (key.clone(), *number)));
                 let message = "two processes that hosted the store have ended before they answered: whether this call was made is \
                      unknown; ask what became of the key";
                 open.fail(Error::new(ErrorKind::Indeterminate, message));
             }
         }
         self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
-        // What such a call was granted would be in progress for as long as this process lives. The call isn't sent again even so:
-        // it may be what ends the hosts.
-        for (key, request) in disowned {
-            let call = Origin { session: self.session, request, item: 0 };
-            let number = self.add(Question::Errand(HostErrand::Disown { key, call }));
-            self.leave(number);
+        for question in std::mem::take(&mut self.unrecorded) {
+            self.say(question);
+        }
+        // Such a call isn't sent again: it may be what ends the hosts.
+        for (key, request) in granted {
+            let disown = self.disowning(key, request);
+            self.say(disown);
         }
         has_closed
+    }
+
+    /// Asks what nobody waits for.
+    fn say(&mut self, question: Question) {
+        let number = self.add(question);
+        self.leave(number);
+    }
+
+    /// What a call of unknown fate was granted would be in progress for as long as this process lives.
+    fn disowning(&self, key: Key<'static>, request: u64) -> Question {
+        let call = Origin { session: self.session, request, item: 0 };
+        Question::Errand(HostErrand::Disown { key, call })
+    }
+
+    /// Answers the calls whose callers have waited for their keys as long as they were to, while the host said nothing: it was heard
+    /// last at `heard_at`. What they are granted all the same is given back.
+    pub(crate) fn end_waits(&mut self, heard_at: u64, why: impl Fn() -> Error) {
+        let is_over = |open: &OpenRequest| {
+            let since = open.waits_until.map(|until| until.max(heard_at));
+            let is_waited_for = open.told.is_none() && !open.is_left;
+            let most = limits::HOST_SILENT_NANOS;
+            is_waited_for && since.is_some_and(|since| self.now.saturating_sub(since) >= most)
+        };
+        let over = self.open.iter().filter(|(_, open)| is_over(open));
+        for number in over.map(|(number, _)| *number).collect::<Vec<_>>() {
+            if let Some(open) = self.open.get_mut(&number) {
+                open.wake();
+            }
+            self.leave(number);
+            self.late.insert(number, why());
+        }
     }
 
     /// No host is asked any more, for that reason. Whether what was sent was done stays unknown.
@@ -378,6 +431,15 @@ impl Requests {
     }
 
     fn told(&mut self, number: u64, told: HostTold) {
+        let open = self.open.get(&number);
+        let is_unknown = matches!(&told, HostTold::Reply(reply)
+            if reply.as_ref().as_ref().is_err_and(|e| e.kind() == ErrorKind::Indeterminate));
+        if let Some(key) = open.and_then(OpenRequest::claims).filter(|_| is_unknown) {
+            let disown = self.disowning(key.clone(), number);
+            // A host that takes no writes can't record it: the next one can.
+            self.unrecorded.push(disown.clone());
+            self.say(disown);
+        }
         let Some(open) = self.open.get_mut(&number) else { return };
         let replied = match &told {
             HostTold::Reply(reply) => reply.as_ref().as_ref().ok(),
@@ -408,6 +470,7 @@ impl Requests {
 
     /// Nobody waits for that request any more.
     pub(crate) fn leave(&mut self, number: u64) {
+        self.late.remove(&number);
         let Some(open) = self.open.get_mut(&number) else { return };
         open.is_left = true;
         (open.waker, open.has_thread) = (None, false);
@@ -430,13 +493,17 @@ impl Requests {
 
     /// The answer to a request, if it is there. The request is over then.
     pub(crate) fn take(&mut self, number: u64) -> Option<HostTold> {
+        if let Some(error) = self.late.remove(&number) {
+            return Some(HostTold::Reply(Box::new(Err(error))));
+        }
         let told = self.open.get_mut(&number)?.told.take()?;
         self.open.remove(&number);
         Some(told)
     }
 
     pub(crate) fn is_told(&self, number: u64) -> bool {
-        self.open.get(&number).is_none_or(|open| open.told.is_some())
+        let is_late = self.late.contains_key(&number);
+        is_late || self.open.get(&number).is_none_or(|open| open.told.is_some())
     }
 
     /// The claim of that token is not this process's any more.
@@ -561,6 +628,7 @@ impl Requests {
                 "\n{number} {question:?} {heard:?} {is_sent} {is_again} {deaths} {is_left} {told:?}"
             );
         }
+        shown += &format!("\n{:?} {:?}", self.unrecorded, self.late.keys());
         for (token, held) in &self.held {
             shown += &format!("\n{token:?} {}", held.is_attached);
         }
@@ -581,6 +649,14 @@ pub(crate) fn refused(why: &Error, question: &Question) -> Error {
 }
 
 impl Question {
+    /// How long its caller waits for the key.
+    fn wait_millis(&self) -> Option<u64> {
+        match self {
+            Question::Call(Request { ask: Ask::Call(_, terms), .. }) => terms.wait_millis,
+            _ => None,
+        }
+    }
+
     /// The claim whose owner says it.
     fn token(&self) -> Option<Token> {
         match self {
@@ -604,8 +680,7 @@ impl OpenRequest {
     fn claims(&self) -> Option<&Key<'static>> {
         match &self.question {
             Question::Call(Request { key, ask: Ask::Call(call, _) }) => {
-                matches!(call, Call::Claim(_) | Call::TakeOver(_) | Call::NotApplied(_))
-                    .then_some(key)
+                call.may_grant().then_some(key)
             }
             _ => None,
         }

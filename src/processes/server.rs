@@ -163,17 +163,15 @@ impl Server {
     pub(crate) fn received(&mut self, id: LineId, bytes: &[u8], now: u64) {
         let Some(line) = self.lines.get_mut(&id) else { return };
         line.frames.arrived(bytes);
-        self.take_frames(id);
-        if let Some(line) = self.lines.get_mut(&id) {
-            let is_late = line.frames.is_within() || line.session.is_none();
-            line.waits_since = is_late.then(|| line.waits_since.unwrap_or(now));
-        }
+        self.take_frames(id, now);
     }
 
-    /// Ends the connections on which a frame was begun long ago, or none has come.
+    /// Ends the connections on which a frame was begun long ago, or none has come. While nothing is read from a guest, the rest of
+    /// its frame can't come.
     pub(crate) fn end_late(&mut self, now: u64) {
         for line in self.lines.values_mut() {
-            let since = line.waits_since.filter(|_| !line.is_over);
+            let is_waited_for = !line.is_over && !line.is_clogged();
+            let since = line.waits_since.filter(|_| is_waited_for);
             if since.is_some_and(|since| now - since > limits::FRAME_NANOS_MAX) {
                 (line.is_over, line.out) = (true, VecDeque::new());
             }
@@ -185,13 +183,24 @@ impl Server {
         self.lines.values().any(|line| line.waits_since.is_some())
     }
 
-    fn take_frames(&mut self, id: LineId) {
-        while let Some(line) = self.lines.get_mut(&id).filter(|line| !line.is_over) {
+    /// Takes the frames that have arrived whole, until their answers clog the connection.
+    fn take_frames(&mut self, id: LineId, now: u64) {
+        let mut has_taken = false;
+        while let Some(line) = self.lines.get_mut(&id).filter(|line| line.may_be_taken_from()) {
             match line.frames.next::<FromGuest>() {
-                Ok(None) => return,
-                Ok(Some(frame)) => self.take(id, frame),
+                Ok(None) => break,
+                Ok(Some(frame)) => {
+                    has_taken = true;
+                    self.take(id, frame);
+                }
                 Err(_) => self.end_line(id),
             }
+        }
+        if let Some(line) = self.lines.get_mut(&id) {
+            let is_waited_for = line.frames.is_within() || line.session.is_none();
+            // What is left of them has come with the last bytes.
+            let since = line.waits_since.filter(|_| !has_taken);
+            line.waits_since = is_waited_for.then(|| since.unwrap_or(now));
         }
     }
 
@@ -200,9 +209,13 @@ impl Server {
         self.lines.get(&id).map_or(&[], |line| line.out.as_slices().0)
     }
 
-    pub(crate) fn drained(&mut self, id: LineId, bytes: usize) {
-        if let Some(line) = self.lines.get_mut(&id) {
-            line.out.drain(..bytes.min(line.out.len()));
+    pub(crate) fn drained(&mut self, id: LineId, bytes: usize, now: u64) {
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        let was_clogged = line.is_clogged();
+        line.out.drain(..bytes.min(line.out.len()));
+        if was_clogged && !line.is_clogged() {
+            line.waits_since = None;
+            self.take_frames(id, now);
         }
     }
 
@@ -211,9 +224,9 @@ impl Server {
         self.lines.get(&id).is_none_or(|line| line.is_over && line.out.is_empty())
     }
 
-    /// A connection that a guest sends nothing more on takes no more than this before it is read no further.
+    /// Whether so many answers wait for a guest that nothing more is read from it.
     pub(crate) fn is_clogged(&self, id: LineId) -> bool {
-        self.lines.get(&id).is_some_and(|line| line.out.len() > limits::GUEST_OUT_BYTES_MAX)
+        self.lines.get(&id).is_some_and(Line::is_clogged)
     }
 
     /// The connection has ended: what was asked on it is thrown away, and questions end.
@@ -567,6 +580,16 @@ impl Server {
     }
 }
 
+impl Line {
+    fn is_clogged(&self) -> bool {
+        self.out.len() > limits::GUEST_OUT_BYTES_MAX
+    }
+
+    fn may_be_taken_from(&self) -> bool {
+        !self.is_over && !self.is_clogged()
+    }
+}
+
 impl Joined {
     /// Keeps account of what the guest holds.
     fn note(&mut self, key: &Key<'static>, call: Option<Call>, told: &Result<Reply>) {
@@ -637,7 +660,7 @@ mod tests {
     /// What the server has put out for a guest since the last time.
     fn told(server: &mut Server, id: LineId, frames: &mut Frames) -> Vec<FromHost> {
         let bytes = server.to_send(id).to_vec();
-        server.drained(id, bytes.len());
+        server.drained(id, bytes.len(), 0);
         frames.arrived(&bytes);
         std::iter::from_fn(|| frames.next::<FromHost>().unwrap()).collect()
     }
@@ -708,19 +731,112 @@ mod tests {
         asked.join().unwrap();
     }
 
+    fn framed(frames: &[FromGuest]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| put_frame(frame, u32::MAX, &mut bytes).unwrap());
+        bytes
+    }
+
+    fn hello(session: u64) -> FromGuest {
+        let (session, held) = (SessionId::new(session).unwrap(), Vec::new());
+        let hello = Hello { session, pid: 2, result_bytes_max: 1, held, more: false };
+        FromGuest::Hello(Versioned::Same(hello))
+    }
+
+    fn look(request: u64) -> FromGuest {
+        let calls = vec![Request { key: Key::from("k"), ask: Ask::Look }];
+        FromGuest::Call { request, heard: Lsn::ZERO, again: false, calls }
+    }
+
+    fn server(store: &crate::Store) -> Server {
+        let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
+        Server::new(view, 1, Vec::new(), || ())
+    }
+
+    /// A guest that reads nothing, or is stopped, could have the host keep a thousand answers of the greatest length.
+    #[test]
+    fn answers_that_a_guest_doesn_t_read_take_bounded_memory() {
+        const RESULT: usize = 256 << 10;
+        let store = Sim::new(1).open().unwrap();
+        let crate::Claim::Acquired(claim) = store.claim("k").unwrap() else { panic!() };
+        claim.complete(&"x".repeat(RESULT)).unwrap();
+        let mut server = server(&store);
+        let slow = server.connected(0);
+        let mut sent = vec![hello(7)];
+        sent.extend((1..=100).map(look));
+        server.received(slow, &framed(&sent), 0);
+        let most = limits::GUEST_OUT_BYTES_MAX + RESULT + 1024;
+        assert!(server.is_clogged(slow) && server.lines[&slow].out.len() < most);
+        // It may be stopped for long, and has sent all that it was to send.
+        server.end_late(10 * limits::FRAME_NANOS_MAX);
+        assert!(!server.is_over(slow));
+
+        let mut frames = Frames::new(u32::MAX);
+        let other = server.connected(0);
+        server.received(other, &framed(&[hello(8), look(1)]), 0);
+        let of_other = told(&mut server, other, &mut frames);
+        assert!(matches!(&of_other[..], [FromHost::Welcome(_), FromHost::Told { .. }]));
+
+        let (mut frames, mut answered) = (Frames::new(u32::MAX), 0);
+        while !server.to_send(slow).is_empty() {
+            assert!(server.lines[&slow].out.len() < most);
+            for frame in told(&mut server, slow, &mut frames) {
+                if let FromHost::Told { request, reply: Ok(_), .. } = frame {
+                    answered += 1;
+                    assert_eq!(request, answered);
+                }
+            }
+        }
+        assert_eq!(answered, 100);
+    }
+
+    /// The rest of a frame has to follow its beginning within ten seconds, and the first frame the connection. A guest that always
+    /// has more to send is never late.
+    #[test]
+    fn a_frame_that_is_begun_and_not_ended_ends_the_connection() {
+        const SECOND: u64 = 1_000_000_000;
+        let store = Sim::small(1).open().unwrap();
+        let mut server = server(&store);
+        let lines: [LineId; 4] = std::array::from_fn(|_| server.connected(0));
+        let [silent, stuck, slow, busy] = lines;
+        server.received(stuck, &framed(&[hello(7)]), 0);
+        let call = framed(&[look(1)]);
+        server.received(stuck, &call[..call.len() - 1], SECOND);
+        server.received(slow, &framed(&[hello(8)]), 0);
+        server.received(busy, &framed(&[hello(9)]), 0);
+        let mut frames = Frames::new(u32::MAX);
+        let mut of_slow = Vec::new();
+        let mut over = Vec::new();
+        for second in 1..=30 {
+            let now = second * SECOND;
+            server.end_late(now);
+            for line in lines {
+                if server.is_over(line) && !over.contains(&(line, second)) {
+                    over.push((line, second));
+                    server.ended(line);
+                }
+            }
+            // Its calls come byte by byte, each within ten seconds.
+            if let Some(byte) = call.chunks(call.len().div_ceil(5)).nth((second as usize - 1) % 5) {
+                server.received(slow, byte, now);
+            }
+            of_slow.extend(told(&mut server, slow, &mut frames));
+            // Each time that it is read, the last frame lacks its end.
+            let stream = framed(&[look(second), look(second + 1)]);
+            let end = stream.len() - 1;
+            let begin = if second == 1 { 0 } else { call.len() - 1 };
+            server.received(busy, &stream[begin..end], now);
+            server.drained(busy, usize::MAX, now);
+        }
+        over.retain(|(line, _)| lines.contains(line));
+        let first = |line| over.iter().find(|(of, _)| *of == line).map(|(_, second)| *second);
+        assert_eq!([silent, stuck, slow, busy].map(first), [Some(11), Some(12), None, None]);
+        assert_eq!(of_slow.len(), 1 + 30 / 5);
+    }
+
     /// A guest may send anything, and go in the midst of it.
     #[test]
     fn whatever_a_guest_sends_another_is_answered() {
-        let framed = |frames: &[FromGuest]| {
-            let mut bytes = Vec::new();
-            frames.iter().for_each(|frame| put_frame(frame, u32::MAX, &mut bytes).unwrap());
-            bytes
-        };
-        let hello = |session| {
-            let (session, held) = (SessionId::new(session).unwrap(), Vec::new());
-            let hello = Hello { session, pid: 2, result_bytes_max: 1, held, more: false };
-            FromGuest::Hello(Versioned::Same(hello))
-        };
         let call = |request, call| {
             let ask = Ask::Call(call, Box::default());
             let calls = vec![Request { key: Key::from("k"), ask }];
@@ -749,8 +865,7 @@ mod tests {
         let (mut runs, mut ended) = (0, 0);
         for bytes in cut.chain(damaged) {
             let store = Sim::small(1).open().unwrap();
-            let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
-            let mut server = Server::new(view, 1, Vec::new(), || ());
+            let mut server = server(&store);
             let (hostile, other) = (server.connected(0), server.connected(0));
             server.received(hostile, &bytes, 0);
             server.go_on();

@@ -118,6 +118,11 @@ impl Call {
         }
     }
 
+    /// Whether it may be granted a claim.
+    pub(crate) fn may_grant(self) -> bool {
+        matches!(self, Call::Claim(_) | Call::TakeOver(_) | Call::NotApplied(_))
+    }
+
     /// The token of the claim that the call ends or hands over: its caller has no claim any more, even if it is refused.
     pub(crate) fn ends(self) -> Option<Token> {
         match self {

@@ -43,6 +43,8 @@ fn plays_its_role() {
         ("many-segments", _) => scarcity::many_segments(dir),
         ("repair-many-segments", _) => scarcity::repair_many_segments(dir),
         ("no-thread", more) => scarcity::no_thread(dir, more),
+        ("shared-no-thread", role) => scarcity::shared_no_thread(dir, role),
+        ("heir-of-few-files", free) => scarcity::heir_of_few_files(dir, free),
         ("as-owner", _) => process::as_owner(dir),
         ("reads-as-other", _) => reader::reads_as_other(dir),
         ("reads-and-forks", _) => reader::reads_and_forks(dir),

@@ -8,7 +8,7 @@ use onlyonce::{Claim, ErrorKind, Operation, State, Store};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::process::files;
-use crate::processes::{Peer, open, peer, shared};
+use crate::processes::{Peer, acquired, open, peer, shared};
 
 /// A session whose lock went with the descriptors would end with the next handover, and its claims with it.
 #[test]
@@ -148,6 +148,127 @@ fn a_guest_of_a_stopped_host_says_which_process_it_waits_for() {
     assert!(waiting.drain(..).all(|call| call.wait().unwrap().is_first()));
     assert!(guest.mark("one more").unwrap().is_first());
     assert_eq!(host.ask("claim k").split(' ').next(), Some("acquired"));
+}
+
+/// Whoever waits with a deadline goes on, and is told which process that is. What was given up is given back.
+#[test]
+fn waits_with_a_deadline_end_while_the_host_is_stopped() {
+    let brief = Duration::from_millis(50);
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Peer::start("peer", dir.path());
+    let (guest, closes) = (open(dir.path()), open(dir.path()));
+    assert!(host.ask("claim held").starts_with("acquired"));
+    let claim = acquired(&closes, "of one that closes");
+    let host_s = format!("process {}", host.pid());
+    host.stop();
+    let mut mark = guest.mark_async("m");
+    assert!(mark.wait_timeout(brief).is_none());
+    let waits: [&(dyn Fn() -> onlyonce::Error + Sync); 4] = [
+        &|| guest.claim_wait("held", brief).unwrap_err(),
+        &|| guest.claim_wait_async("free", brief).wait().unwrap_err(),
+        &|| {
+            let mut polled = guest.claim_wait_async("free", brief);
+            polled.wait_timeout(Duration::from_secs(90)).unwrap().unwrap_err()
+        },
+        &|| closes.close(brief).unwrap_err(),
+    ];
+    let errors = std::thread::scope(|scope| {
+        let waits = waits.map(|wait| scope.spawn(wait));
+        let began = std::time::Instant::now();
+        while !waits.iter().all(|wait| wait.is_finished()) {
+            if began.elapsed() > Duration::from_secs(60) {
+                host.go_on();
+                panic!("the waits outlast their deadlines");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        waits.map(|wait| wait.join().unwrap())
+    });
+    for error in errors {
+        let says = error.to_string();
+        assert!(error.kind() == ErrorKind::InProgress && says.contains(&host_s), "{error:?}");
+    }
+    host.go_on();
+    assert!(mark.wait().unwrap().is_first());
+    acquired(&guest, "free").complete("done").unwrap();
+    // Its session ends with the last handle.
+    drop((claim, closes));
+    let interrupted = guest.claim_wait("of one that closes", Duration::from_secs(60)).unwrap();
+    assert!(matches!(interrupted, Claim::Interrupted(_)), "{interrupted}");
+    assert_eq!(host.ask("complete held"), "done");
+}
+
+/// At random moments, for less and for longer than a call takes.
+#[test]
+fn each_call_has_its_effect_once_though_the_host_stops_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Peer::start("peer", dir.path());
+    let guests = [open(dir.path()), open(dir.path())];
+    let rounds = if std::env::var_os("ONLYONCE_LONG").is_some() { 200 } else { 20 };
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let goes_on = || !is_over.load(std::sync::atomic::Ordering::SeqCst);
+    let made: u64 = std::thread::scope(|scope| {
+        let work = |thread: u64| {
+            let guest = &guests[thread as usize % 2];
+            let mut made = 0;
+            while goes_on() {
+                let claim = acquired(guest, &format!("claimed {thread} {made}"));
+                let mut marked = guest.mark_async(("marked", thread, made));
+                claim.complete("done").unwrap();
+                let told = marked.wait_timeout(Duration::from_millis(1));
+                assert!(told.unwrap_or_else(|| marked.wait()).unwrap().is_first());
+                made += 1;
+            }
+            made
+        };
+        let working: Vec<_> = (0..4).map(|thread| scope.spawn(move || work(thread))).collect();
+        let mut dice = 1_u64;
+        let mut millis = || {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            Duration::from_micros((dice >> 33) % 10_000)
+        };
+        for _ in 0..rounds {
+            std::thread::sleep(millis());
+            host.stop();
+            std::thread::sleep(millis());
+            host.go_on();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+        working.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert!(made > 0);
+    let completed = |entry: onlyonce::Result<(onlyonce::Key<'static>, State)>| {
+        matches!(entry.unwrap().1, State::Completed(_))
+    };
+    let all = guests[0].iter().map(completed).filter(|is_completed| *is_completed).count();
+    assert_eq!(all as u64, 2 * made);
+    println!("{made} pairs and marks, {rounds} stops");
+}
+
+/// One that doesn't read its answers, and one whose lease passes meanwhile.
+#[test]
+fn a_stopped_guest_holds_up_nobody_and_keeps_its_claims() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, other) = (open(dir.path()), open(dir.path()));
+    let mut stopped = Peer::start("peer", dir.path());
+    acquired(&host, "big").complete(&"x".repeat(64 << 10)).unwrap();
+    assert!(stopped.ask("claim kept").starts_with("acquired"));
+    assert_eq!(stopped.ask("lease brief"), "leased");
+    stopped.order("flood big");
+    stopped.hear("flooding");
+    stopped.stop();
+    for n in 0..100 {
+        assert!(host.mark(("host", n)).unwrap().is_first());
+        assert!(other.mark(("other", n)).unwrap().is_first());
+    }
+    let lapsed = other.claim_wait("brief", Duration::from_secs(60)).unwrap();
+    let Claim::Interrupted(lapsed) = lapsed else { panic!("{lapsed}") };
+    lapsed.take_over().unwrap().complete("by another").unwrap();
+    assert!(matches!(other.claim("kept").unwrap(), Claim::InProgress(_)));
+    stopped.go_on();
+    assert_eq!(stopped.hear("told "), "500 answers");
+    assert_eq!(stopped.ask("complete kept"), "done");
+    assert_eq!(stopped.ask("complete brief"), "ClaimLost");
 }
 
 /// Renewals are not in the log: the next host would go by the lease that the claim was granted with.

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 use onlyonce::admin::{Health, Iter, StateKind};
-use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, Reader, State, Store, StoreBuilder};
+use onlyonce::{Claim, ClaimGuard, ErrorKind, Mark, Operation, Reader, State, Store, StoreBuilder};
 
 use crate::child::child;
 
@@ -20,7 +20,7 @@ pub(crate) fn open(dir: &Path) -> Store {
     shared().open_or_create(dir).unwrap()
 }
 
-fn acquired(store: &Store, key: &str) -> ClaimGuard {
+pub(crate) fn acquired(store: &Store, key: &str) -> ClaimGuard {
     match store.claim(key).unwrap() {
         Claim::Acquired(claim) => claim,
         other => panic!("{other}"),
@@ -169,6 +169,9 @@ impl Peer {
     /// Until it is told to go on, it does nothing, and holds what it has.
     pub(crate) fn stop(&self) {
         self.signal(Signal::STOP);
+        let pid = Pid::from_child(&self.process);
+        let stopped = rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(stopped.1.stopped(), "{stopped:?}");
     }
 
     pub(crate) fn go_on(&self) {
@@ -235,6 +238,25 @@ pub(crate) fn peer(dir: &Path) {
                 Ok(_) => "done".to_owned(),
                 Err(e) => format!("{:?}", e.kind()),
             },
+            "lease" => {
+                let lease = Duration::from_millis(100);
+                let Claim::Acquired(claim) = store.claim(Operation::new(key).lease(lease)).unwrap()
+                else {
+                    panic!("{key}")
+                };
+                held.insert(key.to_owned(), claim);
+                "leased".to_owned()
+            }
+            "flood" => {
+                let sent: Vec<_> = (0..500).map(|_| store.get_async(key)).collect();
+                println!("peer: flooding");
+                let is_right = |found: State| matches!(found, State::Completed(_));
+                let told = sent.into_iter().map(|sent| sent.wait().unwrap());
+                format!(
+                    "{} answers",
+                    told.flatten().filter(|found| is_right(found.clone())).count()
+                )
+            }
             "close" => {
                 close_descriptors();
                 "closed".to_owned()

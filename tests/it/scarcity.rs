@@ -361,6 +361,109 @@ fn an_open_that_gets_no_thread_is_undone() {
     }
 }
 
+/// The role of a process that shares a store and gets the threads of its background, and no further one: `host`, or `guest`.
+pub(crate) fn shared_no_thread(dir: &Path, role: &str) {
+    let builder = || small().shared(true);
+    let limited = |more: u64| {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+        limit(Resource::As, Some(pages * 4096 + (more << 20)));
+    };
+    match role {
+        "host" => {
+            drop(builder().open_or_create(dir).unwrap());
+            limited(2 * 128 + 64);
+            let alone = builder().open(dir).unwrap();
+            let Health::Alone { cause } = alone.health() else { panic!("{:?}", alone.health()) };
+            assert!(cause.contains("starting the thread that serves guests"), "{cause}");
+            assert!(alone.mark("k").unwrap().is_first());
+            let refused = builder().open(dir).unwrap_err();
+            let says = refused.to_string();
+            assert!(refused.kind() == ErrorKind::Locked && says.contains("can't listen"), "{says}");
+            limit(Resource::As, None);
+            drop(alone);
+            let (host, guest) = (builder().open(dir).unwrap(), builder().open(dir).unwrap());
+            assert_eq!(host.health(), Health::Writable);
+            assert!(!guest.mark("k").unwrap().is_first());
+        }
+        _ => {
+            let guest = builder().open(dir).unwrap();
+            limited(64);
+            assert!(guest.mark("waited for").unwrap().is_first());
+            // Nobody else reads its answer.
+            let mut polled = guest.mark_async("polled");
+            let told = polled.wait_timeout(Duration::from_secs(30)).expect("nobody reads");
+            assert!(told.unwrap().is_first());
+            let claim = claim(&guest, "waited for by a task").unwrap();
+            let mut waiting =
+                guest.claim_wait_async("waited for by a task", Duration::from_secs(30));
+            assert!(waiting.wait_timeout(Duration::from_millis(20)).is_none());
+            claim.complete("done").unwrap();
+            let told = waiting.wait_timeout(Duration::from_secs(30)).expect("nobody reads");
+            assert!(matches!(told.unwrap(), Claim::Completed(_)));
+            limit(Resource::As, None);
+            assert!(guest.mark_async("later").wait().unwrap().is_first());
+        }
+    }
+    println!("fine");
+}
+
+#[test]
+fn a_host_and_a_guest_that_get_no_thread_go_on_without() {
+    for role in ["host", "guest"] {
+        let dir = tempfile::tempdir().unwrap();
+        let host = (role == "guest").then(|| small().shared(true).open_or_create(dir.path()));
+        let stack = (128_u64 << 20).to_string();
+        check_role(&format!("shared-no-thread:{role}"), dir.path(), |child| {
+            child.env("RUST_MIN_STACK", stack);
+        });
+        drop(host);
+    }
+}
+
+/// The role of a guest that is to become the host with few descriptors free.
+pub(crate) fn heir_of_few_files(dir: &Path, free: &str) {
+    let free: usize = free.parse().unwrap();
+    limit(Resource::Nofile, Some(FILES));
+    let host = small().shared(true).open_or_create(dir).unwrap();
+    let heir = small().shared(true).open(dir).unwrap();
+    let in_flight = claim(&heir, "in flight").unwrap();
+    drop(host);
+    let taken = leave(free);
+    let told = std::thread::scope(|scope| {
+        let mut sent = heir.mark_async("k");
+        let told = sent.wait_timeout(Duration::from_millis(50));
+        let is_there = told.is_some();
+        // It waits for a host, as a call does while another process opens the store.
+        let others = scope.spawn(move || told.unwrap_or_else(|| sent.wait()));
+        assert!(
+            !matches!(heir.health(), Health::Poisoned { .. }),
+            "{free} free: {:?}",
+            heir.health()
+        );
+        drop(taken);
+        assert!(others.join().unwrap().unwrap().is_first());
+        is_there
+    });
+    assert_eq!(heir.health(), Health::Writable);
+    in_flight.complete("done").unwrap();
+    println!("at once: {told}");
+    println!("fine");
+}
+
+/// The host closes when its guest has nearly no descriptor left: a later try hosts the store, or another process.
+#[test]
+fn with_few_free_descriptors_a_guest_hosts_the_store_later() {
+    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    for free in (0..=20).filter(|free| is_long || [0, 1, 3, 6, 9, 14].contains(free)) {
+        let dir = tempfile::tempdir().unwrap();
+        check_role(&format!("heir-of-few-files:{free}"), dir.path(), |_| {});
+        let store = small().shared(true).open(dir.path()).unwrap();
+        assert!(matches!(store.claim("in flight").unwrap(), Claim::Completed(_)), "{free} free");
+        assert!(!store.mark("k").unwrap().is_first(), "{free} free");
+    }
+}
+
 #[test]
 fn a_store_works_without_memory_maps() {
     let sim = Sim::small(7);
