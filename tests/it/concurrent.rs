@@ -1,11 +1,9 @@
 //! Many threads on the same keys: each key is granted once, and all answers fit one order.
 //!
-//! Each call is recorded with the moments of its start and its end. A history is linearizable if every call can be given
-//! one moment in between at which the spec, called in that order, answers as the store did. The search is Wing and
-//! Gong's, with Lowe's memory of visited states. Keys are independent, so each has a history of its own; the passing of
-//! time is in all of them.
+//! Each call is recorded with the moments of its start and its end. Keys are independent, so each has a history of its own; the
+//! passing of time is in all of them. [`orders`] decides whether a history is linearizable.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::mem::{Discriminant, discriminant};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -15,15 +13,11 @@ use onlyonce::testing::Sim;
 use onlyonce::{Claim, Durability, ErrorKind, OnDrop, Operation, Store};
 
 use crate::machine::Machine;
+use crate::orders;
 use crate::spec::{self, Ask, Call, End, Key, Now, PLAIN, Ran, Shown, Told, Word};
 
 /// One call, its answer, and its times.
-#[derive(Clone, Debug)]
-struct Event {
-    act: Act,
-    begun: u64,
-    ended: u64,
-}
+type Event = orders::Event<Act>;
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -139,46 +133,7 @@ fn as_one_call(told: Told) -> Told {
 
 /// Returns whether the calls can be put into one order.
 fn is_linearisable(events: &[Event]) -> bool {
-    let mut events = events.to_vec();
-    // The call that ended first likely came first, so the search seldom turns back.
-    events.sort_by_key(|event| event.ended);
-    let mut search =
-        Search { is_done: vec![0; events.len().div_ceil(64)], events, seen: HashSet::new() };
-    search.goes_on(0, &State::default())
-}
-
-struct Search {
-    events: Vec<Event>,
-    /// One bit per event.
-    is_done: Vec<u64>,
-    seen: HashSet<(Vec<u64>, State)>,
-}
-
-impl Search {
-    fn goes_on(&mut self, done: usize, state: &State) -> bool {
-        if done == self.events.len() {
-            return true;
-        }
-        if !self.seen.insert((self.is_done.clone(), state.clone())) {
-            return false;
-        }
-        let open = |is_done: &[u64], at: usize| is_done[at / 64] & (1 << (at % 64)) == 0;
-        // Sorted by end: the first open one ends first, and a call that begins after that can't come next.
-        let first = (0..self.events.len()).find(|at| open(&self.is_done, *at)).unwrap();
-        let first_end = self.events[first].ended;
-        for at in first..self.events.len() {
-            if !open(&self.is_done, at) || self.events[at].begun > first_end {
-                continue;
-            }
-            let Some(next) = after(state, &self.events[at].act) else { continue };
-            self.is_done[at / 64] |= 1 << (at % 64);
-            if self.goes_on(done + 1, &next) {
-                return true;
-            }
-            self.is_done[at / 64] &= !(1 << (at % 64));
-        }
-        false
-    }
+    orders::order(&mut events.to_vec(), State::default(), after).is_ok()
 }
 
 #[test]
@@ -233,10 +188,10 @@ fn the_checker_accepts_right_histories_and_rejects_wrong_ones() {
 }
 
 /// Steele, Lea and Flood's generator, so that a run can be repeated by its seed.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -244,7 +199,7 @@ impl Dice {
         (z ^ (z >> 31)) % bound
     }
 
-    fn index(&mut self, len: usize) -> Option<usize> {
+    pub(crate) fn index(&mut self, len: usize) -> Option<usize> {
         (len > 0).then(|| usize::try_from(self.below(len as u64)).unwrap())
     }
 }

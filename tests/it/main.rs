@@ -24,6 +24,8 @@ mod child;
 mod waiting;
 /// Many threads on the same keys, and whether their answers fit one order.
 mod concurrent;
+/// The search for an order that explains the answers to calls that overlapped.
+mod orders;
 /// The promises of the API, call by call.
 mod contract;
 /// Flipped bytes, and files cut, emptied, removed or exchanged.
