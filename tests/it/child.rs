@@ -1,6 +1,6 @@
 //! Roles that this test binary plays in a process of its own, for tests that kill one or need a second one.
 
-use crate::{errors, guests, process, processes, reader, room, scarcity, time};
+use crate::{crowd, errors, guests, process, processes, reader, room, scarcity, time};
 use onlyonce::{Claim, Durability, Operation, Store, StoreBuilder};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -35,7 +35,7 @@ fn plays_its_role() {
         ("shared-few-files", free) => scarcity::shared_few_files(dir, free),
         ("host-of-few-files", _) => guests::host_of_few_files(dir),
         ("peer-of-another-user", _) => guests::peer_of_another_user(dir),
-        ("crowd", seed) => processes::crowd(dir, seed),
+        ("plays", process) => crowd::plays(dir, process),
         ("submits", job) => process::submits(dir, job),
         ("webhook", ticket) => process::webhook(dir, ticket),
         ("asks", job) => process::asks(dir, job),

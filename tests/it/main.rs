@@ -24,6 +24,8 @@ mod child;
 mod waiting;
 /// Many threads on the same keys, and whether their answers fit one order.
 mod concurrent;
+/// Many threads of several processes on the same keys, while their hosts are killed.
+mod crowd;
 /// The search for an order that explains the answers to calls that overlapped.
 mod orders;
 /// The promises of the API, call by call.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -203,8 +203,13 @@ impl Peer {
         self.hear("told ")
     }
 
+    /// Returns how it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().unwrap()
+    }
+
     /// As its drop does.
-    fn kill(self) {}
+    pub(crate) fn kill(self) {}
 }
 
 impl Drop for Peer {
@@ -366,133 +371,6 @@ fn the_claims_of_guests_outlive_killed_hosts() {
         std::thread::yield_now();
     }
     assert_eq!(host.ask("claim last"), "interrupted");
-}
-
-const CROWD_KEYS: u64 = 200;
-const CROWD_THREADS: u64 = 8;
-
-/// Claims and completes keys by many threads until it is killed. Each thread locks the key's file while it has the claim: nobody
-/// else may have it. Writes down each completion that was acknowledged, with its token.
-pub(crate) fn crowd(dir: &Path, seed: &str) {
-    let store = shared().open_or_create(dir.join("keys")).unwrap();
-    println!("peer: open");
-    // The other threads would go on.
-    std::panic::set_hook(Box::new(|panic| {
-        eprintln!("{panic}");
-        std::process::exit(101);
-    }));
-    let seed: u64 = seed.parse().unwrap();
-    let acknowledged = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(dir.join(format!("acknowledged-{}", std::process::id())))
-        .unwrap();
-    std::thread::scope(|scope| {
-        for thread in 0..CROWD_THREADS {
-            let (store, mut acknowledged) = (&store, &acknowledged);
-            scope.spawn(move || {
-                let mut dice = seed.wrapping_mul(1_000_003) + thread * 7919 + 1;
-                loop {
-                    dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    let key = (dice >> 33) % CROWD_KEYS;
-                    let claim = match store.claim(("crowd", key)) {
-                        Ok(Claim::Acquired(claim)) => claim,
-                        Ok(Claim::Interrupted(interrupted)) => match interrupted.take_over() {
-                            Ok(claim) => claim,
-                            Err(e) => {
-                                assert!(known(&e), "{e}");
-                                continue;
-                            }
-                        },
-                        Ok(Claim::Completed(_)) => {
-                            match store.forget(("crowd", key)) {
-                                Ok(_) => {}
-                                Err(e) => assert!(known(&e), "{e}"),
-                            }
-                            continue;
-                        }
-                        Ok(Claim::InProgress(_)) => continue,
-                        Ok(other) => panic!("{other}"),
-                        Err(e) => {
-                            assert!(known(&e), "{e}");
-                            continue;
-                        }
-                    };
-                    let held = std::fs::File::create(dir.join(format!("key-{key}"))).unwrap();
-                    // The file of a killed owner is closed a little after its session has ended.
-                    let is_alone = (0..2000).any(|_| {
-                        let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-                        let is_alone = rustix::fs::flock(&held, lock).is_ok();
-                        if !is_alone {
-                            std::thread::sleep(Duration::from_millis(1));
-                        }
-                        is_alone
-                    });
-                    assert!(is_alone, "two have key {key}");
-                    let token = claim.token();
-                    match (dice >> 20) % 8 {
-                        0 => drop(claim),
-                        1 => match claim.abort("again") {
-                            Ok(()) => {}
-                            Err(e) => assert_eq!(e.kind(), ErrorKind::Indeterminate, "{e}"),
-                        },
-                        _ => match claim.complete(&token.to_string()) {
-                            Ok(()) => {
-                                writeln!(acknowledged, "{key} {token}").unwrap();
-                            }
-                            // Nobody takes a claim from an owner that lives: it is never told that it has lost it.
-                            Err(e) => assert_eq!(e.kind(), ErrorKind::Indeterminate, "{e}"),
-                        },
-                    }
-                    drop(held);
-                }
-            });
-        }
-    });
-}
-
-/// What a call may answer when hosts are killed.
-fn known(e: &onlyonce::Error) -> bool {
-    matches!(e.kind(), ErrorKind::Indeterminate | ErrorKind::ClaimLost | ErrorKind::InProgress)
-}
-
-/// Hosts and guests are killed at random, while many threads of several processes are on the same keys.
-#[test]
-fn no_key_has_two_owners_while_hosts_are_killed() {
-    let dir = tempfile::tempdir().unwrap();
-    let kills = if std::env::var_os("ONLYONCE_LONG").is_some() { 60 } else { 6 };
-    let start = |n: u64| Peer::start(&format!("crowd:{n}"), dir.path());
-    let mut peers: Vec<Peer> = (0..4).map(start).collect();
-    for n in 0..kills {
-        std::thread::sleep(Duration::from_millis(200));
-        for peer in &mut peers {
-            let ended = peer.process.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}");
-        }
-        peers.remove(usize::try_from(n * 7 % 3).unwrap()).kill();
-        peers.push(start(4 + n));
-    }
-    peers.clear();
-    let store = open(&dir.path().join("keys"));
-    let mut tokens = std::collections::HashSet::new();
-    for entry in std::fs::read_dir(dir.path()).unwrap() {
-        let path = entry.unwrap().path();
-        if !path.file_name().unwrap().to_str().unwrap().starts_with("acknowledged") {
-            continue;
-        }
-        for line in std::fs::read_to_string(&path).unwrap().lines() {
-            let Some((_, token)) = line.split_once(' ') else { continue };
-            assert!(tokens.insert(token.to_owned()), "{token} was issued twice");
-        }
-    }
-    assert!(tokens.len() > 100, "{}", tokens.len());
-    println!("{} acknowledged completions, {kills} kills", tokens.len());
-    for key in 0..CROWD_KEYS {
-        if let Some(State::Completed(done)) = store.get(("crowd", key)).unwrap() {
-            let token: String = done.decode().unwrap();
-            assert_eq!(token, done.token().to_string());
-        }
-    }
 }
 
 /// What an operator can learn of a store, in words.
