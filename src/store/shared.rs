@@ -49,10 +49,17 @@ pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool
             Ok(None) | Err(_) => refused,
         };
         if nanos() - began >= nanos_most {
-            return Err(refused);
+            return Err(given_up(builder.open_timeout, dir, refused));
         }
         pause.wait(pause.read(), Some(1 + seams.draw_u64()? % limits::LOCK_TRY_MILLIS_MAX));
     }
+}
+
+/// Returns the error of an opening whose time is up.
+fn given_up(timeout: Duration, dir: &Path, refused: Error) -> Error {
+    let waited = timeout.as_millis();
+    let message = format!("{refused}; this opening has waited for {waited} ms (open_timeout)");
+    Error::new(ErrorKind::Locked, message).at(dir).because(refused)
 }
 
 /// Lets a store be opened by one process only if no other shares it: between two hosts, its claims would be taken from it.
@@ -136,7 +143,8 @@ pub(crate) fn open_as_host(
         check_standing(&**known, dir)?;
         check_may_host(&**known, dir)?;
     }
-    let why = "it takes no guests: it was opened without `shared(true)`, or can't listen here, which its `Store::health` says";
+    let why = "it takes no guests: it was opened without `shared(true)`, can't listen here, which its `Store::health` says, or is \
+               about to close";
     let (seams, lock) = directory::lock_or(seams.clone(), dir, create, Duration::ZERO, why)?;
     let neighbours = known.map_or_else(|| neighbours(dir), Ok)?;
     // What was locked is what was at the path meanwhile.

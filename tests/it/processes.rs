@@ -81,8 +81,13 @@ fn a_store_with_guests_is_not_opened_exclusively() {
     drop(guest);
     let alone = Store::open(dir.path()).unwrap();
     assert!(matches!(alone.claim("k").unwrap(), Claim::Completed(_)));
-    let refused = Store::builder().shared(true).open_timeout(Duration::ZERO).open(dir.path());
-    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Locked);
+    let patience = Duration::from_millis(30);
+    let refused = Store::builder().shared(true).open_timeout(patience).open(dir.path());
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    let words = refused.to_string();
+    assert!(words.contains("waited for 30 ms (open_timeout)"), "{words}");
+    assert!(words.contains("takes no guests") && !words.contains("one process opens"), "{words}");
 }
 
 /// Waiting is woken across processes, and by a handover.
