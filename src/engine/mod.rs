@@ -110,6 +110,8 @@ pub(crate) struct Engine {
     opened: StoreMillis,
     pub(crate) result_bytes_max: u32,
     pub(crate) compress_over: Option<u32>,
+    /// The number of the question asked last. The first one is drawn: a word on a question that was asked by the host before must
+    /// not meet another claimant's.
     questions: AtomicU64,
     /// LSN of the newest forget: until it is durable, a crash could undo an absence.
     forgotten: AtomicU64,
@@ -230,7 +232,8 @@ impl Engine {
             report,
             result_bytes_max: opening.result_bytes_max,
             compress_over: opening.compress_over,
-            questions: AtomicU64::new(0),
+            // Far from the end of the range: numbers neither wrap nor become 0, which stands for no question.
+            questions: AtomicU64::new(opening.seams.draw_u64()? >> 1),
             forgotten: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             in_flight_of_guests: AtomicU64::new(0),

@@ -374,6 +374,37 @@ mod tests {
         }
     }
 
+    /// A claimant drops its question, and its word reaches the next host: by then another claimant is asked there, about the same
+    /// attempt.
+    #[test]
+    fn a_question_of_the_host_before_is_not_mistaken_for_another() {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let _gone = granted(&store, "k", (9, 1), None);
+        let ask = Call::Claim(Wants::default());
+        let asked = |store: &Store, of| {
+            let applied = call(store, "k", of, None, ask, None).unwrap();
+            assert_eq!(applied.answer, Answer::Asked);
+            applied.question
+        };
+        let opened = |store: Store| {
+            sim.kill();
+            drop(store);
+            let store = sim.open().unwrap();
+            store.engine().keep_tenures(&lives(&[1, 2])).unwrap();
+            store
+        };
+        let store = opened(store);
+        let heard = end(&store);
+        let first = asked(&store, (1, 1));
+        let store = opened(store);
+        let second = asked(&store, (2, 1));
+        let dropped = Call::DropQuestion(first);
+        let _ = call(&store, "k", (1, 2), Some(heard), dropped, None).unwrap();
+        let renewed = call(&store, "k", (2, 2), None, Call::RenewQuestion(second), None).unwrap();
+        assert_eq!(renewed.answer, Answer::Done, "the second claimant is asked on");
+    }
+
     /// Where the space doesn't suffice for the reserve, the claim is kept all the same.
     #[test]
     fn a_claim_is_kept_on_a_full_disk() {

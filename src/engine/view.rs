@@ -77,8 +77,8 @@ impl Engine {
         }))
     }
 
-    /// How many questions were asked since the open.
-    pub(crate) fn questions_asked(&self) -> u64 {
+    /// The number of the question asked last; a random one before the first.
+    pub(crate) fn last_question(&self) -> u64 {
         self.questions.load(crate::sync::Ordering::Relaxed)
     }
 }

@@ -1082,7 +1082,7 @@ impl World {
             let engine = host.view.embedded().unwrap();
             let lines: Vec<_> = host.serving.lines.keys().copied().collect();
             let disk = (engine.log.end(), engine.log.written(), engine.queued());
-            (host.process, host.serving.server.shown(), lines, disk, engine.questions_asked())
+            (host.process, host.serving.server.shown(), lines, disk, engine.last_question())
         });
         of_host.hash(&mut hasher);
         let newest = self.newest();
