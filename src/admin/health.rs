@@ -151,7 +151,8 @@ impl Health {
     /// Since when an ordinary claim has no space, and why, if so.
     fn room(engine: &Engine, reserve_bytes: u32) -> Option<(WallMillis, Error)> {
         let reserve = reserve(engine.result_bytes_max, reserve_bytes, limits::ORDINARY_KEY_BYTES);
-        engine.log.rooms().is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve)
+        let besides = engine.owed_bytes();
+        engine.log.rooms().is_full_for(limits::ORDINARY_CLAIM_BYTES, reserve + besides)
     }
 
     /// Returns whether the store accepts writes.

@@ -49,6 +49,8 @@ pub(super) enum Again {
         bytes: u64,
         room: Room,
     },
+    /// Kept claims lack their reserves, and come first.
+    Owed(Room),
     NotWriting,
     Changed,
     NoMoreLsns,
@@ -410,6 +412,10 @@ impl Engine {
             None | Some(Phase::Aborted) => Room::Clear(found.reserved),
             Some(_) => ending_room(found, writing.outcome.as_ref()),
         };
+        let is_new = matches!(room, Room::Reserve(_) | Room::Free);
+        if is_new && found.presence != Presence::Owner && self.owed.are_owed() {
+            return Err(Again::Owed(room));
+        }
         let span = Span { until, ends: found.endless() };
         let placed = self.log.place_for(draft, room, span).map_err(Again::of)?;
         if state.is_none() {

@@ -127,6 +127,8 @@ pub(crate) struct Engine {
     is_at_close: AtomicBool,
     /// Callers that wait for a key.
     pub(crate) waits: Arc<Waits>,
+    /// What claims of other processes, kept from the host before, lack.
+    owed: tenure::OwedReserves,
     /// The directory's lock. Locked by a close, so that only one runs at a time.
     lock: Mutex<close::LockState>,
 }
@@ -241,6 +243,7 @@ impl Engine {
             ended: WakeWord::new(),
             is_at_close: AtomicBool::new(false),
             waits: Waits::new(),
+            owed: tenure::OwedReserves::new(),
             lock: Mutex::new(close::LockState::Open(lock)),
         };
         engine.count_bytes(&engine.tables());
@@ -313,19 +316,27 @@ impl Engine {
 
     /// Does what must precede the first record after an open.
     pub(super) fn begin_writing(&self) -> Result<()> {
+        self.begin_writing_with(self.owed.are_owed())
+    }
+
+    /// The same. `keeps_spares`: the segments prepared for claims in flight stay, though no claim is in flight yet.
+    fn begin_writing_with(&self, keeps_spares: bool) -> Result<()> {
         if self.log.is_writing() {
             return self.log.may_go_on();
         }
-        self.log.resuming().begin_writing(&mut |from: Lsn, record: &Record<'_>| {
-            let body = self.body_of(record)?;
-            let hash = self.hasher.hash(&self.key_of(&body, record.lsn)?);
-            let mut shard = self.shard(hash)?;
-            // If there is none, a later record is its key's newest.
-            if let Some(entry) = shard.entry_at(hash, from) {
-                entry.place = Place::new(record.lsn, Durability::Sync, entry.place.open());
-            }
-            Ok(())
-        })?;
+        self.log.resuming().begin_writing(
+            keeps_spares,
+            &mut |from: Lsn, record: &Record<'_>| {
+                let body = self.body_of(record)?;
+                let hash = self.hasher.hash(&self.key_of(&body, record.lsn)?);
+                let mut shard = self.shard(hash)?;
+                // If there is none, a later record is its key's newest.
+                if let Some(entry) = shard.entry_at(hash, from) {
+                    entry.place = Place::new(record.lsn, Durability::Sync, entry.place.open());
+                }
+                Ok(())
+            },
+        )?;
         // The index thread has slept since the open: expired records, for example, are due now.
         self.index_word.wake_one();
         Ok(())

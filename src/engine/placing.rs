@@ -88,6 +88,8 @@ pub(super) enum WaitsFor {
     Beginning,
     /// A segment with space for it.
     Room { bytes: u64, room: Room },
+    /// Space for what kept claims lack; then its record uses that room.
+    Owed(Room),
     /// A change of its key, which another call makes, or the end of a time.
     Turn,
     /// The records of the namespaces, or of open keys.
@@ -371,27 +373,33 @@ impl<A: Asks> Placing<A> {
                 engine.help()?;
             }
             WaitsFor::Room { bytes, room } => {
-                engine.help()?;
-                match engine.log.rooms().make_room(bytes, room) {
-                    // Before it is refused, dead records are reclaimed, with the help of this call.
-                    Err(e) if e.kind() == ErrorKind::StorageFull => {
-                        let pass = self
-                            .pass
-                            .get_or_insert_with(|| engine.compaction().begin_pass().into());
-                        let is_reclaimed = engine.compaction().reclaim(pass, room);
-                        // A claim is attached without a reserve rather than not at all, see `Engine::note`.
-                        let needs_none =
-                            self.asks.ask(|_, call, _| matches!(call, Call::Attach(_)));
-                        let goes_on = is_reclaimed || needs_none && engine.log.rooms().is_full();
-                        if !goes_on {
-                            return Err(e);
-                        }
-                    }
-                    made => made?,
-                }
+                let make = || engine.log.rooms().make_room(bytes, room);
+                self.make_room(engine, room, make)?;
             }
+            WaitsFor::Owed(room) => self.make_room(engine, room, || engine.cover_owed())?,
         }
         Ok(())
+    }
+
+    fn make_room(
+        &mut self,
+        engine: &Engine,
+        room: Room,
+        make: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        engine.help()?;
+        match make() {
+            // Before it is refused, dead records are reclaimed, with the help of this call.
+            Err(e) if e.kind() == ErrorKind::StorageFull => {
+                let pass = self.pass.get_or_insert_with(|| engine.compaction().begin_pass().into());
+                let is_reclaimed = engine.compaction().reclaim(pass, room);
+                // A claim is attached without a reserve rather than not at all, see `Engine::note`.
+                let needs_none = self.asks.ask(|_, call, _| matches!(call, Call::Attach(_)));
+                let goes_on = is_reclaimed || needs_none && engine.log.rooms().is_full();
+                if goes_on { Ok(()) } else { Err(e) }
+            }
+            made => made,
+        }
     }
 }
 
@@ -480,6 +488,7 @@ impl Engine {
             Again::Changed => WaitsFor::Nothing,
             Again::NotWriting => WaitsFor::Beginning,
             Again::Room { bytes, room } => WaitsFor::Room { bytes, room },
+            Again::Owed(room) => WaitsFor::Owed(room),
             Again::Claim(known) => WaitsFor::ReadClaim(known),
             Again::Indeterminate => {
                 let message = "the process that was asked first has gone, and the key has changed since: whether this call \

@@ -2,18 +2,20 @@
 //! owners.
 //!
 //! Promises: the claim of a session that lives is in progress from the first call on, with a whole lease. Its reserve is kept
-//! where there is space for it. Never: decides; `protocol` does.
+//! where there is space for it. Where there isn't, nothing new is claimed or marked until there is, or the claim has ended.
+//! Never: decides; `protocol` does.
 
 use std::collections::BTreeMap;
 
 use super::Engine;
 use super::applied::Found;
 use super::waits::Wakes;
-use crate::index::recent::{Live, Place};
+use crate::index::recent::{Live, Place, Shard};
 use crate::log::NoRoom;
 use crate::operation::Key;
 use crate::protocol::{OpenAs, Phase, Presence};
 use crate::record::Tenure;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{KeyHash, Lsn, SessionId, Token};
 use crate::{Error, ErrorKind, Result};
 
@@ -23,6 +25,38 @@ pub(crate) struct KeptClaim {
     pub(crate) session: SessionId,
     pub(crate) key: Key<'static>,
     pub(crate) token: Token,
+}
+
+/// Reserves that claims were kept without, for lack of space.
+#[derive(Debug)]
+pub(super) struct OwedReserves {
+    list: Mutex<Vec<OwedReserve>>,
+    /// Their sum, when it was last counted. It is 0 once all are covered: then calls don't look at the list.
+    bytes: AtomicU64,
+}
+
+#[derive(Debug)]
+struct OwedReserve {
+    key: Key<'static>,
+    token: Token,
+    bytes: u64,
+}
+
+impl OwedReserves {
+    pub(super) fn new() -> Self {
+        OwedReserves { list: Mutex::new(Vec::new()), bytes: AtomicU64::new(0) }
+    }
+
+    /// Whether something new would take space that a kept claim lacks.
+    #[inline]
+    pub(super) fn are_owed(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) > 0
+    }
+
+    fn count(&self, list: &[OwedReserve]) {
+        let bytes = list.iter().map(|owed| owed.bytes).sum();
+        self.bytes.store(bytes, Ordering::SeqCst);
+    }
 }
 
 type ClaimOfGuest = (Key<'static>, KeyHash, Place, Box<Found>, Tenure);
@@ -38,7 +72,7 @@ impl Engine {
         // Those that can't be decided can't be read either.
         let _ = self.decide_hints();
         // The reserves need it, and it may write the claims' records anew. Before it, what a crash left isn't read.
-        match self.begin_writing() {
+        match self.begin_writing_with(true) {
             Err(e) if e.kind() == ErrorKind::StorageFull => {}
             begun => begun?,
         }
@@ -110,7 +144,12 @@ impl Engine {
         // Read as that of a claim whose owner is gone.
         state.reason = None;
         let token = state.token;
-        let reserved = if self.keep_reserve(tenure.reserve)? { tenure.reserve } else { 0 };
+        let has_space = self.log.is_writing()
+            && match self.reserve_for_kept(tenure.reserve) {
+                Err(e) if e.kind() == ErrorKind::StorageFull => false,
+                made => made.map(|()| true)?,
+            };
+        let reserved = if has_space { tenure.reserve } else { 0 };
         let mut shard = self.shard(hash)?;
         let now = self.log.now();
         let entry = shard.entry_at(hash, place.lsn()).filter(|entry| entry.live.is_none());
@@ -129,6 +168,12 @@ impl Engine {
             guest,
         }));
         self.begun_one(true);
+        drop(shard);
+        if let lacking @ 1.. = tenure.reserve - reserved {
+            let mut list = self.owed.list.lock();
+            list.push(OwedReserve { key: key.clone().into_owned(), token, bytes: lacking });
+            self.owed.count(&list);
+        }
         Ok(Some(token))
     }
 
@@ -138,19 +183,9 @@ impl Engine {
         let _inside = self.enter()?;
         let hash = self.hash(key);
         let mut shard = self.shard(hash)?;
-        let is_its = |live: &Live| {
-            live.is_key(key.kind(), key.bytes())
-                && live.presence == Presence::Owner
-                && live.state.token == token
-        };
-        let lsn = shard.candidates(hash).find_map(|entry| {
-            entry.live.as_deref().is_some_and(is_its).then_some(entry.place.lsn())
-        });
         let now = self.log.now();
-        let entry = lsn.and_then(|lsn| shard.entry_at(hash, lsn));
-        if let Some(lease_until) =
-            entry.and_then(|entry| entry.live.as_mut()).and_then(|live| live.lease_until.as_mut())
-        {
+        let live = owned(&mut shard, key, hash, token);
+        if let Some(lease_until) = live.and_then(|live| live.lease_until.as_mut()) {
             *lease_until = now.plus(left_millis);
         }
         drop(shard);
@@ -159,22 +194,81 @@ impl Engine {
         Ok(())
     }
 
-    /// Reserves space for an ending, if there is enough. Without, the ending uses what is free then.
-    fn keep_reserve(&self, bytes: u64) -> Result<bool> {
-        loop {
-            match self.log.reserve(bytes) {
-                Ok(()) => return Ok(true),
-                Err(NoRoom::Wanted { bytes, room }) => {
-                    match self.log.rooms().make_room(bytes, room) {
-                        Err(e) if e.kind() == ErrorKind::StorageFull => return Ok(false),
-                        made => made?,
-                    }
-                }
-                // Nothing can be written: the disk is full.
-                Err(NoRoom::NotWriting | NoRoom::Full) => return Ok(false),
+    /// Reserves space for the ending of a kept claim. `StorageFull`: there is not enough.
+    fn reserve_for_kept(&self, bytes: u64) -> Result<()> {
+        while let Err(no_room) = self.log.reserve(bytes) {
+            match no_room {
+                NoRoom::Wanted { bytes, room } => self.log.rooms().make_room(bytes, room)?,
+                NoRoom::NotWriting => self.begin_writing()?,
+                NoRoom::Full => return Err(self.log.bug("a reserve was to take an lsn")),
             }
         }
+        Ok(())
     }
+
+    /// Reserves what kept claims lack, before anything new is claimed or marked. `StorageFull`: there is not enough space for all
+    /// of it.
+    #[cold]
+    pub(super) fn cover_owed(&self) -> Result<()> {
+        let mut list = self.owed.list.lock();
+        self.drop_settled(&mut list);
+        while let Some(owed) = list.last() {
+            self.reserve_for_kept(owed.bytes)?;
+            let hash = self.hash(&owed.key);
+            let mut shard = self.shard(hash)?;
+            match owned(&mut shard, &owed.key, hash, owed.token) {
+                Some(live) if live.reserved == 0 => live.reserved = owed.bytes,
+                // It has ended meanwhile, or its owner has reserved for it.
+                _ => self.log.release(owed.bytes),
+            }
+            drop(shard);
+            list.pop();
+            self.owed.count(&list);
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes of reserves kept claims lack.
+    pub(crate) fn owed_bytes(&self) -> u64 {
+        if !self.owed.are_owed() {
+            return 0;
+        }
+        // Somebody may wait for the disk with the list: then what was counted last has to do.
+        if let Some(mut list) = self.owed.list.try_lock() {
+            self.drop_settled(&mut list);
+        }
+        self.owed.bytes.load(Ordering::SeqCst)
+    }
+
+    /// Takes the claims off the list that have ended, and those for which their owner has reserved.
+    fn drop_settled(&self, list: &mut Vec<OwedReserve>) {
+        list.retain(|owed| {
+            let hash = self.hash(&owed.key);
+            self.shard(hash).is_ok_and(|mut shard| {
+                owned(&mut shard, &owed.key, hash, owed.token)
+                    .is_some_and(|live| live.reserved == 0)
+            })
+        });
+        self.owed.count(list);
+    }
+}
+
+/// The claim of that token, if its owner has it.
+fn owned<'s>(
+    shard: &'s mut Shard,
+    key: &Key<'_>,
+    hash: KeyHash,
+    token: Token,
+) -> Option<&'s mut Live> {
+    let is_it = |live: &Live| {
+        live.is_key(key.kind(), key.bytes())
+            && live.presence == Presence::Owner
+            && live.state.token == token
+    };
+    let lsn = shard
+        .candidates(hash)
+        .find_map(|entry| entry.live.as_deref().is_some_and(is_it).then_some(entry.place.lsn()));
+    shard.entry_at(hash, lsn?)?.live.as_deref_mut()
 }
 
 #[cfg(test)]
@@ -200,14 +294,33 @@ mod tests {
         call: Call,
         lease_ms: Option<u64>,
     ) -> Result<Applied> {
+        let conditions = Conditions { lease_ms, ..Conditions::default() };
+        let writing = Writing { reserve: 500, conditions, ..Writing::default() };
+        send(store, key, (number, request), heard, call, writing)
+    }
+
+    fn send(
+        store: &Store,
+        key: &str,
+        (number, request): (u64, u64),
+        heard: Option<Lsn>,
+        call: Call,
+        writing: Writing<'_>,
+    ) -> Result<Applied> {
         let origin = Origin { session: session(number), request, item: 0 };
         let sending = Sending { origin, heard };
-        let conditions = Conditions { lease_ms, ..Conditions::default() };
-        let writing =
-            Writing { reserve: 500, conditions, sending: Some(&sending), ..Writing::default() };
+        let writing = Writing { sending: Some(&sending), ..writing };
         let key = Key::from(key);
         let engine = store.engine();
         engine.apply(&key, engine.hash(&key), call, &writing)
+    }
+
+    /// Claims with a reserve.
+    fn claim(store: &Store, key: &str, of: (u64, u64), reserve: u64) -> Result<Token> {
+        let writing = Writing { reserve, ..Writing::default() };
+        let applied = send(store, key, of, None, Call::Claim(Wants::default()), writing)?;
+        assert_eq!(applied.answer, Answer::Granted);
+        Ok(applied.claimed.unwrap().token)
     }
 
     fn granted(store: &Store, key: &str, of: (u64, u64), lease_ms: Option<u64>) -> Token {
@@ -422,5 +535,89 @@ mod tests {
         assert_eq!(done.answer, Answer::Done);
         let policy = Policy::new();
         assert!(matches!(store.with_policy(policy).claim("k").unwrap(), Claim::Completed(_)));
+    }
+
+    fn spares(sim: &Sim) -> Vec<std::path::PathBuf> {
+        let files = sim.files().into_iter().map(|(path, _)| path);
+        files.filter(|path| path.to_string_lossy().contains("spare")).collect()
+    }
+
+    /// Other programs take all the space that is free at any moment. The segments that the host before prepared for the endings of
+    /// claims serve for the same claims after the handover.
+    #[test]
+    fn reserves_are_kept_over_a_clean_handover_on_a_full_disk() {
+        let sim = Sim::small(1);
+        let store = sim.open().unwrap();
+        let keys: Vec<String> = (0..100).map(|n| format!("k{n}")).collect();
+        let tokens: Vec<Token> =
+            (0..).zip(&keys).map(|(n, key)| claim(&store, key, (1, n), 2000).unwrap()).collect();
+        let prepared = spares(&sim);
+        assert!(prepared.len() > 2, "{prepared:?}");
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        assert!(store.close(Duration::ZERO).unwrap().is_empty());
+        drop(store);
+        assert_eq!(spares(&sim), prepared);
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        let store = sim.open().unwrap();
+        let calls = sim.calls_of(|| {
+            assert_eq!(store.engine().keep_tenures(&lives(&[1])).unwrap().len(), keys.len());
+        });
+        assert_eq!(spares(&sim), prepared);
+        let of_spares = |(_, path): &&(String, std::path::PathBuf)| prepared.contains(path);
+        let removed: Vec<_> =
+            calls.iter().filter(of_spares).filter(|(call, _)| call.contains("remove")).collect();
+        assert!(removed.is_empty(), "{removed:?}");
+        assert_eq!(store.engine().owed_bytes(), 0);
+        let full = (0..).find_map(|n| store.mark(format!("mark {n}")).err()).unwrap();
+        assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
+        for ((n, key), token) in (200..).zip(&keys).zip(tokens) {
+            let done = call(&store, key, (1, n), None, Call::Complete(token), None).unwrap();
+            assert_eq!(done.answer, Answer::Done, "{key}");
+        }
+    }
+
+    /// The store, opened by the next host after a kill, and on a disk that lacks space for what the claim of session 1 reserves.
+    fn without_space_for_a_kept_claim(sim: &Sim) -> (Store, Token) {
+        let store = sim.open().unwrap();
+        let token = claim(&store, "large", (1, 1), 40_000).unwrap();
+        sim.kill();
+        drop(store);
+        let store = sim.open().unwrap();
+        sim.set_disk_bytes_max(sim.disk_bytes());
+        assert_eq!(store.engine().keep_tenures(&lives(&[1])).unwrap().len(), 1);
+        (store, token)
+    }
+
+    /// Session 1 lives, and has not joined yet. What others claim and mark would take the space that it is owed.
+    #[test]
+    fn new_claims_are_refused_until_a_kept_claim_has_its_reserve_or_has_gone() {
+        for way in ["space", "completed", "interrupted"] {
+            let sim = Sim::small(1);
+            let (store, token) = without_space_for_a_kept_claim(&sim);
+            assert_eq!(store.engine().owed_bytes(), 40_000);
+            let full = |told: Result<()>| {
+                assert_eq!(told.err().map(|e| e.kind()), Some(ErrorKind::StorageFull), "{way}");
+            };
+            full(claim(&store, "new", (2, 1), 1).map(drop));
+            full(store.mark("new").map(drop));
+            assert!(!store.health().is_writable());
+            let done = match way {
+                "space" => {
+                    sim.set_disk_bytes_max(sim.disk_bytes() + 400_000);
+                    None
+                }
+                "completed" => Some(Call::Complete(token)),
+                _ => Some(Call::Interrupt(token)),
+            };
+            if let Some(done) = done {
+                let done = call(&store, "large", (1, 2), None, done, None).unwrap();
+                assert_eq!(done.answer, Answer::Done, "{way}");
+                assert_eq!(store.engine().owed_bytes(), 0, "{way}");
+                assert!(store.health().is_writable(), "{way}");
+            }
+            claim(&store, "new", (2, 2), 1).unwrap();
+            assert_eq!(store.engine().owed_bytes(), 0, "{way}");
+            assert!(store.mark("other").unwrap().is_first());
+        }
     }
 }

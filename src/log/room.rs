@@ -688,12 +688,16 @@ impl Rooms<'_> {
         Due::Now
     }
 
-    /// Takes the spares that are not needed while nothing is in flight out of the keeper; the caller removes their
-    /// files.
+    /// Takes the spares that no claim in flight needs out of the keeper; the caller removes their files. At a close only claims of
+    /// other processes are in flight, and the next host has to have what they need.
     pub(super) fn take_excess(&self, keeper: &mut Keeper) -> Vec<Spare> {
-        let (wanted, next) = (self.wanted(keeper), self.tail.lock().next_room());
+        let wanted = self.wanted(keeper);
+        let (next, reserved, largest) = {
+            let tail = self.tail.lock();
+            (tail.next_room(), tail.room.total, tail.room.largest)
+        };
         let mut taken = Vec::new();
-        while let Some(index) = wanted.excess(&keeper.spares, next, 0, 0) {
+        while let Some(index) = wanted.excess(&keeper.spares, next, reserved, largest) {
             taken.push(keeper.spares.remove(index));
         }
         taken

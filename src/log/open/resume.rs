@@ -69,8 +69,8 @@ impl Log {
 
 impl Resuming<'_> {
     /// Does what must precede the first LSN taken after an open. Durable on return; a crash during it leaves the same
-    /// log as a crash before it.
-    pub(crate) fn begin_writing(&self, remap: &mut Remap<'_>) -> Result<()> {
+    /// log as a crash before it. `keeps_spares`: claims of other processes may rely on all of them.
+    pub(crate) fn begin_writing(&self, keeps_spares: bool, remap: &mut Remap<'_>) -> Result<()> {
         let mut keeper = self.keeper.lock();
         self.may_go_on()?;
         if self.gate.has_begun() {
@@ -90,8 +90,10 @@ impl Resuming<'_> {
             // The switch succeeded, but a preparation after it failed.
             return Err(self.poisoned());
         }
-        // Their files are now leftovers.
-        let _ = self.rooms().take_excess(&mut keeper);
+        if !keeps_spares {
+            // Their files are now leftovers.
+            let _ = self.rooms().take_excess(&mut keeper);
+        }
         self.rooms().set_aside(&keeper);
         self.guarded(|| self.remove_leftovers(&mut keeper));
         self.ahead.store(keeper.manifest.ahead, Ordering::SeqCst);

@@ -87,7 +87,7 @@ fn lazy_writes_what_grows_too_large_to_buffer() {
     crate::log::open::birth::create(&seams, dir(), &sizes).unwrap();
     let manifest = manifest::load(&*seams.storage, dir()).unwrap().unwrap();
     let (log, _) = steps::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
-    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(false, &mut |_, _| Ok(())).unwrap();
     for n in 0..1000 {
         let body = Body { key: b"k", progress: &[1; 900], ..Body::default() };
         let placed = log.place(Draft::update(&body), Room::Free).unwrap();
@@ -105,7 +105,7 @@ fn four_unsynced_mebibytes_are_synced_within_a_second() {
     crate::log::open::birth::create(&seams, dir(), &sizes).unwrap();
     let manifest = manifest::load(&*seams.storage, dir()).unwrap().unwrap();
     let (log, _) = steps::open(seams, dir(), sizes, manifest, &mut |_, _| Ok(())).unwrap();
-    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(false, &mut |_, _| Ok(())).unwrap();
     let fill = |bytes: u64| {
         let end = log.tail.lock().end().plus(bytes);
         while log.tail.lock().end() < end {

@@ -309,7 +309,7 @@ fn open(world: &World, history: &mut History, fate: Fate) -> Result<Opened, Wron
 
 /// Begins to write, and follows the records that move.
 fn begin(log: &Log, seen: &mut Seen, history: &mut History) -> Result<()> {
-    log.resuming().begin_writing(&mut |from, record| {
+    log.resuming().begin_writing(false, &mut |from, record| {
         history.issue(record.lsn);
         let place = seen.iter_mut().find(|(_, lsn)| *lsn == from).unwrap();
         assert!(history.items[&place.0].is_told_by(record));

@@ -344,7 +344,7 @@ fn rule_12_a_failed_switch_moves_no_watermark() {
             let fault = Fault::once(Calls::Of(class), place, Effect::Fail(failure));
             next.world.faulty.inject(if file.is_empty() { fault } else { fault.at(file) });
             let log = &next.opened.as_ref().unwrap().log;
-            match log.resuming().begin_writing(&mut |_, _| Ok(())) {
+            match log.resuming().begin_writing(false, &mut |_, _| Ok(())) {
                 Ok(()) => break,
                 Err(e) => assert_eq!(e.kind(), kind, "{class:?} {place}: {e}"),
             }
@@ -751,7 +751,7 @@ fn leftovers_an_open_could_not_list_are_removed_before_the_next_segment() {
     let opened = steps::open(world.seams(), dir(), SIZES, manifest, &mut |_, _| Ok(()));
     let (log, _) = opened.unwrap();
     world.faulty.inject(Fault::from(Calls::Of(Class::List), 0, busy()));
-    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(false, &mut |_, _| Ok(())).unwrap();
     let drop_oldest = || log.drop_oldest(2, |_| (), |_, _| ());
     drop_oldest().unwrap_err();
     assert_eq!(log.reading().listed()[0].ordinal, 2);
@@ -855,8 +855,9 @@ fn rule_12_an_index_that_cannot_follow_a_moved_record_poisons_the_store() {
         Ok(())
     };
     let (log, _) = steps::open(storage.seams(), dir(), SIZES, manifest, &mut visit).unwrap();
-    let refused =
-        log.resuming().begin_writing(&mut |_, _| Err(Error::corrupt(dir(), 0, "no such key")));
+    let refused = log
+        .resuming()
+        .begin_writing(false, &mut |_, _| Err(Error::corrupt(dir(), 0, "no such key")));
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(log.is_poisoned() && !log.is_writing() && shown.len() == 3);
 }

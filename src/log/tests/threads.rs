@@ -78,7 +78,7 @@ fn sixty_four_threads_at_sync_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let each = if is_long() { 500 } else { 20 };
     let log = open_real(dir.path(), &mut BTreeSet::new());
-    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(false, &mut |_, _| Ok(())).unwrap();
     run_beside_upkeep(&log, |thread| {
         let mut last = Lsn::ZERO;
         for n in 0..each {
@@ -105,7 +105,7 @@ fn sixty_four_threads_at_sync_lose_nothing() {
 fn threads_at_all_levels_read_what_others_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let log = open_real(dir.path(), &mut BTreeSet::new());
-    log.resuming().begin_writing(&mut |_, _| Ok(())).unwrap();
+    log.resuming().begin_writing(false, &mut |_, _| Ok(())).unwrap();
     run_beside_upkeep(&log, |thread| {
         for n in 0..20 {
             let id = thread * 20 + n;
