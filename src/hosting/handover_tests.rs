@@ -1197,7 +1197,7 @@ fn setting(name: &str) -> Option<usize> {
 
 #[test]
 fn every_order_of_a_handover() {
-    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    let is_long = std::env::var_os("ONLYONCE_WHOLE").is_some();
     let bounds = Bounds {
         crashes: setting("ONLYONCE_CRASHES").unwrap_or(1),
         breaks: setting("ONLYONCE_BREAKS").unwrap_or(usize::from(is_long)),
@@ -1216,7 +1216,7 @@ fn every_order_of_a_handover() {
 /// most once.
 #[test]
 fn every_order_of_a_handover_after_a_failure_of_the_disk() {
-    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    let is_long = std::env::var_os("ONLYONCE_WHOLE").is_some();
     let bounds = |crashes| Bounds {
         crashes: setting("ONLYONCE_CRASHES").unwrap_or(if is_long { 1 } else { crashes }),
         breaks: 0,

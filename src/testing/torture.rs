@@ -4,7 +4,7 @@
 //! The answers that each thread got are compared with the answers to all others: see [`Testimony`].
 //!
 //! `ONLYONCE_LIVES=20000 cargo test --release --lib torture -- --nocapture` sets the number of opens; with
-//! `ONLYONCE_LONG=1` there are two thousand. A failure prints its seed; set `ONLYONCE_SEED` to it to start with that
+//! `ONLYONCE_WHOLE=1` there are two thousand. A failure prints its seed; set `ONLYONCE_SEED` to it to start with that
 //! seed.
 
 use std::collections::VecDeque;
@@ -143,7 +143,7 @@ impl Past {
 
 fn lives(few: u64) -> u64 {
     let asked = std::env::var("ONLYONCE_LIVES").ok().and_then(|lives| lives.parse().ok());
-    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
+    let is_long = std::env::var_os("ONLYONCE_WHOLE").is_some();
     asked.unwrap_or(if is_long { 10 * few } else { few })
 }
 

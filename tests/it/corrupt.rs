@@ -223,13 +223,13 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             for at in 0..bytes.len() {
                 // By default every byte in use of the smallest store, and a choice of the others. All of a file of
                 // expired keys is in use; its entries are at the beginning of a page. The zeros behind are alike: a
-                // third of them is enough for the long run.
+                // seventh of them is enough for the long run.
                 let is_dense = path.starts_with("/store/expired") && at % 4096 < 128;
                 let stride = match (at < used, is_long()) {
                     (true, true) => 1,
                     (true, false) if is_larger && !is_dense => 23,
                     (true, false) => 1,
-                    (false, true) => 3,
+                    (false, true) => 7,
                     (false, false) => 211,
                 };
                 if at % stride != 0 {

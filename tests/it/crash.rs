@@ -425,7 +425,7 @@ fn power_lost_at_any_change_loses_nothing_synced() {
             tried.points += 1;
             expired.see(&sim, ledger.hour);
             // By default every sixth way, another sixth at each point.
-            let (seeds, stride) = if is_long() { (64, 1) } else { (6, 6) };
+            let (seeds, stride) = if is_long() { (24, 1) } else { (6, 6) };
             let first = usize::try_from(cut).unwrap() % stride;
             let crashes = sim.crashes(seeds).into_iter().skip(first).step_by(stride);
             for crash in crashes {
@@ -639,7 +639,7 @@ impl Record {
 /// Real processes, killed at random moments of work and of recovery; the other end of a pipe keeps the record.
 #[test]
 fn killed_processes_lose_nothing_they_acknowledged() {
-    let rounds = if is_long() { 600 } else { 30 };
+    let rounds = if is_long() { 250 } else { 30 };
     let dir = tempfile::tempdir().unwrap();
     let keys = dir.path().join("keys");
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();

@@ -204,7 +204,7 @@ fn each_call_has_its_effect_once_though_the_host_stops_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let host = Peer::start("peer", dir.path());
     let guests = [open(dir.path()), open(dir.path())];
-    let rounds = if std::env::var_os("ONLYONCE_LONG").is_some() { 200 } else { 20 };
+    let rounds = if std::env::var_os("ONLYONCE_LONG").is_some() { 50 } else { 20 };
     let is_over = std::sync::atomic::AtomicBool::new(false);
     let goes_on = || !is_over.load(std::sync::atomic::Ordering::SeqCst);
     let made: u64 = std::thread::scope(|scope| {

@@ -296,7 +296,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
             let bytes = sim.read_file(&path).unwrap();
             // Bytes after the end count, too.
             let used = (used(&bytes) + 8192).min(bytes.len());
-            for at in (0..used).step_by(if is_long { 11 } else { 397 }) {
+            for at in (0..used).step_by(if is_long { 23 } else { 397 }) {
                 let machine = sim.copy();
                 machine.flip_byte(&path, at as u64, 1 << (at % 8)).unwrap();
                 let context = format!("closed: {closed}, byte {at} of {}", path.display());
@@ -758,7 +758,7 @@ fn a_repair_with_a_failed_call_gives_nothing_up() {
     let mut points = 0_u64;
     for (context, damaged, keys) in damaged() {
         for (fault, lasts) in once.into_iter().chain(lasting).chain([(Interrupted, false)]) {
-            for n in (0..).step_by(if is_long { 1 } else { 7 }) {
+            for n in (0..).step_by(if is_long { 3 } else { 7 }) {
                 let context = format!("{context}, {fault:?} at call {n}, lasting: {lasts}");
                 let machine = damaged.copy();
                 match (fault, lasts) {

@@ -501,7 +501,7 @@ fn shows(store: &Store, spaces: &Spaces) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if is_long() { 4000 } else { 60 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_long() { 1500 } else { 60 }, failure_persistence: None, ..ProptestConfig::default() })]
     /// At `Sync`, everything that was answered stands; what power was lost in stands whole or not at all.
     #[test]
     fn namespaces_behave_as_their_model(ops in proptest::collection::vec(any_op(), 1..60), seed: u64) {

@@ -150,7 +150,7 @@ fn while_the_command_that_finds_out_runs() {
 /// Wherever else it may be.
 #[test]
 fn at_any_time() {
-    let rounds = if std::env::var_os("ONLYONCE_LONG").is_some() { 400 } else { 40 };
+    let rounds = if std::env::var_os("ONLYONCE_LONG").is_some() { 100 } else { 40 };
     let store = TestStore::new();
     std::fs::write(store.dir().join("go"), "").unwrap();
     for round in 0..rounds {
