@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use onlyonce::{Abort, Claim, OnInterrupted, Operation, Outcome};
 
-use crate::store::{TestStore, has_ended, objects, wait_until};
+use crate::store::{TestStore, has_ended, is_ignored, objects, wait_until};
 
 /// Appends a line to `effects`, and does `rest`.
 fn effect(rest: &str) -> String {
@@ -353,13 +353,6 @@ fn signals_are_passed_to_the_command() {
         let reason = lines[0]["attempt"]["reason"].as_str().unwrap();
         assert_eq!(reason, format!("the command was killed by signal {number}"));
     }
-}
-
-/// Whether this process ignores the signal, and so all that it starts: under `nohup`, for example.
-fn is_ignored(number: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    u64::from_str_radix(ignored.trim(), 16).unwrap() >> (number - 1) & 1 == 1
 }
 
 #[test]

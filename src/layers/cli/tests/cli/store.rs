@@ -126,3 +126,11 @@ pub(crate) fn objects(lines: &[u8]) -> Vec<Value> {
     };
     lines.map(parse).collect()
 }
+
+/// Whether this process ignores the signal, and so all that it starts: under `nohup`, or in the
+/// background of a shell without job control.
+pub(crate) fn is_ignored(number: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(ignored.trim(), 16).unwrap() >> (number - 1) & 1 == 1
+}
