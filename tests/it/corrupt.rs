@@ -3,14 +3,10 @@
 //!
 //! Never a wrong answer, never a completed key that looks absent, never a panic. A refusal names the file and the byte.
 
-use crate::script::{Flush, Found, Keys, Lazy, Ledger, Op, Sync, World, look, tiny};
+use crate::script::{Flush, Found, Keys, Lazy, Ledger, Op, Sync, World, look, stride, tiny};
 use onlyonce::testing::Sim;
 use onlyonce::{Claim, Error, ErrorKind};
 use std::path::{Path, PathBuf};
-
-fn is_long() -> bool {
-    std::env::var_os("ONLYONCE_LONG").is_some()
-}
 
 /// Every kind of record, in one segment.
 fn one_segment() -> Vec<Op> {
@@ -225,12 +221,10 @@ fn every_flipped_byte_is_noticed_or_harmless() {
                 // expired keys is in use; its entries are at the beginning of a page. The zeros behind are alike: a
                 // seventh of them is enough for the long run.
                 let is_dense = path.starts_with("/store/expired") && at % 4096 < 128;
-                let stride = match (at < used, is_long()) {
-                    (true, true) => 1,
-                    (true, false) if is_larger && !is_dense => 23,
-                    (true, false) => 1,
-                    (false, true) => 7,
-                    (false, false) => 211,
+                let stride = match at < used {
+                    true if is_larger && !is_dense => stride(3, 23),
+                    true => 1,
+                    false => stride(7, 211),
                 };
                 if at % stride != 0 {
                     continue;

@@ -5,7 +5,7 @@
 
 use crate::script::{
     Flush, Keys, Lazy, Ledger, Loss, Op, Sync, World, check_answers, greatest_token, is_of_index,
-    look, tiny,
+    look, stride, tiny,
 };
 use onlyonce::testing::{Sim, SimCrash};
 use onlyonce::{Claim, Durability, ErrorKind, Operation, Result, State, Store};
@@ -478,7 +478,7 @@ fn power_lost_at_any_change_of_a_recovery_with_tables_loses_nothing_more() {
 fn lose_power_in_recoveries(is_meant: impl Fn(&str) -> bool, in_all_ways: bool) {
     let mut tried = Tried::default();
     for (name, ops) in workloads().into_iter().filter(|(name, _)| is_meant(name)) {
-        let stride = if is_long() { 1 } else { 5 };
+        let stride = stride(2, 5);
         for cut in (0..).step_by(stride) {
             let Some((sim, ledger)) = run_until(&ops, cut) else { break };
             let crash = [SimCrash::ALL, SimCrash::seeded(cut), SimCrash::NONE][cut as usize % 3];

@@ -4,7 +4,8 @@
 
 use crate::errors::Mounted;
 use crate::script::{
-    Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, is_of_index, look, tiny,
+    Failed, Flush, Lazy, Ledger, Loss, Op, Sync, World, check_answers, is_of_index, look, stride,
+    tiny,
 };
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{
@@ -207,8 +208,8 @@ fn short_calls_and_signals_are_invisible() {
             (look(world.store()).unwrap(), sim.calls())
         };
         let (keys, calls) = undisturbed(&|_| {});
-        let stride = if name == "calls" { 4 } else { 29 };
-        for n in (0..calls).step_by(if is_long() { 1 } else { stride }) {
+        let stride = stride(2, if name == "calls" { 4 } else { 29 });
+        for n in (0..calls).step_by(stride) {
             let short = undisturbed(&|sim| sim.fail_calls_from(n, DiskFault::Short));
             assert_eq!(short.0, keys, "{name}, short from call {n} on");
             let interrupted = undisturbed(&|sim| {

@@ -3,7 +3,7 @@
 use crate::child::{child, small};
 use crate::crash::{Tried, run_until, workloads};
 use crate::process::files;
-use crate::script::{is_of_index, remembered, tiny};
+use crate::script::{is_of_index, remembered, stride, tiny};
 use onlyonce::admin::{StateKind, Verification};
 use onlyonce::testing::{DiskFault, Sim};
 use onlyonce::{Claim, Durability, Error, ErrorKind, Key, Operation, Reader, State, Store};
@@ -208,7 +208,7 @@ fn a_reader_shows_open_keys_namespaces_and_what_has_expired() {
 /// Each byte of the store rots in turn: a reader refuses, mends in memory, or answers, as an opening does.
 #[test]
 fn a_reader_meets_damage_as_an_opening_does() {
-    let stride = if std::env::var_os("ONLYONCE_LONG").is_some() { 1 } else { 97 };
+    let stride = stride(3, 97);
     let (mut read, mut refused) = (0, 0);
     for is_closed in [true, false] {
         let sim = populated(is_closed);

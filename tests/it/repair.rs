@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::script::stride;
 use onlyonce::admin::AcceptLoss;
 use onlyonce::testing::{DiskFault, Sim, SimCrash};
 use onlyonce::{Claim, ErrorKind, Operation, State, Store, StoreBuilder};
@@ -288,7 +289,6 @@ fn every_file_deleted_emptied_cut_or_exchanged_is_repaired_and_the_loss_reported
 
 #[test]
 fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
-    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     let (mut points, mut losses) = (0_u64, 0);
     for closed in [true, false] {
         let (sim, known) = work(closed);
@@ -296,7 +296,7 @@ fn bytes_flipped_anywhere_are_repaired_and_the_loss_reported() {
             let bytes = sim.read_file(&path).unwrap();
             // Bytes after the end count, too.
             let used = (used(&bytes) + 8192).min(bytes.len());
-            for at in (0..used).step_by(if is_long { 23 } else { 397 }) {
+            for at in (0..used).step_by(stride(37, 397)) {
                 let machine = sim.copy();
                 machine.flip_byte(&path, at as u64, 1 << (at % 8)).unwrap();
                 let context = format!("closed: {closed}, byte {at} of {}", path.display());
@@ -751,14 +751,13 @@ fn a_repair_that_crashes_anywhere_is_finished_by_the_next() {
 /// A failed call is no damage: a repair that took it for damage would give up whole bytes.
 #[test]
 fn a_repair_with_a_failed_call_gives_nothing_up() {
-    let is_long = std::env::var_os("ONLYONCE_LONG").is_some();
     use DiskFault::{Full, Interrupted, Io, ReadOnly, Short, TooManyOpen};
     let once = [Io, Full, TooManyOpen, Short].map(|fault| (fault, false));
     let lasting = [Io, ReadOnly, TooManyOpen, Short].map(|fault| (fault, true));
     let mut points = 0_u64;
     for (context, damaged, keys) in damaged() {
         for (fault, lasts) in once.into_iter().chain(lasting).chain([(Interrupted, false)]) {
-            for n in (0..).step_by(if is_long { 3 } else { 7 }) {
+            for n in (0..).step_by(stride(3, 7)) {
                 let context = format!("{context}, {fault:?} at call {n}, lasting: {lasts}");
                 let machine = damaged.copy();
                 match (fault, lasts) {

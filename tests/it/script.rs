@@ -946,3 +946,13 @@ impl<'s> World<'s> {
         Ok(Sync)
     }
 }
+
+/// The distance of the points that a sweep tries: each of them with `ONLYONCE_WHOLE`, then with `ONLYONCE_LONG`, and by default.
+pub(crate) fn stride(long: usize, short: usize) -> usize {
+    let is_set = |name| std::env::var_os(name).is_some();
+    match (is_set("ONLYONCE_WHOLE"), is_set("ONLYONCE_LONG")) {
+        (true, _) => 1,
+        (false, true) => long,
+        (false, false) => short,
+    }
+}
