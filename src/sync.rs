@@ -52,6 +52,25 @@ pub(crate) fn wake(waker: std::task::Waker) {
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
 }
 
+/// A value that is set once. Nobody waits for it, so there are no schedules to explore.
+pub(crate) struct SetOnce<T>(std::sync::OnceLock<T>);
+
+impl<T> SetOnce<T> {
+    pub(crate) fn new() -> Self {
+        SetOnce(std::sync::OnceLock::new())
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Option<&T> {
+        self.0.get()
+    }
+
+    /// The first value stays.
+    pub(crate) fn set(&self, value: T) {
+        let _ = self.0.set(value);
+    }
+}
+
 /// A value that is made when it is first needed. Making it waits for nothing, so it has no schedules to explore.
 pub(crate) struct Lazy<T>(std::sync::LazyLock<T>);
 

@@ -203,6 +203,8 @@ impl Iter {
         let (ready, next, is_last) = (VecDeque::new(), None, false);
         let pages = host.map(|host| Pages { host, ready, next, is_last, most });
         let (is_over, files, ahead) = (false, None, VecDeque::new());
+        // It goes on where it began: what it has read of the files may belong to another open after a reopening.
+        let shared = Arc::clone(shared.current_arc());
         Iter { shared, scope, states, prefix, walk, by_age, pages, is_over, files, ahead }
     }
 
@@ -445,7 +447,7 @@ impl Iter {
             return next;
         }
         let shared = Arc::clone(&self.shared);
-        let entered = shared.embedded().and_then(|engine| Ok((engine, engine.enter()?)));
+        let entered = shared.begun_on().and_then(|engine| Ok((engine, engine.enter()?)));
         let (engine, inside) = match entered {
             Ok(entered) => entered,
             Err(e) => {

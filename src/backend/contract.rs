@@ -5,11 +5,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::{InFlight, Terms};
-use crate::Result;
 use crate::engine::{Applied, Claimed, Found, Seen, Stored, Writing};
 use crate::operation::{Durability, Key};
 use crate::protocol::{Answer, Asker, Call, KeyState, Presence};
 use crate::types::{StoreMillis, Token};
+use crate::{ErrorKind, Result};
 
 /// An implementation that answers the calls on a store's keys.
 ///
@@ -42,6 +42,15 @@ pub trait Backend: Send + Sync {
     /// Waits for the claims in flight, for at most `deadline`, and closes the store. Returns the claims still in
     /// flight.
     fn close(&self, deadline: Duration) -> Result<Vec<InFlight>>;
+
+    /// See [`Store::reopen`](crate::Store::reopen). Without a failed write there is nothing to do, so by default it succeeds if
+    /// [`check`](Self::check) finds no poison.
+    fn reopen(&self) -> Result<()> {
+        match self.check() {
+            Err(e) if e.kind() == ErrorKind::Poisoned => Err(e),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A call that was sent.

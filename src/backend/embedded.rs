@@ -1,11 +1,14 @@
 //! The engine in this process, and its threads.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::Shared;
 use super::serving::Serving;
-use crate::engine::{Engine, Threads, Unended};
-use crate::sync::{self, Mutex};
+use crate::engine::{Engine, Legacy, Threads, Unended};
+use crate::sync::{self, Mutex, SetOnce};
+use crate::types::SessionId;
 use crate::{Error, Result};
 
 /// An engine and its threads. Dropping it closes the store.
@@ -14,13 +17,35 @@ pub(crate) struct Embedded {
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     pub(super) serving: Arc<Serving>,
     /// What a close does before it lets nothing in any more: other processes are sent away.
-    parts: Mutex<Option<Parting>>,
+    parts: Arc<Mutex<Option<Parting>>>,
     sharing: Arc<Mutex<Sharing>>,
+    reopening: Arc<Reopening>,
     /// Its handles don't count: dropping it closes nothing.
     is_view: bool,
 }
 
 type Parting = Box<dyn FnOnce() + Send>;
+
+/// The next open of a poisoned store in the same process.
+struct Reopening {
+    /// Calls are made on it from now on. Once it is there, the engine before it is closed.
+    successor: SetOnce<Arc<Shared>>,
+    /// How the store is opened again, and what a reopening that failed has kept for the next try. Locked by a reopening.
+    state: Mutex<ReopeningState>,
+    askers: Mutex<Askers>,
+}
+
+#[derive(Default)]
+struct ReopeningState {
+    open: Option<OpenAgain>,
+    legacy: Option<Legacy>,
+}
+
+/// The calls of guests for which a store was to be reopened: by session and number.
+type Askers = BTreeSet<(SessionId, u64)>;
+
+/// Opens a store once more, with what the engine before has left.
+type OpenAgain = Box<dyn Fn(&Embedded, &Legacy) -> Result<Embedded> + Send>;
 
 /// Whether other processes can share a store.
 enum Sharing {
@@ -46,8 +71,13 @@ impl Embedded {
             engine: Arc::new(engine),
             threads: Arc::new(Mutex::new(Vec::new())),
             serving,
-            parts: Mutex::new(None),
+            parts: Arc::new(Mutex::new(None)),
             sharing: Arc::new(Mutex::new(Sharing::No)),
+            reopening: Arc::new(Reopening {
+                successor: SetOnce::new(),
+                state: Mutex::new(ReopeningState::default()),
+                askers: Mutex::new(Askers::new()),
+            }),
             is_view: false,
         }
     }
@@ -65,8 +95,9 @@ impl Embedded {
             engine: Arc::clone(&self.engine),
             threads: Arc::clone(&self.threads),
             serving: Arc::clone(&self.serving),
-            parts: Mutex::new(None),
+            parts: Arc::clone(&self.parts),
             sharing: Arc::clone(&self.sharing),
+            reopening: Arc::clone(&self.reopening),
             is_view: true,
         }
     }
@@ -74,6 +105,78 @@ impl Embedded {
     /// Has a close call `parting` before it lets nothing in any more.
     pub(crate) fn at_close(&self, parting: impl FnOnce() + Send + 'static) {
         *self.parts.lock() = Some(Box::new(parting));
+    }
+
+    /// How [`reopen`](Self::reopen) opens the store.
+    pub(crate) fn reopened_by(
+        &self,
+        open: impl Fn(&Embedded, &Legacy) -> Result<Embedded> + Send + 'static,
+    ) {
+        self.reopening.state.lock().open = Some(Box::new(open));
+    }
+
+    /// The open of this process that has taken the place of this one, if any has.
+    #[inline]
+    pub(super) fn successor(&self) -> Option<&Arc<Shared>> {
+        self.reopening.successor.get()
+    }
+
+    /// Whether this call of a guest is the first of its kind here: each reopens once.
+    pub(crate) fn reopens_for(&self, session: SessionId, request: u64) -> bool {
+        self.reopening.askers.lock().insert((session, request))
+    }
+
+    /// Waits until no reopening is at work.
+    #[cold]
+    pub(super) fn await_reopening(&self) {
+        drop(self.reopening.state.lock());
+    }
+
+    /// Opens the poisoned store again. From then on calls on this one are made on that one.
+    pub(super) fn reopen(&self) -> Result<()> {
+        let mut state = self.reopening.state.lock();
+        if self.successor().is_some() {
+            return Ok(());
+        }
+        let is_draining = self.engine.log.gate().is_draining();
+        let legacy = match state.legacy.take() {
+            Some(legacy) => {
+                // Its guests are told meanwhile that it is poisoned.
+                self.part();
+                legacy
+            }
+            None if self.engine.is_closing() => return Err(self.engine.log.closed()),
+            None if !self.engine.log.is_poisoned() => return Ok(()),
+            None if state.open.is_none() => {
+                return Err(Error::invalid("this store can't be reopened: open it anew"));
+            }
+            None => self.engine.pass_on(self)?,
+        };
+        self.serving.drain_commits(&self.engine);
+        let Some(open) = &state.open else {
+            return Err(self.engine.log.bug("a store was passed on and can't be opened"));
+        };
+        match open(self, &legacy) {
+            Ok(next) => {
+                let engine = next.engine();
+                if is_draining {
+                    engine.drain();
+                }
+                // The claims are on it, so whoever leaves one is heard there.
+                self.reopening.successor.set(Arc::new(Shared::Embedded(next)));
+                self.engine.set_heir(&engine);
+                // Callers that were to be woken at a time look at where they are.
+                let _ = self.engine.waits.fire(u64::MAX);
+                Ok(())
+            }
+            Err(e) => {
+                let message = format!("it could not be reopened: {e}");
+                let cause = Error::new(e.kind(), message).because(e.again());
+                self.engine.log.gate().not_reopened(cause);
+                state.legacy = Some(legacy);
+                Err(e)
+            }
+        }
     }
 
     /// The guests that it serves; `None`: it takes none.
@@ -125,6 +228,11 @@ impl Embedded {
 
     /// See [`Engine::close`].
     pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Unended> {
+        // A reopening that failed has closed it, and keeps the directory's lock.
+        if self.reopening.state.try_lock().and_then(|mut state| state.legacy.take()).is_some() {
+            self.part();
+            return Err(self.engine.log.poisoned());
+        }
         let closed = self.engine.close(deadline, self);
         self.serving.drain_commits(&self.engine);
         closed
@@ -170,7 +278,7 @@ impl std::ops::Deref for Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        if self.is_view {
+        if self.is_view || self.successor().is_some() {
             return;
         }
         if self.engine.is_foreign() {

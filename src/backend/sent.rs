@@ -149,10 +149,7 @@ impl Course {
                             return Awaits::Disk(needs);
                         }
                         PlacedFate::Lost(e) => {
-                            // A close ends what is in flight itself.
-                            if let Ok(_inside) = engine.enter() {
-                                engine.take_back(&owned.key, self.hash, done.applied());
-                            }
+                            engine.take_back_outside(&owned.key, self.hash, done.applied());
                             return Awaits::Answer(Err(e));
                         }
                     }
@@ -398,7 +395,7 @@ impl SentCall {
     /// Waits for the answer.
     pub(crate) fn wait(mut self) -> Result<Applied> {
         let shared = Arc::clone(&self.shared);
-        let engine = shared.embedded()?;
+        let engine = shared.begun_on()?;
         if engine.is_foreign() {
             // A lock may be held by a thread that the fork doesn't have.
             return Err(engine.log.forked());
@@ -414,7 +411,7 @@ impl SentCall {
     /// Returns the answer once it is there; until then, has the task woken when there is more to do.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Applied>> {
         let shared = Arc::clone(&self.shared);
-        let engine = match shared.embedded() {
+        let engine = match shared.begun_on() {
             Ok(engine) => engine,
             Err(e) => return Poll::Ready(Err(e)),
         };
@@ -623,7 +620,7 @@ impl Owned {
 
 impl Drop for SentCall {
     fn drop(&mut self) {
-        let Ok(engine) = self.shared.embedded() else { return };
+        let Ok(engine) = self.shared.begun_on() else { return };
         let Course { hash, ref mut way } = self.course;
         let way = std::mem::replace(way, Way::Over);
         if engine.is_foreign() {
@@ -659,16 +656,18 @@ pub(crate) fn send_for_guest(shared: &Arc<Shared>, request: Request) -> Box<dyn 
 
 /// Begins to wait until everything that was placed so far outlives this process, for another one.
 pub(crate) fn outlives(shared: &Arc<Shared>) -> Box<dyn Sent> {
-    let written = shared.embedded().map(|engine| SentCall::written(shared, engine));
+    let shared = shared.current_arc();
+    let written = shared.begun_on().map(|engine| SentCall::written(shared, engine));
     Box::new(written.unwrap_or_else(|e| failed(shared, e)))
 }
 
 fn begun(shared: &Arc<Shared>, request: Request, is_guests: bool) -> SentCall {
+    let shared = shared.current_arc();
     let looks = |engine: &Embedded, key: Key<'static>| {
         let (hash, shared) = (engine.hash(&key), Arc::clone(shared));
         SentCall { shared, course: Course { hash, way: Way::Look(key, is_guests) } }
     };
-    let sent = shared.embedded().map(|engine| match request.ask {
+    let sent = shared.begun_on().map(|engine| match request.ask {
         Ask::Look => looks(engine, request.key),
         Ask::Step { life, name } => looks(engine, Key::of_step(&request.key, life, &name)),
         Ask::Ended(token) => SentCall::watch(shared, engine, request.key, token),

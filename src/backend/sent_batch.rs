@@ -72,7 +72,7 @@ impl SentBatch {
 
     pub(super) fn wait(mut self) -> Result<ManyAnswers> {
         let shared = Arc::clone(&self.shared);
-        let engine = shared.embedded()?;
+        let engine = shared.begun_on()?;
         if engine.is_foreign() {
             return Err(engine.log.forked());
         }
@@ -98,7 +98,7 @@ impl SentBatch {
 
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<ManyAnswers>> {
         let shared = Arc::clone(&self.shared);
-        let engine = match shared.embedded() {
+        let engine = match shared.begun_on() {
             Ok(engine) => engine,
             Err(e) => return Poll::Ready(Err(e)),
         };
@@ -148,12 +148,9 @@ fn told(engine: &Engine, placed: PlacedCalls) -> ControlFlow<Result<ManyAnswers>
         PlacedFate::Unmet(_) => return ControlFlow::Continue(placed),
         PlacedFate::Lost(e) => e,
     };
-    // A close ends what is in flight itself.
-    if let Ok(_inside) = engine.enter() {
-        for (call, hash, applied) in placed.calls.iter().flatten() {
-            if let Ok(applied) = applied {
-                engine.take_back(&call.key, *hash, applied);
-            }
+    for (call, hash, applied) in placed.calls.iter().flatten() {
+        if let Ok(applied) = applied {
+            engine.take_back_outside(&call.key, *hash, applied);
         }
     }
     ControlFlow::Break(Err(e))
@@ -266,7 +263,7 @@ fn release(way: BatchWay, mut make: impl FnMut(LastCall, KeyHash)) {
 
 impl Drop for SentBatch {
     fn drop(&mut self) {
-        let Ok(engine) = self.shared.embedded() else { return };
+        let Ok(engine) = self.shared.begun_on() else { return };
         let way = std::mem::replace(&mut self.way, BatchWay::Over);
         if engine.is_foreign() {
             // Its locks may be held by threads that the fork doesn't have.

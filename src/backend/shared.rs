@@ -98,15 +98,23 @@ impl Drop for Elsewhere {
 impl Shared {
     /// An alarm, by the clock of [`nanos`](Self::nanos).
     pub(crate) fn alarm(&self) -> Result<Alarm> {
-        Ok(match self {
+        Ok(match self.current() {
             Shared::Embedded(embedded) => Alarm::new(&embedded.waits),
             Shared::Other(backend) => Alarm::new(&backend.timers()?),
         })
     }
 
+    /// Whether that alarm goes off by the threads of the open that calls are made on now.
+    pub(crate) fn times(&self, alarm: &Alarm) -> bool {
+        match self.current() {
+            Shared::Embedded(embedded) => alarm.is_of(&embedded.waits),
+            Shared::Other(_) => true,
+        }
+    }
+
     /// A clock for durations, in nanoseconds.
     pub(crate) fn nanos(&self) -> u64 {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.nanos(),
             Shared::Other(_) => nanos(),
         }
@@ -114,7 +122,7 @@ impl Shared {
 
     /// Sees to it that alarms go off.
     pub(crate) fn keep_time(&self) {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.keep_time(),
             // Its thread runs since the first alarm.
             Shared::Other(_) => {}
@@ -123,7 +131,7 @@ impl Shared {
 
     /// Store time.
     pub(crate) fn now(&self) -> StoreMillis {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.log.now(),
             Shared::Other(_) => StoreMillis(0),
         }
@@ -131,14 +139,50 @@ impl Shared {
 
     /// How far the log is written: what this process leaves if it is killed.
     pub(crate) fn written(&self) -> Option<Lsn> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => Some(embedded.log.written()),
             Shared::Other(_) => None,
         }
     }
 
+    /// The store on which calls are made now: after a reopening another one than before.
+    #[inline]
+    pub(crate) fn current(&self) -> &Shared {
+        match self {
+            Shared::Embedded(embedded) => match embedded.successor() {
+                None => self,
+                Some(successor) => successor.current(),
+            },
+            Shared::Other(_) => self,
+        }
+    }
+
+    /// The same, for calls that are waited for later.
+    pub(crate) fn current_arc(self: &Arc<Self>) -> &Arc<Self> {
+        match &**self {
+            Shared::Embedded(embedded) => match embedded.successor() {
+                None => self,
+                Some(successor) => successor.current_arc(),
+            },
+            Shared::Other(_) => self,
+        }
+    }
+
+    /// See [`Store::reopen`](crate::Store::reopen).
+    pub(crate) fn reopen(&self) -> Result<()> {
+        match self.current() {
+            Shared::Embedded(embedded) => embedded.reopen(),
+            Shared::Other(backend) => backend.reopen(),
+        }
+    }
+
     /// The engine of this process, for calls that concern no key.
     pub(crate) fn embedded(&self) -> Result<&Embedded> {
+        self.current().begun_on()
+    }
+
+    /// The engine of this process on which a call was begun, whether it was reopened since or not.
+    pub(crate) fn begun_on(&self) -> Result<&Embedded> {
         match self {
             Shared::Embedded(embedded) => Ok(embedded),
             Shared::Other(_) => {
@@ -157,7 +201,7 @@ impl Shared {
     /// rules, and only the call fails.
     #[cold]
     pub(crate) fn bug(&self, what: impl fmt::Display) -> Error {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.log.bug(what),
             Shared::Other(_) => {
                 let message = format!(
@@ -208,7 +252,7 @@ impl Shared {
         call: Call,
         writing: &Writing<'_>,
     ) -> Result<Applied> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.apply(key, hash, call, writing),
             Shared::Other(backend) => {
                 let request = Request::of(key, call, writing);
@@ -219,7 +263,7 @@ impl Shared {
 
     /// Returns the state found of a key.
     pub(crate) fn look(&self, key: &Key<'_>, hash: KeyHash) -> Result<Option<Seen>> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.look(key, hash),
             Shared::Other(backend) => {
                 let request = Request { key: key.to_static(), ask: Ask::Look };
@@ -230,11 +274,17 @@ impl Shared {
 
     /// Whether the claim of that token is its owner's. An engine knows that without a read: a live claim is in memory.
     pub(crate) fn is_live(&self, key: &Key<'_>, hash: KeyHash, token: Token) -> bool {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => {
-                // A closed store has no live claim.
-                let inside = embedded.enter().ok();
-                inside.and_then(|_inside| embedded.is_live(key, hash, token)).is_some()
+                match embedded.enter() {
+                    Ok(_inside) => embedded.is_live(key, hash, token).is_some(),
+                    Err(_) if embedded.log.gate().is_passed_on() => {
+                        embedded.await_reopening();
+                        // A closed store has no live claim.
+                        embedded.successor().is_some_and(|next| next.is_live(key, hash, token))
+                    }
+                    Err(_) => false,
+                }
             }
             Shared::Other(_) => {
                 let seen = self.look(key, hash).ok().flatten();
@@ -252,7 +302,7 @@ impl Shared {
         life: Token,
         name: &str,
     ) -> Result<Option<Seen>> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => {
                 let step = Key::of_step(key, life, name);
                 embedded.look(&step, embedded.hash(&step))
@@ -267,7 +317,7 @@ impl Shared {
 
     /// Returns the namespace of that name, in the one of the given id or in none.
     pub(crate) fn named(&self, parent: Option<Token>, name: &str) -> Result<Option<Named>> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.named(parent, name),
             Shared::Other(_) => {
                 let key = Key::of_space(parent, name);
@@ -280,7 +330,7 @@ impl Shared {
     /// What is known of a namespace without I/O and without waiting. `makes`: it is wanted in any case. Of another backend nothing
     /// is known.
     pub(crate) fn known(&self, space: &Space, makes: bool) -> Result<SpaceKnown> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => space.known(embedded, makes),
             Shared::Other(_) => Ok(SpaceKnown::Unknown),
         }
@@ -289,14 +339,15 @@ impl Shared {
     /// Begins to drop a namespace.
     pub(crate) fn send_forget_space(self: &Arc<Self>, space: &Arc<Space>) -> ForgettingSpace {
         let space = Arc::clone(space);
-        match &**self {
+        let this = self.current_arc();
+        match &**this {
             Shared::Embedded(embedded) => {
                 let work = move |engine: &Engine| space.forget(engine);
-                ForgettingSpace::Embedded(EngineErrand::begin(self, embedded, work))
+                ForgettingSpace::Embedded(EngineErrand::begin(this, embedded, work))
             }
             Shared::Other(_) => {
                 let work = move |shared: &Shared| space.forget(shared);
-                ForgettingSpace::Other(Errand::run(self, "onlyonce-forget", work))
+                ForgettingSpace::Other(Errand::run(this, "onlyonce-forget", work))
             }
         }
     }
@@ -313,14 +364,15 @@ impl Shared {
     ) -> Underway {
         let terms = Box::new(Terms { wait_millis: patience, ..Terms::of(writing) });
         let key = key.to_static();
-        match &**self {
+        let this = self.current_arc();
+        match &**this {
             Shared::Embedded(embedded) => {
-                let sent = SentCall::send(self, embedded, key, call, terms, entering);
+                let sent = SentCall::send(this, embedded, key, call, terms, entering);
                 Underway::Embedded(sent)
             }
             Shared::Other(backend) => {
                 let request = Request { key, ask: Ask::Call(call, terms) };
-                self.send_after(&**backend, entering, request)
+                this.send_after(&**backend, entering, request)
             }
         }
     }
@@ -343,7 +395,8 @@ impl Shared {
         items: impl Iterator<Item = &'i A>,
         entering: Option<Entering>,
     ) -> ManyUnderway {
-        match &**self {
+        let this = self.current_arc();
+        match &**this {
             Shared::Embedded(embedded) => {
                 let owned = |key: &Key<'_>, call, writing: &Writing<'_>| Owned {
                     key: key.to_static(),
@@ -351,11 +404,11 @@ impl Shared {
                     terms: Box::new(Terms::of(writing)),
                 };
                 let calls = items.map(|item| item.ask(owned)).collect();
-                ManyUnderway::Embedded(SentBatch::send(self, embedded, calls, entering))
+                ManyUnderway::Embedded(SentBatch::send(this, embedded, calls, entering))
             }
             Shared::Other(backend) => {
                 let calls = items.map(|item| item.ask(Request::of)).collect();
-                ManyUnderway::Other(SentElsewhere::send(self, &**backend, calls, entering))
+                ManyUnderway::Other(SentElsewhere::send(this, &**backend, calls, entering))
             }
         }
     }
@@ -370,9 +423,10 @@ impl Shared {
 
     /// Begins to wait until everything acknowledged so far is durable.
     pub(crate) fn send_sync(self: &Arc<Self>) -> Syncing {
-        match &**self {
-            Shared::Embedded(embedded) => Syncing::Embedded(SentCall::sync(self, embedded)),
-            Shared::Other(_) => Syncing::Other(Errand::run(self, "onlyonce-sync", Shared::sync)),
+        let this = self.current_arc();
+        match &**this {
+            Shared::Embedded(embedded) => Syncing::Embedded(SentCall::sync(this, embedded)),
+            Shared::Other(_) => Syncing::Other(Errand::run(this, "onlyonce-sync", Shared::sync)),
         }
     }
 
@@ -388,12 +442,13 @@ impl Shared {
         entering: Option<Entering>,
     ) -> Underway {
         let key = key.to_static();
-        match &**self {
+        let this = self.current_arc();
+        match &**this {
             Shared::Embedded(embedded) => {
-                Underway::Embedded(SentCall::look(self, embedded, key, entering))
+                Underway::Embedded(SentCall::look(this, embedded, key, entering))
             }
             Shared::Other(backend) => {
-                self.send_after(&**backend, entering, Request { key, ask: Ask::Look })
+                this.send_after(&**backend, entering, Request { key, ask: Ask::Look })
             }
         }
     }
@@ -405,10 +460,11 @@ impl Shared {
         life: Token,
         name: &str,
     ) -> Underway {
-        match &**self {
+        let this = self.current_arc();
+        match &**this {
             Shared::Embedded(embedded) => {
                 let step = Key::of_step(key, life, name);
-                Underway::Embedded(SentCall::look(self, embedded, step, None))
+                Underway::Embedded(SentCall::look(this, embedded, step, None))
             }
             Shared::Other(backend) => {
                 let ask = Ask::Step { life, name: name.to_owned() };
@@ -420,9 +476,10 @@ impl Shared {
     /// Begins to wait until the claim of that token is no longer live.
     pub(crate) fn send_watch(self: &Arc<Self>, key: &Key<'_>, token: Token) -> Underway {
         let key = key.to_static();
-        match &**self {
+        let this = self.current_arc();
+        match &**this {
             Shared::Embedded(embedded) => {
-                Underway::Embedded(SentCall::watch(self, embedded, key, token))
+                Underway::Embedded(SentCall::watch(this, embedded, key, token))
             }
             Shared::Other(backend) => {
                 Underway::Other(backend.send(Request { key, ask: Ask::Ended(token) }))
@@ -439,7 +496,7 @@ impl Shared {
         reason: &str,
         writing: &Writing<'_>,
     ) {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.leave(key, hash, call, reason, writing),
             Shared::Other(backend) => {
                 let conditions = Conditions { reason: Some(reason), ..writing.conditions };
@@ -451,7 +508,7 @@ impl Shared {
 
     /// Ends a question without an answer. Doesn't wait.
     pub(crate) fn unask(&self, key: &Key<'_>, hash: KeyHash, question: u64) {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.unask(key, hash, question),
             Shared::Other(backend) => {
                 let call = Call::DropQuestion(question);
@@ -462,7 +519,7 @@ impl Shared {
 
     /// See [`Store::close`](crate::Store::close).
     pub(crate) fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => {
                 if embedded.is_foreign() {
                     return Err(embedded.log.forked());
@@ -470,7 +527,15 @@ impl Shared {
                 // Limited to a `u64`: what is longer is for ever.
                 let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
                 let now = embedded.log.now();
-                let left = embedded.close(Some(millis))?;
+                let mut closed = embedded.close(Some(millis));
+                if closed.is_err() && embedded.log.gate().is_passed_on() {
+                    embedded.await_reopening();
+                    match embedded.successor() {
+                        Some(next) => return next.close(deadline),
+                        None => closed = embedded.close(Some(millis)),
+                    }
+                }
+                let left = closed?;
                 Ok(left.into_iter().map(|(key, state)| InFlight { key, state, now }).collect())
             }
             Shared::Other(backend) => backend.close(deadline),
@@ -479,7 +544,7 @@ impl Shared {
 
     /// See [`Store::sync`](crate::Store::sync).
     pub(crate) fn sync(&self) -> Result<()> {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => {
                 let _inside = embedded.enter()?;
                 if embedded.log.is_poisoned() {
@@ -493,7 +558,7 @@ impl Shared {
 
     /// See [`Store::drain`](crate::Store::drain).
     pub(crate) fn drain(&self) {
-        match self {
+        match self.current() {
             Shared::Embedded(embedded) => embedded.drain(),
             Shared::Other(backend) => backend.drain(),
         }
@@ -616,7 +681,7 @@ impl<T: Send + 'static> EngineErrand<T> {
 
     pub(crate) fn wait(mut self) -> Result<T> {
         let shared = Arc::clone(&self.shared);
-        let engine = shared.embedded()?;
+        let engine = shared.begun_on()?;
         if engine.is_foreign() {
             // The thread that does it is the parent's. Returns why a fork may do nothing.
             engine.enter().map(drop)?;
@@ -626,7 +691,7 @@ impl<T: Send + 'static> EngineErrand<T> {
 
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
         let shared = Arc::clone(&self.shared);
-        let engine = match shared.embedded() {
+        let engine = match shared.begun_on() {
             Ok(engine) => engine,
             Err(e) => return Poll::Ready(Err(e)),
         };

@@ -111,10 +111,8 @@ impl Renewer {
                 match Pin::new(renewal).poll(&mut Context::from_waker(&waker)) {
                     Poll::Pending => return true,
                     Poll::Ready(Ok(())) => {}
-                    // Space may come back, as long as the lease runs.
-                    Poll::Ready(Err(e))
-                        if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::Io) =>
-                    {
+                    // Space may come back, or the store be reopened, as long as the lease runs.
+                    Poll::Ready(Err(e)) if may_pass(e.kind()) => {
                         let left = state.lapses.saturating_sub(shared.nanos());
                         if left < MILLI {
                             return false;
@@ -128,6 +126,11 @@ impl Renewer {
             let now = shared.nanos();
             if now < state.due {
                 let Some(alarm) = &mut state.alarm else { return false };
+                if !shared.times(alarm) {
+                    // The store was reopened.
+                    let Ok(new) = shared.alarm() else { return false };
+                    *alarm = new;
+                }
                 alarm.set_waker(&waker);
                 if alarm.set_due(Some(state.due)) {
                     shared.keep_time();
@@ -147,6 +150,12 @@ impl Renewer {
             state.renewal = Some(ClaimHandle(Arc::clone(inner)).renew_for(lease_ms));
         }
     }
+}
+
+/// Whether a renewal that fails so is tried again.
+fn may_pass(kind: ErrorKind) -> bool {
+    use ErrorKind::{Indeterminate, Io, Poisoned, StorageFull};
+    matches!(kind, StorageFull | Io | Poisoned | Indeterminate)
 }
 
 impl Wake for Renewer {

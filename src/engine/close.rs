@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::compose::compose;
+use super::heir::{Claims, Legacy};
 use crate::index::recent::{Entry, Live, Place};
 use crate::limits;
 use crate::log::Room;
@@ -44,6 +45,8 @@ pub(super) struct Finish {
     ended: WakeWord,
     /// When reclaim must stop, by the monotonic clock.
     reclaim_until: Option<u64>,
+    /// The lock and the claims go to another open of this process.
+    passes_on: bool,
 }
 
 enum FinishState {
@@ -93,6 +96,15 @@ impl Engine {
         deadline: Option<u64>,
         threads: &dyn Threads,
     ) -> Result<Unended> {
+        self.close_as(deadline, threads, false)
+    }
+
+    pub(super) fn close_as(
+        self: &Arc<Self>,
+        deadline: Option<u64>,
+        threads: &dyn Threads,
+        passes_on: bool,
+    ) -> Result<Unended> {
         if self.is_foreign() {
             return Ok(Vec::new());
         }
@@ -104,7 +116,9 @@ impl Engine {
             deadline.map(|millis| millis.saturating_sub(waited).max(least))
         };
         let gate = self.log.gate();
-        self.drain();
+        if !passes_on {
+            self.drain();
+        }
         // Another close may have an earlier deadline.
         let of_guests = || self.in_flight_of_guests.load(Ordering::SeqCst);
         let may_end = || self.in_flight.load(Ordering::SeqCst) <= of_guests() || gate.is_closing();
@@ -121,6 +135,9 @@ impl Engine {
                 threads.part();
                 // Before the gate closes: a call that finds it closed waits for this close, or finds it over.
                 self.is_at_close.store(true, Ordering::SeqCst);
+                if passes_on {
+                    gate.pass_on();
+                }
                 gate.begin_closing();
                 self.ended.wake_all();
                 self.wake_background();
@@ -142,6 +159,7 @@ impl Engine {
                     // A deadline beyond the clock's range is none.
                     reclaim_until: millis
                         .and_then(|millis| nanos().checked_add(millis.checked_mul(1_000_000)?)),
+                    passes_on,
                 })
             }
         };
@@ -219,7 +237,10 @@ impl Engine {
         let gate = self.log.gate();
         gate.finish();
         let _span = self.log.events.closing();
-        let left = self.interrupt_all();
+        let (left, claims) = match finish.passes_on {
+            true => (Vec::new(), self.take_claims()),
+            false => (self.interrupt_all(), Claims::default()),
+        };
         for (key, state) in &left {
             self.log.events.interrupted_by_close(key, key.namespace(), state.token.get());
         }
@@ -229,7 +250,10 @@ impl Engine {
         // A sync of the poisoned store may have returned just before. Its thread notices the poison, and leaves.
         let nanos = || self.log.seams().clock.monotonic_nanos();
         gate.left().wait_until(None, &nanos, &|| gate.is_quiet());
-        drop(finish.lock.lock().take());
+        let lock = finish.lock.lock().take();
+        if let (true, Some(lock)) = (finish.passes_on, lock) {
+            self.bequeath(Legacy::new(lock, claims));
+        }
         closed.map(|()| left)
     }
 

@@ -12,6 +12,9 @@ use crate::protocol::{self, Answer, Call, Conditions, Presence};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Origin, Token};
 
+/// Why a claim is withdrawn whose grant was answered with an error.
+const UNTOLD: &str = "granted, and the answer was an error";
+
 impl Engine {
     /// Drops the claim or question of a call that returns an error: its caller holds neither, whatever became of the
     /// record.
@@ -21,7 +24,22 @@ impl Engine {
             self.drop_question(key, hash, applied.question);
         }
         if let Some(claimed) = applied.claimed {
+            if self.log.is_poisoned() {
+                self.tell_heir(key, Call::Withdraw(claimed.token), UNTOLD, None);
+            }
             self.forget_owner(key, hash, claimed.token);
+        }
+    }
+
+    /// The same for a call that has waited outside the gate. A close ends by itself what is in flight.
+    #[cold]
+    pub(crate) fn take_back_outside(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
+        match (self.enter(), applied.claimed) {
+            (Ok(_inside), _) => self.take_back(key, hash, applied),
+            (Err(_), Some(claimed)) if self.log.gate().is_passed_on() => {
+                self.tell_heir(key, Call::Withdraw(claimed.token), UNTOLD, None);
+            }
+            (Err(_), _) => {}
         }
     }
 
@@ -68,8 +86,13 @@ impl Engine {
         may_wait: bool,
     ) -> bool {
         let Some(token) = call.of_owner() else { return true };
-        // A close interrupts claims in flight itself.
-        let Ok(_inside) = self.enter() else { return true };
+        let Ok(_inside) = self.enter() else {
+            // A close interrupts claims in flight itself, or hands them on.
+            if self.log.gate().is_passed_on() {
+                self.tell_heir(key, call, reason, Some(writing));
+            }
+            return true;
+        };
         let conditions = Conditions { reason: Some(reason), ..writing.conditions };
         let writing = Writing { conditions, ..*writing };
         let mut placing = Placing::new(Asked { key, call, writing: &writing }, hash);
@@ -81,7 +104,7 @@ impl Engine {
                 }
                 Ok(Progress::Waits) => {}
                 Err(_) => {
-                    self.forget_owner(key, hash, token);
+                    self.lose_owner(key, hash, (call, token), reason, &writing);
                     return true;
                 }
             }
@@ -95,10 +118,25 @@ impl Engine {
             }
             if !needs_record || placing.wait(self).is_err() {
                 // No space, or nothing may be written: by the claim's own record the next call finds it interrupted.
-                self.forget_owner(key, hash, token);
+                self.lose_owner(key, hash, (call, token), reason, &writing);
                 return true;
             }
         }
+    }
+
+    /// The owner left, and that can't be recorded: in a poisoned store, until it is reopened.
+    fn lose_owner(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        (call, token): (Call, Token),
+        reason: &str,
+        writing: &Writing<'_>,
+    ) {
+        if self.log.is_poisoned() && !matches!(call, Call::Interrupt(_)) {
+            self.tell_heir(key, call, reason, Some(writing));
+        }
+        self.forget_owner(key, hash, token);
     }
 
     /// Whether the claim of that token has a live owner here; then, in how many milliseconds its lease passes.

@@ -5,7 +5,7 @@
 //! the level of the record it is derived from. Never: I/O, or waiting for space, under a shard lock.
 //!
 //! `call` does one call on one key, with `look`, `applied`, `settle` and `leave`; `placing` is a call in progress, `waits` has the callers that wait for a key, `compose`
-//! makes a record, `view` reads without changing, `close` ends the store. `background` does the background work: `checkpoint`
+//! makes a record, `view` reads without changing, `close` ends the store, and `heir` takes over what a poisoned one leaves. `background` does the background work: `checkpoint`
 //! keeps memory small, `merge` keeps the number of tables small, and `compact` keeps the log small, by the live bytes that `sample` estimates.
 //! `mend` rebuilds tables from the log, `spaces` knows the namespaces, `rebuild` fills the index at an open, `verify` reads everything,
 //! `backup` makes another store of one moment of this one.
@@ -19,6 +19,7 @@ mod claim_step;
 mod close;
 mod compact;
 mod compose;
+mod heir;
 mod leave;
 mod listing;
 mod look;
@@ -44,6 +45,7 @@ pub(crate) use backup::BackedUp;
 pub(crate) use call::{Sending, Writing};
 pub(crate) use close::{Threads, Unended};
 pub(crate) use compact::Compacted;
+pub(crate) use heir::Legacy;
 pub(crate) use listing::KeyCounts;
 pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;
@@ -131,6 +133,8 @@ pub(crate) struct Engine {
     owed: tenure::OwedReserves,
     /// The directory's lock. Locked by a close, so that only one runs at a time.
     lock: Mutex<close::LockState>,
+    /// Where claims go when this open has ended and another one of this process has them.
+    heir: Mutex<heir::Heir>,
 }
 
 /// How a store is opened.
@@ -245,6 +249,7 @@ impl Engine {
             waits: Waits::new(),
             owed: tenure::OwedReserves::new(),
             lock: Mutex::new(close::LockState::Open(lock)),
+            heir: Mutex::new(heir::Heir::default()),
         };
         engine.count_bytes(&engine.tables());
         Ok((engine, mend::Lacking { damaged, uncovered }))

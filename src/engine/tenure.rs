@@ -13,10 +13,10 @@ use super::waits::Wakes;
 use crate::index::recent::{Live, Place, Shard};
 use crate::log::NoRoom;
 use crate::operation::Key;
-use crate::protocol::{OpenAs, Phase, Presence};
+use crate::protocol::{KeyState, OpenAs, Phase, Presence};
 use crate::record::Tenure;
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::types::{KeyHash, Lsn, SessionId, Token};
+use crate::types::{KeyHash, Lsn, SessionId, StoreMillis, Token};
 use crate::{Error, ErrorKind, Result};
 
 /// A claim that its owner keeps.
@@ -59,6 +59,14 @@ impl OwedReserves {
     }
 }
 
+/// What an owner keeps besides its claim.
+#[derive(Clone, Copy, Default)]
+pub(super) struct KeptTerms {
+    /// Bytes for its ending.
+    pub(super) reserve: u64,
+    pub(super) lease_until: Option<StoreMillis>,
+}
+
 type ClaimOfGuest = (Key<'static>, KeyHash, Place, Box<Found>, Tenure);
 
 impl Engine {
@@ -69,13 +77,7 @@ impl Engine {
         lives: &dyn Fn(SessionId) -> Result<bool>,
     ) -> Result<Vec<KeptClaim>> {
         let _inside = self.enter()?;
-        // Those that can't be decided can't be read either.
-        let _ = self.decide_hints();
-        // The reserves need it, and it may write the claims' records anew. Before it, what a crash left isn't read.
-        match self.begin_writing_with(true) {
-            Err(e) if e.kind() == ErrorKind::StorageFull => {}
-            begun => begun?,
-        }
+        self.prepare_keeping()?;
         let mut known = BTreeMap::new();
         let mut is_alive = |found: &Found| {
             let origin = found.guest.as_ref().and_then(|guest| guest.origin);
@@ -89,11 +91,46 @@ impl Engine {
         let mut kept = Vec::new();
         for (key, hash, place, found, tenure) in self.claims_of_guests()? {
             if let Some(session) = is_alive(&found)? {
-                let token = self.keep(&key, hash, place, *found, tenure)?;
+                let lease_until = tenure.lease_millis.map(|millis| self.log.now().plus(millis));
+                let keeping = KeptTerms { reserve: tenure.reserve, lease_until };
+                let token = self.keep(&key, hash, place, *found, keeping)?;
                 kept.extend(token.map(|token| KeptClaim { session, key, token }));
             }
         }
         Ok(kept)
+    }
+
+    /// Makes the claims of open keys readable.
+    pub(super) fn prepare_keeping(&self) -> Result<()> {
+        // Those that can't be decided can't be read either.
+        let _ = self.decide_hints();
+        // The reserves need it, and it may write the claims' records anew. Before it, what a crash left isn't read.
+        match self.begin_writing_with(true) {
+            Err(e) if e.kind() == ErrorKind::StorageFull => Ok(()),
+            begun => begun,
+        }
+    }
+
+    /// Puts the owner of a claim of this process back on its key, if the claim's record was recovered. Without effect if it is back
+    /// already.
+    pub(super) fn keep_own(&self, key: &Key<'_>, token: Token, keeping: KeptTerms) -> Result<()> {
+        let hash = self.hash(key);
+        let places: Vec<_> = self.shard(hash)?.candidates(hash).map(|entry| entry.place).collect();
+        for place in places {
+            if !matches!(place.open(), Some(OpenAs::Attempt | OpenAs::Detached)) {
+                continue;
+            }
+            if self.key_at(place)?.0 != *key {
+                continue;
+            }
+            let found = self.found_at(key, place)?;
+            let is_it = |state: &KeyState| state.phase == Phase::Claimed && state.token == token;
+            if found.state.as_ref().is_some_and(is_it) {
+                self.keep(key, hash, place, *found, keeping)?;
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Returns the claims of other processes. A key whose record is damaged answers with that error; one that can't be read yet
@@ -114,16 +151,25 @@ impl Engine {
         Ok(claims)
     }
 
-    /// Reads the claim of another process at a place; `None`: the record is none.
-    fn claim_at(&self, place: Place) -> Result<Option<(Key<'static>, Box<Found>, Tenure)>> {
-        let read = self.log.reading().read(place.lsn(), |record| {
+    /// Reads the key at a place, and the tenure of another process that its record names.
+    fn key_at(&self, place: Place) -> Result<(Key<'static>, Option<Tenure>)> {
+        self.log.reading().read(place.lsn(), |record| {
             let body = self.body_of(&record)?;
             let key = self.key_of(&body, place.lsn())?.into_owned();
             Ok((key, body.rare.as_ref().and_then(|rare| rare.tenure)))
-        })?;
-        let (key, Some(tenure)) = read else { return Ok(None) };
-        let Some(found) = self.look_in_log(&key, &[place])? else { return Ok(None) };
-        let found = self.without_ended_steps(&key, found)?;
+        })
+    }
+
+    /// Reads the state of a key at its place.
+    fn found_at(&self, key: &Key<'_>, place: Place) -> Result<Box<Found>> {
+        let found = self.look_in_log(key, &[place])?.unwrap_or_default();
+        self.without_ended_steps(key, found)
+    }
+
+    /// Reads the claim of another process at a place; `None`: the record is none.
+    fn claim_at(&self, place: Place) -> Result<Option<(Key<'static>, Box<Found>, Tenure)>> {
+        let (key, Some(tenure)) = self.key_at(place)? else { return Ok(None) };
+        let found = self.found_at(&key, place)?;
         let is_claim = found
             .state
             .as_ref()
@@ -138,38 +184,39 @@ impl Engine {
         hash: KeyHash,
         place: Place,
         found: Found,
-        tenure: Tenure,
+        keeping: KeptTerms,
     ) -> Result<Option<Token>> {
         let Found { state: Some(mut state), guest, .. } = found else { return Ok(None) };
         // Read as that of a claim whose owner is gone.
         state.reason = None;
         let token = state.token;
+        let KeptTerms { reserve, lease_until } = keeping;
         let has_space = self.log.is_writing()
-            && match self.reserve_for_kept(tenure.reserve) {
+            && match self.reserve_for_kept(reserve) {
                 Err(e) if e.kind() == ErrorKind::StorageFull => false,
                 made => made.map(|()| true)?,
             };
-        let reserved = if has_space { tenure.reserve } else { 0 };
+        let reserved = if has_space { reserve } else { 0 };
         let mut shard = self.shard(hash)?;
-        let now = self.log.now();
         let entry = shard.entry_at(hash, place.lsn()).filter(|entry| entry.live.is_none());
         let Some(entry) = entry else {
             self.log.release(reserved);
             return Ok(None);
         };
-        entry.live = Some(Box::new(Live {
+        let live = Live {
             key_kind: key.kind(),
             key: key.bytes().into(),
             state,
             presence: Presence::Owner,
-            lease_until: tenure.lease_millis.map(|millis| now.plus(millis)),
+            lease_until,
             reserved,
             asker: None,
             guest,
-        }));
-        self.begun_one(true);
+        };
+        self.begun_one(live.owner().is_some());
+        entry.live = Some(Box::new(live));
         drop(shard);
-        if let lacking @ 1.. = tenure.reserve - reserved {
+        if let lacking @ 1.. = reserve - reserved {
             let mut list = self.owed.list.lock();
             list.push(OwedReserve { key: key.clone().into_owned(), token, bytes: lacking });
             self.owed.count(&list);

@@ -288,6 +288,10 @@ impl Alarm {
         Alarm { waits: Arc::clone(waits), number, waiter, due: None }
     }
 
+    pub(crate) fn is_of(&self, waits: &Arc<Waits>) -> bool {
+        Arc::ptr_eq(&self.waits, waits)
+    }
+
     /// Has `waker` woken instead of a thread. Returns whether none was kept: then the key is to be looked at once more, since it
     /// may have changed before.
     pub(crate) fn set_waker(&self, waker: &Waker) -> bool {

@@ -990,6 +990,10 @@ impl Backend for Guest {
         self.core.ask(HostErrand::Sync).map(drop)
     }
 
+    fn reopen(&self) -> Result<()> {
+        self.core.ask(HostErrand::Reopen).map(drop)
+    }
+
     fn drain(&self) {
         self.core.is_draining.store(true, Ordering::SeqCst);
     }

@@ -9,12 +9,15 @@ use tempfile::TempDir;
 use super::{Guest, Guests, Joiner};
 use crate::admin::Health;
 use crate::backend::{Elsewhere, Shared};
+use crate::log::Seams;
+use crate::log::open::directory;
 use crate::neighbours::{Neighbours, OsNeighbours};
+use crate::storage::faulty::{CallFailure, Calls, Class, Effect, Fault, FaultyStorage};
 use crate::testing::DiskFault;
 use crate::testing::Sim;
 use crate::testing::conformance::{Subject, check};
 use crate::types::SessionId;
-use crate::{Claim, Error, ErrorKind, Policy, State, Store};
+use crate::{Claim, ClaimGuard, Error, ErrorKind, Policy, State, Store};
 
 /// The engine in a host, asked by a guest.
 struct Asked {
@@ -163,4 +166,85 @@ fn a_poisoned_host_keeps_its_guests() {
     assert_eq!(guest.health(), Health::Writable);
     claim.complete("late").unwrap();
     assert!(matches!(other.claim("claimed").unwrap(), Claim::Completed(_)));
+}
+
+/// A store that processes share, on a disk that a test makes fail.
+fn shared_on(dir: &TempDir) -> (FaultyStorage, Store) {
+    let seams = directory::system(dir.path()).unwrap();
+    let disk = FaultyStorage::new(Arc::clone(&seams.storage));
+    let seams = Seams { storage: Arc::new(disk.clone()), ..seams };
+    let builder = Store::builder().shared(true);
+    (disk, builder.open_on(seams, dir.path(), true).unwrap())
+}
+
+fn acquired(store: &Store, key: &str) -> ClaimGuard {
+    match store.claim(key).unwrap() {
+        Claim::Acquired(claim) => claim,
+        other => panic!("{other}"),
+    }
+}
+
+fn poison(disk: &FaultyStorage, store: &Store, round: u32) {
+    assert!(store.mark(format!("before {round}")).unwrap().is_first());
+    disk.inject(Fault::once(Calls::Of(Class::Sync), 0, Effect::Fail(CallFailure::IO)));
+    let failed = store.mark(format!("poison {round}")).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Indeterminate, "{failed}");
+}
+
+/// Whoever calls it: the host does it, and its guests stay.
+#[test]
+fn a_poisoned_host_is_reopened_under_its_guests() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, host) = shared_on(&dir);
+    let guest = Store::builder().shared(true).open(dir.path()).unwrap();
+    assert!(!guest.stats().hosting.unwrap().is_here);
+    let (own, theirs) = (acquired(&host, "own"), acquired(&guest, "theirs"));
+    for round in 0..4 {
+        let caller = [&host, &guest][round as usize % 2];
+        poison(&disk, &guest, round);
+        assert_eq!(guest.mark("refused").unwrap_err().kind(), ErrorKind::Poisoned);
+        caller.reopen().unwrap();
+        assert_eq!((host.health(), guest.health()), (Health::Writable, Health::Writable));
+        assert!(own.is_live() && theirs.is_live(), "{round}");
+        assert_eq!(host.stats().in_flight, 2);
+        assert_eq!(guest.stats().hosting.unwrap().guests, 1);
+        assert!(!guest.mark(format!("before {round}")).unwrap().is_first());
+    }
+    // Nobody else may take the directory in between.
+    poison(&disk, &host, 4);
+    disk.inject(Fault::from(Calls::Any, 0, Effect::Fail(CallFailure::IO)));
+    let refused = guest.reopen().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Poisoned);
+    assert!(refused.to_string().contains("could not be reopened"), "{refused}");
+    assert_eq!(guest.get("own").unwrap_err().kind(), ErrorKind::Poisoned);
+    disk.heal();
+    host.reopen().unwrap();
+    own.complete("v").unwrap();
+    theirs.complete("v").unwrap();
+    for key in ["own", "theirs"] {
+        assert!(matches!(guest.claim(key).unwrap(), Claim::Completed(_)), "{key}");
+    }
+}
+
+/// The same for a host that was a guest before.
+#[test]
+fn a_guest_that_has_become_the_host_is_reopened() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Store::builder().shared(true).open_or_create(dir.path()).unwrap();
+    let (disk, second) = shared_on(&dir);
+    let third = Store::builder().shared(true).open(dir.path()).unwrap();
+    let (claim, theirs) = (acquired(&second, "k"), acquired(&third, "theirs"));
+    first.close(Duration::from_secs(1)).unwrap();
+    while !second.stats().hosting.is_some_and(|hosting| hosting.is_here) {
+        // The other may have become it: then it goes, too.
+        if third.stats().hosting.is_some_and(|hosting| hosting.is_here) {
+            return;
+        }
+    }
+    poison(&disk, &second, 0);
+    third.reopen().unwrap();
+    assert!(claim.is_live() && theirs.is_live());
+    claim.complete("v").unwrap();
+    theirs.complete("v").unwrap();
+    assert!(matches!(third.claim("k").unwrap(), Claim::Completed(_)));
 }

@@ -174,6 +174,9 @@ impl Log {
     }
 
     pub(crate) fn closed(&self) -> Error {
+        if self.gate.is_passed_on() {
+            return self.poisoned();
+        }
         Error::new(ErrorKind::Closed, "the store was closed: open it again").at(&self.dir)
     }
 

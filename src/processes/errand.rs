@@ -54,6 +54,10 @@ pub(crate) fn run_errand(
         HostErrand::List(listing) => {
             ErrandReply::Page(KeyPage::read(shared, listing, &put_bytes, most)?)
         }
+        HostErrand::Reopen => {
+            shared.reopen()?;
+            ErrandReply::Done
+        }
         HostErrand::Disown { key, call } => {
             engine.disown(&key, call)?;
             ErrandReply::Done

@@ -163,6 +163,8 @@ pub(crate) enum HostErrand {
         key: Key<'static>,
         call: Origin,
     },
+    /// Opens the store again if it is poisoned.
+    Reopen,
 }
 
 /// How an errand ended.
@@ -309,6 +311,7 @@ tagged!(HostErrand {
     10 => Spaces { parent },
     11 => List(listing),
     12 => Disown { key, call },
+    13 => Reopen,
 });
 
 travels!(Origin { session, request, item });

@@ -91,6 +91,8 @@ struct Joined {
 struct OpenErrand {
     errand: Errand<ErrandReply>,
     waker: Waker,
+    /// It has this host go, so this host waits for no answer of it.
+    ends_host: bool,
 }
 
 /// A call that is not answered.
@@ -286,7 +288,10 @@ impl Server {
 
     /// Whether calls of guests are not answered.
     pub(crate) fn is_idle(&self) -> bool {
-        self.guests.values().all(|guest| guest.open.is_empty() && guest.errands.is_empty())
+        let is_idle = |guest: &Joined| {
+            guest.open.is_empty() && guest.errands.values().all(|errand| errand.ends_host)
+        };
+        self.guests.values().all(is_idle)
     }
 
     /// Has the store show how many guests it has.
@@ -322,6 +327,9 @@ impl Server {
             }
             (FromGuest::GiveUp { request }, Some(session)) => self.give_up(session, request),
             (FromGuest::Errand { request, again: _, what }, Some(session)) => {
+                if matches!(what, HostErrand::Reopen) && !self.reopens_for(session, request) {
+                    return;
+                }
                 self.begin_errand(id, session, request, what);
             }
             (FromGuest::Leave, Some(session)) => {
@@ -478,6 +486,18 @@ impl Server {
         }
     }
 
+    /// Whether a guest's call has the store reopened. A host that was sent it before has gone for that, and serves again because it
+    /// failed; then the guest is told so.
+    fn reopens_for(&mut self, session: SessionId, request: u64) -> bool {
+        let Ok(embedded) = self.shared.embedded() else { return true };
+        if embedded.reopens_for(session, request) || !embedded.log.is_poisoned() {
+            return true;
+        }
+        let failed = embedded.log.poisoned();
+        self.tell_errand(session, request, Err(failed));
+        false
+    }
+
     fn begin_errand(&mut self, id: LineId, session: SessionId, request: u64, what: HostErrand) {
         if is_quick(&what) {
             let told = run_errand(&self.shared, what, usize::MAX);
@@ -502,16 +522,19 @@ impl Server {
             let waker = Waker::from(Arc::new(CallWaker { id, ready }));
             let theirs = Arc::clone(&self.shared);
             let most = in_memory(u64::from(frame_bytes_max(self.result_bytes_max)));
+            let ends_host = matches!(what, HostErrand::Reopen);
             let work = move |_: &Shared| run_errand(&theirs, what, most);
             let errand = Errand::run(&self.shared, "onlyonce-errand", work);
-            guest.errands.insert(request, OpenErrand { errand, waker });
+            guest.errands.insert(request, OpenErrand { errand, waker, ends_host });
             self.poll_errand(session, request);
         }
     }
 
     fn poll_errand(&mut self, session: SessionId, request: u64) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
-        let Some(OpenErrand { errand, waker }) = guest.errands.get_mut(&request) else { return };
+        let Some(OpenErrand { errand, waker, .. }) = guest.errands.get_mut(&request) else {
+            return;
+        };
         let Poll::Ready(told) = errand.poll(&mut Context::from_waker(&waker.clone())) else {
             return;
         };

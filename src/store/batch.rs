@@ -708,7 +708,7 @@ fn make_all<I: KeyCall>(
     items: impl Iterator<Item = Result<I>>,
 ) -> Result<Vec<Result<I::Answer>>> {
     let items = items.map(|item| item.and_then(|item| checked(shared, item)));
-    match &**shared {
+    match shared.current() {
         Shared::Embedded(engine) => make_embedded(shared, engine, items),
         Shared::Other(_) => {
             let items: Vec<_> = items.collect();

@@ -153,11 +153,28 @@ impl StoreBuilder {
         let began = seams.clock.monotonic_nanos();
         let (seams, lock) = directory::lock(seams, dir, create, self.open_timeout)?;
         let policy = self.policy.clone();
-        let embedded = self.open_locked(seams, lock, dir, create, began)?;
+        let embedded = self.open_locked(seams.clone(), lock, dir, create, began)?;
         if !self.manual_maintenance {
             embedded.start_upkeep()?;
         }
+        self.reopen_alone(&embedded, seams, dir);
         Ok(Store::new(Shared::Embedded(embedded), policy))
+    }
+
+    /// Says how a store that isn't shared is opened again.
+    fn reopen_alone(self, embedded: &Embedded, seams: Seams, dir: &Path) {
+        let dir = dir.to_owned();
+        embedded.reopened_by(move |before, legacy| {
+            let began = seams.clock.monotonic_nanos();
+            let lock = legacy.share_lock();
+            let embedded = self.open_locked(seams.clone(), lock, &dir, false, began)?;
+            embedded.inherit(before, legacy)?;
+            if !self.manual_maintenance {
+                embedded.start_upkeep()?;
+            }
+            self.clone().reopen_alone(&embedded, seams.clone(), &dir);
+            Ok(embedded)
+        });
     }
 
     /// Opens the store of a directory that is locked, without its threads.

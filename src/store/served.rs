@@ -35,7 +35,7 @@ impl Backend for Store {
         if self.space.is_some() {
             return Box::new(RefusedRequest(Some(is_namespace())));
         }
-        match &*self.shared {
+        match self.shared.current() {
             Shared::Embedded(_) => send(&self.shared, request),
             Shared::Other(backend) => backend.send(request),
         }
@@ -53,7 +53,7 @@ impl Backend for Store {
         if self.space.is_some() {
             return Err(is_namespace());
         }
-        match &*self.shared {
+        match self.shared.current() {
             Shared::Embedded(engine) => {
                 Health::of(engine, self.policy.reserved()).as_result(&engine.dir())
             }
@@ -71,6 +71,10 @@ impl Backend for Store {
 
     fn close(&self, deadline: Duration) -> Result<Vec<InFlight>> {
         self.shared.close(deadline)
+    }
+
+    fn reopen(&self) -> Result<()> {
+        self.shared.reopen()
     }
 }
 

@@ -20,6 +20,7 @@ use crate::log::Seams;
 use crate::log::open::directory;
 use crate::manifest;
 use crate::neighbours::{Connection, Listener, Neighbours, OsNeighbours, Session, Unseen};
+use crate::storage::DirLock;
 use crate::sync::WakeWord;
 use crate::types::SessionId;
 use crate::{Error, ErrorKind, Policy, Result};
@@ -95,10 +96,15 @@ fn host(
     create: bool,
     known: Option<Arc<dyn Neighbours>>,
 ) -> Result<Embedded> {
-    let HostStore { embedded, neighbours, listener, kept, are_alone } =
-        open_as_host(builder, seams, dir, create, known)?;
+    serve(builder, seams, dir, open_as_host(builder, seams, dir, create, known)?)
+}
+
+/// Serves guests of a store that this process has opened.
+fn serve(builder: &StoreBuilder, seams: &Seams, dir: &Path, store: HostStore) -> Result<Embedded> {
+    let HostStore { embedded, neighbours, listener, kept, are_alone } = store;
     embedded.start_upkeep()?;
     let files_max = seams.storage.files_max();
+    reopened(&embedded, builder, seams, dir, &neighbours);
     let view = Arc::new(Shared::Embedded(embedded.view()));
     let listener = listener.map_err(|e| Error::io("listening at the socket in", dir, e));
     match listener.and_then(|listener| Guests::serve(view, neighbours, listener, kept, files_max)) {
@@ -114,6 +120,45 @@ fn host(
         }
     }
     Ok(embedded)
+}
+
+/// Says how a store that this process hosts is opened again.
+fn reopened(
+    embedded: &Embedded,
+    builder: &StoreBuilder,
+    seams: &Seams,
+    dir: &Path,
+    neighbours: &Arc<dyn Neighbours>,
+) {
+    let (builder, dir, neighbours) = (builder.clone(), dir.to_owned(), Arc::clone(neighbours));
+    let seams = seams.clone();
+    embedded.reopened_by(move |before, legacy| {
+        let lock = LockedDir { seams: seams.clone(), lock: legacy.share_lock() };
+        let inherit = |embedded: &Embedded| embedded.inherit(before, legacy);
+        let began = seams.clock.monotonic_nanos();
+        check_standing(&*neighbours, &dir)?;
+        let known = Arc::clone(&neighbours);
+        let opened = open_held(&builder, lock, &dir, false, began, known, &inherit)
+            .and_then(|store| serve(&builder, &seams, &dir, store));
+        if opened.is_err() {
+            // Guests would wait in vain for a host that can be reached. Without a listener they wait, as for a stopped one.
+            let view = Arc::new(Shared::Embedded(before.view()));
+            let (files_max, known) = (seams.storage.files_max(), Arc::clone(&neighbours));
+            let guests = neighbours.listen().map_err(|e| Error::io("listening in", &dir, e));
+            let guests =
+                guests.and_then(|on| Guests::serve(view, known, on, Vec::new(), files_max));
+            if let Ok(guests) = guests {
+                before.at_close(move || guests.stop());
+            }
+        }
+        opened
+    });
+}
+
+/// The directory's lock, and the seams inside it.
+struct LockedDir {
+    seams: Seams,
+    lock: Box<dyn DirLock>,
 }
 
 /// A store that was opened by the process that hosts it, before its first guest.
@@ -149,8 +194,22 @@ pub(crate) fn open_as_host(
     let neighbours = known.map_or_else(|| neighbours(dir), Ok)?;
     // What was locked is what was at the path meanwhile.
     check_standing(&*neighbours, dir)?;
+    open_held(builder, LockedDir { seams, lock }, dir, create, began, neighbours, &|_| Ok(()))
+}
+
+/// Opens the store of a directory that is locked, and finds whose claims live. `inherit`: takes over what this process has left.
+fn open_held(
+    builder: &StoreBuilder,
+    LockedDir { seams, lock }: LockedDir,
+    dir: &Path,
+    create: bool,
+    began: u64,
+    neighbours: Arc<dyn Neighbours>,
+    inherit: &dyn Fn(&Embedded) -> Result<()>,
+) -> Result<HostStore> {
     let listener = neighbours.listen();
     let embedded = builder.open_locked(seams, lock, dir, create, began)?;
+    inherit(&embedded)?;
     let living = neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e))?;
     let lives = |session: SessionId| Ok(living.contains(&session));
     let kept = match living.is_empty() {

@@ -33,7 +33,7 @@ impl Store {
         if let Some(host) = &self.host {
             return host.health(self.policy.reserved());
         }
-        match &*self.shared {
+        match self.shared.current() {
             Shared::Embedded(engine) => Health::of(engine, self.policy.reserved()),
             Shared::Other(backend) => Health::of_backend(backend.check().err().as_ref()),
         }
@@ -66,7 +66,7 @@ impl Store {
         if let Some(host) = &self.host {
             return host.stats();
         }
-        match &*self.shared {
+        match self.shared.current() {
             Shared::Embedded(engine) => Stats::of(engine),
             Shared::Other(_) => Stats::default(),
         }
@@ -313,6 +313,42 @@ impl Store {
             Some(host) => host.merge_index(),
             None => self.shared.embedded()?.merges().merge_index(),
         }
+    }
+
+    /// Opens the store again after a failed write or sync has poisoned it, in this process and for all handles. If the store isn't
+    /// poisoned, nothing is done.
+    ///
+    /// ```
+    /// # use onlyonce::{Store, admin::Health, testing::Sim};
+    /// # fn mended(store: &Store) -> onlyonce::Result<()> {
+    /// if let Health::Poisoned { cause } = store.health() {
+    ///     eprintln!("a write failed: {cause}");
+    ///     store.reopen()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// # let store = Sim::new(1).open()?;
+    /// # mended(&store)?;
+    /// # onlyonce::Result::<()>::Ok(())
+    /// ```
+    ///
+    /// It is an opening as after a crash, but this process keeps the directory's lock, and the claims in flight stay with their
+    /// owners: a guard whose claim was recovered goes on with the same fencing token. A claim that was not recovered, which only
+    /// happens below `Sync`, is told `ClaimLost` by its next call. A claim that was answered `Indeterminate` and is found in the
+    /// log is given back, since no work began. Questions are asked anew. Guests of a shared store stay: each call of theirs is
+    /// answered once, by the reopened store. A guest may call this, too; the process that hosts the store does it.
+    ///
+    /// Calls made meanwhile are answered `Poisoned`, and an iterator begun before ends with that error. What was answered
+    /// `Indeterminate` is known afterwards: ask [`get`](Self::get).
+    ///
+    /// # Errors
+    /// The errors of [`open`](Self::open): while the disk still fails, the store stays poisoned, then also for reads, and `reopen`
+    /// may be called again. `Closed`, `Forked`. `Invalid` on a [`Reader`](crate::Reader)'s store and on a backend that can't do it.
+    ///
+    /// # Cost
+    /// The cost of an opening after a crash. What memory held of the index before is freed with the last handle.
+    pub fn reopen(&self) -> Result<()> {
+        self.shared.reopen()
     }
 
     /// Does one piece of background work, if one is due, and returns the time until the next piece may be due.

@@ -75,6 +75,8 @@ mod reader;
 mod reclaim;
 /// What `repair` saves, what it reports as lost, and its own crashes.
 mod repair;
+/// A poisoned store, opened again under its handles.
+mod reopen;
 /// Closures that are futures, run once.
 mod run_async;
 /// A budget, or a disk, that is used up; what is reclaimed.

@@ -34,6 +34,9 @@ const CLOSED: u32 = 1 << 4;
 /// A write or a sync failed, or a bug of ours was detected: nothing is written any more.
 const POISONED: u32 = 1 << 5;
 
+/// The close hands the directory's lock to another open of this process, which calls are about to be made on.
+const PASSED_ON: u32 = 1 << 7;
+
 /// Threads count themselves in separate slots, as far as there are enough, so that they share no cache line.
 const SLOTS: usize = if cfg!(any(loom, shuttle)) { 2 } else { 16 };
 
@@ -179,6 +182,11 @@ impl Gate {
         is_first
     }
 
+    /// Notes why the next open of this process failed, which is from now on why nothing is written.
+    pub(crate) fn not_reopened(&self, cause: Error) {
+        *self.cause.lock() = Some(cause);
+    }
+
     fn slot(&self, index: usize) -> Option<&AtomicU64> {
         self.slots.get(index).map(|slot| &slot.0)
     }
@@ -244,8 +252,19 @@ impl Gate {
 
     /// Lets nothing in from now on.
     pub(crate) fn begin_closing(&self) {
-        self.state.fetch_or(DRAINING | CLOSING, Ordering::SeqCst);
+        // Claims that come while the store is reopened are refused because it is poisoned.
+        let drains = if self.is_passed_on() { 0 } else { DRAINING };
+        self.state.fetch_or(drains | CLOSING, Ordering::SeqCst);
         self.left.wake_all();
+    }
+
+    /// Notes that this close hands the store to another open of this process.
+    pub(crate) fn pass_on(&self) {
+        self.state.fetch_or(PASSED_ON, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_passed_on(&self) -> bool {
+        self.is(PASSED_ON)
     }
 
     /// The word that a close sleeps on until [`is_quiet`](Self::is_quiet).

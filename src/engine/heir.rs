@@ -1,0 +1,188 @@
+//! What a poisoned open of a store leaves to the next open of the same process: the directory's lock, its claims in flight, and the
+//! words of those that leave meanwhile.
+//!
+//! Promises: a claim that was delivered, and whose record was recovered, stays its owner's, by the same token. One whose grant was
+//! answered with an error is given back. No other process opens the store between the two. Never: decides; `protocol` does.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::call::Writing;
+use super::close::Threads;
+use super::tenure::KeptTerms;
+use crate::Result;
+use crate::operation::{Durability, Key};
+use crate::protocol::{Call, Conditions, Presence};
+use crate::storage::DirLock;
+use crate::types::{StoreMillis, Token};
+
+/// What a closed open leaves.
+pub(crate) struct Legacy {
+    /// Kept until the next open succeeds, however often it is tried.
+    pub(crate) lock: Arc<dyn DirLock>,
+    claims: Vec<LeftClaim>,
+}
+
+/// A claim of this process, in flight.
+struct LeftClaim {
+    key: Key<'static>,
+    token: Token,
+    lease_until: Option<StoreMillis>,
+    reserved: u64,
+}
+
+/// The call that ends a claim that nobody has any more.
+struct LastWord {
+    key: Key<'static>,
+    call: Call,
+    reason: String,
+    level: Option<Durability>,
+    retention_ms: Option<u64>,
+}
+
+/// The next open of the same process.
+#[derive(Default)]
+pub(super) struct Heir {
+    legacy: Option<Legacy>,
+    /// To be made on it, in their order.
+    last_words: Vec<LastWord>,
+    engine: Option<Arc<Engine>>,
+}
+
+impl Legacy {
+    pub(super) fn new(lock: Box<dyn DirLock>, claims: Claims) -> Self {
+        Legacy { lock: lock.into(), claims: claims.0 }
+    }
+
+    /// The lock, for an open that may fail.
+    pub(crate) fn share_lock(&self) -> Box<dyn DirLock> {
+        Box::new(SharedLock { _lock: Arc::clone(&self.lock) })
+    }
+}
+
+/// Released with the last that has it.
+#[derive(Debug)]
+struct SharedLock {
+    _lock: Arc<dyn DirLock>,
+}
+
+impl DirLock for SharedLock {}
+
+/// See [`Engine::take_claims`].
+#[derive(Default)]
+pub(super) struct Claims(Vec<LeftClaim>);
+
+impl Engine {
+    /// Closes the poisoned store, and keeps the directory's lock and the claims in flight for another open of this process. Waits
+    /// until the calls inside have returned.
+    pub(crate) fn pass_on(self: &Arc<Self>, threads: &dyn Threads) -> Result<Legacy> {
+        let closed = self.close_as(None, threads, true);
+        let legacy = self.heir.lock().legacy.take();
+        legacy.ok_or_else(|| match closed {
+            Err(e) => e,
+            Ok(_) => self.log.bug("a store that was passed on has left nothing"),
+        })
+    }
+
+    /// Takes the claims out of memory that have an owner. Those of other processes are found by their records.
+    pub(super) fn take_claims(&self) -> Claims {
+        let mut claims = Vec::new();
+        for index in 0..crate::limits::SHARDS {
+            let Some(mut shard) = self.recent.nth_shard(index) else { break };
+            for live in shard.iter_mut().filter_map(|entry| entry.live.take()) {
+                if live.presence != Presence::Owner {
+                    continue;
+                }
+                self.ended_one(live.owner().is_some());
+                let key = Key::from_stored(live.key_kind, &live.key).map(Key::into_owned);
+                let Some(key) = key.filter(|_| live.owner().is_none()) else { continue };
+                claims.push(LeftClaim {
+                    key,
+                    token: live.state.token,
+                    lease_until: live.lease_until,
+                    reserved: live.reserved,
+                });
+            }
+        }
+        Claims(claims)
+    }
+
+    pub(super) fn bequeath(&self, legacy: Legacy) {
+        self.heir.lock().legacy = Some(legacy);
+    }
+
+    /// Has the next open of this process make a call that ends a claim: this one can't any more.
+    #[cold]
+    pub(super) fn tell_heir(
+        &self,
+        key: &Key<'_>,
+        call: Call,
+        reason: &str,
+        writing: Option<&Writing<'_>>,
+    ) {
+        let word = LastWord {
+            key: key.clone().into_owned(),
+            call,
+            reason: reason.to_owned(),
+            level: writing.and_then(|writing| writing.level),
+            retention_ms: writing.and_then(|writing| writing.conditions.retention_ms),
+        };
+        let mut heir = self.heir.lock();
+        match heir.engine.clone() {
+            None => heir.last_words.push(word),
+            Some(engine) => {
+                drop(heir);
+                word.make(&engine);
+            }
+        }
+    }
+
+    /// Gives the claims that `from` has left back to their owners. Called before any call is let in.
+    pub(crate) fn inherit(&self, from: &Engine, legacy: &Legacy) -> Result<()> {
+        let left = |word: &LastWord| {
+            // Its owner left while the store was poisoned, and memory forgot it.
+            let token = word.call.of_owner()?;
+            Some((word.key.clone(), token, KeptTerms::default()))
+        };
+        let gone: Vec<_> = from.heir.lock().last_words.iter().filter_map(left).collect();
+        if legacy.claims.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        let _inside = self.enter()?;
+        self.prepare_keeping()?;
+        for claim in &legacy.claims {
+            let keeping = KeptTerms { reserve: claim.reserved, lease_until: claim.lease_until };
+            self.keep_own(&claim.key, claim.token, keeping)?;
+        }
+        for (key, token, keeping) in gone {
+            self.keep_own(&key, token, keeping)?;
+        }
+        Ok(())
+    }
+
+    /// Calls are made on `heir` from now on, and what was left for it is done.
+    pub(crate) fn set_heir(&self, heir: &Arc<Engine>) {
+        loop {
+            let last_words = {
+                let mut own = self.heir.lock();
+                let last_words = std::mem::take(&mut own.last_words);
+                if last_words.is_empty() {
+                    own.engine = Some(Arc::clone(heir));
+                    return;
+                }
+                last_words
+            };
+            last_words.iter().for_each(|word| word.make(heir));
+        }
+    }
+}
+
+impl LastWord {
+    fn make(&self, engine: &Engine) {
+        let conditions = Conditions { retention_ms: self.retention_ms, ..Conditions::default() };
+        let writing = Writing { level: self.level, conditions, ..Writing::default() };
+        let hash = engine.hash(&self.key);
+        let is_made = engine.let_go(&self.key, hash, self.call, &self.reason, &writing, true);
+        debug_assert!(is_made, "it may wait for whatever it needs");
+    }
+}
