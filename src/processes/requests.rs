@@ -618,6 +618,12 @@ impl Requests {
         self.next
     }
 
+    /// Whether there is something that the host can be sent, and hasn't been.
+    pub(crate) fn may_send(&self) -> bool {
+        let is_welcome = self.link.as_ref().is_some_and(|link| link.is_welcome && !link.is_going);
+        is_welcome && self.open.values().any(|open| !open.is_sent && open.told.is_none())
+    }
+
     /// A text that is the same for the same state.
     pub(crate) fn shown(&self) -> String {
         let mut shown = format!("{} {:?}", self.next, self.heard);
