@@ -177,6 +177,10 @@ impl Engine {
     /// never will. That is written on return.
     pub(crate) fn disown(&self, key: &Key<'_>, call: Origin) -> Result<()> {
         let inside = self.enter()?;
+        if self.log.is_poisoned() {
+            // What memory knows no longer is what the next host finds.
+            return Err(self.log.poisoned());
+        }
         let hash = self.hash(key);
         let found = self.look_in_memory(&*self.shard(hash)?, key, hash);
         drop(inside);

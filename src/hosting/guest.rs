@@ -253,7 +253,7 @@ impl Core {
         let is_done = match until {
             _ if is_past(deadline) => true,
             Some(number) => state.requests.is_told(number),
-            None => !state.requests.has_open() || state.requests.another_thread(None).is_some(),
+            None => !state.requests.needs_reader() || state.requests.another_thread(None).is_some(),
         };
         let line = match &state.role {
             Role::Host(_) | Role::Over(_) => None,
@@ -335,7 +335,7 @@ impl Core {
     fn pass_on(self: &Arc<Self>, state: &mut GuestState, than: Option<u64>) {
         if let Some(word) = state.requests.another_thread(than) {
             word.wake_all();
-        } else if state.requests.has_open() {
+        } else if state.requests.needs_reader() {
             self.start_thread();
         }
     }
@@ -545,7 +545,7 @@ impl Core {
                 }
                 let is_needed = !state.is_driven
                     && !is_at_end
-                    && state.requests.has_open()
+                    && state.requests.needs_reader()
                     && state.requests.another_thread(None).is_none();
                 if is_needed {
                     state.is_driven = true;
@@ -907,7 +907,7 @@ impl Drop for SentToHost {
             }
             state.requests.leave(number);
             self.core.push(&mut state);
-            if state.requests.has_open() && !state.is_driven {
+            if state.requests.needs_reader() && !state.is_driven {
                 self.core.start_thread();
             }
         }

@@ -235,7 +235,11 @@ impl Requests {
                 open.deaths += u32::from(!has_closed);
             }
             open.begun = None;
-            if open.deaths >= limits::HOSTS_A_REQUEST && open.told.is_none() && open.may_be_fatal()
+            if open.is_withdrawn() {
+                granted.extend(open.claims().map(|key| (key.clone(), *number)));
+            } else if open.deaths >= limits::HOSTS_A_REQUEST
+                && open.told.is_none()
+                && open.may_be_fatal()
             {
                 granted.extend(open.claims().map(|key| (key.clone(), *number)));
                 let message = "two processes that hosted the store have ended before they answered: whether this call was made is \
@@ -243,11 +247,11 @@ impl Requests {
                 open.fail(Error::new(ErrorKind::Indeterminate, message));
             }
         }
-        self.open.retain(|_, open| !(open.is_left && open.told.is_some()));
+        self.open.retain(|_, open| !(open.is_left && open.told.is_some() || open.is_withdrawn()));
         for question in std::mem::take(&mut self.unrecorded) {
             self.say(question);
         }
-        // Such a call isn't sent again: it may be what ends the hosts.
+        // Such a call isn't sent again: it was given up, or may be what ends the hosts.
         for (key, request) in granted {
             let disown = self.disowning(key, request);
             self.say(disown);
@@ -441,6 +445,9 @@ impl Requests {
             self.say(disown);
         }
         let Some(open) = self.open.get_mut(&number) else { return };
+        if let (Some(done), HostTold::Errand(Ok(_))) = (open.question.disowns(), &told) {
+            self.unrecorded.retain(|question| question.disowns() != Some(done));
+        }
         let replied = match &told {
             HostTold::Reply(reply) => reply.as_ref().as_ref().ok(),
             HostTold::Errand(_) => None,
@@ -546,6 +553,11 @@ impl Requests {
     /// Whether any request waits for an answer.
     pub(crate) fn has_open(&self) -> bool {
         self.open.values().any(|open| open.told.is_none())
+    }
+
+    /// Whether the connection has to be read from, or its end to be noticed.
+    pub(crate) fn needs_reader(&self) -> bool {
+        self.has_open() || !self.unrecorded.is_empty()
     }
 
     /// Wakes everybody that waits.
@@ -663,6 +675,14 @@ impl Question {
         }
     }
 
+    /// The call whose grant is to be withdrawn.
+    fn disowns(&self) -> Option<Origin> {
+        match self {
+            Question::Errand(HostErrand::Disown { key: _, call }) => Some(*call),
+            _ => None,
+        }
+    }
+
     /// The claim whose owner says it.
     fn token(&self) -> Option<Token> {
         match self {
@@ -679,7 +699,12 @@ impl OpenRequest {
 
     /// Whether it may be what ended the hosts that it was sent to.
     fn may_be_fatal(&self) -> bool {
-        !matches!(self.question, Question::Errand(HostErrand::Disown { .. }))
+        self.question.disowns().is_none()
+    }
+
+    /// Whether it is a claim that was given up: the next host withdraws what it was granted. Sent again, it might be granted again.
+    fn is_withdrawn(&self) -> bool {
+        self.is_left && self.told.is_none() && self.claims().is_some()
     }
 
     /// The key, if a claim of it may be granted.
@@ -805,12 +830,46 @@ fn asking(key: Key<'static>, call: Call, reason: &str) -> Question {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+    use crate::protocol::Wants;
     use crate::types::{Secret, StoreMillis};
 
     fn arrives(requests: &mut Requests, frame: &FromHost) -> News {
         let mut bytes = Vec::new();
         put_frame(frame, u32::MAX, &mut bytes).unwrap();
         requests.received(&bytes)
+    }
+
+    fn is_welcomed(requests: &mut Requests) {
+        requests.connected();
+        let welcome = Welcome {
+            pid: 1,
+            secret: Secret([0; 32]),
+            result_bytes_max: 1,
+            compress_over: None,
+            now: StoreMillis(0),
+            end: Lsn::ZERO,
+        };
+        let welcome = FromHost::Welcome(Versioned::Same(welcome));
+        assert!(matches!(arrives(requests, &welcome), News::Welcome(_)));
+        requests.was_sent(usize::MAX);
+        requests.flush();
+    }
+
+    /// Sent again it would be granted once more, if the host before has given its grant back.
+    #[test]
+    fn a_claim_that_was_given_up_is_withdrawn_by_the_next_host() {
+        let mut requests = Requests::new(SessionId::new(1).unwrap(), 1, 1);
+        let ask = Ask::Call(Call::Claim(Wants::default()), Box::default());
+        let claim = requests.ask(Question::Call(Request { key: Key::from("k"), ask })).unwrap();
+        is_welcomed(&mut requests);
+        requests.leave(claim);
+        requests.disconnected();
+        is_welcomed(&mut requests);
+        let mut frames = Frames::new(u32::MAX);
+        frames.arrived(requests.to_send());
+        let withdraws = |frame: &FromGuest| matches!(frame, FromGuest::Errand { what: HostErrand::Disown { call, .. }, .. } if call.request == claim);
+        assert!(frames.next::<FromGuest>().unwrap().is_some_and(|frame| withdraws(&frame)));
+        assert!(frames.next::<FromGuest>().unwrap().is_none());
     }
 
     /// Short commands that follow each other host the store in turn, and each closes it: a call met two of them, and was told that
@@ -822,19 +881,7 @@ mod tests {
         let call = Question::Call(Request { key: Key::from("k"), ask });
         let number = requests.ask(call).unwrap();
         let mut meets = |closes: bool| {
-            requests.connected();
-            let welcome = Welcome {
-                pid: 1,
-                secret: Secret([0; 32]),
-                result_bytes_max: 1,
-                compress_over: None,
-                now: StoreMillis(0),
-                end: Lsn::ZERO,
-            };
-            let welcome = FromHost::Welcome(Versioned::Same(welcome));
-            assert!(matches!(arrives(&mut requests, &welcome), News::Welcome(_)));
-            requests.was_sent(usize::MAX);
-            requests.flush();
+            is_welcomed(&mut requests);
             assert!(!requests.to_send().is_empty());
             if closes {
                 assert!(matches!(arrives(&mut requests, &FromHost::Going), News::Over));
