@@ -280,6 +280,9 @@ pub(crate) const PAGE_KEYS_FIRST: u32 = 64;
 pub(crate) const PAGE_KEYS_MAX: usize = 8192;
 /// Bytes of a page at most, unless it has one key.
 pub(crate) const PAGE_BYTES_MAX: usize = FRAME_LIST_BYTES_MAX as usize;
+/// For how long a guest that the next host refuses tries again before it refuses the calls that wait: as long as an opening does by
+/// default.
+pub(crate) const REFUSED_NANOS_MAX: u64 = 1_000_000_000;
 /// Errands on the whole store that a host does for one guest at a time, each in a thread. Further ones wait.
 pub(crate) const GUEST_ERRANDS_AT_ONCE: usize = 8;
 /// A host that hasn't answered a question that needs no work for so long is called silent.

@@ -374,7 +374,7 @@ impl Core {
             let joined = self.join_again(&line, deadline);
             let mut state = self.lock();
             match joined {
-                Ok(welcome) => {
+                Ok(Some(welcome)) => {
                     self.result_bytes_max.fetch_max(welcome.result_bytes_max, Ordering::Relaxed);
                     state.role = Role::Joined(Arc::new(line));
                     if welcome.pid == state.host && welcome.pid != 0 {
@@ -391,7 +391,14 @@ impl Core {
                     let _ = state.requests.disconnected();
                     return self.end(&mut state, e);
                 }
-                Err(_) => {
+                Err(refused) => {
+                    let _ = state.requests.disconnected();
+                    // Another guest may leave soon. For the calls that come later it is tried again.
+                    if nanos() - state.apart_since > limits::REFUSED_NANOS_MAX {
+                        state.requests.refuse_waiting(&refused.at(&self.dir));
+                    }
+                }
+                Ok(None) => {
                     let _ = state.requests.disconnected();
                 }
             }
@@ -458,10 +465,10 @@ impl Core {
         Error::new(ErrorKind::ClaimLost, message).at(&self.dir)
     }
 
-    /// The same as a first joining, without the lock of what others ask meanwhile being held for long.
-    fn join_again(&self, line: &HostLine, deadline: Option<u64>) -> Result<Welcome> {
+    /// The same as a first joining, without the lock of what others ask meanwhile being held for long. `Err`: the host takes no
+    /// guest, or not this one. `None`: it has gone, or the deadline has passed.
+    fn join_again(&self, line: &HostLine, deadline: Option<u64>) -> Result<Option<Welcome>> {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
-        let gone = || Error::new(ErrorKind::Locked, "the host has gone").at(&self.dir);
         loop {
             let send = {
                 let mut state = self.lock();
@@ -477,14 +484,14 @@ impl Core {
                 Received::Bytes(bytes) => {
                     let bytes = buf.get(..bytes).unwrap_or_default();
                     match self.lock().requests.received(bytes) {
-                        News::Welcome(welcome) => return Ok(welcome),
+                        News::Welcome(welcome) => return Ok(Some(welcome)),
                         News::Refused(error) => return Err(error),
-                        News::Over => return Err(gone()),
+                        News::Over => return Ok(None),
                         News::Nothing => {}
                     }
                 }
-                Received::End => return Err(gone()),
-                Received::Nothing if is_past(deadline) => return Err(gone()),
+                Received::End => return Ok(None),
+                Received::Nothing if is_past(deadline) => return Ok(None),
                 Received::Nothing => self.end_waits(&mut self.lock()),
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::guest::OpenAsHost;
 use super::{Guest, Guests, Joiner};
 use crate::admin::Health;
 use crate::backend::{Elsewhere, Shared};
@@ -38,18 +39,34 @@ impl Asked {
             guests.stop();
         }
     }
+
+    /// Opens the store in a host that may have so many files open.
+    fn serve(&mut self, files_max: Option<u64>) {
+        self.stop();
+        let store = self.sim.open().unwrap();
+        let neighbours = || Arc::new(OsNeighbours::new(self.dir.path()).unwrap());
+        let listener = neighbours().listen().unwrap();
+        let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
+        let guests = Guests::serve(view, neighbours(), listener, Vec::new(), files_max).unwrap();
+        self.host = Some((store, guests));
+    }
+
+    /// Joins the host, by [`join`].
+    fn join(&mut self, hosts: OpenAsHost) -> Store {
+        self.session += 1;
+        join(self.dir.path(), self.session, hosts)
+    }
 }
 
-/// Joins the host that listens there.
-fn join(dir: &Path, session: u64) -> Store {
+/// Joins the host that listens there. `hosts`: what the guest meets when it tries to become the host itself.
+fn join(dir: &Path, session: u64, host: OpenAsHost) -> Store {
     let neighbours = Arc::new(OsNeighbours::new(dir).unwrap());
     let connection = neighbours.connect().unwrap().unwrap();
     let joiner = Joiner {
         dir: dir.to_owned(),
         session: neighbours.begin(SessionId::new(session).unwrap()).unwrap().unwrap(),
         neighbours,
-        // What its own handles left is not to be waited for once the host has died.
-        host: Box::new(|| Err(Error::new(ErrorKind::Incompatible, "nobody hosts it again"))),
+        host,
         draw: Box::new(|| 0),
         result_bytes_max: 1 << 10,
     };
@@ -57,6 +74,11 @@ fn join(dir: &Path, session: u64) -> Store {
     let operator = guest.operator();
     let shared = Shared::Other(Elsewhere::new(Box::new(guest)));
     Store::hosted(shared, Policy::new(), operator)
+}
+
+/// What its own handles left is not to be waited for once the host has died.
+fn nobody() -> OpenAsHost {
+    Box::new(|| Err(Error::new(ErrorKind::Incompatible, "nobody hosts it again")))
 }
 
 impl Drop for Asked {
@@ -67,15 +89,8 @@ impl Drop for Asked {
 
 impl Subject for Asked {
     fn open(&mut self) -> Store {
-        self.stop();
-        let store = self.sim.open().unwrap();
-        let neighbours = || Arc::new(OsNeighbours::new(self.dir.path()).unwrap());
-        let listener = neighbours().listen().unwrap();
-        let view = Arc::new(Shared::Embedded(store.shared().embedded().unwrap().view()));
-        let guests = Guests::serve(view, neighbours(), listener, Vec::new(), None).unwrap();
-        self.host = Some((store, guests));
-        self.session += 1;
-        join(self.dir.path(), self.session)
+        self.serve(None);
+        self.join(nobody())
     }
 
     fn wait(&mut self, time: Duration) {
@@ -114,7 +129,7 @@ fn a_short_life_of_a_guest_takes_no_more_of_the_disk_than_its_pair() {
     let own = changes(sim.calls_of(|| pair(&host, "own")));
     let dir = asked.dir.path();
     let guests = changes(sim.calls_of(|| {
-        let guest = join(dir, 99);
+        let guest = join(dir, 99, nobody());
         pair(&guest, "guest's");
         guest.close(Duration::from_secs(5)).unwrap();
     }));
@@ -247,4 +262,29 @@ fn a_guest_that_has_become_the_host_is_reopened() {
     claim.complete("v").unwrap();
     theirs.complete("v").unwrap();
     assert!(matches!(third.claim("k").unwrap(), Claim::Completed(_)));
+}
+
+/// The next host may have fewer files open than the one before. Calls waited without a word until another guest left.
+#[test]
+fn calls_of_a_guest_that_the_next_host_refuses_are_told_so() {
+    let mut asked = Asked::new();
+    asked.serve(None);
+    let guest = asked.join(Box::new(|| Ok(None)));
+    assert!(guest.mark("before").unwrap().is_first());
+    let Claim::Acquired(claim) = guest.claim("claimed").unwrap() else { panic!() };
+    asked.serve(Some(0));
+    // It was sent before the guest knew that its host had gone.
+    let unknown = guest.mark("unknown").unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::Indeterminate, "{unknown}");
+    let refused = guest.mark("refused").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked, "{refused}");
+    assert!(refused.to_string().contains("ulimit -n"), "{refused}");
+    // An owner that leaves is not waited for by anybody: its word waits for the next host.
+    drop(claim);
+    asked.serve(None);
+    // The last answer of the host before may be on its way.
+    let marked = std::iter::repeat_with(|| guest.mark("refused")).find_map(Result::ok).unwrap();
+    assert!(marked.is_first());
+    guest.sync().unwrap();
+    assert!(matches!(guest.get("claimed").unwrap(), Some(State::Interrupted(_))));
 }

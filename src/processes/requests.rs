@@ -252,10 +252,7 @@ impl Requests {
             self.say(question);
         }
         // Such a call isn't sent again: it was given up, or may be what ends the hosts.
-        for (key, request) in granted {
-            let disown = self.disowning(key, request);
-            self.say(disown);
-        }
+        self.disown(granted);
         has_closed
     }
 
@@ -293,21 +290,30 @@ impl Requests {
     /// No host is asked any more, for that reason. Whether what was sent was done stays unknown.
     pub(crate) fn end(&mut self, why: &Error) {
         for open in self.open.values_mut().filter(|open| open.told.is_none()) {
-            let is_call =
-                matches!(&open.question, Question::Call(call) if matches!(call.ask, Ask::Call(..)));
-            let error = match is_call && (open.is_sent || open.is_again) {
-                true => {
-                    let message = format!("whether this call was made is unknown, and {why}");
-                    Error::new(ErrorKind::Indeterminate, message).because(why.again())
-                }
-                false => refused(why, &open.question),
-            };
-            open.tell(match open.question {
-                Question::Call(_) => HostTold::Reply(Box::new(Err(error))),
-                Question::Errand(_) => HostTold::Errand(Err(error)),
-            });
+            open.refuse(why);
         }
         self.open.retain(|_, open| !open.is_left);
+    }
+
+    /// The next host lets this process not in, for that reason: whoever waits is told so. What nobody waits for is kept.
+    pub(crate) fn refuse_waiting(&mut self, why: &Error) {
+        let mut disowned = Vec::new();
+        for (number, open) in &mut self.open {
+            if open.told.is_none() && !open.is_left {
+                let claimed = open.claims().filter(|_| open.is_again).cloned();
+                disowned.extend(claimed.map(|key| (key, *number)));
+                open.refuse(why);
+            }
+        }
+        self.disown(disowned);
+    }
+
+    /// Has what was granted to calls that are not sent again, if anything was, given back.
+    fn disown(&mut self, calls: Vec<(Key<'static>, u64)>) {
+        for (key, request) in calls {
+            let disown = self.disowning(key, request);
+            self.say(disown);
+        }
     }
 
     /// Writes what can be sent: owners' words first.
@@ -732,6 +738,20 @@ impl OpenRequest {
     fn tell(&mut self, told: HostTold) {
         self.told = Some(told);
         self.wake();
+    }
+
+    /// Answers that no host is asked. Whether what was sent was done is unknown.
+    fn refuse(&mut self, why: &Error) {
+        let is_call =
+            matches!(&self.question, Question::Call(call) if matches!(call.ask, Ask::Call(..)));
+        let error = match is_call && (self.is_sent || self.is_again) {
+            true => {
+                let message = format!("whether this call was made is unknown, and {why}");
+                Error::new(ErrorKind::Indeterminate, message).because(why.again())
+            }
+            false => refused(why, &self.question),
+        };
+        self.fail(error);
     }
 
     fn fail(&mut self, error: Error) {
