@@ -1012,10 +1012,14 @@ impl Backend for Guest {
         }
         self.drain();
         let began = nanos();
-        let word = WakeWord::new();
         let waited = || Duration::from_nanos(nanos() - began);
-        while !core.lock().requests.held().is_empty() && waited() < deadline {
-            word.wait(word.read(), Some(1));
+        while waited() < deadline {
+            let mut state = core.lock();
+            let Some(word) = state.requests.await_release() else { break };
+            let seen = word.read();
+            drop(state);
+            let left = deadline.saturating_sub(waited()).as_millis();
+            word.wait(seen, u64::try_from(left).ok().map(|millis| millis.saturating_add(1)));
         }
         let mut in_flight = Vec::new();
         let most = deadline.max(Duration::from_millis(limits::CLOSE_MILLIS_LEAST));

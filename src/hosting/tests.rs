@@ -288,3 +288,20 @@ fn calls_of_a_guest_that_the_next_host_refuses_are_told_so() {
     guest.sync().unwrap();
     assert!(matches!(guest.get("claimed").unwrap(), Some(State::Interrupted(_))));
 }
+
+/// It has the whole time of the deadline, and takes no more of it than the claims do.
+#[test]
+fn a_guest_that_closes_waits_for_its_claims_to_end() {
+    const FAR: Duration = Duration::from_secs(60);
+    let mut asked = Asked::new();
+    let guest = asked.open();
+    let Claim::Acquired(claim) = guest.claim("k").unwrap() else { panic!() };
+    let (tell, closed) = std::sync::mpsc::channel();
+    let closing = guest.clone();
+    let thread = std::thread::spawn(move || tell.send(closing.close(60 * FAR)));
+    while guest.mark("drained?").is_ok() {}
+    claim.complete("done").unwrap();
+    let left = closed.recv_timeout(FAR).expect("the close ends").unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    thread.join().unwrap().unwrap();
+}

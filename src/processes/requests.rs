@@ -52,6 +52,8 @@ pub(crate) struct Requests {
     unrecorded: Vec<Question>,
     /// Why calls have no answer whose callers don't wait for it any longer.
     late: BTreeMap<u64, Error>,
+    /// What is woken once no claim is held.
+    released: Option<Arc<WakeWord>>,
     link: Option<Link>,
 }
 
@@ -144,6 +146,7 @@ impl Requests {
             held: BTreeMap::new(),
             unrecorded: Vec::new(),
             late: BTreeMap::new(),
+            released: None,
             link: None,
         }
     }
@@ -441,6 +444,11 @@ impl Requests {
     }
 
     fn told(&mut self, number: u64, told: HostTold) {
+        self.take_told(number, told);
+        self.wake_released();
+    }
+
+    fn take_told(&mut self, number: u64, told: HostTold) {
         let open = self.open.get(&number);
         let is_unknown = matches!(&told, HostTold::Reply(reply)
             if reply.as_ref().as_ref().is_err_and(|e| e.kind() == ErrorKind::Indeterminate));
@@ -522,6 +530,24 @@ impl Requests {
     /// The claim of that token is not this process's any more.
     pub(crate) fn let_go(&mut self, token: Token) {
         self.held.remove(&token);
+        self.wake_released();
+    }
+
+    /// Returns what is woken once this process holds no claim; `None` if it holds none.
+    pub(crate) fn await_release(&mut self) -> Option<Arc<WakeWord>> {
+        if self.held.is_empty() {
+            return None;
+        }
+        let word = self.released.get_or_insert_with(|| Arc::new(WakeWord::new()));
+        Some(Arc::clone(word))
+    }
+
+    fn wake_released(&mut self) {
+        if self.held.is_empty() {
+            if let Some(word) = self.released.take() {
+                word.wake_all();
+            }
+        }
     }
 
     /// Has `waker` woken by the answer. Returns whether the request is open.
@@ -593,6 +619,7 @@ impl Requests {
         reply: &Reply,
     ) {
         note(&mut self.held, key, call, asked, reply, self.now);
+        self.wake_released();
     }
 
     /// What is left of the leases of this process's claims, in milliseconds.
