@@ -20,7 +20,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::Cause;
 
-use crate::exit::{Failure, NOT_FOUND, Result};
+use crate::exit::{Failure, ITSELF, NOT_FOUND, Result};
 use crate::launch::LAUNCH;
 use crate::recording::{Recording, Stream};
 
@@ -70,8 +70,15 @@ pub(crate) fn run(task: &Task<'_>, mut pass: impl FnMut(Stream, &[u8])) -> Resul
     fill_random(&mut random).map_err(|e| Failure::itself("reading random bytes", &e))?;
     let word = data_encoding::HEXLOWER.encode(&random);
     // The thread that starts the command lives as long as this process: with it, too, the command dies.
-    let child = launcher(task, &word).spawn();
-    let child = child.map_err(|e| Failure::itself("starting the command", &e))?;
+    let child = match launcher(task, &word).spawn() {
+        Ok(child) => child,
+        // For example with words that are too long for a second start: nothing ran, and so the claim has to learn.
+        Err(error) => {
+            let end =
+                End::NotLaunched { exit_code: ITSELF, errno: error.raw_os_error().unwrap_or(0) };
+            return Ok(Ended { end, recording: Recording::default(), has_timed_out: false });
+        }
+    };
     drop(wakers);
     let now = Instant::now();
     let follower = Follower {

@@ -182,6 +182,9 @@ fn health(health: &Health) -> Check {
         // No other process can look at the store while this one does, and nothing is wrong with its data.
         Health::Alone { .. } => return Check::new("health", Level::Warning, message),
         Health::Full { .. } | Health::WaitsForSpace => "free some space: no restart is needed",
+        Health::Silent { .. } => {
+            "look at that process: it is stopped, or waits for its disk; if it ends, another takes its place"
+        }
         _ => "look at the device, then open the store again",
     };
     Check::new("health", Level::Alarm, message).next(next)
@@ -242,38 +245,34 @@ fn stuck_in(
     before: u64,
 ) -> Result<u64> {
     let stuck = [StateKind::Interrupted, StateKind::Held];
+    let onlyonce = shown::onlyonce_in(names);
+    let mut unsaid_level = Level::Ok;
     let mut count = 0;
     for entry in space.iter().in_states(&stuck).oldest_first() {
         let (key, state) = entry?;
         count += 1;
-        if before + count > doctor.limit {
-            continue;
-        }
         let (State::Interrupted(attempt) | State::Held(attempt)) = &state else { continue };
         let age = attempt.since().elapsed().unwrap_or_default();
         let is_old = doctor.stuck_for.is_none_or(|most| age >= most);
+        let level = if is_old { Level::Warning } else { Level::Ok };
+        if before + count > doctor.limit {
+            unsaid_level = unsaid_level.max(level);
+            continue;
+        }
         let place: String = names.iter().map(|name| format!("{name} / ")).collect();
         let word = shown::word(&state);
-        let options: String =
-            names.iter().map(|name| format!("-n {} ", shown::quoted(name))).collect();
         let key = key.to_string();
-        let check = Check::new(
-            "stuck_keys",
-            if is_old { Level::Warning } else { Level::Ok },
-            format!("{place}{key} is {word}: {attempt}"),
-        );
-        say(check.next(format!("onlyonce {options}show {}", shown::quoted(&key))))?;
+        let check = Check::new("stuck_keys", level, format!("{place}{key} is {word}: {attempt}"));
+        say(check.next(format!("{onlyonce} show {}", shown::quoted(&key))))?;
         if screen.is_json() {
             screen.object(&KeyLine::of(names, &state, false))?;
         }
     }
     let unsaid = (before + count).saturating_sub(doctor.limit.max(before));
     if unsaid > 0 {
-        let options: String =
-            names.iter().map(|name| format!("-n {} ", shown::quoted(name))).collect();
         let message = format!("{unsaid} more keys are interrupted or held");
-        say(Check::new("stuck_keys", Level::Warning, message)
-            .next(format!("onlyonce {options}list --state stuck --oldest-first")))?;
+        say(Check::new("stuck_keys", unsaid_level, message)
+            .next(format!("{onlyonce} list --state stuck --oldest-first")))?;
     }
     Ok(count)
 }

@@ -149,7 +149,7 @@ pub(crate) fn show(common: &Common, show: &Show, screen: &Screen) -> Result<u8> 
         } else {
             let word = shown::word(&state).replace('_', " ");
             screen.line(format!("{BOLD}{key}{BOLD:#}: {word}{}", shown::page(&state)))?;
-            if let Some(next) = shown::next_step(&state) {
+            if let Some(next) = shown::next_step(&common.namespace, &state) {
                 screen.line(format!("next: {next}"))?;
             }
         }
@@ -237,12 +237,15 @@ pub(crate) fn forget(common: &Common, forget: &Forget, screen: &Screen) -> Resul
             return Err(Failure::usage("--all forgets a namespace: name it by --namespace"));
         }
         let name = common.namespace.join(" / ");
-        if forget.dry_run {
-            screen.note(format!("the namespace {name} would be forgotten"));
-            return Ok(0);
-        }
         if !forget.force {
             refuse_undecided(&store, &forget.which)?;
+        }
+        if forget.dry_run {
+            if screen.is_json() {
+                screen.object(&ChangedLine { r#type: "forgotten", key: &name, done: false })?;
+            }
+            screen.note(format!("the namespace {name} would be forgotten"));
+            return Ok(0);
         }
         let was_there = store.forget_all()?;
         if screen.is_json() {

@@ -362,26 +362,33 @@ fn attempt_rows(attempt: &Attempt, row: &mut dyn FnMut(&str, &dyn std::fmt::Disp
     attempt.fingerprint().into_iter().for_each(|print| row("fingerprint", &hex(print)));
 }
 
-/// What an operator types next.
-pub(crate) fn next_step(state: &State) -> Option<String> {
+/// What an operator types next, about a key of this namespace.
+pub(crate) fn next_step(namespace: &[String], state: &State) -> Option<String> {
+    let onlyonce = onlyonce_in(namespace);
     let key = quoted(&state.key().to_string());
     match state {
         State::InProgress(attempt) if attempt.is_being_decided() => Some(format!(
             "wait for its owner's decision, or find out what the attempt did and decide: \
-             onlyonce resolve {key} success|failure|retry"
+             {onlyonce} resolve {key} success|failure|retry"
         )),
         State::InProgress(_) => Some(format!(
-            "wait; if its owner hangs: onlyonce interrupt {key} --reason TEXT, then as for interrupted keys"
+            "wait; if its owner hangs: {onlyonce} interrupt --reason TEXT {key}, then as for interrupted keys"
         )),
         State::Interrupted(_) | State::Held(_) => Some(format!(
-            "find out what the attempt did, then: onlyonce resolve {key} success|failure|retry"
+            "find out what the attempt did, then: {onlyonce} resolve {key} success|failure|retry"
         )),
         State::Aborted(_) => Some(format!(
             "nothing: the next claim is granted; if it is refused as held, too many attempts were made: \
-             onlyonce resolve {key} retry"
+             {onlyonce} resolve {key} retry"
         )),
         _ => None,
     }
+}
+
+/// The program and the options that name this namespace, as a shell takes them.
+pub(crate) fn onlyonce_in(namespace: &[String]) -> String {
+    let options = namespace.iter().map(|name| format!(" -n {}", quoted(name)));
+    std::iter::once("onlyonce".to_owned()).chain(options).collect()
 }
 
 /// A key as a word of a shell.

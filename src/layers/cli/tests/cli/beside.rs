@@ -5,9 +5,10 @@ use std::process::{Child, ChildStdout};
 use std::time::Duration;
 
 use onlyonce::{Claim, Store};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::store::{TestStore, objects, wait_until};
+use crate::store::{TestStore, is_ignored, objects, wait_until};
 
 fn shared(store: &TestStore) -> Store {
     let builder = Store::builder().shared(true).open_timeout(Duration::from_secs(60));
@@ -125,10 +126,21 @@ fn serve_hosts_the_store_until_a_signal() {
     assert_eq!(store.prints(["run", "k", "--", "echo", "twice"]).0, "once\n");
     assert_eq!(exclusive().unwrap_err().kind(), onlyonce::ErrorKind::Locked);
 
-    let pid = rustix::process::Pid::from_child(&second.process);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(second.process.wait().unwrap().code(), Some(0));
-    assert!(exclusive().unwrap().stats().opening.was_clean);
+    assert_eq!(store.ends(["run", "new", "--", "true"]), 0);
+    second.kill();
+    let (checks, _) = store.json(["doctor"]);
+    let last = checks.iter().find(|line| line["check"] == "last_process").unwrap();
+    assert_eq!(last["level"], "warning");
+
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        if is_ignored(signal.as_raw()) {
+            continue;
+        }
+        let mut server = Server::start(&store);
+        kill_process(Pid::from_child(&server.process), signal).unwrap();
+        assert_eq!(server.process.wait().unwrap().code(), Some(0));
+        assert!(exclusive().unwrap().stats().opening.was_clean);
+    }
 }
 
 #[test]

@@ -98,6 +98,9 @@ fn a_key_is_shown_with_what_to_do_next() {
     assert_eq!(objects[1]["kind"], "no_such_key");
     assert_eq!(store.json(["show", "-o", "done"]).0[0]["outcome"]["result"]["text"], "a result");
     assert_eq!(store.ends(["show", "-o", "held"]), 1);
+    // Without its namespace, the line would be about another key.
+    let (page, _, _) = store.prints(["-n", "acme", "-n", "eu", "show", "within"]);
+    assert!(page.contains("onlyonce -n acme -n eu resolve within success"), "{page}");
 }
 
 #[test]
@@ -112,6 +115,10 @@ fn a_finding_is_recorded_and_replayed() {
     let within = ["-n", "acme", "-n", "eu", "resolve", "within", "retry", "--reason", "no mail"];
     assert_eq!(store.json(within).1, 0);
     assert_eq!(store.ends(["run", "-n", "acme", "-n", "eu", "within", "--", "true"]), 0);
+
+    let detached = ["interrupt", "detached"];
+    assert_eq!((store.ends(detached), store.ends(["resolve", "detached", "failure"])), (0, 0));
+    assert_eq!(store.ends(["run", "detached", "--", "true"]), 1);
 
     assert_eq!(store.ends(["resolve", "done", "retry"]), 1);
     assert_eq!(store.ends(["resolve", "missing", "retry"]), 1);
@@ -151,6 +158,8 @@ fn keys_are_forgotten_unless_somebody_must_decide() {
     assert_eq!(store.ends(["forget"]), 64);
     assert_eq!(store.ends(["forget", "--all"]), 64);
     assert_eq!(store.ends(["forget", "-n", "acme", "-n", "eu", "--all"]), 76);
+    let dry = ["forget", "-n", "acme", "--all", "--dry-run"];
+    assert_eq!(store.json(dry.into_iter().chain(["--force"])).0[0]["done"], false);
     assert_eq!(lines(&store, "-n acme -n eu list -k"), ["within"]);
     assert_eq!(store.ends(["forget", "-n", "acme", "--all", "--force"]), 0);
     assert_eq!(lines(&store, "list -k --all").len(), 2);

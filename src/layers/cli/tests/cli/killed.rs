@@ -139,7 +139,7 @@ fn recorded_and_the_run_has_not_ended() {
 fn while_the_command_that_finds_out_runs() {
     let store = TestStore::new();
     assert_eq!(store.ends(["run", "k", "--", "sh", "-c", "kill -KILL $$"]), 137);
-    let ask = "ask:echo $$ > pid; until test -e go; do sleep 0.01; done";
+    let ask = "ask:echo $$ > pid; while test -e pid; do sleep 0.01; done";
     let words = ["run", "k", "--on-interrupted", ask, "--", "sh", "-c", WORK];
     let run = store.command(words).spawn().unwrap();
     pid(&store);

@@ -1,6 +1,8 @@
 //! `onlyonce run`: the command's output and exit code, now and replayed, and ours.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -128,6 +130,10 @@ fn other_words_files_or_variables_are_refused() {
     assert_eq!(run("env", "--fingerprint-env=VARIABLE", "one", "x"), Some(0));
     assert_eq!(run("env", "--fingerprint-env=VARIABLE", "two", "x"), Some(0));
     assert_eq!(run("env", "--fingerprint-env=VARIABLE", "one", "y"), Some(65));
+    // A variable that isn't there differs from one that is empty.
+    assert_eq!(run("none", "--fingerprint-env=MISSING", "one", ""), Some(0));
+    let mut empty = store.command(["run", "none", "--fingerprint-env", "MISSING", "--", "true"]);
+    assert_eq!(empty.env("MISSING", "").status().unwrap().code(), Some(65));
 }
 
 /// Of the library, whose claims the command line has no command for.
@@ -283,6 +289,88 @@ fn a_reader_that_goes_away_stops_nothing() {
     assert_eq!(store.prints(["run", "k", "--", "true"]).0, "1\n2\n3\n4\n");
 }
 
+/// Without a reader, the run with `--json` ended before its command, whose key was interrupted then; and the exit code was 0.
+#[test]
+fn a_reader_that_has_gone_changes_neither_the_work_nor_the_exit_code() {
+    let store = TestStore::new();
+    let work = effect("seq 20000; exit 3");
+    for (key, option) in [("k", "--json"), ("k", "--json"), ("l", "--quiet"), ("l", "--quiet")] {
+        let mut run = store.command(["run", key, option, "--", "sh", "-c", &work]);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run.stdout(writer).status().unwrap().code(), Some(3), "{key} {option}");
+        assert_eq!(store.state(key), "failed");
+    }
+    assert_eq!(effects(&store), 2);
+}
+
+/// Its words fit once, and not with the few that are added to start it.
+#[test]
+fn a_command_that_cant_be_started_leaves_its_key_free() {
+    const TOO_LONG: i32 = 7; // E2BIG
+    let store = TestStore::new();
+    let run = |bytes: usize| {
+        let words = "x".repeat(bytes);
+        let words = words.as_bytes().chunks(100_000).map(OsStr::from_bytes);
+        store.command(["run", "k", "--", "true"]).args(words).output()
+    };
+    // The most with which onlyonce itself still starts, but for a few bytes.
+    let (mut fits, mut too_long) = (0, 8 << 20);
+    while too_long - fits > 64 {
+        let middle = usize::midpoint(fits, too_long);
+        match run(middle) {
+            Ok(_) => fits = middle,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(TOO_LONG));
+                too_long = middle;
+            }
+        }
+        assert!(matches!(store.ends(["forget", "k"]), 0 | 1));
+    }
+    assert_eq!(run(fits).unwrap().status.code(), Some(125));
+    assert_eq!(store.state("k"), "aborted");
+}
+
+#[test]
+fn a_wait_ends_after_its_time_and_waits_for_the_store_too() {
+    let store = TestStore::new();
+    let here = store.open();
+    let run =
+        store.command(["run", "k", "--open-timeout", "0", "--wait", "--", "echo", "done"]).spawn();
+    std::thread::sleep(Duration::from_millis(100));
+    let Claim::Acquired(claim) = here.claim("busy").unwrap() else { panic!() };
+    claim.detach(Duration::from_secs(3600)).unwrap();
+    drop(here);
+    assert_eq!(run.unwrap().wait_with_output().unwrap().stdout, b"done\n");
+    assert_eq!(store.ends(["run", "busy", "--wait=0.05", "--", "true"]), 75);
+}
+
+#[test]
+fn a_run_has_its_lease_and_its_retention() {
+    let store = TestStore::new();
+    assert_eq!(store.ends(["run", "kept", "--retention", "1h", "--", "true"]), 0);
+    assert!(store.json(["show", "kept"]).0[0]["outcome"]["expires_at"].is_string());
+    let work = "echo > begun; until test -e go; do sleep 0.01; done";
+    let run = store.command(["run", "k", "--lease", "1h", "--", "sh", "-c", work]).spawn().unwrap();
+    store.wait_for("begun");
+    let (lines, _) = store.json(["show", "k", "--open-timeout", "60"]);
+    std::fs::write(store.dir().join("go"), "").unwrap();
+    assert_eq!(run.wait_with_output().unwrap().status.code(), Some(0));
+    assert!(lines[0]["attempt"]["lease_left_ms"].is_u64());
+}
+
+#[test]
+fn a_command_whose_claim_is_revoked_is_stopped() {
+    if is_ignored(15) {
+        return;
+    }
+    let store = TestStore::new();
+    let run = waiting(&store, "trap 'exit 7' TERM;");
+    assert_eq!(store.ends(["interrupt", "k", "--open-timeout", "60"]), 0);
+    assert_eq!(run.wait_with_output().unwrap().status.code(), Some(76));
+    assert_eq!(store.state("k"), "interrupted");
+}
+
 #[test]
 fn a_command_that_takes_too_long_is_stopped() {
     let store = TestStore::new();
@@ -332,7 +420,9 @@ fn signals_are_passed_to_the_command() {
     // What it makes of them is recorded.
     let heard = |number: &i32| !is_ignored(*number);
     for (signal, _) in
-        [("TERM", 15), ("INT", 2), ("HUP", 1), ("USR1", 10)].into_iter().filter(|(_, n)| heard(n))
+        [("TERM", 15), ("INT", 2), ("HUP", 1), ("QUIT", 3), ("USR1", 10), ("USR2", 12)]
+            .into_iter()
+            .filter(|(_, n)| heard(n))
     {
         let store = TestStore::new();
         let mut run = waiting(&store, &format!("trap 'exit 7' {signal};"));

@@ -87,7 +87,7 @@ fn ctrl_c_reaches_the_command_once() {
         return;
     }
     let store = TestStore::new();
-    let work = "trap 'n=$((n+1)); echo > got' INT; echo begun; until test -e go; do sleep 0.05; done; echo \"got $n\"";
+    let work = "trap 'n=$((n+1)); echo > got' INT; echo begun; until test -e go; do :; done; echo \"got $n\"";
     let (terminal, mut child) = on_terminal(&store, &["run", "k", "--", "sh", "-c", work], None);
     let mut begun = [0; 5];
     (&terminal).read_exact(&mut begun).unwrap();

@@ -144,8 +144,11 @@ fn the_doctor_names_what_is_stuck_and_what_to_type() {
     assert_eq!(lines.iter().filter(|line| line["type"] == "key").count(), 3);
     let (page, _, _) = store.prints(["doctor"]);
     assert!(page.contains("acme / held is held") && page.contains("ask ann"), "{page}");
-    let patient = store.json(["doctor", "--stuck-for", "1h"]).0;
-    assert_eq!(level(&patient, "stuck_keys"), "ok");
+    for limit in ["20", "1"] {
+        let patient = store.json(["doctor", "--stuck-for", "1h", "--limit", limit]).0;
+        let mut stuck = patient.iter().filter(|line| line["check"] == "stuck_keys");
+        assert!(stuck.all(|line| line["level"] == "ok"), "{limit}");
+    }
 
     assert_eq!(store.ends(["doctor", "-s", "missing"]), 74);
 }
@@ -264,6 +267,9 @@ fn bare_ids_are_recorded_as_done() {
     drop(here);
     assert_eq!(store.with_input(&["import", "--ids", "keys"], b"18\n").status.code(), Some(0));
     assert_eq!(store.with_input(&["import", "--ids", "text"], b"{}\n").status.code(), Some(0));
+    let kept = ["import", "--retention", "1h"];
+    assert_eq!(store.with_input(&kept, b"kept\n").status.code(), Some(0));
+    assert!(store.json(["show", "kept"]).0[0]["outcome"]["expires_at"].is_string());
     let here = store.open();
     assert!(!here.mark(18u64).unwrap().is_first() && !here.mark("{}").unwrap().is_first());
     drop(here);
