@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use super::Shared;
 use super::serving::Serving;
 use crate::engine::{Engine, Legacy, Threads, Unended};
-use crate::sync::{self, Mutex, SetOnce};
+use crate::sync::{self, AtomicBool, Mutex, Ordering, SetOnce};
 use crate::types::SessionId;
 use crate::{Error, Result};
 
@@ -33,6 +33,7 @@ struct Reopening {
     /// How the store is opened again, and what a reopening that failed has kept for the next try. Locked by a reopening.
     state: Mutex<ReopeningState>,
     askers: Mutex<Askers>,
+    is_at_work: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,6 +78,7 @@ impl Embedded {
                 successor: SetOnce::new(),
                 state: Mutex::new(ReopeningState::default()),
                 askers: Mutex::new(Askers::new()),
+                is_at_work: AtomicBool::new(false),
             }),
             is_view: false,
         }
@@ -132,13 +134,29 @@ impl Embedded {
         drop(self.reopening.state.lock());
     }
 
+    /// Whether a claim of this open may go on in the next one. Those that wait are woken once a reopening has ended.
+    pub(super) fn may_go_on_elsewhere(&self) -> bool {
+        let is_at_work = self.reopening.is_at_work.load(Ordering::SeqCst);
+        is_at_work || self.successor().is_some()
+    }
+
     /// Opens the poisoned store again. From then on calls on this one are made on that one.
     pub(super) fn reopen(&self) -> Result<()> {
         let mut state = self.reopening.state.lock();
         if self.successor().is_some() {
             return Ok(());
         }
-        let is_draining = self.engine.log.gate().is_draining();
+        self.reopening.is_at_work.store(true, Ordering::SeqCst);
+        let reopened = self.reopen_with(&mut state);
+        self.reopening.is_at_work.store(false, Ordering::SeqCst);
+        drop(state);
+        // Callers that were to be woken at a time, and owners that wait for the end of their claims, look at where they are.
+        let _ = self.engine.waits.fire(u64::MAX);
+        self.engine.waits.tell_all();
+        reopened
+    }
+
+    fn reopen_with(&self, state: &mut ReopeningState) -> Result<()> {
         let legacy = match state.legacy.take() {
             Some(legacy) => {
                 // Its guests are told meanwhile that it is poisoned.
@@ -159,14 +177,12 @@ impl Embedded {
         match open(self, &legacy) {
             Ok(next) => {
                 let engine = next.engine();
-                if is_draining {
-                    engine.drain();
-                }
                 // The claims are on it, so whoever leaves one is heard there.
                 self.reopening.successor.set(Arc::new(Shared::Embedded(next)));
                 self.engine.set_heir(&engine);
-                // Callers that were to be woken at a time look at where they are.
-                let _ = self.engine.waits.fire(u64::MAX);
+                if self.engine.log.gate().is_draining() {
+                    engine.drain();
+                }
                 Ok(())
             }
             Err(e) => {
@@ -204,7 +220,7 @@ impl Embedded {
         }
     }
 
-    pub(super) fn engine(&self) -> Arc<Engine> {
+    pub(crate) fn engine(&self) -> Arc<Engine> {
         Arc::clone(&self.engine)
     }
 

@@ -17,6 +17,7 @@ use crate::engine::{
 use crate::limits;
 use crate::operation::Key;
 use crate::protocol::{Answer, Call};
+use crate::sync::wake;
 use crate::types::{KeyHash, Token};
 use crate::{Error, ErrorKind, Result};
 
@@ -149,7 +150,12 @@ impl Course {
                             return Awaits::Disk(needs);
                         }
                         PlacedFate::Lost(e) => {
-                            engine.take_back_outside(&owned.key, self.hash, done.applied());
+                            engine.take_back_outside(
+                                &owned.key,
+                                self.hash,
+                                owned.call,
+                                done.applied(),
+                            );
                             return Awaits::Answer(Err(e));
                         }
                     }
@@ -263,6 +269,12 @@ impl Course {
             Way::Watch(watch) => {
                 let (turn, _, live) = watch.look(engine, self.hash, Some(waker));
                 let Some(left) = live else {
+                    if engine.may_go_on_elsewhere() {
+                        if engine.successor().is_some() {
+                            wake(waker.clone());
+                        }
+                        return true;
+                    }
                     self.way = Way::Told(Ok(Applied::done(engine.log.now())));
                     return false;
                 };
@@ -392,8 +404,46 @@ impl SentCall {
         SentCall { shared: Arc::clone(shared), course: Course { hash: NO_HASH, way } }
     }
 
+    /// A claim goes on in the open that replaces this one, and so does whoever waits for its end.
+    fn follow(&mut self) {
+        let current = self.shared.current_arc();
+        if let Way::Watch(watch) = &mut self.course.way {
+            if !Arc::ptr_eq(current, &self.shared) {
+                watch.turn = None;
+                self.shared = Arc::clone(current);
+            }
+        }
+    }
+
+    /// Waits until a claim is no longer live.
+    fn wait_for_end(mut self) -> Result<Applied> {
+        loop {
+            self.follow();
+            let shared = Arc::clone(&self.shared);
+            let engine = shared.begun_on()?;
+            if engine.is_foreign() {
+                return Err(engine.log.forked());
+            }
+            let Course { hash, way: Way::Watch(watch) } = &mut self.course else {
+                return Err(engine.log.bug("a call that was to wait for an end is another"));
+            };
+            match watch.look(engine, *hash, None) {
+                (turn, seen, Some(left)) => drop(turn.wait(seen, left)),
+                (turn, seen, None) if engine.may_go_on_elsewhere() => {
+                    if engine.successor().is_none() {
+                        turn.wait(seen, None);
+                    }
+                }
+                (_, _, None) => return Ok(Applied::done(engine.log.now())),
+            }
+        }
+    }
+
     /// Waits for the answer.
     pub(crate) fn wait(mut self) -> Result<Applied> {
+        if matches!(self.course.way, Way::Watch(_)) {
+            return self.wait_for_end();
+        }
         let shared = Arc::clone(&self.shared);
         let engine = shared.begun_on()?;
         if engine.is_foreign() {
@@ -410,6 +460,7 @@ impl SentCall {
 
     /// Returns the answer once it is there; until then, has the task woken when there is more to do.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Applied>> {
+        self.follow();
         let shared = Arc::clone(&self.shared);
         let engine = match shared.begun_on() {
             Ok(engine) => engine,

@@ -150,7 +150,7 @@ fn told(engine: &Engine, placed: PlacedCalls) -> ControlFlow<Result<ManyAnswers>
     };
     for (call, hash, applied) in placed.calls.iter().flatten() {
         if let Ok(applied) = applied {
-            engine.take_back_outside(&call.key, *hash, applied);
+            engine.take_back_outside(&call.key, *hash, call.call, applied);
         }
     }
     ControlFlow::Break(Err(e))

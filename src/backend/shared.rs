@@ -559,7 +559,13 @@ impl Shared {
     /// See [`Store::drain`](crate::Store::drain).
     pub(crate) fn drain(&self) {
         match self.current() {
-            Shared::Embedded(embedded) => embedded.drain(),
+            Shared::Embedded(embedded) => {
+                embedded.drain();
+                // It may have been reopened before it was told.
+                if let Some(next) = embedded.successor() {
+                    next.drain();
+                }
+            }
             Shared::Other(backend) => backend.drain(),
         }
     }

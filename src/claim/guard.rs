@@ -413,6 +413,11 @@ impl ClaimGuard {
         &self.handle
     }
 
+    /// Its caller is told an error instead of the grant, so no work began.
+    pub(crate) fn untold(self) {
+        self.0.withdraw();
+    }
+
     /// As a drop, with another reason.
     pub(crate) fn leave(self, reason: &str) {
         self.0.leave(reason);

@@ -11,7 +11,7 @@ use super::seen::unexpected;
 use super::step::{EarlierSteps, Steps};
 use super::{Attempt, KeyCall, Pending, make, progress, reserve, send};
 use crate::backend::Shared;
-use crate::engine::{Applied, Asks, Writing};
+use crate::engine::{Applied, Asks, UNTOLD, Writing};
 use crate::operation::Settings;
 use crate::protocol::{Answer, Call, CallExtras, Conditions};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
@@ -153,6 +153,14 @@ impl ClaimInner {
         let writing = Writing { level: Some(level), conditions, ..Writing::default() };
         let call = if abort { Call::Abort(self.token) } else { Call::Interrupt(self.token) };
         self.shared.let_go(&self.key, self.hash, call, reason, &writing);
+    }
+
+    /// Gives the claim back of which nobody was told.
+    pub(super) fn withdraw(&self) {
+        if self.liveness.end() {
+            let (call, writing) = (Call::Withdraw(self.token), Writing::default());
+            self.shared.let_go(&self.key, self.hash, call, UNTOLD, &writing);
+        }
     }
 
     /// Bytes that the claim reserves for its ending.

@@ -359,6 +359,10 @@ impl KeyCall for Word {
     fn answered(self, _: &Arc<Shared>, _: KeyHash, said: Result<Applied>) -> Result<ClaimGuard> {
         self.lost.decided(self.says, said?)
     }
+
+    fn untold(claim: ClaimGuard) {
+        claim.untold();
+    }
 }
 
 /// A claimant's word that holds the key, to be said. Dropped before that, it is as its question dropped.

@@ -135,6 +135,10 @@ impl Renewer {
                 if alarm.set_due(Some(state.due)) {
                     shared.keep_time();
                 }
+                if !shared.times(alarm) {
+                    // Before it was set: nobody sets that one off.
+                    continue;
+                }
                 return true;
             }
             // Rounded down: the last renewal must not reach beyond the ceiling.

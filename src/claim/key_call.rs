@@ -50,6 +50,9 @@ pub(crate) trait KeyCall: Asks {
     /// Its caller is gone after it was sent, and before its answer was taken.
     fn left(&self) {}
 
+    /// The answer is not shown: its caller is told an error instead, and has nothing of what was granted.
+    fn untold(_answer: Self::Answer) {}
+
     /// Drops it without a call. The error takes along the guard, if there is one.
     fn refused(self, error: Error) -> Error
     where
@@ -234,6 +237,12 @@ impl KeyCall for Claiming<'_> {
     ) -> Result<Claim> {
         let Claiming { key, fingerprint, settings, .. } = self;
         Claim::answered(shared, &key, hash, settings, fingerprint, applied?)
+    }
+
+    fn untold(answer: Claim) {
+        if let Claim::Acquired(claim) = answer {
+            claim.untold();
+        }
     }
 }
 

@@ -95,7 +95,7 @@ impl Engine {
     ) -> Result<Applied> {
         let inside = self.enter()?;
         let done = self.place(&inside, key, hash, call, writing)?;
-        self.settled(key, hash, done, writing.level)
+        self.settled(key, hash, call, done, writing.level)
     }
 
     /// Loads the table buckets of some keys into the cache before they are looked up.

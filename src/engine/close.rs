@@ -237,7 +237,7 @@ impl Engine {
         let gate = self.log.gate();
         gate.finish();
         let _span = self.log.events.closing();
-        let (left, claims) = match finish.passes_on {
+        let (left, claims) = match finish.passes_on || self.is_on_trial() {
             true => (Vec::new(), self.take_claims()),
             false => (self.interrupt_all(), Claims::default()),
         };

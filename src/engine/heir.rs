@@ -45,8 +45,10 @@ struct LastWord {
 pub(super) struct Heir {
     legacy: Option<Legacy>,
     /// To be made on it, in their order.
-    last_words: Vec<LastWord>,
+    last_words: Vec<Arc<LastWord>>,
     engine: Option<Arc<Engine>>,
+    /// This open is an heir itself, and has not replaced the open before. If it closes, the claims go on without it.
+    is_on_trial: bool,
 }
 
 impl Legacy {
@@ -120,13 +122,13 @@ impl Engine {
         reason: &str,
         writing: Option<&Writing<'_>>,
     ) {
-        let word = LastWord {
+        let word = Arc::new(LastWord {
             key: key.clone().into_owned(),
             call,
             reason: reason.to_owned(),
             level: writing.and_then(|writing| writing.level),
             retention_ms: writing.and_then(|writing| writing.conditions.retention_ms),
-        };
+        });
         let mut heir = self.heir.lock();
         match heir.engine.clone() {
             None => heir.last_words.push(word),
@@ -139,12 +141,8 @@ impl Engine {
 
     /// Gives the claims that `from` has left back to their owners. Called before any call is let in.
     pub(crate) fn inherit(&self, from: &Engine, legacy: &Legacy) -> Result<()> {
-        let left = |word: &LastWord| {
-            // Its owner left while the store was poisoned, and memory forgot it.
-            let token = word.call.of_owner()?;
-            Some((word.key.clone(), token, KeptTerms::default()))
-        };
-        let gone: Vec<_> = from.heir.lock().last_words.iter().filter_map(left).collect();
+        self.heir.lock().is_on_trial = true;
+        let gone = from.heir.lock().last_words.clone();
         if legacy.claims.is_empty() && gone.is_empty() {
             return Ok(());
         }
@@ -154,14 +152,24 @@ impl Engine {
             let keeping = KeptTerms { reserve: claim.reserved, lease_until: claim.lease_until };
             self.keep_own(&claim.key, claim.token, keeping)?;
         }
-        for (key, token, keeping) in gone {
-            self.keep_own(&key, token, keeping)?;
+        for word in gone {
+            // Its owner left while the store was poisoned, and memory forgot it.
+            if let Some(token) = word.call.of_owner() {
+                self.keep_own(&word.key, token, KeptTerms::default())?;
+            }
+            // Before another process asks once more for what was granted to it. If this open fails, it is made again.
+            word.make(self);
         }
         Ok(())
     }
 
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.heir.lock().is_on_trial
+    }
+
     /// Calls are made on `heir` from now on, and what was left for it is done.
     pub(crate) fn set_heir(&self, heir: &Arc<Engine>) {
+        heir.heir.lock().is_on_trial = false;
         loop {
             let last_words = {
                 let mut own = self.heir.lock();
@@ -184,5 +192,44 @@ impl LastWord {
         let hash = engine.hash(&self.key);
         let is_made = engine.let_go(&self.key, hash, self.call, &self.reason, &writing, true);
         debug_assert!(is_made, "it may wait for whatever it needs");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{DiskFault, Sim};
+    use crate::{Claim, OnDrop, Operation, State};
+
+    #[derive(Debug)]
+    struct NoLock;
+
+    impl DirLock for NoLock {}
+
+    /// Another process that asks once more for what was granted to it finds what became of that.
+    #[test]
+    fn what_was_left_is_done_before_calls_are_let_in() {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let op = Operation::new("left").on_drop(OnDrop::Abort);
+        let Claim::Acquired(left) = store.claim(op).unwrap() else { panic!() };
+        let Claim::Acquired(kept) = store.claim("kept").unwrap() else { panic!() };
+        sim.fail_sync(0, DiskFault::Io);
+        store.mark("poison").unwrap_err();
+        drop(left);
+        let embedded = store.shared().embedded().unwrap();
+        let Legacy { lock, claims } = embedded.engine().pass_on(embedded).unwrap();
+        drop(lock);
+        let legacy = Legacy { lock: Arc::new(NoLock), claims };
+        let next = sim.open().unwrap();
+        next.engine().inherit(store.engine(), &legacy).unwrap();
+        assert!(matches!(next.get("left").unwrap(), Some(State::Aborted(_))));
+        assert_eq!(next.stats().in_flight, 1);
+        // A reopening that fails afterwards closes it, and the next one has the claim still.
+        drop(next);
+        let next = sim.open().unwrap();
+        next.engine().inherit(store.engine(), &legacy).unwrap();
+        assert_eq!(next.stats().in_flight, 1);
+        drop(kept);
     }
 }

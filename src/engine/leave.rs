@@ -13,31 +13,49 @@ use crate::sync::Ordering;
 use crate::types::{KeyHash, Origin, Token};
 
 /// Why a claim is withdrawn whose grant was answered with an error.
-const UNTOLD: &str = "granted, and the answer was an error";
+pub(crate) const UNTOLD: &str = "granted, and the answer was an error";
+
+/// What to say for a caller that isn't told that it owns a claim, and the claim's token; `None`: it owns none.
+fn leaving(call: Call, applied: &Applied) -> Option<(Call, Token)> {
+    match (call, applied.claimed) {
+        (_, Some(claimed)) => Some((Call::Withdraw(claimed.token), claimed.token)),
+        // It stays detached.
+        (Call::Attach(token), None) if applied.answer == Answer::Done => {
+            Some((Call::Interrupt(token), token))
+        }
+        _ => None,
+    }
+}
 
 impl Engine {
     /// Drops the claim or question of a call that returns an error: its caller holds neither, whatever became of the
     /// record.
     #[cold]
-    pub(crate) fn take_back(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
+    pub(crate) fn take_back(&self, key: &Key<'_>, hash: KeyHash, call: Call, applied: &Applied) {
         if applied.answer == Answer::Asked {
             self.drop_question(key, hash, applied.question);
         }
-        if let Some(claimed) = applied.claimed {
-            if self.log.is_poisoned() {
-                self.tell_heir(key, Call::Withdraw(claimed.token), UNTOLD, None);
+        if let Some((word, token)) = leaving(call, applied) {
+            if self.log.is_poisoned() && matches!(word, Call::Withdraw(_)) {
+                self.tell_heir(key, word, UNTOLD, None);
             }
-            self.forget_owner(key, hash, claimed.token);
+            self.forget_owner(key, hash, token);
         }
     }
 
     /// The same for a call that has waited outside the gate. A close ends by itself what is in flight.
     #[cold]
-    pub(crate) fn take_back_outside(&self, key: &Key<'_>, hash: KeyHash, applied: &Applied) {
-        match (self.enter(), applied.claimed) {
-            (Ok(_inside), _) => self.take_back(key, hash, applied),
-            (Err(_), Some(claimed)) if self.log.gate().is_passed_on() => {
-                self.tell_heir(key, Call::Withdraw(claimed.token), UNTOLD, None);
+    pub(crate) fn take_back_outside(
+        &self,
+        key: &Key<'_>,
+        hash: KeyHash,
+        call: Call,
+        applied: &Applied,
+    ) {
+        match (self.enter(), leaving(call, applied)) {
+            (Ok(_inside), _) => self.take_back(key, hash, call, applied),
+            (Err(_), Some((word, _))) if self.log.gate().is_passed_on() => {
+                self.tell_heir(key, word, UNTOLD, None);
             }
             (Err(_), _) => {}
         }

@@ -46,6 +46,7 @@ pub(crate) use call::{Sending, Writing};
 pub(crate) use close::{Threads, Unended};
 pub(crate) use compact::Compacted;
 pub(crate) use heir::Legacy;
+pub(crate) use leave::UNTOLD;
 pub(crate) use listing::KeyCounts;
 pub(crate) use placing::{Asks, Placing, Progress};
 pub(crate) use sample::Alive;

@@ -7,7 +7,7 @@ use super::applied::{Applied, Done};
 use crate::log::Placed;
 use crate::log::open::lifecycle::Inside;
 use crate::operation::{Durability, Key};
-use crate::protocol::Answer;
+use crate::protocol::{Answer, Call};
 use crate::sync::Ordering;
 use crate::types::{KeyHash, Lsn};
 use crate::{Error, ErrorKind, Result};
@@ -85,12 +85,13 @@ impl Engine {
         &self,
         key: &Key<'_>,
         hash: KeyHash,
+        call: Call,
         done: Done,
         level: Option<Durability>,
     ) -> Result<Applied> {
         let settled = self.settle(&done, level.unwrap_or(Durability::Sync));
         if settled.is_err() {
-            self.take_back(key, hash, &done.applied);
+            self.take_back(key, hash, call, &done.applied);
         }
         settled.map(|()| done.applied)
     }

@@ -693,6 +693,14 @@ impl KeyCall for Mixed {
         }
     }
 
+    fn untold(answer: MixedAnswer) {
+        match answer {
+            MixedAnswer::Claim(claim) => Claiming::untold(claim),
+            MixedAnswer::Taken(claim) => Word::untold(claim),
+            MixedAnswer::Ended | MixedAnswer::Mark(_) | MixedAnswer::Forgotten(_) => {}
+        }
+    }
+
     fn refused(self, error: Error) -> Error {
         match self {
             Mixed::Ending(ending) => ending.refused(error),
@@ -808,6 +816,9 @@ fn make_embedded<I: KeyCall>(
         answers.push(made);
     });
     refused_whole(&mut answers)?;
-    engine.settle_batch(&inside, &batch)?;
+    if let Err(e) = engine.settle_batch(&inside, &batch) {
+        answers.into_iter().flatten().for_each(I::untold);
+        return Err(e);
+    }
     Ok(answers)
 }

@@ -338,7 +338,7 @@ impl Store {
     /// log is given back, since no work began. Questions are asked anew. Guests of a shared store stay: each call of theirs is
     /// answered once, by the reopened store. A guest may call this, too; the process that hosts the store does it.
     ///
-    /// Calls made meanwhile are answered `Poisoned`, and an iterator begun before ends with that error. What was answered
+    /// Calls made meanwhile are answered `Poisoned`, which interrupts the claim of an ending, and an iterator begun before ends with that error. What was answered
     /// `Indeterminate` is known afterwards: ask [`get`](Self::get).
     ///
     /// # Errors

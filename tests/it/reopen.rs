@@ -259,7 +259,7 @@ fn callers_that_wait_for_a_key_are_told() {
 /// With threads: whichever comes first, the directory is free afterwards.
 #[test]
 fn a_close_beside_a_reopening_closes() {
-    for round in 0..50 {
+    for round in 0..20 {
         let sim = Sim::new(round);
         let store = sim.open().unwrap();
         let claim = acquired(&store, "k".into());
@@ -344,4 +344,101 @@ fn calls_beside_a_reopening_are_done_or_refused() {
         claim.complete("v").unwrap();
     }
     assert_eq!(store.stats().in_flight, 0);
+}
+
+/// Also the claims of a batch, and what one of it took over: nothing is claimed by its caller.
+#[test]
+fn the_claims_of_a_batch_that_was_answered_indeterminate_are_given_back() {
+    for twin in [false, true] {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let _ = store.mark("first").unwrap();
+        sim.fail_sync(0, DiskFault::Io);
+        let failed = match twin {
+            false => store.claim_many(["a", "b"]).unwrap_err(),
+            true => store.claim_many_async(["a", "b"]).wait().unwrap_err(),
+        };
+        assert_eq!(failed.kind(), ErrorKind::Indeterminate, "{failed}");
+        store.reopen().unwrap();
+        assert_eq!(store.stats().in_flight, 0);
+        for key in ["a", "b"] {
+            let state = store.get(key).unwrap().unwrap();
+            assert!(matches!(state, State::Aborted(_)), "{twin} {state:?}");
+            let _ = acquired(&store, Operation::new(key).attempts_max(1));
+        }
+    }
+}
+
+/// The claim stays detached: nobody has it.
+#[test]
+fn a_ticket_whose_attachment_was_answered_indeterminate_attaches_again() {
+    for twin in [false, true] {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let ticket: Ticket = acquired(&store, "k".into()).detach(3600 * SECOND).unwrap();
+        let attached = store.attach(&ticket).unwrap();
+        // It rests on a record that isn't synced.
+        let saved = attached.save_progress_async("p");
+        drop(attached);
+        sim.fail_sync(0, DiskFault::Io);
+        let failed = match twin {
+            false => store.attach(&ticket).unwrap_err(),
+            true => store.attach_async(&ticket).wait().unwrap_err(),
+        };
+        assert_eq!(failed.kind(), ErrorKind::Indeterminate, "{failed}");
+        drop(saved);
+        store.reopen().unwrap();
+        assert_eq!(store.stats().in_flight, 0);
+        store.attach(&ticket).unwrap().complete("v").unwrap();
+    }
+}
+
+/// The work goes on as long as its claim does.
+#[test]
+fn owners_that_wait_for_the_end_of_their_claims_wait_on() {
+    let sim = Sim::new(1);
+    let store = sim.open().unwrap();
+    let claim = acquired(&store, "k".into());
+    let mut ended = pin!(claim.ended());
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    assert!(ended.as_mut().poll(&mut context).is_pending());
+    for _ in 0..2 {
+        poison(&sim, &store);
+        store.reopen().unwrap();
+        assert!(claim.is_live());
+        assert!(ended.as_mut().poll(&mut context).is_pending());
+    }
+    woken.0.store(false, Ordering::SeqCst);
+    let State::InProgress(attempt) = store.get("k").unwrap().unwrap() else { panic!() };
+    store.interrupt(&attempt, "by an operator").unwrap();
+    assert!(woken.0.load(Ordering::SeqCst));
+    let Poll::Ready(told) = ended.as_mut().poll(&mut context) else { panic!("it waits on") };
+    told.unwrap();
+}
+
+/// The same with threads, on which a thread waits.
+#[test]
+fn threads_that_wait_for_the_end_of_their_claims_wait_on() {
+    for fails in [false, true] {
+        let sim = Sim::new(1);
+        let store = sim.open().unwrap();
+        let claim = acquired(&store, "k".into());
+        let ended = claim.ended();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| ended.wait().unwrap());
+            poison(&sim, &store);
+            if fails {
+                // Until it is reopened, it may be live no more.
+                sim.fail_calls_from(0, DiskFault::Io);
+                store.reopen().unwrap_err();
+            } else {
+                store.reopen().unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+                assert!(!waits.is_finished() && claim.is_live());
+                claim.complete("v").unwrap();
+            }
+        });
+    }
 }
