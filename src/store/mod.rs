@@ -1,5 +1,6 @@
-//! The public interface: [`Store`] and its methods. `keys`, `batch`, `run` and `upkeep` have those of one subject each. `reader`
-//! shows the files of a store that no process has open.
+//! The public interface: [`Store`] and its methods. `open`, `keys`, `space`, `batch`, `run` and `upkeep` have those of one subject
+//! each. `shared` opens a store that several processes share. `served` makes a store of a backend, and a backend of a store.
+//! `reader` reads a store without writing.
 //!
 //! Promises: a handle is cheap to clone and may go to any thread; dropping the last one (guards included) closes the
 //! store. Never: decides; `protocol` decides what a call does to a key, and `engine` the order of writes.
@@ -31,7 +32,8 @@ use crate::{Operation, Outcome, Policy, Result};
 /// An open store, which remembers the outcomes of operations by their keys.
 ///
 /// A clone is another handle to the same store, and dropping the last handle closes the store. A claim counts as a
-/// handle, so it keeps the store open. Only one process can open a store at a time; a second one waits for a second and then gets `Locked`.
+/// handle, so it keeps the store open. By default one process opens a store at a time: a second one waits for a second and then
+/// gets `Locked`. With [`shared`](crate::StoreBuilder::shared), several processes of one machine have a store open.
 ///
 /// ```
 /// # use onlyonce::{Store, testing::Sim};
