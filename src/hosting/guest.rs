@@ -1,12 +1,12 @@
-//! A store that another process hosts, as this process uses it: the connection, who reads from it, and what happens when the host
-//! goes.
+//! A store that another process hosts, as this process uses it: the connection, which thread reads from it, and what happens when the
+//! host ends.
 //!
-//! Whoever waits for an answer reads for all; a thread is started only for tasks, and for calls that nobody waits for. When the
-//! connection ends, the next reader looks for another host, and becomes the host itself if there is none. From then on calls go
-//! to the engine in this process.
+//! A thread that waits for an answer reads for all callers. A thread of its own is started only for tasks, and for calls that no thread
+//! waits for. When the connection ends, the next reader looks for another host, and this process becomes the host if there is none.
+//! From then on calls go to the engine in this process.
 //!
-//! Promises: a call that is under way when the host goes is answered as if nothing had happened, or `Indeterminate`. Its claims live
-//! on. Never: decides about a key.
+//! Promises: a call in flight when the host ends is answered as if the host had not ended, or `Indeterminate`. The claims of this process
+//! live on. Never: decides about a key.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,10 +32,10 @@ use crate::sync::{self, AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ord
 use crate::types::{Origin, Token};
 use crate::{Error, ErrorKind, Result};
 
-/// Opens the store as its host. `None`: another process does, or is about to.
+/// Opens the store as its host. `None`: another process hosts it, or is about to.
 pub(crate) type OpenAsHost = Box<dyn Fn() -> Result<Option<Arc<Shared>>> + Send + Sync>;
 
-/// A store that another process hosts. Dropped, it leaves.
+/// A store that another process hosts. Dropping it leaves the host.
 pub(crate) struct Guest {
     core: Arc<Core>,
 }
@@ -66,14 +66,14 @@ struct GuestState {
     requests: Requests,
     /// A thread reads, or looks for a host.
     is_driven: bool,
-    /// Processes that hosted the store and went within a second, one after the other.
+    /// How many hosts in a row died within a second after this process had joined them.
     short_lived: u32,
     joined_at: u64,
     /// Since when there is no host.
     apart_since: u64,
     /// The process that hosts the store, or did so last.
     host: u32,
-    /// A question that needs no work, and that the host has not answered in time.
+    /// The request for the host's health that the host has not answered in time.
     probe: Option<u64>,
 }
 
@@ -149,7 +149,7 @@ impl Guest {
     }
 }
 
-/// Sends what is to be sent first, and waits until the host answers. `may_wait`: whether that may have taken so many nanoseconds.
+/// Sends the first frames, and waits until the host answers. `may_wait`: whether to go on after a wait of so many nanoseconds.
 fn welcomed(
     requests: &mut Requests,
     connection: &dyn Connection,
@@ -167,7 +167,7 @@ fn welcomed(
             match connection.send(requests.to_send()) {
                 neighbours::SendResult::Bytes(bytes) => requests.was_sent(bytes),
                 neighbours::SendResult::Full => break,
-                // What it has said before may say why.
+                // Frames that the host sent before may say why.
                 neighbours::SendResult::Gone => break,
             }
         }
@@ -223,19 +223,20 @@ impl Core {
         while !state.requests.to_send().is_empty() {
             match line.connection.send(state.requests.to_send()) {
                 neighbours::SendResult::Bytes(bytes) => state.requests.was_sent(bytes),
-                // Whoever reads sends the rest.
+                // The thread that reads sends the rest.
                 neighbours::SendResult::Full => {
                     line.notifier.notify();
                     break;
                 }
-                // Its last answers are read before its end counts.
+                // The host's last answers are read before the end of the connection counts.
                 neighbours::SendResult::Gone => break,
             }
         }
     }
 
-    /// Reads answers for all that wait, and looks for another host when this one goes, until request `until` is answered, or
-    /// [`nanos`] is `deadline`. `None`: as long as tasks wait, and no thread does. The caller has set `is_driven`.
+    /// Reads answers for all callers, and looks for another host when this one ends, until request `until` is answered, or
+    /// [`nanos`] is `deadline`. `until` is `None` for the thread that reads for tasks: it reads while tasks wait and no thread does. The
+    /// caller has set `is_driven`.
     fn drive(self: &Arc<Self>, until: Option<u64>, deadline: Option<u64>) {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
         while self.drive_once(until, deadline, &mut buf) {}
@@ -291,14 +292,14 @@ impl Core {
         true
     }
 
-    /// Callers that wait for a key go on once their time is up, though the host says nothing.
+    /// Ends the waits of callers whose time for their key is up while the host is silent.
     fn end_waits(&self, state: &mut GuestState) {
         state.requests.pass_to(nanos());
         let (heard_at, host) = (self.heard_at.load(Ordering::Relaxed), state.host);
         state.requests.end_waits(heard_at, || self.silent(host));
     }
 
-    /// Waits for bytes, or for work that another thread has left. A short while awake: an answer is mostly on its way.
+    /// Waits for bytes, or for work that another thread has left. Stays awake for a short while, because most answers come soon.
     fn receive(
         &self,
         line: &HostLine,
@@ -324,14 +325,14 @@ impl Core {
         let left = deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(nanos())));
         let longest = left.unwrap_or(limits::GUEST_WAIT).min(limits::GUEST_WAIT);
         match neighbours::wait(&on, Some(longest)) {
-            // Without it, the processor is left to others before the next try.
+            // The wait itself failed: other threads run before the next try.
             Err(_) => sync::yield_now(),
             Ok(_) => notifier.clear(),
         }
         connection.receive(buf)
     }
 
-    /// The reader leaves: another that waits goes on, or the thread for tasks.
+    /// Lets another thread that waits read from now on, or the thread for tasks.
     fn pass_on(self: &Arc<Self>, state: &mut GuestState, than: Option<u64>) {
         if let Some(word) = state.requests.another_thread(than) {
             word.wake_all();
@@ -340,7 +341,7 @@ impl Core {
         }
     }
 
-    /// The connection has ended.
+    /// Notes that the connection has ended.
     fn lose(&self, state: &mut GuestState) {
         if !matches!(state.role, Role::Joined(_)) {
             return;
@@ -354,16 +355,16 @@ impl Core {
         }
     }
 
-    /// Finds another host, or becomes it. Returns when that is done, or another thread should look.
+    /// Joins another host, or makes this process the host. Returns once this is done, or after a rest for the next try.
     fn search(self: &Arc<Self>, deadline: Option<u64>) {
-        // Its descriptors may be gone, and with them its session, as a daemon closes them.
+        // A program that becomes a daemon closes its descriptors, and its session ends with them.
         match self.session.lock().live_on() {
             Ok(true) => {}
             Ok(false) => return self.end(&mut self.lock(), self.session_is_over()),
             Err(_) => return self.rest(),
         }
         if let Ok(Some(connection)) = self.neighbours.connect() {
-            // Anew each time: the last one may be gone with other descriptors.
+            // A new one each time: the last one may have been closed with other descriptors.
             let Ok(notifier) = self.neighbours.notifier() else { return self.rest() };
             let line = HostLine { connection, notifier };
             {
@@ -393,7 +394,7 @@ impl Core {
                 }
                 Err(refused) => {
                     let _ = state.requests.disconnected();
-                    // Another guest may leave soon. For the calls that come later it is tried again.
+                    // Another guest may leave soon, so later calls try again.
                     if nanos() - state.apart_since > limits::REFUSED_NANOS_MAX {
                         state.requests.refuse_waiting(&refused.at(&self.dir));
                     }
@@ -406,9 +407,9 @@ impl Core {
         let may_host = self.lock().short_lived < limits::HOSTS_SEEN_DIE;
         match may_host.then(|| (self.host)()) {
             Some(Ok(Some(shared))) => return self.become_host(shared),
-            // No other process can do better; a reader asks no other.
+            // No other process could open the store either, and a reader opens none.
             Some(Err(e)) if self.is_final(e.kind()) => return self.end(&mut self.lock(), e),
-            // Another is about to host, or what kept this one from it may pass.
+            // Another process is about to host, or the cause may pass.
             Some(Ok(None) | Err(_)) | None => {}
         }
         let is_entitled = self.neighbours.may_host().unwrap_or(true);
@@ -432,23 +433,23 @@ impl Core {
         self.rest();
     }
 
-    /// Whether the store can't be opened later either.
+    /// Whether an open that fails so would fail later, too.
     fn is_final(&self, kind: ErrorKind) -> bool {
         match kind {
             ErrorKind::Corrupt | ErrorKind::Incompatible | ErrorKind::Superseded => true,
-            // What a disk that fails has left of that opening is recovered by the next, unless it isn't the store any more.
+            // The next open recovers what a failing disk has left, unless another directory is at the path by now.
             ErrorKind::Poisoned => !matches!(self.neighbours.standing(), Ok(Standing::Here)),
             _ => false,
         }
     }
 
-    /// Lets others go first.
+    /// Waits a random time of some milliseconds, so that other processes go first.
     fn rest(&self) {
         let pause = WakeWord::new();
         pause.wait(pause.read(), Some(1 + (self.draw)() % limits::LOCK_TRY_MILLIS_MAX));
     }
 
-    /// This opening is of no more use: all calls are answered so, the ones that wait included.
+    /// Answers all calls of this opening with that error from now on, those that wait included.
     fn end(&self, state: &mut GuestState, error: Error) {
         state.requests.end(&error);
         state.role = Role::Over(error);
@@ -465,8 +466,8 @@ impl Core {
         Error::new(ErrorKind::ClaimLost, message).at(&self.dir)
     }
 
-    /// The same as a first joining, without the lock of what others ask meanwhile being held for long. `Err`: the host takes no
-    /// guest, or not this one. `None`: it has gone, or the deadline has passed.
+    /// Joins as the first time, but holds the lock of the state only for moments, so that other threads can make calls meanwhile. `Err`:
+    /// the host takes no guest, or not this one. `None`: the host has ended, or the deadline has passed.
     fn join_again(&self, line: &HostLine, deadline: Option<u64>) -> Result<Option<Welcome>> {
         let mut buf = vec![0; limits::GUEST_READ_BYTES];
         loop {
@@ -497,7 +498,7 @@ impl Core {
         }
     }
 
-    /// This process hosts the store from now on. What nobody waits for is done first.
+    /// Makes this process the host from now on. Requests that no caller waits for are made first.
     fn become_host(self: &Arc<Self>, shared: Arc<Shared>) {
         let (left, attached, leases) = {
             let mut state = self.lock();
@@ -516,7 +517,7 @@ impl Core {
         }
         for question in left {
             match question {
-                // Dropped, it goes on, or is given back.
+                // After the drop, an ending goes on, and a grant is withdrawn.
                 Question::Call(request) => drop(send(&shared, request)),
                 Question::Errand(what) => drop(run_errand(&shared, what, usize::MAX)),
             }
@@ -531,7 +532,7 @@ impl Core {
         let mut has_thread = self.has_thread.lock();
         if !*has_thread {
             let core = Arc::clone(self);
-            // Without a thread to be had, the next call tries again.
+            // If no thread can be started, the next call tries again.
             *has_thread = sync::spawn("onlyonce-guest", move || core.run_thread()).is_ok();
         }
         let is_there = *has_thread;
@@ -565,7 +566,7 @@ impl Core {
         }
     }
 
-    /// Has the host do something, or does it if this process hosts the store.
+    /// Has the host do an errand, or does it here if this process hosts the store.
     fn ask(self: &Arc<Self>, what: HostErrand) -> Result<ErrandReply> {
         match self.begin_errand(what)? {
             BegunErrand::Host(shared, what) => run_errand(&shared, what, usize::MAX),
@@ -598,11 +599,11 @@ impl Core {
         }
     }
 
-    /// Asks the host what it answers at once. `None`: it is silent.
+    /// Asks the host for its health, which a host answers at once. `None`: the host is silent.
     fn probe(self: &Arc<Self>, reserve_bytes: u32) -> Result<Option<ErrandReply>> {
         {
             let state = self.lock();
-            // Until it answers that one, it isn't asked another.
+            // No second request until the host has answered the first.
             if state.probe.is_some_and(|probe| !state.requests.is_told(probe)) {
                 return Ok(None);
             }
@@ -624,7 +625,7 @@ impl Core {
         }
     }
 
-    /// The host, and when it was heard last.
+    /// Returns the host's process, and when it was last heard.
     fn heard_last(&self) -> (u32, SystemTime) {
         let heard = wall_when(self.heard_at.load(Ordering::Relaxed));
         (self.lock().host, shown(heard))
@@ -657,7 +658,7 @@ impl Core {
             }
             if is_past(deadline) {
                 state.requests.wait_later(number);
-                // It may have been asked to read for the others.
+                // This thread may have been asked to read for the others.
                 if !state.is_driven {
                     self.pass_on(&mut state, Some(number));
                 }
@@ -679,7 +680,7 @@ impl Core {
         }
     }
 
-    /// Waits until nothing is open, or so many milliseconds have passed.
+    /// Waits until no request is open, or so many milliseconds have passed.
     fn settle(self: &Arc<Self>, millis: u64) {
         let began = nanos();
         let word = WakeWord::new();
@@ -803,7 +804,7 @@ impl Own {
                 state.requests.pass_to(nanos());
                 state.requests.note(key, call, asked, reply);
             }
-            // The host before may have granted it, and nobody has it.
+            // The previous host may have granted the claim, which then has no owner.
             Err(e) if e.kind() == ErrorKind::Indeterminate && call.may_grant() => {
                 if let Some(call) = origin {
                     let _ = run_errand(shared, HostErrand::Disown { key: key.clone(), call }, 0);
@@ -815,7 +816,7 @@ impl Own {
 }
 
 impl SentToHost {
-    /// Waits for the reply until [`nanos`] is `deadline`, if the call is the host's to answer.
+    /// Waits for the reply. If another process makes the call, waits until [`nanos`] is `deadline`.
     fn wait_until(mut self, deadline: Option<u64>) -> Result<Reply> {
         let core = Arc::clone(&self.core);
         if core.is_foreign() {
@@ -872,7 +873,7 @@ impl Sent for SentToHost {
                         return Poll::Ready(Err(taken()));
                     }
                     if !state.is_driven && !core.start_thread() {
-                        // Without a thread to be had, the caller reads itself, for a moment: another task may have to go on first.
+                        // If no thread can be started, the caller reads for a moment itself: another task may have to run first.
                         state.is_driven = true;
                         drop(state);
                         core.drive(Some(number), Some(nanos() + limits::HOST_TICK_NANOS));
@@ -919,7 +920,7 @@ impl Drop for SentToHost {
             }
         }
         if let Some(Own { key, call, .. }) = &self.own {
-            // It is given back, or goes on.
+            // A grant is withdrawn, and an ending goes on.
             if let Some(token) = call.and_then(|(call, _)| call.ends()) {
                 let _ = (key, token);
                 self.core.lock().requests.let_go(token);
@@ -1024,7 +1025,7 @@ impl Backend for Guest {
         let mut in_flight = Vec::new();
         let most = deadline.max(Duration::from_millis(limits::CLOSE_MILLIS_LEAST));
         let until = began.saturating_add(u64::try_from(most.as_nanos()).unwrap_or(u64::MAX));
-        // Apart: the lock would be held while they are ended.
+        // A statement of its own: in the loop's head, the lock would be held while the claims are ended.
         let held = core.lock().requests.held();
         for (key, token) in held {
             let mut terms = Terms::default();
@@ -1032,7 +1033,7 @@ impl Backend for Guest {
             let ask = Ask::Call(Call::Interrupt(token), Box::new(terms));
             let ended = self.begin(Request { key: key.clone(), ask })?.wait_until(Some(until));
             if ended.as_ref().is_err_and(|e| e.kind() == ErrorKind::InProgress) {
-                // Its claims end with its session, once it is dropped.
+                // The claims end with the session, when the guest is dropped.
                 return ended.map(|_| in_flight);
             }
             if ended.is_ok_and(|reply| reply.answer == Answer::Done) {
@@ -1164,13 +1165,13 @@ impl Drop for Guest {
         if self.core.is_foreign() {
             return;
         }
-        // What was sent and nobody waits for goes on.
+        // Requests that were sent and that no caller waits for go on.
         self.core.settle(limits::CLOSE_WRITES_MILLIS_LEAST);
         let _ = self.core.leave(Duration::ZERO);
     }
 }
 
-/// The reader of a guest, moved by a test alone: no thread is started for it.
+/// The reader of a guest, which only a test steps: no thread is started for it.
 #[cfg(test)]
 pub(super) struct ByHand(Arc<Core>);
 
@@ -1213,7 +1214,7 @@ impl ByHand {
         look(&self.0.lock().requests)
     }
 
-    /// Its process was killed: what is left of it does nothing more.
+    /// Acts as if the process had been killed: what is left of the guest does nothing more.
     pub(super) fn abandon(&self) -> Option<Arc<Shared>> {
         let closed = self.0.closed();
         match std::mem::replace(&mut self.0.lock().role, Role::Over(closed)) {

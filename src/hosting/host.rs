@@ -1,9 +1,10 @@
 //! The thread by which the host of a store serves its guests.
 //!
 //! One thread accepts, reads, begins calls and answers; the store's other threads write and sync, and do what a call waits for. A
-//! call that needs neither is answered at once.
+//! call that needs neither is answered at once. The thread also asks which sessions live, and has the claims of the others
+//! interrupted.
 //!
-//! Promises: nobody connects after the store's directory was given up. A guest that doesn't read, or sends nothing, holds up nobody.
+//! Promises: no guest connects after the store's directory was unlocked. A guest that doesn't read, or sends nothing, delays no other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub(crate) struct Guests {
 }
 
 impl Guests {
-    /// Serves guests from now on. `shared`: a view of the store, whose handles it doesn't count among. `kept`: the claims of living
-    /// sessions. `files_max`: how many files this process may have open.
+    /// Serves guests from now on. `shared`: a view of the store, which doesn't keep it open. `kept`: the claims of living sessions.
+    /// `files_max`: how many files this process may have open.
     pub(crate) fn serve(
         shared: Arc<Shared>,
         neighbours: Arc<dyn Neighbours>,
@@ -49,13 +50,13 @@ impl Guests {
         Ok(Guests { stops, notifier, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Takes nobody in any more, answers what can be answered, and ends all connections. Returns once the thread has.
+    /// Accepts no more guests, answers what can be answered, and ends all connections. Returns once the thread has done this.
     pub(crate) fn stop(&self) {
         self.stops.store(true, Ordering::SeqCst);
         self.notifier.notify();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|thread| !sync::is_current(thread)) {
-            // Fails only if it panicked, and there is no caller to report that to.
+            // A join fails only if the thread panicked, and there is no caller to report that to.
             let _ = thread.join();
         }
     }
@@ -68,12 +69,12 @@ pub(super) struct HostLoop {
     listener: Box<dyn Listener>,
     pub(super) notifier: Arc<dyn Notifier>,
     pub(super) lines: BTreeMap<LineId, Box<dyn Connection>>,
-    /// Files that this process may have open. Guests have at most half of them.
+    /// The number of files that this process may have open. Guests take at most half of it.
     files_max: Option<u64>,
     stops: Arc<AtomicBool>,
-    /// Until when nobody is accepted, for lack of descriptors.
+    /// Until when no guest is accepted, for lack of descriptors.
     rests_until: u64,
-    /// When it was last asked which sessions live.
+    /// When the thread last asked which sessions live.
     pub(super) asked_at: u64,
 }
 
@@ -118,12 +119,12 @@ impl HostLoop {
         self.finish();
     }
 
-    /// Takes nobody in any more, answers what can be answered, and ends all connections.
+    /// Accepts no more guests, answers what can be answered, and ends all connections.
     pub(super) fn finish(&mut self) {
         // Only the holder of the directory's lock touches the name.
         let _ = self.listener.unlink();
         let began = nanos();
-        // What was begun is answered, for a while: a guest asks the next host about the rest.
+        // Calls that have begun are answered for a while: guests ask the next host about the rest.
         while !self.server.is_idle() && nanos() - began < limits::HOST_ANSWERS_NANOS {
             let told = Interest { receive: true, send: false };
             let _ = neighbours::wait(&[(self.notifier.waitable(), told)], Some(limits::HOST_TICK));
@@ -207,9 +208,10 @@ impl HostLoop {
         Error::new(ErrorKind::Locked, message)
     }
 
-    /// A guest that comes by another path, or to other files at the same one, shows that the store isn't where it was opened.
+    /// Poisons the store if its directory is no longer at its path, or the file of sessions was replaced. A guest that joins may have
+    /// come by another path.
     fn check_standing(&self) {
-        // What can't be looked at now is looked at before the next manifest.
+        // If this can't be checked now, it is checked before the next switch of the manifest.
         let Ok(sessions) = self.neighbours.standing() else { return };
         if let Ok(embedded) = self.shared.embedded() {
             let _ = embedded.check_standing(sessions);
@@ -217,14 +219,14 @@ impl HostLoop {
     }
 
     pub(super) fn read(&mut self, id: LineId, buf: &mut [u8]) {
-        // Once around, so that a guest that sends without end holds up nobody.
+        // One read a round, so that a guest that sends without end delays no other.
         let Some(line) = self.lines.get(&id) else { return };
         match line.receive(buf) {
             Received::Bytes(bytes) => {
                 let had_joined = self.server.has_joined(id);
                 self.server.received(id, buf.get(..bytes).unwrap_or_default(), nanos());
                 if !had_joined && self.server.has_joined(id) {
-                    // Its session has begun, so from the first one on the file of sessions is known. It isn't welcomed yet.
+                    // The guest has begun its session, so the file of sessions exists. The welcome is not sent yet.
                     self.check_standing();
                 }
             }
@@ -232,7 +234,7 @@ impl HostLoop {
             Received::End => {
                 self.lines.remove(&id);
                 self.server.ended(id);
-                // Its process may be gone.
+                // The guest's process may have ended.
                 self.asked_at = 0;
             }
         }
@@ -244,7 +246,7 @@ impl HostLoop {
             while !self.server.to_send(*id).is_empty() {
                 match line.send(self.server.to_send(*id)) {
                     SendResult::Bytes(bytes) => self.server.drained(*id, bytes, nanos()),
-                    // The end is found by a read.
+                    // A read finds the end of the connection.
                     SendResult::Full | SendResult::Gone => break,
                 }
             }
@@ -260,7 +262,7 @@ impl HostLoop {
         }
     }
 
-    /// A session without a connection may have ended: then its claims are interrupted.
+    /// Interrupts the claims of sessions that have no connection and don't live any more.
     pub(super) fn ask_who_lives(&mut self) {
         let unconnected = self.server.unconnected();
         let is_due = nanos() - self.asked_at >= limits::HOST_TICK_NANOS;
@@ -276,7 +278,7 @@ impl HostLoop {
     }
 
     fn has_ended(&self, session: SessionId) -> bool {
-        // What can't be known is asked again.
+        // If the answer can't be known now, the next tick asks again.
         self.neighbours.lives(session).is_ok_and(|lives| !lives)
     }
 }

@@ -161,7 +161,7 @@ impl StoreBuilder {
         Ok(Store::new(Shared::Embedded(embedded), policy))
     }
 
-    /// Says how a store that isn't shared is opened again.
+    /// Sets how [`Store::reopen`] opens a store that isn't shared.
     fn reopen_alone(self, embedded: &Embedded, seams: Seams, dir: &Path) {
         let dir = dir.to_owned();
         embedded.reopened_by(move |before, legacy| {

@@ -25,7 +25,7 @@ use crate::sync::WakeWord;
 use crate::types::SessionId;
 use crate::{Error, ErrorKind, Policy, Result};
 
-/// Opens the store, and waits for whoever is about to host it.
+/// Opens the store as its host or as a guest. While another process is about to host it, tries again until `open_timeout`.
 pub(super) fn open(builder: StoreBuilder, seams: Seams, dir: &Path, create: bool) -> Result<Store> {
     let nanos_most = u64::try_from(builder.open_timeout.as_nanos()).unwrap_or(u64::MAX);
     let began = nanos();
@@ -63,7 +63,8 @@ fn given_up(timeout: Duration, dir: &Path, refused: Error) -> Error {
     Error::new(ErrorKind::Locked, message).at(dir).because(refused)
 }
 
-/// Lets a store be opened by one process only if no other shares it: between two hosts, its claims would be taken from it.
+/// Refuses a store that was opened for this process alone if another process shares it: an open between two hosts would interrupt the
+/// claims of living processes.
 pub(super) fn alone(store: Store, dir: &Path) -> Result<Store> {
     let (neighbours, pause) = (neighbours(dir)?, WakeWord::new());
     let living = || neighbours.living().map_err(|e| Error::io("finding the sessions of", dir, e));
@@ -122,7 +123,7 @@ fn serve(builder: &StoreBuilder, seams: &Seams, dir: &Path, store: HostStore) ->
     Ok(embedded)
 }
 
-/// Says how a store that this process hosts is opened again.
+/// Sets how `Store::reopen` opens a store that this process hosts.
 fn reopened(
     embedded: &Embedded,
     builder: &StoreBuilder,
@@ -141,7 +142,7 @@ fn reopened(
         let opened = open_held(&builder, lock, &dir, false, began, known, &inherit)
             .and_then(|store| serve(&builder, &seams, &dir, store));
         if opened.is_err() {
-            // Guests would wait in vain for a host that can be reached. Without a listener they wait, as for a stopped one.
+            // Serves guests with the poisoned store, so that they get its error. Without a listener they wait, as for a stopped host.
             let view = Arc::new(Shared::Embedded(before.view()));
             let (files_max, known) = (seams.storage.files_max(), Arc::clone(&neighbours));
             let guests = neighbours.listen().map_err(|e| Error::io("listening in", &dir, e));
@@ -172,8 +173,8 @@ pub(crate) struct HostStore {
     are_alone: bool,
 }
 
-/// Opens the store as its host, without threads. `Locked`: another process has it, or this one may not host. `known`: the directory
-/// that this process is a guest of.
+/// Opens the store as its host, without threads. `Locked`: another process has the store open, or this process may not host it.
+/// `known`: the neighbours by which this process is a guest already.
 pub(crate) fn open_as_host(
     builder: &StoreBuilder,
     seams: &Seams,
@@ -182,7 +183,7 @@ pub(crate) fn open_as_host(
     known: Option<Arc<dyn Neighbours>>,
 ) -> Result<HostStore> {
     let began = seams.clock.monotonic_nanos();
-    // `None`: the directory is not there yet, or the lock says what is wrong with it.
+    // `None`: the directory doesn't exist yet, or taking its lock returns what is wrong with it.
     let known = known.or_else(|| neighbours(dir).ok());
     if let Some(known) = &known {
         check_standing(&**known, dir)?;
@@ -192,12 +193,13 @@ pub(crate) fn open_as_host(
                about to close";
     let (seams, lock) = directory::lock_or(seams.clone(), dir, create, Duration::ZERO, why)?;
     let neighbours = known.map_or_else(|| neighbours(dir), Ok)?;
-    // What was locked is what was at the path meanwhile.
+    // The directory that was locked has to be the one that is at the path now.
     check_standing(&*neighbours, dir)?;
     open_held(builder, LockedDir { seams, lock }, dir, create, began, neighbours, &|_| Ok(()))
 }
 
-/// Opens the store of a directory that is locked, and finds whose claims live. `inherit`: takes over what this process has left.
+/// Opens the store of a locked directory, and keeps the claims of living sessions. `inherit`: takes over what an earlier open of this
+/// process has left.
 fn open_held(
     builder: &StoreBuilder,
     LockedDir { seams, lock }: LockedDir,
@@ -220,7 +222,7 @@ fn open_held(
     Ok(HostStore { embedded, neighbours, listener, kept, are_alone })
 }
 
-/// Files that another user makes would be closed to the directory's owner.
+/// Refuses to host in a directory of another user: its owner could not open the files that this process makes.
 fn check_may_host(neighbours: &dyn Neighbours, dir: &Path) -> Result<()> {
     if neighbours.may_host().map_err(|e| Error::io("looking at", dir, e))? {
         return Ok(());
@@ -233,12 +235,12 @@ fn check_may_host(neighbours: &dyn Neighbours, dir: &Path) -> Result<()> {
     Err(Error::new(ErrorKind::Locked, message).at(dir))
 }
 
-/// Whether the failure to connect says nothing of the host.
+/// Whether connecting failed because of this process, so that the failure says nothing about the host.
 fn is_own_lack(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::PermissionDenied || is_scarce(e)
 }
 
-/// The store that is at the path by now may be another one.
+/// Fails if the directory at the path is no longer the one that was opened: it may hold another store.
 fn check_standing(neighbours: &dyn Neighbours, dir: &Path) -> Result<()> {
     let standing = neighbours.standing().map_err(|e| Error::io("looking at", dir, e))?;
     manifest::misplaced(dir, standing).map_or(Ok(()), Err)
@@ -270,9 +272,9 @@ fn join(
     joined(joiner, connection, builder.policy.clone())
 }
 
-/// Joins whoever hosts the store, for calls that change nothing. `None`: nobody does that can be reached.
+/// Joins the process that hosts the store, for calls that change nothing. `None`: no process that can be reached hosts it.
 ///
-/// It owns nothing, so its session is not seen by others, and it never hosts the store: it writes nothing.
+/// Such a guest owns nothing, so other processes don't see its session. It writes nothing, so it never hosts the store.
 pub(super) fn join_to_read(seams: &Seams, dir: &Path) -> Result<Option<Store>> {
     let neighbours = neighbours(dir)?;
     let Ok(Some(connection)) = neighbours.connect() else { return Ok(None) };
