@@ -241,10 +241,10 @@ impl StoreBuilder {
 
     /// Shares the store with other processes of this machine that open it so, too. By default a store is opened by one process.
     ///
-    /// One of the processes *hosts* the store: it has the files. The others are its *guests*: their calls go to the host. Nobody
-    /// starts or configures anything: whoever opens the store first hosts it. When the host closes or ends, in whatever way, a
-    /// guest takes its place, and the claims of all others live on. Every call of a store works in each of them;
-    /// [`Stats::hosting`](crate::admin::Stats::hosting) says which process hosts it. See the page `processes` of the documentation.
+    /// One of the processes *hosts* the store: it has the files. The others are its *guests*: their calls go to the host. Nothing has
+    /// to be started or configured: the process that opens the store first hosts it. When the host closes or ends, in whatever way, a
+    /// guest takes its place, and the claims of all other processes live on. Every call of a store works in each process;
+    /// [`Stats::hosting`](crate::admin::Stats::hosting) says which process hosts the store. See the page `processes` of the documentation.
     ///
     /// With [`manual_maintenance`](Self::manual_maintenance) a store is never shared.
     ///
@@ -271,6 +271,9 @@ impl StoreBuilder {
     /// Processes that wait are not served in order. A [`Reader`](crate::Reader) makes no opening fail: one that comes while a
     /// reader checks the lock waits some milliseconds, whatever the timeout. A store that was opened earlier in this process
     /// counts as another one, so a thread that has the store open itself waits in vain.
+    ///
+    /// With [`shared`](Self::shared), an opening waits only until it can host the store or join its host. If a host has accepted the
+    /// connection and doesn't answer, the opening waits up to ten seconds for it, even if the timeout is shorter.
     ///
     /// ```
     /// # use onlyonce::{ErrorKind, Store};

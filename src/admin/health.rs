@@ -25,7 +25,7 @@ use crate::{Error, limits};
 /// # let _ = store.mark("l");
 /// match store.health() {
 ///     Health::Writable => println!("ok"),
-///     Health::Poisoned { cause } => println!("drop the store and open it again: {cause}"),
+///     Health::Poisoned { cause } => println!("call `Store::reopen`: {cause}"),
 ///     Health::Full { since, cause } => println!("no space for claims since {since:?}: {cause}"),
 ///     Health::WaitsForSpace => println!("the disk is full"),
 ///     other => println!("{other:?}"),

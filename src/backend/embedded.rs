@@ -16,7 +16,7 @@ pub(crate) struct Embedded {
     engine: Arc<Engine>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     pub(super) serving: Arc<Serving>,
-    /// What a close does before it lets nothing in any more: other processes are sent away.
+    /// What a close does before it refuses calls: it ends the connections to guests.
     parts: Arc<Mutex<Option<Parting>>>,
     sharing: Arc<Mutex<Sharing>>,
     reopening: Arc<Reopening>,
@@ -28,9 +28,9 @@ type Parting = Box<dyn FnOnce() + Send>;
 
 /// The next open of a poisoned store in the same process.
 struct Reopening {
-    /// Calls are made on it from now on. Once it is there, the engine before it is closed.
+    /// The store on which calls are made from then on. Once it is set, the engine before it is closed.
     successor: SetOnce<Arc<Shared>>,
-    /// How the store is opened again, and what a reopening that failed has kept for the next try. Locked by a reopening.
+    /// How the store is opened again, and what a failed reopening has kept for the next try. A reopening holds this lock.
     state: Mutex<ReopeningState>,
     askers: Mutex<Askers>,
     is_at_work: AtomicBool,
@@ -42,7 +42,7 @@ struct ReopeningState {
     legacy: Option<Legacy>,
 }
 
-/// The calls of guests for which a store was to be reopened: by session and number.
+/// The calls of guests that have asked for a reopening, by session and number.
 type Askers = BTreeSet<(SessionId, u64)>;
 
 /// Opens a store once more, with what the engine before has left.
@@ -50,9 +50,9 @@ type OpenAgain = Box<dyn Fn(&Embedded, &Legacy) -> Result<Embedded> + Send>;
 
 /// Whether other processes can share a store.
 enum Sharing {
-    /// It was opened for this process alone.
+    /// The store was opened for this process alone.
     No,
-    /// It was to be shared, and this process can't listen. Why.
+    /// The store was opened with `shared`, but this process can't listen, for that reason.
     CanNot(String),
     Served(ServedGuests),
 }
@@ -61,7 +61,7 @@ enum Sharing {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ServedGuests {
     pub(crate) joined: u64,
-    /// The greatest of this process and of theirs.
+    /// The greatest value of this process and of its guests.
     pub(crate) result_bytes_max: u32,
 }
 
@@ -91,7 +91,7 @@ impl Embedded {
         reader
     }
 
-    /// The same store for callers that don't keep it open.
+    /// Returns a view of the same store, which doesn't keep it open.
     pub(crate) fn view(&self) -> Self {
         Embedded {
             engine: Arc::clone(&self.engine),
@@ -104,12 +104,12 @@ impl Embedded {
         }
     }
 
-    /// Has a close call `parting` before it lets nothing in any more.
+    /// Has a close call `parting` before it refuses calls.
     pub(crate) fn at_close(&self, parting: impl FnOnce() + Send + 'static) {
         *self.parts.lock() = Some(Box::new(parting));
     }
 
-    /// How [`reopen`](Self::reopen) opens the store.
+    /// Sets how [`reopen`](Self::reopen) opens the store.
     pub(crate) fn reopened_by(
         &self,
         open: impl Fn(&Embedded, &Legacy) -> Result<Embedded> + Send + 'static,
@@ -123,24 +123,24 @@ impl Embedded {
         self.reopening.successor.get()
     }
 
-    /// Whether this call of a guest is the first of its kind here: each reopens once.
+    /// Notes a guest's call that asks for a reopening. Returns whether this open sees the call for the first time: each call reopens once.
     pub(crate) fn reopens_for(&self, session: SessionId, request: u64) -> bool {
         self.reopening.askers.lock().insert((session, request))
     }
 
-    /// Waits until no reopening is at work.
+    /// Waits until no reopening is in progress.
     #[cold]
     pub(super) fn await_reopening(&self) {
         drop(self.reopening.state.lock());
     }
 
-    /// Whether a claim of this open may go on in the next one. Those that wait are woken once a reopening has ended.
+    /// Whether a claim of this open may go on in the next one. Callers that wait are woken once a reopening has ended.
     pub(super) fn may_go_on_elsewhere(&self) -> bool {
         let is_at_work = self.reopening.is_at_work.load(Ordering::SeqCst);
         is_at_work || self.successor().is_some()
     }
 
-    /// Opens the poisoned store again. From then on calls on this one are made on that one.
+    /// Opens the poisoned store again. Calls on this open are made on the next one from then on.
     pub(super) fn reopen(&self) -> Result<()> {
         let mut state = self.reopening.state.lock();
         if self.successor().is_some() {
@@ -150,7 +150,7 @@ impl Embedded {
         let reopened = self.reopen_with(&mut state);
         self.reopening.is_at_work.store(false, Ordering::SeqCst);
         drop(state);
-        // Callers that were to be woken at a time, and owners that wait for the end of their claims, look at where they are.
+        // Callers that wait for a time, and owners that wait for the end of their claims, find out which open they are on.
         let _ = self.engine.waits.fire(u64::MAX);
         self.engine.waits.tell_all();
         reopened
@@ -159,7 +159,7 @@ impl Embedded {
     fn reopen_with(&self, state: &mut ReopeningState) -> Result<()> {
         let legacy = match state.legacy.take() {
             Some(legacy) => {
-                // Its guests are told meanwhile that it is poisoned.
+                // A reopening has failed before, and since then this open answered guests that it is poisoned: ends these connections.
                 self.part();
                 legacy
             }
@@ -177,7 +177,7 @@ impl Embedded {
         match open(self, &legacy) {
             Ok(next) => {
                 let engine = next.engine();
-                // The claims are on it, so whoever leaves one is heard there.
+                // The next open has the claims from here on, so owners that end their claims do it there.
                 self.reopening.successor.set(Arc::new(Shared::Embedded(next)));
                 self.engine.set_heir(&engine);
                 if self.engine.log.gate().is_draining() {
@@ -195,7 +195,7 @@ impl Embedded {
         }
     }
 
-    /// The guests that it serves; `None`: it takes none.
+    /// The guests that this store serves; `None`: it takes none.
     pub(crate) fn guests(&self) -> Option<ServedGuests> {
         match &*self.sharing.lock() {
             Sharing::Served(guests) => Some(*guests),
@@ -244,7 +244,7 @@ impl Embedded {
 
     /// See [`Engine::close`].
     pub(crate) fn close(&self, deadline: Option<u64>) -> Result<Unended> {
-        // A reopening that failed has closed it, and keeps the directory's lock.
+        // After a failed reopening, the engine is closed, and the lock was kept for the next try.
         if self.reopening.state.try_lock().and_then(|mut state| state.legacy.take()).is_some() {
             self.part();
             return Err(self.engine.log.poisoned());
@@ -277,7 +277,7 @@ impl Threads for Embedded {
         let (serving, engine) = (Arc::clone(&self.serving), self.engine());
         let work = move || {
             work();
-            // The close may have given up waiting for it.
+            // The close may have returned before this work ended.
             serving.drain_commits(&engine);
         };
         self.start("onlyonce-close", work).is_ok()

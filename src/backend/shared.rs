@@ -1,4 +1,5 @@
-//! What the handles of one store share: the engine in this process, or another backend.
+//! What the handles of one store share: the engine in this process, or another backend, such as a store that another process hosts.
+//! After a reopening, calls are made on the next open ([`Shared::current`]).
 //!
 //! Promises: an embedded store pays nothing for other backends, neither a copy nor an indirect call.
 
@@ -38,17 +39,17 @@ pub struct InFlight {
     pub now: StoreMillis,
 }
 
-/// What the handles of one store share. Dropped with the last handle or guard: that closes the store.
+/// What the handles of one store share. It is dropped with the last handle or guard, and then closes the store.
 pub(crate) enum Shared {
     /// Inline, so that a call costs no more than one on the engine.
     Embedded(Embedded),
     Other(Elsewhere),
 }
 
-/// Another backend, and what the handles need beside it.
+/// Another backend, and what the handles need in addition.
 pub(crate) struct Elsewhere {
     backend: Box<dyn Backend>,
-    /// Those that are to be woken at a time, once there are some. A thread of the store does that.
+    /// The calls that a thread of the store wakes at a time. `None`: there were none yet.
     timers: Mutex<Option<Arc<Waits>>>,
     is_over: Arc<AtomicBool>,
 }
@@ -104,7 +105,7 @@ impl Shared {
         })
     }
 
-    /// Whether that alarm goes off by the threads of the open that calls are made on now.
+    /// Whether that alarm belongs to the open on which calls are made now.
     pub(crate) fn times(&self, alarm: &Alarm) -> bool {
         match self.current() {
             Shared::Embedded(embedded) => alarm.is_of(&embedded.waits),
@@ -120,7 +121,7 @@ impl Shared {
         }
     }
 
-    /// Sees to it that alarms go off.
+    /// Makes sure that a thread runs that lets alarms go off.
     pub(crate) fn keep_time(&self) {
         match self.current() {
             Shared::Embedded(embedded) => embedded.keep_time(),
@@ -137,7 +138,7 @@ impl Shared {
         }
     }
 
-    /// How far the log is written: what this process leaves if it is killed.
+    /// How far the log is written: up to here it survives if this process is killed.
     pub(crate) fn written(&self) -> Option<Lsn> {
         match self.current() {
             Shared::Embedded(embedded) => Some(embedded.log.written()),
@@ -145,7 +146,7 @@ impl Shared {
         }
     }
 
-    /// The store on which calls are made now: after a reopening another one than before.
+    /// The open on which calls are made now: after a reopening, the next one.
     #[inline]
     pub(crate) fn current(&self) -> &Shared {
         match self {
@@ -638,7 +639,7 @@ impl Syncing {
     }
 }
 
-/// Work on the engine by the thread of calls. Without threads, whoever waits for it does it, or the first poll.
+/// Work on the engine by the thread of calls. Without threads, the caller does the work when it waits or first polls.
 pub(crate) struct EngineErrand<T> {
     shared: Arc<Shared>,
     stage: ErrandStage<T>,

@@ -1,8 +1,9 @@
-//! What a poisoned open of a store leaves to the next open of the same process: the directory's lock, its claims in flight, and the
-//! words of those that leave meanwhile.
+//! What a poisoned open of a store leaves to the next open of the same process: the directory's lock, the claims in flight, and the
+//! endings that owners send meanwhile.
 //!
-//! Promises: a claim that was delivered, and whose record was recovered, stays its owner's, by the same token. One whose grant was
-//! answered with an error is given back. No other process opens the store between the two. Never: decides; `protocol` does.
+//! Promises: a claim stays with its owner, under the same token, if the owner was told of the grant and the record was recovered. A
+//! claim whose grant was answered with an error is withdrawn. No other process opens the store between the two opens. Never: decides;
+//! `protocol` does.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::protocol::{Call, Conditions, Presence};
 use crate::storage::DirLock;
 use crate::types::{StoreMillis, Token};
 
-/// What a closed open leaves.
+/// What a poisoned open leaves when it is closed for a reopening.
 pub(crate) struct Legacy {
     /// Kept until the next open succeeds, however often it is tried.
     pub(crate) lock: Arc<dyn DirLock>,
@@ -31,7 +32,7 @@ struct LeftClaim {
     reserved: u64,
 }
 
-/// The call that ends a claim that nobody has any more.
+/// The call that ends a claim whose owner has left.
 struct LastWord {
     key: Key<'static>,
     call: Call,
@@ -44,10 +45,10 @@ struct LastWord {
 #[derive(Default)]
 pub(super) struct Heir {
     legacy: Option<Legacy>,
-    /// To be made on it, in their order.
+    /// Calls to be made on the next open, in their order.
     last_words: Vec<Arc<LastWord>>,
     engine: Option<Arc<Engine>>,
-    /// This open is an heir itself, and has not replaced the open before. If it closes, the claims go on without it.
+    /// This open is the next one of a poisoned open, and has not replaced that open yet. If it closes before, it ends no claim.
     is_on_trial: bool,
 }
 
@@ -56,13 +57,13 @@ impl Legacy {
         Legacy { lock: lock.into(), claims: claims.0 }
     }
 
-    /// The lock, for an open that may fail.
+    /// Returns a share of the lock, for an open that may fail.
     pub(crate) fn share_lock(&self) -> Box<dyn DirLock> {
         Box::new(SharedLock { _lock: Arc::clone(&self.lock) })
     }
 }
 
-/// Released with the last that has it.
+/// A share of the directory's lock, which is released with the last share.
 #[derive(Debug)]
 struct SharedLock {
     _lock: Arc<dyn DirLock>,
@@ -86,7 +87,8 @@ impl Engine {
         })
     }
 
-    /// Takes the claims out of memory that have an owner. Those of other processes are found by their records.
+    /// Takes the claims that have an owner out of memory, and returns those of this process. The next open finds the claims of other
+    /// processes by their records.
     pub(super) fn take_claims(&self) -> Claims {
         let mut claims = Vec::new();
         for index in 0..crate::limits::SHARDS {
@@ -113,7 +115,7 @@ impl Engine {
         self.heir.lock().legacy = Some(legacy);
     }
 
-    /// Has the next open of this process make a call that ends a claim: this one can't any more.
+    /// Has the next open of this process make a call that ends a claim, because this open takes no more writes.
     #[cold]
     pub(super) fn tell_heir(
         &self,
@@ -153,11 +155,12 @@ impl Engine {
             self.keep_own(&claim.key, claim.token, keeping)?;
         }
         for word in gone {
-            // Its owner left while the store was poisoned, and memory forgot it.
+            // The owner left while the store was poisoned, so the claim is no longer in memory.
             if let Some(token) = word.call.of_owner() {
                 self.keep_own(&word.key, token, KeptTerms::default())?;
             }
-            // Before another process asks once more for what was granted to it. If this open fails, it is made again.
+            // Made now, before another process sends again the call that was granted this claim. If this open fails, the next one makes
+            // the word again.
             word.make(self);
         }
         Ok(())
@@ -167,7 +170,7 @@ impl Engine {
         self.heir.lock().is_on_trial
     }
 
-    /// Calls are made on `heir` from now on, and what was left for it is done.
+    /// Makes the calls that were left for `heir` on it. Endings of this open go to `heir` from now on.
     pub(crate) fn set_heir(&self, heir: &Arc<Engine>) {
         heir.heir.lock().is_on_trial = false;
         loop {

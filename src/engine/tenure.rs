@@ -1,5 +1,4 @@
-//! Claims of other processes, which outlive the process that hosted the store: whoever hosts it next gives them back to their
-//! owners.
+//! Claims of other processes, which outlive the process that hosted the store: the next host gives them back to their owners.
 //!
 //! Promises: the claim of a session that lives is in progress from the first call on, with a whole lease. Its reserve is kept
 //! where there is space for it. Where there isn't, nothing new is claimed or marked until there is, or the claim has ended.

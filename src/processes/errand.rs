@@ -1,5 +1,5 @@
-//! What the host of a store does on the whole store for a guest, and a guest by itself once it hosts the store. A thread of its
-//! own calls it: the engine may work for minutes.
+//! Calls on the whole store that the host makes for a guest, and that a guest makes itself once it hosts the store. They run in a
+//! thread of their own, because the engine may work for minutes.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use crate::Result;
 use crate::admin::{Estimate, Gathering, Health, KeyPage, Stats, Verification};
 use crate::backend::Shared;
 
-/// Whether it takes no longer than a call, and less than starting a thread for it.
+/// Whether the errand takes no longer than a call on a key, so that starting a thread for it would take longer.
 pub(super) fn is_quick(what: &HostErrand) -> bool {
     matches!(what, HostErrand::Health { .. } | HostErrand::Disown { .. })
 }
 
-/// Does it in this process, which hosts the store. `most`: the longest answer that arrives.
+/// Does the errand in this process, which hosts the store. `most`: the greatest length of an answer that the guest accepts.
 pub(crate) fn run_errand(
     shared: &Arc<Shared>,
     what: HostErrand,

@@ -1,7 +1,7 @@
 //! The frames that host and guests send each other, and how a stream of bytes is cut into them: [`Frames`].
 //!
 //! A frame is the length of the rest in four bytes, its kind in one, and its contents. The first frame of each side begins
-//! with [`WIRE_VERSION`]: of another version nothing else is read.
+//! with [`WIRE_VERSION`]: if the version is another one, nothing else of the frame is read.
 //!
 //! Promises: a frame is at most [`frame_bytes_max`] long, which a length is compared with as soon as it has arrived; a
 //! buffer grows only as bytes arrive. Never: does I/O.
@@ -86,7 +86,7 @@ pub(crate) enum FromHost {
         more: bool,
         told: Result<ErrandReply, Error>,
     },
-    /// The host closes. What was asked and is not answered before the connection ends has to be asked of the next one.
+    /// The host closes. A request that it has not answered before the connection ends has to be sent to the next host.
     Going,
 }
 
@@ -95,7 +95,7 @@ pub(crate) enum FromHost {
 pub(crate) enum Versioned<T> {
     /// It is this one.
     Same(T),
-    /// It is another, of which nothing else is known.
+    /// The side has another version, and nothing else is known of what it sent.
     Other(u32),
 }
 
@@ -158,7 +158,7 @@ pub(crate) enum HostErrand {
         parent: Option<Token>,
     },
     List(Listing),
-    /// Withdraws the claim that this call was granted, if it was: its answer is lost, and nobody has the claim.
+    /// Withdraws the claim that this call was granted, if it was granted: the answer is lost, so the claim has no owner.
     Disown {
         key: Key<'static>,
         call: Origin,
@@ -170,7 +170,7 @@ pub(crate) enum HostErrand {
 /// How an errand ended.
 #[derive(Debug)]
 pub(crate) enum ErrandReply {
-    /// There is nothing to tell.
+    /// The errand is done, and has no result.
     Done,
     Stats(Box<Stats>),
     Health(Health),

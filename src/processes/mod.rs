@@ -1,9 +1,10 @@
 //! Several processes on one store: what the process that hosts it and its guests send each other.
 //!
-//! - `codec`: how plain data becomes bytes, and is read back.
-//! - `frame`: the frames, and which of them each side sends.
-//! - `errand`: the engine's calls by which the host does something on the whole store for a guest.
-//! - `requests`: the guest's side, and `server`: the host's.
+//! - `codec`: turns plain data into bytes, and reads it back.
+//! - `frame`: the frames, and which of them each side sends; the version that both sides must agree on.
+//! - `errand`: the calls on the whole store that the host makes for a guest.
+//! - `requests`: the guest's side: which calls are sent again to the next host, and which grants are given back.
+//! - `server`: the host's side: calls on the engine, and what becomes of the claims of a session that has ended.
 //! - `drawn`: values of all these types, for tests.
 //!
 //! Promises: pure. Bytes in, values out, and the reverse; the same value gives the same bytes. What arrives is hostile until

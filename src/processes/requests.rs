@@ -1,9 +1,9 @@
 //! The guest's side of its connection, pure: calls in, frames out; frames in, answers out.
 //!
-//! Promises: a call is kept until it is answered, whatever becomes of its caller: a grant that nobody takes is given back. After a
-//! host has gone, what isn't answered is sent to the next, which is told so, owners' words first; not to a third host after two have
-//! died over it. A claim of unknown fate is given back, and again to the next host. The words of one claim are sent one after
-//! another. Never: does I/O, or waits.
+//! Promises: a call is kept until it is answered, also if its caller no longer waits: a grant that no caller takes is given back. When a
+//! host has ended, calls without an answer are sent to the next host, marked as sent again, and calls of owners first. A call over
+//! which two hosts have died is not sent to a third. A claim whose fate is unknown is withdrawn, and once more by the next host. The
+//! calls on one claim are sent one after another. Never: does I/O, or waits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::sync::{WakeWord, wake};
 use crate::types::{Lsn, Origin, SessionId, Token};
 use crate::{Error, ErrorKind, Result};
 
-/// What is asked of a host.
+/// What a guest asks of the host.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
     Call(Request),
     Errand(HostErrand),
 }
 
-/// What it answers.
+/// What the host answers.
 #[derive(Debug)]
 pub(crate) enum HostTold {
     Reply(Box<Result<Reply>>),
@@ -42,17 +42,17 @@ pub(crate) struct Requests {
     pid: u32,
     result_bytes_max: u32,
     next: u64,
-    /// The end of the log, as it was heard last.
+    /// The end of the log, as the host told it last.
     heard: Lsn,
     /// What time it is, in nanoseconds.
     now: u64,
     open: BTreeMap<u64, OpenRequest>,
     held: BTreeMap<Token, OwnClaim>,
-    /// What nobody waits for and the host could not record: the next one is asked it.
+    /// Requests that no caller waits for and that the host could not record: the next host gets them.
     unrecorded: Vec<Question>,
-    /// Why calls have no answer whose callers don't wait for it any longer.
+    /// The errors for calls whose time was up before the host answered.
     late: BTreeMap<u64, Error>,
-    /// What is woken once no claim is held.
+    /// Woken once this process holds no claim.
     released: Option<Arc<WakeWord>>,
     link: Option<Link>,
 }
@@ -62,38 +62,38 @@ struct Link {
     frames: Frames,
     out: Vec<u8>,
     is_welcome: bool,
-    /// The process that has answered.
+    /// The number of the host's process, once it has answered.
     host: Option<u32>,
-    /// The host has said that it closes.
+    /// The host has announced that it closes.
     is_going: bool,
 }
 
 /// A request without an answer, or with one that was not taken.
 struct OpenRequest {
     question: Question,
-    /// Until when its caller waits for the key, in nanoseconds. `None`: for as long as it takes.
+    /// Until when the caller waits for the key, in nanoseconds. `None`: the caller's wait has no end.
     waits_until: Option<u64>,
-    /// The end of the log, as it was heard last when the request was sent first.
+    /// The end of the log that this process knew when it sent the request first.
     heard: Lsn,
-    /// Whether it was sent on this connection.
+    /// Whether the request was sent on this connection.
     is_sent: bool,
-    /// Whether another host was sent it before.
+    /// Whether the request was sent to another host before.
     is_again: bool,
-    /// How many hosts have ended after it was sent to them, without a word: it may be what ends them.
+    /// How many connections have ended without an announced close after the request was sent on them: it may be what kills the hosts.
     deaths: u32,
-    /// Nobody waits for its answer any more.
+    /// The caller no longer waits for the answer.
     is_left: bool,
-    /// The parts of an errand's answer that have come, before the last.
+    /// The parts of an errand's answer that have come, until the last part comes.
     begun: Option<ErrandReply>,
     told: Option<HostTold>,
-    /// A thread that waits sleeps on it.
+    /// What a thread that waits for the answer sleeps on.
     word: Arc<WakeWord>,
     waker: Option<Waker>,
-    /// Whether a thread waits for it.
+    /// Whether a thread waits for the answer.
     has_thread: bool,
 }
 
-/// What a call asked for that the next host has to be told of.
+/// What a call asked for and the next host has to know.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct ClaimTerms {
     reserve: u64,
@@ -111,11 +111,11 @@ struct OwnClaim {
     key: Key<'static>,
     reserve: u64,
     lease: Option<OwnLease>,
-    /// By a ticket: the next host has to be told.
+    /// Attached by a ticket, which the next host has to be told.
     is_attached: bool,
 }
 
-/// A lease as its owner knows it: from the answer that gave it on.
+/// A lease as its owner counts it: from the arrival of the answer that gave it.
 #[derive(Clone, Copy)]
 struct OwnLease {
     millis: u64,
@@ -129,7 +129,7 @@ pub(crate) enum News {
     Welcome(Welcome),
     /// The host takes no guest, or not this one.
     Refused(Error),
-    /// The connection is of no more use: it breaks the rules, or the host goes.
+    /// The connection can't be used further: it broke the rules, or the host closes.
     Over,
 }
 
@@ -151,12 +151,12 @@ impl Requests {
         }
     }
 
-    /// Says what time it is, by which leases pass. Called before anything that has arrived is taken.
+    /// Sets the time, by which leases pass. Called before bytes that have arrived are taken.
     pub(crate) fn pass_to(&mut self, nanos: u64) {
         self.now = nanos;
     }
 
-    /// Takes a request in. It is sent by [`flush`](Self::flush). `Err`: too many wait for the host.
+    /// Adds a request, which [`flush`](Self::flush) sends. `Err`: too many requests wait for the host.
     pub(crate) fn ask(&mut self, question: Question) -> Result<u64> {
         let waiting = self.open.values().filter(|open| open.told.is_none()).count();
         if waiting >= limits::GUEST_CALLS_MAX {
@@ -196,11 +196,11 @@ impl Requests {
         number
     }
 
-    /// A connection was made: says who joins.
+    /// Begins on a new connection, with the frames by which this process joins.
     pub(crate) fn connected(&mut self) {
         let frames = Frames::new(frame_bytes_max(limits::RESULT_BYTES_MAX));
         let mut out = Vec::new();
-        // One frame has all: a key is at most so long that a thousand claims fit.
+        // A frame holds `HELD_IN_FRAME` claims, whatever the lengths of their keys.
         let held: Vec<_> =
             self.held.iter().map(|(token, held)| held.named(*token, self.now)).collect();
         let mut parts: Vec<Vec<HeldClaim>> = Vec::new();
@@ -228,7 +228,8 @@ impl Requests {
         self.link = Some(Link { frames, out, is_welcome: false, host: None, is_going: false });
     }
 
-    /// The connection has ended. What was sent on it is to be sent again. Returns whether the host has closed, and not died.
+    /// Notes that the connection has ended: requests that were sent on it are sent again. Returns whether the host has closed, and not
+    /// died.
     pub(crate) fn disconnected(&mut self) -> bool {
         let has_closed = self.link.take().is_some_and(|link| link.is_going);
         let mut granted = Vec::new();
@@ -254,25 +255,26 @@ impl Requests {
         for question in std::mem::take(&mut self.unrecorded) {
             self.say(question);
         }
-        // Such a call isn't sent again: it was given up, or may be what ends the hosts.
+        // These calls are not sent again: they were given up, or may be what kills the hosts.
         self.disown(granted);
         has_closed
     }
 
-    /// Asks what nobody waits for.
+    /// Adds a request that no caller waits for.
     fn say(&mut self, question: Question) {
         let number = self.add(question);
         self.leave(number);
     }
 
-    /// What a call of unknown fate was granted would be in progress for as long as this process lives.
+    /// Returns the request that withdraws the claim of a call whose fate is unknown. Otherwise that claim would be in progress for as
+    /// long as this process lives.
     fn disowning(&self, key: Key<'static>, request: u64) -> Question {
         let call = Origin { session: self.session, request, item: 0 };
         Question::Errand(HostErrand::Disown { key, call })
     }
 
-    /// Answers the calls whose callers have waited for their keys as long as they were to, while the host said nothing: it was heard
-    /// last at `heard_at`. What they are granted all the same is given back.
+    /// Answers the calls whose time to wait for their keys is up while the host, last heard at `heard_at`, is silent. A grant that comes
+    /// later is given back.
     pub(crate) fn end_waits(&mut self, heard_at: u64, why: impl Fn() -> Error) {
         let is_over = |open: &OpenRequest| {
             let since = open.waits_until.map(|until| until.max(heard_at));
@@ -290,7 +292,7 @@ impl Requests {
         }
     }
 
-    /// No host is asked any more, for that reason. Whether what was sent was done stays unknown.
+    /// Answers all requests with that error: no host gets them any more. The fate of those that were sent stays unknown.
     pub(crate) fn end(&mut self, why: &Error) {
         for open in self.open.values_mut().filter(|open| open.told.is_none()) {
             open.refuse(why);
@@ -298,7 +300,8 @@ impl Requests {
         self.open.retain(|_, open| !open.is_left);
     }
 
-    /// The next host lets this process not in, for that reason: whoever waits is told so. What nobody waits for is kept.
+    /// Answers the requests that callers wait for with the error by which the next host refuses this process. Requests that no caller
+    /// waits for are kept.
     pub(crate) fn refuse_waiting(&mut self, why: &Error) {
         let mut disowned = Vec::new();
         for (number, open) in &mut self.open {
@@ -311,7 +314,7 @@ impl Requests {
         self.disown(disowned);
     }
 
-    /// Has what was granted to calls that are not sent again, if anything was, given back.
+    /// Has the grants of calls that are not sent again withdrawn, if there were any.
     fn disown(&mut self, calls: Vec<(Key<'static>, u64)>) {
         for (key, request) in calls {
             let disown = self.disowning(key, request);
@@ -319,7 +322,7 @@ impl Requests {
         }
     }
 
-    /// Writes what can be sent: owners' words first.
+    /// Writes the frames that can be sent: those of owners first.
     pub(crate) fn flush(&mut self) {
         let heard = self.heard;
         let Some(link) = self.link.as_mut().filter(|link| link.is_welcome) else { return };
@@ -454,7 +457,7 @@ impl Requests {
             if reply.as_ref().as_ref().is_err_and(|e| e.kind() == ErrorKind::Indeterminate));
         if let Some(key) = open.and_then(OpenRequest::claims).filter(|_| is_unknown) {
             let disown = self.disowning(key.clone(), number);
-            // A host that takes no writes can't record it: the next one can.
+            // A host that takes no writes can't record the withdrawal, but the next host can.
             self.unrecorded.push(disown.clone());
             self.say(disown);
         }
@@ -489,14 +492,14 @@ impl Requests {
         }
     }
 
-    /// Nobody waits for that request any more.
+    /// Notes that the caller no longer waits for that request.
     pub(crate) fn leave(&mut self, number: u64) {
         self.late.remove(&number);
         let Some(open) = self.open.get_mut(&number) else { return };
         open.is_left = true;
         (open.waker, open.has_thread) = (None, false);
         match open.told.take() {
-            // It was answered, and the answer not taken.
+            // The answer came, and the caller has not taken it.
             Some(told) => self.told(number, told),
             None if !open.is_sent && !open.is_again && open.may_be_given_up() => {
                 self.open.remove(&number);
@@ -512,7 +515,7 @@ impl Requests {
         }
     }
 
-    /// The answer to a request, if it is there. The request is over then.
+    /// Takes the answer to a request, if it has come. The request is over then.
     pub(crate) fn take(&mut self, number: u64) -> Option<HostTold> {
         if let Some(error) = self.late.remove(&number) {
             return Some(HostTold::Reply(Box::new(Err(error))));
@@ -527,7 +530,7 @@ impl Requests {
         is_late || self.open.get(&number).is_none_or(|open| open.told.is_some())
     }
 
-    /// The claim of that token is not this process's any more.
+    /// Notes that this process no longer owns the claim of that token.
     pub(crate) fn let_go(&mut self, token: Token) {
         self.held.remove(&token);
         self.wake_released();
@@ -560,21 +563,21 @@ impl Requests {
         true
     }
 
-    /// What the answer to a request wakes. A thread waits for it from now on.
+    /// Notes that a thread waits for the answer to a request, and returns what the answer wakes.
     pub(crate) fn sleep_on(&mut self, number: u64) -> Option<Arc<WakeWord>> {
         let open = self.open.get_mut(&number)?;
         open.has_thread = true;
         Some(Arc::clone(&open.word))
     }
 
-    /// The thread that waited for it does something else meanwhile.
+    /// Notes that the thread that waited for the request does something else meanwhile.
     pub(crate) fn wait_later(&mut self, number: u64) {
         if let Some(open) = self.open.get_mut(&number) {
             open.has_thread = false;
         }
     }
 
-    /// A thread that waits, other than for that request, and can read for all.
+    /// Returns a thread that waits for another request than that one, and can read for all callers.
     pub(crate) fn another_thread(&self, than: Option<u64>) -> Option<Arc<WakeWord>> {
         let waits = |(number, open): &(&u64, &OpenRequest)| {
             open.has_thread && open.told.is_none() && Some(**number) != than
@@ -587,12 +590,12 @@ impl Requests {
         self.open.values().any(|open| open.told.is_none())
     }
 
-    /// Whether the connection has to be read from, or its end to be noticed.
+    /// Whether a thread has to read from the connection, or notice its end.
     pub(crate) fn needs_reader(&self) -> bool {
         self.has_open() || !self.unrecorded.is_empty()
     }
 
-    /// Wakes everybody that waits.
+    /// Wakes all callers that wait.
     pub(crate) fn wake_all(&mut self) {
         for open in self.open.values_mut() {
             open.wake();
@@ -604,13 +607,13 @@ impl Requests {
         self.held.iter().map(|(token, held)| (held.key.clone(), *token)).collect()
     }
 
-    /// Claims that were made by a ticket: another host has to be told of them.
+    /// Claims that were attached by a ticket: another host has to be told of them.
     pub(crate) fn attached(&self) -> Vec<(Key<'static>, Token)> {
         let attached = self.held.iter().filter(|(_, held)| held.is_attached);
         attached.map(|(token, held)| (held.key.clone(), *token)).collect()
     }
 
-    /// Keeps account of what a call that was made by this process itself, as the host, grants and ends.
+    /// Notes which claim a call has granted or ended that this process, as the host, made itself.
     pub(crate) fn note(
         &mut self,
         key: &Key<'static>,
@@ -630,7 +633,7 @@ impl Requests {
         self.held.iter().filter_map(left).collect()
     }
 
-    /// Takes a request that waits for an answer, to be made by this process itself.
+    /// Takes out a request without an answer, which this process then makes itself.
     pub(crate) fn take_open(&mut self, number: u64) -> Option<Question> {
         let open = self.open.get(&number).filter(|open| open.told.is_none())?;
         let question = open.as_sent(self.session, number);
@@ -638,7 +641,7 @@ impl Requests {
         Some(question)
     }
 
-    /// Takes all requests that nobody waits for: owners' words first.
+    /// Takes out all requests that no caller waits for: those of owners first.
     pub(crate) fn take_left(&mut self) -> Vec<Question> {
         let left = self.open.iter().filter(|(_, open)| open.is_left && open.told.is_none());
         let mut left: Vec<_> =
@@ -647,7 +650,7 @@ impl Requests {
         left.into_iter().filter_map(|(_, number)| self.take_open(number)).collect()
     }
 
-    /// A call that this process makes as the host: it carries the session, so that its claims outlive a close.
+    /// Adds the session to a call that this process makes as the host, so that the claims of the call outlive a close.
     pub(crate) fn as_own(&mut self, mut request: Request) -> Request {
         let number = self.next;
         self.next += 1;
@@ -689,7 +692,7 @@ impl Requests {
     }
 }
 
-/// The error of a question to an opening that is over. The claims are lost to their owners alone.
+/// The error for a request to an opening that is over. Only calls of owners answer `ClaimLost`.
 pub(crate) fn refused(why: &Error, question: &Question) -> Error {
     match why.kind() {
         ErrorKind::ClaimLost if question.token().is_none() => {
@@ -858,7 +861,7 @@ fn note(
     }
 }
 
-/// The call that gives back what an answer that nobody takes has granted.
+/// The call that gives back the grant of an answer that no caller takes.
 fn releasing(call: Call, reply: &Reply) -> Option<Call> {
     match (call, reply.claimed) {
         (_, Some(claimed)) => Some(Call::Withdraw(claimed.token)),

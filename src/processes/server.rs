@@ -1,8 +1,8 @@
 //! The host's side of the connections to guests, pure: frames in, calls on the engine and frames out.
 //!
 //! Promises: a guest's claim lives as long as its session does, connected or not. A session has one connection: a new one ends the
-//! old one. Nothing leaves for a guest before what it rests on is written. A guest that sends what it must not loses its
-//! connection, and nobody else waits for it. Never: does I/O, waits, or decides about a key.
+//! old one. No answer is sent to a guest before the records that it rests on are written. A guest that breaks the rules loses its
+//! connection, and no other guest waits for it. Never: does I/O, waits, or decides about a key.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -65,17 +65,17 @@ impl Wake for CallWaker {
 
 /// A connection.
 struct Line {
-    /// `None`: it has not said who it is.
+    /// `None`: no guest has joined on this connection yet.
     session: Option<SessionId>,
     frames: Frames,
     out: VecDeque<u8>,
-    /// It is ended once everything in `out` was sent.
+    /// The connection is ended once everything in `out` was sent.
     is_over: bool,
     /// Since when the rest of a frame, or the first one, has not come: the clock's nanoseconds.
     waits_since: Option<u64>,
 }
 
-/// A session that has joined, or has claims from the host before.
+/// A session that has joined, or has claims from the time of the previous host.
 #[derive(Default)]
 struct Joined {
     line: Option<LineId>,
@@ -91,7 +91,7 @@ struct Joined {
 struct OpenErrand {
     errand: Errand<ErrandReply>,
     waker: Waker,
-    /// It has this host go, so this host waits for no answer of it.
+    /// The errand ends this host, which therefore doesn't wait for the answer.
     ends_host: bool,
 }
 
@@ -132,7 +132,7 @@ impl Server {
         server
     }
 
-    /// Sessions without a connection that have claims: whoever drives the server asks from time to time whether they live.
+    /// Sessions without a connection. The thread of the host asks from time to time whether they live, see [`died`](Self::died).
     pub(crate) fn unconnected(&self) -> Vec<SessionId> {
         let is_it = |(_, guest): &(&SessionId, &Joined)| guest.line.is_none();
         self.guests.iter().filter(is_it).map(|(session, _)| *session).collect()
@@ -147,7 +147,7 @@ impl Server {
         self.next_line
     }
 
-    /// Lets a connection say only why there is no more to it.
+    /// Sends the reason for a refusal on a connection, and ends it.
     pub(crate) fn refuse(&mut self, id: LineId, why: Error) {
         if let Some(line) = self.lines.get_mut(&id) {
             let frame = FromHost::Refused(Versioned::Same(why));
@@ -156,7 +156,7 @@ impl Server {
         }
     }
 
-    /// Whether the connection is a guest's by now.
+    /// Whether a guest has joined on the connection.
     pub(crate) fn has_joined(&self, id: LineId) -> bool {
         self.lines.get(&id).is_some_and(|line| line.session.is_some())
     }
@@ -200,7 +200,7 @@ impl Server {
         }
         if let Some(line) = self.lines.get_mut(&id) {
             let is_waited_for = line.frames.is_within() || line.session.is_none();
-            // What is left of them has come with the last bytes.
+            // The rest of the buffer has come with the last bytes.
             let since = line.waits_since.filter(|_| !has_taken);
             line.waits_since = is_waited_for.then(|| since.unwrap_or(now));
         }
@@ -242,9 +242,9 @@ impl Server {
         guest.line = None;
         let (open, questions) =
             (std::mem::take(&mut guest.open), std::mem::take(&mut guest.questions));
-        // What has begun goes on, and nobody is told.
+        // Errands that have begun go on, and their answers are dropped.
         (guest.errands, guest.waiting) = (BTreeMap::new(), VecDeque::new());
-        // Dropped: a grant is withdrawn, and an ending goes on.
+        // After the drop, a grant is withdrawn, and an ending goes on.
         drop(open);
         self.count_guests();
         for (question, key) in questions {
@@ -252,7 +252,7 @@ impl Server {
         }
     }
 
-    /// The process of a session has ended: its claims are interrupted.
+    /// Interrupts the claims of a session that has ended.
     pub(crate) fn died(&mut self, session: SessionId) {
         let Some(guest) = self.guests.remove(&session) else { return };
         let Joined { claims, questions, open, line, .. } = guest;
@@ -270,7 +270,7 @@ impl Server {
         }
     }
 
-    /// Goes on with the calls that can.
+    /// Goes on with the calls that were woken.
     pub(crate) fn go_on(&mut self) {
         let ready = std::mem::take(&mut *self.ready.calls.lock());
         for (session, request, item) in ready {
@@ -278,7 +278,7 @@ impl Server {
         }
     }
 
-    /// Says to all guests that the host goes. Nothing more is taken from them.
+    /// Announces to all guests that the host closes. Nothing more is taken from them.
     pub(crate) fn go(&mut self) {
         for line in self.lines.values_mut().filter(|line| line.session.is_some()) {
             put(&FromHost::Going, self.result_bytes_max, &mut line.out);
@@ -286,7 +286,7 @@ impl Server {
         }
     }
 
-    /// Whether calls of guests are not answered.
+    /// Whether all calls of guests are answered.
     pub(crate) fn is_idle(&self) -> bool {
         let is_idle = |guest: &Joined| {
             guest.open.is_empty() && guest.errands.values().all(|errand| errand.ends_host)
@@ -366,7 +366,7 @@ impl Server {
         }
     }
 
-    /// A guest that joins names the claims that it holds.
+    /// Takes the claims that a guest holds and names when it joins.
     fn name(&mut self, session: SessionId, held: Vec<HeldClaim>) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
         let mut attached = Vec::new();
@@ -381,7 +381,8 @@ impl Server {
                 (false, ..) => attached.push((key, token)),
             }
         }
-        // Not among those that the opening found: they were attached by a ticket, and are again. Nobody waits for the answers.
+        // The open did not find these claims: the guest had attached them by a ticket, so they are attached again. No caller waits for
+        // the answers.
         for (key, token) in attached {
             self.last_own -= 1;
             let ask = Ask::Call(Call::Attach(token), Box::default());
@@ -467,13 +468,13 @@ impl Server {
         self.lines.get_mut(&id).map(|line| &mut line.out)
     }
 
-    /// Nobody waits for that request any more: a grant is given back. That is answered once a kill can't undo it.
+    /// Drops a request that its caller gave up: a grant is withdrawn. The answer is sent once a kill can't undo that.
     fn give_up(&mut self, session: SessionId, request: u64) {
         let Some(guest) = self.guests.get_mut(&session) else { return };
         let given_up: Vec<_> =
             guest.open.range((request, 0)..=(request, u32::MAX)).map(|(id, _)| *id).collect();
         for (request, item) in given_up {
-            // If it isn't open, its answer is on its way.
+            // If the call isn't open, its answer is on its way.
             let Some(guest) = self.guests.get_mut(&session) else { return };
             let Some(OpenCall { key, sent, waker, .. }) = guest.open.remove(&(request, item))
             else {
@@ -486,8 +487,8 @@ impl Server {
         }
     }
 
-    /// Whether a guest's call has the store reopened. A host that was sent it before has gone for that, and serves again because it
-    /// failed; then the guest is told so.
+    /// Whether a guest's call reopens the store. If the same call has had this host reopen the store before, and that failed, the guest
+    /// gets the error.
     fn reopens_for(&mut self, session: SessionId, request: u64) -> bool {
         let Ok(embedded) = self.shared.embedded() else { return true };
         if embedded.reopens_for(session, request) || !embedded.log.is_poisoned() {
@@ -543,7 +544,7 @@ impl Server {
         self.begin_waiting(session);
     }
 
-    /// Says in which process the store takes no writes: poison is no handover, so it has to be opened anew there.
+    /// Adds the host's process to the error of a poisoned store, because the store has to be reopened in that process.
     fn named(&self, error: Error) -> Error {
         if error.kind() != ErrorKind::Poisoned {
             return error;

@@ -404,8 +404,8 @@ impl Store {
     /// ```
     ///
     /// Everything acknowledged is durable on return, whatever its level. Every later call on a handle or guard of this
-    /// store is refused as `Closed`. A call `…_async` whose record was placed before has its answer, also if it is waited for
-    /// later; only a grant or a question, which the close has ended, is `Indeterminate` then.
+    /// store is refused as `Closed`. A call `…_async` whose record was placed before has its answer, even if the caller waits for it
+    /// later. Only a grant or a question is then answered `Indeterminate`, because the close has ended it.
     ///
     /// # Errors
     /// - `Poisoned` or `Indeterminate`: a write or sync failed, now or earlier. The store is closed nevertheless, and

@@ -1,8 +1,8 @@
-//! A store's files, read without the lock and without a write: [`Reader`].
+//! A store, read without its lock and without a write: [`Reader`].
 //!
-//! Promises: nothing is written, created, locked or mapped; an answer counts only if no process had the files open when it was
-//! read ([`AtRest`]), or if it is that of the process that hosts the store. Never: recovers in a way of its own. An engine opens the files as for a [`Store`], over an [`Overlay`],
-//! in which everything stays that an opening writes.
+//! Promises: nothing is written, created, locked or mapped. An answer counts only if no process had the files open when it was
+//! read ([`AtRest`]), or if the process that hosts the store gave it. Never: recovers in a way of its own. An engine opens the files as
+//! for a [`Store`], over an [`Overlay`], which keeps in memory what an opening writes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,14 +51,15 @@ use crate::{Error, ErrorKind, Key, Policy, Result};
 ///
 /// # While a process has the store open
 ///
-/// If a process shares the store ([`shared`](crate::StoreBuilder::shared)), the reader asks the one that hosts it, and its answers are
-/// those of a guest: see [`docs::processes`](crate::docs::processes). It goes on with the next host, but never hosts the store
-/// itself: once nobody does, its calls return `Superseded`. It is in nobody's way, also of an opening for one process alone.
+/// If processes share the store ([`shared`](crate::StoreBuilder::shared)), the reader asks the process that hosts it, and its answers
+/// are those of a guest: see [`docs::processes`](crate::docs::processes). The reader goes on with the next host, but never hosts the
+/// store itself: once no process hosts it, calls return `Superseded`. A reader hinders no other process, not even an opening for one
+/// process alone.
 ///
-/// Beside any other process a reader refuses: the newest records may be in that process's memory, and its files change. Every call
-/// checks this after it has read. It returns `Locked` if a process has the store open at that moment, with the number of the process if the system
-/// tells it, and `Superseded` if one has had it open and changed it since the reader was opened. No answer is returned then. After
-/// `Locked` the reader may be asked again; after `Superseded`, open another one.
+/// If any other process has the store open, a reader returns no answer: the newest records may be in that process's memory, and its
+/// files change. Every call checks this after it has read. It returns `Locked` if a process has the store open at that moment, with
+/// the number of the process if the system knows it, and `Superseded` if a process has had the store open and changed it since the
+/// reader was opened. After `Locked`, the same reader can be asked again; after `Superseded`, open another one.
 ///
 /// For the check, the directory's lock is tried as a shared one, for an instant. That never makes an opening fail: an opening
 /// that comes in that instant tries again, even with an [`open_timeout`](crate::StoreBuilder::open_timeout) of zero. The directory
@@ -82,7 +83,7 @@ use crate::{Error, ErrorKind, Key, Policy, Result};
 /// keys.
 #[derive(Clone)]
 pub struct Reader {
-    /// `None`: a process hosts the store, and answers.
+    /// `None`: a process hosts the store, and answers the calls.
     files: Option<Arc<AtRest>>,
     /// An open store over the files, whose writes stay in memory; or what asks the host.
     store: Store,
@@ -101,7 +102,7 @@ impl Reader {
     /// store.close(Duration::from_secs(20))?;
     ///
     /// let reader = Reader::open(&keys)?;
-    /// let store = Store::open(&keys)?; // a reader is in nobody's way
+    /// let store = Store::open(&keys)?; // a reader hinders no opening
     /// # let _ = store.mark("k")?;
     /// # drop(store);
     /// # assert_eq!(reader.get("k").unwrap_err().kind(), ErrorKind::Superseded);
@@ -109,18 +110,18 @@ impl Reader {
     /// ```
     ///
     /// # Errors
-    /// `NotFound` if there is no store; `Locked` if a process has the store open that can't be asked, at once, or, if it hosts the store
-    /// and doesn't answer, after ten seconds; `Superseded` if one changed it
-    /// meanwhile; `Corrupt` if bytes that were once durable are damaged or missing; `Incompatible`; `Io`.
+    /// `NotFound` if there is no store; `Locked` at once if a process has the store open and can't be asked, and after ten
+    /// seconds if it hosts the store and doesn't answer; `Superseded` if a process changed the store meanwhile; `Corrupt` if
+    /// bytes that were once durable are damaged or missing; `Incompatible`; `Io`.
     ///
     /// # Cost
     /// That of [`Store::open`], without the writes and syncs: after a clean close, the headers of all files; after a crash, the
-    /// log since the last checkpoint. Beside a host, a connection to it.
+    /// log since the last checkpoint. If a process hosts the store: a connection to that process.
     pub fn open(dir: impl AsRef<Path>) -> Result<Reader> {
         let dir = directory::absolute(dir.as_ref())?;
         let seams = directory::system(&dir)?;
         match Reader::open_on(seams.clone(), dir.clone()) {
-            // Beside a process that has the store open there is no answer in the files. That process is asked, if it hosts the store.
+            // While a process has the store open, the files have no answer. If that process hosts the store, it is asked.
             Err(e) if e.kind() == ErrorKind::Locked => match shared::join_to_read(&seams, &dir)? {
                 Some(store) => Ok(Reader { files: None, store }),
                 None => Err(e),

@@ -334,16 +334,17 @@ impl Store {
     ///
     /// It is an opening as after a crash, but this process keeps the directory's lock, and the claims in flight stay with their
     /// owners: a guard whose claim was recovered goes on with the same fencing token. A claim that was not recovered, which only
-    /// happens below `Sync`, is told `ClaimLost` by its next call. A claim that was answered `Indeterminate` and is found in the
-    /// log is given back, since no work began. Questions are asked anew. Guests of a shared store stay: each call of theirs is
-    /// answered once, by the reopened store. A guest may call this, too; the process that hosts the store does it.
+    /// happens below `Sync`, is lost, and its owner's next call answers `ClaimLost`. A claim that was answered `Indeterminate` and is
+    /// found in the log is withdrawn, because no work began. Questions are asked anew. Guests of a shared store stay: the reopened store
+    /// answers each of their calls once. A guest may call `reopen`, too: then the process that hosts the store reopens it.
     ///
-    /// Calls made meanwhile are answered `Poisoned`, which interrupts the claim of an ending, and an iterator begun before ends with that error. What was answered
-    /// `Indeterminate` is known afterwards: ask [`get`](Self::get).
+    /// Calls made meanwhile are answered `Poisoned`. If such a call is an ending, its claim is interrupted. An iterator that was begun
+    /// before ends with `Poisoned`. After a reopening, [`get`](Self::get) returns what became of a call that was answered
+    /// `Indeterminate`.
     ///
     /// # Errors
-    /// The errors of [`open`](Self::open): while the disk still fails, the store stays poisoned, then also for reads, and `reopen`
-    /// may be called again. `Closed`, `Forked`. `Invalid` on a [`Reader`](crate::Reader)'s store and on a backend that can't do it.
+    /// The errors of [`open`](Self::open), for example while the disk still fails. The store then stays poisoned, for reads, too, and
+    /// `reopen` may be called again. `Closed`, `Forked`. `Invalid` on a [`Reader`](crate::Reader)'s store and on a backend that can't do it.
     ///
     /// # Cost
     /// The cost of an opening after a crash. What memory held of the index before is freed with the last handle.
@@ -353,10 +354,11 @@ impl Store {
 
     /// Does one piece of background work, if one is due, and returns the time until the next piece may be due.
     ///
-    /// Call it only on a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance); in any
-    /// other store two threads do this work, or another process if that hosts the store: then the call does nothing. The work syncs bytes written a second ago, covers them with a watermark,
-    /// prepares segments, seals keys in tables, merges tables, and reclaims dead records. Each call also wakes the claims
-    /// whose time to wait is up, and renews the claims that are [kept alive](crate::ClaimHandle::keep_alive), if that is due.
+    /// Call it only on a store opened with [`manual_maintenance`](crate::StoreBuilder::manual_maintenance): in any other store,
+    /// two threads do this work. If another process hosts the store, that process does the work, and the call does nothing. The
+    /// work syncs bytes written a second ago, covers them with a watermark, prepares segments, seals keys in tables, merges
+    /// tables, and reclaims dead records. Each call also wakes the claims whose time to wait is up, and renews the claims that
+    /// are [kept alive](crate::ClaimHandle::keep_alive), if that is due.
     ///
     /// ```
     /// # use onlyonce::testing::Sim;
