@@ -19,18 +19,21 @@ pub(crate) struct TaskError {
     message: String,
     /// Nobody knows whether a call was made: the processes that hosted the store were killed over it.
     is_unknown: bool,
+    /// The process that had asked us about the task was killed, and the next one has asked another agent.
+    is_lost: bool,
 }
 
 impl From<Error> for TaskError {
     fn from(error: Error) -> Self {
         let is_unknown = error.kind() == ErrorKind::Indeterminate;
-        TaskError { message: error.to_string(), is_unknown }
+        let is_lost = error.kind() == ErrorKind::ClaimLost;
+        TaskError { message: error.to_string(), is_unknown, is_lost }
     }
 }
 
 impl From<std::io::Error> for TaskError {
     fn from(error: std::io::Error) -> Self {
-        TaskError { message: error.to_string(), is_unknown: false }
+        TaskError { message: error.to_string(), is_unknown: false, is_lost: false }
     }
 }
 
@@ -80,7 +83,7 @@ pub(crate) fn work(life: &Life) -> Result<()> {
             .run(|claim| work_on(task, claim, &world, life));
         let run = match run {
             // The next run of the task finds out what its steps have done.
-            Err(e) if e.is_unknown => {
+            Err(e) if e.is_unknown || (e.is_lost && life.processes > 1) => {
                 left.push_back(task);
                 continue;
             }

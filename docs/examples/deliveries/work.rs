@@ -122,7 +122,11 @@ impl Consumer {
             Claim::Acquired(claim) => claim,
             // An attempt died half-way, and nobody can say on which side of the effect. Under `Hold` we
             // would not be asked; here we chose "again", and say so.
-            Claim::Interrupted(lost) => lost.take_over()?,
+            Claim::Interrupted(lost) => match lost.take_over() {
+                // The process that had asked us was killed, and the next one has asked another.
+                Err(error) if error.kind() == ErrorKind::ClaimLost => return Ok(None),
+                taken => taken?,
+            },
             Claim::Completed(done) => return Ok(Some((Said::Replayed, done.decode()?))),
             Claim::InProgress(_) | Claim::Delayed(_) => return Ok(None),
             Claim::Held(_) => return Ok(Some((Said::Parked, String::new()))),
