@@ -3,6 +3,7 @@
 //! `cargo bench --bench pairs` runs every contender in turn, several rounds, and prints medians.
 //! `-- --case sync-1 --pairs 1000` runs one case of the store alone, for `strace -c -f` and `callgrind`;
 //! `-- --marks 1000` and `-- --replays 1000` make so many marks of new keys, and claims of a hundred completed keys, at `Flush`.
+//! With `--shared` the store can be shared with other processes, of which there are none.
 //!
 //! The work: claim a new 36-byte key with a 16-byte fingerprint, complete it with 256 bytes.
 //! `bare` is a loop of write and fdatasync of the same bytes on a file of written zeros. `floor` adds plain
@@ -161,7 +162,8 @@ fn run(
 
 fn open(dir: &Path, case: Case) -> Store {
     let policy = Policy::new().claim_durability(case.claim).durability(case.outcome);
-    let store = Store::builder().policy(policy).open_or_create(dir).unwrap();
+    let is_shared = std::env::args().any(|arg| arg == "--shared");
+    let store = Store::builder().policy(policy).shared(is_shared).open_or_create(dir).unwrap();
     // The first write of an open clears the clean flag, which is not part of a pair.
     store.mark("warm").map(drop).unwrap();
     store

@@ -35,6 +35,7 @@ fn main() {
     println!("| case | a second | of | a second | ratio |\n|---|---:|---|---:|---:|");
     rates(rounds, millis);
     println!("\n| case | median | least | greatest |\n|---|---:|---:|---:|");
+    pings(rounds);
     replays(rounds, millis);
     openings(20 * rounds);
     handovers(4 * rounds);
@@ -155,6 +156,7 @@ fn child(args: &[String]) {
                 });
                 println!("did {made} {}", began.elapsed().as_secs_f64());
             }
+            "ping" => println!("did"),
             "marks" => {
                 let (store, until) =
                     (store.as_ref().unwrap(), Instant::now() + Duration::from_millis(number(2)));
@@ -325,6 +327,24 @@ fn rates(rounds: u64, millis: u64) {
             median(ratios)
         );
     }
+}
+
+/// What the system takes to wake another process and to be woken by it: no call of a guest is faster, unless both are awake.
+fn pings(rounds: u64) {
+    let times = (0..rounds).map(|_| {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let mut other = Worker::start(Kind::Own, &dir.path().join("keys"));
+        let ping = |_| {
+            let began = Instant::now();
+            other.tell("ping");
+            other.hear();
+            micros(began.elapsed())
+        };
+        let time = median((0..2000).map(ping).collect());
+        other.end();
+        time
+    });
+    show("a line to another process and back, µs (median of each round)", times.collect());
 }
 
 /// Times of a guest's replays, in microseconds.
